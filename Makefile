@@ -1,0 +1,43 @@
+# make dev       the extension, into edgetune/, for work in this checkout
+# make check     the kernels' harness, on every row that this CPU can run
+# make arm       the same, cross-built for aarch64, under qemu as four cores, with the row that each must pick
+# make sanitize  the harness and the extension under the address and undefined-behaviour sanitizers
+PYTHON ?= python3
+CC ?= cc
+CMAKE = cmake -S native -G "Unix Makefiles" -DCMAKE_C_COMPILER=$(CC) -DET_WERROR=ON
+BUILD = cmake --build
+JOBS ?= 2
+ARM_CC ?= aarch64-linux-gnu-gcc
+QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+
+.PHONY: dev check arm sanitize clean
+
+dev:
+	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+	$(BUILD) build/dev -j $(JOBS)
+	for so in build/dev/_native.*.so; do cp $$so edgetune/native.tmp && mv edgetune/native.tmp edgetune/$$(basename $$so); done
+
+check:
+	$(CMAKE) -B build/check-$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON
+	$(BUILD) build/check-$(CC) -j $(JOBS)
+	build/check-$(CC)/et_check
+
+# What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows.
+arm:
+	$(CMAKE) -B build/arm-$(notdir $(ARM_CC)) -DET_EXTENSION=OFF -DET_CHECK=ON -DCMAKE_C_COMPILER=$(ARM_CC) \
+	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
+	$(BUILD) build/arm-$(notdir $(ARM_CC)) -j $(JOBS)
+	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:neon max:neon; do \
+	    run="$(QEMU) -cpu $${pick%:*} build/arm-$(notdir $(ARM_CC))/et_check"; \
+	    test "$$($$run --pick)" = $${pick#*:} && echo $$pick && $$run || exit 1; \
+	done
+
+# To run Python on the sanitized extension:
+#   LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python ...
+sanitize:
+	$(CMAKE) -B build/sanitize-$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+	$(BUILD) build/sanitize-$(CC) -j $(JOBS)
+	build/sanitize-$(CC)/et_check
+
+clean:
+	rm -rf build edgetune/_native.*.so

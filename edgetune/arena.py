@@ -1,0 +1,55 @@
+"""One allocation, carved from a table of buffers: the plan is the allocation."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+ALIGN = 64  # bytes; a cache line and the widest vector
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A row of the table. lifetime: run (whole training), step (one micro-batch), block (reused by every block)."""
+
+    name: str
+    shape: tuple[int, ...]
+    lifetime: str
+    dtype: str = "float32"
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def arena_bytes(buffers: Iterable[Buffer]) -> int:
+    return sum(-(-b.nbytes // ALIGN) * ALIGN for b in buffers)
+
+
+class Arena:
+    """Holds every buffer of the table in one anonymous mapping; pages cost memory when they are first written."""
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        self.buffers = {b.name: b for b in buffers}
+        self.nbytes = arena_bytes(self.buffers.values())
+        memory = np.frombuffer(mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE)), np.uint8)
+        self._flat: dict[str, np.ndarray] = {}
+        offset = 0
+        for b in self.buffers.values():
+            self._flat[b.name] = memory[offset:offset + b.nbytes].view(b.dtype)
+            offset += -(-b.nbytes // ALIGN) * ALIGN
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._flat
+
+    def flat(self, name: str) -> np.ndarray:
+        """The whole buffer, 1-D."""
+        return self._flat[name]
+
+    def view(self, name: str, *shape: int) -> np.ndarray:
+        """The buffer's first prod(shape) elements as a contiguous array of this shape."""
+        return self._flat[name][:math.prod(shape)].reshape(shape)

@@ -1,0 +1,54 @@
+"""The state of a run on disk: written beside, flushed, renamed, so that a power cut leaves the old or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import EdgetuneError, FormatError
+
+NAME = "checkpoint.npz"
+
+
+def save(folder: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Writes folder/checkpoint.npz; meta must be JSON. Raises EdgetuneError when the disk refuses."""
+    temporary = folder / f"{NAME}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / NAME)
+        sync_folder(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise EdgetuneError(f"the checkpoint in {folder} cannot be written: {error.strerror}",
+                            "free space there; the checkpoint before it is still good") from error
+
+
+def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Raises FormatError where there is none or it is damaged."""
+    path = folder / NAME
+    if not path.is_file():
+        raise FormatError(f"{folder} holds no {NAME}", "start the run without --resume")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays.pop("meta").tobytes())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise FormatError(f"{path} is damaged: {error}", "start the run anew in another folder") from error
+    return arrays, meta
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in the folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

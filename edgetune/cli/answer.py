@@ -1,0 +1,124 @@
+"""eval, generate and chat."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .app import MODEL, F, adapter_option, command, out, show, system_option, threads_option
+
+
+def answer_options(command: F) -> F:
+    from ..sampling import Sampling
+    s = Sampling()
+    for flag, kind, default, text in (
+            ("--seed", int, 0, "Seed of sampling."),
+            ("--min-p", float, s.min_p, "Leave out tokens less likely than this share of the likeliest."),
+            ("--top-p", float, s.top_p, "Sample among the likeliest tokens that make up this probability."),
+            ("--top-k", int, s.top_k, "Sample among so many likeliest tokens; 0: all."),
+            ("--temperature", float, s.temperature, "0: always the likeliest token."),
+            ("--max-tokens", int, 256, "Tokens of an answer at most.")):
+        command = click.option(flag, type=kind, default=default, show_default=True, help=text)(command)
+    return click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")(command)
+
+
+@contextmanager
+def served_model(model: Path, adapter: Path | None, threads: int) -> Iterator[Any]:
+    from ..bundle import open_bundle
+    from ..serve import Served
+    with Served(open_bundle(model).gguf.path, threads=threads or None) as served:
+        if adapter is not None:
+            served.load_adapter(adapter, adapter.name)
+            served.use(adapter.name)
+        yield served
+
+
+@command("eval", MODEL, click.argument("data", type=click.Path(path_type=Path)), adapter_option,
+         click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
+                      help="What computes the loss. Answers always come from llama.cpp."),
+         click.option("--answers/--no-answers", default=True, help="Also generate answers and count exact ones."),
+         click.option("--limit", type=click.IntRange(1), help="Answer only the first so many rows."),
+         click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
+                      help="Tokens in a row at most; longer ones are cut."), system_option, threads_option)
+def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, answers: bool, limit: int | None,
+                 max_length: int, system: str, threads: int, as_json: bool) -> None:
+    """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA."""
+    from .. import adapter as adapters
+    from ..bundle import open_bundle
+    from ..console import table
+    from ..data import load
+    from ..evaluate import Scores, evaluate
+    from ..score import native_loss
+    from ..tokens import Tokenizer
+    bundle = open_bundle(model)
+    rows = load(data, Tokenizer(bundle.gguf.path), max_length=max_length, system=system or None)
+    if engine == "native":
+        pairs = adapters.open_adapter(adapter, bundle.gguf).pairs if adapter else None
+        loss, tokens = native_loss(bundle, rows, pairs, threads=threads)
+        scores = Scores("native", len(rows.examples), tokens, loss)
+    else:
+        with served_model(model, adapter, threads) as served:
+            scores = evaluate(served, rows, answers=answers, system=system or None, limit=limit)
+    lines = [["rows", str(scores.rows)], ["supervised tokens", str(scores.tokens)], ["loss", f"{scores.loss:.4f}"],
+             ["perplexity", f"{scores.perplexity:.3f}"]]
+    if scores.exact is not None:
+        lines.append(["exact answers", f"{scores.exact:.1%} of {scores.exact_rows}"])
+    if scores.parsed is not None:
+        lines.append(["answers that are JSON", f"{scores.parsed:.1%}"])
+    show(as_json, scores.to_json(), table(f"{data} by {scores.engine}", ["", ""], lines))
+
+
+@command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
+         click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template."),
+         threads_option)
+def generate_command(model: Path, prompt: str, adapter: Path | None, system: str, raw: bool, threads: int,
+                     as_json: bool, **options: Any) -> None:
+    """Answer PROMPT through llama.cpp, as a user's message in the model's chat template."""
+    with served_model(model, adapter, threads) as served:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
+        text = ""
+        for piece in pieces:
+            text += piece
+            if not as_json:
+                click.echo(piece, nl=False)
+    if as_json:
+        click.echo(json.dumps({"prompt": prompt, "text": text}))
+    else:
+        click.echo()
+
+
+@command("chat", MODEL, adapter_option, system_option, answer_options, threads_option)
+def chat_command(model: Path, adapter: Path | None, system: str, threads: int, as_json: bool, **options: Any) -> None:
+    """Talk to the model. An empty line, /exit or Ctrl-D ends it; /reset forgets what was said.
+
+    With --json each answer is a JSON line, for programs that write to standard input.
+    """
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    interactive = sys.stdin.isatty() and not as_json
+    with served_model(model, adapter, threads) as served:
+        while True:
+            if interactive:
+                out.print("[bold green]>[/] ", end="")
+            line = sys.stdin.readline().strip()
+            if line in ("", "/exit"):
+                return
+            if line == "/reset":
+                messages = list(start)
+                continue
+            messages.append({"role": "user", "content": line})
+            answer = ""
+            for piece in served.chat(messages, **options):
+                answer += piece
+                if not as_json:
+                    click.echo(piece, nl=False)
+            click.echo(json.dumps({"text": answer}) if as_json else "")
+            messages.append({"role": "assistant", "content": answer})

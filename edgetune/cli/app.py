@@ -1,0 +1,118 @@
+"""The command group, and what the commands share: options, output, errors, signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from .. import __version__
+from ..config import TrainConfig
+from ..errors import EdgetuneError
+
+out = Console()
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+adapter_option = click.option("--adapter", type=click.Path(path_type=Path),
+                              help="Adapter folder (or adapter.gguf) to answer with.")
+threads_option = click.option("--threads", type=click.IntRange(0, 1024), default=0,
+                              help="Threads; 0: one a core that this process may use.")
+system_option = click.option("--system", default="", help="System message.")
+MODEL = click.argument("model", type=click.Path(path_type=Path))
+
+
+class Commands(click.Group):
+    """Commands in the order in which people need them; errors are one sentence on stderr."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return ["demo", "train", "plan", "eval", "generate", "chat", "export", "import", "merge", "info", "doctor"]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgetuneError as error:
+            if "--json" in sys.argv:
+                click.echo(json.dumps({"error": error.what, "hint": error.hint}))
+            else:
+                click.echo(f"edgetune: {error}", err=True)
+            sys.exit(error.exit_code)
+        except MemoryError:
+            click.echo("edgetune: there is not enough memory; lower --micro-batch or --max-length", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgetune")
+def cli() -> None:
+    """Fine-tune a quantized language model (GGUF) with LoRA on the device that runs it.
+
+    \b
+    edgetune demo                                        see it work on a small model
+    edgetune train model.gguf rows.jsonl -o my-adapter   learn from examples
+    edgetune chat model.gguf --adapter my-adapter        talk to the result, through llama.cpp
+    """
+
+
+def main() -> None:
+    cli()
+
+
+def train_options(command: F) -> F:
+    """One flag a field of TrainConfig; the command gets them as keyword arguments."""
+    for spec in reversed(fields(TrainConfig)):
+        flag, meta = "--" + spec.name.replace("_", "-"), spec.metadata
+        if isinstance(spec.default, bool):
+            flag = f"{flag}/--no-{flag[2:]}"
+        kind = click.Choice(meta["choices"]) if meta["choices"] else type(spec.default)
+        command = click.option(flag, spec.name, type=kind, default=spec.default, show_default=spec.default != "",
+                               help=meta["help"])(command)
+    return command
+
+
+def command(name: str, *decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """A command with its arguments and options in the order given, --json last."""
+
+    def register(function: F) -> F:
+        wrapped: Any = function
+        for decorator in reversed((*decorators, json_option)):
+            wrapped = decorator(wrapped)
+        cli.command(name)(wrapped)
+        return function
+
+    return register
+
+
+def show(as_json: bool, result: dict[str, Any], *lines: Any) -> None:
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        for line in lines:
+            out.print(line, highlight=False)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C or SIGTERM came; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

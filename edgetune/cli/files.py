@@ -1,0 +1,129 @@
+"""export, import, merge, info and doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import UsageError
+from .app import MODEL, command, out, show, system_option
+
+base_option = click.option("--base", type=click.Path(path_type=Path),
+                           help="The model that the adapter was trained on; default: where it was then.")
+
+
+@command("export", click.argument("adapter", type=click.Path(path_type=Path)),
+         click.option("--to", "to", type=click.Choice(["peft"]), default="peft", show_default=True,
+                      help="What to write."), base_option,
+         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
+def export_command(adapter: Path, to: str, base: Path | None, folder: Path | None, as_json: bool) -> None:
+    """Write ADAPTER as a PEFT folder, for transformers on the model that the GGUF was made from."""
+    from ..adapter import open_adapter
+    from ..bundle import open_bundle
+    from ..peft import export_peft
+    folder = folder or adapter.with_name(f"{adapter.name}-{to}")
+    opened = open_adapter(adapter)
+    base = base or _base_of(opened.run, adapter)
+    gguf = open_bundle(base).gguf
+    export_peft(open_adapter(adapter, gguf).pairs, gguf, folder)
+    show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs)},
+         f"{len(opened.pairs)} pairs written to {folder}; load: peft.PeftModel.from_pretrained(model, {str(folder)!r})")
+
+
+def _base_of(run: dict[str, Any], adapter: Path) -> Path:
+    path = run.get("base", {}).get("path", "")
+    if not path or not Path(path).exists():
+        raise UsageError(f"{adapter} was trained on {path or 'a model it does not name'}, which is not there",
+                         "name the model with --base")
+    return Path(path)
+
+
+@command("import", click.argument("peft_folder", type=click.Path(path_type=Path)),
+         click.option("--base", type=click.Path(path_type=Path), required=True, help="The GGUF that it is for."),
+         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."))
+def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -> None:
+    """Turn a PEFT LoRA folder into an adapter for llama.cpp and edgetune."""
+    from ..adapter import base_name, save_adapter
+    from ..bundle import open_bundle
+    from ..peft import import_peft
+    bundle = open_bundle(base)
+    pairs = import_peft(peft_folder, bundle.gguf)
+    run = {"status": "imported", "base": {"name": base_name(bundle.gguf), "path": str(base.resolve()),
+                                          "fingerprint": bundle.fingerprint,
+                                          "architecture": bundle.gguf.architecture}, "from": str(peft_folder)}
+    save_adapter(folder, pairs, bundle.gguf, run)
+    show(as_json, {"out": str(folder), "pairs": len(pairs)}, f"{len(pairs)} pairs written to {folder}")
+
+
+@command("merge", MODEL, click.argument("adapter", type=click.Path(path_type=Path)),
+         click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="New GGUF."),
+         click.option("--to", "to", default="Q8_0", show_default=True,
+                      help="llama.cpp's name of the type to requantize to, or F32, F16, keep."),
+         click.option("--eval", "held_out", type=click.Path(path_type=Path),
+                      help="Held-out rows: measure what requantizing cost."), system_option)
+def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
+                  as_json: bool) -> None:
+    """Add ADAPTER into the weights of MODEL and write a GGUF that needs no adapter."""
+    from ..adapter import open_adapter
+    from ..bundle import open_bundle
+    from ..merge import merge
+    gguf = open_bundle(model).gguf
+    with out.status("merging") if not as_json else _silence():
+        merge(gguf, open_adapter(adapter, gguf).pairs, target, to)
+    result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
+    lines = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
+    if held_out is not None:
+        before, after = _losses(model, adapter, target, held_out, system)
+        result |= {"loss_with_adapter": before, "loss_merged": after}
+        lines.append(f"held-out loss {before:.4f} with the adapter, {after:.4f} merged: "
+                     f"{(after / before - 1) * 100:+.1f} %")
+    show(as_json, result, *lines)
+
+
+def _losses(model: Path, adapter: Path, merged: Path, data: Path, system: str) -> tuple[float, float]:
+    from ..data import load
+    from ..evaluate import served_loss
+    from .answer import served_model
+    losses = []
+    for path, with_adapter in ((model, adapter), (merged, None)):
+        with served_model(path, with_adapter, 0) as served:
+            rows = load(data, served.tokenizer, max_length=served.context, system=system or None)
+            losses.append(served_loss(served, rows)[0])
+    return losses[0], losses[1]
+
+
+def _silence() -> Any:
+    from contextlib import nullcontext
+    return nullcontext()
+
+
+@command("info", click.argument("file", type=click.Path(path_type=Path)))
+def info_command(file: Path, as_json: bool) -> None:
+    """Say what FILE is: model, bundle or adapter, its formats and size, and whether it can be trained here."""
+    from ..console import table
+    from ..info import describe
+    facts = describe(file)
+    rows = [[key.replace("_", " "), _shown(value)] for key, value in facts.items()]
+    show(as_json, facts, table("", ["", ""], rows))
+
+
+@command("doctor")
+def doctor_command(as_json: bool) -> None:
+    """Check this machine: CPU features, kernels chosen, llama.cpp, memory, and what is missing."""
+    from ..console import table
+    from ..info import examine
+    facts = examine()
+    rows = [[key.replace("_", " "), _shown(value)] for key, value in facts.items()]
+    show(as_json, facts, table("", ["", ""], rows))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "nothing"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

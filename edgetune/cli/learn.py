@@ -1,0 +1,91 @@
+"""train and plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ..config import TrainConfig
+from ..errors import UsageError
+from .app import MODEL, command, out, show, stop_on_signals, train_options
+
+
+@command("train", MODEL, click.argument("data", type=click.Path(path_type=Path)),
+         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
+                      help="New folder for the adapter."),
+         click.option("--eval", "held_out", type=click.Path(path_type=Path),
+                      help="Held-out rows: their loss is watched and the best adapter kept."),
+         click.option("--resume", is_flag=True, help="Go on with the run in the output folder."), train_options)
+def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, resume: bool, as_json: bool,
+                  **options: Any) -> None:
+    """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
+
+    \b
+    DATA is .jsonl, one row a line, in one of three shapes, or plain .txt:
+      {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+      {"prompt": "...", "completion": "..."}
+      {"text": "..."}
+    Loss counts on answers only (every assistant turn, the completion), on all of a text.
+    The output folder holds adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C saves; --resume goes on.
+    """
+    from .. import train
+    from ..console import TrainProgress
+    config = TrainConfig(**options).check()
+    bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None)
+    if folder.exists() and not resume:
+        raise UsageError(f"the output folder {folder} exists", "name another with -o, or remove it, or use --resume")
+    with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
+        record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, on_event=progress.event,
+                           should_stop=should_stop)
+    show(as_json, {"out": str(folder), **record}, *train_summary(folder, model, record))
+
+
+def load_for_training(model: Path, data: Path, held_out: Path | None, config: TrainConfig,
+                      console: Console | None) -> tuple[Any, Any, Any]:
+    from ..bundle import open_bundle
+    from ..data import load
+    from ..tokens import Tokenizer
+    bundle = open_bundle(model)
+    tokenizer = Tokenizer(bundle.gguf.path)
+    try:
+        sets = [load(path, tokenizer, max_length=config.max_length, system=config.system or None,
+                     overflow=config.overflow) if path else None for path in (data, held_out)]
+    finally:
+        tokenizer.close()  # the vocabulary's memory is the training's
+    for path, rows in zip((data, held_out), sets, strict=True):
+        if console and rows and (rows.truncated or rows.skipped):
+            console.print(f"[yellow]{path}: {rows.truncated} rows cut to {config.max_length} tokens, "
+                          f"{rows.skipped} left out[/]", highlight=False)
+    return bundle, sets[0], sets[1]
+
+
+def train_summary(folder: Path, model: Path, record: dict[str, Any]) -> list[str]:
+    from ..console import duration
+    lines = [f"{record['steps']} steps in {duration(record['seconds'])}, peak memory "
+             f"{record['peak_rss_mib']:.0f} MiB"]
+    if held := record["held_out"]:
+        lines.append(f"held-out loss {held['loss_before']:.4f} -> {held['loss_after']:.4f} (best at step "
+                     f"{held['best_step']})")
+    return [*lines, f"adapter in {folder}; try: edgetune chat {model} --adapter {folder}"]
+
+
+@command("plan", MODEL, train_options)
+def plan_command(model: Path, as_json: bool, **options: Any) -> None:
+    """Print every buffer that training MODEL would hold, and what the whole process will need.
+
+    Rows are taken to be max-length long; with shorter rows training needs less.
+    """
+    from ..bundle import open_bundle
+    from ..console import mib, table
+    from ..model import Model
+    from ..trainer import make_plan
+    config = TrainConfig(**options).check()
+    plan = make_plan(Model(open_bundle(model).gguf), config)
+    rows = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
+    total = [["arena", "", "", "", mib(plan.arena_bytes)], ["weights, mapped", "", "", "", mib(plan.weight_bytes)],
+             ["interpreter and libraries", "", "", "", mib(plan.process_bytes)],
+             ["whole process", "", "", "", mib(plan.peak_bytes)]]
+    show(as_json, plan.to_json(), table("", ["buffer", "shape", "type", "lifetime", "size"], rows + total, (4,)))

@@ -1,0 +1,112 @@
+"""Every option of training once: its name, type, default, unit and help.
+
+The command line, the daemon's schema and the documentation are made from these fields; nothing else spells an
+option. `check` refuses values out of range with one sentence each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .errors import UsageError
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
+           high: float | None = None) -> Any:
+    """A dataclass field that knows how it is shown and what range it has (low and high inclusive)."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of one training run. Immutable; stored whole in the adapter's run.json."""
+
+    # the adapter
+    rank: int = option(8, "LoRA rank R of every trained projection.", low=1)
+    alpha: float = option(16.0, "LoRA alpha; the adapter is scaled by alpha / rank.", low=0.0)
+    targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.")
+    blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
+    dropout: float = option(0.0, "Dropout on the input of the adapter, as a probability.", low=0.0, high=0.95)
+    rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023).")
+    lora_plus: float = option(1.0, "Learning rate of B as a multiple of A's (LoRA+, Hayou et al. 2024; try 16).",
+                              low=0.01, high=1000.0)
+    # the optimizer
+    lr: float = option(5e-4, "Peak learning rate of AdamW.", low=0.0)
+    schedule: str = option("linear", "What the learning rate does after the warm-up.",
+                           choices=("constant", "linear", "cosine"))
+    warmup: float = option(0.05, "Warm-up: below 1 a share of all steps, from 1 on a number of steps.", low=0.0)
+    weight_decay: float = option(0.0, "Decoupled weight decay.", low=0.0)
+    beta1: float = option(0.9, "AdamW's beta1.", low=0.0, high=0.9999)
+    beta2: float = option(0.999, "AdamW's beta2.", low=0.0, high=0.999999)
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
+    # the data
+    epochs: float = option(1.0, "Passes over the data.", low=0.0)
+    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0)
+    batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1)
+    max_length: int = option(512, "Tokens in a row at most.", low=2)
+    overflow: str = option("truncate", "What becomes of a longer row.", choices=("truncate", "skip"))
+    packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
+    shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
+    system: str = option("", "System message for rows that have none.")
+    # the run
+    micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
+                              low=1)
+    recompute: str = option("block", "Recompute each block in backward (little memory), or keep all (faster).",
+                            choices=("block", "none"))
+    eval_every: int = option(0, "Measure the held-out loss every so many steps; 0: after every epoch.", low=0)
+    patience: int = option(0, "Stop after so many measurements without improvement; 0: never.", low=0)
+    checkpoint_every: int = option(50, "Save the state of the run every so many steps; 0: only when stopped.", low=0)
+    seed: int = option(0, "Seed of everything random. Same seed, data and machine: the same bytes.", low=0,
+                       high=2**63 - 1)
+    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
+
+    def check(self) -> TrainConfig:
+        """Returns self; raises UsageError for the first option out of its range."""
+        for spec in fields(self):
+            _check_field(spec.name, getattr(self, spec.name), spec.metadata)
+        self.target_names()
+        self.block_range(10**6)
+        if self.steps == 0 and self.epochs == 0:
+            raise UsageError("epochs and steps are both 0", "name how long to train with one of them")
+        return self
+
+    def target_names(self) -> tuple[str, ...]:
+        """The projections to train, in the order of TARGETS."""
+        if self.targets == "all":
+            return TARGETS
+        asked = [name.strip() for name in self.targets.split(",") if name.strip()]
+        unknown = [name for name in asked if name not in TARGETS]
+        if unknown or not asked:
+            raise UsageError(f"targets {self.targets!r} names {unknown[0] if unknown else 'nothing'!r}",
+                             f"choose from {', '.join(TARGETS)}, or all")
+        return tuple(name for name in TARGETS if name in asked)
+
+    def block_range(self, n_layer: int) -> range:
+        """The trained blocks of a model with n_layer blocks."""
+        if self.blocks == "all":
+            return range(n_layer)
+        side, _, count = self.blocks.partition(":")
+        if side not in ("first", "last") or not count.isdigit() or not 1 <= int(count) <= n_layer:
+            raise UsageError(f"blocks {self.blocks!r} is not all, first:K or last:K with 1 <= K <= {n_layer}",
+                             "for example --blocks last:8")
+        k = int(count)
+        return range(k) if side == "first" else range(n_layer - k, n_layer)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _check_field(name: str, value: Any, meta: Any) -> None:
+    option_name = name.replace("_", "-")
+    if meta["choices"] and value not in meta["choices"]:
+        raise UsageError(f"{option_name} is {value!r}", f"choose from {', '.join(meta['choices'])}")
+    low, high = meta["low"], meta["high"]
+    if isinstance(value, float) and value != value:
+        raise UsageError(f"{option_name} is not a number", "give a finite number")
+    if low is not None and value < low:
+        raise UsageError(f"{option_name} is {value}, the least is {low:g}", f"raise --{option_name}")
+    if high is not None and value > high:
+        raise UsageError(f"{option_name} is {value}, the most is {high:g}", f"lower --{option_name}")

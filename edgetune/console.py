@@ -1,0 +1,91 @@
+"""What a person sees: tables, a live progress line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
+
+
+def mib(n: float) -> str:
+    return f"{n / 2**20:.0f} MiB" if n >= 10 * 2**20 else f"{n / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def table(title: str, columns: list[str], rows: Sequence[Sequence[str | Text]], right: tuple[int, ...] = ()) -> Table:
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
+                 header_style="dim")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+class TrainProgress:
+    """Shows a run's events; give `event` to train.run as on_event. quiet: shows nothing (--json)."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.live = not quiet and console.is_terminal
+        self.bar = Progress(TextColumn("[bold]step {task.completed}/{task.total}"), BarColumn(bar_width=24),
+                            TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True),
+                            console=console, transient=False)
+        self.task: TaskID | None = None
+        self.total, self.held_out, self.tokens, self.seconds, self.last = 0, "", 0, 0.0, 0.0
+
+    def __enter__(self) -> TrainProgress:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def event(self, e: dict[str, Any]) -> None:
+        if self.quiet:
+            return
+        if e["event"] == "start":
+            self._start(e)
+        elif e["event"] == "eval":
+            self.held_out = f"held-out {e['loss']:.3f}"
+            if not self.live:
+                self.console.print(f"step {e['step']}/{self.total}  {self.held_out}", highlight=False)
+        elif e["event"] == "step":
+            self._step(e)
+
+    def _start(self, e: dict[str, Any]) -> None:
+        self.total = e["steps"]
+        self.console.print(f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), "
+                           f"{e['steps']} steps; row {e['isa']}, arena {mib(e['plan']['arena_bytes'])}, "
+                           f"whole process about {mib(e['plan']['peak_bytes'])}", highlight=False)
+        if self.live:
+            self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
+
+    def _step(self, e: dict[str, Any]) -> None:
+        self.tokens += e["tokens"]
+        self.seconds += e["seconds"]
+        rate = self.tokens / max(self.seconds, 1e-9)
+        parts = [f"loss {e['loss']:.3f}", self.held_out, f"{rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
+        numbers = "  ".join(part for part in parts if part)
+        if self.live and self.task is not None:
+            self.bar.update(self.task, completed=e["step"], numbers=numbers)
+        elif time.monotonic() - self.last > PLAIN_SECONDS or e["step"] == self.total:
+            self.last = time.monotonic()
+            left = (self.total - e["step"]) * e["seconds"]
+            self.console.print(f"step {e['step']}/{self.total}  {numbers}  {duration(left)} left", highlight=False)

@@ -1,0 +1,165 @@
+"""Data files to token ids and token weights: JSON Lines or plain text -> Dataset.
+
+What a row may look like and which of its tokens are supervised: `rows`. Batches of examples: `packing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import DataError, UsageError
+from .packing import Batch as Batch
+from .packing import Example as Example
+from .packing import collate as collate
+from .packing import micro_batches as micro_batches
+from .packing import order as order
+from .packing import pack as pack
+from .rows import EXPECTED, Row, example, examples_of, json_type, shape_of
+from .rows import prompt_of as prompt_of
+from .tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tokenized rows. `rows` are those that `examples` came from; a row can give several examples (see `rows`).
+
+    `truncated` counts examples that were cut to max_length; `skipped` those left out: too long and the option says so,
+    or nothing to learn in what the cut left. `digest` is the sha256 of the file's bytes, or of the rows.
+    """
+
+    examples: list[Example]
+    rows: list[Row]
+    kind: str  # a key of SHAPES
+    truncated: int
+    skipped: int
+    digest: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(example.tokens.size for example in self.examples)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that count towards the loss."""
+        return sum(int(np.count_nonzero(example.weights > 0)) for example in self.examples)
+
+
+def load(
+    path: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    system: str | None = None,
+    overflow: str = "truncate",
+) -> Dataset:
+    """A data file, tokenized: NAME.txt is plain text, cut into documents of max_length tokens; all else is JSON Lines.
+
+    `system` is the system message of rows that have none. `overflow` says what becomes of a longer row: "truncate"
+    keeps its start, "skip" leaves it out. Raises DataError, which names the line, for what cannot be used as it stands.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}", "check the path") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})", "name a .jsonl or .txt file") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"line {line} of {path.name} is not UTF-8", "save the file as UTF-8") from None
+    is_text = path.suffix.lower() == ".txt"
+    rows: Iterable[tuple[str, Row]] = [(path.name, text)] if is_text else _parse(text, path.name)
+    options = (max_length, system, overflow)
+    return _build(rows, path.name, hashlib.sha256(content).hexdigest(), tokenizer, *options)
+
+
+def load_rows(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    system: str | None = None,
+    overflow: str = "truncate",
+) -> Dataset:
+    """Rows of one shape, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
+    try:
+        written = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts") from None
+    named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
+    options = (max_length, system, overflow)
+    return _build(named, "the data", hashlib.sha256(written.encode()).hexdigest(), tokenizer, *options)
+
+
+def _parse(text: str, name: str) -> Iterator[tuple[str, Row]]:
+    """(where, row) of each line that is not blank."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {name}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            start = line.strip()[:40]
+            hint = "write one JSON object a line; a file of plain text must be named .txt"
+            raise DataError(f"{where} is not JSON ({start!r})", hint) from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is a JSON {json_type(row)}, not an object", "write one JSON object a line")
+        yield where, row
+
+
+def _build(
+    rows: Iterable[tuple[str, Row]],
+    name: str,
+    digest: str,
+    tokenizer: Tokenizer,
+    max_length: int,
+    system: str | None,
+    overflow: str,
+) -> Dataset:
+    if max_length < 2:
+        raise UsageError(f"max-length is {max_length}", "choose 2 tokens or more")
+    if overflow not in ("truncate", "skip"):
+        raise UsageError(f"overflow is {overflow!r}", "choose truncate or skip")
+    examples: list[Example] = []
+    kept: list[Row] = []
+    kind = first = ""
+    truncated = skipped = 0
+    for where, row in rows:
+        try:
+            shape = shape_of(row)
+            if kind and shape != kind:
+                raise DataError(f"a row of {shape} among rows of {kind} ({first})", "keep one shape in a file")
+            made = list(examples_of(row, shape, tokenizer, system, max_length))
+        except DataError as error:
+            raise DataError(f"{where}: {error.what}", error.hint) from None
+        kind, first = shape, first or where
+        fitting = [fit for fit in (_fit(one, max_length, overflow) for one in made) if fit is not None]
+        skipped += max(len(made), 1) - len(fitting)  # a row whose answers all have weight 0 makes none
+        truncated += sum(one.tokens.size > max_length for one in made) - (len(made) - len(fitting))
+        examples += fitting
+        kept += [row] if fitting else []
+    if not kind:
+        raise DataError(f"{name} holds no rows", f"expected are rows of {EXPECTED}")
+    if not examples:
+        what = f"{name} leaves nothing to learn: no row has a supervised token within {max_length} tokens"
+        raise DataError(what, "raise max-length" + (", or truncate long rows" if overflow == "skip" else ""))
+    return Dataset(examples, kept, kind, truncated, skipped, f"sha256:{digest}")
+
+
+def _fit(whole: Example, max_length: int, overflow: str) -> Example | None:
+    """The example itself, its start, or None if nothing to learn is left of it."""
+    if whole.tokens.size <= max_length:
+        return whole
+    if overflow == "skip" or not whole.weights[:max_length].any():
+        return None
+    return example(whole.tokens[:max_length], whole.weights[:max_length])

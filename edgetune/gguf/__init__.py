@@ -1,0 +1,18 @@
+"""GGUF files: read by our own strict rules (read.py), asked what they must say (check.py), written (write.py)."""
+
+from .check import check_adapter, check_model
+from .read import FORMATS, Format, Gguf, Metadata, Tensor, fingerprint, open_gguf
+from .write import write_gguf
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Gguf",
+    "Metadata",
+    "Tensor",
+    "check_adapter",
+    "check_model",
+    "fingerprint",
+    "open_gguf",
+    "write_gguf",
+]

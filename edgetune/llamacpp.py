@@ -1,0 +1,53 @@
+"""The one way to llama.cpp: the `llama_cpp` module, imported late and with its log kept off the terminal.
+
+Importing it costs 16 MiB and some 50 ms on a laptop, so nothing in edgetune imports it at module level.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+from typing import Any
+
+_lock = threading.Lock()
+_module: ModuleType | None = None
+_callback: Any = None  # llama.cpp keeps only the address, so the callback must outlive it
+_ERROR, _CONTINUED = 4, 5  # ggml_log_level: what kind of line, or more of the line before
+_complaints: list[str] = []
+_complaining = False
+
+
+def load() -> ModuleType:
+    """The `llama_cpp` module, its backend initialised. Nothing that llama.cpp logs reaches stdout or stderr."""
+    global _module, _callback
+    with _lock:
+        if _module is None:
+            import llama_cpp
+
+            _callback = llama_cpp.llama_log_callback(_listen)
+            llama_cpp.llama_log_set(_callback, None)
+            llama_cpp.llama_backend_init()
+            _module = llama_cpp
+    return _module
+
+
+def complaint() -> str:
+    """The first error that llama.cpp logged since the previous call, "" if none.
+
+    Call it before something that may fail, to forget the past, and after it failed, to learn why: the first line names
+    the cause, the later ones only who passed it on.
+    """
+    first = " ".join(_complaints[0].split()) if _complaints else ""
+    _complaints.clear()
+    return first
+
+
+def _listen(level: int, text: bytes, _: Any) -> None:
+    global _complaining
+    if level == _CONTINUED:
+        if _complaining and _complaints:
+            _complaints[-1] += text.decode("utf-8", "replace")
+        return
+    _complaining = level == _ERROR and len(_complaints) < 8
+    if _complaining:
+        _complaints.append(text.decode("utf-8", "replace"))

@@ -1,0 +1,457 @@
+"""The decoder on its quantized weights: the buffers it needs, block forward and backward, head.
+
+Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, changed in place from a block's output
+to its input. Activations are overwritten, gradients of the adapter (da, db) accumulate until the optimizer takes them.
+T is the number of tokens in this micro-batch, documents one after another; the buffers hold `max_tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import native
+from .arena import Arena, Buffer
+from .errors import DataError
+from .gguf import Gguf, Tensor
+from .lora import TARGETS, Pair
+from .shape import Shape, read_shape
+
+if TYPE_CHECKING:
+    from .packing import Batch
+
+HEAD_BYTES = 32 << 20  # logits held at a time: enough tokens to pay for unpacking the head once a chunk
+# Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
+BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides the buffers beside the model's shape."""
+
+    max_tokens: int  # T, in a micro-batch
+    max_length: int  # positions in a document
+    rank: int
+    targets: tuple[str, ...]  # GGUF names: attn_q, ...
+    blocks: range  # trained
+    dropout: float
+    keep_all: bool  # keep each block's activations instead of recomputing them
+    threads: int
+
+    @property
+    def lowest(self) -> int:
+        """The block at which backward stops."""
+        return self.blocks[0]
+
+
+def kept_widths(s: Shape, run: Run) -> dict[str, int]:
+    """Activations that a block's backward reads: name -> floats a token."""
+    widths = {"norm1": s.d_model, "rstd1": 1, "q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head,
+              "mid": s.d_model, "norm2": s.d_model, "rstd2": 1, "gate": s.d_ff, "up": s.d_ff, "act": s.d_ff}
+    if s.qk_norm:
+        widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.n_head, "rstd_k": s.n_kv}
+    if s.post_norms:
+        widths |= {"att_out": s.d_model, "rstd_att": 1, "mlp_out": s.d_model, "rstd_mlp": 1}
+    return widths | {f"u_{target}": run.rank for target in run.targets}
+
+
+def lora_shapes(s: Shape, run: Run) -> dict[str, tuple[int, int]]:
+    """[N, K] of every adapted weight, by GGUF name without .weight."""
+    linear = s.linear_shapes()
+    return {f"blk.{i}.{t}": linear[t] for i in run.blocks for t in run.targets}
+
+
+def lora_size(s: Shape, run: Run) -> int:
+    return sum(run.rank * (n + k) for n, k in lora_shapes(s, run).values())
+
+
+def buffers(s: Shape, run: Run) -> list[Buffer]:
+    """The table of everything of size that forward and backward hold."""
+    t, d = run.max_tokens, s.d_model
+    n_live = s.n_layer - run.lowest  # blocks that backward passes through
+    copies = n_live if run.keep_all else 1
+    chunk = head_chunk(s, t)
+    widest = max(d, s.d_ff, s.d_q)
+    table = [
+        Buffer("lora", (lora_size(s, run),), "run"),
+        Buffer("dlora", (lora_size(s, run),), "run"),
+        Buffer("scratch", (native.scratch_bytes(run.threads),), "run", "uint8"),
+        Buffer("x", (n_live + 1, t, d), "step"),
+        *(Buffer(name, (copies, t, width), "step" if run.keep_all else "block")
+          for name, width in kept_widths(s, run).items()),
+        Buffer("dx", (t, d), "step"), Buffer("dnorm", (t, d), "block"), Buffer("dact", (t, s.d_ff), "block"),
+        Buffer("datt", (t, s.d_q), "block"), Buffer("dq", (t, s.d_q), "block"), Buffer("dk", (t, s.d_kv), "block"),
+        Buffer("dv", (t, s.d_kv), "block"), Buffer("delta", (s.n_head, t), "block"),
+        Buffer("du", (t, run.rank), "block"),
+        Buffer("head_x", (t, d), "step"), Buffer("head_h", (t, d), "step"), Buffer("head_rstd", (t,), "step"),
+        Buffer("logits", (chunk, s.n_vocab), "step"), Buffer("logp", (t,), "step"),
+    ]
+    for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
+        table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
+                  Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
+    if s.post_norms:
+        table.append(Buffer("dpost", (t, d), "block"))
+    if run.dropout:
+        table.append(Buffer("dropped", (t, widest), "block"))
+    return table
+
+
+def head_chunk(s: Shape, tokens: int) -> int:
+    return min(tokens, max(8, HEAD_BYTES // (4 * s.n_vocab)))
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A pair as trained: views into the arena. a, da [R, K]; b, db [N, R]; delta W = scale * b @ a."""
+
+    a: np.ndarray
+    b: np.ndarray
+    da: np.ndarray
+    db: np.ndarray
+    scale: float
+    index: int  # names the dropout mask
+
+
+class Model:
+    """A GGUF's weights as the kernels take them: mapped bytes with format, norms and biases as float32."""
+
+    def __init__(self, gguf: Gguf) -> None:
+        self.gguf = gguf
+        self.shape = read_shape(gguf)
+        self.weights: dict[str, Tensor] = {n: t for n, t in gguf.tensors.items() if len(t.shape) == 2}
+        self.vectors = {n: np.ascontiguousarray(t.f32(), np.float32)
+                        for n, t in gguf.tensors.items() if len(t.shape) == 1}
+        self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
+
+
+class Decoder:
+    """Forward and backward of a model with an adapter, in the memory of one arena.
+
+    Not thread-safe: one caller at a time. `seed` and the micro-batch's number decide the dropout masks.
+    """
+
+    def __init__(self, model: Model, run: Run, arena: Arena, scale: float) -> None:
+        self.model, self.shape, self.run, self.arena = model, model.shape, run, arena
+        self.ctx = native.Context(run.threads, None, arena.flat("scratch"))
+        self.adapted = _carve_pairs(self.shape, run, arena, scale)
+        self.dropout_seed: int | None = None  # None: dropout is off, as in evaluation
+        s = self.shape
+        self.rope = []
+        for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
+            cos, sin = arena.view(f"cos{i}", run.max_length, s.n_rot // 2), arena.view(
+                f"sin{i}", run.max_length, s.n_rot // 2)
+            cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
+            self.rope.append((cos, sin))
+        self.widths = kept_widths(s, run)
+        self._views: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+
+    # ---- the adapter ------------------------------------------------------------------------------------------
+
+    def set_pairs(self, pairs: dict[str, Pair]) -> None:
+        """Copy an adapter's values in; its pairs must be those of this run, at this run's scale."""
+        for name, to in self.adapted.items():
+            to.a[:], to.b[:] = pairs[name].a, pairs[name].b * np.float32(pairs[name].scale / to.scale)
+
+    def pairs(self) -> dict[str, Pair]:
+        """The adapter as it stands, copied."""
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.adapted.items()}
+
+    # ---- whole passes -----------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+        """log p of each supervised target, float32 [S], S = positions with a weight; valid until the next pass."""
+        self._forward(batch, keep=False)
+        rows, x, h, rstd = self._gather(batch, self.arena.view("x", batch.tokens.size, self.shape.d_model))
+        logp = self.arena.view("logp", rows.size)
+        if rows.size:
+            self._norm(h, rstd, x, "output_norm")
+            native.head_forward(self.ctx, logp, best, self._logits(), h, self.model.head.data, self.model.head.format,
+                                batch.targets[rows])
+        return logp
+
+    def loss(self, batches: Iterable[Batch]) -> tuple[float, int]:
+        """(mean -log p over the supervised tokens of all batches, by weight, natural log; their number)."""
+        total, weight, count = 0.0, 0.0, 0
+        for batch in batches:
+            weights = batch.weights[batch.weights != 0].astype(np.float64)
+            total -= float(np.dot(self.score(batch).astype(np.float64), weights))
+            weight, count = weight + float(weights.sum()), count + weights.size
+        if not count:
+            raise DataError("the rows have no supervised token", "check their completions")
+        return total / weight, count
+
+    def train(self, batch: Batch, a: np.ndarray) -> np.ndarray:
+        """Forward and backward: adds to the adapter's gradients. a: float32 [S], -dL/dlogp of each supervised target.
+
+        Returns log p [S] as `score`. Source: techniques of signed token weights, dL/dz_t = a_t (softmax(z_t) - onehot).
+        """
+        t, s = batch.tokens.size, self.shape
+        self._forward(batch, keep=True)
+        rows, x, h, rstd = self._gather(batch, self._x(s.n_layer - self.run.lowest, t))
+        logp = self.arena.view("logp", rows.size)
+        dx = self.arena.view("dx", t, s.d_model)
+        dx.fill(0.0)
+        if rows.size == 0:
+            return logp
+        self._norm(h, rstd, x, "output_norm")
+        dh = self.arena.view("dnorm", rows.size, s.d_model)
+        native.head_backward(self.ctx, dh, logp, self._logits(), h, self.model.head.data, self.model.head.format,
+                             batch.targets[rows], np.ascontiguousarray(a, np.float32))
+        native.rmsnorm_backward(self.ctx, h, dh, x, self.model.vectors["output_norm.weight"], rstd)
+        dx[rows] = h
+        for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
+            if not self.run.keep_all and layer != s.n_layer - 1:  # the last block's activations are still there
+                i = layer - self.run.lowest
+                self._block_forward(layer, self._x(i, t), self.arena.view("dnorm", t, s.d_model), batch, rebuild=True)
+            self._block_backward(layer, dx, batch)
+        return logp
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """All logits, float32 [T, V]: for tests and tools; T * V floats are allocated."""
+        t, s = batch.tokens.size, self.shape
+        self._forward(batch, keep=False)
+        h, out = np.empty((t, s.d_model), np.float32), np.empty((t, s.n_vocab), np.float32)
+        self._norm(h, np.empty(t, np.float32), self._x(0, t), "output_norm")
+        native.matmul_forward(self.ctx, out, h, self.model.head.data, self.model.head.format)
+        return out
+
+    def _forward(self, batch: Batch, keep: bool) -> None:
+        """Fills x: with keep x[i] is the input of block lowest + i, else x[0] ends as the last block's output."""
+        t, s = batch.tokens.size, self.shape
+        embedding = self.model.weights["token_embd.weight"]
+        native.embed(self.ctx, self._x(0, t), batch.tokens, embedding.data, embedding.format, s.embed_scale)
+        for layer in range(s.n_layer):
+            i = layer - self.run.lowest
+            kept = keep and i >= 0
+            self._block_forward(layer, self._x(i if kept else 0, t), self._x(i + 1 if kept else 0, t), batch)
+
+    # ---- a block ----------------------------------------------------------------------------------------------
+
+    def _block_forward(self, layer: int, x_in: np.ndarray, x_out: np.ndarray, batch: Batch,
+                       rebuild: bool = False) -> None:
+        """x_out [T, D] = block(x_in [T, D]); x_out may be x_in. rebuild: only what backward reads, not x_out."""
+        k = self._kept(layer, batch.tokens.size)
+        self._norm(k["norm1"], k["rstd1"], x_in, f"blk.{layer}.attn_norm")
+        self._attention_forward(layer, k, batch)
+        self._residual_forward(k["mid"], x_in, k["att"], layer, "attn_output", "post_attention_norm", "att")
+        self._norm(k["norm2"], k["rstd2"], k["mid"], f"blk.{layer}.ffn_norm")
+        self._linear_forward(k["gate"], k["norm2"], layer, "ffn_gate")
+        self._linear_forward(k["up"], k["norm2"], layer, "ffn_up")
+        native.glu_forward(self.ctx, k["act"], k["gate"], k["up"], self.shape.act)
+        if not rebuild:
+            self._residual_forward(x_out, k["mid"], k["act"], layer, "ffn_down", "post_ffw_norm", "mlp")
+        elif self.shape.post_norms:
+            self._linear_forward(k["mlp_out"], k["act"], layer, "ffn_down")
+            self._norm(x_out, k["rstd_mlp"], k["mlp_out"], f"blk.{layer}.post_ffw_norm")
+        else:
+            self._adapter_inner(k["act"], layer, "ffn_down")
+
+    def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
+        """dx [T, D]: from the gradient of the block's output to that of its input."""
+        t, s, k = batch.tokens.size, self.shape, self._kept(layer, batch.tokens.size)
+        view, deepest = self.arena.view, self._deepest_group(layer)
+        dnorm, dact = view("dnorm", t, s.d_model), view("dact", t, s.d_ff)
+        dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
+        self._linear_backward(dact if deepest > 0 else None, dout, k["act"], layer, "ffn_down")
+        if deepest == 0:
+            return
+        native.glu_backward(self.ctx, dact, k["up"], dact, k["gate"], k["up"], s.act)  # k["up"] becomes dup
+        inner = dnorm if deepest > 1 else None
+        self._linear_backward(inner, dact, k["norm2"], layer, "ffn_gate")
+        self._linear_backward(inner, k["up"], k["norm2"], layer, "ffn_up", accumulate=True)
+        if deepest == 1:
+            return
+        self._norm_backward(dx, dnorm, k["mid"], k["rstd2"], f"blk.{layer}.ffn_norm")
+        dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
+        datt = view("datt", t, s.d_q)
+        self._linear_backward(datt if deepest > 2 else None, dout, k["att"], layer, "attn_output")
+        if deepest == 2:
+            return
+        bottom = layer == self.run.lowest  # nothing below is trained
+        self._attention_backward(None if bottom else dnorm, datt, layer, k, batch)
+        if not bottom:
+            i = layer - self.run.lowest
+            self._norm_backward(dx, dnorm, self._x(i, t), k["rstd1"], f"blk.{layer}.attn_norm")
+
+    def _attention_forward(self, layer: int, k: dict[str, np.ndarray], batch: Batch) -> None:
+        t, s = batch.tokens.size, self.shape
+        heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
+        for name in heads:
+            raw = k[f"{name}_raw"] if s.qk_norm and name != "v" else k[name]
+            self._linear_forward(raw, k["norm1"], layer, f"attn_{name}")
+            if raw is not k[name]:
+                self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
+        q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
+        self._rotate(layer, q, key, batch, 1.0)
+        native.attention_forward(self.ctx, k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v,
+                                 batch.starts, s.attn_scale, s.windows[layer])
+
+    def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, layer: int, k: dict[str, np.ndarray],
+                            batch: Batch) -> None:
+        """dinp [T, D] (None: not wanted) = gradient of the normed input, from datt [T, H * C]."""
+        t, s = batch.tokens.size, self.shape
+        heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
+        q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
+        dq, dk, dv = (self.arena.view(f"d{name}", t, h, s.d_head) for name, h in heads.items())
+        native.attention_backward(self.ctx, dq, dk, dv, self.arena.view("delta", s.n_head, t), datt.reshape(q.shape),
+                                  k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.starts,
+                                  s.attn_scale, s.windows[layer])
+        self._rotate(layer, dq, dk, batch, -1.0)
+        for i, (name, grad) in enumerate({"q": dq, "k": dk, "v": dv}.items()):
+            if s.qk_norm and name != "v":
+                weight = self.model.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
+                native.rmsnorm_backward(self.ctx, grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
+            self._linear_backward(dinp, grad.reshape(t, -1), k["norm1"], layer, f"attn_{name}", accumulate=i > 0)
+
+    def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
+        cos, sin = self.rope[self.shape.rope_of(layer)]
+        for x in (q, k):
+            native.rope(self.ctx, x, cos, sin, batch.positions, self.shape.neox, sign)
+
+    def _residual_forward(self, out: np.ndarray, x: np.ndarray, inp: np.ndarray, layer: int, target: str, post: str,
+                          kept: str) -> None:
+        """out [T, D] = x + [post norm of] the projection of inp."""
+        if self.shape.post_norms:
+            k = self._kept(layer, out.shape[0])
+            raw = k[f"{kept}_out"]
+            self._linear_forward(raw, inp, layer, target)
+            normed = self.arena.view("dnorm", *out.shape)  # free in forward
+            self._norm(normed, k[f"rstd_{kept}"], raw, f"blk.{layer}.{post}")
+            np.copyto(out, x)
+            native.add(self.ctx, out.reshape(-1), normed.reshape(-1))
+        else:
+            np.copyto(out, x)
+            self._linear_forward(out, inp, layer, target, accumulate=True)
+
+    def _residual_backward(self, dx: np.ndarray, k: dict[str, np.ndarray], layer: int, post: str,
+                           kept: str) -> np.ndarray:
+        """The gradient of the projection's output; dx itself where no norm stands between."""
+        if not self.shape.post_norms:
+            return dx
+        dpost = self.arena.view("dpost", *dx.shape)
+        native.rmsnorm_backward(self.ctx, dpost, dx, k[f"{kept}_out"], self.model.vectors[f"blk.{layer}.{post}.weight"],
+                                k[f"rstd_{kept}"])
+        return dpost
+
+    # ---- a projection with its adapter --------------------------------------------------------------------------
+
+    def _linear_forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str,
+                        accumulate: bool = False) -> None:
+        """out [T, N] (+)= inp [T, K] . w^T + bias + scale * (inp . a^T) . b^T"""
+        name = f"blk.{layer}.{target}"
+        w = self.model.weights[f"{name}.weight"]
+        native.matmul_forward(self.ctx, out, inp, w.data, w.format, 1.0, accumulate)
+        if (bias := self.model.vectors.get(f"{name}.bias")) is not None:
+            native.add_bias(self.ctx, out, bias)
+        if (pair := self.adapted.get(name)) is not None:
+            u = self._adapter_inner(inp, layer, target)
+            native.matmul_forward(self.ctx, out, u, pair.b, "F32", pair.scale, True)
+
+    def _adapter_inner(self, inp: np.ndarray, layer: int, target: str) -> np.ndarray:
+        """u [T, R] = dropout(inp) . a^T, kept for backward."""
+        u = self._kept(layer, inp.shape[0]).get(f"u_{target}")
+        pair = self.adapted.get(f"blk.{layer}.{target}")
+        if u is None or pair is None:
+            return inp[:, :0]
+        native.matmul_forward(self.ctx, u, self._dropped(inp, pair), pair.a, "F32")
+        return u
+
+    def _linear_backward(self, dinp: np.ndarray | None, dout: np.ndarray, inp: np.ndarray, layer: int, target: str,
+                         accumulate: bool = False) -> None:
+        """dinp [T, K] (None: not wanted) (+)= dout . w + scale * (dout . b) . a; the pair's da, db accumulate."""
+        name = f"blk.{layer}.{target}"
+        w = self.model.weights[f"{name}.weight"]
+        if dinp is not None:
+            native.matmul_backward(self.ctx, dinp, dout, w.data, w.format, 1.0, accumulate)
+        if (pair := self.adapted.get(name)) is None:
+            return
+        t = dout.shape[0]
+        u, du = self._kept(layer, t)[f"u_{target}"], self.arena.view("du", t, self.run.rank)
+        native.matmul_dweight(self.ctx, pair.db, dout, u, pair.scale)
+        native.matmul_backward(self.ctx, du, dout, pair.b, "F32", pair.scale)
+        native.matmul_dweight(self.ctx, pair.da, du, self._dropped(inp, pair))
+        if dinp is None:
+            return
+        if self.dropout_seed is None:
+            native.matmul_backward(self.ctx, dinp, du, pair.a, "F32", 1.0, True)
+        else:
+            through = self.arena.view("dropped", *inp.shape)
+            native.matmul_backward(self.ctx, through, du, pair.a, "F32")
+            native.dropout(self.ctx, dinp.reshape(-1), through.reshape(-1), self.run.dropout, self._mask(pair), True)
+
+    def _dropped(self, inp: np.ndarray, pair: Adapted) -> np.ndarray:
+        if self.dropout_seed is None:
+            return inp
+        out = self.arena.view("dropped", *inp.shape)
+        native.dropout(self.ctx, out.reshape(-1), inp.reshape(-1), self.run.dropout, self._mask(pair))
+        return out
+
+    def _mask(self, pair: Adapted) -> int:
+        assert self.dropout_seed is not None
+        return (self.dropout_seed * 1_000_003 + pair.index) & (2**64 - 1)
+
+    # ---- small helpers ----------------------------------------------------------------------------------------
+
+    def _norm(self, out: np.ndarray, rstd: np.ndarray, inp: np.ndarray, name: str) -> None:
+        native.rmsnorm_forward(self.ctx, out, rstd, inp, self.model.vectors[f"{name}.weight"], self.shape.norm_eps)
+
+    def _norm_backward(self, dx: np.ndarray, dout: np.ndarray, inp: np.ndarray, rstd: np.ndarray, name: str) -> None:
+        native.rmsnorm_backward(self.ctx, dx, dout, inp, self.model.vectors[f"{name}.weight"], rstd, True)
+
+    def _x(self, i: int, t: int) -> np.ndarray:
+        """Residual stream i, [T, D]."""
+        size = self.run.max_tokens * self.shape.d_model
+        return self.arena.flat("x")[i * size:i * size + t * self.shape.d_model].reshape(t, self.shape.d_model)
+
+    def _kept(self, layer: int, t: int) -> dict[str, np.ndarray]:
+        """The activations of a block, [T, width] each ([T] where the width is 1)."""
+        copy = max(layer - self.run.lowest, 0) if self.run.keep_all else 0
+        if (kept := self._views.get((copy, t))) is not None:
+            return kept
+        if len(self._views) >= self.shape.n_layer:
+            self._views.clear()  # views of an earlier t
+        kept = self._views[copy, t] = {}
+        for name, width in self.widths.items():
+            start = copy * self.run.max_tokens * width
+            flat = self.arena.flat(name)[start:start + t * width]
+            kept[name] = flat if name.startswith("rstd") else flat.reshape(t, width)
+        return kept
+
+    def _gather(self, batch: Batch, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Supervised positions [S], their residual stream [S, D], and room for its norm [S, D], [S]."""
+        rows = np.flatnonzero(batch.weights)
+        shape = (rows.size, self.shape.d_model)
+        picked = self.arena.view("head_x", *shape)
+        np.take(x, rows, axis=0, out=picked, mode="clip")
+        return rows, picked, self.arena.view("head_h", *shape), self.arena.view("head_rstd", rows.size)
+
+    def _logits(self) -> np.ndarray:
+        return self.arena.view("logits", *self.arena.buffers["logits"].shape)
+
+    def _deepest_group(self, layer: int) -> int:
+        """Index of the last of BACKWARD_GROUPS that backward must reach in this block."""
+        if layer != self.run.lowest:
+            return len(BACKWARD_GROUPS) - 1
+        return max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(self.run.targets))
+
+
+def _carve_pairs(s: Shape, run: Run, arena: Arena, scale: float) -> dict[str, Adapted]:
+    """Views into `lora` and `dlora`: all A first, then all B, so that each half is one run for the optimizer."""
+    shapes = lora_shapes(s, run)
+    lora, dlora, r = arena.flat("lora"), arena.flat("dlora"), run.rank
+    at, bt = 0, r * sum(k for _, k in shapes.values())
+    adapted = {}
+    for index, (name, (n, k)) in enumerate(shapes.items()):
+        a, b = slice(at, at + r * k), slice(bt, bt + n * r)
+        adapted[name] = Adapted(lora[a].reshape(r, k), lora[b].reshape(n, r), dlora[a].reshape(r, k),
+                                dlora[b].reshape(n, r), scale, index)
+        at, bt = a.stop, b.stop
+    return adapted
+
+
+def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """PEFT's projection names as GGUF's."""
+    return tuple(TARGETS[t] for t in targets)

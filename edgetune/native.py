@@ -1,0 +1,232 @@
+"""The only door to the C extension: one function a C function of native/et.h, outputs first, then inputs.
+
+Arrays are C-contiguous float32 unless said otherwise, and nothing is copied: a view of an arena is as good as an array.
+Shapes: T tokens, D model width, H heads, G key/value heads, C head width, V vocabulary, R rank; N rows and K columns of
+a weight. A weight is its GGUF bytes, uint8 [bytes], with the name of its format in `FORMATS` (for "F32" a float32 array
+will do too). Outputs are overwritten unless `accumulate` is set or the text says that they accumulate.
+
+All raise ValueError or TypeError, naming the argument, for a wrong type, shape, contiguity or range, and let go of the
+GIL while they compute. Results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _native
+from .errors import UnsupportedError
+
+Array = NDArray[Any]
+
+FORMATS: dict[str, int] = {name: number for name, (number, _, _) in _native.FORMATS.items()}
+"""Weight formats by name, and their numbers in GGUF."""
+
+ACTIVATIONS = {"silu": 0, "gelu": 1}
+
+_CODES = {
+    -1: "a size is zero or negative, or not a multiple of what the format needs, or a number is out of its range",
+    -2: "unknown weight format",
+    -3: "a token, target, position or document start is out of its range",
+}
+
+
+def _check(code: int) -> None:
+    if code:
+        raise ValueError(_CODES.get(code, f"native code {code}"))
+
+
+def _format(name: str) -> int:
+    if name not in FORMATS:
+        raise ValueError(f"unknown weight format {name!r}: known are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def _activation(kind: str) -> int:
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {kind!r}: known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[kind]
+
+
+def isa_names() -> list[str]:
+    """The instruction sets that were compiled in, best first, "scalar" last."""
+    return [name for name, _ in _native.rows()]
+
+
+def usable(isa: str) -> bool:
+    """Whether CPU and OS can run `isa`, and the environment variable EDGETUNE_ISA does not hide it."""
+    return dict(_native.rows()).get(isa, False)
+
+
+def cpu_features() -> str:
+    """What detection found, space separated."""
+    return _native.cpu_features()
+
+
+def scratch_bytes(threads: int) -> int:
+    """Bytes of scratch that a Context with so many threads needs."""
+    size = _native.scratch_bytes(threads)
+    if not size:
+        raise ValueError(f"threads must be 1 to 1024, not {threads}")
+    return size
+
+
+class Context:
+    """An instruction set, a pool of threads, and the scratch that all ops pack into.
+
+    `isa` None takes the best that CPU and EDGETUNE_ISA allow; `scratch` is a writable uint8 array of
+    `scratch_bytes(threads)`, allocated if None. Runs one op at a time: RuntimeError if two threads call at once.
+    Raises UnsupportedError for an instruction set that cannot be had here.
+    """
+
+    def __init__(self, threads: int, isa: str | None = None, scratch: Array | None = None) -> None:
+        need = scratch_bytes(threads)
+        if scratch is None:
+            scratch = np.zeros(need, np.uint8)
+        handle = _native.context(threads, isa, scratch)
+        if handle == -4:
+            have = [name for name in isa_names() if usable(name)]
+            wanted = f"instruction set {isa!r}" if isa else "an instruction set that EDGETUNE_ISA allows"
+            raise UnsupportedError(f"this CPU or build does not have {wanted}", f"there is {', '.join(have) or 'none'}")
+        if handle == -5 and scratch.nbytes < need:
+            raise ValueError(f"scratch has {scratch.nbytes} bytes, {threads} threads need {need}")
+        if handle == -5:
+            raise MemoryError(f"could not start {threads} threads")
+        self.threads = threads
+        self.isa = _native.context_isa(handle)
+        self._handle = handle
+
+
+def matmul_forward(
+    ctx: Context, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False
+) -> None:
+    """out [T, N] = scale * inp [T, K] . w [N, K] transposed."""
+    _check(_native.matmul_forward(ctx._handle, out, inp, w, _format(fmt), scale, accumulate))
+
+
+def matmul_backward(
+    ctx: Context, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False
+) -> None:
+    """dinp [T, K] = scale * dout [T, N] . w [N, K]."""
+    _check(_native.matmul_backward(ctx._handle, dinp, dout, w, _format(fmt), scale, accumulate))
+
+
+def matmul_dweight(ctx: Context, dw: Array, dout: Array, inp: Array, scale: float = 1.0) -> None:
+    """dw [N, K] += scale * dout [T, N] transposed . inp [T, K]; accumulates."""
+    _check(_native.matmul_dweight(ctx._handle, dw, dout, inp, scale))
+
+
+def dequantize(ctx: Context, out: Array, w: Array, fmt: str) -> None:
+    """out (any shape) = the values of the weights w, in order."""
+    _check(_native.dequantize(ctx._handle, out, w, _format(fmt)))
+
+
+def embed(ctx: Context, out: Array, tokens: Array, w: Array, fmt: str, scale: float = 1.0) -> None:
+    """out [T, D] = scale * rows tokens [T] (int32) of w [V, D]."""
+    _check(_native.embed(ctx._handle, out, tokens, w, _format(fmt), scale))
+
+
+def rmsnorm_forward(ctx: Context, out: Array, rstd: Array, inp: Array, weight: Array, eps: float) -> None:
+    """out = inp * rstd * weight [D] for each run of D values, rstd = 1 / sqrt(mean(inp^2) + eps). out may be inp."""
+    _check(_native.rmsnorm_forward(ctx._handle, out, rstd, inp, weight, eps))
+
+
+def rmsnorm_backward(
+    ctx: Context, dinp: Array, dout: Array, inp: Array, weight: Array, rstd: Array, accumulate: bool = False
+) -> None:
+    """dinp = gradient of rmsnorm for its input; the weight is frozen. dinp may be dout when not accumulating."""
+    _check(_native.rmsnorm_backward(ctx._handle, dinp, dout, inp, weight, rstd, accumulate))
+
+
+def rope(ctx: Context, x: Array, cos: Array, sin: Array, positions: Array, neox: bool, sign: float) -> None:
+    """Rotates x [T, H, C] in place by cos, sin [P, n_rot/2] at row positions [T] (int32).
+
+    neox False: pairs (2i, 2i+1); True: pairs (i, i + n_rot/2). sign 1 forward, -1 backward.
+    """
+    _check(_native.rope(ctx._handle, x, cos, sin, positions, neox, sign))
+
+
+def attention_forward(
+    ctx: Context, out: Array, lse: Array, q: Array, k: Array, v: Array, start: Array, scale: float, window: int = 0
+) -> None:
+    """Causal grouped-query attention: out, q [T, H, C]; k, v [T, G, C]; lse [H, T] is kept for backward.
+
+    Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0 is none. start [T] (int32) is the index
+    of the first token of t's document. C is at most 256.
+    """
+    _check(_native.attention_forward(ctx._handle, out, lse, q, k, v, start, scale, window))
+
+
+def attention_backward(
+    ctx: Context, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array,
+    k: Array, v: Array, start: Array, scale: float, window: int = 0,
+) -> None:  # fmt: skip
+    """dq [T, H, C], dk and dv [T, G, C] of attention_forward; delta [H, T] is work space."""
+    _check(_native.attention_backward(ctx._handle, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window))
+
+
+def glu_forward(ctx: Context, out: Array, gate: Array, up: Array, kind: str) -> None:
+    """out = act(gate) * up; kind "silu" or "gelu" (tanh-approximated). out may be gate or up."""
+    _check(_native.glu_forward(ctx._handle, out, gate, up, _activation(kind)))
+
+
+def glu_backward(ctx: Context, dgate: Array, dup: Array, dout: Array, gate: Array, up: Array, kind: str) -> None:
+    """dgate and dup of glu_forward; each may be dout or its own forward input."""
+    _check(_native.glu_backward(ctx._handle, dgate, dup, dout, gate, up, _activation(kind)))
+
+
+def add_bias(ctx: Context, x: Array, bias: Array) -> None:
+    """x [T, N] += bias [N]."""
+    _check(_native.add_bias(ctx._handle, x, bias))
+
+
+def add(ctx: Context, x: Array, y: Array) -> None:
+    """x += y."""
+    _check(_native.add(ctx._handle, x, y))
+
+
+def dropout(ctx: Context, out: Array, inp: Array, p: float, seed: int, accumulate: bool = False) -> None:
+    """out = inp * keep / (1 - p), keep a pure function of seed and index, so backward calls it on dout.
+
+    out may be inp when not accumulating.
+    """
+    _check(_native.dropout(ctx._handle, out, inp, p, seed, accumulate))
+
+
+def scale(ctx: Context, x: Array, s: float) -> None:
+    """x *= s."""
+    _check(_native.scale(ctx._handle, x, s))
+
+
+def head_forward(
+    ctx: Context, logp: Array, best: Array | None, logits: Array, h: Array, w: Array, fmt: str, targets: Array
+) -> None:
+    """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
+
+    logits [chunk, V] is work space for chunk tokens at a time.
+    """
+    _check(_native.head_forward(ctx._handle, logp, best, logits, h, w, _format(fmt), targets))
+
+
+def head_backward(
+    ctx: Context, dh: Array, logp: Array, logits: Array, h: Array, w: Array, fmt: str, targets: Array, a: Array
+) -> None:
+    """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as forward."""
+    _check(_native.head_backward(ctx._handle, dh, logp, logits, h, w, _format(fmt), targets, a))
+
+
+def adamw(
+    ctx: Context, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
+    weight_decay: float, step: int,
+) -> None:  # fmt: skip
+    """One step of decoupled AdamW (Loshchilov & Hutter 2019) on param, m and v; step counts from 1."""
+    _check(_native.adamw(ctx._handle, param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step))
+
+
+def sum_squares(ctx: Context, x: Array) -> float:
+    """The sum of x^2, in double, in an order that does not depend on the threads."""
+    out = np.empty(1, np.float64)
+    _check(_native.sum_squares(ctx._handle, out, x))
+    return float(out[0])

@@ -1,0 +1,47 @@
+"""AdamW on the adapter's flat parameters, learning-rate schedules, clipping by the global norm."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import native
+from .config import TrainConfig
+
+EPS = 1e-8
+
+
+def warmup_steps(config: TrainConfig, total: int) -> int:
+    """config.warmup below 1 is a share of all steps, from 1 on a number of steps."""
+    return round(config.warmup * total) if config.warmup < 1 else int(config.warmup)
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Of step 1..total, as transformers' schedules give it: the first step of a warm-up of W has lr * 0 / W.
+
+    To lose no step to a rate of zero, the warm-up here counts from 1: lr * step / (W + 1) for step <= W.
+    """
+    warm = warmup_steps(config, total)
+    if step <= warm:
+        return config.lr * step / (warm + 1)
+    if config.schedule == "constant":
+        return config.lr
+    done = (step - 1 - warm) / max(total - warm, 1)  # 0 at the first step after the warm-up, < 1 at the last
+    return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def clip(ctx: native.Context, grad: np.ndarray, max_norm: float) -> float:
+    """Scales grad [n] to at most max_norm (0: leaves it) and returns the norm before."""
+    norm = math.sqrt(native.sum_squares(ctx, grad))
+    if max_norm and norm > max_norm:
+        native.scale(ctx, grad, max_norm / norm)
+    return norm
+
+
+def adamw(ctx: native.Context, param: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, n_a: int,
+          config: TrainConfig, lr: float, step: int) -> None:
+    """One update (Loshchilov & Hutter 2019). The first n_a parameters are A's, the rest B's, with LoRA+'s own rate."""
+    for part, rate in ((slice(0, n_a), lr), (slice(n_a, None), lr * config.lora_plus)):
+        native.adamw(ctx, param[part], grad[part], m[part], v[part], rate, config.beta1, config.beta2, EPS,
+                     config.weight_decay, step)

@@ -1,0 +1,54 @@
+"""Held-out loss by edgetune's own engine, with any adapter, and no training state."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arena import Arena
+from .bundle import Bundle
+from .data import Dataset
+from .errors import MismatchError
+from .lora import Lora, Pair
+from .model import Decoder, Model, Run, buffers
+from .packing import micro_batches
+from .trainer import thread_count
+
+
+def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, threads: int = 0,
+                micro_batch: int = 1024) -> tuple[float, int]:
+    """(mean -log p of the supervised tokens in natural log, their number)."""
+    model = Model(bundle.gguf)
+    decoder = open_decoder(model, pairs or {}, threads=threads, max_tokens=max(
+        micro_batch, *(e.tokens.size for e in dataset.examples)),
+        max_length=max(e.tokens.size for e in dataset.examples))
+    return decoder.loss(micro_batches(dataset.examples, decoder.run.max_tokens))
+
+
+def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int) -> Decoder:
+    """A decoder for forward passes with any adapter: pairs of lesser rank are padded with zeros."""
+    shapes = model.shape.linear_shapes()
+    places = {name: name.split(".", 2) for name in pairs}
+    for name, (_, block, target) in places.items():
+        n, k = shapes.get(target, (0, 0))
+        if not block.isdigit() or int(block) >= model.shape.n_layer or (
+                pairs[name].b.shape[0], pairs[name].a.shape[1]) != (n, k):
+            raise MismatchError(f"the adapter's pair for {name} does not fit {model.gguf.path}",
+                                "use the model that it was trained on")
+    blocks = [int(block) for _, block, _ in places.values()] or [model.shape.n_layer - 1]
+    rank = max((pair.rank for pair in pairs.values()), default=1)
+    run = Run(max_tokens=max_tokens, max_length=max_length, rank=rank,
+              targets=tuple(sorted({target for _, _, target in places.values()})),
+              blocks=range(min(blocks), max(blocks) + 1), dropout=0.0, keep_all=False, threads=thread_count(threads))
+    decoder = Decoder(model, run, Arena(buffers(model.shape, run)), 1.0)
+    decoder.set_pairs({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
+                       for name, to in decoder.adapted.items()})
+    return decoder
+
+
+def _padded(pair: Pair | None, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> Pair:
+    """The pair at the decoder's rank; a missing one does nothing."""
+    a, b = np.zeros(a_shape, np.float32), np.zeros(b_shape, np.float32)
+    if pair is None:
+        return Pair(a, b, 1.0)
+    a[:pair.rank], b[:, :pair.rank] = pair.a, pair.b
+    return Pair(a, b, pair.scale)

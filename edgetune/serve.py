@@ -1,0 +1,237 @@
+"""A model served by llama.cpp: adapters switched at run time, text generated, log-probabilities measured.
+
+The weights are mapped and loaded once; LoRA adapters are loaded beside them and switched without touching them.
+What the last call computed stays in the cache, and a call that begins with the same tokens goes on from there.
+The cache depends on the adapter, so switching clears it. A reused beginning changes the last bits of the logits
+(other products are computed together): `reset` first where a result must be exactly repeatable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import llamacpp
+from .adapter import open_adapter
+from .context import Context
+from .errors import UnsupportedError, UsageError
+from .gguf import check_model, open_gguf
+from .sampling import Sampler, Sampling, TextStream
+from .tokens import Tokenizer
+
+DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    pointer: Any  # of llama_adapter_lora
+    scale: float
+
+
+class Served:
+    """A base model opened for answers. Close it, or use it as a context manager. For one thread at a time.
+
+    context: tokens that prompt and answer may have together (None: 2048, or fewer if the model was trained on
+    fewer). threads: None for one a physical core. seed: of sampling, where a call names none.
+    Raises FormatError or UnsupportedError for a file that cannot be served, before llama.cpp sees it.
+    """
+
+    def __init__(self, path: str | Path, *, context: int | None = None, threads: int | None = None,
+                 seed: int = 0) -> None:
+        self.path = Path(path)
+        self.seed = seed
+        self.active: str | None = None  # the adapter in use
+        self.base = open_gguf(self.path)
+        check_model(self.base)
+        self._adapters: dict[str, _Loaded] = {}
+        self._llama = llama = llamacpp.load()
+        llamacpp.complaint()
+        self._model = llama.llama_model_load_from_file(os.fsencode(self.path), llama.llama_model_default_params())
+        if not self._model:
+            raise UnsupportedError(f"llama.cpp cannot load {self.path}: {llamacpp.complaint()}",
+                                   "edgetune info FILE says what the file holds")
+        try:
+            self._context = Context(llama, self._model, self._size(context), threads or 0)
+            self.tokenizer = Tokenizer(self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _size(self, context: int | None) -> int:
+        trained = int(self._llama.llama_model_n_ctx_train(self._model))
+        size = min(DEFAULT_CONTEXT, trained) if context is None else context
+        if not 2 <= size <= trained:
+            raise UsageError(f"context is {size} tokens", f"choose from 2 to {trained}, what the model was trained for")
+        return size
+
+    def close(self) -> None:
+        """Free all memory of llama.cpp; closing twice is fine."""
+        if hasattr(self, "tokenizer"):
+            self.tokenizer.close()
+        if hasattr(self, "_context"):
+            self._context.close()
+        for loaded in self._adapters.values():
+            self._llama.llama_adapter_lora_free(loaded.pointer)
+        self._adapters.clear()
+        if self._model:
+            self._llama.llama_model_free(self._model)
+        self._model = None
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._context.size
+
+    # adapters
+
+    def load_adapter(self, path: str | Path, name: str, scale: float = 1.0) -> None:
+        """Load an adapter (a folder, or its adapter.gguf) under a name; `use` switches to it.
+
+        scale: factor on the adapter's effect. Raises FormatError for a file that is no adapter and MismatchError
+        for one that was trained on another base.
+        """
+        if name in self._adapters:
+            raise UsageError(f"an adapter named {name!r} is loaded already", "unload it first or choose another name")
+        self._context.handle  # noqa: B018 - refuses a closed model
+        file = open_adapter(path, self.base).path
+        llamacpp.complaint()
+        pointer = self._llama.llama_adapter_lora_init(self._model, os.fsencode(file))
+        if not pointer:
+            raise UnsupportedError(f"llama.cpp cannot load the adapter {path}: {llamacpp.complaint()}")
+        self._adapters[name] = _Loaded(pointer, scale)
+
+    def use(self, name: str | None) -> None:
+        """Answer with this adapter from now on; None for the base alone."""
+        if name is not None and name not in self._adapters:
+            raise UsageError(f"no adapter named {name!r} is loaded",
+                             f"loaded are {', '.join(self._adapters)}" if self._adapters else "load it first")
+        if name == self.active:
+            return
+        llama, handle = self._llama, self._context.handle
+        if name is None:
+            llama.llama_set_adapters_lora(handle, None, 0, None)
+        else:
+            loaded = self._adapters[name]
+            pointers = (llama.llama_adapter_lora_p_ctypes * 1)(loaded.pointer)
+            llama.llama_set_adapters_lora(handle, pointers, 1, (ctypes.c_float * 1)(loaded.scale))
+        self.active = name
+        self.reset()
+
+    def unload(self, name: str) -> None:
+        """Free an adapter; if it is in use, the base answers alone from now on."""
+        if name not in self._adapters:
+            raise UsageError(f"no adapter named {name!r} is loaded", "adapters() lists those that are")
+        if name == self.active:
+            self.use(None)
+        self._llama.llama_adapter_lora_free(self._adapters.pop(name).pointer)
+
+    def adapters(self) -> list[str]:
+        """Names of the loaded adapters."""
+        return list(self._adapters)
+
+    # answers
+
+    def reset(self) -> None:
+        """Forget what the cache holds: the next call computes all of its tokens."""
+        self._context.clear()
+
+    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 256, temperature: float = 0.0,
+                 top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, seed: int | None = None,
+                 stop: str | Iterable[str] = ()) -> Iterator[str]:
+        """Stream the continuation of a prompt (text, or token ids) in pieces of whole characters.
+
+        Greedy at temperature 0; the same seed and cache give the same text. It ends before a stop string, at a token
+        that ends a turn, after max_tokens, or where the context ends. Raises UsageError for an option out of
+        its range and EdgetuneError for a prompt that leaves no room in the context, both at once.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
+        sampling = Sampling(temperature, top_k, top_p, min_p, self.seed if seed is None else seed).check()
+        tokens = self._tokens(prompt)
+        return self._stream(tokens, min(max_tokens, self.context - len(tokens)), sampling, TextStream(stop))
+
+    def _stream(self, tokens: list[int], budget: int, sampling: Sampling, text: TextStream) -> Iterator[str]:
+        with Sampler(self._llama, sampling) as sampler:
+            for _ in range(budget):
+                self._context.advance(tokens)
+                token = sampler.sample(self._context.handle)
+                if self.tokenizer.is_end(token):
+                    break
+                tokens.append(token)
+                if piece := text.push(self._printed(token)):
+                    yield piece
+                if text.stopped:
+                    return
+        if piece := text.flush():
+            yield piece
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
+             **options: Any) -> Iterator[str]:
+        """Stream the assistant's next message; `options` are those of `generate`.
+
+        The model's own chat template renders the messages (OpenAI's shape) and tools.
+        """
+        return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
+
+    def complete(self, prompts: Sequence[str | Sequence[int]],
+                 max_tokens: int | Sequence[int] = 256) -> Iterator[tuple[int, str]]:
+        """Greedy answers to many prompts, computed together; yields (index of the prompt, its answer) when done.
+
+        Several times as fast as one by one. The cache is empty before, so the same prompts give the same
+        answers. To be exhausted before any other call.
+        """
+        budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
+        tokens = [self._tokens(prompt) for prompt in prompts]
+        for index, answer in self._context.greedy(tokens, budgets, self.tokenizer.is_end):
+            yield index, b"".join(map(self._printed, answer)).decode("utf-8", "replace")
+
+    def _printed(self, token: int) -> bytes:
+        """What a reader sees of a token: nothing of marks such as <|im_start|>."""
+        return b"" if self.tokenizer.is_control(token) else self.tokenizer.piece(token)
+
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt that leaves room for an answer."""
+        tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(map(int, prompt))
+        if not tokens:
+            raise UsageError("the prompt is empty", "give it at least one token")
+        self._context.check(tokens, room=1)
+        return tokens
+
+    # measures
+
+    def logprobs(self, tokens: Sequence[int], wanted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """Natural log-probability of each token given those before it, float32 [T]; [0] is 0.
+
+        wanted: bool [T], where to compute it (0 elsewhere; None: everywhere). Never holds more than 64 rows of logits.
+        """
+        ids = [int(token) for token in tokens]
+        out = np.zeros(len(ids), np.float32)
+        need = np.ones(len(ids), np.bool_) if wanted is None else wanted
+        end = int(np.flatnonzero(need).max(initial=0))  # the tokens after the last wanted one need not be computed
+        for positions, logits in self._context.feed(ids[:end], need[1 : end + 1]):
+            for position, row in zip(positions, logits, strict=True):
+                top = row.max()
+                total = np.exp(row - top).sum(dtype=np.float64)
+                out[position + 1] = float(row[ids[position + 1]]) - float(top) - np.log(total)
+        return out
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each token, float32 [T, V]: for a few tokens, since all of them are held."""
+        ids = [int(token) for token in tokens]
+        parts = [logits.copy() for _, logits in self._context.feed(ids, np.ones(len(ids), np.bool_))]
+        return np.concatenate(parts) if parts else np.empty((0, self._context.n_vocab), np.float32)

@@ -1,0 +1,277 @@
+"""The model's own tokenizer and chat template, exactly as llama.cpp will use them when it serves the model.
+
+Tokens come from llama.cpp itself (the GGUF opened with `vocab_only`: no weights are read), text from the template in
+the GGUF, rendered under the rules that transformers sets for such templates (sandbox, blocks, filters). The tokens that
+a model sees at inference are `encode(render(messages, tools, add_generation_prompt=True), bos=True)`, here and in
+`serve`.
+
+Text that spells a special token ("<|im_end|>" in a user's message) becomes that token, as it does in llama.cpp's server
+and in transformers: a model trained and served with such text sees the same tokens both times. `encode(special=False)`
+keeps it plain text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import DataError, UnsupportedError
+from .llamacpp import complaint, load
+
+CHATML = """\
+{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+_UNMERGED = "\x02"  # no vocabulary merges this control character with its neighbours
+
+
+class Tokenizer:
+    """The vocabulary of one GGUF. Check the file with `gguf.open_gguf` first: llama.cpp trusts what it reads.
+
+    `bos`, `eos`, `eot` are token ids or None; `add_bos` says whether the model wants `bos` at the start of a prompt.
+    `chat_template` is the GGUF's (ChatML for a vocabulary that has its two tokens and no template), or None;
+    `tool_template` takes its place where tools are given, if the GGUF has one. Both may be replaced.
+    Raises UnsupportedError for a tokenizer that llama.cpp does not know or would fail on.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._llama = llama = load()
+        complaint()
+        params = llama.llama_model_default_params()
+        params.vocab_only = True
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise UnsupportedError(
+                f"llama.cpp cannot read the tokenizer of {Path(path).name} ({complaint() or 'no reason given'})",
+                "convert the model again with a current llama.cpp",
+            )
+        self._free = weakref.finalize(self, llama.llama_model_free, model)
+        self._vocabulary = llama.llama_model_get_vocab(model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocabulary)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+        if problem := self._unusable():
+            self.close()
+            raise UnsupportedError(f"the tokenizer of {Path(path).name} {problem}", "use a GGUF of another model")
+        self.bos = self._special(llama.llama_vocab_bos)
+        self.eos = self._special(llama.llama_vocab_eos)
+        self.eot = self._special(llama.llama_vocab_eot)
+        self.add_bos: bool = self.bos is not None and llama.llama_vocab_get_add_bos(self._vocabulary)
+        self._adds_space = self.decode(self.encode(_UNMERGED)) == " " + _UNMERGED
+        self.chat_template: str | None = self._stored_template(model, None)
+        self.tool_template: str | None = self._stored_template(model, b"tool_use")
+        if self.chat_template is None and self._speaks_chatml():
+            self.chat_template = CHATML
+
+    def encode(self, text: str, special: bool = True, bos: bool = False, continues: bool = False) -> list[int]:
+        """Token ids of `text`.
+
+        `special`: text that spells a special token becomes that token. `bos`: a prompt begins here, so put BOS first if
+        the model wants one and the text does not bring it. `continues`: the text goes on after other tokens, so
+        SentencePiece vocabularies must not put their space before it. Raises DataError for half a surrogate pair.
+        """
+        ids = self._encode(text, special)
+        if continues and self._adds_space:
+            # Behind an unmergeable character the text stands within a text; cut that character and its space off again.
+            ids = self._encode(_UNMERGED + text, special)[len(self._encode(_UNMERGED, special)) :]
+        if bos and self.add_bos and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)  # type: ignore[arg-type]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens, special tokens spelled out, bytes that are not UTF-8 replaced."""
+        return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token: what llama.cpp prints for it (a special token's own name)."""
+        if token not in self._pieces:
+            self._pieces[token] = self._piece(self._check(token))
+        return self._pieces[token]
+
+    def is_end(self, token: int) -> bool:
+        """Whether generation stops at this token (end of text, of turn, of message)."""
+        if token not in self._ends:
+            self._ends[token] = bool(self._llama.llama_vocab_is_eog(self._vocab, self._check(token)))
+        return self._ends[token]
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token is a mark such as <|im_start|>, not text."""
+        return bool(self._llama.llama_vocab_is_control(self._vocab, self._check(token)))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The conversation as text, as transformers' `apply_chat_template` writes it.
+
+        OpenAI's liberties are taken out first, as llama.cpp's server does: null fields are dropped, content given as
+        text parts is joined by line breaks, arguments of tool calls given as JSON text become objects.
+        Raises UnsupportedError without a template or for one that does not compile, DataError for a conversation that
+        the template refuses.
+        """
+        template = self.tool_template if tools and self.tool_template else self.chat_template
+        if template is None:
+            raise UnsupportedError("the model has no chat template", "give it plain text, or use a chat model")
+        if tools and "tools" not in template:
+            raise DataError("the model's chat template has no place for tools", "describe them in the system message")
+        if "tool_calls" not in template and any(message.get("tool_calls") for message in messages):
+            raise DataError("the model's chat template has no place for tool calls", "write them as content")
+        bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
+        plain = [_plain(message) for message in messages]
+        try:
+            return _compile(template).render(
+                messages=plain,
+                tools=tools or None,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=bos,
+                eos_token=eos,
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise UnsupportedError(f"the model's chat template does not compile ({error})") from None
+        except Exception as error:  # a template is somebody's program: it can fail in any way
+            reason = str(error) or type(error).__name__
+            raise DataError(f"the model's chat template refuses the conversation ({reason})") from None
+
+    def close(self) -> None:
+        """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
+        self._free()
+
+    @property
+    def _vocab(self) -> Any:
+        if not self._free.alive:
+            raise ValueError("this Tokenizer is closed")
+        return self._vocabulary
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise DataError(f"character {error.start} of the text is half a surrogate pair ({half!r})") from None
+        room = len(data) + 8
+        while True:
+            buffer = np.empty(room, np.int32)
+            into = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            count = self._llama.llama_tokenize(self._vocab, data, len(data), into, room, False, special)
+            if count >= 0:
+                ids: list[int] = buffer[:count].tolist()
+                return ids
+            room = -count  # normalization made it longer than its bytes
+
+    def _piece(self, token: int) -> bytes:
+        room = 64
+        while True:
+            text = ctypes.create_string_buffer(room)
+            length = self._llama.llama_token_to_piece(self._vocab, token, text, room, 0, True)
+            if length >= 0:
+                return text.raw[:length]
+            room = -length
+
+    def _check(self, token: int) -> int:
+        if not 0 <= token < self.n_vocab:
+            raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        return int(token)
+
+    def _special(self, of: Any) -> int | None:
+        token = int(of(self._vocab))
+        return token if 0 <= token < self.n_vocab else None
+
+    def _unusable(self) -> str:
+        """Why llama.cpp would end the process at some text, "" if it would not."""
+        kind = self._llama.llama_vocab_type(self._vocab)
+        if kind == self._llama.LLAMA_VOCAB_TYPE_BPE:
+            return ""
+        if kind != self._llama.LLAMA_VOCAB_TYPE_SPM:
+            return "is neither byte-level BPE nor SentencePiece"
+        missing = {b"<0x%02X>" % byte for byte in range(256)}
+        for token in range(self.n_vocab):
+            missing.discard(self._llama.llama_vocab_get_text(self._vocab, token))
+            if not missing:
+                return ""
+        return f"lacks {len(missing)} of the 256 byte tokens"
+
+    def _stored_template(self, model: Any, name: bytes | None) -> str | None:
+        template = self._llama.llama_model_chat_template(model, name)
+        return template.decode("utf-8", "replace") if template else None
+
+    def _speaks_chatml(self) -> bool:
+        marks = [self.encode(mark) for mark in ("<|im_start|>", "<|im_end|>")]
+        return all(len(mark) == 1 and self.is_control(mark[0]) for mark in marks)
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in message.items() if value is not None}
+    if isinstance(plain.get("content"), list):
+        plain["content"] = "\n".join(map(_part, plain["content"]))
+    if "tool_calls" in plain:
+        if not isinstance(plain["tool_calls"], list):
+            raise DataError("tool_calls is not a list", "write a list of objects, each with a function")
+        plain["tool_calls"] = list(map(_call, plain["tool_calls"]))
+    return plain
+
+
+def _part(part: Any) -> str:
+    if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        raise DataError(f"a message's content has a part of type {kind!r}", "only text parts can be used")
+    return str(part["text"])
+
+
+def _call(call: Any) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError("a tool call has no function with a name", "write objects as in OpenAI's chat format")
+    if not isinstance(function.get("arguments"), str):
+        return dict(call)
+    try:
+        function = {**function, "arguments": json.loads(function["arguments"])}
+    except (ValueError, RecursionError):
+        start = function["arguments"][:40]
+        what = f"the arguments of tool call {function['name']!r} are not JSON ({start!r})"
+        raise DataError(what, "write an object, or an object as JSON text") from None
+    return {**call, "function": function} if "function" in call else function
+
+
+class _Generation(jinja2.ext.Extension):
+    """{% generation %} marks what transformers trains on; here the mark is skipped, `data` finds the spans itself."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(template: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Jinja's own filter escapes HTML; models are trained on plain JSON."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

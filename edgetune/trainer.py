@@ -1,0 +1,212 @@
+"""The trainer that an app embeds: add examples, `step()` in its own loop, evaluate, save.
+
+Memory is one arena, carved from the plan. Nothing here writes files; `train.run` adds folder, metrics and resume.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, adapter, device, objectives, optim, plan
+from .arena import Arena
+from .bundle import Bundle, open_bundle
+from .config import TrainConfig
+from .data import Dataset, load_rows
+from .errors import DataError, Interrupted, MismatchError, NumericsError
+from .lora import Lora, init_pairs, scale_of
+from .model import Decoder, Model, lora_shapes
+from .packing import Example, micro_batches, order, pack
+from .tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. loss: mean over supervised tokens, natural log, before the update."""
+
+    step: int  # counts from 1
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    supervised: int
+    seconds: float
+
+
+class Trainer:
+    """Trains a LoRA on one GGUF (a path or an open Bundle).
+
+    Options are TrainConfig's, as `config` or by name: Trainer("model.gguf", rank=8, lr=1e-3). `longest` sizes the
+    buffers for rows of at most so many tokens (default max_length). Raises EdgetuneError kinds for what a user did.
+    """
+
+    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, longest: int | None = None,
+                 tokenizer: Tokenizer | None = None, **options: Any) -> None:
+        self.config = config = (config or TrainConfig(**options)).check()
+        self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
+        self.model = Model(self.bundle.gguf)
+        self._tokenizer = tokenizer
+        self.plan = make_plan(self.model, config, longest=longest)
+        scale = scale_of(config.alpha, config.rank, config.rslora)
+        pairs = init_pairs(lora_shapes(self.model.shape, self.plan.run), config.rank, scale, config.seed)
+        self.arena = Arena(self.plan.buffers)
+        self.decoder = Decoder(self.model, self.plan.run, self.arena, scale)
+        self.decoder.set_pairs(pairs)
+        self.examples: list[Example] = []
+        self._units: list[list[int]] = []  # rows, or with packing packs of rows
+        self.steps_done = 0
+        self.best_known = False  # True once someone stored a measured best in the arena's `best`
+
+    # ---- data ---------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self.bundle.gguf.path)
+        return self._tokenizer
+
+    def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
+        """Append rows (`messages`, `prompt`/`completion` or `text`) to what is trained on; returns them tokenised."""
+        rows = [rows] if isinstance(rows, dict) else list(rows)
+        dataset = load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
+                            system=self.config.system or None, overflow=self.config.overflow)
+        self.add_examples(dataset.examples)
+        return dataset
+
+    def add_examples(self, examples: Sequence[Example]) -> None:
+        """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
+        for i, example in enumerate(examples):
+            n, limit = example.tokens.size, self.plan.run.max_length
+            if not 2 <= n <= limit:
+                raise DataError(f"example {i} has {n} tokens, this trainer takes 2 to {limit}",
+                                "shorten it or raise max_length")
+            if int(example.tokens.min()) < 0 or int(example.tokens.max()) >= self.model.shape.n_vocab:
+                raise DataError(f"example {i} holds a token id outside 0..{self.model.shape.n_vocab - 1}",
+                                "tokenise it with this model's tokenizer")
+        self.examples.extend(examples)
+        self._units = (pack(self.examples, self.config.max_length) if self.config.packing
+                       else [[i] for i in range(len(self.examples))])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self._units) // self.config.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """By config.steps, or config.epochs of what was added so far."""
+        return self.config.steps or max(1, round(self.config.epochs * self.steps_per_epoch))
+
+    def batch(self, step: int) -> list[Example]:
+        """The examples of step 1, 2, ...; the same for the same seed and data."""
+        epoch, slot = divmod(step - 1, self.steps_per_epoch)
+        rows = order(len(self._units), epoch, self.config.seed, self.config.shuffle)
+        size = self.config.batch_size
+        return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self._units[unit]]
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def step(self, should_stop: Callable[[], bool] | None = None) -> StepResult:
+        """One optimizer step on the next batch: bounded work, batch_size rows of at most max_length tokens.
+
+        should_stop is asked between micro-batches; Interrupted is raised when it says yes, the step is then undone.
+        Raises DataError without examples, NumericsError when loss or gradient is not finite (the adapter stays as it
+        was before the step).
+        """
+        if not self.examples:
+            raise DataError("there is nothing to train on", "add rows first")
+        began, step = time.monotonic(), self.steps_done + 1
+        examples = self.batch(step)
+        total = float(sum(np.count_nonzero(e.weights) and e.weights.sum() for e in examples))
+        if total <= 0:
+            raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
+        grad = self.arena.flat("dlora")
+        grad.fill(0.0)
+        loss, tokens = 0.0, 0
+        for number, micro in enumerate(micro_batches(examples, self.plan.run.max_tokens)):
+            if should_stop is not None and should_stop():
+                raise Interrupted(f"stopped in step {step} of {self.total_steps}", "the step will be done again")
+            weights = micro.weights[micro.weights != 0]
+            self.decoder.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
+            loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
+            tokens += micro.tokens.size
+        self.decoder.dropout_seed = None
+        lr = optim.learning_rate(self.config, step, self.total_steps)
+        norm = self._update(grad, loss / total, lr, step)
+        self.steps_done = step
+        return StepResult(step, loss / total, lr, norm, tokens, int(total), time.monotonic() - began)
+
+    def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
+        norm = optim.clip(self.decoder.ctx, grad, self.config.max_grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NumericsError(f"the loss is {loss} and the gradient's norm {norm} in step {step}",
+                                f"lower the learning rate, now {self.config.lr:g}, or look at the rows of this batch")
+        if not self.best_known:
+            np.copyto(self.arena.flat("best"), self.arena.flat("lora"))  # this adapter's loss was a number
+        n_a = sum(pair.a.size for pair in self.decoder.adapted.values())
+        optim.adamw(self.decoder.ctx, self.arena.flat("lora"), grad, self.arena.flat("adam_m"),
+                    self.arena.flat("adam_v"), n_a, self.config, lr, step)
+        return norm
+
+    def _mask_seed(self, step: int, micro_batch: int) -> int:
+        return int(np.random.SeedSequence([self.config.seed, step, micro_batch]).generate_state(1, np.uint64)[0])
+
+    def train(self, on_step: Callable[[StepResult], None] | None = None) -> list[StepResult]:
+        """All remaining steps."""
+        results = []
+        while self.steps_done < self.total_steps:
+            results.append(self.step())
+            if on_step is not None:
+                on_step(results[-1])
+        return results
+
+    def loss(self, examples: Sequence[Example]) -> tuple[float, int]:
+        """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
+        return self.decoder.loss(micro_batches(examples, self.plan.run.max_tokens))
+
+    # ---- the adapter --------------------------------------------------------------------------------------------
+
+    @property
+    def pairs(self) -> Lora:
+        """The adapter as it stands, copied."""
+        return self.decoder.pairs()
+
+    def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
+        """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
+        adapter.save_adapter(folder, self.pairs, self.bundle.gguf, self.record() | (record or {}))
+
+    def load(self, path: str | Path) -> None:
+        """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""
+        pairs = adapter.open_adapter(path, self.bundle.gguf).pairs
+        wanted = {name: to.a.shape for name, to in self.decoder.adapted.items()}
+        if {name: pair.a.shape for name, pair in pairs.items()} != wanted:
+            raise MismatchError(f"{path} adapts other projections or has another rank than this trainer "
+                                f"(rank {self.config.rank}, {len(wanted)} pairs)", "open a trainer with its options")
+        self.decoder.set_pairs(pairs)
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the model and the options."""
+        gguf = self.bundle.gguf
+        return {"edgetune": __version__,
+                "base": {"name": adapter.base_name(gguf), "path": str(self.bundle.path.resolve()),
+                         "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
+                "options": self.config.to_json(), "seed": self.config.seed, "steps": self.steps_done,
+                "total_steps": self.total_steps, "isa": self.decoder.ctx.isa, "threads": self.plan.run.threads,
+                "peak_rss_mib": device.peak_rss() / 2**20}
+
+
+def make_plan(model: Model, config: TrainConfig, *, longest: int | None = None) -> plan.Plan:
+    """The plan for this model on this machine."""
+    return plan.make(model.shape, config, threads=thread_count(config.threads), longest=longest,
+                     weight_bytes=sum(t.data.nbytes for t in model.gguf.tensors.values()),
+                     process_bytes=device.rss())
+
+
+def thread_count(asked: int) -> int:
+    """asked, or (0) one a core that this process may use."""
+    return asked or device.read_device().cores

@@ -1,0 +1,39 @@
+/* The thin CPython extension: binding.c reads and checks arguments as a spec says, binding_ops.c is the list of specs. */
+#ifndef ET_BINDING_H
+#define ET_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "et.h"
+
+#define MAX_ARRAYS 12
+#define MAX_NUMBERS 8
+
+/* The arguments of a call: arrays, real and whole numbers in order, and sizes by their letter. */
+struct values {
+    void *array[MAX_ARRAYS];
+    double real[MAX_NUMBERS];
+    long long whole[MAX_NUMBERS];
+    int64_t size[128]; /* 0: not known */
+    int format;
+};
+
+/* An op and its spec: a word an argument, its name, a sign for its kind, and its shape as letters.
+ *
+ *   out=TN       float32 [T, N], written          inp:TN    float32 [T, N]
+ *   out!u        float64 [u], written
+ *   tokens@T     int32 [T]                        best?T    int32 [T], written, or None
+ *   w%NK         a weight [N, K] in a format, in two arguments: the bytes (or float32), the format's number
+ *   lr.          a real number                    step#     a whole number
+ *
+ * `*` before the letters: any shape of that many values in all. A letter stands for one size everywhere; the first
+ * array that has it tells it. Small letters may pass 2^31. */
+struct op {
+    const char *name, *spec;
+    int (*call)(et_context *ctx, const struct values *v);
+};
+
+extern const struct op binding_ops[]; /* ends with a nameless one */
+
+#endif

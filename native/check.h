@@ -1,0 +1,34 @@
+/* The harness: check.c walks the rows and checks products, check_ops.c has the other ops. */
+#ifndef ET_CHECK_H
+#define ET_CHECK_H
+
+#include "ref.h"
+
+/* One row under test and its tally. */
+struct check {
+    et_context *ctx;
+    const char *isa;
+    int passed, failed;
+    double worst; /* the largest error / tolerance seen */
+};
+
+/* n floats of noise in [-1, 1), a pure function of seed, with canaries at both ends. Freed by check_free. */
+float *check_floats(size_t n, uint64_t seed);
+/* A copy of x (from check_floats) with its own canaries, for the truth of an op that works in place. */
+float *check_copy(const float *x, size_t n);
+/* n integers in [0, limit), a pure function of seed. */
+int32_t *check_ints(size_t n, int limit, uint64_t seed);
+/* Frees all that the above gave. */
+void check_free(void);
+
+/* One check: got [n] against want [n]; the error is max |got - want| / max |want|, and both must be finite or equal in
+ * kind. Also looks at the canaries around got, which must come from check_floats or check_copy. `what` is printf. */
+__attribute__((format(printf, 6, 7))) void check_close(struct check *c, const float *got, const float *want, size_t n,
+                                                       double tolerance, const char *what, ...);
+/* One check: a fact. */
+__attribute__((format(printf, 3, 4))) void check_true(struct check *c, int fact, const char *what, ...);
+
+/* check_ops.c: all ops but the products, on c's row against ref_*. */
+void check_ops(struct check *c);
+
+#endif

@@ -1,0 +1,272 @@
+/* Checks of all ops but the products, against ref_ops.c, through et.h. Sizes straddle the blocks: one value, less than a
+ * vector, just past a block. */
+#include "check.h"
+
+#include <math.h>
+#include <string.h>
+
+#define COUNT(a) (sizeof(a) / sizeof *(a))
+
+static const double EXACT = 1e-12, CLOSE = 2e-6;
+
+/* ---- norm, rope, glu ----------------------------------------------------------------------------------------- */
+static void check_rmsnorm(struct check *c, int64_t rows, int D, float size) {
+    size_t n = (size_t)(rows * D), R = (size_t)rows;
+    float *inp = check_floats(n, 1), *weight = check_floats((size_t)D, 2), *dout = check_floats(n, 3);
+    float *out = check_floats(n, 4), *rstd = check_floats(R, 5), *want = check_floats(n, 6), *scale = check_floats(R, 7);
+    for (size_t i = 0; i < n; i++)
+        inp[i] *= size;
+    et_rmsnorm_forward(c->ctx, out, rstd, inp, weight, 1e-6f, rows, D);
+    ref_rmsnorm_forward(NULL, want, scale, inp, weight, 1e-6f, rows, D);
+    check_close(c, out, want, n, CLOSE, "rmsnorm_forward rows %d D %d size %g", (int)rows, D, size);
+    check_close(c, rstd, scale, R, CLOSE, "rmsnorm_forward rstd rows %d D %d size %g", (int)rows, D, size);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        float *dinp = check_floats(n, 8), *truth = check_copy(dinp, n);
+        et_rmsnorm_backward(c->ctx, dinp, dout, inp, weight, scale, accumulate, rows, D);
+        ref_rmsnorm_backward(NULL, truth, dout, inp, weight, scale, accumulate, rows, D);
+        check_close(c, dinp, truth, n, CLOSE, "rmsnorm_backward rows %d D %d accumulate %d", (int)rows, D, accumulate);
+    }
+    float *in_place = check_copy(dout, n), *norm_in_place = check_copy(inp, n), *truth = check_floats(n, 9);
+    et_rmsnorm_backward(c->ctx, in_place, in_place, inp, weight, scale, 0, rows, D);
+    ref_rmsnorm_backward(NULL, truth, dout, inp, weight, scale, 0, rows, D);
+    check_close(c, in_place, truth, n, CLOSE, "rmsnorm_backward in place rows %d D %d", (int)rows, D);
+    et_rmsnorm_forward(c->ctx, norm_in_place, rstd, norm_in_place, weight, 1e-6f, rows, D);
+    check_close(c, norm_in_place, want, n, CLOSE, "rmsnorm_forward in place rows %d D %d", (int)rows, D);
+    check_free();
+}
+
+static void check_rope(struct check *c, int neox, int T, int H, int C, int n_rot) {
+    enum { P = 40 };
+    size_t n = (size_t)T * H * C, angles = (size_t)P * (n_rot / 2);
+    float *x = check_floats(n, 1), *cosines = check_floats(angles, 2), *sines = check_floats(angles, 3);
+    float *before = check_copy(x, n), *want = check_copy(x, n);
+    int32_t *positions = check_ints((size_t)T, P, 4);
+    for (size_t i = 0; i < angles; i++) {
+        float angle = cosines[i] * 3.0f;
+        cosines[i] = cosf(angle);
+        sines[i] = sinf(angle);
+    }
+    et_rope(c->ctx, x, cosines, sines, positions, neox, 1.0f, T, H, C, n_rot, P);
+    ref_rope(NULL, want, cosines, sines, positions, neox, 1.0f, T, H, C, n_rot, P);
+    check_close(c, x, want, n, CLOSE, "rope neox %d T %d H %d C %d n_rot %d", neox, T, H, C, n_rot);
+    et_rope(c->ctx, x, cosines, sines, positions, neox, -1.0f, T, H, C, n_rot, P);
+    check_close(c, x, before, n, CLOSE, "rope and back neox %d T %d H %d C %d n_rot %d", neox, T, H, C, n_rot);
+    check_free();
+}
+
+static void check_glu(struct check *c, int kind, int64_t n, float size) {
+    size_t N = (size_t)n;
+    float *gate = check_floats(N, 1), *up = check_floats(N, 2), *dout = check_floats(N, 3);
+    float *want = check_floats(N, 4), *dgate = check_floats(N, 5), *dup = check_floats(N, 6);
+    for (size_t i = 0; i < N; i++)
+        gate[i] *= size;
+    float *out = check_copy(gate, N), *own_gate = check_copy(gate, N), *own_up = check_copy(up, N);
+    float *own_dout = check_copy(dout, N), *second_up = check_copy(up, N);
+    et_glu_forward(c->ctx, out, out, up, kind, n);
+    ref_glu_forward(NULL, want, gate, up, kind, n);
+    check_close(c, out, want, N, CLOSE, "glu_forward kind %d n %d size %g", kind, (int)n, size);
+    et_glu_backward(c->ctx, own_gate, own_up, dout, own_gate, own_up, kind, n);
+    ref_glu_backward(NULL, dgate, dup, dout, gate, up, kind, n);
+    check_close(c, own_gate, dgate, N, CLOSE, "glu_backward dgate kind %d n %d size %g", kind, (int)n, size);
+    check_close(c, own_up, dup, N, CLOSE, "glu_backward dup kind %d n %d size %g", kind, (int)n, size);
+    et_glu_backward(c->ctx, own_dout, second_up, own_dout, gate, second_up, kind, n);
+    check_close(c, own_dout, dgate, N, CLOSE, "glu_backward dgate over dout kind %d n %d", kind, (int)n);
+    check_close(c, second_up, dup, N, CLOSE, "glu_backward dup over up kind %d n %d", kind, (int)n);
+    check_free();
+}
+
+/* Extreme gates: finite inputs give finite outputs, NaN comes out where it went in and nowhere else. */
+static void check_glu_extremes(struct check *c) {
+    static const float values[] = {0.0f, 1e30f, -1e30f, 88.8f, -88.8f, 104.0f, -104.0f, 1e-40f, NAN, 3e38f, -3e38f};
+    enum { N = COUNT(values) };
+    for (int kind = 0; kind < 2; kind++) {
+        float *gate = check_floats(N, 1), *up = check_floats(N, 2), *out = check_floats(N, 3), *dup = check_floats(N, 4);
+        memcpy(gate, values, sizeof values);
+        et_glu_forward(c->ctx, out, gate, up, kind, N);
+        int good = 1;
+        for (int i = 0; i < N; i++)
+            good &= isnan(gate[i]) ? isnan(out[i]) : isfinite(out[i]);
+        check_true(c, good, "glu_forward of extreme gates kind %d", kind);
+        et_glu_backward(c->ctx, out, dup, up, gate, up, kind, N);
+        good = 1;
+        for (int i = 0; i < N; i++)
+            good &= isnan(gate[i]) ? isnan(out[i]) && isnan(dup[i]) : isfinite(out[i]) && isfinite(dup[i]);
+        check_true(c, good, "glu_backward of extreme gates kind %d", kind);
+        check_free();
+    }
+}
+
+/* ---- attention ----------------------------------------------------------------------------------------------- */
+struct attention_case {
+    int T, H, G, C, window, documents;
+    float size; /* of q: large gives sharp distributions */
+};
+
+static int32_t *document_starts(int T, int documents) {
+    int32_t *start = check_ints((size_t)T, 1, 0);
+    for (int t = 0; t < T; t++)
+        start[t] = (int32_t)((int64_t)t * documents / T * T + documents - 1) / documents;
+    return start;
+}
+
+static void check_attention(struct check *c, struct attention_case a) {
+    size_t n = (size_t)a.T * a.H * a.C, m = (size_t)a.T * a.G * a.C, rows = (size_t)a.H * a.T;
+    float *q = check_floats(n, 1), *k = check_floats(m, 2), *v = check_floats(m, 3), *dout = check_floats(n, 4);
+    float *got[] = {check_floats(n, 5), check_floats(rows, 6), check_floats(n, 7), check_floats(m, 8),
+                    check_floats(m, 9), check_floats(rows, 10)};
+    float *want[] = {check_floats(n, 0), check_floats(rows, 0), check_floats(n, 0), check_floats(m, 0),
+                     check_floats(m, 0), check_floats(rows, 0)};
+    static const char *const names[] = {"out", "lse", "dq", "dk", "dv", "delta"};
+    size_t sizes[] = {n, rows, n, m, m, rows};
+    const int32_t *start = document_starts(a.T, a.documents);
+    float scale = 1.0f / sqrtf((float)a.C);
+    for (size_t i = 0; i < n; i++)
+        q[i] *= a.size;
+    et_attention_forward(c->ctx, got[0], got[1], q, k, v, start, scale, a.window, a.T, a.H, a.G, a.C);
+    ref_attention_forward(NULL, want[0], want[1], q, k, v, start, scale, a.window, a.T, a.H, a.G, a.C);
+    et_attention_backward(c->ctx, got[2], got[3], got[4], got[5], dout, got[0], got[1], q, k, v, start, scale, a.window,
+                          a.T, a.H, a.G, a.C);
+    ref_attention_backward(NULL, want[2], want[3], want[4], want[5], dout, want[0], want[1], q, k, v, start, scale,
+                           a.window, a.T, a.H, a.G, a.C);
+    for (size_t i = 0; i < COUNT(names); i++)
+        check_close(c, got[i], want[i], sizes[i], a.size > 10.0f ? 1e-4 : 1e-5,
+                    "attention %s T %d H %d G %d C %d window %d documents %d size %g", names[i], a.T, a.H, a.G, a.C,
+                    a.window, a.documents, a.size);
+    check_free();
+}
+
+static void check_attentions(struct check *c) {
+    static const struct attention_case cases[] = {
+        {1, 1, 1, 32, 0, 1, 1},   {2, 3, 1, 64, 0, 1, 1},   {17, 2, 2, 80, 0, 1, 1},  {130, 3, 1, 64, 0, 1, 1},
+        {65, 3, 3, 128, 0, 1, 4}, {67, 2, 1, 256, 0, 1, 1}, {130, 3, 1, 32, 0, 5, 1}, {200, 2, 1, 32, 0, 200, 1},
+        {130, 2, 2, 32, 1, 1, 1}, {150, 2, 1, 64, 7, 1, 1}, {260, 1, 1, 32, 64, 1, 1}, {260, 1, 1, 32, 100, 3, 1},
+        {129, 3, 1, 33, 0, 2, 1}, {70, 1, 1, 2, 0, 1, 1},   {130, 2, 1, 64, 0, 1, 200},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++)
+        check_attention(c, cases[i]);
+}
+
+/* A NaN reaches the queries that see it and no query of its own block's past. */
+static void check_attention_nan(struct check *c) {
+    enum { T = 20, C = 32 };
+    float *q = check_floats(T * C, 1), *k = check_floats(T * C, 2), *v = check_floats(T * C, 3);
+    float *out = check_floats(T * C, 4), *lse = check_floats(T, 5);
+    int good = 1;
+    k[10 * C] = NAN;
+    et_attention_forward(c->ctx, out, lse, q, k, v, document_starts(T, 1), 1.0f, 0, T, 1, 1, C);
+    for (int t = 0; t < T; t++)
+        good &= t < 10 ? isfinite(out[t * C]) && isfinite(lse[t]) : isnan(out[t * C]) && isnan(lse[t]);
+    check_true(c, good, "attention_forward of a NaN key");
+    check_free();
+}
+
+/* ---- head ---------------------------------------------------------------------------------------------------- */
+static void check_head(struct check *c, int T, int V, int D, int chunk, float size) {
+    size_t n = (size_t)T * D, rows = (size_t)T;
+    float *h = check_floats(n, 1), *w = check_floats((size_t)V * D, 2), *a = check_floats(rows, 3);
+    float *logits = check_floats((size_t)chunk * V, 4), *dh = check_floats(n, 5), *want = check_floats(n, 6);
+    float *logp = check_floats(rows, 7), *truth = check_floats(rows, 8);
+    int32_t *targets = check_ints(rows, V, 9), *best = check_ints(rows, V, 10), *top = check_ints(rows, V, 11);
+    for (size_t i = 0; i < n; i++)
+        h[i] *= size;
+    a[0] = 0.0f;
+    et_head_forward(c->ctx, logp, best, logits, h, w, ET_F32, targets, chunk, T, V, D);
+    ref_head_forward(NULL, truth, top, NULL, h, w, ET_F32, targets, chunk, T, V, D);
+    check_close(c, logp, truth, rows, CLOSE, "head_forward T %d V %d D %d chunk %d size %g", T, V, D, chunk, size);
+    check_true(c, !memcmp(best, top, rows * sizeof *best), "head_forward best T %d V %d D %d chunk %d", T, V, D, chunk);
+    et_head_forward(c->ctx, logp, NULL, logits, h, w, ET_F32, targets, chunk, T, V, D);
+    check_close(c, logp, truth, rows, CLOSE, "head_forward without best T %d V %d D %d", T, V, D);
+    et_head_backward(c->ctx, dh, logp, logits, h, w, ET_F32, targets, a, chunk, T, V, D);
+    ref_head_backward(NULL, want, truth, NULL, h, w, ET_F32, targets, a, chunk, T, V, D);
+    check_close(c, logp, truth, rows, CLOSE, "head_backward logp T %d V %d D %d chunk %d", T, V, D, chunk);
+    check_close(c, dh, want, n, 1e-5, "head_backward T %d V %d D %d chunk %d size %g", T, V, D, chunk, size);
+    check_free();
+}
+
+/* ---- element by element -------------------------------------------------------------------------------------- */
+static void check_sums(struct check *c, int T, int N) {
+    size_t n = (size_t)T * N;
+    float *x = check_floats(n, 1), *y = check_floats(n, 2), *want = check_copy(x, n);
+    double got = 0.0, sum = 0.0;
+    et_add(c->ctx, x, y, (int64_t)n);
+    ref_add(NULL, want, y, (int64_t)n);
+    check_close(c, x, want, n, EXACT, "add n %d", (int)n);
+    et_add_bias(c->ctx, x, y, T, N);
+    ref_add_bias(NULL, want, y, T, N);
+    check_close(c, x, want, n, EXACT, "add_bias T %d N %d", T, N);
+    et_scale(c->ctx, x, -0.37f, (int64_t)n);
+    ref_scale(NULL, want, -0.37f, (int64_t)n);
+    check_close(c, x, want, n, EXACT, "scale n %d", (int)n);
+    et_sum_squares(c->ctx, &got, x, (int64_t)n);
+    ref_sum_squares(NULL, &sum, x, (int64_t)n);
+    check_true(c, fabs(got - sum) <= 1e-13 * sum, "sum_squares n %d: %.17g, not %.17g", (int)n, got, sum);
+    check_free();
+}
+
+static void check_dropout(struct check *c, float p, int64_t n) {
+    size_t N = (size_t)n;
+    uint64_t seed = 0x123456789abcdefu;
+    float *inp = check_floats(N, 1), *out = check_floats(N, 2), *want = check_copy(out, N);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        et_dropout(c->ctx, out, inp, p, seed, accumulate, n);
+        ref_dropout(NULL, want, inp, p, seed, accumulate, n);
+        check_close(c, out, want, N, 2e-7, "dropout p %g n %d accumulate %d", p, (int)n, accumulate);
+    }
+    float *in_place = check_copy(inp, N);
+    et_dropout(c->ctx, in_place, in_place, p, seed, 0, n);
+    ref_dropout(NULL, want, inp, p, seed, 0, n);
+    check_close(c, in_place, want, N, 2e-7, "dropout in place p %g n %d", p, (int)n);
+    if (p == 0.0f)
+        check_true(c, !memcmp(in_place, inp, N * sizeof *inp), "dropout p 0 is the identity, n %d", (int)n);
+    check_free();
+}
+
+static void check_adamw(struct check *c, int64_t n, int64_t step, float weight_decay) {
+    size_t N = (size_t)n;
+    float *param = check_floats(N, 1), *grad = check_floats(N, 2), *m = check_floats(N, 3), *v = check_floats(N, 4);
+    for (size_t i = 0; i < N; i++)
+        v[i] = v[i] * v[i];
+    grad[0] = m[0] = v[0] = 0.0f; /* eps alone stands below the line */
+    float *params = check_copy(param, N), *ms = check_copy(m, N), *vs = check_copy(v, N);
+    et_adamw(c->ctx, param, grad, m, v, 1e-2f, 0.9f, 0.999f, 1e-8f, weight_decay, step, n);
+    ref_adamw(NULL, params, grad, ms, vs, 1e-2f, 0.9f, 0.999f, 1e-8f, weight_decay, step, n);
+    check_close(c, param, params, N, CLOSE, "adamw param n %d step %d decay %g", (int)n, (int)step, weight_decay);
+    check_close(c, m, ms, N, CLOSE, "adamw m n %d step %d", (int)n, (int)step);
+    check_close(c, v, vs, N, CLOSE, "adamw v n %d step %d", (int)n, (int)step);
+    check_free();
+}
+
+void check_ops(struct check *c) {
+    static const int widths[] = {2, 3, 16, 64, 130, 576};
+    static const int64_t lengths[] = {1, 7, 64, 1000, 16384, 40001};
+    for (size_t i = 0; i < COUNT(widths); i++) {
+        check_rmsnorm(c, 1, widths[i], 1.0f);
+        check_rmsnorm(c, 130, widths[i], 1e3f);
+        check_sums(c, 1, widths[i]);
+        check_sums(c, 37, widths[i]);
+    }
+    check_rmsnorm(c, 2, 20000, 1e-4f);
+    check_sums(c, 3, 40001);
+    for (int neox = 0; neox < 2; neox++) {
+        check_rope(c, neox, 1, 1, 2, 2);
+        check_rope(c, neox, 17, 3, 64, 64);
+        check_rope(c, neox, 130, 2, 80, 32);
+        check_rope(c, neox, 5, 1, 256, 6);
+    }
+    for (size_t i = 0; i < COUNT(lengths); i++) {
+        for (int kind = 0; kind < 2; kind++) {
+            check_glu(c, kind, lengths[i], 1.0f);
+            check_glu(c, kind, lengths[i], lengths[i] == 1 ? 2.0f : 30.0f);
+        }
+        check_dropout(c, 0.0f, lengths[i]);
+        check_dropout(c, 0.1f, lengths[i]);
+        check_adamw(c, lengths[i], 1, 0.0f);
+        check_adamw(c, lengths[i], 1000, 0.1f);
+    }
+    check_glu_extremes(c);
+    check_attentions(c);
+    check_attention_nan(c);
+    check_head(c, 1, 5, 32, 1, 1.0f);
+    check_head(c, 5, 300, 64, 2, 1.0f);
+    check_head(c, 17, 1001, 96, 16, 20.0f);
+}

@@ -1,0 +1,156 @@
+/* The door: what the CPU can run, which row that is, and every argument check there is. The rows assert nothing. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "dispatch.h"
+#include "quant.h"
+
+/* ---- formats ----------------------------------------------------------------------------------------------- */
+
+#define FORMAT(name, block, bytes)                                                                                     \
+    case ET_##name:                                                                                                    \
+        return FIELD(block, bytes);
+
+int et_format_block(int format) {
+    switch (format) {
+#define FIELD(block, bytes) block
+        ET_FORMATS(FORMAT)
+#undef FIELD
+    }
+    return ET_BAD_FORMAT;
+}
+
+int et_format_bytes(int format) {
+    switch (format) {
+#define FIELD(block, bytes) bytes
+        ET_FORMATS(FORMAT)
+#undef FIELD
+    }
+    return ET_BAD_FORMAT;
+}
+
+/* ---- features ---------------------------------------------------------------------------------------------- */
+
+struct feature {
+    const char *name;
+    unsigned bit;
+    unsigned long present;
+};
+
+/* __builtin_cpu_supports asks the CPU and, by xgetbv, the OS; so does HWCAP. */
+#if defined __x86_64__ || defined __i386__
+#define ET_X86
+#define FEATURES(f)                                                                                                    \
+    const struct feature f[] = {                                                                                       \
+        {"avx2", CPU_AVX2, __builtin_cpu_supports("avx2")},                                                            \
+        {"fma", CPU_FMA, __builtin_cpu_supports("fma")},                                                               \
+        {"avx512f", CPU_AVX512F, __builtin_cpu_supports("avx512f")},                                                   \
+        {"avx512bw", CPU_AVX512BW, __builtin_cpu_supports("avx512bw")},                                                \
+        {"avx512vl", CPU_AVX512VL, __builtin_cpu_supports("avx512vl")},                                                \
+        {"avx512dq", CPU_AVX512DQ, __builtin_cpu_supports("avx512dq")},                                                \
+        {"avx512vnni", CPU_AVX512VNNI, __builtin_cpu_supports("avx512vnni")},                                          \
+        {NULL, 0, 0},                                                                                                  \
+    }
+#elif defined __aarch64__ && defined __linux__
+#include <sys/auxv.h>
+#define ET_ARM
+#define FEATURES(f)                                                                                                    \
+    const struct feature f[] = {                                                                                       \
+        {"atomics", CPU_ATOMICS, getauxval(AT_HWCAP) >> 8 & 1},                                                        \
+        {"dotprod", CPU_DOTPROD, getauxval(AT_HWCAP) >> 20 & 1},                                                       \
+        {"i8mm", CPU_I8MM, getauxval(AT_HWCAP2) >> 13 & 1},                                                            \
+        {"bf16", CPU_BF16, getauxval(AT_HWCAP2) >> 14 & 1},                                                            \
+        {NULL, 0, 0},                                                                                                  \
+    }
+#else
+#define FEATURES(f) const struct feature f[] = {{NULL, 0, 0}}
+#endif
+
+static unsigned cpu_bits(void) {
+    unsigned bits = 0;
+    FEATURES(list);
+    for (const struct feature *f = list; f->name; f++)
+        bits |= f->present ? f->bit : 0;
+    return bits;
+}
+
+const char *et_cpu_features(void) {
+    static _Thread_local char text[256];
+    text[0] = 0;
+    FEATURES(list);
+    for (const struct feature *f = list; f->name; f++)
+        if (f->present) {
+            strcat(text, text[0] ? " " : "");
+            strcat(text, f->name);
+        }
+    return text;
+}
+
+/* ---- rows -------------------------------------------------------------------------------------------------- */
+
+#ifdef ET_X86
+#define ISA_X86(name) ISA_ANY(name)
+#else
+#define ISA_X86(name)
+#endif
+#ifdef ET_ARM
+#define ISA_ARM(name) ISA_ANY(name)
+#else
+#define ISA_ARM(name)
+#endif
+#define ISA(architecture, name, flags) ISA_##architecture(name)
+
+#define ISA_ANY(name) extern const struct et_row et_row_##name;
+#include "isas.def"
+#undef ISA_ANY
+
+static const struct et_row *const rows[] = {
+#define ISA_ANY(name) &et_row_##name,
+#include "isas.def"
+#undef ISA_ANY
+};
+#define ROWS ((int)(sizeof rows / sizeof rows[0]))
+
+/* 1 if `name` is in the comma list EDGETUNE_ISA, or there is none. */
+static int allowed(const char *name) {
+    const char *list = getenv("EDGETUNE_ISA");
+    size_t n = strlen(name);
+    if (!list || !*list)
+        return 1;
+    for (const char *p = list; p; p = strchr(p, ',')) {
+        p += *p == ',';
+        if (strncmp(p, name, n) == 0 && (p[n] == 0 || p[n] == ','))
+            return 1;
+    }
+    return 0;
+}
+
+const char *et_isa_name(int i) { return i >= 0 && i < ROWS ? rows[i]->name : NULL; }
+
+int et_isa_usable(int i) {
+    return i >= 0 && i < ROWS && !(rows[i]->needs & ~cpu_bits()) && allowed(rows[i]->name);
+}
+
+/* ---- context ----------------------------------------------------------------------------------------------- */
+
+#define MAX_THREADS 1024
+
+size_t et_scratch_bytes(int threads) {
+    if (threads < 1 || threads > MAX_THREADS)
+        return 0;
+    return (ET_SHARED_FLOATS + (size_t)threads * ET_THREAD_FLOATS) * sizeof(float) + 64;
+}
+
+int et_context_create(et_context **ctx, const char *isa, int threads, void *scratch, size_t scratch_bytes) {
+    if (!ctx || threads < 1 || threads > MAX_THREADS)
+        return ET_BAD_ARGUMENT;
+    if (!scratch || scratch_bytes < et_scratch_bytes(threads))
+        return ET_NO_MEMORY;
+    float *aligned = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    for (int i = 0; i < ROWS; i++)
+        if (et_isa_usable(i) && (!isa || strcmp(isa, rows[i]->name) == 0))
+            return et_pool_create(ctx, rows[i], threads, aligned);
+    return ET_NO_ISA;
+}
+
+const char *et_context_isa(const et_context *ctx) { return et_context_row(ctx)->name; }

@@ -1,0 +1,41 @@
+/* Checks that the doors of dispatch.c and dispatch_ops.c share. */
+#ifndef ET_DISPATCH_H
+#define ET_DISPATCH_H
+
+#include "pool.h"
+
+/* Leaves the function with `code` unless `fact`. */
+#define NEED(fact, code)                                                                                               \
+    do {                                                                                                               \
+        if (!(fact))                                                                                                   \
+            return code;                                                                                               \
+    } while (0)
+
+#define NEED_POSITIVE(a, b, c) NEED((a) > 0 && (b) > 0 && (c) > 0, ET_BAD_ARGUMENT)
+#define NEED_ALL(...) NEED(all_set((const void *const[]){__VA_ARGS__, &all_set_end}), ET_BAD_ARGUMENT)
+
+static const char all_set_end = 0;
+
+/* 1 if no pointer of the list, which ends with &all_set_end, is NULL. */
+static inline int all_set(const void *const *p) {
+    for (; *p != &all_set_end; p++)
+        if (!*p)
+            return 0;
+    return 1;
+}
+
+/* ET_OK if rows of `columns` weights can be in `format`. */
+static inline int check_format(int format, int64_t columns) {
+    int block = et_format_block(format);
+    return block < 0 ? ET_BAD_FORMAT : columns % block ? ET_BAD_ARGUMENT : ET_OK;
+}
+
+/* 1 if 0 <= x[i] < limit for all n. */
+static inline int all_below(const int32_t *x, int n, int limit) {
+    for (int i = 0; i < n; i++)
+        if (x[i] < 0 || x[i] >= limit)
+            return 0;
+    return 1;
+}
+
+#endif

@@ -1,0 +1,174 @@
+/* One door an op: its checks, then the row's function. */
+#include <math.h>
+
+#include "dispatch.h"
+
+#define RUN(op, ...) (et_context_row(ctx)->op(ctx, __VA_ARGS__), ET_OK)
+
+/* What both products with a frozen weight [N, K] need. */
+static int check_product(const void *out, const void *inp, const void *w, int format, int T, int N, int K) {
+    NEED_ALL(out, inp, w);
+    NEED_POSITIVE(T, N, K);
+    return check_format(format, K);
+}
+
+int et_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
+                      int accumulate, int T, int N, int K) {
+    int code = check_product(out, inp, w, format, T, N, K);
+    return code ? code : RUN(matmul_forward, out, inp, w, format, scale, accumulate, T, N, K);
+}
+
+int et_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
+                       int accumulate, int T, int N, int K) {
+    int code = check_product(dinp, dout, w, format, T, N, K);
+    return code ? code : RUN(matmul_backward, dinp, dout, w, format, scale, accumulate, T, N, K);
+}
+
+int et_matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,
+                      int K) {
+    NEED_ALL(dw, dout, inp);
+    NEED_POSITIVE(T, N, K);
+    return RUN(matmul_dweight, dw, dout, inp, scale, T, N, K);
+}
+
+int et_dequantize(et_context *ctx, float *out, const void *w, int format, int64_t n) {
+    NEED_ALL(out, w);
+    NEED_POSITIVE(n, 1, 1);
+    int code = check_format(format, n);
+    return code ? code : RUN(dequantize, out, w, format, n);
+}
+
+int et_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, int format, float scale, int T, int V,
+             int D) {
+    NEED_ALL(out, tokens, w);
+    NEED_POSITIVE(T, V, D);
+    int code = check_format(format, D);
+    NEED(!code, code);
+    NEED(all_below(tokens, T, V), ET_BAD_INDEX);
+    return RUN(embed, out, tokens, w, format, scale, T, V, D);
+}
+
+int et_rmsnorm_forward(et_context *ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,
+                       int64_t rows, int D) {
+    NEED_ALL(out, rstd, inp, weight);
+    NEED_POSITIVE(rows, D, 1);
+    NEED(eps >= 0, ET_BAD_ARGUMENT);
+    return RUN(rmsnorm_forward, out, rstd, inp, weight, eps, rows, D);
+}
+
+int et_rmsnorm_backward(et_context *ctx, float *dinp, const float *dout, const float *inp, const float *weight,
+                        const float *rstd, int accumulate, int64_t rows, int D) {
+    NEED_ALL(dinp, dout, inp, weight, rstd);
+    NEED_POSITIVE(rows, D, 1);
+    return RUN(rmsnorm_backward, dinp, dout, inp, weight, rstd, accumulate, rows, D);
+}
+
+int et_rope(et_context *ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,
+            float sign, int T, int H, int C, int n_rot, int P) {
+    NEED_ALL(x, cos, sin, positions);
+    NEED_POSITIVE(T, H, C);
+    NEED_POSITIVE(n_rot, P, 1);
+    NEED(n_rot % 2 == 0 && n_rot <= C && (sign == 1 || sign == -1), ET_BAD_ARGUMENT);
+    NEED(all_below(positions, T, P), ET_BAD_INDEX);
+    return RUN(rope, x, cos, sin, positions, neox, sign, T, H, C, n_rot, P);
+}
+
+/* What both directions of attention need of sizes and document starts. */
+static int check_attention(const int32_t *start, int window, int T, int H, int G, int C) {
+    NEED_POSITIVE(T, H, G);
+    NEED(C > 0 && C <= ET_MAX_HEAD && H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
+    for (int t = 0; t < T; t++)
+        NEED(start[t] >= 0 && start[t] <= t && (t == 0 || start[t] >= start[t - 1]), ET_BAD_INDEX);
+    return ET_OK;
+}
+
+int et_attention_forward(et_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
+                         const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+    NEED_ALL(out, lse, q, k, v, start);
+    int code = check_attention(start, window, T, H, G, C);
+    return code ? code : RUN(attention_forward, out, lse, q, k, v, start, scale, window, T, H, G, C);
+}
+
+int et_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, float *delta, const float *dout,
+                          const float *out, const float *lse, const float *q, const float *k, const float *v,
+                          const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+    NEED_ALL(dq, dk, dv, delta, dout, out, lse, q, k, v, start);
+    int code = check_attention(start, window, T, H, G, C);
+    return code ? code
+                : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window, T, H, G, C);
+}
+
+int et_glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n) {
+    NEED_ALL(out, gate, up);
+    NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
+    return RUN(glu_forward, out, gate, up, kind, n);
+}
+
+int et_glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+                    int kind, int64_t n) {
+    NEED_ALL(dgate, dup, dout, gate, up);
+    NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
+    return RUN(glu_backward, dgate, dup, dout, gate, up, kind, n);
+}
+
+int et_add_bias(et_context *ctx, float *x, const float *bias, int T, int N) {
+    NEED_ALL(x, bias);
+    NEED_POSITIVE(T, N, 1);
+    return RUN(add_bias, x, bias, T, N);
+}
+
+int et_add(et_context *ctx, float *x, const float *y, int64_t n) {
+    NEED_ALL(x, y);
+    NEED_POSITIVE(n, 1, 1);
+    return RUN(add, x, y, n);
+}
+
+int et_dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n) {
+    NEED_ALL(out, inp);
+    NEED(n > 0 && p >= 0 && p < 1, ET_BAD_ARGUMENT);
+    return RUN(dropout, out, inp, p, seed, accumulate, n);
+}
+
+/* What both directions of the head need. */
+static int check_head(int format, const int32_t *targets, int chunk, int T, int V, int D) {
+    NEED_POSITIVE(T, V, D);
+    NEED_POSITIVE(chunk, 1, 1);
+    int code = check_format(format, D);
+    NEED(!code, code);
+    NEED(all_below(targets, T, V), ET_BAD_INDEX);
+    return ET_OK;
+}
+
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
+                    int format, const int32_t *targets, int chunk, int T, int V, int D) {
+    NEED_ALL(logp, logits, h, w, targets);
+    int code = check_head(format, targets, chunk, T, V, D);
+    return code ? code : RUN(head_forward, logp, best, logits, h, w, format, targets, chunk, T, V, D);
+}
+
+int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w, int format,
+                     const int32_t *targets, const float *a, int chunk, int T, int V, int D) {
+    NEED_ALL(dh, logp, logits, h, w, targets, a);
+    int code = check_head(format, targets, chunk, T, V, D);
+    return code ? code : RUN(head_backward, dh, logp, logits, h, w, format, targets, a, chunk, T, V, D);
+}
+
+int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,
+             float eps, float weight_decay, int64_t step, int64_t n) {
+    NEED_ALL(param, grad, m, v);
+    NEED_POSITIVE(step, n, 1);
+    NEED(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1 && eps >= 0, ET_BAD_ARGUMENT);
+    return RUN(adamw, param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step, n);
+}
+
+int et_sum_squares(et_context *ctx, double *out, const float *x, int64_t n) {
+    NEED_ALL(out, x);
+    NEED_POSITIVE(n, 1, 1);
+    return RUN(sum_squares, out, x, n);
+}
+
+int et_scale(et_context *ctx, float *x, float s, int64_t n) {
+    NEED_ALL(x);
+    NEED_POSITIVE(n, 1, 1);
+    return RUN(scale, x, s, n);
+}

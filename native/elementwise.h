@@ -1,0 +1,190 @@
+/* Element by element: add, bias, scale, dropout, AdamW and the sum of squares. A vector is loaded before its place is
+ * stored, so the in-place uses that et.h allows are safe. */
+
+/* ---- add, bias, scale ---------------------------------------------------------------------------------------- */
+struct add_args {
+    float *x;
+    const float *y;
+    int64_t n;
+};
+
+static void add_task(void *arg, int task, int thread) {
+    (void)thread;
+    const struct add_args *a = arg;
+    struct range r = task_values(task, a->n);
+    for (int64_t i = r.begin; i < r.end; i += VL)
+        vstore_part(a->x + i, vload_part(a->x + i, r.end - i) + vload_part(a->y + i, r.end - i), r.end - i);
+}
+
+/* x [n] += y [n] */
+static void add(et_context *ctx, float *x, const float *y, int64_t n) {
+    struct add_args a = {x, y, n};
+    et_parallel(ctx, add_task, &a, value_tasks(n));
+}
+
+struct add_bias_args {
+    float *x;
+    const float *bias;
+    int64_t T, N;
+};
+
+static void add_bias_task(void *arg, int task, int thread) {
+    (void)thread;
+    const struct add_bias_args *a = arg;
+    struct range r = task_rows(task, a->T, a->N);
+    for (int64_t t = r.begin; t < r.end; t++) {
+        float *x = a->x + t * a->N;
+        for (int64_t i = 0; i < a->N; i += VL)
+            vstore_part(x + i, vload_part(x + i, a->N - i) + vload_part(a->bias + i, a->N - i), a->N - i);
+    }
+}
+
+/* x [T, N] += bias [N] */
+static void add_bias(et_context *ctx, float *x, const float *bias, int T, int N) {
+    struct add_bias_args a = {x, bias, T, N};
+    et_parallel(ctx, add_bias_task, &a, row_tasks(T, N));
+}
+
+struct scale_args {
+    float *x;
+    float s;
+    int64_t n;
+};
+
+static void scale_task(void *arg, int task, int thread) {
+    (void)thread;
+    const struct scale_args *a = arg;
+    struct range r = task_values(task, a->n);
+    for (int64_t i = r.begin; i < r.end; i += VL)
+        vstore_part(a->x + i, vload_part(a->x + i, r.end - i) * a->s, r.end - i);
+}
+
+/* x [n] *= s */
+static void scale(et_context *ctx, float *x, float s, int64_t n) {
+    struct scale_args a = {x, s, n};
+    et_parallel(ctx, scale_task, &a, value_tasks(n));
+}
+
+/* ---- dropout ------------------------------------------------------------------------------------------------- */
+struct dropout_args {
+    float *out;
+    const float *inp;
+    float kept;          /* 1 / (1 - p) */
+    uint32_t threshold;  /* keep when the hash is at least p * 2^32 */
+    uint64_t seed;
+    int accumulate;
+    int64_t n;
+};
+
+/* splitmix64's finaliser (Steele, Lea & Flood 2014) */
+static inline uint64_t mix64(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* A bijection of 32-bit words with low bias, after Wellons's hash-prospector */
+static inline uvec mix32(uvec x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+/* The hash is integer arithmetic on (seed, index) alone: the same mask on every row. */
+_Static_assert(TASK_VALUES == 1 << 14, "a task's values share a key of the mask, and masks must not change");
+static void dropout_task(void *arg, int task, int thread) {
+    (void)thread;
+    const struct dropout_args *a = arg;
+    uint64_t key = mix64(a->seed ^ mix64((uint64_t)task));
+    struct range r = task_values(task, a->n);
+    uvec lane;
+    for (uint32_t i = 0; i < VL; i++)
+        lane[i] = i;
+    for (int64_t i = r.begin; i < r.end; i += VL) {
+        uvec hash = mix32(mix32((lane + (uint32_t)(i - r.begin)) ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
+        vec out = vload_part(a->inp + i, r.end - i) * blend((ivec)(hash >= a->threshold), splat(a->kept), splat(0.0f));
+        if (a->accumulate)
+            out += vload_part(a->out + i, r.end - i);
+        vstore_part(a->out + i, out, r.end - i);
+    }
+}
+
+/* out [n] (accumulate: +)= inp [n] * keep(seed, i) / (1 - p), 0 <= p < 1 */
+static void dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n) {
+    struct dropout_args a = {out, inp, 1.0f / (1.0f - p), (uint32_t)(p * 4294967296.0), seed, accumulate, n};
+    et_parallel(ctx, dropout_task, &a, value_tasks(n));
+}
+
+/* ---- AdamW --------------------------------------------------------------------------------------------------- */
+struct adamw_args {
+    float *param;
+    const float *grad;
+    float *m, *v;
+    float beta1, beta2, eps;
+    float shrink; /* 1 - lr * weight_decay */
+    float rate;   /* lr / (1 - beta1^step) */
+    float unbias; /* 1 / sqrt(1 - beta2^step) */
+    int64_t n;
+};
+
+static void adamw_task(void *arg, int task, int thread) {
+    (void)thread;
+    const struct adamw_args *a = arg;
+    struct range r = task_values(task, a->n);
+    float *restrict param = a->param, *restrict m = a->m, *restrict v = a->v;
+    const float *restrict grad = a->grad;
+    float beta1 = a->beta1, beta2 = a->beta2, eps = a->eps, shrink = a->shrink, rate = a->rate, unbias = a->unbias;
+    for (int64_t i = r.begin; i < r.end; i++) {
+        m[i] = beta1 * m[i] + (1.0f - beta1) * grad[i];
+        v[i] = beta2 * v[i] + (1.0f - beta2) * grad[i] * grad[i];
+        param[i] = shrink * param[i] - rate * m[i] / (sqrtf(v[i]) * unbias + eps);
+    }
+}
+
+/* Decoupled AdamW (Loshchilov & Hutter 2019), as torch.optim.AdamW; step counts from 1. */
+static void adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,
+                  float beta2, float eps, float weight_decay, int64_t step, int64_t n) {
+    struct adamw_args a = {
+        .param = param, .grad = grad, .m = m, .v = v, .beta1 = beta1, .beta2 = beta2, .eps = eps, .n = n,
+        .shrink = (float)(1.0 - (double)lr * weight_decay),
+        .rate = (float)(lr / (1.0 - pow(beta1, (double)step))),
+        .unbias = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))),
+    };
+    et_parallel(ctx, adamw_task, &a, value_tasks(n));
+}
+
+/* ---- sum of squares ------------------------------------------------------------------------------------------ */
+enum { PARTS = 64, LANES = 16 };
+
+struct sum_squares_args {
+    double parts[PARTS];
+    const float *x;
+    int64_t n, part;
+};
+
+/* A float's square is exact in double and the lanes are the same everywhere, so every row gives the same bits. */
+static void sum_squares_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct sum_squares_args *a = arg;
+    int64_t begin = task * a->part, end = begin + a->part < a->n ? begin + a->part : a->n, i = begin;
+    double lanes[LANES] = {0}, sum = 0.0;
+    for (; i + LANES <= end; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lanes[l] += (double)a->x[i + l] * a->x[i + l];
+    for (; i < end; i++)
+        sum += (double)a->x[i] * a->x[i];
+    for (int l = 0; l < LANES; l++)
+        sum += lanes[l];
+    a->parts[task] = sum;
+}
+
+/* *out = the sum of x^2 over x [n] */
+static void sum_squares(et_context *ctx, double *out, const float *x, int64_t n) {
+    struct sum_squares_args a = {.x = x, .n = n, .part = (n + PARTS - 1) / PARTS};
+    a.part = a.part < TASK_VALUES ? TASK_VALUES : a.part;
+    et_parallel(ctx, sum_squares_task, &a, (int)((n + a.part - 1) / a.part));
+    *out = 0.0;
+    for (int i = 0; i < PARTS; i++)
+        *out += a.parts[i];
+}

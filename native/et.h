@@ -1,0 +1,123 @@
+/* edgetune's native core: the C ABI.
+ *
+ * All arrays are row-major float32 unless said otherwise. Letters: T tokens, D model width, F MLP width,
+ * H query heads, G key/value heads, C head width, V vocabulary, R LoRA rank; N rows (outputs) and K columns
+ * (inputs) of a weight. Outputs come first, then inputs, then sizes. Every function returns ET_OK or a negative
+ * code, never prints, exits or allocates (but for et_context_create), and writes only its outputs.
+ * Unless the comment says "accumulates", outputs are overwritten. Outputs must not overlap inputs unless said.
+ *
+ * Results do not depend on the number of threads: work is cut into tasks whose outputs are disjoint, and which
+ * thread takes a task changes no bit.
+ */
+#ifndef ET_H
+#define ET_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum et_code {
+    ET_OK = 0,
+    ET_BAD_ARGUMENT = -1, /* a size is zero, negative or not a multiple of what the format needs */
+    ET_BAD_FORMAT = -2,   /* unknown weight format */
+    ET_BAD_INDEX = -3,    /* a token, target, position or document start outside its range */
+    ET_NO_ISA = -4,       /* the named row does not exist or this CPU cannot run it */
+    ET_NO_MEMORY = -5,    /* scratch too small, or the context could not be created */
+};
+
+/* Weight formats, numbered as in GGUF (ggml_type). */
+enum et_format {
+    ET_F32 = 0, ET_F16 = 1, ET_Q4_0 = 2, ET_Q4_1 = 3, ET_Q5_0 = 6, ET_Q5_1 = 7, ET_Q8_0 = 8,
+    ET_Q2_K = 10, ET_Q3_K = 11, ET_Q4_K = 12, ET_Q5_K = 13, ET_Q6_K = 14, ET_IQ4_NL = 20, ET_BF16 = 30,
+};
+
+int et_format_block(int format); /* weights a block, or ET_BAD_FORMAT */
+int et_format_bytes(int format); /* bytes a block, or ET_BAD_FORMAT */
+
+/* The rows of isas.def that were compiled in, best first, scalar last; NULL past the end. */
+const char *et_isa_name(int i);
+int et_isa_usable(int i);        /* 1 if CPU and OS can run row i and EDGETUNE_ISA does not hide it */
+const char *et_cpu_features(void); /* what detection found, space separated, for `doctor` */
+
+/* A context: a row of the table, a pool of threads, and the scratch that all ops pack into.
+ * isa NULL: the best usable row. The scratch belongs to the caller and must outlive the context. */
+typedef struct et_context et_context; /* runs one op at a time: not for two threads at once */
+size_t et_scratch_bytes(int threads);
+int et_context_create(et_context **ctx, const char *isa, int threads, void *scratch, size_t scratch_bytes);
+void et_context_destroy(et_context *ctx);
+const char *et_context_isa(const et_context *ctx);
+
+/* ---- products with a frozen weight w [N, K] in any format -------------------------------------------------- */
+/* out [T, N] (accumulate: +)= scale * inp [T, K] . w^T */
+int et_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
+                      int accumulate, int T, int N, int K);
+/* dinp [T, K] (accumulate: +)= scale * dout [T, N] . w */
+int et_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
+                       int accumulate, int T, int N, int K);
+/* dw [N, K] += scale * dout [T, N]^T . inp [T, K]; accumulates. For the small float weights of LoRA. */
+int et_matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale,
+                      int T, int N, int K);
+/* out [n] = the values of n consecutive weights; n a multiple of the block */
+int et_dequantize(et_context *ctx, float *out, const void *w, int format, int64_t n);
+/* out [T, D] = scale * rows tokens[t] of w [V, D] */
+int et_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, int format, float scale,
+             int T, int V, int D);
+
+/* ---- the parts of a block ---------------------------------------------------------------------------------- */
+/* out = inp * rstd * weight, rstd [rows] = 1/sqrt(mean(inp^2) + eps); rows of D. out may be inp. */
+int et_rmsnorm_forward(et_context *ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,
+                       int64_t rows, int D);
+/* dinp (accumulate: +)= gradient through the norm; the weight is frozen. dinp may be dout when not accumulating. */
+int et_rmsnorm_backward(et_context *ctx, float *dinp, const float *dout, const float *inp, const float *weight,
+                        const float *rstd, int accumulate, int64_t rows, int D);
+/* x [T, H, C] rotated in place by cos/sin [P, n_rot/2] at row positions[t]; the last C - n_rot values stay.
+ * neox 0: pairs (2i, 2i+1); 1: pairs (i, i + n_rot/2). sign +1 forward, -1 backward (the inverse rotation). */
+int et_rope(et_context *ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,
+            float sign, int T, int H, int C, int n_rot, int P);
+/* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
+ * Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0: no window. start[t] is the index
+ * of the first token of t's document: 0 <= start[t] <= t, non-decreasing. C <= ET_MAX_HEAD. Never holds T x T. */
+#define ET_MAX_HEAD 256
+int et_attention_forward(et_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
+                         const int32_t *start, float scale, int window, int T, int H, int G, int C);
+/* delta [H, T] is work space. */
+int et_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, float *delta, const float *dout,
+                          const float *out, const float *lse, const float *q, const float *k, const float *v,
+                          const int32_t *start, float scale, int window, int T, int H, int G, int C);
+/* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
+int et_glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n);
+/* dgate, dup may be dout or each their own forward input. */
+int et_glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+                    int kind, int64_t n);
+/* x [T, N] += bias [N] */
+int et_add_bias(et_context *ctx, float *x, const float *bias, int T, int N);
+/* x [n] += y [n] */
+int et_add(et_context *ctx, float *x, const float *y, int64_t n);
+/* out = inp * keep / (1 - p); keep is a pure function of (seed, index), so backward calls it again on dout.
+ * accumulate: out += ... . out may be inp when not accumulating. */
+int et_dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n);
+
+/* ---- head and loss, fused: logits exist for `chunk` tokens at a time, in logits [chunk, V] ------------------- */
+/* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). */
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
+                    int format, const int32_t *targets, int chunk, int T, int V, int D);
+/* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. */
+int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w,
+                     int format, const int32_t *targets, const float *a, int chunk, int T, int V, int D);
+
+/* ---- optimizer --------------------------------------------------------------------------------------------- */
+/* Decoupled AdamW (Loshchilov & Hutter 2019), bias-corrected; step counts from 1. */
+int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,
+             float eps, float weight_decay, int64_t step, int64_t n);
+/* *out = sum of x^2 in double, in an order that does not depend on the threads */
+int et_sum_squares(et_context *ctx, double *out, const float *x, int64_t n);
+/* x [n] *= s */
+int et_scale(et_context *ctx, float *x, float s, int64_t n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,71 @@
+/* Every op, once, compiled once an ISA. isa/NAME.c sets the constants and includes this; all functions are static,
+ * so that nothing compiled for a wider ISA can be linked into a narrower row.
+ *
+ * ET_ISA name of the row; VL floats a vector; a tile is MR rows x NV vectors (NR columns); a block of the product is
+ * at most MC rows, NC columns and KC inner elements (matmul.h). All were chosen by measuring.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "table.h"
+#include "needs.h"
+#include "pool.h"
+#include "quant.h"
+
+#define NR (NV * VL)
+
+#if defined __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* A vector of VL floats. Arithmetic is plain C on vectors; loads and stores need no alignment. */
+typedef float vec __attribute__((vector_size(4 * VL)));
+typedef float vec_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+
+static inline vec vload(const float *p) { return *(const vec_unaligned *)p; }
+static inline void vstore(float *p, vec v) { *(vec_unaligned *)p = v; }
+
+#define OP(name, args) static void name args;
+ET_OPS(OP)
+#undef OP
+
+#include "pack.h"
+#include "gemm.h"
+#include "matmul.h"
+#include "weights.h"
+#if __has_include("vmath.h")
+#include "vmath.h"
+#endif
+#if __has_include("norm.h")
+#include "norm.h"
+#endif
+#if __has_include("rope.h")
+#include "rope.h"
+#endif
+#if __has_include("attention.h")
+#include "attention.h"
+#endif
+#if __has_include("glu.h")
+#include "glu.h"
+#endif
+#if __has_include("head.h")
+#include "head.h"
+#endif
+#if __has_include("elementwise.h")
+#include "elementwise.h"
+#endif
+
+#define PASTE_(a, b) a##b
+#define PASTE(a, b) PASTE_(a, b)
+#define STRING_(a) #a
+#define STRING(a) STRING_(a)
+
+const struct et_row PASTE(et_row_, ET_ISA) = {
+    .name = STRING(ET_ISA),
+    .needs = ET_NEEDS,
+#define OP(name, args) .name = name,
+    ET_OPS(OP)
+#undef OP
+};

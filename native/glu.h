@@ -1,0 +1,78 @@
+/* The gated activations of an MLP: out = act(gate) * up, act SiLU (SwiGLU) or tanh-approximated GELU (GeGLU).
+ * Both are x * sigmoid(z): z = x for SiLU; z = 2 sqrt(2/pi) (x + 0.044715 x^3) for GELU, as (1 + tanh u) / 2 is
+ * sigmoid(2u). */
+
+enum { GLU_SILU = 0, GLU_GELU = 1 };
+
+struct sigmoids {
+    vec up, down; /* sigmoid(z) and sigmoid(-z), each accurate where it is small */
+};
+
+static inline struct sigmoids sigmoid(vec z) {
+    ivec positive = z > splat(0.0f);
+    vec e = vec_exp(blend(positive, -z, z)), large = 1.0f / (1.0f + e), small = e * large;
+    return (struct sigmoids){blend(positive, large, small), blend(positive, small, large)};
+}
+
+/* dz receives dz/dx. GELU's sigmoid is flat in float beyond |x| = 16: x^3 is taken there, so that it cannot overflow
+ * to inf * 0. */
+static inline vec glu_argument(vec x, int kind, vec *dz) {
+    *dz = splat(1.0f);
+    if (kind == GLU_SILU)
+        return x;
+    x = blend(x > splat(16.0f), splat(16.0f), x);
+    x = blend(x < splat(-16.0f), splat(-16.0f), x);
+    *dz = 1.5957691216f + 0.2140698642f * x * x;
+    return x * (1.5957691216f + 0.0713562874f * x * x);
+}
+
+struct glu_args {
+    float *out;
+    const float *gate, *up;
+    int kind;
+    int64_t n;
+};
+
+static void glu_forward_task(void *arg, int task, int thread) {
+    (void)thread;
+    const struct glu_args *a = arg;
+    struct range r = task_values(task, a->n);
+    for (int64_t i = r.begin; i < r.end; i += VL) {
+        vec x = vload_part(a->gate + i, r.end - i), dz;
+        struct sigmoids s = sigmoid(glu_argument(x, a->kind, &dz));
+        vstore_part(a->out + i, x * s.up * vload_part(a->up + i, r.end - i), r.end - i);
+    }
+}
+
+/* out [n] = act(gate) * up */
+static void glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n) {
+    struct glu_args a = {out, gate, up, kind, n};
+    et_parallel(ctx, glu_forward_task, &a, value_tasks(n));
+}
+
+struct glu_backward_args {
+    float *dgate, *dup;
+    const float *dout, *gate, *up;
+    int kind;
+    int64_t n;
+};
+
+static void glu_backward_task(void *arg, int task, int thread) {
+    (void)thread;
+    const struct glu_backward_args *a = arg;
+    struct range r = task_values(task, a->n);
+    for (int64_t i = r.begin; i < r.end; i += VL) {
+        vec dout = vload_part(a->dout + i, r.end - i), x = vload_part(a->gate + i, r.end - i);
+        vec up = vload_part(a->up + i, r.end - i), dz;
+        struct sigmoids s = sigmoid(glu_argument(x, a->kind, &dz));
+        vstore_part(a->dgate + i, dout * up * (s.up + x * s.up * s.down * dz), r.end - i);
+        vstore_part(a->dup + i, dout * x * s.up, r.end - i);
+    }
+}
+
+/* dgate = dout * up * act'(gate), dup = dout * act(gate) */
+static void glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate,
+                         const float *up, int kind, int64_t n) {
+    struct glu_backward_args a = {dgate, dup, dout, gate, up, kind, n};
+    et_parallel(ctx, glu_backward_task, &a, value_tasks(n));
+}

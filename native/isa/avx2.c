@@ -1,0 +1,8 @@
+#define ET_ISA avx2
+#define VL 8
+#define MR 4
+#define NV 3
+#define KC 256
+#define NC 768
+#define MC 256
+#include "../generic.h"

@@ -1,0 +1,8 @@
+#define ET_ISA avx512
+#define VL 16
+#define MR 12
+#define NV 2
+#define KC 288
+#define NC 768
+#define MC 480
+#include "../generic.h"

@@ -1,0 +1,153 @@
+/* The one driver: C [M, N] (+)= alpha * A [M, K] . B, where B is a weight in any format, read as it lies (backward) or
+ * transposed (forward), and A is floats with two strides.
+ *
+ * For each block of NC columns and kc <= KC inner elements, the threads first pack B together (each weight is unpacked
+ * once, however many rows A has), and with it A; then they compute tiles. Blocks of A are at most MC rows. The packed
+ * blocks lie in the context's shared scratch: B [kc, NC], then A [kc, MC].
+ */
+
+#define UNPACK_ROWS 16        /* of the weight, before they are transposed together */
+#define ROWS_A_TASK (4 * MR)  /* of C, when computing */
+#define PANELS_A_TASK 4       /* of B, when computing */
+#define PACK_A_TASK 8         /* rows of the weight, when packing it as it lies */
+
+_Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
+_Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
+_Static_assert(KC * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
+_Static_assert(UNPACK_ROWS * KC <= ET_THREAD_FLOATS && NC <= ET_THREAD_FLOATS, "unpacked rows must fit a thread's scratch");
+
+struct product {
+    et_context *ctx;
+    float *c;
+    const float *a;
+    ptrdiff_t a_rs, a_cs;
+    const void *w;
+    int64_t ldw;      /* weights a row of w */
+    int format;
+    int transposed;   /* 0: w is [K, N]; 1: w is [N, K] */
+    int M, N, K;
+    float alpha;
+    int accumulate;
+    int m, n, k;      /* where the current block begins, */
+    int mc, nc, kc;   /* and its size */
+    int pack_b;       /* tasks that pack B in this pass; those after them pack A */
+    float *b_panels, *a_panels;
+};
+
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+/* `count` weights of row r of w from column i: in `tmp`, or where they lie if they are floats already. */
+static const float *weights(const struct product *p, float *tmp, int r, int i, int count) {
+    int64_t first = r * p->ldw + i;
+    const float *direct = (const float *)p->w + first;
+    if (p->format == ET_F32 && (uintptr_t)direct % sizeof(float) == 0)
+        return direct;
+    unpack(tmp, p->w, p->format, first, count);
+    return tmp;
+}
+
+/* Panel `task` of B from NR rows of w, UNPACK_ROWS at a time. */
+static void pack_b_transposed(const struct product *p, float *tmp, int task) {
+    int n = task * NR, columns = imin(p->nc - n, NR), width = panel_vectors(columns) * VL;
+    float *panel = p->b_panels + (ptrdiff_t)n * p->kc;
+    for (int j = 0; j < columns; j += UNPACK_ROWS) {
+        int rows = imin(columns - j, UNPACK_ROWS);
+        const float *src = tmp;
+        ptrdiff_t ld = p->kc;
+        for (int r = 0; r < rows; r++)
+            src = weights(p, tmp + r * ld, p->n + n + j + r, p->k, p->kc);
+        if (src != tmp + (rows - 1) * ld) { /* floats, read in place */
+            ld = p->ldw;
+            src -= (rows - 1) * ld;
+        } else
+            src = tmp;
+        pack_transposed(panel + j, width, src, ld, rows, p->kc);
+    }
+    pack_zeros(panel, width, columns, p->kc);
+}
+
+/* PACK_A_TASK rows k of all panels of B from as many rows of w. */
+static void pack_b_straight(const struct product *p, float *tmp, int task) {
+    int k_end = imin((task + 1) * PACK_A_TASK, p->kc);
+    for (int k = task * PACK_A_TASK; k < k_end; k++) {
+        const float *row = weights(p, tmp, p->k + k, p->n, p->nc);
+        for (int n = 0; n < p->nc; n += NR) {
+            int columns = imin(p->nc - n, NR), width = panel_vectors(columns) * VL;
+            pack_panel(p->b_panels + (ptrdiff_t)n * p->kc + (ptrdiff_t)k * width, width, row + n, 1, 0, columns, 1);
+        }
+    }
+}
+
+static void pack_task(void *arg, int task, int thread) {
+    const struct product *p = arg;
+    if (task >= p->pack_b) {
+        int m = (task - p->pack_b) * ROWS_A_TASK, m_end = imin(m + ROWS_A_TASK, p->mc);
+        for (; m < m_end; m += MR)
+            pack_panel(p->a_panels + (ptrdiff_t)m * p->kc, MR, p->a + (p->m + m) * p->a_rs + p->k * p->a_cs, p->a_rs,
+                       p->a_cs, imin(m_end - m, MR), p->kc);
+    } else if (p->transposed)
+        pack_b_transposed(p, et_scratch(p->ctx, thread), task);
+    else
+        pack_b_straight(p, et_scratch(p->ctx, thread), task);
+}
+
+static void compute_task(void *arg, int task, int thread) {
+    const struct product *p = arg;
+    int across = ceil_div(p->nc, PANELS_A_TASK * NR);
+    int m0 = task / across * ROWS_A_TASK, m1 = imin(m0 + ROWS_A_TASK, p->mc);
+    int n0 = task % across * PANELS_A_TASK * NR, n1 = imin(n0 + PANELS_A_TASK * NR, p->nc);
+    (void)thread;
+    for (int n = n0; n < n1; n += NR)
+        for (int m = m0; m < m1; m += MR)
+            tile_any(p->c + (ptrdiff_t)(p->m + m) * p->N + p->n + n, p->N, p->a_panels + (ptrdiff_t)m * p->kc,
+                     p->b_panels + (ptrdiff_t)n * p->kc, imin(m1 - m, MR), imin(n1 - n, NR), p->kc, p->alpha,
+                     p->accumulate || p->k > 0);
+}
+
+/* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
+static int inner_block(const struct product *p) {
+    int unit = p->transposed ? et_format_block(p->format) : 1;
+    int most = KC / unit * unit;
+    return ceil_div(ceil_div(p->K, ceil_div(p->K, most)), unit) * unit;
+}
+
+static void product(struct product *p) {
+    int kc = inner_block(p);
+    p->b_panels = et_shared(p->ctx);
+    p->a_panels = p->b_panels + (ptrdiff_t)KC * NC;
+    for (p->n = 0; p->n < p->N; p->n += NC) {
+        p->nc = imin(p->N - p->n, NC);
+        for (p->k = 0; p->k < p->K; p->k += kc) {
+            p->kc = imin(p->K - p->k, kc);
+            p->pack_b = p->transposed ? ceil_div(p->nc, NR) : ceil_div(p->kc, PACK_A_TASK);
+            for (p->m = 0; p->m < p->M; p->m += MC) {
+                p->mc = imin(p->M - p->m, MC);
+                int rows = ceil_div(p->mc, ROWS_A_TASK);
+                et_parallel(p->ctx, pack_task, p, p->pack_b + rows);
+                et_parallel(p->ctx, compute_task, p, rows * ceil_div(p->nc, PANELS_A_TASK * NR));
+                p->pack_b = 0;
+            }
+        }
+    }
+}
+
+static void matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
+                           int accumulate, int T, int N, int K) {
+    struct product p = {.ctx = ctx, .c = out, .a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K, .format = format,
+                        .transposed = 1, .M = T, .N = N, .K = K, .alpha = scale, .accumulate = accumulate};
+    product(&p);
+}
+
+static void matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
+                            int accumulate, int T, int N, int K) {
+    struct product p = {.ctx = ctx, .c = dinp, .a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format,
+                        .transposed = 0, .M = T, .N = K, .K = N, .alpha = scale, .accumulate = accumulate};
+    product(&p);
+}
+
+static void matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,
+                           int K) {
+    struct product p = {.ctx = ctx, .c = dw, .a = dout, .a_rs = 1, .a_cs = N, .w = inp, .ldw = K, .format = ET_F32,
+                        .transposed = 0, .M = N, .N = K, .K = T, .alpha = scale, .accumulate = 1};
+    product(&p);
+}

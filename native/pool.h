@@ -1,0 +1,26 @@
+/* The context: a row, its threads, its scratch.
+ *
+ * An op runs et_parallel one or more times. Tasks must write disjoint outputs and must not depend on which thread runs
+ * them: then results do not depend on the number of threads. */
+#ifndef ET_POOL_H
+#define ET_POOL_H
+
+#include "table.h"
+
+/* Scratch, in floats: one block that all threads share, and one for each thread. A row asserts that it fits. */
+#define ET_SHARED_FLOATS (384 * 1024)
+#define ET_THREAD_FLOATS (96 * 1024)
+
+/* Runs task(arg, 0 .. n_tasks-1, thread) on the context's threads, the caller among them, in any order, and returns
+ * when all are done; 0 <= thread < threads. One task runs on the caller alone, so small work should be one task. */
+void et_parallel(et_context *ctx, void (*task)(void *arg, int task, int thread), void *arg, int n_tasks);
+
+/* A context with its workers, scratch being et_scratch_bytes(threads) big and aligned: ET_OK or ET_NO_MEMORY. */
+int et_pool_create(et_context **ctx, const struct et_row *row, int threads, float *scratch);
+
+int et_threads(const et_context *ctx);
+float *et_shared(et_context *ctx);              /* ET_SHARED_FLOATS, 64-byte aligned; used by matmul_* */
+float *et_scratch(et_context *ctx, int thread); /* ET_THREAD_FLOATS, 64-byte aligned; used by matmul_* while it runs */
+const struct et_row *et_context_row(const et_context *ctx);
+
+#endif

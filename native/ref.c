@@ -1,0 +1,70 @@
+#include "ref.h"
+
+#include <stdlib.h>
+
+#include "quant.h"
+
+static float *floats(const void *w, int format, int64_t n) {
+    float *out = malloc((size_t)n * sizeof *out);
+    if (!out)
+        abort();
+    unpack(out, w, format, 0, n);
+    return out;
+}
+
+static void store(float *out, double value, int accumulate) { *out = (float)(value + (accumulate ? (double)*out : 0)); }
+
+void ref_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
+                        int accumulate, int T, int N, int K) {
+    float *W = floats(w, format, (int64_t)N * K);
+    (void)ctx;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t n = 0; n < N; n++) {
+            double sum = 0;
+            for (int64_t k = 0; k < K; k++)
+                sum += (double)inp[t * K + k] * (double)W[n * K + k];
+            store(&out[t * N + n], (double)scale * sum, accumulate);
+        }
+    free(W);
+}
+
+void ref_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
+                         int accumulate, int T, int N, int K) {
+    float *W = floats(w, format, (int64_t)N * K);
+    (void)ctx;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t k = 0; k < K; k++) {
+            double sum = 0;
+            for (int64_t n = 0; n < N; n++)
+                sum += (double)dout[t * N + n] * (double)W[n * K + k];
+            store(&dinp[t * K + k], (double)scale * sum, accumulate);
+        }
+    free(W);
+}
+
+void ref_matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,
+                        int K) {
+    (void)ctx;
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t k = 0; k < K; k++) {
+            double sum = 0;
+            for (int64_t t = 0; t < T; t++)
+                sum += (double)dout[t * N + n] * (double)inp[t * K + k];
+            store(&dw[n * K + k], (double)scale * sum, 1);
+        }
+}
+
+void ref_dequantize(et_context *ctx, float *out, const void *w, int format, int64_t n) {
+    (void)ctx;
+    unpack(out, w, format, 0, n);
+}
+
+void ref_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, int format, float scale, int T, int V,
+               int D) {
+    float *W = floats(w, format, (int64_t)V * D);
+    (void)ctx;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t d = 0; d < D; d++)
+            out[t * D + d] = scale * W[(int64_t)tokens[t] * D + d];
+    free(W);
+}

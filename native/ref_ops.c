@@ -1,0 +1,296 @@
+/* The truth of all ops but the products: definitions written out in double precision, one value after another. */
+#include "ref.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- norm, rope, glu ----------------------------------------------------------------------------------------- */
+void ref_rmsnorm_forward(et_context *ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,
+                         int64_t rows, int D) {
+    (void)ctx;
+    for (int64_t r = 0; r < rows; r++) {
+        double square = 0.0;
+        for (int i = 0; i < D; i++)
+            square += (double)inp[r * D + i] * inp[r * D + i];
+        double scale = 1.0 / sqrt(square / D + eps);
+        for (int i = 0; i < D; i++)
+            out[r * D + i] = (float)(inp[r * D + i] * scale * weight[i]);
+        rstd[r] = (float)scale;
+    }
+}
+
+void ref_rmsnorm_backward(et_context *ctx, float *dinp, const float *dout, const float *inp, const float *weight,
+                          const float *rstd, int accumulate, int64_t rows, int D) {
+    (void)ctx;
+    for (int64_t r = 0; r < rows; r++) {
+        double pull = 0.0;
+        for (int i = 0; i < D; i++)
+            pull += (double)dout[r * D + i] * weight[i] * inp[r * D + i];
+        for (int i = 0; i < D; i++) {
+            double s = rstd[r], d = s * dout[r * D + i] * weight[i] - s * s * s / D * inp[r * D + i] * pull;
+            dinp[r * D + i] = (float)(accumulate ? dinp[r * D + i] + d : d);
+        }
+    }
+}
+
+void ref_rope(et_context *ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,
+              float sign, int T, int H, int C, int n_rot, int P) {
+    (void)ctx;
+    (void)P;
+    for (int t = 0; t < T; t++)
+        for (int h = 0; h < H; h++)
+            for (int i = 0; i < n_rot / 2; i++) {
+                float *head = x + ((size_t)t * H + h) * C;
+                float *first = head + (neox ? i : 2 * i), *second = head + (neox ? i + n_rot / 2 : 2 * i + 1);
+                size_t at = (size_t)positions[t] * (n_rot / 2) + i;
+                double c = cos[at], s = (double)sign * sin[at], a = *first, b = *second;
+                *first = (float)(a * c - b * s);
+                *second = (float)(a * s + b * c);
+            }
+}
+
+/* Both activations are x sigmoid(z): 0.5 (1 + tanh u) is sigmoid(2u), and keeps its digits where tanh u is near -1. */
+static double argument(double x, int kind) {
+    return kind == 0 ? x : 2.0 * sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x);
+}
+
+static double activation(double x, int kind) {
+    return x / (1.0 + exp(-argument(x, kind)));
+}
+
+static double activation_slope(double x, int kind) {
+    double z = argument(x, kind), dz = kind == 0 ? 1.0 : 2.0 * sqrt(2.0 / M_PI) * (1.0 + 3.0 * 0.044715 * x * x);
+    return 1.0 / (1.0 + exp(-z)) + x * dz / (2.0 + exp(z) + exp(-z));
+}
+
+void ref_glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(activation(gate[i], kind) * up[i]);
+}
+
+void ref_glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+                      int kind, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++) {
+        double d = dout[i], x = gate[i], u = up[i];
+        dgate[i] = (float)(d * u * activation_slope(x, kind));
+        dup[i] = (float)(d * activation(x, kind));
+    }
+}
+
+/* ---- attention ----------------------------------------------------------------------------------------------- */
+struct heads {
+    const float *q, *k;
+    const int32_t *start;
+    double scale;
+    int window, H, G, C;
+};
+
+static int sees(const struct heads *a, int t, int j) {
+    return j <= t && j >= a->start[t] && (a->window == 0 || t - j < a->window);
+}
+
+/* p [t + 1] = softmax of query t's scores in head h; returns log-sum-exp */
+static double probabilities(double *p, const struct heads *a, int t, int h) {
+    int g = h / (a->H / a->G);
+    double max = -INFINITY, sum = 0.0;
+    for (int j = 0; j <= t; j++) {
+        p[j] = 0.0;
+        for (int i = 0; i < a->C; i++)
+            p[j] += a->scale * a->q[((size_t)t * a->H + h) * a->C + i] * a->k[((size_t)j * a->G + g) * a->C + i];
+        p[j] = sees(a, t, j) ? p[j] : -INFINITY;
+        max = p[j] > max ? p[j] : max;
+    }
+    for (int j = 0; j <= t; j++)
+        sum += p[j] = exp(p[j] - max);
+    for (int j = 0; j <= t; j++)
+        p[j] /= sum;
+    return max + log(sum);
+}
+
+void ref_attention_forward(et_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
+                           const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+    (void)ctx;
+    struct heads a = {q, k, start, scale, window, H, G, C};
+    double *p = malloc((size_t)T * sizeof *p);
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < T; t++) {
+            lse[(size_t)h * T + t] = (float)probabilities(p, &a, t, h);
+            for (int i = 0; i < C; i++) {
+                double sum = 0.0;
+                for (int j = 0; j <= t; j++)
+                    sum += p[j] * v[((size_t)j * G + h / (H / G)) * C + i];
+                out[((size_t)t * H + h) * C + i] = (float)sum;
+            }
+        }
+    free(p);
+}
+
+/* What query t of head h adds: ds_j = p_j (dp_j - sum p dp) with dp_j = dout . v_j. grads are dq, dk, dv in double. */
+static double query_backward(double *const grads[3], double *p, double *dp, const float *dout, const float *v,
+                             const struct heads *a, int t, int h) {
+    size_t at = ((size_t)t * a->H + h) * a->C, group = a->H / a->G;
+    double mean = 0.0;
+    probabilities(p, a, t, h);
+    for (int j = 0; j <= t; j++) {
+        dp[j] = 0.0;
+        for (int i = 0; i < a->C; i++)
+            dp[j] += (double)dout[at + i] * v[((size_t)j * a->G + h / group) * a->C + i];
+        mean += p[j] * dp[j];
+    }
+    for (int j = 0; j <= t; j++)
+        for (int i = 0; i < a->C; i++) {
+            size_t key = ((size_t)j * a->G + h / group) * a->C + i;
+            double ds = p[j] * (dp[j] - mean) * a->scale;
+            grads[0][at + i] += ds * a->k[key];
+            grads[1][key] += ds * a->q[at + i];
+            grads[2][key] += p[j] * dout[at + i];
+        }
+    return mean;
+}
+
+void ref_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, float *delta, const float *dout,
+                            const float *out, const float *lse, const float *q, const float *k, const float *v,
+                            const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+    (void)ctx;
+    (void)out;
+    (void)lse;
+    struct heads a = {q, k, start, scale, window, H, G, C};
+    size_t sizes[3] = {(size_t)T * H * C, (size_t)T * G * C, (size_t)T * G * C};
+    float *outputs[3] = {dq, dk, dv};
+    double *grads[3], *p = malloc((size_t)T * sizeof *p), *dp = malloc((size_t)T * sizeof *dp);
+    for (int i = 0; i < 3; i++)
+        grads[i] = calloc(sizes[i], sizeof **grads);
+    for (int h = 0; h < H; h++)
+        for (int t = 0; t < T; t++)
+            delta[(size_t)h * T + t] = (float)query_backward(grads, p, dp, dout, v, &a, t, h);
+    for (int i = 0; i < 3; i++) {
+        for (size_t j = 0; j < sizes[i]; j++)
+            outputs[i][j] = (float)grads[i][j];
+        free(grads[i]);
+    }
+    free(p);
+    free(dp);
+}
+
+/* ---- element by element -------------------------------------------------------------------------------------- */
+void ref_add_bias(et_context *ctx, float *x, const float *bias, int T, int N) {
+    (void)ctx;
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < N; i++)
+            x[(size_t)t * N + i] += bias[i];
+}
+
+void ref_add(et_context *ctx, float *x, const float *y, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+void ref_scale(et_context *ctx, float *x, float s, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++)
+        x[i] *= s;
+}
+
+static uint64_t mix64(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+static uint32_t mix32(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+/* The mask is part of the contract, as a run must repeat on every machine: 2^14 values share a 64-bit key. */
+void ref_dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t key = mix64(seed ^ mix64((uint64_t)i >> 14));
+        uint32_t hash = mix32(mix32((uint32_t)(i & 0x3fff) ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
+        double kept = hash >= p * 4294967296.0 ? inp[i] / (1.0 - p) : inp[i] * 0.0;
+        out[i] = (float)(accumulate ? out[i] + kept : kept);
+    }
+}
+
+void ref_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,
+               float eps, float weight_decay, int64_t step, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++) {
+        double g = grad[i], first = beta1 * (double)m[i] + (1.0 - beta1) * g;
+        double second = beta2 * (double)v[i] + (1.0 - beta2) * g * g;
+        double unbiased = second / (1.0 - pow(beta2, (double)step));
+        double update = first / (1.0 - pow(beta1, (double)step)) / (sqrt(unbiased) + eps);
+        param[i] = (float)(param[i] - lr * ((double)weight_decay * param[i] + update));
+        m[i] = (float)first;
+        v[i] = (float)second;
+    }
+}
+
+void ref_sum_squares(et_context *ctx, double *out, const float *x, int64_t n) {
+    (void)ctx;
+    *out = 0.0;
+    for (int64_t i = 0; i < n; i++)
+        *out += (double)x[i] * x[i];
+}
+
+/* ---- head ---------------------------------------------------------------------------------------------------- */
+/* z [V] = h . w^T, w already float; returns log-sum-exp */
+static double token_logits(double *z, const float *h, const float *w, int V, int D) {
+    double max = -INFINITY, sum = 0.0;
+    for (int v = 0; v < V; v++) {
+        z[v] = 0.0;
+        for (int i = 0; i < D; i++)
+            z[v] += (double)h[i] * w[(size_t)v * D + i];
+        max = z[v] > max ? z[v] : max;
+    }
+    for (int v = 0; v < V; v++)
+        sum += exp(z[v] - max);
+    return max + log(sum);
+}
+
+void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
+                      int format, const int32_t *targets, int chunk, int T, int V, int D) {
+    (void)logits;
+    (void)chunk;
+    float *values = malloc((size_t)V * D * sizeof *values);
+    double *z = malloc((size_t)V * sizeof *z);
+    ref_dequantize(ctx, values, w, format, (int64_t)V * D);
+    for (int t = 0; t < T; t++) {
+        double lse = token_logits(z, h + (size_t)t * D, values, V, D);
+        logp[t] = (float)(z[targets[t]] - lse);
+        if (!best)
+            continue;
+        best[t] = 0;
+        for (int v = 1; v < V; v++)
+            best[t] = z[v] > z[best[t]] ? v : best[t];
+    }
+    free(values);
+    free(z);
+}
+
+void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w,
+                       int format, const int32_t *targets, const float *a, int chunk, int T, int V, int D) {
+    (void)logits;
+    (void)chunk;
+    float *values = malloc((size_t)V * D * sizeof *values);
+    double *z = malloc((size_t)V * sizeof *z);
+    ref_dequantize(ctx, values, w, format, (int64_t)V * D);
+    for (int t = 0; t < T; t++) {
+        double lse = token_logits(z, h + (size_t)t * D, values, V, D);
+        logp[t] = (float)(z[targets[t]] - lse);
+        for (int i = 0; i < D; i++) {
+            double sum = 0.0;
+            for (int v = 0; v < V; v++)
+                sum += (exp(z[v] - lse) - (v == targets[t])) * values[(size_t)v * D + i];
+            dh[(size_t)t * D + i] = (float)(a[t] * sum);
+        }
+    }
+    free(values);
+    free(z);
+}

@@ -1,0 +1,74 @@
+/* The table: one row an instruction set, one function pointer an op.
+ *
+ * ET_OPS is the list of ops. It makes the fields of a row, the prototypes that generic.h compiles once an ISA, and
+ * the prototypes of the double-precision truth in ref.h, so the three cannot drift apart. The functions have the
+ * arguments of et.h, already checked by dispatch.c, and cannot fail.
+ */
+#ifndef ET_TABLE_H
+#define ET_TABLE_H
+
+#include "et.h"
+
+#define ET_OPS(OP)                                                                                                     \
+    OP(matmul_forward, (et_context * ctx, float *out, const float *inp, const void *w, int format, float scale,        \
+                        int accumulate, int T, int N, int K))                                                          \
+    OP(matmul_backward, (et_context * ctx, float *dinp, const float *dout, const void *w, int format, float scale,     \
+                         int accumulate, int T, int N, int K))                                                         \
+    OP(matmul_dweight, (et_context * ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,   \
+                        int K))                                                                                        \
+    OP(dequantize, (et_context * ctx, float *out, const void *w, int format, int64_t n))                               \
+    OP(embed, (et_context * ctx, float *out, const int32_t *tokens, const void *w, int format, float scale, int T,     \
+               int V, int D))                                                                                          \
+    OP(rmsnorm_forward, (et_context * ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,  \
+                         int64_t rows, int D))                                                                         \
+    OP(rmsnorm_backward, (et_context * ctx, float *dinp, const float *dout, const float *inp, const float *weight,     \
+                          const float *rstd, int accumulate, int64_t rows, int D))                                     \
+    OP(rope, (et_context * ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,      \
+              float sign, int T, int H, int C, int n_rot, int P))                                                      \
+    OP(attention_forward, (et_context * ctx, float *out, float *lse, const float *q, const float *k, const float *v,   \
+                           const int32_t *start, float scale, int window, int T, int H, int G, int C))                 \
+    OP(attention_backward, (et_context * ctx, float *dq, float *dk, float *dv, float *delta, const float *dout,        \
+                            const float *out, const float *lse, const float *q, const float *k, const float *v,        \
+                            const int32_t *start, float scale, int window, int T, int H, int G, int C))                \
+    OP(glu_forward, (et_context * ctx, float *out, const float *gate, const float *up, int kind, int64_t n))           \
+    OP(glu_backward, (et_context * ctx, float *dgate, float *dup, const float *dout, const float *gate,                \
+                      const float *up, int kind, int64_t n))                                                           \
+    OP(add_bias, (et_context * ctx, float *x, const float *bias, int T, int N))                                        \
+    OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \
+    OP(dropout, (et_context * ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n))   \
+    OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,      \
+                      int format, const int32_t *targets, int chunk, int T, int V, int D))                             \
+    OP(head_backward, (et_context * ctx, float *dh, float *logp, float *logits, const float *h, const void *w,         \
+                       int format, const int32_t *targets, const float *a, int chunk, int T, int V, int D))            \
+    OP(adamw, (et_context * ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,           \
+               float beta2, float eps, float weight_decay, int64_t step, int64_t n))                                   \
+    OP(sum_squares, (et_context * ctx, double *out, const float *x, int64_t n))                                        \
+    OP(scale, (et_context * ctx, float *x, float s, int64_t n))
+
+/* CPU features that a row may need beyond its architecture's baseline: name, and the macro a compiler sets for it.
+ * generic.h reads a row's needs off these macros, so needs and flags are one thing. */
+enum {
+    CPU_AVX2 = 1 << 0,
+    CPU_FMA = 1 << 1,
+    CPU_AVX512F = 1 << 2,
+    CPU_AVX512BW = 1 << 3,
+    CPU_AVX512VL = 1 << 4,
+    CPU_AVX512DQ = 1 << 5,
+    CPU_AVX512VNNI = 1 << 6,
+    CPU_AVX512BF16 = 1 << 7,
+    CPU_AVXVNNI = 1 << 8,
+    CPU_ATOMICS = 1 << 16,
+    CPU_DOTPROD = 1 << 17,
+    CPU_I8MM = 1 << 18,
+    CPU_BF16 = 1 << 19,
+};
+
+struct et_row {
+    const char *name;
+    unsigned needs; /* CPU_* bits */
+#define OP(name, args) void(*name) args;
+    ET_OPS(OP)
+#undef OP
+};
+
+#endif

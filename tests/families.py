@@ -1,0 +1,268 @@
+"""Tiny random transformers models of every family, and the same weights as a GGUF file.
+
+transformers is the truth that the engine is compared with; `logits_of` asks llama.cpp, the truth on what a file means.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import llama_cpp as llama
+import numpy as np
+import torch
+from tiny import Shape, dequantize, format_of, model_metadata, quantize, tokenizer_metadata, write_gguf
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+torch.set_num_threads(1)  # products this small take ten times longer on two threads of a busy machine
+
+SIZES = {
+    "vocab_size": 416,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+# What each family is beside SIZES. Heads wider than D / H are usual for qwen3 and gemma3.
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {"rope_theta": 1e4, "tie_word_embeddings": False},
+    "qwen2": {"rope_theta": 1e6, "tie_word_embeddings": True},
+    "qwen3": {"rope_theta": 1e6, "tie_word_embeddings": True, "head_dim": 32},
+    "gemma3": {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "tie_word_embeddings": True,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 24,
+        "sliding_window_pattern": 2,
+        "rms_norm_eps": 1e-6,
+    },
+}
+ROPES: dict[str, dict[str, object] | None] = {
+    "none": None,
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+}
+# The kinds of rotary scaling that llama.cpp computes as transformers does, for each family.
+ROPES_OF = {
+    "llama": ["none", "linear", "llama3", "yarn"],
+    "qwen2": ["none", "linear", "yarn"],
+    "qwen3": ["none", "linear", "yarn"],
+    "gemma3": ["none", "linear"],
+}
+GGUF_NAMES = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GEMMA_NAMES = GGUF_NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def make_family(
+    name: str,
+    folder: Path,
+    seed: int = 0,
+    rope: str = "none",
+    formats: str | Mapping[str, str] = "F32",
+    metadata: Mapping[str, object] | None = None,
+    **config_overrides: object,
+) -> tuple[Path, PreTrainedModel]:
+    """A random model of family `name` -> (GGUF path, transformers model in float32, eval mode, eager attention).
+
+    formats: as in `tiny.write_tiny`; the transformers model gets the values that the quantized bytes stand for.
+    config_overrides: fields of the transformers configuration. metadata: GGUF keys to add or replace; None removes.
+    """
+    settings = SIZES | FAMILIES[name] | config_overrides
+    if ROPES[rope]:
+        settings["rope_scaling"] = dict(ROPES[rope])
+    config = AutoConfig.for_model({"gemma3": "gemma3_text"}.get(name, name), **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        randomize(model)
+    tensors = {}
+    with torch.no_grad():
+        for hf_name, parameter in model.named_parameters():
+            tensor, values = gguf_name(hf_name, name), to_gguf(parameter.numpy(), hf_name, model)
+            if values.ndim == 2:
+                format = format_of(tensor, formats)
+                kept = dequantize(quantize(values, format), format)
+                parameter.copy_(torch.from_numpy(from_gguf(kept, hf_name, model)))
+            tensors[tensor] = values
+    if rope == "llama3":
+        tensors["rope_freqs.weight"] = rope_factors(model)
+    fields = tokenizer_metadata(config.vocab_size, pre=name) | config_metadata(name, config, settings)
+    path = folder / f"{name}-{rope}-{seed}.gguf"
+    return write_gguf(path, name, fields | dict(metadata or {}), tensors, formats), model
+
+
+def randomize(model: PreTrainedModel) -> None:
+    """Weights that spread the logits, norms around 1, biases that matter."""
+    zero_centered = model.config.model_type == "gemma3_text"
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_()
+            if name.endswith("norm.weight"):
+                parameter.mul_(0.2).add_(0.0 if zero_centered else 1.0)
+            elif parameter.ndim == 2:
+                parameter.mul_(1.5 / parameter.shape[1] ** 0.5)
+            else:
+                parameter.mul_(0.3)
+
+
+def config_metadata(name: str, config: PreTrainedConfig, settings: Mapping[str, object]) -> dict[str, object]:
+    """The configuration under GGUF's keys, as llama.cpp's converters write it."""
+    shape = Shape(
+        d_model=config.hidden_size,
+        n_blocks=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        head_width=head_width(config),
+        d_ff=config.intermediate_size,
+        n_vocab=config.vocab_size,
+        n_context=config.max_position_embeddings,
+        rope_base=settings["rope_theta"],
+        rms_eps=config.rms_norm_eps,
+    )
+    fields = {}
+    if name == "gemma3":
+        fields["attention.sliding_window"] = config.sliding_window
+        if settings.get("layer_types"):
+            fields["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
+        elif settings["sliding_window_pattern"] != 6:  # what a file means that does not say
+            fields["attention.sliding_window_pattern"] = settings["sliding_window_pattern"]
+        if settings["rope_local_base_freq"] != 1e4:
+            fields["rope.freq_base_swa"] = settings["rope_local_base_freq"]
+    scaling = settings.get("rope_scaling")
+    if scaling and scaling["rope_type"] != "llama3":
+        fields["rope.scaling.type"] = scaling["rope_type"]
+        fields["rope.scaling.factor"] = scaling["factor"]
+        if scaling["rope_type"] == "yarn":
+            fields["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
+    return model_metadata(name, shape) | {f"{name}.{key}": value for key, value in fields.items()}
+
+
+def head_width(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def gguf_name(hf_name: str, family: str) -> str:
+    """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight"""
+    names = GEMMA_NAMES if family == "gemma3" else GGUF_NAMES
+    *path, kind = hf_name.removeprefix("model.").split(".")
+    if path[0] == "layers":
+        return f"blk.{path[1]}.{names['.'.join(path[2:])]}.{kind}"
+    return f"{names[path[0]]}.{kind}"
+
+
+def rotary_rows(heads: int, width: int) -> np.ndarray:
+    """Order in which llama's GGUF holds the rows of q and k: row i of the file is row order[i] of transformers.
+
+    transformers rotates (i, i + C/2), llama.cpp's llama rotates neighbours (2i, 2i + 1).
+    """
+    return np.arange(heads * width).reshape(heads, 2, width // 2).transpose(0, 2, 1).reshape(-1)
+
+
+def row_order(hf_name: str, rows: int, model: PreTrainedModel) -> np.ndarray | None:
+    """`rotary_rows` for a q or k projection of a llama, None where both keep the same order."""
+    if model.config.model_type != "llama" or not any(part in hf_name for part in ("q_proj", "k_proj")):
+        return None
+    width = head_width(model.config)
+    return rotary_rows(rows // width, width)
+
+
+def to_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndarray:
+    """A parameter as the file holds it: rotary order for llama, 1 + w for gemma's norms."""
+    order = row_order(hf_name, values.shape[0], model)
+    if order is not None:
+        return values[order]
+    if model.config.model_type == "gemma3_text" and hf_name.endswith("norm.weight"):
+        return values + 1
+    return values.copy()
+
+
+def from_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndarray:
+    """The inverse of `to_gguf` for weight matrices."""
+    order = row_order(hf_name, values.shape[0], model)
+    return values if order is None else values[np.argsort(order)]
+
+
+def rope_factors(model: PreTrainedModel) -> np.ndarray:
+    """float32 [C/2]: what llama3 scaling divides each rotary frequency by, read from transformers' own table."""
+    width = head_width(model.config)
+    base = FAMILIES["llama"]["rope_theta"]
+    plain = 1.0 / base ** (np.arange(0, width, 2, dtype=np.float64) / width)
+    return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
+
+
+def hf_logits(model: PreTrainedModel, tokens: Sequence[int]) -> np.ndarray:
+    """float32 [T, V]: transformers' logits at every position."""
+    with torch.no_grad():
+        return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
+
+
+@llama.llama_log_callback
+def quiet(_level: int, _text: bytes, _data: object) -> None:
+    """llama.cpp logs to stderr otherwise. At module level: it keeps the pointer for good."""
+
+
+def logits_of(path: Path, tokens: Sequence[int], adapter: Path | None = None) -> np.ndarray:
+    """float32 [T, V]: llama.cpp's logits at every position, keys and values kept in float32."""
+    llama.llama_log_set(quiet, None)
+    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+    if not model:
+        raise RuntimeError(f"llama.cpp does not load {path}")
+    settings = llama.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = max(len(tokens), 32)
+    settings.n_threads = settings.n_threads_batch = 2
+    settings.type_k = settings.type_v = 0
+    settings.flash_attn_type = 0
+    settings.swa_full = True
+    context = llama.llama_init_from_model(model, settings)
+    batch = llama.llama_batch_init(len(tokens), 0, 1)
+    try:
+        if adapter is not None:
+            lora = llama.llama_adapter_lora_init(model, str(adapter).encode())
+            if not lora:
+                raise RuntimeError(f"llama.cpp does not load {adapter}")
+            llama.llama_set_adapters_lora(context, (type(lora) * 1)(lora), 1, (ctypes.c_float * 1)(1.0))
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = int(token), i, 1, True
+            batch.seq_id[i][0] = 0
+        if llama.llama_decode(context, batch):
+            raise RuntimeError(f"llama.cpp does not decode {path}")
+        n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+        return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens), n_vocab)).copy()
+    finally:
+        llama.llama_batch_free(batch)
+        llama.llama_free(context)
+        llama.llama_model_free(model)

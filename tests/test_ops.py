@@ -1,0 +1,318 @@
+"""Every op but the products, on every row that this CPU can run: torch's autograd, finite differences, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edgetune import native
+
+torch = pytest.importorskip("torch", reason="torch is the truth here")
+F = torch.nn.functional
+
+ISAS = [isa for isa in native.isa_names() if native.usable(isa)]
+
+
+@pytest.fixture(params=ISAS)
+def ctx(request: pytest.FixtureRequest) -> native.Context:
+    return native.Context(2, request.param)
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def leaf(x: np.ndarray) -> torch.Tensor:
+    """In double, so that the error measured is ours."""
+    return torch.from_numpy(x).double().requires_grad_()
+
+
+def close(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> None:
+    truth = want.detach().numpy()
+    assert np.abs(got - truth).max() <= tolerance * np.abs(truth).max()
+
+
+# ---- against autograd ----
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 576), (37, 64), (5, 33)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_rmsnorm(ctx: native.Context, rows: int, width: int, accumulate: bool) -> None:
+    inp, weight, dout, before = noise(0, rows, width), noise(1, width), noise(2, rows, width), noise(3, rows, width)
+    out, rstd, dinp = np.empty_like(inp), np.empty(rows, np.float32), before.copy()
+    native.rmsnorm_forward(ctx, out, rstd, inp, weight, 1e-5)
+    native.rmsnorm_backward(ctx, dinp, dout, inp, weight, rstd, accumulate)
+    x = leaf(inp)
+    want = F.rms_norm(x, (width,), torch.from_numpy(weight).double(), 1e-5)
+    want.backward(torch.from_numpy(dout).double())
+    close(out, want)
+    close(dinp, x.grad + torch.from_numpy(before) if accumulate else x.grad)
+
+
+@pytest.mark.parametrize("neox", [False, True])
+@pytest.mark.parametrize(("heads", "width", "n_rot"), [(3, 64, 64), (2, 80, 32), (1, 6, 2)])
+def test_rope(ctx: native.Context, neox: bool, heads: int, width: int, n_rot: int) -> None:
+    inp, dout, tokens = noise(0, 19, heads, width), noise(1, 19, heads, width), 19
+    positions = np.random.default_rng(2).integers(0, 50, tokens, dtype=np.int32)
+    angles = np.outer(np.arange(50), 100.0 ** -np.linspace(0, 1, n_rot // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    out, dinp = inp.copy(), dout.copy()
+    native.rope(ctx, out, cos, sin, positions, neox, 1.0)
+    native.rope(ctx, dinp, cos, sin, positions, neox, -1.0)
+    x = leaf(inp)
+    pairs = x[..., :n_rot].unflatten(-1, (2, -1)).transpose(-1, -2) if neox else x[..., :n_rot].unflatten(-1, (-1, 2))
+    turn = torch.complex(torch.from_numpy(cos).double(), torch.from_numpy(sin).double())[positions][:, None]
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
+    turned = turned.transpose(-1, -2).flatten(-2) if neox else turned.flatten(-2)
+    want = torch.cat([turned, x[..., n_rot:]], -1)
+    want.backward(torch.from_numpy(dout).double())
+    close(out, want)
+    close(dinp, x.grad)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
+@pytest.mark.parametrize("size", [1.0, 20.0])
+def test_glu(ctx: native.Context, kind: str, size: float) -> None:
+    gate, up, dout = noise(0, 9, 111) * np.float32(size), noise(1, 9, 111), noise(2, 9, 111)
+    out, dgate, dup = np.empty_like(gate), np.empty_like(gate), np.empty_like(gate)
+    native.glu_forward(ctx, out, gate, up, kind)
+    native.glu_backward(ctx, dgate, dup, dout, gate, up, kind)
+    g, u = leaf(gate), leaf(up)
+    want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
+    want.backward(torch.from_numpy(dout).double())
+    close(out, want)
+    close(dgate, g.grad)
+    close(dup, u.grad)
+
+
+def starts(tokens: int, documents: int) -> np.ndarray:
+    """start [T] of `documents` documents, the first one token long."""
+    begins = np.concatenate([[0], np.linspace(1, tokens, documents, dtype=int)[:-1]])[:documents]
+    return begins[np.searchsorted(begins, np.arange(tokens), side="right") - 1].astype(np.int32)
+
+
+def visible(start: np.ndarray, window: int) -> np.ndarray:
+    """[T, T]: what token t (row) may see."""
+    t, j = np.indices((start.size, start.size))
+    return (j <= t) & (j >= start[:, None]) & ((window == 0) | (t - j < window))
+
+
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80),
+                                                                   (150, 2, 2, 128), (70, 2, 1, 256)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64)])
+def test_attention(ctx: native.Context, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
+                   window: int) -> None:
+    q, k, v = noise(0, tokens, heads, width), noise(1, tokens, kv_heads, width), noise(2, tokens, kv_heads, width)
+    dout, start, scale = noise(3, tokens, heads, width), starts(tokens, documents), width**-0.5
+    out, lse, delta = np.empty_like(q), np.empty((heads, tokens), np.float32), np.empty((heads, tokens), np.float32)
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    native.attention_forward(ctx, out, lse, q, k, v, start, scale, window)
+    native.attention_backward(ctx, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
+    tq, tk, tv = leaf(q), leaf(k), leaf(v)
+    kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
+    mask = torch.from_numpy(visible(start, window))
+    want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
+    want.backward(torch.from_numpy(dout).double())
+    scores = (tq.transpose(0, 1) @ kh.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
+    close(out, want)
+    close(lse, scores.logsumexp(-1), 1e-5)
+    close(dv, tv.grad, 1e-5)
+    if tokens > 1:
+        close(dq, tq.grad, 1e-5)
+        close(dk, tk.grad, 1e-5)
+    else:  # one key: its probability is 1 whatever q and k are
+        assert np.abs(dq).max() < 1e-5
+        assert np.abs(dk).max() < 1e-5
+
+
+@pytest.mark.parametrize(("tokens", "vocabulary", "width", "chunk"),
+                         [(1, 7, 32, 4), (13, 1003, 64, 5), (8, 300, 96, 8)])
+def test_head(ctx: native.Context, tokens: int, vocabulary: int, width: int, chunk: int) -> None:
+    h, w, a = noise(0, tokens, width), noise(1, vocabulary, width), noise(2, tokens)
+    targets = np.random.default_rng(3).integers(0, vocabulary, tokens, dtype=np.int32)
+    logits = np.empty((chunk, vocabulary), np.float32)
+    logp, best = np.empty(tokens, np.float32), np.empty(tokens, np.int32)
+    again, dh = np.empty_like(logp), np.empty_like(h)
+    native.head_forward(ctx, logp, best, logits, h, w, "F32", targets)
+    native.head_backward(ctx, dh, again, logits, h, w, "F32", targets, a)
+    x = leaf(h)
+    z = x @ torch.from_numpy(w).double().T
+    want = z.log_softmax(-1)[torch.arange(tokens), torch.from_numpy(targets).long()]
+    (-want * torch.from_numpy(a)).sum().backward()
+    close(logp, want)
+    close(again, want)
+    close(dh, x.grad, 1e-5)
+    assert (best == z.argmax(-1).numpy()).all()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw(ctx: native.Context, weight_decay: float) -> None:
+    param, m, v = noise(0, 333), np.zeros(333, np.float32), np.zeros(333, np.float32)
+    p = leaf(param)
+    optimizer = torch.optim.AdamW([p], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
+    for step in range(1, 6):
+        grad = noise(step, 333)
+        native.adamw(ctx, param, grad, m, v, 1e-2, 0.9, 0.95, 1e-8, weight_decay, step)
+        p.grad = torch.from_numpy(grad).double()
+        optimizer.step()
+    close(param, p)
+    close(m, optimizer.state[p]["exp_avg"])
+    close(v, optimizer.state[p]["exp_avg_sq"])
+
+
+# ---- what autograd cannot tell ----
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_drops_the_share_it_is_told(ctx: native.Context, p: float) -> None:
+    ones, out, other, neighbour = np.ones(200_000, np.float32), *(np.empty(200_000, np.float32) for _ in range(3))
+    native.dropout(ctx, out, ones, p, 7)
+    native.dropout(ctx, other, ones, p, 7 + (1 << 40))
+    native.dropout(ctx, neighbour, ones, p, 8)
+    kept = out > 0
+    sigma = (p * (1 - p) / out.size) ** 0.5
+    np.testing.assert_allclose(out[kept], 1 / (1 - p), rtol=1e-6)
+    assert abs(kept.mean() - (1 - p)) < 5 * sigma
+    for a, b in [(kept[1:], kept[:-1]), (kept[1 << 14:], kept[:-1 << 14]), (kept, other > 0), (kept, neighbour > 0)]:
+        assert abs(np.corrcoef(a, b)[0, 1]) < 5 / a.size**0.5
+
+
+def test_dropout_has_one_mask_on_all_rows_and_calls() -> None:
+    inp = noise(0, 50_000)
+    masks = []
+    for isa in ISAS:
+        for threads in (1, 3):
+            out = np.empty_like(inp)
+            native.dropout(native.Context(threads, isa), out, inp, 0.1, 2**63 + 5)
+            masks.append(out)
+    assert all((mask == masks[0]).all() for mask in masks)
+    nothing = np.empty_like(inp)
+    native.dropout(native.Context(1), nothing, inp, 0.0, 3)
+    assert (nothing == inp).all()
+
+
+def test_sum_squares_is_the_same_on_all_rows() -> None:
+    x = noise(0, 123_457)
+    sums = {native.sum_squares(native.Context(threads, isa), x) for isa in ISAS for threads in (1, 3)}
+    assert len(sums) == 1
+    assert sums.pop() == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-13)
+
+
+def everything(ctx: native.Context) -> list[np.ndarray]:
+    """One call of each op, large enough for several tasks."""
+    tokens, heads, kv_heads, width, vocabulary = 200, 6, 2, 64, 500
+    x, y, weight = noise(0, tokens, heads * width), noise(1, tokens, heads * width), noise(2, heads * width)
+    out, rstd, dinp = np.empty_like(x), np.empty(tokens, np.float32), np.empty_like(x)
+    native.rmsnorm_forward(ctx, out, rstd, x, weight, 1e-6)
+    native.rmsnorm_backward(ctx, dinp, y, x, weight, rstd)
+    q, k, v = x.reshape(tokens, heads, width), noise(3, tokens, kv_heads, width), noise(4, tokens, kv_heads, width)
+    att, lse, delta = np.empty_like(q), np.empty((heads, tokens), np.float32), np.empty((heads, tokens), np.float32)
+    dq, dk, dv, start = np.empty_like(q), np.empty_like(k), np.empty_like(v), starts(tokens, 3)
+    native.attention_forward(ctx, att, lse, q, k, v, start, 0.125)
+    native.attention_backward(ctx, dq, dk, dv, delta, y.reshape(q.shape), att, lse, q, k, v, start, 0.125)
+    turned, angles = q.copy(), noise(5, tokens, width // 2)
+    native.rope(ctx, turned, angles, angles, np.arange(tokens, dtype=np.int32), False, 1.0)
+    act, dgate, dup = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    native.glu_forward(ctx, act, x, y, "silu")
+    native.glu_backward(ctx, dgate, dup, out, x, y, "gelu")
+    added, biased, scaled, dropped = x.copy(), x.copy(), x.copy(), np.empty_like(x)
+    native.add(ctx, added, y)
+    native.add_bias(ctx, biased, weight)
+    native.scale(ctx, scaled, 0.3)
+    native.dropout(ctx, dropped, x, 0.2, 11)
+    w, targets, logits = noise(6, vocabulary, x.shape[1]), np.arange(tokens, dtype=np.int32), np.empty((64, 500), "f4")
+    logp, best, dh = np.empty(tokens, np.float32), np.empty(tokens, np.int32), np.empty_like(x)
+    native.head_forward(ctx, logp, best, logits, x, w, "F32", targets)
+    native.head_backward(ctx, dh, logp, logits, x, w, "F32", targets, weight[:tokens])
+    param, m, var = x.copy(), np.zeros_like(x), np.zeros_like(x)
+    native.adamw(ctx, param, y, m, var, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
+    return [out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act, dgate, dup, added, biased, scaled, dropped, logp,
+            best, dh, param, m, var, np.array(native.sum_squares(ctx, x))]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_threads_change_no_bit(isa: str) -> None:
+    alone = everything(native.Context(1, isa))
+    for threads in (2, 3):
+        for one, many in zip(alone, everything(native.Context(threads, isa)), strict=True):
+            assert one.tobytes() == many.tobytes()
+
+
+# ---- finite differences, on the plainest row ----
+
+
+def slope(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray, dout: np.ndarray) -> float:
+    """The derivative of sum(f(x) * dout) along direction."""
+    step = np.float32(2e-3)
+    change = f(x + step * direction).astype(np.float64) - f(x - step * direction)
+    return float((change * dout).sum() / (2 * step))
+
+
+def agree(grad: np.ndarray, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, dout: np.ndarray) -> None:
+    for seed in range(50, 53):
+        direction = noise(seed, *x.shape)
+        want = float((grad.astype(np.float64) * direction).sum())
+        assert slope(f, x, direction, dout) == pytest.approx(want, rel=2e-3, abs=2e-3 * float(np.linalg.norm(grad)))
+
+
+def test_rmsnorm_slope() -> None:
+    ctx, x, weight, dout = native.Context(1, "scalar"), noise(0, 4, 50), noise(1, 50), noise(2, 4, 50)
+    rstd, grad = np.empty(4, np.float32), np.empty_like(x)
+
+    def f(x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        native.rmsnorm_forward(ctx, out, rstd, x, weight, 1e-6)
+        return out
+
+    f(x)
+    native.rmsnorm_backward(ctx, grad, dout, x, weight, rstd)
+    agree(grad, f, x, dout)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
+def test_glu_slope(kind: str) -> None:
+    ctx, gate, up, dout = native.Context(1, "scalar"), noise(0, 99), noise(1, 99), noise(2, 99)
+    dgate, dup = np.empty_like(gate), np.empty_like(up)
+
+    def f(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        out = np.empty_like(gate)
+        native.glu_forward(ctx, out, gate, up, kind)
+        return out
+
+    native.glu_backward(ctx, dgate, dup, dout, gate, up, kind)
+    agree(dgate, lambda x: f(x, up), gate, dout)
+    agree(dup, lambda x: f(gate, x), up, dout)
+
+
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9)])
+def test_attention_slope(documents: int, window: int) -> None:
+    ctx, start = native.Context(1, "scalar"), starts(40, documents)
+    inputs = [noise(0, 40, 4, 16), noise(1, 40, 2, 16), noise(2, 40, 2, 16)]
+    dout, lse, delta = noise(3, 40, 4, 16), np.empty((4, 40), np.float32), np.empty((4, 40), np.float32)
+    grads = [np.empty_like(x) for x in inputs]
+
+    def f(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        out = np.empty_like(q)
+        native.attention_forward(ctx, out, lse, q, k, v, start, 0.25, window)
+        return out
+
+    out = f(*inputs)
+    native.attention_backward(ctx, *grads, delta, dout, out, lse, *inputs, start, 0.25, window)
+    for i, grad in enumerate(grads):
+        agree(grad, lambda x, i=i: f(*inputs[:i], x, *inputs[i + 1:]), inputs[i], dout)
+
+
+def test_head_slope() -> None:
+    ctx, h, w, a = native.Context(1, "scalar"), noise(0, 6, 32) * np.float32(0.3), noise(1, 90, 32), noise(2, 6)
+    targets, logits = np.arange(6, dtype=np.int32), np.empty((4, 90), np.float32)
+    logp, grad = np.empty(6, np.float32), np.empty_like(h)
+
+    def f(h: np.ndarray) -> np.ndarray:
+        out = np.empty(6, np.float32)
+        native.head_forward(ctx, out, None, logits, h, w, "F32", targets)
+        return out
+
+    native.head_backward(ctx, grad, logp, logits, h, w, "F32", targets, a)
+    agree(grad, f, h, -a)

@@ -1,0 +1,184 @@
+"""Runs on a tiny random model: learning, stopping, resuming, adapters kept; no torch, no SmolLM2."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny import write_tiny
+
+import edgetune
+from edgetune import train
+from edgetune.adapter import open_adapter
+from edgetune.bundle import open_bundle
+from edgetune.config import TrainConfig
+from edgetune.data import Dataset
+from edgetune.errors import DataError, Interrupted, MismatchError, NumericsError, UsageError
+from edgetune.packing import Example
+from edgetune.score import native_loss
+from edgetune.trainer import Trainer
+
+OPTIONS = {"rank": 4, "lr": 2e-2, "batch_size": 4, "max_length": 48, "threads": 2, "warmup": 2, "steps": 12}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return open_bundle(write_tiny(tmp_path_factory.mktemp("train") / "tiny.gguf", formats="Q8_0"))
+
+
+def sequences(n, seed=0, low=8, high=40):
+    """Rows that count upwards: something that a tiny model can learn."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        length, start = int(rng.integers(low, high)), int(rng.integers(0, 40))
+        weights = np.ones(length, np.float32)
+        weights[:3] = 0
+        rows.append(Example(np.arange(start, start + length, dtype=np.int32), weights))
+    return rows
+
+
+def dataset(n, seed=0, **options):
+    return Dataset(sequences(n, seed, **options), [""] * n, "text", 0, 0, f"sha256:{n}-{seed}")
+
+
+def test_learns(bundle):
+    trainer = Trainer(bundle, **OPTIONS)
+    trainer.add_examples(sequences(24))
+    before, tokens = trainer.loss(sequences(8, seed=1))
+    results = trainer.train()
+    after, _ = trainer.loss(sequences(8, seed=1))
+    assert [r.step for r in results] == list(range(1, 13))
+    assert after < before - 1
+    assert tokens == sum(int(np.count_nonzero(e.weights)) for e in sequences(8, seed=1))
+    assert results[0].grad_norm > 0
+    assert trainer.total_steps == 12
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 48}, {"recompute": "none"}, {"threads": 1}])
+def test_what_may_not_change_the_result(bundle, change):
+    """Micro-batches change sums only in the last bits; recomputation and threads change nothing."""
+    pairs = []
+    for options in ({}, change):
+        trainer = Trainer(bundle, **{**OPTIONS, "steps": 3, **options})
+        trainer.add_examples(sequences(12))
+        trainer.train()
+        pairs.append(trainer.pairs)
+    for name, pair in pairs[0].items():
+        other = pairs[1][name]
+        if "micro_batch" in change:
+            assert np.abs(pair.b - other.b).max() < 1e-3 * max(np.abs(pair.b).max(), 1e-6), name
+        else:
+            assert np.array_equal(pair.a, other.a), name
+            assert np.array_equal(pair.b, other.b), name
+
+
+def test_packing_changes_the_batches_not_what_a_document_sees(bundle):
+    trainer = Trainer(bundle, **{**OPTIONS, "packing": True})
+    trainer.add_examples(sequences(40, low=8, high=20))
+    batch = trainer.batch(1)
+    assert sum(e.tokens.size for e in batch) > 0.9 * 4 * 48
+    alone = Trainer(bundle, **OPTIONS)
+    together, _ = trainer.loss(batch)
+    weights = [float(e.weights.sum()) for e in batch]
+    apart = [alone.loss([e])[0] for e in batch]
+    assert together == pytest.approx(np.average(apart, weights=weights), rel=1e-5)
+
+
+def test_blocks_and_targets_train_only_what_they_name(bundle):
+    trainer = Trainer(bundle, **{**OPTIONS, "blocks": "last:1", "targets": "q_proj,down_proj", "steps": 1})
+    trainer.add_examples(sequences(4))
+    trainer.step()
+    last = trainer.model.shape.n_layer - 1
+    assert set(trainer.pairs) == {f"blk.{last}.attn_q", f"blk.{last}.ffn_down"}
+    assert all(np.abs(pair.b).max() > 0 for pair in trainer.pairs.values())
+
+
+def test_dropout_is_seeded_and_off_in_evaluation(bundle):
+    runs = []
+    for seed in (0, 0, 1):
+        trainer = Trainer(bundle, **{**OPTIONS, "dropout": 0.3, "steps": 2, "seed": seed, "shuffle": False})
+        trainer.add_examples(sequences(8))
+        runs.append([r.loss for r in trainer.train()])
+        first = trainer.loss(sequences(4, seed=2))
+        assert first == trainer.loss(sequences(4, seed=2))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_run_writes_an_adapter_that_scores_the_same(bundle, tmp_path):
+    events = []
+    record = train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS), held_out=dataset(6, 1),
+                       on_event=events.append)
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
+    assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["event"] == "step"] == list(range(1, 13))
+    assert events[0]["event"] == "start"
+    assert events[-1]["event"] == "done"
+    opened = open_adapter(out, bundle.gguf)
+    loss, _ = native_loss(bundle, dataset(6, 1), opened.pairs)
+    assert loss == pytest.approx(record["held_out"]["loss_after"], rel=1e-6)
+    with pytest.raises(UsageError, match="exists"):
+        train.run(bundle, dataset(24), out, TrainConfig(**OPTIONS))
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(bundle, tmp_path):
+    config = TrainConfig(**{**OPTIONS, "dropout": 0.1})
+    train.run(bundle, dataset(24), tmp_path / "whole", config, held_out=dataset(6, 1))
+    asked = iter([False] * 11)
+    with pytest.raises(Interrupted, match="--resume"):
+        train.run(bundle, dataset(24), tmp_path / "parts", config, held_out=dataset(6, 1),
+                  should_stop=lambda: next(asked, True))
+    assert (tmp_path / "parts" / "checkpoint.npz").exists()
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "paused"
+    with pytest.raises(MismatchError, match="--lr"):
+        train.run(bundle, dataset(24), tmp_path / "parts", TrainConfig(**{**OPTIONS, "dropout": 0.1, "lr": 1.0}),
+                  held_out=dataset(6, 1), resume=True)
+    with pytest.raises(MismatchError, match="another data"):
+        train.run(bundle, dataset(23), tmp_path / "parts", config, held_out=dataset(6, 1), resume=True)
+    train.run(bundle, dataset(24), tmp_path / "parts", config, held_out=dataset(6, 1), resume=True)
+    whole, parts = (open_adapter(tmp_path / name).pairs for name in ("whole", "parts"))
+    assert all(np.array_equal(whole[n].a, parts[n].a) and np.array_equal(whole[n].b, parts[n].b) for n in whole)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+             if '"event": "step"' in line]
+    assert steps == list(range(1, 13))
+
+
+def test_early_stop_keeps_the_best(bundle, tmp_path):
+    options = {**OPTIONS, "steps": 40, "lr": 0.5, "eval_every": 1, "patience": 3, "max_grad_norm": 0.0}
+    record = train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**options), held_out=dataset(6, 1))
+    assert record["steps"] < 40
+    assert record["held_out"]["best_step"] == record["steps"] - 3
+    loss, _ = native_loss(bundle, dataset(6, 1), open_adapter(tmp_path / "out").pairs)
+    assert loss == pytest.approx(record["held_out"]["loss_after"], rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_adapter(bundle, tmp_path, monkeypatch):
+    before = train.Trainer.step
+
+    def poisoned(self, should_stop=None):
+        if self.steps_done == 3:
+            self.arena.flat("lora")[0] = np.inf
+        return before(self, should_stop)
+
+    monkeypatch.setattr(train.Trainer, "step", poisoned)
+    with pytest.raises(NumericsError, match="step 4"):
+        train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS))
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
+    assert all(np.isfinite(pair.a).all() for pair in open_adapter(tmp_path / "out").pairs.values())
+
+
+def test_refused(bundle, tmp_path):
+    with pytest.raises(UsageError, match="rank 100000"):
+        Trainer(bundle, rank=100000)
+    with pytest.raises(DataError, match="nothing to train on"):
+        Trainer(bundle, **OPTIONS).step()
+    trainer = Trainer(bundle, **OPTIONS)
+    with pytest.raises(DataError, match="takes 2 to 48"):
+        trainer.add_examples(sequences(1, low=60, high=61))
+    with pytest.raises(DataError, match="outside"):
+        trainer.add_examples([Example(np.array([1, 10**6], np.int32), np.ones(2, np.float32))])
+    with pytest.raises(edgetune.EdgetuneError, match="cannot be made"):
+        train.run(bundle, dataset(4), "/proc/edgetune/out", TrainConfig(**OPTIONS))
+    assert not (tmp_path / "out").exists()

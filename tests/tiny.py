@@ -1,0 +1,245 @@
+"""Tiny random models as GGUF files that llama.cpp loads, decodes and tokenizes with. Needs numpy and gguf only.
+
+Letters: D model width, F MLP width, H heads, G kv heads, C head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+END_OF_TEXT, IM_START, IM_END = range(3)
+N_BYTES = 256
+WORDS = [
+    "user",
+    "system",
+    "assistant",
+    "tool",
+    "Ġthe",
+    "Ġturn",
+    "Ġlight",
+    "Ġoff",
+    "Ġon",
+    "Ġset",
+    "Ġto",
+    '{"',
+    '":',
+    '"}',
+    "10",
+]
+# ChatML, with tools listed for the system turn and calls written as JSON in <tool_call> tags.
+CHAT_TEMPLATE = """\
+{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}
+{%- if system or tools -%}
+{{ '<|im_start|>system\\n' + system }}
+{%- for tool in tools or [] %}{{ '\\n<tool>' + (tool | tojson) + '</tool>' }}{% endfor -%}
+{{ '<|im_end|>\\n' }}
+{%- endif -%}
+{%- for message in messages if message['role'] != 'system' -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') }}
+{%- for call in message['tool_calls'] or [] %}{{ '<tool_call>' + (call['function'] | tojson) + '</tool_call>' }}\
+{% endfor -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a tiny model is made of; `write_tiny` takes every field as an override."""
+
+    d_model: int = 64
+    n_blocks: int = 2
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_width: int = 16
+    d_ff: int = 128
+    n_vocab: int = 416
+    n_context: int = 512
+    rope_base: float = 10000.0
+    rms_eps: float = 1e-5
+    tied: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    window: int = 0
+    window_pattern: int = 2  # every n-th block sees everything
+    add_bos: bool = False
+
+
+SHAPES = {
+    "llama": Shape(),
+    "qwen2": Shape(qkv_bias=True, rope_base=1e6),
+    "qwen3": Shape(qk_norm=True, head_width=32, rope_base=1e6),
+    "gemma3": Shape(qk_norm=True, post_norms=True, head_width=32, rope_base=1e6, rms_eps=1e-6, window=24),
+}
+
+
+def write_tiny(
+    path: str | Path,
+    architecture: str = "llama",
+    formats: str | Mapping[str, str] = "F32",
+    seed: int = 0,
+    metadata: Mapping[str, object] | None = None,
+    **overrides: object,
+) -> Path:
+    """Write a random model of `architecture` to `path`: the same arguments give the same bytes.
+
+    formats: one format for all 2-D weights, or {part of a tensor's name: format} (first match, F32 else).
+    metadata: GGUF keys to add or replace; None removes a key. overrides: fields of `Shape`.
+    """
+    shape = replace(SHAPES[architecture], **overrides)
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, size in tensor_shapes(shape):
+        spread = 0.1 if len(size) == 1 else 1 / np.sqrt(size[-1])
+        center = 1.0 if name.endswith("norm.weight") else 0.0
+        tensors[name] = (center + spread * rng.standard_normal(size)).astype(np.float32)
+    fields = tokenizer_metadata(shape.n_vocab, shape.add_bos, pre=architecture) | model_metadata(architecture, shape)
+    return write_gguf(path, architecture, fields | dict(metadata or {}), tensors, formats)
+
+
+def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and sizes (rows first) of every tensor, in file order."""
+    d, f = shape.d_model, shape.d_ff
+    q, kv = shape.n_heads * shape.head_width, shape.n_kv_heads * shape.head_width
+    yield "token_embd.weight", (shape.n_vocab, d)
+    for i in range(shape.n_blocks):
+        yield f"blk.{i}.attn_norm.weight", (d,)
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            yield f"blk.{i}.attn_{name}.weight", (rows, d)
+            if shape.qkv_bias:
+                yield f"blk.{i}.attn_{name}.bias", (rows,)
+        if shape.qk_norm:
+            yield f"blk.{i}.attn_q_norm.weight", (shape.head_width,)
+            yield f"blk.{i}.attn_k_norm.weight", (shape.head_width,)
+        yield f"blk.{i}.attn_output.weight", (d, q)
+        if shape.post_norms:
+            yield f"blk.{i}.post_attention_norm.weight", (d,)
+        yield f"blk.{i}.ffn_norm.weight", (d,)
+        yield f"blk.{i}.ffn_gate.weight", (f, d)
+        yield f"blk.{i}.ffn_up.weight", (f, d)
+        yield f"blk.{i}.ffn_down.weight", (d, f)
+        if shape.post_norms:
+            yield f"blk.{i}.post_ffw_norm.weight", (d,)
+    yield "output_norm.weight", (d,)
+    if not shape.tied:
+        yield "output.weight", (shape.n_vocab, d)
+
+
+def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
+    """The hyperparameters under the keys that llama.cpp reads."""
+    fields: dict[str, object] = {
+        "context_length": shape.n_context,
+        "embedding_length": shape.d_model,
+        "block_count": shape.n_blocks,
+        "feed_forward_length": shape.d_ff,
+        "vocab_size": shape.n_vocab,
+        "attention.head_count": shape.n_heads,
+        "attention.head_count_kv": shape.n_kv_heads,
+        "attention.key_length": shape.head_width,
+        "attention.value_length": shape.head_width,
+        "attention.layer_norm_rms_epsilon": shape.rms_eps,
+        "rope.dimension_count": shape.head_width,
+        "rope.freq_base": shape.rope_base,
+    }
+    if shape.window:
+        fields["attention.sliding_window"] = shape.window
+        fields["attention.sliding_window_pattern"] = shape.window_pattern
+    return {f"{architecture}.{key}": value for key, value in fields.items()}
+
+
+def tokenizer_metadata(n_vocab: int, add_bos: bool = False, pre: str = "llama") -> dict[str, object]:
+    """A byte-level BPE tokenizer: specials, all bytes, merges, then unused tokens up to `n_vocab`."""
+    merges = list(dict.fromkeys(f"{word[:i]} {word[i]}" for word in WORDS for i in range(1, len(word))))
+    tokens = SPECIALS + byte_letters() + [merge.replace(" ", "") for merge in merges]
+    if len(tokens) > n_vocab:
+        raise ValueError(f"n_vocab {n_vocab} is below the tokenizer's {len(tokens)} tokens")
+    unused = [f"<|unused_{i}|>" for i in range(n_vocab - len(tokens))]
+    control, normal, spare = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.UNUSED
+    types = [control] * len(SPECIALS) + [normal] * (len(tokens) - len(SPECIALS)) + [spare] * len(unused)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": {"llama": "smollm"}.get(pre, "qwen2"),
+        "tokenizer.ggml.tokens": tokens + unused,
+        "tokenizer.ggml.token_type": [int(t) for t in types],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": END_OF_TEXT,
+        "tokenizer.ggml.eos_token_id": IM_END,
+        "tokenizer.ggml.padding_token_id": END_OF_TEXT,
+        "tokenizer.ggml.add_bos_token": add_bos,
+        "tokenizer.chat_template": CHAT_TEMPLATE,
+    }
+
+
+def byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level BPE: itself where it prints, else the next from U+0100."""
+    prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(N_BYTES) if b not in prints]
+    return [chr(b) if b in prints else chr(0x100 + others.index(b)) for b in range(N_BYTES)]
+
+
+def write_gguf(
+    path: str | Path,
+    architecture: str,
+    metadata: Mapping[str, object],
+    tensors: Mapping[str, np.ndarray],
+    formats: str | Mapping[str, str] = "F32",
+) -> Path:
+    """Write with the gguf package. Integers become uint32, floats float32, None nothing; 1-D tensors stay F32."""
+    scalar = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        if value is None:
+            continue
+        kind = scalar.get(type(value)) or (gguf.GGUFValueType.STRING if isinstance(value, str) else None)
+        writer.add_key_value(key, value, kind or gguf.GGUFValueType.ARRAY)
+    for name, tensor in tensors.items():
+        format = format_of(name, formats) if tensor.ndim == 2 else "F32"
+        writer.add_tensor(name, quantize(tensor, format), raw_dtype=gguf.GGMLQuantizationType[format])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Path(path)
+
+
+def format_of(name: str, formats: str | Mapping[str, str]) -> str:
+    """The format that `formats` (see `write_tiny`) gives to the tensor `name`."""
+    if isinstance(formats, str):
+        return formats
+    return next((format for part, format in formats.items() if part in name), "F32")
+
+
+def quantize(weights: np.ndarray, format: str) -> np.ndarray:
+    """weights float32 [N, K] or [K] -> the format's bytes; what gguf cannot make (K-quants, IQ4_NL), llama.cpp does."""
+    kind = gguf.GGMLQuantizationType[format]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    if weights.shape[-1] % block:
+        raise ValueError(f"{weights.shape[-1]} columns are not a multiple of {format}'s block of {block}")
+    try:
+        return gguf.quants.quantize(weights, kind)
+    except NotImplementedError:
+        from llama_cpp import llama_cpp
+
+    rows, columns = weights.shape
+    out = np.zeros((rows, columns // block * block_bytes), dtype=np.uint8)
+    convert = llama_cpp._lib.ggml_quantize_chunk  # (type, src, dst, first weight, rows, columns, importances) -> bytes
+    convert.restype = ctypes.c_size_t
+    convert.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    source = np.ascontiguousarray(weights, dtype=np.float32)
+    if convert(kind, source.ctypes.data, out.ctypes.data, 0, rows, columns, None) != out.nbytes:
+        raise ValueError(f"llama.cpp could not make {format} of {weights.shape}")
+    return out
+
+
+def dequantize(data: np.ndarray, format: str) -> np.ndarray:
+    """The float32 [N, K] that `quantize`'s result stands for, by the gguf package."""
+    return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[format])
