@@ -111,7 +111,8 @@ def save_adapter(folder: str | os.PathLike[str], pairs: Lora, base: Gguf, run: d
 
 def base_name(base: Gguf) -> str:
     """What people call a base: its file's name, or its bundle's where the file is a bundle's model.gguf."""
-    return base.path.resolve().parent.name if base.path.name == "model.gguf" else base.path.name
+    folder = base.path.resolve().parent
+    return folder.name if folder.suffix == ".edge" else base.path.name
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class TrainProgress:
         elif e["event"] == "eval":
             self.held_out = f"held-out {e['loss']:.3f}"
             if not self.live:
-                self.console.print(f"step {e['step']}/{self.total}  {self.held_out}", highlight=False)
+                self.console.print(f"step {e['step']}/{self.total}  {self.held_out}", highlight=False, soft_wrap=True)
         elif e["event"] == "step":
             self._step(e)
 
@@ -73,7 +73,7 @@ class TrainProgress:
         self.total = e["steps"]
         self.console.print(f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), "
                            f"{e['steps']} steps; row {e['isa']}, arena {mib(e['plan']['arena_bytes'])}, "
-                           f"whole process about {mib(e['plan']['peak_bytes'])}", highlight=False)
+                           f"whole process about {mib(e['plan']['peak_bytes'])}", highlight=False, soft_wrap=True)
         if self.live:
             self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
 
@@ -88,4 +88,4 @@ class TrainProgress:
         elif time.monotonic() - self.last > PLAIN_SECONDS or e["step"] == self.total:
             self.last = time.monotonic()
             left = (self.total - e["step"]) * e["seconds"]
-            self.console.print(f"step {e['step']}/{self.total}  {numbers}  {duration(left)} left", highlight=False)
+            self.console.print(f"step {e['step']}/{self.total}  {numbers}  {duration(left)} left", highlight=False, soft_wrap=True)

@@ -96,6 +96,7 @@ class Context:
         self._handle = llama.llama_init_from_model(model, options)
         if not self._handle:
             raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")
+        self._room = int(llama.llama_n_batch(self._handle))  # BATCH, or a smaller context: above it llama.cpp aborts
         self._batch = Batch(llama)
 
     @property
@@ -133,7 +134,7 @@ class Context:
         del self.cached[done:]
         self._batch.size = 0  # an interrupt may have left something
         while done < len(tokens):
-            end = min(done + BATCH, len(tokens))
+            end = min(done + self._room, len(tokens))
             positions = done + np.flatnonzero(wanted[done:end])
             if len(positions) > OUTPUTS:
                 end, positions = int(positions[OUTPUTS]), positions[:OUTPUTS]
@@ -199,7 +200,7 @@ class Context:
         ready = []
         self._batch.size = 0
         for sequence, answer in active.items():
-            part = answer.pending[: BATCH - self._batch.size]
+            part = answer.pending[: self._room - self._batch.size]
             del answer.pending[: len(part)]
             last = np.zeros(len(part), np.bool_)
             last[-1:] = not answer.pending

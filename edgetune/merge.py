@@ -80,7 +80,7 @@ def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int)
         settings.ftype, settings.nthread, settings.allow_requantize = TYPES[to], threads, True
         llamacpp.complaint()
         if llama.llama_model_quantize(os.fsencode(floats), os.fsencode(path), ctypes.byref(settings)):
-            raise EdgetuneError(f"llama.cpp cannot write {path} as {to}: {llamacpp.complaint()}",
+            raise EdgetuneError(f"llama.cpp cannot write {to} to {path}: {llamacpp.complaint()}",
                                 "free some space, or choose another type")
     finally:
         floats.unlink(missing_ok=True)

@@ -119,7 +119,6 @@ def read_shape(gguf: Gguf) -> Shape:
     if get.integer("attention.value_length", d_head) != d_head:
         raise UnsupportedError(f"{gguf.path} has keys and values of different widths", "edgetune needs equal ones")
     gemma = arch == "gemma3"
-    window = get.integer("attention.sliding_window", 0) if gemma else 0
     global_rope = _read_rope(gguf, get)
     wide = gemma and n_layer == GEMMA3_27B_BLOCKS
     shape = Shape(
@@ -132,7 +131,7 @@ def read_shape(gguf: Gguf) -> Shape:
         attn_scale=1.0 / math.sqrt(d_model // n_head if wide else d_head),
         qk_norm=arch in ("qwen3", "gemma3"), post_norms=gemma,
         ropes=(global_rope, Rope(base=get.number("rope.freq_base_swa", 10000.0))),
-        windows=tuple(window if (i + 1) % GEMMA3_PATTERN else 0 for i in range(n_layer)))
+        windows=_windows(get, n_layer) if gemma else (0,) * n_layer)
     _check_sizes(gguf, shape)
     _check_tensors(gguf, shape)
     return shape
@@ -149,6 +148,9 @@ class _Reader:
         if value is None:
             raise FormatError(f"{self.gguf.path} lacks {self.arch}.{key}", "convert the model again")
         return value
+
+    def any(self, key: str) -> Any:
+        return self.gguf.metadata.get(f"{self.arch}.{key}")
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._value(key, default)
@@ -169,11 +171,21 @@ class _Reader:
         return str(self._value(key, default))
 
 
+def _windows(get: _Reader, n_layer: int) -> tuple[int, ...]:
+    """A block's window: all but every n-th block have one, or the file lists those that do."""
+    window, pattern = get.integer("attention.sliding_window", 0), get.any("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        if len(pattern) != n_layer:
+            raise FormatError(f"{get.gguf.path} lists {len(pattern)} windows for {n_layer} blocks", "convert it again")
+        return tuple(window if flag else 0 for flag in pattern)
+    n = int(pattern) if pattern is not None else GEMMA3_PATTERN
+    return tuple(window if n == 0 or (i + 1) % n else 0 for i in range(n_layer))
+
+
 def _read_rope(gguf: Gguf, get: _Reader) -> Rope:
-    kind = get.text("rope.scaling.type", "none")
-    factor = get.number("rope.scaling.factor", 1.0)
-    if (legacy := get.number("rope.scale_linear", 0.0)) and kind == "none":
-        kind, factor = "linear", legacy
+    """As llama.cpp reads it: a factor without a kind is linear, a factor of 0 is none."""
+    kind = get.text("rope.scaling.type", "linear")
+    factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0
     if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(f"{gguf.path} scales its rotary embedding by {kind!r}",
                                "edgetune knows none, linear, llama3 and yarn")

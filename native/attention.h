@@ -3,16 +3,16 @@
  * queries, once for dk and dv, where tasks are blocks of keys, so that the outputs of tasks are disjoint.
  *
  * Token t sees keys first_key(t) .. t, and first_key never decreases, so the keys of a block of queries begin at its
- * first query's first key; no block holds queries or keys of two documents. So documents and windows cost only what they
+ * first query's first key. No block holds queries or keys of two documents: documents and windows cost only what they
  * see. All outputs are overwritten. */
 
-/* Whole tiles: 64, or 96 where a tile has 12 rows. Larger blocks gain on long documents what they lose on short ones. */
+/* Whole tiles: 64, or 96 where a tile has 12 rows. Larger blocks lose on short documents what they gain on long. */
 enum { BQ = 64 % MR == 0 ? 64 : 8 * MR, BK = BQ };
 
 /* Floats of a thread's scratch: scores, their gradients, and what gemm packs. */
 #define ET_ATTENTION_FLOATS (2 * BQ * BK + ET_MAX_HEAD * (MR + BK + NR))
 _Static_assert(ET_ATTENTION_FLOATS <= ET_THREAD_FLOATS, "attention does not fit a thread's scratch");
-_Static_assert(BK % VL == 0 && BK <= ET_MAX_HEAD, "rows of scores are whole vectors; gemm packs at most BK x ET_MAX_HEAD");
+_Static_assert(BK % VL == 0 && BK <= ET_MAX_HEAD, "scores are whole vectors; gemm packs BK x ET_MAX_HEAD");
 
 struct attention {
     et_context *ctx;
@@ -23,7 +23,7 @@ struct attention {
     int window, T, H, G, C;
 };
 
-/* Scores of head h, queries q .. q + nq - 1 and keys k .. k + nk - 1: row i at s + i * BK, -inf up to a whole vector. */
+/* Scores of head h, queries q .. q + nq - 1, keys k .. k + nk - 1: row i at s + i * BK, -inf up to a whole vector. */
 struct block {
     int h, g, q, nq, k, nk;
     float *s, *ds, *pack;
@@ -84,8 +84,8 @@ static void attention_scores(const struct attention *a, const struct block *b) {
     }
 }
 
-/* One step of the online softmax on a row of scores: s = exp(s - max), sum and max go on; returns the factor that brings
- * what was summed under the old maximum under the new one. */
+/* One step of the online softmax on a row of scores: s = exp(s - max), sum and max go on; returns the factor that
+ * brings what was summed under the old maximum under the new one. */
 static inline float softmax_step(float *s, int nk, float *max, float *sum) {
     vec highest = splat(*max), total = {0};
     for (int j = 0; j < nk; j += VL) {
@@ -193,10 +193,10 @@ static void attention_dq_task(void *arg, int task, int thread) {
 
 /* dk = scale * ds^T . q and dv = s^T . dout, summed over the heads that share the keys and the queries that see them */
 static void attention_dkv_block(const struct attention *a, struct block b) {
-    int accumulate = 0, group = a->H / a->G, end = b.k + same_document(a, b.k, a->T);
+    int accumulate = 0, group = a->H / a->G;
     for (b.h = b.g * group; b.h < (b.g + 1) * group; b.h++)
-        for (b.q = b.k; b.q < end && first_key(a, b.q) < b.k + b.nk; b.q += BQ) {
-            b.nq = imin(BQ, end - b.q);
+        for (b.q = b.k; b.q < a->T && first_key(a, b.q) < b.k + b.nk; b.q += b.nq) {
+            b.nq = same_document(a, b.q, imin(b.q + BQ, a->T));
             attention_scores_backward(a, &b);
             gemm(a->dk + k_at(a, &b), k_stride(a), b.ds, 1, BK, a->q + q_at(a, &b), q_stride(a), 0, b.nk, a->C, b.nq,
                  a->scale, accumulate, b.pack);

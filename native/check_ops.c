@@ -1,5 +1,5 @@
-/* Checks of all ops but the products, against ref_ops.c, through et.h. Sizes straddle the blocks: one value, less than a
- * vector, just past a block. */
+/* Checks of all ops but the products, against ref_ops.c, through et.h. Sizes straddle the blocks: one value, less than
+ * a vector, just past a block. */
 #include "check.h"
 
 #include <math.h>
@@ -13,7 +13,8 @@ static const double EXACT = 1e-12, CLOSE = 2e-6;
 static void check_rmsnorm(struct check *c, int64_t rows, int D, float size) {
     size_t n = (size_t)(rows * D), R = (size_t)rows;
     float *inp = check_floats(n, 1), *weight = check_floats((size_t)D, 2), *dout = check_floats(n, 3);
-    float *out = check_floats(n, 4), *rstd = check_floats(R, 5), *want = check_floats(n, 6), *scale = check_floats(R, 7);
+    float *out = check_floats(n, 4), *rstd = check_floats(R, 5);
+    float *want = check_floats(n, 6), *scale = check_floats(R, 7);
     for (size_t i = 0; i < n; i++)
         inp[i] *= size;
     et_rmsnorm_forward(c->ctx, out, rstd, inp, weight, 1e-6f, rows, D);
@@ -80,7 +81,8 @@ static void check_glu_extremes(struct check *c) {
     static const float values[] = {0.0f, 1e30f, -1e30f, 88.8f, -88.8f, 104.0f, -104.0f, 1e-40f, NAN, 3e38f, -3e38f};
     enum { N = COUNT(values) };
     for (int kind = 0; kind < 2; kind++) {
-        float *gate = check_floats(N, 1), *up = check_floats(N, 2), *out = check_floats(N, 3), *dup = check_floats(N, 4);
+        float *gate = check_floats(N, 1), *up = check_floats(N, 2);
+        float *out = check_floats(N, 3), *dup = check_floats(N, 4);
         memcpy(gate, values, sizeof values);
         et_glu_forward(c->ctx, out, gate, up, kind, N);
         int good = 1;

@@ -1,7 +1,8 @@
 /* The tile, and a product on one thread made of it.
  *
- * The tile is MR rows of A by nv vectors of B; A and B come as panels [K, MR] and [K, nv * VL]. It is plain C on
- * vectors: the accumulators stay in registers because every loop over them has constant bounds and is unrolled.
+ * The tile is MR rows of A by nv vectors of B. It is plain C on vectors: the accumulators stay in registers because
+ * every loop over them has constant bounds and is unrolled. A and B come as packed panels, [K, MR] and [K, nv * VL], or
+ * straight from a float matrix when packing would not pay.
  */
 
 static inline int imin(int a, int b) { return a < b ? a : b; }
@@ -9,39 +10,83 @@ static inline int imin(int a, int b) { return a < b ? a : b; }
 /* Vectors that a panel of `columns` columns needs, at most NV. */
 static inline int panel_vectors(int columns) { return imin((columns + VL - 1) / VL, NV); }
 
-/* C [rows <= MR, columns <= nv * VL] (accumulate: +)= alpha * A panel . B panel. nv is a constant where inlined. */
-static inline __attribute__((always_inline)) void tile(float *c, ptrdiff_t ldc, const float *a, const float *b,
-                                                       int rows, int columns, int K, float alpha, int accumulate,
-                                                       const int nv) {
-    vec acc[MR][NV] = {0};
-    for (int k = 0; k < K; k++, a += MR, b += nv * VL) {
-        vec bv[NV];
-        UNROLL for (int j = 0; j < nv; j++) bv[j] = vload(b + j * VL);
-        UNROLL for (int i = 0; i < MR; i++) {
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] += a[i] * bv[j];
-        }
-    }
+/* A side of a product: element (r, k) is p[r * rs + k * ks]. */
+struct side {
+    const float *p;
+    ptrdiff_t rs, ks;
+};
+
+/* A tile: C [rows <= MR, columns <= NR] (accumulate: +)= alpha * A . B over K; b.rs is 1. */
+struct tile {
+    float *c;
+    ptrdiff_t ldc;
+    struct side a, b;
+    int rows, columns, K, accumulate;
+    float alpha;
+};
+
+/* The MR values of A for one k: ARM multiplies by a lane of a vector, others broadcast from memory. */
+#ifdef __aarch64__
+#define LOAD_A(a)                                                                                                      \
+    vec4 a_quads[MR / 4] = {0};                                                                                        \
+    UNROLL for (int q = 0; q < MR / 4; q++) if (packed) a_quads[q] = *(const vec4_unaligned *)((a) + 4 * q)
+#define PACKED_A(a, i) a_quads[(i) / 4][(i) % 4]
+#else
+#define LOAD_A(a)
+#define PACKED_A(a, i) (a)[i]
+#endif
+_Static_assert(MR % 4 == 0, "rows of a tile come in fours");
+
+static inline __attribute__((always_inline)) void tile_store(const struct tile *t, vec acc[MR][NV], const int nv) {
+    const int rows = t->rows, columns = t->columns, accumulate = t->accumulate;
+    const float alpha = t->alpha;
+    const ptrdiff_t ldc = t->ldc;
+    float *c = t->c;
     if (rows == MR && columns == nv * VL) {
-        UNROLL for (int i = 0; i < MR; i++) {
+        UNROLL for (int i = 0; i < MR; i++, c += ldc) {
             UNROLL for (int j = 0; j < nv; j++) {
-                float *p = c + i * ldc + j * VL;
-                vstore(p, accumulate ? vload(p) + alpha * acc[i][j] : alpha * acc[i][j]);
+                vec x = alpha * acc[i][j];
+                vstore(c + j * VL, accumulate ? vload(c + j * VL) + x : x);
             }
         }
         return;
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) {
-            float *p = c + i * ldc + j, x = alpha * acc[i][j / VL][j % VL];
-            *p = accumulate ? *p + x : x;
+    vec edge[MR][NV] = {0}; /* so that acc is never indexed by a variable and can stay in registers */
+    UNROLL for (int i = 0; i < MR; i++) {
+        UNROLL for (int j = 0; j < nv; j++) edge[i][j] = alpha * acc[i][j];
+    }
+    for (int i = 0; i < rows; i++, c += ldc)
+        for (int j = 0; j < columns; j++)
+            c[j] = (accumulate ? c[j] : 0) + edge[i][j / VL][j % VL];
+}
+
+/* nv and packed are constants where this is inlined. */
+static inline __attribute__((always_inline)) void tile(const struct tile *t, const int nv, const int packed) {
+    vec acc[MR][NV] = {0};
+    const float *a = t->a.p, *b = t->b.p;
+    const ptrdiff_t a_rs = t->a.rs, a_ks = packed ? MR : t->a.ks, b_ks = packed ? nv * VL : t->b.ks;
+    for (int k = t->K; k > 0; k--, a += a_ks, b += b_ks) {
+        vec bv[NV];
+        LOAD_A(a);
+        UNROLL for (int j = 0; j < nv; j++) bv[j] = vload(b + j * VL);
+        UNROLL for (int i = 0; i < MR; i++) {
+            UNROLL for (int j = 0; j < nv; j++) acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
         }
+    }
+    tile_store(t, acc, nv);
 }
 
 #define TILE(nv)                                                                                                       \
-    static __attribute__((noinline)) void tile_##nv(float *c, ptrdiff_t ldc, const float *a, const float *b, int rows, \
-                                                    int columns, int K, float alpha, int accumulate) {                 \
-        tile(c, ldc, a, b, rows, columns, K, alpha, accumulate, nv);                                                   \
-    }
+    static __attribute__((noinline)) void tile_##nv(const struct tile *t) { tile(t, nv, 1); }                          \
+    static __attribute__((noinline)) void direct_##nv(const struct tile *t) { tile(t, nv, 0); }
+#define TILE_CASE(nv)                                                                                                  \
+    case nv:                                                                                                           \
+        if (packed)                                                                                                    \
+            tile_##nv(t);                                                                                              \
+        else                                                                                                           \
+            direct_##nv(t);                                                                                            \
+        break;
+
 TILE(1)
 #if NV > 1
 TILE(2)
@@ -53,21 +98,27 @@ TILE(3)
 TILE(4)
 #endif
 
-/* The tile that is as wide as `columns` need. */
-static inline void tile_any(float *c, ptrdiff_t ldc, const float *a, const float *b, int rows, int columns, int K,
-                            float alpha, int accumulate) {
-    switch (panel_vectors(columns)) {
-#if NV > 3
-    case 4: tile_4(c, ldc, a, b, rows, columns, K, alpha, accumulate); break;
+/* The tile as wide as it needs to be. */
+static inline void tile_any(const struct tile *t) {
+    int nv = panel_vectors(t->columns), packed = t->a.rs == 1 && t->a.ks == MR && t->b.ks == nv * VL;
+    switch (nv) {
+        TILE_CASE(1)
+#if NV > 1
+        TILE_CASE(2)
 #endif
 #if NV > 2
-    case 3: tile_3(c, ldc, a, b, rows, columns, K, alpha, accumulate); break;
+        TILE_CASE(3)
 #endif
-#if NV > 1
-    case 2: tile_2(c, ldc, a, b, rows, columns, K, alpha, accumulate); break;
+#if NV > 3
+        TILE_CASE(4)
 #endif
-    default: tile_1(c, ldc, a, b, rows, columns, K, alpha, accumulate);
     }
+}
+
+/* The panel of `rows` rows and K columns of a float matrix, as pack_panel makes it in `panel`. */
+static inline struct side packed_side(float *panel, int width, struct side src, int rows, int K) {
+    pack_panel(panel, width, src.p, src.rs, src.ks, rows, K);
+    return (struct side){panel, 1, width};
 }
 
 /* Floats of work space that gemm needs in `pack`, 64-byte aligned. */
@@ -80,14 +131,18 @@ static inline size_t gemm_pack_floats(int N, int K) {
 static void gemm(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_rs, ptrdiff_t a_cs, const float *b, ptrdiff_t ldb,
                  int b_transposed, int M, int N, int K, float alpha, int accumulate, float *pack) {
     float *a_panel = pack, *b_panels = pack + (ptrdiff_t)MR * K;
-    ptrdiff_t b_rs = b_transposed ? ldb : 1, b_cs = b_transposed ? 1 : ldb;
+    ptrdiff_t b_rs = b_transposed ? ldb : 1, b_ks = b_transposed ? 1 : ldb;
     for (int n = 0; n < N; n += NR)
-        pack_panel(b_panels + (ptrdiff_t)n * K, panel_vectors(N - n) * VL, b + n * b_rs, b_rs, b_cs, imin(N - n, NR),
-                   K);
+        pack_panel(b_panels + (ptrdiff_t)n * K, panel_vectors(N - n) * VL, b + n * b_rs, b_rs, b_ks, imin(N - n, NR), K);
+    struct tile t = {.ldc = ldc, .K = K, .accumulate = accumulate, .alpha = alpha};
     for (int m = 0; m < M; m += MR) {
-        pack_panel(a_panel, MR, a + m * a_rs, a_rs, a_cs, imin(M - m, MR), K);
-        for (int n = 0; n < N; n += NR)
-            tile_any(c + m * ldc + n, ldc, a_panel, b_panels + (ptrdiff_t)n * K, imin(M - m, MR), imin(N - n, NR),
-                     K, alpha, accumulate);
+        t.rows = imin(M - m, MR);
+        t.a = packed_side(a_panel, MR, (struct side){a + m * a_rs, a_rs, a_cs}, t.rows, K);
+        for (int n = 0; n < N; n += NR) {
+            t.c = c + m * ldc + n;
+            t.columns = imin(N - n, NR);
+            t.b = (struct side){b_panels + (ptrdiff_t)n * K, 1, panel_vectors(t.columns) * VL};
+            tile_any(&t);
+        }
     }
 }

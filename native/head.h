@@ -1,9 +1,8 @@
-/* Head and loss, fused: logits exist for `chunk` tokens at a time and become log-probabilities, or their gradient, where
- * they stand. */
+/* Head and loss, fused: logits exist for `chunk` tokens at a time, and become their gradient where they stand. */
 
 struct head_args {
-    float *logp, *logits;      /* of this chunk: logp [T], logits [T, V] */
-    int32_t *best;             /* [T] or NULL */
+    float *logp, *logits; /* of this chunk: logp [T], logits [T, V] */
+    int32_t *best;        /* [T] or NULL */
     const int32_t *targets;
     const float *a;
     int V;

@@ -4,6 +4,9 @@
  * For each block of NC columns and kc <= KC inner elements, the threads first pack B together (each weight is unpacked
  * once, however many rows A has), and with it A; then they compute tiles. Blocks of A are at most MC rows. The packed
  * blocks lie in the context's shared scratch: B [kc, NC], then A [kc, MC].
+ *
+ * Where the product is so narrow that a side is used but once (LoRA's small matrices), that side is read where it lies,
+ * and only the edges that a tile would read past are packed, in the thread's scratch.
  */
 
 #define UNPACK_ROWS 16        /* of the weight, before they are transposed together */
@@ -14,7 +17,8 @@
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
 _Static_assert(KC * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
-_Static_assert(UNPACK_ROWS * KC <= ET_THREAD_FLOATS && NC <= ET_THREAD_FLOATS, "unpacked rows must fit a thread's scratch");
+_Static_assert(UNPACK_ROWS * KC <= ET_THREAD_FLOATS && NC <= ET_THREAD_FLOATS, "unpacked rows must fit, and edges");
+_Static_assert((MR + NR) * KC <= ET_THREAD_FLOATS, "in a thread's scratch");
 
 struct product {
     et_context *ctx;
@@ -32,16 +36,20 @@ struct product {
     int mc, nc, kc;   /* and its size */
     int pack_b;       /* tasks that pack B in this pass; those after them pack A */
     float *b_panels, *a_panels;
+    int a_direct, b_direct; /* this side is read where it lies */
 };
 
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+static inline int floats_in_place(const struct product *p) {
+    return p->format == ET_F32 && (uintptr_t)p->w % sizeof(float) == 0;
+}
+
 /* `count` weights of row r of w from column i: in `tmp`, or where they lie if they are floats already. */
 static const float *weights(const struct product *p, float *tmp, int r, int i, int count) {
     int64_t first = r * p->ldw + i;
-    const float *direct = (const float *)p->w + first;
-    if (p->format == ET_F32 && (uintptr_t)direct % sizeof(float) == 0)
-        return direct;
+    if (floats_in_place(p))
+        return (const float *)p->w + first;
     unpack(tmp, p->w, p->format, first, count);
     return tmp;
 }
@@ -91,17 +99,38 @@ static void pack_task(void *arg, int task, int thread) {
         pack_b_straight(p, et_scratch(p->ctx, thread), task);
 }
 
+static struct side a_side(const struct product *p, float *tmp, int m, int rows) {
+    struct side direct = {p->a + (p->m + m) * p->a_rs + p->k * p->a_cs, p->a_rs, p->a_cs};
+    if (!p->a_direct)
+        return (struct side){p->a_panels + (ptrdiff_t)m * p->kc, 1, MR};
+    return rows == MR ? direct : packed_side(tmp, MR, direct, rows, p->kc);
+}
+
+static struct side b_side(const struct product *p, float *tmp, int n, int columns) {
+    int width = panel_vectors(columns) * VL;
+    if (!p->b_direct)
+        return (struct side){p->b_panels + (ptrdiff_t)n * p->kc, 1, width};
+    struct side direct = {(const float *)p->w + p->k * p->ldw + p->n + n, 1, p->ldw};
+    return columns == width ? direct : packed_side(tmp, width, direct, columns, p->kc);
+}
+
 static void compute_task(void *arg, int task, int thread) {
     const struct product *p = arg;
+    float *a_tmp = et_scratch(p->ctx, thread), *b_tmp = a_tmp + MR * KC;
     int across = ceil_div(p->nc, PANELS_A_TASK * NR);
     int m0 = task / across * ROWS_A_TASK, m1 = imin(m0 + ROWS_A_TASK, p->mc);
     int n0 = task % across * PANELS_A_TASK * NR, n1 = imin(n0 + PANELS_A_TASK * NR, p->nc);
-    (void)thread;
-    for (int n = n0; n < n1; n += NR)
-        for (int m = m0; m < m1; m += MR)
-            tile_any(p->c + (ptrdiff_t)(p->m + m) * p->N + p->n + n, p->N, p->a_panels + (ptrdiff_t)m * p->kc,
-                     p->b_panels + (ptrdiff_t)n * p->kc, imin(m1 - m, MR), imin(n1 - n, NR), p->kc, p->alpha,
-                     p->accumulate || p->k > 0);
+    struct tile t = {.ldc = p->N, .K = p->kc, .accumulate = p->accumulate || p->k > 0, .alpha = p->alpha};
+    for (int n = n0; n < n1; n += NR) {
+        t.columns = imin(n1 - n, NR);
+        t.b = b_side(p, b_tmp, n, t.columns);
+        for (int m = m0; m < m1; m += MR) {
+            t.rows = imin(m1 - m, MR);
+            t.a = a_side(p, a_tmp, m, t.rows);
+            t.c = p->c + (ptrdiff_t)(p->m + m) * p->N + p->n + n;
+            tile_any(&t);
+        }
+    }
 }
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
@@ -115,15 +144,17 @@ static void product(struct product *p) {
     int kc = inner_block(p);
     p->b_panels = et_shared(p->ctx);
     p->a_panels = p->b_panels + (ptrdiff_t)KC * NC;
+    p->a_direct = p->N <= NR;
+    p->b_direct = p->M <= MR && !p->transposed && floats_in_place(p);
     for (p->n = 0; p->n < p->N; p->n += NC) {
         p->nc = imin(p->N - p->n, NC);
         for (p->k = 0; p->k < p->K; p->k += kc) {
             p->kc = imin(p->K - p->k, kc);
-            p->pack_b = p->transposed ? ceil_div(p->nc, NR) : ceil_div(p->kc, PACK_A_TASK);
+            p->pack_b = p->b_direct ? 0 : p->transposed ? ceil_div(p->nc, NR) : ceil_div(p->kc, PACK_A_TASK);
             for (p->m = 0; p->m < p->M; p->m += MC) {
                 p->mc = imin(p->M - p->m, MC);
                 int rows = ceil_div(p->mc, ROWS_A_TASK);
-                et_parallel(p->ctx, pack_task, p, p->pack_b + rows);
+                et_parallel(p->ctx, pack_task, p, p->pack_b + (p->a_direct ? 0 : rows));
                 et_parallel(p->ctx, compute_task, p, rows * ceil_div(p->nc, PANELS_A_TASK * NR));
                 p->pack_b = 0;
             }

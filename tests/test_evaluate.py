@@ -80,6 +80,14 @@ def test_loss_is_the_weighted_mean(served: Served) -> None:
         served_loss(served, replace(data, examples=unweighted))
 
 
+def test_loss_does_not_depend_on_what_came_before(smollm2: Path) -> None:
+    with Served(smollm2, context=128, threads=1) as served:
+        data = load_rows([{"prompt": "Light on", "completion": "on"}], served.tokenizer, max_length=100)
+        first = served_loss(served, data)
+        served.logits(data.examples[0].tokens[:9].tolist())
+        assert served_loss(served, data) == first
+
+
 def test_exact_match_asks_the_served_model(served: Served) -> None:
     expected = [says(served, question, 6) for question in QUESTIONS]
     expected[1], expected[3] = "wrong", '{"a": 1}'

@@ -43,6 +43,9 @@ WRONG_MODELS: list[tuple[str, Changes, dict[str, str], tuple[str, ...]]] = [
     ("heads as floats", {"llama.attention.head_count": [4.0, 4.0]}, {}, ("[f32]", "u32 or [u32] or [i32]")),
     ("3 key heads", {"llama.attention.head_count_kv": 3}, {}, ("4 heads", "3 key heads")),
     ("3 key heads in one block", {"llama.attention.head_count_kv": [2, 3]}, {}, ("4 heads", "3 key heads")),
+    ("keys wider than values", {"llama.attention.key_length": 32}, {}, ("32 wide", "values 16")),
+    ("more heads than the tensors have", {"llama.attention.head_count": 8}, {}, ("attn_q", "[64, 64]", "[128, 64]")),
+    ("fewer key heads than the tensors", {"llama.attention.head_count_kv": 1}, {}, ("attn_k", "[32, 64]", "[16, 64]")),
     ("no feed forward", {"llama.feed_forward_length": 0}, {}, ("is 0",)),
     ("epsilon is NaN", {"llama.attention.layer_norm_rms_epsilon": NAN}, {}, ("is nan", "0 to 1")),
     ("epsilon as integer", {"llama.attention.layer_norm_rms_epsilon": 1}, {}, ("of type u32", "f32")),
@@ -51,13 +54,19 @@ WRONG_MODELS: list[tuple[str, Changes, dict[str, str], tuple[str, ...]]] = [
     ("rotary scaling", {"llama.rope.scaling.type": "spiral"}, {}, ("'spiral'", "none, linear, yarn, longrope")),
     ("rotary scaling's type", {"llama.rope.scaling.type": 1}, {}, ("of type u32", "str")),
     ("rotary factor", {"llama.rope.scaling.factor": -1.0}, {}, ("is -1.0", "0 to")),
-    ("rotary values odd", {"llama.rope.dimension_count": 15}, {}, ("is 15", "2 to 16")),
-    ("rotary values over the head", {"llama.rope.dimension_count": 18}, {}, ("is 18", "2 to 16")),
+    ("rotary values odd", {"llama.attention.key_length": 15, "llama.attention.value_length": 15,
+                           "llama.rope.dimension_count": 15}, {}, ("is 15", "even numbers")),
+    ("rotary values over the head", {"llama.rope.dimension_count": 18}, {}, ("is 18", "16 to 16")),
+    ("rotary values of half the head", {"llama.rope.dimension_count": 8}, {}, ("is 8", "16 to 16")),
     ("rotary sections' type", {"llama.rope.dimension_sections": ["a"] * 4}, {}, ("[str]", "[i32] or [u32]")),
     ("three rotary sections", {"llama.rope.dimension_sections": [1, 2, 3]}, {}, ("3 values", "must have 4")),
     ("negative rotary section", {"llama.rope.dimension_sections": [-1, 2, 3, 4]}, {}, ("is -1", "0 to")),
     ("window pattern's type", {"llama.attention.sliding_window_pattern": "x"}, {}, ("of type str", "[bool]")),
     ("window pattern's length", {"llama.attention.sliding_window_pattern": [True]}, {}, ("1 values", "must have 2")),
+    ("no block with a window", {"llama.attention.sliding_window": 8, "llama.attention.sliding_window_pattern": 1}, {},
+     ("0 blocks", "at least 1")),
+    ("no switch for a window", {"llama.attention.sliding_window": 8,
+                                "llama.attention.sliding_window_pattern": [False, False]}, {}, ("0 blocks",)),
     ("mixture of experts", {"llama.expert_count": 8}, {}, ("llama.expert_count is 8", "allowed is 0")),
     ("experts without a count", {"llama.expert_used_count": [1, 2]}, {}, ("[1, 2]", "allowed is 0")),
     ("no tokenizer", {T + "model": None}, {}, ("tokenizer.ggml.model is missing",)),
@@ -66,7 +75,9 @@ WRONG_MODELS: list[tuple[str, Changes, dict[str, str], tuple[str, ...]]] = [
     ("tokens as numbers", {T + "tokens": [1, 2]}, {}, ("[i32]", "[str]")),
     ("tokens as one text", {T + "tokens": "abc"}, {}, ("of type str", "[str]")),
     ("a token twice", {T + "tokens": ["a"] * 416}, {}, ("416 tokens", "1 different")),
-    ("a token named as an empty one", {T + "tokens": ["", "[EMPTY_0]"], T + "token_type": None}, {}, ("2 tokens", "1 d")),
+    ("a token named as an empty one", {T + "tokens": ["", "[EMPTY_0]"], T + "token_type": None}, {}, ("2 tokens",)),
+    ("tokens equal up to a zero byte", {T + "tokens": ["a\0b", "a"], T + "token_type": None}, {}, ("1 different",)),
+    ("sentencepiece without bytes", {T + "model": "llama"}, {}, ("'<0x00>'", "each byte")),
     ("fewer tokens than rows", {T + "tokens": ["a", "b"], T + "token_type": None, T + "bos_token_id": 0,
                                 T + "eos_token_id": 1}, {}, ("[416, 64]", "[2, 64]")),
     ("scores as integers", {T + "scores": [1] * 416}, {}, ("[i32]", "[f32]")),
@@ -102,8 +113,9 @@ def test_good_models_pass(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     base = open_gguf(tiny_models["llama"])
     harmless = {
         "general.type": "model", "split.count": None, "llama.attention.head_count": [4, 4],
-        "llama.attention.head_count_kv": [2, 4], "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0,
-        "llama.rope.dimension_sections": [4, 4, 0, 0], "llama.expert_count": 0, T + "scores": [-1e9] * 416,
+        "llama.attention.head_count_kv": [2, 2], "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0,
+        "llama.rope.dimension_sections": [4, 4, 0, 0],
+        "llama.attention.sliding_window": 8, "llama.attention.sliding_window_pattern": [True, False], "llama.expert_count": 0, T + "scores": [-1e9] * 416,
         T + "padding_token_id": 2**32 - 1,  # llama.cpp only warns
     }  # fmt: skip
     check_model(changed(tmp_path / "x.gguf", base, harmless, {}, base.tensors))
@@ -115,7 +127,7 @@ def test_weights_that_llama_cpp_cannot_use_are_refused(tmp_path: Path, tiny_llam
     wide = Tensor(embedding.name, (embedding.shape[0], 32), "F32", embedding.data[: embedding.shape[0] * 128])
     replaced = {
         r"'output_norm.weight' is F16; .*F32": Tensor(norm.name, norm.shape, "F16", norm.data[: norm.data.size // 2]),
-        r"'blk.0.attn_q.weight' is I32; .*Q4_K": Tensor("blk.0.attn_q.weight", (64, 64), "I32", np.zeros(2**14, np.uint8)),
+        r"'blk.0.ffn_up.weight' is I32; .*Q4_K": Tensor("blk.0.ffn_up.weight", (1, 1), "I32", np.zeros(4, np.uint8)),
         r"of shape \[416, 32\], it must have \[416, 64\]": wide,
     }
     for message, tensor in replaced.items():

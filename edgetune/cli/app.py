@@ -98,7 +98,7 @@ def show(as_json: bool, result: dict[str, Any], *lines: Any) -> None:
         click.echo(json.dumps(result))
     else:
         for line in lines:
-            out.print(line, highlight=False)
+            out.print(line, highlight=False, soft_wrap=isinstance(line, str))
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def load_for_training(model: Path, data: Path, held_out: Path | None, config: Tr
     for path, rows in zip((data, held_out), sets, strict=True):
         if console and rows and (rows.truncated or rows.skipped):
             console.print(f"[yellow]{path}: {rows.truncated} rows cut to {config.max_length} tokens, "
-                          f"{rows.skipped} left out[/]", highlight=False)
+                          f"{rows.skipped} left out[/]", highlight=False, soft_wrap=True)
     return bundle, sets[0], sets[1]
 
 

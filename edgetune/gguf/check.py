@@ -50,6 +50,7 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
 }
 _REQUIRED = ("block_count", "context_length", "embedding_length", "attention.head_count")
 _ONLY_ZERO = ("expert_count", "expert_used_count", "expert_group_count", "nextn_predict_layers")
+_WHOLE_HEAD_ROTARY = ("llama", "qwen2", "qwen3", "gemma3")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 _TOKENIZER = {
@@ -147,26 +148,49 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
         wanted = 4 if name == "rope.dimension_sections" else found["block_count"][0]
         if values and gguf.metadata.type(f"{arch}.{name}")[0] == "[" and len(values) != wanted:
             raise FormatError(f"{gguf.path}: {arch}.{name} has {len(values)} values, it must have {wanted}", _BROKEN)
+    _check_windows(gguf, arch, found)
     _check_heads(gguf, arch, found)
 
 
+def _check_windows(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
+    """The pattern is one number (every n-th block sees everything) or a switch a block; llama.cpp wants one window."""
+    key, pattern = f"{arch}.attention.sliding_window_pattern", found["attention.sliding_window_pattern"]
+    if pattern and any(found["attention.sliding_window"]):
+        windows = any(pattern) if gguf.metadata.type(key)[0] == "[" else pattern != [1]
+        if not windows:
+            raise FormatError(f"{gguf.path}: {key} gives 0 blocks a window, it must be at least 1", _BROKEN)
+
+
 def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
-    heads = found["attention.head_count"]
-    kv_heads = found["attention.head_count_kv"] or heads
-    blocks = max(len(heads), len(kv_heads))
-    for h, g in zip(heads * (blocks // len(heads)), kv_heads * (blocks // len(kv_heads)), strict=True):
-        if h % g:
-            raise FormatError(f"{gguf.path}: {h} heads cannot share {g} key heads evenly", _BROKEN)
+    """Heads, their widths, and the projections that make and take them: llama.cpp asserts these late or never."""
     width, values = _head_widths(found)
     if width != values:
         raise UnsupportedError(f"{gguf.path}: keys are {width} wide, values {values}", "take a model with equal widths")
     rotated = (found["rope.dimension_count"] or [width])[0]
-    if not 2 <= rotated <= width or rotated % 2:
+    least = width if arch in _WHOLE_HEAD_ROTARY else 2
+    if not least <= rotated <= width or rotated % 2:
         raise FormatError(
-            f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from 2 to {width}, "
+            f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from {least} to {width}, "
             "the head's width",
             _BROKEN,
         )
+    blocks, d_model = found["block_count"][0], found["embedding_length"][0]
+    heads = found["attention.head_count"]
+    kv_heads = found["attention.head_count_kv"] or heads
+    for i in range(blocks):
+        h, g = heads[i % len(heads)], kv_heads[i % len(kv_heads)]  # one value, or one a block
+        if h % g:
+            raise FormatError(f"{gguf.path}: {h} heads cannot share {g} key heads evenly", _BROKEN)
+        q, kv = (h * width, d_model), (g * width, d_model)
+        for name, shape in {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": q[::-1]}.items():
+            _check_shape(gguf, f"blk.{i}.{name}.weight", shape)
+
+
+def _head_widths(found: dict[str, list[Any]]) -> tuple[int, int]:
+    """Width of a key and of a value, as llama.cpp derives them where the file does not say."""
+    by_default = [found["embedding_length"][0] // found["attention.head_count"][0]]
+    keys, values = (found[f"attention.{name}_length"] or by_default for name in ("key", "value"))
+    return keys[0], values[0]
 
 
 def _check_tokenizer(gguf: Gguf) -> None:
@@ -202,8 +226,13 @@ def _check_weights(gguf: Gguf, arch: str) -> None:
             raise UnsupportedError(f"{gguf.path}: {name!r} is {tensor.format}", f"supported are {', '.join(FORMATS)}")
         if len(tensor.shape) == 1 and tensor.format != "F32":
             raise UnsupportedError(f"{gguf.path}: {name!r} is {tensor.format}", "norms and biases must be F32")
-    wanted = (gguf.metadata.count("tokenizer.ggml.tokens"), gguf.metadata[f"{arch}.embedding_length"])
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None or embedding.shape != wanted:
-        found = "missing" if embedding is None else f"of shape {list(embedding.shape)}"
-        raise FormatError(f"{gguf.path}: 'token_embd.weight' is {found}, it must have {list(wanted)}", _BROKEN)
+    if "token_embd.weight" not in gguf.tensors:
+        raise FormatError(f"{gguf.path}: 'token_embd.weight' is missing", _BROKEN)
+    n_vocab, d_model = gguf.metadata.count("tokenizer.ggml.tokens"), gguf.metadata[f"{arch}.embedding_length"]
+    _check_shape(gguf, "token_embd.weight", (n_vocab, d_model))
+
+
+def _check_shape(gguf: Gguf, name: str, shape: tuple[object, ...]) -> None:
+    """Of a tensor that may be missing."""
+    if name in gguf.tensors and (found := gguf.tensors[name].shape) != shape:
+        raise FormatError(f"{gguf.path}: {name!r} is of shape {list(found)}, it must have {list(shape)}", _BROKEN)

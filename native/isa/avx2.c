@@ -2,7 +2,7 @@
 #define VL 8
 #define MR 4
 #define NV 3
-#define KC 256
+#define KC 288
 #define NC 768
 #define MC 256
 #include "../generic.h"

@@ -1,7 +1,7 @@
 #define ET_ISA avx512
 #define VL 16
-#define MR 12
-#define NV 2
+#define MR 8
+#define NV 3
 #define KC 288
 #define NC 768
 #define MC 480
