@@ -18,26 +18,29 @@ dev:
 	for so in build/dev/_native.*.so; do cp $$so edgetune/native.tmp && mv edgetune/native.tmp edgetune/$$(basename $$so); done
 
 check:
-	$(CMAKE) -B build/check-$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON
-	$(BUILD) build/check-$(CC) -j $(JOBS)
-	build/check-$(CC)/et_check
+	$(CMAKE) -B build/check/$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON
+	$(BUILD) build/check/$(CC) -j $(JOBS)
+	build/check/$(CC)/et_check
 
 # What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows.
 arm:
-	$(CMAKE) -B build/arm-$(notdir $(ARM_CC)) -DET_EXTENSION=OFF -DET_CHECK=ON -DCMAKE_C_COMPILER=$(ARM_CC) \
+	$(CMAKE) -B build/arm/$(notdir $(ARM_CC)) -DET_EXTENSION=OFF -DET_CHECK=ON -DCMAKE_C_COMPILER=$(ARM_CC) \
 	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
-	$(BUILD) build/arm-$(notdir $(ARM_CC)) -j $(JOBS)
+	$(BUILD) build/arm/$(notdir $(ARM_CC)) -j $(JOBS)
 	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:neon max:neon; do \
-	    run="$(QEMU) -cpu $${pick%:*} build/arm-$(notdir $(ARM_CC))/et_check"; \
+	    run="$(QEMU) -cpu $${pick%:*} build/arm/$(notdir $(ARM_CC))/et_check"; \
 	    test "$$($$run --pick)" = $${pick#*:} && echo $$pick && $$run || exit 1; \
 	done
 
-# To run Python on the sanitized extension:
-#   LD_PRELOAD=$$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python ...
+# Leaves a package with the sanitized extension in build/sanitize/python. To run Python on it:
+#   LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python python3 ...
 sanitize:
-	$(CMAKE) -B build/sanitize-$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
-	$(BUILD) build/sanitize-$(CC) -j $(JOBS)
-	build/sanitize-$(CC)/et_check
+	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+	$(BUILD) build/sanitize/$(CC) -j $(JOBS)
+	rm -rf build/sanitize/python && mkdir -p build/sanitize/python/edgetune
+	ln -s $(CURDIR)/edgetune/* build/sanitize/python/edgetune/ && rm -f build/sanitize/python/edgetune/*.so
+	cp build/sanitize/$(CC)/_native.*.so build/sanitize/python/edgetune/
+	build/sanitize/$(CC)/et_check
 
 clean:
 	rm -rf build edgetune/_native.*.so

@@ -20,8 +20,7 @@ __version__ = "0.1.0"
 _HOME = {
     "EdgetuneError": "errors", "TrainConfig": "config", "open_gguf": "gguf", "Bundle": "bundle",
     "open_bundle": "bundle", "Tokenizer": "tokens", "load": "data", "load_rows": "data", "Trainer": "trainer",
-    "StepResult": "trainer", "run": "train", "save_adapter": "adapter", "open_adapter": "adapter", "Served": "serve",
-    "evaluate": "evaluate",
+    "StepResult": "trainer", "run": "train", "open_adapter": "adapter", "Served": "serve",
 }
 
 if TYPE_CHECKING:
@@ -40,7 +39,9 @@ if TYPE_CHECKING:
     from .trainer import Trainer as Trainer
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module 'edgetune' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a checker takes the names above
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            return getattr(import_module(f".{_HOME[name]}", __name__), name)
+        raise AttributeError(f"module 'edgetune' has no attribute {name!r}")

@@ -88,4 +88,5 @@ class TrainProgress:
         elif time.monotonic() - self.last > PLAIN_SECONDS or e["step"] == self.total:
             self.last = time.monotonic()
             left = (self.total - e["step"]) * e["seconds"]
-            self.console.print(f"step {e['step']}/{self.total}  {numbers}  {duration(left)} left", highlight=False, soft_wrap=True)
+            self.console.print(f"step {e['step']}/{self.total}  {numbers}  {duration(left)} left", highlight=False,
+                               soft_wrap=True)

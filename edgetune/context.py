@@ -225,6 +225,7 @@ class Context:
         return np.ctypeslib.as_array(llama.llama_get_logits(self.handle), (rows, self.n_vocab))
 
     def check(self, tokens: list[int], room: int = 0) -> None:
+        """EdgetuneError unless these tokens, and `room` more, fit; ValueError for one outside the vocabulary."""
         if len(tokens) + room > self.size:
             raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {self.size}"
                                 + " with an answer" * bool(room), "shorten the text or choose a larger context")

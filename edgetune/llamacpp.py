@@ -5,6 +5,7 @@ Importing it costs 16 MiB and some 50 ms on a laptop, so nothing in edgetune imp
 
 from __future__ import annotations
 
+import os
 import threading
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,10 @@ def load() -> ModuleType:
     global _module, _callback
     with _lock:
         if _module is None:
+            if "OMP_WAIT_POLICY" not in os.environ:
+                # GCC's OpenMP spins at every barrier; when training or another program has a core, answers would
+                # come ten times slower. Read once, when the library is loaded.
+                os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             import llama_cpp
 
             _callback = llama_cpp.llama_log_callback(_listen)

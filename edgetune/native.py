@@ -213,7 +213,7 @@ def head_forward(
 def head_backward(
     ctx: Context, dh: Array, logp: Array, logits: Array, h: Array, w: Array, fmt: str, targets: Array, a: Array
 ) -> None:
-    """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as forward."""
+    """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as above."""
     _check(_native.head_backward(ctx._handle, dh, logp, logits, h, w, _format(fmt), targets, a))
 
 

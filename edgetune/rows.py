@@ -169,7 +169,8 @@ def _turn(
         what = "the model's chat template rewrites the conversation so that the answer cannot be found in it"
         raise DataError(what, "use rows of text that are written out as the model needs them")
     space = before[len(before.rstrip()) :]
-    return prompt, whole[len(before) :] if prompt.endswith(space) else space + whole[len(before) :]
+    given = prompt.startswith(before) or prompt.endswith(space)
+    return prompt, whole[len(before) :] if given else space + whole[len(before) :]
 
 
 def _answer(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """A model served by llama.cpp: adapters switched at run time, text generated, log-probabilities measured.
 
-The weights are mapped and loaded once; LoRA adapters are loaded beside them and switched without touching them.
+The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded beside them
+and switched without touching them.
 What the last call computed stays in the cache, and a call that begins with the same tokens goes on from there.
 The cache depends on the adapter, so switching clears it. A reused beginning changes the last bits of the logits
 (other products are computed together): `reset` first where a result must be exactly repeatable.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,17 +55,24 @@ class Served:
         check_model(self.base)
         self._adapters: dict[str, _Loaded] = {}
         self._llama = llama = llamacpp.load()
-        llamacpp.complaint()
-        self._model = llama.llama_model_load_from_file(os.fsencode(self.path), llama.llama_model_default_params())
-        if not self._model:
-            raise UnsupportedError(f"llama.cpp cannot load {self.path}: {llamacpp.complaint()}",
-                                   "edgetune info FILE says what the file holds")
-        try:
+        with ExitStack() as opened:
+            self._model = self._load_model()
+            opened.callback(llama.llama_model_free, self._model)
+            opened.callback(self._free_adapters)
             self._context = Context(llama, self._model, self._size(context), threads or 0)
+            opened.callback(self._context.close)
             self.tokenizer = Tokenizer(self.path)
-        except BaseException:
-            self.close()
-            raise
+            opened.callback(self.tokenizer.close)
+            self._opened = opened.pop_all()
+
+    def _load_model(self) -> int:
+        llamacpp.complaint()
+        options = self._llama.llama_model_default_params()
+        model = self._llama.llama_model_load_from_file(os.fsencode(self.path), options)
+        if not model:
+            raise UnsupportedError(f"llama.cpp cannot load {self.path} ({llamacpp.complaint() or 'no reason given'})",
+                                   "edgetune info FILE says what the file holds")
+        return int(model)
 
     def _size(self, context: int | None) -> int:
         trained = int(self._llama.llama_model_n_ctx_train(self._model))
@@ -74,16 +83,12 @@ class Served:
 
     def close(self) -> None:
         """Free all memory of llama.cpp; closing twice is fine."""
-        if hasattr(self, "tokenizer"):
-            self.tokenizer.close()
-        if hasattr(self, "_context"):
-            self._context.close()
+        self._opened.close()
+
+    def _free_adapters(self) -> None:
         for loaded in self._adapters.values():
             self._llama.llama_adapter_lora_free(loaded.pointer)
         self._adapters.clear()
-        if self._model:
-            self._llama.llama_model_free(self._model)
-        self._model = None
 
     def __enter__(self) -> Served:
         return self
@@ -112,7 +117,8 @@ class Served:
         llamacpp.complaint()
         pointer = self._llama.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not pointer:
-            raise UnsupportedError(f"llama.cpp cannot load the adapter {path}: {llamacpp.complaint()}")
+            reason = llamacpp.complaint() or "no reason given"
+            raise UnsupportedError(f"llama.cpp cannot load the adapter {path} ({reason})", "train or convert it again")
         self._adapters[name] = _Loaded(pointer, scale)
 
     def use(self, name: str | None) -> None:
@@ -156,8 +162,8 @@ class Served:
         """Stream the continuation of a prompt (text, or token ids) in pieces of whole characters.
 
         Greedy at temperature 0; the same seed and cache give the same text. It ends before a stop string, at a token
-        that ends a turn, after max_tokens, or where the context ends. Raises UsageError for an option out of
-        its range and EdgetuneError for a prompt that leaves no room in the context, both at once.
+        that ends a turn, after max_tokens, or where the context ends. Raises, before anything is streamed, UsageError
+        for an option out of its range and EdgetuneError for a prompt that leaves no room in the context.
         """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
@@ -196,9 +202,10 @@ class Served:
         answers. To be exhausted before any other call.
         """
         budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
-        tokens = [self._tokens(prompt) for prompt in prompts]
-        for index, answer in self._context.greedy(tokens, budgets, self.tokenizer.is_end):
-            yield index, b"".join(map(self._printed, answer)).decode("utf-8", "replace")
+        if min(budgets, default=1) < 1:
+            raise UsageError(f"max_tokens is {min(budgets)}", "choose 1 or more")
+        answers = self._context.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end)
+        return ((i, b"".join(map(self._printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
 
     def _printed(self, token: int) -> bytes:
         """What a reader sees of a token: nothing of marks such as <|im_start|>."""
@@ -220,6 +227,7 @@ class Served:
         wanted: bool [T], where to compute it (0 elsewhere; None: everywhere). Never holds more than 64 rows of logits.
         """
         ids = [int(token) for token in tokens]
+        self._context.check(ids)
         out = np.zeros(len(ids), np.float32)
         need = np.ones(len(ids), np.bool_) if wanted is None else wanted
         end = int(np.flatnonzero(need).max(initial=0))  # the tokens after the last wanted one need not be computed

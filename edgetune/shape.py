@@ -16,6 +16,7 @@ from .errors import FormatError, UnsupportedError
 from .gguf import FORMATS, Gguf, Tensor
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+YARN_FAST, YARN_SLOW = 32.0, 1.0  # rotations; llama.cpp reads no others for these architectures
 GEMMA3_PATTERN = 6  # every sixth block of gemma3 sees everything, the others a sliding window
 GEMMA3_27B_BLOCKS = 62  # the one size whose attention is scaled by D / H instead of the head width
 
@@ -29,8 +30,6 @@ class Rope:
     factor: float = 1.0
     original_context: int = 0
     attn_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
     factors: tuple[float, ...] = ()  # rope_freqs.weight: each frequency is divided by its factor
 
     def tables(self, positions: int, n_rot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,8 +55,8 @@ class Rope:
         def dimension(rotations: float) -> float:
             return n_rot * math.log(self.original_context / (rotations * 2 * math.pi)) / (2 * math.log(self.base))
 
-        low = max(math.floor(dimension(self.beta_fast)), 0)
-        high = min(math.ceil(dimension(self.beta_slow)), n_rot - 1)
+        low = max(math.floor(dimension(YARN_FAST)), 0)
+        high = min(math.ceil(dimension(YARN_SLOW)), n_rot - 1)
         return 1.0 - np.clip((pair - low) / max(high - low, 0.001), 0.0, 1.0)
 
 
@@ -115,16 +114,18 @@ def read_shape(gguf: Gguf) -> Shape:
         raise UnsupportedError(f"{gguf.path} is a mixture of experts", "edgetune trains dense models")
     n_layer, d_model, n_head = get.integer("block_count"), get.integer("embedding_length"), get.integer(
         "attention.head_count")
-    d_head = get.integer("attention.key_length", d_model // n_head)
-    if get.integer("attention.value_length", d_head) != d_head:
-        raise UnsupportedError(f"{gguf.path} has keys and values of different widths", "edgetune needs equal ones")
+    d_head = get.integer("attention.key_length", d_model // max(n_head, 1))
+    n_rot = get.integer("rope.dimension_count", d_head)
+    _refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": d_head,
+                           "attention.value_length_swa": d_head, "rope.dimension_count_swa": n_rot,
+                           "attention.causal": True, "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0})
     gemma = arch == "gemma3"
     global_rope = _read_rope(gguf, get)
     wide = gemma and n_layer == GEMMA3_27B_BLOCKS
     shape = Shape(
         architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
         n_head=n_head, n_kv=get.integer("attention.head_count_kv", n_head), d_head=d_head,
-        n_vocab=_embedding(gguf).shape[0], n_rot=get.integer("rope.dimension_count", d_head),
+        n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
         context=get.integer("context_length"), norm_eps=get.number("attention.layer_norm_rms_epsilon"),
         neox=arch != "llama", act="gelu" if gemma else "silu",
         embed_scale=math.sqrt(d_model) if gemma else 1.0,
@@ -171,6 +172,14 @@ class _Reader:
         return str(self._value(key, default))
 
 
+def _refuse_variants(get: _Reader, usual: dict[str, Any]) -> None:
+    """What llama.cpp would compute differently must not be trained as if it were not there."""
+    for key, value in usual.items():
+        if (found := get.any(key)) is not None and found != value:
+            raise UnsupportedError(f"{get.gguf.path} has {get.arch}.{key} = {str(found)[:60]}",
+                                   f"edgetune trains models where it is {value}")
+
+
 def _windows(get: _Reader, n_layer: int) -> tuple[int, ...]:
     """A block's window: all but every n-th block have one, or the file lists those that do."""
     window, pattern = get.integer("attention.sliding_window", 0), get.any("attention.sliding_window_pattern")
@@ -194,9 +203,7 @@ def _read_rope(gguf: Gguf, get: _Reader) -> Rope:
         factors = tuple(float(f) for f in gguf.tensors["rope_freqs.weight"].f32().ravel())
     rope = Rope(base=get.number("rope.freq_base", 10000.0), kind=kind, factor=factor,
                 original_context=get.integer("rope.scaling.original_context_length", get.integer("context_length")),
-                attn_factor=get.number("rope.scaling.attn_factor", 1.0),
-                beta_fast=get.number("rope.scaling.yarn_beta_fast", 32.0),
-                beta_slow=get.number("rope.scaling.yarn_beta_slow", 1.0), factors=factors)
+                attn_factor=get.number("rope.scaling.attn_factor", 1.0), factors=factors)
     if rope.base <= 1.0 or rope.factor <= 0.0 or rope.original_context < 1 or not all(f > 0 for f in factors):
         raise FormatError(f"{gguf.path} has rotary base {rope.base:g}, factor {rope.factor:g} and original context "
                           f"{rope.original_context}", "base must be over 1, the others positive")

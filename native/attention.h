@@ -75,9 +75,9 @@ static void attention_scores(const struct attention *a, const struct block *b) {
     if (b->nk == width && b->k + b->nk - 1 <= b->q && first_key(a, b->q + b->nq - 1) <= b->k)
         return;
     for (int i = 0; i < b->nq; i++) {
-        int t = b->q + i, begin = first_key(a, t) - b->k, end = imin(t + 1 - b->k, b->nk);
+        int t = b->q + i, begin = first_key(a, t) - b->k, end = min_int(t + 1 - b->k, b->nk);
         float *s = b->s + i * BK;
-        for (int j = 0; j < imin(begin, width); j++)
+        for (int j = 0; j < min_int(begin, width); j++)
             s[j] = -INFINITY;
         for (int j = end > 0 ? end : 0; j < width; j++)
             s[j] = -INFINITY;
@@ -118,7 +118,7 @@ static void attention_forward_block(const struct attention *a, struct block b) {
         sum[i] = 0.0f;
     }
     for (b.k = first; b.k < end; b.k += BK) {
-        b.nk = imin(BK, end - b.k);
+        b.nk = min_int(BK, end - b.k);
         attention_scores(a, &b);
         for (int i = 0; i < b.nq; i++) {
             float factor = softmax_step(b.s + i * BK, b.nk, &max[i], &sum[i]);
@@ -137,7 +137,7 @@ static void attention_forward_block(const struct attention *a, struct block b) {
 static void attention_forward_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     struct block b = query_block(a, task, thread);
-    for (int end = imin(b.q + BQ, a->T); b.q < end; b.q += b.nq) {
+    for (int end = min_int(b.q + BQ, a->T); b.q < end; b.q += b.nq) {
         b.nq = same_document(a, b.q, end);
         attention_forward_block(a, b);
     }
@@ -175,7 +175,7 @@ static void attention_dq_block(const struct attention *a, struct block b) {
         a->delta[(ptrdiff_t)b.h * a->T + b.q + i] = dot(a->dout + at, a->out + at, a->C);
     }
     for (b.k = first; b.k < end; b.k += BK) {
-        b.nk = imin(BK, end - b.k);
+        b.nk = min_int(BK, end - b.k);
         attention_scores_backward(a, &b);
         gemm(a->dq + q_at(a, &b), q_stride(a), b.ds, BK, 1, a->k + k_at(a, &b), k_stride(a), 0, b.nq, a->C, b.nk,
              a->scale, b.k > first, b.pack);
@@ -185,7 +185,7 @@ static void attention_dq_block(const struct attention *a, struct block b) {
 static void attention_dq_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     struct block b = query_block(a, task, thread);
-    for (int end = imin(b.q + BQ, a->T); b.q < end; b.q += b.nq) {
+    for (int end = min_int(b.q + BQ, a->T); b.q < end; b.q += b.nq) {
         b.nq = same_document(a, b.q, end);
         attention_dq_block(a, b);
     }
@@ -196,7 +196,7 @@ static void attention_dkv_block(const struct attention *a, struct block b) {
     int accumulate = 0, group = a->H / a->G;
     for (b.h = b.g * group; b.h < (b.g + 1) * group; b.h++)
         for (b.q = b.k; b.q < a->T && first_key(a, b.q) < b.k + b.nk; b.q += b.nq) {
-            b.nq = same_document(a, b.q, imin(b.q + BQ, a->T));
+            b.nq = same_document(a, b.q, min_int(b.q + BQ, a->T));
             attention_scores_backward(a, &b);
             gemm(a->dk + k_at(a, &b), k_stride(a), b.ds, 1, BK, a->q + q_at(a, &b), q_stride(a), 0, b.nk, a->C, b.nq,
                  a->scale, accumulate, b.pack);
@@ -210,7 +210,7 @@ static void attention_dkv_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     float *s = et_scratch(a->ctx, thread);
     struct block b = {.g = task % a->G, .k = task / a->G * BK, .s = s, .ds = s + BQ * BK, .pack = s + 2 * BQ * BK};
-    for (int end = imin(b.k + BK, a->T); b.k < end; b.k += b.nk) {
+    for (int end = min_int(b.k + BK, a->T); b.k < end; b.k += b.nk) {
         b.nk = same_document(a, b.k, end);
         attention_dkv_block(a, b);
     }

@@ -107,7 +107,8 @@ static int check_type(const struct call *c, const struct word *w, const Py_buffe
         if (!is_int)
             return wrong(c, w, "must be int32, not of buffer type '%s'", b->format);
     } else if (w->kind == '!' ? strcmp(type, "d") != 0 : !is_float)
-        return wrong(c, w, w->kind == '!' ? "must be float64, not of buffer type '%s'" : "must be float32, not of buffer type '%s'", b->format);
+        return w->kind == '!' ? wrong(c, w, "must be float64, not of buffer type '%s'", b->format)
+                              : wrong(c, w, "must be float32, not of buffer type '%s'", b->format);
     return 0;
 }
 

@@ -1,4 +1,4 @@
-/* The thin CPython extension: binding.c reads and checks arguments as a spec says, binding_ops.c is the list of specs. */
+/* The thin CPython extension: binding.c reads and checks arguments as a spec says, binding_ops.def lists the specs. */
 #ifndef ET_BINDING_H
 #define ET_BINDING_H
 

@@ -41,8 +41,9 @@ static int guards_hold(const float *x) {
         b = b->next;
     if (!b)
         return 0;
+    const float *end = b->data + GUARD + b->n;
     for (int i = 0; i < GUARD; i++)
-        if (memcmp(&b->data[i], &(uint32_t){CANARY}, 4) || memcmp(&b->data[GUARD + b->n + (size_t)i], &(uint32_t){CANARY}, 4))
+        if (memcmp(&b->data[i], &(uint32_t){CANARY}, 4) || memcmp(&end[i], &(uint32_t){CANARY}, 4))
             return 0;
     return 1;
 }
@@ -129,11 +130,20 @@ struct format {
 };
 
 static const struct format formats[] = {
-    {"F32", ET_F32, 1, 4, {-1, -1}},         {"F16", ET_F16, 1, 2, {0, -1}},        {"BF16", ET_BF16, 1, 2, {-1, -1}},
-    {"Q8_0", ET_Q8_0, 32, 34, {0, -1}},      {"Q4_0", ET_Q4_0, 32, 18, {0, -1}},    {"Q4_1", ET_Q4_1, 32, 20, {0, 2}},
-    {"Q5_0", ET_Q5_0, 32, 22, {0, -1}},      {"Q5_1", ET_Q5_1, 32, 24, {0, 2}},     {"IQ4_NL", ET_IQ4_NL, 32, 18, {0, -1}},
-    {"Q2_K", ET_Q2_K, 256, 84, {80, 82}},    {"Q3_K", ET_Q3_K, 256, 110, {108, -1}}, {"Q4_K", ET_Q4_K, 256, 144, {0, 2}},
-    {"Q5_K", ET_Q5_K, 256, 176, {0, 2}},     {"Q6_K", ET_Q6_K, 256, 210, {208, -1}},
+    {"F32", ET_F32, 1, 4, {-1, -1}},
+    {"F16", ET_F16, 1, 2, {0, -1}},
+    {"BF16", ET_BF16, 1, 2, {-1, -1}},
+    {"Q8_0", ET_Q8_0, 32, 34, {0, -1}},
+    {"Q4_0", ET_Q4_0, 32, 18, {0, -1}},
+    {"Q4_1", ET_Q4_1, 32, 20, {0, 2}},
+    {"Q5_0", ET_Q5_0, 32, 22, {0, -1}},
+    {"Q5_1", ET_Q5_1, 32, 24, {0, 2}},
+    {"IQ4_NL", ET_IQ4_NL, 32, 18, {0, -1}},
+    {"Q2_K", ET_Q2_K, 256, 84, {80, 82}},
+    {"Q3_K", ET_Q3_K, 256, 110, {108, -1}},
+    {"Q4_K", ET_Q4_K, 256, 144, {0, 2}},
+    {"Q5_K", ET_Q5_K, 256, 176, {0, 2}},
+    {"Q6_K", ET_Q6_K, 256, 210, {208, -1}},
 };
 
 /* n weights of any bytes whose scales are of ordinary size; in a buffer of exactly their bytes. Freed by the caller. */
@@ -166,7 +176,8 @@ static void check_product(struct check *c, et_context *alone, const struct forma
     float *dinp = check_floats(TK, 4), *dwant = check_copy(dinp, TK), *dagain = check_copy(dinp, TK);
     et_matmul_forward(c->ctx, out, inp, w, f->id, scale, accumulate, T, N, K);
     ref_matmul_forward(NULL, want, inp, w, f->id, scale, accumulate, T, N, K);
-    check_close(c, out, want, TN, CLOSE, "matmul_forward %s T %d N %d K %d accumulate %d", f->name, T, N, K, accumulate);
+    check_close(c, out, want, TN, CLOSE, "matmul_forward %s T %d N %d K %d accumulate %d", f->name, T, N, K,
+                accumulate);
     et_matmul_backward(c->ctx, dinp, dout, w, f->id, scale, accumulate, T, N, K);
     ref_matmul_backward(NULL, dwant, dout, w, f->id, scale, accumulate, T, N, K);
     check_close(c, dinp, dwant, TK, CLOSE, "matmul_backward %s T %d N %d K %d accumulate %d", f->name, T, N, K,
@@ -265,7 +276,8 @@ static void check_isa(struct check *total, const char *isa) {
         check_row(&c, alone);
     else
         check_true(&c, 0, "no context");
-    printf("%-12s %6d checks, %d failed, worst error %.2f of the tolerance\n", isa, c.passed + c.failed, c.failed, c.worst);
+    printf("%-12s %6d checks, %d failed, worst error %.2f of the tolerance\n", isa, c.passed + c.failed, c.failed,
+           c.worst);
     total->passed += c.passed;
     total->failed += c.failed;
     et_context_destroy(c.ctx);

@@ -5,10 +5,8 @@
  * straight from a float matrix when packing would not pay.
  */
 
-static inline int imin(int a, int b) { return a < b ? a : b; }
-
 /* Vectors that a panel of `columns` columns needs, at most NV. */
-static inline int panel_vectors(int columns) { return imin((columns + VL - 1) / VL, NV); }
+static inline int panel_vectors(int columns) { return min_int((columns + VL - 1) / VL, NV); }
 
 /* A side of a product: element (r, k) is p[r * rs + k * ks]. */
 struct side {
@@ -16,10 +14,11 @@ struct side {
     ptrdiff_t rs, ks;
 };
 
-/* A tile: C [rows <= MR, columns <= NR] (accumulate: +)= alpha * A . B over K; b.rs is 1. */
+/* A tile: C [rows <= MR, columns <= NR] (accumulate: +)= alpha * A . B over K; element (i, j) of C is
+ * c[i * c_rs + j * c_cs], and b.rs is 1. */
 struct tile {
     float *c;
-    ptrdiff_t ldc;
+    ptrdiff_t c_rs, c_cs;
     struct side a, b;
     int rows, columns, K, accumulate;
     float alpha;
@@ -40,10 +39,10 @@ _Static_assert(MR % 4 == 0, "rows of a tile come in fours");
 static inline __attribute__((always_inline)) void tile_store(const struct tile *t, vec acc[MR][NV], const int nv) {
     const int rows = t->rows, columns = t->columns, accumulate = t->accumulate;
     const float alpha = t->alpha;
-    const ptrdiff_t ldc = t->ldc;
+    const ptrdiff_t c_rs = t->c_rs, c_cs = t->c_cs;
     float *c = t->c;
-    if (rows == MR && columns == nv * VL) {
-        UNROLL for (int i = 0; i < MR; i++, c += ldc) {
+    if (rows == MR && columns == nv * VL && c_cs == 1) {
+        UNROLL for (int i = 0; i < MR; i++, c += c_rs) {
             UNROLL for (int j = 0; j < nv; j++) {
                 vec x = alpha * acc[i][j];
                 vstore(c + j * VL, accumulate ? vload(c + j * VL) + x : x);
@@ -55,9 +54,9 @@ static inline __attribute__((always_inline)) void tile_store(const struct tile *
     UNROLL for (int i = 0; i < MR; i++) {
         UNROLL for (int j = 0; j < nv; j++) edge[i][j] = alpha * acc[i][j];
     }
-    for (int i = 0; i < rows; i++, c += ldc)
+    for (int i = 0; i < rows; i++, c += c_rs)
         for (int j = 0; j < columns; j++)
-            c[j] = (accumulate ? c[j] : 0) + edge[i][j / VL][j % VL];
+            c[j * c_cs] = (accumulate ? c[j * c_cs] : 0) + edge[i][j / VL][j % VL];
 }
 
 /* nv and packed are constants where this is inlined. */
@@ -127,20 +126,21 @@ static inline size_t gemm_pack_floats(int N, int K) {
 }
 
 /* C [M, N] (accumulate: +)= alpha * A [M, K] . B, row i of C at c + i * ldc. A has strides, one of them 1: element
- * (i, k) is a[i * a_rs + k * a_cs]. B is [K, N], row k at b + k * ldb; or, b_transposed, [N, K], row n at b + n * ldb. */
+ * (i, k) is a[i * a_rs + k * a_cs]. B is [K, N], row k at b + k * ldb; or, b_transposed, [N, K], row n at
+ * b + n * ldb. */
 static void gemm(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_rs, ptrdiff_t a_cs, const float *b, ptrdiff_t ldb,
                  int b_transposed, int M, int N, int K, float alpha, int accumulate, float *pack) {
     float *a_panel = pack, *b_panels = pack + (ptrdiff_t)MR * K;
-    ptrdiff_t b_rs = b_transposed ? ldb : 1, b_ks = b_transposed ? 1 : ldb;
-    for (int n = 0; n < N; n += NR)
-        pack_panel(b_panels + (ptrdiff_t)n * K, panel_vectors(N - n) * VL, b + n * b_rs, b_rs, b_ks, imin(N - n, NR), K);
-    struct tile t = {.ldc = ldc, .K = K, .accumulate = accumulate, .alpha = alpha};
+    struct side b_side = {b, b_transposed ? ldb : 1, b_transposed ? 1 : ldb};
+    for (int n = 0; n < N; n += NR, b_side.p += NR * b_side.rs)
+        packed_side(b_panels + (ptrdiff_t)n * K, panel_vectors(N - n) * VL, b_side, min_int(N - n, NR), K);
+    struct tile t = {.c_rs = ldc, .c_cs = 1, .K = K, .accumulate = accumulate, .alpha = alpha};
     for (int m = 0; m < M; m += MR) {
-        t.rows = imin(M - m, MR);
+        t.rows = min_int(M - m, MR);
         t.a = packed_side(a_panel, MR, (struct side){a + m * a_rs, a_rs, a_cs}, t.rows, K);
         for (int n = 0; n < N; n += NR) {
             t.c = c + m * ldc + n;
-            t.columns = imin(N - n, NR);
+            t.columns = min_int(N - n, NR);
             t.b = (struct side){b_panels + (ptrdiff_t)n * K, 1, panel_vectors(t.columns) * VL};
             tile_any(&t);
         }

@@ -27,6 +27,9 @@ typedef float vec_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_
 static inline vec vload(const float *p) { return *(const vec_unaligned *)p; }
 static inline void vstore(float *p, vec v) { *(vec_unaligned *)p = v; }
 
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 #define OP(name, args) static void name args;
 ET_OPS(OP)
 #undef OP
@@ -35,27 +38,13 @@ ET_OPS(OP)
 #include "gemm.h"
 #include "matmul.h"
 #include "weights.h"
-#if __has_include("vmath.h")
 #include "vmath.h"
-#endif
-#if __has_include("norm.h")
 #include "norm.h"
-#endif
-#if __has_include("rope.h")
 #include "rope.h"
-#endif
-#if __has_include("attention.h")
 #include "attention.h"
-#endif
-#if __has_include("glu.h")
 #include "glu.h"
-#endif
-#if __has_include("head.h")
 #include "head.h"
-#endif
-#if __has_include("elementwise.h")
 #include "elementwise.h"
-#endif
 
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)

@@ -26,7 +26,7 @@ enum { RUN = 64 * VL }; /* values between two looks */
 /* The first place of the highest value; 0 when none is, because of NaN. */
 static inline int32_t row_best(const float *z, float highest, int n) {
     for (int begin = 0; begin < n; begin += RUN) {
-        int end = imin(begin + RUN, n);
+        int end = min_int(begin + RUN, n);
         if (row_max(z + begin, end - begin) == highest)
             for (int i = begin; i < end; i++)
                 if (z[i] == highest)
@@ -39,7 +39,7 @@ static inline int32_t row_best(const float *z, float highest, int n) {
 static inline double row_sum_exp(const float *z, float max, int n) {
     double total = 0.0;
     for (int begin = 0; begin < n; begin += RUN) {
-        int end = imin(begin + RUN, n), i = begin;
+        int end = min_int(begin + RUN, n), i = begin;
         vec sum = {0};
         for (; i + VL <= end; i += VL)
             sum += vec_exp(vload(z + i) - max);
@@ -64,7 +64,7 @@ static void head_forward_task(void *arg, int task, int thread) {
 static void head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
                          int format, const int32_t *targets, int chunk, int T, int V, int D) {
     for (int t = 0; t < T; t += chunk) {
-        int n = imin(chunk, T - t);
+        int n = min_int(chunk, T - t);
         struct head_args args = {logp + t, logits, best ? best + t : NULL, targets + t, NULL, V};
         matmul_forward(ctx, logits, h + (ptrdiff_t)t * D, w, format, 1.0f, 0, n, V, D);
         et_parallel(ctx, head_forward_task, &args, n);
@@ -90,7 +90,7 @@ static void head_backward_task(void *arg, int task, int thread) {
 static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w,
                           int format, const int32_t *targets, const float *a, int chunk, int T, int V, int D) {
     for (int t = 0; t < T; t += chunk) {
-        int n = imin(chunk, T - t);
+        int n = min_int(chunk, T - t);
         struct head_args args = {logp + t, logits, NULL, targets + t, a + t, V};
         matmul_forward(ctx, logits, h + (ptrdiff_t)t * D, w, format, 1.0f, 0, n, V, D);
         et_parallel(ctx, head_backward_task, &args, n);

@@ -23,6 +23,7 @@ _Static_assert((MR + NR) * KC <= ET_THREAD_FLOATS, "in a thread's scratch");
 struct product {
     et_context *ctx;
     float *c;
+    ptrdiff_t c_rs, c_cs;
     const float *a;
     ptrdiff_t a_rs, a_cs;
     const void *w;
@@ -39,8 +40,6 @@ struct product {
     int a_direct, b_direct; /* this side is read where it lies */
 };
 
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 static inline int floats_in_place(const struct product *p) {
     return p->format == ET_F32 && (uintptr_t)p->w % sizeof(float) == 0;
 }
@@ -56,10 +55,10 @@ static const float *weights(const struct product *p, float *tmp, int r, int i, i
 
 /* Panel `task` of B from NR rows of w, UNPACK_ROWS at a time. */
 static void pack_b_transposed(const struct product *p, float *tmp, int task) {
-    int n = task * NR, columns = imin(p->nc - n, NR), width = panel_vectors(columns) * VL;
+    int n = task * NR, columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
     float *panel = p->b_panels + (ptrdiff_t)n * p->kc;
     for (int j = 0; j < columns; j += UNPACK_ROWS) {
-        int rows = imin(columns - j, UNPACK_ROWS);
+        int rows = min_int(columns - j, UNPACK_ROWS);
         const float *src = tmp;
         ptrdiff_t ld = p->kc;
         for (int r = 0; r < rows; r++)
@@ -76,11 +75,11 @@ static void pack_b_transposed(const struct product *p, float *tmp, int task) {
 
 /* PACK_A_TASK rows k of all panels of B from as many rows of w. */
 static void pack_b_straight(const struct product *p, float *tmp, int task) {
-    int k_end = imin((task + 1) * PACK_A_TASK, p->kc);
+    int k_end = min_int((task + 1) * PACK_A_TASK, p->kc);
     for (int k = task * PACK_A_TASK; k < k_end; k++) {
         const float *row = weights(p, tmp, p->k + k, p->n, p->nc);
         for (int n = 0; n < p->nc; n += NR) {
-            int columns = imin(p->nc - n, NR), width = panel_vectors(columns) * VL;
+            int columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
             pack_panel(p->b_panels + (ptrdiff_t)n * p->kc + (ptrdiff_t)k * width, width, row + n, 1, 0, columns, 1);
         }
     }
@@ -89,10 +88,10 @@ static void pack_b_straight(const struct product *p, float *tmp, int task) {
 static void pack_task(void *arg, int task, int thread) {
     const struct product *p = arg;
     if (task >= p->pack_b) {
-        int m = (task - p->pack_b) * ROWS_A_TASK, m_end = imin(m + ROWS_A_TASK, p->mc);
+        int m = (task - p->pack_b) * ROWS_A_TASK, m_end = min_int(m + ROWS_A_TASK, p->mc);
         for (; m < m_end; m += MR)
             pack_panel(p->a_panels + (ptrdiff_t)m * p->kc, MR, p->a + (p->m + m) * p->a_rs + p->k * p->a_cs, p->a_rs,
-                       p->a_cs, imin(m_end - m, MR), p->kc);
+                       p->a_cs, min_int(m_end - m, MR), p->kc);
     } else if (p->transposed)
         pack_b_transposed(p, et_scratch(p->ctx, thread), task);
     else
@@ -118,16 +117,17 @@ static void compute_task(void *arg, int task, int thread) {
     const struct product *p = arg;
     float *a_tmp = et_scratch(p->ctx, thread), *b_tmp = a_tmp + MR * KC;
     int across = ceil_div(p->nc, PANELS_A_TASK * NR);
-    int m0 = task / across * ROWS_A_TASK, m1 = imin(m0 + ROWS_A_TASK, p->mc);
-    int n0 = task % across * PANELS_A_TASK * NR, n1 = imin(n0 + PANELS_A_TASK * NR, p->nc);
-    struct tile t = {.ldc = p->N, .K = p->kc, .accumulate = p->accumulate || p->k > 0, .alpha = p->alpha};
+    int m0 = task / across * ROWS_A_TASK, m1 = min_int(m0 + ROWS_A_TASK, p->mc);
+    int n0 = task % across * PANELS_A_TASK * NR, n1 = min_int(n0 + PANELS_A_TASK * NR, p->nc);
+    struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .K = p->kc, .alpha = p->alpha};
+    t.accumulate = p->accumulate || p->k > 0;
     for (int n = n0; n < n1; n += NR) {
-        t.columns = imin(n1 - n, NR);
+        t.columns = min_int(n1 - n, NR);
         t.b = b_side(p, b_tmp, n, t.columns);
         for (int m = m0; m < m1; m += MR) {
-            t.rows = imin(m1 - m, MR);
+            t.rows = min_int(m1 - m, MR);
             t.a = a_side(p, a_tmp, m, t.rows);
-            t.c = p->c + (ptrdiff_t)(p->m + m) * p->N + p->n + n;
+            t.c = p->c + (p->m + m) * p->c_rs + (p->n + n) * p->c_cs;
             tile_any(&t);
         }
     }
@@ -147,12 +147,12 @@ static void product(struct product *p) {
     p->a_direct = p->N <= NR;
     p->b_direct = p->M <= MR && !p->transposed && floats_in_place(p);
     for (p->n = 0; p->n < p->N; p->n += NC) {
-        p->nc = imin(p->N - p->n, NC);
+        p->nc = min_int(p->N - p->n, NC);
         for (p->k = 0; p->k < p->K; p->k += kc) {
-            p->kc = imin(p->K - p->k, kc);
+            p->kc = min_int(p->K - p->k, kc);
             p->pack_b = p->b_direct ? 0 : p->transposed ? ceil_div(p->nc, NR) : ceil_div(p->kc, PACK_A_TASK);
             for (p->m = 0; p->m < p->M; p->m += MC) {
-                p->mc = imin(p->M - p->m, MC);
+                p->mc = min_int(p->M - p->m, MC);
                 int rows = ceil_div(p->mc, ROWS_A_TASK);
                 et_parallel(p->ctx, pack_task, p, p->pack_b + (p->a_direct ? 0 : rows));
                 et_parallel(p->ctx, compute_task, p, rows * ceil_div(p->nc, PANELS_A_TASK * NR));
@@ -164,21 +164,26 @@ static void product(struct product *p) {
 
 static void matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
                            int accumulate, int T, int N, int K) {
-    struct product p = {.ctx = ctx, .c = out, .a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K, .format = format,
-                        .transposed = 1, .M = T, .N = N, .K = K, .alpha = scale, .accumulate = accumulate};
+    struct product p = {.ctx = ctx, .c = out, .c_rs = N, .c_cs = 1, .a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K,
+                        .format = format, .transposed = 1, .M = T, .N = N, .K = K, .alpha = scale,
+                        .accumulate = accumulate};
     product(&p);
 }
 
 static void matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
                             int accumulate, int T, int N, int K) {
-    struct product p = {.ctx = ctx, .c = dinp, .a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format,
-                        .transposed = 0, .M = T, .N = K, .K = N, .alpha = scale, .accumulate = accumulate};
+    struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K,
+                        .format = format, .transposed = 0, .M = T, .N = K, .K = N, .alpha = scale,
+                        .accumulate = accumulate};
     product(&p);
 }
 
+/* The wider of dout and inp plays the weight: dw, or dw transposed. */
 static void matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,
                            int K) {
-    struct product p = {.ctx = ctx, .c = dw, .a = dout, .a_rs = 1, .a_cs = N, .w = inp, .ldw = K, .format = ET_F32,
-                        .transposed = 0, .M = N, .N = K, .K = T, .alpha = scale, .accumulate = 1};
-    product(&p);
+    struct product p = {.ctx = ctx, .c = dw, .c_rs = K, .c_cs = 1, .a = dout, .a_rs = 1, .a_cs = N, .w = inp, .ldw = K,
+                        .format = ET_F32, .M = N, .N = K, .K = T, .alpha = scale, .accumulate = 1};
+    struct product swapped = {.ctx = ctx, .c = dw, .c_rs = 1, .c_cs = K, .a = inp, .a_rs = 1, .a_cs = K, .w = dout,
+                              .ldw = N, .format = ET_F32, .M = K, .N = N, .K = T, .alpha = scale, .accumulate = 1};
+    product(N > K ? &swapped : &p);
 }

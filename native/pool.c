@@ -184,5 +184,7 @@ void et_context_destroy(et_context *ctx) {
 
 int et_threads(const et_context *ctx) { return ctx->threads; }
 float *et_shared(et_context *ctx) { return ctx->scratch; }
-float *et_scratch(et_context *ctx, int thread) { return ctx->scratch + ET_SHARED_FLOATS + (size_t)thread * ET_THREAD_FLOATS; }
+float *et_scratch(et_context *ctx, int thread) {
+    return ctx->scratch + ET_SHARED_FLOATS + (size_t)thread * ET_THREAD_FLOATS;
+}
 const struct et_row *et_context_row(const et_context *ctx) { return ctx->row; }

@@ -66,7 +66,7 @@ static inline uint32_t float_to_bits(float x) {
 /* Half to float without a branch, so that loops over it vectorise. */
 static inline float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff);
-    float normal = bits_to_float((rest << 13) + (224u << 23)) * 0x1p-112f; /* an exponent of all ones overflows to itself */
+    float normal = bits_to_float((rest << 13) + (224u << 23)) * 0x1p-112f; /* all ones in the exponent stay so */
     float subnormal = (float)rest * 0x1p-24f;
     return bits_to_float(sign | float_to_bits(rest < 0x400 ? subnormal : normal));
 }

@@ -1,5 +1,5 @@
-/* The truth: naive loops in double precision behind the very signatures of the table, never optimised. `ctx` is ignored.
- * ref.c has the products, ref_ops.c the rest. */
+/* The truth: naive loops in double precision behind the very signatures of the table, never optimised. `ctx` is
+ * ignored. ref.c has the products, ref_ops.c the rest. */
 #ifndef ET_REF_H
 #define ET_REF_H
 

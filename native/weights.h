@@ -33,7 +33,7 @@ struct embed {
 
 static void embed_task(void *arg, int task, int thread) {
     const struct embed *p = arg;
-    int end = imin((task + 1) * TOKENS_A_TASK, p->T);
+    int end = min_int((task + 1) * TOKENS_A_TASK, p->T);
     (void)thread;
     for (int t = task * TOKENS_A_TASK; t < end; t++) {
         float *row = p->out + (ptrdiff_t)t * p->D;

@@ -61,7 +61,7 @@ ROPES_OF = {
     "llama": ["none", "linear", "llama3", "yarn"],
     "qwen2": ["none", "linear", "yarn"],
     "qwen3": ["none", "linear", "yarn"],
-    "gemma3": ["none", "linear"],
+    "gemma3": ["none", "linear", "yarn"],
 }
 GGUF_NAMES = {
     "embed_tokens": "token_embd",

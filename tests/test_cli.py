@@ -13,7 +13,7 @@ from tiny import write_tiny
 
 from edgetune.cli import cli
 
-ROWS = [{"prompt": f"turn on lamp {i}", "completion": '{"lamp":%d}' % i} for i in range(12)]
+ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(12)]
 SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1", "--batch-size", "4"]
 
 

@@ -15,7 +15,8 @@ def test_readme_program_runs(tmp_path):
     assert blocks
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
     for block in blocks:
-        done = subprocess.run([sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True)
+        command = [sys.executable, "-W", "error", "-c", block]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout
     assert (tmp_path / "lamp-adapter" / "adapter.gguf").exists()

@@ -80,12 +80,13 @@ def test_loss_is_the_weighted_mean(served: Served) -> None:
         served_loss(served, replace(data, examples=unweighted))
 
 
-def test_loss_does_not_depend_on_what_came_before(smollm2: Path) -> None:
-    with Served(smollm2, context=128, threads=1) as served:
-        data = load_rows([{"prompt": "Light on", "completion": "on"}], served.tokenizer, max_length=100)
-        first = served_loss(served, data)
-        served.logits(data.examples[0].tokens[:9].tolist())
-        assert served_loss(served, data) == first
+def test_loss_does_not_depend_on_what_came_before(served: Served) -> None:
+    data = dataset(served, ["on", "off", "off", "on", "10"])
+    first = served_loss(served, data)
+    tokens = data.examples[0].tokens.tolist()
+    served.logits(tokens[::-1])
+    served._context.cached[:] = tokens  # a cache of other values than its tokens have
+    assert served_loss(served, data) == first
 
 
 def test_exact_match_asks_the_served_model(served: Served) -> None:

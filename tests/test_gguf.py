@@ -335,9 +335,9 @@ import resource, sys
 import numpy as np
 from edgetune.errors import EdgetuneError
 from edgetune.gguf import write_gguf
-resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    write_gguf(sys.argv[1], "llama", {}, {"w": np.ones(int(sys.argv[2]), np.float32)})
+    write_gguf(sys.argv[1], "llama", {}, {"w": np.ones(int(sys.argv[3]), np.float32)})
 except EdgetuneError as error:
     print(error)
 """
@@ -346,8 +346,8 @@ except EdgetuneError as error:
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"old")
-    for size in (10**6, 16_384):  # the second fails in the last, buffered bytes
-        run = [sys.executable, "-W", "error", "-c", FULL_DISK, str(path), str(size)]
+    for room, size in ((65_536, 10**6), (65_536, 16_384), (300, 60)):  # the last fail in what was buffered
+        run = [sys.executable, "-W", "error", "-c", FULL_DISK, str(path), str(room), str(size)]
         result = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
         assert f"cannot write {path}" in result.stdout
         assert "MiB are free" in result.stdout

@@ -115,7 +115,8 @@ def test_good_models_pass(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
         "general.type": "model", "split.count": None, "llama.attention.head_count": [4, 4],
         "llama.attention.head_count_kv": [2, 2], "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0,
         "llama.rope.dimension_sections": [4, 4, 0, 0],
-        "llama.attention.sliding_window": 8, "llama.attention.sliding_window_pattern": [True, False], "llama.expert_count": 0, T + "scores": [-1e9] * 416,
+        "llama.attention.sliding_window": 8, "llama.attention.sliding_window_pattern": [True, False],
+        "llama.expert_count": 0, T + "scores": [-1e9] * 416,
         T + "padding_token_id": 2**32 - 1,  # llama.cpp only warns
     }  # fmt: skip
     check_model(changed(tmp_path / "x.gguf", base, harmless, {}, base.tensors))

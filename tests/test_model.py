@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, GGUF_NAMES, ROPES_OF, hf_logits, make_family, row_order
+from families import FAMILIES, GGUF_NAMES, ROPES_OF, hf_logits, logits_of, make_family, row_order
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from edgetune.arena import Arena
+from edgetune.bundle import open_bundle
 from edgetune.data import Batch, Example, collate
-from edgetune.gguf import FORMATS, open_gguf
+from edgetune.errors import FormatError, UnsupportedError
+from edgetune.gguf import FORMATS
 from edgetune.lora import TARGETS, Pair
 from edgetune.model import Decoder, Model, Run, buffers
 
@@ -51,7 +53,7 @@ def make_case(
     **family: object,
 ) -> Case:
     path, hf = make_family(name, folder, **family)
-    model = Model(open_gguf(path))
+    model = Model(open_bundle(path).gguf)
     run = Run(
         max_tokens=sum(LENGTHS) + 3,
         max_length=max(LENGTHS),
@@ -192,6 +194,46 @@ def test_keys_that_files_leave_out(rope: str, key: str, tmp_path: Path) -> None:
     """A factor alone means linear scaling; a head is D / H wide, and all of it rotated, unless said."""
     case = make_case("llama", tmp_path, rope=rope, metadata={f"llama.{key}": None})
     assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "key", "value"),
+    [
+        ("llama", "yarn", "rope.scaling.yarn_beta_fast", 4.0),
+        ("llama", "yarn", "rope.scaling.yarn_beta_slow", 4.0),
+        ("llama", "yarn", "rope.scaling.attn_factor", 1.5),
+        ("llama", "yarn", "rope.scaling.original_context_length", None),
+        ("llama", "linear", "rope.scaling.type", "none"),
+        ("llama", "linear", "rope.scaling.factor", 0.0),
+        ("llama", "none", "rope.scaling.type", "longrope"),
+        ("llama", "none", "rope.scale_linear", 4.0),
+        ("llama", "none", "attention.causal", False),
+        ("llama", "none", "attention.sliding_window", 8),
+        ("llama", "none", "rope.dimension_count", 8),
+        ("llama", "none", "logit_scale", 0.5),
+        ("qwen2", "none", "rope.dimension_count", 8),
+        ("qwen3", "none", "attention.head_count_kv", [2, 2, 2]),
+        ("qwen3", "none", "attention.value_length", 16),
+        ("gemma3", "none", "final_logit_softcapping", 3.0),
+        ("gemma3", "none", "attn_logit_softcapping", 3.0),
+        ("gemma3", "none", "attention.sliding_window", 0),
+        ("gemma3", "none", "attention.sliding_window_pattern", None),
+        ("gemma3", "none", "attention.sliding_window_pattern", 0),
+        ("gemma3", "none", "attention.sliding_window_pattern", 1),
+        ("gemma3", "none", "rope.dimension_count_swa", 16),
+        ("gemma3", "none", "attention.key_length_swa", 16),
+    ],
+)
+def test_rare_keys(name: str, rope: str, key: str, value: object, tmp_path: Path) -> None:
+    """What a key does in llama.cpp it does here, or the file is refused: it is trained as it is served."""
+    try:
+        case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
+    except (FormatError, UnsupportedError):
+        return
+    case.decoder.set_pairs({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()})
+    example = max(case.examples, key=lambda e: e.tokens.size)
+    served = logits_of(case.decoder.model.gguf.path, example.tokens.tolist())
+    assert distance(case.decoder.logits(collate([example])), served) < 5e-4  # llama.cpp looks GELU up in 16 bits
 
 
 def test_gemma3_27b_scales_attention_by_width(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The real SmolLM2: our engine on the quantized weights beside llama.cpp, the same file and the same tokens."""
 
 import numpy as np
-from pytest import approx
+import pytest
 
 from edgetune.gguf import open_gguf
 from edgetune.model import Model
@@ -35,6 +35,6 @@ def test_perplexity_and_divergence_to_llama_cpp(smollm2, shared_data):
             divergence.append((np.exp(a) * (a - b)).sum(axis=1))
             served.reset()
     perplexity = [float(np.exp(-np.concatenate(x).mean(dtype=np.float64))) for x in (ours, theirs)]
-    assert perplexity[0] == approx(perplexity[1], rel=0.01)
+    assert perplexity[0] == pytest.approx(perplexity[1], rel=0.01)
     assert float(np.concatenate(divergence).mean()) <= 0.02
     print(perplexity, float(np.concatenate(divergence).mean()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +246,18 @@ def test_export_refuses(llama: Gguf, folder: Path) -> None:
     with pytest.raises(UnsupportedError, match="the adapter changes output"):
         export_peft(head, llama, folder.with_name("new"))
     assert [p.name for p in folder.parent.iterdir()] == ["peft"]
+
+
+@pytest.mark.parametrize("limit", [100, 2_000])
+def test_a_full_disk_leaves_nothing(limit: int, llama: Gguf, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(EdgetuneError, match=r"cannot write .*peft: "):
+            export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, tmp_path / "peft")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- safetensors -----------------------------------------------------------------------------------------------------

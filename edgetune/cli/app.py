@@ -80,7 +80,7 @@ def train_options(command: F) -> F:
     return command
 
 
-def command(name: str, *decorators: Callable[[F], F]) -> Callable[[F], F]:
+def command(name: str, *decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     """A command with its arguments and options in the order given, --json last."""
 
     def register(function: F) -> F:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def export_command(adapter: Path, to: str, base: Path | None, folder: Path | Non
 
 
 def _base_of(run: dict[str, Any], adapter: Path) -> Path:
-    path = run.get("base", {}).get("path", "")
-    if not path or not Path(path).exists():
+    base = run.get("base")
+    path = base.get("path") if isinstance(base, dict) else None
+    if not isinstance(path, str) or not Path(path).exists():
         raise UsageError(f"{adapter} was trained on {path or 'a model it does not name'}, which is not there",
                          "name the model with --base")
     return Path(path)
@@ -70,7 +72,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     from ..bundle import open_bundle
     from ..merge import merge
     gguf = open_bundle(model).gguf
-    with out.status("merging") if not as_json else _silence():
+    with nullcontext() if as_json else out.status("merging"):
         merge(gguf, open_adapter(adapter, gguf).pairs, target, to)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
     lines = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
@@ -92,11 +94,6 @@ def _losses(model: Path, adapter: Path, merged: Path, data: Path, system: str) -
             rows = load(data, served.tokenizer, max_length=served.context, system=system or None)
             losses.append(served_loss(served, rows)[0])
     return losses[0], losses[1]
-
-
-def _silence() -> Any:
-    from contextlib import nullcontext
-    return nullcontext()
 
 
 @command("info", click.argument("file", type=click.Path(path_type=Path)))

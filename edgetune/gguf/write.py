@@ -37,7 +37,7 @@ def write_gguf(
         try:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
+            _write_tensors(writer)
         finally:
             writer.close()
         _sync(beside)
@@ -51,6 +51,16 @@ def write_gguf(
         ) from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _write_tensors(writer: Any) -> None:
+    """As write_tensors_to_file does, but not by ndarray.tofile, which hides that its last bytes found a full disk."""
+    writer.write_ti_data_to_file()
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    for info in writer.tensors[0].values():
+        file.write(info.tensor.data)
+        writer.write_padding(file, info.nbytes)
 
 
 def _fill(

@@ -37,6 +37,7 @@ if ! [ -d "$root" ]; then
     mv "$root.tmp" "$root"
 fi
 if ! [ -d "$cache/pure" ]; then
+    rm -rf "$cache/pure.tmp"
     "$python" -m pip install --quiet --no-deps --target "$cache/pure.tmp" \
         "gguf==$("$python" -c 'from importlib.metadata import version; print(version("gguf"))')"
     mv "$cache/pure.tmp" "$cache/pure"

@@ -1,0 +1,281 @@
+"""The native core from Python: values against the gguf package and numpy on every row that this CPU can run, refusals,
+and the C harness, which has the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from edgetune import native
+from edgetune.errors import UnsupportedError
+
+ROOT = Path(__file__).parents[1]
+ROWS = [name for name in native.isa_names() if native.usable(name)]
+# Where a block has its half-precision scales.
+HALVES = {
+    "F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0],
+    "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+}  # fmt: skip
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random bytes with finite scales of all sizes, subnormal ones too, and what the gguf package makes of them."""
+    rng = np.random.default_rng(seed)
+    kind = gguf.GGMLQuantizationType[fmt]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    if fmt == "F32":
+        values = rng.standard_normal((rows, columns)).astype(np.float32)
+        return values.view(np.uint8).reshape(-1), values
+    if fmt == "BF16":
+        raw = (rng.standard_normal((rows, columns)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        raw = raw.view(np.uint8).reshape(rows, -1)
+    else:
+        raw = rng.integers(0, 256, (rows * columns // block, size), np.uint8)
+        for offset in HALVES[fmt]:
+            raw[:, offset + 1] &= 0xBB  # clears one bit of the exponent: neither infinite nor NaN
+        raw = raw.reshape(rows, -1)
+    return raw.reshape(-1).copy(), gguf.quants.dequantize(raw, kind).reshape(rows, columns)
+
+
+def close(got: np.ndarray, want: np.ndarray, tolerance: float = 3e-6) -> bool:
+    return bool(np.abs(got - want).max() <= tolerance * np.abs(want).max())
+
+
+@pytest.fixture(params=ROWS)
+def ctx(request: pytest.FixtureRequest) -> native.Context:
+    return native.Context(2, request.param)
+
+
+@pytest.mark.parametrize("fmt", native.FORMATS)
+def test_dequantize_equals_gguf(ctx: native.Context, fmt: str) -> None:
+    w, want = weights(fmt, 8, 3 * 256)
+    out = np.empty_like(want)
+    native.dequantize(ctx, out, w, fmt)
+    np.testing.assert_array_max_ulp(out, want, maxulp=1)
+
+
+@pytest.mark.parametrize("fmt", native.FORMATS)
+def test_products_equal_numpy(ctx: native.Context, fmt: str) -> None:
+    T, N, K = 21, 50, 512
+    w, values = weights(fmt, N, K)
+    inp, dout, out, dinp = noise(T, K), noise(T, N), noise(T, N, seed=1), noise(T, K, seed=2)
+    before, dbefore, wide = out.astype(np.float64), dinp.astype(np.float64), values.astype(np.float64)
+    native.matmul_forward(ctx, out, inp, w, fmt, 0.5, True)
+    assert close(out, before + 0.5 * inp @ wide.T)
+    native.matmul_forward(ctx, out, inp, w, fmt)
+    assert close(out, inp @ wide.T)
+    native.matmul_backward(ctx, dinp, dout, w, fmt, 0.5, True)
+    assert close(dinp, dbefore + 0.5 * dout @ wide)
+    native.matmul_backward(ctx, dinp, dout, w, fmt)
+    assert close(dinp, dout @ wide)
+
+
+def test_weight_at_any_address(ctx: native.Context) -> None:
+    for fmt in ("F32", "F16", "Q4_1", "Q6_K"):
+        w, values = weights(fmt, 9, 256)
+        odd = np.zeros(w.size + 1, np.uint8)[1:]
+        odd[:] = w
+        inp, out = noise(5, 256), np.empty((5, 9), np.float32)
+        native.matmul_forward(ctx, out, inp, odd, fmt)
+        assert close(out, inp.astype(np.float64) @ values.T)
+
+
+def test_nan_and_infinite_scales_survive(ctx: native.Context) -> None:
+    w, _ = weights("Q8_0", 3, 32)
+    w[:2] = np.array([np.nan], np.float16).view(np.uint8)
+    w[34:36] = np.array([np.inf], np.float16).view(np.uint8)
+    out = np.empty((2, 3), np.float32)
+    with np.errstate(invalid="ignore"):
+        native.matmul_forward(ctx, out, np.abs(noise(2, 32)), w, "Q8_0")
+    assert np.isnan(out[:, 0]).all()
+    assert not np.isfinite(out[:, 1]).any()
+    assert np.isfinite(out[:, 2]).all()
+
+
+def test_dweight_and_embed(ctx: native.Context) -> None:
+    dout, inp, dw = noise(40, 6), noise(40, 70, seed=1), noise(6, 70, seed=2)
+    want = dw + 2.0 * dout.astype(np.float64).T @ inp
+    native.matmul_dweight(ctx, dw, dout, inp, 2.0)
+    assert close(dw, want)
+    w, values = weights("Q4_K", 11, 256)
+    tokens, out = np.array([10, 0, 3, 3], np.int32), np.empty((4, 256), np.float32)
+    native.embed(ctx, out, tokens, w, "Q4_K", 3.0)
+    assert close(out, 3.0 * values[tokens], 1e-6)
+
+
+def test_threads_change_no_bit() -> None:
+    w, _ = weights("Q5_1", 300, 640)
+    inp, outs = noise(130, 640), []
+    for threads in (1, 2, 5):
+        out = np.empty((130, 300), np.float32)
+        native.matmul_forward(native.Context(threads), out, inp, w, "Q5_1")
+        outs.append(out.tobytes())
+    assert len(set(outs)) == 1
+
+
+def f32(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def i32(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+VALUE = ValueError
+# What must be refused, the argument that the message must name, and how.
+REFUSED: dict[str, tuple[Callable[[native.Context], object], str, type[Exception]]] = {
+    "rows differ": (lambda c: native.matmul_forward(c, f32(4, 3), f32(5, 8), f32(3, 8), "F32"), "inp", VALUE),
+    "width differs": (lambda c: native.matmul_forward(c, f32(4, 3), f32(4, 8), f32(3, 7), "F32"), "w", VALUE),
+    "too few dimensions": (lambda c: native.matmul_backward(c, f32(8), f32(1, 3), f32(3, 8), "F32"), "dinp", VALUE),
+    "not whole blocks": (
+        lambda c: native.matmul_forward(c, f32(1, 2), f32(1, 33), np.zeros(40, np.uint8), "Q4_1"), "w", VALUE),
+    "bytes missing": (
+        lambda c: native.matmul_forward(c, f32(1, 2), f32(1, 32), np.zeros(39, np.uint8), "Q4_1"), "w", VALUE),
+    "float weight for a quantized format": (
+        lambda c: native.matmul_forward(c, f32(1, 2), f32(1, 32), f32(2, 32), "Q4_1"), "w", VALUE),
+    "unknown format": (lambda c: native.matmul_forward(c, f32(1, 2), f32(1, 2), f32(2, 2), "Q9"), "Q9", VALUE),
+    "float64": (lambda c: native.add(c, f32(3), np.zeros(3)), "y", VALUE),
+    "int64 tokens": (lambda c: native.embed(c, f32(1, 2), np.zeros(1, np.int64), f32(2, 2), "F32"), "tokens", VALUE),
+    "strided": (lambda c: native.add(c, f32(3, 4)[:, :2], f32(6)), "x", VALUE),
+    "read-only": (lambda c: native.scale(c, np.broadcast_to(np.float32(1), 3), 2.0), "x", VALUE),
+    "no array": (lambda c: native.scale(c, [1.0], 2.0), "x", TypeError),  # type: ignore[arg-type]
+    "empty": (lambda c: native.scale(c, f32(0), 2.0), "x", VALUE),
+    "token out of range": (lambda c: native.embed(c, f32(1, 2), i32(2), f32(2, 2), "F32"), "token", VALUE),
+    "token below": (lambda c: native.embed(c, f32(1, 2), i32(-1), f32(2, 2), "F32"), "token", VALUE),
+    "dweight": (lambda c: native.matmul_dweight(c, f32(2, 3), f32(4, 2), f32(4, 2)), "inp", VALUE),
+    "dequantize": (lambda c: native.dequantize(c, f32(3), f32(4), "F32"), "w", VALUE),
+    "norm rows": (lambda c: native.rmsnorm_forward(c, f32(4, 3), f32(3), f32(4, 3), f32(3), 1e-6), "rstd", VALUE),
+    "norm wide": (lambda c: native.rmsnorm_backward(c, f32(4, 3), f32(4, 3), f32(4, 3), f32(5), f32(4)), "dinp", VALUE),
+    "position out of range": (
+        lambda c: native.rope(c, f32(1, 2, 8), f32(4, 4), f32(4, 4), i32(4), True, 1.0), "position", VALUE),
+    "rope sign": (lambda c: native.rope(c, f32(1, 2, 8), f32(4, 4), f32(4, 4), i32(0), True, 0.5), "range", VALUE),
+    "rope wider than the head": (
+        lambda c: native.rope(c, f32(1, 2, 8), f32(4, 5), f32(4, 5), i32(0), True, 1.0), "size", VALUE),
+    "heads not grouped": (
+        lambda c: native.attention_forward(
+            c, f32(2, 3, 4), f32(3, 2), f32(2, 3, 4), f32(2, 2, 4), f32(2, 2, 4), i32(0, 0), 1.0), "size", VALUE),
+    "start after its token": (
+        lambda c: native.attention_forward(
+            c, f32(2, 2, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2, 4), i32(0, 2), 1.0), "start", VALUE),
+    "attention backward": (
+        lambda c: native.attention_backward(
+            c, f32(2, 2, 4), f32(2, 2, 4), f32(2, 1, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2), f32(2, 2, 4),
+            f32(2, 2, 4), f32(2, 2, 4), i32(0, 0), 1.0), "dv", VALUE),
+    "activation": (lambda c: native.glu_forward(c, f32(3), f32(3), f32(3), "relu"), "relu", VALUE),
+    "glu sizes": (lambda c: native.glu_backward(c, f32(3), f32(3), f32(3), f32(3), f32(4), "silu"), "up", VALUE),
+    "bias": (lambda c: native.add_bias(c, f32(2, 3), f32(2)), "bias", VALUE),
+    "drop everything": (lambda c: native.dropout(c, f32(3), f32(3), 1.0, 0), "range", VALUE),
+    "target out of range": (
+        lambda c: native.head_forward(c, f32(1), None, f32(1, 3), f32(1, 2), f32(3, 2), "F32", i32(3)), "target",
+        VALUE),
+    "head width": (
+        lambda c: native.head_backward(c, f32(1, 2), f32(1), f32(1, 3), f32(1, 4), f32(3, 2), "F32", i32(0), f32(1)),
+        "h ", VALUE),
+    "step 0": (lambda c: native.adamw(c, f32(3), f32(3), f32(3), f32(3), 1, 0.9, 0.9, 1e-8, 0, 0), "size", VALUE),
+    "moments differ": (lambda c: native.adamw(c, f32(3), f32(3), f32(2), f32(3), 1, 0.9, 0.9, 1e-8, 0, 1), "m", VALUE),
+    "nothing to sum": (lambda c: native.sum_squares(c, f32(0)), "x", VALUE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses(case: str) -> None:
+    call, name, error = REFUSED[case]
+    with pytest.raises(error, match=name):
+        call(native.Context(1))
+
+
+def test_views_are_used_in_place() -> None:
+    arena = np.zeros(1000, np.float32)
+    x, y = arena[10:22].reshape(3, 4), arena[501:513].reshape(3, 4)
+    y[:] = 2
+    native.add(native.Context(1), x, y)
+    assert arena[10:22].tolist() == [2] * 12
+    assert arena.sum() == 48
+
+
+def test_context_refuses() -> None:
+    with pytest.raises(UnsupportedError, match=r"mmx.*scalar"):
+        native.Context(1, "mmx")
+    with pytest.raises(ValueError, match="threads"):
+        native.Context(0)
+    with pytest.raises(ValueError, match="scratch has 64 bytes"):
+        native.Context(1, scratch=np.zeros(64, np.uint8))
+
+
+def test_context_serves_one_caller_at_a_time() -> None:
+    ctx, x, errors = native.Context(1), noise(4_000_000), []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                native.sum_squares(ctx, x)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors
+    assert all("in use by another thread" in error for error in errors)
+
+
+def run_python(code: str, **env: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.strip()
+
+
+def test_environment_hides_rows() -> None:
+    code = "from edgetune import native as n; print(n.Context(1).isa, [i for i in n.isa_names() if n.usable(i)])"
+    assert run_python(code, EDGETUNE_ISA="scalar") == "scalar ['scalar']"
+    assert run_python(code, EDGETUNE_ISA=f"scalar,{ROWS[0]}").startswith(ROWS[0])
+
+
+def test_forked_child_computes() -> None:
+    code = """
+import os, warnings, numpy as np
+from edgetune import native
+warnings.simplefilter("ignore")
+ctx, x = native.Context(3), np.ones(1_000_000, np.float32)
+native.scale(ctx, x, 2.0)
+child = os.fork()
+if child == 0:
+    native.scale(ctx, x, 2.0)
+    del ctx
+    os._exit(0 if (x == 4).all() else 1)
+print(os.waitpid(child, 0)[1], native.sum_squares(ctx, x))
+"""
+    assert run_python(code) == "0 4000000.0"
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
+def test_harness(tmp_path: Path) -> None:
+    options = ["-DET_CHECK=ON", "-DET_EXTENSION=OFF", "-G", "Unix Makefiles"]
+    subprocess.run(["cmake", "-S", ROOT / "native", "-B", tmp_path, *options], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", tmp_path, "-j", "2"], check=True, capture_output=True)
+    result = subprocess.run([tmp_path / "et_check"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ROWS
+    assert lines[-1].endswith(" passed, 0 failed")
+    assert int(lines[-1].split()[0]) > 500 * len(ROWS)
