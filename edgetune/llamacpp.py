@@ -30,9 +30,9 @@ def load() -> ModuleType:
             import llama_cpp
 
             _callback = llama_cpp.llama_log_callback(_listen)
-            llama_cpp.llama_log_set(_callback, None)
             llama_cpp.llama_backend_init()
             _module = llama_cpp
+        _module.llama_log_set(_callback, None)  # again each time: llama_cpp.Llama sets one of its own
     return _module
 
 

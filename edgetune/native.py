@@ -106,6 +106,17 @@ def matmul_forward(
     _check(_native.matmul_forward(ctx._handle, out, inp, w, _format(fmt), scale, accumulate))
 
 
+def matmul_forward_int8(
+    ctx: Context, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False
+) -> None:
+    """matmul_forward in 8-bit integers, in blocks of 32 along K (a multiple of 32): within about 1 % of it.
+
+    inp is rounded to 127ths of its block's largest magnitude; w keeps its codes in the formats with blocks of 32 and is
+    rounded likewise in the others. Fast where `isa` has dot products of bytes.
+    """
+    _check(_native.matmul_forward_int8(ctx._handle, out, inp, w, _format(fmt), scale, accumulate))
+
+
 def matmul_backward(
     ctx: Context, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False
 ) -> None:

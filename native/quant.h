@@ -9,6 +9,7 @@
 #ifndef ET_QUANT_H
 #define ET_QUANT_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -247,6 +248,43 @@ static inline void unpack(float *out, const void *w, int format, int64_t i, int6
         ET_FORMATS(FORMAT)
 #undef FORMAT
     }
+}
+
+/* ---- 8-bit blocks of 32, for integer products: x = d * q + m ------------------------------------------------- */
+
+static inline int8_t round_to_int8(float x) {
+    x = x < 127 ? x : 127; /* NaN too */
+    x = x > -128 ? x : -128;
+    return (int8_t)rintf(x);
+}
+
+/* q [32] and d of x [32], m being 0. */
+static inline void quantize_32(int8_t *q, float *d, const float *x) {
+    float most = 0;
+    for (int i = 0; i < 32; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    float inverse = most > 0 ? 127 / most : 0;
+    for (int i = 0; i < 32; i++)
+        q[i] = round_to_int8(x[i] * inverse);
+    *d = most / 127;
+}
+
+/* q [32], d and m of the weights i .. i+31 of w, whose values are x: their own codes where the format has such blocks,
+ * which all begin with d. */
+static inline void weight_32(int8_t *q, float *d, float *m, const float *x, const void *w, int format, int64_t i) {
+    int bytes = et_format_bytes(format), has_min = format == ET_Q4_1 || format == ET_Q5_1;
+    *m = 0;
+    if (et_format_block(format) != 32) {
+        quantize_32(q, d, x);
+        return;
+    }
+    uint16_t header[2];
+    memcpy(header, (const uint8_t *)w + i / 32 * bytes, 4);
+    *d = half_to_float(header[0]);
+    if (has_min)
+        *m = half_to_float(header[1]);
+    for (int j = 0; j < 32; j++)
+        q[j] = round_to_int8(*d != 0 ? (x[j] - *m) / *d : 0);
 }
 
 #endif

@@ -12,6 +12,8 @@
 #define ET_OPS(OP)                                                                                                     \
     OP(matmul_forward, (et_context * ctx, float *out, const float *inp, const void *w, int format, float scale,        \
                         int accumulate, int T, int N, int K))                                                          \
+    OP(matmul_forward_int8, (et_context * ctx, float *out, const float *inp, const void *w, int format, float scale,   \
+                             int accumulate, int T, int N, int K))                                                     \
     OP(matmul_backward, (et_context * ctx, float *dinp, const float *dout, const void *w, int format, float scale,     \
                          int accumulate, int T, int N, int K))                                                         \
     OP(matmul_dweight, (et_context * ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,   \
