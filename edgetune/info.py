@@ -11,9 +11,11 @@ from typing import Any
 
 from . import __version__, adapter, device, native
 from .bundle import open_bundle
+from .config import TrainConfig
 from .errors import EdgetuneError
 from .gguf import Gguf, check_model, open_gguf
-from .shape import read_shape
+from .model import Model
+from .trainer import make_plan
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -34,10 +36,15 @@ def _model(gguf: Gguf) -> dict[str, Any]:
         formats[tensor.format] += tensor.data.nbytes
     parameters = sum(_count(t.shape) for t in gguf.tensors.values())
     total = sum(formats.values())
-    trainable, why = True, ""
+    trainable, why, needs = True, "", 0
+    available = device.read_device().memory_available
     try:
         check_model(gguf)
-        read_shape(gguf)
+        needs = make_plan(Model(gguf), TrainConfig()).peak_bytes
+        if needs > available:
+            trainable = False
+            why = (f"training with the defaults needs {needs} bytes, {available} are available; "
+                   "lower --micro-batch, --max-length or --rank")
     except EdgetuneError as error:
         trainable, why = False, str(error)
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
@@ -49,7 +56,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
         "width": gguf.metadata.get(f"{arch}.embedding_length", 0),
         "context": gguf.metadata.get(f"{arch}.context_length", 0),
         "vocabulary": len(tokens) if isinstance(tokens, list) else 0,
-        "chat_template": "tokenizer.chat_template" in gguf.metadata, "trainable": trainable}
+        "chat_template": "tokenizer.chat_template" in gguf.metadata, "bytes_to_train": needs, "trainable": trainable}
     return facts if trainable else facts | {"why_not": why}
 
 

@@ -8,7 +8,6 @@ T is the number of tokens in this micro-batch, documents one after another; the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from . import native
 from .arena import Arena, Buffer
 from .errors import DataError
 from .gguf import Gguf, Tensor
-from .lora import TARGETS, Pair
+from .projection import Kept, Projections, Run, lora_size
 from .shape import Shape, read_shape
 
 if TYPE_CHECKING:
@@ -26,25 +25,6 @@ if TYPE_CHECKING:
 HEAD_BYTES = 32 << 20  # logits held at a time: enough tokens to pay for unpacking the head once a chunk
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
 BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
-
-
-@dataclass(frozen=True)
-class Run:
-    """What decides the buffers beside the model's shape."""
-
-    max_tokens: int  # T, in a micro-batch
-    max_length: int  # positions in a document
-    rank: int
-    targets: tuple[str, ...]  # GGUF names: attn_q, ...
-    blocks: range  # trained
-    dropout: float
-    keep_all: bool  # keep each block's activations instead of recomputing them
-    threads: int
-
-    @property
-    def lowest(self) -> int:
-        """The block at which backward stops."""
-        return self.blocks[0]
 
 
 def kept_widths(s: Shape, run: Run) -> dict[str, int]:
@@ -56,16 +36,6 @@ def kept_widths(s: Shape, run: Run) -> dict[str, int]:
     if s.post_norms:
         widths |= {"att_out": s.d_model, "rstd_att": 1, "mlp_out": s.d_model, "rstd_mlp": 1}
     return widths | {f"u_{target}": run.rank for target in run.targets}
-
-
-def lora_shapes(s: Shape, run: Run) -> dict[str, tuple[int, int]]:
-    """[N, K] of every adapted weight, by GGUF name without .weight."""
-    linear = s.linear_shapes()
-    return {f"blk.{i}.{t}": linear[t] for i in run.blocks for t in run.targets}
-
-
-def lora_size(s: Shape, run: Run) -> int:
-    return sum(run.rank * (n + k) for n, k in lora_shapes(s, run).values())
 
 
 def buffers(s: Shape, run: Run) -> list[Buffer]:
@@ -103,18 +73,6 @@ def head_chunk(s: Shape, tokens: int) -> int:
     return min(tokens, max(8, HEAD_BYTES // (4 * s.n_vocab)))
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A pair as trained: views into the arena. a, da [R, K]; b, db [N, R]; delta W = scale * b @ a."""
-
-    a: np.ndarray
-    b: np.ndarray
-    da: np.ndarray
-    db: np.ndarray
-    scale: float
-    index: int  # names the dropout mask
-
-
 class Model:
     """A GGUF's weights as the kernels take them: mapped bytes with format, norms and biases as float32."""
 
@@ -130,14 +88,13 @@ class Model:
 class Decoder:
     """Forward and backward of a model with an adapter, in the memory of one arena.
 
-    Not thread-safe: one caller at a time. `seed` and the micro-batch's number decide the dropout masks.
+    Not thread-safe: one caller at a time. The adapter is in `linear`.
     """
 
     def __init__(self, model: Model, run: Run, arena: Arena, scale: float) -> None:
         self.model, self.shape, self.run, self.arena = model, model.shape, run, arena
         self.ctx = native.Context(run.threads, None, arena.flat("scratch"))
-        self.adapted = _carve_pairs(self.shape, run, arena, scale)
-        self.dropout_seed: int | None = None  # None: dropout is off, as in evaluation
+        self.linear = Projections(self.ctx, model.weights, model.vectors, self.shape, run, arena, scale)
         s = self.shape
         self.rope = []
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
@@ -146,18 +103,7 @@ class Decoder:
             cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
             self.rope.append((cos, sin))
         self.widths = kept_widths(s, run)
-        self._views: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-
-    # ---- the adapter ------------------------------------------------------------------------------------------
-
-    def set_pairs(self, pairs: dict[str, Pair]) -> None:
-        """Copy an adapter's values in; its pairs must be those of this run, at this run's scale."""
-        for name, to in self.adapted.items():
-            to.a[:], to.b[:] = pairs[name].a, pairs[name].b * np.float32(pairs[name].scale / to.scale)
-
-    def pairs(self) -> dict[str, Pair]:
-        """The adapter as it stands, copied."""
-        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.adapted.items()}
+        self._views: dict[tuple[int, int], Kept] = {}
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
@@ -236,18 +182,18 @@ class Decoder:
         k = self._kept(layer, batch.tokens.size)
         self._norm(k["norm1"], k["rstd1"], x_in, f"blk.{layer}.attn_norm")
         self._attention_forward(layer, k, batch)
-        self._residual_forward(k["mid"], x_in, k["att"], layer, "attn_output", "post_attention_norm", "att")
+        self._residual_forward(k["mid"], x_in, k["att"], k, layer, "attn_output", "post_attention_norm", "att")
         self._norm(k["norm2"], k["rstd2"], k["mid"], f"blk.{layer}.ffn_norm")
-        self._linear_forward(k["gate"], k["norm2"], layer, "ffn_gate")
-        self._linear_forward(k["up"], k["norm2"], layer, "ffn_up")
+        self.linear.forward(k["gate"], k["norm2"], layer, "ffn_gate", k)
+        self.linear.forward(k["up"], k["norm2"], layer, "ffn_up", k)
         native.glu_forward(self.ctx, k["act"], k["gate"], k["up"], self.shape.act)
         if not rebuild:
-            self._residual_forward(x_out, k["mid"], k["act"], layer, "ffn_down", "post_ffw_norm", "mlp")
+            self._residual_forward(x_out, k["mid"], k["act"], k, layer, "ffn_down", "post_ffw_norm", "mlp")
         elif self.shape.post_norms:
-            self._linear_forward(k["mlp_out"], k["act"], layer, "ffn_down")
+            self.linear.forward(k["mlp_out"], k["act"], layer, "ffn_down", k)
             self._norm(x_out, k["rstd_mlp"], k["mlp_out"], f"blk.{layer}.post_ffw_norm")
-        else:
-            self._adapter_inner(k["act"], layer, "ffn_down")
+        elif f"blk.{layer}.ffn_down" in self.linear.adapted:
+            self.linear.inner(k["act"], layer, "ffn_down", k)
 
     def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
         """dx [T, D]: from the gradient of the block's output to that of its input."""
@@ -255,19 +201,19 @@ class Decoder:
         view, deepest = self.arena.view, self._deepest_group(layer)
         dnorm, dact = view("dnorm", t, s.d_model), view("dact", t, s.d_ff)
         dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
-        self._linear_backward(dact if deepest > 0 else None, dout, k["act"], layer, "ffn_down")
+        self.linear.backward(dact if deepest > 0 else None, dout, k["act"], layer, "ffn_down", k)
         if deepest == 0:
             return
         native.glu_backward(self.ctx, dact, k["up"], dact, k["gate"], k["up"], s.act)  # k["up"] becomes dup
         inner = dnorm if deepest > 1 else None
-        self._linear_backward(inner, dact, k["norm2"], layer, "ffn_gate")
-        self._linear_backward(inner, k["up"], k["norm2"], layer, "ffn_up", accumulate=True)
+        self.linear.backward(inner, dact, k["norm2"], layer, "ffn_gate", k)
+        self.linear.backward(inner, k["up"], k["norm2"], layer, "ffn_up", k, accumulate=True)
         if deepest == 1:
             return
         self._norm_backward(dx, dnorm, k["mid"], k["rstd2"], f"blk.{layer}.ffn_norm")
         dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
         datt = view("datt", t, s.d_q)
-        self._linear_backward(datt if deepest > 2 else None, dout, k["att"], layer, "attn_output")
+        self.linear.backward(datt if deepest > 2 else None, dout, k["att"], layer, "attn_output", k)
         if deepest == 2:
             return
         bottom = layer == self.run.lowest  # nothing below is trained
@@ -276,12 +222,12 @@ class Decoder:
             i = layer - self.run.lowest
             self._norm_backward(dx, dnorm, self._x(i, t), k["rstd1"], f"blk.{layer}.attn_norm")
 
-    def _attention_forward(self, layer: int, k: dict[str, np.ndarray], batch: Batch) -> None:
+    def _attention_forward(self, layer: int, k: Kept, batch: Batch) -> None:
         t, s = batch.tokens.size, self.shape
         heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
         for name in heads:
             raw = k[f"{name}_raw"] if s.qk_norm and name != "v" else k[name]
-            self._linear_forward(raw, k["norm1"], layer, f"attn_{name}")
+            self.linear.forward(raw, k["norm1"], layer, f"attn_{name}", k)
             if raw is not k[name]:
                 self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
@@ -289,7 +235,7 @@ class Decoder:
         native.attention_forward(self.ctx, k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v,
                                  batch.starts, s.attn_scale, s.windows[layer])
 
-    def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, layer: int, k: dict[str, np.ndarray],
+    def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, layer: int, k: Kept,
                             batch: Batch) -> None:
         """dinp [T, D] (None: not wanted) = gradient of the normed input, from datt [T, H * C]."""
         t, s = batch.tokens.size, self.shape
@@ -304,29 +250,28 @@ class Decoder:
             if s.qk_norm and name != "v":
                 weight = self.model.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
                 native.rmsnorm_backward(self.ctx, grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
-            self._linear_backward(dinp, grad.reshape(t, -1), k["norm1"], layer, f"attn_{name}", accumulate=i > 0)
+            self.linear.backward(dinp, grad.reshape(t, -1), k["norm1"], layer, f"attn_{name}", k, accumulate=i > 0)
 
     def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
         cos, sin = self.rope[self.shape.rope_of(layer)]
         for x in (q, k):
             native.rope(self.ctx, x, cos, sin, batch.positions, self.shape.neox, sign)
 
-    def _residual_forward(self, out: np.ndarray, x: np.ndarray, inp: np.ndarray, layer: int, target: str, post: str,
-                          kept: str) -> None:
+    def _residual_forward(self, out: np.ndarray, x: np.ndarray, inp: np.ndarray, k: Kept, layer: int, target: str,
+                          post: str, kept: str) -> None:
         """out [T, D] = x + [post norm of] the projection of inp."""
         if self.shape.post_norms:
-            k = self._kept(layer, out.shape[0])
             raw = k[f"{kept}_out"]
-            self._linear_forward(raw, inp, layer, target)
+            self.linear.forward(raw, inp, layer, target, k)
             normed = self.arena.view("dnorm", *out.shape)  # free in forward
             self._norm(normed, k[f"rstd_{kept}"], raw, f"blk.{layer}.{post}")
             np.copyto(out, x)
             native.add(self.ctx, out.reshape(-1), normed.reshape(-1))
         else:
             np.copyto(out, x)
-            self._linear_forward(out, inp, layer, target, accumulate=True)
+            self.linear.forward(out, inp, layer, target, k, accumulate=True)
 
-    def _residual_backward(self, dx: np.ndarray, k: dict[str, np.ndarray], layer: int, post: str,
+    def _residual_backward(self, dx: np.ndarray, k: Kept, layer: int, post: str,
                            kept: str) -> np.ndarray:
         """The gradient of the projection's output; dx itself where no norm stands between."""
         if not self.shape.post_norms:
@@ -335,63 +280,6 @@ class Decoder:
         native.rmsnorm_backward(self.ctx, dpost, dx, k[f"{kept}_out"], self.model.vectors[f"blk.{layer}.{post}.weight"],
                                 k[f"rstd_{kept}"])
         return dpost
-
-    # ---- a projection with its adapter --------------------------------------------------------------------------
-
-    def _linear_forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str,
-                        accumulate: bool = False) -> None:
-        """out [T, N] (+)= inp [T, K] . w^T + bias + scale * (inp . a^T) . b^T"""
-        name = f"blk.{layer}.{target}"
-        w = self.model.weights[f"{name}.weight"]
-        native.matmul_forward(self.ctx, out, inp, w.data, w.format, 1.0, accumulate)
-        if (bias := self.model.vectors.get(f"{name}.bias")) is not None:
-            native.add_bias(self.ctx, out, bias)
-        if (pair := self.adapted.get(name)) is not None:
-            u = self._adapter_inner(inp, layer, target)
-            native.matmul_forward(self.ctx, out, u, pair.b, "F32", pair.scale, True)
-
-    def _adapter_inner(self, inp: np.ndarray, layer: int, target: str) -> np.ndarray:
-        """u [T, R] = dropout(inp) . a^T, kept for backward."""
-        u = self._kept(layer, inp.shape[0]).get(f"u_{target}")
-        pair = self.adapted.get(f"blk.{layer}.{target}")
-        if u is None or pair is None:
-            return inp[:, :0]
-        native.matmul_forward(self.ctx, u, self._dropped(inp, pair), pair.a, "F32")
-        return u
-
-    def _linear_backward(self, dinp: np.ndarray | None, dout: np.ndarray, inp: np.ndarray, layer: int, target: str,
-                         accumulate: bool = False) -> None:
-        """dinp [T, K] (None: not wanted) (+)= dout . w + scale * (dout . b) . a; the pair's da, db accumulate."""
-        name = f"blk.{layer}.{target}"
-        w = self.model.weights[f"{name}.weight"]
-        if dinp is not None:
-            native.matmul_backward(self.ctx, dinp, dout, w.data, w.format, 1.0, accumulate)
-        if (pair := self.adapted.get(name)) is None:
-            return
-        t = dout.shape[0]
-        u, du = self._kept(layer, t)[f"u_{target}"], self.arena.view("du", t, self.run.rank)
-        native.matmul_dweight(self.ctx, pair.db, dout, u, pair.scale)
-        native.matmul_backward(self.ctx, du, dout, pair.b, "F32", pair.scale)
-        native.matmul_dweight(self.ctx, pair.da, du, self._dropped(inp, pair))
-        if dinp is None:
-            return
-        if self.dropout_seed is None:
-            native.matmul_backward(self.ctx, dinp, du, pair.a, "F32", 1.0, True)
-        else:
-            through = self.arena.view("dropped", *inp.shape)
-            native.matmul_backward(self.ctx, through, du, pair.a, "F32")
-            native.dropout(self.ctx, dinp.reshape(-1), through.reshape(-1), self.run.dropout, self._mask(pair), True)
-
-    def _dropped(self, inp: np.ndarray, pair: Adapted) -> np.ndarray:
-        if self.dropout_seed is None:
-            return inp
-        out = self.arena.view("dropped", *inp.shape)
-        native.dropout(self.ctx, out.reshape(-1), inp.reshape(-1), self.run.dropout, self._mask(pair))
-        return out
-
-    def _mask(self, pair: Adapted) -> int:
-        assert self.dropout_seed is not None
-        return (self.dropout_seed * 1_000_003 + pair.index) & (2**64 - 1)
 
     # ---- small helpers ----------------------------------------------------------------------------------------
 
@@ -406,7 +294,7 @@ class Decoder:
         size = self.run.max_tokens * self.shape.d_model
         return self.arena.flat("x")[i * size:i * size + t * self.shape.d_model].reshape(t, self.shape.d_model)
 
-    def _kept(self, layer: int, t: int) -> dict[str, np.ndarray]:
+    def _kept(self, layer: int, t: int) -> Kept:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""
         copy = max(layer - self.run.lowest, 0) if self.run.keep_all else 0
         if (kept := self._views.get((copy, t))) is not None:
@@ -436,22 +324,3 @@ class Decoder:
         if layer != self.run.lowest:
             return len(BACKWARD_GROUPS) - 1
         return max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(self.run.targets))
-
-
-def _carve_pairs(s: Shape, run: Run, arena: Arena, scale: float) -> dict[str, Adapted]:
-    """Views into `lora` and `dlora`: all A first, then all B, so that each half is one run for the optimizer."""
-    shapes = lora_shapes(s, run)
-    lora, dlora, r = arena.flat("lora"), arena.flat("dlora"), run.rank
-    at, bt = 0, r * sum(k for _, k in shapes.values())
-    adapted = {}
-    for index, (name, (n, k)) in enumerate(shapes.items()):
-        a, b = slice(at, at + r * k), slice(bt, bt + n * r)
-        adapted[name] = Adapted(lora[a].reshape(r, k), lora[b].reshape(n, r), dlora[a].reshape(r, k),
-                                dlora[b].reshape(n, r), scale, index)
-        at, bt = a.stop, b.stop
-    return adapted
-
-
-def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:
-    """PEFT's projection names as GGUF's."""
-    return tuple(TARGETS[t] for t in targets)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from .arena import Buffer, arena_bytes
 from .config import TrainConfig
-from .model import Run, buffers, lora_size, target_names
+from .model import buffers
+from .projection import Run, lora_size, target_names
 from .shape import Shape
 
 

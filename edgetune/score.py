@@ -9,8 +9,9 @@ from .bundle import Bundle
 from .data import Dataset
 from .errors import MismatchError
 from .lora import Lora, Pair
-from .model import Decoder, Model, Run, buffers
+from .model import Decoder, Model, buffers
 from .packing import micro_batches
+from .projection import Run
 from .trainer import thread_count
 
 
@@ -40,8 +41,8 @@ def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, ma
               targets=tuple(sorted({target for _, _, target in places.values()})),
               blocks=range(min(blocks), max(blocks) + 1), dropout=0.0, keep_all=False, threads=thread_count(threads))
     decoder = Decoder(model, run, Arena(buffers(model.shape, run)), 1.0)
-    decoder.set_pairs({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
-                       for name, to in decoder.adapted.items()})
+    decoder.linear.set_pairs({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
+                       for name, to in decoder.linear.adapted.items()})
     return decoder
 
 

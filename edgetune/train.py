@@ -128,8 +128,12 @@ class _Run:
                      "seconds": r.seconds, "rss_mib": device.rss() / 2**20})
 
     def _write(self, event: Event) -> None:
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        try:
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise EdgetuneError(f"{self.out / 'metrics.jsonl'} cannot be written: {error.strerror}",
+                                "free some space and go on with --resume, if a checkpoint is there") from error
         self.on_event(event)
 
     # ---- the folder ---------------------------------------------------------------------------------------------

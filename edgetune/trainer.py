@@ -21,8 +21,9 @@ from .config import TrainConfig
 from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
 from .lora import Lora, init_pairs, scale_of
-from .model import Decoder, Model, lora_shapes
+from .model import Decoder, Model
 from .packing import Example, micro_batches, order, pack
+from .projection import lora_shapes
 from .tokens import Tokenizer
 
 
@@ -57,7 +58,7 @@ class Trainer:
         pairs = init_pairs(lora_shapes(self.model.shape, self.plan.run), config.rank, scale, config.seed)
         self.arena = Arena(self.plan.buffers)
         self.decoder = Decoder(self.model, self.plan.run, self.arena, scale)
-        self.decoder.set_pairs(pairs)
+        self.decoder.linear.set_pairs(pairs)
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows, or with packing packs of rows
         self.steps_done = 0
@@ -73,11 +74,14 @@ class Trainer:
 
     def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
         """Append rows (`messages`, `prompt`/`completion` or `text`) to what is trained on; returns them tokenised."""
-        rows = [rows] if isinstance(rows, dict) else list(rows)
-        dataset = load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
-                            system=self.config.system or None, overflow=self.config.overflow)
+        dataset = self._tokenize(rows)
         self.add_examples(dataset.examples)
         return dataset
+
+    def _tokenize(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
+        rows = [rows] if isinstance(rows, dict) else list(rows)
+        return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
+                         system=self.config.system or None, overflow=self.config.overflow)
 
     def add_examples(self, examples: Sequence[Example]) -> None:
         """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
@@ -132,10 +136,10 @@ class Trainer:
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped in step {step} of {self.total_steps}", "the step will be done again")
             weights = micro.weights[micro.weights != 0]
-            self.decoder.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
+            self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
             loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
             tokens += micro.tokens.size
-        self.decoder.dropout_seed = None
+        self.decoder.linear.dropout_seed = None
         lr = optim.learning_rate(self.config, step, self.total_steps)
         norm = self._update(grad, loss / total, lr, step)
         self.steps_done = step
@@ -148,7 +152,7 @@ class Trainer:
                                 f"lower the learning rate, now {self.config.lr:g}, or look at the rows of this batch")
         if not self.best_known:
             np.copyto(self.arena.flat("best"), self.arena.flat("lora"))  # this adapter's loss was a number
-        n_a = sum(pair.a.size for pair in self.decoder.adapted.values())
+        n_a = sum(pair.a.size for pair in self.decoder.linear.adapted.values())
         optim.adamw(self.decoder.ctx, self.arena.flat("lora"), grad, self.arena.flat("adam_m"),
                     self.arena.flat("adam_v"), n_a, self.config, lr, step)
         return norm
@@ -165,6 +169,10 @@ class Trainer:
                 on_step(results[-1])
         return results
 
+    def evaluate(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> float:
+        """Mean -log p (natural) of the answers of held-out rows, with the adapter as it stands."""
+        return self.loss(self._tokenize(rows).examples)[0]
+
     def loss(self, examples: Sequence[Example]) -> tuple[float, int]:
         """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
         return self.decoder.loss(micro_batches(examples, self.plan.run.max_tokens))
@@ -174,7 +182,7 @@ class Trainer:
     @property
     def pairs(self) -> Lora:
         """The adapter as it stands, copied."""
-        return self.decoder.pairs()
+        return self.decoder.linear.pairs()
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
@@ -183,11 +191,11 @@ class Trainer:
     def load(self, path: str | Path) -> None:
         """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""
         pairs = adapter.open_adapter(path, self.bundle.gguf).pairs
-        wanted = {name: to.a.shape for name, to in self.decoder.adapted.items()}
+        wanted = {name: to.a.shape for name, to in self.decoder.linear.adapted.items()}
         if {name: pair.a.shape for name, pair in pairs.items()} != wanted:
             raise MismatchError(f"{path} adapts other projections or has another rank than this trainer "
                                 f"(rank {self.config.rank}, {len(wanted)} pairs)", "open a trainer with its options")
-        self.decoder.set_pairs(pairs)
+        self.decoder.linear.set_pairs(pairs)
 
     def record(self) -> dict[str, Any]:
         """What run.json says of the model and the options."""

@@ -18,7 +18,8 @@ from edgetune.data import Batch, Example, collate
 from edgetune.errors import FormatError, UnsupportedError
 from edgetune.gguf import FORMATS
 from edgetune.lora import TARGETS, Pair
-from edgetune.model import Decoder, Model, Run, buffers
+from edgetune.model import Decoder, Model, buffers
+from edgetune.projection import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 
@@ -66,8 +67,8 @@ def make_case(
     )
     decoder = Decoder(model, run, Arena(buffers(model.shape, run)), SCALE)
     rng = np.random.default_rng(3)
-    pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapted.items()}
-    decoder.set_pairs(pairs)
+    pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.linear.adapted.items()}
+    decoder.linear.set_pairs(pairs)
     return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
 
 
@@ -154,8 +155,8 @@ def check(case: Case, limit: float = LIMIT) -> None:
         "score": distance(case.decoder.score(case.batch), logp),
         "train": distance(train_once(case), logp),
     }
-    assert grads.keys() == case.decoder.adapted.keys()
-    for key, pair in case.decoder.adapted.items():
+    assert grads.keys() == case.decoder.linear.adapted.keys()
+    for key, pair in case.decoder.linear.adapted.items():
         for kind, ours, theirs in zip("AB", (pair.da, pair.db), grads[key], strict=True):
             assert np.linalg.norm(theirs) > 1e-3, f"{key} {kind}: no gradient to compare"
             errors[f"{key} {kind}"] = distance(ours, theirs)
@@ -230,7 +231,7 @@ def test_rare_keys(name: str, rope: str, key: str, value: object, tmp_path: Path
         case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
     except (FormatError, UnsupportedError):
         return
-    case.decoder.set_pairs({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()})
+    case.decoder.linear.set_pairs({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()})
     example = max(case.examples, key=lambda e: e.tokens.size)
     served = logits_of(case.decoder.model.gguf.path, example.tokens.tolist())
     assert distance(case.decoder.logits(collate([example])), served) < 5e-4  # llama.cpp looks GELU up in 16 bits
@@ -305,7 +306,7 @@ def test_threads_and_repetition_change_no_bit(tmp_path: Path) -> None:
 def test_dropout_gradients_by_finite_differences(keep_all: bool, tmp_path: Path) -> None:
     """The masks are a pure function of the seed, so the loss is one too; its slope along dL is |dL|^2."""
     case = make_case("gemma3", tmp_path, dropout=0.3, keep_all=keep_all)
-    case.decoder.dropout_seed = 11
+    case.decoder.linear.dropout_seed = 11
     lora, weights = case.decoder.arena.flat("lora"), case.batch.weights[case.batch.weights != 0]
     masked = train_once(case)
     gradient, start = case.decoder.arena.flat("dlora").copy(), lora.copy()
@@ -317,9 +318,9 @@ def test_dropout_gradients_by_finite_differences(keep_all: bool, tmp_path: Path)
     lora[:] = start
     slope = (loss[1] - loss[-1]) / (2 * step)
     assert slope == pytest.approx(float(gradient.astype(np.float64) @ gradient.astype(np.float64)), rel=5e-3)
-    case.decoder.dropout_seed = 12
+    case.decoder.linear.dropout_seed = 12
     assert distance(train_once(case), masked) > 1e-2
-    case.decoder.dropout_seed = None
+    case.decoder.linear.dropout_seed = None
     assert distance(train_once(case), truth(case)[1]) < LIMIT
 
 
@@ -335,5 +336,5 @@ def test_adapter_off_is_the_base_model(tmp_path: Path) -> None:
     case = make_case("qwen3", tmp_path)
     base = np.concatenate([hf_logits(case.model, example.tokens) for example in case.examples])
     assert distance(case.decoder.logits(case.batch), base) > 0.05
-    case.decoder.set_pairs({key: Pair(pair.a, 0 * pair.b, SCALE) for key, pair in case.pairs.items()})
+    case.decoder.linear.set_pairs({key: Pair(pair.a, 0 * pair.b, SCALE) for key, pair in case.pairs.items()})
     assert distance(case.decoder.logits(case.batch), base) < LIMIT

@@ -173,6 +173,23 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_adapter(bundle, tmp_path, 
     assert all(np.isfinite(pair.a).all() for pair in open_adapter(tmp_path / "out").pairs.values())
 
 
+def test_rows_save_and_load(bundle, tmp_path):
+    rows = [{"prompt": f"lamp {i}", "completion": "on"} for i in range(8)]
+    trainer = Trainer(bundle, **{**OPTIONS, "steps": 4, "max_length": 64})
+    added = trainer.add(rows)
+    assert added.kind == "prompt"
+    before = trainer.evaluate(rows[:2])
+    trainer.train()
+    after = trainer.evaluate(rows[:2])
+    assert after < before
+    trainer.save(tmp_path / "adapter")
+    other = Trainer(bundle, **{**OPTIONS, "max_length": 64})
+    other.load(tmp_path / "adapter")
+    assert other.evaluate(rows[:2]) == pytest.approx(after, rel=1e-6)
+    with pytest.raises(MismatchError, match="rank 2"):
+        Trainer(bundle, **{**OPTIONS, "rank": 2}).load(tmp_path / "adapter")
+
+
 def test_refused(bundle, tmp_path):
     with pytest.raises(UsageError, match="rank 100000"):
         Trainer(bundle, rank=100000)

@@ -1,14 +1,15 @@
 #!/bin/sh
-# Proves the ARM side without a board: the kernel harness under qemu as four CPUs, then one training in an arm64
-# Python whose losses must equal this machine's.
+# Proves the ARM side without a board: one training in an arm64 Python under qemu, whose losses must equal this
+# machine's. (make arm-kernels runs the kernels' harness as four CPUs.)
 #   tests/arm/run.sh [CACHE]     CACHE keeps the arm64 Python (400 MB); default $XDG_CACHE_HOME/edgetune-arm
-# PYTHON names the interpreter with edgetune's dependencies (default python3), MIRROR the Debian mirror.
+# PYTHON names the interpreter with edgetune's dependencies (default python3), MIRROR the Debian mirror (default: the
+# one that apt uses).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 cache=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/edgetune-arm}
 python=${PYTHON:-python3}
-mirror=${MIRROR:-http://deb.debian.org/debian}
+mirror=${MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Codename: trixie' 2>/dev/null | grep -m 1 ^http || true)}
 packages=python3,python3-numpy,libpython3-dev,python3-psutil,python3-yaml,python3-tqdm,python3-requests
 packages=$packages,python3-jinja2,python3-click,python3-rich
 
@@ -29,7 +30,7 @@ if ! [ -d "$root" ]; then
     rm -rf "$root.tmp"
     # Downloaded and unpacked only: nothing of it runs but the interpreter, under qemu.
     PATH=$PATH:/usr/sbin debootstrap --arch=arm64 --variant=minbase --download-only --include="$packages" \
-        trixie "$root.tmp" "$mirror" >"$cache/debootstrap.log" || { tail -5 "$cache/debootstrap.log"; exit 1; }
+        trixie "$root.tmp" ${mirror:+"$mirror"} >"$cache/debootstrap.log" || { tail -5 "$cache/debootstrap.log"; exit 1; }
     for deb in "$root.tmp"/var/cache/apt/archives/*.deb; do
         dpkg -x "$deb" "$root.tmp"
         rm "$deb"
@@ -51,17 +52,11 @@ END
 chmod +x "$cache/python"
 
 build=$cache/build
-cmake -S "$top/native" -B "$build" -DET_CHECK=ON -DET_WERROR=ON \
+cmake -S "$top/native" -B "$build" -DET_WERROR=ON \
     -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc \
     -DCMAKE_C_FLAGS="-idirafter $root/usr/include" \
     -DPython_EXECUTABLE="$cache/python" -DPython_INCLUDE_DIR="$root/usr/include/python3.13" >"$cache/cmake.log"
 cmake --build "$build" --parallel 2 >"$cache/build.log" || { tail -30 "$cache/build.log"; exit 1; }
-
-for cpu in cortex-a53 cortex-a72 cortex-a76 max; do
-    check="qemu-aarch64 -L $root -cpu $cpu $build/et_check"
-    $check >"$cache/check.log" || { cat "$cache/check.log"; echo "the harness fails as $cpu"; exit 1; }
-    echo "$cpu: picks $($check --pick), $(tail -1 "$cache/check.log")"
-done
 
 site=$cache/site
 rm -rf "$site"

@@ -1,0 +1,151 @@
+"""A frozen projection with its low-rank adapter: forward and backward, next to each other.
+
+Gradients of the adapter (da, db) accumulate, dinp and out are overwritten unless `accumulate` is set.
+Letters: T tokens, N outputs, K inputs, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import native
+from .arena import Arena
+from .gguf import Tensor
+from .lora import TARGETS, Pair
+from .shape import Shape
+
+Kept = dict[str, np.ndarray]  # a block's activations by name
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides the buffers beside the model's shape."""
+
+    max_tokens: int  # T, in a micro-batch
+    max_length: int  # positions in a document
+    rank: int
+    targets: tuple[str, ...]  # GGUF names: attn_q, ...
+    blocks: range  # trained
+    dropout: float
+    keep_all: bool  # keep each block's activations instead of recomputing them
+    threads: int
+
+    @property
+    def lowest(self) -> int:
+        """The block at which backward stops."""
+        return self.blocks[0]
+
+
+def lora_shapes(s: Shape, run: Run) -> dict[str, tuple[int, int]]:
+    """[N, K] of every adapted weight, by GGUF name without .weight."""
+    linear = s.linear_shapes()
+    return {f"blk.{i}.{t}": linear[t] for i in run.blocks for t in run.targets}
+
+
+def lora_size(s: Shape, run: Run) -> int:
+    return sum(run.rank * (n + k) for n, k in lora_shapes(s, run).values())
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A pair as trained: views into the arena. a, da [R, K]; b, db [N, R]; delta W = scale * b @ a."""
+
+    a: np.ndarray
+    b: np.ndarray
+    da: np.ndarray
+    db: np.ndarray
+    scale: float
+    index: int  # names the dropout mask
+
+
+class Projections:
+    """All projections of a decoder. `dropout_seed` None switches dropout off, as in evaluation."""
+
+    def __init__(self, ctx: native.Context, weights: Mapping[str, Tensor], vectors: Mapping[str, np.ndarray],
+                 shape: Shape, run: Run, arena: Arena, scale: float) -> None:
+        self.ctx, self.weights, self.vectors, self.run, self.arena = ctx, weights, vectors, run, arena
+        self.adapted = _carve_pairs(shape, run, arena, scale)
+        self.dropout_seed: int | None = None
+
+    def set_pairs(self, pairs: dict[str, Pair]) -> None:
+        """Copy an adapter's values in; its pairs must be those of this run, at this run's scale."""
+        for name, to in self.adapted.items():
+            to.a[:], to.b[:] = pairs[name].a, pairs[name].b * np.float32(pairs[name].scale / to.scale)
+
+    def pairs(self) -> dict[str, Pair]:
+        """The adapter as it stands, copied."""
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.adapted.items()}
+
+    def forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Kept,
+                accumulate: bool = False) -> None:
+        """out [T, N] (+)= inp [T, K] . w^T + bias + scale * (inp . a^T) . b^T"""
+        name = f"blk.{layer}.{target}"
+        w = self.weights[f"{name}.weight"]
+        native.matmul_forward(self.ctx, out, inp, w.data, w.format, 1.0, accumulate)
+        if (bias := self.vectors.get(f"{name}.bias")) is not None:
+            native.add_bias(self.ctx, out, bias)
+        if (pair := self.adapted.get(name)) is not None:
+            u = self.inner(inp, layer, target, kept)
+            native.matmul_forward(self.ctx, out, u, pair.b, "F32", pair.scale, True)
+
+    def inner(self, inp: np.ndarray, layer: int, target: str, kept: Kept) -> np.ndarray:
+        """u [T, R] = dropout(inp) . a^T, kept for backward. For an adapted projection."""
+        u, pair = kept[f"u_{target}"], self.adapted[f"blk.{layer}.{target}"]
+        native.matmul_forward(self.ctx, u, self._dropped(inp, pair), pair.a, "F32")
+        return u
+
+    def backward(self, dinp: np.ndarray | None, dout: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Kept,
+                 accumulate: bool = False) -> None:
+        """dinp [T, K] (None: not wanted) (+)= dout . w + scale * (dout . b) . a; the pair's da, db accumulate."""
+        name = f"blk.{layer}.{target}"
+        w = self.weights[f"{name}.weight"]
+        if dinp is not None:
+            native.matmul_backward(self.ctx, dinp, dout, w.data, w.format, 1.0, accumulate)
+        if (pair := self.adapted.get(name)) is None:
+            return
+        t = dout.shape[0]
+        u, du = kept[f"u_{target}"], self.arena.view("du", t, self.run.rank)
+        native.matmul_dweight(self.ctx, pair.db, dout, u, pair.scale)
+        native.matmul_backward(self.ctx, du, dout, pair.b, "F32", pair.scale)
+        native.matmul_dweight(self.ctx, pair.da, du, self._dropped(inp, pair))
+        if dinp is None:
+            return
+        if self.dropout_seed is None:
+            native.matmul_backward(self.ctx, dinp, du, pair.a, "F32", 1.0, True)
+        else:
+            through = self.arena.view("dropped", *inp.shape)
+            native.matmul_backward(self.ctx, through, du, pair.a, "F32")
+            native.dropout(self.ctx, dinp.reshape(-1), through.reshape(-1), self.run.dropout, self._mask(pair), True)
+
+    def _dropped(self, inp: np.ndarray, pair: Adapted) -> np.ndarray:
+        if self.dropout_seed is None:
+            return inp
+        out = self.arena.view("dropped", *inp.shape)
+        native.dropout(self.ctx, out.reshape(-1), inp.reshape(-1), self.run.dropout, self._mask(pair))
+        return out
+
+    def _mask(self, pair: Adapted) -> int:
+        assert self.dropout_seed is not None
+        return (self.dropout_seed * 1_000_003 + pair.index) & (2**64 - 1)
+
+
+def _carve_pairs(s: Shape, run: Run, arena: Arena, scale: float) -> dict[str, Adapted]:
+    """Views into `lora` and `dlora`: all A first, then all B, so that each half is one run for the optimizer."""
+    shapes = lora_shapes(s, run)
+    lora, dlora, r = arena.flat("lora"), arena.flat("dlora"), run.rank
+    at, bt = 0, r * sum(k for _, k in shapes.values())
+    adapted = {}
+    for index, (name, (n, k)) in enumerate(shapes.items()):
+        a, b = slice(at, at + r * k), slice(bt, bt + n * r)
+        adapted[name] = Adapted(lora[a].reshape(r, k), lora[b].reshape(n, r), dlora[a].reshape(r, k),
+                                dlora[b].reshape(n, r), scale, index)
+        at, bt = a.stop, b.stop
+    return adapted
+
+
+def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """PEFT's projection names as GGUF's."""
+    return tuple(TARGETS[t] for t in targets)
