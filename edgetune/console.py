@@ -68,6 +68,8 @@ class TrainProgress:
                 self.console.print(f"step {e['step']}/{self.total}  {self.held_out}", highlight=False, soft_wrap=True)
         elif e["event"] == "step":
             self._step(e)
+        elif e["event"] == "done" and self.live:
+            self.bar.stop()
 
     def _start(self, e: dict[str, Any]) -> None:
         self.total = e["steps"]

@@ -59,7 +59,8 @@ def test_mutated_headers(tmp_path, originals, data):
 @pytest.mark.parametrize("form", FORMATS)
 def test_random_weights(tmp_path, form):
     """Any bytes are weights: scales become NaN, infinite, huge."""
-    path = write_tiny(tmp_path / "x.gguf", formats=form, d_model=256, d_ff=256, n_blocks=1, n_vocab=384)
+    path = write_tiny(tmp_path / "x.gguf", formats=form, d_model=256, head_width=64, d_ff=256, n_blocks=1,
+                      n_vocab=384)
     raw, start = bytearray(path.read_bytes()), open_gguf(path).data_start
     raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)
     path.write_bytes(raw)

@@ -10,6 +10,8 @@ from rich.text import Text
 
 from .app import command, out, show, stop_on_signals, threads_option
 
+WIDTH = 90  # characters of an answer that does not end
+
 
 @command("demo", click.option("-o", "--out", "folder", type=click.Path(path_type=Path),
                               help="New folder for the adapter [edgetune-demo]."),
@@ -22,7 +24,7 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     requests with both answers.
     """
     from .. import demo
-    from ..console import TrainProgress, duration, table
+    from ..console import TrainProgress, duration
     began = time.monotonic()
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
         result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed, on_event=progress.event,
@@ -33,9 +35,9 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
              "seconds": time.monotonic() - began, "train_seconds": result.run["seconds"],
              "peak_rss_mib": result.run["peak_rss_mib"],
              "answers": shown}
-    rows = [[a["request"], Text(a["before"][:160]), Text(a["after"], "green" if a["correct"] else "red")]
-            for a in shown]
-    show(as_json, facts, "", table("", ["held-out request", "before", "after"], rows),
+    lines = [Text.assemble("\n", (a["request"], "bold"), "\n  before  ", " ".join(a["before"].split())[:WIDTH],
+                           "\n  after   ", (a["after"], "green" if a["correct"] else "red")) for a in shown]
+    show(as_json, facts, *lines,
          f"\nexact answers {result.before.exact:.0%} -> {result.after.exact:.0%}, "
          f"held-out loss {result.before.loss:.3f} -> {result.after.loss:.3f}, {duration(facts['seconds'])} in all, "
          f"peak memory of training {result.run['peak_rss_mib']:.0f} MiB",
