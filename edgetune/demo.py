@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -13,7 +14,7 @@ from . import train
 from .bundle import open_bundle
 from .config import TrainConfig
 from .data import Dataset, load
-from .errors import EdgetuneError
+from .errors import EdgetuneError, Interrupted
 from .evaluate import Answer, Scores, exact_match, served_loss
 from .serve import Served
 from .tokens import Tokenizer
@@ -63,7 +64,11 @@ def run(folder: Path, *, threads: int = 0, seed: int = 0, say: Callable[[str], N
     say(f"{path.name} answers {len(held_out.rows)} held-out requests before training")
     before, first = _measure(path, None, held_out, threads)
     say(f"exact answers {before.exact:.0%}, loss {before.loss:.3f}")
-    record = train.run(open_bundle(path), rows, folder, config, on_event=on_event, should_stop=should_stop)
+    try:
+        record = train.run(open_bundle(path), rows, folder, config, on_event=on_event, should_stop=should_stop)
+    except Interrupted as stop:
+        shutil.rmtree(folder)
+        raise EdgetuneError(f"the demonstration was {stop.what}", "start it again") from None
     say("the same requests after training")
     after, second = _measure(path, folder, held_out, threads)
     say(f"exact answers {after.exact:.0%}, loss {after.loss:.3f}")
