@@ -1,7 +1,7 @@
-# make dev       the extension, into edgetune/, for work in this checkout
-# make check     the kernels' harness, on every row that this CPU can run
-# make arm       the same, cross-built for aarch64, under qemu as four cores, with the row that each must pick
-# make sanitize  the harness and the extension under the address and undefined-behaviour sanitizers
+# make dev          the extension, into edgetune/, for work in this checkout
+# make check        the kernels' harness, on every row that this CPU can run
+# make arm-kernels  the same, cross-built for aarch64, under qemu as four cores, with the row that each must pick
+# make sanitize     the harness and the extension under the address and undefined-behaviour sanitizers
 PYTHON ?= python3
 CC ?= cc
 CMAKE = cmake -S native -G "Unix Makefiles" -DCMAKE_C_COMPILER=$(CC) -DET_WERROR=ON
@@ -10,7 +10,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev check arm sanitize clean
+.PHONY: dev check arm-kernels sanitize clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -23,11 +23,11 @@ check:
 	build/check/$(CC)/et_check
 
 # What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows.
-arm:
+arm-kernels:
 	$(CMAKE) -B build/arm/$(notdir $(ARM_CC)) -DET_EXTENSION=OFF -DET_CHECK=ON -DCMAKE_C_COMPILER=$(ARM_CC) \
 	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
 	$(BUILD) build/arm/$(notdir $(ARM_CC)) -j $(JOBS)
-	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:neon max:neon; do \
+	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:dotprod max:dotprod; do \
 	    run="$(QEMU) -cpu $${pick%:*} build/arm/$(notdir $(ARM_CC))/et_check"; \
 	    test "$$($$run --pick)" = $${pick#*:} && echo $$pick && $$run || exit 1; \
 	done

@@ -71,7 +71,12 @@ float *check_floats(size_t n, uint64_t seed) {
     return x;
 }
 
-float *check_copy(const float *x, size_t n) { return memcpy(guarded(n), x, n * sizeof *x); }
+float *check_copy(const float *x, size_t n) {
+    float *copy = guarded(n);
+    for (size_t i = 0; i < n; i++)
+        copy[i] = x[i];
+    return copy;
+}
 
 int32_t *check_ints(size_t n, int limit, uint64_t seed) {
     int32_t *x = (int32_t *)guarded(n);
@@ -190,6 +195,21 @@ static void check_product(struct check *c, et_context *alone, const struct forma
     check_free();
 }
 
+/* Against its own truth tightly, and against the real product as far as 8 bits go. */
+static void check_int8(struct check *c, const struct format *f, int T, int N, int K, int accumulate) {
+    size_t TN = (size_t)T * (size_t)N;
+    uint8_t *w = make_weights(f, (size_t)N * (size_t)K, 7, 1);
+    float *inp = check_floats((size_t)T * (size_t)K, 1), *out = check_floats(TN, 2);
+    float *want = check_copy(out, TN), *real = check_copy(out, TN);
+    et_matmul_forward_int8(c->ctx, out, inp, w, f->id, 0.5f, accumulate, T, N, K);
+    ref_matmul_forward_int8(NULL, want, inp, w, f->id, 0.5f, accumulate, T, N, K);
+    ref_matmul_forward(NULL, real, inp, w, f->id, 0.5f, accumulate, T, N, K);
+    check_close(c, out, want, TN, 1e-5, "matmul_forward_int8 %s T %d N %d K %d", f->name, T, N, K);
+    check_close(c, out, real, TN, 0.02, "matmul_forward_int8 %s T %d N %d K %d, real", f->name, T, N, K);
+    free(w);
+    check_free();
+}
+
 static void check_dweight(struct check *c, int T, int N, int K) {
     size_t NK = (size_t)N * (size_t)K;
     float *inp = check_floats((size_t)T * (size_t)K, 1), *dout = check_floats((size_t)T * (size_t)N, 2);
@@ -242,6 +262,9 @@ static void check_row(struct check *c, et_context *alone) {
             for (int n = 0; n < COUNT(outputs); n++)
                 check_product(c, alone, &formats[f], sizes[t], outputs[n], n % 2 ? one : odd, (t + n) % 2,
                               n == 2 ? 0.3f : 1);
+        odd = formats[f].block == 1 ? 96 : odd;
+        for (int t = 0; t < COUNT(sizes); t++)
+            check_int8(c, &formats[f], sizes[t], outputs[COUNT(outputs) - 1 - t], odd, t % 2);
         check_weights(c, &formats[f]);
     }
     check_product(c, alone, &formats[0], 3, 5, 1, 1, 1);

@@ -54,7 +54,7 @@ const char *et_context_isa(const et_context *ctx);
 /* out [T, N] (accumulate: +)= scale * inp [T, K] . w^T */
 int et_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
                       int accumulate, int T, int N, int K);
-/* The same in 8-bit integers, fast where the CPU has dot products of bytes. In blocks of 32 along K (K a multiple of 32)
+/* The same in 8-bit integers, fast where the CPU has dot products of bytes. In blocks of 32 along K (a multiple of 32)
  * inp is rounded to 127ths of its largest magnitude; w keeps its codes in the formats that have blocks of 32, and is
  * rounded likewise in the others. Sums of products are exact within a block. */
 int et_matmul_forward_int8(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,

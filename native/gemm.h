@@ -75,6 +75,17 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
     tile_store(t, acc, nv);
 }
 
+/* X(1) .. X(NV) */
+#if NV == 1
+#define FOR_EACH_NV(X) X(1)
+#elif NV == 2
+#define FOR_EACH_NV(X) X(1) X(2)
+#elif NV == 3
+#define FOR_EACH_NV(X) X(1) X(2) X(3)
+#else
+#define FOR_EACH_NV(X) X(1) X(2) X(3) X(4)
+#endif
+
 #define TILE(nv)                                                                                                       \
     static __attribute__((noinline)) void tile_##nv(const struct tile *t) { tile(t, nv, 1); }                          \
     static __attribute__((noinline)) void direct_##nv(const struct tile *t) { tile(t, nv, 0); }
@@ -86,32 +97,12 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
             direct_##nv(t);                                                                                            \
         break;
 
-TILE(1)
-#if NV > 1
-TILE(2)
-#endif
-#if NV > 2
-TILE(3)
-#endif
-#if NV > 3
-TILE(4)
-#endif
+FOR_EACH_NV(TILE)
 
 /* The tile as wide as it needs to be. */
 static inline void tile_any(const struct tile *t) {
     int nv = panel_vectors(t->columns), packed = t->a.rs == 1 && t->a.ks == MR && t->b.ks == nv * VL;
-    switch (nv) {
-        TILE_CASE(1)
-#if NV > 1
-        TILE_CASE(2)
-#endif
-#if NV > 2
-        TILE_CASE(3)
-#endif
-#if NV > 3
-        TILE_CASE(4)
-#endif
-    }
+    switch (nv) { FOR_EACH_NV(TILE_CASE) }
 }
 
 /* The panel of `rows` rows and K columns of a float matrix, as pack_panel makes it in `panel`. */

@@ -36,6 +36,7 @@ ET_OPS(OP)
 
 #include "pack.h"
 #include "gemm.h"
+#include "int8.h"
 #include "matmul.h"
 #include "weights.h"
 #include "vmath.h"

@@ -13,6 +13,7 @@
 #define ROWS_A_TASK (4 * MR)  /* of C, when computing */
 #define PANELS_A_TASK 4       /* of B, when computing */
 #define PACK_A_TASK 8         /* rows of the weight, when packing it as it lies */
+#define SLICES 16             /* tasks of a pass that packs */
 
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
@@ -30,12 +31,13 @@ struct product {
     int64_t ldw;      /* weights a row of w */
     int format;
     int transposed;   /* 0: w is [K, N]; 1: w is [N, K] */
+    int int8;         /* as int8.h does; transposed only */
     int M, N, K;
     float alpha;
     int accumulate;
     int m, n, k;      /* where the current block begins, */
     int mc, nc, kc;   /* and its size */
-    int pack_b;       /* tasks that pack B in this pass; those after them pack A */
+    int pack_a, pack_b; /* pieces of the sides that this pass packs */
     float *b_panels, *a_panels;
     int a_direct, b_direct; /* this side is read where it lies */
 };
@@ -85,17 +87,44 @@ static void pack_b_straight(const struct product *p, float *tmp, int task) {
     }
 }
 
+/* Panel `task` of B in 8-bit integers. */
+static void pack_b_int8(const struct product *p, float *tmp, int task) {
+    int n = task * NR, columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
+    float *panel = p->b_panels + (ptrdiff_t)n * p->kc;
+    for (int r = 0; r < columns; r++) {
+        const float *row = weights(p, tmp, p->n + n + r, p->k, p->kc);
+        pack_int8_b(panel, width, r, row, p->w, p->format, (p->n + n + r) * p->ldw + p->k, p->kc);
+    }
+    int8_zeros(int8_panel(panel, width, p->kc), width, columns, p->kc);
+}
+
+/* ROWS_A_TASK rows of A. */
+static void pack_a(const struct product *p, int task) {
+    int end = min_int((task + 1) * ROWS_A_TASK, p->mc);
+    for (int m = task * ROWS_A_TASK; m < end; m += MR) {
+        float *panel = p->a_panels + (ptrdiff_t)m * p->kc;
+        const float *src = p->a + (p->m + m) * p->a_rs + p->k * p->a_cs;
+        if (p->int8)
+            pack_int8_a(panel, src, p->a_rs, min_int(end - m, MR), p->kc);
+        else
+            pack_panel(panel, MR, src, p->a_rs, p->a_cs, min_int(end - m, MR), p->kc);
+    }
+}
+
+/* Slice `task` of SLICES of all that this pass packs. */
 static void pack_task(void *arg, int task, int thread) {
     const struct product *p = arg;
-    if (task >= p->pack_b) {
-        int m = (task - p->pack_b) * ROWS_A_TASK, m_end = min_int(m + ROWS_A_TASK, p->mc);
-        for (; m < m_end; m += MR)
-            pack_panel(p->a_panels + (ptrdiff_t)m * p->kc, MR, p->a + (p->m + m) * p->a_rs + p->k * p->a_cs, p->a_rs,
-                       p->a_cs, min_int(m_end - m, MR), p->kc);
-    } else if (p->transposed)
-        pack_b_transposed(p, et_scratch(p->ctx, thread), task);
-    else
-        pack_b_straight(p, et_scratch(p->ctx, thread), task);
+    float *tmp = et_scratch(p->ctx, thread);
+    for (int i = p->pack_b * task / SLICES; i < p->pack_b * (task + 1) / SLICES; i++) {
+        if (p->int8)
+            pack_b_int8(p, tmp, i);
+        else if (p->transposed)
+            pack_b_transposed(p, tmp, i);
+        else
+            pack_b_straight(p, tmp, i);
+    }
+    for (int i = p->pack_a * task / SLICES; i < p->pack_a * (task + 1) / SLICES; i++)
+        pack_a(p, i);
 }
 
 static struct side a_side(const struct product *p, float *tmp, int m, int rows) {
@@ -113,12 +142,15 @@ static struct side b_side(const struct product *p, float *tmp, int n, int column
     return columns == width ? direct : packed_side(tmp, width, direct, columns, p->kc);
 }
 
+/* A thread's share of the tasks is a band of C along its longer side, so that it reads one of the packed sides where it
+ * packed it itself. */
 static void compute_task(void *arg, int task, int thread) {
     const struct product *p = arg;
     float *a_tmp = et_scratch(p->ctx, thread), *b_tmp = a_tmp + MR * KC;
-    int across = ceil_div(p->nc, PANELS_A_TASK * NR);
-    int m0 = task / across * ROWS_A_TASK, m1 = min_int(m0 + ROWS_A_TASK, p->mc);
-    int n0 = task % across * PANELS_A_TASK * NR, n1 = min_int(n0 + PANELS_A_TASK * NR, p->nc);
+    int down = ceil_div(p->mc, ROWS_A_TASK), across = ceil_div(p->nc, PANELS_A_TASK * NR), by_rows = p->mc > p->nc;
+    int m0 = (by_rows ? task / across : task % down) * ROWS_A_TASK, m1 = min_int(m0 + ROWS_A_TASK, p->mc);
+    int n0 = (by_rows ? task % across : task / down) * PANELS_A_TASK * NR;
+    int n1 = min_int(n0 + PANELS_A_TASK * NR, p->nc);
     struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .K = p->kc, .alpha = p->alpha};
     t.accumulate = p->accumulate || p->k > 0;
     for (int n = n0; n < n1; n += NR) {
@@ -128,14 +160,17 @@ static void compute_task(void *arg, int task, int thread) {
             t.rows = min_int(m1 - m, MR);
             t.a = a_side(p, a_tmp, m, t.rows);
             t.c = p->c + (p->m + m) * p->c_rs + (p->n + n) * p->c_cs;
-            tile_any(&t);
+            if (p->int8)
+                tile_int8(&t);
+            else
+                tile_any(&t);
         }
     }
 }
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
 static int inner_block(const struct product *p) {
-    int unit = p->transposed ? et_format_block(p->format) : 1;
+    int block = et_format_block(p->format), unit = !p->transposed ? 1 : p->int8 && block < 32 ? 32 : block;
     int most = KC / unit * unit;
     return ceil_div(ceil_div(p->K, ceil_div(p->K, most)), unit) * unit;
 }
@@ -144,7 +179,7 @@ static void product(struct product *p) {
     int kc = inner_block(p);
     p->b_panels = et_shared(p->ctx);
     p->a_panels = p->b_panels + (ptrdiff_t)KC * NC;
-    p->a_direct = p->N <= NR;
+    p->a_direct = p->N <= NR && !p->int8;
     p->b_direct = p->M <= MR && !p->transposed && floats_in_place(p);
     for (p->n = 0; p->n < p->N; p->n += NC) {
         p->nc = min_int(p->N - p->n, NC);
@@ -154,7 +189,8 @@ static void product(struct product *p) {
             for (p->m = 0; p->m < p->M; p->m += MC) {
                 p->mc = min_int(p->M - p->m, MC);
                 int rows = ceil_div(p->mc, ROWS_A_TASK);
-                et_parallel(p->ctx, pack_task, p, p->pack_b + (p->a_direct ? 0 : rows));
+                p->pack_a = p->a_direct ? 0 : rows;
+                et_parallel(p->ctx, pack_task, p, p->pack_a + p->pack_b ? SLICES : 0);
                 et_parallel(p->ctx, compute_task, p, rows * ceil_div(p->nc, PANELS_A_TASK * NR));
                 p->pack_b = 0;
             }
@@ -166,6 +202,14 @@ static void matmul_forward(et_context *ctx, float *out, const float *inp, const 
                            int accumulate, int T, int N, int K) {
     struct product p = {.ctx = ctx, .c = out, .c_rs = N, .c_cs = 1, .a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K,
                         .format = format, .transposed = 1, .M = T, .N = N, .K = K, .alpha = scale,
+                        .accumulate = accumulate};
+    product(&p);
+}
+
+static void matmul_forward_int8(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
+                                int accumulate, int T, int N, int K) {
+    struct product p = {.ctx = ctx, .c = out, .c_rs = N, .c_cs = 1, .a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K,
+                        .format = format, .transposed = 1, .int8 = 1, .M = T, .N = N, .K = K, .alpha = scale,
                         .accumulate = accumulate};
     product(&p);
 }

@@ -22,12 +22,6 @@ enum {
 #ifdef __AVX512VNNI__
                | CPU_AVX512VNNI
 #endif
-#ifdef __AVX512BF16__
-               | CPU_AVX512BF16
-#endif
-#ifdef __AVXVNNI__
-               | CPU_AVXVNNI
-#endif
 #ifdef __ARM_FEATURE_ATOMICS
                | CPU_ATOMICS
 #endif

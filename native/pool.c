@@ -1,24 +1,30 @@
-/* Threads that wait cheaply, and tasks handed out by one counter.
+/* Threads that wait cheaply, and tasks that each thread takes from its own share first.
  *
- * `ticket` holds the number of the current job (upper half) and its next task (lower half). A thread reads the ticket,
- * then the job, then claims the task by compare-and-swap: if that succeeds, the job it read is the ticket's, because
- * a job is replaced only after its ticket was closed. So a thread that wakes late finds nothing to claim, and nobody
- * waits for it. */
+ * The tasks of a job are cut into one share a thread: share t of every job goes to thread t if it is there in time, so
+ * what a thread wrote in one job it finds in its own cache in the next. Who has done his share helps the others.
+ *
+ * A share's ticket holds the number of the job (upper half) and the share's next task (lower half). A thread reads the
+ * ticket, then the job, then claims the task by compare-and-swap: if that succeeds, the job it read is the ticket's,
+ * because a job is replaced only after all tickets were closed. So a thread that wakes late finds nothing to claim, and
+ * nobody waits for it. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "pool.h"
 
-#define CLOSED 0x7fffffff /* the task number of a ticket that is not to be claimed */
+#define CLOSED 0x7fffffff /* the task of a ticket that is not to be claimed */
 #define SPIN_NS 20000     /* how long a thread watches for work before it sleeps: about two ops' distance */
 
 typedef void (*task_fn)(void *arg, int task, int thread);
 
+/* A thread and its share of the tasks, on a cache line of its own. */
 struct worker {
+    _Alignas(64) _Atomic uint64_t ticket;
     et_context *ctx;
     int thread;
     pthread_t id;
@@ -30,7 +36,7 @@ struct et_context {
     int threads, started;
     pid_t owner; /* a forked child has no workers, and runs everything itself */
 
-    _Atomic uint64_t ticket;
+    _Atomic uint64_t job;
     _Atomic(task_fn) task;
     _Atomic(void *) arg;
     atomic_int n_tasks, done;
@@ -38,7 +44,7 @@ struct et_context {
     pthread_mutex_t lock;
     pthread_cond_t work, finished;
     atomic_int sleepers, caller_sleeps, stop;
-    struct worker workers[];
+    struct worker workers[]; /* [0] is the caller */
 };
 
 static int64_t now_ns(void) {
@@ -55,34 +61,48 @@ static void relax(void) {
 #endif
 }
 
-/* Runs tasks of the ticket's job until none is left; returns the ticket seen last. */
-static uint64_t run_tasks(et_context *ctx, int thread) {
-    uint64_t ticket = atomic_load(&ctx->ticket);
-    for (;;) {
-        task_fn task = atomic_load(&ctx->task);
-        void *arg = atomic_load(&ctx->arg);
-        int n = atomic_load(&ctx->n_tasks), i = (int)(ticket & CLOSED);
-        if (i >= n)
-            return ticket;
-        if (!atomic_compare_exchange_weak(&ctx->ticket, &ticket, ticket + 1))
-            continue;
-        task(arg, i, thread);
-        if (atomic_fetch_add(&ctx->done, 1) + 1 == n && atomic_load(&ctx->caller_sleeps)) {
-            pthread_mutex_lock(&ctx->lock);
-            pthread_cond_signal(&ctx->finished);
-            pthread_mutex_unlock(&ctx->lock);
-        }
-        ticket = atomic_load(&ctx->ticket);
+/* The first of n tasks that is share t's. */
+static int share_begin(const et_context *ctx, int t, int n) { return (int)((int64_t)n * t / ctx->threads); }
+
+static void task_done(et_context *ctx, int n) {
+    if (atomic_fetch_add(&ctx->done, 1) + 1 == n && atomic_load(&ctx->caller_sleeps)) {
+        pthread_mutex_lock(&ctx->lock);
+        pthread_cond_signal(&ctx->finished);
+        pthread_mutex_unlock(&ctx->lock);
     }
 }
 
+/* Runs what is left of a share. */
+static void run_share(et_context *ctx, int share, int thread) {
+    _Atomic uint64_t *ticket = &ctx->workers[share].ticket;
+    uint64_t seen = atomic_load(ticket);
+    for (;;) {
+        task_fn task = atomic_load(&ctx->task);
+        void *arg = atomic_load(&ctx->arg);
+        int n = atomic_load(&ctx->n_tasks), i = (int)(seen & CLOSED);
+        if (i >= share_begin(ctx, share + 1, n))
+            return;
+        if (!atomic_compare_exchange_weak(ticket, &seen, seen + 1))
+            continue;
+        task(arg, i, thread);
+        task_done(ctx, n);
+        seen = atomic_load(ticket);
+    }
+}
+
+static void run_tasks(et_context *ctx, int thread) {
+    for (int i = 0; i < ctx->threads; i++)
+        run_share(ctx, (thread + i) % ctx->threads, thread);
+}
+
+/* Returns when there is a job newer than `seen`, or none will come. */
 static void wait_for_work(et_context *ctx, uint64_t seen) {
     for (int64_t end = now_ns() + SPIN_NS; now_ns() < end; relax())
-        if (atomic_load(&ctx->ticket) >> 32 != seen >> 32 || atomic_load(&ctx->stop))
+        if (atomic_load(&ctx->job) != seen || atomic_load(&ctx->stop))
             return;
     pthread_mutex_lock(&ctx->lock);
     atomic_fetch_add(&ctx->sleepers, 1);
-    while (atomic_load(&ctx->ticket) >> 32 == seen >> 32 && !atomic_load(&ctx->stop))
+    while (atomic_load(&ctx->job) == seen && !atomic_load(&ctx->stop))
         pthread_cond_wait(&ctx->work, &ctx->lock);
     atomic_fetch_sub(&ctx->sleepers, 1);
     pthread_mutex_unlock(&ctx->lock);
@@ -90,8 +110,11 @@ static void wait_for_work(et_context *ctx, uint64_t seen) {
 
 static void *worker_main(void *arg) {
     struct worker *w = arg;
-    while (!atomic_load(&w->ctx->stop))
-        wait_for_work(w->ctx, run_tasks(w->ctx, w->thread));
+    while (!atomic_load(&w->ctx->stop)) {
+        uint64_t job = atomic_load(&w->ctx->job);
+        run_tasks(w->ctx, w->thread);
+        wait_for_work(w->ctx, job);
+    }
     return NULL;
 }
 
@@ -113,13 +136,16 @@ void et_parallel(et_context *ctx, task_fn task, void *arg, int n_tasks) {
             task(arg, i, 0);
         return;
     }
-    uint64_t job = atomic_load(&ctx->ticket) >> 32;
-    atomic_store(&ctx->ticket, (job + 1) << 32 | CLOSED);
+    uint64_t job = atomic_load(&ctx->job) + 1;
+    for (int t = 0; t < ctx->threads; t++)
+        atomic_store(&ctx->workers[t].ticket, CLOSED);
     atomic_store(&ctx->task, task);
     atomic_store(&ctx->arg, arg);
     atomic_store(&ctx->n_tasks, n_tasks);
     atomic_store(&ctx->done, 0);
-    atomic_store(&ctx->ticket, (job + 2) << 32);
+    for (int t = 0; t < ctx->threads; t++)
+        atomic_store(&ctx->workers[t].ticket, job << 32 | (uint64_t)share_begin(ctx, t, n_tasks));
+    atomic_store(&ctx->job, job);
     if (atomic_load(&ctx->sleepers)) {
         pthread_mutex_lock(&ctx->lock);
         pthread_cond_broadcast(&ctx->work);
@@ -135,7 +161,7 @@ static int start_workers(et_context *ctx) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     for (int i = 1; i < ctx->threads; i++) {
-        struct worker *w = &ctx->workers[i - 1];
+        struct worker *w = &ctx->workers[i];
         w->ctx = ctx;
         w->thread = i;
         if (pthread_create(&w->id, NULL, worker_main, w) != 0)
@@ -147,9 +173,11 @@ static int start_workers(et_context *ctx) {
 }
 
 int et_pool_create(et_context **out, const struct et_row *row, int threads, float *scratch) {
-    et_context *ctx = calloc(1, sizeof *ctx + (size_t)(threads - 1) * sizeof ctx->workers[0]);
+    size_t bytes = sizeof(et_context) + (size_t)threads * sizeof(struct worker);
+    et_context *ctx = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!ctx)
         return ET_NO_MEMORY;
+    memset(ctx, 0, bytes);
     ctx->row = row;
     ctx->scratch = scratch;
     ctx->threads = threads;
@@ -173,7 +201,7 @@ void et_context_destroy(et_context *ctx) {
         atomic_store(&ctx->stop, 1);
         pthread_cond_broadcast(&ctx->work);
         pthread_mutex_unlock(&ctx->lock);
-        for (int i = 0; i < ctx->started; i++)
+        for (int i = 1; i <= ctx->started; i++)
             pthread_join(ctx->workers[i].id, NULL);
         pthread_cond_destroy(&ctx->finished);
         pthread_cond_destroy(&ctx->work);

@@ -1,8 +1,8 @@
 /* The weight formats of GGUF: block struct, size, unpack to float.
  *
- * A format is one line of ET_FORMATS, a struct, and a loop. The loops are plain C that compilers vectorise. They hold
- * for arbitrary bytes: every code is masked to the size of what it indexes, and a scale that is NaN or infinite makes
- * values that are. Structs are packed, so blocks may lie at any address.
+ * A format is one line of ET_FORMATS, a struct, and a loop. The loops hold for arbitrary bytes: every code is masked to
+ * the size of what it indexes, and a scale that is NaN or infinite makes values that are. Structs are packed, so blocks
+ * may lie at any address.
  *
  * Source: the format definitions of ggml (ggml-common.h, dequantize_row_*) as the GGUF specification cites them.
  */
@@ -12,6 +12,12 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#if defined __AVX2__
+#include <immintrin.h>
+#elif defined __ARM_NEON
+#include <arm_neon.h>
+#endif
 
 #include "et.h"
 
@@ -86,58 +92,90 @@ static inline void unpack_BF16(float *restrict out, const block_BF16 *restrict b
         out[i] = bits_to_float((uint32_t)b[i].x << 16);
 }
 
+/* Quantized formats are read 16 bytes at a time, in vectors of bytes: compilers make too varied things of loops. */
+typedef uint8_t bytes __attribute__((vector_size(16)));
+
+static inline bytes load_bytes(const uint8_t *p) {
+    bytes x;
+    memcpy(&x, p, 16);
+    return x;
+}
+
+/* out [16] = scale * (signed) codes - min. GCC makes a poor thing of every portable spelling, hence intrinsics. */
+static inline void scale_codes(float *restrict out, bytes codes, float scale, float min) {
+#if defined __AVX512F__
+    __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
+    _mm512_storeu_ps(out, _mm512_fmsub_ps(_mm512_set1_ps(scale), x, _mm512_set1_ps(min)));
+#elif defined __AVX2__ && defined __FMA__
+    for (int i = 0; i < 16; i += 8, codes = (bytes)_mm_srli_si128((__m128i)codes, 8)) {
+        __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32((__m128i)codes));
+        _mm256_storeu_ps(out + i, _mm256_fmsub_ps(_mm256_set1_ps(scale), x, _mm256_set1_ps(min)));
+    }
+#elif defined __ARM_NEON
+    int16x8_t half[2] = {vmovl_s8(vget_low_s8((int8x16_t)codes)), vmovl_s8(vget_high_s8((int8x16_t)codes))};
+    for (int i = 0; i < 2; i++) {
+        float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
+        float32x4_t high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(half[i])));
+        vst1q_f32(out + i * 8, low * scale - min);
+        vst1q_f32(out + i * 8 + 4, high * scale - min);
+    }
+#else
+    int8_t c[16];
+    memcpy(c, &codes, 16);
+    for (int j = 0; j < 16; j++)
+        out[j] = scale * (float)c[j] - min;
+#endif
+}
+
 static inline void unpack_Q4_0(float *restrict out, const block_Q4_0 *restrict b, int64_t n) {
     for (; n; n--, b++, out += 32) {
         float d = half_to_float(b->d);
-        for (int j = 0; j < 16; j++) {
-            out[j] = d * (float)((b->qs[j] & 15) - 8);
-            out[j + 16] = d * (float)((b->qs[j] >> 4) - 8);
-        }
+        bytes q = load_bytes(b->qs);
+        scale_codes(out, (q & 15) - 8, d, 0);
+        scale_codes(out + 16, (q >> 4) - 8, d, 0);
     }
 }
 
 static inline void unpack_Q4_1(float *restrict out, const block_Q4_1 *restrict b, int64_t n) {
     for (; n; n--, b++, out += 32) {
         float d = half_to_float(b->d), m = half_to_float(b->m);
-        for (int j = 0; j < 16; j++) {
-            out[j] = d * (float)(b->qs[j] & 15) + m;
-            out[j + 16] = d * (float)(b->qs[j] >> 4) + m;
-        }
+        bytes q = load_bytes(b->qs);
+        scale_codes(out, q & 15, d, -m);
+        scale_codes(out + 16, q >> 4, d, -m);
     }
 }
 
-/* The fifth bits of 32 weights, as a word. */
-static inline uint32_t high_bits(const uint8_t qh[4]) {
-    return (uint32_t)qh[0] | (uint32_t)qh[1] << 8 | (uint32_t)qh[2] << 16 | (uint32_t)qh[3] << 24;
+/* 16 in byte j where bit j of two bytes is set: the fifth bits of 16 codes. */
+static inline bytes fifth_bits(const uint8_t *qh) {
+    typedef uint64_t halves __attribute__((vector_size(16)));
+    const bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    halves spread = {qh[0] * 0x0101010101010101u, qh[1] * 0x0101010101010101u};
+    return (bytes)(((bytes)spread & bit) != 0) & 16;
 }
 
 static inline void unpack_Q5_0(float *restrict out, const block_Q5_0 *restrict b, int64_t n) {
     for (; n; n--, b++, out += 32) {
         float d = half_to_float(b->d);
-        uint32_t h = high_bits(b->qh);
-        for (int j = 0; j < 16; j++) {
-            out[j] = d * (float)((int)((b->qs[j] & 15u) | (h >> j & 1) << 4) - 16);
-            out[j + 16] = d * (float)((int)((b->qs[j] >> 4u) | (h >> (j + 16) & 1) << 4) - 16);
-        }
+        bytes q = load_bytes(b->qs);
+        scale_codes(out, ((q & 15) | fifth_bits(b->qh)) - 16, d, 0);
+        scale_codes(out + 16, ((q >> 4) | fifth_bits(b->qh + 2)) - 16, d, 0);
     }
 }
 
 static inline void unpack_Q5_1(float *restrict out, const block_Q5_1 *restrict b, int64_t n) {
     for (; n; n--, b++, out += 32) {
         float d = half_to_float(b->d), m = half_to_float(b->m);
-        uint32_t h = high_bits(b->qh);
-        for (int j = 0; j < 16; j++) {
-            out[j] = d * (float)(int)((b->qs[j] & 15u) | (h >> j & 1) << 4) + m;
-            out[j + 16] = d * (float)(int)((b->qs[j] >> 4u) | (h >> (j + 16) & 1) << 4) + m;
-        }
+        bytes q = load_bytes(b->qs);
+        scale_codes(out, (q & 15) | fifth_bits(b->qh), d, -m);
+        scale_codes(out + 16, (q >> 4) | fifth_bits(b->qh + 2), d, -m);
     }
 }
 
 static inline void unpack_Q8_0(float *restrict out, const block_Q8_0 *restrict b, int64_t n) {
     for (; n; n--, b++, out += 32) {
         float d = half_to_float(b->d);
-        for (int j = 0; j < 32; j++)
-            out[j] = d * (float)b->qs[j];
+        scale_codes(out, load_bytes((const uint8_t *)b->qs), d, 0);
+        scale_codes(out + 16, load_bytes((const uint8_t *)b->qs + 16), d, 0);
     }
 }
 
@@ -152,17 +190,19 @@ static inline void unpack_IQ4_NL(float *restrict out, const block_IQ4_NL *restri
     }
 }
 
-/* 16 groups of 16: 2-bit codes, four groups of 32 interleaved in 32 bytes; 4-bit scale and minimum a group. */
+/* K formats have 16 groups of 16 codes, or 8 of 32. Two bits of each of 32 bytes are one run of 32 codes; the runs of
+ * 2-bit codes, and the nibbles, of the same bytes follow each other. */
+
+/* The 2-bit codes of group g of 16 in 64 bytes. */
+static inline bytes crumbs(const uint8_t qs[64], int g) {
+    return load_bytes(qs + g / 8 * 32 + g % 2 * 16) >> (uint8_t)(g % 8 / 2 * 2) & 3;
+}
+
 static inline void unpack_Q2_K(float *restrict out, const block_Q2_K *restrict b, int64_t n) {
     for (; n; n--, b++) {
         float d = half_to_float(b->d), dmin = half_to_float(b->dmin);
-        for (int g = 0; g < 16; g++, out += 16) {
-            const uint8_t *q = b->qs + g / 8 * 32 + g % 2 * 16;
-            int shift = g % 8 / 2 * 2;
-            float scale = d * (float)(b->scales[g] & 15), min = dmin * (float)(b->scales[g] >> 4);
-            for (int j = 0; j < 16; j++)
-                out[j] = scale * (float)(q[j] >> shift & 3) - min;
-        }
+        for (int g = 0; g < 16; g++, out += 16)
+            scale_codes(out, crumbs(b->qs, g), d * (float)(b->scales[g] & 15), dmin * (float)(b->scales[g] >> 4));
     }
 }
 
@@ -171,39 +211,28 @@ static inline void unpack_Q3_K(float *restrict out, const block_Q3_K *restrict b
     for (; n; n--, b++) {
         float d = half_to_float(b->d);
         for (int g = 0; g < 16; g++, out += 16) {
-            const uint8_t *q = b->qs + g / 8 * 32 + g % 2 * 16, *h = b->hmask + g % 2 * 16;
-            int shift = g % 8 / 2 * 2, bit = g / 2;
             int low = g < 8 ? b->scales[g] & 15 : b->scales[g - 8] >> 4;
             int high = b->scales[8 + g % 4] >> g / 4 * 2 & 3;
-            float scale = d * (float)((low | high << 4) - 32);
-            for (int j = 0; j < 16; j++)
-                out[j] = scale * (float)((q[j] >> shift & 3) + (h[j] >> bit & 1) * 4 - 4);
+            bytes third = load_bytes(b->hmask + g % 2 * 16) >> (uint8_t)(g / 2) & 1;
+            scale_codes(out, (crumbs(b->qs, g) | third << 2) - 4, d * (float)((low | high << 4) - 32), 0);
         }
     }
 }
 
 /* The 6-bit scale and minimum of group g of 8, as Q4_K and Q5_K hold them in 12 bytes. */
-static inline void scale_min_K(const uint8_t s[12], int g, int *scale, int *min) {
-    if (g < 4) {
-        *scale = s[g] & 63;
-        *min = s[g + 4] & 63;
-    } else {
-        *scale = (s[g + 4] & 15) | s[g - 4] >> 6 << 4;
-        *min = s[g + 4] >> 4 | s[g] >> 6 << 4;
-    }
+static inline void scale_min_K(const uint8_t s[12], int g, float *scale, float *min) {
+    *scale = (float)(g < 4 ? s[g] & 63 : (s[g + 4] & 15) | s[g - 4] >> 6 << 4);
+    *min = (float)(g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | s[g] >> 6 << 4);
 }
 
-/* 8 groups of 32, two to 32 bytes: the even group in the low nibbles. */
 static inline void unpack_Q4_K(float *restrict out, const block_Q4_K *restrict b, int64_t n) {
     for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin);
+        float d = half_to_float(b->d), dmin = half_to_float(b->dmin), scale, min;
         for (int g = 0; g < 8; g++, out += 32) {
-            const uint8_t *q = b->qs + g / 2 * 32;
-            int shift = g % 2 * 4, s, m;
-            scale_min_K(b->scales, g, &s, &m);
-            float scale = d * (float)s, min = dmin * (float)m;
-            for (int j = 0; j < 32; j++)
-                out[j] = scale * (float)(q[j] >> shift & 15) - min;
+            scale_min_K(b->scales, g, &scale, &min);
+            for (int j = 0; j < 32; j += 16)
+                scale_codes(out + j, load_bytes(b->qs + g / 2 * 32 + j) >> (uint8_t)(g % 2 * 4) & 15, d * scale,
+                            dmin * min);
         }
     }
 }
@@ -211,29 +240,28 @@ static inline void unpack_Q4_K(float *restrict out, const block_Q4_K *restrict b
 /* As Q4_K, with a fifth bit: bit g of qh. */
 static inline void unpack_Q5_K(float *restrict out, const block_Q5_K *restrict b, int64_t n) {
     for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin);
+        float d = half_to_float(b->d), dmin = half_to_float(b->dmin), scale, min;
         for (int g = 0; g < 8; g++, out += 32) {
-            const uint8_t *q = b->qs + g / 2 * 32;
-            int shift = g % 2 * 4, s, m;
-            scale_min_K(b->scales, g, &s, &m);
-            float scale = d * (float)s, min = dmin * (float)m;
-            for (int j = 0; j < 32; j++)
-                out[j] = scale * (float)((q[j] >> shift & 15) | (b->qh[j] >> g & 1) << 4) - min;
+            scale_min_K(b->scales, g, &scale, &min);
+            for (int j = 0; j < 32; j += 16) {
+                bytes low = load_bytes(b->qs + g / 2 * 32 + j) >> (uint8_t)(g % 2 * 4) & 15;
+                bytes fifth = load_bytes(b->qh + j) >> (uint8_t)g & 1;
+                scale_codes(out + j, low | fifth << 4, d * scale, dmin * min);
+            }
         }
     }
 }
 
-/* 16 groups of 16 with 8-bit scales; codes of 4 low and 2 high bits, minus 32. Of 128 weights, quarter c has its low
- * bits in nibble c / 2 of 32 bytes of ql, and its high bits at 2c in qh. */
+/* 16 groups of 16 with 8-bit scales; codes of 4 low and 2 high bits, minus 32. Of each 128 weights, quarter c has its
+ * low bits in nibble c / 2 of 32 bytes of ql, and its high bits at 2c in qh. */
 static inline void unpack_Q6_K(float *restrict out, const block_Q6_K *restrict b, int64_t n) {
     for (; n; n--, b++) {
         float d = half_to_float(b->d);
         for (int g = 0; g < 16; g++, out += 16) {
-            int half = g / 8, c = g % 8 / 2, low = c / 2 * 4, high = c * 2;
-            const uint8_t *ql = b->ql + half * 64 + c % 2 * 32 + g % 2 * 16, *qh = b->qh + half * 32 + g % 2 * 16;
-            float scale = d * (float)b->scales[g];
-            for (int j = 0; j < 16; j++)
-                out[j] = scale * (float)(((ql[j] >> low & 15) | (qh[j] >> high & 3) << 4) - 32);
+            int half = g / 8, c = g % 8 / 2;
+            bytes low = load_bytes(b->ql + half * 64 + c % 2 * 32 + g % 2 * 16) >> (uint8_t)(c / 2 * 4) & 15;
+            bytes high = load_bytes(b->qh + half * 32 + g % 2 * 16) >> (uint8_t)(c * 2) & 3;
+            scale_codes(out, (low | high << 4) - 32, d * (float)b->scales[g], 0);
         }
     }
 }

@@ -28,6 +28,27 @@ void ref_matmul_forward(et_context *ctx, float *out, const float *inp, const voi
     free(W);
 }
 
+/* What is defined is how numbers are rounded, so that is taken from quant.h. */
+void ref_matmul_forward_int8(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
+                             int accumulate, int T, int N, int K) {
+    float *W = floats(w, format, (int64_t)N * K);
+    (void)ctx;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t n = 0; n < N; n++) {
+            double sum = 0;
+            for (int64_t k = 0; k < K; k += 32) {
+                int8_t x[32], q[32];
+                float dx, d, m;
+                quantize_32(x, &dx, inp + t * K + k);
+                weight_32(q, &d, &m, W + n * K + k, w, format, n * K + k);
+                for (int i = 0; i < 32; i++)
+                    sum += (double)dx * x[i] * ((double)d * q[i] + (double)m);
+            }
+            store(&out[t * N + n], (double)scale * sum, accumulate);
+        }
+    free(W);
+}
+
 void ref_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
                          int accumulate, int T, int N, int K) {
     float *W = floats(w, format, (int64_t)N * K);

@@ -47,8 +47,8 @@
     OP(sum_squares, (et_context * ctx, double *out, const float *x, int64_t n))                                        \
     OP(scale, (et_context * ctx, float *x, float s, int64_t n))
 
-/* CPU features that a row may need beyond its architecture's baseline: name, and the macro a compiler sets for it.
- * generic.h reads a row's needs off these macros, so needs and flags are one thing. */
+/* CPU features that a row may need beyond its architecture's baseline. needs.h reads a row's needs off the macros that
+ * its compiler flags set, dispatch.c asks CPU and OS for them. */
 enum {
     CPU_AVX2 = 1 << 0,
     CPU_FMA = 1 << 1,
@@ -57,8 +57,6 @@ enum {
     CPU_AVX512VL = 1 << 4,
     CPU_AVX512DQ = 1 << 5,
     CPU_AVX512VNNI = 1 << 6,
-    CPU_AVX512BF16 = 1 << 7,
-    CPU_AVXVNNI = 1 << 8,
     CPU_ATOMICS = 1 << 16,
     CPU_DOTPROD = 1 << 17,
     CPU_I8MM = 1 << 18,

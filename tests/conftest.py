@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from tiny import SHAPES, write_tiny
+
+# Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import numpy as np
 import psutil
 import pytest
 
-from edgetune import device
 from edgetune.device import Profile, match_profile, peak_rss, read_device, read_profiles, reset_peak_rss, rss
 
 MIB = 2**20
@@ -132,7 +131,7 @@ def test_the_longest_fitting_model_wins(tmp_path: Path) -> None:
 
 def test_profiles_are_toml() -> None:
     tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
-    folder = Path(device.__file__).parents[1] / "devices"
+    folder = Path(__file__).parents[1] / "devices"
     paths = sorted(folder.glob("*.toml"))
     assert len(paths) >= 3
     assert read_profiles() == [Profile(**tomllib.loads(path.read_text())) for path in paths]

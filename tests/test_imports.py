@@ -52,8 +52,9 @@ def test_device_code_imports_only_what_is_declared():
                 assert top in ALLOWED or top in sys.stdlib_module_names, f"{path.name} imports {top}"
 
 
-def test_training_loads_neither_torch_nor_llama_cpp():
+def test_training_loads_neither_torch_nor_llama_cpp(tmp_path):
     code = ("import sys, edgetune; edgetune.Trainer; "
             "print([m for m in ('torch', 'transformers', 'peft', 'llama_cpp') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          check=True)
     assert done.stdout.strip() == "[]"

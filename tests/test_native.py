@@ -83,6 +83,18 @@ def test_products_equal_numpy(ctx: native.Context, fmt: str) -> None:
     assert close(dinp, dout @ wide)
 
 
+@pytest.mark.parametrize("fmt", [fmt for fmt in native.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
+def test_int8_product_is_close(ctx: native.Context, fmt: str) -> None:
+    T, N, K = 9, 40, 512
+    w, values = weights(fmt, N, K)
+    inp, out = noise(T, K), np.empty((T, N), np.float32)
+    native.matmul_forward_int8(ctx, out, inp, w, fmt)
+    want = inp.astype(np.float64) @ values.T
+    assert np.linalg.norm(out - want) <= 0.015 * np.linalg.norm(want)
+    with pytest.raises(ValueError, match="multiple"):
+        native.matmul_forward_int8(ctx, out[:, :1].copy(), noise(T, 33), noise(1, 33), "F32")
+
+
 def test_weight_at_any_address(ctx: native.Context) -> None:
     for fmt in ("F32", "F16", "Q4_1", "Q6_K"):
         w, values = weights(fmt, 9, 256)
@@ -237,7 +249,8 @@ def test_context_serves_one_caller_at_a_time() -> None:
 def run_python(code: str, **env: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **env},
+        cwd="/",  # not this checkout, where the extension may not be built
         capture_output=True,
         text=True,
         check=True,

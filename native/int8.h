@@ -1,0 +1,124 @@
+/* The forward product in 8-bit integers: its own packing and tile, under the driver of matmul.h.
+ *
+ * A packed panel lies where the float panel of the same rows and K would. First come the codes, [K/4, width, 4], so
+ * that a dot product of four bytes finds its operands together; then, for each block of 32, the scales [K/32, width];
+ * then, of B, the minima, and of A the sums that minima are multiplied with.
+ *
+ * An ISA with such instructions brings `sums` (VL sums), `dot4` and `sums_to_floats`, and sets ET_DOT4.
+ */
+
+#ifndef ET_DOT4
+typedef struct {
+    int32_t lane[VL];
+} sums;
+
+/* s[i] += dot products of row i of a [4, 4] with the VL rows of b [VL, 4]. */
+static inline void dot4(sums s[4], const int8_t *restrict a, const int8_t *restrict b) {
+    for (int i = 0; i < 4; i++)
+        for (int l = 0; l < VL; l++)
+            for (int k = 0; k < 4; k++)
+                s[i].lane[l] += a[4 * i + k] * b[4 * l + k];
+}
+
+static inline vec sums_to_floats(sums s) {
+    vec x;
+    for (int l = 0; l < VL; l++)
+        x[l] = (float)s.lane[l];
+    return x;
+}
+#endif
+
+struct int8_panel {
+    int8_t *codes;
+    float *scales, *extra;
+};
+
+static inline struct int8_panel int8_panel(const float *panel, int width, int K) {
+    float *p = (float *)(uintptr_t)panel, *scales = p + (ptrdiff_t)K * width / 4;
+    return (struct int8_panel){(int8_t *)p, scales, scales + (ptrdiff_t)K * width / 32};
+}
+
+/* Puts the codes of one block of 32 of row r where the tile reads them. */
+static inline void place_codes(struct int8_panel p, int width, int r, int block, const int8_t q[32]) {
+    for (int k = 0; k < 8; k++)
+        memcpy(p.codes + (((ptrdiff_t)block * 8 + k) * width + r) * 4, q + 4 * k, 4);
+}
+
+/* Rows `rows` .. width - 1 become zero. */
+static inline void int8_zeros(struct int8_panel p, int width, int rows, int K) {
+    static const int8_t zeros[32];
+    for (int r = rows; r < width; r++)
+        for (int block = 0; block < K / 32; block++) {
+            place_codes(p, width, r, block, zeros);
+            p.scales[block * width + r] = p.extra[block * width + r] = 0;
+        }
+}
+
+/* The panel of `rows` rows of A at src, rows of ld floats. */
+static inline void pack_int8_a(float *panel, const float *src, ptrdiff_t ld, int rows, int K) {
+    struct int8_panel p = int8_panel(panel, MR, K);
+    int8_t q[32];
+    for (int r = 0; r < rows; r++)
+        for (int block = 0; block < K / 32; block++) {
+            float *scale = &p.scales[block * MR + r];
+            int sum = 0;
+            quantize_32(q, scale, src + r * ld + block * 32);
+            for (int i = 0; i < 32; i++)
+                sum += q[i];
+            p.extra[block * MR + r] = *scale * (float)sum;
+            place_codes(p, MR, r, block, q);
+        }
+    int8_zeros(p, MR, rows, K);
+}
+
+/* Row r of a panel of B from the weights first .. first+K-1 of w, whose values are x. */
+static inline void pack_int8_b(float *panel, int width, int r, const float *x, const void *w, int format, int64_t first,
+                               int K) {
+    struct int8_panel p = int8_panel(panel, width, K);
+    int8_t q[32];
+    for (int block = 0; block < K / 32; block++) {
+        weight_32(q, &p.scales[block * width + r], &p.extra[block * width + r], x + block * 32, w, format,
+                  first + block * 32);
+        place_codes(p, width, r, block, q);
+    }
+}
+
+/* acc [4, nv] += rows i .. i+3 of A times B over one block of 32. */
+static inline __attribute__((always_inline)) void tile_int8_block(vec acc[4][NV], struct int8_panel a,
+                                                                  struct int8_panel b, int i, int block, const int nv) {
+    sums s[NV][4];
+    memset(s, 0, sizeof s);
+    for (int k = block * 8; k < block * 8 + 8; k++)
+        UNROLL for (int j = 0; j < nv; j++)
+            dot4(s[j], a.codes + ((ptrdiff_t)k * MR + i) * 4, b.codes + ((ptrdiff_t)k * nv + j) * VL * 4);
+    UNROLL for (int j = 0; j < nv; j++) {
+        vec scales = vload(b.scales + (block * nv + j) * VL), minima = vload(b.extra + (block * nv + j) * VL);
+        UNROLL for (int r = 0; r < 4; r++)
+            acc[r][j] += sums_to_floats(s[j][r]) * (a.scales[block * MR + i + r] * scales) +
+                         a.extra[block * MR + i + r] * minima;
+    }
+}
+
+#define TILE_INT8(nv)                                                                                                  \
+    static __attribute__((noinline)) void int8_##nv(const struct tile *t) {                                            \
+        struct int8_panel a = int8_panel(t->a.p, MR, t->K), b = int8_panel(t->b.p, nv * VL, t->K);                     \
+        vec acc[MR][NV];                                                                                               \
+        for (int i = 0; i < MR; i += 4) {                                                                              \
+            vec rows[4][NV] = {0};                                                                                     \
+            for (int block = 0; block < t->K / 32; block++)                                                            \
+                tile_int8_block(rows, a, b, i, block, nv);                                                             \
+            memcpy(acc + i, rows, sizeof rows);                                                                        \
+        }                                                                                                              \
+        tile_store(t, acc, nv);                                                                                        \
+    }
+#define INT8_CASE(nv)                                                                                                  \
+    case nv:                                                                                                           \
+        int8_##nv(t);                                                                                                  \
+        break;
+
+FOR_EACH_NV(TILE_INT8)
+
+/* The tile as wide as it needs to be. */
+static inline void tile_int8(const struct tile *t) {
+    switch (panel_vectors(t->columns)) { FOR_EACH_NV(INT8_CASE) }
+}
