@@ -1,7 +1,10 @@
 # make dev          the extension, into edgetune/, for work in this checkout
+# make test lint    what CI runs first: the tests against the edgetune that PYTHON has, ruff and mypy
 # make check        the kernels' harness, on every row that this CPU can run
 # make arm-kernels  the same, cross-built for aarch64, under qemu as four cores, with the row that each must pick
-# make sanitize     the harness and the extension under the address and undefined-behaviour sanitizers
+# make arm-train    one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
+# make sanitize     the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
+# make proofs       minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
 PYTHON ?= python3
 CC ?= cc
 CMAKE = cmake -S native -G "Unix Makefiles" -DCMAKE_C_COMPILER=$(CC) -DET_WERROR=ON
@@ -10,12 +13,19 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev check arm-kernels sanitize clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/dev -j $(JOBS)
 	for so in build/dev/_native.*.so; do cp $$so edgetune/native.tmp && mv edgetune/native.tmp edgetune/$$(basename $$so); done
+
+test:
+	cd tests && $(PYTHON) -m pytest
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
 
 check:
 	$(CMAKE) -B build/check/$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON
@@ -32,6 +42,12 @@ arm-kernels:
 	    test "$$($$run --pick)" = $${pick#*:} && echo $$pick && $$run || exit 1; \
 	done
 
+arm-train:
+	PYTHON=$(PYTHON) tests/arm/run.sh
+
+proofs:
+	$(PYTHON) tests/peers/snips.py --serve
+
 # Leaves a package with the sanitized extension in build/sanitize/python. To run Python on it:
 #   LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python python3 ...
 sanitize:
@@ -41,6 +57,8 @@ sanitize:
 	ln -s $(CURDIR)/edgetune/* build/sanitize/python/edgetune/ && rm -f build/sanitize/python/edgetune/*.so
 	cp build/sanitize/$(CC)/_native.*.so build/sanitize/python/edgetune/
 	build/sanitize/$(CC)/et_check
+	cd tests && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest test_fuzz_model.py test_optim.py
 
 clean:
 	rm -rf build edgetune/_native.*.so
