@@ -10,9 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .errors import EdgetuneError, FormatError, MismatchError, NumericsError, UnsupportedError, UsageError
+from .disk import new_folder, replaced
+from .errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from .gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
 from .lora import Lora, Pair
 
@@ -192,54 +190,3 @@ def _common_alpha(pairs: Lora) -> float:
     alphas = [pair.scale * pair.rank for pair in pairs.values()]
     same = all(math.isclose(alpha, alphas[0], rel_tol=1e-9) for alpha in alphas)
     return alphas[0] if same and alphas[0] > 0 else 0.0
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to: synced and renamed to `path` at the end, removed after an error."""
-    beside = path.with_name(f"{path.name}.tmp")
-    try:
-        yield beside
-        sync(beside)
-        beside.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to fill: renamed to `path` at the end, removed after an error. UsageError if it exists."""
-    refuse_existing(path)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        for file in (*beside.iterdir(), beside):
-            sync(file)
-        beside.rename(path)
-        sync(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def refuse_existing(path: Path) -> None:
-    if os.path.lexists(path):
-        raise UsageError(f"the output {path} exists", "name another or remove it")
-
-
-def cannot_write(path: Path, error: OSError) -> EdgetuneError:
-    return EdgetuneError(f"cannot write {path}: {error.strerror or error}", "free some space or choose another place")
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or the names in a folder, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

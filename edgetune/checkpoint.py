@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import EdgetuneError, FormatError
+from .disk import replaced
+from .errors import FormatError
 
 NAME = "checkpoint.npz"
 
 
 def save(folder: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Writes folder/checkpoint.npz; meta must be JSON. Raises EdgetuneError when the disk refuses."""
-    temporary = folder / f"{NAME}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / NAME)
-        sync_folder(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise EdgetuneError(f"the checkpoint in {folder} cannot be written: {error.strerror}",
-                            "free space there; the checkpoint before it is still good") from error
+    with replaced(folder / NAME) as beside, beside.open("wb") as file:
+        np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
 
 
 def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -43,12 +33,3 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise FormatError(f"{path} is damaged: {error}", "start the run anew in another folder") from error
     return arrays, meta
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

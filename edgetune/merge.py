@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import llamacpp
-from .adapter import check_fit, refuse_existing, replaced
+from .adapter import check_fit
+from .disk import refuse_existing, replaced
 from .errors import EdgetuneError, FormatError, NumericsError, UsageError
 from .gguf import Gguf, Tensor
 from .gguf.read import TYPES as GGML_TYPES

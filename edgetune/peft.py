@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .adapter import check_fit, new_folder
+from .adapter import check_fit
+from .disk import new_folder
 from .errors import FormatError, UnsupportedError
 from .gguf import Gguf
 from .lora import TARGETS, Lora, Pair, scale_of

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
-    ["config", "llamacpp", "arena", "device"],
+    ["config", "llamacpp", "arena", "device", "disk"],
     ["native", "gguf", "safetensors"],
     ["bundle", "tokens", "packing", "lora", "shape", "sampling"],
     ["rows", "optim", "adapter", "context"],

@@ -76,6 +76,8 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
         merge(gguf, open_adapter(adapter, gguf).pairs, target, to)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
     lines = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
+    if held_out is None:
+        lines.append("what merging cost was not measured: give held-out rows with --eval")
     if held_out is not None:
         before, after = _losses(model, adapter, target, held_out, system)
         result |= {"loss_with_adapter": before, "loss_merged": after}

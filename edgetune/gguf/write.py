@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EdgetuneError
+from ..disk import replaced
 from .read import VALUE_TYPES, Tensor
 
 Weights = Tensor | npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -30,27 +29,14 @@ def write_gguf(
     u32, a float f32, in a list i32 and f32, unless `types` names another type for the key ("u64", "[u32]"). To copy
     another file's keys, hand in its metadata and types; `architecture` wins over general.architecture there.
     """
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    writer = _fill(beside, architecture, metadata, tensors, types or {})
-    try:
+    with replaced(Path(path)) as beside:
+        writer = _fill(beside, architecture, metadata, tensors, types or {})
         try:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             _write_tensors(writer)
         finally:
             writer.close()
-        _sync(beside)
-        beside.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free // 2**20 if path.parent.is_dir() else 0
-        raise EdgetuneError(
-            f"cannot write {path}: {error.strerror or error} ({free} MiB are free there)",
-            "make room or choose another place",
-        ) from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _write_tensors(writer: Any) -> None:
@@ -105,11 +91,3 @@ def _encoded(value: object) -> object:
     if isinstance(value, list):
         return [_encoded(v) for v in value]
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
