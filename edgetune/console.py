@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 def table(title: str, columns: list[str], rows: Sequence[Sequence[str | Text]], right: tuple[int, ...] = ()) -> Table:
     made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
-                 header_style="dim")
+                 header_style="dim", show_header=any(columns))
     for i, column in enumerate(columns):
         made.add_column(column, justify="right" if i in right else "left", overflow="fold")
     for row in rows:

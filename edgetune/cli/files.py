@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.table import Table
 
 from ..errors import UsageError
 from .app import MODEL, command, out, show, system_option
@@ -101,21 +102,24 @@ def _losses(model: Path, adapter: Path, merged: Path, data: Path, system: str) -
 @command("info", click.argument("file", type=click.Path(path_type=Path)))
 def info_command(file: Path, as_json: bool) -> None:
     """Say what FILE is: model, bundle or adapter, its formats and size, and whether it can be trained here."""
-    from ..console import table
     from ..info import describe
     facts = describe(file)
-    rows = [[key.replace("_", " "), _shown(value)] for key, value in facts.items()]
-    show(as_json, facts, table("", ["", ""], rows))
+    show(as_json, facts, _facts_table(facts))
 
 
 @command("doctor")
 def doctor_command(as_json: bool) -> None:
     """Check this machine: CPU features, kernels chosen, llama.cpp, memory, and what is missing."""
-    from ..console import table
     from ..info import examine
     facts = examine()
-    rows = [[key.replace("_", " "), _shown(value)] for key, value in facts.items()]
-    show(as_json, facts, table("", ["", ""], rows))
+    show(as_json, facts, _facts_table(facts))
+
+
+def _facts_table(facts: dict[str, Any]) -> Table:
+    from ..console import mib, table
+    return table("", ["", ""], [
+        [key.replace("_", " "), mib(value) if key.startswith(("bytes", "memory")) else _shown(value)]
+        for key, value in facts.items()])
 
 
 def _shown(value: Any) -> str:
