@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ class _State:
     best: float | None = None
     best_step: int = 0
     misses: int = 0  # measurements since the best
+    measured: int = -1  # the last step after which the held-out loss was measured
     seconds: float = 0.0
 
 
@@ -88,39 +91,41 @@ class _Run:
 
     def _loop(self) -> None:
         t, s = self.trainer, self.state
-        if self.held_out and s.eval_before is None:
-            s.eval_before = self._evaluate()
-        every = self.config.eval_every or t.steps_per_epoch
-        while t.steps_done < t.total_steps:
+        while True:
+            if self._measurement_due():
+                self._evaluate()
+            if t.steps_done == t.total_steps or (self.config.patience and s.misses >= self.config.patience):
+                break
             if self.should_stop():
                 raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
             self._report(t.step(self.should_stop))
-            last = t.steps_done == t.total_steps
-            if self.held_out and (t.steps_done % every == 0 or last):
-                self._evaluate()
-                if self.config.patience and s.misses >= self.config.patience:
-                    break
-            if self.config.checkpoint_every and t.steps_done % self.config.checkpoint_every == 0 and not last:
+            if self.config.checkpoint_every and t.steps_done % self.config.checkpoint_every == 0:
                 self._save_state()
-        if self.held_out and s.best_step:
+        if s.best_step:
             np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
 
     # ---- measuring ----------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> float:
+    def _measurement_due(self) -> bool:
+        """Before the first step, every eval_every steps, after the last; once, also when the run was stopped there."""
+        t, every = self.trainer, self.config.eval_every or self.trainer.steps_per_epoch
+        due = t.steps_done % every == 0 or t.steps_done == t.total_steps
+        return self.held_out is not None and due and self.state.measured != t.steps_done
+
+    def _evaluate(self) -> None:
         """Held-out loss; remembers the best adapter so far."""
         assert self.held_out is not None
         t, s = self.trainer, self.state
-        loss, tokens = t.loss(self.held_out.examples)
-        if t.steps_done and np.isfinite(loss):
-            if s.best is None or loss < s.best:
-                s.best, s.best_step, s.misses, t.best_known = loss, t.steps_done, 0, True
-                np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
-            else:
-                s.misses += 1
-        s.eval_now = loss
+        loss, tokens = t.loss(self.held_out.examples, self.should_stop)
+        if t.steps_done == 0:
+            s.eval_before = loss
+        elif math.isfinite(loss) and (s.best is None or loss < s.best):
+            s.best, s.best_step, s.misses, t.best_known = loss, t.steps_done, 0, True
+            np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+        else:
+            s.misses += 1
+        s.measured, s.eval_now = t.steps_done, loss
         self._write({"event": "eval", "step": t.steps_done, "loss": loss, "tokens": tokens, "best": s.best})
-        return loss
 
     def _report(self, r: StepResult) -> None:
         self._write({"event": "step", "step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
@@ -171,9 +176,16 @@ class _Run:
         self.trainer.steps_done = int(meta["step"])
         self.state = _State(**meta["state"])
         self.trainer.best_known = self.state.best_step > 0
-        metrics = self.out / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        metrics.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= meta["step"]))
+        self._forget_metrics_after(int(meta["step"]))
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Steps that were done after the checkpoint will be done again; a power cut may have torn the last line."""
+        metrics, kept = self.out / "metrics.jsonl", []
+        for line in metrics.read_text().splitlines() if metrics.exists() else []:
+            with suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(f"{line}\n")
+        metrics.write_text("".join(kept))
 
     def _save(self, status: str) -> dict[str, Any]:
         """adapter.gguf and run.json from what the arena holds."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
 from .lora import Lora, init_pairs, scale_of
 from .model import Decoder, Model
-from .packing import Example, micro_batches, order, pack
+from .packing import Batch, Example, micro_batches, order, pack
 from .projection import lora_shapes
 from .tokens import Tokenizer
 
@@ -126,20 +126,20 @@ class Trainer:
             raise DataError("there is nothing to train on", "add rows first")
         began, step = time.monotonic(), self.steps_done + 1
         examples = self.batch(step)
-        total = float(sum(np.count_nonzero(e.weights) and e.weights.sum() for e in examples))
+        total = sum(float(e.weights.sum(dtype=np.float64)) for e in examples)
         if total <= 0:
             raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
         grad = self.arena.flat("dlora")
         grad.fill(0.0)
         loss, tokens = 0.0, 0
-        for number, micro in enumerate(micro_batches(examples, self.plan.run.max_tokens)):
-            if should_stop is not None and should_stop():
-                raise Interrupted(f"stopped in step {step} of {self.total_steps}", "the step will be done again")
-            weights = micro.weights[micro.weights != 0]
-            self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
-            loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
-            tokens += micro.tokens.size
-        self.decoder.linear.dropout_seed = None
+        try:
+            for number, micro in enumerate(self._until(should_stop, examples)):
+                weights = micro.weights[micro.weights != 0]
+                self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
+                loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
+                tokens += micro.tokens.size
+        finally:
+            self.decoder.linear.dropout_seed = None
         lr = optim.learning_rate(self.config, step, self.total_steps)
         norm = self._update(grad, loss / total, lr, step)
         self.steps_done = step
@@ -173,9 +173,16 @@ class Trainer:
         """Mean -log p (natural) of the answers of held-out rows, with the adapter as it stands."""
         return self.loss(self._tokenize(rows).examples)[0]
 
-    def loss(self, examples: Sequence[Example]) -> tuple[float, int]:
+    def loss(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> tuple[float, int]:
         """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
-        return self.decoder.loss(micro_batches(examples, self.plan.run.max_tokens))
+        return self.decoder.loss(self._until(should_stop, examples))
+
+    def _until(self, should_stop: Callable[[], bool] | None, examples: Sequence[Example]) -> Iterator[Batch]:
+        """The examples' micro-batches; Interrupted is raised between two of them when should_stop says yes."""
+        for micro in micro_batches(examples, self.plan.run.max_tokens):
+            if should_stop is not None and should_stop():
+                raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
+            yield micro
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Runs on a tiny random model: learning, stopping, resuming, adapters kept; no torch, no SmolLM2."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,17 +124,18 @@ def test_run_writes_an_adapter_that_scores_the_same(bundle, tmp_path):
         train.run(bundle, dataset(24), out, TrainConfig(**OPTIONS))
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(bundle, tmp_path):
-    config = TrainConfig(**{**OPTIONS, "dropout": 0.1})
+@pytest.mark.parametrize("answers", [1, 17, 22, 26])  # stopped while measuring, within a step, between two
+def test_a_stopped_run_goes_on_to_the_same_bytes(bundle, tmp_path, answers):
+    config = TrainConfig(**{**OPTIONS, "dropout": 0.1, "micro_batch": 64, "eval_every": 3})
     train.run(bundle, dataset(24), tmp_path / "whole", config, held_out=dataset(6, 1))
-    asked = iter([False] * 11)
+    asked = iter([False] * answers)
     with pytest.raises(Interrupted, match="--resume"):
         train.run(bundle, dataset(24), tmp_path / "parts", config, held_out=dataset(6, 1),
                   should_stop=lambda: next(asked, True))
     assert (tmp_path / "parts" / "checkpoint.npz").exists()
     assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "paused"
     with pytest.raises(MismatchError, match="--lr"):
-        train.run(bundle, dataset(24), tmp_path / "parts", TrainConfig(**{**OPTIONS, "dropout": 0.1, "lr": 1.0}),
+        train.run(bundle, dataset(24), tmp_path / "parts", replace(config, lr=1.0),
                   held_out=dataset(6, 1), resume=True)
     with pytest.raises(MismatchError, match="another data"):
         train.run(bundle, dataset(23), tmp_path / "parts", config, held_out=dataset(6, 1), resume=True)
