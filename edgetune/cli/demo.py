@@ -10,8 +10,6 @@ from rich.text import Text
 
 from .app import command, out, show, stop_on_signals, threads_option
 
-WIDTH = 90  # characters of an answer that does not end
-
 
 @command("demo", click.option("-o", "--out", "folder", type=click.Path(path_type=Path),
                               help="New folder for the adapter [edgetune-demo]."),
@@ -35,7 +33,7 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
              "seconds": time.monotonic() - began, "train_seconds": result.run["seconds"],
              "peak_rss_mib": result.run["peak_rss_mib"],
              "answers": shown}
-    lines = [Text.assemble("\n", (a["request"], "bold"), "\n  before  ", " ".join(a["before"].split())[:WIDTH],
+    lines = [Text.assemble("\n", (a["request"], "bold"), "\n  before  ", " ".join(a["before"].split())[:out.width - 10],
                            "\n  after   ", (a["after"], "green" if a["correct"] else "red")) for a in shown]
     show(as_json, facts, *lines,
          f"\nexact answers {result.before.exact:.0%} -> {result.after.exact:.0%}, "
