@@ -22,7 +22,7 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-ALLOWED = {"numpy", "psutil", "gguf", "llama_cpp", "jinja2", "rich", "click"}
+ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click"}
 
 
 def modules():
