@@ -100,4 +100,5 @@ def examine() -> dict[str, Any]:
             "cpu": here.cpu, "cores": here.cores, "memory_total": here.memory_total,
             "memory_available": here.memory_available, "profile": here.profile.name if here.profile else "",
             "cpu_features": native.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
+            "products": {p: native.Context(1, precision=p).products for p in native.PRECISIONS},
             "llama_cpp": llama, "missing": missing}

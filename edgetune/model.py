@@ -93,7 +93,7 @@ class Decoder:
 
     def __init__(self, model: Model, run: Run, arena: Arena, scale: float) -> None:
         self.model, self.shape, self.run, self.arena = model, model.shape, run, arena
-        self.ctx = native.Context(run.threads, None, arena.flat("scratch"))
+        self.ctx = native.Context(run.threads, None, arena.flat("scratch"), run.precision)
         self.linear = Projections(self.ctx, model.weights, model.vectors, self.shape, run, arena, scale)
         s = self.shape
         self.rope = []

@@ -50,7 +50,8 @@ def make(shape: Shape, config: TrainConfig, *, threads: int, weight_bytes: int, 
     run = Run(max_tokens=max(longest, min(config.micro_batch, config.batch_size * unit)), max_length=longest,
               rank=config.rank, targets=target_names(config.target_names()),
               blocks=config.block_range(shape.n_layer), dropout=config.dropout,
-              keep_all=config.recompute == "none", threads=threads)
+              keep_all=config.recompute == "none", threads=threads,
+              precision=config.precision)
     size = lora_size(shape, run)
     state = [Buffer("adam_m", (size,), "run"), Buffer("adam_v", (size,), "run"), Buffer("best", (size,), "run")]
     return Plan(run, (*buffers(shape, run), *state), weight_bytes, process_bytes)

@@ -32,6 +32,7 @@ class Run:
     dropout: float
     keep_all: bool  # keep each block's activations instead of recomputing them
     threads: int
+    precision: str = "exact"  # of products with frozen weights: exact, fast or int8
 
     @property
     def lowest(self) -> int:

@@ -211,7 +211,8 @@ class Trainer:
                 "base": {"name": adapter.base_name(gguf), "path": str(self.bundle.path.resolve()),
                          "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
                 "options": self.config.to_json(), "seed": self.config.seed, "steps": self.steps_done,
-                "total_steps": self.total_steps, "isa": self.decoder.ctx.isa, "threads": self.plan.run.threads,
+                "total_steps": self.total_steps, "isa": self.decoder.ctx.isa,
+                "products": self.decoder.ctx.products, "threads": self.plan.run.threads,
                 "peak_rss_mib": device.peak_rss() / 2**20}
 
 

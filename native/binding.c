@@ -20,13 +20,13 @@ static void context_free(PyObject *capsule) {
     PyMem_Free(c);
 }
 
-/* context(threads, isa or None, scratch) -> capsule, or the code that says why not */
+/* context(threads, isa or None, precision, scratch) -> capsule, or the code that says why not */
 static PyObject *context_new(PyObject *module, PyObject *args) {
-    int threads;
+    int threads, precision;
     const char *isa;
     PyObject *scratch;
     (void)module;
-    if (!PyArg_ParseTuple(args, "izO", &threads, &isa, &scratch))
+    if (!PyArg_ParseTuple(args, "iziO", &threads, &isa, &precision, &scratch))
         return NULL;
     struct context *c = PyMem_Calloc(1, sizeof *c);
     if (!c)
@@ -35,7 +35,7 @@ static PyObject *context_new(PyObject *module, PyObject *args) {
         PyMem_Free(c);
         return NULL;
     }
-    int code = et_context_create(&c->ctx, isa, threads, c->scratch.buf, (size_t)c->scratch.len);
+    int code = et_context_create(&c->ctx, isa, (enum et_precision)precision, threads, c->scratch.buf, (size_t)c->scratch.len);
     PyObject *result = code ? PyLong_FromLong(code) : PyCapsule_New(c, "edgetune.context", context_free);
     if (code || !result) {
         et_context_destroy(c->ctx);
@@ -265,6 +265,13 @@ static PyObject *context_isa(PyObject *module, PyObject *capsule) {
     return c ? PyUnicode_FromString(et_context_isa(c->ctx)) : NULL;
 }
 
+/* context_products(capsule) -> (forward, backward) */
+static PyObject *context_products(PyObject *module, PyObject *capsule) {
+    struct context *c = PyCapsule_GetPointer(capsule, "edgetune.context");
+    (void)module;
+    return c ? Py_BuildValue("(ss)", et_context_product(c->ctx, 0), et_context_product(c->ctx, 1)) : NULL;
+}
+
 static PyObject *scratch_bytes(PyObject *module, PyObject *threads) {
     (void)module;
     return PyLong_FromSize_t(et_scratch_bytes((int)PyLong_AsLong(threads)));
@@ -293,6 +300,7 @@ static PyObject *rows(PyObject *module, PyObject *none) {
 static PyMethodDef functions[] = {
     {"context", context_new, METH_VARARGS, NULL},
     {"context_isa", context_isa, METH_O, NULL},
+    {"context_products", context_products, METH_O, NULL},
     {"scratch_bytes", scratch_bytes, METH_O, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},
     {"rows", rows, METH_NOARGS, NULL},

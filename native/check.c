@@ -195,17 +195,30 @@ static void check_product(struct check *c, et_context *alone, const struct forma
     check_free();
 }
 
-/* Against its own truth tightly, and against the real product as far as 8 bits go. */
-static void check_int8(struct check *c, const struct format *f, int T, int N, int K, int accumulate) {
-    size_t TN = (size_t)T * (size_t)N;
+/* How far rounding may lead from the real product, by what is multiplied. */
+static double rounding(const char *numbers) {
+    return strcmp(numbers, "int8") == 0 ? 0.02 : strcmp(numbers, "bf16") == 0 ? 0.01 : CLOSE;
+}
+
+/* One direction of a context that may round: against its own truth tightly, against the real product loosely, and the
+ * same bits on one thread. */
+static void check_rounded(struct check *c, et_context *ctx, et_context *alone, int backward, const struct format *f,
+                          int T, int N, int K, int accumulate) {
+    size_t n = (size_t)T * (size_t)(backward ? K : N);
+    const char *numbers = et_context_product(ctx, backward);
+    const char *own = strcmp(numbers, "int8") == 0 && K % 32 ? et_context_product(alone, 1) : numbers;
     uint8_t *w = make_weights(f, (size_t)N * (size_t)K, 7, 1);
-    float *inp = check_floats((size_t)T * (size_t)K, 1), *out = check_floats(TN, 2);
-    float *want = check_copy(out, TN), *real = check_copy(out, TN);
-    et_matmul_forward_int8(c->ctx, out, inp, w, f->id, 0.5f, accumulate, T, N, K);
-    ref_matmul_forward_int8(NULL, want, inp, w, f->id, 0.5f, accumulate, T, N, K);
-    ref_matmul_forward(NULL, real, inp, w, f->id, 0.5f, accumulate, T, N, K);
-    check_close(c, out, want, TN, 1e-5, "matmul_forward_int8 %s T %d N %d K %d", f->name, T, N, K);
-    check_close(c, out, real, TN, 0.02, "matmul_forward_int8 %s T %d N %d K %d, real", f->name, T, N, K);
+    float *inp = check_floats((size_t)T * (size_t)(backward ? N : K), 1), *out = check_floats(n, 2);
+    float *want = check_copy(out, n), *real = check_copy(out, n), *again = check_copy(out, n);
+    (backward ? et_matmul_backward : et_matmul_forward)(ctx, out, inp, w, f->id, 0.5f, accumulate, T, N, K);
+    (backward ? et_matmul_backward : et_matmul_forward)(alone, again, inp, w, f->id, 0.5f, accumulate, T, N, K);
+    ref_product(own, backward, want, inp, w, f->id, 0.5f, accumulate, T, N, K);
+    ref_product("float", backward, real, inp, w, f->id, 0.5f, accumulate, T, N, K);
+    const char *direction = backward ? "backward" : "forward";
+    check_close(c, out, want, n, 1e-5, "%s in %s, %s T %d N %d K %d", direction, own, f->name, T, N, K);
+    check_close(c, out, real, n, rounding(own), "%s in %s, %s T %d N %d K %d, real", direction, own, f->name, T, N, K);
+    check_true(c, !memcmp(out, again, n * 4), "%s in %s, %s T %d N %d K %d: threads change bits", direction, own,
+               f->name, T, N, K);
     free(w);
     check_free();
 }
@@ -251,7 +264,8 @@ static void check_refusals(struct check *c) {
     check_true(c, et_embed(c->ctx, x, low, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token below the vocabulary");
     check_true(c, et_embed(c->ctx, x, high, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token above the vocabulary");
     et_context *none = NULL;
-    check_true(c, et_context_create(&none, "no such row", 1, x, sizeof x) == ET_NO_MEMORY, "scratch too small");
+    check_true(c, et_context_create(&none, "no such row", ET_EXACT, 1, x, sizeof x) == ET_NO_MEMORY,
+               "scratch too small");
 }
 
 static void check_row(struct check *c, et_context *alone) {
@@ -262,9 +276,6 @@ static void check_row(struct check *c, et_context *alone) {
             for (int n = 0; n < COUNT(outputs); n++)
                 check_product(c, alone, &formats[f], sizes[t], outputs[n], n % 2 ? one : odd, (t + n) % 2,
                               n == 2 ? 0.3f : 1);
-        odd = formats[f].block == 1 ? 96 : odd;
-        for (int t = 0; t < COUNT(sizes); t++)
-            check_int8(c, &formats[f], sizes[t], outputs[COUNT(outputs) - 1 - t], odd, t % 2);
         check_weights(c, &formats[f]);
     }
     check_product(c, alone, &formats[0], 3, 5, 1, 1, 1);
@@ -284,41 +295,68 @@ static void check_row(struct check *c, et_context *alone) {
 
 /* ---- the walk ---------------------------------------------------------------------------------------------- */
 
-static et_context *make_context(const char *isa, int threads, void **scratch) {
+static et_context *make_context(const char *isa, enum et_precision precision, int threads, void **scratch) {
     et_context *ctx = NULL;
     size_t bytes = et_scratch_bytes(threads);
     *scratch = calloc(1, bytes);
-    return *scratch && et_context_create(&ctx, isa, threads, *scratch, bytes) == ET_OK ? ctx : NULL;
+    return *scratch && et_context_create(&ctx, isa, precision, threads, *scratch, bytes) == ET_OK ? ctx : NULL;
+}
+
+/* The products that round: every format but F32, which never does, odd sizes, and several blocks each way. */
+static void check_precision(struct check *c, et_context *ctx, et_context *alone) {
+    static const int T[] = {1, 2, 7, 12, 33, 70}, N[] = {37, 16, 8, 100, 1, 33};
+    for (int backward = 0; backward < 2; backward++) {
+        for (int f = 1; f < COUNT(formats); f++)
+            for (int i = 0; i < COUNT(T); i++)
+                check_rounded(c, ctx, alone, backward, &formats[f], T[i], N[i],
+                              formats[f].block > 1 ? 3 * formats[f].block
+                              : i % 2              ? 45
+                                                   : 96,
+                              i % 2);
+        check_rounded(c, ctx, alone, backward, &formats[5], 130, 96, 1600, 1);
+        check_rounded(c, ctx, alone, backward, &formats[5], 5, 800, 800, 0);
+        check_rounded(c, ctx, alone, backward, &formats[3], 700, 40, 64, 0);
+        check_rounded(c, ctx, alone, backward, &formats[11], 9, 600, 1280, 0);
+    }
 }
 
 static void check_isa(struct check *total, const char *isa) {
-    void *scratch, *scratch_alone;
-    struct check c = {.ctx = make_context(isa, THREADS, &scratch), .isa = isa};
-    et_context *alone = make_context(isa, 1, &scratch_alone);
-    if (c.ctx && alone)
-        check_row(&c, alone);
-    else
-        check_true(&c, 0, "no context");
+    struct check c = {.isa = isa};
+    for (int precision = ET_EXACT; precision <= ET_INT8; precision++) {
+        void *scratch, *scratch_alone;
+        c.ctx = make_context(isa, (enum et_precision)precision, THREADS, &scratch);
+        et_context *alone = make_context(isa, (enum et_precision)precision, 1, &scratch_alone);
+        if (!c.ctx || !alone)
+            check_true(&c, 0, "no context");
+        else if (precision == ET_EXACT)
+            check_row(&c, alone);
+        else
+            check_precision(&c, c.ctx, alone);
+        et_context_destroy(c.ctx);
+        et_context_destroy(alone);
+        free(scratch);
+        free(scratch_alone);
+    }
     printf("%-12s %6d checks, %d failed, worst error %.2f of the tolerance\n", isa, c.passed + c.failed, c.failed,
            c.worst);
     total->passed += c.passed;
     total->failed += c.failed;
-    et_context_destroy(c.ctx);
-    et_context_destroy(alone);
-    free(scratch);
-    free(scratch_alone);
 }
 
 int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : NULL;
     struct check total = {.isa = "all"};
+    if (only && strcmp(only, "--pick") == 0) {
+        void *scratch;
+        et_context *ctx = make_context(NULL, ET_FAST, 1, &scratch);
+        puts(ctx ? et_context_isa(ctx) : "none");
+        et_context_destroy(ctx);
+        free(scratch);
+        return 0;
+    }
     for (int i = 0; et_isa_name(i); i++) {
         if (!et_isa_usable(i))
             continue;
-        if (only && strcmp(only, "--pick") == 0) {
-            puts(et_isa_name(i));
-            return 0;
-        }
         if (!only || strcmp(only, et_isa_name(i)) == 0)
             check_isa(&total, et_isa_name(i));
     }

@@ -1,6 +1,11 @@
 /* The door: what the CPU can run, which row that is, and every argument check there is. The rows assert nothing. */
+#define _GNU_SOURCE /* syscall */
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "dispatch.h"
 #include "quant.h"
@@ -40,6 +45,21 @@ struct feature {
 /* __builtin_cpu_supports asks the CPU and, by xgetbv, the OS; so does HWCAP. */
 #if defined __x86_64__ || defined __i386__
 #define ET_X86
+#include <cpuid.h>
+
+/* Whether there are tiles that multiply bf16, and the OS lets this process use them: Linux wants to be asked, as each
+ * thread's state grows by 8 KiB. */
+static int amx_bf16(void) {
+#if defined __x86_64__ && defined __linux__
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, BF16_AND_TILE = 1 << 22 | 1 << 24 };
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16_AND_TILE) == BF16_AND_TILE &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
 #define FEATURES(f)                                                                                                    \
     const struct feature f[] = {                                                                                       \
         {"avx2", CPU_AVX2, __builtin_cpu_supports("avx2")},                                                            \
@@ -49,6 +69,8 @@ struct feature {
         {"avx512vl", CPU_AVX512VL, __builtin_cpu_supports("avx512vl")},                                                \
         {"avx512dq", CPU_AVX512DQ, __builtin_cpu_supports("avx512dq")},                                                \
         {"avx512vnni", CPU_AVX512VNNI, __builtin_cpu_supports("avx512vnni")},                                          \
+        {"avx512bf16", CPU_AVX512BF16, __builtin_cpu_supports("avx512bf16")},                                          \
+        {"amx_bf16", CPU_AMX_BF16, amx_bf16()},                                                                        \
         {NULL, 0, 0},                                                                                                  \
     }
 #elif defined __aarch64__ && defined __linux__
@@ -131,6 +153,16 @@ int et_isa_usable(int i) {
     return i >= 0 && i < ROWS && !(rows[i]->needs & ~cpu_bits()) && allowed(rows[i]->name);
 }
 
+/* 1 if a later row is better. Intel's vdpbf16ps does half the work of its float multiply-add, AMD's twice as much. */
+static int slow_here(const struct et_row *row) {
+#ifdef ET_X86
+    return (row->needs & (CPU_AVX512BF16 | CPU_AMX_BF16)) == CPU_AVX512BF16 && __builtin_cpu_is("intel");
+#else
+    (void)row;
+    return 0;
+#endif
+}
+
 /* ---- context ----------------------------------------------------------------------------------------------- */
 
 #define MAX_THREADS 1024
@@ -141,16 +173,22 @@ size_t et_scratch_bytes(int threads) {
     return (ET_SHARED_FLOATS + (size_t)threads * ET_THREAD_FLOATS) * sizeof(float) + 64;
 }
 
-int et_context_create(et_context **ctx, const char *isa, int threads, void *scratch, size_t scratch_bytes) {
-    if (!ctx || threads < 1 || threads > MAX_THREADS)
+int et_context_create(et_context **ctx, const char *isa, enum et_precision precision, int threads, void *scratch,
+                      size_t scratch_bytes) {
+    if (!ctx || threads < 1 || threads > MAX_THREADS || (unsigned)precision > ET_INT8)
         return ET_BAD_ARGUMENT;
     if (!scratch || scratch_bytes < et_scratch_bytes(threads))
         return ET_NO_MEMORY;
     float *aligned = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
-    for (int i = 0; i < ROWS; i++)
-        if (et_isa_usable(i) && (!isa || strcmp(isa, rows[i]->name) == 0))
-            return et_pool_create(ctx, rows[i], threads, aligned);
+    for (int slow = 0; slow < 2; slow++)
+        for (int i = 0; i < ROWS; i++)
+            if (et_isa_usable(i) && (isa ? strcmp(isa, rows[i]->name) == 0 : slow_here(rows[i]) == slow))
+                return et_pool_create(ctx, rows[i], precision, threads, aligned);
     return ET_NO_ISA;
 }
 
 const char *et_context_isa(const et_context *ctx) { return et_context_row(ctx)->name; }
+
+const char *et_context_product(const et_context *ctx, int backward) {
+    return et_context_row(ctx)->product(et_precision(ctx), backward);
+}

@@ -18,14 +18,6 @@ int et_matmul_forward(et_context *ctx, float *out, const float *inp, const void 
     return code ? code : RUN(matmul_forward, out, inp, w, format, scale, accumulate, T, N, K);
 }
 
-int et_matmul_forward_int8(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
-                           int accumulate, int T, int N, int K) {
-    int code = check_product(out, inp, w, format, T, N, K);
-    NEED(!code, code);
-    NEED(K % 32 == 0, ET_BAD_ARGUMENT);
-    return RUN(matmul_forward_int8, out, inp, w, format, scale, accumulate, T, N, K);
-}
-
 int et_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
                        int accumulate, int T, int N, int K) {
     int code = check_product(dinp, dout, w, format, T, N, K);

@@ -34,6 +34,14 @@ enum et_format {
     ET_Q2_K = 10, ET_Q3_K = 11, ET_Q4_K = 12, ET_Q5_K = 13, ET_Q6_K = 14, ET_IQ4_NL = 20, ET_BF16 = 30,
 };
 
+/* How products with a frozen weight that is not F32 are computed; all else is float.
+ * ET_EXACT: in float. ET_FAST: in the quickest way that keeps the gradient of a LoRA within a cosine of 0.9995 of
+ * float's: bf16 where the CPU multiplies it, both sides rounded to nearest and summed in float. ET_INT8: in 8-bit
+ * integers, as far as it is built, for a cosine of 0.995: along K, in blocks of 32, inp is rounded to 127ths of the
+ * block's largest magnitude, and w keeps its codes in the formats that have such blocks and is rounded likewise in the
+ * others; products whose K is no multiple of 32 are done as ET_FAST does. */
+enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };
+
 int et_format_block(int format); /* weights a block, or ET_BAD_FORMAT */
 int et_format_bytes(int format); /* bytes a block, or ET_BAD_FORMAT */
 
@@ -46,19 +54,17 @@ const char *et_cpu_features(void); /* what detection found, space separated, for
  * isa NULL: the best usable row. The scratch belongs to the caller and must outlive the context. */
 typedef struct et_context et_context; /* runs one op at a time: not for two threads at once */
 size_t et_scratch_bytes(int threads);
-int et_context_create(et_context **ctx, const char *isa, int threads, void *scratch, size_t scratch_bytes);
+int et_context_create(et_context **ctx, const char *isa, enum et_precision precision, int threads, void *scratch,
+                      size_t scratch_bytes);
 void et_context_destroy(et_context *ctx);
 const char *et_context_isa(const et_context *ctx);
+/* What et_matmul_forward or _backward multiply in, on this row at this precision: "float", "bf16" or "int8". */
+const char *et_context_product(const et_context *ctx, int backward);
 
 /* ---- products with a frozen weight w [N, K] in any format -------------------------------------------------- */
 /* out [T, N] (accumulate: +)= scale * inp [T, K] . w^T */
 int et_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
                       int accumulate, int T, int N, int K);
-/* The same in 8-bit integers, fast where the CPU has dot products of bytes. In blocks of 32 along K (a multiple of 32)
- * inp is rounded to 127ths of its largest magnitude; w keeps its codes in the formats that have blocks of 32, and is
- * rounded likewise in the others. Sums of products are exact within a block. */
-int et_matmul_forward_int8(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
-                           int accumulate, int T, int N, int K);
 /* dinp [T, K] (accumulate: +)= scale * dout [T, N] . w */
 int et_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
                        int accumulate, int T, int N, int K);

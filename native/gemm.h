@@ -24,6 +24,9 @@ struct tile {
     float alpha;
 };
 
+#define MOST_ROWS 12 /* of any tile */
+_Static_assert(MR <= MOST_ROWS, "rows of a tile");
+
 /* The MR values of A for one k: ARM multiplies by a lane of a vector, others broadcast from memory. */
 #ifdef __aarch64__
 #define LOAD_A(a)                                                                                                      \
@@ -36,27 +39,41 @@ struct tile {
 #endif
 _Static_assert(MR % 4 == 0, "rows of a tile come in fours");
 
-static inline __attribute__((always_inline)) void tile_store(const struct tile *t, vec acc[MR][NV], const int nv) {
+/* Stores `nv` vectors of each of mr rows of acc [mr, stride], all constants where this is inlined. */
+static inline __attribute__((always_inline)) void tile_store(const struct tile *t, vec *acc, const int mr,
+                                                             const int stride, const int nv) {
     const int rows = t->rows, columns = t->columns, accumulate = t->accumulate;
     const float alpha = t->alpha;
     const ptrdiff_t c_rs = t->c_rs, c_cs = t->c_cs;
     float *c = t->c;
-    if (rows == MR && columns == nv * VL && c_cs == 1) {
-        UNROLL for (int i = 0; i < MR; i++, c += c_rs) {
+    if (rows == mr && columns == nv * VL && c_cs == 1) {
+        UNROLL for (int i = 0; i < mr; i++, c += c_rs) {
             UNROLL for (int j = 0; j < nv; j++) {
-                vec x = alpha * acc[i][j];
+                vec x = alpha * acc[i * stride + j];
                 vstore(c + j * VL, accumulate ? vload(c + j * VL) + x : x);
             }
         }
         return;
     }
-    vec edge[MR][NV] = {0}; /* so that acc is never indexed by a variable and can stay in registers */
-    UNROLL for (int i = 0; i < MR; i++) {
-        UNROLL for (int j = 0; j < nv; j++) edge[i][j] = alpha * acc[i][j];
+    vec edge[MOST_ROWS][NV]; /* so that acc is never indexed by a variable and can stay in registers */
+    UNROLL for (int i = 0; i < mr; i++) {
+        UNROLL for (int j = 0; j < nv; j++) edge[i][j] = alpha * acc[i * stride + j];
     }
     for (int i = 0; i < rows; i++, c += c_rs)
         for (int j = 0; j < columns; j++)
             c[j * c_cs] = (accumulate ? c[j * c_cs] : 0) + edge[i][j / VL][j % VL];
+}
+
+/* One row of a tile whose sums, `columns` of them or more up to whole vectors, are in memory. */
+static inline void store_row(const struct tile *t, int i, const float *sums) {
+    float *c = t->c + i * t->c_rs;
+    int j = 0;
+    for (; t->c_cs == 1 && j + VL <= t->columns; j += VL) {
+        vec x = t->alpha * vload(sums + j);
+        vstore(c + j, t->accumulate ? vload(c + j) + x : x);
+    }
+    for (; j < t->columns; j++)
+        c[j * t->c_cs] = (t->accumulate ? c[j * t->c_cs] : 0) + t->alpha * sums[j];
 }
 
 /* nv and packed are constants where this is inlined. */
@@ -72,7 +89,7 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
             UNROLL for (int j = 0; j < nv; j++) acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
         }
     }
-    tile_store(t, acc, nv);
+    tile_store(t, acc[0], MR, NV, nv);
 }
 
 /* X(1) .. X(NV) */
@@ -100,7 +117,7 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
 FOR_EACH_NV(TILE)
 
 /* The tile as wide as it needs to be. */
-static inline void tile_any(const struct tile *t) {
+static void tile_any(const struct tile *t) {
     int nv = panel_vectors(t->columns), packed = t->a.rs == 1 && t->a.ks == MR && t->b.ks == nv * VL;
     switch (nv) { FOR_EACH_NV(TILE_CASE) }
 }

@@ -36,7 +36,11 @@ ET_OPS(OP)
 
 #include "pack.h"
 #include "gemm.h"
+#include "product.h"
 #include "int8.h"
+#ifdef __AVX512BF16__
+#include "bf16.h"
+#endif
 #include "matmul.h"
 #include "weights.h"
 #include "vmath.h"
@@ -55,6 +59,7 @@ ET_OPS(OP)
 const struct et_row PASTE(et_row_, ET_ISA) = {
     .name = STRING(ET_ISA),
     .needs = ET_NEEDS,
+    .product = product_numbers,
 #define OP(name, args) .name = name,
     ET_OPS(OP)
 #undef OP

@@ -1,4 +1,4 @@
-/* The forward product in 8-bit integers: its own packing and tile, under the driver of matmul.h.
+/* The forward product in 8-bit integers: packing and tile, under the driver of matmul.h.
  *
  * A packed panel lies where the float panel of the same rows and K would. First come the codes, [K/4, width, 4], so
  * that a dot product of four bytes finds its operands together; then, for each block of 32, the scales [K/32, width];
@@ -54,33 +54,36 @@ static inline void int8_zeros(struct int8_panel p, int width, int rows, int K) {
         }
 }
 
-/* The panel of `rows` rows of A at src, rows of ld floats. */
-static inline void pack_int8_a(float *panel, const float *src, ptrdiff_t ld, int rows, int K) {
-    struct int8_panel p = int8_panel(panel, MR, K);
+static void pack_a_int8(const struct product *p, int m, int rows) {
+    struct int8_panel panel = int8_panel(a_panel(p, m), MR, p->packed);
     int8_t q[32];
     for (int r = 0; r < rows; r++)
-        for (int block = 0; block < K / 32; block++) {
-            float *scale = &p.scales[block * MR + r];
+        for (int block = 0; block < p->kc / 32; block++) {
+            float *scale = &panel.scales[block * MR + r];
             int sum = 0;
-            quantize_32(q, scale, src + r * ld + block * 32);
+            quantize_32(q, scale, a_rows(p, m + r) + block * 32);
             for (int i = 0; i < 32; i++)
                 sum += q[i];
-            p.extra[block * MR + r] = *scale * (float)sum;
-            place_codes(p, MR, r, block, q);
+            panel.extra[block * MR + r] = *scale * (float)sum;
+            place_codes(panel, MR, r, block, q);
         }
-    int8_zeros(p, MR, rows, K);
+    int8_zeros(panel, MR, rows, p->kc);
 }
 
-/* Row r of a panel of B from the weights first .. first+K-1 of w, whose values are x. */
-static inline void pack_int8_b(float *panel, int width, int r, const float *x, const void *w, int format, int64_t first,
-                               int K) {
-    struct int8_panel p = int8_panel(panel, width, K);
+static void pack_b_int8(const struct product *p, float *tmp, int task) {
+    int n = task * NR, columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
+    struct int8_panel panel = int8_panel(b_panel(p, n), width, p->packed);
     int8_t q[32];
-    for (int block = 0; block < K / 32; block++) {
-        weight_32(q, &p.scales[block * width + r], &p.extra[block * width + r], x + block * 32, w, format,
-                  first + block * 32);
-        place_codes(p, width, r, block, q);
+    for (int r = 0; r < columns; r++) {
+        const float *x = weights(p, tmp, p->n + n + r, p->k, p->kc);
+        int64_t first = (p->n + n + r) * p->ldw + p->k;
+        for (int block = 0; block < p->kc / 32; block++) {
+            weight_32(q, &panel.scales[block * width + r], &panel.extra[block * width + r], x + block * 32, p->w,
+                      p->format, first + block * 32);
+            place_codes(panel, width, r, block, q);
+        }
     }
+    int8_zeros(panel, width, columns, p->kc);
 }
 
 /* acc [4, nv] += rows i .. i+3 of A times B over one block of 32. */
@@ -109,7 +112,7 @@ static inline __attribute__((always_inline)) void tile_int8_block(vec acc[4][NV]
                 tile_int8_block(rows, a, b, i, block, nv);                                                             \
             memcpy(acc + i, rows, sizeof rows);                                                                        \
         }                                                                                                              \
-        tile_store(t, acc, nv);                                                                                        \
+        tile_store(t, acc[0], MR, NV, nv);                                                                             \
     }
 #define INT8_CASE(nv)                                                                                                  \
     case nv:                                                                                                           \
@@ -119,6 +122,11 @@ static inline __attribute__((always_inline)) void tile_int8_block(vec acc[4][NV]
 FOR_EACH_NV(TILE_INT8)
 
 /* The tile as wide as it needs to be. */
-static inline void tile_int8(const struct tile *t) {
+static void tile_int8(const struct tile *t) {
     switch (panel_vectors(t->columns)) { FOR_EACH_NV(INT8_CASE) }
 }
+
+static const struct kernel int8_kernel = {
+    .rows = MR, .columns = NR, .inner = KC, .unit = 32, .bytes = 4, .pack_a = pack_a_int8,
+    .pack_b_transposed = pack_b_int8, .tile = tile_int8,
+};

@@ -22,6 +22,12 @@ enum {
 #ifdef __AVX512VNNI__
                | CPU_AVX512VNNI
 #endif
+#ifdef __AVX512BF16__
+               | CPU_AVX512BF16
+#endif
+#ifdef __AMX_BF16__
+               | CPU_AMX_BF16
+#endif
 #ifdef __ARM_FEATURE_ATOMICS
                | CPU_ATOMICS
 #endif

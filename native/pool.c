@@ -32,6 +32,7 @@ struct worker {
 
 struct et_context {
     const struct et_row *row;
+    enum et_precision precision;
     float *scratch;
     int threads, started;
     pid_t owner; /* a forked child has no workers, and runs everything itself */
@@ -172,13 +173,15 @@ static int start_workers(et_context *ctx) {
     return ctx->started == ctx->threads - 1;
 }
 
-int et_pool_create(et_context **out, const struct et_row *row, int threads, float *scratch) {
+int et_pool_create(et_context **out, const struct et_row *row, enum et_precision precision, int threads,
+                   float *scratch) {
     size_t bytes = sizeof(et_context) + (size_t)threads * sizeof(struct worker);
     et_context *ctx = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!ctx)
         return ET_NO_MEMORY;
     memset(ctx, 0, bytes);
     ctx->row = row;
+    ctx->precision = precision;
     ctx->scratch = scratch;
     ctx->threads = threads;
     ctx->owner = getpid();
@@ -216,3 +219,4 @@ float *et_scratch(et_context *ctx, int thread) {
     return ctx->scratch + ET_SHARED_FLOATS + (size_t)thread * ET_THREAD_FLOATS;
 }
 const struct et_row *et_context_row(const et_context *ctx) { return ctx->row; }
+enum et_precision et_precision(const et_context *ctx) { return ctx->precision; }

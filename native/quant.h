@@ -70,6 +70,12 @@ static inline uint32_t float_to_bits(float x) {
     return bits;
 }
 
+/* To bf16, to nearest and even; NaN stays NaN. */
+static inline uint16_t float_to_bf16(float x) {
+    uint32_t bits = float_to_bits(x), nan = (bits & 0x7fffffff) > 0x7f800000;
+    return (uint16_t)(nan ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 /* Half to float without a branch, so that loops over it vectorise. */
 static inline float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff);

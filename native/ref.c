@@ -28,11 +28,23 @@ void ref_matmul_forward(et_context *ctx, float *out, const float *inp, const voi
     free(W);
 }
 
-/* What is defined is how numbers are rounded, so that is taken from quant.h. */
-void ref_matmul_forward_int8(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
-                             int accumulate, int T, int N, int K) {
+void ref_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
+                         int accumulate, int T, int N, int K) {
     float *W = floats(w, format, (int64_t)N * K);
     (void)ctx;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t k = 0; k < K; k++) {
+            double sum = 0;
+            for (int64_t n = 0; n < N; n++)
+                sum += (double)dout[t * N + n] * (double)W[n * K + k];
+            store(&dinp[t * K + k], (double)scale * sum, accumulate);
+        }
+    free(W);
+}
+
+/* What is defined is how numbers are rounded, so that is taken from quant.h. */
+static void int8_forward(float *out, const float *inp, const float *W, const void *w, int format, float scale,
+                         int accumulate, int T, int N, int K) {
     for (int64_t t = 0; t < T; t++)
         for (int64_t n = 0; n < N; n++) {
             double sum = 0;
@@ -46,21 +58,29 @@ void ref_matmul_forward_int8(et_context *ctx, float *out, const float *inp, cons
             }
             store(&out[t * N + n], (double)scale * sum, accumulate);
         }
-    free(W);
 }
 
-void ref_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
-                         int accumulate, int T, int N, int K) {
+static float *rounded_to_bf16(const float *x, int64_t n) {
+    float *out = floats(x, ET_F32, n);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = bits_to_float((uint32_t)float_to_bf16(x[i]) << 16);
+    return out;
+}
+
+void ref_product(const char *numbers, int backward, float *out, const float *inp, const void *w, int format,
+                 float scale, int accumulate, int T, int N, int K) {
+    int64_t in_size = (int64_t)T * (backward ? N : K);
     float *W = floats(w, format, (int64_t)N * K);
-    (void)ctx;
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t k = 0; k < K; k++) {
-            double sum = 0;
-            for (int64_t n = 0; n < N; n++)
-                sum += (double)dout[t * N + n] * (double)W[n * K + k];
-            store(&dinp[t * K + k], (double)scale * sum, accumulate);
-        }
+    int bf16 = strcmp(numbers, "bf16") == 0;
+    float *x = bf16 ? rounded_to_bf16(inp, in_size) : floats(inp, ET_F32, in_size);
+    float *r = bf16 ? rounded_to_bf16(W, (int64_t)N * K) : floats(W, ET_F32, (int64_t)N * K);
+    if (strcmp(numbers, "int8") == 0)
+        int8_forward(out, inp, W, w, format, scale, accumulate, T, N, K);
+    else
+        (backward ? ref_matmul_backward : ref_matmul_forward)(NULL, out, x, r, ET_F32, scale, accumulate, T, N, K);
     free(W);
+    free(x);
+    free(r);
 }
 
 void ref_matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,

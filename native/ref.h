@@ -9,4 +9,9 @@
 ET_OPS(OP)
 #undef OP
 
+/* The products in the numbers that a row may round to, named as et_context_product does; sums are in double.
+ * "bf16": inp, dout and w rounded to nearest. "int8": as quant.h rounds, along the summed dimension. */
+void ref_product(const char *numbers, int backward, float *out, const float *inp, const void *w, int format,
+                 float scale, int accumulate, int T, int N, int K);
+
 #endif

@@ -12,8 +12,6 @@
 #define ET_OPS(OP)                                                                                                     \
     OP(matmul_forward, (et_context * ctx, float *out, const float *inp, const void *w, int format, float scale,        \
                         int accumulate, int T, int N, int K))                                                          \
-    OP(matmul_forward_int8, (et_context * ctx, float *out, const float *inp, const void *w, int format, float scale,   \
-                             int accumulate, int T, int N, int K))                                                     \
     OP(matmul_backward, (et_context * ctx, float *dinp, const float *dout, const void *w, int format, float scale,     \
                          int accumulate, int T, int N, int K))                                                         \
     OP(matmul_dweight, (et_context * ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,   \
@@ -57,6 +55,8 @@ enum {
     CPU_AVX512VL = 1 << 4,
     CPU_AVX512DQ = 1 << 5,
     CPU_AVX512VNNI = 1 << 6,
+    CPU_AVX512BF16 = 1 << 7,
+    CPU_AMX_BF16 = 1 << 8,
     CPU_ATOMICS = 1 << 16,
     CPU_DOTPROD = 1 << 17,
     CPU_I8MM = 1 << 18,
@@ -66,6 +66,7 @@ enum {
 struct et_row {
     const char *name;
     unsigned needs; /* CPU_* bits */
+    const char *(*product)(enum et_precision precision, int backward); /* "float", "bf16" or "int8" */
 #define OP(name, args) void(*name) args;
     ET_OPS(OP)
 #undef OP

@@ -84,15 +84,30 @@ def test_products_equal_numpy(ctx: native.Context, fmt: str) -> None:
 
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in native.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
-def test_int8_product_is_close(ctx: native.Context, fmt: str) -> None:
-    T, N, K = 9, 40, 512
+@pytest.mark.parametrize(("precision", "far"), [("fast", 0.004), ("int8", 0.015)])
+def test_rounded_products_are_close(ctx: native.Context, fmt: str, precision: str, far: float) -> None:
+    T, N, K = 9, 96, 512
+    rounding = native.Context(2, ctx.isa, precision=precision)
     w, values = weights(fmt, N, K)
-    inp, out = noise(T, K), np.empty((T, N), np.float32)
-    native.matmul_forward_int8(ctx, out, inp, w, fmt)
-    want = inp.astype(np.float64) @ values.T
-    assert np.linalg.norm(out - want) <= 0.015 * np.linalg.norm(want)
-    with pytest.raises(ValueError, match="multiple"):
-        native.matmul_forward_int8(ctx, out[:, :1].copy(), noise(T, 33), noise(1, 33), "F32")
+    inp, out, dout, dinp = noise(T, K), np.empty((T, N), np.float32), noise(T, N), np.empty((T, K), np.float32)
+    native.matmul_forward(rounding, out, inp, w, fmt)
+    native.matmul_backward(rounding, dinp, dout, w, fmt)
+    for got, want, numbers in zip(
+        (out, dinp), (inp.astype(np.float64) @ values.T, dout.astype(np.float64) @ values),
+        rounding.products.split(", "), strict=True,
+    ):  # fmt: skip
+        error = np.linalg.norm(got - want) / np.linalg.norm(want)
+        assert error <= far
+        exact = fmt == "F32" or numbers.startswith("float")
+        assert (error < 1e-6) == exact, (numbers, error)
+
+
+def test_precision_of_a_context() -> None:
+    assert native.Context(1).products == "float forward, float backward"
+    assert native.Context(1, "scalar", precision="fast").products == "float forward, float backward"
+    assert native.Context(1, "scalar", precision="int8").products.startswith("int8 forward")
+    with pytest.raises(ValueError, match=r"'half'.*exact, fast, int8"):
+        native.Context(1, precision="half")
 
 
 def test_weight_at_any_address(ctx: native.Context) -> None:

@@ -1,0 +1,89 @@
+"""What precision may cost: a LoRA's gradients at "fast" and "int8" beside "exact", on tiny models and a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SHAPES, write_tiny
+
+from edgetune import native
+from edgetune.lora import Pair
+from edgetune.packing import Example, collate
+from edgetune.tokens import Tokenizer
+from edgetune.trainer import Trainer
+
+GATES = {"fast": (0.9995, 0.997), "int8": (0.995, 0.975)}  # cosine of the whole gradient, and of each tensor
+ROWS = [name for name in native.isa_names() if native.usable(name)]
+
+
+def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str, np.ndarray], float]:
+    """(every dA and dB by name, loss) for one row, with a random B."""
+    trainer = Trainer(model, rank=8, max_length=tokens.size, batch_size=1, threads=2, precision=precision)
+    rng, linear = np.random.default_rng(1), trainer.decoder.linear
+    linear.set_pairs({name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
+                      for name, pair in linear.pairs().items()})
+    weights = np.ones(tokens.size, np.float32)
+    weights[0] = 0
+    batch = collate([Example(tokens, weights)])
+    logp = trainer.decoder.train(batch, np.full(tokens.size - 1, 1 / (tokens.size - 1), np.float32))
+    grads = {f"{name}.{side}": getattr(p, side).astype(np.float64).ravel()
+             for name, p in linear.adapted.items() for side in ("da", "db")}
+    return grads, float(-logp.mean())
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def compare(model: Path, tokens: np.ndarray, precision: str) -> tuple[float, float, float]:
+    """(cosine of the whole, the least of a tensor, relative difference of the loss)"""
+    (exact, loss), (other, other_loss) = (gradients(model, tokens, p) for p in ("exact", precision))
+    whole = cosine(np.concatenate(list(exact.values())), np.concatenate(list(other.values())))
+    return whole, min(cosine(exact[name], other[name]) for name in exact), abs(other_loss / loss - 1)
+
+
+@pytest.mark.parametrize("precision", GATES)
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_tiny_models_pass_the_gate(architecture: str, precision: str, tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0")
+    tokens = np.random.default_rng(0).integers(0, 200, 64).astype(np.int32)
+    whole, least, loss = compare(model, tokens, precision)
+    assert whole >= GATES[precision][0]
+    assert least >= GATES[precision][1]
+    assert loss < 0.01
+
+
+@pytest.mark.parametrize("precision", GATES)
+def test_real_model_passes_the_gate(smollm2: Path, shared_data: Path, precision: str) -> None:
+    """256 tokens of Snips text."""
+    text = (shared_data / "snips_train.jsonl").read_text()[:4000]
+    tokens = np.array(Tokenizer(smollm2).encode(text)[:256], np.int32)
+    whole, least, loss = compare(smollm2, tokens, precision)
+    print(f"{precision}: whole {whole:.5f}, least {least:.4f}, loss {loss:.2e}")
+    assert whole >= GATES[precision][0]
+    assert least >= GATES[precision][1]
+    assert loss < 0.01
+
+
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", formats="Q4_1")
+    results = []
+    for threads in (1, 3):
+        trainer = Trainer(model, rank=4, max_length=40, batch_size=2, steps=2, threads=threads)
+        trainer.add_examples([Example(np.arange(i, i + 30, dtype=np.int32), np.r_[0, np.ones(29)].astype(np.float32))
+                              for i in range(4)])
+        trainer.train()
+        results.append(trainer.arena.flat("lora").copy())
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+@pytest.mark.parametrize("isa", ROWS)
+def test_exact_is_exact_and_fast_is_what_it_says(isa: str) -> None:
+    """A product of bf16 keeps 8 bits: 257 * 1 becomes 256."""
+    w, inp, out = np.ones(4, np.float16).view(np.uint8), np.full((1, 4), 257, np.float32), np.empty((1, 1), np.float32)
+    for precision in native.PRECISIONS:
+        ctx = native.Context(1, isa, precision=precision)
+        native.matmul_forward(ctx, out, inp, w, "F16")
+        assert out[0, 0] == (1024 if "bf16 forward" in ctx.products else 1028) or "int8" in ctx.products
