@@ -1,10 +1,11 @@
 """Snips, edgetune beside PEFT: the same rows in the same order, the same recipe, the same machine.
 
-    python tests/peers/snips.py --shared ../shared [--rows 1000] [--dev 300] [--only edgetune|peft]
+    python tests/peers/snips.py [--shared ../shared] [--rows 1000] [--dev 300] [--only edgetune|peft] [--serve]
 
 Recipe: first 1,000 rows of snips_train.jsonl in order, one epoch, batch 8, r = 8, alpha 16, all seven projections,
 AdamW lr 1e-3, 10 steps of warm-up then linear to 0, loss on the completion only, ChatML with a system line. Both start
-from the same A. PEFT trains in fp32 on the dequantized weights of the GGUF. Prints one JSON object.
+from the same A. PEFT trains on the dequantized weights of the GGUF, in fp32 unless asked otherwise. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def load(args: argparse.Namespace) -> Any:
     import edgetune
     config = edgetune.TrainConfig(rank=8, alpha=16, lr=1e-3, warmup=10, schedule="linear", batch_size=8,
                                   shuffle=False, max_length=256, system=SYSTEM, max_grad_norm=1.0,
-                                  micro_batch=args.micro_batch, recompute=args.recompute, threads=args.threads)
+                                  micro_batch=args.micro_batch, recompute=args.recompute, threads=args.threads,
+                                  precision=args.precision)
     tokenizer = edgetune.Tokenizer(model_path())
     def rows(name: str, n: int) -> Any:
         lines = (args.shared / "data" / name).read_text().splitlines()[:n]
@@ -79,7 +81,7 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
     config, train, dev = load(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     path = model_path()
-    base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, args.dtype))
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=list(TARGETS), lora_dropout=0.0))
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
     ours = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
@@ -138,6 +140,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--micro-batch", type=int, default=1024)
     parser.add_argument("--recompute", default="block")
+    parser.add_argument("--precision", default="fast", help="edgetune's")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="PEFT's")
     parser.add_argument("--serve", action="store_true", help="also measure the served loss through llama.cpp")
     parser.add_argument("--only", choices=("edgetune", "peft"))
     args = parser.parse_args()
