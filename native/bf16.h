@@ -1,7 +1,7 @@
 /* Products in bf16: both sides rounded to nearest when they are packed, summed in float.
  *
  * A panel of B is [inner / 2, width, 2]: the pairs of inner elements that are multiplied together lie side by side, as
- * the instruction wants them. A panel of A is its rows, at a fixed distance. Intrinsics, because there is no portable
+ * the instruction wants them. A panel of A is its rows, in runs of BF16_RUN inner elements. Intrinsics, because there is no portable
  * spelling, and compiled only where the row's flags allow them.
  */
 
@@ -93,7 +93,8 @@ _Static_assert(sizeof(struct tile_config) == TILE_STATE, "as the CPU has it");
 /* Two by two tiles of 16 x 16: 0 to 3 the sums, 4 and 5 of A, 6 and 7 of B. What the thread had before is restored by
  * end: llama.cpp sets its tiles up once a thread and relies on finding them so. */
 static void bf16_begin(void *before) {
-    static const struct tile_config config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    static const struct tile_config config = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_storeconfig(before);
     _tile_loadconfig(&config);
 }
