@@ -1,16 +1,20 @@
 /* Products in bf16: both sides rounded to nearest when they are packed, summed in float.
  *
  * A panel of B is [inner / 2, width, 2]: the pairs of inner elements that are multiplied together lie side by side, as
- * the instruction wants them. A panel of A is its rows, at a fixed distance. Intrinsics, because there is no portable
+ * the instruction wants them. A panel of A is its rows, in runs of BF16_RUN inner elements. Intrinsics, because there is no portable
  * spelling, and compiled only where the row's flags allow them.
  */
 
 #ifdef __AMX_BF16__
 #define BF16_ROWS 32
 #define BF16_UNIT 32
+#define BF16_RUN 32
+#define BF16_A(r, k) ((k) * BF16_ROWS + (r) * BF16_RUN)
 #else
 #define BF16_ROWS 12
 #define BF16_UNIT 2
+#define BF16_RUN BF16_INNER
+#define BF16_A(r, k) ((r) * BF16_RUN + (k))
 #endif
 #define BF16_COLUMNS 32
 #define BF16_INNER (2 * KC)  /* values half as wide */
@@ -34,7 +38,9 @@ static inline void round_row(bf16 *out, const float *x, int n, int packed) {
 static void pack_a_bf16(const struct product *p, int m, int rows) {
     bf16 *panel = (bf16 *)a_panel(p, m);
     for (int r = 0; r < rows; r++)
-        round_row(panel + (ptrdiff_t)r * BF16_INNER, a_rows(p, m + r), p->kc, p->packed);
+        for (int k = 0; k < p->packed; k += BF16_RUN)
+            round_row(panel + BF16_A(r, k), a_rows(p, m + r) + k, min_int(p->kc - k, BF16_RUN),
+                      min_int(p->packed - k, BF16_RUN));
 }
 
 static inline int bf16_width(int columns) { return (columns + 15) / 16 * 16; }
@@ -87,24 +93,21 @@ _Static_assert(sizeof(struct tile_config) == TILE_STATE, "as the CPU has it");
 /* Two by two tiles of 16 x 16: 0 to 3 the sums, 4 and 5 of A, 6 and 7 of B. What the thread had before is restored by
  * end: llama.cpp sets its tiles up once a thread and relies on finding them so. */
 static void bf16_begin(void *before) {
-    static const struct tile_config config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    static const struct tile_config config = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_storeconfig(before);
     _tile_loadconfig(&config);
 }
 
 static void bf16_end(const void *before) { _tile_loadconfig(before); }
 
-/* sums [32, 32] = A . B */
-static inline void bf16_sums(float *sums, const struct tile *t) {
+/* The sums of a whole tile in the CPU's tiles 0 to 3, from what these hold; left and top alone where the others have no
+ * columns or rows. Both are constants where this is inlined. */
+static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t, const int right, const int low) {
     const bf16 *a = (const bf16 *)t->a.p;
     const float *b = t->b.p;
-    const int low = t->rows > 16, right = t->columns > 16;
-    const size_t a_stride = BF16_INNER * 2, b_stride = right ? 128 : 64;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int k = t->K; k > 0; k -= 32, a += 32, b += b_stride * 4) {
+    const size_t a_stride = 64, b_stride = right ? 128 : 64;
+    for (int k = t->K; k > 0; k -= 32, a += 32 * 32, b += b_stride * 4) {
         _tile_loadd(4, a, a_stride);
         _tile_loadd(6, b, b_stride);
         _tile_dpbf16ps(0, 4, 6);
@@ -113,21 +116,58 @@ static inline void bf16_sums(float *sums, const struct tile *t) {
             _tile_dpbf16ps(1, 4, 7);
         }
         if (low) {
-            _tile_loadd(5, a + 16 * BF16_INNER, a_stride);
+            _tile_loadd(5, a + 16 * 32, a_stride);
             _tile_dpbf16ps(2, 5, 6);
             if (right)
                 _tile_dpbf16ps(3, 5, 7);
         }
     }
-    _tile_stored(0, sums, 128);
-    _tile_stored(1, sums + 16, 128);
-    _tile_stored(2, sums + 16 * 32, 128);
-    _tile_stored(3, sums + 16 * 32 + 16, 128);
+}
+
+static inline void bf16_zero(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+static inline void bf16_store(float *c, size_t stride) {
+    _tile_stored(0, c, stride * 4);
+    _tile_stored(1, c + 16, stride * 4);
+    _tile_stored(2, c + 16 * stride, stride * 4);
+    _tile_stored(3, c + 16 * stride + 16, stride * 4);
+}
+
+/* A whole tile, where C is as the CPU's tiles want it. */
+static void bf16_in_place(const struct tile *t) {
+    const size_t stride = (size_t)t->c_rs;
+    for (int i = 0; i < 32; i++) {
+        __builtin_prefetch(t->c + i * t->c_rs, 1);
+        __builtin_prefetch(t->c + i * t->c_rs + 16, 1);
+    }
+    if (t->accumulate) {
+        _tile_loadd(0, t->c, stride * 4);
+        _tile_loadd(1, t->c + 16, stride * 4);
+        _tile_loadd(2, t->c + 16 * stride, stride * 4);
+        _tile_loadd(3, t->c + 16 * stride + 16, stride * 4);
+    } else
+        bf16_zero();
+    bf16_sums(t, 1, 1);
+    bf16_store(t->c, stride);
 }
 
 static void tile_bf16(const struct tile *t) {
+    if (t->rows == 32 && t->columns == 32 && t->c_cs == 1 && t->alpha == 1) {
+        bf16_in_place(t);
+        return;
+    }
     _Alignas(64) float sums[32 * 32];
-    bf16_sums(sums, t);
+    bf16_zero();
+    if (t->columns > 16)
+        bf16_sums(t, 1, t->rows > 16);
+    else
+        bf16_sums(t, 0, t->rows > 16);
+    bf16_store(sums, 32);
     for (int i = 0; i < t->rows; i++)
         store_row(t, i, sums + i * 32);
 }

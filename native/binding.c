@@ -35,7 +35,8 @@ static PyObject *context_new(PyObject *module, PyObject *args) {
         PyMem_Free(c);
         return NULL;
     }
-    int code = et_context_create(&c->ctx, isa, (enum et_precision)precision, threads, c->scratch.buf, (size_t)c->scratch.len);
+    int code = et_context_create(&c->ctx, isa, (enum et_precision)precision, threads, c->scratch.buf,
+                                 (size_t)c->scratch.len);
     PyObject *result = code ? PyLong_FromLong(code) : PyCapsule_New(c, "edgetune.context", context_free);
     if (code || !result) {
         et_context_destroy(c->ctx);

@@ -39,7 +39,7 @@ enum et_format {
  * float's: bf16 where the CPU multiplies it, both sides rounded to nearest and summed in float. ET_INT8: in 8-bit
  * integers, as far as it is built, for a cosine of 0.995: along K, in blocks of 32, inp is rounded to 127ths of the
  * block's largest magnitude, and w keeps its codes in the formats that have such blocks and is rounded likewise in the
- * others; products whose K is no multiple of 32 are done as ET_FAST does. */
+ * others; backward, and products whose K is no multiple of 32, are done as ET_FAST does. */
 enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };
 
 int et_format_block(int format); /* weights a block, or ET_BAD_FORMAT */

@@ -4,7 +4,8 @@
  * that a dot product of four bytes finds its operands together; then, for each block of 32, the scales [K/32, width];
  * then, of B, the minima, and of A the sums that minima are multiplied with.
  *
- * An ISA with such instructions brings `sums` (VL sums), `dot4` and `sums_to_floats`, and sets ET_DOT4.
+ * An ISA with such instructions brings `sums` (VL sums), `dot4`, `sums_to_floats` and `first_sums` (what sums over a
+ * block of 32, whose eight pieces of B lie `stride` apart, must begin with), and sets ET_DOT4.
  */
 
 #ifndef ET_DOT4
@@ -18,6 +19,11 @@ static inline void dot4(sums s[4], const int8_t *restrict a, const int8_t *restr
         for (int l = 0; l < VL; l++)
             for (int k = 0; k < 4; k++)
                 s[i].lane[l] += a[4 * i + k] * b[4 * l + k];
+}
+
+static inline sums first_sums(const int8_t *b, ptrdiff_t stride) {
+    (void)b, (void)stride;
+    return (sums){{0}};
 }
 
 static inline vec sums_to_floats(sums s) {
@@ -90,7 +96,10 @@ static void pack_b_int8(const struct product *p, float *tmp, int task) {
 static inline __attribute__((always_inline)) void tile_int8_block(vec acc[4][NV], struct int8_panel a,
                                                                   struct int8_panel b, int i, int block, const int nv) {
     sums s[NV][4];
-    memset(s, 0, sizeof s);
+    UNROLL for (int j = 0; j < nv; j++) {
+        sums first = first_sums(b.codes + ((ptrdiff_t)block * 8 * nv + j) * VL * 4, nv * VL * 4);
+        UNROLL for (int r = 0; r < 4; r++) s[j][r] = first;
+    }
     for (int k = block * 8; k < block * 8 + 8; k++)
         UNROLL for (int j = 0; j < nv; j++)
             dot4(s[j], a.codes + ((ptrdiff_t)k * MR + i) * 4, b.codes + ((ptrdiff_t)k * nv + j) * VL * 4);

@@ -317,8 +317,9 @@ static inline void weight_32(int8_t *q, float *d, float *m, const float *x, cons
     *d = half_to_float(header[0]);
     if (has_min)
         *m = half_to_float(header[1]);
+    float inverse = *d != 0 ? 1 / *d : 0, least = *m;
     for (int j = 0; j < 32; j++)
-        q[j] = round_to_int8(*d != 0 ? (x[j] - *m) / *d : 0);
+        q[j] = round_to_int8((x[j] - least) * inverse);
 }
 
 #endif

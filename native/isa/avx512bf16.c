@@ -5,4 +5,5 @@
 #define KC 288
 #define NC 768
 #define MC 480
+#include "../vnni.h"
 #include "../generic.h"

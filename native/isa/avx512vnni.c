@@ -1,0 +1,9 @@
+#define ET_ISA avx512vnni
+#define VL 16
+#define MR 8
+#define NV 3
+#define KC 288
+#define NC 768
+#define MC 480
+#include "../vnni.h"
+#include "../generic.h"
