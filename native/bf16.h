@@ -1,8 +1,8 @@
 /* Products in bf16: both sides rounded to nearest when they are packed, summed in float.
  *
  * A panel of B is [inner / 2, width, 2]: the pairs of inner elements that are multiplied together lie side by side, as
- * the instruction wants them. A panel of A is its rows, in runs of BF16_RUN inner elements. Intrinsics, because there is no portable
- * spelling, and compiled only where the row's flags allow them.
+ * the instruction wants them. A panel of A is its rows, in runs of BF16_RUN inner elements. Intrinsics, because there is no
+ * portable spelling, and compiled only where the row's flags allow them.
  */
 
 #ifdef __AMX_BF16__

@@ -19,7 +19,10 @@ ROWS = [name for name in native.isa_names() if native.usable(name)]
 
 
 def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str, np.ndarray], float]:
-    """(every dA and dB by name, loss) for one row, with a random B."""
+    """(every dA and dB by name, loss) for one row, with a random B of 1e-3.
+
+    Where B is ten times as large, the first blocks' gradients in SmolLM2 differ altogether, in bf16 and in int8 alike.
+    """
     trainer = Trainer(model, rank=8, max_length=tokens.size, batch_size=1, threads=2, precision=precision)
     rng, linear = np.random.default_rng(1), trainer.decoder.linear
     linear.set_pairs({name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
