@@ -56,8 +56,8 @@ class TrainConfig:
                               low=1)
     recompute: str = option("block", "Recompute each block in backward (little memory), or keep all (faster).",
                             choices=("block", "none"))
-    precision: str = option("fast", "How frozen weights are multiplied: exact (float), fast (the quickest numbers that "
-                            "keep the gradient, on this CPU), or int8 (8-bit integers as far as built).",
+    precision: str = option("exact", "How frozen weights are multiplied: exact (float), fast (bf16 where the CPU has "
+                            "quick instructions for it, else float) or int8 (forward in 8-bit integers).",
                             choices=("exact", "fast", "int8"))
     eval_every: int = option(0, "Measure the held-out loss every so many steps; 0: after every epoch.", low=0)
     patience: int = option(0, "Stop after so many measurements without improvement; 0: never.", low=0)

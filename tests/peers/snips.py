@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--micro-batch", type=int, default=1024)
     parser.add_argument("--recompute", default="block")
-    parser.add_argument("--precision", default="fast", help="edgetune's")
+    parser.add_argument("--precision", default="exact", help="edgetune's")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="PEFT's")
     parser.add_argument("--serve", action="store_true", help="also measure the served loss through llama.cpp")
     parser.add_argument("--only", choices=("edgetune", "peft"))
