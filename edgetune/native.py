@@ -84,8 +84,8 @@ class Context:
     Raises UnsupportedError for an instruction set that cannot be had here.
 
     `precision` holds for products with a weight that is not F32, in matmul_forward, matmul_backward and the head:
-    "exact" float; "fast" the quickest numbers of this instruction set that keep a LoRA's gradient within a cosine of
-    0.9995 of float's; "int8" 8-bit integers as far as built, 0.995. `products` says which numbers these are here.
+    "exact" float; "fast" bf16 where this instruction set multiplies it quickly, else float; "int8" 8-bit integers as
+    far as built. `products` says which numbers these are here, tests/test_precision.py what they do to a gradient.
     """
 
     def __init__(

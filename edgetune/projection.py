@@ -72,7 +72,7 @@ class Projections:
         self.dropout_seed: int | None = None
 
     def set_pairs(self, pairs: dict[str, Pair]) -> None:
-        """Copy an adapter's values in; its pairs must be those of this run, at this run's scale."""
+        """Copy an adapter's values in; its pairs must be those of this run, of its rank; B takes up another scale."""
         for name, to in self.adapted.items():
             to.a[:], to.b[:] = pairs[name].a, pairs[name].b * np.float32(pairs[name].scale / to.scale)
 

@@ -9,7 +9,6 @@ import click
 from rich.console import Console
 
 from ..config import TrainConfig
-from ..errors import UsageError
 from .app import MODEL, command, out, show, stop_on_signals, train_options
 
 
@@ -35,8 +34,6 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     from ..console import TrainProgress
     config = TrainConfig(**options).check()
     bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None)
-    if folder.exists() and not resume:
-        raise UsageError(f"the output folder {folder} exists", "name another with -o, or remove it, or use --resume")
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
         record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, on_event=progress.event,
                            should_stop=should_stop)
