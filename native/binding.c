@@ -72,7 +72,7 @@ struct call {
 static const char *next_word(const char *spec, struct word *w) {
     spec += strspn(spec, " ");
     w->name = spec;
-    w->name_length = (int)strcspn(spec, "=:!@?%.#");
+    w->name_length = (int)strcspn(spec, "=:^~!@?%.#");
     spec += w->name_length;
     w->kind = *spec++;
     w->flat = *spec == '*';
@@ -97,11 +97,16 @@ static int fail(PyObject *type, const struct call *c, const struct word *w, cons
 #define wrong(...) fail(PyExc_ValueError, __VA_ARGS__)
 
 /* The type that a buffer must have: 'f' float32, 'i' int32. A weight is bytes, or float32 if its format is F32. */
-static int check_type(const struct call *c, const struct word *w, const Py_buffer *b) {
+static int check_type(struct call *c, const struct word *w, const Py_buffer *b) {
     const char *type = b->format ? b->format : "B";
     type += *type == '@' || *type == '=' || *type == '<';
     int is_float = strcmp(type, "f") == 0, is_int = b->itemsize == 4 && (*type == 'i' || *type == 'l');
-    if (w->kind == '%') {
+    int is_bf16 = strcmp(type, "H") == 0;
+    if (w->kind == '^' || w->kind == '~') {
+        if (!is_float && !is_bf16)
+            return wrong(c, w, "must be float32 or uint16 (bf16), not of buffer type '%s'", b->format);
+        c->v.type[c->n_views - 1] = is_bf16 ? ET_BF16 : ET_F32;
+    } else if (w->kind == '%') {
         if (strcmp(type, "B") != 0 && !(is_float && c->v.format == ET_F32))
             return wrong(c, w, "must be uint8 (or float32 for format F32), not of buffer type '%s'", b->format);
     } else if (w->kind == '@' || w->kind == '?') {
@@ -114,7 +119,7 @@ static int check_type(const struct call *c, const struct word *w, const Py_buffe
 }
 
 static int get_array(struct call *c, const struct word *w, PyObject *object) {
-    int i = c->n_views, writes = strchr("=!?", w->kind) != NULL;
+    int i = c->n_views, writes = strchr("=^!?", w->kind) != NULL;
     if (w->kind == '?' && object == Py_None) {
         c->v.array[i] = NULL;
         c->view[i] = (Py_buffer){0};

@@ -13,6 +13,7 @@
 /* The arguments of a call: arrays, real and whole numbers in order, and sizes by their letter. */
 struct values {
     void *array[MAX_ARRAYS];
+    int type[MAX_ARRAYS]; /* of activations: ET_F32 or ET_BF16 */
     double real[MAX_NUMBERS];
     long long whole[MAX_NUMBERS];
     int64_t size[128]; /* 0: not known */
@@ -22,6 +23,7 @@ struct values {
 /* An op and its spec: a word an argument, its name, a sign for its kind, and its shape as letters.
  *
  *   out=TN       float32 [T, N], written          inp:TN    float32 [T, N]
+ *   out^TN       float32 or bf16 (as uint16) [T, N], written          inp~TN    the same, read
  *   out!u        float64 [u], written
  *   tokens@T     int32 [T]                        best?T    int32 [T], written, or None
  *   w%NK         a weight [N, K] in a format, in two arguments: the bytes (or float32), the format's number

@@ -1,6 +1,7 @@
 #include "binding.h"
 
 #define P(i) v->array[i]
+#define A(i) ((et_array){v->array[i], v->type[i]})
 #define F(i) (float)v->real[i]
 #define I(i) (int)v->whole[i]
 #define L(i) v->whole[i]

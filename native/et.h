@@ -42,6 +42,13 @@ enum et_format {
  * others; backward, and products whose K is no multiple of 32, are done as ET_FAST does. */
 enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };
 
+/* Activations: float (type ET_F32), or bf16 (type ET_BF16), which takes half the memory and is rounded to nearest where
+ * it is written. What is called float * is float always. */
+typedef struct {
+    void *data;
+    int type;
+} et_array;
+
 int et_format_block(int format); /* weights a block, or ET_BAD_FORMAT */
 int et_format_bytes(int format); /* bytes a block, or ET_BAD_FORMAT */
 

@@ -44,6 +44,7 @@ ET_OPS(OP)
 #include "matmul.h"
 #include "weights.h"
 #include "vmath.h"
+#include "array.h"
 #include "norm.h"
 #include "rope.h"
 #include "attention.h"
