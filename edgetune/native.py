@@ -1,6 +1,7 @@
 """The only door to the C extension: one function a C function of native/et.h, outputs first, then inputs.
 
-Arrays are C-contiguous float32 unless said otherwise, and nothing is copied: a view of an arena is as good as an array.
+Arrays are C-contiguous float32 unless said otherwise; activations may also be bf16, as uint16 (`ctx.activations` is the
+type that suits a context, `to_float` and `to_bf16` convert). Nothing is copied: a view of an arena is as good as an array.
 Shapes: T tokens, D model width, H heads, G key/value heads, C head width, V vocabulary, R rank; N rows and K columns of
 a weight. A weight is its GGUF bytes, uint8 [bytes], with the name of its format in `FORMATS` (for "F32" a float32 array
 will do too). Outputs are overwritten unless `accumulate` is set or the text says that they accumulate.
@@ -11,6 +12,7 @@ GIL while they compute. Results do not depend on the number of threads.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -117,22 +119,47 @@ class Context:
         return f"{forward} forward, {backward} backward"
 
 
+def peak(ctx: Context, backward: bool = False) -> float:
+    """Operations a second (two for a multiplication and its sum) that a loop in registers reaches on all threads.
+
+    In the numbers that this context's products with quantized weights use; the best of three runs of 20 ms or more.
+    """
+    n, seconds = 10_000, 0.0
+    while seconds < 0.02:
+        n *= 2
+        began = time.perf_counter()
+        _native.register_loop(ctx._handle, backward, n)
+        seconds = time.perf_counter() - began
+    rates = []
+    for _ in range(3):
+        began = time.perf_counter()
+        operations = _native.register_loop(ctx._handle, backward, n)
+        rates.append(operations / (time.perf_counter() - began))
+    return max(rates)
+
+
+LowRank = tuple[Array, Array]
+"""x [T, R] and y, float32: LoRA's part of a product, x . y transposed with y [N, R] forward, x . y with y [R, K] back."""
+
+
 def matmul_forward(
-    ctx: Context, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False
-) -> None:
-    """out [T, N] = scale * inp [T, K] . w [N, K] transposed."""
-    _check(_native.matmul_forward(ctx._handle, out, inp, w, _format(fmt), scale, accumulate))
+    ctx: Context, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
+    low_rank: LowRank | tuple[None, None] = (None, None),
+) -> None:  # fmt: skip
+    """out [T, N] = scale * (inp [T, K] . w [N, K] transposed + low_rank). Where accumulating, out is float32."""
+    _check(_native.matmul_forward(ctx._handle, out, inp, w, _format(fmt), *low_rank, scale, accumulate))
 
 
 def matmul_backward(
-    ctx: Context, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False
-) -> None:
-    """dinp [T, K] = scale * dout [T, N] . w [N, K]."""
-    _check(_native.matmul_backward(ctx._handle, dinp, dout, w, _format(fmt), scale, accumulate))
+    ctx: Context, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
+    low_rank: LowRank | tuple[None, None] = (None, None),
+) -> None:  # fmt: skip
+    """dinp [T, K] = scale * (dout [T, N] . w [N, K] + low_rank). Where accumulating, dinp is float32."""
+    _check(_native.matmul_backward(ctx._handle, dinp, dout, w, _format(fmt), *low_rank, scale, accumulate))
 
 
 def matmul_dweight(ctx: Context, dw: Array, dout: Array, inp: Array, scale: float = 1.0) -> None:
-    """dw [N, K] += scale * dout [T, N] transposed . inp [T, K]; accumulates."""
+    """dw [N, K] += scale * dout [T, N] transposed . inp [T, K]; dw is float32 and accumulates."""
     _check(_native.matmul_dweight(ctx._handle, dw, dout, inp, scale))
 
 

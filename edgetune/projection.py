@@ -84,42 +84,41 @@ class Projections:
                 accumulate: bool = False) -> None:
         """out [T, N] (+)= inp [T, K] . w^T + bias + scale * (inp . a^T) . b^T"""
         name = f"blk.{layer}.{target}"
-        w = self.weights[f"{name}.weight"]
-        native.matmul_forward(self.ctx, out, inp, w.data, w.format, 1.0, accumulate)
+        w, pair = self.weights[f"{name}.weight"], self.adapted.get(name)
+        low_rank = (self.inner(inp, layer, target, kept), pair.b) if pair is not None else (None, None)
+        native.matmul_forward(self.ctx, out, inp, w.data, w.format, 1.0, accumulate, low_rank)
         if (bias := self.vectors.get(f"{name}.bias")) is not None:
             native.add_bias(self.ctx, out, bias)
-        if (pair := self.adapted.get(name)) is not None:
-            u = self.inner(inp, layer, target, kept)
-            native.matmul_forward(self.ctx, out, u, pair.b, "F32", pair.scale, True)
 
     def inner(self, inp: np.ndarray, layer: int, target: str, kept: Kept) -> np.ndarray:
-        """u [T, R] = dropout(inp) . a^T, kept for backward. For an adapted projection."""
+        """u [T, R] = scale * dropout(inp) . a^T, kept for backward. For an adapted projection."""
         u, pair = kept[f"u_{target}"], self.adapted[f"blk.{layer}.{target}"]
-        native.matmul_forward(self.ctx, u, self._dropped(inp, pair), pair.a, "F32")
+        native.matmul_forward(self.ctx, u, self._dropped(inp, pair), pair.a, "F32", pair.scale)
         return u
 
     def backward(self, dinp: np.ndarray | None, dout: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Kept,
                  accumulate: bool = False) -> None:
         """dinp [T, K] (None: not wanted) (+)= dout . w + scale * (dout . b) . a; the pair's da, db accumulate."""
         name = f"blk.{layer}.{target}"
-        w = self.weights[f"{name}.weight"]
-        if dinp is not None:
-            native.matmul_backward(self.ctx, dinp, dout, w.data, w.format, 1.0, accumulate)
-        if (pair := self.adapted.get(name)) is None:
-            return
-        t = dout.shape[0]
-        u, du = kept[f"u_{target}"], self.arena.view("du", t, self.run.rank)
-        native.matmul_dweight(self.ctx, pair.db, dout, u, pair.scale)
-        native.matmul_backward(self.ctx, du, dout, pair.b, "F32", pair.scale)
-        native.matmul_dweight(self.ctx, pair.da, du, self._dropped(inp, pair))
+        w, pair = self.weights[f"{name}.weight"], self.adapted.get(name)
+        du = None if pair is None else self._pair_backward(dout, inp, pair, kept[f"u_{target}"])
         if dinp is None:
             return
-        if self.dropout_seed is None:
-            native.matmul_backward(self.ctx, dinp, du, pair.a, "F32", 1.0, True)
-        else:
+        masked = pair is not None and self.dropout_seed is not None
+        low_rank = (None, None) if pair is None or du is None or masked else (du, pair.a)
+        native.matmul_backward(self.ctx, dinp, dout, w.data, w.format, 1.0, accumulate, low_rank)
+        if pair is not None and du is not None and masked:
             through = self.arena.view("dropped", *inp.shape)
             native.matmul_backward(self.ctx, through, du, pair.a, "F32")
             native.dropout(self.ctx, dinp.reshape(-1), through.reshape(-1), self.run.dropout, self._mask(pair), True)
+
+    def _pair_backward(self, dout: np.ndarray, inp: np.ndarray, pair: Adapted, u: np.ndarray) -> np.ndarray:
+        """The pair's da and db; du [T, R] = scale * dout . b."""
+        du = self.arena.view("du", dout.shape[0], self.run.rank)
+        native.matmul_dweight(self.ctx, pair.db, dout, u)
+        native.matmul_backward(self.ctx, du, dout, pair.b, "F32", pair.scale)
+        native.matmul_dweight(self.ctx, pair.da, du, self._dropped(inp, pair))
+        return du
 
     def _dropped(self, inp: np.ndarray, pair: Adapted) -> np.ndarray:
         if self.dropout_seed is None:

@@ -72,7 +72,7 @@ struct call {
 static const char *next_word(const char *spec, struct word *w) {
     spec += strspn(spec, " ");
     w->name = spec;
-    w->name_length = (int)strcspn(spec, "=:^~!@?%.#");
+    w->name_length = (int)strcspn(spec, "=:^~!@?/%.#");
     spec += w->name_length;
     w->kind = *spec++;
     w->flat = *spec == '*';
@@ -120,7 +120,7 @@ static int check_type(struct call *c, const struct word *w, const Py_buffer *b) 
 
 static int get_array(struct call *c, const struct word *w, PyObject *object) {
     int i = c->n_views, writes = strchr("=^!?", w->kind) != NULL;
-    if (w->kind == '?' && object == Py_None) {
+    if (strchr("?/", w->kind) && object == Py_None) {
         c->v.array[i] = NULL;
         c->view[i] = (Py_buffer){0};
     } else if (PyObject_GetBuffer(object, &c->view[i], PyBUF_ND | PyBUF_FORMAT | (writes ? PyBUF_WRITABLE : 0)) < 0) {
@@ -278,6 +278,30 @@ static PyObject *context_products(PyObject *module, PyObject *capsule) {
     return c ? Py_BuildValue("(ss)", et_context_product(c->ctx, 0), et_context_product(c->ctx, 1)) : NULL;
 }
 
+/* register_loop(capsule, backward, n) -> operations */
+static PyObject *register_loop(PyObject *module, PyObject *args) {
+    PyObject *capsule;
+    int backward;
+    long long n;
+    double operations;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OiL", &capsule, &backward, &n))
+        return NULL;
+    struct context *c = PyCapsule_GetPointer(capsule, "edgetune.context");
+    if (!c)
+        return NULL;
+    if (c->busy) {
+        PyErr_SetString(PyExc_RuntimeError, "register_loop: the context is in use by another thread");
+        return NULL;
+    }
+    c->busy = 1;
+    Py_BEGIN_ALLOW_THREADS
+    operations = et_register_loop(c->ctx, backward, n);
+    Py_END_ALLOW_THREADS
+    c->busy = 0;
+    return PyFloat_FromDouble(operations);
+}
+
 static PyObject *scratch_bytes(PyObject *module, PyObject *threads) {
     (void)module;
     return PyLong_FromSize_t(et_scratch_bytes((int)PyLong_AsLong(threads)));
@@ -307,6 +331,7 @@ static PyMethodDef functions[] = {
     {"context", context_new, METH_VARARGS, NULL},
     {"context_isa", context_isa, METH_O, NULL},
     {"context_products", context_products, METH_O, NULL},
+    {"register_loop", register_loop, METH_VARARGS, NULL},
     {"scratch_bytes", scratch_bytes, METH_O, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},
     {"rows", rows, METH_NOARGS, NULL},

@@ -26,6 +26,7 @@ struct values {
  *   out^TN       float32 or bf16 (as uint16) [T, N], written          inp~TN    the same, read
  *   out!u        float64 [u], written
  *   tokens@T     int32 [T]                        best?T    int32 [T], written, or None
+ *   x/TR         float32 [T, R], or None
  *   w%NK         a weight [N, K] in a format, in two arguments: the bytes (or float32), the format's number
  *   lr.          a real number                    step#     a whole number
  *

@@ -172,64 +172,81 @@ static uint8_t *make_weights(const struct format *f, size_t n, uint64_t seed, in
 
 static const double CLOSE = 4e-6; /* one output may be a sum that cancels */
 
-static void check_product(struct check *c, et_context *alone, const struct format *f, int T, int N, int K,
-                          int accumulate, float scale) {
-    size_t TN = (size_t)T * (size_t)N, TK = (size_t)T * (size_t)K;
-    uint8_t *w = make_weights(f, (size_t)N * (size_t)K, 7, 1);
-    float *inp = check_floats(TK, 1), *dout = check_floats(TN, 2);
-    float *out = check_floats(TN, 3), *want = check_copy(out, TN), *again = check_copy(out, TN);
-    float *dinp = check_floats(TK, 4), *dwant = check_copy(dinp, TK), *dagain = check_copy(dinp, TK);
-    et_matmul_forward(c->ctx, out, inp, w, f->id, scale, accumulate, T, N, K);
-    ref_matmul_forward(NULL, want, inp, w, f->id, scale, accumulate, T, N, K);
-    check_close(c, out, want, TN, CLOSE, "matmul_forward %s T %d N %d K %d accumulate %d", f->name, T, N, K,
-                accumulate);
-    et_matmul_backward(c->ctx, dinp, dout, w, f->id, scale, accumulate, T, N, K);
-    ref_matmul_backward(NULL, dwant, dout, w, f->id, scale, accumulate, T, N, K);
-    check_close(c, dinp, dwant, TK, CLOSE, "matmul_backward %s T %d N %d K %d accumulate %d", f->name, T, N, K,
-                accumulate);
-    et_matmul_forward(alone, again, inp, w, f->id, scale, accumulate, T, N, K);
-    et_matmul_backward(alone, dagain, dout, w, f->id, scale, accumulate, T, N, K);
-    check_true(c, !memcmp(out, again, TN * 4) && !memcmp(dinp, dagain, TK * 4),
-               "matmul %s T %d N %d K %d: threads change bits", f->name, T, N, K);
-    free(w);
-    check_free();
+/* n values of x as an array of a type, in a buffer of its own; and an array's values as floats. */
+static et_array array_of(const float *x, size_t n, int type) {
+    et_array a = {type == ET_F32 ? guarded(n) : guarded((n + 1) / 2), type};
+    for (size_t i = 0; i < n; i++)
+        array_put(a, (int64_t)i, (double)x[i]);
+    return a;
 }
 
-/* How far rounding may lead from the real product, by what is multiplied. */
+static float *values_of(et_array a, size_t n) {
+    float *x = guarded(n);
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)array_get(a, (int64_t)i);
+    return x;
+}
+
+/* How far rounding may lead from the real product, by what is multiplied; and what a context multiplies. */
 static double rounding(const char *numbers) {
     return strcmp(numbers, "int8") == 0 ? 0.02 : strcmp(numbers, "bf16") == 0 ? 0.01 : CLOSE;
 }
 
-/* One direction of a context that may round: against its own truth tightly, against the real product loosely, and the
- * same bits on one thread. */
-static void check_rounded(struct check *c, et_context *ctx, et_context *alone, int backward, const struct format *f,
-                          int T, int N, int K, int accumulate) {
-    size_t n = (size_t)T * (size_t)(backward ? K : N);
+static const char *numbers_of(const et_context *ctx, int backward, int format, int inner) {
     const char *numbers = et_context_product(ctx, backward);
-    const char *own = strcmp(numbers, "int8") == 0 && K % 32 ? et_context_product(alone, 1) : numbers;
-    uint8_t *w = make_weights(f, (size_t)N * (size_t)K, 7, 1);
-    float *inp = check_floats((size_t)T * (size_t)(backward ? N : K), 1), *out = check_floats(n, 2);
-    float *want = check_copy(out, n), *real = check_copy(out, n), *again = check_copy(out, n);
-    (backward ? et_matmul_backward : et_matmul_forward)(ctx, out, inp, w, f->id, 0.5f, accumulate, T, N, K);
-    (backward ? et_matmul_backward : et_matmul_forward)(alone, again, inp, w, f->id, 0.5f, accumulate, T, N, K);
-    ref_product(own, backward, want, inp, w, f->id, 0.5f, accumulate, T, N, K);
-    ref_product("float", backward, real, inp, w, f->id, 0.5f, accumulate, T, N, K);
-    const char *direction = backward ? "backward" : "forward";
-    check_close(c, out, want, n, 1e-5, "%s in %s, %s T %d N %d K %d", direction, own, f->name, T, N, K);
-    check_close(c, out, real, n, rounding(own), "%s in %s, %s T %d N %d K %d, real", direction, own, f->name, T, N, K);
-    check_true(c, !memcmp(out, again, n * 4), "%s in %s, %s T %d N %d K %d: threads change bits", direction, own,
-               f->name, T, N, K);
+    return strcmp(numbers, "int8") == 0 && (inner % 32 || format == ET_F32) ? et_context_product(ctx, 1) : numbers;
+}
+
+struct shape {
+    int T, N, K, R, accumulate, inp_type, out_type;
+    float scale;
+};
+
+/* One direction: against its own truth tightly, against the real product loosely, and the same bits on one thread. */
+static void check_direction(struct check *c, et_context *alone, int backward, const struct format *f, struct shape s) {
+    int inner = backward ? s.N : s.K, outer = backward ? s.K : s.N;
+    size_t n = (size_t)s.T * (size_t)outer, inp_size = (size_t)s.T * (size_t)inner;
+    const char *own = numbers_of(c->ctx, backward, f->id, inner), *direction = backward ? "backward" : "forward";
+    uint8_t *w = make_weights(f, (size_t)s.N * (size_t)s.K, 7, 1);
+    float *x = check_floats((size_t)(s.T * s.R), 5), *y = check_floats((size_t)(s.R * outer), 6);
+    float *start = check_floats(n, 2);
+    et_array inp = array_of(check_floats(inp_size, 1), inp_size, s.inp_type), out = array_of(start, n, s.out_type);
+    et_array again = array_of(start, n, s.out_type), want = array_of(start, n, s.out_type);
+    et_array real = array_of(start, n, ET_F32);
+    (backward ? et_matmul_backward : et_matmul_forward)(c->ctx, out, inp, w, f->id, x, y, s.scale, s.accumulate, s.T,
+                                                        s.N, s.K, s.R);
+    (backward ? et_matmul_backward : et_matmul_forward)(alone, again, inp, w, f->id, x, y, s.scale, s.accumulate, s.T,
+                                                        s.N, s.K, s.R);
+    ref_product(own, backward, want, inp, w, f->id, x, y, s.scale, s.accumulate, s.T, s.N, s.K, s.R);
+    ref_product("float", backward, real, inp, w, f->id, x, y, s.scale, s.accumulate, s.T, s.N, s.K, s.R);
+    /* bf16 is rounded once a block of inner elements, and may be rounded to a neighbour */
+    int int8 = strcmp(own, "int8") == 0, rounded = strcmp(et_context_product(c->ctx, 1), "bf16") == 0;
+    double tight = strcmp(own, "float") == 0 ? CLOSE : int8 && rounded && s.R ? rounding("bf16") : 1e-5;
+    double half = s.out_type == ET_BF16 ? 0x1p-7 + 0x1p-8 * (inner / 256 + s.R / 32) : 0;
+    const char *what = "%s in %s, %s T %d N %d K %d R %d accumulate %d, types %d %d%s";
+    check_close(c, values_of(out, n), values_of(want, n), n, tight + half, what, direction, own, f->name, s.T, s.N, s.K,
+                s.R, s.accumulate, s.inp_type, s.out_type, "");
+    check_close(c, values_of(out, n), real.data, n, rounding(own) + half, what, direction, own, f->name, s.T, s.N, s.K,
+                s.R, s.accumulate, s.inp_type, s.out_type, ", real");
+    check_true(c, guards_hold(out.data) && !memcmp(out.data, again.data, n * (s.out_type == ET_F32 ? 4 : 2)), what,
+               direction, own, f->name, s.T, s.N, s.K, s.R, s.accumulate, s.inp_type, s.out_type, ": threads change bits");
     free(w);
     check_free();
 }
 
-static void check_dweight(struct check *c, int T, int N, int K) {
-    size_t NK = (size_t)N * (size_t)K;
-    float *inp = check_floats((size_t)T * (size_t)K, 1), *dout = check_floats((size_t)T * (size_t)N, 2);
+static void check_product(struct check *c, et_context *alone, const struct format *f, struct shape s) {
+    check_direction(c, alone, 0, f, s);
+    check_direction(c, alone, 1, f, s);
+}
+
+static void check_dweight(struct check *c, int T, int N, int K, int dout_type, int inp_type) {
+    size_t NK = (size_t)N * (size_t)K, TN = (size_t)T * (size_t)N, TK = (size_t)T * (size_t)K;
+    et_array inp = array_of(check_floats(TK, 1), TK, inp_type), dout = array_of(check_floats(TN, 2), TN, dout_type);
     float *dw = check_floats(NK, 3), *want = check_copy(dw, NK);
     et_matmul_dweight(c->ctx, dw, dout, inp, 0.7f, T, N, K);
     ref_matmul_dweight(NULL, want, dout, inp, 0.7f, T, N, K);
-    check_close(c, dw, want, NK, CLOSE, "matmul_dweight T %d N %d K %d", T, N, K);
+    check_close(c, dw, want, NK, rounding(numbers_of(c->ctx, 1, ET_F32, T)), "matmul_dweight T %d N %d K %d types %d %d",
+                T, N, K, dout_type, inp_type);
     check_free();
 }
 
@@ -255,12 +272,19 @@ static void check_weights(struct check *c, const struct format *f) {
 /* Arguments that must be refused, and with which code. */
 static void check_refusals(struct check *c) {
     float x[512] = {0};
+    et_array a = {x, ET_F32}, h = {x, ET_BF16}, bad = {x, ET_Q8_0};
     int32_t low[1] = {-1}, high[1] = {2};
-    check_true(c, et_matmul_forward(c->ctx, x, x, x, 99, 1, 0, 1, 1, 32) == ET_BAD_FORMAT, "unknown format");
-    check_true(c, et_matmul_forward(c->ctx, x, x, x, ET_Q4_0, 1, 0, 1, 1, 33) == ET_BAD_ARGUMENT, "K not whole blocks");
-    check_true(c, et_matmul_backward(c->ctx, x, x, x, ET_Q4_K, 1, 0, 1, 1, 32) == ET_BAD_ARGUMENT, "K below a block");
-    check_true(c, et_matmul_forward(c->ctx, x, x, NULL, ET_F32, 1, 0, 1, 1, 1) == ET_BAD_ARGUMENT, "no weight");
-    check_true(c, et_matmul_dweight(c->ctx, x, x, x, 1, 0, 1, 1) == ET_BAD_ARGUMENT, "T 0");
+    check_true(c, et_matmul_forward(c->ctx, a, a, x, 99, x, x, 1, 0, 1, 1, 32, 0) == ET_BAD_FORMAT, "unknown format");
+    check_true(c, et_matmul_forward(c->ctx, a, a, x, ET_Q4_0, x, x, 1, 0, 1, 1, 33, 0) == ET_BAD_ARGUMENT,
+               "K not whole blocks");
+    check_true(c, et_matmul_backward(c->ctx, a, a, x, ET_Q4_K, x, x, 1, 0, 1, 1, 32, 0) == ET_BAD_ARGUMENT,
+               "K below a block");
+    check_true(c, et_matmul_forward(c->ctx, a, a, NULL, ET_F32, x, x, 1, 0, 1, 1, 1, 0) == ET_BAD_ARGUMENT, "no weight");
+    check_true(c, et_matmul_forward(c->ctx, a, a, x, ET_F32, NULL, x, 1, 0, 1, 1, 1, 2) == ET_BAD_ARGUMENT, "no x");
+    check_true(c, et_matmul_forward(c->ctx, bad, a, x, ET_F32, x, x, 1, 0, 1, 1, 1, 0) == ET_BAD_ARGUMENT, "bad type");
+    check_true(c, et_matmul_forward(c->ctx, h, a, x, ET_F32, x, x, 1, 1, 1, 1, 1, 0) == ET_BAD_ARGUMENT,
+               "accumulating in bf16");
+    check_true(c, et_matmul_dweight(c->ctx, x, a, a, 1, 0, 1, 1) == ET_BAD_ARGUMENT, "T 0");
     check_true(c, et_embed(c->ctx, x, low, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token below the vocabulary");
     check_true(c, et_embed(c->ctx, x, high, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token above the vocabulary");
     et_context *none = NULL;
@@ -268,27 +292,36 @@ static void check_refusals(struct check *c) {
                "scratch too small");
 }
 
-static void check_row(struct check *c, et_context *alone) {
-    static const int sizes[] = {1, 2, 7, 33}, outputs[] = {1, 8, 37, 100};
-    for (int f = 0; f < COUNT(formats); f++) {
-        int odd = formats[f].block == 1 ? 45 : 3 * formats[f].block, one = formats[f].block == 1 ? 8 : formats[f].block;
-        for (int t = 0; t < COUNT(sizes); t++)
-            for (int n = 0; n < COUNT(outputs); n++)
-                check_product(c, alone, &formats[f], sizes[t], outputs[n], n % 2 ? one : odd, (t + n) % 2,
-                              n == 2 ? 0.3f : 1);
+/* Every format, odd sizes, several blocks each way, every mixture of types, with and without LoRA's part. */
+static void check_products(struct check *c, et_context *alone) {
+    static const int T[] = {1, 2, 7, 12, 33, 70}, N[] = {37, 16, 8, 100, 1, 33}, R[] = {0, 8, 1, 40, 0, 3};
+    for (int f = 0; f < COUNT(formats); f++)
+        for (int i = 0; i < COUNT(T); i++) {
+            int odd = i % 2 && formats[f].block == 1, K = formats[f].block > 1 ? 3 * formats[f].block : odd ? 45 : 96;
+            check_product(c, alone, &formats[f], (struct shape){T[i], N[i], K, R[i], i % 2, ET_F32, ET_F32, 0.5f});
+            check_product(c, alone, &formats[f], (struct shape){T[i], N[i], K, R[i], 0, ET_BF16, ET_BF16, 1});
+        }
+    for (int i = 0; i < 4; i++) { /* more than one block of inner elements, of columns, of rows */
+        int inp = i % 2 ? ET_BF16 : ET_F32, out = i / 2 ? ET_BF16 : ET_F32, accumulate = out == ET_F32;
+        check_product(c, alone, &formats[5], (struct shape){130, 96, 1600, 8, accumulate, inp, out, 1});
+        check_product(c, alone, &formats[5], (struct shape){5, 800, 800, 70, 0, inp, out, 1});
+        check_product(c, alone, &formats[3], (struct shape){700, 40, 64, 8, 0, inp, out, 1});
+        check_product(c, alone, &formats[11], (struct shape){9, 600, 1280, 16, 0, inp, out, 1});
+        check_product(c, alone, &formats[4], (struct shape){40, 64, 4096, 8, 0, inp, out, 1});
+        check_product(c, alone, &formats[0], (struct shape){3, 5, 1, 1, accumulate, inp, out, 1});
+        for (int t = 0; t < COUNT(T); t++) {
+            check_dweight(c, T[t], 8, 45, inp, out);
+            check_dweight(c, T[t], 45, 8, inp, out);
+            check_dweight(c, T[t], 1, 1, inp, out);
+        }
+        check_dweight(c, 600, 8, 33, inp, out);
+        check_dweight(c, 600, 100, 16, inp, out);
+    }
+}
+
+static void check_row(struct check *c) {
+    for (int f = 0; f < COUNT(formats); f++)
         check_weights(c, &formats[f]);
-    }
-    check_product(c, alone, &formats[0], 3, 5, 1, 1, 1);
-    check_product(c, alone, &formats[5], 130, 96, 1600, 1, 0.5f); /* more than one block of inner elements, */
-    check_product(c, alone, &formats[5], 5, 800, 800, 0, 1);      /* of columns, */
-    check_product(c, alone, &formats[3], 700, 40, 64, 0, 1);      /* and of rows */
-    check_product(c, alone, &formats[11], 9, 600, 1280, 0, 1);
-    for (int t = 0; t < COUNT(sizes); t++) {
-        check_dweight(c, sizes[t], 8, 45);
-        check_dweight(c, sizes[t], 45, 8);
-        check_dweight(c, sizes[t], 1, 1);
-    }
-    check_dweight(c, 600, 8, 33);
     check_refusals(c);
     check_ops(c);
 }
@@ -302,24 +335,6 @@ static et_context *make_context(const char *isa, enum et_precision precision, in
     return *scratch && et_context_create(&ctx, isa, precision, threads, *scratch, bytes) == ET_OK ? ctx : NULL;
 }
 
-/* The products that round: every format but F32, which never does, odd sizes, and several blocks each way. */
-static void check_precision(struct check *c, et_context *ctx, et_context *alone) {
-    static const int T[] = {1, 2, 7, 12, 33, 70}, N[] = {37, 16, 8, 100, 1, 33};
-    for (int backward = 0; backward < 2; backward++) {
-        for (int f = 1; f < COUNT(formats); f++)
-            for (int i = 0; i < COUNT(T); i++)
-                check_rounded(c, ctx, alone, backward, &formats[f], T[i], N[i],
-                              formats[f].block > 1 ? 3 * formats[f].block
-                              : i % 2              ? 45
-                                                   : 96,
-                              i % 2);
-        check_rounded(c, ctx, alone, backward, &formats[5], 130, 96, 1600, 1);
-        check_rounded(c, ctx, alone, backward, &formats[5], 5, 800, 800, 0);
-        check_rounded(c, ctx, alone, backward, &formats[3], 700, 40, 64, 0);
-        check_rounded(c, ctx, alone, backward, &formats[11], 9, 600, 1280, 0);
-    }
-}
-
 static void check_isa(struct check *total, const char *isa) {
     struct check c = {.isa = isa};
     for (int precision = ET_EXACT; precision <= ET_INT8; precision++) {
@@ -328,10 +343,11 @@ static void check_isa(struct check *total, const char *isa) {
         et_context *alone = make_context(isa, (enum et_precision)precision, 1, &scratch_alone);
         if (!c.ctx || !alone)
             check_true(&c, 0, "no context");
-        else if (precision == ET_EXACT)
-            check_row(&c, alone);
-        else
-            check_precision(&c, c.ctx, alone);
+        else {
+            check_products(&c, alone);
+            if (precision == ET_EXACT)
+                check_row(&c);
+        }
         et_context_destroy(c.ctx);
         et_context_destroy(alone);
         free(scratch);

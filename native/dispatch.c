@@ -192,3 +192,24 @@ const char *et_context_isa(const et_context *ctx) { return et_context_row(ctx)->
 const char *et_context_product(const et_context *ctx, int backward) {
     return et_context_row(ctx)->product(et_precision(ctx), backward);
 }
+
+struct register_loop {
+    const et_context *ctx;
+    int backward;
+    int64_t n;
+    double operations;
+};
+
+static void register_loop_task(void *arg, int task, int thread) {
+    struct register_loop *p = arg;
+    double operations = et_context_row(p->ctx)->peak(et_precision(p->ctx), p->backward, p->n);
+    (void)thread;
+    if (task == 0)
+        p->operations = operations * et_threads(p->ctx);
+}
+
+double et_register_loop(et_context *ctx, int backward, int64_t n) {
+    struct register_loop p = {ctx, backward, n, 0};
+    et_parallel(ctx, register_loop_task, &p, et_threads(ctx));
+    return p.operations;
+}

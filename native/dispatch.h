@@ -24,6 +24,9 @@ static inline int all_set(const void *const *p) {
     return 1;
 }
 
+/* 1 if an array's type is one that activations have. */
+static inline int is_array(et_array a) { return a.type == ET_F32 || a.type == ET_BF16; }
+
 /* ET_OK if rows of `columns` weights can be in `format`. */
 static inline int check_format(int format, int64_t columns) {
     int block = et_format_block(format);

@@ -6,28 +6,31 @@
 #define RUN(op, ...) (et_context_row(ctx)->op(ctx, __VA_ARGS__), ET_OK)
 
 /* What both products with a frozen weight [N, K] need. */
-static int check_product(const void *out, const void *inp, const void *w, int format, int T, int N, int K) {
-    NEED_ALL(out, inp, w);
+static int check_product(et_array out, et_array inp, const void *w, int format, const float *x, const float *y,
+                         int accumulate, int T, int N, int K, int R) {
+    NEED_ALL(out.data, inp.data, w);
     NEED_POSITIVE(T, N, K);
+    NEED(R == 0 || (R > 0 && x && y), ET_BAD_ARGUMENT);
+    NEED(is_array(out) && is_array(inp) && (!accumulate || out.type == ET_F32), ET_BAD_ARGUMENT);
     return check_format(format, K);
 }
 
-int et_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
-                      int accumulate, int T, int N, int K) {
-    int code = check_product(out, inp, w, format, T, N, K);
-    return code ? code : RUN(matmul_forward, out, inp, w, format, scale, accumulate, T, N, K);
+int et_matmul_forward(et_context *ctx, et_array out, et_array inp, const void *w, int format, const float *x,
+                      const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    int code = check_product(out, inp, w, format, x, y, accumulate, T, N, K, R);
+    return code ? code : RUN(matmul_forward, out, inp, w, format, x, y, scale, accumulate, T, N, K, R);
 }
 
-int et_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
-                       int accumulate, int T, int N, int K) {
-    int code = check_product(dinp, dout, w, format, T, N, K);
-    return code ? code : RUN(matmul_backward, dinp, dout, w, format, scale, accumulate, T, N, K);
+int et_matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
+                       const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    int code = check_product(dinp, dout, w, format, x, y, accumulate, T, N, K, R);
+    return code ? code : RUN(matmul_backward, dinp, dout, w, format, x, y, scale, accumulate, T, N, K, R);
 }
 
-int et_matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,
-                      int K) {
-    NEED_ALL(dw, dout, inp);
+int et_matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K) {
+    NEED_ALL(dw, dout.data, inp.data);
     NEED_POSITIVE(T, N, K);
+    NEED(is_array(dout) && is_array(inp), ET_BAD_ARGUMENT);
     return RUN(matmul_dweight, dw, dout, inp, scale, T, N, K);
 }
 

@@ -34,12 +34,12 @@ enum et_format {
     ET_Q2_K = 10, ET_Q3_K = 11, ET_Q4_K = 12, ET_Q5_K = 13, ET_Q6_K = 14, ET_IQ4_NL = 20, ET_BF16 = 30,
 };
 
-/* How products with a frozen weight that is not F32 are computed; all else is float.
+/* How the products of et_matmul_* and attention are computed; sums, and all else, are float.
  * ET_EXACT: in float. ET_FAST: in the quickest way that keeps the gradient of a LoRA within a cosine of 0.9995 of
- * float's: bf16 where the CPU multiplies it, both sides rounded to nearest and summed in float. ET_INT8: in 8-bit
- * integers, as far as it is built, for a cosine of 0.995: along K, in blocks of 32, inp is rounded to 127ths of the
- * block's largest magnitude, and w keeps its codes in the formats that have such blocks and is rounded likewise in the
- * others; backward, and products whose K is no multiple of 32, are done as ET_FAST does. */
+ * float's: bf16 where the CPU multiplies it, both sides rounded to nearest. ET_INT8: in 8-bit integers, as far as it is
+ * built, for a cosine of 0.995: along K, in blocks of 32, inp is rounded to 127ths of the block's largest magnitude, and
+ * w keeps its codes in the formats that have such blocks and is rounded likewise in the others; backward, products with
+ * weights in F32, and those whose K is no multiple of 32, are done as ET_FAST does. */
 enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };
 
 /* Activations: float (type ET_F32), or bf16 (type ET_BF16), which takes half the memory and is rounded to nearest where
@@ -67,17 +67,20 @@ void et_context_destroy(et_context *ctx);
 const char *et_context_isa(const et_context *ctx);
 /* What et_matmul_forward or _backward multiply in, on this row at this precision: "float", "bf16" or "int8". */
 const char *et_context_product(const et_context *ctx, int backward);
+/* Runs a loop of such multiplications and additions in registers n times on every thread, for its time to be taken as
+ * the most that products could reach; returns the operations done. */
+double et_register_loop(et_context *ctx, int backward, int64_t n);
 
-/* ---- products with a frozen weight w [N, K] in any format -------------------------------------------------- */
-/* out [T, N] (accumulate: +)= scale * inp [T, K] . w^T */
-int et_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
-                      int accumulate, int T, int N, int K);
-/* dinp [T, K] (accumulate: +)= scale * dout [T, N] . w */
-int et_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
-                       int accumulate, int T, int N, int K);
+/* ---- products with a frozen weight w [N, K] in any format, and LoRA's part of rank R beside it ------------------ */
+/* out [T, N] (accumulate: +)= scale * (inp [T, K] . w^T + x [T, R] . y [N, R]^T); R = 0: x and y are not looked at.
+ * Where accumulating, out is float. Where it is bf16 and K large, sums are rounded once every few thousand of K. */
+int et_matmul_forward(et_context *ctx, et_array out, et_array inp, const void *w, int format, const float *x,
+                      const float *y, float scale, int accumulate, int T, int N, int K, int R);
+/* dinp [T, K] (accumulate: +)= scale * (dout [T, N] . w + x [T, R] . y [R, K]); as forward. */
+int et_matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
+                       const float *y, float scale, int accumulate, int T, int N, int K, int R);
 /* dw [N, K] += scale * dout [T, N]^T . inp [T, K]; accumulates. For the small float weights of LoRA. */
-int et_matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale,
-                      int T, int N, int K);
+int et_matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K);
 /* out [n] = the values of n consecutive weights; n a multiple of the block */
 int et_dequantize(et_context *ctx, float *out, const void *w, int format, int64_t n);
 /* out [T, D] = scale * rows tokens[t] of w [V, D] */

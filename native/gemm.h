@@ -14,13 +14,18 @@ struct side {
     ptrdiff_t rs, ks;
 };
 
-/* A tile: C [rows <= MR, columns <= NR] (accumulate: +)= alpha * A . B over K; element (i, j) of C is
- * c[i * c_rs + j * c_cs], and b.rs is 1. */
+#define SEGMENTS 2
+
+/* A tile: C [rows <= MR, columns <= NR] (accumulate: +)= alpha * (the sum of A . B over K of all segments); element
+ * (i, j) of C is c[i * c_rs + j * c_cs], and b.rs is 1. C is float where c_cs is not 1. */
 struct tile {
-    float *c;
+    et_array c;
     ptrdiff_t c_rs, c_cs;
-    struct side a, b;
-    int rows, columns, K, accumulate;
+    struct {
+        struct side a, b;
+        int K;
+    } s[SEGMENTS];
+    int rows, columns, accumulate;
     float alpha;
 };
 
@@ -39,54 +44,60 @@ _Static_assert(MR <= MOST_ROWS, "rows of a tile");
 #endif
 _Static_assert(MR % 4 == 0, "rows of a tile come in fours");
 
+/* C's next n <= VL values from (i, j) on, where columns lie side by side. */
+static inline void store_sums(const struct tile *t, int i, int j, vec x, int n) {
+    x *= t->alpha;
+    int64_t at = i * t->c_rs + j;
+    store_part(t->c, at, t->accumulate ? load_part(t->c, at, n) + x : x, n);
+}
+
+/* Row i of a tile whose sums, `columns` of them or more up to whole vectors, are in memory. */
+static inline void store_row(const struct tile *t, int i, const float *sums) {
+    if (t->c_cs == 1) {
+        for (int j = 0; j < t->columns; j += VL)
+            store_sums(t, i, j, vload(sums + j), min_int(t->columns - j, VL));
+        return;
+    }
+    float *c = (float *)t->c.data + i * t->c_rs;
+    for (int j = 0; j < t->columns; j++)
+        c[j * t->c_cs] = (t->accumulate ? c[j * t->c_cs] : 0) + t->alpha * sums[j];
+}
+
 /* Stores `nv` vectors of each of mr rows of acc [mr, stride], all constants where this is inlined. */
 static inline __attribute__((always_inline)) void tile_store(const struct tile *t, vec *acc, const int mr,
                                                              const int stride, const int nv) {
-    const int rows = t->rows, columns = t->columns, accumulate = t->accumulate;
-    const float alpha = t->alpha;
-    const ptrdiff_t c_rs = t->c_rs, c_cs = t->c_cs;
-    float *c = t->c;
-    if (rows == mr && columns == nv * VL && c_cs == 1) {
-        UNROLL for (int i = 0; i < mr; i++, c += c_rs) {
+    if (t->rows == mr && t->columns == nv * VL && t->c_cs == 1 && t->c.type == ET_F32) {
+        const float alpha = t->alpha;
+        float *c = t->c.data;
+        UNROLL for (int i = 0; i < mr; i++, c += t->c_rs) {
             UNROLL for (int j = 0; j < nv; j++) {
                 vec x = alpha * acc[i * stride + j];
-                vstore(c + j * VL, accumulate ? vload(c + j * VL) + x : x);
+                vstore(c + j * VL, t->accumulate ? vload(c + j * VL) + x : x);
             }
         }
         return;
     }
-    vec edge[MOST_ROWS][NV]; /* so that acc is never indexed by a variable and can stay in registers */
+    vec sums[MOST_ROWS][NV]; /* so that acc is never indexed by a variable and can stay in registers */
     UNROLL for (int i = 0; i < mr; i++) {
-        UNROLL for (int j = 0; j < nv; j++) edge[i][j] = alpha * acc[i * stride + j];
+        UNROLL for (int j = 0; j < nv; j++) sums[i][j] = acc[i * stride + j];
     }
-    for (int i = 0; i < rows; i++, c += c_rs)
-        for (int j = 0; j < columns; j++)
-            c[j * c_cs] = (accumulate ? c[j * c_cs] : 0) + edge[i][j / VL][j % VL];
-}
-
-/* One row of a tile whose sums, `columns` of them or more up to whole vectors, are in memory. */
-static inline void store_row(const struct tile *t, int i, const float *sums) {
-    float *c = t->c + i * t->c_rs;
-    int j = 0;
-    for (; t->c_cs == 1 && j + VL <= t->columns; j += VL) {
-        vec x = t->alpha * vload(sums + j);
-        vstore(c + j, t->accumulate ? vload(c + j) + x : x);
-    }
-    for (; j < t->columns; j++)
-        c[j * t->c_cs] = (t->accumulate ? c[j * t->c_cs] : 0) + t->alpha * sums[j];
+    for (int i = 0; i < t->rows; i++)
+        store_row(t, i, (const float *)sums[i]);
 }
 
 /* nv and packed are constants where this is inlined. */
 static inline __attribute__((always_inline)) void tile(const struct tile *t, const int nv, const int packed) {
     vec acc[MR][NV] = {0};
-    const float *a = t->a.p, *b = t->b.p;
-    const ptrdiff_t a_rs = t->a.rs, a_ks = packed ? MR : t->a.ks, b_ks = packed ? nv * VL : t->b.ks;
-    for (int k = t->K; k > 0; k--, a += a_ks, b += b_ks) {
-        vec bv[NV];
-        LOAD_A(a);
-        UNROLL for (int j = 0; j < nv; j++) bv[j] = vload(b + j * VL);
-        UNROLL for (int i = 0; i < MR; i++) {
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
+    for (int s = 0; s < SEGMENTS; s++) {
+        const float *a = t->s[s].a.p, *b = t->s[s].b.p;
+        const ptrdiff_t a_rs = t->s[s].a.rs, a_ks = packed ? MR : t->s[s].a.ks, b_ks = packed ? nv * VL : t->s[s].b.ks;
+        for (int k = t->s[s].K; k > 0; k--, a += a_ks, b += b_ks) {
+            vec bv[NV];
+            LOAD_A(a);
+            UNROLL for (int j = 0; j < nv; j++) bv[j] = vload(b + j * VL);
+            UNROLL for (int i = 0; i < MR; i++) {
+                UNROLL for (int j = 0; j < nv; j++) acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
+            }
         }
     }
     tile_store(t, acc[0], MR, NV, nv);
@@ -118,7 +129,9 @@ FOR_EACH_NV(TILE)
 
 /* The tile as wide as it needs to be. */
 static void tile_any(const struct tile *t) {
-    int nv = panel_vectors(t->columns), packed = t->a.rs == 1 && t->a.ks == MR && t->b.ks == nv * VL;
+    int nv = panel_vectors(t->columns), packed = 1;
+    for (int s = 0; s < SEGMENTS; s++)
+        packed &= !t->s[s].K || (t->s[s].a.rs == 1 && t->s[s].a.ks == MR && t->s[s].b.ks == nv * VL);
     switch (nv) { FOR_EACH_NV(TILE_CASE) }
 }
 
@@ -142,14 +155,14 @@ static void gemm(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_rs, ptrdif
     struct side b_side = {b, b_transposed ? ldb : 1, b_transposed ? 1 : ldb};
     for (int n = 0; n < N; n += NR, b_side.p += NR * b_side.rs)
         packed_side(b_panels + (ptrdiff_t)n * K, panel_vectors(N - n) * VL, b_side, min_int(N - n, NR), K);
-    struct tile t = {.c_rs = ldc, .c_cs = 1, .K = K, .accumulate = accumulate, .alpha = alpha};
+    struct tile t = {.c_rs = ldc, .c_cs = 1, .s[0].K = K, .accumulate = accumulate, .alpha = alpha};
     for (int m = 0; m < M; m += MR) {
         t.rows = min_int(M - m, MR);
-        t.a = packed_side(a_panel, MR, (struct side){a + m * a_rs, a_rs, a_cs}, t.rows, K);
+        t.s[0].a = packed_side(a_panel, MR, (struct side){a + m * a_rs, a_rs, a_cs}, t.rows, K);
         for (int n = 0; n < N; n += NR) {
-            t.c = c + m * ldc + n;
+            t.c = (et_array){c + m * ldc + n, ET_F32};
             t.columns = min_int(N - n, NR);
-            t.b = (struct side){b_panels + (ptrdiff_t)n * K, 1, panel_vectors(t.columns) * VL};
+            t.s[0].b = (struct side){b_panels + (ptrdiff_t)n * K, 1, panel_vectors(t.columns) * VL};
             tile_any(&t);
         }
     }

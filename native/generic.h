@@ -34,17 +34,19 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 ET_OPS(OP)
 #undef OP
 
+#include "vmath.h"
+#include "array.h"
 #include "pack.h"
 #include "gemm.h"
 #include "product.h"
+#include "float32.h"
 #include "int8.h"
 #ifdef __AVX512BF16__
 #include "bf16.h"
 #endif
 #include "matmul.h"
+#include "peak.h"
 #include "weights.h"
-#include "vmath.h"
-#include "array.h"
 #include "norm.h"
 #include "rope.h"
 #include "attention.h"
@@ -61,6 +63,7 @@ const struct et_row PASTE(et_row_, ET_ISA) = {
     .name = STRING(ET_ISA),
     .needs = ET_NEEDS,
     .product = product_numbers,
+    .peak = product_peak,
 #define OP(name, args) .name = name,
     ET_OPS(OP)
 #undef OP

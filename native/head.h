@@ -66,7 +66,8 @@ static void head_forward(et_context *ctx, float *logp, int32_t *best, float *log
     for (int t = 0; t < T; t += chunk) {
         int n = min_int(chunk, T - t);
         struct head_args args = {logp + t, logits, best ? best + t : NULL, targets + t, NULL, V};
-        matmul_forward(ctx, logits, h + (ptrdiff_t)t * D, w, format, 1.0f, 0, n, V, D);
+        matmul_forward(ctx, (et_array){logits, ET_F32}, (et_array){(void *)(h + (ptrdiff_t)t * D), ET_F32}, w, format, NULL,
+                       NULL, 1.0f, 0, n, V, D, 0);
         et_parallel(ctx, head_forward_task, &args, n);
     }
 }
@@ -92,8 +93,10 @@ static void head_backward(et_context *ctx, float *dh, float *logp, float *logits
     for (int t = 0; t < T; t += chunk) {
         int n = min_int(chunk, T - t);
         struct head_args args = {logp + t, logits, NULL, targets + t, a + t, V};
-        matmul_forward(ctx, logits, h + (ptrdiff_t)t * D, w, format, 1.0f, 0, n, V, D);
+        matmul_forward(ctx, (et_array){logits, ET_F32}, (et_array){(void *)(h + (ptrdiff_t)t * D), ET_F32}, w, format, NULL,
+                       NULL, 1.0f, 0, n, V, D, 0);
         et_parallel(ctx, head_backward_task, &args, n);
-        matmul_backward(ctx, dh + (ptrdiff_t)t * D, logits, w, format, 1.0f, 0, n, V, D);
+        matmul_backward(ctx, (et_array){dh + (ptrdiff_t)t * D, ET_F32}, (et_array){logits, ET_F32}, w, format, NULL, NULL,
+                        1.0f, 0, n, V, D, 0);
     }
 }

@@ -60,36 +60,39 @@ static inline void int8_zeros(struct int8_panel p, int width, int rows, int K) {
         }
 }
 
-static void pack_a_int8(const struct product *p, int m, int rows) {
-    struct int8_panel panel = int8_panel(a_panel(p, m), MR, p->packed);
+static void pack_a_int8(const struct product *p, const struct segment *s, float *at, float *tmp, int m, int rows) {
+    struct int8_panel panel = int8_panel(at, MR, s->packed);
     int8_t q[32];
-    for (int r = 0; r < rows; r++)
-        for (int block = 0; block < p->kc / 32; block++) {
+    (void)p;
+    for (int r = 0; r < rows; r++) {
+        const float *x = array_floats(array_at(a_rows(p, s, m), r * s->a_rs), tmp, s->kc);
+        for (int block = 0; block < s->packed / 32; block++) {
             float *scale = &panel.scales[block * MR + r];
             int sum = 0;
-            quantize_32(q, scale, a_rows(p, m + r) + block * 32);
+            quantize_32(q, scale, x + block * 32);
             for (int i = 0; i < 32; i++)
                 sum += q[i];
             panel.extra[block * MR + r] = *scale * (float)sum;
             place_codes(panel, MR, r, block, q);
         }
-    int8_zeros(panel, MR, rows, p->kc);
+    }
+    int8_zeros(panel, MR, rows, s->packed);
 }
 
-static void pack_b_int8(const struct product *p, float *tmp, int task) {
+static void pack_b_int8(const struct product *p, const struct segment *s, float *tmp, int task) {
     int n = task * NR, columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
-    struct int8_panel panel = int8_panel(b_panel(p, n), width, p->packed);
+    struct int8_panel panel = int8_panel(b_panel(p, s, n), width, s->packed);
     int8_t q[32];
     for (int r = 0; r < columns; r++) {
-        const float *x = weights(p, tmp, p->n + n + r, p->k, p->kc);
-        int64_t first = (p->n + n + r) * p->ldw + p->k;
-        for (int block = 0; block < p->kc / 32; block++) {
-            weight_32(q, &panel.scales[block * width + r], &panel.extra[block * width + r], x + block * 32, p->w,
-                      p->format, first + block * 32);
+        const float *x = weights(s, tmp, p->n + n + r, s->k, s->kc);
+        int64_t first = (p->n + n + r) * s->ldw + s->k;
+        for (int block = 0; block < s->packed / 32; block++) {
+            weight_32(q, &panel.scales[block * width + r], &panel.extra[block * width + r], x + block * 32, s->w,
+                      s->format, first + block * 32);
             place_codes(panel, width, r, block, q);
         }
     }
-    int8_zeros(panel, width, columns, p->kc);
+    int8_zeros(panel, width, columns, s->packed);
 }
 
 /* acc [4, nv] += rows i .. i+3 of A times B over one block of 32. */
@@ -113,12 +116,15 @@ static inline __attribute__((always_inline)) void tile_int8_block(vec acc[4][NV]
 
 #define TILE_INT8(nv)                                                                                                  \
     static __attribute__((noinline)) void int8_##nv(const struct tile *t) {                                            \
-        struct int8_panel a = int8_panel(t->a.p, MR, t->K), b = int8_panel(t->b.p, nv * VL, t->K);                     \
         vec acc[MR][NV];                                                                                               \
         for (int i = 0; i < MR; i += 4) {                                                                              \
             vec rows[4][NV] = {0};                                                                                     \
-            for (int block = 0; block < t->K / 32; block++)                                                            \
-                tile_int8_block(rows, a, b, i, block, nv);                                                             \
+            for (int s = 0; s < SEGMENTS; s++) {                                                                       \
+                int K = t->s[s].K;                                                                                     \
+                struct int8_panel a = int8_panel(t->s[s].a.p, MR, K), b = int8_panel(t->s[s].b.p, nv * VL, K);         \
+                for (int block = 0; block < K / 32; block++)                                                           \
+                    tile_int8_block(rows, a, b, i, block, nv);                                                         \
+            }                                                                                                          \
             memcpy(acc + i, rows, sizeof rows);                                                                        \
         }                                                                                                              \
         tile_store(t, acc[0], MR, NV, nv);                                                                             \
@@ -136,6 +142,6 @@ static void tile_int8(const struct tile *t) {
 }
 
 static const struct kernel int8_kernel = {
-    .rows = MR, .columns = NR, .inner = KC, .unit = 32, .bytes = 4, .pack_a = pack_a_int8,
+    .rows = MR, .columns = NR, .inner = KC, .unit = 32, .bytes = 4, .direct = -1, .pack_a = pack_a_int8,
     .pack_b_transposed = pack_b_int8, .tile = tile_int8,
 };

@@ -1,73 +1,29 @@
-/* The one driver: C [M, N] (+)= alpha * A [M, K] . B, where B is a weight in any format, read as it lies (backward) or
- * transposed (forward), and A is floats with two strides.
+/* The one driver: C [M, N] (+)= alpha * (A . B + A' . B'), where B is a weight in any format, read as it lies (backward)
+ * or transposed (forward), A is activations with two strides, and A' . B' the same with a few inner elements: LoRA's
+ * part, or nothing.
  *
- * For each block of NC columns and kc <= KC inner elements, the threads first pack B together (each weight is unpacked
- * once, however many rows A has), and with it A; then they compute tiles. Blocks of A are at most MC rows. The packed
- * blocks lie in the context's shared scratch: B [kc, NC], then A [kc, MC].
+ * For each block of columns and inner elements, the threads first pack B together (each weight is unpacked once, however
+ * many rows A has), and with it A; then they compute tiles. Blocks are at most NC columns, KC inner elements of floats
+ * (or as many bytes of what is narrower) and MC rows, and lie packed in the context's shared scratch. Where C is bf16,
+ * sums are rounded when a block of inner elements ends, so it holds more of them, and fewer rows and columns.
  *
- * Where the product is so narrow that a side is used but once (LoRA's small matrices), that side is read where it lies,
- * and only the edges that a tile would read past are packed, in the thread's scratch.
+ * What a tile can read where it lies is not packed: activations in the type that is multiplied, and, in products so
+ * narrow that a side is used but once, floats. Edges that a tile would read past are packed in the thread's scratch.
  */
 
-#define UNPACK_ROWS 16        /* of the weight, before they are transposed together */
 #define ROWS_A_TASK 32        /* of C, at least, when computing */
 #define PANELS_A_TASK 4       /* of B, when computing */
-#define PACK_A_TASK 8         /* rows of the weight, when packing it as it lies */
 #define SLICES 16             /* tasks of a pass that packs */
 
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
-_Static_assert(KC * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
-_Static_assert(UNPACK_ROWS * KC <= ET_THREAD_FLOATS && NC <= ET_THREAD_FLOATS, "unpacked rows must fit, and edges");
-_Static_assert((MR + NR) * KC <= ET_THREAD_FLOATS, "in a thread's scratch");
+_Static_assert((KC + LOW_RANK) * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
+_Static_assert(2 * MR * KC * LONGER + NR * KC <= ET_THREAD_FLOATS, "edges must fit a thread's scratch");
 
 /* Whole tiles' rows. */
 static int rows_a_task(const struct product *p) {
     return ceil_div(ROWS_A_TASK, p->kernel->rows) * p->kernel->rows;
 }
-
-/* ---- packing floats ---------------------------------------------------------------------------------------- */
-
-/* Panel `task` of B from NR rows of w, UNPACK_ROWS at a time. */
-static void pack_b_transposed(const struct product *p, float *tmp, int task) {
-    int n = task * NR, columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
-    float *panel = b_panel(p, n);
-    for (int j = 0; j < columns; j += UNPACK_ROWS) {
-        int rows = min_int(columns - j, UNPACK_ROWS);
-        const float *src = tmp;
-        ptrdiff_t ld = p->kc;
-        for (int r = 0; r < rows; r++)
-            src = weights(p, tmp + r * ld, p->n + n + j + r, p->k, p->kc);
-        if (src != tmp + (rows - 1) * ld) { /* floats, read in place */
-            ld = p->ldw;
-            src -= (rows - 1) * ld;
-        } else
-            src = tmp;
-        pack_transposed(panel + j, width, src, ld, rows, p->kc);
-    }
-    pack_zeros(panel, width, columns, p->kc);
-}
-
-/* PACK_A_TASK rows k of all panels of B from as many rows of w. */
-static void pack_b_straight(const struct product *p, float *tmp, int task) {
-    int k_end = min_int((task + 1) * PACK_A_TASK, p->kc);
-    for (int k = task * PACK_A_TASK; k < k_end; k++) {
-        const float *row = weights(p, tmp, p->k + k, p->n, p->nc);
-        for (int n = 0; n < p->nc; n += NR) {
-            int columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
-            pack_panel(b_panel(p, n) + (ptrdiff_t)k * width, width, row + n, 1, 0, columns, 1);
-        }
-    }
-}
-
-static void pack_a_floats(const struct product *p, int m, int rows) {
-    pack_panel(a_panel(p, m), MR, a_rows(p, m), p->a_rs, p->a_cs, rows, p->kc);
-}
-
-static const struct kernel float_kernel = {
-    .rows = MR, .columns = NR, .inner = KC, .unit = 1, .bytes = 4, .pack_inner = PACK_A_TASK, .pack_a = pack_a_floats,
-    .pack_b_transposed = pack_b_transposed, .pack_b_straight = pack_b_straight, .tile = tile_any,
-};
 
 #ifdef __AVX512BF16__
 #define FAST_KERNEL bf16_kernel
@@ -75,76 +31,88 @@ static const struct kernel float_kernel = {
 #define FAST_KERNEL float_kernel
 #endif
 
-static const struct kernel *product_kernel(enum et_precision precision, int backward, int inner) {
-    if (precision == ET_INT8 && !backward && inner % 32 == 0)
+/* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
+static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
+    if (precision == ET_INT8 && !backward && format != ET_F32 && inner % 32 == 0)
         return &int8_kernel;
     return precision == ET_EXACT ? &float_kernel : &FAST_KERNEL;
 }
 
 static const char *product_numbers(enum et_precision precision, int backward) {
-    const struct kernel *kernel = product_kernel(precision, backward, 32);
+    const struct kernel *kernel = product_kernel(precision, backward, ET_Q8_0, 32);
     return kernel == &int8_kernel ? "int8" : kernel == &float_kernel ? "float" : "bf16";
 }
 
 /* ---- the driver -------------------------------------------------------------------------------------------- */
 
 /* Task `task` of packing A: as many rows as one of computing takes. */
-static void pack_a(const struct product *p, int task) {
+static void pack_a(const struct product *p, const struct segment *s, float *tmp, int task) {
     int end = min_int((task + 1) * rows_a_task(p), p->mc);
     for (int m = task * rows_a_task(p); m < end; m += p->kernel->rows)
-        p->kernel->pack_a(p, m, min_int(end - m, p->kernel->rows));
+        p->kernel->pack_a(p, s, a_panel(p, s, m), tmp, m, min_int(end - m, p->kernel->rows));
 }
+
+static int slice(int n, int task) { return n * task / SLICES; }
 
 /* Slice `task` of SLICES of all that this pass packs. */
 static void pack_task(void *arg, int task, int thread) {
     const struct product *p = arg;
     float *tmp = et_scratch(p->ctx, thread);
-    for (int i = p->pack_b * task / SLICES; i < p->pack_b * (task + 1) / SLICES; i++) {
-        if (p->transposed)
-            p->kernel->pack_b_transposed(p, tmp, i);
-        else
-            p->kernel->pack_b_straight(p, tmp, i);
+    for (const struct segment *s = p->s; s < p->s + SEGMENTS; s++) {
+        int b = !s->kc || !p->pack_b || s->b_direct ? 0
+                : p->transposed                     ? ceil_div(p->nc, p->kernel->columns)
+                                                    : ceil_div(s->packed, p->kernel->pack_inner);
+        for (int i = slice(b, task); i < slice(b, task + 1); i++)
+            (p->transposed ? p->kernel->pack_b_transposed : p->kernel->pack_b_straight)(p, s, tmp, i);
+        int a = !s->kc || s->a_direct ? 0 : ceil_div(p->mc, rows_a_task(p));
+        for (int i = slice(a, task); i < slice(a, task + 1); i++)
+            pack_a(p, s, tmp, i);
     }
-    for (int i = p->pack_a * task / SLICES; i < p->pack_a * (task + 1) / SLICES; i++)
-        pack_a(p, i);
 }
 
-static struct side a_side(const struct product *p, float *tmp, int m, int rows) {
-    struct side direct = {a_rows(p, m), p->a_rs, p->a_cs};
-    if (!p->a_direct)
-        return (struct side){a_panel(p, m), 1, MR};
-    return rows == MR ? direct : packed_side(tmp, MR, direct, rows, p->kc);
+static struct side a_side(const struct product *p, const struct segment *s, float *tmp, int m, int rows) {
+    const struct kernel *kernel = p->kernel;
+    if (s->a_direct && rows == kernel->rows)
+        return (struct side){a_rows(p, s, m).data, s->a_rs, kernel->run ? kernel->run : s->a_cs};
+    float *panel = s->a_direct ? tmp : a_panel(p, s, m);
+    if (s->a_direct)
+        kernel->pack_a(p, s, panel, NULL, m, rows);
+    return kernel->run ? (struct side){panel, kernel->run, kernel->rows * kernel->run} : (struct side){panel, 1, MR};
 }
 
-static struct side b_side(const struct product *p, float *tmp, int n, int columns) {
+static struct side b_side(const struct product *p, const struct segment *s, float *tmp, int n, int columns) {
     int width = panel_vectors(columns) * VL;
-    if (!p->b_direct)
-        return (struct side){b_panel(p, n), 1, width};
-    struct side direct = {(const float *)p->w + p->k * p->ldw + p->n + n, 1, p->ldw};
-    return columns == width ? direct : packed_side(tmp, width, direct, columns, p->kc);
+    if (!s->b_direct)
+        return (struct side){b_panel(p, s, n), 1, width};
+    struct side direct = {(const float *)s->w + s->k * s->ldw + p->n + n, 1, s->ldw};
+    return columns == width ? direct : packed_side(tmp, width, direct, columns, s->kc);
 }
 
 /* A thread's share of the tasks is a band of C along its longer side, so that it reads one of the packed sides where it
  * packed it itself. */
 static void compute_task(void *arg, int task, int thread) {
     const struct product *p = arg;
-    float *a_tmp = et_scratch(p->ctx, thread), *b_tmp = a_tmp + MR * KC;
+    float *b_tmp = et_scratch(p->ctx, thread), *a_tmp = b_tmp + NR * KC;
     uint8_t before[TILE_STATE];
     int rows = rows_a_task(p), columns = PANELS_A_TASK * p->kernel->columns;
     int down = ceil_div(p->mc, rows), across = ceil_div(p->nc, columns), by_rows = p->mc > p->nc;
     int m0 = (by_rows ? task / across : task % down) * rows, m1 = min_int(m0 + rows, p->mc);
     int n0 = (by_rows ? task % across : task / down) * columns, n1 = min_int(n0 + columns, p->nc);
-    struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .K = p->packed, .alpha = p->alpha};
-    t.accumulate = p->accumulate || p->k > 0;
+    struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .alpha = p->alpha};
+    t.accumulate = p->accumulate || !p->first;
+    for (int s = 0; s < SEGMENTS; s++)
+        t.s[s].K = p->s[s].packed;
     if (p->kernel->begin)
         p->kernel->begin(before);
     for (int n = n0; n < n1; n += p->kernel->columns) {
         t.columns = min_int(n1 - n, p->kernel->columns);
-        t.b = b_side(p, b_tmp, n, t.columns);
+        for (int s = 0; s < SEGMENTS; s++)
+            t.s[s].b = b_side(p, &p->s[s], b_tmp, n, t.columns);
         for (int m = m0; m < m1; m += p->kernel->rows) {
             t.rows = min_int(m1 - m, p->kernel->rows);
-            t.a = a_side(p, a_tmp, m, t.rows);
-            t.c = p->c + (p->m + m) * p->c_rs + (p->n + n) * p->c_cs;
+            for (int s = 0; s < SEGMENTS; s++)
+                t.s[s].a = a_side(p, &p->s[s], a_tmp, m, t.rows);
+            t.c = array_at(p->c, (p->m + m) * p->c_rs + (p->n + n) * p->c_cs);
             p->kernel->tile(&t);
         }
     }
@@ -154,65 +122,97 @@ static void compute_task(void *arg, int task, int thread) {
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
 static int inner_block(const struct product *p) {
-    int block = p->transposed ? et_format_block(p->format) : 1;
-    int unit = block > p->kernel->unit ? block : p->kernel->unit, most = p->kernel->inner / unit * unit;
-    return ceil_div(ceil_div(p->K, ceil_div(p->K, most)), unit) * unit;
+    int block = p->transposed ? et_format_block(p->s[0].format) : 1, K = p->s[0].K;
+    int unit = block > p->kernel->unit ? block : p->kernel->unit;
+    int most = p->kernel->inner * (p->c.type == ET_F32 ? 1 : LONGER) / unit * unit;
+    return ceil_div(ceil_div(K, ceil_div(K, most)), unit) * unit;
+}
+
+/* Segment i's block from k on, its panels at `panels`; returns where these end. */
+static float *set_block(struct product *p, int i, int k, int most, float *panels) {
+    const struct kernel *kernel = p->kernel;
+    struct segment *s = &p->s[i];
+    s->k = k;
+    s->kc = min_int(s->K - k, most);
+    s->packed = ceil_div(s->kc, kernel->unit) * kernel->unit;
+    s->a_direct = i == 0 && s->kc && s->a.type == kernel->direct && (uintptr_t)s->a.data % 4 == 0 &&
+                  (kernel->run ? s->a_cs == 1 && s->a_rs % kernel->run == 0 && s->kc == s->packed : p->N <= NR);
+    s->b_direct = i == 0 && s->kc && kernel == &float_kernel && p->M <= MR && !p->transposed && floats_in_place(s) &&
+                  s->kc <= KC;
+    ptrdiff_t width = (ptrdiff_t)s->packed * kernel->bytes / 4;
+    s->b_panels = panels;
+    s->a_panels = panels + width * ceil_div(p->nc, kernel->columns) * kernel->columns;
+    return s->a_panels + width * ceil_div(p->mc, kernel->rows) * kernel->rows;
+}
+
+/* A block of columns and inner elements: all rows. */
+static void product_block(struct product *p, int rows, int tasks_across) {
+    p->pack_b = 1;
+    for (p->m = 0; p->m < p->M; p->m += rows) {
+        p->mc = min_int(p->M - p->m, rows);
+        et_parallel(p->ctx, pack_task, p, SLICES);
+        et_parallel(p->ctx, compute_task, p, ceil_div(p->mc, rows_a_task(p)) * tasks_across);
+        p->pack_b = 0;
+    }
 }
 
 static void product(struct product *p, const struct kernel *kernel) {
     p->kernel = kernel;
-    int kc = inner_block(p), float_tile = kernel == &float_kernel;
-    p->b_panels = et_shared(p->ctx);
-    p->a_panels = p->b_panels + (ptrdiff_t)kernel->inner * kernel->bytes / 4 * NC;
-    p->a_direct = p->N <= NR && float_tile;
-    p->b_direct = p->M <= MR && !p->transposed && float_tile && floats_in_place(p);
-    for (p->n = 0; p->n < p->N; p->n += NC) {
-        p->nc = min_int(p->N - p->n, NC);
-        for (p->k = 0; p->k < p->K; p->k += kc) {
-            p->kc = min_int(p->K - p->k, kc);
-            p->packed = ceil_div(p->kc, kernel->unit) * kernel->unit;
-            p->pack_b = p->b_direct     ? 0
-                        : p->transposed ? ceil_div(p->nc, kernel->columns)
-                                        : ceil_div(p->packed, kernel->pack_inner);
-            for (p->m = 0; p->m < p->M; p->m += MC) {
-                p->mc = min_int(p->M - p->m, MC);
-                int rows = ceil_div(p->mc, rows_a_task(p));
-                p->pack_a = p->a_direct ? 0 : rows;
-                et_parallel(p->ctx, pack_task, p, p->pack_a + p->pack_b ? SLICES : 0);
-                et_parallel(p->ctx, compute_task, p, rows * ceil_div(p->nc, PANELS_A_TASK * kernel->columns));
-                p->pack_b = 0;
-            }
+    int inner = inner_block(p), longest = inner > kernel->inner ? inner : kernel->inner;
+    int unit = p->transposed ? kernel->columns : 256, strip = rows_a_task(p);
+    int columns = NC * kernel->inner / longest / unit * unit, rows = MC * kernel->inner / longest / strip * strip;
+    int blocks = ceil_div(p->s[0].K, inner), low = ceil_div(p->s[1].K, LOW_RANK);
+    for (p->n = 0; p->n < p->N; p->n += columns) {
+        p->nc = min_int(p->N - p->n, columns);
+        for (int i = 0; i < blocks || i < blocks - 1 + low; i++) {
+            p->mc = min_int(p->M, rows);
+            p->first = i == 0;
+            float *panels = set_block(p, 0, min_int(i * inner, p->s[0].K), inner, et_shared(p->ctx));
+            set_block(p, 1, i < blocks - 1 ? p->s[1].K : (i - blocks + 1) * LOW_RANK, LOW_RANK, panels);
+            product_block(p, rows, ceil_div(p->nc, PANELS_A_TASK * kernel->columns));
         }
     }
 }
 
-/* Products with F32 weights, LoRA's among them, are always exact. */
-static const struct kernel *frozen_kernel(const et_context *ctx, int format, int backward, int inner) {
-    return product_kernel(format == ET_F32 ? ET_EXACT : et_precision(ctx), backward, inner);
+/* A product with LoRA's part, which may be absent: K = 0. That part is never rounded to 8 bits: it is computed apart where
+ * the rest is. */
+static void product_and_lora(struct product *p, const struct kernel *kernel, int backward) {
+    struct segment lora = p->s[1];
+    if (kernel == &int8_kernel)
+        p->s[1].K = 0;
+    product(p, kernel);
+    if (kernel != &int8_kernel || !lora.K)
+        return;
+    p->s[0] = lora;
+    p->accumulate = 1;
+    product(p, product_kernel(et_precision(p->ctx), backward, ET_F32, lora.K));
 }
 
-static void matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
-                           int accumulate, int T, int N, int K) {
-    struct product p = {.ctx = ctx, .c = out, .c_rs = N, .c_cs = 1, .a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K,
-                        .format = format, .transposed = 1, .M = T, .N = N, .K = K, .alpha = scale,
+static void matmul_forward(et_context *ctx, et_array out, et_array inp, const void *w, int format, const float *x,
+                           const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    struct product p = {.ctx = ctx, .c = out, .c_rs = N, .c_cs = 1, .transposed = 1, .M = T, .N = N, .alpha = scale,
                         .accumulate = accumulate};
-    product(&p, frozen_kernel(ctx, format, 0, K));
+    p.s[0] = (struct segment){.a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = K};
+    p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = R, .K = R};
+    product_and_lora(&p, product_kernel(et_precision(ctx), 0, format, K), 0);
 }
 
-static void matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
-                            int accumulate, int T, int N, int K) {
-    struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K,
-                        .format = format, .transposed = 0, .M = T, .N = K, .K = N, .alpha = scale,
+static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
+                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .transposed = 0, .M = T, .N = K, .alpha = scale,
                         .accumulate = accumulate};
-    product(&p, frozen_kernel(ctx, format, 1, N));
+    p.s[0] = (struct segment){.a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = N};
+    p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = K, .K = R};
+    product_and_lora(&p, product_kernel(et_precision(ctx), 1, format, N), 1);
 }
 
 /* The wider of dout and inp plays the weight: dw, or dw transposed. */
-static void matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,
-                           int K) {
-    struct product p = {.ctx = ctx, .c = dw, .c_rs = K, .c_cs = 1, .a = dout, .a_rs = 1, .a_cs = N, .w = inp, .ldw = K,
-                        .format = ET_F32, .M = N, .N = K, .K = T, .alpha = scale, .accumulate = 1};
-    struct product swapped = {.ctx = ctx, .c = dw, .c_rs = 1, .c_cs = K, .a = inp, .a_rs = 1, .a_cs = K, .w = dout,
-                              .ldw = N, .format = ET_F32, .M = K, .N = N, .K = T, .alpha = scale, .accumulate = 1};
-    product(N > K ? &swapped : &p, &float_kernel);
+static void matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K) {
+    int swap = N > K, M = swap ? K : N, columns = swap ? N : K;
+    et_array narrow = swap ? inp : dout, wide = swap ? dout : inp;
+    struct product p = {.ctx = ctx, .c = {dw, ET_F32}, .c_rs = swap ? 1 : K, .c_cs = swap ? K : 1, .M = M, .N = columns,
+                        .alpha = scale, .accumulate = 1};
+    p.s[0] = (struct segment){.a = narrow, .a_rs = 1, .a_cs = M, .w = wide.data, .ldw = columns, .format = wide.type,
+                              .K = T};
+    product(&p, product_kernel(et_precision(ctx), 1, ET_F32, T));
 }

@@ -1,71 +1,93 @@
 /* A product on its way: what the driver (matmul.h) and the packings share. */
 
 #define TILE_STATE 64
+#define LOW_RANK 32       /* inner elements of the second product in a block */
+#define LONGER (NC / 256) /* times the usual inner size of a block may have, where C is bf16 */
 
 struct product;
+struct segment;
 struct tile;
 
 /* Numbers to multiply in: how they are packed, and the tile that reads that. */
 struct kernel {
     int rows, columns; /* of a tile */
-    int inner;         /* inner elements of a block, at most; */
+    int inner;         /* inner elements of a block, as a rule; */
     int unit;          /* they are packed in such units, zeros behind the last; a power of two */
     int bytes;         /* an inner element takes in a panel */
+    int run;           /* inner elements of a row of A that the tile wants side by side, 0: one */
+    int direct;        /* the type of activations that the tile can read where they lie, or -1 */
     int pack_inner;    /* inner elements that a task packs of a weight read as it lies; a multiple of unit */
-    /* These write where a_panel and b_panel say: rows m .. m + rows - 1 of A, panel `task` of B, and pack_inner inner
-     * elements of all panels of B from task * pack_inner. */
-    void (*pack_a)(const struct product *p, int m, int rows);
-    void (*pack_b_transposed)(const struct product *p, float *tmp, int task);
-    void (*pack_b_straight)(const struct product *p, float *tmp, int task);
+    /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and pack_inner inner elements of all
+     * panels of B from task * pack_inner. */
+    void (*pack_a)(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows);
+    void (*pack_b_transposed)(const struct product *p, const struct segment *s, float *tmp, int task);
+    void (*pack_b_straight)(const struct product *p, const struct segment *s, float *tmp, int task);
     void (*tile)(const struct tile *t);
     /* Around a thread's use of tile, or NULL: `before` keeps TILE_STATE bytes of the thread's. */
     void (*begin)(void *before);
     void (*end)(const void *before);
 };
 
-struct product {
-    const struct kernel *kernel;
-    et_context *ctx;
-    float *c;
-    ptrdiff_t c_rs, c_cs;
-    const float *a;
+/* A [M, K] and B [K, N] of one of the products that are summed, and the block of them at hand. */
+struct segment {
+    et_array a;
     ptrdiff_t a_rs, a_cs;
     const void *w;
-    int64_t ldw;      /* weights a row of w */
-    int format;
-    int transposed;   /* 0: w is [K, N]; 1: w is [N, K] */
-    int M, N, K;
-    float alpha;
-    int accumulate;
-    int m, n, k;      /* where the current block begins, */
-    int mc, nc, kc;   /* and its size; */
-    int packed;       /* kc in whole units */
-    int pack_a, pack_b; /* pieces of the sides that this pass packs */
-    float *b_panels, *a_panels;
+    int64_t ldw; /* weights a row of w */
+    int format, K;
+    int k, kc;  /* where the block begins, and its inner size: 0 when it has no part in this block; */
+    int packed; /* kc in whole units */
+    float *a_panels, *b_panels;
     int a_direct, b_direct; /* this side is read where it lies */
 };
 
-static inline int floats_in_place(const struct product *p) {
-    return p->format == ET_F32 && (uintptr_t)p->w % sizeof(float) == 0;
+struct product {
+    const struct kernel *kernel;
+    et_context *ctx;
+    et_array c;
+    ptrdiff_t c_rs, c_cs;
+    struct segment s[SEGMENTS]; /* the second, of low rank, may have K = 0 */
+    int transposed; /* 0: w is [K, N]; 1: w is [N, K] */
+    int M, N;
+    float alpha;
+    int accumulate, first; /* first: of the blocks along the inner dimension */
+    int m, n;              /* where the current block begins, */
+    int mc, nc;            /* and its size */
+    int pack_b;            /* whether this pass packs the weights */
+};
+
+static inline int floats_in_place(const struct segment *s) {
+    return s->format == ET_F32 && (uintptr_t)s->w % sizeof(float) == 0;
 }
 
 /* `count` weights of row r of w from column i: in `tmp`, or where they lie if they are floats already. */
-static const float *weights(const struct product *p, float *tmp, int r, int i, int count) {
-    int64_t first = r * p->ldw + i;
-    if (floats_in_place(p))
-        return (const float *)p->w + first;
-    unpack(tmp, p->w, p->format, first, count);
+static const float *weights(const struct segment *s, float *tmp, int r, int i, int count) {
+    int64_t first = r * s->ldw + i;
+    if (floats_in_place(s))
+        return (const float *)s->w + first;
+    unpack(tmp, s->w, s->format, first, count);
     return tmp;
 }
 
-/* Panels of B lie one behind the other, those of A at fixed places. */
-static float *a_panel(const struct product *p, int m) {
-    return p->a_panels + (ptrdiff_t)m * p->kernel->inner * p->kernel->bytes / 4;
+/* Panels lie one behind the other. */
+static float *a_panel(const struct product *p, const struct segment *s, int m) {
+    return s->a_panels + (ptrdiff_t)m * s->packed * p->kernel->bytes / 4;
 }
 
-static float *b_panel(const struct product *p, int n) {
-    return p->b_panels + (ptrdiff_t)n * p->packed * p->kernel->bytes / 4;
+static float *b_panel(const struct product *p, const struct segment *s, int n) {
+    return s->b_panels + (ptrdiff_t)n * s->packed * p->kernel->bytes / 4;
 }
 
 /* Where row m of A begins, in the current block. */
-static const float *a_rows(const struct product *p, int m) { return p->a + (p->m + m) * p->a_rs + p->k * p->a_cs; }
+static et_array a_rows(const struct product *p, const struct segment *s, int m) {
+    return array_at(s->a, (p->m + m) * s->a_rs + s->k * s->a_cs);
+}
+
+/* Elements 0 .. n - 1 of an array: in `tmp`, or where they lie if they are floats already. */
+static const float *array_floats(et_array a, float *tmp, int n) {
+    if (a.type == ET_F32)
+        return a.data;
+    for (int i = 0; i < n; i += VL)
+        vstore_part(tmp + i, load_part(a, i, n - i), n - i);
+    return tmp;
+}

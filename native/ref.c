@@ -12,86 +12,89 @@ static float *floats(const void *w, int format, int64_t n) {
     return out;
 }
 
-static void store(float *out, double value, int accumulate) { *out = (float)(value + (accumulate ? (double)*out : 0)); }
+static float *array_floats(et_array a, int64_t n) { return floats(a.data, a.type, n); }
 
-void ref_matmul_forward(et_context *ctx, float *out, const float *inp, const void *w, int format, float scale,
-                        int accumulate, int T, int N, int K) {
-    float *W = floats(w, format, (int64_t)N * K);
-    (void)ctx;
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t n = 0; n < N; n++) {
-            double sum = 0;
+/* c [M, N] (accumulate: +)= scale * sum, element (m, n) of it at sum[m * N + n] */
+static void store(et_array c, const double *sum, float scale, int accumulate, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        array_put(c, i, (double)scale * sum[i] + (accumulate ? array_get(c, i) : 0));
+}
+
+/* sum [M, N] += a [M, K] . b, where b is [N, K] or [K, N] */
+static void add_product(double *sum, const float *a, const float *b, int transposed, int M, int N, int K) {
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t n = 0; n < N; n++)
             for (int64_t k = 0; k < K; k++)
-                sum += (double)inp[t * K + k] * (double)W[n * K + k];
-            store(&out[t * N + n], (double)scale * sum, accumulate);
-        }
-    free(W);
+                sum[m * N + n] += (double)a[m * K + k] * (double)b[transposed ? n * K + k : k * N + n];
 }
 
-void ref_matmul_backward(et_context *ctx, float *dinp, const float *dout, const void *w, int format, float scale,
-                         int accumulate, int T, int N, int K) {
-    float *W = floats(w, format, (int64_t)N * K);
-    (void)ctx;
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t k = 0; k < K; k++) {
-            double sum = 0;
-            for (int64_t n = 0; n < N; n++)
-                sum += (double)dout[t * N + n] * (double)W[n * K + k];
-            store(&dinp[t * K + k], (double)scale * sum, accumulate);
-        }
-    free(W);
-}
-
-/* What is defined is how numbers are rounded, so that is taken from quant.h. */
-static void int8_forward(float *out, const float *inp, const float *W, const void *w, int format, float scale,
-                         int accumulate, int T, int N, int K) {
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t n = 0; n < N; n++) {
-            double sum = 0;
+/* The same in 8-bit integers. What is defined is how numbers are rounded, so that is taken from quant.h; the last block
+ * may be short. */
+static void add_int8(double *sum, const float *a, const float *b, const void *w, int format, int M, int N, int K) {
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t n = 0; n < N; n++)
             for (int64_t k = 0; k < K; k += 32) {
                 int8_t x[32], q[32];
-                float dx, d, m;
-                quantize_32(x, &dx, inp + t * K + k);
-                weight_32(q, &d, &m, W + n * K + k, w, format, n * K + k);
+                float dx, d, least, block_a[32] = {0}, block_b[32] = {0};
+                size_t bytes = (size_t)(K - k < 32 ? K - k : 32) * sizeof(float);
+                memcpy(block_a, a + m * K + k, bytes);
+                memcpy(block_b, b + n * K + k, bytes);
+                quantize_32(x, &dx, block_a);
+                weight_32(q, &d, &least, block_b, w, format, n * K + k);
                 for (int i = 0; i < 32; i++)
-                    sum += (double)dx * x[i] * ((double)d * q[i] + (double)m);
+                    sum[m * N + n] += (double)dx * x[i] * ((double)d * q[i] + (double)least);
             }
-            store(&out[t * N + n], (double)scale * sum, accumulate);
-        }
 }
 
-static float *rounded_to_bf16(const float *x, int64_t n) {
-    float *out = floats(x, ET_F32, n);
+static void round_to_bf16(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        out[i] = bits_to_float((uint32_t)float_to_bf16(x[i]) << 16);
-    return out;
+        x[i] = bits_to_float((uint32_t)float_to_bf16(x[i]) << 16);
 }
 
-void ref_product(const char *numbers, int backward, float *out, const float *inp, const void *w, int format,
-                 float scale, int accumulate, int T, int N, int K) {
-    int64_t in_size = (int64_t)T * (backward ? N : K);
-    float *W = floats(w, format, (int64_t)N * K);
-    int bf16 = strcmp(numbers, "bf16") == 0;
-    float *x = bf16 ? rounded_to_bf16(inp, in_size) : floats(inp, ET_F32, in_size);
-    float *r = bf16 ? rounded_to_bf16(W, (int64_t)N * K) : floats(W, ET_F32, (int64_t)N * K);
-    if (strcmp(numbers, "int8") == 0)
-        int8_forward(out, inp, W, w, format, scale, accumulate, T, N, K);
-    else
-        (backward ? ref_matmul_backward : ref_matmul_forward)(NULL, out, x, r, ET_F32, scale, accumulate, T, N, K);
-    free(W);
-    free(x);
-    free(r);
+void ref_product(const char *numbers, int backward, et_array out, et_array inp, const void *w, int format,
+                 const float *x, const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    int inner = backward ? N : K, outer = backward ? K : N, bf16 = strcmp(numbers, "bf16") == 0;
+    float *parts[4] = {array_floats(inp, (int64_t)T * inner), floats(w, format, (int64_t)N * K),
+                       R ? floats(x, ET_F32, (int64_t)T * R) : NULL, R ? floats(y, ET_F32, (int64_t)R * outer) : NULL};
+    int64_t sizes[4] = {(int64_t)T * inner, (int64_t)N * K, (int64_t)T * R, (int64_t)R * outer};
+    double *sum = calloc((size_t)T * (size_t)outer, sizeof *sum);
+    for (int i = 0; i < 4 && bf16; i++)
+        round_to_bf16(parts[i], parts[i] ? sizes[i] : 0);
+    if (strcmp(numbers, "int8") == 0) {
+        add_int8(sum, parts[0], parts[1], w, format, T, outer, inner);
+        if (R)
+            add_product(sum, parts[2], parts[3], 1, T, outer, R);
+    } else {
+        add_product(sum, parts[0], parts[1], !backward, T, outer, inner);
+        if (R)
+            add_product(sum, parts[2], parts[3], !backward, T, outer, R);
+    }
+    store(out, sum, scale, accumulate, (int64_t)T * outer);
+    for (int i = 0; i < 4; i++)
+        free(parts[i]);
+    free(sum);
 }
 
-void ref_matmul_dweight(et_context *ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,
-                        int K) {
+void ref_matmul_forward(et_context *ctx, et_array out, et_array inp, const void *w, int format, const float *x,
+                        const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    (void)ctx;
+    ref_product("float", 0, out, inp, w, format, x, y, scale, accumulate, T, N, K, R);
+}
+
+void ref_matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
+                         const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    (void)ctx;
+    ref_product("float", 1, dinp, dout, w, format, x, y, scale, accumulate, T, N, K, R);
+}
+
+void ref_matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K) {
     (void)ctx;
     for (int64_t n = 0; n < N; n++)
         for (int64_t k = 0; k < K; k++) {
             double sum = 0;
             for (int64_t t = 0; t < T; t++)
-                sum += (double)dout[t * N + n] * (double)inp[t * K + k];
-            store(&dw[n * K + k], (double)scale * sum, 1);
+                sum += array_get(dout, t * N + n) * array_get(inp, t * K + k);
+            dw[n * K + k] = (float)((double)scale * sum + dw[n * K + k]);
         }
 }
 

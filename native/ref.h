@@ -3,7 +3,19 @@
 #ifndef ET_REF_H
 #define ET_REF_H
 
+#include "quant.h"
 #include "table.h"
+
+static inline double array_get(et_array a, int64_t i) {
+    return a.type == ET_F32 ? ((const float *)a.data)[i] : bits_to_float((uint32_t)((const uint16_t *)a.data)[i] << 16);
+}
+
+static inline void array_put(et_array a, int64_t i, double x) {
+    if (a.type == ET_F32)
+        ((float *)a.data)[i] = (float)x;
+    else
+        ((uint16_t *)a.data)[i] = float_to_bf16((float)x);
+}
 
 #define OP(name, args) void ref_##name args;
 ET_OPS(OP)
@@ -11,7 +23,7 @@ ET_OPS(OP)
 
 /* The products in the numbers that a row may round to, named as et_context_product does; sums are in double.
  * "bf16": inp, dout and w rounded to nearest. "int8": as quant.h rounds, along the summed dimension. */
-void ref_product(const char *numbers, int backward, float *out, const float *inp, const void *w, int format,
-                 float scale, int accumulate, int T, int N, int K);
+void ref_product(const char *numbers, int backward, et_array out, et_array inp, const void *w, int format,
+                 const float *x, const float *y, float scale, int accumulate, int T, int N, int K, int R);
 
 #endif

@@ -10,12 +10,11 @@
 #include "et.h"
 
 #define ET_OPS(OP)                                                                                                     \
-    OP(matmul_forward, (et_context * ctx, float *out, const float *inp, const void *w, int format, float scale,        \
-                        int accumulate, int T, int N, int K))                                                          \
-    OP(matmul_backward, (et_context * ctx, float *dinp, const float *dout, const void *w, int format, float scale,     \
-                         int accumulate, int T, int N, int K))                                                         \
-    OP(matmul_dweight, (et_context * ctx, float *dw, const float *dout, const float *inp, float scale, int T, int N,   \
-                        int K))                                                                                        \
+    OP(matmul_forward, (et_context * ctx, et_array out, et_array inp, const void *w, int format, const float *x,       \
+                        const float *y, float scale, int accumulate, int T, int N, int K, int R))                      \
+    OP(matmul_backward, (et_context * ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,    \
+                         const float *y, float scale, int accumulate, int T, int N, int K, int R))                     \
+    OP(matmul_dweight, (et_context * ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K))   \
     OP(dequantize, (et_context * ctx, float *out, const void *w, int format, int64_t n))                               \
     OP(embed, (et_context * ctx, float *out, const int32_t *tokens, const void *w, int format, float scale, int T,     \
                int V, int D))                                                                                          \
@@ -67,6 +66,7 @@ struct et_row {
     const char *name;
     unsigned needs; /* CPU_* bits */
     const char *(*product)(enum et_precision precision, int backward); /* "float", "bf16" or "int8" */
+    double (*peak)(enum et_precision precision, int backward, int64_t n); /* runs n times what peak.h has; operations */
 #define OP(name, args) void(*name) args;
     ET_OPS(OP)
 #undef OP

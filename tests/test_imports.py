@@ -14,10 +14,10 @@ FLOORS = [
     ["rows", "optim", "adapter", "context"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],
     ["model"],
-    ["plan", "serve"],
+    ["plan", "serve", "speed"],
     ["trainer", "evaluate"],
     ["train", "score"],
-    ["demo", "info", "console"],
+    ["demo", "info", "console", "bench"],
     ["cli"],
     ["__main__"],
 ]

@@ -34,7 +34,8 @@ class Commands(click.Group):
     """Commands in the order in which people need them; errors are one sentence on stderr."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return ["demo", "train", "plan", "eval", "generate", "chat", "export", "import", "merge", "info", "doctor"]
+        return ["demo", "train", "plan", "eval", "generate", "chat", "export", "import", "merge", "info", "doctor",
+                "bench"]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -68,26 +69,33 @@ def main() -> None:
     cli()
 
 
-def train_options(command: F) -> F:
-    """One flag a field of TrainConfig; the command gets them as keyword arguments."""
-    for spec in reversed(fields(TrainConfig)):
-        flag, meta = "--" + spec.name.replace("_", "-"), spec.metadata
-        if isinstance(spec.default, bool):
-            flag = f"{flag}/--no-{flag[2:]}"
-        kind = click.Choice(meta["choices"]) if meta["choices"] else type(spec.default)
-        command = click.option(flag, spec.name, type=kind, default=spec.default, show_default=spec.default != "",
-                               help=meta["help"])(command)
-    return command
+def config_options(*names: str) -> Callable[[F], F]:
+    """One flag for each of these fields of TrainConfig; the command gets them as keyword arguments."""
+
+    def add(command: F) -> F:
+        for spec in reversed([spec for spec in fields(TrainConfig) if spec.name in names]):
+            flag, meta = "--" + spec.name.replace("_", "-"), spec.metadata
+            if isinstance(spec.default, bool):
+                flag = f"{flag}/--no-{flag[2:]}"
+            kind = click.Choice(meta["choices"]) if meta["choices"] else type(spec.default)
+            command = click.option(flag, spec.name, type=kind, default=spec.default, show_default=spec.default != "",
+                                   help=meta["help"])(command)
+        return command
+
+    return add
 
 
-def command(name: str, *decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+train_options = config_options(*(spec.name for spec in fields(TrainConfig)))
+
+
+def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = cli) -> Callable[[F], F]:
     """A command with its arguments and options in the order given, --json last."""
 
     def register(function: F) -> F:
         wrapped: Any = function
         for decorator in reversed((*decorators, json_option)):
             wrapped = decorator(wrapped)
-        cli.command(name)(wrapped)
+        group.command(name)(wrapped)
         return function
 
     return register

@@ -69,8 +69,10 @@ def train_summary(folder: Path, model: Path, record: dict[str, Any]) -> list[str
     return [*lines, f"adapter in {folder}; try: edgetune chat {model} --adapter {folder}"]
 
 
-@command("plan", MODEL, train_options)
-def plan_command(model: Path, as_json: bool, **options: Any) -> None:
+@command("plan", MODEL, click.option("--speed", type=click.Path(path_type=Path),
+                                     help="What edgetune bench train --save wrote: predict tokens/s from it."),
+         train_options)
+def plan_command(model: Path, speed: Path | None, as_json: bool, **options: Any) -> None:
     """Print every buffer that training MODEL would hold, and what the whole process will need.
 
     Rows are taken to be max-length long; with shorter rows training needs less.
@@ -80,9 +82,23 @@ def plan_command(model: Path, as_json: bool, **options: Any) -> None:
     from ..model import Model
     from ..trainer import make_plan
     config = TrainConfig(**options).check()
-    plan = make_plan(Model(open_bundle(model).gguf), config)
+    decoder = Model(open_bundle(model).gguf)
+    plan = make_plan(decoder, config)
+    predicted, lines = predict(decoder.shape, plan.run, config, speed) if speed else ({}, [])
     rows = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
     total = [["arena", "", "", "", mib(plan.arena_bytes)], ["weights, mapped", "", "", "", mib(plan.weight_bytes)],
              ["interpreter and libraries", "", "", "", mib(plan.process_bytes)],
              ["whole process", "", "", "", mib(plan.peak_bytes)]]
-    show(as_json, plan.to_json(), table("", ["buffer", "shape", "type", "lifetime", "size"], rows + total, (4,)))
+    show(as_json, plan.to_json() | predicted,
+         table("", ["buffer", "shape", "type", "lifetime", "size"], rows + total, (4,)), *lines)
+
+
+def predict(shape: Any, run: Any, config: TrainConfig, file: Path) -> tuple[dict[str, Any], list[str]]:
+    from ..speed import predict_seconds, read_speed
+    speed = read_speed(file)
+    seconds = predict_seconds(shape, run, config, speed)
+    rate = config.batch_size * run.max_length / seconds
+    return ({"predicted": {"tokens_per_s": rate, "step_s": seconds, "speed": vars(speed)}},
+            [f"predicted for full rows: {rate:.0f} tokens/s, {seconds:.2f} s a step of {config.batch_size} x "
+             f"{run.max_length} tokens, at {speed.flops_per_s / 1e9:.0f} GFLOP/s as {file} says of {speed.device} "
+             f"({speed.isa}, {speed.precision}, {speed.threads} threads)"])

@@ -1,0 +1,216 @@
+"""Every op alone, at the shapes of real models, beside what a loop that stays in registers reaches.
+
+T tokens, D model width, F MLP width, H heads, G key/value heads, C head width, V vocabulary, R rank; N rows and K
+columns of a weight. Products with frozen weights are measured in each precision, all else once, in float.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import device, native
+from ..gguf import FORMATS
+from ..model import HEAD_BYTES
+from . import ops
+
+TOKENS, RANK = 256, 8  # T, R
+LEAST_SECONDS, LEAST_CALLS, ENOUGH_SECONDS = 0.03, 3, 1.0  # an op is called until both leasts, or enough, are reached
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the shapes of a model's ops are made of: D, H, G, C, F, V."""
+
+    d: int
+    h: int
+    g: int
+    c: int
+    f: int
+    v: int
+
+    def products(self) -> dict[tuple[int, int], list[str]]:
+        """[N, K] of a block's projections -> those that have this shape."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for name, shape in {"q": (self.h * self.c, self.d), "k": (self.g * self.c, self.d),
+                            "v": (self.g * self.c, self.d), "output": (self.d, self.h * self.c),
+                            "gate": (self.f, self.d), "up": (self.f, self.d), "down": (self.d, self.f)}.items():
+            found.setdefault(shape, []).append(name)
+        return found
+
+
+MODELS = {
+    "SmolLM2-135M": Sizes(576, 9, 3, 64, 1536, 49152),
+    "Qwen3-0.6B": Sizes(1024, 16, 8, 128, 3072, 151936),
+    "Llama-3.2-1B": Sizes(2048, 32, 8, 64, 8192, 128256),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of native's `op`; the arguments are those after the context."""
+
+    op: str
+    of: str  # the projections, or another word on what it works on
+    shape: tuple[int, ...]  # T x N x K of a product
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """gflops of ops that multiply much, else gb_s (bytes of the arrays, once); peak_share: gflops by the loop's."""
+
+    model: str
+    isa: str
+    format: str  # "" where no weight is read
+    precision: str  # "" where the precision does not matter
+    op: str
+    of: str
+    shape: tuple[int, ...]
+    seconds: float  # the least of several calls
+    gflops: float | None
+    gb_s: float | None
+    peak_share: float | None
+
+
+class Row:
+    """A row of kernels in one precision, and what a register loop reaches in its products' numbers, FLOP/s."""
+
+    def __init__(self, threads: int, isa: str, precision: str) -> None:
+        self.ctx = native.Context(threads, isa, None, precision)
+        self.isa, self.precision, self.products = isa, precision, self.ctx.products
+        self.peaks = {False: native.peak(self.ctx), True: native.peak(self.ctx, True)}  # [backward]
+
+    def measure(self, model: str, fmt: str, precision: str, case: Case) -> Result:
+        function = getattr(native, case.op)
+        seconds = _least_seconds(lambda: function(self.ctx, *case.args))
+        given = dict(zip(ops.arguments(case.op), (self.ctx, *case.args), strict=False))
+        work = ops.flops(case.op, given)
+        nbytes = sum(a.nbytes for a in case.args if isinstance(a, np.ndarray))
+        return Result(model, self.isa, fmt, precision, case.op, case.of, case.shape, seconds,
+                      work / seconds / 1e9 if work else None, None if work else nbytes / seconds / 1e9,
+                      work / seconds / self.peaks[case.op.endswith("_backward")] if work else None)
+
+
+def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], formats: Sequence[str], threads: int,
+        on_result: Callable[[Result], None] = lambda _: None) -> dict[str, Any]:
+    """Measure on each of these rows; on_result hears of each result as it comes. Weights in F32 are always exact."""
+    results, peaks = [], []
+    for isa in isas:
+        rows = {precision: Row(threads, isa, precision) for precision in dict.fromkeys(("exact", *precisions))}
+        peaks += [{"isa": isa, "precision": name, "products": row.products, "forward_gflops": row.peaks[False] / 1e9,
+                   "backward_gflops": row.peaks[True] / 1e9} for name, row in rows.items()]
+        for result in _results(rows, precisions, models, formats):
+            on_result(result)
+            results.append(result)
+    here = device.read_device()
+    return {"bench": "kernels", "device": here.model or here.cpu or here.machine, "cpu": here.cpu, "threads": threads,
+            "tokens": TOKENS, "peaks": peaks, "results": [vars(result) for result in results]}
+
+
+def _results(rows: dict[str, Row], precisions: Sequence[str], models: Sequence[str],
+             formats: Sequence[str]) -> Iterator[Result]:
+    exact = rows["exact"]
+    for model in models:
+        sizes = MODELS[model]
+        for fmt in formats:
+            for case in frozen_products(sizes, fmt):
+                for precision in precisions if fmt != "F32" else ("exact",):
+                    yield rows[precision].measure(model, fmt, precision, case)
+            for case in unpacking(sizes, fmt):
+                yield exact.measure(model, fmt, "", case)
+        for case in (*adapter_products(sizes), *attention(sizes), *others(sizes)):
+            yield exact.measure(model, "", "", case)
+
+
+# ---- what is called; formats whose blocks do not divide a weight's columns are left out -------------------------
+
+
+def frozen_products(s: Sizes, fmt: str) -> Iterator[Case]:
+    for (n, k), names in s.products().items():
+        if k % FORMATS[fmt].block == 0:
+            out, inp, w = floats(TOKENS, n), floats(TOKENS, k), weight(fmt, n, k)
+            yield Case("matmul_forward", " ".join(names), (TOKENS, n, k), (out, inp, w, fmt))
+            yield Case("matmul_backward", " ".join(names), (TOKENS, n, k), (inp, out, w, fmt))
+    if s.d % FORMATS[fmt].block == 0:
+        w, targets = weight(fmt, s.v, s.d), np.arange(TOKENS, dtype=np.int32)
+        logits = np.zeros((min(TOKENS, HEAD_BYTES // (4 * s.v)), s.v), np.float32)
+        h, dh = floats(TOKENS, s.d), floats(TOKENS, s.d)
+        logp, a = floats(TOKENS), floats(TOKENS)
+        yield Case("head_forward", "head", (TOKENS, s.v, s.d), (logp, None, logits, h, w, fmt, targets))
+        yield Case("head_backward", "head", (TOKENS, s.v, s.d), (dh, logp, logits, h, w, fmt, targets, a))
+
+
+def unpacking(s: Sizes, fmt: str) -> Iterator[Case]:
+    """The embedding is cut to the rows that are read, so that the bytes of the arrays are those that move."""
+    if s.d % FORMATS[fmt].block == 0:
+        tokens = np.arange(TOKENS, dtype=np.int32)[::-1].copy()
+        yield Case("dequantize", "gate", (s.f, s.d), (floats(s.f, s.d), weight(fmt, s.f, s.d), fmt))
+        yield Case("embed", "", (TOKENS, s.d), (floats(TOKENS, s.d), tokens, weight(fmt, TOKENS, s.d), fmt))
+
+
+def adapter_products(s: Sizes) -> Iterator[Case]:
+    x, u, out, a, b = (floats(*shape) for shape in ((TOKENS, s.d), (TOKENS, RANK), (TOKENS, s.f), (RANK, s.d),
+                                                     (s.f, RANK)))
+    yield Case("matmul_forward", "adapter A", (TOKENS, RANK, s.d), (u, x, a, "F32"))
+    yield Case("matmul_forward", "adapter B", (TOKENS, s.f, RANK), (out, u, b, "F32"))
+    yield Case("matmul_backward", "adapter B", (TOKENS, s.f, RANK), (u, out, b, "F32"))
+    yield Case("matmul_dweight", "adapter B", (TOKENS, s.f, RANK), (b, out, u))
+    yield Case("matmul_backward", "adapter A", (TOKENS, RANK, s.d), (x, u, a, "F32"))
+    yield Case("matmul_dweight", "adapter A", (TOKENS, RANK, s.d), (a, u, x))
+
+
+def attention(s: Sizes) -> Iterator[Case]:
+    q, out, dout, dq = (floats(TOKENS, s.h, s.c) for _ in range(4))
+    k, v, dk, dv = (floats(TOKENS, s.g, s.c) for _ in range(4))
+    lse, delta, start, scale = floats(s.h, TOKENS), floats(s.h, TOKENS), np.zeros(TOKENS, np.int32), s.c**-0.5
+    yield Case("attention_forward", "", (TOKENS, s.h, s.g, s.c), (out, lse, q, k, v, start, scale))
+    yield Case("attention_backward", "", (TOKENS, s.h, s.g, s.c),
+               (dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale))
+
+
+def others(s: Sizes) -> Iterator[Case]:
+    x, y, rstd, vector = floats(TOKENS, s.d), floats(TOKENS, s.d), np.ones(TOKENS, np.float32), floats(s.d)
+    yield Case("rmsnorm_forward", "", (TOKENS, s.d), (y, rstd, x, vector, 1e-5))
+    yield Case("rmsnorm_backward", "", (TOKENS, s.d), (floats(TOKENS, s.d), y, x, vector, rstd))
+    angle, positions = floats(TOKENS, s.c // 2), np.arange(TOKENS, dtype=np.int32)
+    for neox in (False, True):
+        yield Case("rope", "neox" if neox else "", (TOKENS, s.h, s.c),
+                   (floats(TOKENS, s.h, s.c), np.cos(angle), np.sin(angle), positions, neox, 1.0))
+    gate, up, act, dup = (floats(TOKENS, s.f) for _ in range(4))
+    for kind in native.ACTIVATIONS:
+        yield Case("glu_forward", kind, (TOKENS, s.f), (act, gate, up, kind))
+        yield Case("glu_backward", kind, (TOKENS, s.f), (floats(TOKENS, s.f), dup, act, gate, up, kind))
+    yield Case("add_bias", "", (TOKENS, s.d), (x, vector))
+    yield Case("add", "", (TOKENS, s.d), (x, y))
+    yield Case("scale", "", (TOKENS, s.d), (x, 1.0))
+    yield Case("dropout", "", (TOKENS, s.d), (y, x, 0.1, 1))
+    param, grad, m, v = (floats(RANK * s.f) for _ in range(4))
+    yield Case("adamw", "", (RANK * s.f,), (param, grad, m, np.abs(v), 1e-4, 0.9, 0.999, 1e-8, 0.0, 1))
+    yield Case("sum_squares", "", (RANK * s.f,), (grad,))
+
+
+def floats(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def weight(fmt: str, n: int, k: int) -> Array:
+    """Bytes of a weight [N, K] in any format: from 0x20 to 0x2f, so that every scale in it is an ordinary number."""
+    nbytes = n * k // FORMATS[fmt].block * FORMATS[fmt].size
+    return np.random.default_rng(0).integers(0x20, 0x30, nbytes, np.uint8)
+
+
+def _least_seconds(call: Callable[[], None]) -> float:
+    least, total, calls = float("inf"), 0.0, 0
+    while (total < LEAST_SECONDS or calls < LEAST_CALLS) and total < ENOUGH_SECONDS:
+        began = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - began
+        least, total, calls = min(least, seconds), total + seconds, calls + 1
+    return least

@@ -1,0 +1,91 @@
+"""The ops of `native` while they are measured: what a call computes, and a clock around all of them.
+
+Letters as in `native`. An op is told by its name and its arguments' names, so that new ops need nothing here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from .. import native
+
+
+def names() -> list[str]:
+    """The functions of `native` that compute: those whose first argument is a context."""
+    return [name for name, function in inspect.getmembers(native, inspect.isfunction)
+            if next(iter(inspect.signature(function).parameters), "") == "ctx" and name != "peak"]
+
+
+def arguments(name: str) -> list[str]:
+    """What the arguments of an op are called, the context first."""
+    return list(inspect.signature(getattr(native, name)).parameters)
+
+
+def flops(name: str, a: dict[str, Any]) -> int:
+    """Of one call with these arguments, a multiplication and an addition counted as 2; 0 where memory is the limit.
+
+    A frozen product that adds its adapter's is counted without it. head_backward makes the logits a second time.
+    """
+    match name:
+        case "matmul_forward":
+            return 2 * int(a["out"].size) * int(a["inp"].shape[1])
+        case "matmul_backward":
+            return 2 * int(a["dinp"].size) * int(a["dout"].shape[1])
+        case "matmul_dweight":
+            return 2 * int(a["dw"].size) * int(a["dout"].shape[0])
+        case "head_forward" | "head_backward":
+            return 2 * int(a["h"].size) * int(a["logits"].shape[1]) * (2 if name == "head_backward" else 1)
+        case "attention_forward" | "attention_backward":
+            seen = np.arange(a["start"].size) - a["start"] + 1
+            if window := a.get("window", 0):
+                seen = np.minimum(seen, window)
+            products = 2 if name == "attention_forward" else 5
+            return 2 * products * int(seen.sum()) * int(a["q"].shape[1] * a["q"].shape[2])
+    return 0
+
+
+@dataclass
+class Spent:
+    """Over all calls of an op."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+
+
+@contextmanager
+def clocked() -> Iterator[dict[str, Spent]]:
+    """While it lasts, every op of `native` is timed: name, with the format of its weights if it has any -> Spent."""
+    spent: dict[str, Spent] = {}
+    originals = {name: getattr(native, name) for name in names()}
+    try:
+        for name, function in originals.items():
+            setattr(native, name, _clocked(name, function, spent))
+        yield spent
+    finally:
+        for name, function in originals.items():
+            setattr(native, name, function)
+
+
+def _clocked(name: str, function: Callable[..., Any], spent: dict[str, Spent]) -> Callable[..., Any]:
+    parameters = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(parameters, args, strict=False)) | kwargs
+        began = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds = time.perf_counter() - began
+        op = spent.setdefault(f"{name} {given['fmt']}" if "fmt" in given else name, Spent())
+        op.calls, op.seconds, op.flops = op.calls + 1, op.seconds + seconds, op.flops + flops(name, given)
+        return result
+
+    return call

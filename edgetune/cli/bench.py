@@ -1,0 +1,172 @@
+"""bench kernels, bench train and bench generate."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import TrainConfig
+from ..errors import UsageError
+from .app import MODEL, adapter_option, cli, command, config_options, out, show, threads_option
+
+
+def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refused before anything is measured."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"save is {path}, there is no folder {path.parent}", "make it first")
+    return path
+
+
+save_option = click.option("--save", type=click.Path(path_type=Path), callback=in_a_folder,
+                           help="Also write the JSON object to this file.")
+
+
+@cli.group("bench")
+def bench() -> None:
+    """Measure where time goes on this machine: ops alone, a training step, answers through llama.cpp."""
+
+
+@command("kernels",
+         click.option("--isa", help="Row of kernels, as edgetune doctor lists them [the best one]."),
+         click.option("--precision", type=click.Choice(["exact", "fast", "int8"]),
+                      help="Of products with frozen weights [all three]."),
+         click.option("--model", "name", help="Shapes of SmolLM2-135M, Qwen3-0.6B or Llama-3.2-1B [SmolLM2-135M]."),
+         click.option("--format", "fmt", help="Weight format [Q4_1]."),
+         click.option("--all", "everything", is_flag=True,
+                      help="Every row, model and format that is not named: this takes long."),
+         threads_option, save_option, group=bench)
+def kernels_command(isa: str | None, precision: str | None, name: str | None, fmt: str | None, everything: bool,
+                    threads: int, save: Path | None, as_json: bool) -> None:
+    """Time every op alone, on 256 tokens.
+
+    GFLOP/s, also as a share of what a loop that stays in registers reaches; where memory is the limit, GB/s of the
+    arrays that an op reads and writes. The least time of several calls counts.
+    """
+    from .. import native
+    from ..bench import kernels
+    from ..trainer import thread_count
+    usable = [row for row in native.isa_names() if native.usable(row)]
+    isas = chosen("isa", isa, usable, usable if everything else usable[:1])
+    names = chosen("model", name, list(kernels.MODELS), list(kernels.MODELS) if everything else ["SmolLM2-135M"])
+    formats = chosen("format", fmt, list(native.FORMATS), list(native.FORMATS) if everything else ["Q4_1"])
+    precisions = [precision] if precision else list(native.PRECISIONS)
+    with nullcontext() if as_json else out.status("measuring") as status:
+        def tell(r: kernels.Result) -> None:
+            if status:
+                status.update(f"{r.isa} {r.model} {r.format} {r.op}")
+        result = kernels.run(isas, precisions, names, formats, thread_count(threads), tell)
+    finish(as_json, save, result, *kernel_tables(result))
+
+
+def chosen(option: str, value: str | None, known: list[str], default: list[str]) -> list[str]:
+    if value is not None and value not in known:
+        raise UsageError(f"{option} is {value!r}", f"choose from {', '.join(known)}")
+    return [value] if value else default
+
+
+def kernel_tables(result: dict[str, Any]) -> list[Any]:
+    """The register loops; then for each row, model and format its products, a column a precision, and its other ops."""
+    from ..console import table
+    lines = [f"a loop that stays in registers, GFLOP/s on {result['threads']} threads",
+             table("", ["row", "precision", "products", "forward", "backward"],
+                   [[p["isa"], p["precision"], p["products"], f"{p['forward_gflops']:.0f}",
+                     f"{p['backward_gflops']:.0f}"] for p in result["peaks"]], (3, 4))]
+    groups: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, str]]] = {}
+    for r in result["results"]:
+        kind = "products, GFLOP/s and share of the loop's" if r["precision"] else "other ops"
+        rows = groups.setdefault((r["isa"], r["model"], r["format"], kind), {})
+        rows.setdefault((r["op"], r["of"], " x ".join(map(str, r["shape"]))), {})[r["precision"] or "rate"] = rate(r)
+    for title, rows in groups.items():
+        columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+        lines += ["\n" + ", ".join(filter(None, title)),
+                  table("", ["op", "of", "shape", *columns],
+                        [[*head, *(cells.get(column, "") for column in columns)] for head, cells in rows.items()],
+                        tuple(range(3, 3 + len(columns))))]
+    return lines
+
+
+def rate(r: dict[str, Any]) -> str:
+    if r["gflops"] is None:
+        return f"{r['gb_s']:.1f} GB/s"
+    return f"{r['gflops']:.0f}{'' if r['precision'] else ' GFLOP/s'} {r['peak_share']:4.0%}"
+
+
+@command("train", MODEL,
+         click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Rows in a step."),
+         click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in every row."),
+         click.option("--steps", type=click.IntRange(1), default=5, show_default=True,
+                      help="Steps that are timed, after one that is not."),
+         config_options("rank", "targets", "blocks", "dropout", "micro_batch", "recompute", "precision", "seed",
+                        "threads"),
+         save_option, group=bench)
+def train_command(model: Path, length: int, save: Path | None, as_json: bool, **options: Any) -> None:
+    """Time training steps of MODEL.
+
+    Rows are random token ids (by --seed), every token but a row's first is supervised.
+
+    \b
+    tokens/s          tokens of a step by the median of the steps' seconds
+    first step        from the start of this process to the end of its first step
+    FLOP utilisation  the model's FLOP at the peak of a register loop, in the numbers of --precision, as a share of the
+                      median. FLOP: 2 a token and weight of projections and head forward, the same backward where the
+                      gradient passes, attention's; neither what is computed again nor the adapter's.
+    ops               from two more steps with a clock around every op
+    --save            what edgetune plan --speed predicts from
+    """
+    from ..bench import train
+    config = TrainConfig(max_length=length, **options).check()
+    with nullcontext() if as_json else out.status("training"):
+        result = train.run(model, config)
+    finish(as_json, save, result, *train_tables(result))
+
+
+def train_tables(r: dict[str, Any]) -> list[Any]:
+    from ..console import table
+    o = r["options"]
+    facts = [["tokens/s", f"{r['tokens_per_s']:.0f}"],
+             ["step", f"{r['step_s']:.3f} s (least {r['step_s_least']:.3f} s)"],
+             ["first step", f"{r['first_step_s']:.2f} s after the start of the process"],
+             ["peak memory", f"{r['peak_rss_mib']:.0f} MiB"],
+             ["model FLOP", f"{r['flops_per_s'] / 1e9:.0f} GFLOP/s, {r['flop_per_token'] / 1e6:.0f} MFLOP a token"],
+             ["FLOP utilisation", f"{r['mfu']:.1%}"]]
+    ops = [[name, str(op["calls"]), f"{op['seconds'] * 1e3:.1f} ms", f"{op['share']:.1%}",
+            f"{op['gflops']:.0f}" if op["gflops"] else ""] for name, op in r["ops"].items()]
+    rest = 1.0 - sum(op["share"] for op in r["ops"].values())
+    title = (f"{Path(r['model']).name}, {o['batch_size']} x {o['max_length']} tokens, rank {o['rank']}: {r['isa']}, "
+             f"{r['products']}, {r['threads']} threads")
+    return [title, table("", ["", ""], facts), "\na step",
+            table("", ["op", "calls", "time", "share", "GFLOP/s"],
+                  [*ops, ["outside of ops", "", "", f"{rest:.1%}", ""]], (1, 2, 3, 4))]
+
+
+@command("generate", MODEL,
+         click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True,
+                      help="Tokens of the prompt, random ids."),
+         click.option("--tokens", type=click.IntRange(1), default=64, show_default=True,
+                      help="Tokens that follow it, one at a time."),
+         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the token ids."),
+         adapter_option, threads_option, save_option, group=bench)
+def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, adapter: Path | None, threads: int,
+                     save: Path | None, as_json: bool) -> None:
+    """Time how llama.cpp reads a prompt and then generates with MODEL."""
+    from ..bench import generate
+    from ..console import table
+    with nullcontext() if as_json else out.status("generating"):
+        r = generate.run(model, prompt_tokens=prompt_tokens, tokens=tokens, adapter=adapter, threads=threads, seed=seed)
+    title = f"{model.name} through llama.cpp, {r['threads']} threads" + (f", adapter {adapter}" if adapter else "")
+    finish(as_json, save, r, title, table("", ["", ""], [
+        ["prompt", f"{r['prompt_tokens_per_s']:.0f} tokens/s ({prompt_tokens} tokens)"],
+        ["generated", f"{r['tokens_per_s']:.1f} tokens/s ({tokens} tokens)"],
+        ["to load", f"{r['load_s']:.2f} s"], ["peak memory", f"{r['peak_rss_mib']:.0f} MiB"]]))
+
+
+def finish(as_json: bool, save: Path | None, result: dict[str, Any], *lines: Any) -> None:
+    from .. import disk
+    if save is not None:
+        with disk.replaced(save) as beside:
+            beside.write_text(json.dumps(result, indent=1) + "\n")
+    show(as_json, result, *lines)

@@ -1,0 +1,287 @@
+"""Training speed, start and memory of edgetune beside PEFT: same model, token ids, shapes and machine, alternately.
+
+    python tests/peers/speed.py                  edgetune against PEFT in fp32, bf16, compiled bf16, bitsandbytes NF4
+    python tests/peers/speed.py --snips          rows a second on completion-only rows against PEFT bf16
+    python tests/peers/speed.py --formats        edgetune on Q8_0, Q4_K_M and F16 against Q4_1
+    python tests/peers/speed.py --length 2048    edgetune on one row of so many tokens against 1x256
+    python tests/peers/speed.py --threads        edgetune on two threads against one
+
+Model: SmolLM2-135M; PEFT trains the dequantized GGUF. LoRA r = 8, alpha 16, all seven projections, AdamW lr 1e-3, every
+position supervised (--snips: the completion only, batch 8, padded for PEFT). Every measurement is a process of its own,
+so that peak memory and the time from the command to the end of the first step are its own; a torch.compile finds an
+empty cache. PEFT is as fast as it gets: weights and adapter in the dtype itself, sdpa attention, fused AdamW, nothing
+recomputed. A ratio is taken in each round; median (least to most) is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from snips import SYSTEM, model_path
+
+PEERS = ("peft-fp32", "peft-bf16", "peft-bf16-compile", "peft-nf4")
+FORMATS = {"Q8_0": 7, "Q4_K_M": 15, "F16": 1}  # llama.cpp's llama_ftype
+WARM = 2  # steps of a process that are not counted
+ROWS = 96  # of Snips
+
+Row = tuple[np.ndarray, np.ndarray]  # token ids [n], weight of predicting each [n]
+Step = Callable[[int], float]  # number of the step from 0 -> loss
+Results = dict[str, list[dict[str, Any]]]  # label -> one result a round
+
+
+# ---- in a process of its own: what is measured ----------------------------------------------------------------------
+
+def batches(folder: Path, shape: str) -> list[list[Row]]:
+    """The batches that the steps go through again and again: one of B x T, or Snips in batches of 8."""
+    if shape == "snips":
+        saved = np.load(folder / "snips.npz")
+        cuts = saved["lengths"].cumsum()[:-1]
+        rows = list(zip(np.split(saved["tokens"], cuts), np.split(saved["weights"], cuts), strict=True))
+        return [rows[i:i + 8] for i in range(0, len(rows), 8)]
+    b, t = map(int, shape.split("x"))
+    weights = np.ones(t, np.float32)
+    weights[0] = 0
+    return [[(row, weights) for row in np.load(folder / "text.npy")[:b * t].reshape(b, t)]]
+
+
+def edgetune_step(args: argparse.Namespace, data: list[list[Row]]) -> Step:
+    import edgetune
+    from edgetune.packing import Example
+    rows = [row for batch in data for row in batch]
+    longest, whole = max(ids.size for ids, _ in rows), max(sum(ids.size for ids, _ in batch) for batch in data)
+    trainer = edgetune.Trainer(
+        args.model, rank=8, alpha=16.0, lr=1e-3, schedule="constant", warmup=0.0, max_grad_norm=0.0, steps=10**6,
+        batch_size=len(data[0]), max_length=longest, micro_batch=args.micro_batch or whole, shuffle=False,
+        recompute=args.recompute, precision=args.contender.removeprefix("edgetune-"), threads=args.cores)
+    trainer.add_examples([Example(ids.astype(np.int32), weights) for ids, weights in rows])
+    return lambda i: trainer.step().loss
+
+
+def peft_step(args: argparse.Namespace, data: list[list[Row]]) -> Step:
+    if args.contender != "peft-nf4":
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # PEFT would import it: a second and 60 MiB
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    torch.set_num_threads(args.cores)
+    dtype = torch.float32 if args.contender == "peft-fp32" else torch.bfloat16
+    options: dict[str, Any] = {}
+    if args.contender == "peft-nf4":
+        options = {"device_map": {"": "cpu"}, "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)}
+    folder = args.folder / str(dtype).removeprefix("torch.")
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **options)
+    base.config.use_cache = False
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"),
+                           autocast_adapter_dtype=False)
+    for parameter in model.parameters():  # bitsandbytes leaves the adapter in fp32
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0,
+                                  fused=True)
+    run = torch.compile(model) if args.contender == "peft-bf16-compile" else model
+    inputs = [padded(batch) for batch in data]
+
+    def step(i: int) -> float:
+        loss = run(**inputs[i % len(inputs)]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def padded(batch: list[Row]) -> dict[str, Any]:
+    """What transformers takes; without attention_mask where nothing is padded, for the faster attention."""
+    import torch
+    width = max(ids.size for ids, _ in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for i, (row, weights) in enumerate(batch):
+        ids[i, :row.size], mask[i, :row.size] = torch.from_numpy(row.astype(np.int64)), 1
+        labels[i, :row.size] = torch.from_numpy(np.where(weights > 0, row, -100).astype(np.int64))
+    return {"input_ids": ids, "labels": labels} | ({} if bool(mask.all()) else {"attention_mask": mask})
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The steps of one contender on one shape. seconds: of a counted step, median (Snips: mean, batches differ)."""
+    data = batches(args.folder, args.shape)
+    step = (edgetune_step if args.contender.startswith("edgetune") else peft_step)(args, data)
+    seconds, losses, first = [], [], 0.0
+    for i in range(WARM + (len(data) if args.shape == "snips" else args.steps)):
+        began = time.monotonic()
+        losses.append(step(i))
+        seconds.append(time.monotonic() - began)
+        first = first or time.monotonic() - args.began
+    counted = seconds[WARM:]
+    typical = sum(counted) / len(counted) if args.shape == "snips" else median(counted)
+    rows, tokens = (sum(f(b) for b in data) / len(data) for f in (len, lambda b: sum(ids.size for ids, _ in b)))
+    return {"contender": args.contender, "shape": args.shape, "tokens_per_s": tokens / typical, "step_s": typical,
+            "rows_per_s": rows / typical, "first_step_s": first, "loss_first": losses[0], "loss_last": losses[-1],
+            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Writes what the contenders read into the folder: text.npy, snips.npz, the model for PEFT or in other formats."""
+    import edgetune
+    tokenizer = edgetune.Tokenizer(args.model)
+    text = args.shared / "data" / "wikitext2_valid.txt"
+    np.save(args.folder / "text.npy", np.array(tokenizer.encode(text.read_text()[:100_000])) if text.exists()
+            else np.random.default_rng(0).integers(0, tokenizer.n_vocab, 16384))
+    if args.snips:
+        lines = (args.shared / "data" / "snips_train.jsonl").read_text().splitlines()[:ROWS]
+        rows = edgetune.load_rows([json.loads(line) for line in lines], tokenizer, max_length=256,
+                                  system=SYSTEM).examples
+        np.savez(args.folder / "snips.npz", tokens=np.concatenate([e.tokens for e in rows]),
+                 weights=np.concatenate([e.weights for e in rows]), lengths=[e.tokens.size for e in rows])
+    if args.formats:
+        import llama_cpp
+        for name, number in FORMATS.items():
+            params = llama_cpp.llama_model_quantize_default_params()
+            params.ftype, params.allow_requantize, params.nthread = number, True, args.cores
+            out = args.folder / f"{name}.gguf"
+            assert llama_cpp.llama_model_quantize(os.fsencode(args.model), os.fsencode(out), params) == 0, name
+    elif args.snips or not (args.length or args.threads):
+        import torch
+        from transformers import AutoModelForCausalLM
+        model = AutoModelForCausalLM.from_pretrained(args.model.parent, gguf_file=args.model.name, dtype=torch.float32)
+        model.hf_quantizer = None  # nothing is quantized any more, which transformers would not believe
+        del model.config.quantization_config
+        for dtype in (torch.float32, torch.bfloat16):
+            model.to(dtype).save_pretrained(args.folder / str(dtype).removeprefix("torch."))
+
+
+# ---- the parent: stays small, since a child's peak memory begins with its parent's ----------------------------------
+
+def child(args: argparse.Namespace, folder: Path, *more: str) -> str:
+    keep = [f"--{name}={getattr(args, name.replace('-', '_'))}"
+            for name in ("shared", "steps", "recompute", "micro-batch", "model", "cores")]
+    command = [sys.executable, __file__, *keep, f"--folder={folder}", f"--began={time.monotonic()}", *more]
+    with tempfile.TemporaryDirectory() as cache:
+        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": str(args.cores), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(more)} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def alternate(args: argparse.Namespace, folder: Path, work: dict[str, list[str]]) -> Results:
+    """All of the work in each round, one after another."""
+    results: Results = {label: [] for label in work}
+    for number in range(args.rounds):
+        for label, options in work.items():
+            result = json.loads(child(args, folder, *options).splitlines()[-1])
+            if not result["loss_last"] < result["loss_first"] and "snips" not in label:
+                sys.exit(f"{label} does not train: loss {result['loss_first']} -> {result['loss_last']}")
+            results[label].append(result)
+            print(f"round {number + 1} {label:26} {result['tokens_per_s']:8.0f} tokens/s  first step "
+                  f"{result['first_step_s']:6.1f} s  {result['peak_rss_mib']:6.0f} MiB  loss {result['loss_first']:.3f}"
+                  f" -> {result['loss_last']:.3f}", file=sys.stderr)
+    return results
+
+
+def best(results: Results, contender: str, what: str, pick: Callable[[Sequence[float]], float]) -> list[float]:
+    """`what` of the contender's best shape, per round."""
+    runs = [found for found in results.values() if found[0]["contender"] == contender]
+    return [pick([run[i][what] for run in runs]) for i in range(len(runs[0]))]
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    found = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return {"median": median(found), "least": found[0], "most": found[-1], "of": median(ours), "to": median(theirs)}
+
+
+def compare_peers(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
+    ours = f"edgetune-{args.precision}"
+    work = {f"{name} {shape}": [f"--contender={name}", f"--shape={shape}"]
+            for name in (ours, *args.peers) for shape in args.shapes}
+    results = alternate(args, folder, work)
+    ratios = {}
+    for peer in args.peers:
+        for title, what, pick in (("tokens/s", "tokens_per_s", max), ("peak MiB", "peak_rss_mib", min),
+                                  ("first step s", "first_step_s", min)):
+            ratios[f"{title}, {ours} / {peer}"] = ratio(best(results, ours, what, pick), best(results, peer, what, pick))
+    return results, ratios
+
+
+def compare_self(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
+    """edgetune against itself: the first of `work` is what the others are compared with."""
+    name, shape = f"--contender=edgetune-{args.precision}", f"--shape={args.shapes[0]}"
+    if args.formats:
+        work = {"Q4_1": [name, shape]} | {f: [name, shape, f"--model={folder / f}.gguf"] for f in FORMATS}
+    elif args.length:
+        work = {args.shapes[0]: [name, shape], f"1x{args.length}": [name, f"--shape=1x{args.length}"]}
+    else:
+        work = {"1 thread": [name, shape, "--cores=1"], "2 threads": [name, shape, "--cores=2"]}
+    results = alternate(args, folder, work)
+    base, *others = work
+    return results, {f"{title}, {other} / {base}": ratio([r[what] for r in results[other]],
+                                                         [r[what] for r in results[base]])
+                     for other in others for title, what in (("tokens/s", "tokens_per_s"), ("peak MiB", "peak_rss_mib"))}
+
+
+def compare_snips(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
+    names = (f"edgetune-{args.precision}", "peft-bf16")
+    results = alternate(args, folder, {f"{n} snips": [f"--contender={n}", "--shape=snips"] for n in names})
+    ours, theirs = ([r["rows_per_s"] for r in found] for found in results.values())
+    return results, {f"rows/s, {names[0]} / {names[1]}": ratio(ours, theirs)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--formats", action="store_true")
+    modes.add_argument("--length", type=int, default=0)
+    modes.add_argument("--threads", action="store_true")
+    modes.add_argument("--snips", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="counted in a process, after two to warm up")
+    parser.add_argument("--shapes", nargs="+", default=["1x256", "4x256"], help="rows x tokens; edgetune alone: the first")
+    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    parser.add_argument("--precision", default="fast", help="edgetune's")
+    parser.add_argument("--recompute", default="none", help="edgetune's")
+    parser.add_argument("--micro-batch", type=int, default=0, help="edgetune's; 0: the whole batch")
+    parser.add_argument("--cores", type=int, default=2, help="threads of everybody")
+    parser.add_argument("--model", type=Path, default=model_path())
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser.add_argument("--json", action="store_true")
+    for name in ("--contender", "--shape", "--prepare"):  # a child's, as are the next
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.contender:
+        print(json.dumps(measure(args)))
+    elif args.prepare:
+        prepare(args)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            mode = [f for f in ("--formats", "--threads", "--snips") if getattr(args, f[2:])]
+            child(args, folder, "--prepare=all", *mode, *([f"--length={args.length}"] if args.length else []))
+            alone = args.formats or args.length or args.threads
+            results, ratios = (compare_snips if args.snips else compare_self if alone else compare_peers)(args, folder)
+        if args.json:
+            print(json.dumps({"ratios": ratios, "results": results}, indent=2))
+            return
+        for title, r in ratios.items():
+            print(f"{title:48} {r['median']:6.2f} ({r['least']:.2f} to {r['most']:.2f})   {r['of']:.4g} / {r['to']:.4g}")
+
+
+if __name__ == "__main__":
+    main()
