@@ -27,52 +27,64 @@ static inline vec glu_argument(vec x, int kind, vec *dz) {
 }
 
 struct glu_args {
-    float *out;
-    const float *gate, *up;
+    et_array out, gate, up;
     int kind;
     int64_t n;
 };
 
+INLINE void glu_forward_values(struct glu_args a, struct range r) {
+    EACH_VECTOR(i, n, r.begin, r.end, {
+        vec x = load_part(a.gate, i, n), dz;
+        struct sigmoids s = sigmoid(glu_argument(x, a.kind, &dz));
+        store_part(a.out, i, x * s.up * load_part(a.up, i, n), n);
+    });
+}
+
 static void glu_forward_task(void *arg, int task, int thread) {
     (void)thread;
-    const struct glu_args *a = arg;
-    struct range r = task_values(task, a->n);
-    for (int64_t i = r.begin; i < r.end; i += VL) {
-        vec x = vload_part(a->gate + i, r.end - i), dz;
-        struct sigmoids s = sigmoid(glu_argument(x, a->kind, &dz));
-        vstore_part(a->out + i, x * s.up * vload_part(a->up + i, r.end - i), r.end - i);
-    }
+    struct glu_args a = *(const struct glu_args *)arg;
+    struct range r = task_values(task, a.n);
+    if (a.gate.type == a.out.type && a.up.type == a.out.type)
+        EITHER(a.out, a.gate.type = a.up.type = a.out.type, glu_forward_values(a, r));
+    else
+        glu_forward_values(a, r);
 }
 
 /* out [n] = act(gate) * up */
-static void glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n) {
+static void glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
     struct glu_args a = {out, gate, up, kind, n};
     et_parallel(ctx, glu_forward_task, &a, value_tasks(n));
 }
 
 struct glu_backward_args {
-    float *dgate, *dup;
-    const float *dout, *gate, *up;
+    et_array dgate, dup, dout, gate, up;
     int kind;
     int64_t n;
 };
 
+INLINE void glu_backward_values(struct glu_backward_args a, struct range r) {
+    EACH_VECTOR(i, n, r.begin, r.end, {
+        vec dout = load_part(a.dout, i, n), x = load_part(a.gate, i, n), up = load_part(a.up, i, n), dz;
+        struct sigmoids s = sigmoid(glu_argument(x, a.kind, &dz));
+        store_part(a.dgate, i, dout * up * (s.up + x * s.up * s.down * dz), n);
+        store_part(a.dup, i, dout * x * s.up, n);
+    });
+}
+
 static void glu_backward_task(void *arg, int task, int thread) {
     (void)thread;
-    const struct glu_backward_args *a = arg;
-    struct range r = task_values(task, a->n);
-    for (int64_t i = r.begin; i < r.end; i += VL) {
-        vec dout = vload_part(a->dout + i, r.end - i), x = vload_part(a->gate + i, r.end - i);
-        vec up = vload_part(a->up + i, r.end - i), dz;
-        struct sigmoids s = sigmoid(glu_argument(x, a->kind, &dz));
-        vstore_part(a->dgate + i, dout * up * (s.up + x * s.up * s.down * dz), r.end - i);
-        vstore_part(a->dup + i, dout * x * s.up, r.end - i);
-    }
+    struct glu_backward_args a = *(const struct glu_backward_args *)arg;
+    struct range r = task_values(task, a.n);
+    int type = a.dout.type;
+    if (a.dgate.type == type && a.dup.type == type && a.gate.type == type && a.up.type == type)
+        EITHER(a.dout, a.dgate.type = a.dup.type = a.gate.type = a.up.type = a.dout.type, glu_backward_values(a, r));
+    else
+        glu_backward_values(a, r);
 }
 
 /* dgate = dout * up * act'(gate), dup = dout * act(gate) */
-static void glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate,
-                         const float *up, int kind, int64_t n) {
+static void glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,
+                         int kind, int64_t n) {
     struct glu_backward_args a = {dgate, dup, dout, gate, up, kind, n};
     et_parallel(ctx, glu_backward_task, &a, value_tasks(n));
 }
