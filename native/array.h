@@ -28,13 +28,13 @@ static inline half_vec upper(uvec x) {
 
 static inline vec bf16_to_vec(half_vec x) { return (vec)(widen(x) << 16); }
 
-/* To nearest and even; NaN stays NaN. */
+/* To nearest and even; NaN stays a NaN. */
 static inline half_vec vec_to_bf16(vec x) {
 #ifdef __AVX512BF16__
     return (half_vec)_mm512_cvtneps_pbh((__m512)x);
 #else
     uvec bits = (uvec)x, rounded = bits + 0x7fff + (bits >> 16 & 1);
-    return upper((uvec)blend(x == x, (vec)rounded, (vec)(bits | 0x400000)));
+    return upper(rounded | (uvec)(x != x));
 #endif
 }
 

@@ -31,7 +31,8 @@ static void check_rmsnorm(struct check *c, int64_t rows, int D, float size, int 
     et_array norm_in_place = check_array_copy(inp, n);
     et_rmsnorm_forward(c->ctx, out, rstd, inp, weight, 1e-6f, rows, D);
     ref_rmsnorm_forward(NULL, floats(want), scale, inp, weight, 1e-6f, rows, D);
-    check_array_close(c, out, want, n, CLOSE, "rmsnorm_forward rows %d D %d size %g types %d", (int)rows, D, size, types);
+    check_array_close(c, out, want, n, CLOSE, "rmsnorm_forward rows %d D %d size %g types %d", (int)rows, D, size,
+                      types);
     check_close(c, rstd, scale, R, CLOSE, "rmsnorm_forward rstd rows %d D %d types %d", (int)rows, D, types);
     et_rmsnorm_forward(c->ctx, norm_in_place, rstd, norm_in_place, weight, 1e-6f, rows, D);
     check_array_close(c, norm_in_place, want, n, CLOSE, "rmsnorm_forward in place rows %d D %d", (int)rows, D);
@@ -40,8 +41,8 @@ static void check_rmsnorm(struct check *c, int64_t rows, int D, float size, int 
         float *truth = check_values(dinp, n);
         et_rmsnorm_backward(c->ctx, dinp, dout, inp, weight, scale, accumulate, rows, D);
         ref_rmsnorm_backward(NULL, floats(truth), dout, inp, weight, scale, accumulate, rows, D);
-        check_array_close(c, dinp, truth, n, CLOSE, "rmsnorm_backward rows %d D %d accumulate %d types %d", (int)rows, D,
-                          accumulate, types);
+        check_array_close(c, dinp, truth, n, CLOSE, "rmsnorm_backward rows %d D %d accumulate %d types %d", (int)rows,
+                          D, accumulate, types);
     }
     ref_rmsnorm_backward(NULL, floats(want), dout, inp, weight, scale, 0, rows, D);
     et_rmsnorm_backward(c->ctx, in_place, in_place, inp, weight, scale, 0, rows, D);
@@ -63,10 +64,11 @@ static void check_rope(struct check *c, int x_type, int neox, int T, int H, int 
     }
     et_rope(c->ctx, x, cosines, sines, positions, neox, 1.0f, T, H, C, n_rot, P);
     ref_rope(NULL, floats(want), cosines, sines, positions, neox, 1.0f, T, H, C, n_rot, P);
-    check_array_close(c, x, want, n, CLOSE, "rope type %d neox %d T %d H %d C %d n_rot %d", x_type, neox, T, H, C, n_rot);
+    check_array_close(c, x, want, n, CLOSE, "rope type %d neox %d T %d H %d C %d n_rot %d", x_type, neox, T, H, C,
+                      n_rot);
     et_rope(c->ctx, x, cosines, sines, positions, neox, -1.0f, T, H, C, n_rot, P);
-    check_array_close(c, x, before, n, x_type == ET_F32 ? CLOSE : 0x1p-7, "rope and back type %d neox %d T %d H %d C %d",
-                      x_type, neox, T, H, C);
+    check_array_close(c, x, before, n, x_type == ET_F32 ? CLOSE : 0x1p-7,
+                      "rope and back type %d neox %d T %d H %d C %d n_rot %d", x_type, neox, T, H, C, n_rot);
     check_free();
 }
 
@@ -91,7 +93,8 @@ static void check_glu(struct check *c, int kind, int64_t n, float size, int type
     et_glu_backward(c->ctx, own_dout, second_up, own_dout, gate, second_up, kind, n);
     check_array_close(c, own_dout, dgate, N, CLOSE, "glu_backward dgate over dout kind %d n %d types %d", kind, (int)n,
                       types);
-    check_array_close(c, second_up, dup, N, CLOSE, "glu_backward dup over up kind %d n %d types %d", kind, (int)n, types);
+    check_array_close(c, second_up, dup, N, CLOSE, "glu_backward dup over up kind %d n %d types %d", kind, (int)n,
+                      types);
     check_free();
 }
 
@@ -241,7 +244,8 @@ static void check_dropout(struct check *c, float p, int64_t n, int types) {
         float *want = check_values(out, N);
         et_dropout(c->ctx, out, inp, p, seed, accumulate, n);
         ref_dropout(NULL, floats(want), inp, p, seed, accumulate, n);
-        check_array_close(c, out, want, N, 2e-7, "dropout p %g n %d accumulate %d types %d", p, (int)n, accumulate, types);
+        check_array_close(c, out, want, N, 2e-7, "dropout p %g n %d accumulate %d types %d", p, (int)n, accumulate,
+                          types);
     }
     et_array in_place = check_array_copy(inp, N);
     float *want = check_values(inp, N), *same = check_values(inp, N);

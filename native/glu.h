@@ -4,26 +4,27 @@
 
 enum { GLU_SILU = 0, GLU_GELU = 1 };
 
-struct sigmoids {
-    vec up, down; /* sigmoid(z) and sigmoid(-z), each accurate where it is small */
+struct gate {
+    vec x;             /* the gate, but at least as low as floor */
+    vec sigmoid, rest; /* sigmoid(z) and sigmoid(-z), each accurate where it is small */
+    vec slope;         /* dz/dx */
 };
 
-static inline struct sigmoids sigmoid(vec z) {
-    ivec positive = z > splat(0.0f);
-    vec e = vec_exp(blend(positive, -z, z)), large = 1.0f / (1.0f + e), small = e * large;
-    return (struct sigmoids){blend(positive, large, small), blend(positive, small, large)};
-}
-
-/* dz receives dz/dx. GELU's sigmoid is flat in float beyond |x| = 16: x^3 is taken there, so that it cannot overflow
- * to inf * 0. */
-static inline vec glu_argument(vec x, int kind, vec *dz) {
-    *dz = splat(1.0f);
-    if (kind == GLU_SILU)
-        return x;
-    x = blend(x > splat(16.0f), splat(16.0f), x);
-    x = blend(x < splat(-16.0f), splat(-16.0f), x);
-    *dz = 1.5957691216f + 0.2140698642f * x * x;
-    return x * (1.5957691216f + 0.0713562874f * x * x);
+/* Far below zero act(x) is 0 to more digits than a sum can hold: from 2e-33 on its value is kept, so that e^-z has a
+ * reciprocal that is no denormal. GELU's sigmoid is flat in float above 16: x^3 is taken there, so that it cannot
+ * overflow to inf * 0. */
+INLINE struct gate gate(vec x, const int kind) {
+    struct gate g = {.x = vec_max(x, splat(kind == GLU_SILU ? -80.0f : -9.65f)), .slope = splat(1.0f)};
+    vec z = g.x;
+    if (kind == GLU_GELU) {
+        vec near = vec_min(g.x, splat(16.0f)), square = near * near;
+        g.slope = 1.5957691216f + 0.2140698642f * square;
+        z = near * (1.5957691216f + 0.0713562874f * square);
+    }
+    vec e = exp_below_88(-z);
+    g.sigmoid = reciprocal(1.0f + e);
+    g.rest = e * g.sigmoid;
+    return g;
 }
 
 struct glu_args {
@@ -34,9 +35,8 @@ struct glu_args {
 
 INLINE void glu_forward_values(struct glu_args a, struct range r) {
     EACH_VECTOR(i, n, r.begin, r.end, {
-        vec x = load_part(a.gate, i, n), dz;
-        struct sigmoids s = sigmoid(glu_argument(x, a.kind, &dz));
-        store_part(a.out, i, x * s.up * load_part(a.up, i, n), n);
+        struct gate g = gate(load_part(a.gate, i, n), a.kind);
+        store_part(a.out, i, g.x * g.sigmoid * load_part(a.up, i, n), n);
     });
 }
 
@@ -64,10 +64,11 @@ struct glu_backward_args {
 
 INLINE void glu_backward_values(struct glu_backward_args a, struct range r) {
     EACH_VECTOR(i, n, r.begin, r.end, {
-        vec dout = load_part(a.dout, i, n), x = load_part(a.gate, i, n), up = load_part(a.up, i, n), dz;
-        struct sigmoids s = sigmoid(glu_argument(x, a.kind, &dz));
-        store_part(a.dgate, i, dout * up * (s.up + x * s.up * s.down * dz), n);
-        store_part(a.dup, i, dout * x * s.up, n);
+        vec dout = load_part(a.dout, i, n), up = load_part(a.up, i, n);
+        struct gate g = gate(load_part(a.gate, i, n), a.kind);
+        vec push = dout * g.sigmoid;
+        store_part(a.dgate, i, push * up * (1.0f + g.x * g.rest * g.slope), n);
+        store_part(a.dup, i, push * g.x, n);
     });
 }
 

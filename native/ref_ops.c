@@ -69,8 +69,8 @@ void ref_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, 
         array_put(out, i, activation(array_get(gate, i), kind) * array_get(up, i));
 }
 
-void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up, int kind,
-                      int64_t n) {
+void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,
+                      int kind, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
         double d = array_get(dout, i), x = array_get(gate, i), u = array_get(up, i);
