@@ -4,7 +4,8 @@ Arrays are C-contiguous float32 unless said otherwise; activations may also be b
 type that suits a context, `to_float` and `to_bf16` convert). Nothing is copied: a view of an arena is as good as an array.
 Shapes: T tokens, D model width, H heads, G key/value heads, C head width, V vocabulary, R rank; N rows and K columns of
 a weight. A weight is its GGUF bytes, uint8 [bytes], with the name of its format in `FORMATS` (for "F32" a float32 array
-will do too). Outputs are overwritten unless `accumulate` is set or the text says that they accumulate.
+will do too). What a text calls activations may be bf16 too, as uint16, each array for itself. Outputs are overwritten
+unless `accumulate` is set or the text says that they accumulate.
 
 All raise ValueError or TypeError, naming the argument, for a wrong type, shape, contiguity or range, and let go of the
 GIL while they compute. Results do not depend on the number of threads.
@@ -174,19 +175,25 @@ def embed(ctx: Context, out: Array, tokens: Array, w: Array, fmt: str, scale: fl
 
 
 def rmsnorm_forward(ctx: Context, out: Array, rstd: Array, inp: Array, weight: Array, eps: float) -> None:
-    """out = inp * rstd * weight [D] for each run of D values, rstd = 1 / sqrt(mean(inp^2) + eps). out may be inp."""
+    """out = inp * rstd * weight [D] for each run of D values, rstd = 1 / sqrt(mean(inp^2) + eps).
+
+    out and inp are activations; out may be inp.
+    """
     _check(_native.rmsnorm_forward(ctx._handle, out, rstd, inp, weight, eps))
 
 
 def rmsnorm_backward(
     ctx: Context, dinp: Array, dout: Array, inp: Array, weight: Array, rstd: Array, accumulate: bool = False
 ) -> None:
-    """dinp = gradient of rmsnorm for its input; the weight is frozen. dinp may be dout when not accumulating."""
+    """dinp = gradient of rmsnorm for its input; the weight is frozen.
+
+    dinp, dout and inp are activations; dinp may be dout when not accumulating.
+    """
     _check(_native.rmsnorm_backward(ctx._handle, dinp, dout, inp, weight, rstd, accumulate))
 
 
 def rope(ctx: Context, x: Array, cos: Array, sin: Array, positions: Array, neox: bool, sign: float) -> None:
-    """Rotates x [T, H, C] in place by cos, sin [P, n_rot/2] at row positions [T] (int32).
+    """Rotates x [T, H, C], activations, in place by cos, sin [P, n_rot/2] at row positions [T] (int32).
 
     neox False: pairs (2i, 2i+1); True: pairs (i, i + n_rot/2). sign 1 forward, -1 backward.
     """
@@ -213,17 +220,17 @@ def attention_backward(
 
 
 def glu_forward(ctx: Context, out: Array, gate: Array, up: Array, kind: str) -> None:
-    """out = act(gate) * up; kind "silu" or "gelu" (tanh-approximated). out may be gate or up."""
+    """out = act(gate) * up, all activations; kind "silu" or "gelu" (tanh-approximated). out may be gate or up."""
     _check(_native.glu_forward(ctx._handle, out, gate, up, _activation(kind)))
 
 
 def glu_backward(ctx: Context, dgate: Array, dup: Array, dout: Array, gate: Array, up: Array, kind: str) -> None:
-    """dgate and dup of glu_forward; each may be dout or its own forward input."""
+    """dgate and dup of glu_forward, all activations; each may be dout or its own forward input."""
     _check(_native.glu_backward(ctx._handle, dgate, dup, dout, gate, up, _activation(kind)))
 
 
 def add_bias(ctx: Context, x: Array, bias: Array) -> None:
-    """x [T, N] += bias [N]."""
+    """x [T, N], activations, += bias [N]."""
     _check(_native.add_bias(ctx._handle, x, bias))
 
 
@@ -235,7 +242,7 @@ def add(ctx: Context, x: Array, y: Array) -> None:
 def dropout(ctx: Context, out: Array, inp: Array, p: float, seed: int, accumulate: bool = False) -> None:
     """out = inp * keep / (1 - p), keep a pure function of seed and index, so backward calls it on dout.
 
-    out may be inp when not accumulating.
+    out and inp are activations; out may be inp when not accumulating.
     """
     _check(_native.dropout(ctx._handle, out, inp, p, seed, accumulate))
 

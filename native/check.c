@@ -12,38 +12,38 @@
 
 /* ---- buffers ----------------------------------------------------------------------------------------------- */
 
-#define GUARD 17                /* floats at either end; odd, so that no array is aligned to a vector */
-#define CANARY 0x7fc0beefu      /* a NaN, so that what reads it shows */
+#define GUARD 17                /* words at either end; odd, so that no array is aligned to a vector */
+#define CANARY 0x7fc17fc0u      /* NaN in float and bf16, so that what reads it shows */
 
 struct buffer {
     struct buffer *next;
-    size_t n;
-    float data[];
+    size_t bytes;
+    char data[];
 };
 static struct buffer *buffers;
 
-static float *guarded(size_t n) {
-    struct buffer *b = malloc(sizeof *b + (n + 2 * GUARD) * sizeof(float));
+static void *guarded(size_t bytes) {
+    struct buffer *b = malloc(sizeof *b + bytes + 2 * GUARD * 4);
     if (!b)
         abort();
-    *b = (struct buffer){buffers, n};
+    *b = (struct buffer){buffers, bytes};
     buffers = b;
-    for (int i = 0; i < GUARD; i++) {
-        memcpy(&b->data[i], &(uint32_t){CANARY}, 4);
-        memcpy(&b->data[GUARD + n + (size_t)i], &(uint32_t){CANARY}, 4);
+    for (size_t i = 0; i < GUARD * 4; i += 4) {
+        memcpy(b->data + i, &(uint32_t){CANARY}, 4);
+        memcpy(b->data + GUARD * 4 + bytes + i, &(uint32_t){CANARY}, 4);
     }
-    return b->data + GUARD;
+    return b->data + GUARD * 4;
 }
 
-static int guards_hold(const float *x) {
+static int guards_hold(const void *x) {
     const struct buffer *b = buffers;
-    while (b && b->data + GUARD != x)
+    while (b && b->data + GUARD * 4 != x)
         b = b->next;
     if (!b)
         return 0;
-    const float *end = b->data + GUARD + b->n;
-    for (int i = 0; i < GUARD; i++)
-        if (memcmp(&b->data[i], &(uint32_t){CANARY}, 4) || memcmp(&end[i], &(uint32_t){CANARY}, 4))
+    for (size_t i = 0; i < GUARD * 4; i += 4)
+        if (memcmp(b->data + i, &(uint32_t){CANARY}, 4) ||
+            memcmp(b->data + GUARD * 4 + b->bytes + i, &(uint32_t){CANARY}, 4))
             return 0;
     return 1;
 }
@@ -65,21 +65,29 @@ static uint64_t noise(uint64_t seed, uint64_t i) {
 }
 
 float *check_floats(size_t n, uint64_t seed) {
-    float *x = guarded(n);
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)(int32_t)(noise(seed, i) >> 40) * 0x1p-23f - 1;
-    return x;
+    return check_array(n, ET_F32, seed).data;
 }
 
-float *check_copy(const float *x, size_t n) {
-    float *copy = guarded(n);
+et_array check_array(size_t n, int type, uint64_t seed) {
+    et_array a = {guarded(n * (type == ET_F32 ? 4 : 2)), type};
     for (size_t i = 0; i < n; i++)
-        copy[i] = x[i];
-    return copy;
+        array_put(a, (int64_t)i, (float)(int32_t)(noise(seed, i) >> 40) * 0x1p-23f - 1);
+    return a;
 }
+
+static et_array copy(et_array a, size_t n, int type) {
+    et_array out = {guarded(n * (type == ET_F32 ? 4 : 2)), type};
+    for (size_t i = 0; i < n; i++)
+        array_put(out, (int64_t)i, array_get(a, (int64_t)i));
+    return out;
+}
+
+et_array check_array_copy(et_array a, size_t n) { return copy(a, n, a.type); }
+float *check_values(et_array a, size_t n) { return copy(a, n, ET_F32).data; }
+float *check_copy(const float *x, size_t n) { return check_values((et_array){(void *)x, ET_F32}, n); }
 
 int32_t *check_ints(size_t n, int limit, uint64_t seed) {
-    int32_t *x = (int32_t *)guarded(n);
+    int32_t *x = guarded(n * sizeof *x);
     for (size_t i = 0; i < n; i++)
         x[i] = (int32_t)(noise(seed, i) % (uint64_t)limit);
     return x;
@@ -104,26 +112,40 @@ void check_true(struct check *c, int fact, const char *what, ...) {
     va_end(args);
 }
 
-void check_close(struct check *c, const float *got, const float *want, size_t n, double tolerance, const char *what,
-                 ...) {
+static void close_to(struct check *c, et_array got, const float *want, size_t n, double tolerance, const char *what,
+                     va_list args) {
     double error = 0, size = 0;
     int same_kind = 1;
     for (size_t i = 0; i < n; i++) {
-        if (!isfinite(got[i]) || !isfinite(want[i])) {
-            same_kind &= isnan(got[i]) ? isnan(want[i]) : got[i] == want[i];
+        double x = array_get(got, (int64_t)i), y = want[i];
+        if (!isfinite(x) || !isfinite(y)) {
+            same_kind &= isnan(x) ? isnan(y) : x == y;
             continue;
         }
-        error = fmax(error, fabs((double)got[i] - (double)want[i]));
-        size = fmax(size, fabs((double)want[i]));
+        error = fmax(error, fabs(x - y) - (got.type == ET_BF16 ? 0x1p-8 * fabs(y) : 0));
+        size = fmax(size, fabs(y));
     }
     double ratio = error / (tolerance * (size > 0 ? size : 1));
     c->worst = fmax(c->worst, ratio);
-    va_list args;
-    va_start(args, what);
-    verdict(c, ratio <= 1 && same_kind && guards_hold(got), what, args);
-    va_end(args);
+    verdict(c, ratio <= 1 && same_kind && guards_hold(got.data), what, args);
     if (!(ratio <= 1 && same_kind))
         printf("       error %g x tolerance%s\n", ratio, same_kind ? "" : ", and NaN or infinity in other places");
+}
+
+void check_close(struct check *c, const float *got, const float *want, size_t n, double tolerance, const char *what,
+                 ...) {
+    va_list args;
+    va_start(args, what);
+    close_to(c, (et_array){(void *)got, ET_F32}, want, n, tolerance, what, args);
+    va_end(args);
+}
+
+void check_array_close(struct check *c, et_array got, const float *want, size_t n, double tolerance, const char *what,
+                       ...) {
+    va_list args;
+    va_start(args, what);
+    close_to(c, got, want, n, tolerance, what, args);
+    va_end(args);
 }
 
 /* ---- weights ----------------------------------------------------------------------------------------------- */
@@ -285,6 +307,8 @@ static void check_refusals(struct check *c) {
     check_true(c, et_matmul_forward(c->ctx, h, a, x, ET_F32, x, x, 1, 1, 1, 1, 1, 0) == ET_BAD_ARGUMENT,
                "accumulating in bf16");
     check_true(c, et_matmul_dweight(c->ctx, x, a, a, 1, 0, 1, 1) == ET_BAD_ARGUMENT, "T 0");
+    check_true(c, et_glu_forward(c->ctx, h, h, (et_array){x, ET_F16}, 0, 1) == ET_BAD_ARGUMENT, "half");
+    check_true(c, et_glu_forward(c->ctx, h, (et_array){NULL, ET_F32}, h, 0, 1) == ET_BAD_ARGUMENT, "no gate");
     check_true(c, et_embed(c->ctx, x, low, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token below the vocabulary");
     check_true(c, et_embed(c->ctx, x, high, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token above the vocabulary");
     et_context *none = NULL;

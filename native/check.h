@@ -16,6 +16,11 @@ struct check {
 float *check_floats(size_t n, uint64_t seed);
 /* A copy of x (from check_floats) with its own canaries, for the truth of an op that works in place. */
 float *check_copy(const float *x, size_t n);
+/* The same as activations of a type; and a copy with its own canaries. */
+et_array check_array(size_t n, int type, uint64_t seed);
+et_array check_array_copy(et_array a, size_t n);
+/* The values of an array as floats, with canaries. */
+float *check_values(et_array a, size_t n);
 /* n integers in [0, limit), a pure function of seed. */
 int32_t *check_ints(size_t n, int limit, uint64_t seed);
 /* Frees all that the above gave. */
@@ -25,6 +30,9 @@ void check_free(void);
  * kind. Also looks at the canaries around got, which must come from check_floats or check_copy. `what` is printf. */
 __attribute__((format(printf, 6, 7))) void check_close(struct check *c, const float *got, const float *want, size_t n,
                                                        double tolerance, const char *what, ...);
+/* The same for activations; bf16 may also be off by its rounding, 2^-8 of each value. */
+__attribute__((format(printf, 6, 7))) void check_array_close(struct check *c, et_array got, const float *want, size_t n,
+                                                             double tolerance, const char *what, ...);
 /* One check: a fact. */
 __attribute__((format(printf, 3, 4))) void check_true(struct check *c, int fact, const char *what, ...);
 

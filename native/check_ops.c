@@ -10,37 +10,52 @@
 static const double EXACT = 1e-12, CLOSE = 2e-6;
 
 /* ---- norm, rope, glu ----------------------------------------------------------------------------------------- */
-static void check_rmsnorm(struct check *c, int64_t rows, int D, float size) {
-    size_t n = (size_t)(rows * D), R = (size_t)rows;
-    float *inp = check_floats(n, 1), *weight = check_floats((size_t)D, 2), *dout = check_floats(n, 3);
-    float *out = check_floats(n, 4), *rstd = check_floats(R, 5);
-    float *want = check_floats(n, 6), *scale = check_floats(R, 7);
+static et_array floats(float *x) { return (et_array){x, ET_F32}; }
+
+/* The type of array i: each has a bit of `types`, set for bf16. */
+static int type(int types, int i) { return types >> i & 1 ? ET_BF16 : ET_F32; }
+
+static void multiply(et_array a, size_t n, float s) {
     for (size_t i = 0; i < n; i++)
-        inp[i] *= size;
+        array_put(a, (int64_t)i, array_get(a, (int64_t)i) * s);
+}
+
+/* types: of inp, of out and dinp, of dout. */
+static void check_rmsnorm(struct check *c, int64_t rows, int D, float size, int types) {
+    size_t n = (size_t)(rows * D), R = (size_t)rows;
+    et_array inp = check_array(n, type(types, 0), 1), dout = check_array(n, type(types, 2), 3);
+    et_array out = check_array(n, type(types, 1), 4), in_place = check_array_copy(dout, n);
+    float *weight = check_floats((size_t)D, 2), *rstd = check_floats(R, 5);
+    float *want = check_floats(n, 6), *scale = check_floats(R, 7);
+    multiply(inp, n, size);
+    et_array norm_in_place = check_array_copy(inp, n);
     et_rmsnorm_forward(c->ctx, out, rstd, inp, weight, 1e-6f, rows, D);
-    ref_rmsnorm_forward(NULL, want, scale, inp, weight, 1e-6f, rows, D);
-    check_close(c, out, want, n, CLOSE, "rmsnorm_forward rows %d D %d size %g", (int)rows, D, size);
-    check_close(c, rstd, scale, R, CLOSE, "rmsnorm_forward rstd rows %d D %d size %g", (int)rows, D, size);
-    for (int accumulate = 0; accumulate < 2; accumulate++) {
-        float *dinp = check_floats(n, 8), *truth = check_copy(dinp, n);
-        et_rmsnorm_backward(c->ctx, dinp, dout, inp, weight, scale, accumulate, rows, D);
-        ref_rmsnorm_backward(NULL, truth, dout, inp, weight, scale, accumulate, rows, D);
-        check_close(c, dinp, truth, n, CLOSE, "rmsnorm_backward rows %d D %d accumulate %d", (int)rows, D, accumulate);
-    }
-    float *in_place = check_copy(dout, n), *norm_in_place = check_copy(inp, n), *truth = check_floats(n, 9);
-    et_rmsnorm_backward(c->ctx, in_place, in_place, inp, weight, scale, 0, rows, D);
-    ref_rmsnorm_backward(NULL, truth, dout, inp, weight, scale, 0, rows, D);
-    check_close(c, in_place, truth, n, CLOSE, "rmsnorm_backward in place rows %d D %d", (int)rows, D);
+    ref_rmsnorm_forward(NULL, floats(want), scale, inp, weight, 1e-6f, rows, D);
+    check_array_close(c, out, want, n, CLOSE, "rmsnorm_forward rows %d D %d size %g types %d", (int)rows, D, size,
+                      types);
+    check_close(c, rstd, scale, R, CLOSE, "rmsnorm_forward rstd rows %d D %d types %d", (int)rows, D, types);
     et_rmsnorm_forward(c->ctx, norm_in_place, rstd, norm_in_place, weight, 1e-6f, rows, D);
-    check_close(c, norm_in_place, want, n, CLOSE, "rmsnorm_forward in place rows %d D %d", (int)rows, D);
+    check_array_close(c, norm_in_place, want, n, CLOSE, "rmsnorm_forward in place rows %d D %d", (int)rows, D);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        et_array dinp = check_array(n, type(types, 1), 8);
+        float *truth = check_values(dinp, n);
+        et_rmsnorm_backward(c->ctx, dinp, dout, inp, weight, scale, accumulate, rows, D);
+        ref_rmsnorm_backward(NULL, floats(truth), dout, inp, weight, scale, accumulate, rows, D);
+        check_array_close(c, dinp, truth, n, CLOSE, "rmsnorm_backward rows %d D %d accumulate %d types %d", (int)rows,
+                          D, accumulate, types);
+    }
+    ref_rmsnorm_backward(NULL, floats(want), dout, inp, weight, scale, 0, rows, D);
+    et_rmsnorm_backward(c->ctx, in_place, in_place, inp, weight, scale, 0, rows, D);
+    check_array_close(c, in_place, want, n, CLOSE, "rmsnorm_backward in place rows %d D %d", (int)rows, D);
     check_free();
 }
 
-static void check_rope(struct check *c, int neox, int T, int H, int C, int n_rot) {
+static void check_rope(struct check *c, int x_type, int neox, int T, int H, int C, int n_rot) {
     enum { P = 40 };
     size_t n = (size_t)T * H * C, angles = (size_t)P * (n_rot / 2);
-    float *x = check_floats(n, 1), *cosines = check_floats(angles, 2), *sines = check_floats(angles, 3);
-    float *before = check_copy(x, n), *want = check_copy(x, n);
+    et_array x = check_array(n, x_type, 1);
+    float *cosines = check_floats(angles, 2), *sines = check_floats(angles, 3);
+    float *before = check_values(x, n), *want = check_values(x, n);
     int32_t *positions = check_ints((size_t)T, P, 4);
     for (size_t i = 0; i < angles; i++) {
         float angle = cosines[i] * 3.0f;
@@ -48,31 +63,38 @@ static void check_rope(struct check *c, int neox, int T, int H, int C, int n_rot
         sines[i] = sinf(angle);
     }
     et_rope(c->ctx, x, cosines, sines, positions, neox, 1.0f, T, H, C, n_rot, P);
-    ref_rope(NULL, want, cosines, sines, positions, neox, 1.0f, T, H, C, n_rot, P);
-    check_close(c, x, want, n, CLOSE, "rope neox %d T %d H %d C %d n_rot %d", neox, T, H, C, n_rot);
+    ref_rope(NULL, floats(want), cosines, sines, positions, neox, 1.0f, T, H, C, n_rot, P);
+    check_array_close(c, x, want, n, CLOSE, "rope type %d neox %d T %d H %d C %d n_rot %d", x_type, neox, T, H, C,
+                      n_rot);
     et_rope(c->ctx, x, cosines, sines, positions, neox, -1.0f, T, H, C, n_rot, P);
-    check_close(c, x, before, n, CLOSE, "rope and back neox %d T %d H %d C %d n_rot %d", neox, T, H, C, n_rot);
+    check_array_close(c, x, before, n, x_type == ET_F32 ? CLOSE : 0x1p-7,
+                      "rope and back type %d neox %d T %d H %d C %d n_rot %d", x_type, neox, T, H, C, n_rot);
     check_free();
 }
 
-static void check_glu(struct check *c, int kind, int64_t n, float size) {
+/* types: of gate and its gradient, of up and its gradient, of dout. */
+static void check_glu(struct check *c, int kind, int64_t n, float size, int types) {
     size_t N = (size_t)n;
-    float *gate = check_floats(N, 1), *up = check_floats(N, 2), *dout = check_floats(N, 3);
+    et_array gate = check_array(N, type(types, 0), 1), up = check_array(N, type(types, 1), 2);
+    et_array dout = check_array(N, type(types, 2), 3);
     float *want = check_floats(N, 4), *dgate = check_floats(N, 5), *dup = check_floats(N, 6);
-    for (size_t i = 0; i < N; i++)
-        gate[i] *= size;
-    float *out = check_copy(gate, N), *own_gate = check_copy(gate, N), *own_up = check_copy(up, N);
-    float *own_dout = check_copy(dout, N), *second_up = check_copy(up, N);
+    multiply(gate, N, size);
+    et_array out = check_array_copy(gate, N), own_gate = check_array_copy(gate, N), own_up = check_array_copy(up, N);
+    et_array own_dout = check_array_copy(dout, N), second_up = check_array_copy(up, N);
     et_glu_forward(c->ctx, out, out, up, kind, n);
-    ref_glu_forward(NULL, want, gate, up, kind, n);
-    check_close(c, out, want, N, CLOSE, "glu_forward kind %d n %d size %g", kind, (int)n, size);
+    ref_glu_forward(NULL, floats(want), gate, up, kind, n);
+    check_array_close(c, out, want, N, CLOSE, "glu_forward kind %d n %d size %g types %d", kind, (int)n, size, types);
+    ref_glu_backward(NULL, floats(dgate), floats(dup), dout, gate, up, kind, n);
     et_glu_backward(c->ctx, own_gate, own_up, dout, own_gate, own_up, kind, n);
-    ref_glu_backward(NULL, dgate, dup, dout, gate, up, kind, n);
-    check_close(c, own_gate, dgate, N, CLOSE, "glu_backward dgate kind %d n %d size %g", kind, (int)n, size);
-    check_close(c, own_up, dup, N, CLOSE, "glu_backward dup kind %d n %d size %g", kind, (int)n, size);
+    check_array_close(c, own_gate, dgate, N, CLOSE, "glu_backward dgate kind %d n %d size %g types %d", kind, (int)n,
+                      size, types);
+    check_array_close(c, own_up, dup, N, CLOSE, "glu_backward dup kind %d n %d size %g types %d", kind, (int)n, size,
+                      types);
     et_glu_backward(c->ctx, own_dout, second_up, own_dout, gate, second_up, kind, n);
-    check_close(c, own_dout, dgate, N, CLOSE, "glu_backward dgate over dout kind %d n %d", kind, (int)n);
-    check_close(c, second_up, dup, N, CLOSE, "glu_backward dup over up kind %d n %d", kind, (int)n);
+    check_array_close(c, own_dout, dgate, N, CLOSE, "glu_backward dgate over dout kind %d n %d types %d", kind, (int)n,
+                      types);
+    check_array_close(c, second_up, dup, N, CLOSE, "glu_backward dup over up kind %d n %d types %d", kind, (int)n,
+                      types);
     check_free();
 }
 
@@ -84,12 +106,12 @@ static void check_glu_extremes(struct check *c) {
         float *gate = check_floats(N, 1), *up = check_floats(N, 2);
         float *out = check_floats(N, 3), *dup = check_floats(N, 4);
         memcpy(gate, values, sizeof values);
-        et_glu_forward(c->ctx, out, gate, up, kind, N);
+        et_glu_forward(c->ctx, floats(out), floats(gate), floats(up), kind, N);
         int good = 1;
         for (int i = 0; i < N; i++)
             good &= isnan(gate[i]) ? isnan(out[i]) : isfinite(out[i]);
         check_true(c, good, "glu_forward of extreme gates kind %d", kind);
-        et_glu_backward(c->ctx, out, dup, up, gate, up, kind, N);
+        et_glu_backward(c->ctx, floats(out), floats(dup), floats(up), floats(gate), floats(up), kind, N);
         good = 1;
         for (int i = 0; i < N; i++)
             good &= isnan(gate[i]) ? isnan(out[i]) && isnan(dup[i]) : isfinite(out[i]) && isfinite(dup[i]);
@@ -193,9 +215,6 @@ static void check_sums(struct check *c, int T, int N) {
     et_add(c->ctx, x, y, (int64_t)n);
     ref_add(NULL, want, y, (int64_t)n);
     check_close(c, x, want, n, EXACT, "add n %d", (int)n);
-    et_add_bias(c->ctx, x, y, T, N);
-    ref_add_bias(NULL, want, y, T, N);
-    check_close(c, x, want, n, EXACT, "add_bias T %d N %d", T, N);
     et_scale(c->ctx, x, -0.37f, (int64_t)n);
     ref_scale(NULL, want, -0.37f, (int64_t)n);
     check_close(c, x, want, n, EXACT, "scale n %d", (int)n);
@@ -205,21 +224,37 @@ static void check_sums(struct check *c, int T, int N) {
     check_free();
 }
 
-static void check_dropout(struct check *c, float p, int64_t n) {
+static void check_add_bias(struct check *c, int x_type, int T, int N) {
+    size_t n = (size_t)T * N;
+    et_array x = check_array(n, x_type, 1);
+    float *bias = check_floats((size_t)N, 2), *want = check_values(x, n);
+    et_add_bias(c->ctx, x, bias, T, N);
+    ref_add_bias(NULL, floats(want), bias, T, N);
+    check_array_close(c, x, want, n, EXACT, "add_bias type %d T %d N %d", x_type, T, N);
+    check_free();
+}
+
+/* types: of inp, of out. */
+static void check_dropout(struct check *c, float p, int64_t n, int types) {
     size_t N = (size_t)n;
     uint64_t seed = 0x123456789abcdefu;
-    float *inp = check_floats(N, 1), *out = check_floats(N, 2), *want = check_copy(out, N);
+    et_array inp = check_array(N, type(types, 0), 1);
     for (int accumulate = 0; accumulate < 2; accumulate++) {
+        et_array out = check_array(N, type(types, 1), 2);
+        float *want = check_values(out, N);
         et_dropout(c->ctx, out, inp, p, seed, accumulate, n);
-        ref_dropout(NULL, want, inp, p, seed, accumulate, n);
-        check_close(c, out, want, N, 2e-7, "dropout p %g n %d accumulate %d", p, (int)n, accumulate);
+        ref_dropout(NULL, floats(want), inp, p, seed, accumulate, n);
+        check_array_close(c, out, want, N, 2e-7, "dropout p %g n %d accumulate %d types %d", p, (int)n, accumulate,
+                          types);
     }
-    float *in_place = check_copy(inp, N);
+    et_array in_place = check_array_copy(inp, N);
+    float *want = check_values(inp, N), *same = check_values(inp, N);
     et_dropout(c->ctx, in_place, in_place, p, seed, 0, n);
-    ref_dropout(NULL, want, inp, p, seed, 0, n);
-    check_close(c, in_place, want, N, 2e-7, "dropout in place p %g n %d", p, (int)n);
+    ref_dropout(NULL, floats(want), inp, p, seed, 0, n);
+    check_array_close(c, in_place, want, N, 2e-7, "dropout in place p %g n %d types %d", p, (int)n, types);
     if (p == 0.0f)
-        check_true(c, !memcmp(in_place, inp, N * sizeof *inp), "dropout p 0 is the identity, n %d", (int)n);
+        check_true(c, !memcmp(check_values(in_place, N), same, N * sizeof *same), "dropout p 0 is the identity, n %d",
+                   (int)n);
     check_free();
 }
 
@@ -242,26 +277,40 @@ void check_ops(struct check *c) {
     static const int widths[] = {2, 3, 16, 64, 130, 576};
     static const int64_t lengths[] = {1, 7, 64, 1000, 16384, 40001};
     for (size_t i = 0; i < COUNT(widths); i++) {
-        check_rmsnorm(c, 1, widths[i], 1.0f);
-        check_rmsnorm(c, 130, widths[i], 1e3f);
+        for (int types = 0; types < 8; types++) {
+            check_rmsnorm(c, 1, widths[i], 1.0f, types);
+            check_rmsnorm(c, 130, widths[i], 1e3f, types);
+        }
+        for (int t = 0; t < 2; t++) {
+            check_add_bias(c, type(t, 0), 1, widths[i]);
+            check_add_bias(c, type(t, 0), 37, widths[i]);
+        }
         check_sums(c, 1, widths[i]);
         check_sums(c, 37, widths[i]);
     }
-    check_rmsnorm(c, 2, 20000, 1e-4f);
+    check_rmsnorm(c, 2, 20000, 1e-4f, 0);
+    check_rmsnorm(c, 2, 20000, 1e-4f, 7);
     check_sums(c, 3, 40001);
-    for (int neox = 0; neox < 2; neox++) {
-        check_rope(c, neox, 1, 1, 2, 2);
-        check_rope(c, neox, 17, 3, 64, 64);
-        check_rope(c, neox, 130, 2, 80, 32);
-        check_rope(c, neox, 5, 1, 256, 6);
+    check_add_bias(c, ET_F32, 3, 40001);
+    for (int i = 0; i < 4; i++) {
+        int x_type = type(i, 1), neox = i & 1;
+        check_rope(c, x_type, neox, 1, 1, 2, 2);
+        check_rope(c, x_type, neox, 17, 3, 64, 64);
+        check_rope(c, x_type, neox, 130, 2, 80, 32);
+        check_rope(c, x_type, neox, 5, 1, 256, 6);
+        check_rope(c, x_type, neox, 5, 3, 40, 38);
     }
     for (size_t i = 0; i < COUNT(lengths); i++) {
         for (int kind = 0; kind < 2; kind++) {
-            check_glu(c, kind, lengths[i], 1.0f);
-            check_glu(c, kind, lengths[i], lengths[i] == 1 ? 2.0f : 30.0f);
+            for (int types = 0; types < 8; types++) {
+                check_glu(c, kind, lengths[i], 1.0f, types);
+                check_glu(c, kind, lengths[i], lengths[i] == 1 ? 2.0f : 30.0f, types);
+            }
         }
-        check_dropout(c, 0.0f, lengths[i]);
-        check_dropout(c, 0.1f, lengths[i]);
+        for (int types = 0; types < 4; types++) {
+            check_dropout(c, 0.0f, lengths[i], types);
+            check_dropout(c, 0.1f, lengths[i], types);
+        }
         check_adamw(c, lengths[i], 1, 0.0f);
         check_adamw(c, lengths[i], 1000, 0.1f);
     }

@@ -24,8 +24,17 @@ static inline int all_set(const void *const *p) {
     return 1;
 }
 
-/* 1 if an array's type is one that activations have. */
-static inline int is_array(et_array a) { return a.type == ET_F32 || a.type == ET_BF16; }
+/* Leaves the function unless all are arrays with data, of a type that activations may have. */
+#define NEED_ARRAYS(...)                                                                                               \
+    NEED(all_arrays((const et_array[]){__VA_ARGS__}, sizeof((const et_array[]){__VA_ARGS__}) / sizeof(et_array)),      \
+         ET_BAD_ARGUMENT)
+
+static inline int all_arrays(const et_array *a, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!a[i].data || (a[i].type != ET_F32 && a[i].type != ET_BF16))
+            return 0;
+    return 1;
+}
 
 /* ET_OK if rows of `columns` weights can be in `format`. */
 static inline int check_format(int format, int64_t columns) {

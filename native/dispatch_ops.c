@@ -8,10 +8,10 @@
 /* What both products with a frozen weight [N, K] need. */
 static int check_product(et_array out, et_array inp, const void *w, int format, const float *x, const float *y,
                          int accumulate, int T, int N, int K, int R) {
-    NEED_ALL(out.data, inp.data, w);
+    NEED_ARRAYS(out, inp);
+    NEED_ALL(w);
     NEED_POSITIVE(T, N, K);
-    NEED(R == 0 || (R > 0 && x && y), ET_BAD_ARGUMENT);
-    NEED(is_array(out) && is_array(inp) && (!accumulate || out.type == ET_F32), ET_BAD_ARGUMENT);
+    NEED((R == 0 || (R > 0 && x && y)) && (!accumulate || out.type == ET_F32), ET_BAD_ARGUMENT);
     return check_format(format, K);
 }
 
@@ -28,9 +28,9 @@ int et_matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void
 }
 
 int et_matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K) {
-    NEED_ALL(dw, dout.data, inp.data);
+    NEED_ALL(dw);
+    NEED_ARRAYS(dout, inp);
     NEED_POSITIVE(T, N, K);
-    NEED(is_array(dout) && is_array(inp), ET_BAD_ARGUMENT);
     return RUN(matmul_dweight, dw, dout, inp, scale, T, N, K);
 }
 
@@ -51,24 +51,27 @@ int et_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, 
     return RUN(embed, out, tokens, w, format, scale, T, V, D);
 }
 
-int et_rmsnorm_forward(et_context *ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,
+int et_rmsnorm_forward(et_context *ctx, et_array out, float *rstd, et_array inp, const float *weight, float eps,
                        int64_t rows, int D) {
-    NEED_ALL(out, rstd, inp, weight);
+    NEED_ARRAYS(out, inp);
+    NEED_ALL(rstd, weight);
     NEED_POSITIVE(rows, D, 1);
     NEED(eps >= 0, ET_BAD_ARGUMENT);
     return RUN(rmsnorm_forward, out, rstd, inp, weight, eps, rows, D);
 }
 
-int et_rmsnorm_backward(et_context *ctx, float *dinp, const float *dout, const float *inp, const float *weight,
+int et_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
                         const float *rstd, int accumulate, int64_t rows, int D) {
-    NEED_ALL(dinp, dout, inp, weight, rstd);
+    NEED_ARRAYS(dinp, dout, inp);
+    NEED_ALL(weight, rstd);
     NEED_POSITIVE(rows, D, 1);
     return RUN(rmsnorm_backward, dinp, dout, inp, weight, rstd, accumulate, rows, D);
 }
 
-int et_rope(et_context *ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,
+int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
             float sign, int T, int H, int C, int n_rot, int P) {
-    NEED_ALL(x, cos, sin, positions);
+    NEED_ARRAYS(x);
+    NEED_ALL(cos, sin, positions);
     NEED_POSITIVE(T, H, C);
     NEED_POSITIVE(n_rot, P, 1);
     NEED(n_rot % 2 == 0 && n_rot <= C && (sign == 1 || sign == -1), ET_BAD_ARGUMENT);
@@ -101,21 +104,22 @@ int et_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, floa
                 : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window, T, H, G, C);
 }
 
-int et_glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n) {
-    NEED_ALL(out, gate, up);
+int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
+    NEED_ARRAYS(out, gate, up);
     NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
     return RUN(glu_forward, out, gate, up, kind, n);
 }
 
-int et_glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate, const float *up,
-                    int kind, int64_t n) {
-    NEED_ALL(dgate, dup, dout, gate, up);
+int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up, int kind,
+                    int64_t n) {
+    NEED_ARRAYS(dgate, dup, dout, gate, up);
     NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
     return RUN(glu_backward, dgate, dup, dout, gate, up, kind, n);
 }
 
-int et_add_bias(et_context *ctx, float *x, const float *bias, int T, int N) {
-    NEED_ALL(x, bias);
+int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {
+    NEED_ARRAYS(x);
+    NEED_ALL(bias);
     NEED_POSITIVE(T, N, 1);
     return RUN(add_bias, x, bias, T, N);
 }
@@ -126,8 +130,8 @@ int et_add(et_context *ctx, float *x, const float *y, int64_t n) {
     return RUN(add, x, y, n);
 }
 
-int et_dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n) {
-    NEED_ALL(out, inp);
+int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n) {
+    NEED_ARRAYS(out, inp);
     NEED(n > 0 && p >= 0 && p < 1, ET_BAD_ARGUMENT);
     return RUN(dropout, out, inp, p, seed, accumulate, n);
 }

@@ -23,24 +23,27 @@ static void add(et_context *ctx, float *x, const float *y, int64_t n) {
 }
 
 struct add_bias_args {
-    float *x;
+    et_array x;
     const float *bias;
     int64_t T, N;
 };
 
-static void add_bias_task(void *arg, int task, int thread) {
-    (void)thread;
-    const struct add_bias_args *a = arg;
-    struct range r = task_rows(task, a->T, a->N);
+INLINE void add_bias_rows(struct add_bias_args a, struct range r) {
     for (int64_t t = r.begin; t < r.end; t++) {
-        float *x = a->x + t * a->N;
-        for (int64_t i = 0; i < a->N; i += VL)
-            vstore_part(x + i, vload_part(x + i, a->N - i) + vload_part(a->bias + i, a->N - i), a->N - i);
+        et_array x = array_at(a.x, t * a.N);
+        EACH_VECTOR(i, n, 0, a.N, store_part(x, i, load_part(x, i, n) + vload_part(a.bias + i, n), n));
     }
 }
 
+static void add_bias_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct add_bias_args a = *(const struct add_bias_args *)arg;
+    struct range r = task_rows(task, a.T, a.N);
+    EITHER(a.x, add_bias_rows(a, r));
+}
+
 /* x [T, N] += bias [N] */
-static void add_bias(et_context *ctx, float *x, const float *bias, int T, int N) {
+static void add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {
     struct add_bias_args a = {x, bias, T, N};
     et_parallel(ctx, add_bias_task, &a, row_tasks(T, N));
 }
@@ -67,8 +70,7 @@ static void scale(et_context *ctx, float *x, float s, int64_t n) {
 
 /* ---- dropout ------------------------------------------------------------------------------------------------- */
 struct dropout_args {
-    float *out;
-    const float *inp;
+    et_array out, inp;
     float kept;          /* 1 / (1 - p) */
     uint32_t threshold;  /* keep when the hash is at least p * 2^32 */
     uint64_t seed;
@@ -92,26 +94,30 @@ static inline uvec mix32(uvec x) {
 }
 
 /* The hash is integer arithmetic on (seed, index) alone: the same mask on every row. */
-_Static_assert(TASK_VALUES == 1 << 14, "a task's values share a key of the mask, and masks must not change");
-static void dropout_task(void *arg, int task, int thread) {
-    (void)thread;
-    const struct dropout_args *a = arg;
-    uint64_t key = mix64(a->seed ^ mix64((uint64_t)task));
-    struct range r = task_values(task, a->n);
+INLINE void dropout_values(struct dropout_args a, struct range r, uint64_t key) {
     uvec lane;
     for (uint32_t i = 0; i < VL; i++)
         lane[i] = i;
-    for (int64_t i = r.begin; i < r.end; i += VL) {
+    EACH_VECTOR(i, n, r.begin, r.end, {
         uvec hash = mix32(mix32((lane + (uint32_t)(i - r.begin)) ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
-        vec out = vload_part(a->inp + i, r.end - i) * blend((ivec)(hash >= a->threshold), splat(a->kept), splat(0.0f));
-        if (a->accumulate)
-            out += vload_part(a->out + i, r.end - i);
-        vstore_part(a->out + i, out, r.end - i);
-    }
+        vec out = load_part(a.inp, i, n) * blend((ivec)(hash >= a.threshold), splat(a.kept), splat(0.0f));
+        if (a.accumulate)
+            out += load_part(a.out, i, n);
+        store_part(a.out, i, out, n);
+    });
+}
+
+_Static_assert(TASK_VALUES == 1 << 14, "a task's values share a key of the mask, and masks must not change");
+static void dropout_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct dropout_args a = *(const struct dropout_args *)arg;
+    struct range r = task_values(task, a.n);
+    uint64_t key = mix64(a.seed ^ mix64((uint64_t)task));
+    EITHER(a.out, EITHER(a.inp, dropout_values(a, r, key)));
 }
 
 /* out [n] (accumulate: +)= inp [n] * keep(seed, i) / (1 - p), 0 <= p < 1 */
-static void dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n) {
+static void dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n) {
     struct dropout_args a = {out, inp, 1.0f / (1.0f - p), (uint32_t)(p * 4294967296.0), seed, accumulate, n};
     et_parallel(ctx, dropout_task, &a, value_tasks(n));
 }

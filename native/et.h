@@ -89,14 +89,14 @@ int et_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, 
 
 /* ---- the parts of a block ---------------------------------------------------------------------------------- */
 /* out = inp * rstd * weight, rstd [rows] = 1/sqrt(mean(inp^2) + eps); rows of D. out may be inp. */
-int et_rmsnorm_forward(et_context *ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,
+int et_rmsnorm_forward(et_context *ctx, et_array out, float *rstd, et_array inp, const float *weight, float eps,
                        int64_t rows, int D);
 /* dinp (accumulate: +)= gradient through the norm; the weight is frozen. dinp may be dout when not accumulating. */
-int et_rmsnorm_backward(et_context *ctx, float *dinp, const float *dout, const float *inp, const float *weight,
+int et_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
                         const float *rstd, int accumulate, int64_t rows, int D);
 /* x [T, H, C] rotated in place by cos/sin [P, n_rot/2] at row positions[t]; the last C - n_rot values stay.
  * neox 0: pairs (2i, 2i+1); 1: pairs (i, i + n_rot/2). sign +1 forward, -1 backward (the inverse rotation). */
-int et_rope(et_context *ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,
+int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
             float sign, int T, int H, int C, int n_rot, int P);
 /* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
  * Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0: no window. start[t] is the index
@@ -109,17 +109,17 @@ int et_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, floa
                           const float *out, const float *lse, const float *q, const float *k, const float *v,
                           const int32_t *start, float scale, int window, int T, int H, int G, int C);
 /* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
-int et_glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n);
+int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
 /* dgate, dup may be dout or each their own forward input. */
-int et_glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate, const float *up,
-                    int kind, int64_t n);
+int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up, int kind,
+                    int64_t n);
 /* x [T, N] += bias [N] */
-int et_add_bias(et_context *ctx, float *x, const float *bias, int T, int N);
+int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
 /* x [n] += y [n] */
 int et_add(et_context *ctx, float *x, const float *y, int64_t n);
 /* out = inp * keep / (1 - p); keep is a pure function of (seed, index), so backward calls it again on dout.
  * accumulate: out += ... . out may be inp when not accumulating. */
-int et_dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n);
+int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n);
 
 /* ---- head and loss, fused: logits exist for `chunk` tokens at a time, in logits [chunk, V] ------------------- */
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). */

@@ -4,75 +4,88 @@
 
 enum { GLU_SILU = 0, GLU_GELU = 1 };
 
-struct sigmoids {
-    vec up, down; /* sigmoid(z) and sigmoid(-z), each accurate where it is small */
+struct gate {
+    vec x;             /* the gate, but at least as low as floor */
+    vec sigmoid, rest; /* sigmoid(z) and sigmoid(-z), each accurate where it is small */
+    vec slope;         /* dz/dx */
 };
 
-static inline struct sigmoids sigmoid(vec z) {
-    ivec positive = z > splat(0.0f);
-    vec e = vec_exp(blend(positive, -z, z)), large = 1.0f / (1.0f + e), small = e * large;
-    return (struct sigmoids){blend(positive, large, small), blend(positive, small, large)};
-}
-
-/* dz receives dz/dx. GELU's sigmoid is flat in float beyond |x| = 16: x^3 is taken there, so that it cannot overflow
- * to inf * 0. */
-static inline vec glu_argument(vec x, int kind, vec *dz) {
-    *dz = splat(1.0f);
-    if (kind == GLU_SILU)
-        return x;
-    x = blend(x > splat(16.0f), splat(16.0f), x);
-    x = blend(x < splat(-16.0f), splat(-16.0f), x);
-    *dz = 1.5957691216f + 0.2140698642f * x * x;
-    return x * (1.5957691216f + 0.0713562874f * x * x);
+/* Far below zero act(x) is 0 to more digits than a sum can hold: from 2e-33 on its value is kept, so that e^-z has a
+ * reciprocal that is no denormal. GELU's sigmoid is flat in float above 16: x^3 is taken there, so that it cannot
+ * overflow to inf * 0. */
+INLINE struct gate gate(vec x, const int kind) {
+    struct gate g = {.x = vec_max(x, splat(kind == GLU_SILU ? -80.0f : -9.65f)), .slope = splat(1.0f)};
+    vec z = g.x;
+    if (kind == GLU_GELU) {
+        vec near = vec_min(g.x, splat(16.0f)), square = near * near;
+        g.slope = 1.5957691216f + 0.2140698642f * square;
+        z = near * (1.5957691216f + 0.0713562874f * square);
+    }
+    vec e = exp_below_88(-z);
+    g.sigmoid = reciprocal(1.0f + e);
+    g.rest = e * g.sigmoid;
+    return g;
 }
 
 struct glu_args {
-    float *out;
-    const float *gate, *up;
+    et_array out, gate, up;
     int kind;
     int64_t n;
 };
 
+INLINE void glu_forward_values(struct glu_args a, struct range r) {
+    EACH_VECTOR(i, n, r.begin, r.end, {
+        struct gate g = gate(load_part(a.gate, i, n), a.kind);
+        store_part(a.out, i, g.x * g.sigmoid * load_part(a.up, i, n), n);
+    });
+}
+
 static void glu_forward_task(void *arg, int task, int thread) {
     (void)thread;
-    const struct glu_args *a = arg;
-    struct range r = task_values(task, a->n);
-    for (int64_t i = r.begin; i < r.end; i += VL) {
-        vec x = vload_part(a->gate + i, r.end - i), dz;
-        struct sigmoids s = sigmoid(glu_argument(x, a->kind, &dz));
-        vstore_part(a->out + i, x * s.up * vload_part(a->up + i, r.end - i), r.end - i);
-    }
+    struct glu_args a = *(const struct glu_args *)arg;
+    struct range r = task_values(task, a.n);
+    if (a.gate.type == a.out.type && a.up.type == a.out.type)
+        EITHER(a.out, a.gate.type = a.up.type = a.out.type, glu_forward_values(a, r));
+    else
+        glu_forward_values(a, r);
 }
 
 /* out [n] = act(gate) * up */
-static void glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n) {
+static void glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
     struct glu_args a = {out, gate, up, kind, n};
     et_parallel(ctx, glu_forward_task, &a, value_tasks(n));
 }
 
 struct glu_backward_args {
-    float *dgate, *dup;
-    const float *dout, *gate, *up;
+    et_array dgate, dup, dout, gate, up;
     int kind;
     int64_t n;
 };
 
+INLINE void glu_backward_values(struct glu_backward_args a, struct range r) {
+    EACH_VECTOR(i, n, r.begin, r.end, {
+        vec dout = load_part(a.dout, i, n), up = load_part(a.up, i, n);
+        struct gate g = gate(load_part(a.gate, i, n), a.kind);
+        vec push = dout * g.sigmoid;
+        store_part(a.dgate, i, push * up * (1.0f + g.x * g.rest * g.slope), n);
+        store_part(a.dup, i, push * g.x, n);
+    });
+}
+
 static void glu_backward_task(void *arg, int task, int thread) {
     (void)thread;
-    const struct glu_backward_args *a = arg;
-    struct range r = task_values(task, a->n);
-    for (int64_t i = r.begin; i < r.end; i += VL) {
-        vec dout = vload_part(a->dout + i, r.end - i), x = vload_part(a->gate + i, r.end - i);
-        vec up = vload_part(a->up + i, r.end - i), dz;
-        struct sigmoids s = sigmoid(glu_argument(x, a->kind, &dz));
-        vstore_part(a->dgate + i, dout * up * (s.up + x * s.up * s.down * dz), r.end - i);
-        vstore_part(a->dup + i, dout * x * s.up, r.end - i);
-    }
+    struct glu_backward_args a = *(const struct glu_backward_args *)arg;
+    struct range r = task_values(task, a.n);
+    int type = a.dout.type;
+    if (a.dgate.type == type && a.dup.type == type && a.gate.type == type && a.up.type == type)
+        EITHER(a.dout, a.dgate.type = a.dup.type = a.gate.type = a.up.type = a.dout.type, glu_backward_values(a, r));
+    else
+        glu_backward_values(a, r);
 }
 
 /* dgate = dout * up * act'(gate), dup = dout * act(gate) */
-static void glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate,
-                         const float *up, int kind, int64_t n) {
+static void glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,
+                         int kind, int64_t n) {
     struct glu_backward_args a = {dgate, dup, dout, gate, up, kind, n};
     et_parallel(ctx, glu_backward_task, &a, value_tasks(n));
 }

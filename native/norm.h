@@ -2,71 +2,73 @@
  * The weight is frozen, so backward has one output. */
 
 struct rmsnorm_args {
-    float *out, *rstd;
-    const float *inp, *weight;
+    et_array out, inp;
+    float *rstd;
+    const float *weight;
     float eps;
     int64_t rows, D;
 };
 
-static void rmsnorm_forward_task(void *arg, int task, int thread) {
-    (void)thread;
-    const struct rmsnorm_args *a = arg;
-    struct range rows = task_rows(task, a->rows, a->D);
-    int64_t D = a->D;
+INLINE void rmsnorm_rows(struct rmsnorm_args a, struct range rows) {
     for (int64_t r = rows.begin; r < rows.end; r++) {
-        const float *inp = a->inp + r * D;
-        float *out = a->out + r * D;
-        float rstd = 1.0f / sqrtf(dot(inp, inp, D) / (float)D + a->eps);
-        a->rstd[r] = rstd;
-        for (int64_t i = 0; i < D; i += VL)
-            vstore_part(out + i, vload_part(inp + i, D - i) * rstd * vload_part(a->weight + i, D - i), D - i);
+        et_array out = array_at(a.out, r * a.D), inp = array_at(a.inp, r * a.D);
+        vec sum = {0};
+        EACH_VECTOR(i, n, 0, a.D, {
+            vec x = load_part(inp, i, n);
+            sum += x * x;
+        });
+        float rstd = 1.0f / sqrtf(lanes_sum(sum) / (float)a.D + a.eps);
+        a.rstd[r] = rstd;
+        EACH_VECTOR(i, n, 0, a.D, store_part(out, i, load_part(inp, i, n) * rstd * vload_part(a.weight + i, n), n));
     }
 }
 
+static void rmsnorm_forward_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct rmsnorm_args a = *(const struct rmsnorm_args *)arg;
+    struct range rows = task_rows(task, a.rows, a.D);
+    EITHER(a.out, EITHER(a.inp, rmsnorm_rows(a, rows)));
+}
+
 /* out [rows, D] = inp * rstd * weight [D], rstd [rows] = 1 / sqrt(mean(inp^2) + eps) */
-static void rmsnorm_forward(et_context *ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,
+static void rmsnorm_forward(et_context *ctx, et_array out, float *rstd, et_array inp, const float *weight, float eps,
                             int64_t rows, int D) {
-    struct rmsnorm_args a = {out, rstd, inp, weight, eps, rows, D};
+    struct rmsnorm_args a = {out, inp, rstd, weight, eps, rows, D};
     et_parallel(ctx, rmsnorm_forward_task, &a, row_tasks(rows, D));
 }
 
 struct rmsnorm_backward_args {
-    float *dinp;
-    const float *dout, *inp, *weight, *rstd;
+    et_array dinp, dout, inp;
+    const float *weight, *rstd;
     int accumulate;
     int64_t rows, D;
 };
 
-/* sum of a * b * c over n values */
-static inline float dot3(const float *a, const float *b, const float *c, int64_t n) {
-    vec sum = {0};
-    for (int64_t i = 0; i < n; i += VL)
-        sum += vload_part(a + i, n - i) * vload_part(b + i, n - i) * vload_part(c + i, n - i);
-    return lanes_sum(sum);
+INLINE void rmsnorm_backward_rows(struct rmsnorm_backward_args a, struct range rows) {
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        et_array dinp = array_at(a.dinp, r * a.D), dout = array_at(a.dout, r * a.D), inp = array_at(a.inp, r * a.D);
+        vec sum = {0};
+        EACH_VECTOR(i, n, 0, a.D, sum += load_part(dout, i, n) * vload_part(a.weight + i, n) * load_part(inp, i, n));
+        float rstd = a.rstd[r], pull = lanes_sum(sum) / (float)a.D * rstd * rstd;
+        EACH_VECTOR(i, n, 0, a.D, {
+            vec d = load_part(dout, i, n) * vload_part(a.weight + i, n) - load_part(inp, i, n) * pull;
+            d *= rstd;
+            if (a.accumulate)
+                d += load_part(dinp, i, n);
+            store_part(dinp, i, d, n);
+        });
+    }
 }
 
 static void rmsnorm_backward_task(void *arg, int task, int thread) {
     (void)thread;
-    const struct rmsnorm_backward_args *a = arg;
-    struct range rows = task_rows(task, a->rows, a->D);
-    int64_t D = a->D;
-    for (int64_t r = rows.begin; r < rows.end; r++) {
-        const float *dout = a->dout + r * D, *inp = a->inp + r * D;
-        float *dinp = a->dinp + r * D;
-        float rstd = a->rstd[r];
-        float pull = dot3(dout, a->weight, inp, D) / (float)D * rstd * rstd;
-        for (int64_t i = 0; i < D; i += VL) {
-            vec d = vload_part(dout + i, D - i) * vload_part(a->weight + i, D - i) - vload_part(inp + i, D - i) * pull;
-            d *= rstd;
-            if (a->accumulate)
-                d += vload_part(dinp + i, D - i);
-            vstore_part(dinp + i, d, D - i);
-        }
-    }
+    struct rmsnorm_backward_args a = *(const struct rmsnorm_backward_args *)arg;
+    struct range rows = task_rows(task, a.rows, a.D);
+    EITHER(a.dinp, EITHER(a.dout, EITHER(a.inp, rmsnorm_backward_rows(a, rows))));
 }
 
 /* dinp [rows, D] (accumulate: +)= rstd * (dout * weight - inp * rstd^2 * mean(dout * weight * inp)) */
-static void rmsnorm_backward(et_context *ctx, float *dinp, const float *dout, const float *inp, const float *weight,
+static void rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
                              const float *rstd, int accumulate, int64_t rows, int D) {
     struct rmsnorm_backward_args a = {dinp, dout, inp, weight, rstd, accumulate, rows, D};
     et_parallel(ctx, rmsnorm_backward_task, &a, row_tasks(rows, D));

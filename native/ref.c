@@ -2,8 +2,6 @@
 
 #include <stdlib.h>
 
-#include "quant.h"
-
 static float *floats(const void *w, int format, int64_t n) {
     float *out = malloc((size_t)n * sizeof *out);
     if (!out)

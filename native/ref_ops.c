@@ -5,47 +5,47 @@
 #include <stdlib.h>
 
 /* ---- norm, rope, glu ----------------------------------------------------------------------------------------- */
-void ref_rmsnorm_forward(et_context *ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,
+void ref_rmsnorm_forward(et_context *ctx, et_array out, float *rstd, et_array inp, const float *weight, float eps,
                          int64_t rows, int D) {
     (void)ctx;
     for (int64_t r = 0; r < rows; r++) {
         double square = 0.0;
         for (int i = 0; i < D; i++)
-            square += (double)inp[r * D + i] * inp[r * D + i];
+            square += array_get(inp, r * D + i) * array_get(inp, r * D + i);
         double scale = 1.0 / sqrt(square / D + eps);
         for (int i = 0; i < D; i++)
-            out[r * D + i] = (float)(inp[r * D + i] * scale * weight[i]);
+            array_put(out, r * D + i, array_get(inp, r * D + i) * scale * weight[i]);
         rstd[r] = (float)scale;
     }
 }
 
-void ref_rmsnorm_backward(et_context *ctx, float *dinp, const float *dout, const float *inp, const float *weight,
+void ref_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
                           const float *rstd, int accumulate, int64_t rows, int D) {
     (void)ctx;
     for (int64_t r = 0; r < rows; r++) {
-        double pull = 0.0;
+        double pull = 0.0, s = rstd[r];
         for (int i = 0; i < D; i++)
-            pull += (double)dout[r * D + i] * weight[i] * inp[r * D + i];
-        for (int i = 0; i < D; i++) {
-            double s = rstd[r], d = s * dout[r * D + i] * weight[i] - s * s * s / D * inp[r * D + i] * pull;
-            dinp[r * D + i] = (float)(accumulate ? dinp[r * D + i] + d : d);
+            pull += array_get(dout, r * D + i) * weight[i] * array_get(inp, r * D + i);
+        for (int64_t i = r * D; i < (r + 1) * D; i++) {
+            double d = s * array_get(dout, i) * weight[i - r * D] - s * s * s / D * array_get(inp, i) * pull;
+            array_put(dinp, i, accumulate ? array_get(dinp, i) + d : d);
         }
     }
 }
 
-void ref_rope(et_context *ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,
+void ref_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
               float sign, int T, int H, int C, int n_rot, int P) {
     (void)ctx;
     (void)P;
     for (int t = 0; t < T; t++)
         for (int h = 0; h < H; h++)
             for (int i = 0; i < n_rot / 2; i++) {
-                float *head = x + ((size_t)t * H + h) * C;
-                float *first = head + (neox ? i : 2 * i), *second = head + (neox ? i + n_rot / 2 : 2 * i + 1);
+                int64_t head = ((int64_t)t * H + h) * C;
+                int64_t first = head + (neox ? i : 2 * i), second = head + (neox ? i + n_rot / 2 : 2 * i + 1);
                 size_t at = (size_t)positions[t] * (n_rot / 2) + i;
-                double c = cos[at], s = (double)sign * sin[at], a = *first, b = *second;
-                *first = (float)(a * c - b * s);
-                *second = (float)(a * s + b * c);
+                double c = cos[at], s = (double)sign * sin[at], a = array_get(x, first), b = array_get(x, second);
+                array_put(x, first, a * c - b * s);
+                array_put(x, second, a * s + b * c);
             }
 }
 
@@ -63,19 +63,19 @@ static double activation_slope(double x, int kind) {
     return 1.0 / (1.0 + exp(-z)) + x * dz / (2.0 + exp(z) + exp(-z));
 }
 
-void ref_glu_forward(et_context *ctx, float *out, const float *gate, const float *up, int kind, int64_t n) {
+void ref_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++)
-        out[i] = (float)(activation(gate[i], kind) * up[i]);
+        array_put(out, i, activation(array_get(gate, i), kind) * array_get(up, i));
 }
 
-void ref_glu_backward(et_context *ctx, float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,
                       int kind, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
-        double d = dout[i], x = gate[i], u = up[i];
-        dgate[i] = (float)(d * u * activation_slope(x, kind));
-        dup[i] = (float)(d * activation(x, kind));
+        double d = array_get(dout, i), x = array_get(gate, i), u = array_get(up, i);
+        array_put(dgate, i, d * u * activation_slope(x, kind));
+        array_put(dup, i, d * activation(x, kind));
     }
 }
 
@@ -175,11 +175,10 @@ void ref_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, fl
 }
 
 /* ---- element by element -------------------------------------------------------------------------------------- */
-void ref_add_bias(et_context *ctx, float *x, const float *bias, int T, int N) {
+void ref_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {
     (void)ctx;
-    for (int t = 0; t < T; t++)
-        for (int i = 0; i < N; i++)
-            x[(size_t)t * N + i] += bias[i];
+    for (int64_t i = 0; i < (int64_t)T * N; i++)
+        array_put(x, i, array_get(x, i) + bias[i % N]);
 }
 
 void ref_add(et_context *ctx, float *x, const float *y, int64_t n) {
@@ -208,13 +207,13 @@ static uint32_t mix32(uint32_t x) {
 }
 
 /* The mask is part of the contract, as a run must repeat on every machine: 2^14 values share a 64-bit key. */
-void ref_dropout(et_context *ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n) {
+void ref_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
         uint64_t key = mix64(seed ^ mix64((uint64_t)i >> 14));
         uint32_t hash = mix32(mix32((uint32_t)(i & 0x3fff) ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
-        double kept = hash >= p * 4294967296.0 ? inp[i] / (1.0 - p) : inp[i] * 0.0;
-        out[i] = (float)(accumulate ? out[i] + kept : kept);
+        double x = array_get(inp, i), kept = hash >= p * 4294967296.0 ? x / (1.0 - p) : x * 0.0;
+        array_put(out, i, accumulate ? array_get(out, i) + kept : kept);
     }
 }
 

@@ -18,23 +18,23 @@
     OP(dequantize, (et_context * ctx, float *out, const void *w, int format, int64_t n))                               \
     OP(embed, (et_context * ctx, float *out, const int32_t *tokens, const void *w, int format, float scale, int T,     \
                int V, int D))                                                                                          \
-    OP(rmsnorm_forward, (et_context * ctx, float *out, float *rstd, const float *inp, const float *weight, float eps,  \
+    OP(rmsnorm_forward, (et_context * ctx, et_array out, float *rstd, et_array inp, const float *weight, float eps,    \
                          int64_t rows, int D))                                                                         \
-    OP(rmsnorm_backward, (et_context * ctx, float *dinp, const float *dout, const float *inp, const float *weight,     \
+    OP(rmsnorm_backward, (et_context * ctx, et_array dinp, et_array dout, et_array inp, const float *weight,           \
                           const float *rstd, int accumulate, int64_t rows, int D))                                     \
-    OP(rope, (et_context * ctx, float *x, const float *cos, const float *sin, const int32_t *positions, int neox,      \
+    OP(rope, (et_context * ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,    \
               float sign, int T, int H, int C, int n_rot, int P))                                                      \
     OP(attention_forward, (et_context * ctx, float *out, float *lse, const float *q, const float *k, const float *v,   \
                            const int32_t *start, float scale, int window, int T, int H, int G, int C))                 \
     OP(attention_backward, (et_context * ctx, float *dq, float *dk, float *dv, float *delta, const float *dout,        \
                             const float *out, const float *lse, const float *q, const float *k, const float *v,        \
                             const int32_t *start, float scale, int window, int T, int H, int G, int C))                \
-    OP(glu_forward, (et_context * ctx, float *out, const float *gate, const float *up, int kind, int64_t n))           \
-    OP(glu_backward, (et_context * ctx, float *dgate, float *dup, const float *dout, const float *gate,                \
-                      const float *up, int kind, int64_t n))                                                           \
-    OP(add_bias, (et_context * ctx, float *x, const float *bias, int T, int N))                                        \
+    OP(glu_forward, (et_context * ctx, et_array out, et_array gate, et_array up, int kind, int64_t n))                 \
+    OP(glu_backward, (et_context * ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,       \
+                      int kind, int64_t n))                                                                            \
+    OP(add_bias, (et_context * ctx, et_array x, const float *bias, int T, int N))                                      \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \
-    OP(dropout, (et_context * ctx, float *out, const float *inp, float p, uint64_t seed, int accumulate, int64_t n))   \
+    OP(dropout, (et_context * ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n))     \
     OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,      \
                       int format, const int32_t *targets, int chunk, int T, int V, int D))                             \
     OP(head_backward, (et_context * ctx, float *dh, float *logp, float *logits, const float *h, const void *w,         \

@@ -56,13 +56,42 @@ static inline float dot(const float *a, const float *b, int64_t n) {
     return lanes_sum(sum);
 }
 
-/* e^x within 1.1 ulp; -inf -> 0, what overflows -> inf, NaN -> NaN. Results below 1.42 * 2^-126 are 0: denormals add
- * nothing to a softmax or a sigmoid, and each costs some CPUs a hundred cycles.
+/* The smaller, or the larger, of x and limit; NaN if x is: x86 takes the second if they do not compare. */
+static inline vec vec_min(vec x, vec limit) {
+#if defined __AVX512F__
+    return (vec)_mm512_min_ps((__m512)limit, (__m512)x);
+#elif defined __AVX2__
+    return (vec)_mm256_min_ps((__m256)limit, (__m256)x);
+#else
+    return blend(limit < x, limit, x);
+#endif
+}
+
+static inline vec vec_max(vec x, vec limit) {
+#if defined __AVX512F__
+    return (vec)_mm512_max_ps((__m512)limit, (__m512)x);
+#elif defined __AVX2__
+    return (vec)_mm256_max_ps((__m256)limit, (__m256)x);
+#else
+    return blend(limit > x, limit, x);
+#endif
+}
+
+/* 1 / x for x from 1 to 2^126. */
+static inline vec reciprocal(vec x) {
+#ifdef __AVX512F__ /* its division takes as long as all of vec_exp; one step of Newton's gives 28 bits from 14 */
+    vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return r + r * (1.0f - x * r);
+#else
+    return 1.0f / x;
+#endif
+}
+
+/* vec_exp of what is at most 88, or NaN.
  * x = n ln 2 + r, |r| <= ln 2 / 2: a minimax polynomial for e^r, doubled, times 2^(n-1), which is 0 for n = -126. */
-static inline vec vec_exp(vec x) {
-    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
-    x = blend(x > splat(89.0f), splat(89.0f), x);
-    x = blend(x < splat(-87.0f), splat(-87.0f), x);
+static inline vec exp_below_88(vec x) {
+    const float round = 12582912.0f + 126.0f; /* 1.5 * 2^23: the low bits of a sum are the nearest integer, + 126 */
+    x = vec_max(x, splat(-87.0f));
     vec shifted = x * 1.44269504f + round;
     vec n = shifted - round;
     vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -71,8 +100,13 @@ static inline vec vec_exp(vec x) {
     p = p * r + 1.6666519642e-1f;
     p = p * r + 4.9999994040e-1f;
     p = p * (r * r) + r + 1.0f;
-    ivec exponent = (ivec)shifted - (ivec)splat(round);
-    return (p + p) * (vec)((exponent + 126) << 23);
+    return (p + p) * (vec)((ivec)shifted << 23);
+}
+
+/* e^x within 1.1 ulp; -inf -> 0, what overflows -> inf, NaN -> NaN. Results below 1.42 * 2^-126 are 0: denormals add
+ * nothing to a softmax or a sigmoid, and each costs some CPUs a hundred cycles. */
+static inline vec vec_exp(vec x) {
+    return exp_below_88(vec_min(x, splat(89.0f)));
 }
 
 /* ---- tasks --------------------------------------------------------------------------------------------------- */

@@ -34,6 +34,22 @@ def close(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> None:
     assert np.abs(got - truth).max() <= tolerance * np.abs(truth).max()
 
 
+def bf16(x: np.ndarray) -> np.ndarray:
+    """As uint16, rounded by torch."""
+    return torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+
+def floats(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def close_bf16(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> None:
+    """Within the rounding of each value, and what a float would be off."""
+    truth = want.detach().numpy()
+    assert got.dtype == np.uint16
+    assert (np.abs(floats(got) - truth) - 2.0**-8 * np.abs(truth)).max() <= tolerance * np.abs(truth).max()
+
+
 # ---- against autograd ----
 
 
@@ -49,6 +65,26 @@ def test_rmsnorm(ctx: native.Context, rows: int, width: int, accumulate: bool) -
     want.backward(torch.from_numpy(dout).double())
     close(out, want)
     close(dinp, x.grad + torch.from_numpy(before) if accumulate else x.grad)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_rmsnorm_bf16(ctx: native.Context, hidden: bool) -> None:
+    """hidden: from and to the float residual, else all bf16."""
+    inp, weight, dout, before = noise(0, 37, 50), noise(1, 50), bf16(noise(2, 37, 50)), noise(3, 37, 50)
+    x = inp if hidden else bf16(inp)
+    out, rstd, dinp = np.empty((37, 50), np.uint16), np.empty(37, np.float32), before if hidden else np.empty_like(x)
+    native.rmsnorm_forward(ctx, out, rstd, x, weight, 1e-5)
+    leafs = leaf(x if hidden else floats(x))
+    want = F.rms_norm(leafs, (50,), torch.from_numpy(weight).double(), 1e-5)
+    want.backward(torch.from_numpy(floats(dout)).double())
+    close_bf16(out, want)
+    if hidden:
+        truth = leafs.grad + torch.from_numpy(before)
+        native.rmsnorm_backward(ctx, dinp, dout, x, weight, rstd, True)
+        close(dinp, truth)
+    else:
+        native.rmsnorm_backward(ctx, dinp, dout, x, weight, rstd)
+        close_bf16(dinp, leafs.grad)
 
 
 @pytest.mark.parametrize("neox", [False, True])
@@ -70,6 +106,52 @@ def test_rope(ctx: native.Context, neox: bool, heads: int, width: int, n_rot: in
     want.backward(torch.from_numpy(dout).double())
     close(out, want)
     close(dinp, x.grad)
+
+
+@pytest.mark.parametrize("neox", [False, True])
+def test_rope_bf16(ctx: native.Context, neox: bool) -> None:
+    x, positions, angles = bf16(noise(0, 19, 3, 80)), np.arange(19, dtype=np.int32)[::-1].copy(), noise(1, 19, 25)
+    cos, sin = np.cos(angles), np.sin(angles)
+    first, second = (x[..., :25], x[..., 25:50]) if neox else (x[..., :50:2], x[..., 1:50:2])
+    a, b = (torch.from_numpy(floats(part)).double() for part in (first, second))
+    c, s = (torch.from_numpy(table[positions][:, None]).double() for table in (cos, sin))
+    rest = x[..., 50:].copy()
+    native.rope(ctx, x, cos, sin, positions, neox, 1.0)
+    close_bf16(first, a * c - b * s)
+    close_bf16(second, a * s + b * c)
+    assert (x[..., 50:] == rest).all()
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
+def test_glu_bf16(ctx: native.Context, kind: str) -> None:
+    gate, up, dout = bf16(noise(0, 999) * np.float32(5)), bf16(noise(1, 999)), bf16(noise(2, 999))
+    out, dgate, dup = np.empty_like(gate), np.empty_like(gate), np.empty_like(gate)
+    native.glu_forward(ctx, out, gate, up, kind)
+    native.glu_backward(ctx, dgate, dup, dout, gate, up, kind)
+    g, u = leaf(floats(gate)), leaf(floats(up))
+    want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
+    want.backward(torch.from_numpy(floats(dout)).double())
+    close_bf16(out, want)
+    close_bf16(dgate, g.grad)
+    close_bf16(dup, u.grad)
+
+
+def test_add_bias_bf16(ctx: native.Context) -> None:
+    x, bias = bf16(noise(0, 9, 37)), noise(1, 37)
+    want = torch.from_numpy(floats(x)).double() + torch.from_numpy(bias)
+    native.add_bias(ctx, x, bias)
+    close_bf16(x, want)
+
+
+def test_dropout_bf16(ctx: native.Context) -> None:
+    """The mask is that of floats; from bf16 to float is the very float."""
+    x = bf16(noise(0, 20_001))
+    want, wide, narrow = np.empty(x.size, np.float32), np.empty(x.size, np.float32), np.empty_like(x)
+    native.dropout(ctx, want, floats(x), 0.3, 5)
+    native.dropout(ctx, wide, x, 0.3, 5)
+    native.dropout(ctx, narrow, x, 0.3, 5)
+    assert (wide == want).all()
+    close_bf16(narrow, torch.from_numpy(want))
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
