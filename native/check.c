@@ -332,6 +332,8 @@ static void check_isa(struct check *total, const char *isa) {
             check_row(&c, alone);
         else
             check_precision(&c, c.ctx, alone);
+        if (c.ctx && alone)
+            check_attentions(&c, alone);
         et_context_destroy(c.ctx);
         et_context_destroy(alone);
         free(scratch);

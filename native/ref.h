@@ -4,6 +4,19 @@
 #define ET_REF_H
 
 #include "table.h"
+#include "quant.h"
+
+static inline double array_get(et_array a, int64_t i) {
+    return a.type == ET_F32 ? ((const float *)a.data)[i]
+                            : bits_to_float((uint32_t)((const uint16_t *)a.data)[i] << 16);
+}
+
+static inline void array_put(et_array a, int64_t i, double x) {
+    if (a.type == ET_F32)
+        ((float *)a.data)[i] = (float)x;
+    else
+        ((uint16_t *)a.data)[i] = float_to_bf16((float)x);
+}
 
 #define OP(name, args) void ref_##name args;
 ET_OPS(OP)
