@@ -194,21 +194,6 @@ static uint8_t *make_weights(const struct format *f, size_t n, uint64_t seed, in
 
 static const double CLOSE = 4e-6; /* one output may be a sum that cancels */
 
-/* n values of x as an array of a type, in a buffer of its own; and an array's values as floats. */
-static et_array array_of(const float *x, size_t n, int type) {
-    et_array a = {type == ET_F32 ? guarded(n) : guarded((n + 1) / 2), type};
-    for (size_t i = 0; i < n; i++)
-        array_put(a, (int64_t)i, (double)x[i]);
-    return a;
-}
-
-static float *values_of(et_array a, size_t n) {
-    float *x = guarded(n);
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)array_get(a, (int64_t)i);
-    return x;
-}
-
 /* How far rounding may lead from the real product, by what is multiplied; and what a context multiplies. */
 static double rounding(const char *numbers) {
     return strcmp(numbers, "int8") == 0 ? 0.02 : strcmp(numbers, "bf16") == 0 ? 0.01 : CLOSE;
@@ -231,10 +216,10 @@ static void check_direction(struct check *c, et_context *alone, int backward, co
     const char *own = numbers_of(c->ctx, backward, f->id, inner), *direction = backward ? "backward" : "forward";
     uint8_t *w = make_weights(f, (size_t)s.N * (size_t)s.K, 7, 1);
     float *x = check_floats((size_t)(s.T * s.R), 5), *y = check_floats((size_t)(s.R * outer), 6);
-    float *start = check_floats(n, 2);
-    et_array inp = array_of(check_floats(inp_size, 1), inp_size, s.inp_type), out = array_of(start, n, s.out_type);
-    et_array again = array_of(start, n, s.out_type), want = array_of(start, n, s.out_type);
-    et_array real = array_of(start, n, ET_F32);
+    et_array start = check_array(n, ET_F32, 2);
+    et_array inp = check_array(inp_size, s.inp_type, 1), out = copy(start, n, s.out_type);
+    et_array again = copy(start, n, s.out_type), want = copy(start, n, s.out_type);
+    et_array real = copy(start, n, ET_F32);
     (backward ? et_matmul_backward : et_matmul_forward)(c->ctx, out, inp, w, f->id, x, y, s.scale, s.accumulate, s.T,
                                                         s.N, s.K, s.R);
     (backward ? et_matmul_backward : et_matmul_forward)(alone, again, inp, w, f->id, x, y, s.scale, s.accumulate, s.T,
@@ -246,9 +231,9 @@ static void check_direction(struct check *c, et_context *alone, int backward, co
     double tight = strcmp(own, "float") == 0 ? CLOSE : int8 && rounded && s.R ? rounding("bf16") : 1e-5;
     double half = s.out_type == ET_BF16 ? 0x1p-7 + 0x1p-8 * (inner / 256 + s.R / 32) : 0;
     const char *what = "%s in %s, %s T %d N %d K %d R %d accumulate %d, types %d %d%s";
-    check_close(c, values_of(out, n), values_of(want, n), n, tight + half, what, direction, own, f->name, s.T, s.N, s.K,
+    check_close(c, check_values(out, n), check_values(want, n), n, tight + half, what, direction, own, f->name, s.T, s.N, s.K,
                 s.R, s.accumulate, s.inp_type, s.out_type, "");
-    check_close(c, values_of(out, n), real.data, n, rounding(own) + half, what, direction, own, f->name, s.T, s.N, s.K,
+    check_close(c, check_values(out, n), real.data, n, rounding(own) + half, what, direction, own, f->name, s.T, s.N, s.K,
                 s.R, s.accumulate, s.inp_type, s.out_type, ", real");
     check_true(c, guards_hold(out.data) && !memcmp(out.data, again.data, n * (s.out_type == ET_F32 ? 4 : 2)), what,
                direction, own, f->name, s.T, s.N, s.K, s.R, s.accumulate, s.inp_type, s.out_type, ": threads change bits");
@@ -263,7 +248,7 @@ static void check_product(struct check *c, et_context *alone, const struct forma
 
 static void check_dweight(struct check *c, int T, int N, int K, int dout_type, int inp_type) {
     size_t NK = (size_t)N * (size_t)K, TN = (size_t)T * (size_t)N, TK = (size_t)T * (size_t)K;
-    et_array inp = array_of(check_floats(TK, 1), TK, inp_type), dout = array_of(check_floats(TN, 2), TN, dout_type);
+    et_array inp = check_array(TK, inp_type, 1), dout = check_array(TN, dout_type, 2);
     float *dw = check_floats(NK, 3), *want = check_copy(dw, NK);
     et_matmul_dweight(c->ctx, dw, dout, inp, 0.7f, T, N, K);
     ref_matmul_dweight(NULL, want, dout, inp, 0.7f, T, N, K);
@@ -371,6 +356,7 @@ static void check_isa(struct check *total, const char *isa) {
             check_products(&c, alone);
             if (precision == ET_EXACT)
                 check_row(&c);
+            check_attentions(&c, alone);
         }
         et_context_destroy(c.ctx);
         et_context_destroy(alone);

@@ -100,14 +100,16 @@ int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, con
             float sign, int T, int H, int C, int n_rot, int P);
 /* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
  * Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0: no window. start[t] is the index
- * of the first token of t's document: 0 <= start[t] <= t, non-decreasing. C <= ET_MAX_HEAD. Never holds T x T. */
+ * of the first token of t's document: 0 <= start[t] <= t, non-decreasing. C <= ET_MAX_HEAD. Never holds T x T.
+ * Each array has a type of its own. Where the context is not ET_EXACT and the row multiplies bf16, all products, with
+ * the probabilities too, are of numbers rounded to bf16, and sums are in float. */
 #define ET_MAX_HEAD 256
-int et_attention_forward(et_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
+int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
                          const int32_t *start, float scale, int window, int T, int H, int G, int C);
 /* delta [H, T] is work space. */
-int et_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, float *delta, const float *dout,
-                          const float *out, const float *lse, const float *q, const float *k, const float *v,
-                          const int32_t *start, float scale, int window, int T, int H, int G, int C);
+int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
+                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *start,
+                          float scale, int window, int T, int H, int G, int C);
 /* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
 /* dgate, dup may be dout or each their own forward input. */

@@ -9,7 +9,7 @@
 
 /* Scratch, in floats: one block that all threads share, and one for each thread. A row asserts that it fits. */
 #define ET_SHARED_FLOATS (400 * 1024)
-#define ET_THREAD_FLOATS (96 * 1024)
+#define ET_THREAD_FLOATS (104 * 1024)
 
 /* Runs task(arg, 0 .. n_tasks-1, thread) on the context's threads, the caller among them, in any order, and returns
  * when all are done; 0 <= thread < threads. One task runs on the caller alone, so small work should be one task. */

@@ -5,20 +5,8 @@
 
 #include "quant.h"
 #include "table.h"
-#include "quant.h"
 
 /* Element i of an array, whatever its type. */
-static inline double array_get(et_array a, int64_t i) {
-    return a.type == ET_F32 ? ((const float *)a.data)[i] : bits_to_float((uint32_t)((const uint16_t *)a.data)[i] << 16);
-}
-
-static inline void array_put(et_array a, int64_t i, double x) {
-    if (a.type == ET_F32)
-        ((float *)a.data)[i] = (float)x;
-    else
-        ((uint16_t *)a.data)[i] = float_to_bf16((float)x);
-}
-
 static inline double array_get(et_array a, int64_t i) {
     return a.type == ET_F32 ? ((const float *)a.data)[i] : bits_to_float((uint32_t)((const uint16_t *)a.data)[i] << 16);
 }

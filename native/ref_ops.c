@@ -81,7 +81,7 @@ void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array do
 
 /* ---- attention ----------------------------------------------------------------------------------------------- */
 struct heads {
-    const float *q, *k;
+    et_array q, k;
     const int32_t *start;
     double scale;
     int window, H, G, C;
@@ -98,7 +98,8 @@ static double probabilities(double *p, const struct heads *a, int t, int h) {
     for (int j = 0; j <= t; j++) {
         p[j] = 0.0;
         for (int i = 0; i < a->C; i++)
-            p[j] += a->scale * a->q[((size_t)t * a->H + h) * a->C + i] * a->k[((size_t)j * a->G + g) * a->C + i];
+            p[j] += a->scale * array_get(a->q, ((int64_t)t * a->H + h) * a->C + i) *
+                    array_get(a->k, ((int64_t)j * a->G + g) * a->C + i);
         p[j] = sees(a, t, j) ? p[j] : -INFINITY;
         max = p[j] > max ? p[j] : max;
     }
@@ -109,7 +110,7 @@ static double probabilities(double *p, const struct heads *a, int t, int h) {
     return max + log(sum);
 }
 
-void ref_attention_forward(et_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
+void ref_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
                            const int32_t *start, float scale, int window, int T, int H, int G, int C) {
     (void)ctx;
     struct heads a = {q, k, start, scale, window, H, G, C};
@@ -120,45 +121,45 @@ void ref_attention_forward(et_context *ctx, float *out, float *lse, const float 
             for (int i = 0; i < C; i++) {
                 double sum = 0.0;
                 for (int j = 0; j <= t; j++)
-                    sum += p[j] * v[((size_t)j * G + h / (H / G)) * C + i];
-                out[((size_t)t * H + h) * C + i] = (float)sum;
+                    sum += p[j] * array_get(v, ((int64_t)j * G + h / (H / G)) * C + i);
+                array_put(out, ((int64_t)t * H + h) * C + i, sum);
             }
         }
     free(p);
 }
 
 /* What query t of head h adds: ds_j = p_j (dp_j - sum p dp) with dp_j = dout . v_j. grads are dq, dk, dv in double. */
-static double query_backward(double *const grads[3], double *p, double *dp, const float *dout, const float *v,
+static double query_backward(double *const grads[3], double *p, double *dp, et_array dout, et_array v,
                              const struct heads *a, int t, int h) {
-    size_t at = ((size_t)t * a->H + h) * a->C, group = a->H / a->G;
+    int64_t at = ((int64_t)t * a->H + h) * a->C, group = a->H / a->G;
     double mean = 0.0;
     probabilities(p, a, t, h);
     for (int j = 0; j <= t; j++) {
         dp[j] = 0.0;
         for (int i = 0; i < a->C; i++)
-            dp[j] += (double)dout[at + i] * v[((size_t)j * a->G + h / group) * a->C + i];
+            dp[j] += array_get(dout, at + i) * array_get(v, (j * a->G + h / group) * a->C + i);
         mean += p[j] * dp[j];
     }
     for (int j = 0; j <= t; j++)
         for (int i = 0; i < a->C; i++) {
-            size_t key = ((size_t)j * a->G + h / group) * a->C + i;
+            int64_t key = (j * a->G + h / group) * a->C + i;
             double ds = p[j] * (dp[j] - mean) * a->scale;
-            grads[0][at + i] += ds * a->k[key];
-            grads[1][key] += ds * a->q[at + i];
-            grads[2][key] += p[j] * dout[at + i];
+            grads[0][at + i] += ds * array_get(a->k, key);
+            grads[1][key] += ds * array_get(a->q, at + i);
+            grads[2][key] += p[j] * array_get(dout, at + i);
         }
     return mean;
 }
 
-void ref_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, float *delta, const float *dout,
-                            const float *out, const float *lse, const float *q, const float *k, const float *v,
+void ref_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
+                            et_array out, const float *lse, et_array q, et_array k, et_array v,
                             const int32_t *start, float scale, int window, int T, int H, int G, int C) {
     (void)ctx;
     (void)out;
     (void)lse;
     struct heads a = {q, k, start, scale, window, H, G, C};
     size_t sizes[3] = {(size_t)T * H * C, (size_t)T * G * C, (size_t)T * G * C};
-    float *outputs[3] = {dq, dk, dv};
+    et_array outputs[3] = {dq, dk, dv};
     double *grads[3], *p = malloc((size_t)T * sizeof *p), *dp = malloc((size_t)T * sizeof *dp);
     for (int i = 0; i < 3; i++)
         grads[i] = calloc(sizes[i], sizeof **grads);
@@ -167,7 +168,7 @@ void ref_attention_backward(et_context *ctx, float *dq, float *dk, float *dv, fl
             delta[(size_t)h * T + t] = (float)query_backward(grads, p, dp, dout, v, &a, t, h);
     for (int i = 0; i < 3; i++) {
         for (size_t j = 0; j < sizes[i]; j++)
-            outputs[i][j] = (float)grads[i][j];
+            array_put(outputs[i], (int64_t)j, grads[i][j]);
         free(grads[i]);
     }
     free(p);

@@ -1,0 +1,213 @@
+/* Attention whose products are in float. What lies in memory as bf16 is widened a block at a time. */
+
+enum { BLOCK_FLOATS = BQ * ET_MAX_HEAD };
+
+/* Floats of a thread's scratch: scores, their gradients, widened blocks of A and B, sums, and what gemm packs. */
+#define ET_ATTENTION_FLOATS (2 * BQ * BK + 4 * BLOCK_FLOATS + ET_MAX_HEAD * (MR + BK + NR))
+_Static_assert(ET_ATTENTION_FLOATS <= ET_THREAD_FLOATS, "attention does not fit a thread's scratch");
+
+/* Scores of head h, queries q .. q + nq - 1, keys k .. k + nk - 1: row i at s + i * BK, -inf up to a whole vector. */
+struct block {
+    int h, g, q, nq, k, nk;
+    float *s, *ds, *wide_a, *wide_b, *sums[2], *pack;
+};
+
+static struct block new_block(const struct attention *a, int thread) {
+    float *s = et_scratch(a->ctx, thread), *wide = s + 2 * BQ * BK;
+    return (struct block){.s = s, .ds = s + BQ * BK, .wide_a = wide, .wide_b = wide + BLOCK_FLOATS,
+                          .sums = {wide + 2 * BLOCK_FLOATS, wide + 3 * BLOCK_FLOATS}, .pack = wide + 4 * BLOCK_FLOATS};
+}
+
+/* Rows of floats, `stride` apart. */
+struct rows {
+    const float *p;
+    ptrdiff_t stride;
+};
+
+/* `rows` rows of C elements, the first at element `at`, the next `stride` on: where they lie, or in `wide`. */
+static struct rows float_rows(et_array x, ptrdiff_t at, ptrdiff_t stride, int rows, int C, float *wide) {
+    if (x.type == ET_F32)
+        return (struct rows){(const float *)x.data + at, stride};
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < C; j += VL)
+            vstore_part(wide + i * C + j, load_part(x, at + i * stride + j, C - j), C - j);
+    return (struct rows){wide, C};
+}
+
+static struct rows query_rows(const struct attention *a, const struct block *b, et_array x, float *wide) {
+    return float_rows(x, q_at(a, b->h, b->q), q_stride(a), b->nq, a->C, wide);
+}
+
+static struct rows key_rows(const struct attention *a, const struct block *b, et_array x, float *wide) {
+    return float_rows(x, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C, wide);
+}
+
+/* The task's head and first query. The last queries see most and come first, so that the threads end together. */
+static inline struct block query_block(const struct attention *a, int task, int thread) {
+    struct block b = new_block(a, thread);
+    b.h = task % a->H;
+    b.g = b.h / (a->H / a->G);
+    b.q = ((a->T - 1) / BQ - task / a->H) * BQ;
+    return b;
+}
+
+/* s [nq, nk] = alpha * x . y^T, x of the block's queries, y of its keys */
+static void query_key_products(const struct attention *a, const struct block *b, float *s, et_array x, et_array y,
+                               float alpha) {
+    struct rows left = query_rows(a, b, x, b->wide_a), right = key_rows(a, b, y, b->wide_b);
+    gemm(s, BK, left.p, left.stride, 1, right.p, right.stride, 1, b->nq, b->nk, a->C, alpha, 0, b->pack);
+}
+
+/* s = scale * q . k^T, what a query may not see is -inf */
+static void attention_scores(const struct attention *a, const struct block *b) {
+    query_key_products(a, b, b->s, a->q, a->k, a->scale);
+    int width = ceil_div(b->nk, VL) * VL;
+    if (b->nk == width && b->k + b->nk - 1 <= b->q && first_key(a, b->q + b->nq - 1) <= b->k)
+        return;
+    for (int i = 0; i < b->nq; i++) {
+        int t = b->q + i, begin = first_key(a, t) - b->k, end = min_int(t + 1 - b->k, b->nk);
+        float *s = b->s + i * BK;
+        for (int j = 0; j < min_int(begin, width); j++)
+            s[j] = -INFINITY;
+        for (int j = end > 0 ? end : 0; j < width; j++)
+            s[j] = -INFINITY;
+    }
+}
+
+/* One step of the online softmax on a row of scores: s = exp(s - max), sum and max go on; returns the factor that
+ * brings what was summed under the old maximum under the new one. */
+static inline float softmax_step(float *s, int nk, float *max, float *sum) {
+    vec highest = splat(*max), total = {0};
+    for (int j = 0; j < nk; j += VL) {
+        vec x = vload(s + j);
+        highest = blend(x > highest, x, highest);
+    }
+    float new_max = lanes_max(highest);
+    float base = new_max == -INFINITY ? 0.0f : new_max; /* nothing seen yet: -inf - 0 stays -inf */
+    float factor = vec_exp(splat(*max - base))[0];
+    for (int j = 0; j < nk; j += VL) {
+        vec p = vec_exp(vload(s + j) - base);
+        total += p;
+        vstore(s + j, p);
+    }
+    *sum = *sum * factor + lanes_sum(total);
+    *max = new_max;
+    return factor;
+}
+
+static inline void scale_row(float *x, float s, int n) {
+    for (int i = 0; i < n; i += VL)
+        vstore_part(x + i, vload_part(x + i, n - i) * s, n - i);
+}
+
+static void attention_forward_block(const struct attention *a, struct block b) {
+    int first = first_key(a, b.q), end = b.q + b.nq;
+    float *out = b.sums[0], max[BQ], sum[BQ];
+    for (int i = 0; i < b.nq; i++) {
+        max[i] = -INFINITY;
+        sum[i] = 0.0f;
+    }
+    for (b.k = first; b.k < end; b.k += BK) {
+        b.nk = min_int(BK, end - b.k);
+        attention_scores(a, &b);
+        for (int i = 0; i < b.nq; i++) {
+            float factor = softmax_step(b.s + i * BK, b.nk, &max[i], &sum[i]);
+            if (b.k > first && factor != 1.0f)
+                scale_row(out + i * a->C, factor, a->C);
+        }
+        struct rows v = key_rows(a, &b, a->v, b.wide_b);
+        gemm(out, a->C, b.s, BK, 1, v.p, v.stride, 0, b.nq, a->C, b.nk, 1.0f, b.k > first, b.pack);
+    }
+    for (int i = 0; i < b.nq; i++) {
+        store_scaled(a->out, q_at(a, b.h, b.q + i), out + i * a->C, 1.0f / sum[i], a->C);
+        a->lse[(ptrdiff_t)b.h * a->T + b.q + i] = max[i] + logf(sum[i]);
+    }
+}
+
+static void attention_forward_task(void *arg, int task, int thread) {
+    const struct attention *a = arg;
+    struct block b = query_block(a, task, thread);
+    for (int end = min_int(b.q + BQ, a->T), q = next_block(a, b.q); q < end; q += b.nq) {
+        b.q = q;
+        b.nq = block_tokens(a, q);
+        attention_forward_block(a, b);
+    }
+}
+
+static void attention_forward_float(struct attention *a) {
+    et_parallel(a->ctx, attention_forward_task, a, ceil_div(a->T, BQ) * a->H);
+}
+
+/* s = softmax(scores), ds = s * (dout . v^T - delta): the gradient of the scores */
+static void attention_scores_backward(const struct attention *a, const struct block *b) {
+    attention_scores(a, b);
+    query_key_products(a, b, b->ds, a->dout, a->v, 1.0f);
+    for (int i = 0; i < b->nq; i++) {
+        ptrdiff_t row = (ptrdiff_t)b->h * a->T + b->q + i;
+        float lse = a->lse[row], delta = a->delta[row], *s = b->s + i * BK, *ds = b->ds + i * BK;
+        for (int j = 0; j < b->nk; j += VL) {
+            vec p = vec_exp(vload(s + j) - lse);
+            vstore(s + j, p);
+            vstore(ds + j, p * (vload(ds + j) - delta));
+        }
+    }
+}
+
+/* dq = scale * ds . k */
+static void attention_dq_block(const struct attention *a, struct block b) {
+    int first = first_key(a, b.q), end = b.q + b.nq;
+    attention_delta(a, b.h, b.q, b.nq);
+    for (b.k = first; b.k < end; b.k += BK) {
+        b.nk = min_int(BK, end - b.k);
+        attention_scores_backward(a, &b);
+        struct rows k = key_rows(a, &b, a->k, b.wide_b);
+        gemm(b.sums[0], a->C, b.ds, BK, 1, k.p, k.stride, 0, b.nq, a->C, b.nk, a->scale, b.k > first, b.pack);
+    }
+    for (int i = 0; i < b.nq; i++)
+        store_scaled(a->dq, q_at(a, b.h, b.q + i), b.sums[0] + i * a->C, 1.0f, a->C);
+}
+
+static void attention_dq_task(void *arg, int task, int thread) {
+    const struct attention *a = arg;
+    struct block b = query_block(a, task, thread);
+    for (int end = min_int(b.q + BQ, a->T), q = next_block(a, b.q); q < end; q += b.nq) {
+        b.q = q;
+        b.nq = block_tokens(a, q);
+        attention_dq_block(a, b);
+    }
+}
+
+/* dk = scale * ds^T . q and dv = s^T . dout, summed over the heads that share the keys and the queries that see them */
+static void attention_dkv_block(const struct attention *a, struct block b) {
+    int accumulate = 0, group = a->H / a->G;
+    for (b.h = b.g * group; b.h < (b.g + 1) * group; b.h++)
+        for (b.q = b.k; b.q < a->T && first_key(a, b.q) < b.k + b.nk; b.q += b.nq) {
+            b.nq = block_tokens(a, b.q);
+            attention_scores_backward(a, &b);
+            struct rows q = query_rows(a, &b, a->q, b.wide_b);
+            gemm(b.sums[0], a->C, b.ds, 1, BK, q.p, q.stride, 0, b.nk, a->C, b.nq, a->scale, accumulate, b.pack);
+            struct rows dout = query_rows(a, &b, a->dout, b.wide_b);
+            gemm(b.sums[1], a->C, b.s, 1, BK, dout.p, dout.stride, 0, b.nk, a->C, b.nq, 1.0f, accumulate, b.pack);
+            accumulate = 1;
+        }
+    for (int i = 0; i < b.nk; i++) {
+        store_scaled(a->dk, k_at(a, b.g, b.k + i), b.sums[0] + i * a->C, 1.0f, a->C);
+        store_scaled(a->dv, k_at(a, b.g, b.k + i), b.sums[1] + i * a->C, 1.0f, a->C);
+    }
+}
+
+static void attention_dkv_task(void *arg, int task, int thread) {
+    const struct attention *a = arg;
+    struct block b = new_block(a, thread);
+    int begin = task / a->G * BK;
+    b.g = task % a->G;
+    for (b.k = next_block(a, begin); b.k < min_int(begin + BK, a->T); b.k += b.nk) {
+        b.nk = block_tokens(a, b.k);
+        attention_dkv_block(a, b);
+    }
+}
+
+static void attention_backward_float(struct attention *a) {
+    et_parallel(a->ctx, attention_dq_task, a, ceil_div(a->T, BQ) * a->H);
+    et_parallel(a->ctx, attention_dkv_task, a, ceil_div(a->T, BK) * a->G);
+}
