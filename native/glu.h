@@ -5,14 +5,13 @@
 enum { GLU_SILU = 0, GLU_GELU = 1 };
 
 struct gate {
-    vec x;             /* the gate, but at least as low as floor */
+    vec x;             /* the gate, or its floor */
     vec sigmoid, rest; /* sigmoid(z) and sigmoid(-z), each accurate where it is small */
     vec slope;         /* dz/dx */
 };
 
-/* Far below zero act(x) is 0 to more digits than a sum can hold: from 2e-33 on its value is kept, so that e^-z has a
- * reciprocal that is no denormal. GELU's sigmoid is flat in float above 16: x^3 is taken there, so that it cannot
- * overflow to inf * 0. */
+/* The floor is where act(x) has come within 2e-33 of 0: a little below, the reciprocal of e^-z would be a denormal.
+ * GELU's sigmoid is flat in float above 16: x^3 is taken there, so that it cannot overflow to inf * 0. */
 INLINE struct gate gate(vec x, const int kind) {
     struct gate g = {.x = vec_max(x, splat(kind == GLU_SILU ? -80.0f : -9.65f)), .slope = splat(1.0f)};
     vec z = g.x;
