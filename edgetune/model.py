@@ -28,9 +28,11 @@ BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("at
 
 
 def kept_widths(s: Shape, run: Run) -> dict[str, int]:
-    """Activations that a block's backward reads: name -> floats a token."""
-    widths = {"norm1": s.d_model, "rstd1": 1, "q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head,
-              "mid": s.d_model, "norm2": s.d_model, "rstd2": 1, "gate": s.d_ff, "up": s.d_ff, "act": s.d_ff}
+    """Activations that a block's backward reads and that cost a product or attention to make again: name -> values a
+    token. All but lse, rstd_* and u_* are of the run's type of activations.
+    """
+    widths = {"q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head, "mid": s.d_model, "gate": s.d_ff,
+              "up": s.d_ff}
     if s.qk_norm:
         widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.n_head, "rstd_k": s.n_kv}
     if s.post_norms:
@@ -40,7 +42,7 @@ def kept_widths(s: Shape, run: Run) -> dict[str, int]:
 
 def buffers(s: Shape, run: Run) -> list[Buffer]:
     """The table of everything of size that forward and backward hold."""
-    t, d = run.max_tokens, s.d_model
+    t, d, half = run.max_tokens, s.d_model, run.activations
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
     copies = n_live if run.keep_all else 1
     chunk = head_chunk(s, t)
@@ -49,12 +51,18 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         Buffer("lora", (lora_size(s, run),), "run"),
         Buffer("dlora", (lora_size(s, run),), "run"),
         Buffer("scratch", (native.scratch_bytes(run.threads),), "run", "uint8"),
-        Buffer("x", (n_live + 1, t, d), "step"),
-        *(Buffer(name, (copies, t, width), "step" if run.keep_all else "block")
+        # what blocks are made again from is exact, what only their backward reads need not be
+        Buffer("block_x", (n_live, t, d), "step", half if run.keep_all else "float32"),
+        *(Buffer(name, (copies, t, width), "step" if run.keep_all else "block",
+                 "float32" if name.startswith(("lse", "rstd", "u_")) else half)
           for name, width in kept_widths(s, run).items()),
-        Buffer("dx", (t, d), "step"), Buffer("dnorm", (t, d), "block"), Buffer("dact", (t, s.d_ff), "block"),
-        Buffer("datt", (t, s.d_q), "block"), Buffer("dq", (t, s.d_q), "block"), Buffer("dk", (t, s.d_kv), "block"),
-        Buffer("dv", (t, s.d_kv), "block"), Buffer("delta", (s.n_head, t), "block"),
+        Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),
+        Buffer("norm1", (t, d), "block", half), Buffer("rstd1", (t,), "block"),
+        Buffer("norm2", (t, d), "block", half), Buffer("rstd2", (t,), "block"),
+        Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half),
+        Buffer("dnorm", (t, d), "block"), Buffer("datt", (t, s.d_q), "block", half),
+        Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (t, s.d_kv), "block", half),
+        Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
         Buffer("du", (t, run.rank), "block"),
         Buffer("head_x", (t, d), "step"), Buffer("head_h", (t, d), "step"), Buffer("head_rstd", (t,), "step"),
         Buffer("logits", (chunk, s.n_vocab), "step"), Buffer("logp", (t,), "step"),
@@ -63,9 +71,9 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
                   Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
     if s.post_norms:
-        table.append(Buffer("dpost", (t, d), "block"))
+        table.append(Buffer("dpost", (t, d), "block", half))
     if run.dropout:
-        table.append(Buffer("dropped", (t, widest), "block"))
+        table.append(Buffer("dropped", (t, widest), "block", half))
     return table
 
 
@@ -110,7 +118,7 @@ class Decoder:
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target, float32 [S], S = positions with a weight; valid until the next pass."""
         self._forward(batch, keep=False)
-        rows, x, h, rstd = self._gather(batch, self.arena.view("x", batch.tokens.size, self.shape.d_model))
+        rows, x, h, rstd = self._gather(batch)
         logp = self.arena.view("logp", rows.size)
         if rows.size:
             self._norm(h, rstd, x, "output_norm")
@@ -136,7 +144,7 @@ class Decoder:
         """
         t, s = batch.tokens.size, self.shape
         self._forward(batch, keep=True)
-        rows, x, h, rstd = self._gather(batch, self._x(s.n_layer - self.run.lowest, t))
+        rows, x, h, rstd = self._gather(batch)
         logp = self.arena.view("logp", rows.size)
         dx = self.arena.view("dx", t, s.d_model)
         dx.fill(0.0)
@@ -149,9 +157,8 @@ class Decoder:
         native.rmsnorm_backward(self.ctx, h, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = h
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
-            if not self.run.keep_all and layer != s.n_layer - 1:  # the last block's activations are still there
-                i = layer - self.run.lowest
-                self._block_forward(layer, self._x(i, t), self.arena.view("dnorm", t, s.d_model), batch, rebuild=True)
+            if layer != s.n_layer - 1:  # the last block's activations are still there
+                self._rebuild(layer, batch)
             self._block_backward(layer, dx, batch)
         return logp
 
@@ -160,74 +167,91 @@ class Decoder:
         t, s = batch.tokens.size, self.shape
         self._forward(batch, keep=False)
         h, out = np.empty((t, s.d_model), np.float32), np.empty((t, s.n_vocab), np.float32)
-        self._norm(h, np.empty(t, np.float32), self._x(0, t), "output_norm")
+        self._norm(h, np.empty(t, np.float32), self.arena.view("x", t, s.d_model), "output_norm")
         native.matmul_forward(self.ctx, out, h, self.model.head.data, self.model.head.format)
         return out
 
     def _forward(self, batch: Batch, keep: bool) -> None:
-        """Fills x: with keep x[i] is the input of block lowest + i, else x[0] ends as the last block's output."""
-        t, s = batch.tokens.size, self.shape
-        embedding = self.model.weights["token_embd.weight"]
-        native.embed(self.ctx, self._x(0, t), batch.tokens, embedding.data, embedding.format, s.embed_scale)
-        for layer in range(s.n_layer):
-            i = layer - self.run.lowest
-            kept = keep and i >= 0
-            self._block_forward(layer, self._x(i if kept else 0, t), self._x(i + 1 if kept else 0, t), batch)
+        """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
+        x, embedding = self.arena.view("x", batch.tokens.size, self.shape.d_model), self.model.weights["token_embd.weight"]
+        native.embed(self.ctx, x, batch.tokens, embedding.data, embedding.format, self.shape.embed_scale)
+        for layer in range(self.shape.n_layer):
+            if keep and layer >= self.run.lowest:
+                native.copy(self.ctx, self._block_x(layer, batch), x)
+            self._block_forward(layer, x, batch)
 
     # ---- a block ----------------------------------------------------------------------------------------------
 
-    def _block_forward(self, layer: int, x_in: np.ndarray, x_out: np.ndarray, batch: Batch,
-                       rebuild: bool = False) -> None:
-        """x_out [T, D] = block(x_in [T, D]); x_out may be x_in. rebuild: only what backward reads, not x_out."""
-        k = self._kept(layer, batch.tokens.size)
-        self._norm(k["norm1"], k["rstd1"], x_in, f"blk.{layer}.attn_norm")
-        self._attention_forward(layer, k, batch)
-        self._residual_forward(k["mid"], x_in, k["att"], k, layer, "attn_output", "post_attention_norm", "att")
-        self._norm(k["norm2"], k["rstd2"], k["mid"], f"blk.{layer}.ffn_norm")
-        self.linear.forward(k["gate"], k["norm2"], layer, "ffn_gate", k)
-        self.linear.forward(k["up"], k["norm2"], layer, "ffn_up", k)
-        native.glu_forward(self.ctx, k["act"], k["gate"], k["up"], self.shape.act)
-        if not rebuild:
-            self._residual_forward(x_out, k["mid"], k["act"], k, layer, "ffn_down", "post_ffw_norm", "mlp")
-        elif self.shape.post_norms:
-            self.linear.forward(k["mlp_out"], k["act"], layer, "ffn_down", k)
-            self._norm(x_out, k["rstd_mlp"], k["mlp_out"], f"blk.{layer}.post_ffw_norm")
+    def _block_forward(self, layer: int, x: np.ndarray, batch: Batch, rebuild: bool = False) -> None:
+        """x [T, D] = block(x). rebuild: only what backward reads; x is then of no use."""
+        t, k = batch.tokens.size, self._kept(layer, batch.tokens.size)
+        self.ctx.precision = self._precision(layer)
+        (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
+        self._norm(norm1, rstd1, x, f"blk.{layer}.attn_norm")
+        self._attention_forward(layer, norm1, k, batch)
+        self._residual_forward(x, k["att"], k, layer, "attn_output", "post_attention_norm", "att")
+        native.copy(self.ctx, k["mid"], x)
+        self._norm(norm2, rstd2, x, f"blk.{layer}.ffn_norm")
+        self.linear.forward(k["gate"], norm2, layer, "ffn_gate", k)
+        self.linear.forward(k["up"], norm2, layer, "ffn_up", k)
+        native.glu_forward(self.ctx, act, k["gate"], k["up"], self.shape.act)
+        if not rebuild or self.shape.post_norms:
+            self._residual_forward(x, act, k, layer, "ffn_down", "post_ffw_norm", "mlp")
         elif f"blk.{layer}.ffn_down" in self.linear.adapted:
-            self.linear.inner(k["act"], layer, "ffn_down", k)
+            self.linear.inner(act, layer, "ffn_down", k)
+        self.ctx.precision = self.run.precision
+
+    def _rebuild(self, layer: int, batch: Batch) -> None:
+        """The activations of an earlier block: all of them from its input, or what is cheap from what was kept."""
+        t, k = batch.tokens.size, self._kept(layer, batch.tokens.size)
+        if not self.run.keep_all:
+            x = self.arena.view("x", t, self.shape.d_model)
+            native.copy(self.ctx, x, self._block_x(layer, batch))
+            self._block_forward(layer, x, batch, rebuild=True)
+            return
+        self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
+        self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
+        native.glu_forward(self.ctx, self._act(t), k["gate"], k["up"], self.shape.act)
+
+    def _precision(self, layer: int) -> str:
+        """The first blocks make values hundreds of times as large as others, on which all later ones lean: rounded to 8
+        bits there, they turn the gradient of single tensors by more than the gate of tests/test_precision.py allows.
+        """
+        return "fast" if self.run.precision == "int8" and layer < 2 else self.run.precision
 
     def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
         """dx [T, D]: from the gradient of the block's output to that of its input."""
         t, s, k = batch.tokens.size, self.shape, self._kept(layer, batch.tokens.size)
         view, deepest = self.arena.view, self._deepest_group(layer)
+        (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
         dnorm, dact = view("dnorm", t, s.d_model), view("dact", t, s.d_ff)
         dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
-        self.linear.backward(dact if deepest > 0 else None, dout, k["act"], layer, "ffn_down", k)
+        self.linear.backward(dact if deepest > 0 else None, dout, act, layer, "ffn_down", k)
         if deepest == 0:
             return
         native.glu_backward(self.ctx, dact, k["up"], dact, k["gate"], k["up"], s.act)  # k["up"] becomes dup
         inner = dnorm if deepest > 1 else None
-        self.linear.backward(inner, dact, k["norm2"], layer, "ffn_gate", k)
-        self.linear.backward(inner, k["up"], k["norm2"], layer, "ffn_up", k, accumulate=True)
+        self.linear.backward(inner, dact, norm2, layer, "ffn_gate", k)
+        self.linear.backward(inner, k["up"], norm2, layer, "ffn_up", k, accumulate=True)
         if deepest == 1:
             return
-        self._norm_backward(dx, dnorm, k["mid"], k["rstd2"], f"blk.{layer}.ffn_norm")
+        self._norm_backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm")
         dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
         datt = view("datt", t, s.d_q)
         self.linear.backward(datt if deepest > 2 else None, dout, k["att"], layer, "attn_output", k)
         if deepest == 2:
             return
         bottom = layer == self.run.lowest  # nothing below is trained
-        self._attention_backward(None if bottom else dnorm, datt, layer, k, batch)
+        self._attention_backward(None if bottom else dnorm, datt, norm1, layer, k, batch)
         if not bottom:
-            i = layer - self.run.lowest
-            self._norm_backward(dx, dnorm, self._x(i, t), k["rstd1"], f"blk.{layer}.attn_norm")
+            self._norm_backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm")
 
-    def _attention_forward(self, layer: int, k: Kept, batch: Batch) -> None:
+    def _attention_forward(self, layer: int, norm1: np.ndarray, k: Kept, batch: Batch) -> None:
         t, s = batch.tokens.size, self.shape
         heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
         for name in heads:
             raw = k[f"{name}_raw"] if s.qk_norm and name != "v" else k[name]
-            self.linear.forward(raw, k["norm1"], layer, f"attn_{name}", k)
+            self.linear.forward(raw, norm1, layer, f"attn_{name}", k)
             if raw is not k[name]:
                 self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
@@ -235,7 +259,7 @@ class Decoder:
         native.attention_forward(self.ctx, k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v,
                                  batch.starts, s.attn_scale, s.windows[layer])
 
-    def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, layer: int, k: Kept,
+    def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int, k: Kept,
                             batch: Batch) -> None:
         """dinp [T, D] (None: not wanted) = gradient of the normed input, from datt [T, H * C]."""
         t, s = batch.tokens.size, self.shape
@@ -250,26 +274,23 @@ class Decoder:
             if s.qk_norm and name != "v":
                 weight = self.model.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
                 native.rmsnorm_backward(self.ctx, grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
-            self.linear.backward(dinp, grad.reshape(t, -1), k["norm1"], layer, f"attn_{name}", k, accumulate=i > 0)
+            self.linear.backward(dinp, grad.reshape(t, -1), norm1, layer, f"attn_{name}", k, accumulate=i > 0)
 
     def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
         cos, sin = self.rope[self.shape.rope_of(layer)]
         for x in (q, k):
             native.rope(self.ctx, x, cos, sin, batch.positions, self.shape.neox, sign)
 
-    def _residual_forward(self, out: np.ndarray, x: np.ndarray, inp: np.ndarray, k: Kept, layer: int, target: str,
-                          post: str, kept: str) -> None:
-        """out [T, D] = x + [post norm of] the projection of inp."""
-        if self.shape.post_norms:
-            raw = k[f"{kept}_out"]
-            self.linear.forward(raw, inp, layer, target, k)
-            normed = self.arena.view("dnorm", *out.shape)  # free in forward
-            self._norm(normed, k[f"rstd_{kept}"], raw, f"blk.{layer}.{post}")
-            np.copyto(out, x)
-            native.add(self.ctx, out.reshape(-1), normed.reshape(-1))
-        else:
-            np.copyto(out, x)
-            self.linear.forward(out, inp, layer, target, k, accumulate=True)
+    def _residual_forward(self, x: np.ndarray, inp: np.ndarray, k: Kept, layer: int, target: str, post: str,
+                          kept: str) -> None:
+        """x [T, D] += [post norm of] the projection of inp."""
+        if not self.shape.post_norms:
+            self.linear.forward(x, inp, layer, target, k, accumulate=True)
+            return
+        raw, normed = k[f"{kept}_out"], self.arena.view("dnorm", *x.shape)  # free in forward
+        self.linear.forward(raw, inp, layer, target, k)
+        self._norm(normed, k[f"rstd_{kept}"], raw, f"blk.{layer}.{post}")
+        native.add(self.ctx, x.reshape(-1), normed.reshape(-1))
 
     def _residual_backward(self, dx: np.ndarray, k: Kept, layer: int, post: str,
                            kept: str) -> np.ndarray:
@@ -289,10 +310,18 @@ class Decoder:
     def _norm_backward(self, dx: np.ndarray, dout: np.ndarray, inp: np.ndarray, rstd: np.ndarray, name: str) -> None:
         native.rmsnorm_backward(self.ctx, dx, dout, inp, self.model.vectors[f"{name}.weight"], rstd, True)
 
-    def _x(self, i: int, t: int) -> np.ndarray:
-        """Residual stream i, [T, D]."""
-        size = self.run.max_tokens * self.shape.d_model
-        return self.arena.flat("x")[i * size:i * size + t * self.shape.d_model].reshape(t, self.shape.d_model)
+    def _block_x(self, layer: int, batch: Batch) -> np.ndarray:
+        """The input of a trained block, [T, D]."""
+        i, t, d = layer - self.run.lowest, batch.tokens.size, self.shape.d_model
+        start = i * self.run.max_tokens * d
+        return self.arena.flat("block_x")[start:start + t * d].reshape(t, d)
+
+    def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the first or second norm of a block: its output [T, D] and rstd [T]."""
+        return self.arena.view(f"norm{i}", t, self.shape.d_model), self.arena.view(f"rstd{i}", t)
+
+    def _act(self, t: int) -> np.ndarray:
+        return self.arena.view("act", t, self.shape.d_ff)
 
     def _kept(self, layer: int, t: int) -> Kept:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""
@@ -308,9 +337,9 @@ class Decoder:
             kept[name] = flat if name.startswith("rstd") else flat.reshape(t, width)
         return kept
 
-    def _gather(self, batch: Batch, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Supervised positions [S], their residual stream [S, D], and room for its norm [S, D], [S]."""
-        rows = np.flatnonzero(batch.weights)
+        rows, x = np.flatnonzero(batch.weights), self.arena.view("x", batch.tokens.size, self.shape.d_model)
         shape = (rows.size, self.shape.d_model)
         picked = self.arena.view("head_x", *shape)
         np.take(x, rows, axis=0, out=picked, mode="clip")

@@ -1,7 +1,6 @@
 """The only door to the C extension: one function a C function of native/et.h, outputs first, then inputs.
 
-Arrays are C-contiguous float32 unless said otherwise; activations may also be bf16, as uint16 (`ctx.activations` is the
-type that suits a context, `to_float` and `to_bf16` convert). Nothing is copied: a view of an arena is as good as an array.
+Arrays are C-contiguous float32 unless said otherwise; activations may also be bf16, as uint16. Nothing is copied: a view of an arena is as good as an array.
 Shapes: T tokens, D model width, H heads, G key/value heads, C head width, V vocabulary, R rank; N rows and K columns of
 a weight. A weight is its GGUF bytes, uint8 [bytes], with the name of its format in `FORMATS` (for "F32" a float32 array
 will do too). What a text calls activations may be bf16 too, as uint16, each array for itself. Outputs are overwritten
@@ -86,9 +85,9 @@ class Context:
     `scratch_bytes(threads)`, allocated if None. Runs one op at a time: RuntimeError if two threads call at once.
     Raises UnsupportedError for an instruction set that cannot be had here.
 
-    `precision` holds for products with a weight that is not F32, in matmul_forward, matmul_backward and the head:
-    "exact" float; "fast" bf16 where this instruction set multiplies it quickly, else float; "int8" 8-bit integers as
-    far as built. `products` says which numbers these are here, tests/test_precision.py what they do to a gradient.
+    `precision` holds for the products of matmul_*, attention_* and the head: "exact" float; "fast" bf16 where this
+    instruction set multiplies it quickly, else float; "int8" 8-bit integers forward, where a weight is quantized, and
+    fast elsewhere. `products` says which numbers these are here, tests/test_precision.py what they do to a gradient.
     """
 
     def __init__(
@@ -110,8 +109,19 @@ class Context:
             raise MemoryError(f"could not start {threads} threads")
         self.threads = threads
         self.isa = _native.context_isa(handle)
-        self.precision = precision
+        self._precision = precision
         self._handle = handle
+
+    @property
+    def precision(self) -> str:
+        """May be changed between two ops."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        if precision != self._precision:
+            _native.set_precision(self._handle, PRECISIONS[precision])
+            self._precision = precision
 
     @property
     def products(self) -> str:
@@ -234,6 +244,11 @@ def glu_backward(ctx: Context, dgate: Array, dup: Array, dout: Array, gate: Arra
 def add_bias(ctx: Context, x: Array, bias: Array) -> None:
     """x [T, N], activations, += bias [N]."""
     _check(_native.add_bias(ctx._handle, x, bias))
+
+
+def copy(ctx: Context, out: Array, inp: Array) -> None:
+    """out = inp, from float32 to bf16, back, or as it is."""
+    _check(_native.copy(ctx._handle, out, inp))
 
 
 def add(ctx: Context, x: Array, y: Array) -> None:

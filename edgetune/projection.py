@@ -32,7 +32,14 @@ class Run:
     dropout: float
     keep_all: bool  # keep each block's activations instead of recomputing them
     threads: int
-    precision: str = "exact"  # of products with frozen weights: exact, fast or int8
+    precision: str = "fast"  # of products: exact, fast or int8
+
+    @property
+    def activations(self) -> str:
+        """The numpy type in which activations lie: bf16 (as uint16) takes half the memory, and is near enough to what
+        products round to.
+        """
+        return "float32" if self.precision == "exact" else "uint16"
 
     @property
     def lowest(self) -> int:

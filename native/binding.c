@@ -271,6 +271,20 @@ static PyObject *context_isa(PyObject *module, PyObject *capsule) {
     return c ? PyUnicode_FromString(et_context_isa(c->ctx)) : NULL;
 }
 
+/* set_precision(capsule, number) */
+static PyObject *set_precision(PyObject *module, PyObject *args) {
+    PyObject *capsule;
+    int precision;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Oi", &capsule, &precision))
+        return NULL;
+    struct context *c = PyCapsule_GetPointer(capsule, "edgetune.context");
+    if (!c)
+        return NULL;
+    et_context_set_precision(c->ctx, (enum et_precision)precision);
+    Py_RETURN_NONE;
+}
+
 /* context_products(capsule) -> (forward, backward) */
 static PyObject *context_products(PyObject *module, PyObject *capsule) {
     struct context *c = PyCapsule_GetPointer(capsule, "edgetune.context");
@@ -331,6 +345,7 @@ static PyMethodDef functions[] = {
     {"context", context_new, METH_VARARGS, NULL},
     {"context_isa", context_isa, METH_O, NULL},
     {"context_products", context_products, METH_O, NULL},
+    {"set_precision", set_precision, METH_VARARGS, NULL},
     {"register_loop", register_loop, METH_VARARGS, NULL},
     {"scratch_bytes", scratch_bytes, METH_O, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},

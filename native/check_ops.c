@@ -277,6 +277,14 @@ static void check_sums(struct check *c, int T, int N) {
     check_free();
 }
 
+static void check_copy_op(struct check *c, int out_type, int inp_type, int64_t n) {
+    et_array inp = check_array((size_t)n, inp_type, 1), out = check_array((size_t)n, out_type, 2);
+    et_copy(c->ctx, out, inp, n);
+    check_array_close(c, out, check_values(inp, (size_t)n), (size_t)n, 0, "copy types %d %d n %d", out_type, inp_type,
+                      (int)n);
+    check_free();
+}
+
 static void check_add_bias(struct check *c, int x_type, int T, int N) {
     size_t n = (size_t)T * N;
     et_array x = check_array(n, x_type, 1);
@@ -361,6 +369,7 @@ void check_ops(struct check *c) {
             }
         }
         for (int types = 0; types < 4; types++) {
+            check_copy_op(c, type(types, 0), type(types, 1), lengths[i]);
             check_dropout(c, 0.0f, lengths[i], types);
             check_dropout(c, 0.1f, lengths[i], types);
         }

@@ -124,6 +124,12 @@ int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {
     return RUN(add_bias, x, bias, T, N);
 }
 
+int et_copy(et_context *ctx, et_array out, et_array inp, int64_t n) {
+    NEED_ARRAYS(out, inp);
+    NEED_POSITIVE(n, 1, 1);
+    return RUN(copy, out, inp, n);
+}
+
 int et_add(et_context *ctx, float *x, const float *y, int64_t n) {
     NEED_ALL(x, y);
     NEED_POSITIVE(n, 1, 1);

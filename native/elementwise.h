@@ -1,7 +1,29 @@
 /* Element by element: add, bias, scale, dropout, AdamW and the sum of squares. A vector is loaded before its place is
  * stored, so the in-place uses that et.h allows are safe. */
 
-/* ---- add, bias, scale ---------------------------------------------------------------------------------------- */
+/* ---- copy, add, bias, scale ---------------------------------------------------------------------------------------- */
+struct copy_args {
+    et_array out, inp;
+    int64_t n;
+};
+
+INLINE void copy_values(struct copy_args a, struct range r) {
+    EACH_VECTOR(i, n, r.begin, r.end, store_part(a.out, i, load_part(a.inp, i, n), n));
+}
+
+static void copy_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct copy_args a = *(const struct copy_args *)arg;
+    struct range r = task_values(task, a.n);
+    EITHER(a.out, EITHER(a.inp, copy_values(a, r)));
+}
+
+/* out [n] = inp [n] */
+static void copy(et_context *ctx, et_array out, et_array inp, int64_t n) {
+    struct copy_args a = {out, inp, n};
+    et_parallel(ctx, copy_task, &a, value_tasks(n));
+}
+
 struct add_args {
     float *x;
     const float *y;

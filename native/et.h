@@ -64,6 +64,7 @@ size_t et_scratch_bytes(int threads);
 int et_context_create(et_context **ctx, const char *isa, enum et_precision precision, int threads, void *scratch,
                       size_t scratch_bytes);
 void et_context_destroy(et_context *ctx);
+void et_context_set_precision(et_context *ctx, enum et_precision precision); /* from the next op on */
 const char *et_context_isa(const et_context *ctx);
 /* What et_matmul_forward or _backward multiply in, on this row at this precision: "float", "bf16" or "int8". */
 const char *et_context_product(const et_context *ctx, int backward);
@@ -117,6 +118,8 @@ int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout
                     int64_t n);
 /* x [T, N] += bias [N] */
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
+/* out [n] = inp [n], from one type to the other or the same */
+int et_copy(et_context *ctx, et_array out, et_array inp, int64_t n);
 /* x [n] += y [n] */
 int et_add(et_context *ctx, float *x, const float *y, int64_t n);
 /* out = inp * keep / (1 - p); keep is a pure function of (seed, index), so backward calls it again on dout.

@@ -220,3 +220,4 @@ float *et_scratch(et_context *ctx, int thread) {
 }
 const struct et_row *et_context_row(const et_context *ctx) { return ctx->row; }
 enum et_precision et_precision(const et_context *ctx) { return ctx->precision; }
+void et_context_set_precision(et_context *ctx, enum et_precision precision) { ctx->precision = precision; }

@@ -182,6 +182,12 @@ void ref_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) 
         array_put(x, i, array_get(x, i) + bias[i % N]);
 }
 
+void ref_copy(et_context *ctx, et_array out, et_array inp, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++)
+        array_put(out, i, array_get(inp, i));
+}
+
 void ref_add(et_context *ctx, float *x, const float *y, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++)

@@ -33,6 +33,7 @@
     OP(glu_backward, (et_context * ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,       \
                       int kind, int64_t n))                                                                            \
     OP(add_bias, (et_context * ctx, et_array x, const float *bias, int T, int N))                                      \
+    OP(copy, (et_context * ctx, et_array out, et_array inp, int64_t n))                                                \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \
     OP(dropout, (et_context * ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n))     \
     OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,      \

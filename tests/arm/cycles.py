@@ -3,13 +3,15 @@
     python tests/arm/cycles.py [--native native] [--cc aarch64-linux-gnu-gcc] [--mca llvm-mca-19] [--show] [--json]
 
 Compiles native/isa/ROW.c with the flags of CMakeLists.txt and isas.def, takes the loop with the most
-multiply-accumulates of the row's kind (the whole tile) and feeds it to llvm-mca. What llvm-mca cannot see: caches,
-prefetch, how the loop is fetched. Needs Debian's gcc-aarch64-linux-gnu and llvm-19 (17 is the first with a model of the
-A76's pipeline, under the name of the Neoverse N1, its server version; under cortex-a76 it still has the A57's).
+multiply-accumulates of the row's kind and no loop inside, and feeds it to llvm-mca. What llvm-mca cannot see: caches,
+prefetch, how the loop is fetched, what an outer loop adds. Needs Debian's gcc-aarch64-linux-gnu and llvm-19: from 17 on
+it has a model of the A76's pipeline, under the name of its server version, the Neoverse N1; under cortex-a76 it still
+has the A57's.
 
-Peaks, from Arm's Software Optimization Guides:
-    Cortex-A72 (UAN 0016): two 64-bit FP/ASIMD pipes, so one 128-bit FMA a cycle: 8 FLOP. It has no sdot.
-    Cortex-A76 (PJDOC-466751330-7215): two 128-bit pipes V0 and V1, an FMA or sdot a cycle on each: 16 FLOP, 64 OP.
+The peak is what a loop of independent multiply-accumulates reaches by the models' throughputs, which come from Arm's
+Software Optimization Guides:
+    Cortex-A72 (LLVM uses the A57's model): one 128-bit FMA a cycle, 8 FLOP. It has no sdot.
+    Cortex-A76 (Neoverse N1's model): an FMA or sdot a cycle on each of V0 and V1, 16 FLOP, 64 OP.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not args.mca or not shutil.which(args.cc):
-        sys.exit(f"skipped: {args.cc} or llvm-mca is missing (apt install gcc-aarch64-linux-gnu llvm-19)")
+        print(f"skipped: {args.cc} or llvm-mca is missing (apt install gcc-aarch64-linux-gnu llvm-19)")
+        return
     sources = {row: assembly(args.cc, args.native, row) for row in dict.fromkeys(case.row for case in CASES)}
     results = [measure(case, sources[case.row], args.mca) for case in CASES]
     if args.json:
