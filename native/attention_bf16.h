@@ -129,8 +129,8 @@ static inline __m512 four_rows(const bf16 *p, ptrdiff_t stride) {
     return (__m512)_mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 3 * stride)), 3);
 }
 
-/* B of products with the transpose of n rows of ld: [ld / 2, BK] pairs along the rows. Pairs are dwords: sixteen rows of
- * four are transposed at a time. */
+/* B of products with the transpose of n rows of ld: [ld / 2, BK] pairs along the rows. Pairs are dwords: four of
+ * sixteen rows are transposed at a time. */
 static void pack_across(float *pairs, struct tokens rows, int n, int ld) {
     for (int i = 0; i < n; i += 16)
         for (int j = 0; j < ld; j += 8) {
@@ -485,7 +485,7 @@ static void dq_begin(const struct attention *a, const struct work *w, struct que
         struct head head = head_at(w, i);
         round_rows(head.q, w->ld, a->q, q_at(a, b.h + i, b.q), q_stride(a), b.nq, a->C);
         round_rows(head.dout, w->ld, a->dout, q_at(a, b.h + i, b.q), q_stride(a), b.nq, a->C);
-        attention_delta(a, b.h + i, b.q, b.nq);
+        attention_delta(a, (et_array){head.dout, ET_BF16}, 0, w->ld, b.h + i, b.q, b.nq); /* of what is multiplied */
         load_base(a, head.base, head.delta, b.h + i, b.q, b.nq);
     }
 }

@@ -34,7 +34,7 @@ enum et_format {
     ET_Q2_K = 10, ET_Q3_K = 11, ET_Q4_K = 12, ET_Q5_K = 13, ET_Q6_K = 14, ET_IQ4_NL = 20, ET_BF16 = 30,
 };
 
-/* How products with a frozen weight that is not F32 are computed; all else is float.
+/* How products with a frozen weight that is not F32 are computed; all else is float, but for attention (see there).
  * ET_EXACT: in float. ET_FAST: in the quickest way that keeps the gradient of a LoRA within a cosine of 0.9995 of
  * float's: bf16 where the CPU multiplies it, both sides rounded to nearest and summed in float. ET_INT8: in 8-bit
  * integers, as far as it is built, for a cosine of 0.995: along K, in blocks of 32, inp is rounded to 127ths of the
