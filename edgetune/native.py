@@ -216,7 +216,7 @@ def attention_forward(
     """Causal grouped-query attention: out, q [T, H, C]; k, v [T, G, C]; lse [H, T] is kept for backward.
 
     Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0 is none. start [T] (int32) is the index
-    of the first token of t's document. C is at most 256. All but lse may be bf16 (as uint16), each for itself. Where the
+    of the first token of t's document. C is at most 256. out, q, k and v may each be bf16 (as uint16). Where the
     context is not exact and the CPU multiplies bf16, all products here are of numbers rounded to bf16.
     """
     _check(_native.attention_forward(ctx._handle, out, lse, q, k, v, start, scale, window))
@@ -226,8 +226,8 @@ def attention_backward(
     ctx: Context, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array,
     k: Array, v: Array, start: Array, scale: float, window: int = 0,
 ) -> None:  # fmt: skip
-    """dq [T, H, C], dk and dv [T, G, C] of attention_forward; delta [H, T] is work space. All but lse and delta may be
-    bf16."""
+    """dq [T, H, C], dk and dv [T, G, C] of attention_forward; delta [H, T] is work space. All but it and lse
+    may each be bf16."""
     _check(_native.attention_backward(ctx._handle, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window))
 
 

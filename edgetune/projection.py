@@ -32,7 +32,7 @@ class Run:
     dropout: float
     keep_all: bool  # keep each block's activations instead of recomputing them
     threads: int
-    precision: str = "fast"  # of products: exact, fast or int8
+    precision: str  # of products: exact, fast or int8
 
     @property
     def activations(self) -> str:

@@ -55,12 +55,14 @@ static inline void store_scaled(et_array out, ptrdiff_t i, const float *x, float
         store_part(out, i + j, s * vload_part(x + j, n - j), n - j);
 }
 
-/* delta = rowsum(dout * out), which is rowsum(p * (dout . v^T)), for queries q .. q + nq - 1 of head h */
-static void attention_delta(const struct attention *a, int h, int q, int nq) {
-    for (int t = q; t < q + nq; t++) {
+/* delta = rowsum(dout * out), which is rowsum(p * (dout . v^T)), for queries q .. q + nq - 1 of head h; dout's elements
+ * are those from `at` on, `stride` apart from token to token. */
+static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t at, ptrdiff_t stride, int h, int q,
+                            int nq) {
+    for (int t = q; t < q + nq; t++, at += stride) {
         vec sum = {0};
         for (int j = 0; j < a->C; j += VL)
-            sum += load_part(a->dout, q_at(a, h, t) + j, a->C - j) * load_part(a->out, q_at(a, h, t) + j, a->C - j);
+            sum += load_part(dout, at + j, a->C - j) * load_part(a->out, q_at(a, h, t) + j, a->C - j);
         a->delta[(ptrdiff_t)h * a->T + t] = lanes_sum(sum);
     }
 }

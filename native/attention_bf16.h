@@ -59,10 +59,11 @@ enum { PART = 8 }; /* rows whose sums are registers */
 
 static inline __attribute__((always_inline)) void part_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda,
                                                                const float *b, ptrdiff_t ldb, int K, int accumulate) {
-    vec acc[PART][2] = {0};
-    for (int i = 0; accumulate && i < PART; i++)
-        for (int j = 0; j < 2; j++)
-            acc[i][j] = vload(c + i * ldc + j * VL);
+    vec acc[PART][2];
+    UNROLL for (int i = 0; i < PART; i++) {
+        acc[i][0] = accumulate ? vload(c + i * ldc) : splat(0.0f);
+        acc[i][1] = accumulate ? vload(c + i * ldc + VL) : splat(0.0f);
+    }
     for (int k = 0; k < K; k += 2, b += ldb) {
         __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + VL);
         UNROLL for (int i = 0; i < PART; i++) {
@@ -114,32 +115,62 @@ static void round_rows(bf16 *out, int ld, et_array x, ptrdiff_t at, ptrdiff_t st
     memset(out, 0, (size_t)((whole_strips(rows) - rows) * ld) * sizeof *out);
 }
 
-/* B of products with rows [whole strips, ld] transposed: [ld / 2, BK] pairs along the rows. Pairs are dwords. */
-static void pack_across(float *pairs, const bf16 *rows, int n, int ld) {
-    pack_transposed(pairs, BK, (const float *)rows, ld / 2, whole_strips(n), ld / 2);
+/* Rows of bf16, `stride` apart. */
+struct tokens {
+    const bf16 *p;
+    ptrdiff_t stride;
+};
+
+/* The 16 bytes at p, and those at three more rows. */
+static inline __m512 four_rows(const bf16 *p, ptrdiff_t stride) {
+    __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + stride)), 1);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 2 * stride)), 2);
+    return (__m512)_mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 3 * stride)), 3);
 }
 
-/* B of products with rows [whole strips, ld] as they are: [rows / 2, ld] pairs of neighbours. */
-static void pack_down(float *pairs, const bf16 *rows, int n, int ld) {
-    for (int i = 0; i < n; i += 2, rows += 2 * ld)
-        for (int j = 0; j < ld; j += VL, pairs += VL) {
-            uvec first = __builtin_convertvector(*(const half_vec_unaligned *)(rows + j), uvec);
-            uvec second = __builtin_convertvector(*(const half_vec_unaligned *)(rows + ld + j), uvec);
-            vstore(pairs, (vec)(first | second << 16));
+/* B of products with the transpose of n rows of ld: [ld / 2, BK] pairs along the rows. Pairs are dwords: four of
+ * sixteen rows are transposed at a time. */
+static void pack_across(float *pairs, struct tokens rows, int n, int ld) {
+    for (int i = 0; i < n; i += 16)
+        for (int j = 0; j < ld; j += 8) {
+            const bf16 *p = rows.p + i * rows.stride + j;
+            float *out = pairs + j / 2 * BK + i;
+            __m512 a = four_rows(p, 4 * rows.stride), b = four_rows(p + rows.stride, 4 * rows.stride);
+            __m512 c = four_rows(p + 2 * rows.stride, 4 * rows.stride);
+            __m512 d = four_rows(p + 3 * rows.stride, 4 * rows.stride);
+            __m512 ab0 = _mm512_unpacklo_ps(a, b), ab1 = _mm512_unpackhi_ps(a, b);
+            __m512 cd0 = _mm512_unpacklo_ps(c, d), cd1 = _mm512_unpackhi_ps(c, d);
+            vstore(out, (vec)_mm512_shuffle_ps(ab0, cd0, 0x44));
+            vstore(out + BK, (vec)_mm512_shuffle_ps(ab0, cd0, 0xee));
+            vstore(out + 2 * BK, (vec)_mm512_shuffle_ps(ab1, cd1, 0x44));
+            vstore(out + 3 * BK, (vec)_mm512_shuffle_ps(ab1, cd1, 0xee));
         }
-    memset(pairs, 0, (size_t)((whole_strips(n) - n) / 2 * ld) * sizeof *pairs);
+}
+
+/* B of products with n rows of ld as they are: [n / 2, ld] pairs of neighbours. */
+static void pack_down(float *pairs, struct tokens rows, int n, int ld) {
+    for (int i = 0; i < n; i += 2)
+        for (int j = 0; j < ld; j += VL, pairs += VL) {
+            const bf16 *p = rows.p + i * rows.stride + j;
+            __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+            __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + rows.stride)));
+            _mm512_storeu_si512(pairs, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
 }
 
 /* ---- scores ------------------------------------------------------------------------------------------------ */
 
-/* Scores of a strip, `nv` vectors a row: what is done to them after a product and before the next. */
+/* A strip of scores on its way: `nv` vectors a row. */
 struct strip {
-    const float *s, *dp;  /* [STRIP, BK] products, and the gradient of the probabilities */
+    const bf16 *a[2];     /* rows [rows, ld] whose products are the scores, and the gradient of the probabilities */
+    float *s, *dp;        /* [STRIP, BK] these products */
     bf16 *p, *ds;         /* [STRIP, BK] probabilities and the gradient of the scores, rounded */
     float *base, *sums;   /* of a query, and what its probabilities sum to, a vector */
     const float *delta;
-    float *out;           /* [rows, ld] forward's sums of p . v */
+    float *out[2];        /* [rows, ld] sums of products with ds and with p; forward has p alone */
     int ld, rows, nv;
+    int first;            /* of the packed columns, which of them the strip begins at */
     int distance;         /* from the first key to the first query; a query sees those of 0 to span - 1 */
     uint32_t span;
     float exponent;
@@ -166,8 +197,8 @@ static inline vec only_seen(vec x, int d, int step, uint32_t span) {
 
 /* A new base for query i, whose scores have outgrown the old one; what was summed under that is brought under this. */
 static void raise_base(const struct strip *t, int i, vec highest) {
-    float old = t->base[i], *sum = t->sums + i * VL, *out = t->out + i * t->ld;
-    t->base[i] = lanes_max(highest);
+    float old = t->base[i], *sum = t->sums + i * VL, *out = t->out[1] + i * t->ld;
+    t->base[i] = _mm512_reduce_max_ps((__m512)highest);
     if (old == -INFINITY)
         return;
     vec factor = exp2_vec(splat(old - t->base[i]));
@@ -178,7 +209,9 @@ static void raise_base(const struct strip *t, int i, vec highest) {
 
 /* One step of the online softmax, rows being queries. The base is a maximum that later scores may pass by a factor of
  * 2^16: floats lose nothing by it, and sums are rarely brought under a new one. */
-static inline __attribute__((always_inline)) void softmax_rows(const struct strip *t, const int nv, const int masked) {
+static inline __attribute__((always_inline)) void softmax_rows(const struct strip *strip, const int nv,
+                                                               const int masked) {
+    const struct strip copy = *strip, *t = &copy; /* so that no store can change it */
     for (int i = 0; i < t->rows; i++) {
         vec x[BK / VL], highest = splat(-INFINITY), sum = vload(t->sums + i * VL);
         UNROLL for (int j = 0; j < nv; j++) {
@@ -188,7 +221,7 @@ static inline __attribute__((always_inline)) void softmax_rows(const struct stri
             highest = (vec)_mm512_max_ps((__m512)x[j], (__m512)highest); /* the second where one is NaN */
         }
         if (_mm512_cmp_ps_mask((__m512)highest, (__m512)splat(t->base[i] + 16.0f), _CMP_GT_OQ)) {
-            raise_base(t, i, highest);
+            raise_base(strip, i, highest);
             sum = vload(t->sums + i * VL);
         }
         float base = t->base[i] == -INFINITY ? 0.0f : t->base[i]; /* nothing seen yet: -inf - 0 stays -inf */
@@ -203,8 +236,9 @@ static inline __attribute__((always_inline)) void softmax_rows(const struct stri
 
 /* p = softmax(scores), ds = p * (dp - delta), the gradient of the scores. Rows are queries, and p is not stored; or
  * keys, and base and delta lie along them. */
-static inline __attribute__((always_inline)) void gradient_rows(const struct strip *t, const int queries, const int nv,
-                                                                const int masked) {
+static inline __attribute__((always_inline)) void gradient_rows(const struct strip *strip, const int queries,
+                                                                const int nv, const int masked) {
+    const struct strip copy = *strip, *t = &copy; /* so that no store can change it */
     for (int i = 0; i < t->rows; i++) {
         UNROLL for (int j = 0; j < nv; j += 2) {
             vec p[2], ds[2];
@@ -256,53 +290,72 @@ static void gradient_of_keys(const struct strip *t) {
 /* A thread's scratch: what every block needs, and `rest` for its own. */
 struct work {
     int ld;           /* C in whole strips */
-    float *s, *dp;    /* as struct strip has them */
-    bf16 *p, *ds;
+    float *strips;    /* two strips' s and dp, one strip's p and ds */
     bf16 *rows;       /* [BQ, ld], on their way to being packed */
     float *packed[4]; /* B */
     float *rest;
 };
 
-enum { STRIP_FLOATS = 3 * STRIP * BK };
+enum { STRIP_FLOATS = STRIP * BK, STRIPS = HEADS * BQ / STRIP };
 #define PACKED_FLOATS(ld) (BQ * (ld) / 2)
-#define WORK_FLOATS(ld) (STRIP_FLOATS + 5 * PACKED_FLOATS(ld))
+#define WORK_FLOATS(ld) (5 * STRIP_FLOATS + 5 * PACKED_FLOATS(ld))
 #define HEAD_FLOATS(ld) (2 * PACKED_FLOATS(ld) + BQ * ((ld) + VL + 2))
 #define KEY_FLOATS(ld) (2 * PACKED_FLOATS(ld) + 2 * BK * (ld) + 2 * BQ)
 _Static_assert(WORK_FLOATS(ET_MAX_HEAD) + HEAD_FLOATS(ET_MAX_HEAD) <= ET_THREAD_FLOATS, "a block of queries fits");
 _Static_assert(WORK_FLOATS(ET_MAX_HEAD) + KEY_FLOATS(ET_MAX_HEAD) <= ET_THREAD_FLOATS, "a block of keys fits");
 
 static struct work new_work(const struct attention *a, int thread) {
-    float *p = et_scratch(a->ctx, thread);
-    struct work w = {.ld = whole_strips(a->C), .s = p, .dp = p + STRIP * BK, .p = (bf16 *)(p + 2 * STRIP * BK),
-                     .ds = (bf16 *)(p + 2 * STRIP * BK + STRIP * BK / 2), .rows = (bf16 *)(p + STRIP_FLOATS)};
-    int n = PACKED_FLOATS(w.ld);
+    float *p = et_scratch(a->ctx, thread), *packed = p + 5 * STRIP_FLOATS;
+    struct work w = {.ld = whole_strips(a->C), .strips = p, .rows = (bf16 *)packed};
     for (int i = 0; i < 4; i++)
-        w.packed[i] = p + STRIP_FLOATS + (i + 1) * n;
+        w.packed[i] = packed + (i + 1) * PACKED_FLOATS(w.ld);
     w.rest = p + WORK_FLOATS(w.ld);
     return w;
 }
 
-static struct strip new_strip(const struct attention *a, const struct work *w) {
-    return (struct strip){.s = w->s, .dp = w->dp, .p = w->p, .ds = w->ds, .ld = w->ld, .exponent = a->scale * LOG2_E,
-                          .span = a->window > 0 ? (uint32_t)a->window : INT32_MAX};
+/* Strip i of those that pass by between two packings. */
+static struct strip new_strip(const struct attention *a, const struct work *w, int i) {
+    float *s = w->strips + i % 2 * 2 * STRIP_FLOATS;
+    bf16 *p = (bf16 *)(w->strips + 4 * STRIP_FLOATS);
+    return (struct strip){.s = s, .dp = s + STRIP_FLOATS, .p = p, .ds = p + STRIP_FLOATS, .ld = w->ld,
+                          .exponent = a->scale * LOG2_E, .span = a->window > 0 ? (uint32_t)a->window : INT32_MAX};
 }
 
-/* n tokens of x in w->rows, and packed the ways that are wanted. */
+/* The two products of the two sides, and those of their result, which go on where `accumulate` is set. */
+static void product_of_sides(const struct work *w, const struct strip *t, int side) {
+    strip_product(side ? t->dp : t->s, BK, t->a[side], t->ld, w->packed[2 * side] + t->first, BK, t->rows, t->nv * VL,
+                  t->ld, 0);
+}
+
+static void product_of_scores(const struct work *w, const struct strip *t, int side, int accumulate) {
+    strip_product(t->out[side], t->ld, side ? t->p : t->ds, BK, w->packed[1 + 2 * side] + t->first / 2 * t->ld, t->ld,
+                  t->rows, t->ld, t->nv * VL, accumulate);
+}
+
+/* n tokens of x packed the ways that are wanted, by way of w->rows unless they are bf16 and whole strips already. */
 static void pack_tokens(const struct work *w, const struct attention *a, et_array x, ptrdiff_t at, ptrdiff_t stride,
                         int n, float *across, float *down) {
-    round_rows(w->rows, w->ld, x, at, stride, n, a->C);
+    struct tokens rows = {(const bf16 *)x.data + at, stride};
+    if (x.type != ET_BF16 || a->C != w->ld || n % STRIP) {
+        round_rows(w->rows, w->ld, x, at, stride, n, a->C);
+        rows = (struct tokens){w->rows, w->ld};
+    }
     if (across)
-        pack_across(across, w->rows, n, w->ld);
+        pack_across(across, rows, whole_strips(n), w->ld);
     if (down)
-        pack_down(down, w->rows, n, w->ld);
+        pack_down(down, rows, whole_strips(n), w->ld);
 }
 
 /* base and delta [BQ] of queries q .. q + nq - 1 of head h; those behind them have probabilities of 0. */
 static void load_base(const struct attention *a, float *base, float *delta, int h, int q, int nq) {
     ptrdiff_t at = (ptrdiff_t)h * a->T + q;
-    for (int i = 0; i < BQ; i++) {
-        base[i] = i < nq ? a->lse[at + i] * LOG2_E : INFINITY;
-        delta[i] = i < nq ? a->delta[at + i] : 0.0f;
+    for (int i = 0; i < BQ; i += VL) {
+        vstore(base + i, splat(INFINITY));
+        vstore(delta + i, splat(0.0f));
+    }
+    for (int i = 0; i < nq; i += VL) {
+        vstore_part(base + i, vload_part(a->lse + at + i, nq - i) * LOG2_E, nq - i);
+        vstore_part(delta + i, vload_part(a->delta + at + i, nq - i), nq - i);
     }
 }
 
@@ -363,45 +416,64 @@ static void forward_begin(const struct attention *a, const struct work *w, struc
 static void forward_end(const struct attention *a, const struct work *w, struct queries b) {
     for (int i = 0; i < b.heads; i++) {
         struct head head = head_at(w, i);
+        float sum[BQ], *lse = a->lse + (ptrdiff_t)(b.h + i) * a->T + b.q;
         for (int j = 0; j < b.nq; j++) {
-            float sum = lanes_sum(vload(head.sums + j * VL));
-            store_scaled(a->out, q_at(a, b.h + i, b.q + j), head.out + j * w->ld, 1.0f / sum, a->C);
-            a->lse[(ptrdiff_t)(b.h + i) * a->T + b.q + j] = head.base[j] * LN_2 + logf(sum);
+            sum[j] = lanes_sum(vload(head.sums + j * VL));
+            store_scaled(a->out, q_at(a, b.h + i, b.q + j), head.out + j * w->ld, 1.0f / sum[j], a->C);
         }
+        for (int j = 0; j < b.nq; j++)
+            lse[j] = head.base[j] * LN_2 + logf(sum[j]);
     }
 }
 
 /* How many keys from k on the STRIP queries from q on may see, in whole strips. */
 static inline int keys_seen(int k, int nk, int q) { return min_int(whole_strips(nk), whole_strips(q + STRIP - k)); }
 
-static void forward_strips(const struct attention *a, const struct work *w, struct queries b, int i, int k, int nk) {
-    struct head head = head_at(w, i);
-    struct strip t = new_strip(a, w);
-    int accumulate = k > first_key(a, b.q);
-    for (int j = 0; j < b.nq; j += STRIP) {
-        int keys = keys_seen(k, nk, b.q + j);
-        if (keys <= 0)
+/* The strips of b's queries that see some of the keys k .. k + nk - 1. */
+static int query_strips(const struct attention *a, const struct work *w, struct queries b, int k, int nk,
+                        struct strip *strips) {
+    int n = 0;
+    for (int i = 0; i < b.heads; i++)
+        for (int j = 0; j < b.nq; j += STRIP) {
+            int keys = keys_seen(k, nk, b.q + j), at = j * w->ld;
+            if (keys <= 0)
+                continue;
+            struct head head = head_at(w, i);
+            struct strip t = new_strip(a, w, n);
+            t.a[0] = head.q + at;
+            t.a[1] = head.dout + at;
+            t.base = head.base + j;
+            t.delta = head.delta + j;
+            t.sums = head.sums + j * VL;
+            t.out[0] = t.out[1] = head.out + at;
+            t.rows = min_int(STRIP, b.nq - j);
+            t.nv = keys / VL;
+            t.distance = b.q + j - k;
+            strips[n++] = t;
+        }
+    return n;
+}
+
+/* A strip's scores are multiplied while those of the one before become probabilities, which other units do. */
+static void forward_strips(const struct work *w, const struct strip *t, int n, int accumulate) {
+    for (int i = 0; i <= n; i++) {
+        if (i < n)
+            product_of_sides(w, t + i, 0);
+        if (i == 0)
             continue;
-        t.rows = min_int(STRIP, b.nq - j);
-        t.nv = keys / VL;
-        t.distance = b.q + j - k;
-        t.base = head.base + j;
-        t.sums = head.sums + j * VL;
-        t.out = head.out + j * w->ld;
-        strip_product(w->s, BK, head.q + j * w->ld, w->ld, w->packed[0], BK, t.rows, keys, w->ld, 0);
-        softmax_strip(&t);
-        strip_product(t.out, w->ld, w->p, BK, w->packed[1], w->ld, t.rows, w->ld, keys, accumulate);
+        softmax_strip(t + i - 1);
+        product_of_scores(w, t + i - 1, 1, accumulate);
     }
 }
 
 static void forward_block(const struct attention *a, const struct work *w, struct queries b) {
+    struct strip strips[STRIPS];
     forward_begin(a, w, b);
-    for (int k = first_key(a, b.q), end = b.q + b.nq; k < end; k += BK) {
+    for (int first = first_key(a, b.q), k = first, end = b.q + b.nq; k < end; k += BK) {
         int nk = min_int(BK, end - k);
         pack_tokens(w, a, a->k, k_at(a, b.g, k), k_stride(a), nk, w->packed[0], NULL);
-        pack_tokens(w, a, a->v, k_at(a, b.g, k), k_stride(a), nk, NULL, w->packed[1]);
-        for (int i = 0; i < b.heads; i++)
-            forward_strips(a, w, b, i, k, nk);
+        pack_tokens(w, a, a->v, k_at(a, b.g, k), k_stride(a), nk, NULL, w->packed[3]);
+        forward_strips(w, strips, query_strips(a, w, b, k, nk, strips), k > first);
     }
     forward_end(a, w, b);
 }
@@ -413,39 +485,32 @@ static void dq_begin(const struct attention *a, const struct work *w, struct que
         struct head head = head_at(w, i);
         round_rows(head.q, w->ld, a->q, q_at(a, b.h + i, b.q), q_stride(a), b.nq, a->C);
         round_rows(head.dout, w->ld, a->dout, q_at(a, b.h + i, b.q), q_stride(a), b.nq, a->C);
-        attention_delta(a, b.h + i, b.q, b.nq);
+        attention_delta(a, (et_array){head.dout, ET_BF16}, 0, w->ld, b.h + i, b.q, b.nq); /* of what is multiplied */
         load_base(a, head.base, head.delta, b.h + i, b.q, b.nq);
     }
 }
 
-static void dq_strips(const struct attention *a, const struct work *w, struct queries b, int i, int k, int nk) {
-    struct head head = head_at(w, i);
-    struct strip t = new_strip(a, w);
-    int accumulate = k > first_key(a, b.q);
-    for (int j = 0; j < b.nq; j += STRIP) {
-        int keys = keys_seen(k, nk, b.q + j);
-        if (keys <= 0)
+static void dq_strips(const struct work *w, const struct strip *t, int n, int accumulate) {
+    for (int i = 0; i <= n; i++) {
+        if (i < n) {
+            product_of_sides(w, t + i, 0);
+            product_of_sides(w, t + i, 1);
+        }
+        if (i == 0)
             continue;
-        t.rows = min_int(STRIP, b.nq - j);
-        t.nv = keys / VL;
-        t.distance = b.q + j - k;
-        t.base = head.base + j;
-        t.delta = head.delta + j;
-        strip_product(w->s, BK, head.q + j * w->ld, w->ld, w->packed[0], BK, t.rows, keys, w->ld, 0);
-        strip_product(w->dp, BK, head.dout + j * w->ld, w->ld, w->packed[2], BK, t.rows, keys, w->ld, 0);
-        gradient_of_queries(&t);
-        strip_product(head.out + j * w->ld, w->ld, w->ds, BK, w->packed[1], w->ld, t.rows, w->ld, keys, accumulate);
+        gradient_of_queries(t + i - 1);
+        product_of_scores(w, t + i - 1, 0, accumulate);
     }
 }
 
 static void dq_block(const struct attention *a, const struct work *w, struct queries b) {
+    struct strip strips[STRIPS];
     dq_begin(a, w, b);
-    for (int k = first_key(a, b.q), end = b.q + b.nq; k < end; k += BK) {
+    for (int first = first_key(a, b.q), k = first, end = b.q + b.nq; k < end; k += BK) {
         int nk = min_int(BK, end - k);
         pack_tokens(w, a, a->k, k_at(a, b.g, k), k_stride(a), nk, w->packed[0], w->packed[1]);
         pack_tokens(w, a, a->v, k_at(a, b.g, k), k_stride(a), nk, w->packed[2], NULL);
-        for (int i = 0; i < b.heads; i++)
-            dq_strips(a, w, b, i, k, nk);
+        dq_strips(w, strips, query_strips(a, w, b, k, nk, strips), k > first);
     }
     for (int i = 0; i < b.heads; i++)
         for (int j = 0; j < b.nq; j++)
@@ -463,31 +528,48 @@ struct keys {
     float *dk, *dv, *base, *delta;  /* [BK, ld], [BK, ld]; of the queries: [BQ], [BQ] */
 };
 
-static void dkv_strips(const struct attention *a, const struct work *w, const struct keys *b, int q, int nq,
-                       int accumulate) {
-    struct strip t = new_strip(a, w);
-    t.delta = b->delta;
+/* The strips of b's keys that some of the queries q .. q + nq - 1 see. */
+static int key_strips(const struct attention *a, const struct work *w, const struct keys *b, int q, int nq,
+                      struct strip *strips) {
+    int n = 0;
     for (int j = 0; j < b->nk; j += STRIP) {
-        int first = b->k + j > q ? b->k + j - q : 0, queries = whole_strips(nq) - first;
-        ptrdiff_t at = (ptrdiff_t)j * w->ld, down = (ptrdiff_t)first / 2 * w->ld;
+        int first = b->k + j > q ? b->k + j - q : 0, queries = whole_strips(nq) - first, at = j * w->ld;
         if (queries <= 0)
             continue;
-        t.rows = min_int(STRIP, b->nk - j);
-        t.nv = queries / VL;
-        t.distance = q + first - (b->k + j);
+        struct strip t = new_strip(a, w, n);
+        t.a[0] = b->k_rows + at;
+        t.a[1] = b->v_rows + at;
         t.base = b->base + first;
         t.delta = b->delta + first;
-        strip_product(w->s, BK, b->k_rows + at, w->ld, w->packed[0] + first, BK, t.rows, queries, w->ld, 0);
-        strip_product(w->dp, BK, b->v_rows + at, w->ld, w->packed[2] + first, BK, t.rows, queries, w->ld, 0);
-        gradient_of_keys(&t);
-        strip_product(b->dk + at, w->ld, w->ds, BK, w->packed[1] + down, w->ld, t.rows, w->ld, queries, accumulate);
-        strip_product(b->dv + at, w->ld, w->p, BK, w->packed[3] + down, w->ld, t.rows, w->ld, queries, accumulate);
+        t.out[0] = b->dk + at;
+        t.out[1] = b->dv + at;
+        t.rows = min_int(STRIP, b->nk - j);
+        t.nv = queries / VL;
+        t.first = first;
+        t.distance = q + first - (b->k + j);
+        strips[n++] = t;
+    }
+    return n;
+}
+
+static void dkv_strips(const struct work *w, const struct strip *t, int n, int accumulate) {
+    for (int i = 0; i <= n; i++) {
+        if (i < n) {
+            product_of_sides(w, t + i, 0);
+            product_of_sides(w, t + i, 1);
+        }
+        if (i == 0)
+            continue;
+        gradient_of_keys(t + i - 1);
+        product_of_scores(w, t + i - 1, 0, accumulate);
+        product_of_scores(w, t + i - 1, 1, accumulate);
     }
 }
 
 /* Blocks of queries are cut as blocks of keys are, so the first is the keys' own. */
 static void dkv_block(const struct attention *a, const struct work *w, const struct keys *b) {
     int accumulate = 0, group = a->H / a->G;
+    struct strip strips[STRIPS];
     round_rows(b->k_rows, w->ld, a->k, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     round_rows(b->v_rows, w->ld, a->v, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     for (int h = b->g * group; h < (b->g + 1) * group; h++)
@@ -496,7 +578,7 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
             pack_tokens(w, a, a->q, q_at(a, h, q), q_stride(a), nq, w->packed[0], w->packed[1]);
             pack_tokens(w, a, a->dout, q_at(a, h, q), q_stride(a), nq, w->packed[2], w->packed[3]);
             load_base(a, b->base, b->delta, h, q, nq);
-            dkv_strips(a, w, b, q, nq, accumulate);
+            dkv_strips(w, strips, key_strips(a, w, b, q, nq, strips), accumulate);
             accumulate = 1;
         }
     for (int i = 0; i < b->nk; i++) {

@@ -156,7 +156,7 @@ static void attention_scores_backward(const struct attention *a, const struct bl
 /* dq = scale * ds . k */
 static void attention_dq_block(const struct attention *a, struct block b) {
     int first = first_key(a, b.q), end = b.q + b.nq;
-    attention_delta(a, b.h, b.q, b.nq);
+    attention_delta(a, a->dout, q_at(a, b.h, b.q), q_stride(a), b.h, b.q, b.nq);
     for (b.k = first; b.k < end; b.k += BK) {
         b.nk = min_int(BK, end - b.k);
         attention_scores_backward(a, &b);

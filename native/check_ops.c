@@ -172,7 +172,8 @@ static struct attention_outputs run_attention(et_context *ctx, const struct atte
     float scale = 1.0f / sqrtf((float)a->C);
     for (int i = 0; i < 6; i++)
         o.x[i] = attention_array(i < 4 ? type_of(types, i) : ET_F32, sizes[i], (uint64_t)i + 5, 1, 0);
-    et_attention_forward(ctx, o.x[0], o.x[4].data, in[0], in[1], in[2], start, scale, a->window, a->T, a->H, a->G, a->C);
+    et_attention_forward(ctx, o.x[0], o.x[4].data, in[0], in[1], in[2], start, scale, a->window, a->T, a->H, a->G,
+                         a->C);
     et_attention_backward(ctx, o.x[1], o.x[2], o.x[3], o.x[5].data, in[3], o.x[0], o.x[4].data, in[0], in[1], in[2],
                           start, scale, a->window, a->T, a->H, a->G, a->C);
     return o;

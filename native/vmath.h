@@ -31,12 +31,16 @@ static inline vec blend(ivec mask, vec a, vec b) {
 
 /* By halves, as the chain of additions would cost more than the vectors that it ends. */
 static inline float lanes_sum(vec x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)x); /* by halves too */
+#else
     float lanes[VL];
     vstore(lanes, x);
     for (int half = VL / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++)
             lanes[i] += lanes[i + half];
     return lanes[0];
+#endif
 }
 
 static inline float lanes_max(vec x) {

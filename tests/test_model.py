@@ -64,6 +64,7 @@ def make_case(
         dropout=dropout,
         keep_all=keep_all,
         threads=threads,
+        precision="exact",
     )
     decoder = Decoder(model, run, Arena(buffers(model.shape, run)), SCALE)
     rng = np.random.default_rng(3)

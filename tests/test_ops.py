@@ -209,6 +209,39 @@ def test_attention(ctx: native.Context, tokens: int, heads: int, kv_heads: int, 
         assert np.abs(dk).max() < 1e-5
 
 
+def bf16(x: np.ndarray) -> np.ndarray:
+    """x rounded to nearest, as uint16."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20)])
+def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
+                           window: int) -> None:
+    ctx, start, scale = native.Context(2, isa, precision="fast"), starts(tokens, documents), width**-0.5
+    q, dout = bf16(noise(0, tokens, heads, width)), bf16(noise(3, tokens, heads, width))
+    k, v = bf16(noise(1, tokens, kv_heads, width)), bf16(noise(2, tokens, kv_heads, width))
+    out, lse, delta = np.empty_like(q), np.empty((heads, tokens), np.float32), np.empty((heads, tokens), np.float32)
+    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    native.attention_forward(ctx, out, lse, q, k, v, start, scale, window)
+    native.attention_backward(ctx, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
+    tq, tk, tv = leaf(wide(q)), leaf(wide(k)), leaf(wide(v))
+    kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
+    mask = torch.from_numpy(visible(start, window))
+    want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
+    want.backward(torch.from_numpy(wide(dout)).double())
+    close(wide(out), want, 6e-3)
+    close(wide(dq), tq.grad, 1e-2)
+    close(wide(dk), tk.grad, 1e-2)
+    close(wide(dv), tv.grad, 6e-3)
+
+
 @pytest.mark.parametrize(("tokens", "vocabulary", "width", "chunk"),
                          [(1, 7, 32, 4), (13, 1003, 64, 5), (8, 300, 96, 8)])
 def test_head(ctx: native.Context, tokens: int, vocabulary: int, width: int, chunk: int) -> None:
