@@ -281,7 +281,7 @@ static void check_sums(struct check *c, int T, int N) {
 static void check_copy_op(struct check *c, int out_type, int inp_type, int64_t n) {
     et_array inp = check_array((size_t)n, inp_type, 1), out = check_array((size_t)n, out_type, 2);
     et_copy(c->ctx, out, inp, n);
-    check_array_close(c, out, check_values(inp, (size_t)n), (size_t)n, 0, "copy types %d %d n %d", out_type, inp_type,
+    check_array_close(c, out, check_values(inp, (size_t)n), (size_t)n, EXACT, "copy types %d %d n %d", out_type, inp_type,
                       (int)n);
     check_free();
 }

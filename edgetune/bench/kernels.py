@@ -188,6 +188,7 @@ def others(s: Sizes) -> Iterator[Case]:
         yield Case("glu_forward", kind, (TOKENS, s.f), (act, gate, up, kind))
         yield Case("glu_backward", kind, (TOKENS, s.f), (floats(TOKENS, s.f), dup, act, gate, up, kind))
     yield Case("add_bias", "", (TOKENS, s.d), (x, vector))
+    yield Case("copy", "", (TOKENS, s.d), (x, y))
     yield Case("add", "", (TOKENS, s.d), (x, y))
     yield Case("scale", "", (TOKENS, s.d), (x, 1.0))
     yield Case("dropout", "", (TOKENS, s.d), (y, x, 0.1, 1))
