@@ -61,25 +61,40 @@ static void pack_a_bf16(const struct product *p, const struct segment *s, float 
                      BF16_RUN);
 }
 
+/* out [16] = scale * (signed) codes - min, rounded. */
+static inline void scale_codes_bf16(bf16 *out, bytes codes, float scale, float min) {
+    __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
+    x = _mm512_fmsub_ps(_mm512_set1_ps(scale), x, _mm512_set1_ps(min));
+    _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+#define VALUE bf16
+#define UNPACK(format) unpack_bf16_##format
+#define SCALE_CODES scale_codes_bf16
+#define PUT_VALUES(out, values, n) round_row(out, values, (int)(n), (int)(n))
+#include "unpack.h"
+
 static inline int bf16_width(int columns) { return (columns + 15) / 16 * 16; }
 
 /* out [packed] = `count` weights of row r from column i, rounded, and zeros. */
-static inline void pack_weights(bf16 *out, const struct segment *s, float *tmp, int r, int i, int count, int packed) {
+static inline void pack_weights(bf16 *out, const struct segment *s, int r, int i, int count, int packed) {
+    int64_t first = r * s->ldw + i;
     if (s->format == ET_BF16)
-        pack_row(out, array_at((et_array){(void *)s->w, ET_BF16}, r * s->ldw + i), count, packed);
+        memcpy(out, (const bf16 *)s->w + first, (size_t)count * 2);
     else
-        round_row(out, weights(s, tmp, r, i, count), count, packed);
+        unpack_bf16_any(out, s->w, s->format, first, count);
+    memset(out + count, 0, (size_t)(packed - count) * 2);
 }
 
 /* Pairs of a row are dwords, so this is a transposition of dwords. */
 static void pack_b_bf16_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
     int n = task * BF16_COLUMNS, columns = min_int(p->nc - n, BF16_COLUMNS), width = bf16_width(columns);
-    float *panel = b_panel(p, s, n), *pairs = tmp + BF16_INNER * LONGER;
+    float *panel = b_panel(p, s, n), *pairs = tmp;
     int ld = s->packed / 2;
     for (int j = 0; j < columns; j += 8) {
         int rows = min_int(columns - j, 8);
         for (int r = 0; r < rows; r++)
-            pack_weights((bf16 *)(pairs + r * ld), s, tmp, p->n + n + j + r, s->k, s->kc, s->packed);
+            pack_weights((bf16 *)(pairs + r * ld), s, p->n + n + j + r, s->k, s->kc, s->packed);
         pack_transposed(panel + j, width, pairs, ld, rows, ld);
     }
     pack_zeros(panel, width, columns, ld);
@@ -87,11 +102,11 @@ static void pack_b_bf16_transposed(const struct product *p, const struct segment
 
 static void pack_b_bf16_straight(const struct product *p, const struct segment *s, float *tmp, int task) {
     int packed = ceil_div(p->nc, 16) * 16;
-    bf16 *x = (bf16 *)(tmp + NC), *y = x + NC;
+    bf16 *x = (bf16 *)tmp, *y = x + NC;
     for (int k = task * BF16_RUN; k < (task + 1) * BF16_RUN; k += 2) {
         for (int i = 0; i < 2; i++) {
             if (k + i < s->kc)
-                pack_weights(i ? y : x, s, tmp, s->k + k + i, p->n, p->nc, packed);
+                pack_weights(i ? y : x, s, s->k + k + i, p->n, p->nc, packed);
             else
                 memset(i ? y : x, 0, (size_t)packed * 2);
         }

@@ -47,6 +47,11 @@ struct feature {
 #define ET_X86
 #include <cpuid.h>
 
+static int f16c(void) {
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx") && __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+
 /* Whether there are tiles that multiply bf16, and the OS lets this process use them: Linux wants to be asked, as each
  * thread's state grows by 8 KiB. */
 static int amx_bf16(void) {
@@ -64,6 +69,7 @@ static int amx_bf16(void) {
     const struct feature f[] = {                                                                                       \
         {"avx2", CPU_AVX2, __builtin_cpu_supports("avx2")},                                                            \
         {"fma", CPU_FMA, __builtin_cpu_supports("fma")},                                                               \
+        {"f16c", CPU_F16C, f16c()},                                                                                   \
         {"avx512f", CPU_AVX512F, __builtin_cpu_supports("avx512f")},                                                   \
         {"avx512bw", CPU_AVX512BW, __builtin_cpu_supports("avx512bw")},                                                \
         {"avx512vl", CPU_AVX512VL, __builtin_cpu_supports("avx512vl")},                                                \

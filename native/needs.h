@@ -7,6 +7,9 @@ enum {
 #ifdef __FMA__
                | CPU_FMA
 #endif
+#ifdef __F16C__
+               | CPU_F16C
+#endif
 #ifdef __AVX512F__
                | CPU_AVX512F
 #endif

@@ -76,26 +76,15 @@ static inline uint16_t float_to_bf16(float x) {
     return (uint16_t)(nan ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* Half to float without a branch, so that loops over it vectorise. */
+/* Half to float; where there is no instruction, without a branch, so that loops over it vectorise. */
 static inline float half_to_float(uint16_t h) {
+#if defined __F16C__
+    return _cvtsh_ss(h);
+#endif
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff);
     float normal = bits_to_float((rest << 13) + (224u << 23)) * 0x1p-112f; /* all ones in the exponent stay so */
     float subnormal = (float)rest * 0x1p-24f;
     return bits_to_float(sign | float_to_bits(rest < 0x400 ? subnormal : normal));
-}
-
-static inline void unpack_F32(float *restrict out, const block_F32 *restrict b, int64_t n) {
-    memcpy(out, b, (size_t)n * 4);
-}
-
-static inline void unpack_F16(float *restrict out, const block_F16 *restrict b, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        out[i] = half_to_float(b[i].x);
-}
-
-static inline void unpack_BF16(float *restrict out, const block_BF16 *restrict b, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        out[i] = bits_to_float((uint32_t)b[i].x << 16);
 }
 
 /* Quantized formats are read 16 bytes at a time, in vectors of bytes: compilers make too varied things of loops. */
@@ -133,22 +122,17 @@ static inline void scale_codes(float *restrict out, bytes codes, float scale, fl
 #endif
 }
 
-static inline void unpack_Q4_0(float *restrict out, const block_Q4_0 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        bytes q = load_bytes(b->qs);
-        scale_codes(out, (q & 15) - 8, d, 0);
-        scale_codes(out + 16, (q >> 4) - 8, d, 0);
-    }
-}
-
-static inline void unpack_Q4_1(float *restrict out, const block_Q4_1 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d), m = half_to_float(b->m);
-        bytes q = load_bytes(b->qs);
-        scale_codes(out, q & 15, d, -m);
-        scale_codes(out + 16, q >> 4, d, -m);
-    }
+/* The signed values of IQ4_NL's 16 codes. */
+static inline bytes nonlinear(bytes codes) {
+#if defined __SSSE3__
+    const __m128i values = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+    return (bytes)_mm_shuffle_epi8(values, (__m128i)codes);
+#else
+    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    for (int i = 0; i < 16; i++)
+        codes[i] = (uint8_t)values[codes[i]];
+    return codes;
+#endif
 }
 
 /* 16 in byte j where bit j of two bytes is set: the fifth bits of 16 codes. */
@@ -159,43 +143,6 @@ static inline bytes fifth_bits(const uint8_t *qh) {
     return (bytes)(((bytes)spread & bit) != 0) & 16;
 }
 
-static inline void unpack_Q5_0(float *restrict out, const block_Q5_0 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        bytes q = load_bytes(b->qs);
-        scale_codes(out, ((q & 15) | fifth_bits(b->qh)) - 16, d, 0);
-        scale_codes(out + 16, ((q >> 4) | fifth_bits(b->qh + 2)) - 16, d, 0);
-    }
-}
-
-static inline void unpack_Q5_1(float *restrict out, const block_Q5_1 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d), m = half_to_float(b->m);
-        bytes q = load_bytes(b->qs);
-        scale_codes(out, (q & 15) | fifth_bits(b->qh), d, -m);
-        scale_codes(out + 16, (q >> 4) | fifth_bits(b->qh + 2), d, -m);
-    }
-}
-
-static inline void unpack_Q8_0(float *restrict out, const block_Q8_0 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        scale_codes(out, load_bytes((const uint8_t *)b->qs), d, 0);
-        scale_codes(out + 16, load_bytes((const uint8_t *)b->qs + 16), d, 0);
-    }
-}
-
-static inline void unpack_IQ4_NL(float *restrict out, const block_IQ4_NL *restrict b, int64_t n) {
-    static const float values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        for (int j = 0; j < 16; j++) {
-            out[j] = d * values[b->qs[j] & 15];
-            out[j + 16] = d * values[b->qs[j] >> 4];
-        }
-    }
-}
-
 /* K formats have 16 groups of 16 codes, or 8 of 32. Two bits of each of 32 bytes are one run of 32 codes; the runs of
  * 2-bit codes, and the nibbles, of the same bytes follow each other. */
 
@@ -204,85 +151,35 @@ static inline bytes crumbs(const uint8_t qs[64], int g) {
     return load_bytes(qs + g / 8 * 32 + g % 2 * 16) >> (uint8_t)(g % 8 / 2 * 2) & 3;
 }
 
-static inline void unpack_Q2_K(float *restrict out, const block_Q2_K *restrict b, int64_t n) {
-    for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin);
-        for (int g = 0; g < 16; g++, out += 16)
-            scale_codes(out, crumbs(b->qs, g), d * (float)(b->scales[g] & 15), dmin * (float)(b->scales[g] >> 4));
-    }
-}
-
-/* As Q2_K, with a third bit in hmask (absent: minus 4), signed 6-bit scales and no minimum. */
-static inline void unpack_Q3_K(float *restrict out, const block_Q3_K *restrict b, int64_t n) {
-    for (; n; n--, b++) {
-        float d = half_to_float(b->d);
-        for (int g = 0; g < 16; g++, out += 16) {
-            int low = g < 8 ? b->scales[g] & 15 : b->scales[g - 8] >> 4;
-            int high = b->scales[8 + g % 4] >> g / 4 * 2 & 3;
-            bytes third = load_bytes(b->hmask + g % 2 * 16) >> (uint8_t)(g / 2) & 1;
-            scale_codes(out, (crumbs(b->qs, g) | third << 2) - 4, d * (float)((low | high << 4) - 32), 0);
-        }
-    }
-}
-
 /* The 6-bit scale and minimum of group g of 8, as Q4_K and Q5_K hold them in 12 bytes. */
 static inline void scale_min_K(const uint8_t s[12], int g, float *scale, float *min) {
     *scale = (float)(g < 4 ? s[g] & 63 : (s[g + 4] & 15) | s[g - 4] >> 6 << 4);
     *min = (float)(g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | s[g] >> 6 << 4);
 }
 
-static inline void unpack_Q4_K(float *restrict out, const block_Q4_K *restrict b, int64_t n) {
-    for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin), scale, min;
-        for (int g = 0; g < 8; g++, out += 32) {
-            scale_min_K(b->scales, g, &scale, &min);
-            for (int j = 0; j < 32; j += 16)
-                scale_codes(out + j, load_bytes(b->qs + g / 2 * 32 + j) >> (uint8_t)(g % 2 * 4) & 15, d * scale,
-                            dmin * min);
-        }
-    }
+static inline void values_F32(float *out, const block_F32 *b, int n) { memcpy(out, b, (size_t)n * 4); }
+
+static inline void values_F16(float *out, const block_F16 *b, int n) {
+    int i = 0;
+#if defined __F16C__
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(b + i))));
+#endif
+    for (; i < n; i++)
+        out[i] = half_to_float(b[i].x);
 }
 
-/* As Q4_K, with a fifth bit: bit g of qh. */
-static inline void unpack_Q5_K(float *restrict out, const block_Q5_K *restrict b, int64_t n) {
-    for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin), scale, min;
-        for (int g = 0; g < 8; g++, out += 32) {
-            scale_min_K(b->scales, g, &scale, &min);
-            for (int j = 0; j < 32; j += 16) {
-                bytes low = load_bytes(b->qs + g / 2 * 32 + j) >> (uint8_t)(g % 2 * 4) & 15;
-                bytes fifth = load_bytes(b->qh + j) >> (uint8_t)g & 1;
-                scale_codes(out + j, low | fifth << 4, d * scale, dmin * min);
-            }
-        }
-    }
+static inline void values_BF16(float *out, const block_BF16 *b, int n) {
+    for (int i = 0; i < n; i++)
+        out[i] = bits_to_float((uint32_t)b[i].x << 16);
 }
 
-/* 16 groups of 16 with 8-bit scales; codes of 4 low and 2 high bits, minus 32. Of each 128 weights, quarter c has its
- * low bits in nibble c / 2 of 32 bytes of ql, and its high bits at 2c in qh. */
-static inline void unpack_Q6_K(float *restrict out, const block_Q6_K *restrict b, int64_t n) {
-    for (; n; n--, b++) {
-        float d = half_to_float(b->d);
-        for (int g = 0; g < 16; g++, out += 16) {
-            int half = g / 8, c = g % 8 / 2;
-            bytes low = load_bytes(b->ql + half * 64 + c % 2 * 32 + g % 2 * 16) >> (uint8_t)(c / 2 * 4) & 15;
-            bytes high = load_bytes(b->qh + half * 32 + g % 2 * 16) >> (uint8_t)(c * 2) & 3;
-            scale_codes(out, (low | high << 4) - 32, d * (float)b->scales[g], 0);
-        }
-    }
-}
-
-/* out [n] = weights i .. i+n-1 of w; i and n multiples of the block. */
-static inline void unpack(float *out, const void *w, int format, int64_t i, int64_t n) {
-    switch (format) {
-#define FORMAT(name, block, bytes)                                                                                     \
-    case ET_##name:                                                                                                    \
-        unpack_##name(out, (const block_##name *)w + i / (block), n / (block));                                        \
-        break;
-        ET_FORMATS(FORMAT)
-#undef FORMAT
-    }
-}
+#define VALUE float
+#define UNPACK(format) unpack_##format
+#define SCALE_CODES scale_codes
+#define PUT_VALUES(out, values, n) memcpy(out, values, (size_t)(n) * 4)
+#include "unpack.h"
+#define unpack unpack_any
 
 /* ---- 8-bit blocks of 32, for integer products: x = d * q + m ------------------------------------------------- */
 
