@@ -36,7 +36,9 @@ class Arena:
     def __init__(self, buffers: Iterable[Buffer]) -> None:
         self.buffers = {b.name: b for b in buffers}
         self.nbytes = arena_bytes(self.buffers.values())
-        memory = np.frombuffer(mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE)), np.uint8)
+        mapping = mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+        memory = np.frombuffer(mapping, np.uint8)
         self._flat: dict[str, np.ndarray] = {}
         offset = 0
         for b in self.buffers.values():

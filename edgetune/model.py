@@ -22,7 +22,7 @@ from .shape import Shape, read_shape
 if TYPE_CHECKING:
     from .packing import Batch
 
-HEAD_BYTES = 32 << 20  # logits held at a time: enough tokens to pay for unpacking the head once a chunk
+HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
 BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
 
@@ -45,7 +45,6 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
     t, d, half = run.max_tokens, s.d_model, run.activations
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
     copies = n_live if run.keep_all else 1
-    chunk = head_chunk(s, t)
     widest = max(d, s.d_ff, s.d_q)
     table = [
         Buffer("lora", (lora_size(s, run),), "run"),
@@ -65,7 +64,8 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
         Buffer("du", (t, run.rank), "block"),
         Buffer("head_x", (t, d), "step"), Buffer("head_h", (t, d), "step"), Buffer("head_rstd", (t,), "step"),
-        Buffer("logits", (chunk, s.n_vocab), "step"), Buffer("logp", (t,), "step"),
+        Buffer("logits", (t, head_block(s, t)), "step"), Buffer("exps", (t, head_block(s, t)), "step", half),
+        Buffer("head_state", (t, native.HEAD_STATE), "step"), Buffer("logp", (t,), "step"),
     ]
     for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
         table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
@@ -77,8 +77,9 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
     return table
 
 
-def head_chunk(s: Shape, tokens: int) -> int:
-    return min(tokens, max(8, HEAD_BYTES // (4 * s.n_vocab)))
+def head_block(s: Shape, tokens: int) -> int:
+    """Entries of the vocabulary whose logits are held at a time."""
+    return min(s.n_vocab, max(256, HEAD_BYTES // (4 * tokens) // 256 * 256))
 
 
 class Model:
@@ -122,7 +123,8 @@ class Decoder:
         logp = self.arena.view("logp", rows.size)
         if rows.size:
             self._norm(h, rstd, x, "output_norm")
-            native.head_forward(self.ctx, logp, best, self._logits(), h, self.model.head.data, self.model.head.format,
+            logits, _, state = self._head_work(rows.size)
+            native.head_forward(self.ctx, logp, best, logits, state, h, self.model.head.data, self.model.head.format,
                                 batch.targets[rows])
         return logp
 
@@ -152,8 +154,8 @@ class Decoder:
             return logp
         self._norm(h, rstd, x, "output_norm")
         dh = self.arena.view("dnorm", rows.size, s.d_model)
-        native.head_backward(self.ctx, dh, logp, self._logits(), h, self.model.head.data, self.model.head.format,
-                             batch.targets[rows], np.ascontiguousarray(a, np.float32))
+        native.head_backward(self.ctx, dh, logp, *self._head_work(rows.size), h, self.model.head.data,
+                             self.model.head.format, batch.targets[rows], np.ascontiguousarray(a, np.float32))
         native.rmsnorm_backward(self.ctx, h, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = h
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
@@ -345,8 +347,11 @@ class Decoder:
         np.take(x, rows, axis=0, out=picked, mode="clip")
         return rows, picked, self.arena.view("head_h", *shape), self.arena.view("head_rstd", rows.size)
 
-    def _logits(self) -> np.ndarray:
-        return self.arena.view("logits", *self.arena.buffers["logits"].shape)
+    def _head_work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The head's work space for n tokens: logits and their exponentials [n, B], state."""
+        block = head_block(self.shape, self.run.max_tokens)
+        view = self.arena.view
+        return view("logits", n, block), view("exps", n, block), view("head_state", n, native.HEAD_STATE)
 
     def _deepest_group(self, layer: int) -> int:
         """Index of the last of BACKWARD_GROUPS that backward must reach in this block."""

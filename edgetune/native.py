@@ -269,21 +269,30 @@ def scale(ctx: Context, x: Array, s: float) -> None:
     _check(_native.scale(ctx._handle, x, s))
 
 
+HEAD_STATE = 4
+"""Floats a token of the head's work space `state`."""
+
+
 def head_forward(
-    ctx: Context, logp: Array, best: Array | None, logits: Array, h: Array, w: Array, fmt: str, targets: Array
-) -> None:
+    ctx: Context, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
+    targets: Array,
+) -> None:  # fmt: skip
     """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
 
-    logits [chunk, V] is work space for chunk tokens at a time.
+    Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
     """
-    _check(_native.head_forward(ctx._handle, logp, best, logits, h, w, _format(fmt), targets))
+    _check(_native.head_forward(ctx._handle, logp, best, logits, state, h, w, _format(fmt), targets))
 
 
 def head_backward(
-    ctx: Context, dh: Array, logp: Array, logits: Array, h: Array, w: Array, fmt: str, targets: Array, a: Array
-) -> None:
-    """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as above."""
-    _check(_native.head_backward(ctx._handle, dh, logp, logits, h, w, _format(fmt), targets, a))
+    ctx: Context, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
+    targets: Array, a: Array,
+) -> None:  # fmt: skip
+    """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as above.
+
+    e [T, B], float32 or bf16, is work space as well; float32 may be logits.
+    """
+    _check(_native.head_backward(ctx._handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a))
 
 
 def adamw(

@@ -239,25 +239,27 @@ void check_attentions(struct check *c, et_context *alone) {
 }
 
 /* ---- head ---------------------------------------------------------------------------------------------------- */
-static void check_head(struct check *c, int T, int V, int D, int chunk, float size) {
-    size_t n = (size_t)T * D, rows = (size_t)T;
+static void check_head(struct check *c, int T, int V, int D, int block, int e_type, float size) {
+    size_t n = (size_t)T * D, rows = (size_t)T, work = rows * (size_t)block;
     float *h = check_floats(n, 1), *w = check_floats((size_t)V * D, 2), *a = check_floats(rows, 3);
-    float *logits = check_floats((size_t)chunk * V, 4), *dh = check_floats(n, 5), *want = check_floats(n, 6);
-    float *logp = check_floats(rows, 7), *truth = check_floats(rows, 8);
+    float *logits = check_floats(work, 4), *dh = check_floats(n, 5), *want = check_floats(n, 6);
+    float *logp = check_floats(rows, 7), *truth = check_floats(rows, 8), *state = check_floats(rows * ET_HEAD_STATE, 12);
+    et_array e = e_type == ET_F32 ? (et_array){logits, ET_F32} : check_array(work, e_type, 13);
     int32_t *targets = check_ints(rows, V, 9), *best = check_ints(rows, V, 10), *top = check_ints(rows, V, 11);
     for (size_t i = 0; i < n; i++)
         h[i] *= size;
     a[0] = 0.0f;
-    et_head_forward(c->ctx, logp, best, logits, h, w, ET_F32, targets, chunk, T, V, D);
-    ref_head_forward(NULL, truth, top, NULL, h, w, ET_F32, targets, chunk, T, V, D);
-    check_close(c, logp, truth, rows, CLOSE, "head_forward T %d V %d D %d chunk %d size %g", T, V, D, chunk, size);
-    check_true(c, !memcmp(best, top, rows * sizeof *best), "head_forward best T %d V %d D %d chunk %d", T, V, D, chunk);
-    et_head_forward(c->ctx, logp, NULL, logits, h, w, ET_F32, targets, chunk, T, V, D);
+    et_head_forward(c->ctx, logp, best, logits, state, h, w, ET_F32, targets, block, T, V, D);
+    ref_head_forward(NULL, truth, top, NULL, NULL, h, w, ET_F32, targets, block, T, V, D);
+    check_close(c, logp, truth, rows, CLOSE, "head_forward T %d V %d D %d block %d size %g", T, V, D, block, size);
+    check_true(c, !memcmp(best, top, rows * sizeof *best), "head_forward best T %d V %d D %d block %d", T, V, D, block);
+    et_head_forward(c->ctx, logp, NULL, logits, state, h, w, ET_F32, targets, block, T, V, D);
     check_close(c, logp, truth, rows, CLOSE, "head_forward without best T %d V %d D %d", T, V, D);
-    et_head_backward(c->ctx, dh, logp, logits, h, w, ET_F32, targets, a, chunk, T, V, D);
-    ref_head_backward(NULL, want, truth, NULL, h, w, ET_F32, targets, a, chunk, T, V, D);
-    check_close(c, logp, truth, rows, CLOSE, "head_backward logp T %d V %d D %d chunk %d", T, V, D, chunk);
-    check_close(c, dh, want, n, 1e-5, "head_backward T %d V %d D %d chunk %d size %g", T, V, D, chunk, size);
+    et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, a, block, T, V, D);
+    ref_head_backward(NULL, want, truth, NULL, e, NULL, h, w, ET_F32, targets, a, block, T, V, D);
+    check_close(c, logp, truth, rows, CLOSE, "head_backward logp T %d V %d D %d block %d", T, V, D, block);
+    check_close(c, dh, want, n, e_type == ET_F32 ? 1e-5 : 4e-3, "head_backward T %d V %d D %d block %d size %g", T, V, D,
+                block, size);
     check_free();
 }
 
@@ -378,7 +380,10 @@ void check_ops(struct check *c) {
         check_adamw(c, lengths[i], 1000, 0.1f);
     }
     check_glu_extremes(c);
-    check_head(c, 1, 5, 32, 1, 1.0f);
-    check_head(c, 5, 300, 64, 2, 1.0f);
-    check_head(c, 17, 1001, 96, 16, 20.0f);
+    for (int i = 0; i < 2; i++) {
+        check_head(c, 1, 5, 32, 1, type(i, 0), 1.0f);
+        check_head(c, 2, 1, 32, 3, type(i, 0), 1.0f);
+        check_head(c, 5, 300, 64, 300, type(i, 0), 1.0f);
+        check_head(c, 17, 1001, 96, 128, type(i, 0), 20.0f);
+    }
 }

@@ -143,27 +143,28 @@ int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t se
 }
 
 /* What both directions of the head need. */
-static int check_head(int format, const int32_t *targets, int chunk, int T, int V, int D) {
+static int check_head(int format, const int32_t *targets, int block, int T, int V, int D) {
     NEED_POSITIVE(T, V, D);
-    NEED_POSITIVE(chunk, 1, 1);
+    NEED(block > 0 && D <= ET_THREAD_FLOATS, ET_BAD_ARGUMENT);
     int code = check_format(format, D);
     NEED(!code, code);
     NEED(all_below(targets, T, V), ET_BAD_INDEX);
     return ET_OK;
 }
 
-int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
-                    int format, const int32_t *targets, int chunk, int T, int V, int D) {
-    NEED_ALL(logp, logits, h, w, targets);
-    int code = check_head(format, targets, chunk, T, V, D);
-    return code ? code : RUN(head_forward, logp, best, logits, h, w, format, targets, chunk, T, V, D);
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,
+                    const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
+    NEED_ALL(logp, logits, state, h, w, targets);
+    int code = check_head(format, targets, block, T, V, D);
+    return code ? code : RUN(head_forward, logp, best, logits, state, h, w, format, targets, block, T, V, D);
 }
 
-int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w, int format,
-                     const int32_t *targets, const float *a, int chunk, int T, int V, int D) {
-    NEED_ALL(dh, logp, logits, h, w, targets, a);
-    int code = check_head(format, targets, chunk, T, V, D);
-    return code ? code : RUN(head_backward, dh, logp, logits, h, w, format, targets, a, chunk, T, V, D);
+int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, const float *h,
+                     const void *w, int format, const int32_t *targets, const float *a, int block, int T, int V, int D) {
+    NEED_ALL(dh, logp, logits, state, h, w, targets, a);
+    NEED_ARRAYS(e);
+    int code = check_head(format, targets, block, T, V, D);
+    return code ? code : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, block, T, V, D);
 }
 
 int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,

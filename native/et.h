@@ -126,13 +126,16 @@ int et_add(et_context *ctx, float *x, const float *y, int64_t n);
  * accumulate: out += ... . out may be inp when not accumulating. */
 int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n);
 
-/* ---- head and loss, fused: logits exist for `chunk` tokens at a time, in logits [chunk, V] ------------------- */
-/* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). */
-int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
-                    int format, const int32_t *targets, int chunk, int T, int V, int D);
-/* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. */
-int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w,
-                     int format, const int32_t *targets, const float *a, int chunk, int T, int V, int D);
+/* ---- head and loss, fused: logits exist for `block` entries of the vocabulary at a time --------------------------- */
+#define ET_HEAD_STATE 4
+/* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). Work space: logits
+ * [T, block], state [T, ET_HEAD_STATE]. */
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,
+                    const void *w, int format, const int32_t *targets, int block, int T, int V, int D);
+/* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. e [T, block] is
+ * work space too: in the type that is multiplied, it need not be converted; floats may be logits. */
+int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, const float *h,
+                     const void *w, int format, const int32_t *targets, const float *a, int block, int T, int V, int D);
 
 /* ---- optimizer --------------------------------------------------------------------------------------------- */
 /* Decoupled AdamW (Loshchilov & Hutter 2019), bias-corrected; step counts from 1. */

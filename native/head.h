@@ -1,11 +1,25 @@
-/* Head and loss, fused: logits exist for `chunk` tokens at a time, and become their gradient where they stand. */
+/* Head and loss, fused, over a block of the vocabulary at a time: logits exist for `block` entries, and backward goes over
+ * them once, as attention forward does over its keys (Milakov & Gimelshein 2018). With p the probability of the target t,
+ *
+ *   dh = a (sum_v p_v w_v - w_t) = a (1 - p) (sum_{v != t} e_v w_v / sum_{v != t} e_v - w_t),    e_v = exp(z_v - max),
+ *
+ * and the right side, unlike the middle, cancels nothing where p is near 1, so e may be bf16. */
+
+struct head_state { /* of a token: of all logits but the target's so far, their maximum and sum of exp(z - max) */
+    float max, sum, target, best;
+};
+_Static_assert(sizeof(struct head_state) == ET_HEAD_STATE * sizeof(float), "as et.h says");
 
 struct head_args {
-    float *logp, *logits; /* of this chunk: logp [T], logits [T, V] */
-    int32_t *best;        /* [T] or NULL */
+    float *logp, *logits, *dh; /* logits [T, n]; dh NULL in forward */
+    et_array e;                /* [T, n] */
+    struct head_state *state;
+    int32_t *best; /* or NULL */
     const int32_t *targets;
     const float *a;
-    int V;
+    et_context *ctx;
+    const void *w;
+    int format, first, n, D; /* the block's first entry of the vocabulary, and its entries */
 };
 
 static inline float row_max(const float *z, int n) {
@@ -35,68 +49,99 @@ static inline int32_t row_best(const float *z, float highest, int n) {
     return 0;
 }
 
-/* sum of exp(z - max); in double between runs, as vocabularies are long */
-static inline double row_sum_exp(const float *z, float max, int n) {
+/* e [n] = exp(z - max), if wanted; returns the sum: in double between runs, as vocabularies are long */
+INLINE double row_exp(et_array e, const float *z, float max, int n, const int keep) {
     double total = 0.0;
     for (int begin = 0; begin < n; begin += RUN) {
         int end = min_int(begin + RUN, n), i = begin;
         vec sum = {0};
-        for (; i + VL <= end; i += VL)
-            sum += vec_exp(vload(z + i) - max);
+        for (; i < end; i += VL) {
+            vec x = vec_exp(vload_part(z + i, end - i) - max);
+            if (keep)
+                store_part(e, i, x, end - i);
+            if (end - i < VL)
+                for (int j = end - i; j < VL; j++)
+                    x[j] = 0;
+            sum += x;
+        }
         total += lanes_sum(sum);
-        for (; i < end; i++)
-            total += vec_exp(splat(z[i] - max))[0];
     }
     return total;
 }
 
-static void head_forward_task(void *arg, int task, int thread) {
+/* Row `task` of a block: takes the target's logit out, and brings maximum and sum on. */
+static void head_block_task(void *arg, int task, int thread) {
     (void)thread;
     const struct head_args *h = arg;
-    const float *z = h->logits + (ptrdiff_t)task * h->V;
-    float max = row_max(z, h->V);
-    h->logp[task] = (float)((double)(z[h->targets[task]] - max) - log(row_sum_exp(z, max, h->V)));
-    if (h->best)
-        h->best[task] = row_best(z, max, h->V);
-}
-
-/* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets], best [T] = arg max; logits [chunk, V] is work space. */
-static void head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
-                         int format, const int32_t *targets, int chunk, int T, int V, int D) {
-    for (int t = 0; t < T; t += chunk) {
-        int n = min_int(chunk, T - t);
-        struct head_args args = {logp + t, logits, best ? best + t : NULL, targets + t, NULL, V};
-        matmul_forward(ctx, (et_array){logits, ET_F32}, (et_array){(void *)(h + (ptrdiff_t)t * D), ET_F32}, w, format, NULL,
-                       NULL, 1.0f, 0, n, V, D, 0);
-        et_parallel(ctx, head_forward_task, &args, n);
+    struct head_state *s = &h->state[task];
+    float *z = h->logits + (ptrdiff_t)task * h->n, most = row_max(z, h->n);
+    int target = h->targets[task] - h->first;
+    if (h->best && (h->first == 0 || most > s->best)) {
+        h->best[task] = h->first + row_best(z, most, h->n);
+        s->best = most;
     }
+    if (target >= 0 && target < h->n) {
+        s->target = z[target];
+        z[target] = -INFINITY;
+        most = s->target == most ? row_max(z, h->n) : most;
+    }
+    float max = most > s->max ? most : s->max, base = max == -INFINITY ? 0.0f : max;
+    float factor = s->max == -INFINITY ? 0.0f : expf(s->max - base);
+    et_array e = array_at(h->e, (int64_t)task * h->n);
+    double sum = !h->dh               ? row_exp(e, z, base, h->n, 0)
+                 : e.type == ET_F32   ? row_exp((et_array){e.data, ET_F32}, z, base, h->n, 1)
+                                      : row_exp((et_array){e.data, ET_BF16}, z, base, h->n, 1);
+    if (h->dh && factor != 1.0f && h->first)
+        scale_row(h->dh + (ptrdiff_t)task * h->D, factor, h->D);
+    s->sum = (float)(s->sum * factor + sum);
+    s->max = max;
 }
 
-static void head_backward_task(void *arg, int task, int thread) {
-    (void)thread;
+/* logp, and from what dh has summed up, dh */
+static void head_end_task(void *arg, int task, int thread) {
     const struct head_args *h = arg;
-    float *z = h->logits + (ptrdiff_t)task * h->V, a = h->a[task];
-    int target = h->targets[task];
-    float max = row_max(z, h->V);
-    double sum = row_sum_exp(z, max, h->V);
-    float weight = (float)(a / sum);
-    h->logp[task] = (float)((double)(z[target] - max) - log(sum));
-    for (int i = 0; i < h->V; i += VL)
-        vstore_part(z + i, vec_exp(vload_part(z + i, h->V - i) - max) * weight, h->V - i);
-    /* a (p - 1) from logp: no cancellation where p is near 1 */
-    z[target] = a * expm1f(h->logp[task]);
+    struct head_state s = h->state[task];
+    double ahead = s.target - (s.max + log((double)s.sum)); /* of all others; no others: infinitely far */
+    h->logp[task] = (float)(ahead > 0 ? -log1p(exp(-ahead)) : ahead - log1p(exp(ahead)));
+    if (!h->dh)
+        return;
+    float *dh = h->dh + (ptrdiff_t)task * h->D, *w = et_scratch(h->ctx, thread);
+    float a = (float)(h->a[task] / (1 + exp(ahead))), each = s.sum != 0 ? a / s.sum : 0;
+    unpack(w, h->w, h->format, (int64_t)h->targets[task] * h->D, h->D);
+    for (int i = 0; i < h->D; i += VL)
+        vstore_part(dh + i, vload_part(dh + i, h->D - i) * each - vload_part(w + i, h->D - i) * a, h->D - i);
 }
 
-/* dh [T, D] = a_t (softmax(z_t) - onehot(target_t)) . w; logp as forward. */
-static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w,
-                          int format, const int32_t *targets, const float *a, int chunk, int T, int V, int D) {
-    for (int t = 0; t < T; t += chunk) {
-        int n = min_int(chunk, T - t);
-        struct head_args args = {logp + t, logits, NULL, targets + t, a + t, V};
-        matmul_forward(ctx, (et_array){logits, ET_F32}, (et_array){(void *)(h + (ptrdiff_t)t * D), ET_F32}, w, format, NULL,
-                       NULL, 1.0f, 0, n, V, D, 0);
-        et_parallel(ctx, head_backward_task, &args, n);
-        matmul_backward(ctx, (et_array){dh + (ptrdiff_t)t * D, ET_F32}, (et_array){logits, ET_F32}, w, format, NULL, NULL,
-                        1.0f, 0, n, V, D, 0);
+static void head(et_context *ctx, struct head_args *args, const float *h, int block, int T, int V, int D) {
+    int64_t row_bytes = (int64_t)D / et_format_block(args->format) * et_format_bytes(args->format);
+    for (int t = 0; t < T; t++)
+        args->state[t] = (struct head_state){-INFINITY, 0, 0, -INFINITY};
+    for (args->first = 0; args->first < V; args->first += block) {
+        const char *w = (const char *)args->w + args->first * row_bytes;
+        args->n = min_int(block, V - args->first);
+        matmul_forward(ctx, (et_array){args->logits, ET_F32}, (et_array){(void *)h, ET_F32}, w, args->format, NULL, NULL,
+                       1.0f, 0, T, args->n, D, 0);
+        et_parallel(ctx, head_block_task, args, T);
+        if (args->dh)
+            matmul_backward(ctx, (et_array){args->dh, ET_F32}, args->e, w, args->format, NULL, NULL, 1.0f,
+                            args->first > 0, T, args->n, D, 0);
     }
+    et_parallel(ctx, head_end_task, args, T);
+}
+
+/* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets], best [T] = arg max; logits [T, block], state: work space. */
+static void head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,
+                         const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
+    struct head_args args = {.ctx = ctx, .logp = logp, .logits = logits, .state = (struct head_state *)state,
+                             .best = best, .targets = targets, .w = w, .format = format, .D = D};
+    head(ctx, &args, h, block, T, V, D);
+}
+
+/* dh [T, D] = a_t (softmax(z_t) - onehot(target_t)) . w; logp as forward; e [T, block] may be logits. */
+static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
+                          const float *h, const void *w, int format, const int32_t *targets, const float *a, int block,
+                          int T, int V, int D) {
+    struct head_args args = {.ctx = ctx, .dh = dh, .logp = logp, .logits = logits, .e = e, .targets = targets, .a = a,
+                             .state = (struct head_state *)state, .w = w, .format = format, .D = D};
+    head(ctx, &args, h, block, T, V, D);
 }

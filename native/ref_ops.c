@@ -260,10 +260,9 @@ static double token_logits(double *z, const float *h, const float *w, int V, int
     return max + log(sum);
 }
 
-void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, const float *h, const void *w,
-                      int format, const int32_t *targets, int chunk, int T, int V, int D) {
-    (void)logits;
-    (void)chunk;
+void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,
+                      const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
+    (void)logits, (void)state, (void)block;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);
@@ -280,10 +279,10 @@ void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits
     free(z);
 }
 
-void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, const float *h, const void *w,
-                       int format, const int32_t *targets, const float *a, int chunk, int T, int V, int D) {
-    (void)logits;
-    (void)chunk;
+void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
+                       const float *h, const void *w, int format, const int32_t *targets, const float *a, int block,
+                       int T, int V, int D) {
+    (void)logits, (void)e, (void)state, (void)block;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);

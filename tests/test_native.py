@@ -206,10 +206,12 @@ REFUSED: dict[str, tuple[Callable[[native.Context], object], str, type[Exception
     "bias": (lambda c: native.add_bias(c, f32(2, 3), f32(2)), "bias", VALUE),
     "drop everything": (lambda c: native.dropout(c, f32(3), f32(3), 1.0, 0), "range", VALUE),
     "target out of range": (
-        lambda c: native.head_forward(c, f32(1), None, f32(1, 3), f32(1, 2), f32(3, 2), "F32", i32(3)), "target",
+        lambda c: native.head_forward(
+            c, f32(1), None, f32(1, 3), f32(1, 4), f32(1, 2), f32(3, 2), "F32", i32(3)), "target",
         VALUE),
     "head width": (
-        lambda c: native.head_backward(c, f32(1, 2), f32(1), f32(1, 3), f32(1, 4), f32(3, 2), "F32", i32(0), f32(1)),
+        lambda c: native.head_backward(
+            c, f32(1, 2), f32(1), f32(1, 3), f32(1, 3), f32(1, 4), f32(1, 4), f32(3, 2), "F32", i32(0), f32(1)),
         "h ", VALUE),
     "step 0": (lambda c: native.adamw(c, f32(3), f32(3), f32(3), f32(3), 1, 0.9, 0.9, 1e-8, 0, 0), "size", VALUE),
     "moments differ": (lambda c: native.adamw(c, f32(3), f32(3), f32(2), f32(3), 1, 0.9, 0.9, 1e-8, 0, 1), "m", VALUE),

@@ -242,16 +242,16 @@ def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, wid
     close(wide(dv), tv.grad, 6e-3)
 
 
-@pytest.mark.parametrize(("tokens", "vocabulary", "width", "chunk"),
-                         [(1, 7, 32, 4), (13, 1003, 64, 5), (8, 300, 96, 8)])
-def test_head(ctx: native.Context, tokens: int, vocabulary: int, width: int, chunk: int) -> None:
+@pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
+                         [(1, 7, 32, 4), (13, 1003, 64, 256), (8, 300, 96, 300)])
+def test_head(ctx: native.Context, tokens: int, vocabulary: int, width: int, block: int) -> None:
     h, w, a = noise(0, tokens, width), noise(1, vocabulary, width), noise(2, tokens)
     targets = np.random.default_rng(3).integers(0, vocabulary, tokens, dtype=np.int32)
-    logits = np.empty((chunk, vocabulary), np.float32)
+    logits, state = np.empty((tokens, block), np.float32), np.empty((tokens, native.HEAD_STATE), np.float32)
     logp, best = np.empty(tokens, np.float32), np.empty(tokens, np.int32)
     again, dh = np.empty_like(logp), np.empty_like(h)
-    native.head_forward(ctx, logp, best, logits, h, w, "F32", targets)
-    native.head_backward(ctx, dh, again, logits, h, w, "F32", targets, a)
+    native.head_forward(ctx, logp, best, logits, state, h, w, "F32", targets)
+    native.head_backward(ctx, dh, again, logits, logits, state, h, w, "F32", targets, a)
     x = leaf(h)
     z = x @ torch.from_numpy(w).double().T
     want = z.log_softmax(-1)[torch.arange(tokens), torch.from_numpy(targets).long()]
@@ -337,10 +337,11 @@ def everything(ctx: native.Context) -> list[np.ndarray]:
     native.add_bias(ctx, biased, weight)
     native.scale(ctx, scaled, 0.3)
     native.dropout(ctx, dropped, x, 0.2, 11)
-    w, targets, logits = noise(6, vocabulary, x.shape[1]), np.arange(tokens, dtype=np.int32), np.empty((64, 500), "f4")
+    w, targets, logits = noise(6, vocabulary, x.shape[1]), np.arange(tokens, dtype=np.int32), np.empty((tokens, 128), "f4")
+    state = np.empty((tokens, native.HEAD_STATE), np.float32)
     logp, best, dh = np.empty(tokens, np.float32), np.empty(tokens, np.int32), np.empty_like(x)
-    native.head_forward(ctx, logp, best, logits, x, w, "F32", targets)
-    native.head_backward(ctx, dh, logp, logits, x, w, "F32", targets, weight[:tokens])
+    native.head_forward(ctx, logp, best, logits, state, x, w, "F32", targets)
+    native.head_backward(ctx, dh, logp, logits, logits, state, x, w, "F32", targets, weight[:tokens])
     param, m, var = x.copy(), np.zeros_like(x), np.zeros_like(x)
     native.adamw(ctx, param, y, m, var, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
     return [out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act, dgate, dup, added, biased, scaled, dropped, logp,
@@ -421,13 +422,13 @@ def test_attention_slope(documents: int, window: int) -> None:
 
 def test_head_slope() -> None:
     ctx, h, w, a = native.Context(1, "scalar"), noise(0, 6, 32) * np.float32(0.3), noise(1, 90, 32), noise(2, 6)
-    targets, logits = np.arange(6, dtype=np.int32), np.empty((4, 90), np.float32)
+    targets, logits, state = np.arange(6, dtype=np.int32), np.empty((6, 32), np.float32), np.empty((6, 4), np.float32)
     logp, grad = np.empty(6, np.float32), np.empty_like(h)
 
     def f(h: np.ndarray) -> np.ndarray:
         out = np.empty(6, np.float32)
-        native.head_forward(ctx, out, None, logits, h, w, "F32", targets)
+        native.head_forward(ctx, out, None, logits, state, h, w, "F32", targets)
         return out
 
-    native.head_backward(ctx, grad, logp, logits, h, w, "F32", targets, a)
+    native.head_backward(ctx, grad, logp, logits, logits, state, h, w, "F32", targets, a)
     agree(grad, f, h, -a)

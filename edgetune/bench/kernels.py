@@ -140,11 +140,11 @@ def frozen_products(s: Sizes, fmt: str) -> Iterator[Case]:
             yield Case("matmul_backward", " ".join(names), (TOKENS, n, k), (inp, out, w, fmt))
     if s.d % FORMATS[fmt].block == 0:
         w, targets = weight(fmt, s.v, s.d), np.arange(TOKENS, dtype=np.int32)
-        logits = np.zeros((min(TOKENS, HEAD_BYTES // (4 * s.v)), s.v), np.float32)
+        logits, state = floats(TOKENS, HEAD_BYTES // (4 * TOKENS)), floats(TOKENS, native.HEAD_STATE)
         h, dh = floats(TOKENS, s.d), floats(TOKENS, s.d)
         logp, a = floats(TOKENS), floats(TOKENS)
-        yield Case("head_forward", "head", (TOKENS, s.v, s.d), (logp, None, logits, h, w, fmt, targets))
-        yield Case("head_backward", "head", (TOKENS, s.v, s.d), (dh, logp, logits, h, w, fmt, targets, a))
+        yield Case("head_forward", "head", (TOKENS, s.v, s.d), (logp, None, logits, state, h, w, fmt, targets))
+        yield Case("head_backward", "head", (TOKENS, s.v, s.d), (dh, logp, logits, logits, state, h, w, fmt, targets, a))
 
 
 def unpacking(s: Sizes, fmt: str) -> Iterator[Case]:

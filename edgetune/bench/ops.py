@@ -42,7 +42,8 @@ def flops(name: str, a: dict[str, Any]) -> int:
         case "matmul_dweight":
             return 2 * int(a["dw"].size) * int(a["dout"].shape[0])
         case "head_forward" | "head_backward":
-            return 2 * int(a["h"].size) * int(a["logits"].shape[1]) * (2 if name == "head_backward" else 1)
+            blocks = a["w"].nbytes // FORMATS[a["fmt"]].size
+            return 2 * a["h"].shape[0] * blocks * FORMATS[a["fmt"]].block * (2 if name == "head_backward" else 1)
         case "attention_forward" | "attention_backward":
             seen = np.arange(a["start"].size) - a["start"] + 1
             if window := a.get("window", 0):
