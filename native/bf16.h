@@ -44,7 +44,7 @@ static struct side a_transposed(const struct product *p, const struct segment *s
     struct side a = a_floats(p, s, tmp, m, rows);
     float *out = tmp + (ptrdiff_t)BF16_ROWS * s->kc;
     pack_transposed(out, s->kc, a.p, a.ks, s->kc, rows);
-    return (struct side){out, s->kc, 1};
+    return (struct side){out, s->kc, 1, 0};
 }
 
 static void pack_a_bf16(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {

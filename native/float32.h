@@ -41,11 +41,11 @@ static void pack_b_straight(const struct product *p, const struct segment *s, fl
 static struct side a_floats(const struct product *p, const struct segment *s, float *tmp, int m, int rows) {
     et_array a = a_rows(p, s, m);
     if (a.type == ET_F32)
-        return (struct side){a.data, s->a_rs, s->a_cs};
+        return (struct side){a.data, s->a_rs, s->a_cs, 0};
     int along = s->a_cs == 1, runs = along ? rows : s->kc, length = along ? s->kc : rows;
     for (int i = 0; i < runs; i++)
         array_floats(array_at(a, i * (along ? s->a_rs : s->a_cs)), tmp + (ptrdiff_t)i * length, length);
-    return along ? (struct side){tmp, length, 1} : (struct side){tmp, 1, length};
+    return along ? (struct side){tmp, length, 1, 0} : (struct side){tmp, 1, length, 0};
 }
 
 static void pack_a_floats(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {

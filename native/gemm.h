@@ -8,10 +8,11 @@
 /* Vectors that a panel of `columns` columns needs, at most NV. */
 static inline int panel_vectors(int columns) { return min_int((columns + VL - 1) / VL, NV); }
 
-/* A side of a product: element (r, k) is p[r * rs + k * ks]. */
+/* A side of a product: element (r, k) is p[r * rs + k * ks]. A tile of floats may find B in bf16. */
 struct side {
     const float *p;
     ptrdiff_t rs, ks;
+    int half;
 };
 
 #define SEGMENTS 2
@@ -85,16 +86,25 @@ static inline __attribute__((always_inline)) void tile_store(const struct tile *
         store_row(t, i, (const float *)sums[i]);
 }
 
-/* nv and packed are constants where this is inlined. */
-static inline __attribute__((always_inline)) void tile(const struct tile *t, const int nv, const int packed) {
+/* How a tile finds its sides: both packed, or where they lie, B as floats or as bf16. */
+enum { SIDES_PACKED, SIDES_DIRECT, SIDES_HALF };
+
+static inline vec load_b(const float *b, ptrdiff_t i, const int how) {
+    return how == SIDES_HALF ? bf16_to_vec(*(const half_vec_unaligned *)((const uint16_t *)(const void *)b + i))
+                             : vload(b + i);
+}
+
+/* nv and how are constants where this is inlined. */
+static inline __attribute__((always_inline)) void tile(const struct tile *t, const int nv, const int how) {
+    const int packed = how == SIDES_PACKED;
     vec acc[MR][NV] = {0};
     for (int s = 0; s < SEGMENTS; s++) {
         const float *a = t->s[s].a.p, *b = t->s[s].b.p;
         const ptrdiff_t a_rs = t->s[s].a.rs, a_ks = packed ? MR : t->s[s].a.ks, b_ks = packed ? nv * VL : t->s[s].b.ks;
-        for (int k = t->s[s].K; k > 0; k--, a += a_ks, b += b_ks) {
+        for (int k = 0; k < t->s[s].K; k++, a += a_ks) {
             vec bv[NV];
             LOAD_A(a);
-            UNROLL for (int j = 0; j < nv; j++) bv[j] = vload(b + j * VL);
+            UNROLL for (int j = 0; j < nv; j++) bv[j] = load_b(b, k * b_ks + j * VL, how);
             UNROLL for (int i = 0; i < MR; i++) {
                 UNROLL for (int j = 0; j < nv; j++) acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
             }
@@ -115,12 +125,15 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
 #endif
 
 #define TILE(nv)                                                                                                       \
-    static __attribute__((noinline)) void tile_##nv(const struct tile *t) { tile(t, nv, 1); }                          \
-    static __attribute__((noinline)) void direct_##nv(const struct tile *t) { tile(t, nv, 0); }
+    static __attribute__((noinline)) void tile_##nv(const struct tile *t) { tile(t, nv, SIDES_PACKED); }               \
+    static __attribute__((noinline)) void direct_##nv(const struct tile *t) { tile(t, nv, SIDES_DIRECT); }             \
+    static __attribute__((noinline)) void half_##nv(const struct tile *t) { tile(t, nv, SIDES_HALF); }
 #define TILE_CASE(nv)                                                                                                  \
     case nv:                                                                                                           \
         if (packed)                                                                                                    \
             tile_##nv(t);                                                                                              \
+        else if (t->s[0].b.half)                                                                                       \
+            half_##nv(t);                                                                                              \
         else                                                                                                           \
             direct_##nv(t);                                                                                            \
         break;
@@ -131,14 +144,14 @@ FOR_EACH_NV(TILE)
 static void tile_any(const struct tile *t) {
     int nv = panel_vectors(t->columns), packed = 1;
     for (int s = 0; s < SEGMENTS; s++)
-        packed &= !t->s[s].K || (t->s[s].a.rs == 1 && t->s[s].a.ks == MR && t->s[s].b.ks == nv * VL);
+        packed &= !t->s[s].K || (t->s[s].a.rs == 1 && t->s[s].a.ks == MR && t->s[s].b.ks == nv * VL && !t->s[s].b.half);
     switch (nv) { FOR_EACH_NV(TILE_CASE) }
 }
 
 /* The panel of `rows` rows and K columns of a float matrix, as pack_panel makes it in `panel`. */
 static inline struct side packed_side(float *panel, int width, struct side src, int rows, int K) {
     pack_panel(panel, width, src.p, src.rs, src.ks, rows, K);
-    return (struct side){panel, 1, width};
+    return (struct side){panel, 1, width, 0};
 }
 
 /* Floats of work space that gemm needs in `pack`, 64-byte aligned. */
@@ -152,17 +165,17 @@ static inline size_t gemm_pack_floats(int N, int K) {
 static void gemm(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_rs, ptrdiff_t a_cs, const float *b, ptrdiff_t ldb,
                  int b_transposed, int M, int N, int K, float alpha, int accumulate, float *pack) {
     float *a_panel = pack, *b_panels = pack + (ptrdiff_t)MR * K;
-    struct side b_side = {b, b_transposed ? ldb : 1, b_transposed ? 1 : ldb};
+    struct side b_side = {b, b_transposed ? ldb : 1, b_transposed ? 1 : ldb, 0};
     for (int n = 0; n < N; n += NR, b_side.p += NR * b_side.rs)
         packed_side(b_panels + (ptrdiff_t)n * K, panel_vectors(N - n) * VL, b_side, min_int(N - n, NR), K);
     struct tile t = {.c_rs = ldc, .c_cs = 1, .s[0].K = K, .accumulate = accumulate, .alpha = alpha};
     for (int m = 0; m < M; m += MR) {
         t.rows = min_int(M - m, MR);
-        t.s[0].a = packed_side(a_panel, MR, (struct side){a + m * a_rs, a_rs, a_cs}, t.rows, K);
+        t.s[0].a = packed_side(a_panel, MR, (struct side){a + m * a_rs, a_rs, a_cs, 0}, t.rows, K);
         for (int n = 0; n < N; n += NR) {
             t.c = (et_array){c + m * ldc + n, ET_F32};
             t.columns = min_int(N - n, NR);
-            t.s[0].b = (struct side){b_panels + (ptrdiff_t)n * K, 1, panel_vectors(t.columns) * VL};
+            t.s[0].b = (struct side){b_panels + (ptrdiff_t)n * K, 1, panel_vectors(t.columns) * VL, 0};
             tile_any(&t);
         }
     }

@@ -13,7 +13,8 @@
 
 #define ROWS_A_TASK 32        /* of C, at least, when computing */
 #define PANELS_A_TASK 4       /* of B, when computing */
-#define SLICES 16             /* tasks of a pass that packs */
+#define SLICES 16             /* tasks of a pass that packs, */
+#define LITTLE 16384          /* unless it has no more elements than this */
 
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
@@ -52,9 +53,9 @@ static void pack_a(const struct product *p, const struct segment *s, float *tmp,
         p->kernel->pack_a(p, s, a_panel(p, s, m), tmp, m, min_int(end - m, p->kernel->rows));
 }
 
-static int slice(int n, int task) { return n * task / SLICES; }
+static int slice(const struct product *p, int n, int task) { return n * task / p->slices; }
 
-/* Slice `task` of SLICES of all that this pass packs. */
+/* Slice `task` of all that this pass packs. */
 static void pack_task(void *arg, int task, int thread) {
     const struct product *p = arg;
     float *tmp = et_scratch(p->ctx, thread);
@@ -62,10 +63,10 @@ static void pack_task(void *arg, int task, int thread) {
         int b = !s->kc || !p->pack_b || s->b_direct ? 0
                 : p->transposed                     ? ceil_div(p->nc, p->kernel->columns)
                                                     : ceil_div(s->packed, p->kernel->pack_inner);
-        for (int i = slice(b, task); i < slice(b, task + 1); i++)
+        for (int i = slice(p, b, task); i < slice(p, b, task + 1); i++)
             (p->transposed ? p->kernel->pack_b_transposed : p->kernel->pack_b_straight)(p, s, tmp, i);
         int a = !s->kc || s->a_direct ? 0 : ceil_div(p->mc, rows_a_task(p));
-        for (int i = slice(a, task); i < slice(a, task + 1); i++)
+        for (int i = slice(p, a, task); i < slice(p, a, task + 1); i++)
             pack_a(p, s, tmp, i);
     }
 }
@@ -73,19 +74,25 @@ static void pack_task(void *arg, int task, int thread) {
 static struct side a_side(const struct product *p, const struct segment *s, float *tmp, int m, int rows) {
     const struct kernel *kernel = p->kernel;
     if (s->a_direct && rows == kernel->rows)
-        return (struct side){a_rows(p, s, m).data, s->a_rs, kernel->run ? kernel->run : s->a_cs};
+        return (struct side){a_rows(p, s, m).data, s->a_rs, kernel->run ? kernel->run : s->a_cs, 0};
     float *panel = s->a_direct ? tmp : a_panel(p, s, m);
     if (s->a_direct)
         kernel->pack_a(p, s, panel, NULL, m, rows);
-    return kernel->run ? (struct side){panel, kernel->run, kernel->rows * kernel->run} : (struct side){panel, 1, MR};
+    return kernel->run ? (struct side){panel, kernel->run, kernel->rows * kernel->run, 0}
+                       : (struct side){panel, 1, MR, 0};
 }
 
 static struct side b_side(const struct product *p, const struct segment *s, float *tmp, int n, int columns) {
     int width = panel_vectors(columns) * VL;
     if (!s->b_direct)
-        return (struct side){b_panel(p, s, n), 1, width};
-    struct side direct = {(const float *)s->w + s->k * s->ldw + p->n + n, 1, s->ldw};
-    return columns == width ? direct : packed_side(tmp, width, direct, columns, s->kc);
+        return (struct side){b_panel(p, s, n), 1, width, 0};
+    et_array b = array_at((et_array){(void *)s->w, s->format}, s->k * s->ldw + p->n + n);
+    if (columns == width)
+        return (struct side){b.data, 1, s->ldw, b.type == ET_BF16};
+    for (int k = 0; k < s->kc; k++)
+        for (int j = 0; j < columns; j += VL)
+            vstore(tmp + (ptrdiff_t)k * width + j, load_part(b, k * s->ldw + j, columns - j));
+    return (struct side){tmp, 1, width, 0};
 }
 
 /* A thread's share of the tasks is a band of C along its longer side, so that it reads one of the packed sides where it
@@ -137,20 +144,30 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
     s->packed = ceil_div(s->kc, kernel->unit) * kernel->unit;
     s->a_direct = i == 0 && s->kc && s->a.type == kernel->direct && (uintptr_t)s->a.data % 4 == 0 &&
                   (kernel->run ? s->a_cs == 1 && s->a_rs % kernel->run == 0 && s->kc == s->packed : p->N <= NR);
-    s->b_direct = i == 0 && s->kc && kernel == &float_kernel && p->M <= MR && !p->transposed && floats_in_place(s) &&
-                  s->kc <= KC;
+    s->b_direct = i == 0 && s->kc && kernel == &float_kernel && p->M <= 2 * MR && !p->transposed && s->kc <= KC &&
+                  (floats_in_place(s) || (s->format == ET_BF16 && (uintptr_t)s->w % 2 == 0 && !p->s[1].K));
     ptrdiff_t width = (ptrdiff_t)s->packed * kernel->bytes / 4;
     s->b_panels = panels;
     s->a_panels = panels + width * ceil_div(p->nc, kernel->columns) * kernel->columns;
     return s->a_panels + width * ceil_div(p->mc, kernel->rows) * kernel->rows;
 }
 
-/* A block of columns and inner elements: all rows. */
+/* How many elements a pass packs. */
+static int64_t to_pack(const struct product *p) {
+    int64_t n = 0;
+    for (const struct segment *s = p->s; s < p->s + SEGMENTS; s++)
+        n += (int64_t)s->kc * ((p->pack_b && !s->b_direct ? p->nc : 0) + (s->a_direct ? 0 : p->mc));
+    return n;
+}
+
+/* A block of columns and inner elements: all rows. Little is packed by the caller alone, for to wake the others takes as
+ * long. */
 static void product_block(struct product *p, int rows, int tasks_across) {
     p->pack_b = 1;
     for (p->m = 0; p->m < p->M; p->m += rows) {
         p->mc = min_int(p->M - p->m, rows);
-        et_parallel(p->ctx, pack_task, p, SLICES);
+        p->slices = to_pack(p) > LITTLE ? SLICES : 1;
+        et_parallel(p->ctx, pack_task, p, p->slices);
         et_parallel(p->ctx, compute_task, p, ceil_div(p->mc, rows_a_task(p)) * tasks_across);
         p->pack_b = 0;
     }

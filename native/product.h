@@ -53,7 +53,7 @@ struct product {
     int accumulate, first; /* first: of the blocks along the inner dimension */
     int m, n;              /* where the current block begins, */
     int mc, nc;            /* and its size */
-    int pack_b;            /* whether this pass packs the weights */
+    int pack_b, slices;    /* whether this pass packs the weights, and in how many tasks */
 };
 
 static inline int floats_in_place(const struct segment *s) {
