@@ -63,7 +63,7 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (t, s.d_kv), "block", half),
         Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
         Buffer("du", (t, run.rank), "block"),
-        Buffer("head_x", (t, d), "step"), Buffer("head_h", (t, d), "step"), Buffer("head_rstd", (t,), "step"),
+        Buffer("head_x", (t, d), "step"), Buffer("head_h", (t, d), "step", half), Buffer("head_rstd", (t,), "step"),
         Buffer("logits", (t, head_block(s, t)), "step"), Buffer("exps", (t, head_block(s, t)), "step", half),
         Buffer("head_state", (t, native.HEAD_STATE), "step"), Buffer("logp", (t,), "step"),
     ]
@@ -156,8 +156,8 @@ class Decoder:
         dh = self.arena.view("dnorm", rows.size, s.d_model)
         native.head_backward(self.ctx, dh, logp, *self._head_work(rows.size), h, self.model.head.data,
                              self.model.head.format, batch.targets[rows], np.ascontiguousarray(a, np.float32))
-        native.rmsnorm_backward(self.ctx, h, dh, x, self.model.vectors["output_norm.weight"], rstd)
-        dx[rows] = h
+        native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
+        dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
             if layer != s.n_layer - 1:  # the last block's activations are still there
                 self._rebuild(layer, batch)
@@ -213,7 +213,6 @@ class Decoder:
             return
         self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
         self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
-        native.glu_forward(self.ctx, self._act(t), k["gate"], k["up"], self.shape.act)
 
     def _precision(self, layer: int) -> str:
         """The first blocks make values hundreds of times as large as others, on which all later ones lean: rounded to 8
@@ -228,19 +227,26 @@ class Decoder:
         (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
         dnorm, dact = view("dnorm", t, s.d_model), view("dact", t, s.d_ff)
         dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
-        self.linear.backward(dact if deepest > 0 else None, dout, act, layer, "ffn_down", k)
+        self.linear.backward(dact if deepest > 0 else None, dout, layer, "ffn_down", k)
+        if deepest == 0:
+            native.glu_forward(self.ctx, act, k["gate"], k["up"], s.act)
+        else:  # k["up"] becomes dup, and act is made again on the way
+            native.glu_backward(self.ctx, dact, k["up"], act, dact, k["gate"], k["up"], s.act)
+        self.linear.backward_a(act, layer, "ffn_down")
         if deepest == 0:
             return
-        native.glu_backward(self.ctx, dact, k["up"], dact, k["gate"], k["up"], s.act)  # k["up"] becomes dup
         inner = dnorm if deepest > 1 else None
-        self.linear.backward(inner, dact, norm2, layer, "ffn_gate", k)
-        self.linear.backward(inner, k["up"], norm2, layer, "ffn_up", k, accumulate=True)
+        self.linear.backward(inner, dact, layer, "ffn_gate", k)
+        self.linear.backward_a(norm2, layer, "ffn_gate")
+        self.linear.backward(inner, k["up"], layer, "ffn_up", k, accumulate=True)
+        self.linear.backward_a(norm2, layer, "ffn_up")
         if deepest == 1:
             return
         self._norm_backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm")
         dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
         datt = view("datt", t, s.d_q)
-        self.linear.backward(datt if deepest > 2 else None, dout, k["att"], layer, "attn_output", k)
+        self.linear.backward(datt if deepest > 2 else None, dout, layer, "attn_output", k)
+        self.linear.backward_a(k["att"], layer, "attn_output")
         if deepest == 2:
             return
         bottom = layer == self.run.lowest  # nothing below is trained
@@ -276,7 +282,8 @@ class Decoder:
             if s.qk_norm and name != "v":
                 weight = self.model.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
                 native.rmsnorm_backward(self.ctx, grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
-            self.linear.backward(dinp, grad.reshape(t, -1), norm1, layer, f"attn_{name}", k, accumulate=i > 0)
+            self.linear.backward(dinp, grad.reshape(t, -1), layer, f"attn_{name}", k, accumulate=i > 0)
+            self.linear.backward_a(norm1, layer, f"attn_{name}")
 
     def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
         cos, sin = self.rope[self.shape.rope_of(layer)]

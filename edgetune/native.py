@@ -236,9 +236,11 @@ def glu_forward(ctx: Context, out: Array, gate: Array, up: Array, kind: str) -> 
     _check(_native.glu_forward(ctx._handle, out, gate, up, _activation(kind)))
 
 
-def glu_backward(ctx: Context, dgate: Array, dup: Array, dout: Array, gate: Array, up: Array, kind: str) -> None:
-    """dgate and dup of glu_forward, all activations; each may be dout or its own forward input."""
-    _check(_native.glu_backward(ctx._handle, dgate, dup, dout, gate, up, _activation(kind)))
+def glu_backward(
+    ctx: Context, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array, kind: str
+) -> None:
+    """dgate and dup of glu_forward, and act, which it gave; dgate and dup may be dout or their own forward input."""
+    _check(_native.glu_backward(ctx._handle, dgate, dup, act, dout, gate, up, _activation(kind)))
 
 
 def add_bias(ctx: Context, x: Array, bias: Array) -> None:
@@ -279,7 +281,7 @@ def head_forward(
 ) -> None:  # fmt: skip
     """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
 
-    Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
+    h may be bf16. Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
     """
     _check(_native.head_forward(ctx._handle, logp, best, logits, state, h, w, _format(fmt), targets))
 

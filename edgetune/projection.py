@@ -103,29 +103,33 @@ class Projections:
         native.matmul_forward(self.ctx, u, self._dropped(inp, pair), pair.a, "F32", pair.scale)
         return u
 
-    def backward(self, dinp: np.ndarray | None, dout: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Kept,
+    def backward(self, dinp: np.ndarray | None, dout: np.ndarray, layer: int, target: str, kept: Kept,
                  accumulate: bool = False) -> None:
-        """dinp [T, K] (None: not wanted) (+)= dout . w + scale * (dout . b) . a; the pair's da, db accumulate."""
+        """dinp [T, K] (None: not wanted) (+)= dout . w + scale * (dout . b) . a; the pair's db accumulates.
+
+        backward_a follows: it uses the du [T, R] = scale * dout . b that this leaves in the arena.
+        """
         name = f"blk.{layer}.{target}"
-        w, pair = self.weights[f"{name}.weight"], self.adapted.get(name)
-        du = None if pair is None else self._pair_backward(dout, inp, pair, kept[f"u_{target}"])
+        w, pair, low_rank = self.weights[f"{name}.weight"], self.adapted.get(name), (None, None)
+        masked = pair is not None and self.dropout_seed is not None
+        if pair is not None:
+            du = self.arena.view("du", dout.shape[0], self.run.rank)
+            native.matmul_dweight(self.ctx, pair.db, dout, kept[f"u_{target}"])
+            native.matmul_backward(self.ctx, du, dout, pair.b, "F32", pair.scale)
+            low_rank = (None, None) if masked else (du, pair.a)
         if dinp is None:
             return
-        masked = pair is not None and self.dropout_seed is not None
-        low_rank = (None, None) if pair is None or du is None or masked else (du, pair.a)
         native.matmul_backward(self.ctx, dinp, dout, w.data, w.format, 1.0, accumulate, low_rank)
-        if pair is not None and du is not None and masked:
-            through = self.arena.view("dropped", *inp.shape)
+        if pair is not None and masked:
+            through = self.arena.view("dropped", *dinp.shape)
             native.matmul_backward(self.ctx, through, du, pair.a, "F32")
             native.dropout(self.ctx, dinp.reshape(-1), through.reshape(-1), self.run.dropout, self._mask(pair), True)
 
-    def _pair_backward(self, dout: np.ndarray, inp: np.ndarray, pair: Adapted, u: np.ndarray) -> np.ndarray:
-        """The pair's da and db; du [T, R] = scale * dout . b."""
-        du = self.arena.view("du", dout.shape[0], self.run.rank)
-        native.matmul_dweight(self.ctx, pair.db, dout, u)
-        native.matmul_backward(self.ctx, du, dout, pair.b, "F32", pair.scale)
-        native.matmul_dweight(self.ctx, pair.da, du, self._dropped(inp, pair))
-        return du
+    def backward_a(self, inp: np.ndarray, layer: int, target: str) -> None:
+        """The pair's da accumulates, from the projection's input and the du of the backward before."""
+        if (pair := self.adapted.get(f"blk.{layer}.{target}")) is not None:
+            du = self.arena.view("du", inp.shape[0], self.run.rank)
+            native.matmul_dweight(self.ctx, pair.da, du, self._dropped(inp, pair))
 
     def _dropped(self, inp: np.ndarray, pair: Adapted) -> np.ndarray:
         if self.dropout_seed is None:

@@ -84,13 +84,17 @@ static void check_glu(struct check *c, int kind, int64_t n, float size, int type
     et_glu_forward(c->ctx, out, out, up, kind, n);
     ref_glu_forward(NULL, floats(want), gate, up, kind, n);
     check_array_close(c, out, want, N, CLOSE, "glu_forward kind %d n %d size %g types %d", kind, (int)n, size, types);
-    ref_glu_backward(NULL, floats(dgate), floats(dup), dout, gate, up, kind, n);
-    et_glu_backward(c->ctx, own_gate, own_up, dout, own_gate, own_up, kind, n);
+    et_array act = check_array(N, type(types, 2), 7);
+    float *act_want = check_floats(N, 8);
+    ref_glu_backward(NULL, floats(dgate), floats(dup), floats(act_want), dout, gate, up, kind, n);
+    et_glu_backward(c->ctx, own_gate, own_up, act, dout, own_gate, own_up, kind, n);
+    check_array_close(c, act, act_want, N, CLOSE, "glu_backward act kind %d n %d size %g types %d", kind, (int)n, size,
+                      types);
     check_array_close(c, own_gate, dgate, N, CLOSE, "glu_backward dgate kind %d n %d size %g types %d", kind, (int)n,
                       size, types);
     check_array_close(c, own_up, dup, N, CLOSE, "glu_backward dup kind %d n %d size %g types %d", kind, (int)n, size,
                       types);
-    et_glu_backward(c->ctx, own_dout, second_up, own_dout, gate, second_up, kind, n);
+    et_glu_backward(c->ctx, own_dout, second_up, act, own_dout, gate, second_up, kind, n);
     check_array_close(c, own_dout, dgate, N, CLOSE, "glu_backward dgate over dout kind %d n %d types %d", kind, (int)n,
                       types);
     check_array_close(c, second_up, dup, N, CLOSE, "glu_backward dup over up kind %d n %d types %d", kind, (int)n,
@@ -104,14 +108,14 @@ static void check_glu_extremes(struct check *c) {
     enum { N = COUNT(values) };
     for (int kind = 0; kind < 2; kind++) {
         float *gate = check_floats(N, 1), *up = check_floats(N, 2);
-        float *out = check_floats(N, 3), *dup = check_floats(N, 4);
+        float *out = check_floats(N, 3), *dup = check_floats(N, 4), *act = check_floats(N, 5);
         memcpy(gate, values, sizeof values);
         et_glu_forward(c->ctx, floats(out), floats(gate), floats(up), kind, N);
         int good = 1;
         for (int i = 0; i < N; i++)
             good &= isnan(gate[i]) ? isnan(out[i]) : isfinite(out[i]);
         check_true(c, good, "glu_forward of extreme gates kind %d", kind);
-        et_glu_backward(c->ctx, floats(out), floats(dup), floats(up), floats(gate), floats(up), kind, N);
+        et_glu_backward(c->ctx, floats(out), floats(dup), floats(act), floats(up), floats(gate), floats(up), kind, N);
         good = 1;
         for (int i = 0; i < N; i++)
             good &= isnan(gate[i]) ? isnan(out[i]) && isnan(dup[i]) : isfinite(out[i]) && isfinite(dup[i]);
@@ -241,13 +245,14 @@ void check_attentions(struct check *c, et_context *alone) {
 /* ---- head ---------------------------------------------------------------------------------------------------- */
 static void check_head(struct check *c, int T, int V, int D, int block, int e_type, float size) {
     size_t n = (size_t)T * D, rows = (size_t)T, work = rows * (size_t)block;
-    float *h = check_floats(n, 1), *w = check_floats((size_t)V * D, 2), *a = check_floats(rows, 3);
+    et_array h = check_array(n, e_type, 1);
+    float *w = check_floats((size_t)V * D, 2), *a = check_floats(rows, 3);
     float *logits = check_floats(work, 4), *dh = check_floats(n, 5), *want = check_floats(n, 6);
     float *logp = check_floats(rows, 7), *truth = check_floats(rows, 8), *state = check_floats(rows * ET_HEAD_STATE, 12);
     et_array e = e_type == ET_F32 ? (et_array){logits, ET_F32} : check_array(work, e_type, 13);
     int32_t *targets = check_ints(rows, V, 9), *best = check_ints(rows, V, 10), *top = check_ints(rows, V, 11);
     for (size_t i = 0; i < n; i++)
-        h[i] *= size;
+        array_put(h, (int64_t)i, array_get(h, (int64_t)i) * size);
     a[0] = 0.0f;
     et_head_forward(c->ctx, logp, best, logits, state, h, w, ET_F32, targets, block, T, V, D);
     ref_head_forward(NULL, truth, top, NULL, NULL, h, w, ET_F32, targets, block, T, V, D);

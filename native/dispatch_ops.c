@@ -110,11 +110,11 @@ int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, in
     return RUN(glu_forward, out, gate, up, kind, n);
 }
 
-int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up, int kind,
-                    int64_t n) {
-    NEED_ARRAYS(dgate, dup, dout, gate, up);
+int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,
+                    et_array up, int kind, int64_t n) {
+    NEED_ARRAYS(dgate, dup, act, dout, gate, up);
     NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
-    return RUN(glu_backward, dgate, dup, dout, gate, up, kind, n);
+    return RUN(glu_backward, dgate, dup, act, dout, gate, up, kind, n);
 }
 
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {
@@ -152,17 +152,18 @@ static int check_head(int format, const int32_t *targets, int block, int T, int 
     return ET_OK;
 }
 
-int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
                     const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
-    NEED_ALL(logp, logits, state, h, w, targets);
+    NEED_ALL(logp, logits, state, w, targets);
+    NEED_ARRAYS(h);
     int code = check_head(format, targets, block, T, V, D);
     return code ? code : RUN(head_forward, logp, best, logits, state, h, w, format, targets, block, T, V, D);
 }
 
-int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, const float *h,
+int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
                      const void *w, int format, const int32_t *targets, const float *a, int block, int T, int V, int D) {
-    NEED_ALL(dh, logp, logits, state, h, w, targets, a);
-    NEED_ARRAYS(e);
+    NEED_ALL(dh, logp, logits, state, w, targets, a);
+    NEED_ARRAYS(h, e);
     int code = check_head(format, targets, block, T, V, D);
     return code ? code : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, block, T, V, D);
 }

@@ -113,9 +113,9 @@ int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv
                           float scale, int window, int T, int H, int G, int C);
 /* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
-/* dgate, dup may be dout or each their own forward input. */
-int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up, int kind,
-                    int64_t n);
+/* Also act, which forward gave, so that it need not be kept. dgate, dup may be dout or each their own forward input. */
+int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,
+                    et_array up, int kind, int64_t n);
 /* x [T, N] += bias [N] */
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
 /* out [n] = inp [n], from one type to the other or the same */
@@ -130,11 +130,11 @@ int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t se
 #define ET_HEAD_STATE 4
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). Work space: logits
  * [T, block], state [T, ET_HEAD_STATE]. */
-int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
                     const void *w, int format, const int32_t *targets, int block, int T, int V, int D);
 /* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. e [T, block] is
  * work space too: in the type that is multiplied, it need not be converted; floats may be logits. */
-int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, const float *h,
+int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
                      const void *w, int format, const int32_t *targets, const float *a, int block, int T, int V, int D);
 
 /* ---- optimizer --------------------------------------------------------------------------------------------- */

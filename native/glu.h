@@ -56,7 +56,7 @@ static void glu_forward(et_context *ctx, et_array out, et_array gate, et_array u
 }
 
 struct glu_backward_args {
-    et_array dgate, dup, dout, gate, up;
+    et_array dgate, dup, act, dout, gate, up;
     int kind;
     int64_t n;
 };
@@ -66,6 +66,7 @@ INLINE void glu_backward_values(struct glu_backward_args a, struct range r) {
         vec dout = load_part(a.dout, i, n), up = load_part(a.up, i, n);
         struct gate g = gate(load_part(a.gate, i, n), a.kind);
         vec push = dout * g.sigmoid;
+        store_part(a.act, i, g.x * g.sigmoid * up, n);
         store_part(a.dgate, i, push * up * (1.0f + g.x * g.rest * g.slope), n);
         store_part(a.dup, i, push * g.x, n);
     });
@@ -76,15 +77,16 @@ static void glu_backward_task(void *arg, int task, int thread) {
     struct glu_backward_args a = *(const struct glu_backward_args *)arg;
     struct range r = task_values(task, a.n);
     int type = a.dout.type;
-    if (a.dgate.type == type && a.dup.type == type && a.gate.type == type && a.up.type == type)
-        EITHER(a.dout, a.dgate.type = a.dup.type = a.gate.type = a.up.type = a.dout.type, glu_backward_values(a, r));
+    if (a.dgate.type == type && a.dup.type == type && a.act.type == type && a.gate.type == type && a.up.type == type)
+        EITHER(a.dout, a.dgate.type = a.dup.type = a.act.type = a.gate.type = a.up.type = a.dout.type,
+               glu_backward_values(a, r));
     else
         glu_backward_values(a, r);
 }
 
-/* dgate = dout * up * act'(gate), dup = dout * act(gate) */
-static void glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,
-                         int kind, int64_t n) {
-    struct glu_backward_args a = {dgate, dup, dout, gate, up, kind, n};
+/* dgate = dout * up * act'(gate), dup = dout * act(gate), act = what forward gave */
+static void glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,
+                         et_array up, int kind, int64_t n) {
+    struct glu_backward_args a = {dgate, dup, act, dout, gate, up, kind, n};
     et_parallel(ctx, glu_backward_task, &a, value_tasks(n));
 }

@@ -69,13 +69,14 @@ void ref_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, 
         array_put(out, i, activation(array_get(gate, i), kind) * array_get(up, i));
 }
 
-void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,
-                      int kind, int64_t n) {
+void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,
+                      et_array up, int kind, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
         double d = array_get(dout, i), x = array_get(gate, i), u = array_get(up, i);
         array_put(dgate, i, d * u * activation_slope(x, kind));
         array_put(dup, i, d * activation(x, kind));
+        array_put(act, i, activation(x, kind) * u);
     }
 }
 
@@ -246,13 +247,13 @@ void ref_sum_squares(et_context *ctx, double *out, const float *x, int64_t n) {
 }
 
 /* ---- head ---------------------------------------------------------------------------------------------------- */
-/* z [V] = h . w^T, w already float; returns log-sum-exp */
-static double token_logits(double *z, const float *h, const float *w, int V, int D) {
+/* z [V] = h . w^T, h from element `at`, w already float; returns log-sum-exp */
+static double token_logits(double *z, et_array h, int64_t at, const float *w, int V, int D) {
     double max = -INFINITY, sum = 0.0;
     for (int v = 0; v < V; v++) {
         z[v] = 0.0;
         for (int i = 0; i < D; i++)
-            z[v] += (double)h[i] * w[(size_t)v * D + i];
+            z[v] += array_get(h, at + i) * w[(size_t)v * D + i];
         max = z[v] > max ? z[v] : max;
     }
     for (int v = 0; v < V; v++)
@@ -260,14 +261,14 @@ static double token_logits(double *z, const float *h, const float *w, int V, int
     return max + log(sum);
 }
 
-void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,
+void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
                       const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
     (void)logits, (void)state, (void)block;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);
     for (int t = 0; t < T; t++) {
-        double lse = token_logits(z, h + (size_t)t * D, values, V, D);
+        double lse = token_logits(z, h, (int64_t)t * D, values, V, D);
         logp[t] = (float)(z[targets[t]] - lse);
         if (!best)
             continue;
@@ -280,14 +281,14 @@ void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits
 }
 
 void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
-                       const float *h, const void *w, int format, const int32_t *targets, const float *a, int block,
+                       et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,
                        int T, int V, int D) {
     (void)logits, (void)e, (void)state, (void)block;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);
     for (int t = 0; t < T; t++) {
-        double lse = token_logits(z, h + (size_t)t * D, values, V, D);
+        double lse = token_logits(z, h, (int64_t)t * D, values, V, D);
         logp[t] = (float)(z[targets[t]] - lse);
         for (int i = 0; i < D; i++) {
             double sum = 0.0;

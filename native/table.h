@@ -30,16 +30,16 @@
                             et_array out, const float *lse, et_array q, et_array k, et_array v,                        \
                             const int32_t *start, float scale, int window, int T, int H, int G, int C))                \
     OP(glu_forward, (et_context * ctx, et_array out, et_array gate, et_array up, int kind, int64_t n))                 \
-    OP(glu_backward, (et_context * ctx, et_array dgate, et_array dup, et_array dout, et_array gate, et_array up,       \
-                      int kind, int64_t n))                                                                            \
+    OP(glu_backward, (et_context * ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,      \
+                      et_array up, int kind, int64_t n))                                                               \
     OP(add_bias, (et_context * ctx, et_array x, const float *bias, int T, int N))                                      \
     OP(copy, (et_context * ctx, et_array out, et_array inp, int64_t n))                                                \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \
     OP(dropout, (et_context * ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n))     \
-    OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, float *state, const float *h,       \
+    OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,                  \
                       const void *w, int format, const int32_t *targets, int block, int T, int V, int D))              \
     OP(head_backward, (et_context * ctx, float *dh, float *logp, float *logits, et_array e, float *state,              \
-                       const float *h, const void *w, int format, const int32_t *targets, const float *a, int block,   \
+                       et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,       \
                        int T, int V, int D))                                                                           \
     OP(adamw, (et_context * ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,           \
                float beta2, float eps, float weight_decay, int64_t step, int64_t n))                                   \

@@ -202,7 +202,8 @@ REFUSED: dict[str, tuple[Callable[[native.Context], object], str, type[Exception
             c, f32(2, 2, 4), f32(2, 2, 4), f32(2, 1, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2), f32(2, 2, 4),
             f32(2, 2, 4), f32(2, 2, 4), i32(0, 0), 1.0), "dv", VALUE),
     "activation": (lambda c: native.glu_forward(c, f32(3), f32(3), f32(3), "relu"), "relu", VALUE),
-    "glu sizes": (lambda c: native.glu_backward(c, f32(3), f32(3), f32(3), f32(3), f32(4), "silu"), "up", VALUE),
+    "glu sizes": (lambda c: native.glu_backward(
+        c, f32(3), f32(3), f32(3), f32(3), f32(3), f32(4), "silu"), "up", VALUE),
     "bias": (lambda c: native.add_bias(c, f32(2, 3), f32(2)), "bias", VALUE),
     "drop everything": (lambda c: native.dropout(c, f32(3), f32(3), 1.0, 0), "range", VALUE),
     "target out of range": (

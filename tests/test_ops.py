@@ -125,15 +125,16 @@ def test_rope_bf16(ctx: native.Context, neox: bool) -> None:
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
 def test_glu_bf16(ctx: native.Context, kind: str) -> None:
     gate, up, dout = bf16(noise(0, 999) * np.float32(5)), bf16(noise(1, 999)), bf16(noise(2, 999))
-    out, dgate, dup = np.empty_like(gate), np.empty_like(gate), np.empty_like(gate)
+    out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
     native.glu_forward(ctx, out, gate, up, kind)
-    native.glu_backward(ctx, dgate, dup, dout, gate, up, kind)
+    native.glu_backward(ctx, dgate, dup, again, dout, gate, up, kind)
     g, u = leaf(floats(gate)), leaf(floats(up))
     want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
     want.backward(torch.from_numpy(floats(dout)).double())
     close_bf16(out, want)
     close_bf16(dgate, g.grad)
     close_bf16(dup, u.grad)
+    close_bf16(again, want)
 
 
 def test_add_bias_bf16(ctx: native.Context) -> None:
@@ -158,15 +159,16 @@ def test_dropout_bf16(ctx: native.Context) -> None:
 @pytest.mark.parametrize("size", [1.0, 20.0])
 def test_glu(ctx: native.Context, kind: str, size: float) -> None:
     gate, up, dout = noise(0, 9, 111) * np.float32(size), noise(1, 9, 111), noise(2, 9, 111)
-    out, dgate, dup = np.empty_like(gate), np.empty_like(gate), np.empty_like(gate)
+    out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
     native.glu_forward(ctx, out, gate, up, kind)
-    native.glu_backward(ctx, dgate, dup, dout, gate, up, kind)
+    native.glu_backward(ctx, dgate, dup, again, dout, gate, up, kind)
     g, u = leaf(gate), leaf(up)
     want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
     want.backward(torch.from_numpy(dout).double())
     close(out, want)
     close(dgate, g.grad)
     close(dup, u.grad)
+    close(again, want)
 
 
 def starts(tokens: int, documents: int) -> np.ndarray:
@@ -331,7 +333,7 @@ def everything(ctx: native.Context) -> list[np.ndarray]:
     native.rope(ctx, turned, angles, angles, np.arange(tokens, dtype=np.int32), False, 1.0)
     act, dgate, dup = np.empty_like(x), np.empty_like(x), np.empty_like(x)
     native.glu_forward(ctx, act, x, y, "silu")
-    native.glu_backward(ctx, dgate, dup, out, x, y, "gelu")
+    native.glu_backward(ctx, dgate, dup, act, out, x, y, "gelu")
     added, biased, scaled, dropped = x.copy(), x.copy(), x.copy(), np.empty_like(x)
     native.add(ctx, added, y)
     native.add_bias(ctx, biased, weight)
@@ -397,7 +399,7 @@ def test_glu_slope(kind: str) -> None:
         native.glu_forward(ctx, out, gate, up, kind)
         return out
 
-    native.glu_backward(ctx, dgate, dup, dout, gate, up, kind)
+    native.glu_backward(ctx, dgate, dup, np.empty_like(gate), dout, gate, up, kind)
     agree(dgate, lambda x: f(x, up), gate, dout)
     agree(dup, lambda x: f(gate, x), up, dout)
 

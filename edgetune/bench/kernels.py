@@ -186,7 +186,7 @@ def others(s: Sizes) -> Iterator[Case]:
     gate, up, act, dup = (floats(TOKENS, s.f) for _ in range(4))
     for kind in native.ACTIVATIONS:
         yield Case("glu_forward", kind, (TOKENS, s.f), (act, gate, up, kind))
-        yield Case("glu_backward", kind, (TOKENS, s.f), (floats(TOKENS, s.f), dup, act, gate, up, kind))
+        yield Case("glu_backward", kind, (TOKENS, s.f), (floats(TOKENS, s.f), dup, floats(TOKENS, s.f), act, gate, up, kind))
     yield Case("add_bias", "", (TOKENS, s.d), (x, vector))
     yield Case("copy", "", (TOKENS, s.d), (x, y))
     yield Case("add", "", (TOKENS, s.d), (x, y))
