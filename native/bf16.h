@@ -7,8 +7,12 @@
 
 #ifdef __AMX_BF16__
 #define BF16_ROWS 32
+#define BF16_STRIPS 4
+#define BF16_PART 288 /* a part of a panel of B, one of A and four tiles' sums fit 48 KB */
 #else
 #define BF16_ROWS 12
+#define BF16_STRIPS 3
+#define BF16_PART 0
 #endif
 #define BF16_COLUMNS 32
 #define BF16_RUN 32
@@ -146,7 +150,7 @@ static void bf16_end(const void *before) { _tile_loadconfig(before); }
 static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t, const int right, const int low) {
     const char *c = t->c.data;
     const ptrdiff_t line = t->c_rs * (t->c.type == ET_F32 ? 4 : 2);
-    int row = t->c_cs == 1 ? 0 : t->rows;
+    int row = t->c_cs == 1 && !t->to_come ? 0 : t->rows;
     for (int s = 0; s < SEGMENTS; s++) {
         const bf16 *a = (const bf16 *)t->s[s].a.p;
         const float *b = t->s[s].b.p;
@@ -155,9 +159,10 @@ static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t
             _tile_loadd(4, a, a_stride);
             _tile_loadd(6, b, b_stride);
             _tile_dpbf16ps(0, 4, 6);
-            for (int i = 0; i < 2 && row < t->rows; i++, row++) {
+            for (int i = 0; i < 4 && row < t->rows; i++, row++) {
                 __builtin_prefetch(c + row * line, 1);
-                __builtin_prefetch(c + row * line + 64, 1);
+                if (t->c.type == ET_F32)
+                    __builtin_prefetch(c + row * line + 64, 1);
             }
             if (right) {
                 _tile_loadd(7, b + 16, b_stride);
@@ -187,40 +192,44 @@ static inline void bf16_store(float *c, size_t stride) {
     _tile_stored(3, c + 16 * stride + 16, stride * 4);
 }
 
-/* A whole tile, where C is as the CPU's tiles want it. */
-static void bf16_in_place(const struct tile *t) {
-    const size_t stride = (size_t)t->c_rs;
-    float *c = t->c.data;
-    if (t->accumulate) {
-        _tile_loadd(0, c, stride * 4);
-        _tile_loadd(1, c + 16, stride * 4);
-        _tile_loadd(2, c + 16 * stride, stride * 4);
-        _tile_loadd(3, c + 16 * stride + 16, stride * 4);
-    } else
-        bf16_zero();
-    bf16_sums(t, 1, 1);
-    bf16_store(c, stride);
+static inline void bf16_load(const float *c, size_t stride) {
+    _tile_loadd(0, c, stride * 4);
+    _tile_loadd(1, c + 16, stride * 4);
+    _tile_loadd(2, c + 16 * stride, stride * 4);
+    _tile_loadd(3, c + 16 * stride + 16, stride * 4);
 }
 
-static void tile_bf16(const struct tile *t) {
+/* C from the sums of a tile. */
+static void bf16_finish(const struct tile *t, int whole) {
+    if (whole && t->c.type == ET_BF16 && !t->accumulate)
+        for (int i = 0; i < 32; i++)
+            round_row((bf16 *)t->c.data + i * t->c_rs, t->sums + i * 32, 32, 32);
+    else
+        for (int i = 0; i < t->rows; i++)
+            store_row(t, i, t->sums + i * 32);
+}
+
+/* Where C is as the CPU's tiles want it, they begin and end with it. */
+static void tile_bf16(struct tile *t) {
     int whole = t->rows == 32 && t->columns == 32 && t->c_cs == 1 && t->alpha == 1;
-    if (whole && t->c.type == ET_F32) {
-        bf16_in_place(t);
-        return;
-    }
-    _Alignas(64) float sums[32 * 32];
-    bf16_zero();
+    int in_place = whole && t->c.type == ET_F32;
+    if (t->resumed)
+        bf16_load(t->sums, 32);
+    else if (in_place && t->accumulate)
+        bf16_load(t->c.data, (size_t)t->c_rs);
+    else
+        bf16_zero();
     if (t->columns > 16)
         bf16_sums(t, 1, t->rows > 16);
     else
         bf16_sums(t, 0, t->rows > 16);
-    bf16_store(sums, 32);
-    if (whole && !t->accumulate)
-        for (int i = 0; i < 32; i++)
-            round_row((bf16 *)t->c.data + i * t->c_rs, sums + i * 32, 32, 32);
-    else
-        for (int i = 0; i < t->rows; i++)
-            store_row(t, i, sums + i * 32);
+    if (in_place && !t->to_come) {
+        bf16_store(t->c.data, (size_t)t->c_rs);
+        return;
+    }
+    bf16_store(t->sums, 32);
+    if (!t->to_come)
+        bf16_finish(t, whole);
 }
 
 #else
@@ -247,7 +256,7 @@ static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t
     tile_store(t, acc[0], BF16_ROWS, 2, nv);
 }
 
-static void tile_bf16(const struct tile *t) {
+static void tile_bf16(struct tile *t) {
     if (t->columns > VL)
         bf16_sums(t, 2);
     else
@@ -258,7 +267,7 @@ static void tile_bf16(const struct tile *t) {
 
 static const struct kernel bf16_kernel = {
     .rows = BF16_ROWS, .columns = BF16_COLUMNS, .inner = BF16_INNER, .unit = BF16_RUN, .bytes = 2, .run = BF16_RUN,
-    .direct = ET_BF16, .pack_inner = BF16_RUN, .pack_a = pack_a_bf16, .pack_b_transposed = pack_b_bf16_transposed,
+    .direct = ET_BF16, .part = BF16_PART, .strips = BF16_STRIPS, .pack_inner = BF16_RUN, .pack_a = pack_a_bf16, .pack_b_transposed = pack_b_bf16_transposed,
     .pack_b_straight = pack_b_bf16_straight, .tile = tile_bf16,
 #ifdef __AMX_BF16__
     .begin = bf16_begin, .end = bf16_end,

@@ -28,6 +28,8 @@ struct tile {
     } s[SEGMENTS];
     int rows, columns, accumulate;
     float alpha;
+    float *sums;          /* of a tile that is computed in parts: whole vectors, kept from one to the next; */
+    int resumed, to_come; /* whether there was one before, and will be another */
 };
 
 #define MOST_ROWS 12 /* of any tile */
@@ -141,7 +143,7 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
 FOR_EACH_NV(TILE)
 
 /* The tile as wide as it needs to be. */
-static void tile_any(const struct tile *t) {
+static void tile_any(struct tile *t) {
     int nv = panel_vectors(t->columns), packed = 1;
     for (int s = 0; s < SEGMENTS; s++)
         packed &= !t->s[s].K || (t->s[s].a.rs == 1 && t->s[s].a.ks == MR && t->s[s].b.ks == nv * VL && !t->s[s].b.half);

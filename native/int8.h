@@ -137,11 +137,11 @@ static inline __attribute__((always_inline)) void tile_int8_block(vec acc[4][NV]
 FOR_EACH_NV(TILE_INT8)
 
 /* The tile as wide as it needs to be. */
-static void tile_int8(const struct tile *t) {
+static void tile_int8(struct tile *t) {
     switch (panel_vectors(t->columns)) { FOR_EACH_NV(INT8_CASE) }
 }
 
 static const struct kernel int8_kernel = {
-    .rows = MR, .columns = NR, .inner = KC, .unit = 32, .bytes = 4, .direct = -1, .pack_a = pack_a_int8,
+    .rows = MR, .columns = NR, .inner = KC, .unit = 32, .bytes = 4, .direct = -1, .strips = 32 / MR, .pack_a = pack_a_int8,
     .pack_b_transposed = pack_b_int8, .tile = tile_int8,
 };

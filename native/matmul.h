@@ -8,10 +8,9 @@
  * sums are rounded when a block of inner elements ends, so it holds more of them, and fewer rows and columns.
  *
  * What a tile can read where it lies is not packed: activations in the type that is multiplied, and, in products so
- * narrow that a side is used but once, floats. Edges that a tile would read past are packed in the thread's scratch.
+ * narrow that a side is used but once, floats. Edges that a tile would read past are packed all the same.
  */
 
-#define ROWS_A_TASK 32        /* of C, at least, when computing */
 #define PANELS_A_TASK 4       /* of B, when computing */
 #define SLICES 16             /* tasks of a pass that packs, */
 #define LITTLE 16384          /* unless it has no more elements than this */
@@ -19,12 +18,9 @@
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
 _Static_assert((KC + LOW_RANK) * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
-_Static_assert(2 * MR * KC * LONGER + NR * KC <= ET_THREAD_FLOATS, "edges must fit a thread's scratch");
+_Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must fit a thread's scratch");
 
-/* Whole tiles' rows. */
-static int rows_a_task(const struct product *p) {
-    return ceil_div(ROWS_A_TASK, p->kernel->rows) * p->kernel->rows;
-}
+static int rows_a_task(const struct product *p) { return p->kernel->strips * p->kernel->rows; }
 
 #ifdef __AVX512BF16__
 #define FAST_KERNEL bf16_kernel
@@ -46,11 +42,11 @@ static const char *product_numbers(enum et_precision precision, int backward) {
 
 /* ---- the driver -------------------------------------------------------------------------------------------- */
 
-/* Task `task` of packing A: as many rows as one of computing takes. */
+/* Strip `task` of A, unless it is whole and read where it lies. */
 static void pack_a(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int end = min_int((task + 1) * rows_a_task(p), p->mc);
-    for (int m = task * rows_a_task(p); m < end; m += p->kernel->rows)
-        p->kernel->pack_a(p, s, a_panel(p, s, m), tmp, m, min_int(end - m, p->kernel->rows));
+    int m = task * p->kernel->rows, rows = min_int(p->mc - m, p->kernel->rows);
+    if (!s->a_direct || rows < p->kernel->rows)
+        p->kernel->pack_a(p, s, a_panel(p, s, m), tmp, m, rows);
 }
 
 static int slice(const struct product *p, int n, int task) { return n * task / p->slices; }
@@ -65,19 +61,18 @@ static void pack_task(void *arg, int task, int thread) {
                                                     : ceil_div(s->packed, p->kernel->pack_inner);
         for (int i = slice(p, b, task); i < slice(p, b, task + 1); i++)
             (p->transposed ? p->kernel->pack_b_transposed : p->kernel->pack_b_straight)(p, s, tmp, i);
-        int a = !s->kc || s->a_direct ? 0 : ceil_div(p->mc, rows_a_task(p));
+        int a = s->kc ? ceil_div(p->mc, p->kernel->rows) : 0;
         for (int i = slice(p, a, task); i < slice(p, a, task + 1); i++)
             pack_a(p, s, tmp, i);
     }
 }
 
-static struct side a_side(const struct product *p, const struct segment *s, float *tmp, int m, int rows) {
+/* Rows m .. m + rows - 1 of A, from inner element k of the block on. */
+static struct side a_side(const struct product *p, const struct segment *s, int m, int rows, int k) {
     const struct kernel *kernel = p->kernel;
     if (s->a_direct && rows == kernel->rows)
-        return (struct side){a_rows(p, s, m).data, s->a_rs, kernel->run ? kernel->run : s->a_cs, 0};
-    float *panel = s->a_direct ? tmp : a_panel(p, s, m);
-    if (s->a_direct)
-        kernel->pack_a(p, s, panel, NULL, m, rows);
+        return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs, kernel->run ? kernel->run : s->a_cs, 0};
+    const float *panel = a_panel(p, s, m) + (ptrdiff_t)k * kernel->rows * kernel->bytes / 4;
     return kernel->run ? (struct side){panel, kernel->run, kernel->rows * kernel->run, 0}
                        : (struct side){panel, 1, MR, 0};
 }
@@ -95,11 +90,23 @@ static struct side b_side(const struct product *p, const struct segment *s, floa
     return (struct side){tmp, 1, width, 0};
 }
 
+/* A tile for each strip of rows m0 .. m1 - 1, against the panel of B that t has, from inner element k on. */
+static void compute_strips(const struct product *p, struct tile *t, float *sums, int m0, int m1, int n, int k) {
+    for (int m = m0; m < m1; m += p->kernel->rows) {
+        t->rows = min_int(m1 - m, p->kernel->rows);
+        t->s[0].a = a_side(p, &p->s[0], m, t->rows, k);
+        t->s[1].a = a_side(p, &p->s[1], m, t->rows, 0);
+        t->c = array_at(p->c, (p->m + m) * p->c_rs + (p->n + n) * p->c_cs);
+        t->sums = sums + (m - m0) * p->kernel->columns;
+        p->kernel->tile(t);
+    }
+}
+
 /* A thread's share of the tasks is a band of C along its longer side, so that it reads one of the packed sides where it
  * packed it itself. */
 static void compute_task(void *arg, int task, int thread) {
     const struct product *p = arg;
-    float *b_tmp = et_scratch(p->ctx, thread), *a_tmp = b_tmp + NR * KC;
+    float *sums = et_scratch(p->ctx, thread), *tmp = sums + rows_a_task(p) * p->kernel->columns;
     uint8_t before[TILE_STATE];
     int rows = rows_a_task(p), columns = PANELS_A_TASK * p->kernel->columns;
     int down = ceil_div(p->mc, rows), across = ceil_div(p->nc, columns), by_rows = p->mc > p->nc;
@@ -107,21 +114,23 @@ static void compute_task(void *arg, int task, int thread) {
     int n0 = (by_rows ? task % across : task / down) * columns, n1 = min_int(n0 + columns, p->nc);
     struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .alpha = p->alpha};
     t.accumulate = p->accumulate || !p->first;
-    for (int s = 0; s < SEGMENTS; s++)
-        t.s[s].K = p->s[s].packed;
     if (p->kernel->begin)
         p->kernel->begin(before);
     for (int n = n0; n < n1; n += p->kernel->columns) {
         t.columns = min_int(n1 - n, p->kernel->columns);
-        for (int s = 0; s < SEGMENTS; s++)
-            t.s[s].b = b_side(p, &p->s[s], b_tmp, n, t.columns);
-        for (int m = m0; m < m1; m += p->kernel->rows) {
-            t.rows = min_int(m1 - m, p->kernel->rows);
-            for (int s = 0; s < SEGMENTS; s++)
-                t.s[s].a = a_side(p, &p->s[s], a_tmp, m, t.rows);
-            t.c = array_at(p->c, (p->m + m) * p->c_rs + (p->n + n) * p->c_cs);
-            p->kernel->tile(&t);
-        }
+        struct side b = b_side(p, &p->s[0], tmp, n, t.columns);
+        t.s[1].b = b_side(p, &p->s[1], tmp, n, t.columns);
+        int all = p->s[0].packed, part = p->kernel->part ? p->kernel->part : all, k = 0;
+        do {
+            t.resumed = k > 0;
+            t.to_come = k + part < all;
+            t.s[0].K = min_int(part, all - k);
+            t.s[0].b = b;
+            t.s[0].b.p += (ptrdiff_t)k * b.ks * p->kernel->bytes / 4;
+            t.s[1].K = t.to_come ? 0 : p->s[1].packed;
+            compute_strips(p, &t, sums, m0, m1, n, k);
+            k += part;
+        } while (t.to_come);
     }
     if (p->kernel->end)
         p->kernel->end(before);
@@ -156,7 +165,7 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
 static int64_t to_pack(const struct product *p) {
     int64_t n = 0;
     for (const struct segment *s = p->s; s < p->s + SEGMENTS; s++)
-        n += (int64_t)s->kc * ((p->pack_b && !s->b_direct ? p->nc : 0) + (s->a_direct ? 0 : p->mc));
+        n += (int64_t)s->kc * ((p->pack_b && !s->b_direct ? p->nc : 0) + (s->a_direct ? p->mc % p->kernel->rows : p->mc));
     return n;
 }
 

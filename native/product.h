@@ -16,13 +16,16 @@ struct kernel {
     int bytes;         /* an inner element takes in a panel */
     int run;           /* inner elements of a row of A that the tile wants side by side, 0: one */
     int direct;        /* the type of activations that the tile can read where they lie, or -1 */
+    int part;          /* inner elements that a tile computes at once, a multiple of unit; 0: all. A block of rows then goes
+                          * over a part of a panel of B while that is in the nearest cache */
+    int strips;        /* of rows that a task computes */
     int pack_inner;    /* inner elements that a task packs of a weight read as it lies; a multiple of unit */
     /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and pack_inner inner elements of all
      * panels of B from task * pack_inner. */
     void (*pack_a)(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows);
     void (*pack_b_transposed)(const struct product *p, const struct segment *s, float *tmp, int task);
     void (*pack_b_straight)(const struct product *p, const struct segment *s, float *tmp, int task);
-    void (*tile)(const struct tile *t);
+    void (*tile)(struct tile *t);
     /* Around a thread's use of tile, or NULL: `before` keeps TILE_STATE bytes of the thread's. */
     void (*begin)(void *before);
     void (*end)(const void *before);
