@@ -13,11 +13,12 @@
 enum { PEAK_SUMS = 12 }; /* enough to hide an addition's latency on two units, and few enough for 16 registers */
 
 static double float_peak(int64_t n) {
-    vec sum[PEAK_SUMS] = {0}, a = splat(1.0f), b = splat(0.5f);
+    vec sum[PEAK_SUMS] = {0}, a = splat(0.5f), b = splat(1.0f);
     OPAQUE(a);
     OPAQUE(b);
+    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]); /* none equals another, for all the compiler knows */
     for (int64_t i = 0; i < n; i++)
-        UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] += a * b;
+        UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] = sum[j] * a + b;
     UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
     return 2.0 * VL * PEAK_SUMS * (double)n;
 }
@@ -27,6 +28,9 @@ static double int8_peak(int64_t n) {
     enum { GROUPS = 3 };
     sums sum[GROUPS][4] = {0};
     int8_t a[16] = {1, 2, 3}, b[4 * VL] = {1, 2, 3};
+    UNROLL for (int j = 0; j < GROUPS; j++) {
+        UNROLL for (int r = 0; r < 4; r++) OPAQUE(sum[j][r]);
+    }
     for (int64_t i = 0; i < n; i++) {
         UNROLL for (int j = 0; j < GROUPS; j++) dot4(sum[j], a, b);
         __asm__ volatile("" ::: "memory"); /* a dot product's operands come from memory, as in the tile */
@@ -62,6 +66,7 @@ static double bf16_peak(int64_t n) {
     float a = 1;
     OPAQUE(a);
     OPAQUE(b);
+    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
     for (int64_t i = 0; i < n; i++)
         UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] = dot_pairs(sum[j], a, _mm512_castps_si512((__m512)b));
     UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
