@@ -175,7 +175,8 @@ class Decoder:
 
     def _forward(self, batch: Batch, keep: bool) -> None:
         """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
-        x, embedding = self.arena.view("x", batch.tokens.size, self.shape.d_model), self.model.weights["token_embd.weight"]
+        x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
+        embedding = self.model.weights["token_embd.weight"]
         native.embed(self.ctx, x, batch.tokens, embedding.data, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
             if keep and layer >= self.run.lowest:

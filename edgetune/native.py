@@ -1,10 +1,10 @@
 """The only door to the C extension: one function a C function of native/et.h, outputs first, then inputs.
 
-Arrays are C-contiguous float32 unless said otherwise; activations may also be bf16, as uint16. Nothing is copied: a view of an arena is as good as an array.
-Shapes: T tokens, D model width, H heads, G key/value heads, C head width, V vocabulary, R rank; N rows and K columns of
-a weight. A weight is its GGUF bytes, uint8 [bytes], with the name of its format in `FORMATS` (for "F32" a float32 array
-will do too). What a text calls activations may be bf16 too, as uint16, each array for itself. Outputs are overwritten
-unless `accumulate` is set or the text says that they accumulate.
+Arrays are C-contiguous float32 unless said otherwise, activations float32 or (as uint16) bf16, each array for itself.
+Nothing is copied: a view of an arena is as good as an array. Shapes: T tokens, D model width, H heads, G key/value
+heads, C head width, V vocabulary, R rank; N rows and K columns of a weight. A weight is its GGUF bytes, uint8 [bytes],
+with the name of its format in `FORMATS` (for "F32" a float32 array will do too). Outputs are overwritten unless
+`accumulate` is set or the text says that they accumulate.
 
 All raise ValueError or TypeError, naming the argument, for a wrong type, shape, contiguity or range, and let go of the
 GIL while they compute. Results do not depend on the number of threads.
@@ -149,13 +149,13 @@ def peak(ctx: Context, backward: bool = False) -> float:
     return max(rates)
 
 
-LowRank = tuple[Array, Array]
-"""x [T, R] and y, float32: LoRA's part of a product, x . y transposed with y [N, R] forward, x . y with y [R, K] back."""
+LowRank = tuple[Array | None, Array | None]
+"""LoRA's part of a product, float32: x [T, R] and y, [N, R] forward (transposed) or [R, K] backward; None: absent."""
 
 
 def matmul_forward(
     ctx: Context, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
-    low_rank: LowRank | tuple[None, None] = (None, None),
+    low_rank: LowRank = (None, None),
 ) -> None:  # fmt: skip
     """out [T, N] = scale * (inp [T, K] . w [N, K] transposed + low_rank). Where accumulating, out is float32."""
     _check(_native.matmul_forward(ctx._handle, out, inp, w, _format(fmt), *low_rank, scale, accumulate))
@@ -163,7 +163,7 @@ def matmul_forward(
 
 def matmul_backward(
     ctx: Context, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
-    low_rank: LowRank | tuple[None, None] = (None, None),
+    low_rank: LowRank = (None, None),
 ) -> None:  # fmt: skip
     """dinp [T, K] = scale * (dout [T, N] . w [N, K] + low_rank). Where accumulating, dinp is float32."""
     _check(_native.matmul_backward(ctx._handle, dinp, dout, w, _format(fmt), *low_rank, scale, accumulate))

@@ -110,7 +110,8 @@ class Projections:
         backward_a follows: it uses the du [T, R] = scale * dout . b that this leaves in the arena.
         """
         name = f"blk.{layer}.{target}"
-        w, pair, low_rank = self.weights[f"{name}.weight"], self.adapted.get(name), (None, None)
+        w, pair = self.weights[f"{name}.weight"], self.adapted.get(name)
+        low_rank: native.LowRank = (None, None)
         masked = pair is not None and self.dropout_seed is not None
         if pair is not None:
             du = self.arena.view("du", dout.shape[0], self.run.rank)

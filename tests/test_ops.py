@@ -211,16 +211,6 @@ def test_attention(ctx: native.Context, tokens: int, heads: int, kv_heads: int, 
         assert np.abs(dk).max() < 1e-5
 
 
-def bf16(x: np.ndarray) -> np.ndarray:
-    """x rounded to nearest, as uint16."""
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def wide(x: np.ndarray) -> np.ndarray:
-    return (x.astype(np.uint32) << 16).view(np.float32)
-
-
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20)])
@@ -233,15 +223,15 @@ def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, wid
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     native.attention_forward(ctx, out, lse, q, k, v, start, scale, window)
     native.attention_backward(ctx, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
-    tq, tk, tv = leaf(wide(q)), leaf(wide(k)), leaf(wide(v))
+    tq, tk, tv = leaf(floats(q)), leaf(floats(k)), leaf(floats(v))
     kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
     mask = torch.from_numpy(visible(start, window))
     want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
-    want.backward(torch.from_numpy(wide(dout)).double())
-    close(wide(out), want, 6e-3)
-    close(wide(dq), tq.grad, 1e-2)
-    close(wide(dk), tk.grad, 1e-2)
-    close(wide(dv), tv.grad, 6e-3)
+    want.backward(torch.from_numpy(floats(dout)).double())
+    close(floats(out), want, 6e-3)
+    close(floats(dq), tq.grad, 1e-2)
+    close(floats(dk), tk.grad, 1e-2)
+    close(floats(dv), tv.grad, 6e-3)
 
 
 @pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
@@ -339,8 +329,8 @@ def everything(ctx: native.Context) -> list[np.ndarray]:
     native.add_bias(ctx, biased, weight)
     native.scale(ctx, scaled, 0.3)
     native.dropout(ctx, dropped, x, 0.2, 11)
-    w, targets, logits = noise(6, vocabulary, x.shape[1]), np.arange(tokens, dtype=np.int32), np.empty((tokens, 128), "f4")
-    state = np.empty((tokens, native.HEAD_STATE), np.float32)
+    w, targets = noise(6, vocabulary, x.shape[1]), np.arange(tokens, dtype=np.int32)
+    logits, state = np.empty((tokens, 128), np.float32), np.empty((tokens, native.HEAD_STATE), np.float32)
     logp, best, dh = np.empty(tokens, np.float32), np.empty(tokens, np.int32), np.empty_like(x)
     native.head_forward(ctx, logp, best, logits, state, x, w, "F32", targets)
     native.head_backward(ctx, dh, logp, logits, logits, state, x, w, "F32", targets, weight[:tokens])

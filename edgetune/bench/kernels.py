@@ -144,7 +144,8 @@ def frozen_products(s: Sizes, fmt: str) -> Iterator[Case]:
         h, dh = floats(TOKENS, s.d), floats(TOKENS, s.d)
         logp, a = floats(TOKENS), floats(TOKENS)
         yield Case("head_forward", "head", (TOKENS, s.v, s.d), (logp, None, logits, state, h, w, fmt, targets))
-        yield Case("head_backward", "head", (TOKENS, s.v, s.d), (dh, logp, logits, logits, state, h, w, fmt, targets, a))
+        yield Case("head_backward", "head", (TOKENS, s.v, s.d),
+                   (dh, logp, logits, logits, state, h, w, fmt, targets, a))
 
 
 def unpacking(s: Sizes, fmt: str) -> Iterator[Case]:
@@ -186,7 +187,8 @@ def others(s: Sizes) -> Iterator[Case]:
     gate, up, act, dup = (floats(TOKENS, s.f) for _ in range(4))
     for kind in native.ACTIVATIONS:
         yield Case("glu_forward", kind, (TOKENS, s.f), (act, gate, up, kind))
-        yield Case("glu_backward", kind, (TOKENS, s.f), (floats(TOKENS, s.f), dup, floats(TOKENS, s.f), act, gate, up, kind))
+        yield Case("glu_backward", kind, (TOKENS, s.f),
+                   (floats(TOKENS, s.f), dup, floats(TOKENS, s.f), act, gate, up, kind))
     yield Case("add_bias", "", (TOKENS, s.d), (x, vector))
     yield Case("copy", "", (TOKENS, s.d), (x, y))
     yield Case("add", "", (TOKENS, s.d), (x, y))

@@ -44,7 +44,8 @@ def flops(name: str, a: dict[str, Any]) -> int:
             return 2 * int(a["dw"].size) * int(a["dout"].shape[0])
         case "head_forward" | "head_backward":
             blocks = a["w"].nbytes // FORMATS[a["fmt"]].size
-            return 2 * int(a["h"].shape[0]) * int(blocks) * FORMATS[a["fmt"]].block * (2 if name == "head_backward" else 1)
+            both = 2 if name == "head_backward" else 1
+            return 2 * both * int(a["h"].shape[0]) * int(blocks) * FORMATS[a["fmt"]].block
         case "attention_forward" | "attention_backward":
             seen = np.arange(a["start"].size) - a["start"] + 1
             if window := a.get("window", 0):
