@@ -5,6 +5,8 @@
 # make arm-train    one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
 # make sanitize     the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
 # make proofs       minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
+# make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
+# make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
 CMAKE = cmake -S native -G "Unix Makefiles" -DCMAKE_C_COMPILER=$(CC) -DET_WERROR=ON
@@ -13,7 +15,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs peers cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -47,6 +49,12 @@ arm-train:
 
 proofs:
 	$(PYTHON) tests/peers/snips.py --serve
+
+peers:
+	$(PYTHON) tests/peers/speed.py
+
+cycles:
+	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)
 
 # Leaves a package with the sanitized extension in build/sanitize/python. To run Python on it:
 #   LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python python3 ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 ALIGN = 64  # bytes; a cache line and the widest vector
+VIEWS = 2048  # kept at most
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,11 @@ class Arena:
         self.buffers = {b.name: b for b in buffers}
         self.nbytes = arena_bytes(self.buffers.values())
         mapping = mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        mapping.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # fewer misses in the page tables, where the kernel has huge pages
+            mapping.madvise(mmap.MADV_HUGEPAGE)
         memory = np.frombuffer(mapping, np.uint8)
         self._flat: dict[str, np.ndarray] = {}
+        self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # a step asks for the same ones again and again
         offset = 0
         for b in self.buffers.values():
             self._flat[b.name] = memory[offset:offset + b.nbytes].view(b.dtype)
@@ -54,4 +58,9 @@ class Arena:
 
     def view(self, name: str, *shape: int) -> np.ndarray:
         """The buffer's first prod(shape) elements as a contiguous array of this shape."""
-        return self._flat[name][:math.prod(shape)].reshape(shape)
+        if (found := self._views.get((name, shape))) is not None:
+            return found
+        if len(self._views) >= VIEWS:
+            self._views.clear()
+        found = self._views[name, shape] = self._flat[name][:math.prod(shape)].reshape(shape)
+        return found

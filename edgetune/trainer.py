@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, adapter, device, objectives, optim, plan
+from . import __version__, adapter, device, native, objectives, optim, plan
 from .arena import Arena
 from .bundle import Bundle, open_bundle
 from .config import TrainConfig
@@ -151,7 +151,7 @@ class Trainer:
             raise NumericsError(f"the loss is {loss} and the gradient's norm {norm} in step {step}",
                                 f"lower the learning rate, now {self.config.lr:g}, or look at the rows of this batch")
         if not self.best_known:
-            np.copyto(self.arena.flat("best"), self.arena.flat("lora"))  # this adapter's loss was a number
+            native.copy(self.decoder.ctx, self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
         n_a = sum(pair.a.size for pair in self.decoder.linear.adapted.values())
         optim.adamw(self.decoder.ctx, self.arena.flat("lora"), grad, self.arena.flat("adam_m"),
                     self.arena.flat("adam_v"), n_a, self.config, lr, step)
