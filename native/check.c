@@ -194,14 +194,24 @@ static uint8_t *make_weights(const struct format *f, size_t n, uint64_t seed, in
 
 static const double CLOSE = 4e-6; /* one output may be a sum that cancels */
 
-/* How far rounding may lead from the real product, by what is multiplied; and what a context multiplies. */
+/* How far rounding may lead from the real product, by what is multiplied. */
 static double rounding(const char *numbers) {
     return strcmp(numbers, "int8") == 0 ? 0.02 : strcmp(numbers, "bf16") == 0 ? 0.01 : CLOSE;
 }
 
-static const char *numbers_of(const et_context *ctx, int backward, int format, int inner) {
-    const char *numbers = et_context_product(ctx, backward);
-    return strcmp(numbers, "int8") == 0 && (inner % 32 || format == ET_F32) ? et_context_product(ctx, 1) : numbers;
+/* What all but products with quantized weights is rounded to. */
+const char *check_numbers(et_context *ctx) {
+    int int8 = strcmp(et_context_product(ctx, 1), "int8") == 0;
+    if (int8)
+        et_context_set_precision(ctx, ET_FAST);
+    const char *numbers = et_context_product(ctx, 1);
+    if (int8)
+        et_context_set_precision(ctx, ET_INT8);
+    return numbers;
+}
+
+static const char *numbers_of(et_context *ctx, int backward, int format, int inner) {
+    return inner % 32 || format == ET_F32 ? check_numbers(ctx) : et_context_product(ctx, backward);
 }
 
 struct shape {
@@ -227,7 +237,7 @@ static void check_direction(struct check *c, et_context *alone, int backward, co
     ref_product(own, backward, want, inp, w, f->id, x, y, s.scale, s.accumulate, s.T, s.N, s.K, s.R);
     ref_product("float", backward, real, inp, w, f->id, x, y, s.scale, s.accumulate, s.T, s.N, s.K, s.R);
     /* bf16 is rounded once a block of inner elements, and may be rounded to a neighbour */
-    int int8 = strcmp(own, "int8") == 0, rounded = strcmp(et_context_product(c->ctx, 1), "bf16") == 0;
+    int int8 = strcmp(own, "int8") == 0, rounded = strcmp(check_numbers(c->ctx), "bf16") == 0;
     double tight = strcmp(own, "float") == 0 ? CLOSE : int8 && rounded && s.R ? rounding("bf16") : 1e-5;
     double half = s.out_type == ET_BF16 ? 0x1p-7 + 0x1p-8 * (inner / 256 + s.R / 32) : 0;
     const char *what = "%s in %s, %s T %d N %d K %d R %d accumulate %d, types %d %d%s";

@@ -36,6 +36,9 @@ __attribute__((format(printf, 6, 7))) void check_array_close(struct check *c, et
 /* One check: a fact. */
 __attribute__((format(printf, 3, 4))) void check_true(struct check *c, int fact, const char *what, ...);
 
+/* What a context multiplies in where it is not a quantized weight that is multiplied: "float" or "bf16". */
+const char *check_numbers(et_context *ctx);
+
 /* check_ops.c: all ops but the products and attention, on c's row against ref_*. */
 void check_ops(struct check *c);
 /* check_ops.c: attention, at any precision, and that a context of one thread gives the same bits. */

@@ -161,7 +161,7 @@ static void check_attention_output(struct check *c, const struct attention_case 
     check_close(c, wide, want, n, tolerance,
                 "attention %s T %d H %d G %d C %d window %d documents %d size %g of %s in %s", name, a->T, a->H, a->G,
                 a->C, a->window, a->documents, a->size, got.type == ET_F32 ? "float" : "bf16",
-                et_context_product(c->ctx, 1));
+                check_numbers(c->ctx));
 }
 
 /* The outputs of a context: out, dq, dk, dv, lse, delta. */
@@ -187,7 +187,7 @@ static void check_attention(struct check *c, et_context *alone, struct attention
     static const char *const names[] = {"out", "dq", "dk", "dv", "lse", "delta"};
     size_t n = (size_t)a.T * a.H * a.C, m = (size_t)a.T * a.G * a.C, rows = (size_t)a.H * a.T;
     size_t sizes[] = {n, n, m, m, rows, rows};
-    int rounds = strcmp(et_context_product(c->ctx, 1), "bf16") == 0;
+    int rounds = strcmp(check_numbers(c->ctx), "bf16") == 0;
     const et_array in[] = {
         attention_array(type_of(types, 4), n, 1, a.size, rounds), attention_array(type_of(types, 5), m, 2, 1, rounds),
         attention_array(type_of(types, 6), m, 3, 1, rounds), attention_array(type_of(types, 7), n, 4, 1, rounds)};

@@ -1,147 +1,247 @@
-/* The forward product in 8-bit integers: packing and tile, under the driver of matmul.h.
+/* Products in 8-bit integers: packing and tile, under the driver of matmul.h. Only for rows that have dot products of
+ * four bytes; elsewhere floats are as quick.
  *
- * A packed panel lies where the float panel of the same rows and K would. First come the codes, [K/4, width, 4], so
- * that a dot product of four bytes finds its operands together; then, for each block of 32, the scales [K/32, width];
- * then, of B, the minima, and of A the sums that minima are multiplied with.
+ * Both sides are rounded along the inner dimension in blocks of 32: codes, and a scale that is a 127th of the block's
+ * largest magnitude. Weights that are read along their own blocks of 32 keep the codes and scales that they have, and
+ * the minima, whose products with the sums of A's codes are a product of floats of a 32nd of the size.
  *
- * An ISA with such instructions brings `sums` (VL sums), `dot4`, `sums_to_floats` and `first_sums` (what sums over a
- * block of 32, whose eight pieces of B lie `stride` apart, must begin with), and sets ET_DOT4.
+ * A panel: the codes [inner / 4, width, 4], then for each block of 32 the scales [inner / 32, width]; then what sums begin
+ * with, of B, and the minima; of A, what minima are multiplied with.
+ *
+ * A row brings `dot4` (sums of a group of rows += dot products of four bytes of each with nv vectors of columns), the
+ * tile's sizes, `round_to_ints`, and INT8_OFFSET, by which codes of A are moved up.
  */
 
-#ifndef ET_DOT4
-typedef struct {
-    int32_t lane[VL];
-} sums;
+static inline ivec load_ints(const void *p) { return (ivec)vload(p); }
 
-/* s[i] += dot products of row i of a [4, 4] with the VL rows of b [VL, 4]. */
-static inline void dot4(sums s[4], const int8_t *restrict a, const int8_t *restrict b) {
-    for (int i = 0; i < 4; i++)
-        for (int l = 0; l < VL; l++)
-            for (int k = 0; k < 4; k++)
-                s[i].lane[l] += a[4 * i + k] * b[4 * l + k];
-}
-
-static inline sums first_sums(const int8_t *b, ptrdiff_t stride) {
-    (void)b, (void)stride;
-    return (sums){{0}};
-}
-
-static inline vec sums_to_floats(sums s) {
-    vec x;
-    for (int l = 0; l < VL; l++)
-        x[l] = (float)s.lane[l];
-    return x;
-}
+#if defined __AVX512VNNI__ || defined __AVXVNNI__
+#include "vnni.h"
+#elif defined __ARM_FEATURE_DOTPROD
+#include "dotprod.h"
 #endif
+
+#ifdef ET_DOT4
+
+#define INT8_COLUMNS (INT8_VECTORS * VL)
+#define INT8_INNER (2 * KC) /* an element takes less than two bytes */
+#define INT8_CHUNK 256      /* weights that are unpacked at once: whole blocks of every format */
+
+_Static_assert(INT8_COLUMNS <= NR && INT8_ROWS <= MOST_ROWS && INT8_ROWS % INT8_GROUP == 0, "whole tiles");
+_Static_assert(INT8_INNER % 32 == 0 && NC % INT8_COLUMNS == 0 && INT8_CHUNK % VL == 0, "whole blocks, panels, vectors");
+_Static_assert((INT8_COLUMNS + INT8_ROWS) * INT8_INNER * LONGER <= ET_THREAD_FLOATS && 32 * INT8_CHUNK <= ET_THREAD_FLOATS &&
+                   2 * INT8_COLUMNS * INT8_CHUNK <= ET_THREAD_FLOATS,
+               "unpacked rows must fit");
 
 struct int8_panel {
     int8_t *codes;
-    float *scales, *extra;
+    float *scales, *sums, *minima; /* sums of B are integers */
 };
 
 static inline struct int8_panel int8_panel(const float *panel, int width, int K) {
     float *p = (float *)(uintptr_t)panel, *scales = p + (ptrdiff_t)K * width / 4;
-    return (struct int8_panel){(int8_t *)p, scales, scales + (ptrdiff_t)K * width / 32};
+    ptrdiff_t part = (ptrdiff_t)K * width / 32;
+    return (struct int8_panel){(int8_t *)p, scales, scales + part, scales + 2 * part};
 }
 
-/* Puts the codes of one block of 32 of row r where the tile reads them. */
-static inline void place_codes(struct int8_panel p, int width, int r, int block, const int8_t q[32]) {
-    for (int k = 0; k < 8; k++)
-        memcpy(p.codes + (((ptrdiff_t)block * 8 + k) * width + r) * 4, q + 4 * k, 4);
-}
+#define INT8_LEAST 0x1p-100f /* where scales would be denormal, all is rounded to zero */
 
-/* Rows `rows` .. width - 1 become zero. */
-static inline void int8_zeros(struct int8_panel p, int width, int rows, int K) {
-    static const int8_t zeros[32];
-    for (int r = rows; r < width; r++)
-        for (int block = 0; block < K / 32; block++) {
-            place_codes(p, width, r, block, zeros);
-            p.scales[block * width + r] = p.extra[block * width + r] = 0;
+/* The first n <= VL of VL columns of a panel, from column j on, of one block: x [32, ld] rounded. Returns the sums of the
+ * codes, which are written moved up by `offset`. */
+static inline __attribute__((always_inline)) ivec quantize(struct int8_panel p, int width, int block, int j,
+                                                           const float *x, ptrdiff_t ld, int offset, int n) {
+    ivec most = {0}, sums = {0};
+    for (int k = 0; k < 32; k++) { /* as integers NaN is above all numbers */
+        ivec size = load_ints(x + k * ld) & 0x7fffffff;
+        most = (ivec)blend(size > most, (vec)size, (vec)most);
+    }
+    vec inverse = (vec)((ivec)(127 / (vec)most) & ((vec)most >= INT8_LEAST));
+    vstore_part(p.scales + block * width + j, (vec)most / 127, n);
+    for (int k = 0; k < 32; k += 4) {
+        uvec four = {0};
+        UNROLL for (int i = 0; i < 4; i++) {
+            ivec q = round_to_ints(vload(x + (k + i) * ld) * inverse);
+            sums += q;
+            four |= ((uvec)q & 255) << 8 * i;
         }
+        four ^= (uint32_t)offset * 0x01010101u;
+        vstore_part((float *)p.codes + (block * 8 + k / 4) * width + j, (vec)four, n);
+    }
+    return sums;
+}
+
+/* Every row of A's panel. */
+static inline void quantize_a(struct int8_panel panel, int block, const float *x, ptrdiff_t ld) {
+    UNROLL for (int r = 0; r < INT8_ROWS; r += VL) {
+        const int n = INT8_ROWS - r < VL ? INT8_ROWS - r : VL;
+        ivec sums = quantize(panel, INT8_ROWS, block, r, x + r, ld, INT8_OFFSET, n);
+        vec scales = vload_part(panel.scales + block * INT8_ROWS + r, n);
+        vstore_part(panel.sums + block * INT8_ROWS + r, scales * __builtin_convertvector(sums, vec), n);
+    }
 }
 
 static void pack_a_int8(const struct product *p, const struct segment *s, float *at, float *tmp, int m, int rows) {
-    struct int8_panel panel = int8_panel(at, MR, s->packed);
-    int8_t q[32];
-    (void)p;
-    for (int r = 0; r < rows; r++) {
-        const float *x = array_floats(array_at(a_rows(p, s, m), r * s->a_rs), tmp, s->kc);
-        for (int block = 0; block < s->packed / 32; block++) {
-            float *scale = &panel.scales[block * MR + r];
-            int sum = 0;
-            quantize_32(q, scale, x + block * 32);
-            for (int i = 0; i < 32; i++)
-                sum += q[i];
-            panel.extra[block * MR + r] = *scale * (float)sum;
-            place_codes(panel, MR, r, block, q);
-        }
+    enum { WIDTH = (INT8_ROWS + VL - 1) / VL * VL };
+    struct int8_panel panel = int8_panel(at, INT8_ROWS, s->packed);
+    float *x = tmp;
+    struct side a = a_floats(p, s, tmp + INT8_CHUNK * WIDTH, m, rows);
+    memset(x, 0, INT8_CHUNK * WIDTH * sizeof *x);
+    for (int k = 0; k < s->packed; k += INT8_CHUNK) {
+        int count = min_int(s->packed - k, INT8_CHUNK);
+        pack_transposed(x, WIDTH, a.p + k, a.rs, rows, count);
+        for (int i = 0; i < count; i += 32)
+            quantize_a(panel, (k + i) / 32, x + i * WIDTH, WIDTH);
     }
-    int8_zeros(panel, MR, rows, s->packed);
 }
 
-static void pack_b_int8(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int n = task * NR, columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
-    struct int8_panel panel = int8_panel(b_panel(p, s, n), width, s->packed);
-    int8_t q[32];
+/* VL columns of B, from column j on. */
+static inline void quantize_b(struct int8_panel panel, int width, int block, int j, const float *x, ptrdiff_t ld) {
+    ivec sums = quantize(panel, width, block, j, x, ld, 0, VL);
+    vstore(panel.sums + block * width + j, (vec)(sums * -INT8_OFFSET));
+}
+
+static inline void store_codes(int8_t *out, bytes codes, float scale, float min) {
+    (void)scale, (void)min;
+    memcpy(out, &codes, 16);
+}
+
+/* The codes of formats with blocks of 32. */
+#define VALUE int8_t
+#define UNPACK(format) unpack_codes_##format
+#define SCALE_CODES store_codes
+#define PUT_VALUES(out, values, n) memset(out, 0, (size_t)(n))
+#include "unpack.h"
+
+/* Columns of a panel whose formats have codes and scales for blocks of 32. */
+static void pack_b_codes(struct int8_panel panel, int width, const struct segment *s, float *tmp, int n, int columns) {
+    int8_t *codes = (int8_t *)tmp;
+    int bytes = et_format_bytes(s->format), ld = s->packed;
     for (int r = 0; r < columns; r++) {
-        const float *x = weights(s, tmp, p->n + n + r, s->k, s->kc);
-        int64_t first = (p->n + n + r) * s->ldw + s->k;
-        for (int block = 0; block < s->packed / 32; block++) {
-            weight_32(q, &panel.scales[block * width + r], &panel.extra[block * width + r], x + block * 32, s->w,
-                      s->format, first + block * 32);
-            place_codes(panel, width, r, block, q);
+        int64_t first = (n + r) * s->ldw + s->k;
+        const uint8_t *w = (const uint8_t *)s->w + first / 32 * bytes;
+        unpack_codes_any(codes + r * ld, s->w, s->format, first, ld);
+        for (int block = 0; block < ld / 32; block++, w += bytes) {
+            uint16_t header[2];
+            int sum = 0;
+            memcpy(header, w, 4);
+            for (int i = 0; i < 32; i++)
+                sum += codes[r * ld + block * 32 + i];
+            sum *= -INT8_OFFSET;
+            panel.scales[block * width + r] = half_to_float(header[0]);
+            memcpy(&panel.sums[block * width + r], &sum, 4);
+            panel.minima[block * width + r] = half_to_float(header[1]);
         }
     }
-    int8_zeros(panel, width, columns, s->packed);
+    pack_transposed((float *)panel.codes, width, tmp, ld / 4, columns, ld / 4);
+    pack_zeros((float *)panel.codes, width, columns, ld / 4);
+    pack_zeros(panel.scales, width, columns, 3 * ld / 32); /* and what lies behind them */
 }
 
-/* acc [4, nv] += rows i .. i+3 of A times B over one block of 32. */
-static inline __attribute__((always_inline)) void tile_int8_block(vec acc[4][NV], struct int8_panel a,
-                                                                  struct int8_panel b, int i, int block, const int nv) {
-    sums s[NV][4];
-    UNROLL for (int j = 0; j < nv; j++) {
-        sums first = first_sums(b.codes + ((ptrdiff_t)block * 8 * nv + j) * VL * 4, nv * VL * 4);
-        UNROLL for (int r = 0; r < 4; r++) s[j][r] = first;
+static void pack_b_int8_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
+    int n = task * INT8_COLUMNS, columns = min_int(p->nc - n, INT8_COLUMNS), width = panel_vectors(columns) * VL;
+    struct int8_panel panel = int8_panel(b_panel(p, s, n), width, s->packed);
+    float *x = tmp + INT8_COLUMNS * INT8_CHUNK;
+    if (et_format_block(s->format) == 32) {
+        pack_b_codes(panel, width, s, tmp, p->n + n, columns);
+        return;
     }
-    for (int k = block * 8; k < block * 8 + 8; k++)
-        UNROLL for (int j = 0; j < nv; j++)
-            dot4(s[j], a.codes + ((ptrdiff_t)k * MR + i) * 4, b.codes + ((ptrdiff_t)k * nv + j) * VL * 4);
-    UNROLL for (int j = 0; j < nv; j++) {
-        vec scales = vload(b.scales + (block * nv + j) * VL), minima = vload(b.extra + (block * nv + j) * VL);
-        UNROLL for (int r = 0; r < 4; r++)
-            acc[r][j] += sums_to_floats(s[j][r]) * (a.scales[block * MR + i + r] * scales) +
-                         a.extra[block * MR + i + r] * minima;
+    for (int k = 0; k < s->packed; k += INT8_CHUNK) {
+        int count = min_int(s->packed - k, INT8_CHUNK);
+        for (int r = 0; r < columns; r++)
+            weights(s, tmp + r * INT8_CHUNK, p->n + n + r, s->k + k, count);
+        pack_transposed(x, width, tmp, INT8_CHUNK, columns, count);
+        pack_zeros(x, width, columns, count);
+        for (int i = 0; i < count; i += 32)
+            for (int j = 0; j < width; j += VL)
+                quantize_b(panel, width, (k + i) / 32, j, x + i * width + j, width);
     }
 }
 
-#define TILE_INT8(nv)                                                                                                  \
-    static __attribute__((noinline)) void int8_##nv(const struct tile *t) {                                            \
-        vec acc[MR][NV];                                                                                               \
-        for (int i = 0; i < MR; i += 4) {                                                                              \
-            vec rows[4][NV] = {0};                                                                                     \
-            for (int s = 0; s < SEGMENTS; s++) {                                                                       \
-                int K = t->s[s].K;                                                                                     \
-                struct int8_panel a = int8_panel(t->s[s].a.p, MR, K), b = int8_panel(t->s[s].b.p, nv * VL, K);         \
-                for (int block = 0; block < K / 32; block++)                                                           \
-                    tile_int8_block(rows, a, b, i, block, nv);                                                         \
-            }                                                                                                          \
-            memcpy(acc + i, rows, sizeof rows);                                                                        \
-        }                                                                                                              \
-        tile_store(t, acc[0], MR, NV, nv);                                                                             \
+/* 32 rows of w, rounded across: those of a block. */
+static void pack_b_int8_straight(const struct product *p, const struct segment *s, float *tmp, int block) {
+    for (int c = 0; c < p->nc; c += INT8_CHUNK) {
+        int count = min_int(p->nc - c, INT8_CHUNK), whole = ceil_div(count, VL) * VL;
+        for (int r = 0; r < 32; r++) {
+            weights(s, tmp + r * INT8_CHUNK, s->k + block * 32 + r, p->n + c, count);
+            memset(tmp + r * INT8_CHUNK + count, 0, (size_t)(whole - count) * sizeof *tmp);
+        }
+        for (int j = 0; j < count; j += VL) {
+            int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS, width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
+            struct int8_panel panel = int8_panel(b_panel(p, s, n), width, s->packed);
+            quantize_b(panel, width, block, c + j - n, tmp + j, INT8_CHUNK);
+        }
     }
-#define INT8_CASE(nv)                                                                                                  \
-    case nv:                                                                                                           \
-        int8_##nv(t);                                                                                                  \
-        break;
+}
 
-FOR_EACH_NV(TILE_INT8)
+/* sums [INT8_GROUP, nv] of rows i .. of A times B. nv and minima are constants where this is inlined. */
+static inline __attribute__((always_inline)) void int8_group(const struct tile *t, vec sums[][INT8_VECTORS], int i,
+                                                             const int nv, const int minima) {
+    const int K = t->s[0].K;
+    const struct int8_panel a = int8_panel(t->s[0].a.p, INT8_ROWS, K), b = int8_panel(t->s[0].b.p, nv * VL, K);
+    vec acc[INT8_GROUP][INT8_VECTORS] = {0};
+    for (int block = 0; minima && block < K / 32; block++)
+        UNROLL for (int r = 0; r < INT8_GROUP; r++) {
+            UNROLL for (int j = 0; j < nv; j++)
+                acc[r][j] += a.sums[block * INT8_ROWS + i + r] * vload(b.minima + (block * nv + j) * VL);
+        }
+    for (int block = 0; block < K / 32; block++) {
+        ivec s[INT8_GROUP][INT8_VECTORS];
+        UNROLL for (int j = 0; j < nv; j++) {
+            ivec first = INT8_OFFSET ? load_ints(b.sums + (block * nv + j) * VL) : (ivec){0};
+            UNROLL for (int r = 0; r < INT8_GROUP; r++) s[r][j] = first;
+        }
+        UNROLL for (int k = block * 8; k < block * 8 + 8; k++)
+            dot4(s, a.codes + (k * INT8_ROWS + i) * 4, b.codes + k * nv * VL * 4, nv);
+        UNROLL for (int r = 0; r < INT8_GROUP; r++) {
+            UNROLL for (int j = 0; j < nv; j++)
+                acc[r][j] += __builtin_convertvector(s[r][j], vec) *
+                             (a.scales[block * INT8_ROWS + i + r] * vload(b.scales + (block * nv + j) * VL));
+        }
+    }
+    UNROLL for (int r = 0; r < INT8_GROUP; r++) {
+        UNROLL for (int j = 0; j < nv; j++) sums[i + r][j] = acc[r][j];
+    }
+}
 
-/* The tile as wide as it needs to be. */
+#define TILE_INT8(nv, minima)                                                                                          \
+    static __attribute__((noinline)) void int8_##nv##_##minima(const struct tile *t) {                                 \
+        vec sums[INT8_ROWS][INT8_VECTORS];                                                                             \
+        for (int i = 0; i < INT8_ROWS; i += INT8_GROUP)                                                                \
+            int8_group(t, sums, i, nv, minima);                                                                        \
+        tile_store(t, sums[0], INT8_ROWS, INT8_VECTORS, nv);                                                           \
+    }
+
+TILE_INT8(1, 0)
+TILE_INT8(1, 1)
+TILE_INT8(2, 0)
+TILE_INT8(2, 1)
+#if INT8_VECTORS == 3
+TILE_INT8(3, 0)
+TILE_INT8(3, 1)
+#else
+#define int8_3_0 int8_2_0
+#define int8_3_1 int8_2_1
+#endif
+
+/* The tiles as wide as they need to be. */
 static void tile_int8(struct tile *t) {
-    switch (panel_vectors(t->columns)) { FOR_EACH_NV(INT8_CASE) }
+    int nv = panel_vectors(t->columns);
+    (nv == 1 ? int8_1_0 : nv == 2 ? int8_2_0 : int8_3_0)(t);
 }
 
-static const struct kernel int8_kernel = {
-    .rows = MR, .columns = NR, .inner = KC, .unit = 32, .bytes = 4, .direct = -1, .strips = 32 / MR, .pack_a = pack_a_int8,
-    .pack_b_transposed = pack_b_int8, .tile = tile_int8,
-};
+static void tile_int8_minima(struct tile *t) {
+    int nv = panel_vectors(t->columns);
+    (nv == 1 ? int8_1_1 : nv == 2 ? int8_2_1 : int8_3_1)(t);
+}
+
+#define INT8_KERNEL                                                                                                    \
+    .rows = INT8_ROWS, .columns = INT8_COLUMNS, .inner = INT8_INNER, .unit = 32, .bytes = 2, .direct = -1, .rough = 1, \
+    .strips = 36 / INT8_ROWS, .pack_inner = 32, .pack_a = pack_a_int8, .pack_b_transposed = pack_b_int8_transposed,    \
+    .pack_b_straight = pack_b_int8_straight
+static const struct kernel int8_kernel = {INT8_KERNEL, .tile = tile_int8};
+static const struct kernel int8_minima_kernel = {INT8_KERNEL, .tile = tile_int8_minima};
+
+static const struct kernel *int8_kernel_of(int format, int backward) {
+    return !backward && (format == ET_Q4_1 || format == ET_Q5_1) ? &int8_minima_kernel : &int8_kernel;
+}
+
+#endif

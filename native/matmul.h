@@ -30,14 +30,17 @@ static int rows_a_task(const struct product *p) { return p->kernel->strips * p->
 
 /* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
 static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
-    if (precision == ET_INT8 && !backward && format != ET_F32 && inner % 32 == 0)
-        return &int8_kernel;
+#ifdef ET_DOT4
+    if (precision == ET_INT8 && format != ET_F32 && inner % 32 == 0)
+        return int8_kernel_of(format, backward);
+#endif
+    (void)backward, (void)format, (void)inner;
     return precision == ET_EXACT ? &float_kernel : &FAST_KERNEL;
 }
 
 static const char *product_numbers(enum et_precision precision, int backward) {
     const struct kernel *kernel = product_kernel(precision, backward, ET_Q8_0, 32);
-    return kernel == &int8_kernel ? "int8" : kernel == &float_kernel ? "float" : "bf16";
+    return kernel->rough ? "int8" : kernel == &float_kernel ? "float" : "bf16";
 }
 
 /* ---- the driver -------------------------------------------------------------------------------------------- */
@@ -204,10 +207,10 @@ static void product(struct product *p, const struct kernel *kernel) {
  * the rest is. */
 static void product_and_lora(struct product *p, const struct kernel *kernel, int backward) {
     struct segment lora = p->s[1];
-    if (kernel == &int8_kernel)
+    if (kernel->rough)
         p->s[1].K = 0;
     product(p, kernel);
-    if (kernel != &int8_kernel || !lora.K)
+    if (!kernel->rough || !lora.K)
         return;
     p->s[0] = lora;
     p->accumulate = 1;

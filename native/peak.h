@@ -23,26 +23,23 @@ static double float_peak(int64_t n) {
     return 2.0 * VL * PEAK_SUMS * (double)n;
 }
 
-static double int8_peak(int64_t n) {
 #ifdef ET_DOT4
-    enum { GROUPS = 3 };
-    sums sum[GROUPS][4] = {0};
-    int8_t a[16] = {1, 2, 3}, b[4 * VL] = {1, 2, 3};
-    UNROLL for (int j = 0; j < GROUPS; j++) {
-        UNROLL for (int r = 0; r < 4; r++) OPAQUE(sum[j][r]);
+static double int8_peak(int64_t n) {
+    ivec sum[INT8_GROUP][INT8_VECTORS] = {0};
+    int8_t a[4 * INT8_ROWS] = {1, 2, 3}, b[4 * INT8_COLUMNS] = {1, 2, 3};
+    UNROLL for (int r = 0; r < INT8_GROUP; r++) {
+        UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
     }
     for (int64_t i = 0; i < n; i++) {
-        UNROLL for (int j = 0; j < GROUPS; j++) dot4(sum[j], a, b);
+        dot4(sum, a, b, INT8_VECTORS);
         __asm__ volatile("" ::: "memory"); /* a dot product's operands come from memory, as in the tile */
     }
-    UNROLL for (int j = 0; j < GROUPS; j++) {
-        UNROLL for (int r = 0; r < 4; r++) OPAQUE(sum[j][r]);
+    UNROLL for (int r = 0; r < INT8_GROUP; r++) {
+        UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
     }
-    return 2.0 * 4 * VL * 4 * GROUPS * (double)n;
-#else
-    return float_peak(n);
-#endif
+    return 2.0 * 4 * INT8_GROUP * INT8_COLUMNS * (double)n;
 }
+#endif
 
 #if defined __AMX_BF16__
 static double bf16_peak(int64_t n) {
@@ -80,5 +77,9 @@ static double product_peak(enum et_precision precision, int backward, int64_t n)
     if (kernel == &bf16_kernel)
         return bf16_peak(n);
 #endif
-    return kernel == &int8_kernel ? int8_peak(n) : float_peak(n);
+#ifdef ET_DOT4
+    if (kernel->rough)
+        return int8_peak(n);
+#endif
+    return kernel == &float_kernel ? float_peak(n) : 0;
 }

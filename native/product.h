@@ -19,6 +19,7 @@ struct kernel {
     int part;          /* inner elements that a tile computes at once, a multiple of unit; 0: all. A block of rows then goes
                           * over a part of a panel of B while that is in the nearest cache */
     int strips;        /* of rows that a task computes */
+    int rough;         /* not for LoRA's part, which is multiplied apart */
     int pack_inner;    /* inner elements that a task packs of a weight read as it lies; a multiple of unit */
     /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and pack_inner inner elements of all
      * panels of B from task * pack_inner. */

@@ -181,42 +181,4 @@ static inline void values_BF16(float *out, const block_BF16 *b, int n) {
 #include "unpack.h"
 #define unpack unpack_any
 
-/* ---- 8-bit blocks of 32, for integer products: x = d * q + m ------------------------------------------------- */
-
-static inline int8_t round_to_int8(float x) {
-    x = x < 127 ? x : 127; /* NaN too */
-    x = x > -128 ? x : -128;
-    return (int8_t)rintf(x);
-}
-
-/* q [32] and d of x [32], m being 0. */
-static inline void quantize_32(int8_t *q, float *d, const float *x) {
-    float most = 0;
-    for (int i = 0; i < 32; i++)
-        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-    float inverse = most > 0 ? 127 / most : 0;
-    for (int i = 0; i < 32; i++)
-        q[i] = round_to_int8(x[i] * inverse);
-    *d = most / 127;
-}
-
-/* q [32], d and m of the weights i .. i+31 of w, whose values are x: their own codes where the format has such blocks,
- * which all begin with d. */
-static inline void weight_32(int8_t *q, float *d, float *m, const float *x, const void *w, int format, int64_t i) {
-    int bytes = et_format_bytes(format), has_min = format == ET_Q4_1 || format == ET_Q5_1;
-    *m = 0;
-    if (et_format_block(format) != 32) {
-        quantize_32(q, d, x);
-        return;
-    }
-    uint16_t header[2];
-    memcpy(header, (const uint8_t *)w + i / 32 * bytes, 4);
-    *d = half_to_float(header[0]);
-    if (has_min)
-        *m = half_to_float(header[1]);
-    float inverse = *d != 0 ? 1 / *d : 0, least = *m;
-    for (int j = 0; j < 32; j++)
-        q[j] = round_to_int8((x[j] - least) * inverse);
-}
-
 #endif

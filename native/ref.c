@@ -26,22 +26,20 @@ static void add_product(double *sum, const float *a, const float *b, int transpo
                 sum[m * N + n] += (double)a[m * K + k] * (double)b[transposed ? n * K + k : k * N + n];
 }
 
-/* The same in 8-bit integers. What is defined is how numbers are rounded, so that is taken from quant.h; the last block
- * may be short. */
-static void add_int8(double *sum, const float *a, const float *b, const void *w, int format, int M, int N, int K) {
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t n = 0; n < N; n++)
-            for (int64_t k = 0; k < K; k += 32) {
-                int8_t x[32], q[32];
-                float dx, d, least, block_a[32] = {0}, block_b[32] = {0};
-                size_t bytes = (size_t)(K - k < 32 ? K - k : 32) * sizeof(float);
-                memcpy(block_a, a + m * K + k, bytes);
-                memcpy(block_b, b + n * K + k, bytes);
-                quantize_32(x, &dx, block_a);
-                weight_32(q, &d, &least, block_b, w, format, n * K + k);
-                for (int i = 0; i < 32; i++)
-                    sum[m * N + n] += (double)dx * x[i] * ((double)d * q[i] + (double)least);
-            }
+/* 32 numbers, `stride` apart, to multiples of a 127th of the largest. */
+static void round_block(float *x, ptrdiff_t stride) {
+    float most = 0;
+    for (int i = 0; i < 32; i++)
+        most = fmaxf(most, fabsf(x[i * stride]));
+    for (int i = 0; i < 32; i++)
+        x[i * stride] = most < 0x1p-100f ? 0 : rintf(x[i * stride] * (127 / most)) * (most / 127);
+}
+
+/* x [rows, columns] along its rows or across */
+static void round_to_int8(float *x, int across, int rows, int columns) {
+    for (int64_t r = 0; r < rows; r += across ? 32 : 1)
+        for (int64_t c = 0; c < columns; c += across ? 1 : 32)
+            round_block(x + r * columns + c, across ? columns : 1);
 }
 
 static void round_to_bf16(float *x, int64_t n) {
@@ -51,22 +49,22 @@ static void round_to_bf16(float *x, int64_t n) {
 
 void ref_product(const char *numbers, int backward, et_array out, et_array inp, const void *w, int format,
                  const float *x, const float *y, float scale, int accumulate, int T, int N, int K, int R) {
-    int inner = backward ? N : K, outer = backward ? K : N, bf16 = strcmp(numbers, "bf16") == 0;
+    int inner = backward ? N : K, outer = backward ? K : N;
+    int bf16 = strcmp(numbers, "bf16") == 0, int8 = strcmp(numbers, "int8") == 0;
     float *parts[4] = {array_floats(inp, (int64_t)T * inner), floats(w, format, (int64_t)N * K),
                        R ? floats(x, ET_F32, (int64_t)T * R) : NULL, R ? floats(y, ET_F32, (int64_t)R * outer) : NULL};
     int64_t sizes[4] = {(int64_t)T * inner, (int64_t)N * K, (int64_t)T * R, (int64_t)R * outer};
     double *sum = calloc((size_t)T * (size_t)outer, sizeof *sum);
     for (int i = 0; i < 4 && bf16; i++)
         round_to_bf16(parts[i], parts[i] ? sizes[i] : 0);
-    if (strcmp(numbers, "int8") == 0) {
-        add_int8(sum, parts[0], parts[1], w, format, T, outer, inner);
-        if (R)
-            add_product(sum, parts[2], parts[3], 1, T, outer, R);
-    } else {
-        add_product(sum, parts[0], parts[1], !backward, T, outer, inner);
-        if (R)
-            add_product(sum, parts[2], parts[3], !backward, T, outer, R);
+    if (int8) {
+        round_to_int8(parts[0], 0, T, inner);
+        if (backward || et_format_block(format) != 32) /* else w has such numbers */
+            round_to_int8(parts[1], backward, N, K);
     }
+    add_product(sum, parts[0], parts[1], !backward, T, outer, inner);
+    if (R)
+        add_product(sum, parts[2], parts[3], !backward, T, outer, R);
     store(out, sum, scale, accumulate, (int64_t)T * outer);
     for (int i = 0; i < 4; i++)
         free(parts[i]);

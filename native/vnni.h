@@ -1,26 +1,28 @@
-/* dot4 of int8.h where AVX-512 has dot products of unsigned with signed bytes: rows of A are moved up by 128, and sums
- * begin with what that adds, negated. Included by such rows before generic.h. */
-#include <immintrin.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+/* What int8.h wants of a row, where x86 has dot products of unsigned with signed bytes: codes of A are moved up by 128,
+ * and sums begin with what that adds, negated. */
 
 #define ET_DOT4
-typedef __m512i sums;
+#define INT8_ROWS 12 /* of a tile, */
+#define INT8_GROUP 6 /* computed so many at a time, with */
+#define INT8_VECTORS 2
+#define INT8_OFFSET 128
 
-static inline void dot4(sums s[4], const int8_t *a, const int8_t *b) {
-    __m512i columns = _mm512_loadu_si512(b);
-    int rows[4];
-    memcpy(rows, a, sizeof rows);
-    for (int i = 0; i < 4; i++)
-        s[i] = _mm512_dpbusd_epi32(s[i], _mm512_set1_epi32(rows[i] ^ (int)0x80808080u), columns);
+#if VL == 16
+#define DPBUSD(sum, a, b) (ivec) _mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
+static inline ivec round_to_ints(vec x) { return (ivec)_mm512_cvtps_epi32((__m512)x); }
+#else
+#define DPBUSD(sum, a, b) (ivec) _mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(a), (__m256i)(b))
+static inline ivec round_to_ints(vec x) { return (ivec)_mm256_cvtps_epi32((__m256)x); }
+#endif
+
+static inline __attribute__((always_inline)) void dot4(ivec s[INT8_GROUP][INT8_VECTORS], const int8_t *a,
+                                                       const int8_t *b, const int nv) {
+    ivec columns[INT8_VECTORS];
+    UNROLL for (int j = 0; j < nv; j++) columns[j] = load_ints(b + j * 4 * VL);
+    UNROLL for (int i = 0; i < INT8_GROUP; i++) {
+        int32_t row;
+        memcpy(&row, a + 4 * i, 4);
+        ivec rows = row - (ivec){0};
+        UNROLL for (int j = 0; j < nv; j++) s[i][j] = DPBUSD(s[i][j], rows, columns[j]);
+    }
 }
-
-static inline sums first_sums(const int8_t *b, ptrdiff_t stride) {
-    sums added = _mm512_setzero_si512();
-    for (int k = 0; k < 8; k++)
-        added = _mm512_dpbusd_epi32(added, _mm512_set1_epi8(-128), _mm512_loadu_si512(b + k * stride));
-    return _mm512_sub_epi32(_mm512_setzero_si512(), added);
-}
-
-static inline __m512 sums_to_floats(sums s) { return _mm512_cvtepi32_ps(s); }

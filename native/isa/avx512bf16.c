@@ -5,5 +5,4 @@
 #define KC 288
 #define NC 768
 #define MC 480
-#include "../vnni.h"
 #include "../generic.h"
