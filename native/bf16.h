@@ -16,9 +16,12 @@
 #endif
 #define BF16_COLUMNS 32
 #define BF16_RUN 32
-#define BF16_INNER (2 * KC)  /* values half as wide */
+#define BF16_CHUNK 256      /* weights of a row that are unpacked at once: whole blocks of any format */
+#define BF16_AHEAD 32       /* rows of weights that are fetched before they are packed */
+#define BF16_INNER (2 * KC) /* values half as wide */
 
 _Static_assert(VL == 16 && MC % BF16_ROWS == 0 && NC % BF16_COLUMNS == 0 && BF16_INNER % BF16_RUN == 0, "whole tiles");
+_Static_assert(BF16_RUN * BF16_CHUNK / 2 <= ET_THREAD_FLOATS, "unpacked rows must fit");
 
 typedef uint16_t bf16 __attribute__((may_alias)); /* scratch is floats to others */
 
@@ -33,14 +36,12 @@ static inline void round_row(bf16 *out, const float *x, int n, int packed) {
         out[i] = 0;
 }
 
-/* out [packed] = n values of an array, rounded if they are floats, and zeros. */
-static inline void pack_row(bf16 *out, et_array x, int n, int packed) {
-    if (x.type == ET_F32) {
-        round_row(out, x.data, n, packed);
-        return;
-    }
-    memcpy(out, x.data, (size_t)n * 2);
-    memset(out + n, 0, (size_t)(packed - n) * 2);
+/* out [BF16_RUN] = n values of an array, rounded if they are floats, and zeros. */
+static inline void pack_run(bf16 *out, et_array x, int n) {
+    if (x.type == ET_F32)
+        round_row(out, x.data, n, BF16_RUN);
+    else
+        _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16((__mmask32)(((uint64_t)1 << n) - 1), x.data));
 }
 
 /* A whose rows lie side by side, as LoRA's do when its gradients are made: transposed in `tmp`. */
@@ -61,15 +62,14 @@ static void pack_a_bf16(const struct product *p, const struct segment *s, float 
     }
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < s->packed; k += BF16_RUN)
-            pack_row((bf16 *)panel + k * BF16_ROWS + r * BF16_RUN, array_at(a, r * ld + k), min_int(s->kc - k, BF16_RUN),
-                     BF16_RUN);
+            pack_run((bf16 *)panel + k * BF16_ROWS + r * BF16_RUN, array_at(a, r * ld + k),
+                     min_int(s->kc - k, BF16_RUN));
 }
 
-/* out [16] = scale * (signed) codes - min, rounded. */
-static inline void scale_codes_bf16(bf16 *out, bytes codes, float scale, float min) {
-    __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
-    x = _mm512_fmsub_ps(_mm512_set1_ps(scale), x, _mm512_set1_ps(min));
-    _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(x));
+static inline void scale_codes_bf16(bf16 *out, bytes first, float scale, float offset, bytes second, float scale2,
+                                    float offset2) {
+    __m512 x = scaled(first, scale, offset), y = scaled(second, scale2, offset2);
+    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(y, x));
 }
 
 #define VALUE bf16
@@ -80,46 +80,97 @@ static inline void scale_codes_bf16(bf16 *out, bytes codes, float scale, float m
 
 static inline int bf16_width(int columns) { return (columns + 15) / 16 * 16; }
 
-/* out [packed] = `count` weights of row r from column i, rounded, and zeros. */
-static inline void pack_weights(bf16 *out, const struct segment *s, int r, int i, int count, int packed) {
+/* `count` weights of row r from column i, rounded, and zeros up to `packed`: in `out`, or where they lie. */
+static inline const bf16 *pack_weights(bf16 *out, const struct segment *s, int r, int i, int count, int packed) {
     int64_t first = r * s->ldw + i;
+    if (s->format == ET_BF16 && count == packed)
+        return (const bf16 *)s->w + first;
     if (s->format == ET_BF16)
         memcpy(out, (const bf16 *)s->w + first, (size_t)count * 2);
     else
         unpack_bf16_any(out, s->w, s->format, first, count);
-    memset(out + count, 0, (size_t)(packed - count) * 2);
+    if (packed > count)
+        memset(out + count, 0, (size_t)(packed - count) * 2);
+    return out;
 }
 
-/* Pairs of a row are dwords, so this is a transposition of dwords. */
+/* dst (rows of ldd) = the transpose of 16 x 16 pairs: those of 16 rows from pair i on. Loads put lanes together, as
+ * shuffling is the bottleneck. */
+static inline void transpose_pairs(float *dst, ptrdiff_t ldd, const bf16 *const src[16], int i) {
+    UNROLL for (int q = 0; q < 4; q++, dst += 4 * ldd) {
+        __m512 r[4];
+        UNROLL for (int j = 0; j < 4; j++) {
+            r[j] = _mm512_castps128_ps512(_mm_loadu_ps((const float *)src[j] + i + 4 * q));
+            UNROLL for (int lane = 1; lane < 4; lane++)
+                r[j] = _mm512_mask_broadcast_f32x4(r[j], (__mmask16)(15 << 4 * lane),
+                                                   _mm_loadu_ps((const float *)src[4 * lane + j] + i + 4 * q));
+        }
+        __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
+        __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+        __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+        __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+        _mm512_storeu_pd(dst, _mm512_unpacklo_pd(low01, low23));
+        _mm512_storeu_pd(dst + ldd, _mm512_unpackhi_pd(low01, low23));
+        _mm512_storeu_pd(dst + 2 * ldd, _mm512_unpacklo_pd(high01, high23));
+        _mm512_storeu_pd(dst + 3 * ldd, _mm512_unpackhi_pd(high01, high23));
+    }
+}
+
+/* rows [n]: `count` weights from column i of row r and of the rows behind it, `present` of them, and zeros up to n and
+ * up to `packed`. The memory of rows that are wanted soon is fetched on the way: weights come from far away. */
+static inline void pack_rows(const bf16 **rows, bf16 *tmp, const struct segment *s, int r, int present, int n, int i,
+                             int count, int packed) {
+    const int block = et_format_block(s->format), bytes = et_format_bytes(s->format);
+    const ptrdiff_t ld = s->ldw / block * bytes, size = count / block * bytes;
+    const char *ahead = (const char *)s->w + (r + BF16_AHEAD) * ld + i / block * bytes;
+    for (int j = 0; j < n; j++, tmp += BF16_CHUNK, ahead += ld) {
+        if (j >= present) {
+            rows[j] = memset(tmp, 0, (size_t)packed * 2);
+            continue;
+        }
+        for (ptrdiff_t line = 0; line < size; line += 64)
+            __builtin_prefetch(ahead + line, 0, 2);
+        rows[j] = pack_weights(tmp, s, r + j, i, count, packed);
+    }
+}
+
+/* 16 columns, and as much of each as the nearest cache holds, at a time. */
 static void pack_b_bf16_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
     int n = task * BF16_COLUMNS, columns = min_int(p->nc - n, BF16_COLUMNS), width = bf16_width(columns);
-    float *panel = b_panel(p, s, n), *pairs = tmp;
-    int ld = s->packed / 2;
-    for (int j = 0; j < columns; j += 8) {
-        int rows = min_int(columns - j, 8);
-        for (int r = 0; r < rows; r++)
-            pack_weights((bf16 *)(pairs + r * ld), s, p->n + n + j + r, s->k, s->kc, s->packed);
-        pack_transposed(panel + j, width, pairs, ld, rows, ld);
-    }
-    pack_zeros(panel, width, columns, ld);
+    float *panel = b_panel(p, s, n);
+    for (int j = 0; j < width; j += 16)
+        for (int k = 0; k < s->packed; k += BF16_CHUNK) {
+            int count = min_int(s->kc - k, BF16_CHUNK), packed = min_int(s->packed - k, BF16_CHUNK);
+            const bf16 *rows[16];
+            pack_rows(rows, (bf16 *)tmp, s, p->n + n + j, columns - j, 16, s->k + k, count, packed);
+            for (int i = 0; i < packed / 2; i += 16)
+                transpose_pairs(panel + (ptrdiff_t)(k / 2 + i) * width + j, width, rows, i);
+        }
 }
 
+/* out [n, 2] = the values of two rows in turn, in as few shuffles as there are. */
+static inline void pair_rows(float *out, const bf16 *even, const bf16 *odd, int n) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i upper_from = _mm512_slli_epi32(lane, 16);
+    for (int i = 0; i < n; i += 16) {
+        __m512i pairs = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(even + i)));
+        __m512i y = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(odd + i)));
+        _mm512_storeu_si512(out + i, _mm512_mask_permutexvar_epi16(pairs, 0xaaaaaaaa, upper_from, y));
+    }
+}
+
+/* BF16_RUN rows, and as much of each as the nearest cache holds, at a time. */
 static void pack_b_bf16_straight(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int packed = ceil_div(p->nc, 16) * 16;
-    bf16 *x = (bf16 *)tmp, *y = x + NC;
-    for (int k = task * BF16_RUN; k < (task + 1) * BF16_RUN; k += 2) {
-        for (int i = 0; i < 2; i++) {
-            if (k + i < s->kc)
-                pack_weights(i ? y : x, s, s->k + k + i, p->n, p->nc, packed);
-            else
-                memset(i ? y : x, 0, (size_t)packed * 2);
-        }
-        for (int n = 0; n < packed; n += 16) {
-            int panel = n / BF16_COLUMNS * BF16_COLUMNS;
-            float *out = b_panel(p, s, panel) + k / 2 * bf16_width(min_int(p->nc - panel, BF16_COLUMNS)) + n - panel;
-            __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + n)));
-            __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(y + n)));
-            _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    int k = task * BF16_RUN;
+    for (int n = 0; n < p->nc; n += BF16_CHUNK) {
+        int count = min_int(p->nc - n, BF16_CHUNK), packed = bf16_width(count);
+        const bf16 *rows[BF16_RUN];
+        pack_rows(rows, (bf16 *)tmp, s, s->k + k, s->kc - k, BF16_RUN, p->n + n, count, packed);
+        for (int i = 0; i < packed; i += BF16_COLUMNS) {
+            int width = min_int(packed - i, BF16_COLUMNS);
+            float *out = b_panel(p, s, n + i) + (ptrdiff_t)k / 2 * width;
+            for (int r = 0; r < BF16_RUN; r += 2, out += width)
+                pair_rows(out, rows[r] + i, rows[r + 1] + i, width);
         }
     }
 }

@@ -14,12 +14,6 @@
 
 #define NR (NV * VL)
 
-#if defined __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 /* A vector of VL floats. Arithmetic is plain C on vectors; loads and stores need no alignment. */
 typedef float vec __attribute__((vector_size(4 * VL)));
 typedef float vec_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));

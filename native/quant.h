@@ -38,6 +38,12 @@
     FORMAT(Q5_K, 256, 176)                                                                                             \
     FORMAT(Q6_K, 256, 210)
 
+#if defined __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #define PACKED __attribute__((packed))
 typedef struct PACKED { float x; } block_F32;
 typedef struct PACKED { uint16_t x; } block_F16;
@@ -87,8 +93,19 @@ static inline float half_to_float(uint16_t h) {
     return bits_to_float(sign | float_to_bits(rest < 0x400 ? subnormal : normal));
 }
 
+/* Makes the compiler believe that an array's values come from memory. A load broadcasts one for nothing, where it would
+ * be shuffled out of the register that it was computed in, and shuffling is the bottleneck. */
+#define IN_MEMORY(array, n) __asm__("" : "+m"(*(float (*)[n])(array)))
+
 /* Quantized formats are read 16 bytes at a time, in vectors of bytes: compilers make too varied things of loops. */
 typedef uint8_t bytes __attribute__((vector_size(16)));
+typedef uint32_t words __attribute__((vector_size(16)));
+
+static inline uint32_t load_word(const uint8_t *p) {
+    uint32_t x;
+    memcpy(&x, p, 4);
+    return x;
+}
 
 static inline bytes load_bytes(const uint8_t *p) {
     bytes x;
@@ -96,30 +113,50 @@ static inline bytes load_bytes(const uint8_t *p) {
     return x;
 }
 
-/* out [16] = scale * (signed) codes - min. GCC makes a poor thing of every portable spelling, hence intrinsics. */
-static inline void scale_codes(float *restrict out, bytes codes, float scale, float min) {
 #if defined __AVX512F__
+/* scale * (signed) codes + offset */
+static inline __m512 scaled(bytes codes, float scale, float offset) {
     __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
-    _mm512_storeu_ps(out, _mm512_fmsub_ps(_mm512_set1_ps(scale), x, _mm512_set1_ps(min)));
+    return _mm512_fmadd_ps(_mm512_set1_ps(scale), x, _mm512_set1_ps(offset));
+}
+#endif
+
+/* out [16] = scale * (signed) codes + offset. GCC makes a poor thing of every portable spelling, hence intrinsics. */
+static inline void scale_16(float *restrict out, bytes codes, float scale, float offset) {
+#if defined __AVX512F__
+    _mm512_storeu_ps(out, scaled(codes, scale, offset));
 #elif defined __AVX2__ && defined __FMA__
     for (int i = 0; i < 16; i += 8, codes = (bytes)_mm_srli_si128((__m128i)codes, 8)) {
         __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32((__m128i)codes));
-        _mm256_storeu_ps(out + i, _mm256_fmsub_ps(_mm256_set1_ps(scale), x, _mm256_set1_ps(min)));
+        _mm256_storeu_ps(out + i, _mm256_fmadd_ps(_mm256_set1_ps(scale), x, _mm256_set1_ps(offset)));
     }
 #elif defined __ARM_NEON
     int16x8_t half[2] = {vmovl_s8(vget_low_s8((int8x16_t)codes)), vmovl_s8(vget_high_s8((int8x16_t)codes))};
     for (int i = 0; i < 2; i++) {
         float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
         float32x4_t high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(half[i])));
-        vst1q_f32(out + i * 8, low * scale - min);
-        vst1q_f32(out + i * 8 + 4, high * scale - min);
+        vst1q_f32(out + i * 8, low * scale + offset);
+        vst1q_f32(out + i * 8 + 4, high * scale + offset);
     }
 #else
     int8_t c[16];
     memcpy(c, &codes, 16);
     for (int j = 0; j < 16; j++)
-        out[j] = scale * (float)c[j] - min;
+        out[j] = scale * (float)c[j] + offset;
 #endif
+}
+
+/* Two groups of 16, each with its scale and offset. */
+static inline void scale_codes(float *restrict out, bytes first, float scale, float offset, bytes second, float scale2,
+                               float offset2) {
+    scale_16(out, first, scale, offset);
+    scale_16(out + 16, second, scale2, offset2);
+}
+
+/* out [16] = d * (signed) codes: scales of groups. */
+static inline void group_scales(float out[16], bytes codes, float d) {
+    scale_16(out, codes, d, 0);
+    IN_MEMORY(out, 16);
 }
 
 /* The signed values of IQ4_NL's 16 codes. */
@@ -137,10 +174,14 @@ static inline bytes nonlinear(bytes codes) {
 
 /* 16 in byte j where bit j of two bytes is set: the fifth bits of 16 codes. */
 static inline bytes fifth_bits(const uint8_t *qh) {
+#if defined __AVX512BW__ && defined __AVX512VL__
+    return (bytes)_mm_maskz_set1_epi8((__mmask16)(qh[0] | qh[1] << 8), 16);
+#else
     typedef uint64_t halves __attribute__((vector_size(16)));
     const bytes bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
     halves spread = {qh[0] * 0x0101010101010101u, qh[1] * 0x0101010101010101u};
     return (bytes)(((bytes)spread & bit) != 0) & 16;
+#endif
 }
 
 /* K formats have 16 groups of 16 codes, or 8 of 32. Two bits of each of 32 bytes are one run of 32 codes; the runs of
@@ -151,16 +192,29 @@ static inline bytes crumbs(const uint8_t qs[64], int g) {
     return load_bytes(qs + g / 8 * 32 + g % 2 * 16) >> (uint8_t)(g % 8 / 2 * 2) & 3;
 }
 
-/* The 6-bit scale and minimum of group g of 8, as Q4_K and Q5_K hold them in 12 bytes. */
-static inline void scale_min_K(const uint8_t s[12], int g, float *scale, float *min) {
-    *scale = (float)(g < 4 ? s[g] & 63 : (s[g + 4] & 15) | s[g - 4] >> 6 << 4);
-    *min = (float)(g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | s[g] >> 6 << 4);
+/* The 6-bit scales of Q4_K's and Q5_K's 8 groups, and behind them the minima, from 12 bytes. */
+static inline bytes scales_mins_K(const uint8_t packed[12]) {
+    uint32_t a = load_word(packed), b = load_word(packed + 4), c = load_word(packed + 8);
+    words four = {a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030), b & 0x3f3f3f3f,
+                  (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)};
+    return (bytes)four;
+}
+
+/* The 6-bit scales of Q3_K's 16 groups: 16 low halves, 16 high quarters. */
+static inline bytes scales_Q3_K(const uint8_t packed[12]) {
+    uint32_t a = load_word(packed), b = load_word(packed + 4), c = load_word(packed + 8);
+    words low = {a, b, a >> 4, b >> 4}, high = {c << 4, c << 2, c, c >> 2};
+    return (bytes)((low & 0x0f0f0f0f) | (high & 0x30303030)) - 32;
 }
 
 static inline void values_F32(float *out, const block_F32 *b, int n) { memcpy(out, b, (size_t)n * 4); }
 
 static inline void values_F16(float *out, const block_F16 *b, int n) {
     int i = 0;
+#if defined __AVX512F__
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(b + i))));
+#endif
 #if defined __F16C__
     for (; i + 8 <= n; i += 8)
         _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(b + i))));
@@ -172,6 +226,21 @@ static inline void values_F16(float *out, const block_F16 *b, int n) {
 static inline void values_BF16(float *out, const block_BF16 *b, int n) {
     for (int i = 0; i < n; i++)
         out[i] = bits_to_float((uint32_t)b[i].x << 16);
+}
+
+/* The two halves that each of n blocks begins with, at most HEADERS of them: many are converted in the time of one. Put
+ * together in a register, as to load what was just stored in pieces would wait for all stores before. */
+#define HEADERS 8
+static inline void headers(float out[2 * HEADERS], const void *blocks, ptrdiff_t size, int64_t n) {
+    const uint8_t *p = blocks;
+#define HEADER(i) load_word(p + ((i) < n ? (i) : 0) * size)
+    typedef uint32_t words8 __attribute__((vector_size(4 * HEADERS)));
+    words8 h = {HEADER(0), HEADER(1), HEADER(2), HEADER(3), HEADER(4), HEADER(5), HEADER(6), HEADER(7)};
+#undef HEADER
+    block_F16 halves[2 * HEADERS];
+    memcpy(halves, &h, sizeof h);
+    values_F16(out, halves, 2 * HEADERS);
+    IN_MEMORY(out, 2 * HEADERS);
 }
 
 #define VALUE float

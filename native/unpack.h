@@ -1,5 +1,6 @@
 /* The loops of quant.h that make values of a format's blocks, once for each type of value that it wants: VALUE is the
- * type, UNPACK(format) the name, SCALE_CODES(out [16], codes, scale, min) and PUT_VALUES(out, values, n) what writes. */
+ * type, UNPACK(format) the name, SCALE_CODES(out [32], codes of 16, their scale and offset, as much of the next 16) and
+ * PUT_VALUES(out, values, n) what writes. */
 
 #define PLAIN(format)                                                                                                  \
     static inline void UNPACK(format)(VALUE *restrict out, const block_##format *restrict b, int64_t n) {              \
@@ -15,103 +16,78 @@ PLAIN(F16)
 PLAIN(BF16)
 #undef PLAIN
 
-static inline void UNPACK(Q4_0)(VALUE *restrict out, const block_Q4_0 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        bytes q = load_bytes(b->qs);
-        SCALE_CODES(out, (q & 15) - 8, d, 0);
-        SCALE_CODES(out + 16, (q >> 4) - 8, d, 0);
+/* Blocks of 32 that begin with the scale d, and perhaps m; q are the nibbles of the codes. */
+#define OF_32(format, FIRST, SECOND, OFFSET)                                                                           \
+    static inline void UNPACK(format)(VALUE *restrict out, const block_##format *restrict b, int64_t n) {              \
+        float header[2 * HEADERS];                                                                                     \
+        for (; n > 0; n -= HEADERS) {                                                                                  \
+            headers(header, b, sizeof *b, n);                                                                          \
+            for (const float *d = header; d < header + 2 * (n < HEADERS ? n : HEADERS); d += 2, b++, out += 32) {      \
+                bytes q = load_bytes((const uint8_t *)b->qs);                                                          \
+                SCALE_CODES(out, FIRST, d[0], OFFSET, SECOND, d[0], OFFSET);                                           \
+            }                                                                                                          \
+        }                                                                                                              \
     }
-}
-
-static inline void UNPACK(Q4_1)(VALUE *restrict out, const block_Q4_1 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d), m = half_to_float(b->m);
-        bytes q = load_bytes(b->qs);
-        SCALE_CODES(out, q & 15, d, -m);
-        SCALE_CODES(out + 16, q >> 4, d, -m);
-    }
-}
-
-static inline void UNPACK(Q5_0)(VALUE *restrict out, const block_Q5_0 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        bytes q = load_bytes(b->qs);
-        SCALE_CODES(out, ((q & 15) | fifth_bits(b->qh)) - 16, d, 0);
-        SCALE_CODES(out + 16, ((q >> 4) | fifth_bits(b->qh + 2)) - 16, d, 0);
-    }
-}
-
-static inline void UNPACK(Q5_1)(VALUE *restrict out, const block_Q5_1 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d), m = half_to_float(b->m);
-        bytes q = load_bytes(b->qs);
-        SCALE_CODES(out, (q & 15) | fifth_bits(b->qh), d, -m);
-        SCALE_CODES(out + 16, (q >> 4) | fifth_bits(b->qh + 2), d, -m);
-    }
-}
-
-static inline void UNPACK(Q8_0)(VALUE *restrict out, const block_Q8_0 *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        SCALE_CODES(out, load_bytes((const uint8_t *)b->qs), d, 0);
-        SCALE_CODES(out + 16, load_bytes((const uint8_t *)b->qs + 16), d, 0);
-    }
-}
-
-static inline void UNPACK(IQ4_NL)(VALUE *restrict out, const block_IQ4_NL *restrict b, int64_t n) {
-    for (; n; n--, b++, out += 32) {
-        float d = half_to_float(b->d);
-        bytes q = load_bytes(b->qs);
-        SCALE_CODES(out, nonlinear(q & 15), d, 0);
-        SCALE_CODES(out + 16, nonlinear(q >> 4), d, 0);
-    }
-}
+OF_32(Q4_0, (q & 15) - 8, (q >> 4) - 8, 0)
+OF_32(Q4_1, q & 15, q >> 4, d[1])
+OF_32(Q5_0, ((q & 15) | fifth_bits(b->qh)) - 16, ((q >> 4) | fifth_bits(b->qh + 2)) - 16, 0)
+OF_32(Q5_1, (q & 15) | fifth_bits(b->qh), (q >> 4) | fifth_bits(b->qh + 2), d[1])
+OF_32(Q8_0, q, load_bytes((const uint8_t *)b->qs + 16), 0)
+OF_32(IQ4_NL, nonlinear(q & 15), nonlinear(q >> 4), 0)
+#undef OF_32
 
 static inline void UNPACK(Q2_K)(VALUE *restrict out, const block_Q2_K *restrict b, int64_t n) {
+    float scale[16], offset[16];
     for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin);
-        for (int g = 0; g < 16; g++, out += 16)
-            SCALE_CODES(out, crumbs(b->qs, g), d * (float)(b->scales[g] & 15), dmin * (float)(b->scales[g] >> 4));
+        bytes scales = load_bytes(b->scales);
+        group_scales(scale, scales & 15, half_to_float(b->d));
+        group_scales(offset, scales >> 4, -half_to_float(b->dmin));
+        UNROLL for (int g = 0; g < 16; g += 2, out += 32)
+            SCALE_CODES(out, crumbs(b->qs, g), scale[g], offset[g], crumbs(b->qs, g + 1), scale[g + 1], offset[g + 1]);
     }
 }
 
 /* As Q2_K, with a third bit in hmask (absent: minus 4), signed 6-bit scales and no minimum. */
 static inline void UNPACK(Q3_K)(VALUE *restrict out, const block_Q3_K *restrict b, int64_t n) {
+    float scale[16];
     for (; n; n--, b++) {
-        float d = half_to_float(b->d);
-        for (int g = 0; g < 16; g++, out += 16) {
-            int low = g < 8 ? b->scales[g] & 15 : b->scales[g - 8] >> 4;
-            int high = b->scales[8 + g % 4] >> g / 4 * 2 & 3;
-            bytes third = load_bytes(b->hmask + g % 2 * 16) >> (uint8_t)(g / 2) & 1;
-            SCALE_CODES(out, (crumbs(b->qs, g) | third << 2) - 4, d * (float)((low | high << 4) - 32), 0);
+        group_scales(scale, scales_Q3_K(b->scales), half_to_float(b->d));
+        UNROLL for (int g = 0; g < 16; g += 2, out += 32) {
+            bytes third[2];
+            UNROLL for (int i = 0; i < 2; i++)
+                third[i] = load_bytes(b->hmask + i * 16) >> (uint8_t)(g / 2) & 1;
+            SCALE_CODES(out, (crumbs(b->qs, g) | third[0] << 2) - 4, scale[g], 0,
+                        (crumbs(b->qs, g + 1) | third[1] << 2) - 4, scale[g + 1], 0);
         }
     }
 }
 
 static inline void UNPACK(Q4_K)(VALUE *restrict out, const block_Q4_K *restrict b, int64_t n) {
+    float scale[16], offset[16];
     for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin), scale, min;
-        for (int g = 0; g < 8; g++, out += 32) {
-            scale_min_K(b->scales, g, &scale, &min);
-            for (int j = 0; j < 32; j += 16)
-                SCALE_CODES(out + j, load_bytes(b->qs + g / 2 * 32 + j) >> (uint8_t)(g % 2 * 4) & 15, d * scale,
-                            dmin * min);
+        bytes scales = scales_mins_K(b->scales);
+        group_scales(scale, scales, half_to_float(b->d));
+        group_scales(offset, scales, -half_to_float(b->dmin));
+        UNROLL for (int g = 0; g < 8; g += 2, out += 64) {
+            bytes q = load_bytes(b->qs + g * 16), r = load_bytes(b->qs + g * 16 + 16);
+            SCALE_CODES(out, q & 15, scale[g], offset[8 + g], r & 15, scale[g], offset[8 + g]);
+            SCALE_CODES(out + 32, q >> 4, scale[g + 1], offset[9 + g], r >> 4, scale[g + 1], offset[9 + g]);
         }
     }
 }
 
 /* As Q4_K, with a fifth bit: bit g of qh. */
 static inline void UNPACK(Q5_K)(VALUE *restrict out, const block_Q5_K *restrict b, int64_t n) {
+    float scale[16], offset[16];
     for (; n; n--, b++) {
-        float d = half_to_float(b->d), dmin = half_to_float(b->dmin), scale, min;
-        for (int g = 0; g < 8; g++, out += 32) {
-            scale_min_K(b->scales, g, &scale, &min);
-            for (int j = 0; j < 32; j += 16) {
-                bytes low = load_bytes(b->qs + g / 2 * 32 + j) >> (uint8_t)(g % 2 * 4) & 15;
-                bytes fifth = load_bytes(b->qh + j) >> (uint8_t)g & 1;
-                SCALE_CODES(out + j, low | fifth << 4, d * scale, dmin * min);
-            }
+        bytes scales = scales_mins_K(b->scales), fifth = load_bytes(b->qh), fifth2 = load_bytes(b->qh + 16);
+        group_scales(scale, scales, half_to_float(b->d));
+        group_scales(offset, scales, -half_to_float(b->dmin));
+        UNROLL for (int g = 0; g < 8; g++, out += 32) {
+            bytes q = load_bytes(b->qs + g / 2 * 32) >> (uint8_t)(g % 2 * 4) & 15;
+            bytes r = load_bytes(b->qs + g / 2 * 32 + 16) >> (uint8_t)(g % 2 * 4) & 15;
+            SCALE_CODES(out, q | (fifth >> (uint8_t)g & 1) << 4, scale[g], offset[8 + g],
+                        r | (fifth2 >> (uint8_t)g & 1) << 4, scale[g], offset[8 + g]);
         }
     }
 }
@@ -119,13 +95,18 @@ static inline void UNPACK(Q5_K)(VALUE *restrict out, const block_Q5_K *restrict 
 /* 16 groups of 16 with 8-bit scales; codes of 4 low and 2 high bits, minus 32. Of each 128 weights, quarter c has its
  * low bits in nibble c / 2 of 32 bytes of ql, and its high bits at 2c in qh. */
 static inline void UNPACK(Q6_K)(VALUE *restrict out, const block_Q6_K *restrict b, int64_t n) {
+    float scale[16];
     for (; n; n--, b++) {
-        float d = half_to_float(b->d);
-        for (int g = 0; g < 16; g++, out += 16) {
+        group_scales(scale, load_bytes((const uint8_t *)b->scales), half_to_float(b->d));
+        UNROLL for (int g = 0; g < 16; g += 2, out += 32) {
             int half = g / 8, c = g % 8 / 2;
-            bytes low = load_bytes(b->ql + half * 64 + c % 2 * 32 + g % 2 * 16) >> (uint8_t)(c / 2 * 4) & 15;
-            bytes high = load_bytes(b->qh + half * 32 + g % 2 * 16) >> (uint8_t)(c * 2) & 3;
-            SCALE_CODES(out, (low | high << 4) - 32, d * (float)b->scales[g], 0);
+            bytes codes[2];
+            UNROLL for (int i = 0; i < 2; i++) {
+                bytes low = load_bytes(b->ql + half * 64 + c % 2 * 32 + i * 16) >> (uint8_t)(c / 2 * 4) & 15;
+                bytes high = load_bytes(b->qh + half * 32 + i * 16) >> (uint8_t)(c * 2) & 3;
+                codes[i] = (low | high << 4) - 32;
+            }
+            SCALE_CODES(out, codes[0], scale[g], 0, codes[1], scale[g + 1], 0);
         }
     }
 }
