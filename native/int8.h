@@ -183,18 +183,18 @@ static inline __attribute__((always_inline)) void int8_group(const struct tile *
             UNROLL for (int j = 0; j < nv; j++)
                 acc[r][j] += a.sums[block * INT8_ROWS + i + r] * vload(b.minima + (block * nv + j) * VL);
         }
-    for (int block = 0; block < K / 32; block++) {
+    const int8_t *rows = a.codes + i * 4, *columns = b.codes;
+    for (int block = 0; block < K / 32; block++, rows += 32 * INT8_ROWS, columns += 32 * nv * VL) {
         ivec s[INT8_GROUP][INT8_VECTORS];
         UNROLL for (int j = 0; j < nv; j++) {
             ivec first = INT8_OFFSET ? load_ints(b.sums + (block * nv + j) * VL) : (ivec){0};
             UNROLL for (int r = 0; r < INT8_GROUP; r++) s[r][j] = first;
         }
-        UNROLL for (int k = block * 8; k < block * 8 + 8; k++)
-            dot4(s, a.codes + (k * INT8_ROWS + i) * 4, b.codes + k * nv * VL * 4, nv);
-        UNROLL for (int r = 0; r < INT8_GROUP; r++) {
-            UNROLL for (int j = 0; j < nv; j++)
-                acc[r][j] += __builtin_convertvector(s[r][j], vec) *
-                             (a.scales[block * INT8_ROWS + i + r] * vload(b.scales + (block * nv + j) * VL));
+        UNROLL for (int k = 0; k < 8; k++) dot4(s, rows + k * INT8_ROWS * 4, columns + k * nv * VL * 4, nv);
+        UNROLL for (int j = 0; j < nv; j++) {
+            vec scales = vload(b.scales + (block * nv + j) * VL);
+            UNROLL for (int r = 0; r < INT8_GROUP; r++)
+                acc[r][j] += __builtin_convertvector(s[r][j], vec) * (a.scales[block * INT8_ROWS + i + r] * scales);
         }
     }
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {

@@ -10,6 +10,9 @@ enum {
 #ifdef __F16C__
                | CPU_F16C
 #endif
+#ifdef __AVXVNNI__
+               | CPU_AVXVNNI
+#endif
 #ifdef __AVX512F__
                | CPU_AVX512F
 #endif

@@ -1,7 +1,8 @@
 /* Loops that do nothing but multiply and add in registers: what a core could do at most, beside which products are judged.
  * Each returns its operations, two for a multiplication and its sum. */
 
-/* The sums are made opaque to the compiler, which would else leave the loop out. */
+/* Sums are made opaque to the compiler, before the loop, as it would make one of all that are equal, and behind it, as it
+ * would leave the loop out; and so is a factor in it, for the product not to be taken out of the loop. */
 #if defined __x86_64__ || defined __i386__
 #define OPAQUE(x) __asm__ volatile("" : "+v"(x))
 #elif defined __aarch64__
@@ -13,12 +14,12 @@
 enum { PEAK_SUMS = 12 }; /* enough to hide an addition's latency on two units, and few enough for 16 registers */
 
 static double float_peak(int64_t n) {
-    vec sum[PEAK_SUMS] = {0}, a = splat(0.5f), b = splat(1.0f);
-    OPAQUE(a);
-    OPAQUE(b);
-    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]); /* none equals another, for all the compiler knows */
-    for (int64_t i = 0; i < n; i++)
-        UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] = sum[j] * a + b;
+    vec sum[PEAK_SUMS] = {0}, a = splat(1.0f), b = splat(0.5f);
+    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
+    for (int64_t i = 0; i < n; i++) {
+        OPAQUE(a);
+        UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] += a * b;
+    }
     UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
     return 2.0 * VL * PEAK_SUMS * (double)n;
 }
@@ -31,8 +32,8 @@ static double int8_peak(int64_t n) {
         UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
     }
     for (int64_t i = 0; i < n; i++) {
+        __asm__ volatile("" ::"r"(a), "r"(b) : "memory"); /* operands come from memory, as in the tile */
         dot4(sum, a, b, INT8_VECTORS);
-        __asm__ volatile("" ::: "memory"); /* a dot product's operands come from memory, as in the tile */
     }
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
         UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
@@ -61,11 +62,11 @@ static double bf16_peak(int64_t n) {
 static double bf16_peak(int64_t n) {
     vec sum[PEAK_SUMS] = {0}, b = splat(1.0f);
     float a = 1;
-    OPAQUE(a);
-    OPAQUE(b);
     UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++) {
+        OPAQUE(b);
         UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] = dot_pairs(sum[j], a, _mm512_castps_si512((__m512)b));
+    }
     UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
     return 2.0 * 2 * VL * PEAK_SUMS * (double)n;
 }

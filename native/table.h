@@ -59,6 +59,7 @@ enum {
     CPU_AVX512BF16 = 1 << 7,
     CPU_AMX_BF16 = 1 << 8,
     CPU_F16C = 1 << 9,
+    CPU_AVXVNNI = 1 << 10,
     CPU_ATOMICS = 1 << 16,
     CPU_DOTPROD = 1 << 17,
     CPU_I8MM = 1 << 18,
