@@ -99,9 +99,11 @@ static inline void quantize_b(struct int8_panel panel, int width, int block, int
     vstore(panel.sums + block * width + j, (vec)(sums * -INT8_OFFSET));
 }
 
-static inline void store_codes(int8_t *out, bytes codes, float scale, float min) {
-    (void)scale, (void)min;
-    memcpy(out, &codes, 16);
+static inline void store_codes(int8_t *out, bytes first, float scale, float offset, bytes second, float scale2,
+                               float offset2) {
+    (void)scale, (void)offset, (void)scale2, (void)offset2;
+    memcpy(out, &first, 16);
+    memcpy(out + 16, &second, 16);
 }
 
 /* The codes of formats with blocks of 32. */
