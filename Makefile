@@ -39,10 +39,10 @@ arm-kernels:
 	$(CMAKE) -B build/arm/$(notdir $(ARM_CC)) -DET_EXTENSION=OFF -DET_CHECK=ON -DCMAKE_C_COMPILER=$(ARM_CC) \
 	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
 	$(BUILD) build/arm/$(notdir $(ARM_CC)) -j $(JOBS)
-	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:dotprod max:dotprod; do \
+	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:dotprod max:i8mm; do \
 	    test "$$($(QEMU) -cpu $${pick%:*} build/arm/$(notdir $(ARM_CC))/et_check --pick)" = $${pick#*:} || exit 1; \
 	done
-	for row in cortex-a72:neon cortex-a76:dotprod; do \
+	for row in cortex-a72:neon cortex-a76:dotprod max:i8mm; do \
 	    $(QEMU) -cpu $${row%:*} build/arm/$(notdir $(ARM_CC))/et_check $${row#*:} || exit 1; \
 	done
 

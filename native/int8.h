@@ -1,15 +1,16 @@
 /* Products in 8-bit integers: packing and tile, under the driver of matmul.h. Only for rows that have dot products of
- * four bytes; elsewhere floats are as quick.
+ * bytes; elsewhere floats are as quick.
  *
  * Both sides are rounded along the inner dimension in blocks of 32: codes, and a scale that is a 127th of the block's
  * largest magnitude. Weights that are read along their own blocks of 32 keep the codes and scales that they have, and
  * the minima, whose products with the sums of A's codes are a product of floats of a 32nd of the size.
  *
- * A panel: the codes [inner / 4, width, 4], then for each block of 32 the scales [inner / 32, width]; then what sums begin
- * with, of B, and the minima; of A, what minima are multiplied with.
+ * A panel: the codes [inner / INT8_STEP, width, INT8_STEP], then for each block of 32 the scales [inner / 32, width]; then
+ * what sums begin with, of B, and the minima; of A, what minima are multiplied with.
  *
- * A row brings `dot4` (sums of a group of rows += dot products of four bytes of each with nv vectors of columns), the
- * tile's sizes, `round_to_ints`, and INT8_OFFSET, by which codes of A are moved up.
+ * A row brings `dot_step` (sums of a group of rows += dot products of INT8_STEP bytes of each with nv vectors of columns)
+ * and `dot_end` (which puts sums in their places), the tile's sizes, `round_to_ints`, and INT8_OFFSET, by which codes of A
+ * are moved up.
  */
 
 static inline ivec load_ints(const void *p) { return (ivec)vload(p); }
@@ -17,10 +18,10 @@ static inline ivec load_ints(const void *p) { return (ivec)vload(p); }
 #if defined __AVX512VNNI__ || defined __AVXVNNI__
 #include "vnni.h"
 #elif defined __ARM_FEATURE_DOTPROD
-#include "dotprod.h"
+#include "armdot.h"
 #endif
 
-#ifdef ET_DOT4
+#ifdef ET_DOT
 
 #define INT8_COLUMNS (INT8_VECTORS * VL)
 #define INT8_INNER (2 * KC) /* an element takes less than two bytes */
@@ -41,6 +42,16 @@ static inline struct int8_panel int8_panel(const float *panel, int width, int K)
     float *p = (float *)(uintptr_t)panel, *scales = p + (ptrdiff_t)K * width / 4;
     ptrdiff_t part = (ptrdiff_t)K * width / 32;
     return (struct int8_panel){(int8_t *)p, scales, scales + part, scales + 2 * part};
+}
+
+/* Four codes, from k of a block on, of each of n <= VL columns from j on. */
+static inline void place_codes(float *codes, int width, int block, int j, int k, uvec four, int n) {
+    if (INT8_STEP == 4) {
+        vstore_part(codes + (block * 8 + k / 4) * width + j, (vec)four, n);
+        return;
+    }
+    for (int i = 0; i < n; i++)
+        codes[((block * 4 + k / 8) * width + j + i) * 2 + k / 4 % 2] = ((vec)four)[i];
 }
 
 #define INT8_LEAST 0x1p-100f /* where scales would be denormal, all is rounded to zero */
@@ -64,7 +75,7 @@ static inline __attribute__((always_inline)) ivec quantize(struct int8_panel p, 
             four |= ((uvec)q & 255) << 8 * i;
         }
         four ^= (uint32_t)offset * 0x01010101u;
-        vstore_part((float *)p.codes + (block * 8 + k / 4) * width + j, (vec)four, n);
+        place_codes((float *)p.codes, width, block, j, k, four, n);
     }
     return sums;
 }
@@ -133,8 +144,12 @@ static void pack_b_codes(struct int8_panel panel, int width, const struct segmen
             panel.minima[block * width + r] = half_to_float(header[1]);
         }
     }
-    pack_transposed((float *)panel.codes, width, tmp, ld / 4, columns, ld / 4);
-    pack_zeros((float *)panel.codes, width, columns, ld / 4);
+    if (INT8_STEP == 4)
+        pack_transposed((float *)panel.codes, width, tmp, ld / 4, columns, ld / 4);
+    for (int k = 0; INT8_STEP != 4 && k < ld; k += INT8_STEP)
+        for (int r = 0; r < columns; r++)
+            memcpy(panel.codes + k * width + r * INT8_STEP, codes + r * ld + k, INT8_STEP);
+    pack_zeros((float *)panel.codes, width * INT8_STEP / 4, columns * INT8_STEP / 4, ld / INT8_STEP);
     pack_zeros(panel.scales, width, columns, 3 * ld / 32); /* and what lies behind them */
 }
 
@@ -185,14 +200,15 @@ static inline __attribute__((always_inline)) void int8_group(const struct tile *
             UNROLL for (int j = 0; j < nv; j++)
                 acc[r][j] += a.sums[block * INT8_ROWS + i + r] * vload(b.minima + (block * nv + j) * VL);
         }
-    const int8_t *rows = a.codes + i * 4, *columns = b.codes;
+    const int8_t *rows = a.codes + i * INT8_STEP, *columns = b.codes;
     for (int block = 0; block < K / 32; block++, rows += 32 * INT8_ROWS, columns += 32 * nv * VL) {
         ivec s[INT8_GROUP][INT8_VECTORS];
         UNROLL for (int j = 0; j < nv; j++) {
             ivec first = INT8_OFFSET ? load_ints(b.sums + (block * nv + j) * VL) : (ivec){0};
             UNROLL for (int r = 0; r < INT8_GROUP; r++) s[r][j] = first;
         }
-        UNROLL for (int k = 0; k < 8; k++) dot4(s, rows + k * INT8_ROWS * 4, columns + k * nv * VL * 4, nv);
+        UNROLL for (int k = 0; k < 32; k += INT8_STEP) dot_step(s, rows + k * INT8_ROWS, columns + k * nv * VL, nv);
+        dot_end(s, nv);
         UNROLL for (int j = 0; j < nv; j++) {
             vec scales = vload(b.scales + (block * nv + j) * VL);
             UNROLL for (int r = 0; r < INT8_GROUP; r++)

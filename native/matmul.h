@@ -30,7 +30,7 @@ static int rows_a_task(const struct product *p) { return p->kernel->strips * p->
 
 /* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
 static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
-#ifdef ET_DOT4
+#ifdef ET_DOT
     if (precision == ET_INT8 && format != ET_F32 && inner % 32 == 0)
         return int8_kernel_of(format, backward);
 #endif

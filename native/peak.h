@@ -24,21 +24,21 @@ static double float_peak(int64_t n) {
     return 2.0 * VL * PEAK_SUMS * (double)n;
 }
 
-#ifdef ET_DOT4
+#ifdef ET_DOT
 static double int8_peak(int64_t n) {
     ivec sum[INT8_GROUP][INT8_VECTORS] = {0};
-    int8_t a[4 * INT8_ROWS] = {1, 2, 3}, b[4 * INT8_COLUMNS] = {1, 2, 3};
+    int8_t a[INT8_STEP * INT8_ROWS] = {1, 2, 3}, b[INT8_STEP * INT8_COLUMNS] = {1, 2, 3};
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
         UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
     }
     for (int64_t i = 0; i < n; i++) {
         __asm__ volatile("" ::"r"(a), "r"(b) : "memory"); /* operands come from memory, as in the tile */
-        dot4(sum, a, b, INT8_VECTORS);
+        dot_step(sum, a, b, INT8_VECTORS);
     }
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
         UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
     }
-    return 2.0 * 4 * INT8_GROUP * INT8_COLUMNS * (double)n;
+    return 2.0 * INT8_STEP * INT8_GROUP * INT8_COLUMNS * (double)n;
 }
 #endif
 
@@ -78,7 +78,7 @@ static double product_peak(enum et_precision precision, int backward, int64_t n)
     if (kernel == &bf16_kernel)
         return bf16_peak(n);
 #endif
-#ifdef ET_DOT4
+#ifdef ET_DOT
     if (kernel->rough)
         return int8_peak(n);
 #endif

@@ -1,11 +1,12 @@
 /* What int8.h wants of a row, where x86 has dot products of unsigned with signed bytes: codes of A are moved up by 128,
  * and sums begin with what that adds, negated. */
 
-#define ET_DOT4
+#define ET_DOT
 #define INT8_ROWS 12 /* of a tile, */
 #define INT8_GROUP 6 /* computed so many at a time, with */
 #define INT8_VECTORS 2
 #define INT8_OFFSET 128
+#define INT8_STEP 4
 
 #if VL == 16
 #define DPBUSD(sum, a, b) (ivec) _mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
@@ -15,8 +16,8 @@ static inline ivec round_to_ints(vec x) { return (ivec)_mm512_cvtps_epi32((__m51
 static inline ivec round_to_ints(vec x) { return (ivec)_mm256_cvtps_epi32((__m256)x); }
 #endif
 
-static inline __attribute__((always_inline)) void dot4(ivec s[INT8_GROUP][INT8_VECTORS], const int8_t *a,
-                                                       const int8_t *b, const int nv) {
+static inline __attribute__((always_inline)) void dot_step(ivec s[INT8_GROUP][INT8_VECTORS], const int8_t *a,
+                                                           const int8_t *b, const int nv) {
     ivec columns[INT8_VECTORS];
     UNROLL for (int j = 0; j < nv; j++) columns[j] = load_ints(b + j * 4 * VL);
     UNROLL for (int i = 0; i < INT8_GROUP; i++) {
@@ -26,3 +27,5 @@ static inline __attribute__((always_inline)) void dot4(ivec s[INT8_GROUP][INT8_V
         UNROLL for (int j = 0; j < nv; j++) s[i][j] = DPBUSD(s[i][j], rows, columns[j]);
     }
 }
+
+static inline void dot_end(ivec s[INT8_GROUP][INT8_VECTORS], int nv) { (void)s, (void)nv; }

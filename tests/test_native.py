@@ -106,7 +106,7 @@ def test_precision_of_a_context() -> None:
     assert native.Context(1).products == "float forward, float backward"
     assert native.Context(1, "scalar", precision="fast").products == "float forward, float backward"
     assert native.Context(1, "scalar", precision="int8").products == "float forward, float backward"
-    for isa in ("amx", "avx512bf16", "avx512vnni", "avxvnni", "dotprod"):
+    for isa in ("amx", "avx512bf16", "avx512vnni", "avxvnni", "i8mm", "dotprod"):
         if not native.usable(isa):
             continue
         assert native.Context(1, isa, precision="int8").products == "int8 forward, int8 backward"

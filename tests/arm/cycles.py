@@ -12,6 +12,7 @@ The peak is what a loop of independent multiply-accumulates reaches by the model
 Software Optimization Guides:
     Cortex-A72 (LLVM uses the A57's model): one 128-bit FMA a cycle, 8 FLOP. It has no sdot.
     Cortex-A76 (Neoverse N1's model): an FMA or sdot a cycle on each of V0 and V1, 16 FLOP, 64 OP.
+    Neoverse N2: an smmla a cycle on each of V0 and V1, 128 OP.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FMA, DOT = r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[", r"sdot\s+v\d+\.4s"
+MATRIX = r"smmla\s+v\d+\.4s"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ CASES = (
     Case("neon", "cortex-a72", "cortex-a72", FMA, 8, 8),
     Case("neon", "cortex-a76", "neoverse-n1", FMA, 8, 16),
     Case("dotprod", "cortex-a76", "neoverse-n1", DOT, 32, 64),
+    Case("i8mm", "neoverse-n2", "neoverse-n2", MATRIX, 64, 128),
 )
 
 
@@ -101,7 +104,7 @@ def hot_loop(lines: list[str], instruction: str) -> tuple[str, list[str]]:
 
 def cycles(mca: str, model: str, body: list[str], iterations: int = 1000) -> float:
     body = [line for line in body if not line.endswith(":")]
-    command = [mca, "-mtriple=aarch64", f"-mcpu={model}", "-mattr=+dotprod", f"-iterations={iterations}",
+    command = [mca, "-mtriple=aarch64", f"-mcpu={model}", "-mattr=+dotprod,+i8mm", f"-iterations={iterations}",
                "-instruction-info=0", "-resource-pressure=0"]
     text = subprocess.run(command, input="\n".join(body), check=True, stdout=subprocess.PIPE, text=True).stdout
     found = re.search(r"Total Cycles:\s+(\d+)", text)
