@@ -11,7 +11,7 @@
  * narrow that a side is used but once, floats. Edges that a tile would read past are packed all the same.
  */
 
-#define PANELS_A_TASK 4       /* of B, when computing */
+#define PANELS_A_TASK 2         /* of B, when computing */
 #define SLICES 16             /* tasks of a pass that packs, */
 #define LITTLE 16384          /* unless it has no more elements than this */
 

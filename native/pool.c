@@ -18,7 +18,7 @@
 #include "pool.h"
 
 #define CLOSED 0x7fffffff /* the task of a ticket that is not to be claimed */
-#define SPIN_NS 20000     /* how long a thread watches for work before it sleeps: about two ops' distance */
+#define SPIN_NS 60000     /* how long a thread watches for work before it sleeps: some ops' distance; waking takes as long */
 
 typedef void (*task_fn)(void *arg, int task, int thread);
 
