@@ -57,8 +57,8 @@ class TrainConfig:
     recompute: str = option("block", "Recompute each block in backward (little memory), or keep all (faster).",
                             choices=("block", "none"))
     precision: str = option("fast", "How products are computed: fast (activations in bf16, multiplied in bf16 where "
-                            "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers where "
-                            "the CPU multiplies them, else as fast).",
+                            "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers "
+                            "where the CPU multiplies them, else as fast).",
                             choices=("fast", "exact", "int8"))
     eval_every: int = option(0, "Measure the held-out loss every so many steps; 0: after every epoch.", low=0)
     patience: int = option(0, "Stop after so many measurements without improvement; 0: never.", low=0)
