@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import platform
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,10 +78,22 @@ def peak_rss() -> int:
     return _status("VmHWM")
 
 
+def peak_of_children() -> int:
+    """The largest of the processes that this one has started and that have ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
 def reset_peak_rss() -> None:
     """Let peak_rss() count from now; where the kernel does not allow it, nothing changes."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def trim() -> None:
+    """Give the memory back that this process has freed but kept, where the C library can."""
+    import ctypes  # only now: importing it costs memory too
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

@@ -22,7 +22,7 @@ from .errors import EdgetuneError, Interrupted, MismatchError, NumericsError, Us
 from .trainer import StepResult, Trainer
 
 # Options that change speed, memory or when the run looks up, but not what is learned: free to change on --resume.
-FREE_TO_CHANGE = ("micro_batch", "recompute", "threads", "checkpoint_every")
+FREE_TO_CHANGE = ("memory", "micro_batch", "recompute", "weights", "threads", "checkpoint_every")
 
 Event = dict[str, Any]
 
@@ -60,7 +60,7 @@ class _Run:
         self.out, self.data, self.held_out, self.bundle = out, data, held_out, bundle
         self.on_event, self.should_stop = on_event, should_stop
         rows = data.examples + (held_out.examples if held_out else [])
-        self.trainer = Trainer(bundle, config, longest=max(e.tokens.size for e in rows))
+        self.trainer = Trainer(bundle, config, lengths=[e.tokens.size for e in rows])
         self.trainer.add_examples(data.examples)
         self.config, self.state = self.trainer.config, _State()
         self.began = time.monotonic()
@@ -160,6 +160,7 @@ class _Run:
 
     def _save_state(self) -> None:
         t = self.trainer
+        t.arena.release()
         arrays = {name: t.arena.flat(name) for name in ("lora", "adam_m", "adam_v", "best")}
         self.state.seconds += time.monotonic() - self.began
         self.began = time.monotonic()
@@ -190,6 +191,7 @@ class _Run:
     def _save(self, status: str) -> dict[str, Any]:
         """adapter.gguf and run.json from what the arena holds."""
         t, s = self.trainer, self.state
+        t.arena.release()
         record = {
             "status": status, **t.record(),
             "data": {"digest": self.data.digest, "rows": len(self.data.examples), "tokens": self.data.tokens,
