@@ -219,7 +219,7 @@ class Trainer:
                 "products": self.decoder.ctx.products, "threads": self.plan.run.threads,
                 "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "traded": list(self.plan.traded),
                          **asdict(self.plan.choice)},
-                "peak_rss_mib": device.peak_rss() / 2**20}
+                "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
 def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (),
