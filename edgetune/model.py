@@ -51,7 +51,8 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         Buffer("lora", (lora_size(s, run),), "run"),
         Buffer("dlora", (lora_size(s, run),), "run"),
         Buffer("scratch", (native.scratch_bytes(run.threads),), "run", "uint8"),
-        Buffer("block_x", (n_live, t, d), "step"),  # exact, as blocks are made again from it
+        # what blocks are made again from is exact, what only their backward reads need not be
+        Buffer("block_x", (n_live, t, d), "step", half if run.keep_all else "float32"),
         *(Buffer(name, (copies, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
           for name, width in kept_widths(s, run).items()),
         # the last block's activations and norms wait for backward while the head is computed
@@ -127,8 +128,9 @@ class Decoder:
             self._norm(h, rstd, x, "output_norm")
             logits, _, state = self._head_work(rows.size)
             self.stream.enter(self.shape.n_layer)
-            native.head_forward(self.ctx, logp, best, logits, state, h, self.model.head.data, self.model.head.format,
-                                batch.targets[rows])
+            for part in self.stream.slices(self.model.head):
+                native.head_forward(self.ctx, logp, best, logits, state, h, self.model.head.data,
+                                    self.model.head.format, batch.targets[rows], part)
         self.stream.leave()
         return logp
 
@@ -160,8 +162,10 @@ class Decoder:
         self._norm(h, rstd, x, "output_norm")
         dh = self.arena.view("dnorm", rows.size, s.d_model)
         self.stream.enter(s.n_layer, s.n_layer - 1)
-        native.head_backward(self.ctx, dh, logp, *self._head_work(rows.size), h, self.model.head.data,
-                             self.model.head.format, batch.targets[rows], np.ascontiguousarray(a, np.float32))
+        work, targets, a = self._head_work(rows.size), batch.targets[rows], np.ascontiguousarray(a, np.float32)
+        for part in self.stream.slices(self.model.head):
+            native.head_backward(self.ctx, dh, logp, *work, h, self.model.head.data, self.model.head.format, targets,
+                                 a, part)
         native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):

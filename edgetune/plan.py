@@ -2,7 +2,7 @@
 
 Pure: no I/O. Training carves its arena from `Plan.buffers` and allocates nothing else of size.
 
-What is traded for memory changes speed, not what is learned (sums are rounded in another order, no more): which
+What is traded for memory changes speed, not what is learned (some sums are rounded otherwise, no more): which
 activations are kept, how many tokens are computed at a time, which weights stay in memory. Of all that fits, the
 quickest by the rule of `speed.work` is taken, so a bigger budget never makes a slower plan. Rows are never padded
 (micro-batches are flat), so there is nothing to sort into buckets: buffers are as large as the longest rows need.
@@ -69,7 +69,7 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """In memory at most."""
-        return self.sizes.mapped(self.choice.streamed)
+        return self.sizes.mapped(self.choice.streamed, self.run.max_tokens)
 
     @property
     def read_bytes(self) -> int:
@@ -152,7 +152,7 @@ class _Planner:
                 plan = self.plan(Choice(tokens, keep, 0))
                 left = self.room.budget - self.room.process - GROWTH - plan.arena_bytes
                 for streamed in self.streamings():
-                    if self.sizes.mapped(streamed) <= left:
+                    if self.sizes.mapped(streamed, tokens) <= left:
                         yield Choice(tokens, keep, streamed)
                         break
 

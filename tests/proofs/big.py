@@ -33,7 +33,8 @@ def write(path: Path, blocks: int = 22, seed: int = 0) -> Path:
     for name, size in tensors.items():
         kind = gguf.GGMLQuantizationType.F32 if len(size) == 1 else gguf.GGMLQuantizationType.Q4_0
         count = int(np.prod(size))
-        writer.add_tensor_info(name, size, np.dtype(np.float32), count * 4 if len(size) == 1 else count // 32 * 18, kind)
+        n_bytes = 4 * count if len(size) == 1 else count // 32 * BLOCK.itemsize
+        writer.add_tensor_info(name, size, np.dtype(np.float32), n_bytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -41,13 +42,13 @@ def write(path: Path, blocks: int = 22, seed: int = 0) -> Path:
     writer.write_padding(file, file.tell())
     for name, size in tensors.items():
         for rows in range(0, size[0], ROWS):
-            file.write(values(rng, name, (min(ROWS, size[0] - rows), *size[1:])))
+            file.write(values(rng, (min(ROWS, size[0] - rows), *size[1:])))
         writer.write_padding(file, file.tell())
     writer.close()
     return path
 
 
-def values(rng: np.random.Generator, name: str, size: tuple[int, ...]) -> bytes:
+def values(rng: np.random.Generator, size: tuple[int, ...]) -> bytes:
     """Norms near 1; weights of a spread of 1 / sqrt(columns): a code is within 8 of its middle, 4.6 away as a rule."""
     if len(size) == 1:
         return (1 + 0.1 * rng.standard_normal(size)).astype(np.float32).tobytes()
