@@ -6,6 +6,7 @@
 # make sanitize     the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
 # make proofs       minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
+# make memory       many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -15,7 +16,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs peers cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs peers memory cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -54,6 +55,9 @@ proofs:
 
 peers:
 	$(PYTHON) tests/peers/speed.py
+
+memory:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/memory.py
 
 cycles:
 	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)

@@ -65,16 +65,16 @@ def arena_bytes(buffers: Iterable[Buffer]) -> int:
 class Arena:
     """Holds every buffer of the table in one anonymous mapping; pages cost memory when they are first written.
 
-    huge: ask for huge pages, which make training faster and cost no more than the arena; without, none are taken.
+    It asks for huge pages, which make training faster and never reach beyond it.
     """
 
-    def __init__(self, buffers: Iterable[Buffer], huge: bool = True) -> None:
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
         self.buffers = {b.name: b for b in buffers}
         layout = lay_out(self.buffers.values())
         self.nbytes, self._passing = layout.nbytes, layout.passing
         self._mapping = mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # fewer misses in the page tables, where the kernel has huge pages
-            self._mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
         memory = np.frombuffer(self._mapping, np.uint8)
         self._flat = {b.name: memory[layout.offsets[b.name]:layout.offsets[b.name] + b.nbytes].view(b.dtype)
                       for b in self.buffers.values()}

@@ -54,7 +54,7 @@ class Trainer:
         self.config = config = (config or TrainConfig(**options)).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.model = Model(self.bundle.gguf)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
         self.plan = make_plan(self.model, config, lengths=lengths, choice=choice)
         scale = scale_of(config.alpha, config.rank, config.rslora)
         self.arena = Arena(self.plan.buffers)
@@ -83,8 +83,14 @@ class Trainer:
     def _tokenize(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
         rows = [rows] if isinstance(rows, dict) else list(rows)
         self.arena.release()  # the vocabulary takes memory too
-        return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
-                         system=self.config.system or None, overflow=self.config.overflow)
+        try:
+            return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
+                             system=self.config.system or None, overflow=self.config.overflow)
+        finally:
+            if self.config.memory and self._own_tokenizer:  # with a budget it makes room for the next step
+                self.tokenizer.close()
+                self._tokenizer = None
+                device.trim()
 
     def add_examples(self, examples: Sequence[Example]) -> None:
         """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
@@ -225,6 +231,8 @@ class Trainer:
 def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (),
               choice: plan.Choice | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process as it stands."""
+    if config.memory:
+        device.refuse_huge_pages()
     model.gguf.release()
     device.trim()
     here, process = device.read_device(), device.rss()

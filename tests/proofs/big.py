@@ -40,7 +40,7 @@ def write(path: Path, blocks: int = 22, seed: int = 0) -> Path:
     writer.write_ti_data_to_file()
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
-    for name, size in tensors.items():
+    for size in tensors.values():
         for rows in range(0, size[0], ROWS):
             file.write(values(rng, (min(ROWS, size[0] - rows), *size[1:])))
         writer.write_padding(file, file.tell())

@@ -125,9 +125,10 @@ def train(model: Path, folder: Path, name: str, *options: str) -> dict[str, Any]
 
 
 def show(name: str, run: dict[str, Any], holds: bool) -> None:
-    print(f"{name:9} peak {run['peak']:6.1f} (planned {run['plan']['peak_mib']:.1f}, tokenising "
-          f"{run['children']:.1f})  {run['tokens_per_s']:6.1f} tokens/s  losses {' '.join(f'{x:.4f}' for x in run['losses'])}  held-out "
-          f"{run['held_out']:.4f}  {'ok' if holds else 'OFF'}  {'; '.join(run['plan']['traded'])}", flush=True)
+    losses = " ".join(f"{x:.4f}" for x in run["losses"])
+    print(f"{name:9} peak {run['peak']:.1f} (planned {run['plan']['peak_mib']:.1f}, tokenising {run['children']:.1f})  "
+          f"{run['tokens_per_s']:6.1f} tokens/s  losses {losses}  held-out {run['held_out']:.4f}  "
+          f"{'ok' if holds else 'OFF'}  {'; '.join(run['plan']['traded'])}", flush=True)
 
 
 def budgets(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
