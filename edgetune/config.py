@@ -61,7 +61,7 @@ class TrainConfig:
     micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
                               low=1)
     recompute: str = option("auto", "Compute each block again in backward (little memory), or none (faster); auto: as "
-                            "memory allows.", choices=("auto", "block", "none"))
+                            "many as memory demands.", choices=("auto", "block", "none"))
     weights: str = option("auto", "Keep all weights resident in memory, or have them streamed from the file at every "
                           "use; auto: stream as few as memory allows.", choices=("auto", "resident", "streamed"))
     precision: str = option("fast", "How products are computed: fast (activations in bf16, multiplied in bf16 where "

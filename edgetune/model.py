@@ -45,15 +45,14 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
     """The table of everything of size that forward and backward hold."""
     t, d, half = run.max_tokens, s.d_model, run.activations
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
-    copies = n_live if run.keep_all else 1
     widest = max(d, s.d_ff, s.d_q)
     table = [
         Buffer("lora", (lora_size(s, run),), "run"),
         Buffer("dlora", (lora_size(s, run),), "run"),
         Buffer("scratch", (native.scratch_bytes(run.threads),), "run", "uint8"),
         # what blocks are made again from is exact, what only their backward reads need not be
-        Buffer("block_x", (n_live, t, d), "step", half if run.keep_all else "float32"),
-        *(Buffer(name, (copies, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
+        Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
+        *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
           for name, width in kept_widths(s, run).items()),
         # the last block's activations and norms wait for backward while the head is computed
         Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),
@@ -220,7 +219,7 @@ class Decoder:
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """The activations of an earlier block: all of them from its input, or what is cheap from what was kept."""
         t, k = batch.tokens.size, self._kept(layer, batch.tokens.size)
-        if not self.run.keep_all:
+        if layer < self.shape.n_layer - self.run.kept:
             x = self.arena.view("x", t, self.shape.d_model)
             native.copy(self.ctx, x, self._block_x(layer, batch))
             self._block_forward(layer, x, batch, rebuild=True)
@@ -349,7 +348,7 @@ class Decoder:
 
     def _kept(self, layer: int, t: int) -> Kept:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""
-        copy = max(layer - self.run.lowest, 0) if self.run.keep_all else 0
+        copy = max(layer - (self.shape.n_layer - self.run.kept), 0)  # blocks that are not kept share the lowest one's
         if (kept := self._views.get((copy, t))) is not None:
             return kept
         if len(self._views) >= self.shape.n_layer:

@@ -44,10 +44,10 @@ class Room:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was traded: tokens in a micro-batch, whether blocks' activations are kept, how many blocks are streamed."""
+    """What was traded: tokens in a micro-batch, blocks whose activations are kept, blocks whose weights are streamed."""
 
     max_tokens: int
-    keep_all: bool
+    kept: int
     streamed: int
 
 
@@ -97,7 +97,7 @@ def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room:
     options that the model cannot fulfil (blocks, rank).
     """
     planner = _Planner(shape, config, threads, sizes, room, lengths)
-    check_rank(lora_shapes(shape, planner.run(Choice(1, False, 0))), config.rank)
+    check_rank(lora_shapes(shape, planner.run(Choice(1, 1, 0))), config.rank)
     if choice is not None:
         return planner.plan(choice)
     best = planner.best()
@@ -126,7 +126,7 @@ class _Planner:
         c = self.config
         return Run(max_tokens=choice.max_tokens, max_length=self.longest, rank=c.rank,
                    targets=target_names(c.target_names()), blocks=c.block_range(self.shape.n_layer), dropout=c.dropout,
-                   keep_all=choice.keep_all, threads=self.threads, precision=c.precision)
+                   kept=choice.kept, threads=self.threads, precision=c.precision)
 
     def table(self, choice: Choice) -> tuple[Buffer, ...]:
         run = self.run(choice)
@@ -148,17 +148,19 @@ class _Planner:
     def _fitting(self) -> Iterator[Choice]:
         """For each way to compute, the one that streams least."""
         for tokens in self.token_counts() if self.room.before <= self.room.budget else ():
-            for keep in self.keeps():
-                plan = self.plan(Choice(tokens, keep, 0))
+            for kept in self.kept_counts():
+                plan = self.plan(Choice(tokens, kept, 0))
                 left = self.room.budget - self.room.process - GROWTH - plan.arena_bytes
                 for streamed in self.streamings():
                     if self.sizes.mapped(streamed, tokens) <= left:
-                        yield Choice(tokens, keep, streamed)
+                        yield Choice(tokens, kept, streamed)
                         break
 
-    def keeps(self) -> tuple[bool, ...]:
-        """Whether blocks' activations may be kept, or computed again."""
-        return {"none": (True,), "block": (False,)}.get(self.config.recompute, (True, False))
+    def kept_counts(self) -> list[int]:
+        """Of how many blocks activations may be kept: those of the last one always are."""
+        live = self.shape.n_layer - self.config.block_range(self.shape.n_layer)[0]
+        some = sorted({max(1, live * eighth // 8) for eighth in range(9)})
+        return {"none": [live], "block": [1]}.get(self.config.recompute, some)
 
     def streamings(self) -> range:
         """How many blocks may be streamed."""
@@ -175,14 +177,14 @@ class _Planner:
 
     def least(self) -> int:
         """The smallest budget that would do."""
-        return min(self.peak(Choice(self.token_counts()[0], keep, self.streamings()[-1])) for keep in self.keeps())
+        return self.peak(Choice(self.token_counts()[0], self.kept_counts()[0], self.streamings()[-1]))
 
     def trades(self, best: Choice) -> Iterator[str]:
         """What a budget has cost, with the peak before and after, in the order in which it costs little."""
         at = replace(self, room=replace(self.room, budget=UNLIMITED)).best()
         assert at is not None
         texts = {
-            "keep_all": "blocks are computed again in backward, not kept",
+            "kept": f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
             "max_tokens": f"{best.max_tokens} tokens are computed at a time, not {at.max_tokens}, for the same batch",
             "streamed": f"{best.streamed} of {self.shape.n_layer} blocks, embedding and head are read at every use",
         }

@@ -30,7 +30,7 @@ class Run:
     targets: tuple[str, ...]  # GGUF names: attn_q, ...
     blocks: range  # trained
     dropout: float
-    keep_all: bool  # keep each block's activations instead of recomputing them
+    kept: int  # blocks, the last ones, whose activations are kept and not computed again; at least 1
     threads: int
     precision: str  # of products: exact, fast or int8
 

@@ -64,9 +64,10 @@ def work(s: Shape, run: Run, read_bytes: int = 0) -> float:
     flops = step_flops(s, run, [run.max_length])
     head = 2 * (run.max_length - 1) * s.n_vocab * s.d_model
     live = s.n_layer - run.lowest
-    again = 0.0 if run.keep_all else (flops.forward - head) * (live - 1) / s.n_layer
-    weights = sum(n * k for n, k in s.linear_shapes().values()) * (s.n_layer + live * (1 if run.keep_all else 2))
-    computed = (flops.total + again) / run.max_length + UNPACK * (weights + s.n_vocab * s.d_model) / run.max_tokens
+    again = live - run.kept  # blocks
+    weights = sum(n * k for n, k in s.linear_shapes().values()) * (s.n_layer + live + again)
+    computed = (flops.total + (flops.forward - head) * again / s.n_layer) / run.max_length
+    computed += UNPACK * (weights + s.n_vocab * s.d_model) / run.max_tokens
     reading = READ * read_bytes / run.max_tokens
     return max(computed, reading) + UNHIDDEN * reading
 
@@ -78,7 +79,8 @@ class Speed:
     device: str
     isa: str
     precision: str
-    recompute: str
+    kept: int  # blocks whose activations were not computed again, of
+    blocks: int  # so many
     threads: int
     micro_batch: int  # tokens
     flops_per_s: float  # as step_flops counts
@@ -95,7 +97,8 @@ def read_speed(path: Path) -> Speed:
     try:
         found = json.loads(path.read_bytes())
         speed = Speed(**{spec.name: found[spec.name] for spec in fields(Speed)})
-        if not (isinstance(speed.threads, int) and 0.0 < speed.flops_per_s < float("inf") and speed.micro_batch >= 1):
+        if not (isinstance(speed.threads, int) and 0.0 < speed.flops_per_s < float("inf") and speed.micro_batch >= 1
+                and 1 <= speed.kept <= speed.blocks):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
         raise FormatError(f"{path} holds no measured speed", "make it with edgetune bench train --save") from None
@@ -115,6 +118,7 @@ def tokens_per_s(s: Shape, run: Run, speed: Speed, read_bytes: int = 0) -> float
     FLOP alone: good for models and rows that are not far from the measured ones.
     """
     check_speed(run, speed)
-    measured = work(s, replace(run, keep_all=speed.recompute == "none", max_tokens=speed.micro_batch))
+    kept = max(1, round((s.n_layer - run.lowest) * speed.kept / speed.blocks))  # the same share
+    measured = work(s, replace(run, kept=kept, max_tokens=speed.micro_batch))
     flops = step_flops(s, run, [run.max_length]).total / run.max_length
     return speed.flops_per_s / flops * measured / work(s, run, read_bytes)

@@ -138,7 +138,7 @@ def test_plan_predicts_from_a_saved_speed(model, tmp_path):
 
 def test_plan_refuses_another_speed(model, tmp_path):
     file = tmp_path / "speed.json"
-    measured = {"device": "d", "isa": "i", "precision": "exact", "recompute": "block", "threads": 3,
+    measured = {"device": "d", "isa": "i", "precision": "exact", "kept": 1, "blocks": 2, "threads": 3,
                 "micro_batch": 64, "flops_per_s": 1e9}
     for content in ("[]", "{}", '{"flops_per_s": "x"}', "oops", json.dumps(measured | {"flops_per_s": 0})):
         file.write_text(content)

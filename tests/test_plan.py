@@ -31,14 +31,14 @@ def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, **options
 
 
 def test_enough_memory_trades_nothing():
-    assert make().choice == plan.Choice(1024, True, 0)
+    assert make().choice == plan.Choice(1024, 30, 0)
     assert make().traded == ()
     assert make().weight_bytes == WEIGHTS.total
 
 
 def test_what_is_traded_is_said_with_what_it_saves():
     tight = make(160)
-    assert tight.choice.keep_all is False
+    assert tight.choice.kept < 30
     assert tight.choice.streamed > 0
     assert tight.peak_bytes <= 160 * MIB
     first, *_, last = tight.traded
@@ -48,20 +48,20 @@ def test_what_is_traded_is_said_with_what_it_saves():
 
 
 @pytest.mark.parametrize(("options", "choice"), [
-    ({"recompute": "block"}, plan.Choice(1024, False, 0)),
-    ({"recompute": "block", "weights": "streamed"}, plan.Choice(1024, False, 30)),
-    ({"micro_batch": 300}, plan.Choice(300, True, 0)),
-    ({"micro_batch": 1}, plan.Choice(256, True, 0)),
+    ({"recompute": "block"}, plan.Choice(1024, 1, 0)),
+    ({"recompute": "block", "weights": "streamed"}, plan.Choice(1024, 1, 30)),
+    ({"micro_batch": 300}, plan.Choice(300, 30, 0)),
+    ({"micro_batch": 1}, plan.Choice(256, 30, 0)),
 ])
 def test_what_is_asked_for_is_done(options, choice):
     assert make(**options).choice == choice
 
 
 def test_an_explicit_option_is_not_traded():
-    assert make(300, recompute="block").choice.keep_all is False
+    assert make(300, recompute="block").choice.kept == 1
     for options in ({"recompute": "none"}, {"weights": "resident"}):
         tight = make(260, **options)
-        assert tight.choice.keep_all is (options.get("recompute") == "none")
+        assert tight.choice.kept == 30 or "recompute" not in options
         assert tight.choice.streamed == 0 or "recompute" in options
     with pytest.raises(UsageError, match="--weights auto would help most"):
         make(160, weights="resident", recompute="block")
@@ -120,7 +120,7 @@ def test_what_was_used_before_training_counts():
 
 
 def test_an_earlier_choice_is_made_again():
-    choice = plan.Choice(512, False, 3)
+    choice = plan.Choice(512, 1, 3)
     again = plan.make(SMOLLM2, TrainConfig(**OPTIONS), threads=2, sizes=WEIGHTS, room=plan.Room(0), choice=choice)
     assert again.choice == choice
     assert again.run.max_tokens == 512
