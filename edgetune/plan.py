@@ -44,7 +44,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was traded: tokens in a micro-batch, blocks whose activations are kept, blocks whose weights are streamed."""
+    """What was traded: tokens in a micro-batch, blocks whose activations are kept, and whose weights are streamed."""
 
     max_tokens: int
     kept: int

@@ -7,7 +7,17 @@
 #define INT8_VECTORS 3
 #define INT8_OFFSET 0
 
+#define INT8_RUN INT8_STEP
+
 static inline ivec round_to_ints(vec x) { return (ivec)vcvtnq_s32_f32((float32x4_t)x); }
+static inline ivec max_ints(ivec x, ivec y) { return (ivec)vmaxq_s32((int32x4_t)x, (int32x4_t)y); }
+static inline void store_bytes(int8_t out[32], const ivec codes[8]) {
+    UNROLL for (int i = 0; i < 8; i += 4) {
+        int16x8_t low = vcombine_s16(vmovn_s32((int32x4_t)codes[i]), vmovn_s32((int32x4_t)codes[i + 1]));
+        int16x8_t high = vcombine_s16(vmovn_s32((int32x4_t)codes[i + 2]), vmovn_s32((int32x4_t)codes[i + 3]));
+        vst1q_s8(out + 4 * i, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+    }
+}
 
 #ifdef __ARM_FEATURE_MATMUL_INT8
 #define INT8_STEP 8

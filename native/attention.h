@@ -69,6 +69,7 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
 
 #include "attention_float.h"
 #ifdef __AVX512BF16__
+#include "attention_strips.h"
 #include "attention_bf16.h"
 #define ATTENTION(pass, a)                                                                                             \
     (et_precision((a)->ctx) == ET_EXACT ? attention_##pass##_float(a) : attention_##pass##_bf16(a))

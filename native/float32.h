@@ -54,7 +54,7 @@ static void pack_a_floats(const struct product *p, const struct segment *s, floa
 }
 
 static const struct kernel float_kernel = {
-    .rows = MR, .columns = NR, .inner = KC, .unit = 1, .bytes = 4, .direct = ET_F32, .strips = 32 / MR, .pack_inner = PACK_A_TASK,
+    .rows = MR, .columns = NR, .inner = KC, .unit = 1, .bits = 32, .direct = ET_F32, .strips = 32 / MR, .pack_inner = PACK_A_TASK,
     .pack_a = pack_a_floats, .pack_b_transposed = pack_b_transposed, .pack_b_straight = pack_b_straight,
     .tile = tile_any,
 };

@@ -5,15 +5,40 @@
  * largest magnitude. Weights that are read along their own blocks of 32 keep the codes and scales that they have, and
  * the minima, whose products with the sums of A's codes are a product of floats of a 32nd of the size.
  *
- * A panel: the codes [inner / INT8_STEP, width, INT8_STEP], then for each block of 32 the scales [inner / 32, width]; then
- * what sums begin with, of B, and the minima; of A, what minima are multiplied with.
+ * A panel is, for each block of 32, the codes, of B [32 / INT8_STEP, width, INT8_STEP] and of A [32 / INT8_RUN, rows,
+ * INT8_RUN], then the scales [width]; then what sums begin with, of B, and the minima; of A, what minima are multiplied with.
  *
  * A row brings `dot_step` (sums of a group of rows += dot products of INT8_STEP bytes of each with nv vectors of columns)
- * and `dot_end` (which puts sums in their places), the tile's sizes, `round_to_ints`, and INT8_OFFSET, by which codes of A
- * are moved up.
+ * and `dot_end` (which puts sums in their places), the tile's sizes, INT8_RUN, `round_to_ints`, `max_ints`, `store_bytes`
+ * (32 codes of A, as the dot product wants them), and INT8_OFFSET, by which these are moved up.
  */
 
 static inline ivec load_ints(const void *p) { return (ivec)vload(p); }
+
+static inline int lanes_sum_ints(ivec x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int sum = 0;
+    for (int i = 0; i < VL; i++)
+        sum += x[i];
+    return sum;
+#endif
+}
+
+/* The largest of integers that are bits of floats from 0 on. */
+static inline float lanes_max_ints(ivec x) {
+#ifdef __AVX512F__
+    int most = _mm512_reduce_max_epi32((__m512i)x);
+#else
+    int most = x[0];
+    for (int i = 1; i < VL; i++)
+        most = x[i] > most ? x[i] : most;
+#endif
+    float value;
+    memcpy(&value, &most, sizeof value);
+    return value;
+}
 
 #if defined __AVX512VNNI__ || defined __AVXVNNI__
 #include "vnni.h"
@@ -24,49 +49,94 @@ static inline ivec load_ints(const void *p) { return (ivec)vload(p); }
 #ifdef ET_DOT
 
 #define INT8_COLUMNS (INT8_VECTORS * VL)
-#define INT8_INNER (2 * KC) /* an element takes less than two bytes */
+#define INT8_INNER (2 * KC)
+#ifndef INT8_PART
+#define INT8_PART 0
+#endif
+#define INT8_BITS (8 + 3) /* a code, and for 32 of them three numbers of 32 bits */
 #define INT8_CHUNK 256      /* weights that are unpacked at once: whole blocks of every format */
 
+_Static_assert((INT8_INNER * LONGER * INT8_BITS / 32) * (256 + NR + LEAST_STRIPS * 36) <= ET_SHARED_FLOATS,
+               "packed blocks must fit the shared scratch");
 _Static_assert(INT8_COLUMNS <= NR && INT8_ROWS <= MOST_ROWS && INT8_ROWS % INT8_GROUP == 0, "whole tiles");
 _Static_assert(INT8_INNER % 32 == 0 && NC % INT8_COLUMNS == 0 && INT8_CHUNK % VL == 0, "whole blocks, panels, vectors");
 _Static_assert((INT8_COLUMNS + INT8_ROWS) * INT8_INNER * LONGER <= ET_THREAD_FLOATS && 32 * INT8_CHUNK <= ET_THREAD_FLOATS &&
                    2 * INT8_COLUMNS * INT8_CHUNK <= ET_THREAD_FLOATS,
                "unpacked rows must fit");
 
-struct int8_panel {
+struct int8_block {
     int8_t *codes;
     float *scales, *sums, *minima; /* sums of B are integers */
 };
 
-static inline struct int8_panel int8_panel(const float *panel, int width, int K) {
-    float *p = (float *)(uintptr_t)panel, *scales = p + (ptrdiff_t)K * width / 4;
-    ptrdiff_t part = (ptrdiff_t)K * width / 32;
-    return (struct int8_panel){(int8_t *)p, scales, scales + part, scales + 2 * part};
+static inline struct int8_block int8_block(const float *panel, int width, int block) {
+    float *p = (float *)(uintptr_t)panel + (ptrdiff_t)block * width * INT8_BITS, *scales = p + 8 * width;
+    return (struct int8_block){(int8_t *)p, scales, scales + width, scales + 2 * width};
 }
 
-/* Four codes, from k of a block on, of each of n <= VL columns from j on. */
-static inline void place_codes(float *codes, int width, int block, int j, int k, uvec four, int n) {
+/* Four codes, from k of a block on, of each of VL columns from j on. */
+static inline void place_codes(float *codes, int width, int j, int k, uvec four) {
     if (INT8_STEP == 4) {
-        vstore_part(codes + (block * 8 + k / 4) * width + j, (vec)four, n);
+        vstore(codes + k / 4 * width + j, (vec)four);
         return;
     }
-    for (int i = 0; i < n; i++)
-        codes[((block * 4 + k / 8) * width + j + i) * 2 + k / 4 % 2] = ((vec)four)[i];
+    for (int i = 0; i < VL; i++)
+        codes[(k / 8 * width + j + i) * 2 + k / 4 % 2] = ((vec)four)[i];
 }
 
 #define INT8_LEAST 0x1p-100f /* where scales would be denormal, all is rounded to zero */
 
-/* The first n <= VL of VL columns of a panel, from column j on, of one block: x [32, ld] rounded. Returns the sums of the
- * codes, which are written moved up by `offset`. */
-static inline __attribute__((always_inline)) ivec quantize(struct int8_panel p, int width, int block, int j,
-                                                           const float *x, ptrdiff_t ld, int offset, int n) {
-    ivec most = {0}, sums = {0};
-    for (int k = 0; k < 32; k++) { /* as integers NaN is above all numbers */
-        ivec size = load_ints(x + k * ld) & 0x7fffffff;
-        most = (ivec)blend(size > most, (vec)size, (vec)most);
+/* 127ths of the largest magnitude, and what makes codes of values. */
+static inline float int8_scale(float most) { return most / 127; }
+static inline float int8_inverse(float most) { return most >= INT8_LEAST ? 127 / most : 0; }
+
+/* Row r of a block of A: 32 values of x. */
+INLINE void quantize_row(struct int8_block out, int r, et_array x) {
+    enum { N = 32 / VL };
+    vec values[N];
+    ivec most = {0}, codes[N], sum = {0};
+    UNROLL for (int i = 0; i < N; i++) { /* as integers NaN is above all numbers */
+        values[i] = load_part(x, i * VL, VL);
+        most = max_ints(most, (ivec)values[i] & 0x7fffffff);
     }
+    float highest = lanes_max_ints(most), scale = int8_scale(highest), inverse = int8_inverse(highest);
+    UNROLL for (int i = 0; i < N; i++) {
+        codes[i] = round_to_ints(values[i] * inverse);
+        sum += codes[i];
+    }
+    if (INT8_RUN == 32)
+        store_bytes(out.codes + r * 32, codes);
+    else {
+        int8_t bytes[32];
+        store_bytes(bytes, codes);
+        for (int k = 0; k < 32; k += INT8_RUN)
+            memcpy(out.codes + k * INT8_ROWS + r * INT8_RUN, bytes + k, INT8_RUN);
+    }
+    out.scales[r] = scale;
+    out.sums[r] = scale * (float)lanes_sum_ints(sum);
+}
+
+INLINE void quantize_rows(const float *panel, et_array a, ptrdiff_t stride, int rows, int K) {
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < K; k += 32)
+            quantize_row(int8_block(panel, INT8_ROWS, k / 32), r, array_at(a, r * stride + k));
+}
+
+static void pack_a_int8(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {
+    et_array a = a_rows(p, s, m);
+    (void)tmp;
+    if (rows < INT8_ROWS)
+        memset(panel, 0, (size_t)INT8_ROWS * panel_floats(p->kernel, s->packed) * sizeof *panel);
+    EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed));
+}
+
+/* VL columns of a block of B, from column j on: x [32, ld] rounded. */
+static inline void quantize_b(struct int8_block out, int width, int j, const float *x, ptrdiff_t ld) {
+    ivec most = {0}, sums = {0};
+    for (int k = 0; k < 32; k++)
+        most = max_ints(most, load_ints(x + k * ld) & 0x7fffffff);
     vec inverse = (vec)((ivec)(127 / (vec)most) & ((vec)most >= INT8_LEAST));
-    vstore_part(p.scales + block * width + j, (vec)most / 127, n);
+    vstore(out.scales + j, (vec)most / 127);
     for (int k = 0; k < 32; k += 4) {
         uvec four = {0};
         UNROLL for (int i = 0; i < 4; i++) {
@@ -74,40 +144,9 @@ static inline __attribute__((always_inline)) ivec quantize(struct int8_panel p, 
             sums += q;
             four |= ((uvec)q & 255) << 8 * i;
         }
-        four ^= (uint32_t)offset * 0x01010101u;
-        place_codes((float *)p.codes, width, block, j, k, four, n);
+        place_codes((float *)out.codes, width, j, k, four);
     }
-    return sums;
-}
-
-/* Every row of A's panel. */
-static inline void quantize_a(struct int8_panel panel, int block, const float *x, ptrdiff_t ld) {
-    UNROLL for (int r = 0; r < INT8_ROWS; r += VL) {
-        const int n = INT8_ROWS - r < VL ? INT8_ROWS - r : VL;
-        ivec sums = quantize(panel, INT8_ROWS, block, r, x + r, ld, INT8_OFFSET, n);
-        vec scales = vload_part(panel.scales + block * INT8_ROWS + r, n);
-        vstore_part(panel.sums + block * INT8_ROWS + r, scales * __builtin_convertvector(sums, vec), n);
-    }
-}
-
-static void pack_a_int8(const struct product *p, const struct segment *s, float *at, float *tmp, int m, int rows) {
-    enum { WIDTH = (INT8_ROWS + VL - 1) / VL * VL };
-    struct int8_panel panel = int8_panel(at, INT8_ROWS, s->packed);
-    float *x = tmp;
-    struct side a = a_floats(p, s, tmp + INT8_CHUNK * WIDTH, m, rows);
-    memset(x, 0, INT8_CHUNK * WIDTH * sizeof *x);
-    for (int k = 0; k < s->packed; k += INT8_CHUNK) {
-        int count = min_int(s->packed - k, INT8_CHUNK);
-        pack_transposed(x, WIDTH, a.p + k, a.rs, rows, count);
-        for (int i = 0; i < count; i += 32)
-            quantize_a(panel, (k + i) / 32, x + i * WIDTH, WIDTH);
-    }
-}
-
-/* VL columns of B, from column j on. */
-static inline void quantize_b(struct int8_panel panel, int width, int block, int j, const float *x, ptrdiff_t ld) {
-    ivec sums = quantize(panel, width, block, j, x, ld, 0, VL);
-    vstore(panel.sums + block * width + j, (vec)(sums * -INT8_OFFSET));
+    vstore(out.sums + j, (vec)(sums * -INT8_OFFSET));
 }
 
 static inline void store_codes(int8_t *out, bytes first, float scale, float offset, bytes second, float scale2,
@@ -125,38 +164,38 @@ static inline void store_codes(int8_t *out, bytes first, float scale, float offs
 #include "unpack.h"
 
 /* Columns of a panel whose formats have codes and scales for blocks of 32. */
-static void pack_b_codes(struct int8_panel panel, int width, const struct segment *s, float *tmp, int n, int columns) {
+static void pack_b_codes(const float *panel, int width, const struct segment *s, float *tmp, int n, int columns) {
     int8_t *codes = (int8_t *)tmp;
     int bytes = et_format_bytes(s->format), ld = s->packed;
-    for (int r = 0; r < columns; r++) {
-        int64_t first = (n + r) * s->ldw + s->k;
-        const uint8_t *w = (const uint8_t *)s->w + first / 32 * bytes;
-        unpack_codes_any(codes + r * ld, s->w, s->format, first, ld);
-        for (int block = 0; block < ld / 32; block++, w += bytes) {
+    for (int r = 0; r < columns; r++)
+        unpack_codes_any(codes + r * ld, s->w, s->format, (n + r) * s->ldw + s->k, ld);
+    for (int i = 0; i < ld / 32; i++) {
+        struct int8_block block = int8_block(panel, width, i);
+        const uint8_t *w = (const uint8_t *)s->w + (n * s->ldw + s->k) / 32 * bytes + i * bytes;
+        for (int r = 0; r < columns; r++, w += s->ldw / 32 * bytes) {
             uint16_t header[2];
             int sum = 0;
             memcpy(header, w, 4);
-            for (int i = 0; i < 32; i++)
-                sum += codes[r * ld + block * 32 + i];
+            for (int k = 0; k < 32; k++)
+                sum += codes[r * ld + i * 32 + k];
             sum *= -INT8_OFFSET;
-            panel.scales[block * width + r] = half_to_float(header[0]);
-            memcpy(&panel.sums[block * width + r], &sum, 4);
-            panel.minima[block * width + r] = half_to_float(header[1]);
+            block.scales[r] = half_to_float(header[0]);
+            memcpy(&block.sums[r], &sum, 4);
+            block.minima[r] = half_to_float(header[1]);
         }
+        if (INT8_STEP == 4)
+            pack_transposed((float *)block.codes, width, tmp + i * 8, ld / 4, columns, 8);
+        for (int k = 0; INT8_STEP != 4 && k < 32; k += INT8_STEP)
+            for (int r = 0; r < columns; r++)
+                memcpy(block.codes + k * width + r * INT8_STEP, codes + r * ld + i * 32 + k, INT8_STEP);
+        pack_zeros((float *)block.codes, width * INT8_STEP / 4, columns * INT8_STEP / 4, 32 / INT8_STEP);
+        pack_zeros(block.scales, width, columns, 3); /* and what lies behind them */
     }
-    if (INT8_STEP == 4)
-        pack_transposed((float *)panel.codes, width, tmp, ld / 4, columns, ld / 4);
-    for (int k = 0; INT8_STEP != 4 && k < ld; k += INT8_STEP)
-        for (int r = 0; r < columns; r++)
-            memcpy(panel.codes + k * width + r * INT8_STEP, codes + r * ld + k, INT8_STEP);
-    pack_zeros((float *)panel.codes, width * INT8_STEP / 4, columns * INT8_STEP / 4, ld / INT8_STEP);
-    pack_zeros(panel.scales, width, columns, 3 * ld / 32); /* and what lies behind them */
 }
 
 static void pack_b_int8_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
     int n = task * INT8_COLUMNS, columns = min_int(p->nc - n, INT8_COLUMNS), width = panel_vectors(columns) * VL;
-    struct int8_panel panel = int8_panel(b_panel(p, s, n), width, s->packed);
-    float *x = tmp + INT8_COLUMNS * INT8_CHUNK;
+    float *panel = b_panel(p, s, n), *x = tmp + INT8_COLUMNS * INT8_CHUNK;
     if (et_format_block(s->format) == 32) {
         pack_b_codes(panel, width, s, tmp, p->n + n, columns);
         return;
@@ -169,7 +208,7 @@ static void pack_b_int8_transposed(const struct product *p, const struct segment
         pack_zeros(x, width, columns, count);
         for (int i = 0; i < count; i += 32)
             for (int j = 0; j < width; j += VL)
-                quantize_b(panel, width, (k + i) / 32, j, x + i * width + j, width);
+                quantize_b(int8_block(panel, width, (k + i) / 32), width, j, x + i * width + j, width);
     }
 }
 
@@ -183,8 +222,7 @@ static void pack_b_int8_straight(const struct product *p, const struct segment *
         }
         for (int j = 0; j < count; j += VL) {
             int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS, width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
-            struct int8_panel panel = int8_panel(b_panel(p, s, n), width, s->packed);
-            quantize_b(panel, width, block, c + j - n, tmp + j, INT8_CHUNK);
+            quantize_b(int8_block(b_panel(p, s, n), width, block), width, c + j - n, tmp + j, INT8_CHUNK);
         }
     }
 }
@@ -192,27 +230,25 @@ static void pack_b_int8_straight(const struct product *p, const struct segment *
 /* sums [INT8_GROUP, nv] of rows i .. of A times B. nv and minima are constants where this is inlined. */
 static inline __attribute__((always_inline)) void int8_group(const struct tile *t, vec sums[][INT8_VECTORS], int i,
                                                              const int nv, const int minima) {
-    const int K = t->s[0].K;
-    const struct int8_panel a = int8_panel(t->s[0].a.p, INT8_ROWS, K), b = int8_panel(t->s[0].b.p, nv * VL, K);
     vec acc[INT8_GROUP][INT8_VECTORS] = {0};
-    for (int block = 0; minima && block < K / 32; block++)
-        UNROLL for (int r = 0; r < INT8_GROUP; r++) {
-            UNROLL for (int j = 0; j < nv; j++)
-                acc[r][j] += a.sums[block * INT8_ROWS + i + r] * vload(b.minima + (block * nv + j) * VL);
-        }
-    const int8_t *rows = a.codes + i * INT8_STEP, *columns = b.codes;
-    for (int block = 0; block < K / 32; block++, rows += 32 * INT8_ROWS, columns += 32 * nv * VL) {
+    for (int block = 0; block < t->s[0].K / 32; block++) {
+        const struct int8_block a = int8_block(t->s[0].a.p, INT8_ROWS, block), b = int8_block(t->s[0].b.p, nv * VL, block);
         ivec s[INT8_GROUP][INT8_VECTORS];
         UNROLL for (int j = 0; j < nv; j++) {
-            ivec first = INT8_OFFSET ? load_ints(b.sums + (block * nv + j) * VL) : (ivec){0};
+            ivec first = INT8_OFFSET ? load_ints(b.sums + j * VL) : (ivec){0};
             UNROLL for (int r = 0; r < INT8_GROUP; r++) s[r][j] = first;
         }
-        UNROLL for (int k = 0; k < 32; k += INT8_STEP) dot_step(s, rows + k * INT8_ROWS, columns + k * nv * VL, nv);
+        UNROLL for (int k = 0; k < 32; k += INT8_STEP)
+            dot_step(s, a.codes + k / INT8_RUN * INT8_RUN * INT8_ROWS + i * INT8_RUN + k % INT8_RUN,
+                     b.codes + k * nv * VL, nv);
         dot_end(s, nv);
         UNROLL for (int j = 0; j < nv; j++) {
-            vec scales = vload(b.scales + (block * nv + j) * VL);
-            UNROLL for (int r = 0; r < INT8_GROUP; r++)
-                acc[r][j] += __builtin_convertvector(s[r][j], vec) * (a.scales[block * INT8_ROWS + i + r] * scales);
+            vec scales = vload(b.scales + j * VL);
+            UNROLL for (int r = 0; r < INT8_GROUP; r++) {
+                acc[r][j] += __builtin_convertvector(s[r][j], vec) * (a.scales[i + r] * scales);
+                if (minima)
+                    acc[r][j] += a.sums[i + r] * vload(b.minima + j * VL);
+            }
         }
     }
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
@@ -252,9 +288,9 @@ static void tile_int8_minima(struct tile *t) {
 }
 
 #define INT8_KERNEL                                                                                                    \
-    .rows = INT8_ROWS, .columns = INT8_COLUMNS, .inner = INT8_INNER, .unit = 32, .bytes = 2, .direct = -1, .rough = 1, \
-    .strips = 36 / INT8_ROWS, .pack_inner = 32, .pack_a = pack_a_int8, .pack_b_transposed = pack_b_int8_transposed,    \
-    .pack_b_straight = pack_b_int8_straight
+    .rows = INT8_ROWS, .columns = INT8_COLUMNS, .inner = INT8_INNER, .unit = 32, .bits = INT8_BITS, .direct = -1,      \
+    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32, .pack_a = pack_a_int8,                  \
+    .pack_b_transposed = pack_b_int8_transposed, .pack_b_straight = pack_b_int8_straight
 static const struct kernel int8_kernel = {INT8_KERNEL, .tile = tile_int8};
 static const struct kernel int8_minima_kernel = {INT8_KERNEL, .tile = tile_int8_minima};
 

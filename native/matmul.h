@@ -22,16 +22,20 @@ _Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must f
 
 static int rows_a_task(const struct product *p) { return p->kernel->strips * p->kernel->rows; }
 
+/* What is fast, and whether bytes are faster yet where a gradient may be rounded to them. */
 #ifdef __AVX512BF16__
 #define FAST_KERNEL bf16_kernel
+#define FAST_BACKWARD_INT8 0 /* bytes are twice as fast at most, but bf16 and they together miss et.h's 0.9995 */
 #else
 #define FAST_KERNEL float_kernel
+#define FAST_BACKWARD_INT8 1
 #endif
 
 /* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
 static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
 #ifdef ET_DOT
-    if (precision == ET_INT8 && format != ET_F32 && inner % 32 == 0)
+    int rough = precision == ET_INT8 || (precision == ET_FAST && backward && FAST_BACKWARD_INT8);
+    if (rough && format != ET_F32 && inner % 32 == 0)
         return int8_kernel_of(format, backward);
 #endif
     (void)backward, (void)format, (void)inner;
@@ -75,7 +79,7 @@ static struct side a_side(const struct product *p, const struct segment *s, int 
     const struct kernel *kernel = p->kernel;
     if (s->a_direct && rows == kernel->rows)
         return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs, kernel->run ? kernel->run : s->a_cs, 0};
-    const float *panel = a_panel(p, s, m) + (ptrdiff_t)k * kernel->rows * kernel->bytes / 4;
+    const float *panel = a_panel(p, s, m) + kernel->rows * panel_floats(kernel, k);
     return kernel->run ? (struct side){panel, kernel->run, kernel->rows * kernel->run, 0}
                        : (struct side){panel, 1, MR, 0};
 }
@@ -129,7 +133,7 @@ static void compute_task(void *arg, int task, int thread) {
             t.to_come = k + part < all;
             t.s[0].K = min_int(part, all - k);
             t.s[0].b = b;
-            t.s[0].b.p += (ptrdiff_t)k * b.ks * p->kernel->bytes / 4;
+            t.s[0].b.p += b.ks * panel_floats(p->kernel, k);
             t.s[1].K = t.to_come ? 0 : p->s[1].packed;
             compute_strips(p, &t, sums, m0, m1, n, k);
             k += part;
@@ -158,7 +162,7 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
                   (kernel->run ? s->a_cs == 1 && s->a_rs % kernel->run == 0 && s->kc == s->packed : p->N <= NR);
     s->b_direct = i == 0 && s->kc && kernel == &float_kernel && p->M <= 2 * MR && !p->transposed && s->kc <= KC &&
                   (floats_in_place(s) || (s->format == ET_BF16 && (uintptr_t)s->w % 2 == 0 && !p->s[1].K));
-    ptrdiff_t width = (ptrdiff_t)s->packed * kernel->bytes / 4;
+    ptrdiff_t width = panel_floats(kernel, s->packed);
     s->b_panels = panels;
     s->a_panels = panels + width * ceil_div(p->nc, kernel->columns) * kernel->columns;
     return s->a_panels + width * ceil_div(p->mc, kernel->rows) * kernel->rows;
@@ -185,11 +189,27 @@ static void product_block(struct product *p, int rows, int tasks_across) {
     }
 }
 
+/* How many rows and columns lie packed at a time. Rows that are quantized are best packed once: for all columns, if these
+ * leave room for some rows. */
+static void block_sides(const struct product *p, int inner, int *rows, int *columns) {
+    const struct kernel *kernel = p->kernel;
+    int longest = inner > kernel->inner ? inner : kernel->inner, strip = rows_a_task(p);
+    int unit = p->transposed ? kernel->columns : 256;
+    *rows = MC * kernel->inner / longest / strip * strip;
+    *columns = NC * kernel->inner / longest / unit * unit;
+    if (!kernel->rough)
+        return;
+    int fit = (int)(ET_SHARED_FLOATS / panel_floats(kernel, inner));
+    int some = min_int(ceil_div(p->M, strip), LEAST_STRIPS) * strip;
+    *columns = min_int(ceil_div(p->N, unit) * unit, (fit - some) / unit * unit);
+    int left = fit - ceil_div(min_int(*columns, p->N), kernel->columns) * kernel->columns;
+    *rows = left / strip * strip;
+}
+
 static void product(struct product *p, const struct kernel *kernel) {
     p->kernel = kernel;
-    int inner = inner_block(p), longest = inner > kernel->inner ? inner : kernel->inner;
-    int unit = p->transposed ? kernel->columns : 256, strip = rows_a_task(p);
-    int columns = NC * kernel->inner / longest / unit * unit, rows = MC * kernel->inner / longest / strip * strip;
+    int inner = inner_block(p), rows, columns;
+    block_sides(p, inner, &rows, &columns);
     int blocks = ceil_div(p->s[0].K, inner), low = ceil_div(p->s[1].K, LOW_RANK);
     for (p->n = 0; p->n < p->N; p->n += columns) {
         p->nc = min_int(p->N - p->n, columns);
@@ -226,13 +246,20 @@ static void matmul_forward(et_context *ctx, et_array out, et_array inp, const vo
     product_and_lora(&p, product_kernel(et_precision(ctx), 0, format, K), 0);
 }
 
-static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
-                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+static void backward_product(et_context *ctx, const struct kernel *kernel, et_array dinp, et_array dout, const void *w,
+                             int format, const float *x, const float *y, float scale, int accumulate, int T, int N, int K,
+                             int R) {
     struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .transposed = 0, .M = T, .N = K, .alpha = scale,
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = N};
     p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = K, .K = R};
-    product_and_lora(&p, product_kernel(et_precision(ctx), 1, format, N), 1);
+    product_and_lora(&p, kernel, 1);
+}
+
+static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
+                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    backward_product(ctx, product_kernel(et_precision(ctx), 1, format, N), dinp, dout, w, format, x, y, scale, accumulate,
+                     T, N, K, R);
 }
 
 /* The wider of dout and inp plays the weight: dw, or dw transposed. */

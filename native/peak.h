@@ -27,7 +27,7 @@ static double float_peak(int64_t n) {
 #ifdef ET_DOT
 static double int8_peak(int64_t n) {
     ivec sum[INT8_GROUP][INT8_VECTORS] = {0};
-    int8_t a[INT8_STEP * INT8_ROWS] = {1, 2, 3}, b[INT8_STEP * INT8_COLUMNS] = {1, 2, 3};
+    int8_t a[INT8_RUN * INT8_ROWS] = {1, 2, 3}, b[INT8_STEP * INT8_COLUMNS] = {1, 2, 3};
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
         UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
     }

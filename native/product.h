@@ -1,6 +1,7 @@
 /* A product on its way: what the driver (matmul.h) and the packings share. */
 
 #define TILE_STATE 64
+#define LEAST_STRIPS 5    /* tasks' strips of rows that are worth a pass */
 #define LOW_RANK 32       /* inner elements of the second product in a block */
 #define LONGER (NC / 256) /* times the usual inner size of a block may have, where C is bf16 */
 
@@ -13,13 +14,13 @@ struct kernel {
     int rows, columns; /* of a tile */
     int inner;         /* inner elements of a block, as a rule; */
     int unit;          /* they are packed in such units, zeros behind the last; a power of two */
-    int bytes;         /* an inner element takes in a panel */
+    int bits;          /* an inner element takes in a panel; those of a unit are whole floats */
     int run;           /* inner elements of a row of A that the tile wants side by side, 0: one */
     int direct;        /* the type of activations that the tile can read where they lie, or -1 */
     int part;          /* inner elements that a tile computes at once, a multiple of unit; 0: all. A block of rows then goes
                           * over a part of a panel of B while that is in the nearest cache */
     int strips;        /* of rows that a task computes */
-    int rough;         /* not for LoRA's part, which is multiplied apart */
+    int rough;         /* not for LoRA's part, which is multiplied apart; and A is packed at some cost, so once if it can be */
     int pack_inner;    /* inner elements that a task packs of a weight read as it lies; a multiple of unit */
     /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and pack_inner inner elements of all
      * panels of B from task * pack_inner. */
@@ -73,13 +74,16 @@ static const float *weights(const struct segment *s, float *tmp, int r, int i, i
     return tmp;
 }
 
+/* Of n inner elements of a row or column, in a panel. */
+static inline ptrdiff_t panel_floats(const struct kernel *kernel, int n) { return (ptrdiff_t)n * kernel->bits / 32; }
+
 /* Panels lie one behind the other. */
 static float *a_panel(const struct product *p, const struct segment *s, int m) {
-    return s->a_panels + (ptrdiff_t)m * s->packed * p->kernel->bytes / 4;
+    return s->a_panels + (ptrdiff_t)m * panel_floats(p->kernel, s->packed);
 }
 
 static float *b_panel(const struct product *p, const struct segment *s, int n) {
-    return s->b_panels + (ptrdiff_t)n * s->packed * p->kernel->bytes / 4;
+    return s->b_panels + (ptrdiff_t)n * panel_floats(p->kernel, s->packed);
 }
 
 /* Where row m of A begins, in the current block. */
