@@ -67,6 +67,8 @@ class TrainProgress:
             return
         if e["event"] == "start":
             self._start(e)
+        elif e["event"] == "resume":
+            self._resume(e)
         elif e["event"] == "eval":
             self.held_out = f"held-out {e['loss']:.3f}"
             if not self.live:
@@ -80,14 +82,23 @@ class TrainProgress:
         self.total = e["steps"]
         self.console.print(f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), "
                            f"{e['steps']} steps on row {e['isa']}", highlight=False, soft_wrap=True)
-        p = e["plan"]
-        self.console.print(f"memory: arena {mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, rest "
-                           f"{mib(p['process_bytes'])}; whole process at most {mib(p['peak_bytes'])} of "
-                           f"{mib(p['budget_bytes'])} ({p['budget']})", highlight=False, soft_wrap=True)
-        for line in plan_lines(p):
+        p, disk = e["plan"], e["disk"]
+        lines = [f"memory: arena {mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, rest "
+                 f"{mib(p['process_bytes'])}; whole process at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} "
+                 f"({p['budget']})", *plan_lines(p),
+                 f"--checkpoint-every {disk['checkpoint_every']}: {mib(disk['checkpoint_bytes'])} each, at most "
+                 f"{mib(disk['bytes_per_day'])} a day"]
+        for line in lines:
             self.console.print(line, highlight=False, soft_wrap=True)
         if self.live:
             self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
+
+    def _resume(self, e: dict[str, Any]) -> None:
+        lines = [f"[yellow]{what}: an older one is taken[/]" for what in e["damaged"]]
+        lines += [f"[yellow]{c['name']} has changed: the steps done stay as they are[/]" for c in e["changed"]]
+        lines.append(f"goes on after step {e['step']}" if e["step"] else "begins again: no step was saved")
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def _step(self, e: dict[str, Any]) -> None:
         self.tokens += e["tokens"]

@@ -7,7 +7,7 @@ T is the number of tokens in this micro-batch, documents one after another; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,7 @@ from .stream import EMBEDDING, Stream
 if TYPE_CHECKING:
     from .packing import Batch
 
+HEAD_TOKENS = 256  # in one go of the head
 HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
 BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
@@ -44,6 +45,7 @@ def kept_widths(s: Shape, run: Run) -> dict[str, int]:
 def buffers(s: Shape, run: Run) -> list[Buffer]:
     """The table of everything of size that forward and backward hold."""
     t, d, half = run.max_tokens, s.d_model, run.activations
+    at_once = min(t, HEAD_TOKENS)
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
     widest = max(d, s.d_ff, s.d_q)
     table = [
@@ -65,8 +67,9 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
         Buffer("du", (t, run.rank), "block"),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
-        Buffer("logits", (t, head_block(s, t)), "head"), Buffer("exps", (t, head_block(s, t)), "head", half),
-        Buffer("head_state", (t, native.HEAD_STATE), "head"),
+        Buffer("logits", (at_once, head_block(s, at_once)), "head"),
+        Buffer("exps", (at_once, head_block(s, at_once)), "head", half),
+        Buffer("head_state", (at_once, native.HEAD_STATE), "head"),
     ]
     for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
         table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
@@ -114,6 +117,7 @@ class Decoder:
             cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
             self.rope.append((cos, sin))
         self.widths = kept_widths(s, run)
+        self.before_block: Callable[[], None] = lambda: None  # also before the head; who raises here abandons a pass
         self._views: dict[tuple[int, int], Kept] = {}
 
     # ---- whole passes -----------------------------------------------------------------------------------------
@@ -125,11 +129,12 @@ class Decoder:
         logp = self.arena.view("logp", rows.size)
         if rows.size:
             self._norm(h, rstd, x, "output_norm")
-            logits, _, state = self._head_work(rows.size)
             self.stream.enter(self.shape.n_layer)
-            for part in self.stream.slices(self.model.head):
-                native.head_forward(self.ctx, logp, best, logits, state, h, self.model.head.data,
-                                    self.model.head.format, batch.targets[rows], part)
+            for part in self._head_parts(rows):
+                (logits, _, state), most = self._head_work(rows[part].size), None if best is None else best[part]
+                for entries in self.stream.slices(self.model.head):
+                    native.head_forward(self.ctx, logp[part], most, logits, state, h[part], self.model.head.data,
+                                        self.model.head.format, batch.targets[rows[part]], entries)
         self.stream.leave()
         return logp
 
@@ -160,14 +165,17 @@ class Decoder:
             return logp
         self._norm(h, rstd, x, "output_norm")
         dh = self.arena.view("dnorm", rows.size, s.d_model)
+        a = np.ascontiguousarray(a, np.float32)
         self.stream.enter(s.n_layer, s.n_layer - 1)
-        work, targets, a = self._head_work(rows.size), batch.targets[rows], np.ascontiguousarray(a, np.float32)
-        for part in self.stream.slices(self.model.head):
-            native.head_backward(self.ctx, dh, logp, *work, h, self.model.head.data, self.model.head.format, targets,
-                                 a, part)
+        for part in self._head_parts(rows):
+            work, targets = self._head_work(rows[part].size), batch.targets[rows[part]]
+            for entries in self.stream.slices(self.model.head):
+                native.head_backward(self.ctx, dh[part], logp[part], *work, h[part], self.model.head.data,
+                                     self.model.head.format, targets, a[part], entries)
         native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
+            self.before_block()
             if layer != s.n_layer - 1:  # the last block's activations are still there
                 self._rebuild(layer, batch)
             self._block_backward(layer, dx, batch)
@@ -190,6 +198,7 @@ class Decoder:
         self.stream.enter(EMBEDDING, 0)
         native.embed(self.ctx, x, batch.tokens, embedding.data, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
+            self.before_block()
             if keep and layer >= self.run.lowest:
                 native.copy(self.ctx, self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
@@ -368,9 +377,15 @@ class Decoder:
         np.take(x, rows, axis=0, out=picked, mode="clip")
         return rows, picked, self.arena.view("head_h", *shape), self.arena.view("head_rstd", rows.size)
 
+    def _head_parts(self, rows: np.ndarray) -> Iterator[slice]:
+        """So many rows at a time that the head, too, is soon abandoned."""
+        for start in range(0, rows.size, HEAD_TOKENS):
+            self.before_block()
+            yield slice(start, start + HEAD_TOKENS)
+
     def _head_work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The head's work space for n tokens: logits and their exponentials [n, B], state."""
-        block = head_block(self.shape, self.run.max_tokens)
+        block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
         view = self.arena.view
         return view("logits", n, block), view("exps", n, block), view("head_state", n, native.HEAD_STATE)
 

@@ -90,16 +90,14 @@ class Plan:
 
 
 def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room: Room, lengths: Sequence[int] = (),
-         choice: Choice | None = None) -> Plan:
+         like: Choice | None = None) -> Plan:
     """The quickest plan that fits into `room`. lengths: tokens of each row, empty when the data is not known yet.
 
-    choice: of an earlier plan, to make the very same micro-batches again. Raises UsageError where nothing fits, and for
-    options that the model cannot fulfil (blocks, rank).
+    like: an earlier plan's choice; all of it that decides how sums are rounded is taken over. Raises UsageError where
+    nothing fits, and for options that the model cannot fulfil (blocks, rank).
     """
-    planner = _Planner(shape, config, threads, sizes, room, lengths)
+    planner = _Planner(shape, config, threads, sizes, room, lengths, like)
     check_rank(lora_shapes(shape, planner.run(Choice(1, 1, 0))), config.rank)
-    if choice is not None:
-        return planner.plan(choice)
     best = planner.best()
     if best is None:
         raise _refusal(planner)
@@ -114,6 +112,7 @@ class _Planner:
     sizes: Sizes
     room: Room
     lengths: Sequence[int]
+    like: Choice | None
 
     @property
     def longest(self) -> int:
@@ -158,6 +157,8 @@ class _Planner:
 
     def kept_counts(self) -> list[int]:
         """Of how many blocks activations may be kept: those of the last one always are."""
+        if self.like:
+            return [self.like.kept]
         live = self.shape.n_layer - self.config.block_range(self.shape.n_layer)[0]
         some = sorted({max(1, live * eighth // 8) for eighth in range(9)})
         return {"none": [live], "block": [1]}.get(self.config.recompute, some)
@@ -170,6 +171,8 @@ class _Planner:
     def token_counts(self) -> list[int]:
         """Tokens that a micro-batch may hold at most: whole rows of the longest kind, up to a whole batch."""
         c = self.config
+        if self.like:
+            return [self.like.max_tokens]
         rows = sorted((min(n, c.max_length) for n in self.lengths), reverse=True)[:c.batch_size]
         whole = c.batch_size * c.max_length if c.packing or not rows else sum(rows)
         most = max(self.longest, min(c.micro_batch, whole))

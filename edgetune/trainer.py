@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from .bundle import Bundle, open_bundle
 from .config import DEFAULT_MEMORY, TrainConfig
 from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
-from .lora import Lora, init_pairs, scale_of
+from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
-from .packing import Batch, Example, micro_batches, order, pack
+from .packing import Example, micro_batches, order, pack
 from .projection import lora_shapes
 from .stream import sizes
 from .tokens import Tokenizer
@@ -45,17 +46,18 @@ class Trainer:
     """Trains a LoRA on one GGUF (a path or an open Bundle).
 
     Options are TrainConfig's, as `config` or by name: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens of
-    the rows to come, sizes the buffers (default: rows of max_length). `choice` is an earlier plan's, to make its very
-    micro-batches again. Raises EdgetuneError kinds for what a user did, UsageError also where memory does not do.
+    the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
+    micro-batches are made again, to the same bytes. Raises EdgetuneError kinds for what a user did, UsageError also
+    where memory does not do.
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Sequence[int] = (),
-                 choice: plan.Choice | None = None, tokenizer: Tokenizer | None = None, **options: Any) -> None:
+                 like: plan.Choice | None = None, tokenizer: Tokenizer | None = None, **options: Any) -> None:
         self.config = config = (config or TrainConfig(**options)).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.model = Model(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
-        self.plan = make_plan(self.model, config, lengths=lengths, choice=choice)
+        self.plan = make_plan(self.model, config, lengths=lengths, like=like)
         scale = scale_of(config.alpha, config.rank, config.rslora)
         self.arena = Arena(self.plan.buffers)
         self.decoder = Decoder(self.model, self.plan.run, self.arena, scale, self.plan.choice.streamed)
@@ -127,7 +129,7 @@ class Trainer:
     def step(self, should_stop: Callable[[], bool] | None = None) -> StepResult:
         """One optimizer step on the next batch: bounded work, batch_size rows of at most max_length tokens.
 
-        should_stop is asked between micro-batches; Interrupted is raised when it says yes, the step is then undone.
+        should_stop is asked before each block; Interrupted is raised when it says yes, the step is then undone.
         Raises DataError without examples, NumericsError when loss or gradient is not finite (the adapter stays as it
         was before the step).
         """
@@ -141,14 +143,12 @@ class Trainer:
         grad = self.arena.flat("dlora")
         grad.fill(0.0)
         loss, tokens = 0.0, 0
-        try:
-            for number, micro in enumerate(self._until(should_stop, examples)):
+        with self._stoppable(should_stop):
+            for number, micro in enumerate(micro_batches(examples, self.plan.run.max_tokens)):
                 weights = micro.weights[micro.weights != 0]
                 self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
                 loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
                 tokens += micro.tokens.size
-        finally:
-            self.decoder.linear.dropout_seed = None
         lr = optim.learning_rate(self.config, step, self.total_steps)
         norm = self._update(grad, loss / total, lr, step)
         self.steps_done = step
@@ -184,26 +184,34 @@ class Trainer:
 
     def loss(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> tuple[float, int]:
         """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
-        return self.decoder.loss(self._until(should_stop, examples))
+        with self._stoppable(should_stop):
+            return self.decoder.loss(micro_batches(examples, self.plan.run.max_tokens))
 
-    def _until(self, should_stop: Callable[[], bool] | None, examples: Sequence[Example]) -> Iterator[Batch]:
-        """The examples' micro-batches; Interrupted is raised between two of them when should_stop says yes."""
-        for micro in micro_batches(examples, self.plan.run.max_tokens):
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+        """Passes of the model in here raise Interrupted before the next block when should_stop says yes."""
+        def ask() -> None:
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
-            yield micro
+
+        self.decoder.before_block = ask
+        try:
+            yield
+        finally:
+            self.decoder.before_block = lambda: None
+            self.decoder.linear.dropout_seed = None
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 
     @property
     def pairs(self) -> Lora:
         """The adapter as it stands, copied."""
-        return self.decoder.linear.pairs()
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.linear.pairs().items()}
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
         self.arena.release()
-        adapter.save_adapter(folder, self.pairs, self.bundle.gguf, self.record() | (record or {}))
+        adapter.save_adapter(folder, self.decoder.linear.pairs(), self.bundle.gguf, self.record() | (record or {}))
 
     def load(self, path: str | Path) -> None:
         """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""
@@ -229,7 +237,7 @@ class Trainer:
 
 
 def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (),
-              choice: plan.Choice | None = None) -> plan.Plan:
+              like: plan.Choice | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process as it stands."""
     if config.memory:
         device.refuse_huge_pages()
@@ -238,8 +246,9 @@ def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (),
     here, process = device.read_device(), device.rss()
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     budget = config.memory_bytes(here.memory_available + process)
-    room = plan.Room(process, max(device.peak_rss(), device.peak_of_children()), budget, asked)
-    return plan.make(model.shape, config, threads=config.threads or here.cores, lengths=lengths, choice=choice,
+    before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
+    room = plan.Room(process, before, budget, asked)
+    return plan.make(model.shape, config, threads=config.threads or here.cores, lengths=lengths, like=like,
                      sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
 
 

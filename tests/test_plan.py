@@ -25,9 +25,10 @@ WEIGHTS = Sizes((int(2.11 * MIB),) * 30, int(28.69 * MIB), 0, 612)
 OPTIONS = {"batch_size": 4, "max_length": 256}
 
 
-def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, **options):
+def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, like=None, **options):
     room = plan.Room(process * MIB, before * MIB, plan.UNLIMITED if budget is None else int(budget * MIB), "asked")
-    return plan.make(SMOLLM2, TrainConfig(**{**OPTIONS, **options}), threads=2, sizes=sizes, room=room, lengths=lengths)
+    return plan.make(SMOLLM2, TrainConfig(**{**OPTIONS, **options}), threads=2, sizes=sizes, room=room, lengths=lengths,
+                     like=like)
 
 
 def test_enough_memory_trades_nothing():
@@ -120,10 +121,12 @@ def test_what_was_used_before_training_counts():
 
 
 def test_an_earlier_choice_is_made_again():
-    choice = plan.Choice(512, 1, 3)
-    again = plan.make(SMOLLM2, TrainConfig(**OPTIONS), threads=2, sizes=WEIGHTS, room=plan.Room(0), choice=choice)
-    assert again.choice == choice
-    assert again.run.max_tokens == 512
+    for budget, streamed in ((plan.UNLIMITED, 0), (200 * MIB, 30)):
+        again = make(budget / MIB, process=10, like=plan.Choice(512, 8, 3))
+        assert (again.run.max_tokens, again.run.kept) == (512, 8)
+        assert again.choice.streamed <= streamed
+    with pytest.raises(UsageError, match="at least"):
+        make(150, like=plan.Choice(1024, 30, 0))
 
 
 def test_json_sums_up():
@@ -203,7 +206,7 @@ def test_default_budget_is_a_share_of_what_is_available(tmp_path, monkeypatch):
     here = replace(device.read_device(), memory_available=1 << 30)
     monkeypatch.setattr(device, "read_device", lambda: here)
     made = Trainer(path, threads=1).plan.room
-    assert made.budget == int((made.process + (1 << 30)) * 0.75)
+    assert made.budget == pytest.approx((made.process + (1 << 30)) * 0.75, abs=1)
     assert "75%" in made.asked
 
 
