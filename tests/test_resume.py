@@ -99,7 +99,8 @@ def test_another_base_data_or_held_out_is_refused(bundle, stopped, tmp_path):
     assert len(checkpoint.found(tmp_path / "out")) == 2
 
 
-@pytest.mark.parametrize("change", [{"threads": 1}, {"checkpoint_every": "never"}])
+@pytest.mark.parametrize("change", [{"threads": 1}, {"checkpoint_every": "never"}, {"memory": "90%"},
+                                    {"weights": "streamed"}])
 def test_what_may_change_without_changing_the_result(bundle, stopped, tmp_path, wanted, change):
     shutil.copytree(stopped, tmp_path / "out")
     assert go(bundle, tmp_path / "out", replace(CONFIG, **change), resume=True) == wanted
