@@ -41,13 +41,23 @@ class Arena:
         mapping = mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # fewer misses in the page tables, where the kernel has huge pages
             mapping.madvise(mmap.MADV_HUGEPAGE)
+        self._mapping = mapping
         memory = np.frombuffer(mapping, np.uint8)
         self._flat: dict[str, np.ndarray] = {}
         self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # a step asks for the same ones again and again
-        offset = 0
+        offset, self._passing = 0, list[tuple[int, int]]()
         for b in self.buffers.values():
+            if b.lifetime != "run":
+                begin = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+                self._passing.append((begin, (offset + b.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin))
             self._flat[b.name] = memory[offset:offset + b.nbytes].view(b.dtype)
             offset += -(-b.nbytes // ALIGN) * ALIGN
+
+    def release(self) -> None:
+        """Between two micro-batches: give back what only these need. The next one gets it again, as zeros."""
+        for begin, nbytes in self._passing:
+            if nbytes > 0:
+                self._mapping.madvise(mmap.MADV_DONTNEED, begin, nbytes)
 
     def __contains__(self, name: str) -> bool:
         return name in self._flat

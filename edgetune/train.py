@@ -19,6 +19,8 @@ from .bundle import Bundle
 from .config import TrainConfig
 from .data import Dataset
 from .errors import EdgetuneError, Interrupted, MismatchError, NumericsError, UsageError
+from .governor import Governor
+from .pace import Pace, be_nice
 from .trainer import StepResult, Trainer
 
 # Options that change speed, memory or when the run looks up, but not what is learned: free to change on --resume.
@@ -42,21 +44,24 @@ class _State:
 
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
         resume: bool = False, on_event: Callable[[Event], None] | None = None,
-        should_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        should_stop: Callable[[], bool] | None = None, governor: Governor | None = None) -> dict[str, Any]:
     """Train, and leave the adapter in `out`; returns run.json's content.
 
     on_event gets {"event": "start" | "step" | "eval" | "done", ...}; steps and evals are metrics.jsonl's lines.
     should_stop is asked between micro-batches: Interrupted is raised after the state was saved, resume=True goes on.
+    governor: what the run gives way to, a line each time in metrics.jsonl and an event.
     Raises UsageError where `out` exists, MismatchError for a resume on other data, base or options, NumericsError when
     the loss left the finite numbers (the last good adapter is kept).
     """
+    if governor:
+        be_nice(governor.policy.nice)
     return _Run(bundle, data, Path(out), config, held_out, on_event or (lambda _: None),
-                should_stop or (lambda: False)).go(resume)
+                should_stop or (lambda: False), governor).go(resume)
 
 
 class _Run:
     def __init__(self, bundle: Bundle, data: Dataset, out: Path, config: TrainConfig, held_out: Dataset | None,
-                 on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
+                 on_event: Callable[[Event], None], should_stop: Callable[[], bool], governor: Governor | None) -> None:
         self.out, self.data, self.held_out, self.bundle = out, data, held_out, bundle
         self.on_event, self.should_stop = on_event, should_stop
         rows = data.examples + (held_out.examples if held_out else [])
@@ -64,6 +69,8 @@ class _Run:
         self.trainer.add_examples(data.examples)
         self.config, self.state = self.trainer.config, _State()
         self.began = time.monotonic()
+        if governor and governor.policy.govern:
+            self.should_stop = Pace(governor, self.trainer, should_stop, self._save_state, self._write)
 
     def go(self, resume: bool) -> dict[str, Any]:
         self._resume() if resume else self._create()

@@ -62,6 +62,8 @@ class Trainer:
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows, or with packing packs of rows
         self.steps_done = 0
+        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to the longest row
+        self.computing = False  # whether the arena holds activations
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
 
     # ---- data ---------------------------------------------------------------------------------------------------
@@ -179,10 +181,13 @@ class Trainer:
 
     def _until(self, should_stop: Callable[[], bool] | None, examples: Sequence[Example]) -> Iterator[Batch]:
         """The examples' micro-batches; Interrupted is raised between two of them when should_stop says yes."""
-        for micro in micro_batches(examples, self.plan.run.max_tokens):
+        for micro in micro_batches(examples, self.max_tokens):
+            self.computing = False
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
+            self.computing = True
             yield micro
+        self.computing = False
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 

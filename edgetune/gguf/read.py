@@ -83,7 +83,7 @@ class Metadata(Mapping[str, object]):
     """
 
     def __init__(self, data: mmap.mmap, entries: dict[str, _Entry]) -> None:
-        self._data, self._entries = data, entries
+        self.mapping, self._entries = data, entries
 
     def __getitem__(self, key: str) -> object:
         kind, count, pos = self._entries[key]
@@ -92,7 +92,7 @@ class Metadata(Mapping[str, object]):
         if element == "str":
             values = [raw.decode("utf-8", "surrogateescape") for raw in self._strings(count, pos)]
         elif count:
-            values = np.frombuffer(self._data, _CODES[element], count, pos).tolist()
+            values = np.frombuffer(self.mapping, _CODES[element], count, pos).tolist()
         return values if kind != element else values[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -115,8 +115,8 @@ class Metadata(Mapping[str, object]):
     def _strings(self, count: int, pos: int) -> Iterator[bytes]:
         for _ in range(count):
             begin = pos + 8
-            pos = begin + _U64.unpack_from(self._data, pos)[0]
-            yield self._data[begin:pos]
+            pos = begin + _U64.unpack_from(self.mapping, pos)[0]
+            yield self.mapping[begin:pos]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +150,10 @@ class Gguf:
     tensors: dict[str, Tensor]
     data: npt.NDArray[np.uint8]
     data_start: int
+
+    def release(self) -> None:
+        """Let go of the file's pages that this process has read; those that it touches again are read again."""
+        self.metadata.mapping.madvise(mmap.MADV_DONTNEED)
 
     @property
     def architecture(self) -> str:
