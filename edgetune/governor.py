@@ -42,12 +42,12 @@ NOTHING: Level = (0, "")
 
 
 def decide(r: Readings, policy: Policy, state: State, now: float) -> State:
-    """The next state. policy must be resolved. Where several rules want something, the strictest wins, and the one that
-    holds already among equals, so that its cause stays.
+    """The next state. policy must be resolved. Where several rules want something, the strictest wins; among equals
+    memory, for which more is done, or else the one that holds already, so that its cause stays.
     """
     wants = {name: rule(r, policy, ACTIONS.index(state.action) if state.rule == name else 0)
              for name, rule in RULES.items()}
-    name = max(wants, key=lambda n: (wants[n][0], n == state.rule))
+    name = max(wants, key=lambda n: (wants[n][0], n == "memory", n == state.rule))
     level, cause = wants[name]
     if level == 0:
         name, cause = "", _recovery(state.rule, r) if state.rule else ""

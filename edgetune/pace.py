@@ -35,12 +35,12 @@ class Pace:
                  sleep: Callable[[float], None] = time.sleep) -> None:
         self.governor, self.trainer, self.should_stop = governor, trainer, should_stop
         self.save, self.write, self.sleep = save, write, sleep
-        self._worked_from = governor.clock()
+        self._worked_from, self._return_due = governor.clock(), False
 
     def __call__(self) -> bool:
         self._look()
         if not self.trainer.computing:  # else activations are held, and a pause has to wait
-            if self.governor.short_of_memory:
+            if self._return_due:
                 self._give_back()
             if self.governor.state.action == "pause" and not self.should_stop():
                 self._pause()
@@ -48,8 +48,11 @@ class Pace:
         return self.should_stop()
 
     def _look(self) -> None:
+        seen = self.governor.readings
         if self.governor.look():
             self._apply()
+        if self.governor.readings is not seen:
+            self._return_due = self.governor.short_of_memory
 
     def _apply(self) -> None:
         """Threads and micro-batch by the new state, and a line that says so."""
@@ -72,6 +75,7 @@ class Pace:
 
     def _give_back(self) -> None:
         """All memory that holds nothing now: activations, and the weights' pages, which come back from the file."""
+        self._return_due = False
         self.trainer.arena.release()
         self.trainer.bundle.gguf.release()
 

@@ -184,7 +184,7 @@ def test_a_profile_by_name() -> None:
     assert profile_named("raspberry-pi-5").name == "Raspberry Pi 5"
     assert profile_named("pi 4").name == "Raspberry Pi 4 Model B"
     assert profile_named("Jetson Nano").name == "NVIDIA Jetson Nano"
-    with pytest.raises(UsageError, match="'pi 6' is not known; choose from .*generic arm64, .*Raspberry Pi 5"):
+    with pytest.raises(UsageError, match=r"'pi 6' is not known; choose from .*generic arm64, .*Raspberry Pi 5"):
         profile_named("pi 6")
     with pytest.raises(UsageError, match="'nano' could be NVIDIA Jetson Nano or NVIDIA Jetson Orin Nano;"):
         profile_named("nano")
@@ -206,16 +206,16 @@ def test_profiles_are_toml_and_sound() -> None:
     assert [read_toml(path) for path in paths] == [tomllib.loads(path.read_text()) for path in paths]
 
 
-@pytest.mark.parametrize("text", [
-    'a = "x # y" # and a comment\nb-c = -1.5\n\n  d=true\n# no\ne = [1, 2]\nf = ["a", "b"]  # yes\ng = false # off\n', ""])
+@pytest.mark.parametrize("text", ["", 'a = "x # y" # and a comment\nb-c = -1.5\n\n  d=true\n# no\n',
+                                  'e = [1, 2]\nf = ["a", "b"]  # yes\ng = false # off\n'])
 def test_flat_toml_reads_as_toml(tmp_path: Path, text: str) -> None:
     tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
     (tmp_path / "a.toml").write_text(text)
     assert read_toml(tmp_path / "a.toml") == tomllib.loads(text)
 
 
-@pytest.mark.parametrize("line", ["[table]", "a", "a =", "a = b", "a = None", "a = (1, 2)", "a = {1: 2}", "a = [1, [2]]",
-                                  "a b = 1", "a = 1 2", "b = 2", "a = " + "[" * 500])
+@pytest.mark.parametrize("line", ["[table]", "a", "a =", "a = b", "a = None", "a = (1, 2)", "a = {1: 2}",
+                                  "a = [1, [2]]", "a b = 1", "a = 1 2", "b = 2", "a = " + "[" * 500])
 def test_flat_toml_refuses(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.toml").write_text(f"b = 1\n{line}\n")
     with pytest.raises(FormatError, match=r"line 2 of .*a\.toml"):
@@ -228,7 +228,7 @@ def test_what_overrides_a_profile_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     files = PI_5 | {
         "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0", "proc/self/status": "Cpus_allowed_list:\t0-1\n",
         "sys/devices/system/cpu/present": "0-3\n", "var/lib/nvpmodel/status": "pmode:0001\n",
-        "etc/nvpmodel.conf": "# modes\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_1 1\n< POWER_MODEL ID=1 NAME=5W >\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_1 1\n< POWER_MODEL ID=1 NAME=5W >\n",
         "sys/fs/cgroup/user.slice/session-1.scope/memory.max": str(512 * MIB)}
     monkeypatch.setenv("EDGETUNE_ISA", "scalar")
     facts = describe_device(tree(tmp_path, files))
