@@ -5,13 +5,16 @@ A few small files are read each time (well under a millisecond). What a machine 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .device import memory
+from .disk import replaced
 from .procfs import cgroups, fields, kib, number, text
 
 # What the firmware of a Raspberry Pi says in get_throttled of the present; the soft limit of a 3B+ is not among them:
@@ -145,6 +148,23 @@ class Sensors:
             return False
         pid = text(self._busy_file)
         return not pid.isdigit() or (self.root / "proc" / pid).exists()
+
+
+@contextmanager
+def answering(busy_file: Path | None) -> Iterator[None]:
+    """Tell training, by a file with our process number, that someone is being answered meanwhile (None: do not).
+
+    Raises EdgetuneError where the file cannot be written.
+    """
+    if busy_file is None:
+        yield
+        return
+    with replaced(busy_file) as beside:
+        beside.write_text(f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        busy_file.unlink(missing_ok=True)
 
 
 def _temperatures(root: Path, zones: tuple[str, ...]) -> Iterator[tuple[str, Path, float | None]]:

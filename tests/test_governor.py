@@ -117,7 +117,8 @@ def test_the_strictest_rule_wins_and_a_cause_stays_among_equals() -> None:
 READINGS = st.builds(
     Readings, minute=st.integers(0, 1439), total=st.just(8000 * MIB),
     available=st.integers(0, 800).map(lambda n: n * MIB), returned=st.integers(0, 400).map(lambda n: n * MIB),
-    memory_stall=st.floats(0, 100), memory_stall_full=st.floats(0, 100), cpu_stall=st.none() | st.floats(0, 100), killed=st.booleans(), temperature=st.none() | st.floats(20, 110),
+    memory_stall=st.floats(0, 100), memory_stall_full=st.floats(0, 100), cpu_stall=st.none() | st.floats(0, 100),
+    killed=st.booleans(), temperature=st.none() | st.floats(20, 110),
     zone=st.just("cpu"), throttled=st.sampled_from(["", "", "the firmware caps the clock"]), on_battery=st.booleans(),
     battery=st.none() | st.integers(0, 100), processors=st.integers(1, 8), others_busy=st.floats(0, 8),
     foreground=st.booleans())
