@@ -1,6 +1,6 @@
 """What the machine says about itself right now: memory, pressure, heat, throttling, power, load. All below one root.
 
-A few small files are read each time (well under a millisecond). What a machine does not have stays None, 0 or empty.
+A few small files are read each time, which takes a millisecond or two. What is not there stays None, 0 or empty.
 """
 
 from __future__ import annotations
