@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .procfs import cgroups, fields, kib, number, text
+from .procfs import cgroups, fields, kib, number, text, whole
 from .toml import read_toml
 
 # Part numbers of Arm's own cores (implementer 0x41); /proc/cpuinfo has no names on arm64.
@@ -179,7 +179,8 @@ def memory(root: Path) -> tuple[int, int]:
         limits = ["memory.limit_in_bytes"] if v1 else ["memory.max", "memory.high"]
         used = number(folder / ("memory.usage_in_bytes" if v1 else "memory.current")) or 0
         stat, prefix = fields(folder / "memory.stat", " "), "total_" if v1 else ""
-        cache = int(stat.get(f"{prefix}inactive_file", 0)) + int(stat.get(f"{prefix}active_file", 0)) // 2
+        inactive, active = (whole(stat.get(f"{prefix}{kind}_file", "0")) or 0 for kind in ("inactive", "active"))
+        cache = inactive + active // 2
         for limit in (number(folder / name) for name in limits):
             if limit is not None and limit < _UNLIMITED:
                 total = min(total, limit)

@@ -13,10 +13,16 @@ def text(path: Path) -> str:
         return ""
 
 
-def number(path: Path) -> int | None:
+def number(path: Path, base: int = 10) -> int | None:
     """A whole number, None for anything else ("max" too)."""
-    found = text(path)
-    return int(found) if found.removeprefix("-").isdigit() else None
+    return whole(text(path), base)
+
+
+def whole(word: str, base: int = 10) -> int | None:
+    try:
+        return int(word, base)
+    except ValueError:
+        return None
 
 
 def fields(path: Path, separator: str = ":") -> dict[str, str]:
@@ -27,14 +33,14 @@ def fields(path: Path, separator: str = ":") -> dict[str, str]:
 
 def kib(path: Path, name: str) -> int:
     """Bytes of a "name: N kB" line, as in meminfo and status; 0 where there is none."""
-    return int((fields(path).get(name) or "0").split()[0]) * 1024
+    return (whole((fields(path).get(name) or "0").split()[0]) or 0) * 1024
 
 
 def cgroups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of this process's cgroup and of those above it: a limit on any of them holds."""
     mount = root / "sys/fs/cgroup"
     for line in text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "", "")
         if controllers and controller not in controllers.split(","):
             continue
         top = mount / controller if controllers else mount

@@ -6,6 +6,7 @@ A few small files are read each time, which takes a millisecond or two. What is 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from .device import memory
 from .disk import replaced
-from .procfs import cgroups, fields, kib, number, text
+from .procfs import cgroups, fields, kib, number, text, whole
 
 # What the firmware of a Raspberry Pi says in get_throttled of the present; the soft limit of a 3B+ is not among them:
 # there the clock is only a little lower.
@@ -99,11 +100,11 @@ class Sensors:
         """Not counted are hits of a limit: page cache runs into it all the time, and is just dropped."""
         counts = (fields(folder / name, " ").get("oom_kill", "0") for folder in cgroups(self.root, "memory")
                   for name in ("memory.events", "memory.oom_control"))
-        return sum(int(count) for count in counts)
+        return sum(whole(count) or 0 for count in counts)
 
     def _throttled(self) -> str:
         for path in self._firmware:
-            flags = int(text(path) or "0", 16)
+            flags = number(path, 16) or 0
             for bit, words in _FIRMWARE:
                 if flags >> bit & 1:
                     return words
@@ -137,9 +138,9 @@ class Sensors:
 
     def _cpu_ticks(self) -> tuple[int, int, int]:
         """Ticks of all processors since the start: (all, busy, busy with this process)."""
-        columns = [int(word) for word in fields(self.root / "proc/stat", " ").get("cpu", "").split()[:8]]
+        columns = [whole(word) or 0 for word in fields(self.root / "proc/stat", " ").get("cpu", "").split()[:8]]
         own = text(self.root / "proc/self/stat").rpartition(")")[2].split()[11:13]
-        return sum(columns), sum(columns) - sum(columns[3:5]), sum(int(ticks) for ticks in own)
+        return sum(columns), sum(columns) - sum(columns[3:5]), sum(whole(ticks) or 0 for ticks in own)
 
     def _foreground(self) -> bool:
         if self._busy is not None and self._busy():
@@ -190,8 +191,5 @@ def _chips(root: Path, pattern: str) -> list[Path]:
 
 def _stall(path: Path, kind: str = "some") -> float | None:
     """The avg10 of a pressure file."""
-    for line in text(path).splitlines():
-        words = line.split()
-        if words[0] == kind and words[1].startswith("avg10="):
-            return float(words[1].removeprefix("avg10="))
-    return None
+    match = re.search(rf"^{kind} avg10=(\d+\.\d+)", text(path), re.M)
+    return float(match[1]) if match else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from boards import MIB, Board
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgetune.device import read_profiles
 from edgetune.sensors import Sensors
@@ -176,3 +179,22 @@ def test_this_machine_agrees_with_psutil() -> None:
     sensors.read()
     del held
     assert sensors.read().returned >= 60 * MIB
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_garbage_in_any_file_ends_no_run(data: st.DataObject) -> None:
+    """Whatever these files hold, a look gives readings: a sensor that fails must not end a training of days."""
+    with tempfile.TemporaryDirectory() as folder:
+        board = Board(Path(folder))
+        board.power(online=False, percent=50)
+        board.write({"proc/self/cgroup": "0::/app\n", "sys/fs/cgroup/app/memory.max": str(400 * MIB),
+                     "sys/fs/cgroup/app/memory.events": "oom_kill 1\n",
+                     "sys/fs/cgroup/app/memory.stat": "active_file 7\n"})
+        sensors = Sensors(board.root, ("cpu-thermal",))
+        files = sorted(path for path in board.root.rglob("*") if path.is_file())
+        garbage = st.binary(max_size=30) | st.sampled_from([b"", b"\n", b"cpu  1 x\n", b"-1", b"some avg10="])
+        for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=5)):
+            path.write_bytes(data.draw(garbage))
+        assert sensors.read().processors >= 1
+        Sensors(board.root, ("cpu-thermal",)).read()
