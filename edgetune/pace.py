@@ -23,10 +23,16 @@ def be_nice(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
+class GiveWay(Exception):
+    """Raised within a micro-batch where memory must be given back now: what was begun is to be done again."""
+
+
 class Pace:
     """A run's should_stop that also gives way: asked often, it acts on the governor's decision and, while that is
     pause, does not return.
 
+    Within a micro-batch, where the arena holds activations, a pause has to wait for its end, with one thread. Only for
+    lack of memory there is no waiting: GiveWay is raised.
     should_stop: the run's own. save: keeps the state before a pause. write: takes {"event": "governor", ...}.
     """
 
@@ -39,10 +45,14 @@ class Pace:
 
     def __call__(self) -> bool:
         self._look()
-        if not self.trainer.computing:  # else activations are held, and a pause has to wait
+        paused = self.governor.state.action == "pause"
+        if self.trainer.computing:
+            if paused and self.governor.state.rule == "memory":
+                raise GiveWay
+        else:
             if self._return_due:
                 self._give_back()
-            if self.governor.state.action == "pause" and not self.should_stop():
+            if paused and not self.should_stop():
                 self._pause()
         self._rest()
         return self.should_stop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .bundle import Bundle, open_bundle
 from .config import TrainConfig
 from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
-from .lora import Lora, init_pairs, scale_of
+from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
 from .packing import Batch, Example, micro_batches, order, pack
 from .projection import lora_shapes
@@ -120,7 +121,7 @@ class Trainer:
     def step(self, should_stop: Callable[[], bool] | None = None) -> StepResult:
         """One optimizer step on the next batch: bounded work, batch_size rows of at most max_length tokens.
 
-        should_stop is asked between micro-batches; Interrupted is raised when it says yes, the step is then undone.
+        should_stop is asked before each block; Interrupted is raised when it says yes, the step is then undone.
         Raises DataError without examples, NumericsError when loss or gradient is not finite (the adapter stays as it
         was before the step).
         """
@@ -134,14 +135,12 @@ class Trainer:
         grad = self.arena.flat("dlora")
         grad.fill(0.0)
         loss, tokens = 0.0, 0
-        try:
-            for number, micro in enumerate(self._until(should_stop, examples)):
+        with self._stoppable(should_stop):
+            for number, micro in enumerate(self._micro_batches(examples)):
                 weights = micro.weights[micro.weights != 0]
                 self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
                 loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
                 tokens += micro.tokens.size
-        finally:
-            self.decoder.linear.dropout_seed = None
         lr = optim.learning_rate(self.config, step, self.total_steps)
         norm = self._update(grad, loss / total, lr, step)
         self.steps_done = step
@@ -177,28 +176,41 @@ class Trainer:
 
     def loss(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> tuple[float, int]:
         """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
-        return self.decoder.loss(self._until(should_stop, examples))
+        with self._stoppable(should_stop):
+            return self.decoder.loss(self._micro_batches(examples))
 
-    def _until(self, should_stop: Callable[[], bool] | None, examples: Sequence[Example]) -> Iterator[Batch]:
-        """The examples' micro-batches; Interrupted is raised between two of them when should_stop says yes."""
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+        """Before each one, as before each block, a run may stop; here it may also pause: the arena holds nothing."""
         for micro in micro_batches(examples, self.max_tokens):
-            self.computing = False
-            if should_stop is not None and should_stop():
-                raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
+            self.decoder.before_block()
             self.computing = True
             yield micro
-        self.computing = False
+            self.computing = False
+
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+        """Passes of the model in here raise Interrupted before the next block when should_stop says yes."""
+        def ask() -> None:
+            if should_stop is not None and should_stop():
+                raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
+
+        self.decoder.before_block = ask
+        try:
+            yield
+        finally:
+            self.decoder.before_block, self.computing = lambda: None, False
+            self.decoder.linear.dropout_seed = None
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 
     @property
     def pairs(self) -> Lora:
         """The adapter as it stands, copied."""
-        return self.decoder.linear.pairs()
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.linear.pairs().items()}
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
-        adapter.save_adapter(folder, self.pairs, self.bundle.gguf, self.record() | (record or {}))
+        adapter.save_adapter(folder, self.decoder.linear.pairs(), self.bundle.gguf, self.record() | (record or {}))
 
     def load(self, path: str | Path) -> None:
         """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""

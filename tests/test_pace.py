@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from edgetune.bundle import Bundle, open_bundle
 from edgetune.config import TrainConfig
 from edgetune.device import read_device
 from edgetune.governor import Governor
-from edgetune.pace import Pace
+from edgetune.pace import GiveWay, Pace
 from edgetune.packing import Example
 from edgetune.policy import Policy
 from edgetune.trainer import Trainer
@@ -85,7 +86,7 @@ def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch)
 
 def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pace, "POLL_SECONDS", 0.001)
-    config = TrainConfig(**{**OPTIONS, "micro_batch": 192, "steps": 30, "checkpoint_every": 0})
+    config = TrainConfig(**{**OPTIONS, "micro_batch": 192, "steps": 30})
     train.run(bundle, dataset(24), tmp_path / "free", config, held_out=dataset(6, 1))
     script = Script(tmp_path / "root", {4: ("memory", 200), 20: ("memory", 100), 40: ("memory", 6000)})
     released, release = [], Arena.release
@@ -99,6 +100,30 @@ def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle,
     free, out = (train.adapter.open_adapter(tmp_path / name).pairs for name in ("free", "out"))
     for name, pair in free.items():
         assert np.abs(pair.b - out[name].b).max() < 1e-3 * np.abs(pair.b).max(), name
+
+
+def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, monkeypatch) -> None:
+    """Pauses, but no smaller micro-batch: one row is all that a micro-batch has, so every byte must be the same."""
+    monkeypatch.setattr(pace, "POLL_SECONDS", 0.001)
+    config = replace(CONFIG, micro_batch=1)
+    train.run(bundle, dataset(24), tmp_path / "free", config, held_out=dataset(6, 1))
+    short, enough = ("memory", 60), ("memory", 6000)
+    script = Script(tmp_path / "root", {50: short, 70: enough, 101: short, 130: enough})
+    given_up: list[int] = []
+    call = Pace.__call__
+
+    def ask(self: Pace) -> bool:
+        try:
+            return call(self)
+        except GiveWay:
+            given_up.append(self.trainer.steps_done)
+            raise
+
+    monkeypatch.setattr(Pace, "__call__", ask)
+    run_governed(bundle, tmp_path / "out", script, config)
+    assert [e["action"] for e in governor_lines(tmp_path / "out")] == ["pause", "go"] * 2
+    assert given_up
+    assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "free" / "adapter.gguf").read_bytes()
 
 
 def test_released_memory_is_gone_and_changes_nothing(bundle: Bundle) -> None:
@@ -155,19 +180,26 @@ def test_one_thread_rests_as_long_as_it_works(bundle: Bundle, tmp_path: Path) ->
 
 
 def test_activations_are_never_released_while_they_are_needed(bundle: Bundle, tmp_path: Path) -> None:
-    """Asked within a micro-batch, as where a run can stop before each block, a pause waits; threads become fewer."""
+    """Asked within a micro-batch, a pause waits for its end and takes one thread; for lack of memory it is given up."""
     board = Board(tmp_path)
-    board.memory(10)
-    governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path)
+    board.heat(90)
+    now = [0.0]
+    governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path, clock=lambda: now[0])
     trainer = Trainer(bundle, **OPTIONS)
     trainer.arena.flat("x").fill(7.0)
     trainer.computing = True
     calls: list[str] = []
     ask = Pace(governor, trainer, lambda: False, lambda: calls.append("save"), lambda e: calls.append(str(e["action"])),
-               lambda _: board.memory(7000) or calls.append("sleep"))
+               lambda _: pytest.fail("it must not sleep"))
     assert not ask()
     assert (calls, trainer.decoder.ctx.working) == (["pause"], 1)
     assert (trainer.arena.flat("x") == 7.0).all()
+    board.memory(10)
+    now[0] += 10
+    with pytest.raises(GiveWay):
+        ask()
+    assert (trainer.arena.flat("x") == 7.0).all()
+    assert calls == ["pause", "pause"]
 
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(12)]
@@ -236,6 +268,7 @@ def cgroup() -> Path:
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup: Path, tmp_path: Path) -> None:
     """Real memory of a real cgroup: training shrinks while it is taken, and goes on when it is back."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
