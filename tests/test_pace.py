@@ -146,7 +146,7 @@ def test_released_memory_is_gone_and_changes_nothing(bundle: Bundle) -> None:
                 trainer.arena.release()
                 passing = sum(b.nbytes for b in trainer.arena.buffers.values() if b.lifetime != "run")
                 assert passing > 16 * MIB
-                assert anonymous - rss("RssAnon") > 0.7 * passing
+                assert anonymous - rss("RssAnon") > 0.5 * passing
                 bundle.gguf.release()
                 assert file - rss("RssFile") > 0.5 * bundle.gguf.path.stat().st_size
     assert losses[0] == losses[1]
