@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boards import MIB, Board
+from rich.console import Console
 from test_train import OPTIONS, dataset
 from tiny import write_tiny
 
@@ -21,6 +23,7 @@ from edgetune import pace, train
 from edgetune.arena import Arena
 from edgetune.bundle import Bundle, open_bundle
 from edgetune.config import TrainConfig
+from edgetune.console import TrainProgress
 from edgetune.device import read_device
 from edgetune.governor import Governor
 from edgetune.pace import GiveWay, Pace
@@ -304,3 +307,24 @@ def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup: Path, tmp_pat
             if started is not None and started.poll() is None:
                 started.kill()
                 started.communicate()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_progress_line_says_why(terminal: bool) -> None:
+    shown = io.StringIO()
+    step = {"event": "step", "tokens": 9, "seconds": 1.0, "loss": 1.0, "rss_mib": 9.0}
+    decision = {"event": "governor", "step": 1, "threads": 1, "action": "slower", "cause": "the cpu is at 77 °C [x]"}
+    with TrainProgress(Console(file=shown, force_terminal=terminal, width=160)) as progress:
+        progress.total = 3
+        if terminal:
+            progress.task = progress.bar.add_task("", total=3, numbers="")
+        for event in (step | {"step": 1}, decision, step | {"step": 2}):
+            progress.event(event)
+        progress.bar.refresh()
+        said = shown.getvalue()
+        progress.event(decision | {"action": "go", "cause": "cooled down to 60 °C"})
+        progress.event(step | {"step": 3})
+    assert "slower, 1 thread: the cpu is at 77 °C [x]" in said
+    after = shown.getvalue()[len(said):]
+    assert "77" not in after.splitlines()[-1]
+    assert terminal or "step 1/3  going on: cooled down to 60 °C" in after
