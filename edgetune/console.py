@@ -89,7 +89,8 @@ class TrainProgress:
             self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
 
     def _governor(self, e: dict[str, Any]) -> None:
-        words = {"go": "going on", "slower": f"slower, {e['threads']} thread{'s' * (e['threads'] > 1)}", "pause": "paused"}[e["action"]]
+        threads = f"{e['threads']} thread{'s' if e['threads'] > 1 else ''}"
+        words = {"go": "going on", "slower": f"slower, {threads}", "pause": "paused"}[e["action"]]
         self.pace = f"[yellow]{words}: {escape(e['cause'])}[/]" if e["action"] != "go" else ""
         if self.live and self.task is not None:
             self.bar.update(self.task, numbers=_joined(self.numbers, self.pace))
