@@ -134,7 +134,7 @@ static void compute_task(void *arg, int task, int thread) {
             t.s[0].K = min_int(part, all - k);
             t.s[0].b = b;
             t.s[0].b.p += b.ks * panel_floats(p->kernel, k);
-            t.s[1].K = t.to_come ? 0 : p->s[1].packed;
+            t.s[1].K = t.to_come ? 0 : p->s[1].kc;
             compute_strips(p, &t, sums, m0, m1, n, k);
             k += part;
         } while (t.to_come);
