@@ -201,10 +201,10 @@ static double rounding(const char *numbers) {
 
 /* What all but products with quantized weights is rounded to. */
 const char *check_numbers(et_context *ctx) {
-    int int8 = strcmp(et_context_product(ctx, 1), "int8") == 0;
+    int int8 = strcmp(et_context_product(ctx, 0), "int8") == 0;
     if (int8)
         et_context_set_precision(ctx, ET_FAST);
-    const char *numbers = et_context_product(ctx, 1);
+    const char *numbers = et_context_product(ctx, 0);
     if (int8)
         et_context_set_precision(ctx, ET_INT8);
     return numbers;

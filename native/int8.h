@@ -104,10 +104,14 @@ INLINE void quantize_row(struct int8_block out, int r, et_array x) {
         codes[i] = round_to_ints(values[i] * inverse);
         sum += codes[i];
     }
-    int8_t bytes[32];
-    store_bytes(bytes, codes);
-    for (int k = 0; k < 32; k += INT8_RUN)
-        memcpy(out.codes + k * INT8_ROWS + r * INT8_RUN, bytes + k, INT8_RUN);
+    if (INT8_RUN == 32)
+        store_bytes(out.codes + r * 32, codes);
+    else {
+        int8_t bytes[32];
+        store_bytes(bytes, codes);
+        for (int k = 0; k < 32; k += INT8_RUN)
+            memcpy(out.codes + k * INT8_ROWS + r * INT8_RUN, bytes + k, INT8_RUN);
+    }
     out.scales[r] = scale;
     out.sums[r] = scale * (float)lanes_sum_ints(sum);
 }

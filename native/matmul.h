@@ -22,16 +22,20 @@ _Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must f
 
 static int rows_a_task(const struct product *p) { return p->kernel->strips * p->kernel->rows; }
 
+/* What is fast, and whether bytes are faster yet where a gradient may be rounded to them. */
 #ifdef __AVX512BF16__
 #define FAST_KERNEL bf16_kernel
+#define FAST_BACKWARD_INT8 0 /* bytes are twice as fast at most, but bf16 and they together miss et.h's 0.9995 */
 #else
 #define FAST_KERNEL float_kernel
+#define FAST_BACKWARD_INT8 1
 #endif
 
 /* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
 static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
 #ifdef ET_DOT
-    if (precision == ET_INT8 && format != ET_F32 && inner % 32 == 0)
+    int rough = precision == ET_INT8 || (precision == ET_FAST && backward && FAST_BACKWARD_INT8);
+    if (rough && format != ET_F32 && inner % 32 == 0)
         return int8_kernel_of(format, backward);
 #endif
     (void)backward, (void)format, (void)inner;
@@ -130,7 +134,7 @@ static void compute_task(void *arg, int task, int thread) {
             t.s[0].K = min_int(part, all - k);
             t.s[0].b = b;
             t.s[0].b.p += b.ks * panel_floats(p->kernel, k);
-            t.s[1].K = t.to_come ? 0 : p->s[1].packed;
+            t.s[1].K = t.to_come ? 0 : p->s[1].kc;
             compute_strips(p, &t, sums, m0, m1, n, k);
             k += part;
         } while (t.to_come);
@@ -242,13 +246,20 @@ static void matmul_forward(et_context *ctx, et_array out, et_array inp, const vo
     product_and_lora(&p, product_kernel(et_precision(ctx), 0, format, K), 0);
 }
 
-static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
-                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+static void backward_product(et_context *ctx, const struct kernel *kernel, et_array dinp, et_array dout, const void *w,
+                             int format, const float *x, const float *y, float scale, int accumulate, int T, int N, int K,
+                             int R) {
     struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .transposed = 0, .M = T, .N = K, .alpha = scale,
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = N};
     p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = K, .K = R};
-    product_and_lora(&p, product_kernel(et_precision(ctx), 1, format, N), 1);
+    product_and_lora(&p, kernel, 1);
+}
+
+static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
+                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    backward_product(ctx, product_kernel(et_precision(ctx), 1, format, N), dinp, dout, w, format, x, y, scale, accumulate,
+                     T, N, K, R);
 }
 
 /* The wider of dout and inp plays the weight: dw, or dw transposed. */
