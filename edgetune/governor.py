@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .device import Profile
+from .errors import UsageError
 from .policy import MIB, Policy, resolve
 from .sensors import Readings, Sensors
 
@@ -145,9 +146,24 @@ class Governor:
         policy = (policy or Policy()).check()
         self.sensors = Sensors(root, profile.zones if profile else (), policy.busy_file, busy, local)
         self.readings = self.sensors.read()
-        self.policy = resolve(policy, profile, self.readings.trip, self.readings.total,
-                              self.readings.temperature is not None)
+        self._asked, self._before = policy, self.readings.available if self.readings.total else None
+        self.policy = resolve(policy, profile, self.readings.trip, self._before, self.readings.temperature is not None)
         self.state, self.clock, self._next = State(), clock, -math.inf
+
+    def expect(self, nbytes: int) -> None:
+        """The run will take so many bytes more than the process had before. If that leaves less than a reserve by
+        default, the reserve becomes smaller: else the run would wait for ever, for memory that it takes itself.
+
+        Raises UsageError where it leaves less than the policy asked for.
+        """
+        if self._before is None:
+            return
+        left = max(self._before - nbytes, 0) // MIB
+        if self._asked.min_free > left:
+            raise UsageError(f"min-free is {self._asked.min_free}, but this run leaves {left} MiB of memory free",
+                             "lower --min-free, or what the run needs")
+        if not self._asked.min_free:
+            self.policy = replace(self.policy, min_free=min(self.policy.min_free, left // 4))
 
     def look(self) -> bool:
         """Decide anew if it is time to; True when that changed action or rule."""

@@ -33,7 +33,8 @@ class Pace:
 
     Within a micro-batch, where the arena holds activations, a pause has to wait for its end, with one thread. Only for
     lack of memory there is no waiting: GiveWay is raised.
-    should_stop: the run's own. save: keeps the state before a pause. write: takes {"event": "governor", ...}.
+    should_stop: the run's own. save: keeps the state before a pause. write: takes {"event": "governor", ...}. Raises
+    UsageError where the run would not leave the memory that the policy asks for.
     """
 
     def __init__(self, governor: Governor, trainer: Trainer, should_stop: Callable[[], bool],
@@ -41,6 +42,7 @@ class Pace:
                  sleep: Callable[[float], None] = time.sleep) -> None:
         self.governor, self.trainer, self.should_stop = governor, trainer, should_stop
         self.save, self.write, self.sleep = save, write, sleep
+        governor.expect(trainer.plan.arena_bytes)
         self._worked_from, self._return_due = governor.clock(), False
 
     def __call__(self) -> bool:

@@ -13,7 +13,7 @@ from .errors import UsageError
 from .toml import read_toml
 
 MIB = 2**20
-_RESERVE = 1 / 8  # of all memory, at most, is left to others by default
+_RESERVE = 8  # what is left to others by default is at most this part of what is available before the run
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 
 
@@ -27,7 +27,7 @@ class Policy:
     max_temp: float = option(0.0, "Pause from so many degrees Celsius on, slow down 5 below; 0: where the board begins "
                              "to slow down by itself.", low=0.0, high=120.0)
     min_free: int = option(0, "Leave so many MiB of memory to others: pause below, slow down below twice as much; 0: "
-                           "what the device's profile says.", low=0)
+                           "what the device's profile says, at most an eighth of what is available.", low=0)
     only_on_power: bool = option(False, "Pause while running on battery.")
     min_battery: int = option(20, "Pause on battery below so many percent.", low=0, high=100)
     quiet_hours: str = option("", "No training in these hours of the day, local time: 08:00-22:00, or 22:00-07:00 over "
@@ -74,9 +74,11 @@ def read_policy(path: Path, **flags: Any) -> Policy:
     return Policy(**found | flags).check()
 
 
-def resolve(policy: Policy, profile: Profile | None, trip: float | None, total: int, can_feel: bool) -> Policy:
+def resolve(policy: Policy, profile: Profile | None, trip: float | None, available: int | None,
+            can_feel: bool) -> Policy:
     """The policy with its zeros replaced by what profile and kernel say. trip: where the kernel slows down by itself;
-    can_feel: whether a temperature can be read. max_temp stays 0 where nobody names a limit.
+    available: bytes (None: unknown); can_feel: whether a temperature can be read. max_temp stays 0 where nobody names a
+    limit.
 
     Raises UsageError for a limit that could not be kept.
     """
@@ -89,4 +91,5 @@ def resolve(policy: Policy, profile: Profile | None, trip: float | None, total: 
                          "lower --max-temp")
     reserve = profile.reserve_mib if profile and profile.reserve_mib else 64
     return replace(policy, max_temp=policy.max_temp or min(limits, default=0.0),
-                   min_free=policy.min_free or (min(reserve, int(total * _RESERVE) // MIB) if total else reserve))
+                   min_free=policy.min_free or (reserve if available is None
+                                                else min(reserve, available // _RESERVE // MIB)))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune.device import read_device
+from edgetune.errors import UsageError
 from edgetune.governor import ACTIONS, Governor, State, decide
 from edgetune.policy import Policy
 from edgetune.sensors import Readings
@@ -224,6 +225,22 @@ def test_it_looks_once_a_second_at_most(tmp_path: Path) -> None:
     w.now = 1.0
     w.governor.look()
     assert w.governor.readings.temperature == 20
+
+
+def test_a_run_does_not_wait_for_memory_that_it_takes_itself(tmp_path: Path) -> None:
+    """1200 MiB are available, the run takes 1000: what is left is less than the reserve of twice 128."""
+    w = Watched(tmp_path)
+    w.board.memory(1200)
+    governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path, clock=lambda: w.now)
+    assert governor.policy.min_free == 128
+    governor.expect(1000 * MIB)
+    assert governor.policy.min_free == 50
+    w.board.memory(200)
+    assert not governor.look()
+    assert governor.state.action == "go"
+    asked = Governor(Policy(min_free=300), read_device(tmp_path).profile, tmp_path)
+    with pytest.raises(UsageError, match="min-free is 300, but this run leaves 150 MiB"):
+        asked.expect(50 * MIB)
 
 
 def test_memory_is_wanted_back_at_once(tmp_path: Path) -> None:

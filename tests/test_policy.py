@@ -61,7 +61,8 @@ def test_zeros_come_from_the_profile_and_the_kernel() -> None:
     assert resolve(Policy(max_temp=60.0), PI_5, 75.0, 8 * gib, True).max_temp == 60
     assert resolve(Policy(), None, None, 8 * gib, True).max_temp == 0
     assert resolve(Policy(), PI_5, None, 8 * gib, True).min_free == 128
-    assert resolve(Policy(), PI_5, None, gib // 2, True).min_free == 64  # in a cgroup
+    assert resolve(Policy(), PI_5, None, gib // 2, True).min_free == 64  # little is available
+    assert resolve(Policy(), PI_5, None, None, True).min_free == 128
     assert resolve(Policy(min_free=300), PI_5, None, gib // 2, True).min_free == 300
 
 
