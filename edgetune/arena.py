@@ -1,4 +1,7 @@
-"""One allocation, carved from a table of buffers: the plan is the allocation."""
+"""One allocation, carved from a table of buffers: the plan is the allocation.
+
+Buffers that are never alive at the same time begin at the same place: those of blocks and those of the head.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ VIEWS = 2048  # kept at most
 
 @dataclass(frozen=True)
 class Buffer:
-    """A row of the table. lifetime: run (whole training), step (one micro-batch), block (reused by every block)."""
+    """A row of the table. lifetime: run (whole training), step (one micro-batch, through head and blocks), block
+    (within a block's pass), head (within the head's pass).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -28,36 +33,57 @@ class Buffer:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where each buffer begins. What lies from `passing` on holds nothing between two steps."""
+
+    offsets: dict[str, int]
+    passing: int
+    nbytes: int
+
+
+def lay_out(buffers: Iterable[Buffer]) -> Layout:
+    """First what lives as long as the run, on pages of its own; then a step's; then blocks' and head's at one place."""
+    table, offsets = list(buffers), {}
+
+    def place(lifetime: str, offset: int) -> int:
+        for b in table:
+            if b.lifetime == lifetime:
+                offsets[b.name] = offset
+                offset += -(-b.nbytes // ALIGN) * ALIGN
+        return offset
+
+    passing = -(-place("run", 0) // mmap.PAGESIZE) * mmap.PAGESIZE
+    shared = place("step", passing)
+    return Layout(offsets, passing, max(place("block", shared), place("head", shared)))
+
+
 def arena_bytes(buffers: Iterable[Buffer]) -> int:
-    return sum(-(-b.nbytes // ALIGN) * ALIGN for b in buffers)
+    return lay_out(buffers).nbytes
 
 
 class Arena:
-    """Holds every buffer of the table in one anonymous mapping; pages cost memory when they are first written."""
+    """Holds every buffer of the table in one anonymous mapping; pages cost memory when they are first written.
+
+    It asks for huge pages, which make training faster and never reach beyond it.
+    """
 
     def __init__(self, buffers: Iterable[Buffer]) -> None:
         self.buffers = {b.name: b for b in buffers}
-        self.nbytes = arena_bytes(self.buffers.values())
-        mapping = mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        layout = lay_out(self.buffers.values())
+        self.nbytes, self._passing = layout.nbytes, layout.passing
+        self._mapping = mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # fewer misses in the page tables, where the kernel has huge pages
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        self._mapping = mapping
-        memory = np.frombuffer(mapping, np.uint8)
-        self._flat: dict[str, np.ndarray] = {}
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+        memory = np.frombuffer(self._mapping, np.uint8)
+        self._flat = {b.name: memory[layout.offsets[b.name]:layout.offsets[b.name] + b.nbytes].view(b.dtype)
+                      for b in self.buffers.values()}
         self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # a step asks for the same ones again and again
-        offset, self._passing = 0, list[tuple[int, int]]()
-        for b in self.buffers.values():
-            if b.lifetime != "run":
-                begin = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-                self._passing.append((begin, (offset + b.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin))
-            self._flat[b.name] = memory[offset:offset + b.nbytes].view(b.dtype)
-            offset += -(-b.nbytes // ALIGN) * ALIGN
 
     def release(self) -> None:
         """Between two micro-batches: give back what only these need. The next one gets it again, as zeros."""
-        for begin, nbytes in self._passing:
-            if nbytes > 0:
-                self._mapping.madvise(mmap.MADV_DONTNEED, begin, nbytes)
+        if self._passing < self.nbytes:
+            self._mapping.madvise(mmap.MADV_DONTNEED, self._passing, len(self._mapping) - self._passing)
 
     def __contains__(self, name: str) -> bool:
         return name in self._flat

@@ -16,6 +16,9 @@ from .errors import UsageError
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+DEFAULT_MEMORY = "75%"
+
+
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
            high: float | None = None) -> Any:
     """A dataclass field that knows how it is shown and what range it has (low and high inclusive)."""
@@ -54,10 +57,14 @@ class TrainConfig:
     shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
     system: str = option("", "System message for rows that have none.")
     # the run
+    memory: str = option("", "Memory of the whole process at most, such as 300M or 1.5G, or 25% of what is available "
+                         "[75%]. What has to be traded for it is printed.")
     micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
                               low=1)
-    recompute: str = option("block", "Recompute each block in backward (little memory), or keep all (faster).",
-                            choices=("block", "none"))
+    recompute: str = option("auto", "Compute each block again in backward (little memory), or none (faster); auto: as "
+                            "many as memory demands.", choices=("auto", "block", "none"))
+    weights: str = option("auto", "Keep all weights resident in memory, or have them streamed from the file at every "
+                          "use; auto: stream as few as memory allows.", choices=("auto", "resident", "streamed"))
     precision: str = option("fast", "How products are computed: fast (activations in bf16, multiplied in bf16 where "
                             "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers "
                             "where the CPU multiplies them, else as fast).",
@@ -76,6 +83,7 @@ class TrainConfig:
             check_field(spec.name, getattr(self, spec.name), spec.metadata)
         self.target_names()
         self.block_range(10**6)
+        self.memory_bytes(2**40)
         self.checkpoint_seconds()
         if self.steps == 0 and self.epochs == 0:
             raise UsageError("epochs and steps are both 0", "name how long to train with one of them")
@@ -103,6 +111,15 @@ class TrainConfig:
         k = int(count)
         return range(k) if side == "first" else range(n_layer - k, n_layer)
 
+    def memory_bytes(self, available: int) -> int:
+        """The budget of the whole process, where so many bytes are available to it."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]|%)", self.memory or DEFAULT_MEMORY, re.IGNORECASE)
+        number = float(found[1]) if found else 0.0
+        if found is None or number == 0 or (found[2] == "%" and number > 100):
+            raise UsageError(f"memory is {self.memory!r}", "give it as 300M, 1.5G or 25%")
+        unit = {"%": available / 100, "K": 2**10, "M": 2**20, "G": 2**30}[found[2].upper()]
+        return int(number * unit)
+
     def checkpoint_seconds(self) -> float:
         """Seconds between two savings of the state; infinite for never."""
         if self.checkpoint_every in ("never", "0"):
@@ -112,6 +129,7 @@ class TrainConfig:
         if seconds <= 0:
             raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is no time", "give 90s, 5m, 2h or never")
         return seconds
+
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

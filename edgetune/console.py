@@ -36,6 +36,11 @@ def table(title: str, columns: list[str], rows: Sequence[Sequence[str | Text]], 
     return made
 
 
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """What a plan (as JSON) has traded."""
+    return [f"traded: {text}" for text in plan["traded"]]
+
+
 class TrainProgress:
     """Shows a run's events; give `event` to train.run as on_event. quiet: shows nothing (--json)."""
 
@@ -80,11 +85,15 @@ class TrainProgress:
     def _start(self, e: dict[str, Any]) -> None:
         self.total = e["steps"]
         self.console.print(f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), "
-                           f"{e['steps']} steps; row {e['isa']}, arena {mib(e['plan']['arena_bytes'])}, "
-                           f"whole process about {mib(e['plan']['peak_bytes'])}", highlight=False, soft_wrap=True)
-        disk = e["disk"]
-        self.console.print(f"--checkpoint-every {disk['checkpoint_every']}: {mib(disk['checkpoint_bytes'])} each, "
-                           f"at most {mib(disk['bytes_per_day'])} a day", highlight=False, soft_wrap=True)
+                           f"{e['steps']} steps on row {e['isa']}", highlight=False, soft_wrap=True)
+        p, disk = e["plan"], e["disk"]
+        lines = [f"memory: arena {mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, rest "
+                 f"{mib(p['process_bytes'])}; whole process at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} "
+                 f"({p['budget']})", *plan_lines(p),
+                 f"--checkpoint-every {disk['checkpoint_every']}: {mib(disk['checkpoint_bytes'])} each, at most "
+                 f"{mib(disk['bytes_per_day'])} a day"]
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True)
         if self.live:
             self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _ARM_CORES = {
     0xD09: "Cortex-A73", 0xD0A: "Cortex-A75", 0xD0B: "Cortex-A76", 0xD0C: "Neoverse-N1", 0xD40: "Neoverse-V1",
     0xD41: "Cortex-A78", 0xD42: "Cortex-A78AE", 0xD49: "Neoverse-N2", 0xD4F: "Neoverse-V2",
 }
+_PR_SET_THP_DISABLE = 41
 _UNLIMITED = 2**60  # cgroup v1 writes about 2^63 for "no limit"
 _KERNEL_KEEPS = 0.25  # of the memory that a board has, at most: firmware, video and the kernel itself
 
@@ -159,10 +161,30 @@ def peak_rss() -> int:
     return _status("VmHWM")
 
 
+def peak_of_children() -> int:
+    """The largest of the processes that this one has started and that have ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
 def reset_peak_rss() -> None:
     """Let peak_rss() count from now; where the kernel does not allow it, nothing changes."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def refuse_huge_pages() -> None:
+    """Where the kernel gives huge pages to memory that did not ask, and so rounds it up, let this process have none."""
+    if "[always]" in text(Path("/sys/kernel/mm/transparent_hugepage/enabled")):
+        import ctypes
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+
+
+def trim() -> None:
+    """Give the memory back that this process has freed but kept, where the C library can."""
+    import ctypes  # only now: importing it costs memory too
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

@@ -16,7 +16,7 @@ from .errors import MismatchError, UsageError
 from .trainer import Trainer
 
 # Options that change speed or when the run looks up, but not what is learned.
-FREE = ("threads", "checkpoint_every")
+FREE = ("memory", "weights", "threads", "checkpoint_every")
 # They decide the shape of what a checkpoint holds.
 FIXED = ("rank", "targets", "blocks")
 
@@ -26,7 +26,9 @@ Identity = dict[str, Any]
 def identity(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Identity:
     """The options, but of the plan what was decided, whatever decided it: sums are taken in that order."""
     options = {name.replace("_", "-"): value for name, value in trainer.config.to_json().items() if name not in FREE}
-    plan = {"micro-batch": trainer.plan.run.max_tokens, "recompute": "none" if trainer.plan.run.keep_all else "block"}
+    run, live = trainer.plan.run, trainer.model.shape.n_layer - trainer.plan.run.lowest
+    again = {0: "none", live - 1: "block"}.get(live - run.kept, f"{live - run.kept} of {live} blocks")
+    plan = {"micro-batch": run.max_tokens, "recompute": again}
     return {"version": __version__, "base": trainer.bundle.fingerprint, "data": data.digest,
             "held-out": held_out.digest if held_out else None, **options, **plan,
             "isa": f"{trainer.decoder.ctx.isa} ({trainer.decoder.ctx.products})"}

@@ -53,11 +53,15 @@ def init_pairs(shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed
     A depends on (seed, name) alone, so that training other projections too leaves it as it was.
     Raises UsageError for a rank below 1 or above the narrowest K.
     """
+    check_rank(shapes, rank)
+    return {name: Pair(_uniform(rank, k, seed, name), np.zeros((n, rank), np.float32), scale)
+            for name, (n, k) in shapes.items()}
+
+
+def check_rank(shapes: dict[str, tuple[int, int]], rank: int) -> None:
     width, narrow = min((k, name) for name, (_, k) in shapes.items())
     if not 1 <= rank <= width:
         raise UsageError(f"rank {rank} is not between 1 and {width}, the width of {narrow}", "8 or 16 is a usual rank")
-    return {name: Pair(_uniform(rank, k, seed, name), np.zeros((n, rank), np.float32), scale)
-            for name, (n, k) in shapes.items()}
 
 
 def _uniform(rank: int, width: int, seed: int, name: str) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from .errors import DataError
 from .gguf import Gguf, Tensor
 from .projection import Kept, Projections, Run, lora_size
 from .shape import Shape, read_shape
+from .stream import EMBEDDING, Stream
 
 if TYPE_CHECKING:
     from .packing import Batch
@@ -44,29 +45,31 @@ def kept_widths(s: Shape, run: Run) -> dict[str, int]:
 def buffers(s: Shape, run: Run) -> list[Buffer]:
     """The table of everything of size that forward and backward hold."""
     t, d, half = run.max_tokens, s.d_model, run.activations
+    at_once = min(t, HEAD_TOKENS)
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
-    copies = n_live if run.keep_all else 1
     widest = max(d, s.d_ff, s.d_q)
     table = [
         Buffer("lora", (lora_size(s, run),), "run"),
         Buffer("dlora", (lora_size(s, run),), "run"),
         Buffer("scratch", (native.scratch_bytes(run.threads),), "run", "uint8"),
         # what blocks are made again from is exact, what only their backward reads need not be
-        Buffer("block_x", (n_live, t, d), "step", half if run.keep_all else "float32"),
-        *(Buffer(name, (copies, t, width), "step" if run.keep_all else "block",
-                 "float32" if name.startswith(("lse", "rstd", "u_")) else half)
+        Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
+        *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
           for name, width in kept_widths(s, run).items()),
+        # the last block's activations and norms wait for backward while the head is computed
         Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),
-        Buffer("norm1", (t, d), "block", half), Buffer("rstd1", (t,), "block"),
-        Buffer("norm2", (t, d), "block", half), Buffer("rstd2", (t,), "block"),
+        Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
+        Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),
+        Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
         Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half),
-        Buffer("dnorm", (t, d), "block"), Buffer("datt", (t, s.d_q), "block", half),
+        Buffer("datt", (t, s.d_q), "block", half),
         Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (t, s.d_kv), "block", half),
         Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
         Buffer("du", (t, run.rank), "block"),
-        Buffer("head_x", (t, d), "step"), Buffer("head_h", (t, d), "step", half), Buffer("head_rstd", (t,), "step"),
-        Buffer("logits", (t, head_block(s, t)), "step"), Buffer("exps", (t, head_block(s, t)), "step", half),
-        Buffer("head_state", (t, native.HEAD_STATE), "step"), Buffer("logp", (t,), "step"),
+        Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
+        Buffer("logits", (at_once, head_block(s, at_once)), "head"),
+        Buffer("exps", (at_once, head_block(s, at_once)), "head", half),
+        Buffer("head_state", (at_once, native.HEAD_STATE), "head"),
     ]
     for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
         table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
@@ -90,8 +93,8 @@ class Model:
         self.gguf = gguf
         self.shape = read_shape(gguf)
         self.weights: dict[str, Tensor] = {n: t for n, t in gguf.tensors.items() if len(t.shape) == 2}
-        self.vectors = {n: np.ascontiguousarray(t.f32(), np.float32)
-                        for n, t in gguf.tensors.items() if len(t.shape) == 1}
+        self.vectors = {n: np.array(t.f32(), np.float32) for n, t in gguf.tensors.items() if len(t.shape) == 1}
+        gguf.release()
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
 
@@ -101,8 +104,9 @@ class Decoder:
     Not thread-safe: one caller at a time. The adapter is in `linear`.
     """
 
-    def __init__(self, model: Model, run: Run, arena: Arena, scale: float) -> None:
+    def __init__(self, model: Model, run: Run, arena: Arena, scale: float, streamed: int = 0) -> None:
         self.model, self.shape, self.run, self.arena = model, model.shape, run, arena
+        self.stream = Stream(model.gguf, model.shape.n_layer, streamed)
         self.ctx = native.Context(run.threads, None, arena.flat("scratch"), run.precision)
         self.linear = Projections(self.ctx, model.weights, model.vectors, self.shape, run, arena, scale)
         s = self.shape
@@ -125,10 +129,13 @@ class Decoder:
         logp = self.arena.view("logp", rows.size)
         if rows.size:
             self._norm(h, rstd, x, "output_norm")
+            self.stream.enter(self.shape.n_layer)
             for part in self._head_parts(rows):
                 (logits, _, state), most = self._head_work(rows[part].size), None if best is None else best[part]
-                native.head_forward(self.ctx, logp[part], most, logits, state, h[part], self.model.head.data,
-                                    self.model.head.format, batch.targets[rows[part]])
+                for entries in self.stream.slices(self.model.head):
+                    native.head_forward(self.ctx, logp[part], most, logits, state, h[part], self.model.head.data,
+                                        self.model.head.format, batch.targets[rows[part]], entries)
+        self.stream.leave()
         return logp
 
     def loss(self, batches: Iterable[Batch]) -> tuple[float, int]:
@@ -154,13 +161,17 @@ class Decoder:
         dx = self.arena.view("dx", t, s.d_model)
         dx.fill(0.0)
         if rows.size == 0:
+            self.stream.leave()
             return logp
         self._norm(h, rstd, x, "output_norm")
         dh = self.arena.view("dnorm", rows.size, s.d_model)
         a = np.ascontiguousarray(a, np.float32)
+        self.stream.enter(s.n_layer, s.n_layer - 1)
         for part in self._head_parts(rows):
-            native.head_backward(self.ctx, dh[part], logp[part], *self._head_work(rows[part].size), h[part],
-                                 self.model.head.data, self.model.head.format, batch.targets[rows[part]], a[part])
+            work, targets = self._head_work(rows[part].size), batch.targets[rows[part]]
+            for entries in self.stream.slices(self.model.head):
+                native.head_backward(self.ctx, dh[part], logp[part], *work, h[part], self.model.head.data,
+                                     self.model.head.format, targets, a[part], entries)
         native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
@@ -168,6 +179,7 @@ class Decoder:
             if layer != s.n_layer - 1:  # the last block's activations are still there
                 self._rebuild(layer, batch)
             self._block_backward(layer, dx, batch)
+        self.stream.leave()
         return logp
 
     def logits(self, batch: Batch) -> np.ndarray:
@@ -183,6 +195,7 @@ class Decoder:
         """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         embedding = self.model.weights["token_embd.weight"]
+        self.stream.enter(EMBEDDING, 0)
         native.embed(self.ctx, x, batch.tokens, embedding.data, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
             self.before_block()
@@ -196,6 +209,7 @@ class Decoder:
         """x [T, D] = block(x). rebuild: only what backward reads; x is then of no use."""
         t, k = batch.tokens.size, self._kept(layer, batch.tokens.size)
         self.ctx.precision = self._precision(layer)
+        self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
         (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
         self._norm(norm1, rstd1, x, f"blk.{layer}.attn_norm")
         self._attention_forward(layer, norm1, k, batch)
@@ -214,7 +228,7 @@ class Decoder:
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """The activations of an earlier block: all of them from its input, or what is cheap from what was kept."""
         t, k = batch.tokens.size, self._kept(layer, batch.tokens.size)
-        if not self.run.keep_all:
+        if layer < self.shape.n_layer - self.run.kept:
             x = self.arena.view("x", t, self.shape.d_model)
             native.copy(self.ctx, x, self._block_x(layer, batch))
             self._block_forward(layer, x, batch, rebuild=True)
@@ -232,6 +246,7 @@ class Decoder:
         """dx [T, D]: from the gradient of the block's output to that of its input."""
         t, s, k = batch.tokens.size, self.shape, self._kept(layer, batch.tokens.size)
         view, deepest = self.arena.view, self._deepest_group(layer)
+        self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
         (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
         dnorm, dact = view("dnorm", t, s.d_model), view("dact", t, s.d_ff)
         dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
@@ -342,7 +357,7 @@ class Decoder:
 
     def _kept(self, layer: int, t: int) -> Kept:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""
-        copy = max(layer - self.run.lowest, 0) if self.run.keep_all else 0
+        copy = max(layer - (self.shape.n_layer - self.run.kept), 0)  # blocks that are not kept share the lowest one's
         if (kept := self._views.get((copy, t))) is not None:
             return kept
         if len(self._views) >= self.shape.n_layer:
@@ -370,7 +385,7 @@ class Decoder:
 
     def _head_work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The head's work space for n tokens: logits and their exponentials [n, B], state."""
-        block = head_block(self.shape, self.run.max_tokens)
+        block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
         view = self.arena.view
         return view("logits", n, block), view("exps", n, block), view("head_state", n, native.HEAD_STATE)
 

@@ -285,28 +285,31 @@ def scale(ctx: Context, x: Array, s: float) -> None:
 
 HEAD_STATE = 4
 """Floats a token of the head's work space `state`."""
+WHOLE = (0, -1)
+"""All of the vocabulary."""
 
 
 def head_forward(
     ctx: Context, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
-    targets: Array,
+    targets: Array, part: tuple[int, int] = WHOLE,
 ) -> None:  # fmt: skip
     """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
 
-    h may be bf16. Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
+    h may be bf16. Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE]. `part` is
+    of the vocabulary, first entry and end: of several calls from 0 to V, arrays left as they are, the last finishes.
     """
-    _check(_native.head_forward(ctx._handle, logp, best, logits, state, h, w, _format(fmt), targets))
+    _check(_native.head_forward(ctx._handle, logp, best, logits, state, h, w, _format(fmt), targets, *part))
 
 
 def head_backward(
     ctx: Context, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
-    targets: Array, a: Array,
+    targets: Array, a: Array, part: tuple[int, int] = WHOLE,
 ) -> None:  # fmt: skip
     """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as above.
 
     e [T, B], float32 or bf16, is work space as well; float32 may be logits.
     """
-    _check(_native.head_backward(ctx._handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a))
+    _check(_native.head_backward(ctx._handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a, *part))
 
 
 def adamw(

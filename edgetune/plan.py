@@ -1,17 +1,54 @@
-"""(model shape, options) -> the table of every buffer that training holds. The plan is the allocation.
+"""(model shape, options, budget) -> the table of every buffer that training holds. The plan is the allocation.
 
 Pure: no I/O. Training carves its arena from `Plan.buffers` and allocates nothing else of size.
+
+What is traded for memory changes speed, not what is learned (some sums are rounded otherwise, no more): which
+activations are kept, how many tokens are computed at a time, which weights stay in memory. Of all that fits, the
+quickest by the rule of `speed.work` is taken, so a bigger budget never makes a slower plan. Rows are never padded
+(micro-batches are flat), so there is nothing to sort into buckets: buffers are as large as the longest rows need.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from .arena import Buffer, arena_bytes
 from .config import TrainConfig
+from .errors import UsageError
+from .lora import check_rank
 from .model import buffers
-from .projection import Run, lora_size, target_names
+from .projection import Run, lora_shapes, lora_size, target_names
 from .shape import Shape
+from .speed import work
+from .stream import Sizes
+
+MIB = 1 << 20
+GROWTH = 6 * MIB  # what Python, threads and the writer of adapters take while training, beyond the table
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows in a micro-batch that are looked at
+UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a plan has to fit into. process: bytes of this process before training (interpreter, libraries, data; no
+    weights); before: the most that it has had so far; budget: what it may have; asked: the budget in a person's words.
+    """
+
+    process: int
+    before: int = 0
+    budget: int = UNLIMITED
+    asked: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was traded: tokens in a micro-batch, blocks whose activations are kept, and whose weights are streamed."""
+
+    max_tokens: int
+    kept: int
+    streamed: int
 
 
 @dataclass(frozen=True)
@@ -20,38 +57,161 @@ class Plan:
 
     run: Run
     buffers: tuple[Buffer, ...]
-    weight_bytes: int
-    process_bytes: int
+    sizes: Sizes
+    choice: Choice
+    room: Room
+    traded: tuple[str, ...] = ()  # a sentence each
 
     @property
     def arena_bytes(self) -> int:
         return arena_bytes(self.buffers)
 
     @property
+    def weight_bytes(self) -> int:
+        """In memory at most."""
+        return self.sizes.mapped(self.choice.streamed, self.run.max_tokens)
+
+    @property
+    def read_bytes(self) -> int:
+        """From the file, for a micro-batch."""
+        return self.sizes.read(self.choice.streamed, self.run.lowest)
+
+    @property
     def peak_bytes(self) -> int:
-        return self.process_bytes + self.weight_bytes + self.arena_bytes
+        return max(self.room.before, self.room.process + GROWTH + self.weight_bytes + self.arena_bytes)
 
     def to_json(self) -> dict[str, object]:
         rows = [{"name": b.name, "shape": list(b.shape), "dtype": b.dtype, "bytes": b.nbytes, "lifetime": b.lifetime}
                 for b in self.buffers]
         return {"buffers": rows, "arena_bytes": self.arena_bytes, "weight_bytes": self.weight_bytes,
-                "process_bytes": self.process_bytes, "peak_bytes": self.peak_bytes,
-                "max_tokens": self.run.max_tokens}
+                "process_bytes": self.room.process + GROWTH, "before_bytes": self.room.before,
+                "peak_bytes": self.peak_bytes, "budget_bytes": self.room.budget, "budget": self.room.asked,
+                "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.choice)}
 
 
-def make(shape: Shape, config: TrainConfig, *, threads: int, weight_bytes: int, process_bytes: int,
-         longest: int | None = None) -> Plan:
-    """longest: tokens of the longest row, config.max_length when the data is not known yet.
+def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room: Room, lengths: Sequence[int] = (),
+         like: Choice | None = None) -> Plan:
+    """The quickest plan that fits into `room`. lengths: tokens of each row, empty when the data is not known yet.
 
-    Raises UsageError for options that the model cannot fulfil (blocks).
+    like: an earlier plan's choice; all of it that decides how sums are rounded is taken over. Raises UsageError where
+    nothing fits, and for options that the model cannot fulfil (blocks, rank).
     """
-    longest = min(longest or config.max_length, config.max_length)
-    unit = config.max_length if config.packing else longest
-    run = Run(max_tokens=max(longest, min(config.micro_batch, config.batch_size * unit)), max_length=longest,
-              rank=config.rank, targets=target_names(config.target_names()),
-              blocks=config.block_range(shape.n_layer), dropout=config.dropout,
-              keep_all=config.recompute == "none", threads=threads,
-              precision=config.precision)
-    size = lora_size(shape, run)
-    state = [Buffer("adam_m", (size,), "run"), Buffer("adam_v", (size,), "run"), Buffer("best", (size,), "run")]
-    return Plan(run, (*buffers(shape, run), *state), weight_bytes, process_bytes)
+    planner = _Planner(shape, config, threads, sizes, room, lengths, like)
+    check_rank(lora_shapes(shape, planner.run(Choice(1, 1, 0))), config.rank)
+    best = planner.best()
+    if best is None:
+        raise _refusal(planner)
+    return replace(planner.plan(best), traded=tuple(planner.trades(best)))
+
+
+@dataclass(frozen=True)
+class _Planner:
+    shape: Shape
+    config: TrainConfig
+    threads: int
+    sizes: Sizes
+    room: Room
+    lengths: Sequence[int]
+    like: Choice | None
+
+    @property
+    def longest(self) -> int:
+        return min(max(self.lengths, default=self.config.max_length), self.config.max_length)
+
+    def plan(self, choice: Choice) -> Plan:
+        return Plan(self.run(choice), self.table(choice), self.sizes, choice, self.room)
+
+    def run(self, choice: Choice) -> Run:
+        c = self.config
+        return Run(max_tokens=choice.max_tokens, max_length=self.longest, rank=c.rank,
+                   targets=target_names(c.target_names()), blocks=c.block_range(self.shape.n_layer), dropout=c.dropout,
+                   kept=choice.kept, threads=self.threads, precision=c.precision)
+
+    def table(self, choice: Choice) -> tuple[Buffer, ...]:
+        run = self.run(choice)
+        size = lora_size(self.shape, run)
+        state = [Buffer("adam_m", (size,), "run"), Buffer("adam_v", (size,), "run"), Buffer("best", (size,), "run")]
+        return (*buffers(self.shape, run), *state)
+
+    def peak(self, choice: Choice) -> int:
+        return self.plan(choice).peak_bytes
+
+    def best(self) -> Choice | None:
+        """Of what fits the quickest."""
+        return min(self._fitting(), key=self._cost, default=None)
+
+    def _cost(self, choice: Choice) -> tuple[float, int]:
+        plan = self.plan(choice)
+        return work(self.shape, plan.run, plan.read_bytes), plan.peak_bytes
+
+    def _fitting(self) -> Iterator[Choice]:
+        """For each way to compute, the one that streams least."""
+        for tokens in self.token_counts() if self.room.before <= self.room.budget else ():
+            for kept in self.kept_counts():
+                plan = self.plan(Choice(tokens, kept, 0))
+                left = self.room.budget - self.room.process - GROWTH - plan.arena_bytes
+                for streamed in self.streamings():
+                    if self.sizes.mapped(streamed, tokens) <= left:
+                        yield Choice(tokens, kept, streamed)
+                        break
+
+    def kept_counts(self) -> list[int]:
+        """Of how many blocks activations may be kept: those of the last one always are."""
+        if self.like:
+            return [self.like.kept]
+        live = self.shape.n_layer - self.config.block_range(self.shape.n_layer)[0]
+        some = sorted({max(1, live * eighth // 8) for eighth in range(9)})
+        return {"none": [live], "block": [1]}.get(self.config.recompute, some)
+
+    def streamings(self) -> range:
+        """How many blocks may be streamed."""
+        n = self.shape.n_layer
+        return {"resident": range(1), "streamed": range(n, n + 1)}.get(self.config.weights, range(n + 1))
+
+    def token_counts(self) -> list[int]:
+        """Tokens that a micro-batch may hold at most: whole rows of the longest kind, up to a whole batch."""
+        c = self.config
+        if self.like:
+            return [self.like.max_tokens]
+        rows = sorted((min(n, c.max_length) for n in self.lengths), reverse=True)[:c.batch_size]
+        whole = c.batch_size * c.max_length if c.packing or not rows else sum(rows)
+        most = max(self.longest, min(c.micro_batch, whole))
+        return sorted({n * self.longest for n in STEPS if n * self.longest < most} | {most})
+
+    def least(self) -> int:
+        """The smallest budget that would do."""
+        return self.peak(Choice(self.token_counts()[0], self.kept_counts()[0], self.streamings()[-1]))
+
+    def trades(self, best: Choice) -> Iterator[str]:
+        """What a budget has cost, with the peak before and after, in the order in which it costs little."""
+        at = replace(self, room=replace(self.room, budget=UNLIMITED)).best()
+        assert at is not None
+        texts = {
+            "kept": f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
+            "max_tokens": f"{best.max_tokens} tokens are computed at a time, not {at.max_tokens}, for the same batch",
+            "streamed": f"{best.streamed} of {self.shape.n_layer} blocks, embedding and head are read at every use",
+        }
+        for name, text in texts.items():
+            if getattr(at, name) != (value := getattr(best, name)):
+                before, at = at, replace(at, **{name: value})
+                yield f"{text}: {mib(self.peak(before))} -> {mib(self.peak(at))} MiB"
+
+
+def mib(n: int) -> int:
+    """Rounded up."""
+    return -(-n // MIB)
+
+
+def _refusal(p: _Planner) -> UsageError:
+    """What would fit, and which one option would help most."""
+    least, room = p.least(), p.room
+    halves: dict[str, Any] = {
+        "max_length": max(2, p.longest // 2), "rank": max(1, p.config.rank // 2), "targets": "q_proj,v_proj",
+        "blocks": f"last:{max(1, p.shape.n_layer // 2)}", "precision": "fast", "recompute": "auto", "weights": "auto"}
+    changed = {name: replace(p, config=replace(p.config, **{name: value})).least() for name, value in halves.items()
+               if getattr(p.config, name) != value}
+    name = min(changed, key=lambda name: changed[name], default="")
+    help_most = (f"; --{name.replace('_', '-')} {halves[name]} would help most: {mib(changed[name]) + 1}M"
+                 if name and changed[name] < least - MIB else "")
+    return UsageError(f"the budget is {mib(room.budget)} MiB ({room.asked}), training needs {mib(least)} MiB at least",
+                      f"give it --memory {mib(least) + 1}M{help_most}")

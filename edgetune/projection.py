@@ -33,7 +33,7 @@ class Run:
     targets: tuple[str, ...]  # GGUF names: attn_q, ...
     blocks: range  # trained
     dropout: float
-    keep_all: bool  # keep each block's activations instead of recomputing them
+    kept: int  # blocks, the last ones, whose activations are kept and not computed again; at least 1
     threads: int
     precision: str  # of products: exact, fast or int8
 
@@ -83,9 +83,10 @@ class Projections:
         self.dropout_seed: int | None = None
 
     def set_pairs(self, pairs: dict[str, Pair]) -> None:
-        """Copy an adapter's values in; its pairs must be those of this run, of its rank; B takes up another scale."""
-        for name, to in self.adapted.items():
-            to.a[:], to.b[:] = pairs[name].a, pairs[name].b * np.float32(pairs[name].scale / to.scale)
+        """Copy values in; the pairs must be of this run, and of its rank; B takes up another scale."""
+        for name, pair in pairs.items():
+            to = self.adapted[name]
+            to.a[:], to.b[:] = pair.a, pair.b * np.float32(pair.scale / to.scale)
 
     def pairs(self) -> dict[str, Pair]:
         """The adapter as views of the arena: training changes them."""

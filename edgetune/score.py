@@ -40,7 +40,7 @@ def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, ma
     rank = max((pair.rank for pair in pairs.values()), default=1)
     run = Run(max_tokens=max_tokens, max_length=max_length, rank=rank,
               targets=tuple(sorted({target for _, _, target in places.values()})),
-              blocks=range(min(blocks), max(blocks) + 1), dropout=0.0, keep_all=False, threads=thread_count(threads),
+              blocks=range(min(blocks), max(blocks) + 1), dropout=0.0, kept=1, threads=thread_count(threads),
               precision=precision)
     decoder = Decoder(model, run, Arena(buffers(model.shape, run)), 1.0)
     decoder.linear.set_pairs({name: _padded(pairs.get(name), to.a.shape, to.b.shape)

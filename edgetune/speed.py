@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from .config import TrainConfig
 from .errors import FormatError, MismatchError
 from .model import BACKWARD_GROUPS
 from .projection import Run
 from .shape import Shape
+
+UNPACK = 32  # FLOP in the time of unpacking a weight; once a pass over a micro-batch
+READ = 200  # FLOP in the time of reading a byte of the file
+UNHIDDEN = 0.1  # share of that time which does not hide behind computing
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,21 @@ def _pairs(n: int, window: int) -> int:
     return w * (w + 1) // 2 + (n - w) * w
 
 
+def work(s: Shape, run: Run, read_bytes: int = 0) -> float:
+    """What a token costs in the time of so many FLOP, in a full micro-batch of full rows: those of step_flops, those of
+    blocks that are computed again, unpacking the weights, and, beyond what hides behind all this, reading the file.
+    """
+    flops = step_flops(s, run, [run.max_length])
+    head = 2 * (run.max_length - 1) * s.n_vocab * s.d_model
+    live = s.n_layer - run.lowest
+    again = live - run.kept  # blocks
+    weights = sum(n * k for n, k in s.linear_shapes().values()) * (s.n_layer + live + again)
+    computed = (flops.total + (flops.forward - head) * again / s.n_layer) / run.max_length
+    computed += UNPACK * (weights + s.n_vocab * s.d_model) / run.max_tokens
+    reading = READ * read_bytes / run.max_tokens
+    return max(computed, reading) + UNHIDDEN * reading
+
+
 @dataclass(frozen=True)
 class Speed:
     """What a device reached in `edgetune bench train`, and with which of the options that decide it."""
@@ -60,9 +79,17 @@ class Speed:
     device: str
     isa: str
     precision: str
-    recompute: str
+    kept: int  # blocks whose activations were not computed again, of
+    blocks: int  # so many
     threads: int
+    micro_batch: int  # tokens
     flops_per_s: float  # as step_flops counts
+
+
+def state_file() -> Path:
+    """Where `edgetune bench train --save` leaves what it measured, and plans look for it."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "edgetune" / "speed.json"
 
 
 def read_speed(path: Path) -> Speed:
@@ -70,20 +97,28 @@ def read_speed(path: Path) -> Speed:
     try:
         found = json.loads(path.read_bytes())
         speed = Speed(**{spec.name: found[spec.name] for spec in fields(Speed)})
-        if not (isinstance(speed.threads, int) and 0.0 < speed.flops_per_s < float("inf")):
+        if not (isinstance(speed.threads, int) and 0.0 < speed.flops_per_s < float("inf") and speed.micro_batch >= 1
+                and 1 <= speed.kept <= speed.blocks):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
         raise FormatError(f"{path} holds no measured speed", "make it with edgetune bench train --save") from None
     return speed
 
 
-def predict_seconds(s: Shape, run: Run, config: TrainConfig, speed: Speed) -> float:
-    """Of a step of full rows, by its FLOP alone: good for models and rows that are not far from the measured ones.
-
-    Raises MismatchError where precision, recompute or threads are not those of the measurement.
-    """
-    for name, value in {"precision": config.precision, "recompute": config.recompute, "threads": run.threads}.items():
-        if (measured := getattr(speed, name)) != value:
+def check_speed(run: Run, speed: Speed) -> None:
+    """Raises MismatchError where precision or threads are not those of the measurement."""
+    for name in ("precision", "threads"):
+        if (measured := getattr(speed, name)) != (value := getattr(run, name)):
             raise MismatchError(f"the speed was measured with {name} {measured}, the plan has {value}",
                                 f"plan with --{name} {measured}, or measure with --{name} {value}")
-    return step_flops(s, run, [run.max_length] * config.batch_size).total / speed.flops_per_s
+
+
+def tokens_per_s(s: Shape, run: Run, speed: Speed, read_bytes: int = 0) -> float:
+    """Of full rows. What other micro-batches, recomputation and streaming change is by the rule of `work`, the rest by
+    FLOP alone: good for models and rows that are not far from the measured ones.
+    """
+    check_speed(run, speed)
+    kept = max(1, round((s.n_layer - run.lowest) * speed.kept / speed.blocks))  # the same share
+    measured = work(s, replace(run, kept=kept, max_tokens=speed.micro_batch))
+    flops = step_flops(s, run, [run.max_length]).total / run.max_length
+    return speed.flops_per_s / flops * measured / work(s, run, read_bytes)

@@ -13,19 +13,14 @@ keeps it plain text.
 from __future__ import annotations
 
 import ctypes
-import functools
 import json
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import DataError, UnsupportedError
 from .llamacpp import complaint, load
@@ -131,19 +126,16 @@ class Tokenizer:
             raise DataError("the model's chat template has no place for tool calls", "write them as content")
         bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
         plain = [_plain(message) for message in messages]
-        try:
-            return _compile(template).render(
-                messages=plain,
-                tools=tools or None,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=bos,
-                eos_token=eos,
-            )
-        except jinja2.TemplateSyntaxError as error:
-            raise UnsupportedError(f"the model's chat template does not compile ({error})") from None
-        except Exception as error:  # a template is somebody's program: it can fail in any way
-            reason = str(error) or type(error).__name__
-            raise DataError(f"the model's chat template refuses the conversation ({reason})") from None
+        from .template import fill  # only now: jinja2 takes 6 MiB
+
+        return fill(
+            template,
+            messages=plain,
+            tools=tools or None,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=bos,
+            eos_token=eos,
+        )
 
     def close(self) -> None:
         """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
@@ -243,35 +235,3 @@ def _call(call: Any) -> dict[str, Any]:
         what = f"the arguments of tool call {function['name']!r} are not JSON ({start!r})"
         raise DataError(what, "write an object, or an object as JSON text") from None
     return {**call, "function": function} if "function" in call else function
-
-
-class _Generation(jinja2.ext.Extension):
-    """{% generation %} marks what transformers trains on; here the mark is skipped, `data` finds the spans itself."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """Jinja's own filter escapes HTML; models are trained on plain JSON."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)

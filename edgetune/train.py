@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .errors import DiskError, FormatError, Interrupted, NumericsError, UsageErr
 from .governor import Governor
 from .identity import changes, identity
 from .pace import GiveWay, Pace, be_nice
+from .plan import Choice
 from .trainer import StepResult, Trainer
 
 Event = dict[str, Any]
@@ -88,9 +89,9 @@ class _Run:
                     raise
                 raise DiskError(error.what, "make room, then go on with --resume") from None
 
-    def _build(self) -> None:
+    def _build(self, like: Choice | None = None) -> None:
         rows = self.data.examples + (self.held_out.examples if self.held_out else [])
-        self.trainer = Trainer(self.bundle, self.config, longest=max(e.tokens.size for e in rows))
+        self.trainer = Trainer(self.bundle, self.config, lengths=[e.tokens.size for e in rows], like=like)
         self.trainer.add_examples(self.data.examples)
         self.identity = identity(self.trainer, self.data, self.held_out)
         self.began = self.saved_at = time.monotonic()
@@ -182,7 +183,8 @@ class _Run:
             s.seconds += time.monotonic() - self.began
             self.began = time.monotonic()
             meta = {"step": t.steps_done, "state": vars(s), "metrics": self.metrics.position(),
-                    "identity": self.identity}
+                    "identity": self.identity, "plan": asdict(t.plan.choice), "asked": self._asked()}
+            t.arena.release()  # what a checkpoint takes is taken from what only a step needs
             s.written += checkpoint.save(self.out, t.steps_done, {n: t.arena.flat(n) for n in self._arrays()}, meta)
             self.saved = t.steps_done, s.measured
         self.saved_at = time.monotonic()
@@ -211,11 +213,16 @@ class _Run:
             self._begin_again()
             return
         found, damaged = checkpoint.newest(self.out)
-        self._build()
+        same = found.meta["asked"] == self._asked()  # then also what was planned, whatever memory there is now
+        self._build(Choice(**found.meta["plan"]) if same else None)
         changed = changes(self.out, found.meta["identity"], self.identity, allow_changed)
         self._take_up(found, changed)
         self.metrics.rewind(int(found.meta["metrics"]))
         self._write({"event": "resume", "step": self.trainer.steps_done, "damaged": damaged, "changed": changed})
+
+    def _asked(self) -> list[Any]:
+        """Options that the plan may have to obey, beside memory."""
+        return [self.config.micro_batch, self.config.recompute]
 
     def _begin_again(self) -> None:
         """A run that was killed before its first checkpoint has left metrics, and may be a first half of its result."""
@@ -253,6 +260,7 @@ class _Run:
     def _save(self, status: str) -> dict[str, Any]:
         """adapter.gguf and run.json from what the arena holds."""
         t, s = self.trainer, self.state
+        t.arena.release()
         record = {
             "status": status, **t.record(),
             "data": {"digest": self.data.digest, "rows": len(self.data.examples), "tokens": self.data.tokens,

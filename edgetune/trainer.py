@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import numpy as np
 from . import __version__, adapter, device, native, objectives, optim, plan
 from .arena import Arena
 from .bundle import Bundle, open_bundle
-from .config import TrainConfig
+from .config import DEFAULT_MEMORY, TrainConfig
 from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
 from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
 from .packing import Batch, Example, micro_batches, order, pack
 from .projection import lora_shapes
+from .stream import sizes
 from .tokens import Tokenizer
 
 
@@ -44,22 +45,24 @@ class StepResult:
 class Trainer:
     """Trains a LoRA on one GGUF (a path or an open Bundle).
 
-    Options are TrainConfig's, as `config` or by name: Trainer("model.gguf", rank=8, lr=1e-3). `longest` sizes the
-    buffers for rows of at most so many tokens (default max_length). Raises EdgetuneError kinds for what a user did.
+    Options are TrainConfig's, as `config` or by name: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens of
+    the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
+    micro-batches are made again, to the same bytes. Raises EdgetuneError kinds for what a user did, UsageError also
+    where memory does not do.
     """
 
-    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, longest: int | None = None,
-                 tokenizer: Tokenizer | None = None, **options: Any) -> None:
+    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Sequence[int] = (),
+                 like: plan.Choice | None = None, tokenizer: Tokenizer | None = None, **options: Any) -> None:
         self.config = config = (config or TrainConfig(**options)).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.model = Model(self.bundle.gguf)
-        self._tokenizer = tokenizer
-        self.plan = make_plan(self.model, config, longest=longest)
+        self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
+        self.plan = make_plan(self.model, config, lengths=lengths, like=like)
         scale = scale_of(config.alpha, config.rank, config.rslora)
-        pairs = init_pairs(lora_shapes(self.model.shape, self.plan.run), config.rank, scale, config.seed)
         self.arena = Arena(self.plan.buffers)
-        self.decoder = Decoder(self.model, self.plan.run, self.arena, scale)
-        self.decoder.linear.set_pairs(pairs)
+        self.decoder = Decoder(self.model, self.plan.run, self.arena, scale, self.plan.choice.streamed)
+        for name, shape in lora_shapes(self.model.shape, self.plan.run).items():
+            self.decoder.linear.set_pairs(init_pairs({name: shape}, config.rank, scale, config.seed))
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows, or with packing packs of rows
         self.steps_done = 0
@@ -83,8 +86,15 @@ class Trainer:
 
     def _tokenize(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
         rows = [rows] if isinstance(rows, dict) else list(rows)
-        return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
-                         system=self.config.system or None, overflow=self.config.overflow)
+        self.arena.release()  # the vocabulary takes memory too
+        try:
+            return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
+                             system=self.config.system or None, overflow=self.config.overflow)
+        finally:
+            if self.config.memory and self._own_tokenizer:  # with a budget it makes room for the next step
+                self.tokenizer.close()
+                self._tokenizer = None
+                device.trim()
 
     def add_examples(self, examples: Sequence[Example]) -> None:
         """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
@@ -210,6 +220,7 @@ class Trainer:
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
+        self.arena.release()
         adapter.save_adapter(folder, self.decoder.linear.pairs(), self.bundle.gguf, self.record() | (record or {}))
 
     def load(self, path: str | Path) -> None:
@@ -230,14 +241,25 @@ class Trainer:
                 "options": self.config.to_json(), "seed": self.config.seed, "steps": self.steps_done,
                 "total_steps": self.total_steps, "isa": self.decoder.ctx.isa,
                 "products": self.decoder.ctx.products, "threads": self.plan.run.threads,
-                "peak_rss_mib": device.peak_rss() / 2**20}
+                "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "traded": list(self.plan.traded),
+                         **asdict(self.plan.choice)},
+                "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
-def make_plan(model: Model, config: TrainConfig, *, longest: int | None = None) -> plan.Plan:
-    """The plan for this model on this machine."""
-    return plan.make(model.shape, config, threads=thread_count(config.threads), longest=longest,
-                     weight_bytes=sum(t.data.nbytes for t in model.gguf.tensors.values()),
-                     process_bytes=device.rss())
+def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (),
+              like: plan.Choice | None = None) -> plan.Plan:
+    """The plan for this model on this machine, in this process as it stands."""
+    if config.memory:
+        device.refuse_huge_pages()
+    model.gguf.release()
+    device.trim()
+    here, process = device.read_device(), device.rss()
+    asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
+    budget = config.memory_bytes(here.memory_available + process)
+    before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
+    room = plan.Room(process, before, budget, asked)
+    return plan.make(model.shape, config, threads=config.threads or here.cores, lengths=lengths, like=like,
+                     sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
 
 
 def thread_count(asked: int) -> int:

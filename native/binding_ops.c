@@ -6,6 +6,7 @@
 #define I(i) (int)v->whole[i]
 #define L(i) v->whole[i]
 #define N(letter) (int)v->size[(int)#letter[0]]
+#define END(i, letter) (I(i) < 0 ? N(letter) : I(i)) /* negative: the size */
 #define LONG(letter) v->size[(int)#letter[0]]
 
 #define OP(name, spec, ...)                                                                                            \

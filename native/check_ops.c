@@ -254,17 +254,30 @@ static void check_head(struct check *c, int T, int V, int D, int block, int e_ty
     for (size_t i = 0; i < n; i++)
         array_put(h, (int64_t)i, array_get(h, (int64_t)i) * size);
     a[0] = 0.0f;
-    et_head_forward(c->ctx, logp, best, logits, state, h, w, ET_F32, targets, block, T, V, D);
-    ref_head_forward(NULL, truth, top, NULL, NULL, h, w, ET_F32, targets, block, T, V, D);
+    et_head_forward(c->ctx, logp, best, logits, state, h, w, ET_F32, targets, block, 0, V, T, V, D);
+    ref_head_forward(NULL, truth, top, NULL, NULL, h, w, ET_F32, targets, block, 0, V, T, V, D);
     check_close(c, logp, truth, rows, CLOSE, "head_forward T %d V %d D %d block %d size %g", T, V, D, block, size);
     check_true(c, !memcmp(best, top, rows * sizeof *best), "head_forward best T %d V %d D %d block %d", T, V, D, block);
-    et_head_forward(c->ctx, logp, NULL, logits, state, h, w, ET_F32, targets, block, T, V, D);
+    et_head_forward(c->ctx, logp, NULL, logits, state, h, w, ET_F32, targets, block, 0, V, T, V, D);
     check_close(c, logp, truth, rows, CLOSE, "head_forward without best T %d V %d D %d", T, V, D);
-    et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, a, block, T, V, D);
-    ref_head_backward(NULL, want, truth, NULL, e, NULL, h, w, ET_F32, targets, a, block, T, V, D);
+    et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, a, block, 0, V, T, V, D);
+    ref_head_backward(NULL, want, truth, NULL, e, NULL, h, w, ET_F32, targets, a, block, 0, V, T, V, D);
     check_close(c, logp, truth, rows, CLOSE, "head_backward logp T %d V %d D %d block %d", T, V, D, block);
     check_close(c, dh, want, n, e_type == ET_F32 ? 1e-5 : 4e-3, "head_backward T %d V %d D %d block %d size %g", T, V, D,
                 block, size);
+    for (int begin = 0; begin < V; begin += V / 3 + 1) { /* in parts */
+        int end = begin + V / 3 + 1 < V ? begin + V / 3 + 1 : V;
+        et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, a, block, begin, end, T, V, D);
+    }
+    check_close(c, logp, truth, rows, CLOSE, "head_backward in parts logp T %d V %d D %d block %d", T, V, D, block);
+    check_close(c, dh, want, n, e_type == ET_F32 ? 1e-5 : 4e-3, "head_backward in parts T %d V %d D %d block %d", T, V,
+                D, block);
+    for (int begin = 0; begin < V; begin += V / 3 + 1) {
+        int end = begin + V / 3 + 1 < V ? begin + V / 3 + 1 : V;
+        et_head_forward(c->ctx, logp, best, logits, state, h, w, ET_F32, targets, block, begin, end, T, V, D);
+    }
+    check_close(c, logp, truth, rows, CLOSE, "head_forward in parts T %d V %d D %d block %d", T, V, D, block);
+    check_true(c, !memcmp(best, top, rows * sizeof *best), "head_forward best in parts T %d V %d D %d", T, V, D);
     check_free();
 }
 

@@ -143,9 +143,9 @@ int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t se
 }
 
 /* What both directions of the head need. */
-static int check_head(int format, const int32_t *targets, int block, int T, int V, int D) {
+static int check_head(int format, const int32_t *targets, int block, int begin, int end, int T, int V, int D) {
     NEED_POSITIVE(T, V, D);
-    NEED(block > 0 && D <= ET_THREAD_FLOATS, ET_BAD_ARGUMENT);
+    NEED(block > 0 && 0 <= begin && begin < end && end <= V && D <= ET_THREAD_FLOATS, ET_BAD_ARGUMENT);
     int code = check_format(format, D);
     NEED(!code, code);
     NEED(all_below(targets, T, V), ET_BAD_INDEX);
@@ -153,19 +153,23 @@ static int check_head(int format, const int32_t *targets, int block, int T, int 
 }
 
 int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                    const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
+                    const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,
+                    int D) {
     NEED_ALL(logp, logits, state, w, targets);
     NEED_ARRAYS(h);
-    int code = check_head(format, targets, block, T, V, D);
-    return code ? code : RUN(head_forward, logp, best, logits, state, h, w, format, targets, block, T, V, D);
+    int code = check_head(format, targets, block, begin, end, T, V, D);
+    return code ? code
+                : RUN(head_forward, logp, best, logits, state, h, w, format, targets, block, begin, end, T, V, D);
 }
 
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
-                     const void *w, int format, const int32_t *targets, const float *a, int block, int T, int V, int D) {
+                     const void *w, int format, const int32_t *targets, const float *a, int block, int begin, int end,
+                     int T, int V, int D) {
     NEED_ALL(dh, logp, logits, state, w, targets, a);
     NEED_ARRAYS(h, e);
-    int code = check_head(format, targets, block, T, V, D);
-    return code ? code : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, block, T, V, D);
+    int code = check_head(format, targets, block, begin, end, T, V, D);
+    return code ? code
+                : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, block, begin, end, T, V, D);
 }
 
 int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,

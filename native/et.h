@@ -130,15 +130,19 @@ int et_add(et_context *ctx, float *x, const float *y, int64_t n);
 int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n);
 
 /* ---- head and loss, fused: logits exist for `block` entries of the vocabulary at a time --------------------------- */
+/* A call goes over entries begin .. end - 1; several calls, in order from 0 to V, do what one does, if state (and dh)
+ * stay as they were left. logp and dh are there after the last. */
 #define ET_HEAD_STATE 4
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). Work space: logits
  * [T, block], state [T, ET_HEAD_STATE]. */
 int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                    const void *w, int format, const int32_t *targets, int block, int T, int V, int D);
+                    const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,
+                    int D);
 /* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. e [T, block] is
  * work space too: in the type that is multiplied, it need not be converted; floats may be logits. */
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
-                     const void *w, int format, const int32_t *targets, const float *a, int block, int T, int V, int D);
+                     const void *w, int format, const int32_t *targets, const float *a, int block, int begin, int end,
+                     int T, int V, int D);
 
 /* ---- optimizer --------------------------------------------------------------------------------------------- */
 /* Decoupled AdamW (Loshchilov & Hutter 2019), bias-corrected; step counts from 1. */

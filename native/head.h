@@ -112,16 +112,17 @@ static void head_end_task(void *arg, int task, int thread) {
         vstore_part(dh + i, vload_part(dh + i, h->D - i) * each - vload_part(w + i, h->D - i) * a, h->D - i);
 }
 
-/* Backward multiplies in what forward does, unless all is in bytes: rounded to these, what the many unlikely entries add
- * up to would be lost. */
-static void head(et_context *ctx, struct head_args *args, et_array h, int block, int T, int V, int D) {
+/* Entries begin .. end - 1, the first of all with begin = 0, the last with end = V. Backward multiplies in what forward
+ * does, unless all is in bytes: rounded to these, what the many unlikely entries add up to would be lost. */
+static void head(et_context *ctx, struct head_args *args, et_array h, int block, int begin, int end, int T, int V,
+                 int D) {
     int64_t row_bytes = (int64_t)D / et_format_block(args->format) * et_format_bytes(args->format);
     const enum et_precision precision = et_precision(ctx);
-    for (int t = 0; t < T; t++)
+    for (int t = 0; t < T && begin == 0; t++)
         args->state[t] = (struct head_state){-INFINITY, 0, 0, -INFINITY};
-    for (args->first = 0; args->first < V; args->first += block) {
+    for (args->first = begin; args->first < end; args->first += block) {
         const char *w = (const char *)args->w + args->first * row_bytes;
-        args->n = min_int(block, V - args->first);
+        args->n = min_int(block, end - args->first);
         matmul_forward(ctx, (et_array){args->logits, ET_F32}, h, w, args->format, NULL, NULL, 1.0f, 0, T, args->n, D, 0);
         et_parallel(ctx, head_block_task, args, T);
         if (args->dh)
@@ -129,22 +130,24 @@ static void head(et_context *ctx, struct head_args *args, et_array h, int block,
                              (et_array){args->dh, ET_F32}, args->e, w, args->format, NULL, NULL, 1.0f, args->first > 0,
                              T, args->n, D, 0);
     }
-    et_parallel(ctx, head_end_task, args, T);
+    if (end == V)
+        et_parallel(ctx, head_end_task, args, T);
 }
 
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets], best [T] = arg max; logits [T, block], state: work space. */
 static void head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                         const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
+                         const void *w, int format, const int32_t *targets, int block, int begin, int end, int T,
+                         int V, int D) {
     struct head_args args = {.ctx = ctx, .logp = logp, .logits = logits, .state = (struct head_state *)state,
                              .best = best, .targets = targets, .w = w, .format = format, .D = D};
-    head(ctx, &args, h, block, T, V, D);
+    head(ctx, &args, h, block, begin, end, T, V, D);
 }
 
 /* dh [T, D] = a_t (softmax(z_t) - onehot(target_t)) . w; logp as forward; e [T, block] may be logits. */
 static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
                           et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,
-                          int T, int V, int D) {
+                          int begin, int end, int T, int V, int D) {
     struct head_args args = {.ctx = ctx, .dh = dh, .logp = logp, .logits = logits, .e = e, .targets = targets, .a = a,
                              .state = (struct head_state *)state, .w = w, .format = format, .D = D};
-    head(ctx, &args, h, block, T, V, D);
+    head(ctx, &args, h, block, begin, end, T, V, D);
 }

@@ -262,8 +262,8 @@ static double token_logits(double *z, et_array h, int64_t at, const float *w, in
 }
 
 void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                      const void *w, int format, const int32_t *targets, int block, int T, int V, int D) {
-    (void)logits, (void)state, (void)block;
+                      const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V, int D) {
+    (void)logits, (void)state, (void)block, (void)begin, (void)end; /* all at once */
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);
@@ -282,8 +282,8 @@ void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits
 
 void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
                        et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,
-                       int T, int V, int D) {
-    (void)logits, (void)e, (void)state, (void)block;
+                       int begin, int end, int T, int V, int D) {
+    (void)logits, (void)e, (void)state, (void)block, (void)begin, (void)end;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);

@@ -37,10 +37,11 @@
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \
     OP(dropout, (et_context * ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n))     \
     OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,                  \
-                      const void *w, int format, const int32_t *targets, int block, int T, int V, int D))              \
+                      const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,  \
+                      int D))                                                                                          \
     OP(head_backward, (et_context * ctx, float *dh, float *logp, float *logits, et_array e, float *state,              \
                        et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,       \
-                       int T, int V, int D))                                                                           \
+                       int begin, int end, int T, int V, int D))                                                                           \
     OP(adamw, (et_context * ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,           \
                float beta2, float eps, float weight_decay, int64_t step, int64_t n))                                   \
     OP(sum_squares, (et_context * ctx, double *out, const float *x, int64_t n))                                        \

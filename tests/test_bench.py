@@ -129,16 +129,17 @@ def test_plan_predicts_from_a_saved_speed(model, tmp_path):
     same = run_json(*args, 32)["predicted"]
     assert same["step_s"] == pytest.approx(made["step_s"])
     assert same["tokens_per_s"] == pytest.approx(made["tokens_per_s"])
-    longer = run_json(*args, 64)["predicted"]  # the head's share and attention's grow with the length
-    ratio = flops_of(model, [64, 64], rank=4).total / flops_of(model, [32, 32], rank=4).total
-    assert longer["step_s"] / same["step_s"] == pytest.approx(ratio)
+    longer = run_json(*args, 64)["predicted"]  # as the rule of speed.work says
+    unpacked = 32 * (2 * 2 * BLOCK + 416 * 64)  # FLOP a micro-batch, here a step: up and down, and the head
+    long, short = (flops_of(model, [n, n], rank=4).total for n in (64, 32))
+    assert longer["step_s"] / same["step_s"] == pytest.approx(long / short * (long + unpacked) / (long + 2 * unpacked))
     assert f"{same['tokens_per_s']:.0f} tokens/s" in run(*args, 32)
 
 
 def test_plan_refuses_another_speed(model, tmp_path):
     file = tmp_path / "speed.json"
-    measured = {"device": "d", "isa": "i", "precision": "exact", "recompute": TrainConfig().recompute, "threads": 3,
-                "flops_per_s": 1e9}
+    measured = {"device": "d", "isa": "i", "precision": "exact", "kept": 1, "blocks": 2, "threads": 3,
+                "micro_batch": 64, "flops_per_s": 1e9}
     for content in ("[]", "{}", '{"flops_per_s": "x"}', "oops", json.dumps(measured | {"flops_per_s": 0})):
         file.write_text(content)
         assert "holds no measured speed; make it with" in run("plan", model, "--speed", file, code=1)

@@ -48,7 +48,7 @@ def make_case(
     folder: Path,
     targets: tuple[str, ...] = ALL,
     blocks: range | None = None,
-    keep_all: bool = False,
+    kept: int = 1,
     dropout: float = 0.0,
     threads: int = 2,
     **family: object,
@@ -62,7 +62,7 @@ def make_case(
         targets=tuple(TARGETS[t] for t in targets),
         blocks=blocks or range(model.shape.n_layer),
         dropout=dropout,
-        keep_all=keep_all,
+        kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
         threads=threads,
         precision="exact",
     )
@@ -164,10 +164,10 @@ def check(case: Case, limit: float = LIMIT) -> None:
     assert {what: error for what, error in errors.items() if not error < limit} == {}
 
 
-@pytest.mark.parametrize("keep_all", [False, True], ids=["recompute", "keep"])
+@pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
-def test_families(name: str, rope: str, keep_all: bool, tmp_path: Path) -> None:
-    check(make_case(name, tmp_path, rope=rope, keep_all=keep_all))
+def test_families(name: str, rope: str, kept: int, tmp_path: Path) -> None:
+    check(make_case(name, tmp_path, rope=rope, kept=kept))
 
 
 @pytest.mark.parametrize(
@@ -244,11 +244,11 @@ def test_gemma3_27b_scales_attention_by_width(tmp_path: Path) -> None:
     assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
 
 
-@pytest.mark.parametrize("keep_all", [False, True], ids=["recompute", "keep"])
+@pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
 @pytest.mark.parametrize("blocks", [range(1), range(2), range(1, 2), range(1, 3), range(2, 3)], ids=str)
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_block_subsets(name: str, blocks: range, keep_all: bool, tmp_path: Path) -> None:
-    check(make_case(name, tmp_path, blocks=blocks, keep_all=keep_all))
+def test_block_subsets(name: str, blocks: range, kept: int, tmp_path: Path) -> None:
+    check(make_case(name, tmp_path, blocks=blocks, kept=kept))
 
 
 @pytest.mark.parametrize(
@@ -303,10 +303,10 @@ def test_threads_and_repetition_change_no_bit(tmp_path: Path) -> None:
     assert len(set(results)) == 1
 
 
-@pytest.mark.parametrize("keep_all", [False, True], ids=["recompute", "keep"])
-def test_dropout_gradients_by_finite_differences(keep_all: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
+def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> None:
     """The masks are a pure function of the seed, so the loss is one too; its slope along dL is |dL|^2."""
-    case = make_case("gemma3", tmp_path, dropout=0.3, keep_all=keep_all)
+    case = make_case("gemma3", tmp_path, dropout=0.3, kept=kept)
     case.decoder.linear.dropout_seed = 11
     lora, weights = case.decoder.arena.flat("lora"), case.batch.weights[case.batch.weights != 0]
     masked = train_once(case)

@@ -43,9 +43,11 @@ def flops(name: str, a: dict[str, Any]) -> int:
         case "matmul_dweight":
             return 2 * int(a["dw"].size) * int(a["dout"].shape[0])
         case "head_forward" | "head_backward":
-            blocks = a["w"].nbytes // FORMATS[a["fmt"]].size
+            begin, end = a.get("part", (0, -1))
+            if end < 0:
+                end = a["w"].nbytes // FORMATS[a["fmt"]].size * FORMATS[a["fmt"]].block // a["h"].shape[1]
             both = 2 if name == "head_backward" else 1
-            return 2 * both * int(a["h"].shape[0]) * int(blocks) * FORMATS[a["fmt"]].block
+            return 2 * both * int(a["h"].size) * int(end - begin)
         case "attention_forward" | "attention_backward":
             seen = np.arange(a["start"].size) - a["start"] + 1
             if window := a.get("window", 0):

@@ -47,7 +47,9 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     step_s, tokens, here = statistics.median(seconds), config.batch_size * config.max_length, device.read_device()
     return {"bench": "train", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
             "model": str(bundle.path), "isa": ctx.isa, "precision": config.precision, "products": ctx.products,
-            "recompute": config.recompute, "threads": plan_run.threads, "options": config.to_json(),
+            "kept": plan_run.kept, "blocks": trainer.model.shape.n_layer - plan_run.lowest,
+            "micro_batch": plan_run.max_tokens,
+            "threads": plan_run.threads, "options": config.to_json(),
             "tokens_per_s": tokens / step_s, "step_s": step_s, "step_s_least": min(seconds), "first_step_s": first,
             "peak_rss_mib": peak_rss / 2**20, "flop_per_token": work.total / tokens,
             "flops_per_s": work.total / step_s, "mfu": least_s / step_s,

@@ -15,12 +15,17 @@ from .app import MODEL, adapter_option, cli, command, config_options, out, show,
 
 
 def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refused before anything is measured."""
+    """Refused before anything is measured. The state folder is made."""
+    from ..speed import state_file
+    if path == HERE:
+        path = state_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path is not None and not path.parent.is_dir():
         raise UsageError(f"save is {path}, there is no folder {path.parent}", "make it first")
     return path
 
 
+HERE = Path("-")
 save_option = click.option("--save", type=click.Path(path_type=Path), callback=in_a_folder,
                            help="Also write the JSON object to this file.")
 
@@ -100,9 +105,13 @@ def rate(r: dict[str, Any]) -> str:
          click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in every row."),
          click.option("--steps", type=click.IntRange(1), default=5, show_default=True,
                       help="Steps that are timed, after one that is not."),
-         config_options("rank", "targets", "blocks", "dropout", "micro_batch", "recompute", "precision", "seed",
-                        "threads"),
-         save_option, group=bench)
+         config_options("rank", "targets", "blocks", "dropout", "memory", "micro_batch", "recompute", "weights",
+                        "precision", "seed", "threads"),
+         click.option("--save", is_flag=False, flag_value=str(HERE), type=click.Path(path_type=Path),
+                      callback=in_a_folder,
+                      help="Keep the JSON object, from which edgetune plan predicts: in this file, or alone for this "
+                           "device."),
+         group=bench)
 def train_command(model: Path, length: int, save: Path | None, as_json: bool, **options: Any) -> None:
     """Time training steps of MODEL.
 
@@ -115,7 +124,6 @@ def train_command(model: Path, length: int, save: Path | None, as_json: bool, **
                       median. FLOP: 2 a token and weight of projections and head forward, the same backward where the
                       gradient passes, attention's; neither what is computed again nor the adapter's.
     ops               from two more steps with a clock around every op
-    --save            what edgetune plan --speed predicts from
     """
     from ..bench import train
     config = TrainConfig(max_length=length, **options).check()

@@ -60,16 +60,11 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
 
 def load_for_training(model: Path, data: Path, held_out: Path | None, config: TrainConfig,
                       console: Console | None) -> tuple[Any, Any, Any]:
+    from .. import apart
     from ..bundle import open_bundle
-    from ..data import load
-    from ..tokens import Tokenizer
     bundle = open_bundle(model)
-    tokenizer = Tokenizer(bundle.gguf.path)
-    try:
-        sets = [load(path, tokenizer, max_length=config.max_length, system=config.system or None,
-                     overflow=config.overflow) if path else None for path in (data, held_out)]
-    finally:
-        tokenizer.close()  # the vocabulary's memory is the training's
+    sets = apart.load(bundle.gguf.path, (data, held_out), max_length=config.max_length, system=config.system or None,
+                      overflow=config.overflow)
     for path, rows in zip((data, held_out), sets, strict=True):
         if console and rows and (rows.truncated or rows.skipped):
             console.print(f"[yellow]{path}: {rows.truncated} rows cut to {config.max_length} tokens, "
@@ -88,36 +83,68 @@ def train_summary(folder: Path, model: Path, record: dict[str, Any]) -> list[str
     return [*lines, f"adapter in {folder}; try: edgetune chat {model} --adapter {folder}"]
 
 
-@command("plan", MODEL, click.option("--speed", type=click.Path(path_type=Path),
-                                     help="What edgetune bench train --save wrote: predict tokens/s from it."),
+@command("plan", MODEL,
+         click.option("--data", type=click.Path(path_type=Path),
+                      help="Rows to train on: buffers are sized for them, and the time that they take is predicted."),
+         click.option("--speed", type=click.Path(path_type=Path),
+                      help="What edgetune bench train --save FILE wrote [what --save alone left for this device]."),
          train_options)
-def plan_command(model: Path, speed: Path | None, as_json: bool, **options: Any) -> None:
-    """Print every buffer that training MODEL would hold, and what the whole process will need.
+def plan_command(model: Path, data: Path | None, speed: Path | None, as_json: bool, **options: Any) -> None:
+    """Print every buffer that training MODEL would hold, what was traded for --memory, and what to expect.
 
-    Rows are taken to be max-length long; with shorter rows training needs less.
+    A buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the head; these two
+    share one place. Without --data rows are taken to be max-length long.
     """
     from ..bundle import open_bundle
-    from ..console import mib, table
+    from ..console import mib, plan_lines, table
     from ..model import Model
     from ..trainer import make_plan
     config = TrainConfig(**options).check()
-    decoder = Model(open_bundle(model).gguf)
-    plan = make_plan(decoder, config)
-    predicted, lines = predict(decoder.shape, plan.run, config, speed) if speed else ({}, [])
-    rows = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
-    total = [["arena", "", "", "", mib(plan.arena_bytes)], ["weights, mapped", "", "", "", mib(plan.weight_bytes)],
-             ["interpreter and libraries", "", "", "", mib(plan.process_bytes)],
-             ["whole process", "", "", "", mib(plan.peak_bytes)]]
-    show(as_json, plan.to_json() | predicted,
-         table("", ["buffer", "shape", "type", "lifetime", "size"], rows + total, (4,)), *lines)
+    bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None) if data
+                       else (open_bundle(model), None, None))
+    lengths = [e.tokens.size for e in rows.examples] if rows else []
+    decoder = Model(bundle.gguf)
+    plan = make_plan(decoder, config, lengths=lengths)
+    tokens = config.steps * config.batch_size * plan.run.max_length
+    predicted = expect(decoder.shape, plan, speed, config.batch_size,
+                       rows.tokens * config.epochs if rows and not tokens else tokens)
+    buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
+    show(as_json, plan.to_json() | {"predicted": predicted},
+         table("", ["buffer", "shape", "type", "lifetime", "size"], buffers, (4,)), "",
+         table("", ["", ""], totals(plan), (1,)), *plan_lines(plan.to_json()), *expected_lines(predicted))
 
 
-def predict(shape: Any, run: Any, config: TrainConfig, file: Path) -> tuple[dict[str, Any], list[str]]:
-    from ..speed import predict_seconds, read_speed
-    speed = read_speed(file)
-    seconds = predict_seconds(shape, run, config, speed)
-    rate = config.batch_size * run.max_length / seconds
-    return ({"predicted": {"tokens_per_s": rate, "step_s": seconds, "speed": vars(speed)}},
-            [f"predicted for full rows: {rate:.0f} tokens/s, {seconds:.2f} s a step of {config.batch_size} x "
-             f"{run.max_length} tokens, at {speed.flops_per_s / 1e9:.0f} GFLOP/s as {file} says of {speed.device} "
-             f"({speed.isa}, {speed.precision}, {speed.threads} threads)"])
+def totals(plan: Any) -> list[list[str]]:
+    from ..console import mib
+    weights = "weights, mapped" + (" (at most)" if plan.choice.streamed else "")
+    rows = [["arena", mib(plan.arena_bytes)], [weights, mib(plan.weight_bytes)],
+            ["interpreter, libraries, data", mib(plan.to_json()["process_bytes"])]]
+    if plan.room.before == plan.peak_bytes:
+        rows.append(["before training (tokenising)", mib(plan.room.before)])
+    return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.room.asked}", mib(plan.room.budget)]]
+
+
+def expect(shape: Any, plan: Any, named: Path | None, batch_size: int, tokens: float) -> dict[str, Any] | None:
+    """Tokens a second, and seconds for so many tokens (0: unknown), by what was measured here; None: nothing was."""
+    from ..errors import EdgetuneError
+    from ..speed import read_speed, state_file, tokens_per_s
+    try:
+        speed = read_speed(named or state_file())
+        rate = tokens_per_s(shape, plan.run, speed, plan.read_bytes)
+    except EdgetuneError:
+        if named:
+            raise
+        return None
+    return {"tokens_per_s": rate, "step_s": batch_size * plan.run.max_length / rate,
+            "seconds": tokens / rate if tokens else None, "speed": vars(speed)}
+
+
+def expected_lines(expected: dict[str, Any] | None) -> list[str]:
+    from ..console import duration
+    if expected is None:
+        return ["no speed is known here: edgetune bench train MODEL --save measures it"]
+    speed, seconds = expected["speed"], expected["seconds"]
+    in_all = f", {duration(seconds)} in all" if seconds else ""
+    return [f"expected: {expected['tokens_per_s']:.0f} tokens/s{in_all}, as {speed['device']} reached "
+            f"{speed['flops_per_s'] / 1e9:.0f} GFLOP/s ({speed['isa']}, {speed['precision']}, "
+            f"{speed['threads']} threads)"]

@@ -1,0 +1,66 @@
+"""A random llama of 1.1 billion weights in Q4_0, TinyLlama's shape, about 620 MB, written with little memory.
+
+    python tests/proofs/big.py big.gguf [--blocks 22]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import Shape, model_metadata, tensor_shapes, tokenizer_metadata
+
+BLOCK = np.dtype([("scale", "<f2"), ("codes", "u1", 16)])  # 32 weights of Q4_0
+ROWS = 1024  # written at a time
+
+
+def shape_of(blocks: int) -> Shape:
+    return Shape(d_model=2048, n_blocks=blocks, n_heads=32, n_kv_heads=4, head_width=64, d_ff=5632, n_vocab=32000,
+                 n_context=2048, tied=False)
+
+
+def write(path: Path, blocks: int = 22, seed: int = 0) -> Path:
+    shape, rng = shape_of(blocks), np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in (tokenizer_metadata(shape.n_vocab) | model_metadata("llama", shape)).items():
+        kind = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32,
+                str: gguf.GGUFValueType.STRING}.get(type(value), gguf.GGUFValueType.ARRAY)
+        writer.add_key_value(key, value, kind)
+    tensors = dict(tensor_shapes(shape))
+    for name, size in tensors.items():
+        kind = gguf.GGMLQuantizationType.F32 if len(size) == 1 else gguf.GGMLQuantizationType.Q4_0
+        count = int(np.prod(size))
+        n_bytes = 4 * count if len(size) == 1 else count // 32 * BLOCK.itemsize
+        writer.add_tensor_info(name, size, np.dtype(np.float32), n_bytes, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    for size in tensors.values():
+        for rows in range(0, size[0], ROWS):
+            file.write(values(rng, (min(ROWS, size[0] - rows), *size[1:])))
+        writer.write_padding(file, file.tell())
+    writer.close()
+    return path
+
+
+def values(rng: np.random.Generator, size: tuple[int, ...]) -> bytes:
+    """Norms near 1; weights of a spread of 1 / sqrt(columns): a code is within 8 of its middle, 4.6 away as a rule."""
+    if len(size) == 1:
+        return (1 + 0.1 * rng.standard_normal(size)).astype(np.float32).tobytes()
+    blocks = np.empty(size[0] * size[1] // 32, BLOCK)
+    blocks["scale"] = 1 / (4.6 * np.sqrt(size[1]))
+    blocks["codes"] = rng.integers(0, 256, blocks["codes"].shape, np.uint8)
+    return blocks.tobytes()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--blocks", type=int, default=22)
+    args = parser.parse_args()
+    write(args.out, args.blocks)

