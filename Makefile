@@ -6,6 +6,7 @@
 # make sanitize     the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
 # make proofs       minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
 # make durability minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
+# make pressure     another process takes the memory of a training in a cgroup, and gives it back (needs root)
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 # make memory       many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
@@ -17,7 +18,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability peers memory cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers memory cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -57,6 +58,9 @@ proofs:
 durability:
 	$(PYTHON) tests/proofs/kill.py
 	cd tests && $(PYTHON) -m pytest -m '' test_durability.py test_resume.py
+
+pressure:
+	cd tests && $(PYTHON) -m pytest -m '' test_pace.py
 
 peers:
 	$(PYTHON) tests/peers/speed.py

@@ -81,7 +81,7 @@ class Arena:
         self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # a step asks for the same ones again and again
 
     def release(self) -> None:
-        """Between two steps: give back what only a step needs. The next one gets it again, as zeros."""
+        """Between two micro-batches: give back what only these need. The next one gets it again, as zeros."""
         if self._passing < self.nbytes:
             self._mapping.madvise(mmap.MADV_DONTNEED, self._passing, len(self._mapping) - self._passing)
 

@@ -80,7 +80,7 @@ class TrainConfig:
     def check(self) -> TrainConfig:
         """Returns self; raises UsageError for the first option out of its range."""
         for spec in fields(self):
-            _check_field(spec.name, getattr(self, spec.name), spec.metadata)
+            check_field(spec.name, getattr(self, spec.name), spec.metadata)
         self.target_names()
         self.block_range(10**6)
         self.memory_bytes(2**40)
@@ -135,7 +135,7 @@ class TrainConfig:
         return asdict(self)
 
 
-def _check_field(name: str, value: Any, meta: Any) -> None:
+def check_field(name: str, value: Any, meta: Any) -> None:
     option_name = name.replace("_", "-")
     if meta["choices"] and value not in meta["choices"]:
         raise UsageError(f"{option_name} is {value!r}", f"choose from {', '.join(meta['choices'])}")

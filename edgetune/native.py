@@ -86,9 +86,9 @@ class Context:
     Raises UnsupportedError for an instruction set that cannot be had here.
 
     `precision` holds for the products of matmul_*, attention_* and the head: "exact" float; "fast" bf16 where this
-    instruction set multiplies it quickly, else float forward and "int8" backward, but for the head; "int8" 8-bit integers where it has dot products of bytes, for
-    weights that are not F32 and sums over multiples of 32, and fast elsewhere. `products` says which numbers these are
-    here, tests/test_precision.py what they do to a gradient.
+    instruction set multiplies it quickly, else float forward and, but for the head, "int8" backward; "int8" 8-bit
+    integers where it has dot products of bytes, for weights that are not F32 and sums over multiples of 32, and fast
+    elsewhere. `products` says which numbers these are here, tests/test_precision.py what they do to a gradient.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Context:
             raise ValueError(f"scratch has {scratch.nbytes} bytes, {threads} threads need {need}")
         if handle == -5:
             raise MemoryError(f"could not start {threads} threads")
-        self.threads = threads
+        self.threads = self._working = threads
         self.isa = _native.context_isa(handle)
         self._precision = precision
         self._handle = handle
@@ -123,6 +123,17 @@ class Context:
         if precision != self._precision:
             _native.set_precision(self._handle, PRECISIONS[precision])
             self._precision = precision
+
+    @property
+    def working(self) -> int:
+        """How many of the threads work; the others sleep. May be changed between two ops; results do not change."""
+        return self._working
+
+    @working.setter
+    def working(self, threads: int) -> None:
+        if _native.set_threads(self._handle, threads):
+            raise ValueError(f"{threads} threads cannot work: this context has {self.threads}")
+        self._working = threads
 
     @property
     def products(self) -> str:

@@ -18,8 +18,8 @@ from .lora import TARGETS, Pair
 from .shape import Shape
 
 Kept = dict[str, np.ndarray]  # a block's activations by name
-# Rounded to 8 bits, the gradient of the residual stream, which a few values dominate, costs by itself here what the gate
-# of tests/test_precision.py allows: where "fast" would do so, this projection's backward is exact.
+# Rounded to 8 bits, the gradient of the residual stream, which a few values dominate, costs by itself what the gate of
+# tests/test_precision.py allows: where "fast" would do so, this projection's backward is exact.
 CAREFUL = ("ffn_down",)
 
 

@@ -27,6 +27,7 @@ from .context import Context
 from .errors import UnsupportedError, UsageError
 from .gguf import check_model, open_gguf
 from .sampling import Sampler, Sampling, TextStream
+from .sensors import answering
 from .tokens import Tokenizer
 
 DEFAULT_CONTEXT = 2048
@@ -42,13 +43,14 @@ class Served:
     """A base model opened for answers. Close it, or use it as a context manager. For one thread at a time.
 
     context: tokens that prompt and answer may have together (None: 2048, or fewer if the model was trained on
-    fewer). threads: None for one a physical core. seed: of sampling, where a call names none.
+    fewer). threads: None for one a physical core. seed: of sampling, where a call names none. busy_file: exists while
+    `generate` or `chat` streams an answer, so that training that was given the same file pauses.
     Raises FormatError or UnsupportedError for a file that cannot be served, before llama.cpp sees it.
     """
 
     def __init__(self, path: str | Path, *, context: int | None = None, threads: int | None = None,
-                 seed: int = 0) -> None:
-        self.path = Path(path)
+                 seed: int = 0, busy_file: str | Path | None = None) -> None:
+        self.path, self._busy_file = Path(path), Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
         self.base = open_gguf(self.path)
@@ -172,7 +174,7 @@ class Served:
         return self._stream(tokens, min(max_tokens, self.context - len(tokens)), sampling, TextStream(stop))
 
     def _stream(self, tokens: list[int], budget: int, sampling: Sampling, text: TextStream) -> Iterator[str]:
-        with Sampler(self._llama, sampling) as sampler:
+        with Sampler(self._llama, sampling) as sampler, answering(self._busy_file):
             for _ in range(budget):
                 self._context.advance(tokens)
                 token = sampler.sample(self._context.handle)

@@ -20,7 +20,9 @@ from .bundle import Bundle
 from .config import TrainConfig
 from .data import Dataset
 from .errors import DiskError, FormatError, Interrupted, NumericsError, UsageError
+from .governor import Governor
 from .identity import changes, identity
+from .pace import GiveWay, Pace, be_nice
 from .plan import Choice
 from .trainer import StepResult, Trainer
 
@@ -44,26 +46,29 @@ class _State:
 
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
         resume: bool = False, allow_changed: Collection[str] = (), on_event: Callable[[Event], None] | None = None,
-        should_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        should_stop: Callable[[], bool] | None = None, governor: Governor | None = None) -> dict[str, Any]:
     """Train, and leave the adapter in `out`; returns run.json's content.
 
-    on_event gets {"event": "start" | "resume" | "step" | "eval" | "done", ...}; all but start and done are lines of
-    metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state was saved,
-    resume=True goes on. Raises UsageError where `out` exists, MismatchError for a resume on what is not the same (see
-    identity.identity) and not named in allow_changed, NumericsError when the loss left the finite numbers (the last
-    good adapter is kept), DiskError when the disk refuses (the last checkpoint is kept).
+    on_event gets {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and done are
+    lines of metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state
+    was saved, resume=True goes on. governor: what the run gives way to. Raises UsageError where `out` exists,
+    MismatchError for a resume on what is not the same (see identity.identity) and not named in allow_changed,
+    NumericsError when the loss left the finite numbers (the last good adapter is kept), DiskError when the disk refuses
+    (the last checkpoint is kept).
     """
     if allow_changed and not resume:
         raise UsageError("allow-changed is for a run that goes on", "add --resume")
+    if governor:
+        be_nice(governor.policy.nice)
     return _Run(bundle, data, Path(out), config, held_out, on_event or (lambda _: None),
-                should_stop or (lambda: False)).go(resume, allow_changed)
+                should_stop or (lambda: False), governor).go(resume, allow_changed)
 
 
 class _Run:
     def __init__(self, bundle: Bundle, data: Dataset, out: Path, config: TrainConfig, held_out: Dataset | None,
-                 on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
+                 on_event: Callable[[Event], None], should_stop: Callable[[], bool], governor: Governor | None) -> None:
         self.out, self.data, self.held_out, self.bundle, self.config = out, data, held_out, bundle, config
-        self.on_event, self.should_stop = on_event, should_stop
+        self.on_event, self.should_stop, self.governor = on_event, should_stop, governor
         self.state, self.metrics = _State(), metrics.Metrics(out)
         self.saved: tuple[int, int] | None = None  # steps done and measured, as the newest checkpoint says
         self.first_step = 0  # of this process, less one
@@ -90,6 +95,8 @@ class _Run:
         self.trainer.add_examples(self.data.examples)
         self.identity = identity(self.trainer, self.data, self.held_out)
         self.began = self.saved_at = time.monotonic()
+        if self.governor and self.governor.policy.govern:
+            self.should_stop = Pace(self.governor, self.trainer, self.should_stop, self.save_state, self._write)
 
     def _train(self) -> dict[str, Any]:
         try:
@@ -122,15 +129,16 @@ class _Run:
     def _loop(self) -> None:
         t, s = self.trainer, self.state
         while True:
-            if self._measurement_due():
-                self._evaluate()
-            if t.steps_done >= t.total_steps or (self.config.patience and s.misses >= self.config.patience):
-                break
-            if self.should_stop():
-                raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
-            self._report(t.step(self.should_stop))
-            if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds():
-                self.save_state()
+            with suppress(GiveWay):  # what was begun is done again
+                if self._measurement_due():
+                    self._evaluate()
+                if t.steps_done >= t.total_steps or (self.config.patience and s.misses >= self.config.patience):
+                    break
+                if self.should_stop():
+                    raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
+                self._report(t.step(self.should_stop))
+                if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds():
+                    self.save_state()
         if s.best_step:
             np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
 
@@ -252,7 +260,6 @@ class _Run:
     def _save(self, status: str) -> dict[str, Any]:
         """adapter.gguf and run.json from what the arena holds."""
         t, s = self.trainer, self.state
-        t.arena.release()
         t.arena.release()
         record = {
             "status": status, **t.record(),

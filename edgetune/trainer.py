@@ -23,7 +23,7 @@ from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
 from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
-from .packing import Example, micro_batches, order, pack
+from .packing import Batch, Example, micro_batches, order, pack
 from .projection import lora_shapes
 from .stream import sizes
 from .tokens import Tokenizer
@@ -66,6 +66,8 @@ class Trainer:
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows, or with packing packs of rows
         self.steps_done = 0
+        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to the longest row
+        self.computing = False  # whether the arena holds activations
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
 
     # ---- data ---------------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ class Trainer:
         grad.fill(0.0)
         loss, tokens = 0.0, 0
         with self._stoppable(should_stop):
-            for number, micro in enumerate(micro_batches(examples, self.plan.run.max_tokens)):
+            for number, micro in enumerate(self._micro_batches(examples)):
                 weights = micro.weights[micro.weights != 0]
                 self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
                 loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
@@ -185,7 +187,15 @@ class Trainer:
     def loss(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> tuple[float, int]:
         """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
         with self._stoppable(should_stop):
-            return self.decoder.loss(micro_batches(examples, self.plan.run.max_tokens))
+            return self.decoder.loss(self._micro_batches(examples))
+
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+        """Before each one, as before each block, a run may stop; here it may also pause: the arena holds nothing."""
+        for micro in micro_batches(examples, self.max_tokens):
+            self.decoder.before_block()
+            self.computing = True
+            yield micro
+            self.computing = False
 
     @contextmanager
     def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
@@ -198,7 +208,7 @@ class Trainer:
         try:
             yield
         finally:
-            self.decoder.before_block = lambda: None
+            self.decoder.before_block, self.computing = lambda: None, False
             self.decoder.linear.dropout_seed = None
 
     # ---- the adapter --------------------------------------------------------------------------------------------

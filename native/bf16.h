@@ -295,8 +295,8 @@ static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t
     for (int s = 0; s < SEGMENTS; s++) {
         const float *run = t->s[s].a.p, *b = t->s[s].b.p;
         const ptrdiff_t a_rs = t->s[s].a.rs / 2, a_ks = t->s[s].a.ks / 2;
-        for (int k = t->s[s].K; k > 0; k -= BF16_RUN, run += a_ks)
-            for (const float *a = run; a < run + BF16_RUN / 2; a++, b += nv * VL) {
+        for (int k = t->s[s].K; k > 0; k -= BF16_RUN, run += a_ks) /* only LoRA's part may end within a run */
+            for (const float *a = run; a < run + min_int(k + 1, BF16_RUN) / 2; a++, b += nv * VL) {
                 __m512i bv[2];
                 UNROLL for (int j = 0; j < nv; j++) bv[j] = _mm512_loadu_si512(b + j * VL);
                 UNROLL for (int i = 0; i < BF16_ROWS; i++) {

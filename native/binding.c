@@ -285,6 +285,23 @@ static PyObject *set_precision(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* set_threads(capsule, threads) -> code */
+static PyObject *set_threads(PyObject *module, PyObject *args) {
+    PyObject *capsule;
+    int threads;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Oi", &capsule, &threads))
+        return NULL;
+    struct context *c = PyCapsule_GetPointer(capsule, "edgetune.context");
+    if (!c)
+        return NULL;
+    if (c->busy) {
+        PyErr_SetString(PyExc_RuntimeError, "set_threads: the context is in use by another thread");
+        return NULL;
+    }
+    return PyLong_FromLong(et_context_set_threads(c->ctx, threads));
+}
+
 /* context_products(capsule) -> (forward, backward) */
 static PyObject *context_products(PyObject *module, PyObject *capsule) {
     struct context *c = PyCapsule_GetPointer(capsule, "edgetune.context");
@@ -346,6 +363,7 @@ static PyMethodDef functions[] = {
     {"context_isa", context_isa, METH_O, NULL},
     {"context_products", context_products, METH_O, NULL},
     {"set_precision", set_precision, METH_VARARGS, NULL},
+    {"set_threads", set_threads, METH_VARARGS, NULL},
     {"register_loop", register_loop, METH_VARARGS, NULL},
     {"scratch_bytes", scratch_bytes, METH_O, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},

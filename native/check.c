@@ -230,6 +230,7 @@ static void check_direction(struct check *c, et_context *alone, int backward, co
     et_array inp = check_array(inp_size, s.inp_type, 1), out = copy(start, n, s.out_type);
     et_array again = copy(start, n, s.out_type), want = copy(start, n, s.out_type);
     et_array real = copy(start, n, ET_F32);
+    et_context_set_threads(c->ctx, 1 + (s.T + s.N + backward) % THREADS); /* that changes no bit either */
     (backward ? et_matmul_backward : et_matmul_forward)(c->ctx, out, inp, w, f->id, x, y, s.scale, s.accumulate, s.T,
                                                         s.N, s.K, s.R);
     (backward ? et_matmul_backward : et_matmul_forward)(alone, again, inp, w, f->id, x, y, s.scale, s.accumulate, s.T,
@@ -306,6 +307,8 @@ static void check_refusals(struct check *c) {
     check_true(c, et_glu_forward(c->ctx, h, (et_array){NULL, ET_F32}, h, 0, 1) == ET_BAD_ARGUMENT, "no gate");
     check_true(c, et_embed(c->ctx, x, low, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token below the vocabulary");
     check_true(c, et_embed(c->ctx, x, high, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token above the vocabulary");
+    check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, THREADS + 1), "bad threads");
+    check_true(c, et_context_set_threads(c->ctx, THREADS) == ET_OK, "all threads");
     et_context *none = NULL;
     check_true(c, et_context_create(&none, "no such row", ET_EXACT, 1, x, sizeof x) == ET_NO_MEMORY,
                "scratch too small");

@@ -66,10 +66,12 @@ int et_context_create(et_context **ctx, const char *isa, enum et_precision preci
                       size_t scratch_bytes);
 void et_context_destroy(et_context *ctx);
 void et_context_set_precision(et_context *ctx, enum et_precision precision); /* from the next op on */
+/* From the next op on, only so many of the context's threads work; the others sleep. 1 <= threads <= those it has. */
+int et_context_set_threads(et_context *ctx, int threads);
 const char *et_context_isa(const et_context *ctx);
 /* What et_matmul_forward or _backward multiply in, on this row at this precision: "float", "bf16" or "int8". */
 const char *et_context_product(const et_context *ctx, int backward);
-/* Runs a loop of such multiplications and additions in registers n times on every thread, for its time to be taken as
+/* Runs a loop of such multiplications and additions in registers n times on every thread that works, for its time to be taken as
  * the most that products could reach; returns the operations done. */
 double et_register_loop(et_context *ctx, int backward, int64_t n);
 

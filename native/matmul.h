@@ -97,6 +97,14 @@ static struct side b_side(const struct product *p, const struct segment *s, floa
     return (struct side){tmp, 1, width, 0};
 }
 
+/* Asks for the lines of C that a tile will write: they come while it computes. */
+static inline void fetch_c(const struct tile *t) {
+    const ptrdiff_t size = t->c.type == ET_F32 ? 4 : 2;
+    for (int i = 0; i < t->rows && t->c_cs == 1; i++)
+        for (int j = 0; j < t->columns * size; j += 64)
+            __builtin_prefetch((const char *)t->c.data + i * t->c_rs * size + j, 1);
+}
+
 /* A tile for each strip of rows m0 .. m1 - 1, against the panel of B that t has, from inner element k on. */
 static void compute_strips(const struct product *p, struct tile *t, float *sums, int m0, int m1, int n, int k) {
     for (int m = m0; m < m1; m += p->kernel->rows) {
@@ -105,6 +113,8 @@ static void compute_strips(const struct product *p, struct tile *t, float *sums,
         t->s[1].a = a_side(p, &p->s[1], m, t->rows, 0);
         t->c = array_at(p->c, (p->m + m) * p->c_rs + (p->n + n) * p->c_cs);
         t->sums = sums + (m - m0) * p->kernel->columns;
+        if (!p->kernel->part) /* one in parts does so itself, before the last */
+            fetch_c(t);
         p->kernel->tile(t);
     }
 }
@@ -134,7 +144,7 @@ static void compute_task(void *arg, int task, int thread) {
             t.s[0].K = min_int(part, all - k);
             t.s[0].b = b;
             t.s[0].b.p += b.ks * panel_floats(p->kernel, k);
-            t.s[1].K = t.to_come ? 0 : p->s[1].packed;
+            t.s[1].K = t.to_come ? 0 : p->s[1].kc;
             compute_strips(p, &t, sums, m0, m1, n, k);
             k += part;
         } while (t.to_come);

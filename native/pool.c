@@ -6,7 +6,7 @@
  * A share's ticket holds the number of the job (upper half) and the share's next task (lower half). A thread reads the
  * ticket, then the job, then claims the task by compare-and-swap: if that succeeds, the job it read is the ticket's,
  * because a job is replaced only after all tickets were closed. So a thread that wakes late finds nothing to claim, and
- * nobody waits for it. */
+ * nobody waits for it. How many threads work is part of the job in this sense: it too changes behind closed tickets. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -35,6 +35,7 @@ struct et_context {
     enum et_precision precision;
     float *scratch;
     int threads, started;
+    atomic_int working; /* threads that take tasks, and shares of a job; the others sleep until there are more */
     pid_t owner; /* a forked child has no workers, and runs everything itself */
 
     _Atomic uint64_t job;
@@ -43,7 +44,7 @@ struct et_context {
     atomic_int n_tasks, done;
 
     pthread_mutex_t lock;
-    pthread_cond_t work, finished;
+    pthread_cond_t work, finished, turn;
     atomic_int sleepers, caller_sleeps, stop;
     struct worker workers[]; /* [0] is the caller */
 };
@@ -62,8 +63,13 @@ static void relax(void) {
 #endif
 }
 
-/* The first of n tasks that is share t's. */
-static int share_begin(const et_context *ctx, int t, int n) { return (int)((int64_t)n * t / ctx->threads); }
+/* The first of n tasks that is share t's, of so many shares. */
+static int share_begin(int t, int shares, int n) { return (int)((int64_t)n * t / shares); }
+
+static void close_tickets(et_context *ctx) {
+    for (int t = 0; t < ctx->threads; t++)
+        atomic_store(&ctx->workers[t].ticket, CLOSED);
+}
 
 static void task_done(et_context *ctx, int n) {
     if (atomic_fetch_add(&ctx->done, 1) + 1 == n && atomic_load(&ctx->caller_sleeps)) {
@@ -80,8 +86,8 @@ static void run_share(et_context *ctx, int share, int thread) {
     for (;;) {
         task_fn task = atomic_load(&ctx->task);
         void *arg = atomic_load(&ctx->arg);
-        int n = atomic_load(&ctx->n_tasks), i = (int)(seen & CLOSED);
-        if (i >= share_begin(ctx, share + 1, n))
+        int n = atomic_load(&ctx->n_tasks), shares = atomic_load(&ctx->working), i = (int)(seen & CLOSED);
+        if (thread >= shares || share >= shares || i >= share_begin(share + 1, shares, n))
             return;
         if (!atomic_compare_exchange_weak(ticket, &seen, seen + 1))
             continue;
@@ -92,8 +98,9 @@ static void run_share(et_context *ctx, int share, int thread) {
 }
 
 static void run_tasks(et_context *ctx, int thread) {
-    for (int i = 0; i < ctx->threads; i++)
-        run_share(ctx, (thread + i) % ctx->threads, thread);
+    int shares = atomic_load(&ctx->working);
+    for (int i = 0; i < shares; i++)
+        run_share(ctx, (thread + i) % shares, thread);
 }
 
 /* Returns when there is a job newer than `seen`, or none will come. */
@@ -109,9 +116,19 @@ static void wait_for_work(et_context *ctx, uint64_t seen) {
     pthread_mutex_unlock(&ctx->lock);
 }
 
+/* A thread that is not to work neither watches nor is woken by jobs: its core can rest. */
+static void wait_for_turn(et_context *ctx, int thread) {
+    pthread_mutex_lock(&ctx->lock);
+    while (thread >= atomic_load(&ctx->working) && !atomic_load(&ctx->stop))
+        pthread_cond_wait(&ctx->turn, &ctx->lock);
+    pthread_mutex_unlock(&ctx->lock);
+}
+
 static void *worker_main(void *arg) {
     struct worker *w = arg;
     while (!atomic_load(&w->ctx->stop)) {
+        if (w->thread >= atomic_load(&w->ctx->working))
+            wait_for_turn(w->ctx, w->thread);
         uint64_t job = atomic_load(&w->ctx->job);
         run_tasks(w->ctx, w->thread);
         wait_for_work(w->ctx, job);
@@ -132,20 +149,20 @@ static void wait_for_done(et_context *ctx, int n) {
 }
 
 void et_parallel(et_context *ctx, task_fn task, void *arg, int n_tasks) {
-    if (n_tasks <= 1 || ctx->threads == 1 || getpid() != ctx->owner) {
+    int shares = atomic_load(&ctx->working);
+    if (n_tasks <= 1 || shares == 1 || getpid() != ctx->owner) {
         for (int i = 0; i < n_tasks; i++)
             task(arg, i, 0);
         return;
     }
     uint64_t job = atomic_load(&ctx->job) + 1;
-    for (int t = 0; t < ctx->threads; t++)
-        atomic_store(&ctx->workers[t].ticket, CLOSED);
+    close_tickets(ctx);
     atomic_store(&ctx->task, task);
     atomic_store(&ctx->arg, arg);
     atomic_store(&ctx->n_tasks, n_tasks);
     atomic_store(&ctx->done, 0);
-    for (int t = 0; t < ctx->threads; t++)
-        atomic_store(&ctx->workers[t].ticket, job << 32 | (uint64_t)share_begin(ctx, t, n_tasks));
+    for (int t = 0; t < shares; t++)
+        atomic_store(&ctx->workers[t].ticket, job << 32 | (uint64_t)share_begin(t, shares, n_tasks));
     atomic_store(&ctx->job, job);
     if (atomic_load(&ctx->sleepers)) {
         pthread_mutex_lock(&ctx->lock);
@@ -184,10 +201,12 @@ int et_pool_create(et_context **out, const struct et_row *row, enum et_precision
     ctx->precision = precision;
     ctx->scratch = scratch;
     ctx->threads = threads;
+    atomic_store(&ctx->working, threads);
     ctx->owner = getpid();
     pthread_mutex_init(&ctx->lock, NULL);
     pthread_cond_init(&ctx->work, NULL);
     pthread_cond_init(&ctx->finished, NULL);
+    pthread_cond_init(&ctx->turn, NULL);
     if (!start_workers(ctx)) {
         et_context_destroy(ctx);
         return ET_NO_MEMORY;
@@ -203,9 +222,11 @@ void et_context_destroy(et_context *ctx) {
         pthread_mutex_lock(&ctx->lock);
         atomic_store(&ctx->stop, 1);
         pthread_cond_broadcast(&ctx->work);
+        pthread_cond_broadcast(&ctx->turn);
         pthread_mutex_unlock(&ctx->lock);
         for (int i = 1; i <= ctx->started; i++)
             pthread_join(ctx->workers[i].id, NULL);
+        pthread_cond_destroy(&ctx->turn);
         pthread_cond_destroy(&ctx->finished);
         pthread_cond_destroy(&ctx->work);
         pthread_mutex_destroy(&ctx->lock);
@@ -213,7 +234,20 @@ void et_context_destroy(et_context *ctx) {
     free(ctx);
 }
 
-int et_threads(const et_context *ctx) { return ctx->threads; }
+int et_context_set_threads(et_context *ctx, int threads) {
+    if (threads < 1 || threads > ctx->threads)
+        return ET_BAD_ARGUMENT;
+    close_tickets(ctx);
+    atomic_store(&ctx->working, threads);
+    if (getpid() == ctx->owner) {
+        pthread_mutex_lock(&ctx->lock);
+        pthread_cond_broadcast(&ctx->turn);
+        pthread_mutex_unlock(&ctx->lock);
+    }
+    return ET_OK;
+}
+
+int et_threads(const et_context *ctx) { return atomic_load(&ctx->working); }
 float *et_shared(et_context *ctx) { return ctx->scratch; }
 float *et_scratch(et_context *ctx, int thread) {
     return ctx->scratch + ET_SHARED_FLOATS + (size_t)thread * ET_THREAD_FLOATS;

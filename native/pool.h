@@ -19,7 +19,7 @@ void et_parallel(et_context *ctx, void (*task)(void *arg, int task, int thread),
 int et_pool_create(et_context **ctx, const struct et_row *row, enum et_precision precision, int threads,
                    float *scratch);
 
-int et_threads(const et_context *ctx);
+int et_threads(const et_context *ctx); /* those that work */
 float *et_shared(et_context *ctx);              /* ET_SHARED_FLOATS, 64-byte aligned; used by matmul_* */
 float *et_scratch(et_context *ctx, int thread); /* ET_THREAD_FLOATS, 64-byte aligned; used by matmul_* while it runs */
 const struct et_row *et_context_row(const et_context *ctx);

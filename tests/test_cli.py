@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from boards import Board
 from click.testing import CliRunner
 from tiny import write_tiny
 
@@ -102,6 +103,19 @@ def test_plan_info_doctor(place, adapter):
     assert run_json("doctor")["kernels"]
 
 
+def test_device(place):
+    facts, here = run_json("device"), run_json("doctor")
+    assert {key: facts[key] for key in ("board", "cpu", "cores", "profile")} == {
+        key: here[key] for key in ("board", "cpu", "cores", "profile")}
+    assert facts["matched"]
+    Board(place / "pi")
+    text = run("device", "--root", place / "pi")
+    assert all(words in text for words in ("Raspberry Pi 5 Model B Rev 1.0", "throttle temp 80", "temperature"))
+    facts = run_json("device", "--root", place / "pi")
+    assert (facts["profile"], facts["temperature"], facts["zone"]) == ("Raspberry Pi 5", 50.0, "cpu-thermal")
+    assert "no folder proc" in run("device", "--root", place / "adapter", code=2)
+
+
 @pytest.mark.parametrize(("args", "code", "words"), [
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "0"], 2, ["rank is 0", "1"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "5000"], 2, ["rank 5000"]),
@@ -112,6 +126,8 @@ def test_plan_info_doctor(place, adapter):
     (["train", "{model}", "{place}/bad.jsonl", "-o", "{place}/new"], 1, ["line 2", "JSON"]),
     (["train", "{model}", "{place}/empty.jsonl", "-o", "{place}/new"], 1, ["empty.jsonl"]),
     (["train", "{model}", "{rows}", "-o", "{place}"], 2, ["exists"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--quiet-hours", "8-22"], 2, ["quiet-hours", "08:00-22:00"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--policy", "{rows}"], 1, ["line 1 of", "name = value"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--resume"], 1, ["--resume"]),
     (["eval", "{model}", "{rows}", "--adapter", "{model}"], 1, ["adapter"]),
     (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),

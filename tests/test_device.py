@@ -9,7 +9,19 @@ import numpy as np
 import psutil
 import pytest
 
-from edgetune.device import Profile, match_profile, peak_rss, read_device, read_profiles, reset_peak_rss, rss
+from edgetune.device import (
+    match_profile,
+    peak_rss,
+    profile_named,
+    read_device,
+    read_profiles,
+    reset_peak_rss,
+    rss,
+)
+from edgetune.errors import FormatError, UsageError
+from edgetune.info import describe_device
+from edgetune.native import isa_names
+from edgetune.toml import read_toml
 
 MIB = 2**20
 PI_5 = {
@@ -43,7 +55,9 @@ def test_a_raspberry_pi_5(tmp_path: Path) -> None:
     assert found.model == "Raspberry Pi 5 Model B Rev 1.0"
     assert (found.machine, found.cpu, found.cores) == ("aarch64", "Cortex-A76", 4)
     assert (found.memory_total, found.memory_available) == (8245872 * 1024, 7000000 * 1024)
-    assert found.profile == Profile("Raspberry Pi 5", "dotprod", "aarch64", "Raspberry Pi 5")
+    assert found.profile == profile_named("Raspberry Pi 5")
+    assert found.matched == "the board calls itself 'Raspberry Pi 5 Model B Rev 1.0'"
+    assert found.overrides() == []
 
 
 def test_a_pc_counts_cores_not_threads(tmp_path: Path) -> None:
@@ -81,7 +95,7 @@ def test_memory_is_what_a_cgroup_v2_leaves(tmp_path: Path) -> None:
         "proc/self/cgroup": "0::/a/b\n", f"{group}/memory.max": "max", f"{group}/memory.current": str(300 * MIB),
         "sys/fs/cgroup/a/memory.max": str(512 * MIB), "sys/fs/cgroup/a/memory.high": "max",
         "sys/fs/cgroup/a/memory.current": str(400 * MIB),
-        "sys/fs/cgroup/a/memory.stat": f"anon 5\ninactive_file {100 * MIB}\nactive_file 7\n",
+        "sys/fs/cgroup/a/memory.stat": f"anon 5\ninactive_file {90 * MIB}\nactive_file {20 * MIB}\n",
     }  # fmt: skip
     found = read_device(tree(tmp_path, files))
     assert (found.memory_total, found.memory_available) == (512 * MIB, 212 * MIB)
@@ -124,17 +138,108 @@ def test_this_machine_agrees_with_psutil() -> None:
 def test_the_longest_fitting_model_wins(tmp_path: Path) -> None:
     for i, model in enumerate(["", "Board 5", "Board 5 Plus"]):
         (tmp_path / f"{i}.toml").write_text(f'name = "{i}"\nisa = "neon"\nmachine = "aarch64"\nmodel = "{model}"\n')
-    matched = {board: match_profile(board, "aarch64", tmp_path) for board in ("Board 5 Plus v2", "Board 5", "Other")}
-    assert [p.name if p else None for p in matched.values()] == ["2", "1", "0"]
-    assert match_profile("Board 5", "riscv64", tmp_path) is None
+    names = []
+    for board in ("Board 5 Plus v2", "Board 5", "Other"):
+        profile, _ = match_profile(board, "aarch64", folder=tmp_path)
+        names.append(profile.name if profile else None)
+    assert names == ["2", "1", "0"]
+    assert match_profile("Board 5", "riscv64", folder=tmp_path) == (None, "no profile fits")
 
 
-def test_profiles_are_toml() -> None:
-    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+# What /proc/device-tree/model says on these boards, their cores and memory in MiB.
+BOARDS = {
+    "Raspberry Pi Zero 2 W Rev 1.0": ("Raspberry Pi Zero 2 W", "Cortex-A53", 4, 426),
+    "Raspberry Pi 3 Model B Plus Rev 1.3": ("Raspberry Pi 3 Model B+", "Cortex-A53", 4, 921),
+    "Raspberry Pi 4 Model B Rev 1.4": ("Raspberry Pi 4 Model B", "Cortex-A72", 4, 3792),
+    "Raspberry Pi 5 Model B Rev 1.0": ("Raspberry Pi 5", "Cortex-A76", 4, 8052),
+    "NVIDIA Jetson Nano Developer Kit": ("NVIDIA Jetson Nano", "Cortex-A57", 4, 3964),
+    "NVIDIA Jetson Orin Nano Developer Kit": ("NVIDIA Jetson Orin Nano", "Cortex-A78AE", 6, 7620),
+    "NVIDIA Jetson AGX Orin Developer Kit": ("NVIDIA Jetson AGX Orin", "Cortex-A78AE", 12, 62841),
+}
+
+
+@pytest.mark.parametrize("model", BOARDS)
+def test_a_board_is_known_by_its_name_and_in_a_container_by_what_it_is_made_of(model: str) -> None:
+    name, cpu, cores, mib = BOARDS[model]
+    profile, why = match_profile(model, "aarch64")
+    assert profile is not None
+    assert (profile.name, model in why) == (name, True)
+    profile, why = match_profile("", "aarch64", cpu, cores, mib * MIB)
+    assert profile is not None
+    assert profile.name == name
+    assert why == f"it has {cores} x {cpu} and {mib} MiB of memory, and no device tree to read"
+
+
+@pytest.mark.parametrize(("model", "cpu", "cores", "mib"), [
+    ("Radxa ROCK 4", "Cortex-A72", 4, 3792),  # another board, made of the same
+    ("", "Cortex-A76", 8, 8052), ("", "Cortex-A76", 4, 6000), ("", "", 0, 0)])
+def test_what_no_profile_describes_is_a_generic_board(model: str, cpu: str, cores: int, mib: int) -> None:
+    profile, why = match_profile(model, "aarch64", cpu, cores, mib * MIB)
+    assert profile is not None
+    assert profile.name == "generic arm64"
+    assert "any aarch64" in why
+
+
+def test_a_profile_by_name() -> None:
+    assert profile_named("raspberry-pi-5").name == "Raspberry Pi 5"
+    assert profile_named("pi 4").name == "Raspberry Pi 4 Model B"
+    assert profile_named("Jetson Nano").name == "NVIDIA Jetson Nano"
+    with pytest.raises(UsageError, match=r"'pi 6' is not known; choose from .*generic arm64, .*Raspberry Pi 5"):
+        profile_named("pi 6")
+    with pytest.raises(UsageError, match="'nano' could be NVIDIA Jetson Nano or NVIDIA Jetson Orin Nano;"):
+        profile_named("nano")
+    with pytest.raises(UsageError, match="is not known"):
+        profile_named("")
+
+
+def test_profiles_are_toml_and_sound() -> None:
     folder = Path(__file__).parents[1] / "devices"
     paths = sorted(folder.glob("*.toml"))
-    assert len(paths) >= 3
-    assert read_profiles() == [Profile(**tomllib.loads(path.read_text())) for path in paths]
+    assert len(paths) == len(read_profiles()) == 9
+    for path, p in zip(paths, read_profiles(), strict=True):
+        assert p.isa in (*isa_names(), "neon", "dotprod", "avx2"), path  # rows of the other machine are not built here
+        assert p.machine in ("aarch64", "x86_64")
+        assert not p.critical_temp or 40 < p.throttle_temp < p.critical_temp < 110
+        assert p.zones
+        assert 0 < p.reserve_mib <= min(p.memory_mib, default=10**6) / 8
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    assert [read_toml(path) for path in paths] == [tomllib.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.parametrize("text", ["", 'a = "x # y" # and a comment\nb-c = -1.5\n\n  d=true\n# no\n',
+                                  'e = [1, 2]\nf = ["a", "b"]  # yes\ng = false # off\n'])
+def test_flat_toml_reads_as_toml(tmp_path: Path, text: str) -> None:
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    (tmp_path / "a.toml").write_text(text)
+    assert read_toml(tmp_path / "a.toml") == tomllib.loads(text)
+
+
+@pytest.mark.parametrize("line", ["[table]", "a", "a =", "a = b", "a = None", "a = (1, 2)", "a = {1: 2}",
+                                  "a = [1, [2]]", "a b = 1", "a = 1 2", "b = 2", "a = " + "[" * 500])
+def test_flat_toml_refuses(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.toml").write_text(f"b = 1\n{line}\n")
+    with pytest.raises(FormatError, match=r"line 2 of .*a\.toml"):
+        read_toml(tmp_path / "a.toml")
+    with pytest.raises(FormatError, match="cannot read"):
+        read_toml(tmp_path / "none.toml")
+
+
+def test_what_overrides_a_profile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = PI_5 | {
+        "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0", "proc/self/status": "Cpus_allowed_list:\t0-1\n",
+        "sys/devices/system/cpu/present": "0-3\n", "var/lib/nvpmodel/status": "pmode:0001\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_1 1\n< POWER_MODEL ID=1 NAME=5W >\n",
+        "sys/fs/cgroup/user.slice/session-1.scope/memory.max": str(512 * MIB)}
+    monkeypatch.setenv("EDGETUNE_ISA", "scalar")
+    facts = describe_device(tree(tmp_path, files))
+    assert (facts["profile"], facts["power_mode"], facts["cores"], facts["processors"]) == (
+        "NVIDIA Jetson Nano", "5W", 2, 4)
+    sentences = facts["overrides"]
+    assert [any(word in s for s in sentences) for word in ("2 cores of 4", "512 MiB of memory of 8052", "power mode 5W",
+                                                           "EDGETUNE_ISA")] == [True] * 4
+    assert facts["profile_says"]["throttle_temp"] == 98.5
+    with pytest.raises(UsageError, match="no folder proc"):
+        describe_device(tmp_path / "sys")
 
 
 def test_rss_grows_and_its_peak_stays() -> None:

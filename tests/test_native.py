@@ -272,6 +272,44 @@ def test_context_serves_one_caller_at_a_time() -> None:
     assert all("in use by another thread" in error for error in errors)
 
 
+@pytest.mark.parametrize("precision", native.PRECISIONS)
+def test_fewer_working_threads_change_no_bit(precision: str) -> None:
+    w, _ = weights("Q4_1", 256, 256)
+    inp, want = noise(64, 256), np.empty((64, 256), np.float32)
+    native.matmul_forward(native.Context(1, precision=precision), want, inp, w, "Q4_1")
+    ctx, out = native.Context(4, precision=precision), np.empty_like(want)
+    for threads in [4, 1, 2, 3, 1, 4, 2] * 20:
+        ctx.working = threads
+        for _ in range(3):
+            out.fill(np.nan)
+            native.matmul_forward(ctx, out, inp, w, "Q4_1")
+            assert np.array_equal(out, want), threads
+    assert (ctx.working, ctx.threads) == (2, 4)
+    for threads in (0, 5):
+        with pytest.raises(ValueError, match=f"{threads} threads cannot work: this context has 4"):
+            ctx.working = threads
+
+
+def test_a_thread_that_does_not_work_sleeps() -> None:
+    code = """
+import glob, numpy as np
+from edgetune import native
+def ticks():
+    texts = [open(f).read().rpartition(")")[2].split() for f in sorted(glob.glob("/proc/self/task/*/stat"))]
+    return [int(text[11]) + int(text[12]) for text in texts]
+ctx, x = native.Context(3), np.ones(1_000_000, np.float32)
+native.scale(ctx, x, 1.0)
+ctx.working, before = 1, ticks()
+for _ in range(1000):
+    native.scale(ctx, x, 1.0)
+print([after - start for start, after in zip(before, ticks())])
+"""
+    caller, *others = eval(run_python(code, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"))
+    assert caller >= 5
+    assert len(others) == 2
+    assert max(others) <= 1
+
+
 def run_python(code: str, **env: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgetune.context import BATCH, OUTPUTS, PARALLEL
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
 from edgetune.gguf import open_gguf
 from edgetune.sampling import Sampling, TextStream
+from edgetune.sensors import Sensors
 from edgetune.serve import Served
 
 SEVEN = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -491,3 +493,22 @@ def test_nothing_is_printed(tiny_llama: Path, capfd: pytest.CaptureFixture[str])
         with pytest.raises(EdgetuneError):
             served.load_adapter(tiny_llama, "x")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_busy_file_exists_while_it_answers(tiny_llama, tmp_path):
+    file = tmp_path / "busy"
+    with Served(tiny_llama, threads=1, busy_file=file) as served:
+        pieces = served.generate("turn on the light", max_tokens=8)
+        assert not file.exists()
+        next(pieces)
+        assert file.read_text() == f"{os.getpid()}\n"
+        assert Sensors(busy_file=str(file)).read().foreground
+        list(pieces)
+        assert not file.exists()
+        pieces = served.generate("turn on the light", max_tokens=8)
+        next(pieces)
+        pieces.close()  # the listener has gone
+        assert not file.exists()
+    with Served(tiny_llama, threads=1, busy_file=tmp_path / "none" / "busy") as served, pytest.raises(
+            EdgetuneError, match="cannot write"):
+        next(served.generate("turn", max_tokens=1))

@@ -28,11 +28,15 @@ def answer_options(command: F) -> F:
     return click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")(command)
 
 
+busy_file_option = click.option("--busy-file", type=click.Path(path_type=Path),
+                                help="File that exists while an answer is made; edgetune train --busy-file pauses.")
+
+
 @contextmanager
-def served_model(model: Path, adapter: Path | None, threads: int) -> Iterator[Any]:
+def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Path | None = None) -> Iterator[Any]:
     from ..bundle import open_bundle
     from ..serve import Served
-    with Served(open_bundle(model).gguf.path, threads=threads or None) as served:
+    with Served(open_bundle(model).gguf.path, threads=threads or None, busy_file=busy_file) as served:
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
@@ -76,11 +80,11 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template."),
-         threads_option)
+         threads_option, busy_file_option)
 def generate_command(model: Path, prompt: str, adapter: Path | None, system: str, raw: bool, threads: int,
-                     as_json: bool, **options: Any) -> None:
+                     busy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Answer PROMPT through llama.cpp, as a user's message in the model's chat template."""
-    with served_model(model, adapter, threads) as served:
+    with served_model(model, adapter, threads, busy_file) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
@@ -95,8 +99,9 @@ def generate_command(model: Path, prompt: str, adapter: Path | None, system: str
         click.echo()
 
 
-@command("chat", MODEL, adapter_option, system_option, answer_options, threads_option)
-def chat_command(model: Path, adapter: Path | None, system: str, threads: int, as_json: bool, **options: Any) -> None:
+@command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option)
+def chat_command(model: Path, adapter: Path | None, system: str, threads: int, busy_file: Path | None, as_json: bool,
+                 **options: Any) -> None:
     """Talk to the model. An empty line, /exit or Ctrl-D ends it; /reset forgets what was said.
 
     With --json each answer is a JSON line, for programs that write to standard input.
@@ -104,7 +109,7 @@ def chat_command(model: Path, adapter: Path | None, system: str, threads: int, a
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     interactive = sys.stdin.isatty() and not as_json
-    with served_model(model, adapter, threads) as served:
+    with served_model(model, adapter, threads, busy_file) as served:
         while True:
             if interactive:
                 out.print("[bold green]>[/] ", end="")

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from .. import __version__
 from ..config import TrainConfig
 from ..errors import EdgetuneError
+from ..policy import Policy, read_policy
 
 out = Console()
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,8 +36,8 @@ class Commands(click.Group):
     """Commands in the order in which people need them; errors are one sentence on stderr."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return ["demo", "train", "plan", "eval", "generate", "chat", "export", "import", "merge", "info", "doctor",
-                "bench"]
+        return ["demo", "train", "plan", "eval", "generate", "chat", "export", "import", "merge", "info", "device",
+                "doctor", "bench"]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -69,11 +71,11 @@ def main() -> None:
     cli()
 
 
-def config_options(*names: str) -> Callable[[F], F]:
-    """One flag for each of these fields of TrainConfig; the command gets them as keyword arguments."""
+def config_options(*names: str, of: type = TrainConfig) -> Callable[[F], F]:
+    """One flag for each of these fields of a class of options; the command gets them as keyword arguments."""
 
     def add(command: F) -> F:
-        for spec in reversed([spec for spec in fields(TrainConfig) if spec.name in names]):
+        for spec in reversed([spec for spec in fields(of) if spec.name in names]):
             flag, meta = "--" + spec.name.replace("_", "-"), spec.metadata
             if isinstance(spec.default, bool):
                 flag = f"{flag}/--no-{flag[2:]}"
@@ -86,6 +88,24 @@ def config_options(*names: str) -> Callable[[F], F]:
 
 
 train_options = config_options(*(spec.name for spec in fields(TrainConfig)))
+policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
+policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),
+                                  help="File with the options below, a line each, such as max-temp = 75; flags win.")
+
+
+def governor_of(policy_file: Path | None, options: dict[str, Any]) -> Any:
+    """The governor that a command's options ask for; takes them out of `options`."""
+    from ..device import read_device
+    from ..governor import Governor
+    ctx = click.get_current_context()
+    given = {spec.name: options.pop(spec.name) for spec in fields(Policy)}
+    if policy_file:
+        flags = {name: value for name, value in given.items()
+                 if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        policy = read_policy(policy_file, **flags)
+    else:
+        policy = Policy(**given).check()
+    return Governor(policy, read_device().profile)
 
 
 def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = cli) -> Callable[[F], F]:

@@ -1,4 +1,4 @@
-"""export, import, merge, info and doctor."""
+"""export, import, merge, info, device and doctor."""
 
 from __future__ import annotations
 
@@ -107,6 +107,16 @@ def info_command(file: Path, as_json: bool) -> None:
     show(as_json, facts, _facts_table(facts))
 
 
+@command("device", click.option("--root", type=click.Path(path_type=Path), default=Path("/"),
+                                help="Describe the machine whose /proc and /sys lie below this folder."))
+def device_command(root: Path, as_json: bool) -> None:
+    """Say what was detected of this device, which profile matched and why, what overrides it, how warm it is."""
+    from ..info import describe_device
+    facts = describe_device(root)
+    shown = {key: value for key, value in facts.items() if value not in ("", None)}
+    show(as_json, facts, _facts_table(shown))
+
+
 @command("doctor")
 def doctor_command(as_json: bool) -> None:
     """Check this machine: CPU features, kernels chosen, llama.cpp, memory, and what is missing."""
@@ -124,8 +134,8 @@ def _facts_table(facts: dict[str, Any]) -> Table:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    if isinstance(value, list):
+        return ", ".join(f"{key.replace('_', ' ')} {_shown(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "nothing"
     if isinstance(value, bool):
         return "yes" if value else "no"

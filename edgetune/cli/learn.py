@@ -9,7 +9,17 @@ import click
 from rich.console import Console
 
 from ..config import TrainConfig
-from .app import MODEL, command, out, show, stop_on_signals, train_options
+from .app import (
+    MODEL,
+    command,
+    governor_of,
+    out,
+    policy_file_option,
+    policy_options,
+    show,
+    stop_on_signals,
+    train_options,
+)
 
 
 @command("train", MODEL, click.argument("data", type=click.Path(path_type=Path)),
@@ -22,9 +32,10 @@ from .app import MODEL, command, out, show, stop_on_signals, train_options
          click.option("--allow-changed", metavar="NAME", multiple=True, help="With --resume: go on although this is "
                       "not what the run was started with: data, held-out, base, isa, version or an option's name. "
                       "Steps done stay as they are and the rest is done with what is given now: an adapter that no "
-                      "uninterrupted run gives; run.json lists what changed."), train_options)
+                      "uninterrupted run gives; run.json lists what changed."), train_options,
+         policy_file_option, policy_options)
 def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, resume: bool,
-                  allow_changed: tuple[str, ...], as_json: bool, **options: Any) -> None:
+                  allow_changed: tuple[str, ...], policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
 
     \b
@@ -38,11 +49,12 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     """
     from .. import train
     from ..console import TrainProgress
+    governor = governor_of(policy_file, options)
     config = TrainConfig(**options).check()
     bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None)
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
         record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, allow_changed=allow_changed,
-                           on_event=progress.event, should_stop=should_stop)
+                           on_event=progress.event, should_stop=should_stop, governor=governor)
     show(as_json, {"out": str(folder), **record}, *train_summary(folder, model, record))
 
 

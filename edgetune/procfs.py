@@ -1,0 +1,52 @@
+"""The small text files of /proc and /sys below a root; what is not there reads as empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip("\0 \n")
+    except OSError:
+        return ""
+
+
+def number(path: Path, base: int = 10) -> int | None:
+    """A whole number, None for anything else ("max" too)."""
+    return whole(text(path), base)
+
+
+def whole(word: str, base: int = 10) -> int | None:
+    try:
+        return int(word, base)
+    except ValueError:
+        return None
+
+
+def fields(path: Path, separator: str = ":") -> dict[str, str]:
+    """"name: value" lines; of several processors the last one counts (on big.LITTLE boards a big one)."""
+    parts = (line.partition(separator) for line in text(path).splitlines())
+    return {key.strip(): value.strip() for key, _, value in parts}
+
+
+def kib(path: Path, name: str) -> int:
+    """Bytes of a "name: N kB" line, as in meminfo and status; 0 where there is none."""
+    return (whole((fields(path).get(name) or "0").split()[0]) or 0) * 1024
+
+
+def cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's cgroup and of those above it: a limit on any of them holds."""
+    mount = root / "sys/fs/cgroup"
+    for line in text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "", "")
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = mount / controller if controllers else mount
+        folder = top / path.lstrip("/")
+        for name in (folder, *folder.parents):
+            if name.is_dir():
+                yield name
+            if name == top:
+                break
