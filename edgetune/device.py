@@ -54,6 +54,11 @@ class Profile:
     power_modes: tuple[str, ...] = ()
     reserve_mib: int = 0
 
+    @property
+    def available(self) -> int:
+        """Bytes that are free on the smallest such board when little else runs; 0: its memory is not known."""
+        return max(int(min(self.memory_mib, default=0) * (1 - _KERNEL_KEEPS)) - self.reserve_mib, 0) << 20
+
 
 @dataclass(frozen=True)
 class Device:

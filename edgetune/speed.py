@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from .device import Profile
 from .errors import FormatError, MismatchError
 from .model import BACKWARD_GROUPS
 from .projection import Run
@@ -15,6 +16,8 @@ from .shape import Shape
 
 UNPACK = 32  # FLOP in the time of unpacking a weight; once a pass over a micro-batch
 READ = 200  # FLOP in the time of reading a byte of the file
+FLOP_A_CYCLE = {"neon": 8, "dotprod": 16}  # of a core of a board of that row: one pipe of four floats, or two
+REACHED = 0.4  # share of that which a training step reaches
 UNHIDDEN = 0.1  # share of that time which does not hide behind computing
 
 
@@ -103,6 +106,15 @@ def read_speed(path: Path) -> Speed:
     except (OSError, ValueError, TypeError, KeyError):
         raise FormatError(f"{path} holds no measured speed", "make it with edgetune bench train --save") from None
     return speed
+
+
+def profile_speed(profile: Profile, run: Run, micro_batch: int) -> Speed | None:
+    """What its cores and their clock let one expect of a board on which nothing was measured; None: they are not known.
+    """
+    if not (profile.ghz and profile.cores and profile.isa in FLOP_A_CYCLE):
+        return None
+    flops = min(run.threads, profile.cores) * profile.ghz * 1e9 * FLOP_A_CYCLE[profile.isa] * REACHED
+    return Speed(profile.name, profile.isa, run.precision, 1, 1, run.threads, micro_batch, flops)
 
 
 def check_speed(run: Run, speed: Speed) -> None:

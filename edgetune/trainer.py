@@ -246,19 +246,22 @@ class Trainer:
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
-def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (),
-              like: plan.Choice | None = None) -> plan.Plan:
-    """The plan for this model on this machine, in this process as it stands."""
+def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (), like: plan.Choice | None = None,
+              board: device.Profile | None = None) -> plan.Plan:
+    """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
+    is sold with, where Python is as large as here.
+    """
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
     device.trim()
     here, process = device.read_device(), device.rss()
+    available, cores = (here.memory_available + process, here.cores) if board is None else (
+        board.available, board.cores or here.cores)
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
-    budget = config.memory_bytes(here.memory_available + process)
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
-    room = plan.Room(process, before, budget, asked)
-    return plan.make(model.shape, config, threads=config.threads or here.cores, lengths=lengths, like=like,
+    room = plan.Room(process, before, config.memory_bytes(available), asked)
+    return plan.make(model.shape, config, threads=config.threads or cores, lengths=lengths, like=like,
                      sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
 
 

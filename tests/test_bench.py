@@ -148,6 +148,33 @@ def test_plan_refuses_another_speed(model, tmp_path):
     assert "the speed was measured with threads 3, the plan has 2; plan with --threads 3" in other
 
 
+def test_saved_without_a_name_it_is_found_by_itself(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    plan = ["plan", model, *SMALL, "--max-length", 32, "--steps", 10]
+    assert "no speed is known" in run(*plan)
+    made = run_json("bench", "train", model, "--length", 32, "--steps", 1, *SMALL, "--save")
+    assert json.loads((tmp_path / "state" / "edgetune" / "speed.json").read_text()) == made
+    found = run_json(*plan)["predicted"]
+    assert found["tokens_per_s"] == pytest.approx(made["tokens_per_s"])
+    assert found["seconds"] == pytest.approx(10 * made["step_s"])
+    assert found["measured"] is True
+    assert run_json(*plan, "--precision", "exact")["predicted"] is None
+
+
+def test_plan_for_a_board(model, tmp_path, monkeypatch):
+    """Four cores at 2.4 GHz, 16 FLOP a cycle, of which 40 % are reached; 2 GiB, less a quarter and what it reserves."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    made = run_json("plan", model, "--device", "pi 5", "--rank", 4, "--max-length", 32, "--batch-size", 2)
+    assert 1000 << 20 < made["budget_bytes"] < int(0.75 * 1536 * 2**20)
+    flops = flops_of(model, [32], rank=4).total / 32
+    assert made["predicted"]["speed"]["flops_per_s"] == pytest.approx(4 * 2.4e9 * 16 * 0.4)
+    assert made["predicted"]["tokens_per_s"] < 4 * 2.4e9 * 16 * 0.4 / flops * 1.001
+    assert "nothing was measured" in run("plan", model, "--device", "pi 5", "--rank", 4)
+    assert "choose from" in run("plan", model, "--device", "toaster", code=2)
+    assert "memory of the device" in run("plan", model, "--device", "generic x86-64", code=2)
+    assert run_json("plan", model, "--device", "generic x86-64", "--memory", "1G")["budget_bytes"] == 1 << 30
+
+
 @pytest.fixture
 def tiny_sizes(monkeypatch):
     sizes = kernels.Sizes(256, 4, 2, 16, 512, 320)  # blocks of all formats divide 256

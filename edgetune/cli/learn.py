@@ -88,8 +88,11 @@ def train_summary(folder: Path, model: Path, record: dict[str, Any]) -> list[str
                       help="Rows to train on: buffers are sized for them, and the time that they take is predicted."),
          click.option("--speed", type=click.Path(path_type=Path),
                       help="What edgetune bench train --save FILE wrote [what --save alone left for this device]."),
+         click.option("--device", metavar="NAME", help="Plan for such a board, the one with the least memory, as "
+                      "edgetune device lists them [this machine]."),
          train_options)
-def plan_command(model: Path, data: Path | None, speed: Path | None, as_json: bool, **options: Any) -> None:
+def plan_command(model: Path, data: Path | None, speed: Path | None, device: str | None, as_json: bool,
+                 **options: Any) -> None:
     """Print every buffer that training MODEL would hold, what was traded for --memory, and what to expect.
 
     A buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the head; these two
@@ -99,14 +102,14 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, as_json: bo
     from ..console import mib, plan_lines, table
     from ..model import Model
     from ..trainer import make_plan
-    config = TrainConfig(**options).check()
+    config, board = TrainConfig(**options).check(), board_named(device, options["memory"])
     bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None) if data
                        else (open_bundle(model), None, None))
     lengths = [e.tokens.size for e in rows.examples] if rows else []
     decoder = Model(bundle.gguf)
-    plan = make_plan(decoder, config, lengths=lengths)
+    plan = make_plan(decoder, config, lengths=lengths, board=board)
     tokens = config.steps * config.batch_size * plan.run.max_length
-    predicted = expect(decoder.shape, plan, speed, config.batch_size,
+    predicted = expect(decoder.shape, plan, speed, board, config.batch_size,
                        rows.tokens * config.epochs if rows and not tokens else tokens)
     buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
     show(as_json, plan.to_json() | {"predicted": predicted},
@@ -124,27 +127,43 @@ def totals(plan: Any) -> list[list[str]]:
     return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.room.asked}", mib(plan.room.budget)]]
 
 
-def expect(shape: Any, plan: Any, named: Path | None, batch_size: int, tokens: float) -> dict[str, Any] | None:
-    """Tokens a second, and seconds for so many tokens (0: unknown), by what was measured here; None: nothing was."""
-    from ..errors import EdgetuneError
-    from ..speed import read_speed, state_file, tokens_per_s
-    try:
-        speed = read_speed(named or state_file())
-        rate = tokens_per_s(shape, plan.run, speed, plan.read_bytes)
-    except EdgetuneError:
-        if named:
-            raise
+def board_named(name: str | None, memory: str) -> Any:
+    """Its profile; None for this machine. Raises UsageError for one that is not known, or not well enough."""
+    from ..device import profile_named
+    from ..errors import UsageError
+    board = profile_named(name) if name else None
+    if board and not board.available and (not memory or memory.endswith("%")):
+        raise UsageError(f"the memory of the device {board.name!r} is not known", "name a board, or give --memory")
+    return board
+
+
+def expect(shape: Any, plan: Any, named: Path | None, board: Any, batch_size: int,
+           tokens: float) -> dict[str, Any] | None:
+    """Tokens a second, and seconds for so many tokens (0: unknown), by what was measured here, else by the profile of
+    the board; None: that does not say.
+    """
+    from ..device import read_device
+    from ..speed import profile_speed, read_speed, state_file, tokens_per_s
+    measured = named or (state_file() if board is None and state_file().exists() else None)
+    profile = board or read_device().profile
+    speed = read_speed(measured) if measured else (
+        profile_speed(profile, plan.run, plan.run.max_tokens) if profile else None)
+    if speed is None:
         return None
+    if measured and not named and (speed.precision, speed.threads) != (plan.run.precision, plan.run.threads):
+        return None
+    rate = tokens_per_s(shape, plan.run, speed, plan.read_bytes)
     return {"tokens_per_s": rate, "step_s": batch_size * plan.run.max_length / rate,
-            "seconds": tokens / rate if tokens else None, "speed": vars(speed)}
+            "seconds": tokens / rate if tokens else None, "measured": measured is not None, "speed": vars(speed)}
 
 
 def expected_lines(expected: dict[str, Any] | None) -> list[str]:
     from ..console import duration
     if expected is None:
-        return ["no speed is known here: edgetune bench train MODEL --save measures it"]
+        return ["no speed is known for this: edgetune bench train MODEL --save measures it"]
     speed, seconds = expected["speed"], expected["seconds"]
     in_all = f", {duration(seconds)} in all" if seconds else ""
-    return [f"expected: {expected['tokens_per_s']:.0f} tokens/s{in_all}, as {speed['device']} reached "
+    source = "reached" if expected["measured"] else "has by its profile, nothing was measured,"
+    return [f"expected: {expected['tokens_per_s']:.0f} tokens/s{in_all}, as {speed['device']} {source} "
             f"{speed['flops_per_s'] / 1e9:.0f} GFLOP/s ({speed['isa']}, {speed['precision']}, "
             f"{speed['threads']} threads)"]
