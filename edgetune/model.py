@@ -18,12 +18,11 @@ from .errors import DataError
 from .gguf import Gguf, Tensor
 from .projection import Kept, Projections, Run, lora_size
 from .shape import Shape, read_shape
-from .stream import EMBEDDING, Stream
+from .stream import EMBEDDING, HEAD_TOKENS, Stream
 
 if TYPE_CHECKING:
     from .packing import Batch
 
-HEAD_TOKENS = 256  # in one go of the head
 HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
 BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
@@ -196,7 +195,8 @@ class Decoder:
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         embedding = self.model.weights["token_embd.weight"]
         self.stream.enter(EMBEDDING, 0)
-        native.embed(self.ctx, x, batch.tokens, embedding.data, embedding.format, self.shape.embed_scale)
+        rows, tokens = self.stream.rows(embedding, batch.tokens)
+        native.embed(self.ctx, x, tokens, rows, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
             self.before_block()
             if keep and layer >= self.run.lowest:

@@ -15,10 +15,10 @@ from .projection import Run
 from .shape import Shape
 
 UNPACK = 32  # FLOP in the time of unpacking a weight; once a pass over a micro-batch
-READ = 200  # FLOP in the time of reading a byte of the file
+READ = 500  # FLOP in the time of reading a byte of the file, as from a memory card on a small board
 FLOP_A_CYCLE = {"neon": 8, "dotprod": 16}  # of a core of a board of that row: one pipe of four floats, or two
 REACHED = 0.4  # share of that which a training step reaches
-UNHIDDEN = 0.1  # share of that time which does not hide behind computing
+UNHIDDEN = 0.2  # share of that time which does not hide behind computing
 
 
 @dataclass(frozen=True)

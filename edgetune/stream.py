@@ -14,10 +14,14 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .gguf import Gguf, Tensor
 
 AROUND = 64 << 10  # bytes that the kernel maps around one that is touched
-SLICE = 4 << 20  # bytes of the head in memory at a time
+SLICE = 2 << 20  # bytes of the head in memory at a time
+HEAD_TOKENS = 256  # in one go of the head
 UNIT = 256  # entries of the vocabulary: blocks that the head computes at a time are as many, or a multiple
 EMBEDDING = -1  # the part before block 0; the head is the one after the last block
 NOWHERE = -2
@@ -41,13 +45,13 @@ class Sizes:
     def mapped(self, streamed: int, tokens: int) -> int:
         """Bytes in memory at most when the first `streamed` blocks, embedding and head are streamed; 0: nothing is.
 
-        Of the embedding a micro-batch of `tokens` needs some rows, as the end of the head's pass does of the head.
+        Of the embedding a micro-batch of `tokens` needs its rows alone; the end of the head's pass touches some of the
+        head's.
         """
         if not streamed:
             return self.total
-        rows = tokens * (self.row + AROUND)
-        widest = max(*self.blocks[:streamed], min(rows, self.embedding),
-                     min(rows + SLICE, self.head or self.embedding))
+        touched = min(tokens, HEAD_TOKENS) * (self.row + AROUND)
+        widest = max(*self.blocks[:streamed], tokens * self.row, min(touched + SLICE, self.head or self.embedding))
         return sum(self.blocks[streamed:]) + widest + 2 * AROUND * (streamed < len(self.blocks))
 
     def read(self, streamed: int, lowest: int) -> int:
@@ -110,6 +114,20 @@ class Stream:
     def leave(self) -> None:
         """After a pass: nothing that is streamed stays."""
         self.enter(NOWHERE)
+
+    def rows(self, tensor: Tensor, tokens: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """The embedding's bytes and `tokens`; where it is streamed, the rows that they need, and their places in these.
+
+        They are read, not mapped: around a row that is touched the kernel maps a hundred others.
+        """
+        if not self.streamed:
+            return tensor.data, tokens
+        found, places = np.unique(tokens, return_inverse=True)
+        row = tensor.data.nbytes // tensor.shape[0]
+        begin, needed = tensor.data.ctypes.data - self._start, np.empty((found.size, row), np.uint8)
+        for out, token in zip(needed, found.tolist(), strict=True):
+            os.preadv(self._file, [out.data], begin + token * row)
+        return needed.reshape(-1), places.astype(np.int32)
 
     def slices(self, head: Tensor) -> Iterator[tuple[int, int]]:
         """First entry and end of parts of the vocabulary; where the head is streamed, each goes when the next comes."""

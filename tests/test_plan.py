@@ -26,7 +26,7 @@ OPTIONS = {"batch_size": 4, "max_length": 256}
 
 
 def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, like=None, **options):
-    room = plan.Room(process * MIB, before * MIB, plan.UNLIMITED if budget is None else int(budget * MIB), "asked")
+    room = plan.Room(process * MIB, int(before * MIB), plan.UNLIMITED if budget is None else int(budget * MIB), "asked")
     return plan.make(SMOLLM2, TrainConfig(**{**OPTIONS, **options}), threads=2, sizes=sizes, room=room, lengths=lengths,
                      like=like)
 
@@ -115,7 +115,7 @@ def test_the_option_that_is_said_to_help_does():
 
 
 def test_what_was_used_before_training_counts():
-    assert make(400, before=399).peak_bytes == 399 * MIB
+    assert make(400, before=399.9).peak_bytes == int(399.9 * MIB)
     with pytest.raises(UsageError, match="training needs 410 MiB at least"):
         make(400, before=410)
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import write_tiny
 
@@ -45,11 +46,13 @@ def test_what_is_mapped_and_read_by_hand():
     around = s.mapped(1, 8) - 75  # blocks 1 and 2, and the embedding
     assert 0 <= around < MIB
     assert s.mapped(2, 8) == 30 + 25 + around
-    assert s.mapped(3, 8) == 30
+    assert s.mapped(3, 5) == 30
+    assert s.mapped(3, 8) == 40  # rows of the embedding
     assert (s.read(0, 0), s.read(2, 0), s.read(3, 1)) == (0, 2 * 30 + 25, 60 + 50 + 25)
     large = Sizes((MIB,), 60 * MIB, 50 * MIB, 1024)
-    assert large.mapped(1, 16) == 4 * MIB + 16 * 65 * 1024  # a slice of the head, and pages around 16 of its rows
-    assert large.mapped(1, 10_000) == 60 * MIB
+    assert large.mapped(1, 16) == 2 * MIB + 16 * 65 * 1024  # a slice of the head, and pages around 16 of its rows
+    assert large.mapped(1, 4096) == 2 * MIB + 256 * 65 * 1024  # the head takes 256 tokens at a time
+    assert large.mapped(1, 40_960) == 40 * MIB
 
 
 def test_only_the_part_at_hand_is_mapped(gguf):
@@ -63,6 +66,20 @@ def test_only_the_part_at_hand_is_mapped(gguf):
         assert resident(gguf) <= max(whole.blocks) + MIB // 2, part
     stream.leave()
     assert resident(gguf) < MIB // 2
+
+
+def test_rows_of_the_embedding_are_read(gguf):
+    gguf.release()
+    tokens, embedding = np.array([5, 799, 5, 0, 63], np.int32), gguf.tensors["token_embd.weight"]
+    rows, places = Stream(gguf, 3, streamed=3).rows(embedding, tokens)
+    assert resident(gguf) == 0
+    assert rows.nbytes == 4 * 1024
+    whole = embedding.data.reshape(800, 1024)
+    assert np.array_equal(rows.reshape(4, 1024)[places], whole[tokens])
+    assert places.dtype == np.int32
+    same, again = Stream(gguf, 3).rows(embedding, tokens)
+    assert same is embedding.data
+    assert again is tokens
 
 
 def test_slices_of_the_head_go_when_the_next_comes(gguf, monkeypatch):
