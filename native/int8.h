@@ -91,7 +91,7 @@ static inline float int8_scale(float most) { return most / 127; }
 static inline float int8_inverse(float most) { return most >= INT8_LEAST ? 127 / most : 0; }
 
 /* Row r of a block of A: 32 values of x. */
-INLINE void quantize_row(struct int8_block out, int r, et_array x) {
+INLINE void quantize_row(struct int8_block out, int r, et_array x, const int minima) {
     enum { N = 32 / VL };
     vec values[N];
     ivec most = {0}, codes[N], sum = {0};
@@ -113,21 +113,31 @@ INLINE void quantize_row(struct int8_block out, int r, et_array x) {
             memcpy(out.codes + k * INT8_ROWS + r * INT8_RUN, bytes + k, INT8_RUN);
     }
     out.scales[r] = scale;
-    out.sums[r] = scale * (float)lanes_sum_ints(sum);
+    if (minima)
+        out.sums[r] = scale * (float)lanes_sum_ints(sum);
 }
 
-INLINE void quantize_rows(const float *panel, et_array a, ptrdiff_t stride, int rows, int K) {
+INLINE void quantize_rows(const float *panel, et_array a, ptrdiff_t stride, int rows, int K, const int minima) {
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < K; k += 32)
-            quantize_row(int8_block(panel, INT8_ROWS, k / 32), r, array_at(a, r * stride + k));
+            quantize_row(int8_block(panel, INT8_ROWS, k / 32), r, array_at(a, r * stride + k), minima);
+}
+
+INLINE void pack_rows_int8(const struct product *p, const struct segment *s, float *panel, int m, int rows, const int minima) {
+    et_array a = a_rows(p, s, m);
+    if (rows < INT8_ROWS)
+        memset(panel, 0, (size_t)INT8_ROWS * panel_floats(p->kernel, s->packed) * sizeof *panel);
+    EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed, minima));
 }
 
 static void pack_a_int8(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {
-    et_array a = a_rows(p, s, m);
     (void)tmp;
-    if (rows < INT8_ROWS)
-        memset(panel, 0, (size_t)INT8_ROWS * panel_floats(p->kernel, s->packed) * sizeof *panel);
-    EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed));
+    pack_rows_int8(p, s, panel, m, rows, 0);
+}
+
+static void pack_a_int8_minima(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {
+    (void)tmp;
+    pack_rows_int8(p, s, panel, m, rows, 1);
 }
 
 /* VL columns of a block of B, from column j on: x [32, ld] rounded. */
@@ -289,10 +299,10 @@ static void tile_int8_minima(struct tile *t) {
 
 #define INT8_KERNEL                                                                                                    \
     .rows = INT8_ROWS, .columns = INT8_COLUMNS, .inner = INT8_INNER, .unit = 32, .bits = INT8_BITS, .direct = -1,      \
-    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32, .pack_a = pack_a_int8,                  \
+    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32,                                                           \
     .pack_b_transposed = pack_b_int8_transposed, .pack_b_straight = pack_b_int8_straight
-static const struct kernel int8_kernel = {INT8_KERNEL, .tile = tile_int8};
-static const struct kernel int8_minima_kernel = {INT8_KERNEL, .tile = tile_int8_minima};
+static const struct kernel int8_kernel = {INT8_KERNEL, .pack_a = pack_a_int8, .tile = tile_int8};
+static const struct kernel int8_minima_kernel = {INT8_KERNEL, .pack_a = pack_a_int8_minima, .tile = tile_int8_minima};
 
 static const struct kernel *int8_kernel_of(int format, int backward) {
     return !backward && (format == ET_Q4_1 || format == ET_Q5_1) ? &int8_minima_kernel : &int8_kernel;
