@@ -73,7 +73,7 @@ class TrainConfig:
     patience: int = option(0, "Stop after so many measurements without improvement; 0: never.", low=0)
     checkpoint_every: str = option("5m", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
                                    "is stopped.")
-    seed: int = option(0, "Seed of everything random. Same seed, data and machine: the same bytes.", low=0,
+    seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
                        high=2**63 - 1)
     threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
 
