@@ -15,17 +15,24 @@ from .app import MODEL, adapter_option, cli, command, config_options, out, show,
 
 
 def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refused before anything is measured. The state folder is made."""
-    from ..speed import state_file
-    if path == HERE:
-        path = state_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Refused before anything is measured."""
     if path is not None and not path.parent.is_dir():
         raise UsageError(f"save is {path}, there is no folder {path.parent}", "make it first")
     return path
 
 
 HERE = Path("-")
+
+
+def here_or_in_a_folder(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """HERE is this device's place among the user's state."""
+    from ..speed import state_file
+    if path != HERE:
+        return in_a_folder(ctx, option, path)
+    state_file().parent.mkdir(parents=True, exist_ok=True)
+    return state_file()
+
+
 save_option = click.option("--save", type=click.Path(path_type=Path), callback=in_a_folder,
                            help="Also write the JSON object to this file.")
 
@@ -108,7 +115,7 @@ def rate(r: dict[str, Any]) -> str:
          config_options("rank", "targets", "blocks", "dropout", "memory", "micro_batch", "recompute", "weights",
                         "precision", "seed", "threads"),
          click.option("--save", is_flag=False, flag_value=str(HERE), type=click.Path(path_type=Path),
-                      callback=in_a_folder,
+                      callback=here_or_in_a_folder,
                       help="Keep the JSON object, from which edgetune plan predicts: in this file, or alone for this "
                            "device."),
          group=bench)
