@@ -7,7 +7,7 @@ T is the number of tokens in this micro-batch, documents one after another; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,6 +112,7 @@ class Decoder:
             cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
             self.rope.append((cos, sin))
         self.widths = kept_widths(s, run)
+        self.before_block: Callable[[], None] = lambda: None  # whoever raises here abandons the pass
         self._views: dict[tuple[int, int], Kept] = {}
 
     # ---- whole passes -----------------------------------------------------------------------------------------
@@ -159,6 +160,7 @@ class Decoder:
         native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
+            self.before_block()
             if layer != s.n_layer - 1:  # the last block's activations are still there
                 self._rebuild(layer, batch)
             self._block_backward(layer, dx, batch)
@@ -179,6 +181,7 @@ class Decoder:
         embedding = self.model.weights["token_embd.weight"]
         native.embed(self.ctx, x, batch.tokens, embedding.data, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
+            self.before_block()
             if keep and layer >= self.run.lowest:
                 native.copy(self.ctx, self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
