@@ -4,12 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from tiny import write_tiny
 
 import edgetune
 from edgetune import train
 from edgetune.adapter import open_adapter
-from edgetune.bundle import open_bundle
 from edgetune.config import TrainConfig
 from edgetune.data import Dataset
 from edgetune.errors import DataError, MismatchError, NumericsError, UsageError
@@ -19,11 +17,6 @@ from edgetune.trainer import Trainer
 
 OPTIONS = {"rank": 4, "lr": 2e-2, "batch_size": 4, "max_length": 48, "threads": 2, "warmup": 2, "steps": 12,
            "precision": "exact"}  # held-out scores are, and are compared
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return open_bundle(write_tiny(tmp_path_factory.mktemp("train") / "tiny.gguf", formats="Q8_0"))
 
 
 def sequences(n, seed=0, low=8, high=40):
