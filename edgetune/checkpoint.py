@@ -50,7 +50,7 @@ class Checkpoint:
 def save(folder: Path, step: int, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> int:
     """Writes folder/checkpoint-STEP, removes all but it and the one before, and returns its bytes. meta must be JSON.
 
-    Raises EdgetuneError when the disk refuses; the older ones are then still there.
+    Raises DiskError when the disk refuses; the older ones are then still there.
     """
     path = folder / f"{PREFIX}{step}"
     sizes = [[name, array.nbytes] for name, array in arrays.items()]

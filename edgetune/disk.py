@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import EdgetuneError, UsageError
+from .errors import DiskError, UsageError
 
 
 @contextmanager
@@ -70,10 +70,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, nbytes: int) -> None:
-    """Raises EdgetuneError where fewer than nbytes are free."""
+    """Raises DiskError where fewer than nbytes are free."""
     if (free := shutil.disk_usage(folder).free) < nbytes:
-        raise EdgetuneError(f"{folder} has {free // 2**20} MiB free, at times {-(-nbytes // 2**20)} MiB are needed",
-                            "make room or choose another place")
+        raise DiskError(f"{folder} has {free // 2**20} MiB free, at times {-(-nbytes // 2**20)} MiB are needed",
+                        "make room or choose another place")
 
 
 def refuse_existing(path: Path) -> None:
@@ -81,10 +81,10 @@ def refuse_existing(path: Path) -> None:
         raise UsageError(f"the output {path} exists", "name another or remove it")
 
 
-def cannot_write(path: Path, error: OSError) -> EdgetuneError:
+def cannot_write(path: Path, error: OSError) -> DiskError:
     free = shutil.disk_usage(path.parent).free // 2**20 if path.parent.is_dir() else 0
-    return EdgetuneError(f"cannot write {path}: {error.strerror or error} ({free} MiB are free there)",
-                         "make room or choose another place")
+    return DiskError(f"cannot write {path}: {error.strerror or error} ({free} MiB are free there)",
+                     "make room or choose another place")
 
 
 def sync(path: Path) -> None:

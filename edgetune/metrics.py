@@ -15,7 +15,7 @@ BYTES_PER_DAY = 4096 * 2 * 60 * 24
 
 
 class Metrics:
-    """The file of one run. Every method raises EdgetuneError where the disk refuses."""
+    """The file of one run. Every method raises DiskError where the disk refuses."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME

@@ -19,7 +19,7 @@ from . import adapter, checkpoint, device, disk, metrics
 from .bundle import Bundle
 from .config import TrainConfig
 from .data import Dataset
-from .errors import EdgetuneError, FormatError, Interrupted, NumericsError, UsageError
+from .errors import DiskError, FormatError, Interrupted, NumericsError, UsageError
 from .identity import changes, identity
 from .trainer import StepResult, Trainer
 
@@ -50,7 +50,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state was saved,
     resume=True goes on. Raises UsageError where `out` exists, MismatchError for a resume on what is not the same (see
     identity.identity) and not named in allow_changed, NumericsError when the loss left the finite numbers (the last
-    good adapter is kept), EdgetuneError when the disk refuses (the last checkpoint is kept).
+    good adapter is kept), DiskError when the disk refuses (the last checkpoint is kept).
     """
     if allow_changed and not resume:
         raise UsageError("allow-changed is for a run that goes on", "add --resume")
@@ -74,9 +74,14 @@ class _Run:
         elif not self.out.is_dir():
             raise FormatError(f"{self.out} is no folder of a run", "start the run without --resume")
         with disk.alone(self.out):
-            if resume:
-                self._resume(allow_changed)
-            return self._train()
+            try:
+                if resume:
+                    self._resume(allow_changed)
+                return self._train()
+            except DiskError as error:
+                if not checkpoint.found(self.out):
+                    raise
+                raise DiskError(error.what, "make room, then go on with --resume") from None
 
     def _build(self) -> None:
         rows = self.data.examples + (self.held_out.examples if self.held_out else [])
@@ -235,7 +240,7 @@ class _Run:
             self.out.mkdir(parents=True)
             disk.sync(self.out.parent)
         except OSError as error:
-            raise EdgetuneError(f"the folder {self.out} cannot be made: {error.strerror}", "name another") from error
+            raise DiskError(f"the folder {self.out} cannot be made: {error.strerror}", "name another") from error
 
     def _save(self, status: str) -> dict[str, Any]:
         """adapter.gguf and run.json from what the arena holds."""
