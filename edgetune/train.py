@@ -112,7 +112,7 @@ class _Run:
 
     def _start(self) -> None:
         t, largest = self.trainer, self._disk()["checkpoint_bytes"]
-        copies = checkpoint.KEPT + 1 - len(checkpoint.found(self.out))
+        copies = max(1, checkpoint.KEPT + 1 - len(checkpoint.found(self.out)))  # one more while it is written
         disk.require_room(self.out, copies * largest + t.arena.flat("lora").nbytes)
         self.on_event({"event": "start", "steps": t.total_steps, "done": t.steps_done, "rows": len(self.data.examples),
                        "tokens": self.data.tokens, "supervised": self.data.supervised, "plan": t.plan.to_json(),

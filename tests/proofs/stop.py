@@ -1,7 +1,7 @@
 """Seconds from SIGTERM to exit on a real model, at random moments: `python stop.py MODEL DATA.txt`.
 
-Trains MODEL at 4 x 256 tokens a step and measures held-out loss now and then; sends the signal at a random moment, and
-wants exit code 75. The run goes on from its checkpoint each time.
+Trains MODEL at 4 x 256 tokens a step, sends the signal at a random moment of the steps, and wants exit code 75; the run
+goes on from its checkpoint each time. Then the same while the held-out loss is measured, which comes first.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ if __name__ == "__main__":
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--length", default="256")
     parser.add_argument("--batch", default="4")
+    parser.add_argument("--option", action="append", default=[], help="another of edgetune train's")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "edgetune", "train", args.model, args.data, "--eval", args.data,
-               "--eval-every", "3", "--max-length", args.length, "--batch-size", args.batch, "--steps", "1000"]
+    command = [sys.executable, "-m", "edgetune", "train", args.model, args.data, "--max-length", args.length,
+               "--batch-size", args.batch, "--steps", "1000", *args.option]
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as place:
-        took = [stop(command, Path(place) / "out", rng.uniform(0, 12)) for _ in range(args.times)]
-    print(f"{args.times} stops: median {statistics.median(took):.2f} s, longest {max(took):.2f} s")
+        for what, more in (("in a step", []), ("while measuring", ["--eval", args.data])):
+            took = [stop([*command, *more], Path(place) / what, rng.uniform(0, 12)) for _ in range(args.times)]
+            print(f"{args.times} stops {what}: median {statistics.median(took):.2f} s, longest {max(took):.2f} s")
