@@ -24,10 +24,11 @@ Identity = dict[str, Any]
 
 
 def identity(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Identity:
+    """The options, but of the plan what was decided, whatever decided it: sums are taken in that order."""
     options = {name.replace("_", "-"): value for name, value in trainer.config.to_json().items() if name not in FREE}
+    plan = {"micro-batch": trainer.plan.run.max_tokens, "recompute": "none" if trainer.plan.run.keep_all else "block"}
     return {"version": __version__, "base": trainer.bundle.fingerprint, "data": data.digest,
-            "held-out": held_out.digest if held_out else None, **options,
-            "micro-batch": trainer.plan.run.max_tokens,  # what was made of it: sums are taken over so many tokens
+            "held-out": held_out.digest if held_out else None, **options, **plan,
             "isa": f"{trainer.decoder.ctx.isa} ({trainer.decoder.ctx.products})"}
 
 
