@@ -86,9 +86,9 @@ class Context:
     Raises UnsupportedError for an instruction set that cannot be had here.
 
     `precision` holds for the products of matmul_*, attention_* and the head: "exact" float; "fast" bf16 where this
-    instruction set multiplies it quickly, else float; "int8" 8-bit integers where it has dot products of bytes, for
-    weights that are not F32 and sums over multiples of 32, and fast elsewhere. `products` says which numbers these are
-    here, tests/test_precision.py what they do to a gradient.
+    instruction set multiplies it quickly, else float forward and, but for the head, "int8" backward; "int8" 8-bit
+    integers where it has dot products of bytes, for weights that are not F32 and sums over multiples of 32, and fast
+    elsewhere. `products` says which numbers these are here, tests/test_precision.py what they do to a gradient.
     """
 
     def __init__(

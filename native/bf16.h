@@ -137,7 +137,7 @@ static inline void pack_rows(const bf16 **rows, bf16 *tmp, const struct segment 
 /* 16 columns, and as much of each as the nearest cache holds, at a time. */
 static void pack_b_bf16_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
     int n = task * BF16_COLUMNS, columns = min_int(p->nc - n, BF16_COLUMNS), width = bf16_width(columns);
-    float *panel = b_panel(p, s, n);
+    float *panel = b_panel(s, n);
     for (int j = 0; j < width; j += 16)
         for (int k = 0; k < s->packed; k += BF16_CHUNK) {
             int count = min_int(s->kc - k, BF16_CHUNK), packed = min_int(s->packed - k, BF16_CHUNK);
@@ -168,7 +168,7 @@ static void pack_b_bf16_straight(const struct product *p, const struct segment *
         pack_rows(rows, (bf16 *)tmp, s, s->k + k, s->kc - k, BF16_RUN, p->n + n, count, packed);
         for (int i = 0; i < packed; i += BF16_COLUMNS) {
             int width = min_int(packed - i, BF16_COLUMNS);
-            float *out = b_panel(p, s, n + i) + (ptrdiff_t)k / 2 * width;
+            float *out = b_panel(s, n + i) + (ptrdiff_t)k / 2 * width;
             for (int r = 0; r < BF16_RUN; r += 2, out += width)
                 pair_rows(out, rows[r] + i, rows[r + 1] + i, width);
         }
@@ -295,8 +295,8 @@ static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t
     for (int s = 0; s < SEGMENTS; s++) {
         const float *run = t->s[s].a.p, *b = t->s[s].b.p;
         const ptrdiff_t a_rs = t->s[s].a.rs / 2, a_ks = t->s[s].a.ks / 2;
-        for (int k = t->s[s].K; k > 0; k -= BF16_RUN, run += a_ks)
-            for (const float *a = run; a < run + BF16_RUN / 2; a++, b += nv * VL) {
+        for (int k = t->s[s].K; k > 0; k -= BF16_RUN, run += a_ks) /* only LoRA's part may end within a run */
+            for (const float *a = run; a < run + min_int(k + 1, BF16_RUN) / 2; a++, b += nv * VL) {
                 __m512i bv[2];
                 UNROLL for (int j = 0; j < nv; j++) bv[j] = _mm512_loadu_si512(b + j * VL);
                 UNROLL for (int i = 0; i < BF16_ROWS; i++) {

@@ -8,7 +8,7 @@ _Static_assert(UNPACK_ROWS * KC * LONGER <= ET_THREAD_FLOATS && 2 * NC <= ET_THR
 /* Panel `task` of B from NR rows of w, UNPACK_ROWS at a time. */
 static void pack_b_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
     int n = task * NR, columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
-    float *panel = b_panel(p, s, n);
+    float *panel = b_panel(s, n);
     for (int j = 0; j < columns; j += UNPACK_ROWS) {
         int rows = min_int(columns - j, UNPACK_ROWS);
         const float *src = tmp;
@@ -32,7 +32,7 @@ static void pack_b_straight(const struct product *p, const struct segment *s, fl
         const float *row = weights(s, tmp, s->k + k, p->n, p->nc);
         for (int n = 0; n < p->nc; n += NR) {
             int columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
-            pack_panel(b_panel(p, s, n) + (ptrdiff_t)k * width, width, row + n, 1, 0, columns, 1);
+            pack_panel(b_panel(s, n) + (ptrdiff_t)k * width, width, row + n, 1, 0, columns, 1);
         }
     }
 }

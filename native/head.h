@@ -112,8 +112,11 @@ static void head_end_task(void *arg, int task, int thread) {
         vstore_part(dh + i, vload_part(dh + i, h->D - i) * each - vload_part(w + i, h->D - i) * a, h->D - i);
 }
 
+/* Backward multiplies in what forward does, unless all is in bytes: rounded to these, what the many unlikely entries add
+ * up to would be lost. */
 static void head(et_context *ctx, struct head_args *args, et_array h, int block, int T, int V, int D) {
     int64_t row_bytes = (int64_t)D / et_format_block(args->format) * et_format_bytes(args->format);
+    const enum et_precision precision = et_precision(ctx);
     for (int t = 0; t < T; t++)
         args->state[t] = (struct head_state){-INFINITY, 0, 0, -INFINITY};
     for (args->first = 0; args->first < V; args->first += block) {
@@ -122,8 +125,9 @@ static void head(et_context *ctx, struct head_args *args, et_array h, int block,
         matmul_forward(ctx, (et_array){args->logits, ET_F32}, h, w, args->format, NULL, NULL, 1.0f, 0, T, args->n, D, 0);
         et_parallel(ctx, head_block_task, args, T);
         if (args->dh)
-            matmul_backward(ctx, (et_array){args->dh, ET_F32}, args->e, w, args->format, NULL, NULL, 1.0f,
-                            args->first > 0, T, args->n, D, 0);
+            backward_product(ctx, product_kernel(precision, precision == ET_INT8, args->format, args->n),
+                             (et_array){args->dh, ET_F32}, args->e, w, args->format, NULL, NULL, 1.0f, args->first > 0,
+                             T, args->n, D, 0);
     }
     et_parallel(ctx, head_end_task, args, T);
 }

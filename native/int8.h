@@ -56,7 +56,7 @@ static inline float lanes_max_ints(ivec x) {
 #define INT8_BITS (8 + 3) /* a code, and for 32 of them three numbers of 32 bits */
 #define INT8_CHUNK 256      /* weights that are unpacked at once: whole blocks of every format */
 
-_Static_assert((INT8_INNER * LONGER * INT8_BITS / 32) * (256 + NR + LEAST_STRIPS * 36) <= ET_SHARED_FLOATS,
+_Static_assert((INT8_INNER * LONGER * INT8_BITS / 32 + LOW_RANK) * (256 + NR + LEAST_STRIPS * 36) <= ET_SHARED_FLOATS,
                "packed blocks must fit the shared scratch");
 _Static_assert(INT8_COLUMNS <= NR && INT8_ROWS <= MOST_ROWS && INT8_ROWS % INT8_GROUP == 0, "whole tiles");
 _Static_assert(INT8_INNER % 32 == 0 && NC % INT8_COLUMNS == 0 && INT8_CHUNK % VL == 0, "whole blocks, panels, vectors");
@@ -91,7 +91,7 @@ static inline float int8_scale(float most) { return most / 127; }
 static inline float int8_inverse(float most) { return most >= INT8_LEAST ? 127 / most : 0; }
 
 /* Row r of a block of A: 32 values of x. */
-INLINE void quantize_row(struct int8_block out, int r, et_array x) {
+INLINE void quantize_row(struct int8_block out, int r, et_array x, const int minima) {
     enum { N = 32 / VL };
     vec values[N];
     ivec most = {0}, codes[N], sum = {0};
@@ -104,26 +104,44 @@ INLINE void quantize_row(struct int8_block out, int r, et_array x) {
         codes[i] = round_to_ints(values[i] * inverse);
         sum += codes[i];
     }
-    int8_t bytes[32];
-    store_bytes(bytes, codes);
-    for (int k = 0; k < 32; k += INT8_RUN)
-        memcpy(out.codes + k * INT8_ROWS + r * INT8_RUN, bytes + k, INT8_RUN);
+    if (INT8_RUN == 32)
+        store_bytes(out.codes + r * 32, codes);
+    else {
+        int8_t bytes[32];
+        store_bytes(bytes, codes);
+        for (int k = 0; k < 32; k += INT8_RUN)
+            memcpy(out.codes + k * INT8_ROWS + r * INT8_RUN, bytes + k, INT8_RUN);
+    }
     out.scales[r] = scale;
-    out.sums[r] = scale * (float)lanes_sum_ints(sum);
+    if (minima)
+        out.sums[r] = scale * (float)lanes_sum_ints(sum);
 }
 
-INLINE void quantize_rows(const float *panel, et_array a, ptrdiff_t stride, int rows, int K) {
+INLINE void quantize_rows(const float *panel, et_array a, ptrdiff_t stride, int rows, int K, const int minima) {
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < K; k += 32)
-            quantize_row(int8_block(panel, INT8_ROWS, k / 32), r, array_at(a, r * stride + k));
+            quantize_row(int8_block(panel, INT8_ROWS, k / 32), r, array_at(a, r * stride + k), minima);
+}
+
+INLINE void pack_rows_int8(const struct product *p, const struct segment *s, float *panel, int m, int rows, const int minima) {
+    et_array a = a_rows(p, s, m);
+    if (s->bits == 32) {
+        pack_panel(panel, INT8_ROWS, a.data, s->a_rs, 1, rows, s->kc);
+        return;
+    }
+    if (rows < INT8_ROWS)
+        memset(panel, 0, (size_t)(INT8_ROWS * panel_floats(s, s->packed)) * sizeof *panel);
+    EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed, minima));
 }
 
 static void pack_a_int8(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {
-    et_array a = a_rows(p, s, m);
     (void)tmp;
-    if (rows < INT8_ROWS)
-        memset(panel, 0, (size_t)INT8_ROWS * panel_floats(p->kernel, s->packed) * sizeof *panel);
-    EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed));
+    pack_rows_int8(p, s, panel, m, rows, 0);
+}
+
+static void pack_a_int8_minima(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {
+    (void)tmp;
+    pack_rows_int8(p, s, panel, m, rows, 1);
 }
 
 /* VL columns of a block of B, from column j on: x [32, ld] rounded. */
@@ -191,7 +209,11 @@ static void pack_b_codes(const float *panel, int width, const struct segment *s,
 
 static void pack_b_int8_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
     int n = task * INT8_COLUMNS, columns = min_int(p->nc - n, INT8_COLUMNS), width = panel_vectors(columns) * VL;
-    float *panel = b_panel(p, s, n), *x = tmp + INT8_COLUMNS * INT8_CHUNK;
+    float *panel = b_panel(s, n), *x = tmp + INT8_COLUMNS * INT8_CHUNK;
+    if (s->bits == 32) {
+        pack_panel(panel, width, (const float *)s->w + (p->n + n) * s->ldw + s->k, s->ldw, 1, columns, s->kc);
+        return;
+    }
     if (et_format_block(s->format) == 32) {
         pack_b_codes(panel, width, s, tmp, p->n + n, columns);
         return;
@@ -208,8 +230,20 @@ static void pack_b_int8_transposed(const struct product *p, const struct segment
     }
 }
 
+/* All panels of LoRA's part. */
+static void pack_b_floats(const struct product *p, const struct segment *s) {
+    for (int n = 0; n < p->nc; n += INT8_COLUMNS) {
+        int columns = min_int(p->nc - n, INT8_COLUMNS), width = panel_vectors(columns) * VL;
+        pack_panel(b_panel(s, n), width, (const float *)s->w + s->k * s->ldw + p->n + n, 1, s->ldw, columns, s->kc);
+    }
+}
+
 /* 32 rows of w, rounded across: those of a block. */
 static void pack_b_int8_straight(const struct product *p, const struct segment *s, float *tmp, int block) {
+    if (s->bits == 32) {
+        pack_b_floats(p, s); /* LOW_RANK rows at most: one task */
+        return;
+    }
     for (int c = 0; c < p->nc; c += INT8_CHUNK) {
         int count = min_int(p->nc - c, INT8_CHUNK), whole = ceil_div(count, VL) * VL;
         for (int r = 0; r < 32; r++) {
@@ -218,12 +252,12 @@ static void pack_b_int8_straight(const struct product *p, const struct segment *
         }
         for (int j = 0; j < count; j += VL) {
             int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS, width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
-            quantize_b(int8_block(b_panel(p, s, n), width, block), width, c + j - n, tmp + j, INT8_CHUNK);
+            quantize_b(int8_block(b_panel(s, n), width, block), width, c + j - n, tmp + j, INT8_CHUNK);
         }
     }
 }
 
-/* sums [INT8_GROUP, nv] of rows i .. of A times B. nv and minima are constants where this is inlined. */
+/* sums [INT8_GROUP, nv] of rows i .. of A times B, and of LoRA's part, which is floats. nv and minima are constants where this is inlined. */
 static inline __attribute__((always_inline)) void int8_group(const struct tile *t, vec sums[][INT8_VECTORS], int i,
                                                              const int nv, const int minima) {
     vec acc[INT8_GROUP][INT8_VECTORS] = {0};
@@ -245,6 +279,12 @@ static inline __attribute__((always_inline)) void int8_group(const struct tile *
                 if (minima)
                     acc[r][j] += a.sums[i + r] * vload(b.minima + j * VL);
             }
+        }
+    }
+    const float *x = t->s[1].a.p + i, *y = t->s[1].b.p;
+    for (int k = 0; k < t->s[1].K; k++, x += INT8_ROWS, y += nv * VL) {
+        UNROLL for (int r = 0; r < INT8_GROUP; r++) {
+            UNROLL for (int j = 0; j < nv; j++) acc[r][j] += x[r] * vload(y + j * VL);
         }
     }
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
@@ -285,10 +325,10 @@ static void tile_int8_minima(struct tile *t) {
 
 #define INT8_KERNEL                                                                                                    \
     .rows = INT8_ROWS, .columns = INT8_COLUMNS, .inner = INT8_INNER, .unit = 32, .bits = INT8_BITS, .direct = -1,      \
-    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32, .pack_a = pack_a_int8,                  \
+    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32,                                                           \
     .pack_b_transposed = pack_b_int8_transposed, .pack_b_straight = pack_b_int8_straight
-static const struct kernel int8_kernel = {INT8_KERNEL, .tile = tile_int8};
-static const struct kernel int8_minima_kernel = {INT8_KERNEL, .tile = tile_int8_minima};
+static const struct kernel int8_kernel = {INT8_KERNEL, .pack_a = pack_a_int8, .tile = tile_int8};
+static const struct kernel int8_minima_kernel = {INT8_KERNEL, .pack_a = pack_a_int8_minima, .tile = tile_int8_minima};
 
 static const struct kernel *int8_kernel_of(int format, int backward) {
     return !backward && (format == ET_Q4_1 || format == ET_Q5_1) ? &int8_minima_kernel : &int8_kernel;

@@ -22,16 +22,20 @@ _Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must f
 
 static int rows_a_task(const struct product *p) { return p->kernel->strips * p->kernel->rows; }
 
+/* What is fast, and whether bytes are faster yet where a gradient may be rounded to them. */
 #ifdef __AVX512BF16__
 #define FAST_KERNEL bf16_kernel
+#define FAST_BACKWARD_INT8 0 /* bytes are twice as fast at most, but bf16 and they together miss et.h's 0.9995 */
 #else
 #define FAST_KERNEL float_kernel
+#define FAST_BACKWARD_INT8 1
 #endif
 
 /* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
 static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
 #ifdef ET_DOT
-    if (precision == ET_INT8 && format != ET_F32 && inner % 32 == 0)
+    int rough = precision == ET_INT8 || (precision == ET_FAST && backward && FAST_BACKWARD_INT8);
+    if (rough && format != ET_F32 && inner % 32 == 0)
         return int8_kernel_of(format, backward);
 #endif
     (void)backward, (void)format, (void)inner;
@@ -49,7 +53,7 @@ static const char *product_numbers(enum et_precision precision, int backward) {
 static void pack_a(const struct product *p, const struct segment *s, float *tmp, int task) {
     int m = task * p->kernel->rows, rows = min_int(p->mc - m, p->kernel->rows);
     if (!s->a_direct || rows < p->kernel->rows)
-        p->kernel->pack_a(p, s, a_panel(p, s, m), tmp, m, rows);
+        p->kernel->pack_a(p, s, a_panel(s, m), tmp, m, rows);
 }
 
 static int slice(const struct product *p, int n, int task) { return n * task / p->slices; }
@@ -75,7 +79,7 @@ static struct side a_side(const struct product *p, const struct segment *s, int 
     const struct kernel *kernel = p->kernel;
     if (s->a_direct && rows == kernel->rows)
         return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs, kernel->run ? kernel->run : s->a_cs, 0};
-    const float *panel = a_panel(p, s, m) + kernel->rows * panel_floats(kernel, k);
+    const float *panel = a_panel(s, m) + kernel->rows * panel_floats(s, k);
     return kernel->run ? (struct side){panel, kernel->run, kernel->rows * kernel->run, 0}
                        : (struct side){panel, 1, MR, 0};
 }
@@ -83,7 +87,7 @@ static struct side a_side(const struct product *p, const struct segment *s, int 
 static struct side b_side(const struct product *p, const struct segment *s, float *tmp, int n, int columns) {
     int width = panel_vectors(columns) * VL;
     if (!s->b_direct)
-        return (struct side){b_panel(p, s, n), 1, width, 0};
+        return (struct side){b_panel(s, n), 1, width, 0};
     et_array b = array_at((et_array){(void *)s->w, s->format}, s->k * s->ldw + p->n + n);
     if (columns == width)
         return (struct side){b.data, 1, s->ldw, b.type == ET_BF16};
@@ -91,6 +95,14 @@ static struct side b_side(const struct product *p, const struct segment *s, floa
         for (int j = 0; j < columns; j += VL)
             vstore(tmp + (ptrdiff_t)k * width + j, load_part(b, k * s->ldw + j, columns - j));
     return (struct side){tmp, 1, width, 0};
+}
+
+/* Asks for the lines of C that a tile will write: they come while it computes. */
+static inline void fetch_c(const struct tile *t) {
+    const ptrdiff_t size = t->c.type == ET_F32 ? 4 : 2;
+    for (int i = 0; i < t->rows && t->c_cs == 1; i++)
+        for (int j = 0; j < t->columns * size; j += 64)
+            __builtin_prefetch((const char *)t->c.data + i * t->c_rs * size + j, 1);
 }
 
 /* A tile for each strip of rows m0 .. m1 - 1, against the panel of B that t has, from inner element k on. */
@@ -101,6 +113,8 @@ static void compute_strips(const struct product *p, struct tile *t, float *sums,
         t->s[1].a = a_side(p, &p->s[1], m, t->rows, 0);
         t->c = array_at(p->c, (p->m + m) * p->c_rs + (p->n + n) * p->c_cs);
         t->sums = sums + (m - m0) * p->kernel->columns;
+        if (!p->kernel->part) /* one in parts does so itself, before the last */
+            fetch_c(t);
         p->kernel->tile(t);
     }
 }
@@ -129,8 +143,8 @@ static void compute_task(void *arg, int task, int thread) {
             t.to_come = k + part < all;
             t.s[0].K = min_int(part, all - k);
             t.s[0].b = b;
-            t.s[0].b.p += b.ks * panel_floats(p->kernel, k);
-            t.s[1].K = t.to_come ? 0 : p->s[1].packed;
+            t.s[0].b.p += b.ks * panel_floats(&p->s[0], k);
+            t.s[1].K = t.to_come ? 0 : p->s[1].kc;
             compute_strips(p, &t, sums, m0, m1, n, k);
             k += part;
         } while (t.to_come);
@@ -153,12 +167,14 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
     struct segment *s = &p->s[i];
     s->k = k;
     s->kc = min_int(s->K - k, most);
-    s->packed = ceil_div(s->kc, kernel->unit) * kernel->unit;
+    int as_floats = i == 1 && kernel->rough, unit = as_floats ? 1 : kernel->unit;
+    s->packed = ceil_div(s->kc, unit) * unit;
+    s->bits = as_floats ? 32 : kernel->bits;
     s->a_direct = i == 0 && s->kc && s->a.type == kernel->direct && (uintptr_t)s->a.data % 4 == 0 &&
                   (kernel->run ? s->a_cs == 1 && s->a_rs % kernel->run == 0 && s->kc == s->packed : p->N <= NR);
     s->b_direct = i == 0 && s->kc && kernel == &float_kernel && p->M <= 2 * MR && !p->transposed && s->kc <= KC &&
                   (floats_in_place(s) || (s->format == ET_BF16 && (uintptr_t)s->w % 2 == 0 && !p->s[1].K));
-    ptrdiff_t width = panel_floats(kernel, s->packed);
+    ptrdiff_t width = panel_floats(s, s->packed);
     s->b_panels = panels;
     s->a_panels = panels + width * ceil_div(p->nc, kernel->columns) * kernel->columns;
     return s->a_panels + width * ceil_div(p->mc, kernel->rows) * kernel->rows;
@@ -195,7 +211,7 @@ static void block_sides(const struct product *p, int inner, int *rows, int *colu
     *columns = NC * kernel->inner / longest / unit * unit;
     if (!kernel->rough)
         return;
-    int fit = (int)(ET_SHARED_FLOATS / panel_floats(kernel, inner));
+    int fit = ET_SHARED_FLOATS / (inner * kernel->bits / 32 + (p->s[1].K ? LOW_RANK : 0));
     int some = min_int(ceil_div(p->M, strip), LEAST_STRIPS) * strip;
     *columns = min_int(ceil_div(p->N, unit) * unit, (fit - some) / unit * unit);
     int left = fit - ceil_div(min_int(*columns, p->N), kernel->columns) * kernel->columns;
@@ -219,36 +235,29 @@ static void product(struct product *p, const struct kernel *kernel) {
     }
 }
 
-/* A product with LoRA's part, which may be absent: K = 0. That part is never rounded to 8 bits: it is computed apart where
- * the rest is. */
-static void product_and_lora(struct product *p, const struct kernel *kernel, int backward) {
-    struct segment lora = p->s[1];
-    if (kernel->rough)
-        p->s[1].K = 0;
-    product(p, kernel);
-    if (!kernel->rough || !lora.K)
-        return;
-    p->s[0] = lora;
-    p->accumulate = 1;
-    product(p, product_kernel(et_precision(p->ctx), backward, ET_F32, lora.K));
-}
-
 static void matmul_forward(et_context *ctx, et_array out, et_array inp, const void *w, int format, const float *x,
                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
     struct product p = {.ctx = ctx, .c = out, .c_rs = N, .c_cs = 1, .transposed = 1, .M = T, .N = N, .alpha = scale,
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = K};
     p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = R, .K = R};
-    product_and_lora(&p, product_kernel(et_precision(ctx), 0, format, K), 0);
+    product(&p, product_kernel(et_precision(ctx), 0, format, K));
 }
 
-static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
-                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+static void backward_product(et_context *ctx, const struct kernel *kernel, et_array dinp, et_array dout, const void *w,
+                             int format, const float *x, const float *y, float scale, int accumulate, int T, int N, int K,
+                             int R) {
     struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .transposed = 0, .M = T, .N = K, .alpha = scale,
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = N};
     p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = K, .K = R};
-    product_and_lora(&p, product_kernel(et_precision(ctx), 1, format, N), 1);
+    product(&p, kernel);
+}
+
+static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
+                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
+    backward_product(ctx, product_kernel(et_precision(ctx), 1, format, N), dinp, dout, w, format, x, y, scale, accumulate,
+                     T, N, K, R);
 }
 
 /* The wider of dout and inp plays the weight: dw, or dw transposed. */

@@ -20,7 +20,7 @@ struct kernel {
     int part;          /* inner elements that a tile computes at once, a multiple of unit; 0: all. A block of rows then goes
                           * over a part of a panel of B while that is in the nearest cache */
     int strips;        /* of rows that a task computes */
-    int rough;         /* not for LoRA's part, which is multiplied apart; and A is packed at some cost, so once if it can be */
+    int rough;         /* LoRA's part is packed as floats; and A is packed at some cost, so once if it can be */
     int pack_inner;    /* inner elements that a task packs of a weight read as it lies; a multiple of unit */
     /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and pack_inner inner elements of all
      * panels of B from task * pack_inner. */
@@ -41,7 +41,8 @@ struct segment {
     int64_t ldw; /* weights a row of w */
     int format, K;
     int k, kc;  /* where the block begins, and its inner size: 0 when it has no part in this block; */
-    int packed; /* kc in whole units */
+    int packed; /* kc in whole units, */
+    int bits;   /* and what one takes */
     float *a_panels, *b_panels;
     int a_direct, b_direct; /* this side is read where it lies */
 };
@@ -75,16 +76,11 @@ static const float *weights(const struct segment *s, float *tmp, int r, int i, i
 }
 
 /* Of n inner elements of a row or column, in a panel. */
-static inline ptrdiff_t panel_floats(const struct kernel *kernel, int n) { return (ptrdiff_t)n * kernel->bits / 32; }
+static inline ptrdiff_t panel_floats(const struct segment *s, int n) { return (ptrdiff_t)n * s->bits / 32; }
 
 /* Panels lie one behind the other. */
-static float *a_panel(const struct product *p, const struct segment *s, int m) {
-    return s->a_panels + (ptrdiff_t)m * panel_floats(p->kernel, s->packed);
-}
-
-static float *b_panel(const struct product *p, const struct segment *s, int n) {
-    return s->b_panels + (ptrdiff_t)n * panel_floats(p->kernel, s->packed);
-}
+static float *a_panel(const struct segment *s, int m) { return s->a_panels + m * panel_floats(s, s->packed); }
+static float *b_panel(const struct segment *s, int n) { return s->b_panels + n * panel_floats(s, s->packed); }
 
 /* Where row m of A begins, in the current block. */
 static et_array a_rows(const struct product *p, const struct segment *s, int m) {

@@ -2,7 +2,7 @@
 
     python tests/arm/cycles.py [--native native] [--cc aarch64-linux-gnu-gcc] [--mca llvm-mca-19] [--show] [--json]
 
-Compiles native/isa/ROW.c with the flags of CMakeLists.txt and isas.def, takes the loop with the most
+Compiles native/isa/ROW.c with the flags of CMakeLists.txt and isas.def, takes the tiles' loop with the most
 multiply-accumulates of the row's kind and no loop inside, and feeds it to llvm-mca. What llvm-mca cannot see: caches,
 prefetch, how the loop is fetched, what an outer loop adds. Needs Debian's gcc-aarch64-linux-gnu and llvm-19: from 17 on
 it has a model of the A76's pipeline, under the name of its server version, the Neoverse N1; under cortex-a76 it still
@@ -99,7 +99,7 @@ def innermost_loops(lines: list[str]) -> list[tuple[str, list[str]]]:
 def hot_loop(lines: list[str], instruction: str) -> tuple[str, list[str]]:
     def rank(loop: tuple[str, list[str]]) -> tuple[int, int]:
         return sum(bool(re.match(instruction, line)) for line in loop[1]), -len(loop[1])
-    return max(innermost_loops(lines), key=rank)
+    return max((loop for loop in innermost_loops(lines) if loop[0].startswith(("tile_", "int8_"))), key=rank)
 
 
 def cycles(mca: str, model: str, body: list[str], iterations: int = 1000) -> float:
