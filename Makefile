@@ -5,6 +5,7 @@
 # make arm-train    one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
 # make sanitize     the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
 # make proofs       minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
+# make durability minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
@@ -15,7 +16,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs peers cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability peers cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -51,6 +52,10 @@ arm-train:
 
 proofs:
 	$(PYTHON) tests/peers/snips.py --serve
+
+durability:
+	$(PYTHON) tests/proofs/kill.py
+	cd tests && $(PYTHON) -m pytest -m '' test_durability.py test_resume.py
 
 peers:
 	$(PYTHON) tests/peers/speed.py

@@ -6,6 +6,8 @@ option. `check` refuses values out of range with one sentence each.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -62,7 +64,8 @@ class TrainConfig:
                             choices=("fast", "exact", "int8"))
     eval_every: int = option(0, "Measure the held-out loss every so many steps; 0: after every epoch.", low=0)
     patience: int = option(0, "Stop after so many measurements without improvement; 0: never.", low=0)
-    checkpoint_every: int = option(50, "Save the state of the run every so many steps; 0: only when stopped.", low=0)
+    checkpoint_every: str = option("5m", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
+                                   "is stopped.")
     seed: int = option(0, "Seed of everything random. Same seed, data and machine: the same bytes.", low=0,
                        high=2**63 - 1)
     threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
@@ -73,6 +76,7 @@ class TrainConfig:
             _check_field(spec.name, getattr(self, spec.name), spec.metadata)
         self.target_names()
         self.block_range(10**6)
+        self.checkpoint_seconds()
         if self.steps == 0 and self.epochs == 0:
             raise UsageError("epochs and steps are both 0", "name how long to train with one of them")
         return self
@@ -98,6 +102,16 @@ class TrainConfig:
                              "for example --blocks last:8")
         k = int(count)
         return range(k) if side == "first" else range(n_layer - k, n_layer)
+
+    def checkpoint_seconds(self) -> float:
+        """Seconds between two savings of the state; infinite for never."""
+        if self.checkpoint_every in ("never", "0"):
+            return math.inf
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.checkpoint_every)
+        seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0.0
+        if seconds <= 0:
+            raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is no time", "give 90s, 5m, 2h or never")
+        return seconds
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

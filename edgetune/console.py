@@ -62,6 +62,8 @@ class TrainProgress:
             return
         if e["event"] == "start":
             self._start(e)
+        elif e["event"] == "resume":
+            self._resume(e)
         elif e["event"] == "eval":
             self.held_out = f"held-out {e['loss']:.3f}"
             if not self.live:
@@ -76,8 +78,18 @@ class TrainProgress:
         self.console.print(f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), "
                            f"{e['steps']} steps; row {e['isa']}, arena {mib(e['plan']['arena_bytes'])}, "
                            f"whole process about {mib(e['plan']['peak_bytes'])}", highlight=False, soft_wrap=True)
+        disk = e["disk"]
+        self.console.print(f"--checkpoint-every {disk['checkpoint_every']}: {mib(disk['checkpoint_bytes'])} each, "
+                           f"at most {mib(disk['bytes_per_day'])} a day", highlight=False, soft_wrap=True)
         if self.live:
             self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
+
+    def _resume(self, e: dict[str, Any]) -> None:
+        lines = [f"[yellow]{what}: an older one is taken[/]" for what in e["damaged"]]
+        lines += [f"[yellow]{c['name']} has changed: the steps done stay as they are[/]" for c in e["changed"]]
+        lines.append(f"goes on after step {e['step']}" if e["step"] else "begins again: no step was saved")
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def _step(self, e: dict[str, Any]) -> None:
         self.tokens += e["tokens"]

@@ -22,7 +22,7 @@ from .tokens import Tokenizer
 DATA = Path(__file__).parent / "demo_data"
 SYSTEM = "Turn the request into a JSON action."
 CONFIG = TrainConfig(rank=8, alpha=16, lr=2e-3, schedule="cosine", epochs=2, batch_size=8, max_length=128,
-                     system=SYSTEM)
+                     system=SYSTEM, checkpoint_every="never")  # it cannot be resumed, so nothing is saved on the way
 SHOWN = 5
 
 

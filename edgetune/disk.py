@@ -1,14 +1,19 @@
-"""Files and folders that appear whole under their name or not at all: written beside, synced, renamed."""
+"""Files and folders that appear whole under their name or not at all: written beside, synced, renamed.
+
+A power cut may lose whatever was not synced, in any order: so a file is synced before its name points to it, and the
+folder after that.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import EdgetuneError, UsageError
+from .errors import DiskError, UsageError
 
 
 @contextmanager
@@ -17,13 +22,14 @@ def replaced(path: Path) -> Iterator[Path]:
     beside = path.with_name(f"{path.name}.tmp")
     try:
         yield beside
-        _sync(beside)
+        sync(beside)
         beside.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only says so even of a file that is not there
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -35,13 +41,39 @@ def new_folder(path: Path) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         for file in (*beside.iterdir(), beside):
-            _sync(file)
+            sync(file)
         beside.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds `folder` against other processes that ask the same; the kernel lets go when this one ends, however it ends.
+
+    Raises UsageError where another holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is writing to {folder}", "wait for it or stop it") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def require_room(folder: Path, nbytes: int) -> None:
+    """Raises DiskError where fewer than nbytes are free."""
+    if (free := shutil.disk_usage(folder).free) < nbytes:
+        raise DiskError(f"{folder} has {free // 2**20} MiB free, at times {-(-nbytes // 2**20)} MiB are needed",
+                        "make room or choose another place")
 
 
 def refuse_existing(path: Path) -> None:
@@ -49,13 +81,13 @@ def refuse_existing(path: Path) -> None:
         raise UsageError(f"the output {path} exists", "name another or remove it")
 
 
-def _cannot_write(path: Path, error: OSError) -> EdgetuneError:
+def cannot_write(path: Path, error: OSError) -> DiskError:
     free = shutil.disk_usage(path.parent).free // 2**20 if path.parent.is_dir() else 0
-    return EdgetuneError(f"cannot write {path}: {error.strerror or error} ({free} MiB are free there)",
-                         "make room or choose another place")
+    return DiskError(f"cannot write {path}: {error.strerror or error} ({free} MiB are free there)",
+                     "make room or choose another place")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file's bytes, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -47,6 +47,10 @@ class NumericsError(EdgetuneError):
     """Training left the finite numbers."""
 
 
+class DiskError(EdgetuneError):
+    """The disk takes no more: it is full, read-only or broken."""
+
+
 class Interrupted(EdgetuneError):
     """A run was asked to stop and can be taken up again."""
 

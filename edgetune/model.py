@@ -7,7 +7,7 @@ T is the number of tokens in this micro-batch, documents one after another; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from .shape import Shape, read_shape
 if TYPE_CHECKING:
     from .packing import Batch
 
+HEAD_TOKENS = 256  # in one go of the head
 HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
 BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
@@ -112,6 +113,7 @@ class Decoder:
             cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
             self.rope.append((cos, sin))
         self.widths = kept_widths(s, run)
+        self.before_block: Callable[[], None] = lambda: None  # also before the head; who raises here abandons a pass
         self._views: dict[tuple[int, int], Kept] = {}
 
     # ---- whole passes -----------------------------------------------------------------------------------------
@@ -123,9 +125,10 @@ class Decoder:
         logp = self.arena.view("logp", rows.size)
         if rows.size:
             self._norm(h, rstd, x, "output_norm")
-            logits, _, state = self._head_work(rows.size)
-            native.head_forward(self.ctx, logp, best, logits, state, h, self.model.head.data, self.model.head.format,
-                                batch.targets[rows])
+            for part in self._head_parts(rows):
+                (logits, _, state), most = self._head_work(rows[part].size), None if best is None else best[part]
+                native.head_forward(self.ctx, logp[part], most, logits, state, h[part], self.model.head.data,
+                                    self.model.head.format, batch.targets[rows[part]])
         return logp
 
     def loss(self, batches: Iterable[Batch]) -> tuple[float, int]:
@@ -154,11 +157,14 @@ class Decoder:
             return logp
         self._norm(h, rstd, x, "output_norm")
         dh = self.arena.view("dnorm", rows.size, s.d_model)
-        native.head_backward(self.ctx, dh, logp, *self._head_work(rows.size), h, self.model.head.data,
-                             self.model.head.format, batch.targets[rows], np.ascontiguousarray(a, np.float32))
+        a = np.ascontiguousarray(a, np.float32)
+        for part in self._head_parts(rows):
+            native.head_backward(self.ctx, dh[part], logp[part], *self._head_work(rows[part].size), h[part],
+                                 self.model.head.data, self.model.head.format, batch.targets[rows[part]], a[part])
         native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
+            self.before_block()
             if layer != s.n_layer - 1:  # the last block's activations are still there
                 self._rebuild(layer, batch)
             self._block_backward(layer, dx, batch)
@@ -179,6 +185,7 @@ class Decoder:
         embedding = self.model.weights["token_embd.weight"]
         native.embed(self.ctx, x, batch.tokens, embedding.data, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
+            self.before_block()
             if keep and layer >= self.run.lowest:
                 native.copy(self.ctx, self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
@@ -354,6 +361,12 @@ class Decoder:
         picked = self.arena.view("head_x", *shape)
         np.take(x, rows, axis=0, out=picked, mode="clip")
         return rows, picked, self.arena.view("head_h", *shape), self.arena.view("head_rstd", rows.size)
+
+    def _head_parts(self, rows: np.ndarray) -> Iterator[slice]:
+        """So many rows at a time that the head, too, is soon abandoned."""
+        for start in range(0, rows.size, HEAD_TOKENS):
+            self.before_block()
+            yield slice(start, start + HEAD_TOKENS)
 
     def _head_work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The head's work space for n tokens: logits and their exponentials [n, B], state."""

@@ -88,8 +88,8 @@ class Projections:
             to.a[:], to.b[:] = pairs[name].a, pairs[name].b * np.float32(pairs[name].scale / to.scale)
 
     def pairs(self) -> dict[str, Pair]:
-        """The adapter as it stands, copied."""
-        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.adapted.items()}
+        """The adapter as views of the arena: training changes them."""
+        return {name: Pair(p.a, p.b, p.scale) for name, p in self.adapted.items()}
 
     def forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Kept,
                 accumulate: bool = False) -> None:

@@ -1,28 +1,27 @@
-"""A training run on disk: a folder with adapter.gguf, run.json and metrics.jsonl, and while it lasts a checkpoint."""
+"""A training run on disk: a folder with adapter.gguf, run.json and metrics.jsonl, and while it lasts checkpoints.
+
+Stopped at any moment, by a signal, an error or a power cut, it goes on from its last checkpoint to the same bytes.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import adapter, checkpoint, device
+from . import adapter, checkpoint, device, disk, metrics
 from .bundle import Bundle
 from .config import TrainConfig
 from .data import Dataset
-from .errors import EdgetuneError, Interrupted, MismatchError, NumericsError, UsageError
+from .errors import DiskError, FormatError, Interrupted, NumericsError, UsageError
+from .identity import changes, identity
 from .trainer import StepResult, Trainer
-
-# Options that change speed, memory or when the run looks up, but not what is learned: free to change on --resume.
-FREE_TO_CHANGE = ("micro_batch", "recompute", "threads", "checkpoint_every")
 
 Event = dict[str, Any]
 
@@ -38,43 +37,65 @@ class _State:
     misses: int = 0  # measurements since the best
     measured: int = -1  # the last step after which the held-out loss was measured
     seconds: float = 0.0
+    written: int = 0  # bytes of checkpoints
+    changed: list[dict[str, Any]] = field(default_factory=list)  # what resumes were allowed to change: name, was, now
 
 
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
-        resume: bool = False, on_event: Callable[[Event], None] | None = None,
+        resume: bool = False, allow_changed: Collection[str] = (), on_event: Callable[[Event], None] | None = None,
         should_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Train, and leave the adapter in `out`; returns run.json's content.
 
-    on_event gets {"event": "start" | "step" | "eval" | "done", ...}; steps and evals are metrics.jsonl's lines.
-    should_stop is asked between micro-batches: Interrupted is raised after the state was saved, resume=True goes on.
-    Raises UsageError where `out` exists, MismatchError for a resume on other data, base or options, NumericsError when
-    the loss left the finite numbers (the last good adapter is kept).
+    on_event gets {"event": "start" | "resume" | "step" | "eval" | "done", ...}; all but start and done are lines of
+    metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state was saved,
+    resume=True goes on. Raises UsageError where `out` exists, MismatchError for a resume on what is not the same (see
+    identity.identity) and not named in allow_changed, NumericsError when the loss left the finite numbers (the last
+    good adapter is kept), DiskError when the disk refuses (the last checkpoint is kept).
     """
+    if allow_changed and not resume:
+        raise UsageError("allow-changed is for a run that goes on", "add --resume")
     return _Run(bundle, data, Path(out), config, held_out, on_event or (lambda _: None),
-                should_stop or (lambda: False)).go(resume)
+                should_stop or (lambda: False)).go(resume, allow_changed)
 
 
 class _Run:
     def __init__(self, bundle: Bundle, data: Dataset, out: Path, config: TrainConfig, held_out: Dataset | None,
                  on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> None:
-        self.out, self.data, self.held_out, self.bundle = out, data, held_out, bundle
+        self.out, self.data, self.held_out, self.bundle, self.config = out, data, held_out, bundle, config
         self.on_event, self.should_stop = on_event, should_stop
-        rows = data.examples + (held_out.examples if held_out else [])
-        self.trainer = Trainer(bundle, config, longest=max(e.tokens.size for e in rows))
-        self.trainer.add_examples(data.examples)
-        self.config, self.state = self.trainer.config, _State()
-        self.began = time.monotonic()
+        self.state, self.metrics = _State(), metrics.Metrics(out)
+        self.saved: tuple[int, int] | None = None  # steps done and measured, as the newest checkpoint says
+        self.first_step = 0  # of this process, less one
 
-    def go(self, resume: bool) -> dict[str, Any]:
-        self._resume() if resume else self._create()
-        self.on_event({"event": "start", "steps": self.trainer.total_steps, "done": self.trainer.steps_done,
-                       "rows": len(self.data.examples), "tokens": self.data.tokens,
-                       "supervised": self.data.supervised, "plan": self.trainer.plan.to_json(),
-                       "isa": self.trainer.decoder.ctx.isa})
+    def go(self, resume: bool, allow_changed: Collection[str]) -> dict[str, Any]:
+        if not resume:
+            self._build()
+            self._create()
+        elif not self.out.is_dir():
+            raise FormatError(f"{self.out} is no folder of a run", "start the run without --resume")
+        with disk.alone(self.out):
+            try:
+                if resume:
+                    self._resume(allow_changed)
+                return self._train()
+            except DiskError as error:
+                if not checkpoint.found(self.out):
+                    raise
+                raise DiskError(error.what, "make room, then go on with --resume") from None
+
+    def _build(self) -> None:
+        rows = self.data.examples + (self.held_out.examples if self.held_out else [])
+        self.trainer = Trainer(self.bundle, self.config, longest=max(e.tokens.size for e in rows))
+        self.trainer.add_examples(self.data.examples)
+        self.identity = identity(self.trainer, self.data, self.held_out)
+        self.began = self.saved_at = time.monotonic()
+
+    def _train(self) -> dict[str, Any]:
         try:
+            self._start()
             self._loop()
         except Interrupted as stop:
-            self._save_state()
+            self.save_state()
             self._save("paused")
             hint = f"the state is in {self.out}: go on with the same command and --resume"
             raise Interrupted(stop.what, hint) from None
@@ -85,22 +106,30 @@ class _Run:
             self._remove_if_empty()
             raise
         record = self._save("done")
-        (self.out / checkpoint.NAME).unlink(missing_ok=True)
+        checkpoint.remove_all(self.out)
         self.on_event({"event": "done", **record})
         return record
+
+    def _start(self) -> None:
+        t, largest = self.trainer, self._disk()["checkpoint_bytes"]
+        copies = max(1, checkpoint.KEPT + 1 - len(checkpoint.found(self.out)))  # one more while it is written
+        disk.require_room(self.out, copies * largest + t.arena.flat("lora").nbytes)
+        self.on_event({"event": "start", "steps": t.total_steps, "done": t.steps_done, "rows": len(self.data.examples),
+                       "tokens": self.data.tokens, "supervised": self.data.supervised, "plan": t.plan.to_json(),
+                       "isa": t.decoder.ctx.isa, "disk": self._disk()})
 
     def _loop(self) -> None:
         t, s = self.trainer, self.state
         while True:
             if self._measurement_due():
                 self._evaluate()
-            if t.steps_done == t.total_steps or (self.config.patience and s.misses >= self.config.patience):
+            if t.steps_done >= t.total_steps or (self.config.patience and s.misses >= self.config.patience):
                 break
             if self.should_stop():
                 raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
             self._report(t.step(self.should_stop))
-            if self.config.checkpoint_every and t.steps_done % self.config.checkpoint_every == 0:
-                self._save_state()
+            if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds():
+                self.save_state()
         if s.best_step:
             np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
 
@@ -109,7 +138,7 @@ class _Run:
     def _measurement_due(self) -> bool:
         """Before the first step, every eval_every steps, after the last; once, also when the run was stopped there."""
         t, every = self.trainer, self.config.eval_every or self.trainer.steps_per_epoch
-        due = t.steps_done % every == 0 or t.steps_done == t.total_steps
+        due = t.steps_done % every == 0 or t.steps_done >= t.total_steps
         return self.held_out is not None and due and self.state.measured != t.steps_done
 
     def _evaluate(self) -> None:
@@ -133,13 +162,73 @@ class _Run:
                      "seconds": r.seconds, "rss_mib": device.rss() / 2**20})
 
     def _write(self, event: Event) -> None:
-        try:
-            with (self.out / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(event) + "\n")
-        except OSError as error:
-            raise EdgetuneError(f"{self.out / 'metrics.jsonl'} cannot be written: {error.strerror}",
-                                "free some space and go on with --resume, if a checkpoint is there") from error
+        self.metrics.write(event)
         self.on_event(event)
+
+    # ---- the state ----------------------------------------------------------------------------------------------
+
+    def save_state(self) -> None:
+        """A checkpoint of the last whole step, unless the newest one holds it already."""
+        t, s = self.trainer, self.state
+        if (t.steps_done, s.measured) != self.saved:
+            s.seconds += time.monotonic() - self.began
+            self.began = time.monotonic()
+            meta = {"step": t.steps_done, "state": vars(s), "metrics": self.metrics.position(),
+                    "identity": self.identity}
+            s.written += checkpoint.save(self.out, t.steps_done, {n: t.arena.flat(n) for n in self._arrays()}, meta)
+            self.saved = t.steps_done, s.measured
+        self.saved_at = time.monotonic()
+
+    def _arrays(self) -> list[str]:
+        """The arrays that a checkpoint must hold now: those that nothing else tells."""
+        if not self.trainer.steps_done:
+            return []  # the seed tells
+        best = self.state.best_step not in (0, self.trainer.steps_done)
+        return [name for name in self.trainer.arena.buffers if _is_state(name) or (best and name == "best")]
+
+    def _disk(self) -> dict[str, Any]:
+        """What the run writes: bytes of a checkpoint and, at most, of a day."""
+        nbytes = sum(b.nbytes for name, b in self.trainer.arena.buffers.items()
+                     if _is_state(name) or (name == "best" and self.held_out)) + 4096  # and a head
+        return {"checkpoint_every": self.config.checkpoint_every, "checkpoint_bytes": nbytes,
+                "bytes_per_day": int(nbytes * 86400 / self.config.checkpoint_seconds()) + metrics.BYTES_PER_DAY}
+
+    def _resume(self, allow_changed: Collection[str]) -> None:
+        """Takes up the newest checkpoint that is whole; a run that was killed before its first one begins again."""
+        for stale in (*self.out.glob(f"{checkpoint.PREFIX}*.tmp"), *self.out.glob(f"{adapter.FILE}.tmp"),
+                      *self.out.glob(f"{adapter.RUN}.tmp")):
+            with suppress(OSError):
+                stale.unlink()
+        if not checkpoint.found(self.out):
+            self._begin_again()
+            return
+        found, damaged = checkpoint.newest(self.out)
+        self._build()
+        changed = changes(self.out, found.meta["identity"], self.identity, allow_changed)
+        self._take_up(found, changed)
+        self.metrics.rewind(int(found.meta["metrics"]))
+        self._write({"event": "resume", "step": self.trainer.steps_done, "damaged": damaged, "changed": changed})
+
+    def _begin_again(self) -> None:
+        """A run that was killed before its first checkpoint has left metrics, and may be a first half of its result."""
+        if not {path.name for path in self.out.iterdir()} <= {metrics.NAME, adapter.FILE}:
+            raise FormatError(f"{self.out} holds no checkpoint: it is finished, or no run", "start in another folder")
+        self._build()
+        self.metrics.rewind(0)
+        self._write({"event": "resume", "step": 0, "damaged": [], "changed": []})
+
+    def _take_up(self, found: checkpoint.Checkpoint, changed: list[dict[str, Any]]) -> None:
+        t = self.trainer
+        found.read(t.arena.flat)
+        t.steps_done = self.first_step = int(found.meta["step"])
+        self.state = s = _State(**found.meta["state"])
+        if any(change["name"] == "held-out" for change in changed):  # the best was measured on other rows
+            self.state = s = _State(seconds=s.seconds, written=s.written, changed=s.changed)
+        if s.best_step and "best" not in dict(found.arrays):
+            np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+        t.best_known = s.best_step > 0
+        s.changed += [{**change, "after_step": t.steps_done} for change in changed]
+        self.saved = None if changed else (t.steps_done, s.measured)
 
     # ---- the folder ---------------------------------------------------------------------------------------------
 
@@ -149,43 +238,9 @@ class _Run:
                              "name another with -o, remove it, or go on with --resume where a run was stopped")
         try:
             self.out.mkdir(parents=True)
+            disk.sync(self.out.parent)
         except OSError as error:
-            raise EdgetuneError(f"the folder {self.out} cannot be made: {error.strerror}", "name another") from error
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same when a run goes on."""
-        options = {k: v for k, v in self.config.to_json().items() if k not in FREE_TO_CHANGE}
-        return {"base": self.bundle.fingerprint, "data": self.data.digest,
-                "held_out": self.held_out.digest if self.held_out else None, "options": options}
-
-    def _save_state(self) -> None:
-        t = self.trainer
-        arrays = {name: t.arena.flat(name) for name in ("lora", "adam_m", "adam_v", "best")}
-        self.state.seconds += time.monotonic() - self.began
-        self.began = time.monotonic()
-        checkpoint.save(self.out, arrays, {"step": t.steps_done, "state": vars(self.state), **self._identity()})
-
-    def _resume(self) -> None:
-        arrays, meta = checkpoint.load(self.out)
-        for key, value in self._identity().items():
-            if meta.get(key) != value:
-                raise MismatchError(f"the run in {self.out} was started with {_difference(key, meta.get(key), value)}",
-                                    "start a new run in another folder, or give the options it was started with")
-        for name, array in arrays.items():
-            np.copyto(self.trainer.arena.flat(name), array)
-        self.trainer.steps_done = int(meta["step"])
-        self.state = _State(**meta["state"])
-        self.trainer.best_known = self.state.best_step > 0
-        self._forget_metrics_after(int(meta["step"]))
-
-    def _forget_metrics_after(self, step: int) -> None:
-        """Steps that were done after the checkpoint will be done again; a power cut may have torn the last line."""
-        metrics, kept = self.out / "metrics.jsonl", []
-        for line in metrics.read_text().splitlines() if metrics.exists() else []:
-            with suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(f"{line}\n")
-        metrics.write_text("".join(kept))
+            raise DiskError(f"the folder {self.out} cannot be made: {error.strerror}", "name another") from error
 
     def _save(self, status: str) -> dict[str, Any]:
         """adapter.gguf and run.json from what the arena holds."""
@@ -198,28 +253,29 @@ class _Run:
             "held_out": None if self.held_out is None else {
                 "digest": self.held_out.digest, "rows": len(self.held_out.examples), "loss_before": s.eval_before,
                 "loss_after": s.best if s.best_step else s.eval_now, "best_step": s.best_step},
-            "seconds": s.seconds + time.monotonic() - self.began,
+            "seconds": s.seconds + time.monotonic() - self.began, "changed": s.changed,
+            "disk": self._disk() | {"written_bytes": s.written + self.metrics.position()},
         }
-        adapter.save_run(self.out, t.pairs, self.bundle.gguf, record)
+        adapter.save_run(self.out, t.decoder.linear.pairs(), self.bundle.gguf, record)
         return record
 
     def _keep_last_good(self) -> None:
-        """The measured best, else the last adapter whose loss was a number."""
-        if self.trainer.steps_done:
-            np.copyto(self.trainer.arena.flat("lora"), self.trainer.arena.flat("best"))
+        """The measured best, else the last adapter whose loss was a number; where neither is known, nothing."""
+        t = self.trainer
+        if t.best_known or t.steps_done > self.first_step:
+            np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
             self._save("failed")
         else:
-            shutil.rmtree(self.out)
+            self._remove_if_empty()
 
     def _remove_if_empty(self) -> None:
-        """A run that failed before its first checkpoint leaves nothing behind."""
-        if not (self.out / checkpoint.NAME).exists() and not (self.out / "adapter.gguf").exists():
-            shutil.rmtree(self.out, ignore_errors=True)
+        """A run that failed before anything of it was saved leaves nothing behind."""
+        if not checkpoint.found(self.out) and not (self.out / adapter.FILE).exists():
+            with suppress(OSError):
+                self.metrics.path.unlink(missing_ok=True)
+                self.out.rmdir()
 
 
-def _difference(key: str, was: Any, now: Any) -> str:
-    if key == "options" and isinstance(was, dict):
-        for name, value in now.items():
-            if was.get(name) != value:
-                return f"--{name.replace('_', '-')} {was.get(name)}, not {value}"
-    return f"another {key.replace('_', '-')}: {str(was)[:23]}, not {str(now)[:23]}"
+def _is_state(buffer: str) -> bool:
+    """Whether the next step depends on what a buffer holds."""
+    return buffer == "lora" or buffer.startswith("adam_")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from .bundle import Bundle, open_bundle
 from .config import TrainConfig
 from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
-from .lora import Lora, init_pairs, scale_of
+from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
-from .packing import Batch, Example, micro_batches, order, pack
+from .packing import Example, micro_batches, order, pack
 from .projection import lora_shapes
 from .tokens import Tokenizer
 
@@ -118,7 +119,7 @@ class Trainer:
     def step(self, should_stop: Callable[[], bool] | None = None) -> StepResult:
         """One optimizer step on the next batch: bounded work, batch_size rows of at most max_length tokens.
 
-        should_stop is asked between micro-batches; Interrupted is raised when it says yes, the step is then undone.
+        should_stop is asked before each block; Interrupted is raised when it says yes, the step is then undone.
         Raises DataError without examples, NumericsError when loss or gradient is not finite (the adapter stays as it
         was before the step).
         """
@@ -132,14 +133,12 @@ class Trainer:
         grad = self.arena.flat("dlora")
         grad.fill(0.0)
         loss, tokens = 0.0, 0
-        try:
-            for number, micro in enumerate(self._until(should_stop, examples)):
+        with self._stoppable(should_stop):
+            for number, micro in enumerate(micro_batches(examples, self.plan.run.max_tokens)):
                 weights = micro.weights[micro.weights != 0]
                 self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
                 loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
                 tokens += micro.tokens.size
-        finally:
-            self.decoder.linear.dropout_seed = None
         lr = optim.learning_rate(self.config, step, self.total_steps)
         norm = self._update(grad, loss / total, lr, step)
         self.steps_done = step
@@ -175,25 +174,33 @@ class Trainer:
 
     def loss(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> tuple[float, int]:
         """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
-        return self.decoder.loss(self._until(should_stop, examples))
+        with self._stoppable(should_stop):
+            return self.decoder.loss(micro_batches(examples, self.plan.run.max_tokens))
 
-    def _until(self, should_stop: Callable[[], bool] | None, examples: Sequence[Example]) -> Iterator[Batch]:
-        """The examples' micro-batches; Interrupted is raised between two of them when should_stop says yes."""
-        for micro in micro_batches(examples, self.plan.run.max_tokens):
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+        """Passes of the model in here raise Interrupted before the next block when should_stop says yes."""
+        def ask() -> None:
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
-            yield micro
+
+        self.decoder.before_block = ask
+        try:
+            yield
+        finally:
+            self.decoder.before_block = lambda: None
+            self.decoder.linear.dropout_seed = None
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 
     @property
     def pairs(self) -> Lora:
         """The adapter as it stands, copied."""
-        return self.decoder.linear.pairs()
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.linear.pairs().items()}
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
-        adapter.save_adapter(folder, self.pairs, self.bundle.gguf, self.record() | (record or {}))
+        adapter.save_adapter(folder, self.decoder.linear.pairs(), self.bundle.gguf, self.record() | (record or {}))
 
     def load(self, path: str | Path) -> None:
         """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""

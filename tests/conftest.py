@@ -6,9 +6,13 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tiny import SHAPES, write_tiny
+
+if TYPE_CHECKING:
+    from edgetune.bundle import Bundle
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -43,3 +47,30 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny_llama(tiny_models: dict[str, Path]) -> Path:
     """A tiny F32 llama. Read only."""
     return tiny_models["llama"]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A tiny model in Q8_0, opened."""
+    from edgetune.bundle import open_bundle
+
+    return open_bundle(write_tiny(tmp_path_factory.mktemp("bundle") / "tiny.gguf", formats="Q8_0"))
+
+
+@pytest.fixture(scope="session")
+def wanted(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """adapter.gguf of durable.py's run when nothing disturbs it."""
+    from durable import go
+
+    return go(bundle, tmp_path_factory.mktemp("whole") / "out")
+
+
+@pytest.fixture(scope="session")
+def stopped(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that run, stopped with two checkpoints, after steps 4 and 5. Read only: copy it."""
+    from durable import stop_after
+
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    stop_after(5, bundle, out)
+    assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint-4", "checkpoint-5"]
+    return out

@@ -130,21 +130,22 @@ def test_errors_are_one_sentence(place, adapter, args, code, words):
     assert json.loads((place / "rows.jsonl").read_text().splitlines()[0]) == ROWS[0]
 
 
-def test_ctrl_c_saves_and_resume_goes_on(place):
-    args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "stopped", "--steps", "400",
-            *SMALL]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_goes_on(place, number):
+    args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", f"stopped-{number}", "--steps",
+            "400", *SMALL]
     process = subprocess.Popen(args, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = place / "stopped" / "metrics.jsonl"
+    metrics = place / f"stopped-{number}" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
     assert "--resume" in error
-    assert (place / "stopped" / "adapter.gguf").exists()
+    assert (place / f"stopped-{number}" / "adapter.gguf").exists()
     done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 400

@@ -16,6 +16,8 @@ from edgetune.errors import UsageError
     ({"targets": ""}, ("targets", "all")),
     ({"blocks": "middle:3"}, ("middle:3", "last:K")),
     ({"epochs": 0.0}, ("epochs", "steps")),
+    ({"checkpoint_every": "soon"}, ("checkpoint-every", "'soon'", "5m")),
+    ({"checkpoint_every": "-1s"}, ("checkpoint-every", "'-1s'", "never")),
     ({"max_length": 1}, ("max-length", "1", "2")),
 ])
 def test_refused(options, words):
@@ -35,3 +37,9 @@ def test_targets_and_blocks():
     assert TrainConfig().target_names() == TARGETS
     with pytest.raises(UsageError, match="1 <= K <= 5"):
         TrainConfig(blocks="last:6").block_range(5)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1s", 1), ("0.5s", 0.5), ("5m", 300), ("2h", 7200),
+                                               ("1d", 86400), ("never", float("inf")), ("0", float("inf"))])
+def test_times(text, seconds):
+    assert TrainConfig(checkpoint_every=text).check().checkpoint_seconds() == seconds

@@ -17,9 +17,14 @@ from .app import MODEL, command, out, show, stop_on_signals, train_options
                       help="New folder for the adapter."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
                       help="Held-out rows: their loss is watched and the best adapter kept."),
-         click.option("--resume", is_flag=True, help="Go on with the run in the output folder."), train_options)
-def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, resume: bool, as_json: bool,
-                  **options: Any) -> None:
+         click.option("--resume", is_flag=True, help="Go on with the run in the output folder from its last "
+                      "checkpoint, to the same bytes; begin again where it was killed before the first."),
+         click.option("--allow-changed", metavar="NAME", multiple=True, help="With --resume: go on although this is "
+                      "not what the run was started with: data, held-out, base, isa, version or an option's name. "
+                      "Steps done stay as they are and the rest is done with what is given now: an adapter that no "
+                      "uninterrupted run gives; run.json lists what changed."), train_options)
+def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, resume: bool,
+                  allow_changed: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
 
     \b
@@ -28,15 +33,16 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
       {"prompt": "...", "completion": "..."}
       {"text": "..."}
     Loss counts on answers only (every assistant turn, the completion), on all of a text.
-    The output folder holds adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C saves; --resume goes on.
+    The output folder holds adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and
+    SIGTERM save and exit with 75; --resume goes on.
     """
     from .. import train
     from ..console import TrainProgress
     config = TrainConfig(**options).check()
     bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None)
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
-        record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, on_event=progress.event,
-                           should_stop=should_stop)
+        record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, allow_changed=allow_changed,
+                           on_event=progress.event, should_stop=should_stop)
     show(as_json, {"out": str(folder), **record}, *train_summary(folder, model, record))
 
 
@@ -64,8 +70,9 @@ def train_summary(folder: Path, model: Path, record: dict[str, Any]) -> list[str
     lines = [f"{record['steps']} steps in {duration(record['seconds'])}, peak memory "
              f"{record['peak_rss_mib']:.0f} MiB"]
     if held := record["held_out"]:
-        lines.append(f"held-out loss {held['loss_before']:.4f} -> {held['loss_after']:.4f} (best at step "
-                     f"{held['best_step']})")
+        before, after = (f"{held[key]:.4f}" if held[key] is not None else "unknown"
+                         for key in ("loss_before", "loss_after"))
+        lines.append(f"held-out loss {before} -> {after} (best at step {held['best_step']})")
     return [*lines, f"adapter in {folder}; try: edgetune chat {model} --adapter {folder}"]
 
 

@@ -1,0 +1,54 @@
+"""A run for the tests of durability: a tiny model, a state saved after every step, and ways to disturb it."""
+
+import json
+
+import pytest
+from test_train import dataset
+
+from edgetune import train
+from edgetune.config import TrainConfig
+from edgetune.errors import EdgetuneError, Interrupted
+
+STEPS = 8
+CONFIG = TrainConfig(rank=4, lr=2e-2, batch_size=4, max_length=48, threads=2, warmup=2, steps=STEPS, dropout=0.1,
+                     micro_batch=64, eval_every=3, checkpoint_every="0.000001")  # after every step
+
+
+def go(bundle, out, config=CONFIG, **options):
+    train.run(bundle, dataset(24), out, config, held_out=dataset(6, 1), **options)
+    return (out / "adapter.gguf").read_bytes()
+
+
+def stop(bundle, out, answers, config=CONFIG, **options):
+    """Start it, and stop it when it has asked so many times; the model's blocks ask."""
+    asked = iter([False] * answers)
+    with pytest.raises(Interrupted, match="--resume"):
+        go(bundle, out, config, should_stop=lambda: next(asked, True), **options)
+
+
+def stop_after(step, bundle, out, config=CONFIG, **options):
+    """Start it, and stop it between this step and the next."""
+    done = [0] if step == 0 else []
+    with pytest.raises(Interrupted, match=f"after step {step} of"):
+        go(bundle, out, config, should_stop=lambda: step in done,
+           on_event=lambda e: done.extend([e["step"]] if e["event"] == "step" else []), **options)
+
+
+def refused(bundle, out, match, **options):
+    """It ends in an error of one sentence, which is returned, and leaves no half file."""
+    with pytest.raises(EdgetuneError, match=match) as caught:
+        go(bundle, out, **options)
+    assert "\n" not in str(caught.value)
+    assert not list(out.glob("*.tmp"))
+    return str(caught.value)
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_metrics(out):
+    """No step twice, none missing, and the same for measurements."""
+    lines = metrics(out)
+    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if line["event"] == "eval"] == [0, 3, 6, 8]
