@@ -260,7 +260,8 @@ static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const
                      T, N, K, R);
 }
 
-/* The wider of dout and inp plays the weight: dw, or dw transposed. */
+/* The wider of dout and inp plays the weight: dw, or dw transposed. Where the other is as narrow as LoRA's, that is read
+ * but once or twice, and floats where it lies beat bf16 that is packed first. */
 static void matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K) {
     int swap = N > K, M = swap ? K : N, columns = swap ? N : K;
     et_array narrow = swap ? inp : dout, wide = swap ? dout : inp;
@@ -268,5 +269,5 @@ static void matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array i
                         .alpha = scale, .accumulate = 1};
     p.s[0] = (struct segment){.a = narrow, .a_rs = 1, .a_cs = M, .w = wide.data, .ldw = columns, .format = wide.type,
                               .K = T};
-    product(&p, product_kernel(et_precision(ctx), 1, ET_F32, T));
+    product(&p, M <= 2 * MR ? &float_kernel : product_kernel(et_precision(ctx), 1, ET_F32, T));
 }
