@@ -51,7 +51,8 @@ class Sizes:
         if not streamed:
             return self.total
         touched = min(tokens, HEAD_TOKENS) * (self.row + AROUND)
-        widest = max(*self.blocks[:streamed], tokens * self.row, min(touched + SLICE, self.head or self.embedding))
+        widest = max(*self.blocks[:streamed], min(tokens * self.row, self.embedding),
+                     min(touched + SLICE, self.head or self.embedding))
         return sum(self.blocks[streamed:]) + widest + 2 * AROUND * (streamed < len(self.blocks))
 
     def read(self, streamed: int, lowest: int) -> int:
