@@ -318,7 +318,8 @@ static void tile_bf16(struct tile *t) {
 
 static const struct kernel bf16_kernel = {
     .rows = BF16_ROWS, .columns = BF16_COLUMNS, .inner = BF16_INNER, .unit = BF16_RUN, .bits = 16, .run = BF16_RUN,
-    .direct = ET_BF16, .part = BF16_PART, .strips = BF16_STRIPS, .pack_inner = BF16_RUN, .pack_a = pack_a_bf16, .pack_b_transposed = pack_b_bf16_transposed,
+    .direct = ET_BF16, .part = BF16_PART, .strips = BF16_STRIPS, .pack_inner = BF16_RUN,
+    .pack_a = pack_a_bf16, .pack_b_transposed = pack_b_bf16_transposed,
     .pack_b_straight = pack_b_bf16_straight, .tile = tile_bf16,
 #ifdef __AMX_BF16__
     .begin = bf16_begin, .end = bf16_end,

@@ -60,8 +60,8 @@ _Static_assert((INT8_INNER * LONGER * INT8_BITS / 32 + LOW_RANK) * (256 + NR + L
                "packed blocks must fit the shared scratch");
 _Static_assert(INT8_COLUMNS <= NR && INT8_ROWS <= MOST_ROWS && INT8_ROWS % INT8_GROUP == 0, "whole tiles");
 _Static_assert(INT8_INNER % 32 == 0 && NC % INT8_COLUMNS == 0 && INT8_CHUNK % VL == 0, "whole blocks, panels, vectors");
-_Static_assert((INT8_COLUMNS + INT8_ROWS) * INT8_INNER * LONGER <= ET_THREAD_FLOATS && 32 * INT8_CHUNK <= ET_THREAD_FLOATS &&
-                   2 * INT8_COLUMNS * INT8_CHUNK <= ET_THREAD_FLOATS,
+_Static_assert((INT8_COLUMNS + INT8_ROWS) * INT8_INNER * LONGER <= ET_THREAD_FLOATS &&
+                   32 * INT8_CHUNK <= ET_THREAD_FLOATS && 2 * INT8_COLUMNS * INT8_CHUNK <= ET_THREAD_FLOATS,
                "unpacked rows must fit");
 
 struct int8_block {
@@ -123,7 +123,8 @@ INLINE void quantize_rows(const float *panel, et_array a, ptrdiff_t stride, int 
             quantize_row(int8_block(panel, INT8_ROWS, k / 32), r, array_at(a, r * stride + k), minima);
 }
 
-INLINE void pack_rows_int8(const struct product *p, const struct segment *s, float *panel, int m, int rows, const int minima) {
+INLINE void pack_rows_int8(const struct product *p, const struct segment *s, float *panel, int m, int rows,
+                           const int minima) {
     et_array a = a_rows(p, s, m);
     if (s->bits == 32) {
         pack_panel(panel, INT8_ROWS, a.data, s->a_rs, 1, rows, s->kc);
@@ -139,7 +140,8 @@ static void pack_a_int8(const struct product *p, const struct segment *s, float 
     pack_rows_int8(p, s, panel, m, rows, 0);
 }
 
-static void pack_a_int8_minima(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {
+static void pack_a_int8_minima(const struct product *p, const struct segment *s, float *panel, float *tmp, int m,
+                               int rows) {
     (void)tmp;
     pack_rows_int8(p, s, panel, m, rows, 1);
 }
@@ -257,12 +259,14 @@ static void pack_b_int8_straight(const struct product *p, const struct segment *
     }
 }
 
-/* sums [INT8_GROUP, nv] of rows i .. of A times B, and of LoRA's part, which is floats. nv and minima are constants where this is inlined. */
+/* sums [INT8_GROUP, nv] of rows i .. of A times B, and of LoRA's part, which is floats. nv and minima are constants where
+ * this is inlined. */
 static inline __attribute__((always_inline)) void int8_group(const struct tile *t, vec sums[][INT8_VECTORS], int i,
                                                              const int nv, const int minima) {
     vec acc[INT8_GROUP][INT8_VECTORS] = {0};
     for (int block = 0; block < t->s[0].K / 32; block++) {
-        const struct int8_block a = int8_block(t->s[0].a.p, INT8_ROWS, block), b = int8_block(t->s[0].b.p, nv * VL, block);
+        const struct int8_block a = int8_block(t->s[0].a.p, INT8_ROWS, block);
+        const struct int8_block b = int8_block(t->s[0].b.p, nv * VL, block);
         ivec s[INT8_GROUP][INT8_VECTORS];
         UNROLL for (int j = 0; j < nv; j++) {
             ivec first = INT8_OFFSET ? load_ints(b.sums + j * VL) : (ivec){0};

@@ -14,7 +14,8 @@
 static inline ivec round_to_ints(vec x) { return (ivec)_mm512_cvtps_epi32((__m512)x); }
 static inline ivec max_ints(ivec x, ivec y) { return (ivec)_mm512_max_epi32((__m512i)x, (__m512i)y); }
 static inline void store_bytes(int8_t out[32], const ivec codes[2]) {
-    UNROLL for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)(out + 16 * i), _mm512_cvtepi32_epi8((__m512i)(codes[i] + INT8_OFFSET)));
+    UNROLL for (int i = 0; i < 2; i++)
+        _mm_storeu_si128((__m128i *)(out + 16 * i), _mm512_cvtepi32_epi8((__m512i)(codes[i] + INT8_OFFSET)));
 }
 #else
 #define DPBUSD(sum, a, b) (ivec) _mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(a), (__m256i)(b))
