@@ -159,19 +159,17 @@ static inline void pair_rows(float *out, const bf16 *even, const bf16 *odd, int 
     }
 }
 
-/* BF16_RUN rows, and as much of each as the nearest cache holds, at a time. */
+/* BF16_RUN rows, and as much of each as the nearest cache holds. */
 static void pack_b_bf16_straight(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int k = task * BF16_RUN;
-    for (int n = 0; n < p->nc; n += BF16_CHUNK) {
-        int count = min_int(p->nc - n, BF16_CHUNK), packed = bf16_width(count);
-        const bf16 *rows[BF16_RUN];
-        pack_rows(rows, (bf16 *)tmp, s, s->k + k, s->kc - k, BF16_RUN, p->n + n, count, packed);
-        for (int i = 0; i < packed; i += BF16_COLUMNS) {
-            int width = min_int(packed - i, BF16_COLUMNS);
-            float *out = b_panel(s, n + i) + (ptrdiff_t)k / 2 * width;
-            for (int r = 0; r < BF16_RUN; r += 2, out += width)
-                pair_rows(out, rows[r] + i, rows[r + 1] + i, width);
-        }
+    int k = piece_inner(p, s, task), n = piece_column(p, s, task);
+    int count = min_int(p->nc - n, BF16_CHUNK), packed = bf16_width(count);
+    const bf16 *rows[BF16_RUN];
+    pack_rows(rows, (bf16 *)tmp, s, s->k + k, s->kc - k, BF16_RUN, p->n + n, count, packed);
+    for (int i = 0; i < packed; i += BF16_COLUMNS) {
+        int width = min_int(packed - i, BF16_COLUMNS);
+        float *out = b_panel(s, n + i) + (ptrdiff_t)k / 2 * width;
+        for (int r = 0; r < BF16_RUN; r += 2, out += width)
+            pair_rows(out, rows[r] + i, rows[r + 1] + i, width);
     }
 }
 
@@ -319,7 +317,7 @@ static void tile_bf16(struct tile *t) {
 static const struct kernel bf16_kernel = {
     .rows = BF16_ROWS, .columns = BF16_COLUMNS, .inner = BF16_INNER, .unit = BF16_RUN, .bits = 16, .run = BF16_RUN,
     .direct = ET_BF16, .part = BF16_PART, .strips = BF16_STRIPS, .pack_inner = BF16_RUN,
-    .pack_a = pack_a_bf16, .pack_b_transposed = pack_b_bf16_transposed,
+    .pack_columns = BF16_CHUNK, .pack_a = pack_a_bf16, .pack_b_transposed = pack_b_bf16_transposed,
     .pack_b_straight = pack_b_bf16_straight, .tile = tile_bf16,
 #ifdef __AMX_BF16__
     .begin = bf16_begin, .end = bf16_end,

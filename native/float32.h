@@ -25,10 +25,10 @@ static void pack_b_transposed(const struct product *p, const struct segment *s, 
     pack_zeros(panel, width, columns, s->kc);
 }
 
-/* PACK_A_TASK rows k of all panels of B from as many rows of w. */
+/* PACK_A_TASK rows k of all panels of B, which are not cut where quantized blocks are, from as many rows of w. */
 static void pack_b_straight(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int k_end = min_int((task + 1) * PACK_A_TASK, s->kc);
-    for (int k = task * PACK_A_TASK; k < k_end; k++) {
+    int begin = piece_inner(p, s, task), k_end = min_int(begin + PACK_A_TASK, s->kc);
+    for (int k = begin; k < k_end; k++) {
         const float *row = weights(s, tmp, s->k + k, p->n, p->nc);
         for (int n = 0; n < p->nc; n += NR) {
             int columns = min_int(p->nc - n, NR), width = panel_vectors(columns) * VL;
@@ -54,7 +54,7 @@ static void pack_a_floats(const struct product *p, const struct segment *s, floa
 }
 
 static const struct kernel float_kernel = {
-    .rows = MR, .columns = NR, .inner = KC, .unit = 1, .bits = 32, .direct = ET_F32, .strips = 32 / MR, .pack_inner = PACK_A_TASK,
-    .pack_a = pack_a_floats, .pack_b_transposed = pack_b_transposed, .pack_b_straight = pack_b_straight,
+    .rows = MR, .columns = NR, .inner = KC, .unit = 1, .bits = 32, .direct = ET_F32, .strips = 32 / MR,
+    .pack_inner = PACK_A_TASK, .pack_columns = NC, .pack_a = pack_a_floats, .pack_b_transposed = pack_b_transposed, .pack_b_straight = pack_b_straight,
     .tile = tile_any,
 };

@@ -241,21 +241,21 @@ static void pack_b_floats(const struct product *p, const struct segment *s) {
 }
 
 /* 32 rows of w, rounded across: those of a block. */
-static void pack_b_int8_straight(const struct product *p, const struct segment *s, float *tmp, int block) {
-    if (s->bits == 32) {
-        pack_b_floats(p, s); /* LOW_RANK rows at most: one task */
+static void pack_b_int8_straight(const struct product *p, const struct segment *s, float *tmp, int task) {
+    int k = piece_inner(p, s, task), c = piece_column(p, s, task);
+    if (s->bits == 32) { /* it has few rows, which are little work: the first piece is all */
+        if (task == 0)
+            pack_b_floats(p, s);
         return;
     }
-    for (int c = 0; c < p->nc; c += INT8_CHUNK) {
-        int count = min_int(p->nc - c, INT8_CHUNK), whole = ceil_div(count, VL) * VL;
-        for (int r = 0; r < 32; r++) {
-            weights(s, tmp + r * INT8_CHUNK, s->k + block * 32 + r, p->n + c, count);
-            memset(tmp + r * INT8_CHUNK + count, 0, (size_t)(whole - count) * sizeof *tmp);
-        }
-        for (int j = 0; j < count; j += VL) {
-            int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS, width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
-            quantize_b(int8_block(b_panel(s, n), width, block), width, c + j - n, tmp + j, INT8_CHUNK);
-        }
+    int count = min_int(p->nc - c, INT8_CHUNK), whole = ceil_div(count, VL) * VL;
+    for (int r = 0; r < 32; r++) {
+        weights(s, tmp + r * INT8_CHUNK, s->k + k + r, p->n + c, count);
+        memset(tmp + r * INT8_CHUNK + count, 0, (size_t)(whole - count) * sizeof *tmp);
+    }
+    for (int j = 0; j < count; j += VL) {
+        int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS, width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
+        quantize_b(int8_block(b_panel(s, n), width, k / 32), width, c + j - n, tmp + j, INT8_CHUNK);
     }
 }
 
@@ -329,7 +329,7 @@ static void tile_int8_minima(struct tile *t) {
 
 #define INT8_KERNEL                                                                                                    \
     .rows = INT8_ROWS, .columns = INT8_COLUMNS, .inner = INT8_INNER, .unit = 32, .bits = INT8_BITS, .direct = -1,      \
-    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32,                                                           \
+    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32, .pack_columns = INT8_CHUNK,                                \
     .pack_b_transposed = pack_b_int8_transposed, .pack_b_straight = pack_b_int8_straight
 static const struct kernel int8_kernel = {INT8_KERNEL, .pack_a = pack_a_int8, .tile = tile_int8};
 static const struct kernel int8_minima_kernel = {INT8_KERNEL, .pack_a = pack_a_int8_minima, .tile = tile_int8_minima};

@@ -65,7 +65,7 @@ static void pack_task(void *arg, int task, int thread) {
     for (const struct segment *s = p->s; s < p->s + SEGMENTS; s++) {
         int b = !s->kc || !p->pack_b || s->b_direct ? 0
                 : p->transposed                     ? ceil_div(p->nc, p->kernel->columns)
-                                                    : ceil_div(s->packed, p->kernel->pack_inner);
+                                                    : pieces(p, s);
         for (int i = slice(p, b, task); i < slice(p, b, task + 1); i++)
             (p->transposed ? p->kernel->pack_b_transposed : p->kernel->pack_b_straight)(p, s, tmp, i);
         int a = s->kc ? ceil_div(p->mc, p->kernel->rows) : 0;

@@ -21,9 +21,11 @@ struct kernel {
                           * over a part of a panel of B while that is in the nearest cache */
     int strips;        /* of rows that a task computes */
     int rough;         /* LoRA's part is packed as floats; and A is packed at some cost, so once if it can be */
-    int pack_inner;    /* inner elements that a task packs of a weight read as it lies; a multiple of unit */
-    /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and pack_inner inner elements of all
-     * panels of B from task * pack_inner. */
+    int pack_inner;    /* inner elements that a task packs of a weight read as it lies, a multiple of unit, */
+    int pack_columns;  /* and of how many columns */
+    /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and a piece of B, of pack_inner inner
+     * elements of pack_columns columns: all inner elements of some columns, then those of the next, so that a thread, whose
+     * share of the tiles is columns too, mostly reads what it packed. */
     void (*pack_a)(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows);
     void (*pack_b_transposed)(const struct product *p, const struct segment *s, float *tmp, int task);
     void (*pack_b_straight)(const struct product *p, const struct segment *s, float *tmp, int task);
@@ -77,6 +79,18 @@ static const float *weights(const struct segment *s, float *tmp, int r, int i, i
 
 /* Of n inner elements of a row or column, in a panel. */
 static inline ptrdiff_t panel_floats(const struct segment *s, int n) { return (ptrdiff_t)n * s->bits / 32; }
+
+/* Where piece `task` of B begins that is read as it lies, and how many there are. */
+static inline int inner_pieces(const struct product *p, const struct segment *s) { return ceil_div(s->packed, p->kernel->pack_inner); }
+static inline int piece_inner(const struct product *p, const struct segment *s, int task) {
+    return task % inner_pieces(p, s) * p->kernel->pack_inner;
+}
+static inline int piece_column(const struct product *p, const struct segment *s, int task) {
+    return task / inner_pieces(p, s) * p->kernel->pack_columns;
+}
+static inline int pieces(const struct product *p, const struct segment *s) {
+    return inner_pieces(p, s) * ceil_div(p->nc, p->kernel->pack_columns);
+}
 
 /* Panels lie one behind the other. */
 static float *a_panel(const struct segment *s, int m) { return s->a_panels + m * panel_floats(s, s->packed); }

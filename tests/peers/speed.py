@@ -65,7 +65,7 @@ def edgetune_step(args: argparse.Namespace, data: list[list[Row]]) -> Step:
     trainer = edgetune.Trainer(
         args.model, rank=8, alpha=16.0, lr=1e-3, schedule="constant", warmup=0.0, max_grad_norm=0.0, steps=10**6,
         batch_size=len(data[0]), max_length=longest, micro_batch=args.micro_batch or whole, shuffle=False,
-        recompute=args.recompute, precision=args.contender.removeprefix("edgetune-"), threads=args.cores)
+        recompute=args.recompute, memory=args.memory, precision=args.contender.removeprefix("edgetune-"), threads=args.cores)
     trainer.add_examples([Example(ids.astype(np.int32), weights) for ids, weights in rows])
     return lambda _batch: trainer.step().loss
 
@@ -172,7 +172,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def child(args: argparse.Namespace, folder: Path, *more: str) -> str:
     keep = [f"--{name}={getattr(args, name.replace('-', '_'))}"
-            for name in ("shared", "steps", "recompute", "micro-batch", "model", "cores")]
+            for name in ("shared", "steps", "recompute", "memory", "micro-batch", "model", "cores")]
     command = [sys.executable, __file__, *keep, f"--folder={folder}", f"--began={time.monotonic()}", *more]
     with tempfile.TemporaryDirectory() as cache:
         env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": str(args.cores), "HF_HUB_OFFLINE": "1"}
@@ -256,7 +256,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["1x256", "4x256"], help="rows x tokens")
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--precision", default="fast", help="edgetune's")
-    parser.add_argument("--recompute", default="none", help="edgetune's")
+    parser.add_argument("--recompute", default="none", help="edgetune's; auto: what its --memory allows")
+    parser.add_argument("--memory", default="", help="edgetune's budget, such as 400M")
     parser.add_argument("--micro-batch", type=int, default=0, help="edgetune's; 0: the whole batch")
     parser.add_argument("--cores", type=int, default=2, help="threads of everybody")
     parser.add_argument("--model", type=Path, default=model_path())
