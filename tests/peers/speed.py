@@ -65,7 +65,8 @@ def edgetune_step(args: argparse.Namespace, data: list[list[Row]]) -> Step:
     trainer = edgetune.Trainer(
         args.model, rank=8, alpha=16.0, lr=1e-3, schedule="constant", warmup=0.0, max_grad_norm=0.0, steps=10**6,
         batch_size=len(data[0]), max_length=longest, micro_batch=args.micro_batch or whole, shuffle=False,
-        recompute=args.recompute, memory=args.memory, precision=args.contender.removeprefix("edgetune-"), threads=args.cores)
+        recompute=args.recompute, memory=args.memory, threads=args.cores,
+        precision=args.contender.removeprefix("edgetune-"))
     trainer.add_examples([Example(ids.astype(np.int32), weights) for ids, weights in rows])
     return lambda _batch: trainer.step().loss
 
