@@ -13,7 +13,7 @@ import llama_cpp as llama
 import numpy as np
 import torch
 from tiny import Shape, dequantize, format_of, model_metadata, quantize, tokenizer_metadata, write_gguf
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 torch.set_num_threads(1)  # products this small take ten times longer on two threads of a busy machine
 
@@ -138,7 +138,7 @@ def randomize(model: PreTrainedModel) -> None:
                 parameter.mul_(0.3)
 
 
-def config_metadata(name: str, config: PreTrainedConfig, settings: Mapping[str, object]) -> dict[str, object]:
+def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, object]) -> dict[str, object]:
     """The configuration under GGUF's keys, as llama.cpp's converters write it."""
     shape = Shape(
         d_model=config.hidden_size,
@@ -170,7 +170,7 @@ def config_metadata(name: str, config: PreTrainedConfig, settings: Mapping[str, 
     return model_metadata(name, shape) | {f"{name}.{key}": value for key, value in fields.items()}
 
 
-def head_width(config: PreTrainedConfig) -> int:
+def head_width(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
