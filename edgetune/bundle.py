@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import FormatError
+from .errors import FormatError, UnsupportedError
 from .gguf import Gguf, check_model, fingerprint, open_gguf
 
-MODEL, MANIFEST = "model.gguf", "manifest.json"
+MODEL, ONNX, TOKENIZER, MANIFEST = "model.gguf", "model.onnx", "tokenizer.gguf", "manifest.json"
 MAX_MANIFEST = 2**20
 _CHUNK = 2**20
 _AGAIN = "copy the bundle again"
@@ -42,14 +42,23 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest = None
     model = path
     if path.is_dir():
-        manifest = _read_manifest(path / MANIFEST)
-        for name, wanted in manifest["files"].items():
-            if (found := _sha256(path / name)) != wanted:
-                raise FormatError(f"{path / name} has the SHA-256 {found}, the manifest says {wanted}", _AGAIN)
+        manifest = open_folder(path)
         model = path / MODEL
+        if MODEL not in manifest["files"]:
+            raise UnsupportedError(f"{path} holds an ONNX model, here a GGUF is needed",
+                                   f"ask it with edgetune generate {path}")
     gguf = open_gguf(model)
     check_model(gguf)
     return Bundle(path, gguf, manifest, fingerprint(gguf))
+
+
+def open_folder(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle in either format, once the hash of every file in it is compared."""
+    manifest = _read_manifest(path / MANIFEST)
+    for name, wanted in manifest["files"].items():
+        if (found := _sha256(path / name)) != wanted:
+            raise FormatError(f"{path / name} has the SHA-256 {found}, the manifest says {wanted}", _AGAIN)
+    return manifest
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -62,7 +71,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON: {error}", _AGAIN) from None
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or MODEL not in files:
+    if not isinstance(files, dict) or (MODEL not in files and not {ONNX, TOKENIZER} <= files.keys()):
         raise FormatError(f'{path} lists no {MODEL} under "files"', _AGAIN)
     for name, digest in files.items():
         if name != Path(name).name or not name.isprintable():
