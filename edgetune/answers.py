@@ -1,4 +1,4 @@
-"""What a served model does with prompts, whatever computes it: llama.cpp (serve.py) or ONNX Runtime (onnx_runtime.py)."""
+"""What a served model does with prompts, whoever computes: llama.cpp (serve.py) or ONNX Runtime (onnx_runtime.py)."""
 
 from __future__ import annotations
 

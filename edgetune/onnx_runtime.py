@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +136,7 @@ class OnnxServed(Answers):
                                    "leave --runtime out, or make one with edgetune compress --format onnx")
         file = open_gguf(self.path / bundle.TOKENIZER)
         check_vocabulary(file)
-        self._size = context_size(context, int(file.metadata[f"{file.architecture}.context_length"]))
+        self._size = context_size(context, cast(int, file.metadata[f"{file.architecture}.context_length"]))
         with ExitStack() as opened:
             self.tokenizer = Tokenizer(file.path)
             opened.callback(self.tokenizer.close)

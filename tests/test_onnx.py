@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("optimum.exporters.onnx")
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
+import onnx
+import torch
 from click.testing import CliRunner
 from families import FAMILIES, hf_logits, make_family
 from test_bundle import digest
@@ -97,7 +99,7 @@ def test_int8_is_close_and_small(family, made):
     model = made(family)
     wanted = hf_logits(model.source, TOKENS)
     found = Session(model.int8 / "model.onnx", threads=1).feed(TOKENS, len(TOKENS))
-    assert 0 < np.abs(found - wanted).max()
+    assert np.abs(found - wanted).max() > 0
     assert np.linalg.norm(found - wanted) < 0.08 * np.linalg.norm(wanted)
     operators = [node.op_type for node in onnx.load(str(model.int8 / "model.onnx")).graph.node]
     assert operators.count("MatMulNBits") == 3 * 7 + 1
@@ -155,8 +157,8 @@ def test_export_measures_agreement(exported):
     found = np.stack([session.feed(window.tolist(), 52) for window in WINDOWS]).astype(np.float64)
     p, q = (torch.log_softmax(torch.from_numpy(logits), -1) for logits in (wanted, found))
     assert facts.int8.top1 == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item(), abs=0.003)
-    assert facts.int8.kl == pytest.approx(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum").item() / 520,
-                                          rel=1e-3)
+    kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum").item() / 520
+    assert facts.int8.kl == pytest.approx(kl, rel=1e-3)
     following = torch.from_numpy(WINDOWS[:, 1:]).long()
     loss = torch.nn.functional.nll_loss(p[:, :-1].flatten(0, 1), following.flatten())
     assert facts.source_perplexity == pytest.approx(loss.exp().item(), rel=1e-4)
@@ -276,7 +278,7 @@ def test_bundles_that_are_not_whole_are_refused(made, tiny_llama, tmp_path):
         OnnxServed(folder)
     (folder / "model.onnx").write_bytes(b"not a model")
     write_manifest(folder)
-    with pytest.raises(UnsupportedError, match="ONNX Runtime .* cannot run"):
+    with pytest.raises(UnsupportedError, match=r"ONNX Runtime .* cannot run"):
         OnnxServed(folder)
     shutil.copy(made().int8 / "model.onnx", folder)
     export_onnx.write_tokenizer(folder / "tokenizer.gguf", floats.read(open_gguf(tiny_llama)))

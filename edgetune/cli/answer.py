@@ -97,7 +97,7 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
          threads_option, busy_file_option, runtime_option)
 def generate_command(model: Path, prompt: str, adapter: Path | None, system: str, raw: bool, threads: int,
                      busy_file: Path | None, runtime: str | None, as_json: bool, **options: Any) -> None:
-    """Answer PROMPT, as a user's message in the model's chat template: a GGUF through llama.cpp, ONNX through ONNX Runtime."""
+    """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime."""
     with served_model(model, adapter, threads, busy_file, runtime) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})

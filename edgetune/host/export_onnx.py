@@ -147,7 +147,7 @@ def _silent() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("optimum", "transformers", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python")
         warnings.filterwarnings("ignore", "Exporting aten::index operator", UserWarning)
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
@@ -180,7 +180,7 @@ def _compare(source: PreTrainedModel, session: Session, windows: NDArray[np.int3
 
 
 def _sums(source: NDArray[np.float32], model: NDArray[np.float32], window: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Over a window's logits [T, V]: same token, KL, log-probability of the next token in the model and in the source."""
+    """Over logits [T, V]: same token, KL, log-probability of the next token by the model and by the source."""
     sums = np.zeros(4)
     for start in range(0, len(window), 64):  # rows at a time in float64
         rows = slice(start, start + 64)
