@@ -56,7 +56,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
         except TypeError:  # it is locked
             key = load(raw, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} holds no private key that can be used ({error})",
+        raise UsageError(f"{path} holds no private key that can be used ({error!s:.60})",
                          f"{_MAKE}; the passphrase of a locked key is taken from {PASSPHRASE}") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path} holds a key of another kind than Ed25519", _MAKE)
@@ -137,7 +137,7 @@ def _public_key(path: Path) -> str:
     try:
         key = load(raw)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} holds no public key ({error})", "mend it or remove it") from None
+        raise UsageError(f"{path} holds no public key ({error!s:.60})", "mend it or remove it") from None
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{path} holds a key of another kind than Ed25519", "replace it or remove it")
     return key.public_bytes_raw().hex()
