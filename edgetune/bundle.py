@@ -63,13 +63,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(path, gguf, manifest, fingerprint(gguf))
 
 
-def open_folder(path: Path) -> dict[str, Any]:
+def open_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a bundle in either format, once its signature and the hash of every file in it are compared.
 
     Raises as open_bundle does; UnsupportedError is for a format that this edgetune does not know.
     """
+    path = Path(path)
     raw = _read_manifest(path / MANIFEST)
-    signature.check(path, raw)
+    signature.check(path, raw)  # before any of it is believed
     manifest = _parse(path / MANIFEST, raw)
     for name, wanted in manifest["files"].items():
         if (found := _sha256(path / name)) != wanted:

@@ -1,15 +1,15 @@
 """What is predicted for a board: as `edgetune plan --device` plans it; and a file of the largest size trains there."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from tiny import write_tiny
 
 from edgetune import plan
-from edgetune.cli import cli
 from edgetune.config import TrainConfig
 from edgetune.device import profile_named
 from edgetune.errors import UsageError
@@ -27,30 +27,29 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(model: Path, device: str) -> dict:
-    done = CliRunner().invoke(cli, ["plan", str(model), "--device", device, "--json"])
-    return json.loads(done.output)
+    """What a person sees there: a process of its own, as large as it is, not as these tests are."""
+    done = subprocess.run([sys.executable, "-m", "edgetune", "plan", model, "--device", device, "--json"], check=True,
+                          capture_output=True, text=True)
+    return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("device", [ZERO, "pi 4 2gb"])
-def test_the_prediction_is_what_plan_says(smollm2: Path, device: str) -> None:
-    """But for the process: `plan` counts its own, here with torch and all tests in it."""
-    said, there = fits.on_device(open_gguf(smollm2), device), planned(smollm2, device)
-    assert said["budget_bytes"] == there["budget_bytes"]
-    assert said["file_bytes"] == smollm2.stat().st_size
-    assert said["predicted_peak_bytes"] <= said["budget_bytes"]
-    assert bool(said["traded"]) == (device == ZERO)
-    assert said == fits.on_device(open_gguf(smollm2), device)
-    if not there["traded"] and not said["traded"]:
-        assert (said["predicted_peak_bytes"] - there["peak_bytes"]
-                == fits.PROCESS + plan.GROWTH - there["process_bytes"])
-        assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
-
-
-def test_the_same_speed_as_plan_where_nothing_is_traded(tiny: Path) -> None:
+def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny: Path) -> None:
     said, there = fits.on_device(open_gguf(tiny), "pi 5"), planned(tiny, "pi 5")
     assert said["traded"] == there["traded"] == []
-    assert said["predicted_tokens_per_second"] == pytest.approx(there["predicted"]["tokens_per_s"])
-    assert (said["predicted_peak_bytes"] - there["peak_bytes"] == fits.PROCESS + plan.GROWTH - there["process_bytes"])
+    assert said["budget_bytes"] == there["budget_bytes"]
+    assert said["file_bytes"] == tiny.stat().st_size
+    assert said["predicted_peak_bytes"] - there["peak_bytes"] == fits.PROCESS + plan.GROWTH - there["process_bytes"]
+    assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
+    assert 0 <= fits.PROCESS + plan.GROWTH - there["process_bytes"] < 8 << 20  # a little over what Python takes
+
+
+def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2: Path) -> None:
+    said, there = fits.on_device(open_gguf(smollm2), ZERO), planned(smollm2, ZERO)
+    assert (said["name"], said["memory_bytes"]) == ("Raspberry Pi Zero 2 W", 512 << 20)
+    assert said["predicted_peak_bytes"] <= said["budget_bytes"] == there["budget_bytes"]
+    assert len(said["traded"]) == len(there["traded"]) == 3
+    assert said["predicted_tokens_per_second"] == pytest.approx(there["predicted"]["tokens_per_s"], rel=0.1)
+    assert said == fits.on_device(open_gguf(smollm2), ZERO)
 
 
 def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> None:

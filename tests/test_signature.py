@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from edgetune import bundle, signature
 from edgetune.bundle import open_bundle, open_folder, signer, write_manifest
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
+from edgetune.info import describe
 
 pytest.importorskip("cryptography")
 
@@ -26,7 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PEM, SSH = ser.PrivateFormat.PKCS8, ser.PrivateFormat.OpenSSH
-FACTS = {"source": {"name": "tiny", "licence": "apache-2.0"}, "steps": [{"name": "quantize", "weights": 5}]}
+FACTS = {"source": {"name": "tiny", "licence": "apache-2.0"}, "steps": [
+    {"name": "quantize", "weights": 5, "cost": {"perplexity": 21.5, "kl": 0.012345, "tokens": 9}}]}
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +135,45 @@ def test_the_same_bundle_and_key_give_the_same_bytes(tmp_path: Path, tiny_llama:
     assert [p.name for p in sorted(one.iterdir())] == ["manifest.json", "manifest.sig", "model.gguf", "report.html"]
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes()
+
+
+def test_info_says_how_it_was_made_and_who_signed_it(signed: Path, config: Path) -> None:
+    (signed / "notes.txt").write_text("mine")
+    said = describe(signed)
+    assert (said["kind"], said["format"], said["source"], said["licence"]) == ("bundle", "gguf", "tiny", "apache-2.0")
+    assert said["steps"] == [{"name": "quantize", "weights": 5, "perplexity": 21.5, "kl": 0.0123}]
+    assert said["files"] == ["model.gguf", "report.html"]
+    assert said["not_in_manifest"] == ["notes.txt"]
+    assert said["architecture"] == "llama"
+    assert said["signature"].endswith("no key is trusted here")
+    trust(config, key())
+    assert said["signature"].split(",")[0] == f"by {key().public_key().public_bytes_raw().hex()}"
+    assert describe(signed)["signature"].endswith("trusted here as maker")
+    trust(config, key(2))
+    with pytest.raises(MismatchError, match="which is no key in"):
+        describe(signed)
+
+
+@pytest.mark.parametrize("facts", [
+    {"source": 5, "steps": "x", "cost": []}, {"steps": [1, {"name": ["x"], "weights": "many", "cost": {"kl": "low"}}]},
+    {"source": {"name": "a\x1b[2Jb", "licence": None}, "edgetune": {}}], ids=["kinds", "steps", "words"])
+def test_info_takes_a_strange_manifest(tmp_path: Path, tiny_llama: Path, facts: dict) -> None:
+    folder = make(tmp_path / "x.edge", tiny_llama)
+    said = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(said | facts))
+    shown = describe(folder)
+    assert shown["signature"] == "not signed"
+    assert "\x1b" not in json.dumps(shown, ensure_ascii=False)
+
+
+def test_info_of_onnx(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = make(tmp_path / "x.edge", tiny_llama)
+    (folder / "model.gguf").rename(folder / "tokenizer.gguf")
+    (folder / "model.onnx").write_bytes(b"onnx")
+    write_manifest(folder, FACTS)
+    said = describe(folder)
+    assert said["format"] == "onnx"
+    assert said["bytes"] == sum(path.stat().st_size for path in folder.iterdir() if path.name != "manifest.json")
 
 
 # ---- refused ----
