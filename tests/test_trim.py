@@ -327,10 +327,10 @@ def test_no_merge_is_left(tmp_path: Path):
 
 
 def test_smollm2_on_real_text(smollm2: Path, shared_data: Path, tmp_path: Path):
-    whole = floats.read(open_gguf(smollm2))
-    tensors = {name: array for name, array in whole.tensors.items()
+    whole = open_gguf(smollm2)
+    tensors = {name: np.ascontiguousarray(tensor.f32()) for name, tensor in whole.tensors.items()
                if not name.startswith("blk.") or name.startswith("blk.0.")}
-    model = whole.with_keys(tensors, block_count=1)
+    model = floats.Floats("llama", dict(whole.metadata), whole.types, tensors).with_keys(block_count=1)
     rows = [json.loads(line) for line in (shared_data / "snips_dev.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [row[part] for row in rows for part in ("prompt", "completion")]
     cut, facts = trim(model, texts, 4096)
@@ -340,13 +340,13 @@ def test_smollm2_on_real_text(smollm2: Path, shared_data: Path, tmp_path: Path):
     words = sorted({f" {word}" for word in prose.split()})
     with tokenizer_of(model) as before, tokenizer_of(cut) as after:
         same = 0
-        for text in [*words, *prose.split("\n")[:200]]:
+        for text in [*words[::3], *prose.split("\n")[:200]]:
             ids, new = before.encode(text), after.encode(text)
             assert after.decode(new) == text
             if all_kept(ids, facts.kept):
                 assert facts.kept[new].tolist() == ids
                 same += 1
-        assert 2000 < same < len(words)
+        assert 700 < same < len(words) / 3
         tokens = after.encode(after.render([{"role": "user", "content": texts[0]}], add_generation_prompt=True))
         floats.write(tmp_path / "whole.gguf", model)
         floats.write(tmp_path / "cut.gguf", cut)
