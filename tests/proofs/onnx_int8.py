@@ -26,7 +26,7 @@ import numpy as np
 
 from edgetune import llamacpp
 from edgetune.answers import Answers
-from edgetune.bundle import ONNX, TOKENIZER, _sha256
+from edgetune.bundle import write_manifest
 from edgetune.gguf import open_gguf
 from edgetune.host import export_onnx, floats
 from edgetune.onnx_runtime import OnnxServed
@@ -114,8 +114,7 @@ def main() -> None:
         bundle.mkdir()
         source = floats.read(open_gguf(model))
         result["exported"] = export_onnx.export(source, bundle, windows, threads=args.threads).to_json()
-        files = {file: _sha256(bundle / file) for file in (ONNX, TOKENIZER)}
-        (bundle / "manifest.json").write_text(json.dumps({"format": "onnx", "files": files}))
+        write_manifest(bundle, {})
         floats.write(folder / "f16.gguf", source)
         q8 = quantized(folder / "f16.gguf", folder / "q8_0.gguf")
         result["q8_0"] = {"bytes": q8.stat().st_size, "top1": agreement(folder / "f16.gguf", q8, windows)}
