@@ -89,7 +89,6 @@ class Session:
             kept = max(0, end - max(done, len(tokens) - wanted))
             logits = self._run(tokens[done:end], max(kept, 1))
             parts.append(logits[len(logits) - kept :])
-            self.cached.extend(tokens[done:end])
             done = end
         return np.concatenate(parts)
 
@@ -113,6 +112,7 @@ class Session:
             raise EdgetuneError(f"ONNX Runtime could not compute {len(tokens)} tokens ({reason})",
                                 "free memory or choose a smaller context") from None
         self._cache = dict(zip(self._past, present, strict=True))
+        self.cached.extend(tokens)
         found: NDArray[np.float32] = logits.numpy()[0]
         return found
 

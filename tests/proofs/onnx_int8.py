@@ -108,22 +108,26 @@ def main() -> None:
     model = args.model or smollm2()
     ids = Tokenizer(model).encode(args.text.read_text()[: 8 * args.tokens])
     windows = np.array(ids[: args.tokens // LENGTH * LENGTH], np.int32).reshape(-1, LENGTH)
-    result: dict[str, Any] = {"model": model.name}
+    result: dict[str, Any] = {"model": model.name, "threads": args.threads}
+
+    def told(name: str, facts: Any) -> None:  # at once: speeds take long where others compute
+        result[name] = facts
+        print(json.dumps({name: facts}), flush=True)
+
     with tempfile.TemporaryDirectory() as name:
         folder, bundle = Path(name), Path(name) / "onnx.edge"
         bundle.mkdir()
         source = floats.read(open_gguf(model))
-        result["exported"] = export_onnx.export(source, bundle, windows, threads=args.threads).to_json()
+        told("exported", export_onnx.export(source, bundle, windows, threads=args.threads).to_json())
         write_manifest(bundle, {})
         floats.write(folder / "f16.gguf", source)
         q8 = quantized(folder / "f16.gguf", folder / "q8_0.gguf")
-        result["q8_0"] = {"bytes": q8.stat().st_size, "top1": agreement(folder / "f16.gguf", q8, windows)}
-        result["bundle_bytes"] = sum(file.stat().st_size for file in bundle.iterdir())
-        result["speed"] = speeds(bundle, q8, ids[: PROMPT + ANSWER], args.rounds, args.threads)
-        result["ratio"] = {key: result["speed"]["onnx"][key] / result["speed"]["llama.cpp"][key]
-                           for key in ("prompt_tokens_per_s", "tokens_per_s")}
-        result["peak_mib"] = {"onnx": peak(bundle, args.threads), "llama.cpp": peak(q8, args.threads)}
-    print(json.dumps(result, indent=1))
+        told("bundle_bytes", sum(file.stat().st_size for file in bundle.iterdir()))
+        told("q8_0", {"bytes": q8.stat().st_size, "top1": agreement(folder / "f16.gguf", q8, windows)})
+        told("peak_mib", {"onnx": peak(bundle, args.threads), "llama.cpp": peak(q8, args.threads)})
+        told("speed", speeds(bundle, q8, ids[: PROMPT + ANSWER], args.rounds, args.threads))
+        told("ratio", {key: result["speed"]["onnx"][key] / result["speed"]["llama.cpp"][key]
+                       for key in ("prompt_tokens_per_s", "tokens_per_s")})
     sys.exit(result["exported"]["floats"]["top1"] < 1)
 
 
