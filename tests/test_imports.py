@@ -10,7 +10,7 @@ FLOORS = [
     ["errors"],
     ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml"],
     ["device", "native", "gguf", "safetensors"],
-    ["bundle", "tokens", "packing", "lora", "shape", "sampling", "stream", "metrics", "sensors", "policy"],
+    ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "stream", "metrics", "sensors", "policy"],
     ["rows", "optim", "adapter", "context", "governor"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],
     ["model"],
