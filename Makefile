@@ -9,6 +9,7 @@
 # make pressure     another process takes the memory of a training in a cgroup, and gives it back (needs root)
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 # make memory       many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
+# make quantize     many minutes, needs ../shared: llama.cpp's types beside --target-size at the bytes of each
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -18,7 +19,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers memory cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers memory quantize cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -67,6 +68,9 @@ peers:
 
 memory:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/memory.py
+
+quantize:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/quantize.py
 
 cycles:
 	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)

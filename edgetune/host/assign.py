@@ -30,17 +30,21 @@ from .watch import Progress, go_on, ignore, never
 # MXFP4 is not among them: it takes a quarter of a bit less than IQ4_NL and loses twice as much. Q4_0 loses more in the
 # same bytes.
 FORMATS_TRIED = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K", "Q2_0")
-_REFERENCE = "Q4_0"
+_REFERENCE, _JUDGED = "Q4_0", "IQ4_NL"
 _SAMPLE = 1 << 16  # weights of a matrix that are tried
 _GRAINS = 1 << 16  # parts in which the knapsack counts the room at most
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A matrix, its format and bytes, the nats a token that it costs, and these by byte saved from F16."""
+    """A matrix, its format and bytes, and the nats a token that it costs.
+
+    sensitivity: what one matrix can be judged by beside another, the nats a token that each byte costs which four bits
+    a weight (IQ4_NL) would save of F16.
+    """
 
     name: str
-    format: str
+    type: str
     bytes: int
     kl: float
     sensitivity: float
@@ -57,7 +61,7 @@ class Assigned:
     @property
     def types(self) -> dict[str, str]:
         """As quantize.write takes them."""
-        return {choice.name: choice.format for choice in self.choices}
+        return {choice.name: choice.type for choice in self.choices}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvatur
 def choose(model: Floats, size: int, costs: Costs) -> Assigned:
     """Formats for a file of `size` bytes at most. EdgetuneError with the least possible size where that is larger."""
     fixed = fixed_bytes(model)
-    sizes = {name: [stored_bytes(model.tensors[name].shape, format) for format in row]
+    sizes = {name: [stored_bytes(model, name, format) for format in row]
              for name, row in costs.formats.items()}
     least = fixed + sum(min(row) for row in sizes.values())
     if least > size:
@@ -120,8 +124,10 @@ def choose(model: Floats, size: int, costs: Costs) -> Assigned:
     picks = knapsack(list(sizes.values()), list(costs.kl.values()), size - fixed)
     choices = []
     for pick, (name, formats) in zip(picks, costs.formats.items(), strict=True):
-        stored, kl = sizes[name][pick], costs.kl[name][pick]
-        choices.append(Choice(name, formats[pick], stored, kl, kl / (2 * model.tensors[name].size - stored)))
+        judged = formats.index(_JUDGED) if _JUDGED in formats else pick
+        saved = 2 * model.tensors[name].size - sizes[name][judged]
+        choices.append(Choice(name, formats[pick], sizes[name][pick], costs.kl[name][pick],
+                              costs.kl[name][judged] / max(saved, 1)))
     return Assigned(fixed + sum(choice.bytes for choice in choices), sum(choice.kl for choice in choices), choices)
 
 
@@ -154,9 +160,10 @@ def knapsack(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], r
     return picks
 
 
-def stored_bytes(shape: tuple[int, ...], format: str, alignment: int = 32) -> int:
+def stored_bytes(model: Floats, name: str, format: str) -> int:
     """What a tensor takes in the file, its padding with it."""
-    size = math.prod(shape) // FORMATS[format].block * FORMATS[format].size
+    alignment = int(model.metadata.get("general.alignment", 32))
+    size = model.tensors[name].size // FORMATS[format].block * FORMATS[format].size
     return -(-size // alignment) * alignment
 
 
@@ -168,4 +175,4 @@ def fixed_bytes(model: Floats) -> int:
         path = Path(folder) / "header.gguf"
         write_gguf(path, model.architecture, keys, empty, kinds)
         header = open_gguf(path).data_start
-    return header + sum(stored_bytes(array.shape, "F32") for array in model.tensors.values() if array.ndim == 1)
+    return header + sum(stored_bytes(model, name, "F32") for name, array in model.tensors.items() if array.ndim == 1)
