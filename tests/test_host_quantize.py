@@ -85,7 +85,6 @@ def test_errors_that_make_up_for_each_other_lose_less_of_the_product(format):
 
     ours = rounding.compensated(weights, format, factor)
     assert lost(ours) < 0.9 * lost(encode(weights, format, np.ascontiguousarray(moments.diagonal())))
-    np.testing.assert_array_equal(rounding.compensated(weights, format, factor, threads=3), ours)
 
 
 @pytest.mark.parametrize("format", ["Q2_0", "MXFP4"])

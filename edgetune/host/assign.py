@@ -25,7 +25,7 @@ from .grid import fit
 from .importance import Curvature
 from .quantize import keys_of
 from .rounding import compensated, factor_of
-from .watch import Progress, go_on, ignore, never
+from .watch import Progress, ignore, in_parallel, never
 
 # MXFP4 is not among them: it takes a quarter of a bit less than IQ4_NL and loses twice as much. Q4_0 loses more in the
 # same bytes.
@@ -77,16 +77,14 @@ def measure(model: Floats, curvature: Curvature, *, formats: Sequence[str] = FOR
     """Every matrix in every format, on a sample of its rows; F16, at no cost, where no format divides them."""
     options = {name: [format for format in formats if array.shape[1] % FORMATS[format].block == 0] or ["F16"]
                for name, array in model.tensors.items() if array.ndim == 2}
-    costs: dict[str, list[float]] = {}
-    for name, row in options.items():
-        go_on(should_stop)
-        costs[name] = _costs(name, model.tensors[name], row, curvature, threads) if row != ["F16"] else [0.0]
-        on_progress("sensitivity", len(costs), len(options))
-    return Costs(options, costs)
+
+    def work(name: str) -> list[float]:
+        return _costs(name, model.tensors[name], options[name], curvature) if options[name] != ["F16"] else [0.0]
+
+    return Costs(options, in_parallel(work, list(options), threads, "sensitivity", on_progress, should_stop))
 
 
-def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvature: Curvature,
-           threads: int) -> list[float]:
+def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvature: Curvature) -> list[float]:
     """What plain rounding to each format costs, times what compensation leaves of that in one of them.
 
     That share hangs on the inputs and hardly on the format. Rows are drawn evenly along the sum of their shares in the
@@ -107,7 +105,7 @@ def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvatur
     if name not in curvature.moments:
         return plain
     whole = cost(fit(sample, _REFERENCE, importance), _REFERENCE, together=False)
-    data = compensated(sample, _REFERENCE, factor_of(curvature.moments[name]), threads)
+    data = compensated(sample, _REFERENCE, factor_of(curvature.moments[name]))
     left = cost(data, _REFERENCE, together=True) / max(whole, 1e-30)
     return [left * price for price in plain]
 

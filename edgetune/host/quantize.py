@@ -19,7 +19,7 @@ from ..quantizer import TYPES, Importance, encode, quantize_file
 from .floats import Floats
 from .grid import FIELDS
 from .rounding import compensated, factor_of
-from .watch import Progress, go_on, ignore, never
+from .watch import Progress, ignore, in_parallel, never
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,17 @@ def write(path: str | os.PathLike[str], model: Floats, types: Mapping[str, str],
     importance: mean squares [K] of inputs by a matrix's name. moments: their second moments [K, K]; a matrix that has
     them is rounded so that errors make up for each other (rounding.py). Threads change no byte.
     """
-    stored: dict[str, Tensor | NDArray[np.float32]] = {}
-    done = 0
-    for name, array in model.tensors.items():
-        go_on(should_stop)
-        stored[name] = array
-        if array.ndim == 2:
-            if moments and name in moments and types[name] in FIELDS:
-                data = compensated(array, types[name], factor_of(moments[name]), threads)
-            else:
-                data = encode(array, types[name], (importance or {}).get(name), threads)
-            stored[name] = Tensor(name, array.shape, types[name], data.reshape(-1))
-        done += array.size
-        on_progress("quantizing", done, model.weights)
+    def work(name: str) -> Tensor | NDArray[np.float32]:
+        array = model.tensors[name]
+        if array.ndim == 1:
+            return array
+        if moments and name in moments and types[name] in FIELDS:
+            data = compensated(array, types[name], factor_of(moments[name]))
+        else:
+            data = encode(array, types[name], (importance or {}).get(name))
+        return Tensor(name, array.shape, types[name], data.reshape(-1))
+
+    stored = in_parallel(work, list(model.tensors), threads, "quantizing", on_progress, should_stop)
     keys, kinds = keys_of(model)
     write_gguf(path, model.architecture, keys, stored, kinds)
     return _facts(Path(path), model.weights, [types[name] for name, array in model.tensors.items() if array.ndim == 2])

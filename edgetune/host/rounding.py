@@ -8,8 +8,6 @@ Letters: N rows, K columns, B weights in a block.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,20 +20,13 @@ _DAMPING = 0.01  # of the mean of the diagonal, added to it: directions that the
 _ROWS = 2048
 
 
-def compensated(weights: NDArray[np.float32], format: str, factor: Tensor, threads: int = 1) -> NDArray[np.uint8]:
+def compensated(weights: NDArray[np.float32], format: str, factor: Tensor) -> NDArray[np.uint8]:
     """weights [N, K], the factor [K, K] of their inputs' second moments -> the format's bytes, [N, K / B * size].
 
-    Rows are rounded apart, in parts that a cache holds, so threads change no byte.
+    Every row is rounded on its own; they are taken in parts that a cache holds.
     """
-    kind = FORMATS[format]
-    out = np.empty((len(weights), weights.shape[1] // kind.block * kind.size), np.uint8)
-
-    def work(begin: int) -> None:
-        out[begin : begin + _ROWS] = _rows(weights[begin : begin + _ROWS], format, factor)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(0, len(weights), _ROWS)))
-    return out
+    parts = [_rows(weights[begin : begin + _ROWS], format, factor) for begin in range(0, len(weights), _ROWS)]
+    return np.concatenate(parts)
 
 
 def _rows(weights: NDArray[np.float32], format: str, factor: Tensor) -> NDArray[np.uint8]:
