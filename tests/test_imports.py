@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
-    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml"],
-    ["device", "native", "gguf", "safetensors"],
+    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native"],
+    ["device", "gguf", "safetensors"],
     ["bundle", "tokens", "packing", "lora", "shape", "sampling", "stream", "metrics", "sensors", "policy"],
     ["rows", "optim", "adapter", "context", "governor"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],
