@@ -22,7 +22,7 @@ from .adapter import check_fit
 from .disk import refuse_existing, replaced
 from .errors import EdgetuneError, FormatError, NumericsError, UsageError
 from .gguf import Gguf, Tensor
-from .gguf.read import BY_NAME
+from .gguf.read import TYPES as GGML_TYPES
 from .lora import Lora, Pair
 
 KEEP = "keep"
@@ -32,6 +32,7 @@ TYPES = {
     "Q3_K": 12, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K": 15, "Q4_K_S": 14, "Q4_K_M": 15,
     "Q5_K": 17, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
 }  # fmt: skip
+_FORMATS = {format.name: format for format in GGML_TYPES.values()}
 _FLOATS = ("F32", "F16", "BF16")
 _SLICE = 1 << 22  # weights in memory at a time
 
@@ -124,7 +125,7 @@ def _infos(base: Gguf, formats: dict[str, str], alignment: int) -> bytes:
     """Name, sizes, format and offset of every tensor; the reader has seen that they follow one another without gaps."""
     infos, offset = b"", 0
     for name, tensor in base.tensors.items():
-        format, text, n_dims = BY_NAME[formats[name]], name.encode(), len(tensor.shape)
+        format, text, n_dims = _FORMATS[formats[name]], name.encode(), len(tensor.shape)
         infos += struct.pack("<Q", len(text)) + text
         infos += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(tensor.shape), format.id, offset)
         end = offset + prod(tensor.shape) // format.block * format.size
@@ -163,7 +164,7 @@ def _encoded(name: str, weights: NDArray[np.float32], format: str) -> memoryview
     limit = np.finfo(np.float16 if format == "F16" else np.float32).max
     if not np.abs(weights).max() <= limit:  # not so for NaN either
         raise NumericsError(f"{name} holds merged weights over {limit:g}, the most in {format}", "merge to F32")
-    kind, (rows, width) = BY_NAME[format], weights.shape
+    kind, (rows, width) = _FORMATS[format], weights.shape
     out = np.zeros(weights.size // kind.block * kind.size, np.uint8)
     weights = np.ascontiguousarray(weights)
     convert = llamacpp.load().llama_cpp._lib.ggml_quantize_chunk

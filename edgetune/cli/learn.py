@@ -100,9 +100,10 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     """
     from ..bundle import open_bundle
     from ..console import mib, plan_lines, table
+    from ..device import board_named
     from ..model import Model
     from ..trainer import make_plan
-    config, board = TrainConfig(**options).check(), board_named(device, options["memory"])
+    config, board = TrainConfig(**options).check(), board_named(device, options["memory"]) if device else None
     bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None) if data
                        else (open_bundle(model), None, None))
     lengths = [e.tokens.size for e in rows.examples] if rows else []
@@ -125,16 +126,6 @@ def totals(plan: Any) -> list[list[str]]:
     if plan.room.before == plan.peak_bytes:
         rows.append(["before training (tokenising)", mib(plan.room.before)])
     return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.room.asked}", mib(plan.room.budget)]]
-
-
-def board_named(name: str | None, memory: str) -> Any:
-    """Its profile; None for this machine. Raises UsageError for one that is not known, or not well enough."""
-    from ..device import profile_named
-    from ..errors import UsageError
-    board = profile_named(name) if name else None
-    if board and not board.available and (not memory or memory.endswith("%")):
-        raise UsageError(f"the memory of the device {board.name!r} is not known", "name a board, or give --memory")
-    return board
 
 
 def expect(shape: Any, plan: Any, named: Path | None, board: Any, batch_size: int,
