@@ -20,8 +20,9 @@ from .adapter import check_fit
 from .disk import refuse_existing, replaced
 from .errors import FormatError, NumericsError, UsageError
 from .gguf import Gguf, Tensor
+from .gguf.read import BY_NAME
 from .lora import Lora, Pair
-from .quantizer import FORMATS, TYPES, encode, quantize_file
+from .quantizer import TYPES, encode, quantize_file
 
 KEEP = "keep"
 _FLOATS = ("F32", "F16", "BF16")
@@ -110,7 +111,7 @@ def _infos(base: Gguf, formats: dict[str, str], alignment: int) -> bytes:
     """Name, sizes, format and offset of every tensor; the reader has seen that they follow one another without gaps."""
     infos, offset = b"", 0
     for name, tensor in base.tensors.items():
-        format, text, n_dims = FORMATS[formats[name]], name.encode(), len(tensor.shape)
+        format, text, n_dims = BY_NAME[formats[name]], name.encode(), len(tensor.shape)
         infos += struct.pack("<Q", len(text)) + text
         infos += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(tensor.shape), format.id, offset)
         end = offset + prod(tensor.shape) // format.block * format.size

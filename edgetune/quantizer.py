@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import llamacpp
 from .errors import EdgetuneError
-from .gguf.read import TYPES as _BY_NUMBER
+from .gguf.read import BY_NAME
 
 # What a whole file is made of: llama.cpp's name -> its number (llama_ftype), those that need no importance matrix.
 TYPES = {
@@ -25,7 +25,6 @@ TYPES = {
     "Q3_K": 12, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K": 15, "Q4_K_S": 14, "Q4_K_M": 15,
     "Q5_K": 17, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
 }  # fmt: skip
-FORMATS = {format.name: format for format in _BY_NUMBER.values()}  # of one tensor
 Importance = Mapping[str, NDArray[np.float32]]
 
 
@@ -35,7 +34,7 @@ def encode(weights: NDArray[np.float32], format: str, importance: NDArray[np.flo
 
     Each row is made on its own, so threads change nothing but the time.
     """
-    kind, (rows, width) = FORMATS[format], weights.shape
+    kind, (rows, width) = BY_NAME[format], weights.shape
     out = np.zeros((rows, width // kind.block * kind.size), np.uint8)
     weights = np.ascontiguousarray(weights, np.float32)
     important = None if importance is None else np.ascontiguousarray(importance, np.float32)

@@ -11,9 +11,9 @@ from families import logits_of, make_family
 
 from edgetune.errors import Interrupted, UsageError
 from edgetune.gguf import open_gguf
-from edgetune.gguf.read import Tensor
+from edgetune.gguf.read import BY_NAME, Tensor
 from edgetune.host import floats, grid, importance, quantize, rounding
-from edgetune.quantizer import FORMATS, encode
+from edgetune.quantizer import encode
 
 WINDOWS = np.random.default_rng(0).integers(0, 400, (3, 50)).astype(np.int32)
 
@@ -57,7 +57,7 @@ def test_moments_have_importance_on_their_diagonal_and_are_shared(model):
 
 @pytest.mark.parametrize("format", grid.FIELDS)
 def test_codes_lie_where_ggml_puts_them(format):
-    kind, rng = FORMATS[format], np.random.default_rng(1)
+    kind, rng = BY_NAME[format], np.random.default_rng(1)
     weights = rng.standard_normal((32, 2 * kind.block)).astype(np.float32)
     blocks = encode(weights, format).reshape(-1, kind.size)
     values = decoded(blocks, format, (len(blocks), kind.block))

@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
-    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml"],
-    ["device", "native", "gguf", "safetensors", "signature"],
+    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native"],
+    ["device", "gguf", "safetensors", "signature"],
     ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "stream", "metrics", "sensors", "policy"],
     ["rows", "optim", "adapter", "context", "governor"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],

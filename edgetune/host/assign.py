@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import EdgetuneError
 from ..gguf import open_gguf, write_gguf
-from ..gguf.read import Tensor
-from ..quantizer import FORMATS
+from ..gguf.read import BY_NAME, Tensor
 from .floats import Floats
 from .grid import fit
 from .importance import Curvature
@@ -75,7 +74,7 @@ class Costs:
 def measure(model: Floats, curvature: Curvature, *, formats: Sequence[str] = FORMATS_TRIED, threads: int = 1,
             on_progress: Progress = ignore, should_stop: Callable[[], bool] = never) -> Costs:
     """Every matrix in every format, on a sample of its rows; F16, at no cost, where no format divides them."""
-    options = {name: [format for format in formats if array.shape[1] % FORMATS[format].block == 0] or ["F16"]
+    options = {name: [format for format in formats if array.shape[1] % BY_NAME[format].block == 0] or ["F16"]
                for name, array in model.tensors.items() if array.ndim == 2}
 
     def work(name: str) -> list[float]:
@@ -161,7 +160,7 @@ def knapsack(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], r
 def stored_bytes(model: Floats, name: str, format: str) -> int:
     """What a tensor takes in the file, its padding with it."""
     alignment = int(model.metadata.get("general.alignment", 32))
-    size = model.tensors[name].size // FORMATS[format].block * FORMATS[format].size
+    size = model.tensors[name].size // BY_NAME[format].block * BY_NAME[format].size
     return -(-size // alignment) * alignment
 
 

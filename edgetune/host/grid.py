@@ -16,8 +16,9 @@ from gguf import quants
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..gguf.read import BY_NAME
 from ..gguf.read import Tensor as Stored
-from ..quantizer import FORMATS, encode
+from ..quantizer import encode
 
 
 class Field(NamedTuple):
@@ -129,7 +130,7 @@ _SCALES = {"Q2_0": _f16_scales, "MXFP4": _e8m0_scales}  # llama.cpp takes the la
 def _search(out: NDArray[np.uint8], weights: NDArray[np.float32], format: str,
             importance: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The bytes with the best of _SCALES in each block and the codes nearest to the weights."""
-    kind, nearest = FORMATS[format], Nearest(format)
+    kind, nearest = BY_NAME[format], Nearest(format)
     blocks, parts = out.reshape(-1, kind.size), torch.from_numpy(weights.reshape(-1, kind.block))
     cost = torch.from_numpy(np.tile(importance.reshape(-1, kind.block), (len(weights), 1)))
     least, codes = torch.full((len(parts),), torch.inf), torch.empty(parts.shape, dtype=torch.uint8)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..quantizer import FORMATS
+from ..gguf.read import BY_NAME
 from . import grid
 
 _DAMPING = 0.01  # of the mean of the diagonal, added to it: directions that the text hardly shows stay as they are
@@ -30,7 +30,7 @@ def compensated(weights: NDArray[np.float32], format: str, factor: Tensor) -> ND
 
 
 def _rows(weights: NDArray[np.float32], format: str, factor: Tensor) -> NDArray[np.uint8]:
-    block, parts = FORMATS[format].block, []
+    block, parts = BY_NAME[format].block, []
     left = torch.from_numpy(weights.T.copy())  # [K, N]: a column of the matrix is a row here
     for begin in range(0, weights.shape[1], block):
         part = slice(begin, begin + block)
