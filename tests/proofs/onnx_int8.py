@@ -4,7 +4,7 @@
 
 Agreement of the ONNX file is with transformers in float32 (what `edgetune compress --format onnx` measures), that of
 Q8_0 with llama.cpp on F16. Speeds are medians of alternate runs on the same tokens, one after another in one process;
-memory is the peak of `edgetune generate`. Exits with 1 where the export in floats is not the source, token for token.
+memory is the peak of a process that answers. Exits with 1 where the export in floats is not the source, token for token.
 """
 
 from __future__ import annotations
@@ -79,14 +79,12 @@ def speeds(bundle: Path, q8: Path, ids: list[int], rounds: int, threads: int) ->
 
 
 def peak(model: Path, threads: int) -> float:
-    """MiB that `edgetune generate` had at most, with a short prompt."""
-    command = [sys.executable, "-m", "edgetune", "generate", str(model), "Hello there", "--max-tokens", "32",
-               "--threads", str(threads)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0
-    return usage.ru_maxrss / 1024
+    """MiB that a process of its own has at most, as the kernel counts, while it answers a short prompt."""
+    code = ("import sys; from pathlib import Path; from edgetune import device; from edgetune.cli import answer; "
+            "model = answer.served_model(Path(sys.argv[1]), None, int(sys.argv[2])); served = model.__enter__(); "
+            "''.join(served.generate('Hello there', max_tokens=32)); print(device.peak_rss() / 2**20)")
+    done = subprocess.run([sys.executable, "-c", code, model, str(threads)], check=True, stdout=subprocess.PIPE)
+    return float(done.stdout)
 
 
 def smollm2() -> Path:
