@@ -4,7 +4,7 @@
 
 Agreement of the ONNX file is with transformers in float32 (what `edgetune compress --format onnx` measures), that of
 Q8_0 with llama.cpp on F16. Speeds are medians of alternate runs on the same tokens, one after another in one process;
-memory is the peak of a process that answers. Exits with 1 where the export in floats is not the source, token for token.
+memory is the peak of a process that answers. Exits with 1 where the export in floats is not the source everywhere.
 """
 
 from __future__ import annotations
