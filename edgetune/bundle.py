@@ -73,7 +73,7 @@ def open_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
     signature.check(path, raw)  # before any of it is believed
     manifest = _parse(path / MANIFEST, raw)
     for name, wanted in manifest["files"].items():
-        if (found := _sha256(path / name)) != wanted:
+        if (found := sha256(path / name)) != wanted:
             raise FormatError(f"{path / name} has the SHA-256 {found}, the manifest says {wanted}", _AGAIN)
     return manifest
 
@@ -90,7 +90,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     The same files and facts give the same bytes: keys are sorted, nothing says when or in which folder it was made.
     """
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (MANIFEST, signature.FILE))
-    manifest = {**plain(facts), "edgetune": __version__, "files": {path.name: _sha256(path) for path in files},
+    manifest = {**plain(facts), "edgetune": __version__, "files": {path.name: sha256(path) for path in files},
                 "sizes": {path.name: path.stat().st_size for path in files}}
     manifest["format"] = next(name for name, needed in FORMATS.items() if manifest["files"].keys() >= set(needed))
     raw = json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
@@ -149,7 +149,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hex. FormatError if it is missing or cannot be read."""
     digest = hashlib.sha256()
     try:
         if not path.is_file():  # opening a pipe would wait for ever
