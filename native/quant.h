@@ -112,6 +112,7 @@ static inline float half_to_float(uint16_t h) {
 
 /* Quantized formats are read 16 bytes at a time, in vectors of bytes: compilers make too varied things of loops. */
 typedef uint8_t bytes __attribute__((vector_size(16)));
+typedef int8_t signed_bytes __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(16)));
 
 static inline uint32_t load_word(const uint8_t *p) {
@@ -179,9 +180,10 @@ static inline bytes values_of(const int8_t values[16], bytes codes) {
 #elif defined __ARM_NEON
     return (bytes)vqtbl1q_s8(vld1q_s8(values), (uint8x16_t)codes);
 #else
-    for (int i = 0; i < 16; i++)
-        codes[i] = (uint8_t)values[codes[i]];
-    return codes;
+    bytes sum = (bytes){0} + (uint8_t)values[0]; /* of steps: to be looked up, codes would leave their register */
+    UNROLL for (int i = 1; i < 16; i++)
+        sum += (bytes)((signed_bytes)codes >= (int8_t)i) & (uint8_t)(values[i] - values[i - 1]);
+    return sum;
 #endif
 }
 
