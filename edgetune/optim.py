@@ -54,15 +54,14 @@ def adamw(ctx: native.Context, param: np.ndarray, grad: np.ndarray, moments: Seq
 
     moments: the flat arrays of `buffers`.
     """
-    split = n_a if len(moments) == 2 else _blocks(n_a) * native.MOMENT_BYTES
-    for part, state, rate in ((slice(0, n_a), slice(0, split), lr),
-                              (slice(n_a, None), slice(split, None), lr * config.lora_plus)):
-        arrays = param[part], grad[part], *(moment[state] for moment in moments)
+    for part, rate in ((slice(0, n_a), lr), (slice(n_a, None), lr * config.lora_plus)):
         numbers = rate, config.beta1, config.beta2, EPS, config.weight_decay, step
         if len(moments) == 2:
-            native.adamw(ctx, *arrays, *numbers)
+            native.adamw(ctx, param[part], grad[part], moments[0][part], moments[1][part], *numbers)
         else:
-            native.adamw8(ctx, *arrays, *numbers, _rounding(config.seed, step, part.start))
+            split = _blocks(n_a) * native.MOMENT_BYTES
+            packed = moments[0][split:] if part.start else moments[0][:split]
+            native.adamw8(ctx, param[part], grad[part], packed, *numbers, _rounding(config.seed, step, part.start))
 
 
 def _blocks(n: int) -> int:
