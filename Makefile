@@ -8,6 +8,7 @@
 # make durability minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
 # make pressure     another process takes the memory of a training in a cgroup, and gives it back (needs root)
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
+# make trimmed      many minutes, needs ../shared: SmolLM2 with 8,192 tokens from Snips beside the whole, trained on Snips
 # make memory       many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
@@ -18,7 +19,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers memory cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed memory cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -64,6 +65,9 @@ pressure:
 
 peers:
 	$(PYTHON) tests/peers/speed.py
+
+trimmed:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/trimmed.py
 
 memory:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/memory.py

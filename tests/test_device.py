@@ -184,6 +184,11 @@ def test_a_profile_by_name() -> None:
     assert profile_named("raspberry-pi-5").name == "Raspberry Pi 5"
     assert profile_named("pi 4").name == "Raspberry Pi 4 Model B"
     assert profile_named("Jetson Nano").name == "NVIDIA Jetson Nano"
+    assert profile_named("raspberry-pi-zero-2w").name == "Raspberry Pi Zero 2 W"
+    assert profile_named("raspberry-pi-4-2gb").memory_mib == (2048,)
+    assert profile_named("pi 4 2 GB").available > profile_named("pi 4").available == profile_named("pi-4-1gb").available
+    with pytest.raises(UsageError, match="Raspberry Pi 4 Model B is not sold with 3 GB; it has 1, 2, 4, 8"):
+        profile_named("pi 4 3gb")
     with pytest.raises(UsageError, match=r"'pi 6' is not known; choose from .*generic arm64, .*Raspberry Pi 5"):
         profile_named("pi 6")
     with pytest.raises(UsageError, match="'nano' could be NVIDIA Jetson Nano or NVIDIA Jetson Orin Nano;"):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
     ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml"],
-    ["device", "native", "gguf", "safetensors"],
+    ["device", "native", "gguf", "safetensors", "signature"],
     ["bundle", "tokens", "packing", "lora", "shape", "sampling", "stream", "metrics", "sensors", "policy"],
     ["rows", "optim", "adapter", "context", "governor"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],

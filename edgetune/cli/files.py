@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import UsageError
 from .app import MODEL, command, out, show, system_option
@@ -128,15 +129,17 @@ def doctor_command(as_json: bool) -> None:
 def _facts_table(facts: dict[str, Any]) -> Table:
     from ..console import mib, table
     return table("", ["", ""], [
-        [key.replace("_", " "), mib(value) if key.startswith(("bytes", "memory")) else _shown(value)]
+        [key.replace("_", " "), Text(mib(value) if key.startswith(("bytes", "memory")) else _shown(value))]
         for key, value in facts.items()])
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_shown(item)}" for key, item in value.items())
+        return ", ".join(_shown(item) if key == "name" else f"{key.replace('_', ' ')} {_shown(item)}"
+                         for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "nothing"
+        between = "\n" if any(isinstance(item, dict) for item in value) else ", "
+        return between.join(map(_shown, value)) or "nothing"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -30,10 +30,23 @@ _GEMMA = {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_fe
 def name_in_torch(name: str, architecture: str) -> str:
     """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
-        inside = _INSIDE | (_GEMMA if architecture == "gemma3" else {})
-        return f"model.layers.{match[1]}.{inside[match[2]]}.{match[3]}"
+        return f"model.layers.{match[1]}.{_inside(architecture)[match[2]]}.{match[3]}"
     part, _, kind = name.rpartition(".")
     return f"{_OUTSIDE[part]}.{kind}"
+
+
+def name_in_gguf(name: str, architecture: str) -> str | None:
+    """The inverse of name_in_torch; None for a tensor that a GGUF of this architecture has no place for."""
+    if match := re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)", name):
+        inside = {theirs: ours for ours, theirs in _inside(architecture).items()}.get(match[2])
+        return inside and f"blk.{match[1]}.{inside}.{match[3]}"
+    part, _, kind = name.rpartition(".")
+    outside = {theirs: ours for ours, theirs in _OUTSIDE.items()}.get(part)
+    return outside and f"{outside}.{kind}"
+
+
+def _inside(architecture: str) -> dict[str, str]:
+    return _INSIDE | (_GEMMA if architecture == "gemma3" else {})
 
 
 def gguf_rows(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:

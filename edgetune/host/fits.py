@@ -1,0 +1,66 @@
+"""What a model will need on a device that is not at hand, by the planner that trains there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import plan
+from ..config import DEFAULT_MEMORY, TrainConfig
+from ..device import Profile, board_named
+from ..errors import UsageError
+from ..gguf import Gguf
+from ..shape import Shape, read_shape
+from ..speed import profile_speed, tokens_per_s
+from ..stream import Sizes, sizes
+from .floats import Floats
+
+PROCESS = 42 << 20  # bytes of Python and its libraries before training; measured 41, and fixed: predictions do not vary
+RESERVE = 1 / 16  # of the budget stays free when a file is made to fit: the process may be larger there, rows longer
+STEP = 1 << 16  # bytes to which the largest file is found
+
+
+def on_device(gguf: Gguf, name: str) -> dict[str, Any]:
+    """What training this file with the defaults takes on the device of that name, and how fast it should be: bytes,
+    tokens a second (None: not known), and what is traded for memory, a sentence each.
+
+    Raises UsageError for an unknown device, and where it cannot train the model.
+    """
+    board, shape = board_named(name), read_shape(gguf)
+    made = _plan(shape, sizes(gguf.tensors.values(), shape.n_layer), board, TrainConfig())
+    speed = profile_speed(board, made.run, made.run.max_tokens)
+    rate = tokens_per_s(shape, made.run, speed, made.read_bytes) if speed else None
+    return {"name": board.name, "memory_bytes": min(board.memory_mib) << 20, "budget_bytes": made.room.budget,
+            "predicted_peak_bytes": made.peak_bytes, "predicted_tokens_per_second": rate,
+            "file_bytes": int(gguf.data.size), "traded": list(made.traded)}
+
+
+def largest_file(model: Floats, name: str) -> int:
+    """Bytes of the largest file of this model that trains on the device with all weights in memory, a reserve kept.
+
+    The whole file counts, with its vocabulary. UsageError for an unknown device, and where none is small enough.
+    """
+    board, shape = board_named(name), model.shape
+    budget = TrainConfig().memory_bytes(board.available)
+
+    def trains(nbytes: int) -> bool:
+        weights = Sizes((0,) * shape.n_layer, nbytes, 0, 0)  # resident ones count the same wherever they are
+        try:
+            _plan(shape, weights, board, TrainConfig(weights="resident"))
+        except UsageError:
+            return False
+        return True
+
+    low, high = 0, budget // STEP + 1  # in steps
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if trains(middle * STEP) else (low, middle)
+    if (most := low * STEP - int(RESERVE * budget)) <= 0:
+        raise UsageError(f"{board.name} has {plan.mib(budget)} MiB for training, which this model needs beside its "
+                         "weights", "drop blocks, make it narrower or name a larger device")
+    return most
+
+
+def _plan(shape: Shape, weights: Sizes, board: Profile, config: TrainConfig) -> plan.Plan:
+    room = plan.Room(PROCESS, budget=config.memory_bytes(board.available),
+                     asked=f"{DEFAULT_MEMORY} of what is available on {board.name}")
+    return plan.make(shape, config, threads=board.cores or 1, sizes=weights, room=room)
