@@ -10,6 +10,8 @@
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 # make trimmed      many minutes, needs ../shared: SmolLM2 with 8,192 tokens from Snips beside the whole, trained on Snips
 # make memory       many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
+# make quantize     many minutes, needs ../shared: llama.cpp's types beside --target-size at the bytes of each
+# make onnx         minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, agreement, size and speed
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -19,7 +21,8 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed memory cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed quantize onnx heal \
+    memory cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -71,6 +74,12 @@ trimmed:
 
 memory:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/memory.py
+
+quantize:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/quantize.py
+
+onnx:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/onnx_int8.py
 
 cycles:
 	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)

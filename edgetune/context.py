@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .device import read_device
-from .errors import EdgetuneError
+from .errors import EdgetuneError, UsageError
 
+DEFAULT_CONTEXT = 2048
 BATCH = 512  # tokens that one llama_decode takes at most
 OUTPUTS = 64  # logits held at a time at most: float32 [OUTPUTS, V]
 PARALLEL = 16  # answers that `greedy` works on together
@@ -129,7 +130,7 @@ class Context:
         """
         self.check(tokens)
         first = int(wanted.argmax()) if wanted.any() else len(tokens)
-        done = min(_common(self.cached, tokens), first)
+        done = min(common(self.cached, tokens), first)
         self._llama.llama_memory_seq_rm(self._memory, 0, done, -1)
         del self.cached[done:]
         self._batch.size = 0  # an interrupt may have left something
@@ -161,7 +162,7 @@ class Context:
         for prompt in prompts:
             self.check(prompt, room=1)
         self.clear()
-        shared = min((_common(prompts[0], prompt[:-1]) for prompt in prompts), default=0)
+        shared = min((common(prompts[0], prompt[:-1]) for prompt in prompts), default=0)
         if shared:
             self.advance(prompts[0][:shared])
         waiting: deque[_Answer] = deque()
@@ -226,14 +227,27 @@ class Context:
 
     def check(self, tokens: list[int], room: int = 0) -> None:
         """EdgetuneError unless these tokens, and `room` more, fit; ValueError for one outside the vocabulary."""
-        if len(tokens) + room > self.size:
-            raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {self.size}"
-                                + " with an answer" * bool(room), "shorten the text or choose a larger context")
-        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < self.n_vocab:
-            raise ValueError(f"token ids must be from 0 to {self.n_vocab - 1}")
+        check_tokens(tokens, room, self.size, self.n_vocab)
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def context_size(asked: int | None, trained: int) -> int:
+    """The size asked for (None: DEFAULT_CONTEXT, or less), at most what the model was trained for."""
+    size = min(DEFAULT_CONTEXT, trained) if asked is None else asked
+    if not 2 <= size <= trained:
+        raise UsageError(f"context is {size} tokens", f"choose from 2 to {trained}, what the model was trained for")
+    return size
+
+
+def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
+    """As Context.check, for a context of `size` tokens."""
+    if len(tokens) + room > size:
+        raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {size}" + " with an answer" * bool(room),
+                            "shorten the text or choose a larger context")
+    if len(tokens) and not 0 <= min(tokens) <= max(tokens) < n_vocab:
+        raise ValueError(f"token ids must be from 0 to {n_vocab - 1}")
+
+
+def common(a: list[int], b: list[int]) -> int:
     """Length of the common beginning."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:

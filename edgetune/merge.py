@@ -6,7 +6,6 @@ small whatever the model's size. Layout of a GGUF: gguf/read.py.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -17,22 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import llamacpp
 from .adapter import check_fit
 from .disk import refuse_existing, replaced
-from .errors import EdgetuneError, FormatError, NumericsError, UsageError
+from .errors import FormatError, NumericsError, UsageError
 from .gguf import Gguf, Tensor
-from .gguf.read import TYPES as GGML_TYPES
+from .gguf.read import BY_NAME
 from .lora import Lora, Pair
+from .quantizer import TYPES, encode, quantize_file
 
 KEEP = "keep"
-# What a whole file is made of: llama.cpp's name -> its number (llama_ftype), those that need no importance matrix.
-TYPES = {
-    "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
-    "Q3_K": 12, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K": 15, "Q4_K_S": 14, "Q4_K_M": 15,
-    "Q5_K": 17, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
-}  # fmt: skip
-_FORMATS = {format.name: format for format in GGML_TYPES.values()}
 _FLOATS = ("F32", "F16", "BF16")
 _SLICE = 1 << 22  # weights in memory at a time
 
@@ -67,7 +59,7 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
         if to == KEEP or to in _FLOATS:
             _write(beside, base, pairs, to)
         else:
-            _write_quantized(beside, base, pairs, to, threads or len(os.sched_getaffinity(0)))
+            _write_quantized(beside, base, pairs, to, threads)
     return Merged(path, to, len(pairs), path.stat().st_size)
 
 
@@ -76,13 +68,7 @@ def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int)
     floats = path.with_name(f"{path.name}.f16")
     try:
         _write(floats, base, pairs, KEEP, changed="F16")
-        llama = llamacpp.load()
-        settings = llama.llama_model_quantize_default_params()
-        settings.ftype, settings.nthread, settings.allow_requantize = TYPES[to], threads, True
-        llamacpp.complaint()
-        if llama.llama_model_quantize(os.fsencode(floats), os.fsencode(path), ctypes.byref(settings)):
-            raise EdgetuneError(f"llama.cpp cannot write {to} to {path}: {llamacpp.complaint()}",
-                                "free some space, or choose another type")
+        quantize_file(floats, path, to, threads)
     finally:
         floats.unlink(missing_ok=True)
 
@@ -125,7 +111,7 @@ def _infos(base: Gguf, formats: dict[str, str], alignment: int) -> bytes:
     """Name, sizes, format and offset of every tensor; the reader has seen that they follow one another without gaps."""
     infos, offset = b"", 0
     for name, tensor in base.tensors.items():
-        format, text, n_dims = _FORMATS[formats[name]], name.encode(), len(tensor.shape)
+        format, text, n_dims = BY_NAME[formats[name]], name.encode(), len(tensor.shape)
         infos += struct.pack("<Q", len(text)) + text
         infos += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(tensor.shape), format.id, offset)
         end = offset + prod(tensor.shape) // format.block * format.size
@@ -164,11 +150,4 @@ def _encoded(name: str, weights: NDArray[np.float32], format: str) -> memoryview
     limit = np.finfo(np.float16 if format == "F16" else np.float32).max
     if not np.abs(weights).max() <= limit:  # not so for NaN either
         raise NumericsError(f"{name} holds merged weights over {limit:g}, the most in {format}", "merge to F32")
-    kind, (rows, width) = _FORMATS[format], weights.shape
-    out = np.zeros(weights.size // kind.block * kind.size, np.uint8)
-    weights = np.ascontiguousarray(weights)
-    convert = llamacpp.load().llama_cpp._lib.ggml_quantize_chunk
-    convert.restype = ctypes.c_size_t
-    convert.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    convert(kind.id, weights.ctypes.data, out.ctypes.data, 0, rows, width, None)
-    return out.data
+    return encode(weights, format).data

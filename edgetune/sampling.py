@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import UsageError
 
@@ -61,6 +65,18 @@ class Sampler:
     def sample(self, context: Any) -> int:
         """The next token, from the last logits that the llama.cpp context computed."""
         return int(self._llama.llama_sampler_sample(self._chain, context, -1))
+
+    def pick(self, logits: NDArray[np.float32]) -> int:
+        """The next token by these logits, float32 [V]."""
+        llama = self._llama
+        tokens = np.zeros(len(logits), np.dtype(llama.llama_token_data))
+        tokens["id"], tokens["logit"] = np.arange(len(logits)), logits
+        data = ctypes.cast(tokens.ctypes.data, ctypes.POINTER(llama.llama_token_data))
+        choice = llama.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
+        llama.llama_sampler_apply(self._chain, ctypes.byref(choice))
+        token = int(tokens["id"][choice.selected])
+        llama.llama_sampler_accept(self._chain, token)
+        return token
 
     def __enter__(self) -> Sampler:
         return self

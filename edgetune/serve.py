@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,12 @@ from numpy.typing import NDArray
 
 from . import llamacpp
 from .adapter import open_adapter
-from .context import Context
+from .answers import Answers
+from .context import Context, context_size
 from .errors import UnsupportedError, UsageError
 from .gguf import check_model, open_gguf
-from .sampling import Sampler, Sampling, TextStream
-from .sensors import answering
+from .sampling import Sampler
 from .tokens import Tokenizer
-
-DEFAULT_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class _Loaded:
     scale: float
 
 
-class Served:
+class Served(Answers):
     """A base model opened for answers. Close it, or use it as a context manager. For one thread at a time.
 
     context: tokens that prompt and answer may have together (None: 2048, or fewer if the model was trained on
@@ -50,7 +47,7 @@ class Served:
 
     def __init__(self, path: str | Path, *, context: int | None = None, threads: int | None = None,
                  seed: int = 0, busy_file: str | Path | None = None) -> None:
-        self.path, self._busy_file = Path(path), Path(busy_file) if busy_file else None
+        self.path, self.busy_file = Path(path), Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
         self.base = open_gguf(self.path)
@@ -61,7 +58,8 @@ class Served:
             self._model = self._load_model()
             opened.callback(llama.llama_model_free, self._model)
             opened.callback(self._free_adapters)
-            self._context = Context(llama, self._model, self._size(context), threads or 0)
+            size = context_size(context, int(llama.llama_model_n_ctx_train(self._model)))
+            self._context = Context(llama, self._model, size, threads or 0)
             opened.callback(self._context.close)
             self.tokenizer = Tokenizer(self.path)
             opened.callback(self.tokenizer.close)
@@ -76,13 +74,6 @@ class Served:
                                    "edgetune info FILE says what the file holds")
         return int(model)
 
-    def _size(self, context: int | None) -> int:
-        trained = int(self._llama.llama_model_n_ctx_train(self._model))
-        size = min(DEFAULT_CONTEXT, trained) if context is None else context
-        if not 2 <= size <= trained:
-            raise UsageError(f"context is {size} tokens", f"choose from 2 to {trained}, what the model was trained for")
-        return size
-
     def close(self) -> None:
         """Free all memory of llama.cpp; closing twice is fine."""
         self._opened.close()
@@ -94,10 +85,6 @@ class Served:
 
     def __enter__(self) -> Served:
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()
 
     @property
     def context(self) -> int:
@@ -158,43 +145,12 @@ class Served:
         """Forget what the cache holds: the next call computes all of its tokens."""
         self._context.clear()
 
-    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 256, temperature: float = 0.0,
-                 top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, seed: int | None = None,
-                 stop: str | Iterable[str] = ()) -> Iterator[str]:
-        """Stream the continuation of a prompt (text, or token ids) in pieces of whole characters.
+    def _check(self, tokens: list[int], room: int = 0) -> None:
+        self._context.check(tokens, room)
 
-        Greedy at temperature 0; the same seed and cache give the same text. It ends before a stop string, at a token
-        that ends a turn, after max_tokens, or where the context ends. Raises, before anything is streamed, UsageError
-        for an option out of its range and EdgetuneError for a prompt that leaves no room in the context.
-        """
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
-        sampling = Sampling(temperature, top_k, top_p, min_p, self.seed if seed is None else seed).check()
-        tokens = self._tokens(prompt)
-        return self._stream(tokens, min(max_tokens, self.context - len(tokens)), sampling, TextStream(stop))
-
-    def _stream(self, tokens: list[int], budget: int, sampling: Sampling, text: TextStream) -> Iterator[str]:
-        with Sampler(self._llama, sampling) as sampler, answering(self._busy_file):
-            for _ in range(budget):
-                self._context.advance(tokens)
-                token = sampler.sample(self._context.handle)
-                if self.tokenizer.is_end(token):
-                    break
-                tokens.append(token)
-                if piece := text.push(self._printed(token)):
-                    yield piece
-                if text.stopped:
-                    return
-        if piece := text.flush():
-            yield piece
-
-    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
-             **options: Any) -> Iterator[str]:
-        """Stream the assistant's next message; `options` are those of `generate`.
-
-        The model's own chat template renders the messages (OpenAI's shape) and tools.
-        """
-        return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
+    def _next(self, tokens: list[int], sampler: Sampler) -> int:
+        self._context.advance(tokens)
+        return sampler.sample(self._context.handle)
 
     def complete(self, prompts: Sequence[str | Sequence[int]],
                  max_tokens: int | Sequence[int] = 256) -> Iterator[tuple[int, str]]:
@@ -208,18 +164,6 @@ class Served:
             raise UsageError(f"max_tokens is {min(budgets)}", "choose 1 or more")
         answers = self._context.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end)
         return ((i, b"".join(map(self._printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
-
-    def _printed(self, token: int) -> bytes:
-        """What a reader sees of a token: nothing of marks such as <|im_start|>."""
-        return b"" if self.tokenizer.is_control(token) else self.tokenizer.piece(token)
-
-    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt that leaves room for an answer."""
-        tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(map(int, prompt))
-        if not tokens:
-            raise UsageError("the prompt is empty", "give it at least one token")
-        self._context.check(tokens, room=1)
-        return tokens
 
     # measures
 

@@ -171,6 +171,9 @@ static const struct format formats[] = {
     {"Q4_K", ET_Q4_K, 256, 144, {0, 2}},
     {"Q5_K", ET_Q5_K, 256, 176, {0, 2}},
     {"Q6_K", ET_Q6_K, 256, 210, {208, -1}},
+    {"IQ4_XS", ET_IQ4_XS, 256, 136, {0, -1}},
+    {"MXFP4", ET_MXFP4, 32, 17, {-1, -1}},
+    {"Q2_0", ET_Q2_0, 64, 18, {0, -1}},
 };
 
 /* n weights of any bytes whose scales are of ordinary size; in a buffer of exactly their bytes. Freed by the caller. */
@@ -186,6 +189,8 @@ static uint8_t *make_weights(const struct format *f, size_t n, uint64_t seed, in
             w[i + (size_t)f->halves[j] + 1] = (w[i + (size_t)f->halves[j] + 1] & 0x87) | 0x28;
         if (f->id == ET_BF16 || f->id == ET_F32) /* in +-[0.5, 2) */
             w[i + (size_t)f->bytes - 1] = (w[i + (size_t)f->bytes - 1] & 0x80) | 0x3f;
+        if (f->id == ET_MXFP4) /* the exponent in 120 .. 127 */
+            w[i] = 0x78 | (w[i] & 7);
     }
     return w;
 }
@@ -329,6 +334,7 @@ static void check_products(struct check *c, et_context *alone) {
         check_product(c, alone, &formats[3], (struct shape){700, 40, 64, 8, 0, inp, out, 1});
         check_product(c, alone, &formats[11], (struct shape){9, 600, 1280, 16, 0, inp, out, 1});
         check_product(c, alone, &formats[4], (struct shape){40, 64, 4096, 8, 0, inp, out, 1});
+        check_product(c, alone, &formats[16], (struct shape){20, 576, 1600, 8, 0, inp, out, 1});
         check_product(c, alone, &formats[0], (struct shape){3, 5, 1, 1, accumulate, inp, out, 1});
         for (int t = 0; t < COUNT(T); t++) {
             check_dweight(c, T[t], 8, 45, inp, out);

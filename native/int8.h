@@ -2,8 +2,8 @@
  * bytes; elsewhere floats are as quick.
  *
  * Both sides are rounded along the inner dimension in blocks of 32: codes, and a scale that is a 127th of the block's
- * largest magnitude. Weights that are read along their own blocks of 32 keep the codes and scales that they have, and
- * the minima, whose products with the sums of A's codes are a product of floats of a 32nd of the size.
+ * largest magnitude. Weights that are read along their own blocks of 32 or 64 keep the codes and scales that they have,
+ * and the minima, whose products with the sums of A's codes are a product of floats of a 32nd of the size.
  *
  * A panel is, for each block of 32, the codes, of B [32 / INT8_STEP, width, INT8_STEP] and of A [32 / INT8_RUN, rows,
  * INT8_RUN], then the scales [width]; then what sums begin with, of B, and the minima; of A, what minima are multiplied with.
@@ -172,30 +172,30 @@ static inline void store_codes(int8_t *out, bytes first, float scale, float offs
     memcpy(out + 16, &second, 16);
 }
 
-/* The codes of formats with blocks of 32. */
+/* The codes of formats with blocks of 32 or 64. */
 #define VALUE int8_t
 #define UNPACK(format) unpack_codes_##format
 #define SCALE_CODES store_codes
 #define PUT_VALUES(out, values, n) memset(out, 0, (size_t)(n))
 #include "unpack.h"
 
-/* Columns of a panel whose formats have codes and scales for blocks of 32. */
+/* Columns of a panel whose formats have codes and scales for blocks of 32 or 64. */
 static void pack_b_codes(const float *panel, int width, const struct segment *s, float *tmp, int n, int columns) {
     int8_t *codes = (int8_t *)tmp;
-    int bytes = et_format_bytes(s->format), ld = s->packed;
+    const int size = et_format_block(s->format), bytes = et_format_bytes(s->format), ld = s->packed;
     for (int r = 0; r < columns; r++)
         unpack_codes_any(codes + r * ld, s->w, s->format, (n + r) * s->ldw + s->k, ld);
     for (int i = 0; i < ld / 32; i++) {
         struct int8_block block = int8_block(panel, width, i);
-        const uint8_t *w = (const uint8_t *)s->w + (n * s->ldw + s->k) / 32 * bytes + i * bytes;
-        for (int r = 0; r < columns; r++, w += s->ldw / 32 * bytes) {
+        const uint8_t *w = (const uint8_t *)s->w + (n * s->ldw + s->k + i * 32) / size * bytes;
+        for (int r = 0; r < columns; r++, w += s->ldw / size * bytes) {
             uint16_t header[2];
             int sum = 0;
             memcpy(header, w, 4);
             for (int k = 0; k < 32; k++)
                 sum += codes[r * ld + i * 32 + k];
             sum *= -INT8_OFFSET;
-            block.scales[r] = half_to_float(header[0]);
+            block.scales[r] = s->format == ET_MXFP4 ? e8m0_half(*w) : half_to_float(header[0]);
             memcpy(&block.sums[r], &sum, 4);
             block.minima[r] = half_to_float(header[1]);
         }
@@ -216,7 +216,7 @@ static void pack_b_int8_transposed(const struct product *p, const struct segment
         pack_panel(panel, width, (const float *)s->w + (p->n + n) * s->ldw + s->k, s->ldw, 1, columns, s->kc);
         return;
     }
-    if (et_format_block(s->format) == 32) {
+    if (keeps_codes(s->format)) {
         pack_b_codes(panel, width, s, tmp, p->n + n, columns);
         return;
     }

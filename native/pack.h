@@ -6,12 +6,6 @@ typedef float vec4_unaligned __attribute__((vector_size(16), aligned(4), may_ali
 typedef float vec8 __attribute__((vector_size(32)));
 typedef float vec8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
 
-#if defined __clang__ || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (__typeof__((a) < (b))){__VA_ARGS__})
-#endif
-
 /* dst (rows of ldd) = the transpose of the 4 x 4 block at src (rows of lds). */
 static inline void transpose_4x4(float *dst, ptrdiff_t ldd, const float *src, ptrdiff_t lds) {
     vec4 a = *(const vec4_unaligned *)src, b = *(const vec4_unaligned *)(src + lds);

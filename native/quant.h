@@ -4,7 +4,8 @@
  * the size of what it indexes, and a scale that is NaN or infinite makes values that are. Structs are packed, so blocks
  * may lie at any address.
  *
- * Source: the format definitions of ggml (ggml-common.h, dequantize_row_*) as the GGUF specification cites them.
+ * Source: the format definitions of ggml (ggml-common.h, dequantize_row_*) as the GGUF specification cites them. MXFP4
+ * is of OCP Microscaling Formats 1.0: codes E2M1, a scale E8M0 for 32 of them.
  */
 #ifndef ET_QUANT_H
 #define ET_QUANT_H
@@ -32,16 +33,25 @@
     FORMAT(Q5_1, 32, 24)                                                                                               \
     FORMAT(Q8_0, 32, 34)                                                                                               \
     FORMAT(IQ4_NL, 32, 18)                                                                                             \
+    FORMAT(MXFP4, 32, 17)                                                                                              \
+    FORMAT(Q2_0, 64, 18)                                                                                               \
     FORMAT(Q2_K, 256, 84)                                                                                              \
     FORMAT(Q3_K, 256, 110)                                                                                             \
     FORMAT(Q4_K, 256, 144)                                                                                             \
     FORMAT(Q5_K, 256, 176)                                                                                             \
-    FORMAT(Q6_K, 256, 210)
+    FORMAT(Q6_K, 256, 210)                                                                                             \
+    FORMAT(IQ4_XS, 256, 136)
 
 #if defined __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if defined __clang__ || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (__typeof__((a) < (b))){__VA_ARGS__})
 #endif
 
 #define PACKED __attribute__((packed))
@@ -54,11 +64,14 @@ typedef struct PACKED { uint16_t d; uint8_t qh[4], qs[16]; } block_Q5_0;
 typedef struct PACKED { uint16_t d, m; uint8_t qh[4], qs[16]; } block_Q5_1;
 typedef struct PACKED { uint16_t d; int8_t qs[32]; } block_Q8_0;
 typedef struct PACKED { uint16_t d; uint8_t qs[16]; } block_IQ4_NL;
+typedef struct PACKED { uint8_t e, qs[16]; } block_MXFP4;
+typedef struct PACKED { uint16_t d; uint8_t qs[16]; } block_Q2_0;
 typedef struct PACKED { uint8_t scales[16], qs[64]; uint16_t d, dmin; } block_Q2_K;
 typedef struct PACKED { uint8_t hmask[32], qs[64], scales[12]; uint16_t d; } block_Q3_K;
 typedef struct PACKED { uint16_t d, dmin; uint8_t scales[12], qs[128]; } block_Q4_K;
 typedef struct PACKED { uint16_t d, dmin; uint8_t scales[12], qh[32], qs[128]; } block_Q5_K;
 typedef struct PACKED { uint8_t ql[128], qh[64]; int8_t scales[16]; uint16_t d; } block_Q6_K;
+typedef struct PACKED { uint16_t d, scales_h; uint8_t scales_l[4], qs[128]; } block_IQ4_XS;
 
 #define FORMAT(name, block, bytes) _Static_assert(sizeof(block_##name) == (bytes), "block_" #name);
 ET_FORMATS(FORMAT)
@@ -159,18 +172,44 @@ static inline void group_scales(float out[16], bytes codes, float d) {
     IN_MEMORY(out, 16);
 }
 
-/* The signed values of IQ4_NL's 16 codes. */
-static inline bytes nonlinear(bytes codes) {
+/* The signed values that 16 codes below 16 stand for. */
+static inline bytes values_of(const int8_t values[16], bytes codes) {
 #if defined __SSSE3__
-    const __m128i values = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
-    return (bytes)_mm_shuffle_epi8(values, (__m128i)codes);
+    return (bytes)_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)values), (__m128i)codes);
+#elif defined __ARM_NEON
+    return (bytes)vqtbl1q_s8(vld1q_s8(values), (uint8x16_t)codes);
 #else
-    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     for (int i = 0; i < 16; i++)
         codes[i] = (uint8_t)values[codes[i]];
     return codes;
 #endif
 }
+
+/* Of IQ4_NL and IQ4_XS. */
+static inline bytes nonlinear(bytes codes) {
+    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    return values_of(values, codes);
+}
+
+/* Twice what E2M1 stands for: a sign, two bits of exponent, one of mantissa. */
+static inline bytes e2m1(bytes codes) {
+    static const int8_t values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    return values_of(values, codes);
+}
+
+/* Half of what E8M0 stands for, 2^(e - 128); the two least are subnormal. ggml has no NaN among them. */
+static inline float e8m0_half(uint8_t e) { return bits_to_float(e < 2 ? 0x00200000u << e : (e - 1u) << 23); }
+
+/* The bytes of a and b in turn: of their first halves, or of their second. */
+static inline bytes zip(bytes a, bytes b, const int second) {
+    return second ? SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                  : SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+
+/* Codes of four bits that follow one another, low bits first: those in one half of 16 bytes. */
+static inline bytes nibbles(bytes packed, const int second) { return zip(packed & 15, packed >> 4, second); }
+/* Codes of two bits that do, in a half of what nibbles gave. */
+static inline bytes nibble_halves(bytes four, const int second) { return zip(four & 3, four >> 2, second); }
 
 /* 16 in byte j where bit j of two bytes is set: the fifth bits of 16 codes. */
 static inline bytes fifth_bits(const uint8_t *qh) {
@@ -205,6 +244,12 @@ static inline bytes scales_Q3_K(const uint8_t packed[12]) {
     uint32_t a = load_word(packed), b = load_word(packed + 4), c = load_word(packed + 8);
     words low = {a, b, a >> 4, b >> 4}, high = {c << 4, c << 2, c, c >> 2};
     return (bytes)((low & 0x0f0f0f0f) | (high & 0x30303030)) - 32;
+}
+
+/* The 6-bit scales of IQ4_XS's 8 groups: low nibbles, high quarters. */
+static inline bytes scales_IQ4_XS(const block_IQ4_XS *b) {
+    words low = {load_word(b->scales_l)}, high = {b->scales_h};
+    return (nibbles((bytes)low, 0) | nibble_halves(nibbles((bytes)high, 0), 0) << 4) - 32;
 }
 
 static inline void values_F32(float *out, const block_F32 *b, int n) { memcpy(out, b, (size_t)n * 4); }
@@ -242,6 +287,9 @@ static inline void headers(float out[2 * HEADERS], const void *blocks, ptrdiff_t
     values_F16(out, halves, 2 * HEADERS);
     IN_MEMORY(out, 2 * HEADERS);
 }
+
+/* Whether any 32 weights that an 8-bit product rounds together have codes and a scale in common already. */
+static inline int keeps_codes(int format) { return et_format_block(format) == 32 || et_format_block(format) == 64; }
 
 #define VALUE float
 #define UNPACK(format) unpack_##format

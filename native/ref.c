@@ -59,7 +59,7 @@ void ref_product(const char *numbers, int backward, et_array out, et_array inp, 
         round_to_bf16(parts[i], parts[i] ? sizes[i] : 0);
     if (int8) {
         round_to_int8(parts[0], 0, T, inner);
-        if (backward || et_format_block(format) != 32) /* else w has such numbers */
+        if (backward || !keeps_codes(format)) /* else w has such numbers */
             round_to_int8(parts[1], backward, N, K);
     }
     add_product(sum, parts[0], parts[1], !backward, T, outer, inner);

@@ -36,6 +36,28 @@ OF_32(Q8_0, q, load_bytes((const uint8_t *)b->qs + 16), 0)
 OF_32(IQ4_NL, nonlinear(q & 15), nonlinear(q >> 4), 0)
 #undef OF_32
 
+static inline void UNPACK(MXFP4)(VALUE *restrict out, const block_MXFP4 *restrict b, int64_t n) {
+    for (; n; n--, b++, out += 32) {
+        bytes q = load_bytes(b->qs);
+        float d = e8m0_half(b->e);
+        SCALE_CODES(out, e2m1(q & 15), d, 0, e2m1(q >> 4), d, 0);
+    }
+}
+
+/* Codes of two bits in their order, minus 1. */
+static inline void UNPACK(Q2_0)(VALUE *restrict out, const block_Q2_0 *restrict b, int64_t n) {
+    float header[2 * HEADERS];
+    for (; n > 0; n -= HEADERS) {
+        headers(header, b, sizeof *b, n);
+        for (const float *d = header; d < header + 2 * (n < HEADERS ? n : HEADERS); d += 2, b++) {
+            UNROLL for (int i = 0; i < 2; i++, out += 32) {
+                bytes four = nibbles(load_bytes(b->qs), i);
+                SCALE_CODES(out, nibble_halves(four, 0) - 1, d[0], 0, nibble_halves(four, 1) - 1, d[0], 0);
+            }
+        }
+    }
+}
+
 static inline void UNPACK(Q2_K)(VALUE *restrict out, const block_Q2_K *restrict b, int64_t n) {
     float scale[16], offset[16];
     for (; n; n--, b++) {
@@ -107,6 +129,18 @@ static inline void UNPACK(Q6_K)(VALUE *restrict out, const block_Q6_K *restrict 
                 codes[i] = (low | high << 4) - 32;
             }
             SCALE_CODES(out, codes[0], scale[g], 0, codes[1], scale[g + 1], 0);
+        }
+    }
+}
+
+/* As IQ4_NL, with 6-bit scales of 8 groups of 32. */
+static inline void UNPACK(IQ4_XS)(VALUE *restrict out, const block_IQ4_XS *restrict b, int64_t n) {
+    float scale[16];
+    for (; n; n--, b++) {
+        group_scales(scale, scales_IQ4_XS(b), half_to_float(b->d));
+        UNROLL for (int g = 0; g < 8; g++, out += 32) {
+            bytes q = load_bytes(b->qs + g * 16);
+            SCALE_CODES(out, nonlinear(q & 15), scale[g], 0, nonlinear(q >> 4), scale[g], 0);
         }
     }
 }

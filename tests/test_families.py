@@ -10,7 +10,8 @@ from families import FAMILIES, ROPES_OF, hf_logits, logits_of, make_family
 from tiny import SHAPES, write_tiny
 
 TOKENS = np.random.default_rng(7).integers(0, 400, size=96).tolist()  # past the original context and the window
-FORMATS = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+FORMATS = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q2_0", "Q2_K", "Q3_K",
+           "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
-    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml"],
-    ["device", "native", "gguf", "safetensors", "signature"],
-    ["bundle", "tokens", "packing", "lora", "shape", "sampling", "stream", "metrics", "sensors", "policy"],
-    ["rows", "optim", "adapter", "context", "governor"],
+    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native"],
+    ["device", "gguf", "safetensors", "signature"],
+    ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "stream", "metrics", "sensors", "policy"],
+    ["rows", "optim", "adapter", "context", "governor", "answers"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],
     ["model"],
-    ["speed", "serve"],
+    ["speed", "serve", "onnx_runtime"],
     ["plan"],
     ["trainer", "evaluate", "apart"],
     ["pace", "identity"],

@@ -1,5 +1,5 @@
-"""The native core from Python: values against the gguf package and numpy on every row that this CPU can run, refusals,
-and the C harness, which has the rest."""
+"""The native core from Python: values against the gguf package, llama.cpp and numpy on every row that this CPU can run,
+refusals, and the C harness, which has the rest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
+from tiny import dequantize, ggml_type
 
 from edgetune import native
 from edgetune.errors import UnsupportedError
@@ -24,6 +24,7 @@ ROWS = [name for name in native.isa_names() if native.usable(name)]
 HALVES = {
     "F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+    "IQ4_XS": [0], "Q2_0": [0], "MXFP4": [],
 }  # fmt: skip
 
 
@@ -32,10 +33,9 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random bytes with finite scales of all sizes, subnormal ones too, and what the gguf package makes of them."""
+    """Random bytes with finite scales of all sizes, subnormal ones too, and what they stand for."""
     rng = np.random.default_rng(seed)
-    kind = gguf.GGMLQuantizationType[fmt]
-    block, size = gguf.GGML_QUANT_SIZES[kind]
+    _, block, size = ggml_type(fmt)
     if fmt == "F32":
         values = rng.standard_normal((rows, columns)).astype(np.float32)
         return values.view(np.uint8).reshape(-1), values
@@ -46,8 +46,10 @@ def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarra
         raw = rng.integers(0, 256, (rows * columns // block, size), np.uint8)
         for offset in HALVES[fmt]:
             raw[:, offset + 1] &= 0xBB  # clears one bit of the exponent: neither infinite nor NaN
+        if fmt == "MXFP4":
+            raw[:, 0] = raw[:, 0] % 16 + 115  # 2^-12 to 2^3
         raw = raw.reshape(rows, -1)
-    return raw.reshape(-1).copy(), gguf.quants.dequantize(raw, kind).reshape(rows, columns)
+    return raw.reshape(-1).copy(), dequantize(raw, fmt).reshape(rows, columns)
 
 
 def close(got: np.ndarray, want: np.ndarray, tolerance: float = 3e-6) -> bool:
@@ -60,11 +62,19 @@ def ctx(request: pytest.FixtureRequest) -> native.Context:
 
 
 @pytest.mark.parametrize("fmt", native.FORMATS)
-def test_dequantize_equals_gguf(ctx: native.Context, fmt: str) -> None:
+def test_dequantize_equals_gguf_and_llama_cpp(ctx: native.Context, fmt: str) -> None:
     w, want = weights(fmt, 8, 3 * 256)
     out = np.empty_like(want)
     native.dequantize(ctx, out, w, fmt)
     np.testing.assert_array_max_ulp(out, want, maxulp=1)
+
+
+def test_every_scale_of_mxfp4(ctx: native.Context) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, (256, 17), np.uint8)
+    raw[:, 0] = np.arange(256)
+    out = np.empty((256, 32), np.float32)
+    native.dequantize(ctx, out, raw.reshape(-1), "MXFP4")
+    np.testing.assert_array_equal(out, dequantize(raw, "MXFP4"))
 
 
 @pytest.mark.parametrize("fmt", native.FORMATS)

@@ -1,4 +1,4 @@
-"""Tiny random models as GGUF files that llama.cpp loads, decodes and tokenizes with. Needs numpy and gguf only.
+"""Tiny random models as GGUF files that llama.cpp loads, decodes and tokenizes with. Needs numpy, gguf and llama_cpp.
 
 Letters: D model width, F MLP width, H heads, G kv heads, C head width, V vocabulary.
 """
@@ -6,7 +6,7 @@ Letters: D model width, F MLP width, H heads, G kv heads, C head width, V vocabu
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -203,7 +203,9 @@ def write_gguf(
         writer.add_key_value(key, value, kind or gguf.GGUFValueType.ARRAY)
     for name, tensor in tensors.items():
         format = format_of(name, formats) if tensor.ndim == 2 else "F32"
-        writer.add_tensor(name, quantize(tensor, format), raw_dtype=gguf.GGMLQuantizationType[format])
+        data = quantize(tensor, format)
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), data.nbytes, raw_dtype=ggml_type(format)[0])
+        writer.tensors[-1][name].tensor = data
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -219,27 +221,43 @@ def format_of(name: str, formats: str | Mapping[str, str]) -> str:
 
 
 def quantize(weights: np.ndarray, format: str) -> np.ndarray:
-    """weights float32 [N, K] or [K] -> the format's bytes; what gguf cannot make (K-quants, IQ4_NL), llama.cpp does."""
-    kind = gguf.GGMLQuantizationType[format]
-    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    if weights.shape[-1] % block:
-        raise ValueError(f"{weights.shape[-1]} columns are not a multiple of {format}'s block of {block}")
-    try:
-        return gguf.quants.quantize(weights, kind)
-    except NotImplementedError:
-        from llama_cpp import llama_cpp
-
-    rows, columns = weights.shape
-    out = np.zeros((rows, columns // block * block_bytes), dtype=np.uint8)
-    convert = llama_cpp._lib.ggml_quantize_chunk  # (type, src, dst, first weight, rows, columns, importances) -> bytes
-    convert.restype = ctypes.c_size_t
-    convert.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    """weights float32 [N, K] or [K] -> the format's bytes, by llama.cpp."""
+    id, block, block_bytes = ggml_type(format)
+    columns = weights.shape[-1]
+    if columns % block:
+        raise ValueError(f"{columns} columns are not a multiple of {format}'s block of {block}")
     source = np.ascontiguousarray(weights, dtype=np.float32)
-    if convert(kind, source.ctypes.data, out.ctypes.data, 0, rows, columns, None) != out.nbytes:
+    out = np.zeros((*weights.shape[:-1], columns // block * block_bytes), dtype=np.uint8)
+    convert = ggml("ggml_quantize_chunk", ctypes.c_size_t, "ippqqqp")  # first weight, rows, columns, importances
+    if convert(id, source.ctypes.data, out.ctypes.data, 0, weights.size // columns, columns, None) != out.nbytes:
         raise ValueError(f"llama.cpp could not make {format} of {weights.shape}")
     return out
 
 
 def dequantize(data: np.ndarray, format: str) -> np.ndarray:
-    """The float32 [N, K] that `quantize`'s result stands for, by the gguf package."""
-    return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[format])
+    """The float32 [N, K] that `quantize`'s result stands for: by the gguf package, or llama.cpp where it cannot."""
+    if hasattr(gguf.GGMLQuantizationType, format):
+        with np.errstate(all="ignore"):
+            return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[format])
+    _, block, block_bytes = ggml_type(format)
+    source = np.ascontiguousarray(data)
+    out = np.empty((*data.shape[:-1], data.shape[-1] // block_bytes * block), np.float32)
+    ggml(f"dequantize_row_{format.lower()}", None, "ppq")(source.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def ggml_type(format: str) -> tuple[int, int, int]:
+    """GGUF's number for a format, weights a block and bytes a block, as llama.cpp has them; the gguf package lags."""
+    name = ggml("ggml_type_name", ctypes.c_char_p, "i")
+    id = next(i for i in range(43) if (name(i) or b"").decode().upper() == format)
+    return id, ggml("ggml_blck_size", ctypes.c_int64, "i")(id), ggml("ggml_type_size", ctypes.c_size_t, "i")(id)
+
+
+def ggml(name: str, result: type | None, arguments: str) -> Callable[..., object]:
+    """A function of llama.cpp's library; arguments: i int, p pointer, q int64."""
+    from llama_cpp import llama_cpp
+
+    function = llama_cpp._lib[name]  # a new object each time: its types are nobody else's
+    function.restype = result
+    function.argtypes = [{"i": ctypes.c_int, "p": ctypes.c_void_p, "q": ctypes.c_int64}[letter] for letter in arguments]
+    return function

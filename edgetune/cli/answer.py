@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..errors import UsageError
 from .app import MODEL, F, adapter_option, command, out, show, system_option, threads_option
 
 
@@ -32,10 +33,23 @@ busy_file_option = click.option("--busy-file", type=click.Path(path_type=Path),
                                 help="File that exists while an answer is made; edgetune train --busy-file pauses.")
 
 
+runtime_option = click.option("--runtime", type=click.Choice(["llama", "onnx"]),
+                              help="What computes: llama.cpp, or ONNX Runtime [what the bundle was made for].")
+
+
 @contextmanager
-def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Path | None = None) -> Iterator[Any]:
+def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Path | None = None,
+                 runtime: str | None = None) -> Iterator[Any]:
     from ..bundle import open_bundle
+    from ..onnx_runtime import OnnxServed, holds_onnx
     from ..serve import Served
+    if runtime == "onnx" or (runtime is None and holds_onnx(model)):
+        if adapter is not None:
+            raise UsageError(f"--adapter {adapter} is given with ONNX Runtime, adapters work with llama.cpp alone",
+                             "leave it out, or use a GGUF of the model")
+        with OnnxServed(model, threads=threads or None, busy_file=busy_file) as served:
+            yield served
+        return
     with Served(open_bundle(model).gguf.path, threads=threads or None, busy_file=busy_file) as served:
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
@@ -80,11 +94,11 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template."),
-         threads_option, busy_file_option)
+         threads_option, busy_file_option, runtime_option)
 def generate_command(model: Path, prompt: str, adapter: Path | None, system: str, raw: bool, threads: int,
-                     busy_file: Path | None, as_json: bool, **options: Any) -> None:
-    """Answer PROMPT through llama.cpp, as a user's message in the model's chat template."""
-    with served_model(model, adapter, threads, busy_file) as served:
+                     busy_file: Path | None, runtime: str | None, as_json: bool, **options: Any) -> None:
+    """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime."""
+    with served_model(model, adapter, threads, busy_file, runtime) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
@@ -99,9 +113,10 @@ def generate_command(model: Path, prompt: str, adapter: Path | None, system: str
         click.echo()
 
 
-@command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option)
-def chat_command(model: Path, adapter: Path | None, system: str, threads: int, busy_file: Path | None, as_json: bool,
-                 **options: Any) -> None:
+@command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
+         runtime_option)
+def chat_command(model: Path, adapter: Path | None, system: str, threads: int, busy_file: Path | None,
+                 runtime: str | None, as_json: bool, **options: Any) -> None:
     """Talk to the model. An empty line, /exit or Ctrl-D ends it; /reset forgets what was said.
 
     With --json each answer is a JSON line, for programs that write to standard input.
@@ -109,7 +124,7 @@ def chat_command(model: Path, adapter: Path | None, system: str, threads: int, b
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     interactive = sys.stdin.isatty() and not as_json
-    with served_model(model, adapter, threads, busy_file) as served:
+    with served_model(model, adapter, threads, busy_file, runtime) as served:
         while True:
             if interactive:
                 out.print("[bold green]>[/] ", end="")

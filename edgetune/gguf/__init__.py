@@ -1,6 +1,6 @@
 """GGUF files: read by our own strict rules (read.py), asked what they must say (check.py), written (write.py)."""
 
-from .check import check_adapter, check_model
+from .check import check_adapter, check_model, check_vocabulary
 from .read import FORMATS, Format, Gguf, Metadata, Tensor, fingerprint, open_gguf
 from .write import write_gguf
 
@@ -12,6 +12,7 @@ __all__ = [
     "Tensor",
     "check_adapter",
     "check_model",
+    "check_vocabulary",
     "fingerprint",
     "open_gguf",
     "write_gguf",

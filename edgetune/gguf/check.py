@@ -70,6 +70,12 @@ _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp c
 
 def check_model(gguf: Gguf) -> None:
     """FormatError or UnsupportedError unless the file is a whole dense language model that llama.cpp may be given."""
+    check_vocabulary(gguf)
+    _check_weights(gguf, _text(gguf, "general.architecture"))
+
+
+def check_vocabulary(gguf: Gguf) -> None:
+    """As check_model, but for the weights: what llama.cpp needs to be given the vocabulary alone."""
     kind = _text(gguf, "general.type", "model")
     if kind != "model":
         raise UnsupportedError(f"{gguf.path} holds general.type {kind!r}, not 'model'", "name the base model's file")
@@ -79,7 +85,6 @@ def check_model(gguf: Gguf) -> None:
     arch = _text(gguf, "general.architecture")
     _check_hyperparameters(gguf, arch)
     _check_tokenizer(gguf)
-    _check_weights(gguf, arch)
 
 
 def check_adapter(gguf: Gguf) -> None:

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .. import native
 from ..errors import FormatError, UnsupportedError
 
 
@@ -52,7 +53,8 @@ TYPES = {
         ("MXFP4", 39, 32, 17), ("NVFP4", 40, 64, 36), ("Q1_0", 41, 128, 18), ("Q2_0", 42, 64, 18),
     )
 }
-_TRAINABLE = (0, 1, 30, 8, 2, 3, 6, 7, 10, 11, 12, 13, 14, 20)
+BY_NAME = {fmt.name: fmt for fmt in TYPES.values()}
+_TRAINABLE = (0, 1, 30, 8, 2, 3, 6, 7, 42, 10, 11, 12, 13, 14, 39, 20, 23)
 FORMATS = {TYPES[i].name: TYPES[i] for i in _TRAINABLE}  # what edgetune computes with; others it opens and names
 
 # Types of metadata values by GGUF's number, and numpy's codes. An array of u32 is called "[u32]".
@@ -135,12 +137,9 @@ class Tensor:
             raise UnsupportedError(f"tensor {self.name!r} is {self.format}", f"supported are {', '.join(FORMATS)}")
         if self.format == "F32":
             return self.data.view("<f4").reshape(self.shape)
-        from gguf import GGMLQuantizationType, quants
-
-        rows = self.data.reshape(prod(self.shape[:-1]), -1)
-        with np.errstate(all="ignore"):  # weights that are not finite show in the loss, not as warnings here
-            values = quants.dequantize(rows, GGMLQuantizationType[self.format])
-        return np.asarray(values, np.float32).reshape(self.shape)
+        values = np.empty(self.shape, np.float32)
+        native.dequantize(native.Context(threads=1), values, self.data, self.format)
+        return values
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..disk import replaced
-from .read import VALUE_TYPES, Tensor
+from .read import BY_NAME, VALUE_TYPES, Tensor
 
 Weights = Tensor | npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -57,7 +57,8 @@ def _fill(
     types: Mapping[str, str],
 ) -> Any:
     """A GGUFWriter that holds everything; nothing is written yet."""
-    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+    from gguf import GGUFValueType, GGUFWriter
+    from gguf.gguf_writer import TensorInfo
 
     numbers = {name: GGUFValueType(number) for number, name in VALUE_TYPES.items()}
     writer = GGUFWriter(path, architecture)
@@ -68,12 +69,12 @@ def _fill(
         elif key != "general.architecture" and value != []:  # the writer has no empty arrays
             element = numbers[kind.strip("[]")]
             writer.add_key_value(key, _encoded(value), *((numbers["arr"], element) if kind[0] == "[" else (element,)))
-    for name, weights in tensors.items():
+    for name, weights in tensors.items():  # not by add_tensor, which knows fewer formats than llama.cpp
         if isinstance(weights, Tensor):
-            rows = weights.data.reshape(*weights.shape[:-1], -1)
-            writer.add_tensor(name, rows, raw_dtype=GGMLQuantizationType[weights.format])
+            data, format = weights.data, weights.format
         else:
-            writer.add_tensor(name, np.ascontiguousarray(weights))
+            data, format = np.ascontiguousarray(weights), {"float32": "F32", "float16": "F16"}[weights.dtype.name]
+        writer.tensors[0][name] = TensorInfo(weights.shape, BY_NAME[format].id, data.nbytes, data)
     return writer
 
 

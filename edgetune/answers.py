@@ -1,0 +1,100 @@
+"""What a served model does with prompts, whoever computes: llama.cpp (serve.py) or ONNX Runtime (onnx_runtime.py)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import llamacpp
+from .errors import UsageError
+from .sampling import Sampler, Sampling, TextStream
+from .sensors import answering
+from .tokens import Tokenizer
+
+
+class Answers(ABC):
+    """A model opened for answers; close it, or use it as a context manager. For one thread at a time.
+
+    Whoever inherits it sets these three, computes the next token, and says how many there may be.
+    """
+
+    tokenizer: Tokenizer
+    seed: int  # of sampling, where a call names none
+    busy_file: Path | None  # exists while an answer is streamed
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model; closing twice is fine."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what the cache holds: the next call computes all of its tokens."""
+
+    @abstractmethod
+    def _check(self, tokens: list[int], room: int = 0) -> None:
+        """Raises unless these tokens, and `room` more, can be computed."""
+
+    @abstractmethod
+    def _next(self, tokens: list[int], sampler: Sampler) -> int:
+        """Compute what the cache does not hold of `tokens`, and sample the one that follows."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 256, temperature: float = 0.0,
+                 top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, seed: int | None = None,
+                 stop: str | Iterable[str] = ()) -> Iterator[str]:
+        """Stream the continuation of a prompt (text, or token ids) in pieces of whole characters.
+
+        Greedy at temperature 0; the same seed and cache give the same text. It ends before a stop string, at a token
+        that ends a turn, after max_tokens, or where the context ends. Raises, before anything is streamed, UsageError
+        for an option out of its range and EdgetuneError for a prompt that leaves no room in the context.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
+        sampling = Sampling(temperature, top_k, top_p, min_p, self.seed if seed is None else seed).check()
+        tokens = self._tokens(prompt)
+        return self._stream(tokens, min(max_tokens, self.context - len(tokens)), sampling, TextStream(stop))
+
+    def _stream(self, tokens: list[int], budget: int, sampling: Sampling, text: TextStream) -> Iterator[str]:
+        with Sampler(llamacpp.load(), sampling) as sampler, answering(self.busy_file):
+            for _ in range(budget):
+                token = self._next(tokens, sampler)
+                if self.tokenizer.is_end(token):
+                    break
+                tokens.append(token)
+                if piece := text.push(self._printed(token)):
+                    yield piece
+                if text.stopped:
+                    return
+        if piece := text.flush():
+            yield piece
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
+             **options: Any) -> Iterator[str]:
+        """Stream the assistant's next message; `options` are those of `generate`.
+
+        The model's own chat template renders the messages (OpenAI's shape) and tools.
+        """
+        return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
+
+    def _printed(self, token: int) -> bytes:
+        """What a reader sees of a token: nothing of marks such as <|im_start|>."""
+        return b"" if self.tokenizer.is_control(token) else self.tokenizer.piece(token)
+
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt that leaves room for an answer."""
+        tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(map(int, prompt))
+        if not tokens:
+            raise UsageError("the prompt is empty", "give it at least one token")
+        self._check(tokens, room=1)
+        return tokens

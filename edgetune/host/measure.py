@@ -1,0 +1,110 @@
+"""What compression cost: the distributions of two models over the same held-out tokens, both computed by llama.cpp.
+
+KL(source || model) per token says how far the model's answers move, before any of them becomes wrong; perplexity says
+how well each predicts the text. Letters: T tokens of a window, V vocabulary of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import llamacpp
+from ..context import Context
+from ..errors import DataError, MismatchError, UnsupportedError
+from .watch import Progress, go_on, ignore, never
+
+Logprobs = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Means over `tokens` predictions. kl: nats a token, kl_error: its standard error; top1: share of the tokens for
+    which both models give the same one the highest probability."""
+
+    tokens: int
+    perplexity: float
+    source_perplexity: float
+    kl: float
+    kl_error: float
+    top1: float
+
+
+def compare(source: Path, model: Path, windows: NDArray[np.int32], kept: NDArray[np.int32] | None = None, *,
+            threads: int = 0, on_progress: Progress = ignore, should_stop: Callable[[], bool] = never) -> Cost:
+    """The model beside its source on windows [W, T] of token ids.
+
+    kept: int32 [V], where the model's vocabulary is a part of the source's, the source's id of each of the model's
+    tokens. The windows are in the model's ids then, and the source's distribution is that over the kept tokens.
+    Memory: float32 [T, V] of both models. DataError for windows of fewer than two tokens.
+    """
+    if windows.size == 0 or windows.shape[1] < 2:
+        raise DataError(f"there are {windows.size} tokens to measure on, at least a window of two is needed",
+                        "give a longer text")
+    theirs = windows if kept is None else kept[windows]
+    sums = np.zeros(5)
+    with opened(source, windows.shape[1], threads) as whole, opened(model, windows.shape[1], threads) as small:
+        for i, (window, ids) in enumerate(zip(windows, theirs, strict=True)):
+            go_on(should_stop)
+            expected = whole(ids) if kept is None else whole(ids)[:, kept]
+            found = small(window)
+            if expected.shape != found.shape:
+                raise MismatchError(f"{source} has {expected.shape[1]} tokens and {model} has {found.shape[1]}",
+                                    "say which of them were kept")
+            sums += _window(expected, found, window)
+            on_progress("measuring", i + 1, len(windows))
+    tokens = windows.shape[0] * (windows.shape[1] - 1)
+    source_loss, loss, kl, squares, agreed = (sums / tokens).tolist()
+    return Cost(tokens, math.exp(loss), math.exp(source_loss), kl,
+                math.sqrt(max(squares - kl * kl, 0.0) / max(tokens - 1, 1)), agreed)
+
+
+def _window(expected: Logprobs, found: Logprobs, window: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Sums over the predictions of a window: losses of both, KL, its square, agreement. Rows in parts: [64, V]."""
+    sums, targets = np.zeros(5), window[1:]
+    for begin in range(0, len(targets), 64):
+        part = slice(begin, min(begin + 64, len(targets)))
+        p, q = log_softmax(expected[part]), log_softmax(found[part])
+        kl = np.einsum("tv,tv->t", np.exp(p), p - q, dtype=np.float64)
+        rows = np.arange(len(p))
+        sums += (-p[rows, targets[part]].sum(dtype=np.float64), -q[rows, targets[part]].sum(dtype=np.float64),
+                 kl.sum(), np.square(kl).sum(), (p.argmax(1) == q.argmax(1)).sum())
+    return sums
+
+
+def log_softmax(logits: Logprobs) -> Logprobs:
+    """In float64 sums, for the KL of two good models is a small difference of large ones."""
+    shifted: Logprobs = logits - logits.max(1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return shifted
+
+
+@contextmanager
+def opened(path: Path, length: int, threads: int = 0) -> Iterator[Callable[[NDArray[np.int32]], Logprobs]]:
+    """A model in llama.cpp, as a function from up to `length` token ids [T] to logits [T, V]."""
+    llama = llamacpp.load()
+    llamacpp.complaint()
+    with ExitStack() as stack:
+        model = llama.llama_model_load_from_file(os.fsencode(path), llama.llama_model_default_params())
+        if not model:
+            raise UnsupportedError(f"llama.cpp cannot load {path} ({llamacpp.complaint() or 'no reason given'})",
+                                   "edgetune info FILE says what the file holds")
+        stack.callback(llama.llama_model_free, model)
+        context = Context(llama, model, length, threads)
+        stack.callback(context.close)
+
+        def logits(tokens: NDArray[np.int32]) -> Logprobs:
+            context.clear()  # nothing of a window is taken from the one before: the same window gives the same bits
+            out = np.empty((len(tokens), context.n_vocab), np.float32)
+            for positions, values in context.feed(tokens.tolist(), np.ones(len(tokens), np.bool_)):
+                out[positions] = values
+            return out
+
+        yield logits
