@@ -46,6 +46,9 @@ class TrainConfig:
     weight_decay: float = option(0.0, "Decoupled weight decay.", low=0.0)
     beta1: float = option(0.9, "AdamW's beta1.", low=0.0, high=0.9999)
     beta2: float = option(0.999, "AdamW's beta2.", low=0.0, high=0.999999)
+    optimizer_state: str = option("auto", "AdamW's moments in float, or in 8bit (a quarter of the memory; the adapter "
+                                  "is another, its loss nearly the same); auto: in 8bit only where memory demands it.",
+                                  choices=("auto", "float", "8bit"))
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
     # the data
     epochs: float = option(1.0, "Passes over the data.", low=0.0)

@@ -18,7 +18,7 @@ from .trainer import Trainer
 # Options that change speed or when the run looks up, but not what is learned.
 FREE = ("memory", "weights", "threads", "checkpoint_every")
 # They decide the shape of what a checkpoint holds.
-FIXED = ("rank", "targets", "blocks")
+FIXED = ("rank", "targets", "blocks", "optimizer-state")
 
 Identity = dict[str, Any]
 
@@ -28,7 +28,8 @@ def identity(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Ident
     options = {name.replace("_", "-"): value for name, value in trainer.config.to_json().items() if name not in FREE}
     run, live = trainer.plan.run, trainer.model.shape.n_layer - trainer.plan.run.lowest
     again = {0: "none", live - 1: "block"}.get(live - run.kept, f"{live - run.kept} of {live} blocks")
-    plan = {"micro-batch": run.max_tokens, "recompute": again}
+    plan = {"micro-batch": run.max_tokens, "recompute": again,
+            "optimizer-state": trainer.plan.choice.optimizer_state}
     return {"version": __version__, "base": trainer.bundle.fingerprint, "data": data.digest,
             "held-out": held_out.digest if held_out else None, **options, **plan,
             "isa": f"{trainer.decoder.ctx.isa} ({trainer.decoder.ctx.products})"}
@@ -48,7 +49,7 @@ def changes(folder: Path, was: Identity, now: Identity, allowed: Collection[str]
             begin_anew = "start a new run in another folder"
             raise MismatchError(
                 f"the run in {folder} was started with {_spoken(name, change['was'])}, not {_value(change['now'])}",
-                begin_anew if name in FIXED else
+                f"give what it was started with, or {begin_anew}" if name in FIXED else
                 f"give what it was started with, allow it with --allow-changed {name}, or {begin_anew}")
     return found
 

@@ -320,6 +320,21 @@ def adamw(
     _check(_native.adamw(ctx._handle, param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step))
 
 
+MOMENTS, MOMENT_BYTES = 256, 520
+"""Parameters that share the scales of their moments in 8 bits, and the bytes that these take."""
+
+
+def adamw8(
+    ctx: Context, param: Array, grad: Array, moments: Array, lr: float, beta1: float, beta2: float, eps: float,
+    weight_decay: float, step: int, seed: int,
+) -> None:  # fmt: skip
+    """The same with m and v in 8 bits: moments uint8 [ceil(n / MOMENTS), MOMENT_BYTES], of any shape; zeros at first.
+
+    After Dettmers et al. 2022 (2110.02861); native/et.h has the codes. v is rounded at random, as seed and place say.
+    """
+    _check(_native.adamw8(ctx._handle, param, grad, moments, lr, beta1, beta2, eps, weight_decay, step, seed))
+
+
 def sum_squares(ctx: Context, x: Array) -> float:
     """The sum of x^2, in double, in an order that does not depend on the threads."""
     out = np.empty(1, np.float64)

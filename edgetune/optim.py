@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from . import native
+from .arena import Buffer
 from .config import TrainConfig
 
 EPS = 1e-8
@@ -39,9 +41,33 @@ def clip(ctx: native.Context, grad: np.ndarray, max_norm: float) -> float:
     return norm
 
 
-def adamw(ctx: native.Context, param: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, n_a: int,
+def buffers(kind: str, n_a: int, n_b: int) -> list[Buffer]:
+    """AdamW's moments of n_a parameters of A and n_b of B: m and v in "float", or both together in "8bit"."""
+    if kind == "8bit":
+        return [Buffer("adam_8bit", (_blocks(n_a) + _blocks(n_b), native.MOMENT_BYTES), "run", "uint8")]
+    return [Buffer(name, (n_a + n_b,), "run") for name in ("adam_m", "adam_v")]
+
+
+def adamw(ctx: native.Context, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.ndarray], n_a: int,
           config: TrainConfig, lr: float, step: int) -> None:
-    """One update (Loshchilov & Hutter 2019). The first n_a parameters are A's, the rest B's, with LoRA+'s own rate."""
+    """One update (Loshchilov & Hutter 2019). The first n_a parameters are A's, the rest B's, with LoRA+'s own rate.
+
+    moments: the flat arrays of `buffers`.
+    """
     for part, rate in ((slice(0, n_a), lr), (slice(n_a, None), lr * config.lora_plus)):
-        native.adamw(ctx, param[part], grad[part], m[part], v[part], rate, config.beta1, config.beta2, EPS,
-                     config.weight_decay, step)
+        numbers = rate, config.beta1, config.beta2, EPS, config.weight_decay, step
+        if len(moments) == 2:
+            native.adamw(ctx, param[part], grad[part], moments[0][part], moments[1][part], *numbers)
+        else:
+            split = _blocks(n_a) * native.MOMENT_BYTES
+            packed = moments[0][split:] if part.start else moments[0][:split]
+            native.adamw8(ctx, param[part], grad[part], packed, *numbers, _rounding(config.seed, step, part.start))
+
+
+def _blocks(n: int) -> int:
+    return -(-n // native.MOMENTS)
+
+
+def _rounding(seed: int, step: int, start: int) -> int:
+    """Of its own, beside dropout's seeds, which are of three numbers."""
+    return int(np.random.SeedSequence([seed, step, start, 8]).generate_state(1, np.uint64)[0])

@@ -4,7 +4,8 @@ Pure: no I/O. Training carves its arena from `Plan.buffers` and allocates nothin
 
 What is traded for memory changes speed, not what is learned (some sums are rounded otherwise, no more): which
 activations are kept, how many tokens are computed at a time, which weights stay in memory. Of all that fits, the
-quickest by the rule of `speed.work` is taken, so a bigger budget never makes a slower plan. Rows are never padded
+quickest by the rule of `speed.work` is taken, so a bigger budget never makes a slower plan. The optimizer's state in 8
+bits comes last, for it changes the adapter: such a plan counts as slower than it is by a factor. Rows are never padded
 (micro-batches are flat), so there is nothing to sort into buckets: buffers are as large as the longest rows need.
 """
 
@@ -12,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
+from . import optim
 from .arena import Buffer, arena_bytes
 from .config import TrainConfig
 from .errors import UsageError
 from .lora import check_rank
 from .model import buffers
-from .projection import Run, lora_shapes, lora_size, target_names
+from .projection import Run, lora_shapes, target_names
 from .shape import Shape
 from .speed import work
 from .stream import Sizes
@@ -27,6 +30,7 @@ from .stream import Sizes
 MIB = 1 << 20
 GROWTH = 6 * MIB  # what Python, threads and the writer of adapters take while training, beyond the table
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows in a micro-batch that are looked at
+ROUNDED = 1.25  # moments in 8 bits are taken where a plan with floats is slower by this factor, or does not fit
 UNLIMITED = 1 << 62
 
 
@@ -44,11 +48,14 @@ class Room:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was traded: tokens in a micro-batch, blocks whose activations are kept, and whose weights are streamed."""
+    """What was traded: tokens in a micro-batch, blocks whose activations are kept, and whose weights are streamed;
+    whether AdamW's moments lie in "float" or "8bit".
+    """
 
     max_tokens: int
     kept: int
     streamed: int
+    optimizer_state: str = "float"
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,10 @@ class _Planner:
 
     def table(self, choice: Choice) -> tuple[Buffer, ...]:
         run = self.run(choice)
-        size = lora_size(self.shape, run)
-        state = [Buffer("adam_m", (size,), "run"), Buffer("adam_v", (size,), "run"), Buffer("best", (size,), "run")]
-        return (*buffers(self.shape, run), *state)
+        shapes = lora_shapes(self.shape, run).values()
+        n_a, n_b = (run.rank * sum(sizes) for sizes in zip(*((k, n) for n, k in shapes), strict=True))
+        return (*buffers(self.shape, run), *optim.buffers(choice.optimizer_state, n_a, n_b),
+                Buffer("best", (n_a + n_b,), "run"))
 
     def peak(self, choice: Choice) -> int:
         return self.plan(choice).peak_bytes
@@ -142,18 +150,19 @@ class _Planner:
 
     def _cost(self, choice: Choice) -> tuple[float, int]:
         plan = self.plan(choice)
-        return work(self.shape, plan.run, plan.read_bytes), plan.peak_bytes
+        worth = ROUNDED if choice.optimizer_state != "float" else 1.0
+        return worth * work(self.shape, plan.run, plan.read_bytes), plan.peak_bytes
 
     def _fitting(self) -> Iterator[Choice]:
         """For each way to compute, the one that streams least."""
-        for tokens in self.token_counts() if self.room.before <= self.room.budget else ():
-            for kept in self.kept_counts():
-                plan = self.plan(Choice(tokens, kept, 0))
-                left = self.room.budget - self.room.process - GROWTH - plan.arena_bytes
-                for streamed in self.streamings():
-                    if self.sizes.mapped(streamed, tokens) <= left:
-                        yield Choice(tokens, kept, streamed)
-                        break
+        ways = product(self.token_counts(), self.kept_counts(), self.states())
+        for tokens, kept, state in ways if self.room.before <= self.room.budget else ():
+            arena = self.plan(Choice(tokens, kept, 0, state)).arena_bytes
+            left = self.room.budget - self.room.process - GROWTH - arena
+            for streamed in self.streamings():
+                if self.sizes.mapped(streamed, tokens) <= left:
+                    yield Choice(tokens, kept, streamed, state)
+                    break
 
     def kept_counts(self) -> list[int]:
         """Of how many blocks activations may be kept: those of the last one always are."""
@@ -162,6 +171,13 @@ class _Planner:
         live = self.shape.n_layer - self.config.block_range(self.shape.n_layer)[0]
         some = sorted({max(1, live * eighth // 8) for eighth in range(9)})
         return {"none": [live], "block": [1]}.get(self.config.recompute, some)
+
+    def states(self) -> list[str]:
+        """In what the optimizer's state may lie, the largest first."""
+        if self.like:
+            return [self.like.optimizer_state]
+        asked = self.config.optimizer_state
+        return ["float", "8bit"] if asked == "auto" else [asked]
 
     def streamings(self) -> range:
         """How many blocks may be streamed."""
@@ -180,7 +196,8 @@ class _Planner:
 
     def least(self) -> int:
         """The smallest budget that would do."""
-        return self.peak(Choice(self.token_counts()[0], self.kept_counts()[0], self.streamings()[-1]))
+        return self.peak(Choice(self.token_counts()[0], self.kept_counts()[0], self.streamings()[-1],
+                                self.states()[-1]))
 
     def trades(self, best: Choice) -> Iterator[str]:
         """What a budget has cost, with the peak before and after, in the order in which it costs little."""
@@ -190,6 +207,7 @@ class _Planner:
             "kept": f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
             "max_tokens": f"{best.max_tokens} tokens are computed at a time, not {at.max_tokens}, for the same batch",
             "streamed": f"{best.streamed} of {self.shape.n_layer} blocks, embedding and head are read at every use",
+            "optimizer_state": "AdamW's moments lie in 8 bits, which changes the adapter a little",
         }
         for name, text in texts.items():
             if getattr(at, name) != (value := getattr(best, name)):

@@ -45,13 +45,14 @@ class Sizes:
     def mapped(self, streamed: int, tokens: int) -> int:
         """Bytes in memory at most when the first `streamed` blocks, embedding and head are streamed; 0: nothing is.
 
-        Of the embedding a micro-batch of `tokens` needs its rows alone; the end of the head's pass touches some of the
-        head's.
+        Of the embedding a micro-batch of `tokens` needs its rows alone, unless it is the head too; the end of the
+        head's pass touches some of the head's.
         """
+        rows = min(tokens * self.row, self.embedding)
         if not streamed:
-            return self.total
+            return sum(self.blocks) + (self.head + rows if self.head else self.embedding)
         touched = min(tokens, HEAD_TOKENS) * (self.row + AROUND)
-        widest = max(*self.blocks[:streamed], min(tokens * self.row, self.embedding),
+        widest = max(*self.blocks[:streamed], rows,
                      min(touched + SLICE, self.head or self.embedding))
         return sum(self.blocks[streamed:]) + widest + 2 * AROUND * (streamed < len(self.blocks))
 
@@ -83,13 +84,17 @@ def sizes(tensors: Iterable[Tensor], n_layer: int) -> Sizes:
 class Stream:
     """Brings the first `streamed` blocks of a model, its embedding and its head into memory when they are used.
 
-    `streamed` 0: does nothing, all weights stay once they were read.
+    `streamed` 0: all weights stay once they were read, but for an embedding that is not the head.
     """
 
     def __init__(self, gguf: Gguf, n_layer: int, streamed: int = 0) -> None:
         self.streamed, self._mapping, self._at = streamed, gguf.metadata.mapping, NOWHERE
         self._start = gguf.data.ctypes.data
         self._parts: dict[int, list[tuple[int, int]]] = {}
+        self._reads_rows = streamed > 0 or "output.weight" in gguf.tensors
+        if self._reads_rows:
+            self._file = os.open(gguf.path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._file)
         if not streamed:
             return
         for name, tensor in gguf.tensors.items():
@@ -98,8 +103,6 @@ class Stream:
                 begin = tensor.data.ctypes.data - self._start
                 _append(self._parts.setdefault(part, []), begin, begin + tensor.data.nbytes)
         self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
-        self._file = os.open(gguf.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._file)
 
     def enter(self, part: int, then: int | None = None) -> None:
         """From now on `part` is used, after it (as far as that is known) `then`; what was used before is let go of."""
@@ -117,11 +120,12 @@ class Stream:
         self.enter(NOWHERE)
 
     def rows(self, tensor: Tensor, tokens: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """The embedding's bytes and `tokens`; where it is streamed, the rows that they need, and their places in these.
+        """The embedding's bytes and `tokens`; or the rows that they need, and their places in these: where weights are
+        streamed, or the head is another tensor.
 
         They are read, not mapped: around a row that is touched the kernel maps a hundred others.
         """
-        if not self.streamed:
+        if not self._reads_rows:
             return tensor.data, tokens
         found, places = np.unique(tokens, return_inverse=True)
         row = tensor.data.nbytes // tensor.shape[0]

@@ -23,7 +23,7 @@ from .errors import DiskError, FormatError, Interrupted, NumericsError, UsageErr
 from .governor import Governor
 from .identity import changes, identity
 from .pace import GiveWay, Pace, be_nice
-from .plan import Choice
+from .plan import Choice, Plan
 from .trainer import StepResult, Trainer
 
 Event = dict[str, Any]
@@ -62,6 +62,14 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
         be_nice(governor.policy.nice)
     return _Run(bundle, data, Path(out), config, held_out, on_event or (lambda _: None),
                 should_stop or (lambda: False), governor).go(resume, allow_changed)
+
+
+def wear(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
+    """What a run writes: bytes of a checkpoint and, at most, of a day."""
+    nbytes = sum(b.nbytes for b in plan.buffers if _is_state(b.name) or (b.name == "best" and held_out))
+    nbytes += 4096  # and a head
+    return {"checkpoint_every": config.checkpoint_every, "checkpoint_bytes": nbytes,
+            "bytes_per_day": int(nbytes * 86400 / config.checkpoint_seconds()) + metrics.BYTES_PER_DAY}
 
 
 class _Run:
@@ -197,11 +205,7 @@ class _Run:
         return [name for name in self.trainer.arena.buffers if _is_state(name) or (best and name == "best")]
 
     def _disk(self) -> dict[str, Any]:
-        """What the run writes: bytes of a checkpoint and, at most, of a day."""
-        nbytes = sum(b.nbytes for name, b in self.trainer.arena.buffers.items()
-                     if _is_state(name) or (name == "best" and self.held_out)) + 4096  # and a head
-        return {"checkpoint_every": self.config.checkpoint_every, "checkpoint_bytes": nbytes,
-                "bytes_per_day": int(nbytes * 86400 / self.config.checkpoint_seconds()) + metrics.BYTES_PER_DAY}
+        return wear(self.trainer.plan, self.config, self.held_out is not None)
 
     def _resume(self, allow_changed: Collection[str]) -> None:
         """Takes up the newest checkpoint that is whole; a run that was killed before its first one begins again."""
@@ -222,7 +226,7 @@ class _Run:
 
     def _asked(self) -> list[Any]:
         """Options that the plan may have to obey, beside memory."""
-        return [self.config.micro_batch, self.config.recompute]
+        return [self.config.micro_batch, self.config.recompute, self.config.optimizer_state]
 
     def _begin_again(self) -> None:
         """A run that was killed before its first checkpoint has left metrics, and may be a first half of its result."""

@@ -164,8 +164,8 @@ class Trainer:
         if not self.best_known:
             native.copy(self.decoder.ctx, self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
         n_a = sum(pair.a.size for pair in self.decoder.linear.adapted.values())
-        optim.adamw(self.decoder.ctx, self.arena.flat("lora"), grad, self.arena.flat("adam_m"),
-                    self.arena.flat("adam_v"), n_a, self.config, lr, step)
+        moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
+        optim.adamw(self.decoder.ctx, self.arena.flat("lora"), grad, moments, n_a, self.config, lr, step)
         return norm
 
     def _mask_seed(self, step: int, micro_batch: int) -> int:

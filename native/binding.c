@@ -72,7 +72,7 @@ struct call {
 static const char *next_word(const char *spec, struct word *w) {
     spec += strspn(spec, " ");
     w->name = spec;
-    w->name_length = (int)strcspn(spec, "=:^~!@?/%.#");
+    w->name_length = (int)strcspn(spec, "=:^~!@?/%&.#");
     spec += w->name_length;
     w->kind = *spec++;
     w->flat = *spec == '*';
@@ -109,6 +109,9 @@ static int check_type(struct call *c, const struct word *w, const Py_buffer *b) 
     } else if (w->kind == '%') {
         if (strcmp(type, "B") != 0 && !(is_float && c->v.format == ET_F32))
             return wrong(c, w, "must be uint8 (or float32 for format F32), not of buffer type '%s'", b->format);
+    } else if (w->kind == '&') {
+        if (strcmp(type, "B") != 0 || (uintptr_t)b->buf % _Alignof(struct et_moments))
+            return wrong(c, w, "must be uint8 where a float may lie");
     } else if (w->kind == '@' || w->kind == '?') {
         if (!is_int)
             return wrong(c, w, "must be int32, not of buffer type '%s'", b->format);
@@ -119,7 +122,7 @@ static int check_type(struct call *c, const struct word *w, const Py_buffer *b) 
 }
 
 static int get_array(struct call *c, const struct word *w, PyObject *object) {
-    int i = c->n_views, writes = strchr("=^!?", w->kind) != NULL;
+    int i = c->n_views, writes = strchr("=^!?&", w->kind) != NULL;
     if (strchr("?/", w->kind) && object == Py_None) {
         c->v.array[i] = NULL;
         c->view[i] = (Py_buffer){0};
@@ -218,18 +221,25 @@ static int bind_weight(struct call *c, const struct word *w, const Py_buffer *b)
     return bind_product(c, w, (int64_t)(b->len / bytes) * block);
 }
 
+static int check_moments(struct call *c, const struct word *w, const Py_buffer *b) {
+    int64_t blocks = (c->v.size[(int)w->letters[0]] + ET_MOMENTS - 1) / ET_MOMENTS;
+    int64_t bytes = blocks * (int64_t)sizeof(struct et_moments);
+    return b->len == bytes ? 0 : wrong(c, w, "has %zd bytes, expected %lld", b->len, (long long)bytes);
+}
+
 /* Exact shapes first: they tell the letters that the others need. */
 static int bind_shapes(struct call *c) {
     for (int pass = 0; pass < 3; pass++)
         for (int i = 0; i < c->n_views; i++) {
             const struct word *w = &c->word[i];
             const Py_buffer *b = &c->view[i];
-            int turn = w->kind == '%' ? 2 : w->flat;
+            int turn = w->kind == '%' || w->kind == '&' ? 2 : w->flat;
             if (turn != pass || !b->obj)
                 continue;
-            if ((turn == 0   ? bind_shape(c, w, b)
-                 : turn == 1 ? bind_product(c, w, b->len / b->itemsize)
-                             : bind_weight(c, w, b)) < 0)
+            if ((turn == 0          ? bind_shape(c, w, b)
+                 : turn == 1        ? bind_product(c, w, b->len / b->itemsize)
+                 : w->kind == '&'   ? check_moments(c, w, b)
+                                    : bind_weight(c, w, b)) < 0)
                 return -1;
         }
     return 0;

@@ -28,6 +28,7 @@ struct values {
  *   tokens@T     int32 [T]                        best?T    int32 [T], written, or None
  *   x/TR         float32 [T, R], or None
  *   w%NK         a weight [N, K] in a format, in two arguments: the bytes (or float32), the format's number
+ *   moments&n    struct et_moments of n values, as uint8, written
  *   lr.          a real number                    step#     a whole number
  *
  * `*` before the letters: any shape of that many values in all. A letter stands for one size everywhere; the first

@@ -351,6 +351,7 @@ static void check_row(struct check *c) {
         check_weights(c, &formats[f]);
     check_refusals(c);
     check_ops(c);
+    check_optimizer(c);
 }
 
 /* ---- the walk ---------------------------------------------------------------------------------------------- */

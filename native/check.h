@@ -1,4 +1,4 @@
-/* The harness: check.c walks the rows and checks products, check_ops.c has the other ops. */
+/* The harness: check.c walks the rows and checks products, check_adamw.c the optimizer, check_ops.c the other ops. */
 #ifndef ET_CHECK_H
 #define ET_CHECK_H
 
@@ -39,8 +39,10 @@ __attribute__((format(printf, 3, 4))) void check_true(struct check *c, int fact,
 /* What a context multiplies in where it is not a quantized weight that is multiplied: "float" or "bf16". */
 const char *check_numbers(et_context *ctx);
 
-/* check_ops.c: all ops but the products and attention, on c's row against ref_*. */
+/* check_ops.c: all ops but the products, attention and the optimizer, on c's row against ref_*. */
 void check_ops(struct check *c);
+/* check_adamw.c: the optimizer. */
+void check_optimizer(struct check *c);
 /* check_ops.c: attention, at any precision, and that a context of one thread gives the same bits. */
 void check_attentions(struct check *c, et_context *alone);
 

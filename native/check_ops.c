@@ -340,21 +340,6 @@ static void check_dropout(struct check *c, float p, int64_t n, int types) {
     check_free();
 }
 
-static void check_adamw(struct check *c, int64_t n, int64_t step, float weight_decay) {
-    size_t N = (size_t)n;
-    float *param = check_floats(N, 1), *grad = check_floats(N, 2), *m = check_floats(N, 3), *v = check_floats(N, 4);
-    for (size_t i = 0; i < N; i++)
-        v[i] = v[i] * v[i];
-    grad[0] = m[0] = v[0] = 0.0f; /* eps alone stands below the line */
-    float *params = check_copy(param, N), *ms = check_copy(m, N), *vs = check_copy(v, N);
-    et_adamw(c->ctx, param, grad, m, v, 1e-2f, 0.9f, 0.999f, 1e-8f, weight_decay, step, n);
-    ref_adamw(NULL, params, grad, ms, vs, 1e-2f, 0.9f, 0.999f, 1e-8f, weight_decay, step, n);
-    check_close(c, param, params, N, CLOSE, "adamw param n %d step %d decay %g", (int)n, (int)step, weight_decay);
-    check_close(c, m, ms, N, CLOSE, "adamw m n %d step %d", (int)n, (int)step);
-    check_close(c, v, vs, N, CLOSE, "adamw v n %d step %d", (int)n, (int)step);
-    check_free();
-}
-
 void check_ops(struct check *c) {
     static const int widths[] = {2, 3, 16, 64, 130, 576};
     static const int64_t lengths[] = {1, 7, 64, 1000, 16384, 40001};
@@ -394,8 +379,6 @@ void check_ops(struct check *c) {
             check_dropout(c, 0.0f, lengths[i], types);
             check_dropout(c, 0.1f, lengths[i], types);
         }
-        check_adamw(c, lengths[i], 1, 0.0f);
-        check_adamw(c, lengths[i], 1000, 0.1f);
     }
     check_glu_extremes(c);
     for (int i = 0; i < 2; i++) {

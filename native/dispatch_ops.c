@@ -180,6 +180,14 @@ int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *
     return RUN(adamw, param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step, n);
 }
 
+int et_adamw8(et_context *ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,
+              float beta2, float eps, float weight_decay, int64_t step, uint64_t seed, int64_t n) {
+    NEED_ALL(param, grad, moments);
+    NEED_POSITIVE(step, n, 1);
+    NEED(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1 && eps >= 0, ET_BAD_ARGUMENT);
+    return RUN(adamw8, param, grad, moments, lr, beta1, beta2, eps, weight_decay, step, seed, n);
+}
+
 int et_sum_squares(et_context *ctx, double *out, const float *x, int64_t n) {
     NEED_ALL(out, x);
     NEED_POSITIVE(n, 1, 1);

@@ -1,4 +1,4 @@
-/* Element by element: add, bias, scale, dropout, AdamW and the sum of squares. A vector is loaded before its place is
+/* Element by element: add, bias, scale, dropout and the sum of squares. A vector is loaded before its place is
  * stored, so the in-place uses that et.h allows are safe. */
 
 /* ---- copy, add, bias, scale ---------------------------------------------------------------------------------------- */
@@ -115,13 +115,21 @@ static inline uvec mix32(uvec x) {
     return x ^ (x >> 16);
 }
 
-/* The hash is integer arithmetic on (seed, index) alone: the same mask on every row. */
-INLINE void dropout_values(struct dropout_args a, struct range r, uint64_t key) {
+/* 32 random bits each for values i, i + 1, ... of a task: integer arithmetic on (key, index), the same on every row. */
+static inline uvec random_bits(uint64_t key, uint32_t i) {
     uvec lane;
-    for (uint32_t i = 0; i < VL; i++)
-        lane[i] = i;
+    for (uint32_t l = 0; l < VL; l++)
+        lane[l] = i + l;
+    return mix32(mix32(lane ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
+}
+
+static inline uint64_t task_key(uint64_t seed, int task) {
+    return mix64(seed ^ mix64((uint64_t)task));
+}
+
+INLINE void dropout_values(struct dropout_args a, struct range r, uint64_t key) {
     EACH_VECTOR(i, n, r.begin, r.end, {
-        uvec hash = mix32(mix32((lane + (uint32_t)(i - r.begin)) ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
+        uvec hash = random_bits(key, (uint32_t)(i - r.begin));
         vec out = load_part(a.inp, i, n) * blend((ivec)(hash >= a.threshold), splat(a.kept), splat(0.0f));
         if (a.accumulate)
             out += load_part(a.out, i, n);
@@ -134,7 +142,7 @@ static void dropout_task(void *arg, int task, int thread) {
     (void)thread;
     struct dropout_args a = *(const struct dropout_args *)arg;
     struct range r = task_values(task, a.n);
-    uint64_t key = mix64(a.seed ^ mix64((uint64_t)task));
+    uint64_t key = task_key(a.seed, task);
     EITHER(a.out, EITHER(a.inp, dropout_values(a, r, key)));
 }
 
@@ -142,44 +150,6 @@ static void dropout_task(void *arg, int task, int thread) {
 static void dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n) {
     struct dropout_args a = {out, inp, 1.0f / (1.0f - p), (uint32_t)(p * 4294967296.0), seed, accumulate, n};
     et_parallel(ctx, dropout_task, &a, value_tasks(n));
-}
-
-/* ---- AdamW --------------------------------------------------------------------------------------------------- */
-struct adamw_args {
-    float *param;
-    const float *grad;
-    float *m, *v;
-    float beta1, beta2, eps;
-    float shrink; /* 1 - lr * weight_decay */
-    float rate;   /* lr / (1 - beta1^step) */
-    float unbias; /* 1 / sqrt(1 - beta2^step) */
-    int64_t n;
-};
-
-static void adamw_task(void *arg, int task, int thread) {
-    (void)thread;
-    const struct adamw_args *a = arg;
-    struct range r = task_values(task, a->n);
-    float *restrict param = a->param, *restrict m = a->m, *restrict v = a->v;
-    const float *restrict grad = a->grad;
-    float beta1 = a->beta1, beta2 = a->beta2, eps = a->eps, shrink = a->shrink, rate = a->rate, unbias = a->unbias;
-    for (int64_t i = r.begin; i < r.end; i++) {
-        m[i] = beta1 * m[i] + (1.0f - beta1) * grad[i];
-        v[i] = beta2 * v[i] + (1.0f - beta2) * grad[i] * grad[i];
-        param[i] = shrink * param[i] - rate * m[i] / (sqrtf(v[i]) * unbias + eps);
-    }
-}
-
-/* Decoupled AdamW (Loshchilov & Hutter 2019), as torch.optim.AdamW; step counts from 1. */
-static void adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,
-                  float beta2, float eps, float weight_decay, int64_t step, int64_t n) {
-    struct adamw_args a = {
-        .param = param, .grad = grad, .m = m, .v = v, .beta1 = beta1, .beta2 = beta2, .eps = eps, .n = n,
-        .shrink = (float)(1.0 - (double)lr * weight_decay),
-        .rate = (float)(lr / (1.0 - pow(beta1, (double)step))),
-        .unbias = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))),
-    };
-    et_parallel(ctx, adamw_task, &a, value_tasks(n));
 }
 
 /* ---- sum of squares ------------------------------------------------------------------------------------------ */

@@ -149,6 +149,19 @@ int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_
 /* Decoupled AdamW (Loshchilov & Hutter 2019), bias-corrected; step counts from 1. */
 int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,
              float eps, float weight_decay, int64_t step, int64_t n);
+/* The two moments of ET_MOMENTS parameters in 8 bits, each with its largest as a scale: m = m_scale * (c / 127)^4 with
+ * c's sign, v = v_scale * (c / 255)^8. All zero bytes are moments of zero. */
+#define ET_MOMENTS 256
+struct et_moments {
+    float m_scale, v_scale;
+    int8_t m[ET_MOMENTS];
+    uint8_t v[ET_MOMENTS];
+};
+/* The same step with moments that lie in 8 bits, [ceil(n / ET_MOMENTS)]. They are rounded after the step, m to the
+ * nearest code, v to one of the two beside it at random, so that it is right on average: a step changes v by less than
+ * the nearest code would show. Chance is a pure function of (seed, index). v is never rounded to 0. */
+int et_adamw8(et_context *ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,
+              float beta2, float eps, float weight_decay, int64_t step, uint64_t seed, int64_t n);
 /* *out = sum of x^2 in double, in an order that does not depend on the threads */
 int et_sum_squares(et_context *ctx, double *out, const float *x, int64_t n);
 /* x [n] *= s */

@@ -47,6 +47,7 @@ ET_OPS(OP)
 #include "glu.h"
 #include "head.h"
 #include "elementwise.h"
+#include "adamw.h"
 
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)

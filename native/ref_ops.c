@@ -214,13 +214,16 @@ static uint32_t mix32(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-/* The mask is part of the contract, as a run must repeat on every machine: 2^14 values share a 64-bit key. */
+/* These bits are part of the contract, as a run must repeat on every machine: 2^14 values share a 64-bit key. */
+static uint32_t random_bits(uint64_t seed, int64_t i) {
+    uint64_t key = mix64(seed ^ mix64((uint64_t)i >> 14));
+    return mix32(mix32((uint32_t)(i & 0x3fff) ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
+}
+
 void ref_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
-        uint64_t key = mix64(seed ^ mix64((uint64_t)i >> 14));
-        uint32_t hash = mix32(mix32((uint32_t)(i & 0x3fff) ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
-        double x = array_get(inp, i), kept = hash >= p * 4294967296.0 ? x / (1.0 - p) : x * 0.0;
+        double x = array_get(inp, i), kept = random_bits(seed, i) >= p * 4294967296.0 ? x / (1.0 - p) : x * 0.0;
         array_put(out, i, accumulate ? array_get(out, i) + kept : kept);
     }
 }
@@ -236,6 +239,46 @@ void ref_adamw(et_context *ctx, float *param, const float *grad, float *m, float
         param[i] = (float)(param[i] - lr * ((double)weight_decay * param[i] + update));
         m[i] = (float)first;
         v[i] = (float)second;
+    }
+}
+
+/* A block's m [ET_MOMENTS] and v; scales are floats, codes as et.h says. */
+static void put_moments(struct et_moments *to, const double *m, const double *v, uint64_t seed, int64_t at) {
+    double most_m = 0.0, most_v = 0.0;
+    for (int i = 0; i < ET_MOMENTS; i++) {
+        most_m = fmax(most_m, fabs(m[i]));
+        most_v = fmax(most_v, v[i]);
+    }
+    to->m_scale = most_m > 0.0 ? (float)most_m : 1.0f;
+    to->v_scale = most_v > 0.0 ? (float)most_v : 1.0f;
+    for (int i = 0; i < ET_MOMENTS; i++) {
+        double code = floor(127.0 * pow(fabs(m[i]) / to->m_scale, 0.25) + 0.5);
+        to->m[i] = (int8_t)(m[i] < 0.0 ? -code : code);
+        double x = v[i] / to->v_scale, low = fmin(floor(255.0 * pow(x, 0.125)), 254.0);
+        double below = pow(low / 255.0, 8.0), above = pow((low + 1.0) / 255.0, 8.0);
+        int up = (random_bits(seed, at + i) >> 8) * 0x1p-24 < (x - below) / (above - below);
+        to->v[i] = (uint8_t)(low + (up || (low == 0.0 && x > 0.0)));
+    }
+}
+
+void ref_adamw8(et_context *ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,
+                float beta2, float eps, float weight_decay, int64_t step, uint64_t seed, int64_t n) {
+    (void)ctx;
+    for (int64_t at = 0; at < n; at += ET_MOMENTS, moments++) {
+        double m[ET_MOMENTS], v[ET_MOMENTS];
+        for (int i = 0; i < ET_MOMENTS; i++) {
+            m[i] = copysign(moments->m_scale * pow(abs(moments->m[i]) / 127.0, 4.0), moments->m[i]);
+            v[i] = moments->v_scale * pow(moments->v[i] / 255.0, 8.0);
+        }
+        for (int64_t i = at; i < n && i < at + ET_MOMENTS; i++) {
+            double g = grad[i], *first = &m[i - at], *second = &v[i - at];
+            *first = beta1 * *first + (1.0 - beta1) * g;
+            *second = beta2 * *second + (1.0 - beta2) * g * g;
+            double update = *first / (1.0 - pow(beta1, (double)step));
+            update /= sqrt(*second / (1.0 - pow(beta2, (double)step))) + eps;
+            param[i] = (float)(param[i] - lr * ((double)weight_decay * param[i] + update));
+        }
+        put_moments(moments, m, v, seed, at);
     }
 }
 

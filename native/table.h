@@ -44,6 +44,8 @@
                        int begin, int end, int T, int V, int D))                                                                           \
     OP(adamw, (et_context * ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,           \
                float beta2, float eps, float weight_decay, int64_t step, int64_t n))                                   \
+    OP(adamw8, (et_context * ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,  \
+                float beta2, float eps, float weight_decay, int64_t step, uint64_t seed, int64_t n))                   \
     OP(sum_squares, (et_context * ctx, double *out, const float *x, int64_t n))                                        \
     OP(scale, (et_context * ctx, float *x, float s, int64_t n))
 

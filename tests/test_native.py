@@ -175,6 +175,10 @@ def f32(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
 
+def adamw8(ctx: native.Context, moments: np.ndarray) -> None:
+    native.adamw8(ctx, f32(300), f32(300), moments, 1, 0.9, 0.9, 1e-8, 0, 1, 0)
+
+
 def i32(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
@@ -234,6 +238,9 @@ REFUSED: dict[str, tuple[Callable[[native.Context], object], str, type[Exception
         "h ", VALUE),
     "step 0": (lambda c: native.adamw(c, f32(3), f32(3), f32(3), f32(3), 1, 0.9, 0.9, 1e-8, 0, 0), "size", VALUE),
     "moments differ": (lambda c: native.adamw(c, f32(3), f32(3), f32(2), f32(3), 1, 0.9, 0.9, 1e-8, 0, 1), "m", VALUE),
+    "moments are short": (lambda c: adamw8(c, np.zeros(520, np.uint8)), "moments has 520 bytes, expected 1040", VALUE),
+    "moments are floats": (lambda c: adamw8(c, f32(260)), "moments must be uint8", VALUE),
+    "moments lie askew": (lambda c: adamw8(c, np.zeros(1041, np.uint8)[1:]), "moments must be uint8 where", VALUE),
     "nothing to sum": (lambda c: native.sum_squares(c, f32(0)), "x", VALUE),
 }  # fmt: skip
 

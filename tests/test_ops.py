@@ -336,8 +336,10 @@ def everything(ctx: native.Context) -> list[np.ndarray]:
     native.head_backward(ctx, dh, logp, logits, logits, state, x, w, "F32", targets, weight[:tokens])
     param, m, var = x.copy(), np.zeros_like(x), np.zeros_like(x)
     native.adamw(ctx, param, y, m, var, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
-    return [out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act, dgate, dup, added, biased, scaled, dropped, logp,
-            best, dh, param, m, var, np.array(native.sum_squares(ctx, x))]
+    moments = np.zeros((-(-x.size // native.MOMENTS), native.MOMENT_BYTES), np.uint8)
+    native.adamw8(ctx, added, y, moments, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 5)
+    return [moments, out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act, dgate, dup, added, biased, scaled,
+            dropped, logp, best, dh, param, m, var, np.array(native.sum_squares(ctx, x))]
 
 
 @pytest.mark.parametrize("isa", ISAS)

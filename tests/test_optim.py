@@ -52,10 +52,90 @@ def test_adamw_equals_torch(ctx):
     opt = torch.optim.AdamW([{"params": [theirs[0]]}, {"params": [theirs[1]], "lr": 4e-2}], lr=1e-2, weight_decay=0.1)
     for step in range(1, 6):
         grad = rng.standard_normal(301).astype(np.float32)
-        optim.adamw(ctx, param, grad, m, v, n_a, config, 1e-2, step)
+        optim.adamw(ctx, param, grad, (m, v), n_a, config, 1e-2, step)
         for p, part in zip(theirs, (grad[:n_a], grad[n_a:]), strict=True):
             p.grad = torch.from_numpy(part.copy())
         opt.step()
     expected = np.concatenate([p.detach().numpy() for p in theirs])
     assert np.abs(param - expected).max() < 1e-6
     assert math.isfinite(float(param.sum()))
+
+
+# ---- moments in 8 bits ----
+
+
+def decoded(moments):
+    """m and v by the codes that native/et.h tells, in double."""
+    blocks = moments.reshape(-1, native.MOMENT_BYTES)
+    scale, m, v = blocks[:, :8].copy().view(np.float32), blocks[:, 8:264].view(np.int8), blocks[:, 264:]
+    return (np.float64(scale[:, :1]) * np.sign(m) * (np.abs(m / 127.0)) ** 4).ravel(), (
+        np.float64(scale[:, 1:]) * (v / 255.0) ** 8).ravel()
+
+
+def gradients(n, seed=0):
+    """Sizes over four decades, some zero."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(n) * 10 ** rng.uniform(-4, 0, n) * (rng.random(n) > 0.1)).astype(np.float32)
+
+
+def eight_bit(n_a, n_b):
+    (buffer,) = optim.buffers("8bit", n_a, n_b)
+    return np.zeros(buffer.nbytes, np.uint8)
+
+
+def places(x, most, codes, root):
+    """Where on the scale of codes the values lie; most: the largest of each value's block."""
+    return np.sign(x) * codes * (np.abs(x) / most) ** (1 / root)
+
+
+def test_in_8_bits_a_step_is_torchs_from_the_moments_as_they_are(ctx):
+    """What is added is not rounded before it is used; then m is the nearest code, v one of the two beside it."""
+    torch = pytest.importorskip("torch")
+    n, config = 2048, TrainConfig(lr=1e-2, weight_decay=0.1)
+    param, moments = gradients(n, 1), eight_bit(n // 2, n // 2)
+    for step in range(1, 20):
+        m, v = decoded(moments)
+        grad = gradients(n, 1 + step)
+        theirs = torch.nn.Parameter(torch.from_numpy(param.astype(np.float64)))
+        opt = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1)
+        opt.state[theirs] = {"step": torch.tensor(step - 1.0), "exp_avg": torch.from_numpy(m),
+                             "exp_avg_sq": torch.from_numpy(v)}
+        theirs.grad = torch.from_numpy(grad.astype(np.float64))
+        optim.adamw(ctx, param, grad, [moments], n // 2, config, 1e-2, step)
+        opt.step()  # also on m and v
+        assert np.abs(param - theirs.detach().numpy()).max() < 1e-6
+        for got, want, codes, root, far in zip(decoded(moments), (m, v), (127, 255), (4, 8), (0.501, 1.001),
+                                               strict=True):
+            most = np.repeat(np.abs(want).reshape(-1, native.MOMENTS).max(1), native.MOMENTS)
+            assert np.abs(places(got, most, codes, root) - places(want, most, codes, root)).max() <= far
+        assert ((decoded(moments)[1] > 0) == (v > 0)).all()
+
+
+def test_v_is_right_on_average(ctx):
+    """A block's largest v stays, all others lose a thousandth, which the nearest code would never show."""
+    start, none = eight_bit(512, 512), np.zeros(1024, np.float32)
+    optim.adamw(ctx, none.copy(), gradients(1024), [start], 512, TrainConfig(), 1e-3, 1)
+    before, means = decoded(start)[1], np.zeros(1024)
+    largest = before == np.repeat(before.reshape(-1, native.MOMENTS).max(1), native.MOMENTS)
+    for seed in range(400):
+        moments, grad = start.copy(), np.where(largest, np.sqrt(before), 0).astype(np.float32)
+        optim.adamw(ctx, none.copy(), grad, [moments], 512, TrainConfig(seed=seed), 1e-3, 2)
+        means += decoded(moments)[1] / 400
+    some = (before > 0) & ~largest
+    shares = means[some] / before[some]
+    assert np.std(shares) > 1e-4
+    assert np.mean(shares) == pytest.approx(0.999, abs=2e-4)
+
+
+def test_in_8_bits_a_and_b_have_rates_and_blocks_of_their_own(ctx):
+    n_a, n_b, config = 300, 700, TrainConfig(lora_plus=4.0)
+    grad = gradients(n_a + n_b)
+    param, moments = np.zeros(n_a + n_b, np.float32), eight_bit(n_a, n_b)
+    optim.adamw(ctx, param, grad, [moments], n_a, config, 1e-3, 1)
+    moved = grad != 0
+    assert np.abs(param[:n_a][moved[:n_a]]) == pytest.approx(1e-3, rel=0.01)
+    assert np.abs(param[n_a:][moved[n_a:]]) == pytest.approx(4e-3, rel=0.01)
+    m = decoded(moments)[0]
+    assert np.abs(m[512:512 + n_b] - 0.1 * grad[n_a:]).max() < 0.02 * np.abs(grad).max()
+    assert not m[n_a:512].any()
+    assert len(moments) == (2 + 3) * native.MOMENT_BYTES

@@ -58,6 +58,21 @@ def test_what_is_asked_for_is_done(options, choice):
     assert make(**options).choice == choice
 
 
+def test_moments_in_8_bits_come_last():
+    """They are taken where nothing else does, give back what they should, and are said."""
+    with pytest.raises(UsageError) as refused:
+        make(1, optimizer_state="float")
+    least = int(refused.value.hint.split("--memory ")[1].split("M")[0])
+    assert make(least).choice.optimizer_state == "float"
+    tight = make(least - 8)
+    assert tight.choice.optimizer_state == "8bit"
+    assert "AdamW's moments lie in 8 bits" in tight.traded[-1]
+    n = sum(b.nbytes for b in tight.buffers if b.name == "lora") // 4
+    assert sum(b.nbytes for b in tight.buffers if b.name.startswith("adam_")) == pytest.approx(2 * n, rel=0.02)
+    assert make(optimizer_state="8bit").traded == ()
+    assert make(200, like=plan.Choice(256, 3, 0, "8bit")).choice.optimizer_state == "8bit"
+
+
 def test_an_explicit_option_is_not_traded():
     assert make(300, recompute="block").choice.kept == 1
     for options in ({"recompute": "none"}, {"weights": "resident"}):
@@ -88,7 +103,8 @@ def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, ra
         except UsageError:
             return float("inf")
         assert made.peak_bytes <= budget * MIB
-        return work(SMOLLM2, made.run, made.read_bytes)
+        worth = plan.ROUNDED if made.choice.optimizer_state == "8bit" else 1
+        return worth * work(SMOLLM2, made.run, made.read_bytes)
 
     assert slowness(budget + more) <= slowness(budget)
 
@@ -193,6 +209,21 @@ def test_a_trainer_trades_and_learns_the_same(tmp_path):
     assert losses[3] == pytest.approx(losses[0], rel=1e-3)
     assert [c.streamed for c in choices] == [0, 4, 0, 4]
     assert [c.max_tokens for c in choices] == [256, 256, 256, 64]
+
+
+def test_moments_in_8_bits_learn_nearly_the_same(tmp_path):
+    """Ten rows by heart in 30 steps: the same losses on the way, another adapter."""
+    path = write_tiny(tmp_path / "model.gguf", formats="Q8_0", d_model=64, n_blocks=2)
+    losses, adapters = [], []
+    for state in ("float", "8bit"):
+        trainer = Trainer(path, rank=8, batch_size=5, max_length=32, steps=30, threads=1, lr=1e-2,
+                          optimizer_state=state)
+        trainer.add_examples(random_rows(416, 10, 32, seed=1))
+        losses.append([r.loss for r in trainer.train()])
+        adapters.append(trainer.arena.flat("lora").copy())
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert 0 < np.linalg.norm(adapters[1] - adapters[0]) < 0.2 * np.linalg.norm(adapters[0])
 
 
 def test_a_trainer_refuses_at_once(tmp_path):

@@ -28,6 +28,17 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(bundle, tmp_path, wanted,
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
 
 
+def test_with_moments_in_8_bits_it_goes_on_to_the_same_bytes(bundle, tmp_path, wanted):
+    config = replace(CONFIG, optimizer_state="8bit")
+    undisturbed = go(bundle, tmp_path / "undisturbed", config)
+    assert undisturbed != wanted
+    assert json.loads((tmp_path / "undisturbed" / "run.json").read_text())["plan"]["optimizer_state"] == "8bit"
+    stop(bundle, tmp_path / "out", 33, config)
+    found, _ = checkpoint.newest(tmp_path / "out")
+    assert [name for name, _ in found.arrays[:2]] == ["lora", "adam_8bit"]
+    assert go(bundle, tmp_path / "out", config, resume=True) == undisturbed
+
+
 def test_a_stop_is_heard_in_every_block_of_a_pass(bundle, tmp_path):
     """Between two answers lies a block or the head at most: both ways through two blocks, before and between steps."""
     asked, at = [0], []
@@ -82,6 +93,7 @@ def test_two_runs_do_not_share_a_folder(bundle, tmp_path):
     ({"micro_batch": 1024}, "--micro-batch 64, not "),
     ({"precision": "exact"}, "--precision fast, not exact"),
     ({"rank": 8}, "--rank 4, not 8"),
+    ({"optimizer_state": "8bit"}, "--optimizer-state float, not 8bit; give what it was started with"),
 ])
 def test_a_changed_option_is_refused_by_name(bundle, stopped, tmp_path, change, words):
     shutil.copytree(stopped, tmp_path / "out")
@@ -140,7 +152,7 @@ def test_fewer_steps_than_are_done_end_at_once(bundle, stopped, tmp_path):
     assert record["steps"] == 5
 
 
-@pytest.mark.parametrize("name", ["rank", "targets", "learning-rate"])
+@pytest.mark.parametrize("name", ["rank", "targets", "optimizer-state", "learning-rate"])
 def test_what_cannot_be_allowed(bundle, stopped, tmp_path, name):
     shutil.copytree(stopped, tmp_path / "out")
     refused(bundle, tmp_path / "out", f"{name} cannot be allowed to change; what can: .*data.*lr", resume=True,
@@ -223,6 +235,7 @@ def test_what_a_day_writes(bundle, tmp_path):
     said = events[0]["disk"]
     lora = Trainer(bundle, config).arena.flat("lora").nbytes
     assert 4 * lora < said["checkpoint_bytes"] < 4 * lora + 5000
+    assert said == train.wear(Trainer(bundle, config).plan, config, held_out=True)  # as edgetune plan says
     assert said["bytes_per_day"] == said["checkpoint_bytes"] * 288 + 4096 * 2880
     record = json.loads((tmp_path / "out" / "run.json").read_text())["disk"]
     assert record["written_bytes"] == (tmp_path / "out" / "metrics.jsonl").stat().st_size  # no checkpoint was due

@@ -48,6 +48,8 @@ def test_what_is_mapped_and_read_by_hand():
     assert s.mapped(2, 8) == 30 + 25 + around
     assert s.mapped(3, 8) == 30
     assert (s.read(0, 0), s.read(2, 0), s.read(3, 1)) == (0, 2 * 30 + 25, 60 + 50 + 25)
+    assert Sizes((10, 20, 30), 25, 40, 5).mapped(0, 3) == 60 + 40 + 15  # of the embedding three rows
+    assert Sizes((10, 20, 30), 25, 40, 5).mapped(0, 8) == 60 + 40 + 25
     large = Sizes((MIB,), 60 * MIB, 50 * MIB, 1024)
     assert large.mapped(1, 16) == 2 * MIB + 16 * 65 * 1024  # a slice of the head, and pages around 16 of its rows
     assert large.mapped(1, 4096) == 2 * MIB + 256 * 65 * 1024  # the head takes 256 tokens at a time
@@ -76,7 +78,17 @@ def test_rows_of_the_embedding_are_read(gguf):
     whole = embedding.data.reshape(800, 1024)
     assert np.array_equal(rows.reshape(4, 1024)[places], whole[tokens])
     assert places.dtype == np.int32
-    same, again = Stream(gguf, 3).rows(embedding, tokens)
+    gguf.release()
+    again, same = Stream(gguf, 3).rows(embedding, tokens)  # nor does it stay where all other weights do
+    assert resident(gguf) == 0
+    assert np.array_equal(again, rows)
+    assert np.array_equal(same, places)
+
+
+def test_an_embedding_that_is_the_head_stays(tmp_path):
+    tied = open_gguf(write_tiny(tmp_path / "model.gguf", formats="F16", n_blocks=3))
+    tokens, embedding = np.array([5, 5, 0], np.int32), tied.tensors["token_embd.weight"]
+    same, again = Stream(tied, 3).rows(embedding, tokens)
     assert same is embedding.data
     assert again is tokens
 

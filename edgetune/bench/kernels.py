@@ -196,6 +196,8 @@ def others(s: Sizes) -> Iterator[Case]:
     yield Case("dropout", "", (TOKENS, s.d), (y, x, 0.1, 1))
     param, grad, m, v = (floats(RANK * s.f) for _ in range(4))
     yield Case("adamw", "", (RANK * s.f,), (param, grad, m, np.abs(v), 1e-4, 0.9, 0.999, 1e-8, 0.0, 1))
+    moments = np.zeros((-(-param.size // native.MOMENTS), native.MOMENT_BYTES), np.uint8)
+    yield Case("adamw8", "", (RANK * s.f,), (param, grad, moments, 1e-4, 0.9, 0.999, 1e-8, 0.0, 1, 1))
     yield Case("sum_squares", "", (RANK * s.f,), (grad,))
 
 

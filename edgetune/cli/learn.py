@@ -102,6 +102,7 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     from ..console import mib, plan_lines, table
     from ..device import board_named
     from ..model import Model
+    from ..train import wear
     from ..trainer import make_plan
     config, board = TrainConfig(**options).check(), board_named(device, options["memory"]) if device else None
     bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None) if data
@@ -113,9 +114,11 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     predicted = expect(decoder.shape, plan, speed, board, config.batch_size,
                        rows.tokens * config.epochs if rows and not tokens else tokens)
     buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
-    show(as_json, plan.to_json() | {"predicted": predicted},
+    disk = wear(plan, config, held_out=True)
+    show(as_json, plan.to_json() | {"predicted": predicted, "disk": disk},
          table("", ["buffer", "shape", "type", "lifetime", "size"], buffers, (4,)), "",
-         table("", ["", ""], totals(plan), (1,)), *plan_lines(plan.to_json()), *expected_lines(predicted))
+         table("", ["", ""], [*totals(plan), *wear_rows(disk)], (1,)), *plan_lines(plan.to_json()),
+         *expected_lines(predicted))
 
 
 def totals(plan: Any) -> list[list[str]]:
@@ -126,6 +129,13 @@ def totals(plan: Any) -> list[list[str]]:
     if plan.room.before == plan.peak_bytes:
         rows.append(["before training (tokenising)", mib(plan.room.before)])
     return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.room.asked}", mib(plan.room.budget)]]
+
+
+def wear_rows(disk: dict[str, Any]) -> list[list[str]]:
+    """With --eval; without, a checkpoint never holds a best adapter beside the last."""
+    from ..console import mib
+    return [["a checkpoint, on disk (at most)", mib(disk["checkpoint_bytes"])],
+            [f"written a day, checkpoint every {disk['checkpoint_every']} (at most)", mib(disk["bytes_per_day"])]]
 
 
 def expect(shape: Any, plan: Any, named: Path | None, board: Any, batch_size: int,

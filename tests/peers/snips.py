@@ -36,7 +36,7 @@ def load(args: argparse.Namespace) -> Any:
     config = edgetune.TrainConfig(rank=8, alpha=16, lr=1e-3, warmup=10, schedule="linear", batch_size=8,
                                   shuffle=False, max_length=256, system=SYSTEM, max_grad_norm=1.0,
                                   micro_batch=args.micro_batch, recompute=args.recompute, threads=args.threads,
-                                  precision=args.precision)
+                                  precision=args.precision, optimizer_state=args.optimizer_state)
     tokenizer = edgetune.Tokenizer(model_path())
     def rows(name: str, n: int) -> Any:
         lines = (args.shared / "data" / name).read_text().splitlines()[:n]
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=1024)
     parser.add_argument("--recompute", default="block")
     parser.add_argument("--precision", default="exact", help="edgetune's")
+    parser.add_argument("--optimizer-state", default="float", help="edgetune's")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="PEFT's")
     parser.add_argument("--serve", action="store_true", help="also measure the served loss through llama.cpp")
     parser.add_argument("--only", choices=("edgetune", "peft"))

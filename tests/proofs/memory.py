@@ -41,7 +41,8 @@ def combinations() -> Iterator[tuple[str, dict[str, Any]]]:
     base = {"rank": 8, "batch_size": 4, "max_length": 256}
     again = {"recompute": "block"}
     for change in ({}, again, again | {"weights": "streamed"}, again | {"batch_size": 1, "max_length": 128},
-                   again | {"rank": 32}, {"batch_size": 8, "max_length": 64}, {"precision": "exact", "batch_size": 2},
+                   again | {"rank": 32, "optimizer_state": "8bit"},
+                   {"batch_size": 8, "max_length": 64}, {"precision": "exact", "batch_size": 2},
                    again | {"batch_size": 1, "max_length": 1024}, {"memory": "200M"},
                    {"rank": 16, "targets": "q_proj,v_proj", "blocks": "last:10"},
                    {"dropout": 0.1, "weights": "streamed"}):
