@@ -12,6 +12,7 @@
 # make memory       many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
 # make quantize     many minutes, needs ../shared: llama.cpp's types beside --target-size at the bytes of each
 # make onnx         minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, agreement, size and speed
+# make heal         half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, healed for 20 minutes
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -74,6 +75,9 @@ trimmed:
 
 memory:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/memory.py
+
+heal:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/heal.py
 
 quantize:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/quantize.py

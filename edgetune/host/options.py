@@ -31,8 +31,8 @@ class CompressConfig:
     # healed
     distill: str = option("", "Text or rows on which the smaller model learns the answers of the whole one.")
     steps: int = option(400, "Steps of distillation.", low=1)
-    distill_lr: float = option(1e-4, "Peak learning rate of distillation.", low=0.0)
-    distill_rank: int = option(0, "Rank of a LoRA that distillation trains; 0: all weights.", low=0)
+    distill_lr: float = option(3e-4, "Peak learning rate of distillation; a LoRA takes about ten times that.", low=0.0)
+    distill_rank: int = option(0, "Rank of a LoRA that distillation trains; 0: all weights of the blocks.", low=0)
     distill_length: int = option(256, "Tokens in a row of distillation.", low=16)
     distill_batch: int = option(4, "Rows in a step of distillation.", low=1)
     # stored
