@@ -130,5 +130,47 @@ class TrainProgress:
                                soft_wrap=True)
 
 
+class StepProgress:
+    """Shows long steps one after another; give `step` to what calls it with (what, done, total)."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.live = not quiet and console.is_terminal
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24),
+                            TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(compact=True), console=console)
+        self.what, self.began, self.last = "", 0.0, 0.0
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> StepProgress:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def step(self, what: str, done: float, total: float) -> None:
+        """Of the step `what`, `done` of `total` is done; a new name begins a new line."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if new := what != self.what:
+            self.what, self.began = what, now
+        if self.live:
+            if new:
+                if self.task is not None:
+                    self.bar.update(self.task, completed=self.bar.tasks[self.task].total)
+                self.task = self.bar.add_task(what, total=total)
+            assert self.task is not None
+            self.bar.update(self.task, completed=done, total=total)
+        elif new or now - self.last > PLAIN_SECONDS:
+            self.last = now
+            left = (now - self.began) / done * (total - done) if done else 0.0
+            rest = f"  {done / total:.0%}  {duration(left)} left" if done else ""
+            self.console.print(f"{what}{rest}", highlight=False, soft_wrap=True)
+
+
 def _joined(*parts: str) -> str:
     return "  ".join(part for part in parts if part)

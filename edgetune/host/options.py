@@ -41,7 +41,8 @@ class CompressConfig:
     type: str = option("", "llama.cpp's type, such as Q4_K_M or Q8_0 [Q4_K_M].")
     target_size: str = option("", "Bytes of the model's file at most, such as 80M (10^6 bytes each): every tensor's "
                               "type is chosen by how much it costs.")
-    device: str = option("", "Name of a device profile: the size is what leaves it room to train.")
+    device: str = option("", "Name of a device, such as raspberry-pi-4-2gb: the report says what training takes there; "
+                         "without --type and --target-size the file becomes as large as leaves room for it.")
     # the run
     seed: int = option(0, "Seed of everything random. Same source, options and seed: the same bytes.", low=0,
                        high=2**63 - 1)
@@ -52,17 +53,18 @@ class CompressConfig:
         for spec in fields(self):
             check_field(spec.name, getattr(self, spec.name), spec.metadata)
         self.target_bytes()
-        chosen = [name for name in ("type", "target_size", "device") if getattr(self, name)]
-        if len(chosen) > 1:
-            first, second = (f"--{name.replace('_', '-')}" for name in chosen[:2])
-            raise UsageError(f"{first} and {second} both say how large the model becomes", "give one of them")
+        chosen = [f"--{name.replace('_', '-')}" for name in ("type", "target_size", "device") if getattr(self, name)]
+        if self.type and self.target_size:
+            raise UsageError("--type and --target-size both say how large the model becomes", "give one of them")
         if chosen and self.format == "onnx":
-            raise UsageError(f"--{chosen[0].replace('_', '-')} is given with --format onnx", "ONNX is always int8")
-        needs = {"drop_blocks": self.drop_blocks, "width": self.width < 1, "target_size": self.target_size,
-                 "device": self.device}
+            raise UsageError(f"{chosen[0]} is given with --format onnx", "ONNX is always int8, and is not trained")
+        if self.format == "onnx" and not (self.measure or self.calibrate):
+            raise UsageError("--format onnx needs text to compare with the source", "name it with --measure")
+        needs = {"--drop-blocks": self.drop_blocks, "--width": self.width < 1, "--target-size": self.target_size,
+                 "--device without --type": self.device and not self.type}
         for name, wanted in needs.items():
             if wanted and not self.calibrate:
-                raise UsageError(f"--{name.replace('_', '-')} needs text to judge by", "name it with --calibrate")
+                raise UsageError(f"{name} needs text to judge by", "name it with --calibrate")
         if bool(self.vocab) != bool(self.vocab_from):
             raise UsageError("--vocab and --vocab-from belong together", "give how many tokens, and text to keep")
         return self

@@ -1,0 +1,173 @@
+"""The whole way as a user types it: source, bundle, training, answers; the same bytes again; stopped, and gone on."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tiny import write_tiny
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("optimum.exporters.onnx")
+pytest.importorskip("matplotlib")
+
+from edgetune.bundle import open_bundle
+from edgetune.cli import cli
+from edgetune.errors import Interrupted
+from edgetune.host import compress as compression
+from edgetune.host.options import CompressConfig
+
+WORDS = ["", "the", "light", "off", "on", "set", "to", "turn", "user", "tool", "system", "10", '{"', '":', '"}']
+TRIM = ["--vocab", 340]
+FEWER = ["--drop-blocks", 1, "--width", 0.75]
+HEAL = ["--steps", 4, "--distill-length", 64, "--distill-batch", 2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compress")
+    write_tiny(folder / "model.gguf", formats="F16", n_blocks=4, d_model=256, d_ff=512)
+    rng = np.random.default_rng(0)
+    with (folder / "rows.jsonl").open("w") as file:
+        for _ in range(150):
+            row = {key: " ".join(rng.choice(WORDS, 12)) for key in ("prompt", "completion")}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(cli, [str(a) for a in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def compress(place, name, *args, code=0, source="model.gguf", text="--calibrate"):
+    given = [text, place / "rows.jsonl"] if text else []
+    return run("compress", place / source, "-o", place / name, *given, "--measure-tokens", 512, "--calibrate-tokens",
+               1024, "--threads", 1, *args, code=code)
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """Every step at once."""
+    text = compress(place, "whole.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
+                    place / "rows.jsonl", *HEAL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
+    return place / "whole.edge", text
+
+
+def test_the_bundle_holds_what_was_asked_for(place, whole):
+    folder, text = whole
+    assert {path.name for path in folder.iterdir()} == {"model.gguf", "manifest.json", "report.html"}
+    assert not (place / "whole.edge.work").exists()
+    bundle = open_bundle(folder)
+    assert bundle.gguf.path.stat().st_size <= 1_200_000
+    shape = bundle.gguf.metadata
+    assert (shape["llama.block_count"], shape["llama.vocab_size"]) == (3, 340)
+    steps = bundle.manifest["steps"]
+    assert [step["name"] for step in steps] == ["trim", "drop_blocks", "narrow", "heal", "quantize"]
+    assert all(step["cost"]["kl"] > 0 for step in steps[1:])
+    assert len(bundle.manifest["healing"]) > 1
+    assert steps[-1]["cost"] == bundle.manifest["cost"]
+    assert bundle.manifest["source"]["name"] == "model.gguf"
+    assert bundle.manifest["device"]["predicted_peak_bytes"] <= bundle.manifest["device"]["budget_bytes"]
+    assert "perplexity" in text
+    assert str(place) not in json.dumps(bundle.manifest)
+
+
+def test_the_bundle_is_planned_for_trained_and_served(place, whole):
+    folder, _ = whole
+    assert json.loads(run("plan", folder, "--max-length", 64, "--json"))["peak_bytes"] > 0
+    record = json.loads(run("train", folder, place / "rows.jsonl", "-o", place / "adapter", "--steps", 20, "--rank", 4,
+                            "--max-length", 64, "--threads", 1, "--json"))
+    assert record["steps"] == 20
+    losses = [json.loads(line) for line in (place / "adapter/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in losses if line["event"] == "step"]
+    assert losses[-1] < losses[0]
+    answer = json.loads(run("generate", folder, "turn the light", "--adapter", place / "adapter", "--max-tokens", 8,
+                            "--json"))
+    assert answer["prompt"] == "turn the light"
+
+
+def test_the_same_again_gives_the_same_bytes(place, whole):
+    folder, _ = whole
+    compress(place, "again.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
+             place / "rows.jsonl", *HEAL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
+    assert hashes(place / "again.edge") == hashes(folder)
+
+
+def test_stopped_while_healing_it_goes_on_to_the_same_bytes(place, whole):
+    folder, _ = whole
+    rows = str(place / "rows.jsonl")
+    config = CompressConfig(calibrate=rows, measure_tokens=512, calibrate_tokens=1024, threads=1, vocab=340,
+                            vocab_from=rows, drop_blocks=1, width=0.75, distill=rows, steps=4, distill_length=64,
+                            distill_batch=2, target_size="1.2M", device="raspberry-pi-zero-2-w")
+    healed = []
+
+    def progress(what, done, _total):
+        if what == "healing" and done:
+            healed.append(done)
+
+    source, out = str(place / "model.gguf"), place / "stopped.edge"
+    with pytest.raises(Interrupted, match="--resume"):
+        compression.compress(source, out, config, on_progress=progress, should_stop=lambda: len(healed) > 1)
+    assert not out.exists()
+    assert not list(place.glob("stopped.edge.*.tmp"))
+    compress(place, "stopped.edge", code=2)  # the work is there, and is not thrown away unasked
+    compression.compress(source, out, config, resume=True)
+    assert hashes(out) == hashes(folder)
+    assert not (place / "stopped.edge.work").exists()
+
+
+def test_stopped_elsewhere_nothing_is_left(place):
+    config = CompressConfig(calibrate=str(place / "rows.jsonl"), drop_blocks=1)
+    with pytest.raises(Interrupted):
+        compression.compress(str(place / "model.gguf"), place / "nothing.edge", config, should_stop=lambda: True)
+    assert not list(place.glob("nothing*"))
+
+
+def test_a_stock_type_without_text_is_not_measured_and_says_so(place):
+    text = compress(place, "stock.edge", "--type", "Q8_0", text=None)
+    assert "not measured" in text
+    assert open_bundle(place / "stock.edge").manifest["cost"] is None
+
+
+def test_onnx_answers_on_the_device(place):
+    pytest.importorskip("onnxruntime")
+    compress(place, "onnx.edge", "--format", "onnx")
+    assert {path.name for path in (place / "onnx.edge").iterdir()} == {"model.onnx", "tokenizer.gguf",
+                                                                       "manifest.json", "report.html"}
+    answer = json.loads(run("generate", place / "onnx.edge", "turn", "--max-tokens", 4, "--json"))
+    assert answer["prompt"] == "turn"
+    assert "edgetune generate" in run("train", place / "onnx.edge", place / "rows.jsonl", "-o", place / "no", code=1)
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--target-size", "10K"], "at least 5"),
+    (["--target-size", "8x"], "80M"),
+    (["--type", "Q9_Z"], "Q9_Z"),
+    (["--vocab", 300], "--vocab-from"),
+    (["--type", "Q8_0", "--target-size", "1M"], "--target-size"),
+    (["--drop-blocks", 4], "drop"),
+    (["--device", "toaster"], "toaster"),
+])
+def test_what_cannot_be_is_one_sentence_and_leaves_nothing(place, args, said):
+    result = CliRunner().invoke(cli, ["compress", str(place / "model.gguf"), "-o", str(place / "bad.edge"),
+                                      "--calibrate", str(place / "rows.jsonl"), *map(str, args)])
+    assert result.exit_code in (1, 2)
+    assert said in result.output
+    assert result.output.count("\n") == 1 or "Usage" not in result.output
+    assert not list(place.glob("bad*"))
+
+
+def test_without_the_extra_it_says_what_to_install(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "edgetune.host.compress", None)
+    assert "edgetune[host]" in compress(place, "x.edge", code=2)
