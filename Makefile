@@ -13,6 +13,7 @@
 # make quantize     many minutes, needs ../shared: llama.cpp's types beside --target-size at the bytes of each
 # make onnx         minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, agreement, size and speed
 # make heal         half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, healed for 20 minutes
+# make chain        minutes, needs ../shared: compressed for a board of 512 MB, trained in its memory, Snips answered
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -22,7 +23,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed quantize onnx heal \
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed quantize onnx heal chain \
     memory cycles clean
 
 dev:
@@ -75,6 +76,9 @@ trimmed:
 
 memory:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/memory.py
+
+chain:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/chain.py
 
 heal:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/heal.py

@@ -55,12 +55,22 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
         raise UsageError(f"the type {to} is unknown", f"choose from {KEEP}, {', '.join(TYPES)}")
     refuse_existing(path)
     check_fit(pairs, base, "the adapter")
+    if to == KEEP:
+        _check_kept(base, pairs)
     with replaced(path) as beside:
         if to == KEEP or to in _FLOATS:
             _write(beside, base, pairs, to)
         else:
             _write_quantized(beside, base, pairs, to, threads)
     return Merged(path, to, len(pairs), path.stat().st_size)
+
+
+def _check_kept(base: Gguf, pairs: Lora) -> None:
+    """llama.cpp's encoder of Q2_0 takes the largest weight of a block for its scale: it would lose most of a matrix."""
+    for name in pairs:
+        if (format := base.tensors[f"{name}.weight"].format) == "Q2_0":
+            raise UsageError(f"{name} is {format}, which cannot be written again without losing most of it",
+                             "merge to another type, such as Q4_K_M or Q8_0")
 
 
 def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int) -> None:

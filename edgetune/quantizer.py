@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import llamacpp
-from .errors import EdgetuneError
+from .errors import EdgetuneError, UsageError
 from .gguf.read import BY_NAME
 
 # What a whole file is made of: llama.cpp's name -> its number (llama_ftype), those that need no importance matrix.
@@ -26,6 +26,13 @@ TYPES = {
     "Q5_K": 17, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
 }  # fmt: skip
 Importance = Mapping[str, NDArray[np.float32]]
+
+
+def type_named(name: str) -> str:
+    """The name as TYPES has it; UsageError for one that is not there."""
+    if name.upper() not in TYPES:
+        raise UsageError(f"the type {name} is unknown", f"choose from {', '.join(TYPES)}")
+    return name.upper()
 
 
 def encode(weights: NDArray[np.float32], format: str, importance: NDArray[np.float32] | None = None,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ pytest.importorskip("matplotlib")
 
 from edgetune.bundle import open_bundle
 from edgetune.cli import cli
+from edgetune.device import read_device
 from edgetune.errors import Interrupted
 from edgetune.host import compress as compression
+from edgetune.host import room
 from edgetune.host.options import CompressConfig
 
 WORDS = ["", "the", "light", "off", "on", "set", "to", "turn", "user", "tool", "system", "10", '{"', '":', '"}']
@@ -148,6 +151,27 @@ def test_onnx_answers_on_the_device(place):
     answer = json.loads(run("generate", place / "onnx.edge", "turn", "--max-tokens", 4, "--json"))
     assert answer["prompt"] == "turn"
     assert "edgetune generate" in run("train", place / "onnx.edge", place / "rows.jsonl", "-o", place / "no", code=1)
+
+
+def test_a_signed_bundle_is_opened_and_a_changed_one_is_not(place):
+    keys = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+    secret = keys.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (place / "key.pem").write_bytes(secret)
+    compress(place, "signed.edge", "--type", "Q8_0", "--sign", place / "key.pem", text=None)
+    folder = place / "signed.edge"
+    assert {path.name for path in folder.iterdir()} == {"model.gguf", "manifest.json", "manifest.sig", "report.html"}
+    assert "signed" in run("info", folder)
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"model.gguf", b"model.gguv", 1))
+    assert "signature" in run("plan", folder, code=1)
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(place, monkeypatch):
+    monkeypatch.setattr(room, "read_device", lambda: replace(read_device(), memory_available=1 << 20))
+    assert "1 are available" in compress(place, "large.edge", code=1)
+    assert not list(place.glob("large*"))
 
 
 @pytest.mark.parametrize(("args", "said"), [

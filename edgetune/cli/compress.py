@@ -26,7 +26,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     \b
     SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a
     bundle; llama, qwen2, qwen3 or gemma3. What is asked for is done in this order: trim the vocabulary,
-    drop blocks, narrow, heal, store. Paths inside options are not part of the bundle's bytes.
+    drop blocks, narrow, heal, store.
     The bundle NAME.edge holds model.gguf (or model.onnx), manifest.json and report.html.
     """
     config = CompressConfig(**options).check()

@@ -27,7 +27,21 @@ from ..gguf import open_gguf
 from ..onnx_runtime import OnnxServed
 from ..serve import Served
 from ..tokens import Tokenizer
-from . import assign, distill, export_onnx, fits, floats, importance, prune, quantize, report, samples, texts, trim
+from . import (
+    assign,
+    distill,
+    export_onnx,
+    fits,
+    floats,
+    importance,
+    prune,
+    quantize,
+    report,
+    room,
+    samples,
+    texts,
+    trim,
+)
 from .floats import Floats
 from .measure import compare
 from .options import CompressConfig
@@ -50,6 +64,7 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     refuse_existing(out)
     private = signature.private_key(key) if key else None  # before hours of work
     source = open_source(name)
+    room.for_steps(config, source.floats.weights)
     with _work_folder(out, config, source, resume) as folder:
         work = _Work(config, source, folder, private, on_progress, should_stop)
         work.trim()
@@ -203,8 +218,9 @@ class _Work:
         self.steps.append({"name": "quantize", "weights": self.model.weights, **facts, **asdict(made),
                            "importance": self.calibration is not None, "cost": cost})
         gguf = open_gguf(path)
-        return self._facts(Served(path), cost) | {"tensors": tensors, "parts": report.parts(gguf),
-                                          "device": fits.on_device(gguf, c.device) if c.device else None}
+        return self._facts(Served(path), cost) | {
+            "tensors": tensors, "parts": report.parts(gguf),
+            "device": fits.on_device(gguf, c.device) if c.device else None}
 
     def _fit(self, path: Path, size: int) -> tuple[list[dict[str, Any]], quantize.Quantized]:
         """A file of so many bytes at most: formats by what each matrix costs, errors that make up for each other."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ..config import check_field, option
+from ..device import board_named
 from ..errors import UsageError
 
 
@@ -25,7 +27,7 @@ class CompressConfig:
     vocab: int = option(0, "Trim the vocabulary to so many tokens; 0: keep it.", low=0)
     vocab_from: str = option("", "Text or rows whose tokens are kept, the most frequent first.")
     # weights taken away
-    drop_blocks: int = option(0, "Drop so many blocks, those that change their input least.", low=0)
+    drop_blocks: int = option(0, "Drop so many blocks, those without which the answers change least.", low=0)
     width: float = option(1.0, "Keep this share of MLP channels and attention groups, those that matter most.",
                           low=0.1, high=1.0)
     # healed
@@ -60,6 +62,14 @@ class CompressConfig:
             raise UsageError(f"{chosen[0]} is given with --format onnx", "ONNX is always int8, and is not trained")
         if self.format == "onnx" and not (self.measure or self.calibrate):
             raise UsageError("--format onnx needs text to compare with the source", "name it with --measure")
+        if self.type:
+            from ..quantizer import type_named  # only now: every command reads this module, and this takes memory
+            type_named(self.type)
+        if self.device:
+            board_named(self.device)
+        for name in ("calibrate", "measure", "vocab_from", "distill"):
+            if (path := getattr(self, name)) and not Path(path).is_file():
+                raise UsageError(f"--{name.replace('_', '-')} names {path}, which is no file", "check the path")
         needs = {"--drop-blocks": self.drop_blocks, "--width": self.width < 1, "--target-size": self.target_size,
                  "--device without --type": self.device and not self.type}
         for name, wanted in needs.items():

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..disk import replaced
-from ..errors import UsageError
 from ..gguf import Tensor, open_gguf, write_gguf
-from ..quantizer import TYPES, Importance, encode, quantize_file
+from ..quantizer import Importance, encode, quantize_file, type_named
 from .floats import Floats
 from .grid import FIELDS
 from .rounding import compensated, factor_of
@@ -63,10 +62,9 @@ def keys_of(model: Floats) -> tuple[dict[str, Any], dict[str, str]]:
 
 def stock(source: Path, path: Path, to: str, importance: Importance | None = None, threads: int = 0) -> Quantized:
     """The F16 GGUF `source` in llama.cpp's own type `to`, such as Q4_K_M: each matrix's format is its choice."""
-    if to.upper() not in TYPES:
-        raise UsageError(f"the type {to} is unknown", f"choose from {', '.join(TYPES)}")
+    to = type_named(to)
     with replaced(path) as beside:
-        quantize_file(source, beside, to.upper(), threads, importance)
+        quantize_file(source, beside, to, threads, importance)
     gguf = open_gguf(path)
     formats = [tensor.format for tensor in gguf.tensors.values() if len(tensor.shape) == 2]
     weights = sum(prod(tensor.shape) for tensor in gguf.tensors.values())

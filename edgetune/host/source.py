@@ -9,12 +9,13 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..bundle import open_bundle, sha256
 from ..errors import FormatError, UsageError
-from . import convert, floats
+from . import convert, floats, room
 from .floats import Floats
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -91,6 +92,8 @@ def download(name: str) -> Path:
 
 
 def _open_folder(name: str, kind: str, folder: Path) -> Source:
+    stored = sum(path.stat().st_size for path in convert.weight_files(folder))
+    room.require(2 * stored, f"{folder} in float32")  # most checkpoints hold 16 bits a weight
     model = convert.convert(folder)
     weights = {path.name: sha256(path) for path in convert.weight_files(folder)}
     keys = {key: value for key, value in model.metadata.items() if not key.startswith("general.")}
@@ -103,6 +106,7 @@ def _open_folder(name: str, kind: str, folder: Path) -> Source:
 
 def _open_gguf(path: Path) -> Source:
     bundle = open_bundle(path)
+    room.require(room.FLOAT * sum(prod(tensor.shape) for tensor in bundle.gguf.tensors.values()), f"{path} in float32")
     model, file = floats.read(bundle.gguf), bundle.gguf.path
     matrices = [tensor for tensor in bundle.gguf.tensors.values() if len(tensor.shape) > 1]
     quantized = any(matrix.format not in FLOAT_FORMATS for matrix in matrices)
