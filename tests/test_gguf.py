@@ -255,9 +255,9 @@ def test_a_vocabulary_of_260k_opens_fast(tmp_path: Path) -> None:
     tokens = b"".join(string(f"token {i}") for i in range(260_000))
     path = tmp_path / "x.gguf"
     path.write_bytes(header([key(k, ARR, array(STR, 260_000, tokens)) for k in ("tokens", "merges")], []))
-    start = time.perf_counter()
+    start = time.process_time()  # of the CPU, for machines are shared; a walk that is quadratic takes minutes
     opened = open_gguf(path)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 2
     assert opened.metadata.count("tokens") == 260_000
     assert opened.metadata["merges"][-1] == "token 259999"  # type: ignore[index]
 

@@ -153,9 +153,9 @@ def test_a_vocabulary_of_260k_is_checked_fast(tmp_path: Path) -> None:
 
     path = write_tiny(tmp_path / "x.gguf", n_vocab=260_000, d_model=16, n_heads=1, n_kv_heads=1, d_ff=16, n_blocks=1)
     opened = open_gguf(path)
-    start = time.perf_counter()
+    start = time.process_time()  # of the CPU, for machines are shared; a check that is quadratic takes minutes
     check_model(opened)
-    assert time.perf_counter() - start < 1.5
+    assert time.process_time() - start < 5
 
 
 LORA: Changes = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 16.0}
