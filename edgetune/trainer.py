@@ -249,18 +249,24 @@ class Trainer:
 def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (), like: plan.Choice | None = None,
               board: device.Profile | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
-    is sold with, where Python is as large as here.
+    is sold with, in a process of its own.
     """
+    asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
+    if board is not None:
+        room = plan.Room(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
+        return _planned(model, config, room, board.cores or device.read_device().cores, lengths, like)
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
     device.trim()
     here, process = device.read_device(), device.rss()
-    available, cores = (here.memory_available + process, here.cores) if board is None else (
-        board.available, board.cores or here.cores)
-    asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
-    room = plan.Room(process, before, config.memory_bytes(available), asked)
+    room = plan.Room(process, before, config.memory_bytes(here.memory_available + process), asked)
+    return _planned(model, config, room, here.cores, lengths, like)
+
+
+def _planned(model: Model, config: TrainConfig, room: plan.Room, cores: int, lengths: Sequence[int],
+             like: plan.Choice | None) -> plan.Plan:
     return plan.make(model.shape, config, threads=config.threads or cores, lengths=lengths, like=like,
                      sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
 

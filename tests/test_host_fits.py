@@ -26,29 +26,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("fits") / "tiny.gguf", formats="Q8_0")
 
 
-def planned(model: Path, device: str) -> dict:
-    """What a person sees there: a process of its own, as large as it is, not as these tests are."""
-    done = subprocess.run([sys.executable, "-m", "edgetune", "plan", model, "--device", device, "--json"], check=True,
+def planned(model: Path, *options: str) -> dict:
+    """What a person sees: by a process of its own, as large as it is, not as these tests are."""
+    done = subprocess.run([sys.executable, "-m", "edgetune", "plan", model, *options, "--json"], check=True, cwd="/",
                           capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
 def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny: Path) -> None:
-    said, there = fits.on_device(open_gguf(tiny), "pi 5"), planned(tiny, "pi 5")
+    said, there = fits.on_device(open_gguf(tiny), "pi 5"), planned(tiny, "--device", "pi 5")
     assert said["traded"] == there["traded"] == []
     assert said["budget_bytes"] == there["budget_bytes"]
     assert said["file_bytes"] == tiny.stat().st_size
-    assert said["predicted_peak_bytes"] - there["peak_bytes"] == fits.PROCESS + plan.GROWTH - there["process_bytes"]
+    assert said["predicted_peak_bytes"] == there["peak_bytes"]
     assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
-    assert 0 <= fits.PROCESS + plan.GROWTH - there["process_bytes"] < 8 << 20  # a little over what Python takes
+    here = planned(tiny)["process_bytes"]
+    assert 0 <= there["process_bytes"] - here < 8 << 20  # a little over what Python takes
 
 
 def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2: Path) -> None:
-    said, there = fits.on_device(open_gguf(smollm2), ZERO), planned(smollm2, ZERO)
+    said, there = fits.on_device(open_gguf(smollm2), ZERO), planned(smollm2, "--device", ZERO)
     assert (said["name"], said["memory_bytes"]) == ("Raspberry Pi Zero 2 W", 512 << 20)
     assert said["predicted_peak_bytes"] <= said["budget_bytes"] == there["budget_bytes"]
     assert len(said["traded"]) == len(there["traded"]) == 3
-    assert said["predicted_tokens_per_second"] == pytest.approx(there["predicted"]["tokens_per_s"], rel=0.1)
+    assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
     assert said == fits.on_device(open_gguf(smollm2), ZERO)
 
 
@@ -61,7 +62,7 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> 
         """All of them in memory."""
         weights = Sizes((0, 0), int(nbytes), 0, 0)
         return plan.make(model.shape, TrainConfig(weights="resident"), threads=4, sizes=weights,
-                         room=plan.Room(fits.PROCESS, budget=budget))
+                         room=plan.Room(plan.PROCESS, budget=budget))
 
     assert trained_with(most).peak_bytes <= budget
     trained_with(most + fits.RESERVE * budget)

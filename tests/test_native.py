@@ -367,7 +367,7 @@ def test_harness(tmp_path: Path) -> None:
     options = ["-DET_CHECK=ON", "-DET_EXTENSION=OFF", "-G", "Unix Makefiles"]
     subprocess.run(["cmake", "-S", ROOT / "native", "-B", tmp_path, *options], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", tmp_path, "-j", "2"], check=True, capture_output=True)
-    result = subprocess.run([tmp_path / "et_check"], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([tmp_path / "et_check"], capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ROWS

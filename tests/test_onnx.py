@@ -171,8 +171,8 @@ def test_export_is_silent_and_says_the_same_bytes_again(exported, tmp_path):
             "export_onnx.export(floats.read(open_gguf(sys.argv[1])), Path(sys.argv[2]), "
             "np.random.default_rng(1).integers(3, 416, (10, 52)).astype(np.int32), threads=1)")
     folder = exported[1]
-    done = subprocess.run([sys.executable, "-c", code, folder / "llama-none-0.gguf", tmp_path], capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, folder / "llama-none-0.gguf", tmp_path], cwd=tmp_path,
+                          capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""
     for name in ("model.onnx", "tokenizer.gguf"):
         assert (tmp_path / name).read_bytes() == (folder / "out" / name).read_bytes()

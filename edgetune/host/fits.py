@@ -14,7 +14,6 @@ from ..speed import profile_speed, tokens_per_s
 from ..stream import Sizes, sizes
 from .floats import Floats
 
-PROCESS = 42 << 20  # bytes of Python and its libraries before training; measured 41, and fixed: predictions do not vary
 RESERVE = 1 / 16  # of the budget stays free when a file is made to fit: the process may be larger there, rows longer
 STEP = 1 << 16  # bytes to which the largest file is found
 
@@ -61,6 +60,6 @@ def largest_file(model: Floats, name: str) -> int:
 
 
 def _plan(shape: Shape, weights: Sizes, board: Profile, config: TrainConfig) -> plan.Plan:
-    room = plan.Room(PROCESS, budget=config.memory_bytes(board.available),
+    room = plan.Room(plan.PROCESS, budget=config.memory_bytes(board.available),
                      asked=f"{DEFAULT_MEMORY} of what is available on {board.name}")
     return plan.make(shape, config, threads=board.cores or 1, sizes=weights, room=room)

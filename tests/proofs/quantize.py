@@ -73,6 +73,8 @@ def prove(model, args, folder):
             path = folder / f"{to}{which}.gguf"
             quantize.stock(source, path, to, given)
             cost = compare(path)
+            if not theirs and given is None:
+                print(f"the source: {source.stat().st_size / 1e6:.2f} MB, perplexity {cost.source_perplexity:.2f}")
             row(f"{to}{which}", path, cost)
         theirs[path.stat().st_size] = cost.kl
     curvature = importance.curvature(whole, before[: max(1, len(before) // 4)], moments)
