@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -41,20 +41,19 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     return [f"traded: {text}" for text in plan["traded"]]
 
 
-class TrainProgress:
-    """Shows a run's events; give `event` to train.run as on_event. quiet: shows nothing (--json)."""
+S = TypeVar("S", bound="_Live")
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
+
+class _Live:
+    """A bar of these columns on a terminal, shown within a `with`; elsewhere, and where quiet, none."""
+
+    def __init__(self, console: Console, quiet: bool, *columns: ProgressColumn) -> None:
         self.console, self.quiet = console, quiet
         self.live = not quiet and console.is_terminal
-        self.bar = Progress(TextColumn("[bold]step {task.completed}/{task.total}"), BarColumn(bar_width=24),
-                            TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(compact=True),
-                            console=console, transient=False)
+        self.bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
         self.task: TaskID | None = None
-        self.pace, self.numbers = "", ""  # what the governor does, and the last step's
-        self.total, self.held_out, self.tokens, self.seconds, self.last = 0, "", 0, 0.0, 0.0
 
-    def __enter__(self) -> TrainProgress:
+    def __enter__(self: S) -> S:
         if self.live:
             self.bar.start()
         return self
@@ -63,6 +62,16 @@ class TrainProgress:
                  trace: TracebackType | None) -> None:
         if self.live:
             self.bar.stop()
+
+
+class TrainProgress(_Live):
+    """Shows a run's events; give `event` to train.run as on_event. quiet: shows nothing (--json)."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        super().__init__(console, quiet, TextColumn("[bold]step {task.completed}/{task.total}"),
+                         BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
+        self.pace, self.numbers = "", ""  # what the governor does, and the last step's
+        self.total, self.held_out, self.tokens, self.seconds, self.last = 0, "", 0, 0.0, 0.0
 
     def event(self, e: dict[str, Any]) -> None:
         if self.quiet:
@@ -130,26 +139,13 @@ class TrainProgress:
                                soft_wrap=True)
 
 
-class StepProgress:
+class StepProgress(_Live):
     """Shows long steps one after another; give `step` to what calls it with (what, done, total)."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        self.console, self.quiet = console, quiet
-        self.live = not quiet and console.is_terminal
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24),
-                            TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(compact=True), console=console)
+        super().__init__(console, quiet, TextColumn("{task.description}"), BarColumn(bar_width=24),
+                         TextColumn("{task.percentage:.0f} %"))
         self.what, self.began, self.last = "", 0.0, 0.0
-        self.task: TaskID | None = None
-
-    def __enter__(self) -> StepProgress:
-        if self.live:
-            self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if self.live:
-            self.bar.stop()
 
     def step(self, what: str, done: float, total: float) -> None:
         """Of the step `what`, `done` of `total` is done; a new name begins a new line."""

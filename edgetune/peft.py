@@ -54,7 +54,7 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str]) -> None
     for name, pair in pairs.items():
         path = f"base_model.model.{_module_path(name)}"
         tensors[f"{path}.lora_A.weight"] = pair.a
-        tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(_row_order(name, pair.b.shape[0], shape))]
+        tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
     with new_folder(Path(folder)) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
         (beside / CONFIG).write_text(json.dumps(_config_of(pairs, shape.n_layer), indent=2) + "\n")
@@ -82,7 +82,7 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
     pairs = {name: _pair(folder, paths[name], sides, config) for name, sides in halves.items()}
     check_fit(pairs, base, str(folder))
     for name, pair in pairs.items():
-        pair.b = pair.b[_row_order(name, pair.b.shape[0], shape)]
+        pair.b = pair.b[row_order(name, pair.b.shape[0], shape)]
     return pairs
 
 
@@ -97,7 +97,7 @@ def _module_path(name: str) -> str:
     return f"model.layers.{match[1]}.{_MODULES[match[2]]}"
 
 
-def _row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
+def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
     """Row i of the GGUF's tensor is row order[i] of transformers'."""
     order = np.arange(rows)
     heads = {"attn_q": shape.n_head, "attn_k": shape.n_kv}.get(name.rpartition(".")[2])

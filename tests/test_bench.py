@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import run
 from tiny import write_tiny
 
 from edgetune import native
 from edgetune.bench import generate, kernels, ops, train
-from edgetune.cli import cli
 from edgetune.config import TrainConfig
 from edgetune.gguf import open_gguf
 from edgetune.model import Model
@@ -25,14 +24,6 @@ BLOCK = QKV + OUT + GATE_UP + DOWN
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("bench") / "model.gguf", formats="Q8_0")
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(cli, [str(a) for a in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def run_json(*args, code=0):

@@ -10,6 +10,7 @@ import time
 import pytest
 from boards import Board
 from click.testing import CliRunner
+from commands import run
 from tiny import write_tiny
 
 from edgetune.cli import cli
@@ -24,14 +25,6 @@ def place(tmp_path_factory):
     write_tiny(folder / "model.gguf", formats="Q8_0")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(cli, [str(a) for a in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def run_json(*args, code=0):

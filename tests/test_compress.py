@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from commands import run
 from tiny import write_tiny
 
 pytest.importorskip("torch")
@@ -39,14 +40,6 @@ def place(tmp_path_factory):
             row = {key: " ".join(rng.choice(WORDS, 12)) for key in ("prompt", "completion")}
             file.write(json.dumps(row) + "\n")
     return folder
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(cli, [str(a) for a in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def compress(place, name, *args, code=0, source="model.gguf", text="--calibrate"):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..lora import TARGETS
+from ..peft import row_order
 from ..shape import Rope, Shape
 from .floats import Floats
 
@@ -50,12 +51,8 @@ def _inside(architecture: str) -> dict[str, str]:
 
 
 def gguf_rows(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
-    """Row i of the GGUF's tensor is row order[i] of transformers'."""
-    order = np.arange(rows)
-    heads = {"attn_q": shape.n_head, "attn_k": shape.n_kv}.get(name.split(".")[-2])
-    if shape.architecture == "llama" and heads is not None:
-        order = order.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-    return order
+    """Row i of the GGUF's tensor, weight or bias, is row order[i] of transformers'."""
+    return row_order(name.rpartition(".")[0], rows, shape)
 
 
 def tensor_to_torch(name: str, array: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:

@@ -1,0 +1,14 @@
+"""A command as a user types it, in this process."""
+
+from click.testing import CliRunner
+
+from edgetune.cli import cli
+
+
+def run(*args, code=0):
+    """What it prints; its exit code must be `code`."""
+    result = CliRunner().invoke(cli, [str(a) for a in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
