@@ -51,6 +51,14 @@ class DiskError(EdgetuneError):
     """The disk takes no more: it is full, read-only or broken."""
 
 
+class NotFoundError(EdgetuneError):
+    """Nothing has that name or number."""
+
+
+class TooMuchError(EdgetuneError):
+    """A file, a request or a queue is larger than it may be."""
+
+
 class Interrupted(EdgetuneError):
     """A run was asked to stop and can be taken up again."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .device import Profile
 from .errors import UsageError
-from .policy import MIB, Policy, resolve
+from .policy import MIB, Policy, resolve, within
 from .sensors import Readings, Sensors
 
 ACTIONS = ("go", "slower", "pause")
@@ -69,10 +69,8 @@ def _quiet(r: Readings, policy: Policy, _held: int) -> Level:
     hours = policy.quiet_minutes()
     if hours is None:
         return NOTHING
-    begin, end = hours
-    inside = begin <= r.minute < end if begin < end else r.minute >= begin or r.minute < end
     return (2, f"it is {r.minute // 60:02}:{r.minute % 60:02}, in the quiet hours {policy.quiet_hours}"
-            ) if inside else NOTHING
+            ) if within(r.minute, hours) else NOTHING
 
 
 def _power(r: Readings, policy: Policy, held: int) -> Level:

@@ -45,17 +45,25 @@ class Policy:
 
     def quiet_minutes(self) -> tuple[int, int] | None:
         """Begin and end in minutes of the day; the end may lie before the begin."""
-        if not self.quiet_hours:
-            return None
-        times = [_TIME.fullmatch(part.strip()) for part in self.quiet_hours.split("-")]
-        minutes = [int(time[1]) * 60 + int(time[2]) for time in times if time]
-        if len(times) != 2 or len(minutes) != 2 or minutes[0] == minutes[1]:
-            raise UsageError(f"quiet-hours is {self.quiet_hours!r}, not two different times of the day",
-                             "for example --quiet-hours 08:00-22:00")
-        return minutes[0], minutes[1]
+        return read_hours("quiet-hours", self.quiet_hours) if self.quiet_hours else None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def read_hours(name: str, hours: str) -> tuple[int, int]:
+    """08:00-22:00 as minutes of the day; the end may lie before the begin. Raises UsageError, which names the option."""
+    times = [_TIME.fullmatch(part.strip()) for part in hours.split("-")]
+    minutes = [int(time[1]) * 60 + int(time[2]) for time in times if time]
+    if len(times) != 2 or len(minutes) != 2 or minutes[0] == minutes[1]:
+        raise UsageError(f"{name} is {hours!r}, not two different times of the day", f"for example --{name} 08:00-22:00")
+    return minutes[0], minutes[1]
+
+
+def within(minute: int, hours: tuple[int, int]) -> bool:
+    """Whether a minute of the day lies in read_hours' result."""
+    begin, end = hours
+    return begin <= minute < end if begin < end else minute >= begin or minute < end
 
 
 def read_policy(path: Path, **flags: Any) -> Policy:

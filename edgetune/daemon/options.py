@@ -1,0 +1,69 @@
+"""Every option of the daemon once; flags, the unit that `service install` writes and the documentation come from here."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ..config import check_field, option
+from ..errors import UsageError
+from ..policy import read_hours
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """Options of a daemon, or of a service within an app. Immutable."""
+
+    # where it listens
+    host: str = option("127.0.0.1", "Address to listen on; any but loopback needs --key-file.")
+    port: int = option(8642, "Port to listen on; 0: one that is free, which is printed.", low=0, high=65535)
+    socket: str = option("", "Listen on this Unix socket instead.")
+    key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.")
+    # what it keeps
+    state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].")
+    log_prompts: bool = option(False, "Write prompts and answers into the log.")
+    keep: int = option(3, "Adapters kept beside the one in service, the latest ones.", low=1, high=100)
+    # what it may take
+    memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is available "
+                         "[75%].")
+    context: int = option(0, "Tokens that all prompts and answers at work may have together; 0: 4096, or what the model "
+                          "was trained for.", low=0)
+    parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
+    queue: int = option(64, "Requests that may wait; more are told to come again (429).", low=1)
+    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
+    max_upload: int = option(64, "MiB of an uploaded file at most.", low=1)
+    max_body: int = option(1024, "KiB of any other request at most.", low=1)
+    max_rows: int = option(100_000, "Rows of an uploaded file at most.", low=1)
+    # how it learns
+    learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
+                        "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"))
+    learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.")
+    learn_rows: int = option(20, "New rows of feedback that are worth a job.", low=1)
+    replay: float = option(4.0, "Earlier rows trained on again, for each new one.", low=0.0)
+    canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
+
+    def check(self) -> DaemonConfig:
+        """Returns self; raises UsageError for the first option out of its range."""
+        for spec in fields(self):
+            check_field(spec.name, getattr(self, spec.name), spec.metadata)
+        read_hours("learn-hours", self.learn_hours)
+        if not self.socket and self.host not in LOOPBACK and not self.key_file:
+            raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
+                             "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
+        return self
+
+    def folder(self) -> Path:
+        """Of the state."""
+        base = os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd's
+        default = Path(base) if base else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "edgetune"
+        return Path(self.state).expanduser() if self.state else default.expanduser()
+
+
+def model_name(path: Path) -> str:
+    """What clients call a model: its file's or bundle's name without ending, in lower case, of letters, digits, . _ -"""
+    stem = path.name.removesuffix(".edge").removesuffix(".gguf")
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-.") or "model"

@@ -1,0 +1,117 @@
+"""A model that answers and learns, without HTTP: what the daemon serves, and what an app embeds.
+
+    with Service("model.gguf", DaemonConfig(state="state", learn="idle")) as service:
+        text = "".join(service.chat([{"role": "user", "content": "lamp on"}]))
+
+Three verbs: start (open the state, load the model and the adapter in service, take up what was running), work (threads
+of the batcher, of the jobs and of learning, until) stop (finish answers, save training).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .. import disk
+from ..batching import Batcher, Ticket
+from ..bundle import open_bundle
+from ..config import TrainConfig
+from ..errors import NotFoundError
+from ..policy import Policy
+from ..serve import Served
+from .adapters import Adapters
+from .feedback import Feedback
+from .files import Files
+from .jobs import Jobs
+from .learn import Learner
+from .options import DaemonConfig, model_name
+from .store import Store
+
+LATEST = ":latest"
+
+
+class Service:
+    """See above. policy: what training gives way to. train: options of a job that its request leaves open.
+
+    Its parts are open to the app: files, jobs, adapters, feedback, batcher. All of them are for any number of threads.
+    Raises UsageError for options that cannot be kept and where another process has the state folder.
+    """
+
+    def __init__(self, model: str | Path, config: DaemonConfig | None = None, policy: Policy | None = None,
+                 train: TrainConfig | None = None) -> None:
+        self.config = (config or DaemonConfig()).check()
+        self.policy, self.train = (policy or Policy(nice=19)).check(), (train or TrainConfig()).check()
+        self.path = Path(model)
+        self.name = model_name(self.path)
+        self.stopping = threading.Event()
+
+    # ---- the three verbs ----------------------------------------------------------------------------------------
+
+    def start(self) -> Service:
+        folder = self.config.folder()
+        disk.private_folder(folder)
+        self._held = disk.alone(folder)
+        self._held.__enter__()
+        self.bundle = open_bundle(self.path)
+        self.store = Store(folder)
+        self.served = Served(self.bundle.gguf.path, context=self.config.context or None, threads=self.config.threads or None)
+        self.batcher = Batcher(self.served, parallel=self.config.parallel, queue=self.config.queue)
+        self.files = Files(self.store, folder, self.config)
+        self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
+        self.feedback = Feedback(self.store)
+        self.jobs = Jobs(self)
+        self.learner = Learner(self)
+        self.batcher.start()
+        self.adapters.start()
+        self.jobs.start()
+        self.learner.start()
+        return self
+
+    def stop(self) -> None:
+        """Finish the answers at work, save what is trained, close. Twice is fine."""
+        self.stopping.set()
+        self.learner.stop()
+        self.jobs.stop()
+        self.batcher.stop()
+        self.served.close()
+        self.store.close()
+        self._held.__exit__(None, None, None)
+
+    def __enter__(self) -> Service:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.stop()
+
+    # ---- answers ------------------------------------------------------------------------------------------------
+
+    def models(self) -> list[str]:
+        """What a request may name: the base, the base with what is in service, and every adapter."""
+        return [self.name, self.name + LATEST, *(adapter.id for adapter in self.adapters.list())]
+
+    def adapter_for(self, model: str) -> str | None:
+        """The adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
+        if model == self.name:
+            return None
+        if model in (self.name + LATEST, ""):
+            return self.adapters.serving
+        if any(adapter.id == model for adapter in self.adapters.list()):
+            return model
+        raise NotFoundError(f"there is no model {model!r:.200}", f"there are {', '.join(self.models()[:8])}")
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
+             model: str = "", **options: Any) -> Ticket:
+        """The assistant's next message, as a Ticket that yields pieces of text; options are Batcher.submit's.
+
+        model: a name of `models`; "": what is in service.
+        """
+        return self.generate(self.served.tokenizer.render(messages, tools, add_generation_prompt=True), model=model,
+                             **options)
+
+    def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Ticket:
+        """The continuation of a prompt."""
+        return self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
