@@ -87,7 +87,6 @@ class Context:
 
     def __init__(self, llama: ModuleType, model: int, size: int, threads: int = 0) -> None:
         self.size = size
-        self.before_decode: Callable[[], object] = lambda: None  # called where other work may go first
         self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds
         self._llama = llama
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
@@ -214,7 +213,6 @@ class Context:
 
     def _decode(self) -> NDArray[np.float32]:
         """Compute the batch and empty it; the logits of its wanted tokens, [n, V], as a view."""
-        self.before_decode()
         batch, llama = self._batch, self._llama
         batch.struct.n_tokens, batch.size = batch.size, 0
         code = llama.llama_decode(self.handle, batch.struct)
