@@ -29,7 +29,7 @@ from .errors import EdgetuneError, TooMuchError, UsageError
 from .sampling import Sampler
 from .serve import Served
 
-PROMPT = 64  # tokens of prompts that a decode takes while somebody's answer runs
+PROMPT = 64, 128  # tokens of prompts that a decode takes: while somebody's answer runs, and else
 GROWTH = 16  # tokens that each answer must have room for when another one begins
 RECENT = 10.0  # seconds that tokens_per_s looks back
 
@@ -326,9 +326,8 @@ class Batcher:
         adapter = min((answer.ticket.adapter for answer in self._working), key=lambda name: self._turns.get(name, 0.0))
         mine = [answer for answer in self._working if answer.ticket.adapter == adapter]
         plan = [(answer, 1) for answer in mine if answer.running]
-        left = self.served.cache.room - len(plan)
-        if any(answer.running for answer in self._working):
-            left = min(left, PROMPT)
+        prompts = PROMPT[not any(answer.running for answer in self._working)]
+        left = min(prompts, self.served.cache.room - len(plan))
         for answer in mine:
             if not answer.running and left:
                 count = min(answer.pending, left)

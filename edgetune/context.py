@@ -22,7 +22,6 @@ from .errors import EdgetuneError, UsageError
 
 DEFAULT_CONTEXT = 2048
 BATCH = 512  # tokens that one llama_decode takes at most
-MICRO_BATCH = 128  # tokens that llama.cpp computes at a time
 OUTPUTS = 64  # logits held at a time at most: float32 [OUTPUTS, V]
 PARALLEL = 16  # answers that `greedy` works on together
 
@@ -95,7 +94,7 @@ class Context:
         self._llama = llama
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = size, BATCH, MICRO_BATCH
+        options.n_ctx, options.n_batch, options.n_ubatch = size, BATCH, BATCH
         options.n_seq_max, options.kv_unified = sequences, True  # unified: a shared prefix is held once
         options.n_threads = options.n_threads_batch = threads or read_device().cores
         self._handle = llama.llama_init_from_model(model, options)

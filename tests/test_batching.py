@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import llama_cpp
 import pytest
-import tiny
 from test_serve import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
 
-from edgetune.batching import Batcher, Ticket
-from edgetune.errors import EdgetuneError, MismatchError, TooMuchError, UsageError
+from edgetune.batching import Batcher
 from edgetune.serve import Served
 
 ADAPTERS = (None, "a", "b")
@@ -36,7 +32,7 @@ def served(tiny_llama: Path, files: dict[str, Path]) -> Iterator[Served]:
         yield served
 
 
-@pytest.fixture()
+@pytest.fixture
 def batcher(served: Served) -> Iterator[Batcher]:
     batcher = Batcher(served, parallel=6, queue=64)
     batcher.start()
