@@ -29,7 +29,8 @@ ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click"}
 HOST_ALLOWED = ALLOWED | {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "safetensors",
                           "huggingface_hub", "matplotlib", "cryptography"}  # extra: host
 OPTIONAL = {"onnxruntime", "cryptography"}  # the device's own extras, imported where they are used
-DAEMON = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "sdnotify", "httpx"}  # extra: daemon
+DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "prometheus_client", "sdnotify",
+          "httpx"}  # extra: daemon
 
 
 def modules():
