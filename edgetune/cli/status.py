@@ -67,7 +67,8 @@ def view(facts: dict[str, Any]) -> RenderableType:
 
 def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:
     from ..console import table
-    rows: list[list[str | Text]] = [[_clock(event["at"]), Text(str(event[name] or BASE)), Text(event["cause"])] for event in events]
+    rows: list[list[str | Text]] = [[_clock(event["at"]), str(event[name] or BASE), Text(event["cause"])]
+                                    for event in events]
     return ["", table(title, ["", "", ""], rows)] if rows else []
 
 

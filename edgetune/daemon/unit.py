@@ -87,6 +87,8 @@ def _needed(model: Path, config: DaemonConfig) -> list[Path]:
 def _check_readable(path: Path) -> None:
     """For every user. Folders above count where the service sees them as they are."""
     above = () if _hidden(path) else path.parents
+    if not path.exists():
+        raise UsageError(f"there is no {path}", "name a file that is there")
     for place, needs in ((path, 0o5 if path.is_dir() else 0o4), *((folder, 0o1) for folder in above)):
         if place.stat().st_mode & needs != needs:
             raise UsageError(f"{place} is not open to all users (mode {place.stat().st_mode & 0o777:o}), the service "
@@ -113,11 +115,10 @@ def _environment(config: DaemonConfig) -> Iterator[str]:
 
 def _network(config: DaemonConfig) -> Iterator[str]:
     if config.socket:
-        yield f"RuntimeDirectory={NAME}"
-    yield f"RestrictAddressFamilies=AF_UNIX{'' if config.socket else ' AF_INET AF_INET6'}"
-    if _local(config):
-        yield "IPAddressDeny=any"
-        yield "IPAddressAllow=localhost"
+        yield from (f"RuntimeDirectory={NAME}", "RestrictAddressFamilies=AF_UNIX", "PrivateNetwork=yes")
+    else:
+        yield "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
+        yield from ("IPAddressDeny=any", "IPAddressAllow=localhost") if _local(config) else ()
 
 
 def _word(text: str) -> str:
