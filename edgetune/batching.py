@@ -30,6 +30,7 @@ from .sampling import Sampler
 from .serve import Served
 
 PROMPT = 64, 128  # tokens of prompts that a decode takes: while somebody's answer runs, and else
+KEPT = 16  # sequences that a model should be opened with beside those at work, for what finished answers leave
 GROWTH = 16  # tokens that each answer must have room for when another one begins
 RECENT = 10.0  # seconds that tokens_per_s looks back
 
