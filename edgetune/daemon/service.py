@@ -16,10 +16,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from .. import disk
-from ..batching import Batcher, Ticket
+from ..batching import KEPT, Batcher, Ticket
 from ..bundle import open_bundle
 from ..config import TrainConfig
 from ..device import read_device, rss
@@ -37,6 +37,7 @@ from .options import DaemonConfig, model_name
 from .store import Store
 
 LATEST = ":latest"
+CONTEXT = 4096  # tokens, where none are asked for and the model was trained for as many
 
 
 class Service:
@@ -83,9 +84,11 @@ class Service:
         here = read_device()
         self.sensors = Sensors(zones=here.profile.zones if here.profile else ())
         self.budget = TrainConfig(memory=self.config.memory).memory_bytes(here.memory_available + rss())
-        self.served = Served(self.bundle.gguf.path, context=self.config.context or None,
-                             threads=self.config.threads or None)
-        self.batcher = Batcher(self.served, parallel=self.config.parallel, queue=self.config.queue)
+        config, gguf = self.config, self.bundle.gguf
+        trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
+        self.served = Served(gguf.path, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
+                             sequences=config.parallel + KEPT)
+        self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
 
     def stop(self) -> None:
         """Finish the answers at work, save what is trained, close. Twice is fine."""
