@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,9 @@ SUFFIX = 40  # letters
 
 @dataclass(frozen=True)
 class Job:
-    """As the table has it, JSON read. progress, while it runs: step, steps, loss, tokens_per_s, eta_s, as far as known."""
+    """As the table has it, JSON read. progress, while it runs and as far as known: phase, step, steps, loss,
+    held_out_loss, tokens_per_s, eta_s.
+    """
 
     id: str
     created_at: int
@@ -188,8 +191,8 @@ class Jobs:
         return [self._read(row) for row in self.store.read(
             "SELECT * FROM jobs WHERE rowid < ? ORDER BY rowid DESC LIMIT ?", self.store.before("jobs", after), limit)]
 
-    def _read(self, row: Mapping[str, Any]) -> Job:
-        columns = {**row}
+    def _read(self, row: sqlite3.Row) -> Job:
+        columns = dict(row)
         for name in ("method", "metadata", "config", "error"):
             columns[name] = json.loads(columns[name]) if columns[name] else None
         return Job(**columns, progress=self._work.progress_of(columns["id"]))
@@ -207,10 +210,11 @@ class Jobs:
         """Measurements of the held-out loss, the latest first, in OpenAI's words. Raises NotFoundError."""
         model = self.get(id).result or ""
         return [{"id": f"ftckpt-{row['seq']}", "created_at": row["created_at"], "fine_tuning_job_id": id,
-                 "fine_tuned_model_checkpoint": model, "step_number": row["step"], "metrics": json.loads(row["metrics"])}
+                 "fine_tuned_model_checkpoint": model, "step_number": row["step"],
+                 "metrics": json.loads(row["metrics"])}
                 for row in self._rows_of("checkpoints", id, "ftckpt-", after, limit)]
 
-    def _rows_of(self, table: str, job: str, prefix: str, after: str | None, limit: int) -> Sequence[Mapping[str, Any]]:
+    def _rows_of(self, table: str, job: str, prefix: str, after: str | None, limit: int) -> Sequence[sqlite3.Row]:
         self.get(job)
         number = (after or f"{prefix}{2**62}").removeprefix(prefix)
         if not (number.isascii() and number.isdigit() and len(number) < 20):

@@ -130,7 +130,8 @@ class Work:
             if self.jobs.get(job.id).status not in ("queued", "running") or self.service.stopping.is_set():
                 return
             task = self._task(job)
-            self.jobs.set(job.id, "running", "goes on" if job.started_at else "begun", started_at=job.started_at or now())
+            self.jobs.set(job.id, "running", "goes on" if job.started_at else "begun",
+                          started_at=job.started_at or now())
             self._runner = runner = Runner(task)
         if self.service.batcher.busy:
             runner.tell("busy")
@@ -183,8 +184,8 @@ class Work:
         made = adapters.add(job.id, self.jobs.folder / job.id / RUN, job.suffix, verdict)
         if verdict["passed"] and made.state == "candidate":
             adapters.promote(made.id, f"{job.id}: {verdict['reason']}")
-        self.jobs.set(job.id, "succeeded", f"{'in service' if verdict['passed'] else 'a candidate'}: {verdict['reason']}",
-                      data={"adapter": made.id, "verdict": verdict}, result=made.id,
+        text = f"{'in service' if verdict['passed'] else 'a candidate'}: {verdict['reason']}"
+        self.jobs.set(job.id, "succeeded", text, data={"adapter": made.id, "verdict": verdict}, result=made.id,
                       trained_tokens=self._progress.get("trained_tokens"))
         return "succeeded"
 

@@ -1,9 +1,9 @@
 """A job's own process: it trains in STATE/runs/ID, then lets the gate judge the result. Started by runner.py.
 
-`python -m edgetune.daemon.worker` reads a line of JSON from stdin, what to do, and then a word a line: `busy` and `free`
-as people are answered or not, `stop`. It says what happens in lines of JSON on stdout: the events of train.run, then one
-of {"event": "judged", "verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ..., "hint": ...}.
-It ends with its parent, at whatever moment that dies; what it had saved then is taken up by the next one.
+`python -m edgetune.daemon.worker` reads a line of JSON from stdin, what to do, and then a word a line: `busy` and
+`free` as people are answered or not, `stop`. It says what happens in lines of JSON on stdout: the events of train.run,
+then one of {"event": "judged", "verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ...,
+"hint": ...}. It ends with its parent, at whatever moment that dies; what it had saved then is taken up by the next one.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def judge(bundle: Bundle, folder: Path, config: TrainConfig, task: dict[str, Any
         verdict = gate.judge(served, list(Rows(folder / HELD)), "old" if old else None, "new", task["canary"],
                              system=config.system or None, max_length=config.max_length,
                              known=old["scores"] if old else None, between=Yield(lambda: words.busy))
-    return verdict.to_json() | {"against": old and old["id"]}
+    return {**verdict.to_json(), "against": old and old["id"]}
 
 
 def is_done(out: Path) -> bool:
