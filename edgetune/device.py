@@ -166,11 +166,14 @@ def board_named(name: str, memory: str = "") -> Profile:
 
 
 def read_profiles(folder: Path | None = None) -> list[Profile]:
-    """All profiles; those of the project lie in edgetune/devices (a wheel) or beside edgetune/ (the source tree)."""
-    if folder is None:
-        folder = Path(__file__).parent / "devices"
-        folder = folder if folder.is_dir() else Path(__file__).parents[1] / "devices"
-    return [_profile(path) for path in sorted(folder.glob("*.toml"))]
+    """All profiles; the project's, if no folder is named."""
+    return [_profile(path) for path in sorted((folder or devices_folder()).glob("*.toml"))]
+
+
+def devices_folder() -> Path:
+    """The project's data on devices: in edgetune/devices (a wheel) or beside edgetune/ (the source tree)."""
+    folder = Path(__file__).parent / "devices"
+    return folder if folder.is_dir() else Path(__file__).parents[1] / "devices"
 
 
 def _profile(path: Path) -> Profile:

@@ -52,11 +52,12 @@ class Policy:
 
 
 def read_hours(name: str, hours: str) -> tuple[int, int]:
-    """08:00-22:00 as minutes of the day; the end may lie before the begin. Raises UsageError, which names the option."""
+    """08:00-22:00 as minutes of the day; the end may lie before the begin. UsageError names the option."""
     times = [_TIME.fullmatch(part.strip()) for part in hours.split("-")]
     minutes = [int(time[1]) * 60 + int(time[2]) for time in times if time]
     if len(times) != 2 or len(minutes) != 2 or minutes[0] == minutes[1]:
-        raise UsageError(f"{name} is {hours!r}, not two different times of the day", f"for example --{name} 08:00-22:00")
+        raise UsageError(f"{name} is {hours!r}, not two different times of the day",
+                         f"for example --{name} 08:00-22:00")
     return minutes[0], minutes[1]
 
 

@@ -50,6 +50,18 @@ def shape_of(row: Row) -> str:
     return found[0]
 
 
+def check_row(row: Row) -> str:
+    """Its shape, once all that the shape needs is there in the right type; DataError. Needs no tokenizer."""
+    shape = shape_of(row)
+    if isinstance(row, str):
+        return shape
+    if shape == "text":
+        _text(row, "text")
+    else:
+        _conversation(row, shape, None)
+    return shape
+
+
 def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     """The row's examples, at full length but for plain text, which is cut at max_length. Raises DataError."""
     if isinstance(row, str):

@@ -36,8 +36,8 @@ class Commands(click.Group):
     """Commands in the order in which people need them; errors are one sentence on stderr."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return ["demo", "compress", "train", "plan", "eval", "generate", "chat", "export", "import", "merge", "info",
-                "device", "doctor", "bench"]
+        return ["demo", "compress", "train", "plan", "eval", "generate", "chat", "daemon", "service", "status", "jobs",
+                "adapters", "export", "import", "merge", "info", "device", "doctor", "bench"]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -97,15 +97,22 @@ def governor_of(policy_file: Path | None, options: dict[str, Any]) -> Any:
     """The governor that a command's options ask for; takes them out of `options`."""
     from ..device import read_device
     from ..governor import Governor
-    ctx = click.get_current_context()
-    given = {spec.name: options.pop(spec.name) for spec in fields(Policy)}
+    return Governor(policy_of(policy_file, options), read_device().profile)
+
+
+def policy_of(policy_file: Path | None, options: dict[str, Any], **fixed: Any) -> Policy:
+    """The policy that a command's options ask for; takes them out of `options`. fixed: what the command decides."""
+    asked = {spec.name: options.pop(spec.name) for spec in fields(Policy) if spec.name not in fixed}
     if policy_file:
-        flags = {name: value for name, value in given.items()
-                 if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        policy = read_policy(policy_file, **flags)
-    else:
-        policy = Policy(**given).check()
-    return Governor(policy, read_device().profile)
+        return read_policy(policy_file, **given(asked), **fixed)
+    return Policy(**asked, **fixed).check()
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that stand on the command line."""
+    ctx = click.get_current_context()
+    return {name: value for name, value in options.items()
+            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
 def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = cli) -> Callable[[F], F]:

@@ -1,4 +1,4 @@
-"""Every option of the daemon once; flags, the unit that `service install` writes and the documentation come from here."""
+"""Every option of the daemon once: flags, the unit of `service install` and the documentation are made of these."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class DaemonConfig:
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep: int = option(3, "Adapters kept beside the one in service, the latest ones.", low=1, high=100)
     # what it may take
-    memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is available "
-                         "[75%].")
-    context: int = option(0, "Tokens that all prompts and answers at work may have together; 0: 4096, or what the model "
-                          "was trained for.", low=0)
+    memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
+                         "available [75%].")
+    context: int = option(0, "Tokens that all prompts and answers at work may have together; 0: 4096, or what the "
+                          "model was trained for.", low=0)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
     queue: int = option(64, "Requests that may wait; more are told to come again (429).", low=1)
     threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
@@ -64,6 +64,6 @@ class DaemonConfig:
 
 
 def model_name(path: Path) -> str:
-    """What clients call a model: its file's or bundle's name without ending, in lower case, of letters, digits, . _ -"""
+    """What clients call a model: its file's or bundle's name without ending, of small letters, digits and . _ -"""
     stem = path.name.removesuffix(".edge").removesuffix(".gguf")
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-.") or "model"

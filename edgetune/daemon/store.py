@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiskError, FormatError
+from ..errors import DiskError, FormatError, NotFoundError
 
 NAME = "state.db"
 VERSION = 1  # of the schema, in user_version
@@ -108,6 +108,14 @@ class Store:
         except sqlite3.Error as error:
             raise self._mended(error) from None
 
+    def before(self, table: str, id: str | None) -> int:
+        """For lists that begin after the object `id`: the rowid that theirs lie below. Raises NotFoundError."""
+        if id is None:
+            return 2**62
+        if found := self.read(f"SELECT rowid FROM {table} WHERE id = ?", id):
+            return int(found[0][0])
+        raise NotFoundError(f"there is no {id!r:.80} to go on after", "give the id of the last one that you got")
+
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it is kept, or, after an error, nothing."""
@@ -142,4 +150,5 @@ def now() -> int:
 
 
 def dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """ASCII: half a surrogate pair, which JSON may hold, is nothing that SQLite takes."""
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,97 @@
+"""daemon, and service install, uninstall and key."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..daemon.options import DaemonConfig
+from ..errors import EdgetuneError
+from ..policy import Policy
+from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
+
+NICE = 19  # a training beside answers computes where nobody else wants to
+
+
+def daemon_options(*left_out: str) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        named = [spec.name for spec in (*fields(DaemonConfig), *fields(Policy)) if spec.name not in (*left_out, "nice")]
+        command = policy_file_option(config_options(*named, of=Policy)(command))
+        return config_options(*named, of=DaemonConfig)(command)
+
+    return add
+
+
+def options_of(policy_file: Path | None, options: dict[str, Any]) -> tuple[DaemonConfig, Policy]:
+    policy = policy_of(policy_file, options, nice=NICE)
+    return DaemonConfig(**options).check(), policy
+
+
+@command("daemon", MODEL, daemon_options())
+def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Serve MODEL (a GGUF or a bundle) with OpenAI's API, fine-tune it with the same calls, and show a page at /.
+
+    It listens on this machine alone until --host says otherwise, which needs keys. Training gives way to answers; a new
+    adapter takes over only when it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers at work, save
+    what is trained and end with 0; started again, it goes on.
+    """
+    config, policy = options_of(policy_file, options)
+    if missing := [name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify")
+                   if importlib.util.find_spec(name) is None]:
+        raise EdgetuneError(f"the daemon needs {', '.join(missing)}", "pip install 'edgetune[daemon]'")
+    from ..daemon.server import run
+    from ..daemon.service import Service
+    run(Service(model, config, policy), on_ready=lambda url: show(
+        as_json, {"url": url, "model": model.name}, f"{model.name} answers at {url}"))
+
+
+@cli.group("service")
+def service() -> None:
+    """Have systemd run the daemon, as a user of its own that sees nothing of people's homes; make keys."""
+
+
+@command("install", MODEL,
+         click.option("--print", "print_only", is_flag=True, help="Print the unit and change nothing."),
+         daemon_options("state"), group=service)
+def install_command(model: Path, print_only: bool, policy_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Write the systemd unit of a daemon that serves MODEL, enable it and start it. Needs root.
+
+    The state lies in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available.
+    """
+    from ..daemon import unit
+    config, policy = options_of(policy_file, options)
+    text = unit.unit(model, config, policy)
+    if print_only:
+        show(as_json, {"unit": text}, text)
+        return
+    path = unit.install(text)
+    show(as_json, {"unit": text, "path": str(path)}, f"{path} is written, enabled and runs",
+         "edgetune status shows what it does, journalctl -u edgetune what it said")
+
+
+@command("uninstall", group=service)
+def uninstall_command(as_json: bool) -> None:
+    """Stop the service, disable it and remove its unit. Needs root. Models, adapters and feedback stay."""
+    from ..daemon import unit
+    path = unit.uninstall()
+    show(as_json, {"path": str(path)}, f"{path} is removed; the state stays in /var/lib/edgetune")
+
+
+@command("key", click.argument("name"),
+         click.option("--key-file", type=click.Path(path_type=Path),
+                      help="File that keeps its hash [~/.config/edgetune/keys]."), group=service)
+def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
+    """Make a key for the client NAME and print it, this once: the file keeps only its hash.
+
+    Give the file to the daemon with --key-file. A key ends when its line is removed and the daemon started anew.
+    """
+    from ..daemon.keys import add_key, default_file
+    path = key_file or default_file()
+    key = add_key(path, name)
+    show(as_json, {"key": key, "name": name, "key_file": str(path)}, key,
+         f"that is the key of {name}, shown this once; {path} keeps its hash, for edgetune daemon --key-file {path}")

@@ -1,0 +1,221 @@
+"""jobs and adapters: what a daemon that runs trains and serves, from a terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+from rich.text import Text
+
+from .app import F, cli, command, given, out, show, train_options
+
+JOBS, ADAPTERS = "/v1/fine_tuning/jobs", "/v1/adapters"
+ENDED = ("succeeded", "failed", "cancelled")
+POLL = 1.0  # seconds
+BASE = "the base alone"
+
+
+class Listing(click.Group):
+    """A group that lists when nothing else is asked."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+def where(command: F) -> F:
+    """--url and --key-file."""
+    command = click.option("--key-file", type=click.Path(path_type=Path),
+                           help="File that holds a key (et-...) for the daemon [EDGETUNE_KEY].")(command)
+    return click.option("--url", default="", help="The daemon: http://HOST:PORT or unix:/PATH [EDGETUNE_URL, else "
+                        "http://127.0.0.1:8642].")(command)
+
+
+def connect(url: str, key_file: Path | None) -> Any:
+    from ..daemon.client import Client, read_key
+    return Client(url, read_key(key_file))
+
+
+def at(path: str, *names: str) -> str:
+    """A path with what a person typed in it, whatever that is."""
+    return "/".join([path, *(quote(name, safe=":") for name in names)])
+
+
+def day(seconds: int | None) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M") if seconds else ""
+
+
+# ---- jobs -----------------------------------------------------------------------------------------------------------
+
+
+@cli.group("jobs", cls=Listing)
+def jobs() -> None:
+    """The daemon's fine-tuning jobs; without a command: list them."""
+
+
+@command("list", where, group=jobs)
+def jobs_list(url: str, key_file: Path | None, as_json: bool) -> None:
+    """All jobs, the newest first."""
+    from ..console import table
+    with connect(url, key_file) as client:
+        found = list(client.all(JOBS))
+    rows = [[job["id"], job["status"], day(job["created_at"]), _outcome(job)] for job in found]
+    show(as_json, {"object": "list", "data": found}, table("", ["job", "status", "begun", ""], rows) if rows
+         else "there are no jobs")
+
+
+def _outcome(job: dict[str, Any]) -> str:
+    if job.get("error") and job["error"].get("message"):
+        return str(job["error"]["message"])
+    return str(job.get("fine_tuned_model") or "")
+
+
+@command("create", click.argument("data"),
+         click.option("--eval", "held_out", metavar="DATA", help="Held-out rows, which decide whether the adapter "
+                      "takes over [a part of DATA]."),
+         click.option("--model", default="", help="What to train, by the daemon's name of it [what it serves]."),
+         click.option("--suffix", default="", help="A word for the adapter's name."),
+         click.option("--follow", is_flag=True, help="Show how it goes until it ends."),
+         where, train_options, group=jobs)
+def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow: bool, url: str,
+                key_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has."""
+    asked = given(options)
+    with connect(url, key_file) as client:
+        training, validation = (name and (name if name.startswith("file-") else client.upload(Path(name)))
+                                for name in (data, held_out))
+        body = {"model": model or client.get("/v1/device")["model"], "training_file": training,
+                "validation_file": validation, "suffix": suffix or None, "seed": asked.pop("seed", None),
+                "method": {"type": "supervised", "supervised": {"hyperparameters": asked}}}
+        job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
+        if follow:
+            _follow(client, job["id"], as_json)
+        else:
+            show(as_json, job, f"{job['id']} is {job['status']}; edgetune jobs follow {job['id']} shows how it goes")
+
+
+@command("show", click.argument("job"), where, group=jobs)
+def jobs_show(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
+    """All that the daemon says of JOB."""
+    from ..console import table
+    with connect(url, key_file) as client:
+        found = client.get(at(JOBS, job))
+    rows = [[name.replace("_", " "), Text(_shown(name, value))] for name, value in found.items()
+            if name != "object" and value not in (None, "", [], {})]
+    show(as_json, found, table("", ["", ""], rows))
+
+
+def _shown(name: str, value: Any) -> str:
+    if name.endswith("_at"):
+        return day(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+@command("follow", click.argument("job"), where, group=jobs)
+def jobs_follow(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Show how JOB goes until it ends; exits with 0 if it succeeded. Ctrl-C leaves it to the daemon."""
+    with connect(url, key_file) as client:
+        _follow(client, job, as_json)
+
+
+def _follow(client: Any, name: str, as_json: bool) -> None:
+    """The view of edgetune train, made from the events; the daemon's own sentences between."""
+    from ..console import TrainProgress
+    last = None
+    with TrainProgress(out, quiet=as_json) as progress:
+        while True:
+            job = client.get(at(JOBS, name))  # before its events: what ended has no later ones
+            for event in _events_after(client, name, last):
+                last = event["id"]
+                if event["type"] == "metrics":
+                    progress.event(event["data"])
+                elif not as_json:
+                    out.print(Text(event["message"]), soft_wrap=True)
+            if job["status"] in ENDED:
+                break
+            time.sleep(POLL)
+    show(as_json, job, f"{name} {job['status']}: {_outcome(job)}".rstrip(": "))
+    if job["status"] != "succeeded":
+        click.get_current_context().exit(1)
+
+
+def _events_after(client: Any, job: str, last: str | None) -> list[dict[str, Any]]:
+    """Lists begin with the newest."""
+    fresh = []
+    for event in client.all(at(JOBS, job, "events"), limit=100):
+        if event["id"] == last:
+            break
+        fresh.append(event)
+    return fresh[::-1]
+
+
+def _add_action(action: str, text: str) -> None:
+    @command(action, click.argument("job"), where, group=jobs)
+    def act(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
+        with connect(url, key_file) as client:
+            found = client.post(at(JOBS, job, action))
+        show(as_json, found, f"{found['id']} is {found['status']}")
+
+    jobs.commands[action].help = text
+
+
+_add_action("cancel", "End JOB; what it has trained is dropped.")
+_add_action("pause", "Save JOB and let it wait for resume.")
+_add_action("resume", "Go on with JOB where it was paused.")
+
+
+# ---- adapters -------------------------------------------------------------------------------------------------------
+
+
+@cli.group("adapters", cls=Listing)
+def adapters() -> None:
+    """The daemon's adapters, and which answers; without a command: list them."""
+
+
+@command("list", where, group=adapters)
+def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
+    """All adapters, and why each is in service or not."""
+    from ..console import table
+    with connect(url, key_file) as client:
+        found = client.get(ADAPTERS)
+    rows = [[a["id"], a["state"], day(a["created_at"]), Text(str((a.get("verdict") or {}).get("reason", "")))]
+            for a in found["data"]]
+    show(as_json, found, table("", ["adapter", "state", "made", ""], rows) if rows else "there are no adapters",
+         _serving(found))
+
+
+def _serving(found: dict[str, Any]) -> str:
+    return f"in service: {found['serving'] or BASE}"
+
+
+@command("promote", click.argument("adapter"), where, group=adapters)
+def adapters_promote(adapter: str, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Let ADAPTER answer from the next request on, whatever the gate said of it."""
+    _change(url, key_file, as_json, at(ADAPTERS, adapter, "promote"))
+
+
+@command("rollback", where, group=adapters)
+def adapters_rollback(url: str, key_file: Path | None, as_json: bool) -> None:
+    """Let answer what was in service before, from the next request on."""
+    _change(url, key_file, as_json, at(ADAPTERS, "rollback"))
+
+
+def _change(url: str, key_file: Path | None, as_json: bool, path: str) -> None:
+    with connect(url, key_file) as client:
+        client.post(path)
+        found = client.get(ADAPTERS)
+    show(as_json, found, _serving(found))
+
+
+@command("delete", click.argument("adapter"), where, group=adapters)
+def adapters_delete(adapter: str, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Remove ADAPTER for good; not the one in service."""
+    with connect(url, key_file) as client:
+        found = client.delete(at(ADAPTERS, adapter))
+    show(as_json, found, f"{adapter} is removed")

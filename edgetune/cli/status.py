@@ -1,0 +1,99 @@
+"""status: what a daemon does now, once or as a live view."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from .app import command, out, show
+from .remote import ADAPTERS, BASE, POLL, connect, where
+
+SWITCHES = 3  # of the history, and of the governor's decisions
+
+
+@command("status", click.option("--watch", is_flag=True, help="Stay, and show it anew every second; with --json a line "
+                                "each."), where)
+def status_command(watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
+    """What the daemon serves, trains and learns, and what it gives way to. Exits with 1 if it is not all right."""
+    with connect(url, key_file) as client:
+        if watch:
+            _watch(client, as_json)
+        facts = _facts(client)
+    show(as_json, facts, view(facts))
+    click.get_current_context().exit(0 if facts["health"]["status"] == "ok" else 1)
+
+
+def _watch(client: Any, as_json: bool) -> None:
+    """Until Ctrl-C, or until the daemon is gone."""
+    if as_json:
+        while True:
+            click.echo(json.dumps(_facts(client)))
+            time.sleep(POLL)
+    with Live(view(_facts(client)), console=out, auto_refresh=False) as live:
+        while True:
+            time.sleep(POLL)
+            live.update(view(_facts(client)), refresh=True)
+
+
+def _facts(client: Any) -> dict[str, Any]:
+    return {**client.get("/v1/device"), "health": client.get("/healthz"), "adapters": client.get(ADAPTERS)}
+
+
+def view(facts: dict[str, Any]) -> RenderableType:
+    """The facts as a person reads them."""
+    from ..console import table
+    health, found = facts["health"], facts["adapters"]
+    colour = "green" if health["status"] == "ok" else "yellow"
+    rows: list[list[str | Text]] = [
+        ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],
+        ["in service", Text(found["serving"] or BASE)],
+        ["memory", _memory(facts["memory"])],
+        ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
+        ["answers", _answers(facts["serving"])],
+        ["job", Text(_job(facts["job"]) if facts["job"] else "none")],
+        ["learning", Text(str(facts["learning"].get("state", "")))],
+    ]
+    return Group(table(facts["model"], ["", ""], rows),
+                 *_happened("in service since", "adapter", found["history"][:SWITCHES]),
+                 *_happened("gives way", "action", facts["governor"][-SWITCHES:]))
+
+
+def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:
+    from ..console import table
+    rows: list[list[str | Text]] = [[_clock(event["at"]), str(event[name] or BASE), Text(event["cause"])]
+                                    for event in events]
+    return ["", table(title, ["", "", ""], rows)] if rows else []
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    from ..console import mib
+    return f"{mib(memory['used'])} of {mib(memory['budget'])}, {mib(memory['available'])} available"
+
+
+def _answers(serving: dict[str, Any]) -> str:
+    return (f"{serving['working']} at work, {serving['waiting']} waiting, {serving['requests']} in all; "
+            f"{serving['tokens_per_s']:.1f} tokens/s")
+
+
+def _job(job: dict[str, Any]) -> str:
+    from ..console import duration
+    parts = [job["id"], job["status"]]
+    if progress := job.get("progress"):
+        parts.append(f"step {progress['step']}/{progress['steps']}")
+        for name, form in (("loss", "loss {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):
+            if progress.get(name) is not None:
+                parts.append(form.format(progress[name]))
+        if progress.get("eta_s") is not None:
+            parts.append(f"{duration(progress['eta_s'])} left")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(seconds))

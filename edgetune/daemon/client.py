@@ -1,0 +1,105 @@
+"""A daemon that runs, as its clients see it: over TCP or a Unix socket, errors as our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
+from .keys import PREFIX
+from .options import DaemonConfig
+
+URL, KEY = "EDGETUNE_URL", "EDGETUNE_KEY"
+UNIX = "unix:"
+DEFAULT = f"http://{DaemonConfig.host}:{DaemonConfig.port}"
+_KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageError}
+
+
+class Client:
+    """Requests to the daemon at `url`: http://HOST:PORT or unix:/PATH. key: what `edgetune service key` printed.
+
+    Raises EdgetuneError where nobody answers, and for every answer that is an error, with the daemon's own words.
+    """
+
+    def __init__(self, url: str = "", key: str = "") -> None:
+        import httpx
+        self.url = url or os.environ.get(URL) or DEFAULT
+        if not self.url.startswith((UNIX, "http://", "https://")):
+            raise UsageError(f"url is {self.url!r}", f"give it as {DEFAULT} or {UNIX}/run/edgetune/socket")
+        socket = self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
+        self._http = httpx.Client(
+            base_url="http://localhost" if socket else self.url, transport=httpx.HTTPTransport(uds=socket),
+            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=httpx.Timeout(600, connect=10))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
+        return self._ask("GET", path, params={name: value for name, value in query.items() if value is not None})
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._ask("POST", path, json=body or {})
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return self._ask("DELETE", path)
+
+    def upload(self, path: Path) -> str:
+        """The id of the file that the daemon has made of `path`."""
+        try:
+            with path.open("rb") as file:
+                return str(self._ask("POST", "/v1/files", data={"purpose": "fine-tune"},
+                                     files={"file": (path.name, file)})["id"])
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of rows") from None
+
+    def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """Every item of a list, a page at a time, as OpenAI's lists go on."""
+        after = None
+        while True:
+            page = self.get(path, after=after, **query)
+            yield from page["data"]
+            if not page.get("has_more"):
+                return
+            after = page["data"][-1]["id"]
+
+    def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        import httpx
+        try:
+            answer = self._http.request(method, path, **content)
+            body = answer.json()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise EdgetuneError(f"no daemon answers at {self.url} ({error})",
+                                "start one with edgetune daemon MODEL, or name it with --url") from None
+        except ValueError:
+            raise EdgetuneError(f"what answers at {self.url} is no daemon of edgetune", "name it with --url") from None
+        if answer.is_success:
+            return dict(body)
+        raise _error(answer.status_code, body)
+
+
+def _error(status: int, body: Any) -> EdgetuneError:
+    said = body.get("error") if isinstance(body, dict) else None
+    words = said.get("message") if isinstance(said, dict) else said
+    if status in (401, 403):
+        return UsageError(f"the daemon refuses: {words}", f"give a key with --key-file or {KEY}")
+    return _KINDS.get(status, EdgetuneError)(str(words or f"the daemon answers {status}"))
+
+
+def read_key(path: Path | None) -> str:
+    """The key in a file, or, without one, in the environment; "": none. Raises UsageError."""
+    if path is None:
+        return os.environ.get(KEY, "")
+    try:
+        text = path.read_text("utf-8", "replace").strip()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name the file that holds the key") from None
+    if not text.startswith(PREFIX) or len(text.split()) != 1:
+        raise UsageError(f"{path} holds no key", f"it holds one word, {PREFIX}..., as edgetune service key printed it")
+    return text

@@ -1,0 +1,184 @@
+"""Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on.
+
+What a client calls a file is shown and never opened: on disk it has the name that we gave it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import disk
+from ..errors import DataError, NotFoundError, TooMuchError, UsageError
+from ..rows import Row, check_row, json_type
+from .options import DaemonConfig
+from .store import Store, now
+
+FOLDER = "files"
+PURPOSE = "fine-tune"
+NAME_LENGTH = 255  # of what a client calls it; the rest is cut
+BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
+MIB, KIB = 2**20, 2**10
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was accepted. sha256 is of its bytes, created_at in seconds since 1970."""
+
+    id: str
+    name: str
+    purpose: str
+    bytes: int
+    rows: int
+    sha256: str
+    created_at: int
+
+
+class Files:
+    """The files below `folder`. For any number of threads."""
+
+    def __init__(self, store: Store, folder: Path, config: DaemonConfig) -> None:
+        self.store, self.folder, self.config = store, folder / FOLDER, config
+        disk.private_folder(self.folder)
+        kept = {f"{row['id']}.jsonl" for row in store.read("SELECT id FROM files")}
+        for path in self.folder.iterdir():
+            if path.name not in kept:  # an upload that was cut off, or a deletion
+                path.unlink()
+
+    def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
+        """Take a file of JSON Lines in as it comes. Nothing of it remains unless all is well.
+
+        Raises DataError for a line that is no row, with its number; TooMuchError for more bytes or rows than options
+        allow, or a longer line; UsageError for another purpose; DiskError.
+        """
+        if purpose != PURPOSE:
+            raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r}, all that files are for here")
+        id = f"file-{secrets.token_hex(12)}"
+        path, check = self.path(id), _Check(self.config)
+        try:
+            with disk.replaced(path) as beside, beside.open("xb") as out:
+                for chunk in chunks:
+                    check.take(chunk)
+                    out.write(chunk)
+                check.end()
+            file = File(id, printable(name), purpose, check.bytes, check.rows, check.sha256.hexdigest(), now())
+            with self.store.write() as db:
+                db.execute("INSERT INTO files (id, name, purpose, bytes, rows, sha256, created_at) "
+                           "VALUES (:id, :name, :purpose, :bytes, :rows, :sha256, :created_at)", vars(file))
+        except BaseException:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+        return file
+
+    def get(self, id: str) -> File:
+        """Raises NotFoundError."""
+        if found := self.store.read("SELECT * FROM files WHERE id = ?", id):
+            return File(**found[0])
+        raise NotFoundError(f"there is no file {id!r:.80}", "GET /v1/files lists those that are there")
+
+    def list(self, after: str | None = None, limit: int = 100, purpose: str | None = None) -> Sequence[File]:
+        """The newest first, at most `limit` of them, those older than the file `after`."""
+        before = self.store.before("files", after)
+        found = self.store.read("SELECT * FROM files WHERE rowid < ? AND ? IN (purpose, '') ORDER BY rowid DESC "
+                                "LIMIT ?", before, purpose or "", limit)
+        return [File(**row) for row in found]
+
+    def delete(self, id: str) -> None:
+        """Jobs have rows of their own: those that were begun with it go on. Raises NotFoundError."""
+        self.get(id)
+        with self.store.write() as db:
+            db.execute("DELETE FROM files WHERE id = ?", (id,))
+        self.path(id).unlink(missing_ok=True)
+
+    def content(self, id: str) -> Path:
+        """Where its bytes lie. Raises NotFoundError."""
+        return self.path(self.get(id).id)
+
+    def path(self, id: str) -> Path:
+        """id: one of ours."""
+        return self.folder / f"{id}.jsonl"
+
+
+class _Check:
+    """Reads a file piece by piece: counts, and refuses the first line that is no row, or does not fit the others."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self.config, self.sha256 = config, hashlib.sha256()
+        self.bytes = self.rows = self.lines = 0
+        self.shape, self._rest = "", bytearray()  # the line that has not ended
+
+    def take(self, chunk: bytes) -> None:
+        self.bytes += len(chunk)
+        if self.bytes > self.config.max_upload * MIB:
+            raise TooMuchError(f"the file has more than {self.config.max_upload} MiB",
+                               "divide it, or start the daemon with a larger --max-upload")
+        self.sha256.update(chunk)
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            self._line(bytes(self._rest + part))
+            self._rest.clear()
+        self._rest += rest
+        if len(self._rest) > self.config.max_body * KIB:
+            self._line(bytes(self._rest))
+
+    def end(self) -> None:
+        self._line(bytes(self._rest))
+        if not self.rows:
+            raise DataError("the file holds no rows", "write one JSON object a line")
+
+    def _line(self, line: bytes) -> None:
+        self.lines += 1
+        if len(line) > self.config.max_body * KIB:
+            raise TooMuchError(f"line {self.lines} has more than {self.config.max_body} KiB",
+                               "divide the row, or start the daemon with a larger --max-body")
+        if self.lines == 1:
+            line = line.removeprefix(BOM)
+        if not line.strip():
+            return
+        try:
+            shape = check_row(parse(line))
+            if self.shape not in ("", shape):
+                raise DataError(f"a row of {shape} among rows of {self.shape}", "keep one shape in a file")
+        except DataError as error:
+            raise DataError(f"line {self.lines}: {error.what}", error.hint) from None
+        self.shape, self.rows = shape, self.rows + 1
+        if self.rows > self.config.max_rows:
+            raise TooMuchError(f"the file has more than {self.config.max_rows} rows",
+                               "divide it, or start the daemon with a larger --max-rows")
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """A row of a line; DataError."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
+        raise DataError(f"it is {what} ({line[:40]!r})", "write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"it is a JSON {json_type(row)}, not an object", "write one JSON object a line")
+    return row
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Those of a file that was accepted."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if (text := line if number else line.removeprefix(BOM)).strip():
+                yield parse(text)
+
+
+def digest(row: Row) -> str:
+    """SHA-256 of a row, whatever the order of its keys and its spacing."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+
+def printable(name: str) -> str:
+    """A client's word for something, for people to read."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:NAME_LENGTH])

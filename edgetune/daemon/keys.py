@@ -1,0 +1,77 @@
+"""The keys that clients show: a file with a line for each, `sha256:HEX name`. Empty lines and those with # count not.
+
+A key is 32 random bytes: nobody finds it from its hash, so that needs neither salt nor a slow function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+from .. import disk
+from ..errors import FormatError, UsageError
+
+PREFIX = "et-"
+_LINE = re.compile(r"sha256:([0-9a-f]{64}) ([A-Za-z0-9._@-]{1,64})")
+
+
+def hash_of(key: str) -> str:
+    """Hexadecimal SHA-256 of a key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def default_file() -> Path:
+    """Where keys lie when nobody says otherwise."""
+    config = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    return Path(config) / "edgetune" / "keys"
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """The name of each key by its hash, at least one. Raises FormatError, and UsageError where others may write it."""
+    if not (found := _names(path)):
+        raise UsageError(f"the key file {path} holds no key", "edgetune service key NAME adds one")
+    return found
+
+
+def _names(path: Path) -> dict[str, str]:
+    try:
+        mode, text = path.stat().st_mode, path.read_text("utf-8", "replace")
+    except OSError as error:
+        raise UsageError(f"cannot read the key file {path}: {error.strerror}",
+                         "edgetune service key NAME makes one") from None
+    if mode & 0o022:
+        raise UsageError(f"others may write to the key file {path} (mode {mode & 0o777:o})", f"chmod 600 {path}")
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            if not (match := _LINE.fullmatch(line.strip())):
+                raise FormatError(f"line {number} of {path} is not `sha256:HEX name`",  # nor shown: it may be a key
+                                  "edgetune service key NAME writes such lines")
+            found[match[1]] = match[2]
+    return found
+
+
+def add_key(path: Path, name: str) -> str:
+    """Make a key, add its hash to the file (mode 0600, made if it is not there) and return it: it is kept nowhere else.
+
+    Raises UsageError for a name that is taken or is none, DiskError.
+    """
+    if not _LINE.fullmatch(f"sha256:{'0' * 64} {name}"):
+        raise UsageError(f"the key's name is {name!r:.80}", "use 1 to 64 letters, digits and . _ @ -")
+    before = ""
+    if path.exists():
+        if name in _names(path).values():
+            raise UsageError(f"{path} has a key with the name {name!r}",
+                             "choose another, or remove its line, which ends that key")
+        before = path.read_text()
+    if not path.parent.exists():
+        disk.private_folder(path.parent)
+    key = PREFIX + secrets.token_urlsafe(32)
+    with disk.replaced(path) as beside, os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+                                                  "w") as file:
+        file.write(before + "\n" * (before != "" and not before.endswith("\n")))
+        file.write(f"sha256:{hash_of(key)} {name}\n")
+    return key

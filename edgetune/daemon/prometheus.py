@@ -1,0 +1,111 @@
+"""/metrics: what the service says of itself when it is asked, and requests and their seconds as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import __version__
+from .service import Service
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """Everything that /metrics tells of one service; a registry of its own, for an app may have others."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.registry = service, CollectorRegistry()
+        self.requests = Counter("edgetune_http_requests", "Requests, by route and status.",
+                                ("method", "route", "status"), registry=self.registry)
+        self.first = Histogram("edgetune_http_first_byte_seconds", "From a request to the first bytes of its answer.",
+                               ("route",), buckets=_SECONDS, registry=self.registry)
+        self.registry.register(self)
+
+    def text(self) -> tuple[bytes, str]:
+        """(the text, its media type)"""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def describe(self) -> list[Any]:
+        return []  # else the registry would collect at once, before the service has started
+
+    def collect(self) -> Iterator[Any]:
+        """Called by the registry at each scrape."""
+        service, said = self.service, self.service.device()
+        yield _gauge("info", "Version, model, and the adapter in service.", 1, version=__version__, model=service.name,
+                     adapter=service.adapters.serving or "")
+        yield _gauge("healthy", "1: ok, 0: degraded.", service.health()["status"] == "ok")
+        for name, value in said["memory"].items():
+            yield _gauge(f"memory_{name}_bytes", "Of the whole daemon, training included.", value)
+        yield _gauge("temperature_celsius", "The hottest zone that counts.", said["temperature"])
+        yield from self._answers(said["serving"])
+        yield _family("jobs", "Jobs by status.", "status", _by_status(service))
+        yield _family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
+        progress = (said["job"] or {}).get("progress") or {}
+        for name in ("step", "steps", "loss", "tokens_per_s"):
+            yield _gauge(f"training_{name}", "Of the job that runs.", progress.get(name))
+
+    def _answers(self, facts: dict[str, Any]) -> Iterator[Any]:
+        for name in ("requests", "prompt_tokens", "completion_tokens"):
+            counter = CounterMetricFamily(f"edgetune_{name}", "Of all answers since the start.")
+            counter.add_metric([], facts[name])
+            yield counter
+        for name, value in facts.items():
+            if name not in ("requests", "prompt_tokens", "completion_tokens") and isinstance(value, int | float):
+                yield _gauge(f"serving_{name}", "Of the answers at work.", value)
+
+
+class Counted:
+    """Middleware that counts requests and times the first byte of answers."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start, status = time.perf_counter(), 500
+        first = False
+
+        async def watched(message: Message) -> None:
+            nonlocal status, first
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif not first and message.get("body"):
+                first = True
+                self.metrics.first.labels(_route(scope)).observe(time.perf_counter() - start)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            if scope["type"] == "http":
+                self.metrics.requests.labels(scope["method"], _route(scope), str(status)).inc()
+
+
+def _route(scope: Scope) -> str:
+    """/v1/files/{file_id}, not each path: a label must not have more values than there are routes."""
+    return getattr(scope.get("route"), "path", "none")
+
+
+def _gauge(name: str, help: str, value: Any, **labels: str) -> GaugeMetricFamily:
+    """One value, or none where it is not known."""
+    gauge = GaugeMetricFamily(f"edgetune_{name}", help, labels=tuple(labels))
+    if value is not None:
+        gauge.add_metric(list(labels.values()), float(value))
+    return gauge
+
+
+def _family(name: str, help: str, label: str, values: dict[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"edgetune_{name}", help, labels=(label,))
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _by_status(service: Service) -> dict[str, int]:
+    rows = service.store.read("SELECT status, count(*) AS n FROM jobs GROUP BY status")
+    return {row["status"]: row["n"] for row in rows}

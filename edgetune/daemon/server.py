@@ -1,0 +1,161 @@
+"""A daemon is start, loop, stop: uvicorn on a TCP port or a Unix socket; signals only set a flag."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sdnotify
+import uvicorn
+
+from .. import disk
+from ..errors import UsageError
+from .http import app
+from .options import DaemonConfig
+from .service import Service
+
+log = logging.getLogger("edgetune.daemon")
+_DRAIN = 30  # seconds that answers may take to their end, of systemd's 90 until it kills
+_LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
+
+
+def run(service: Service, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM, SIGINT or service.stopping, then let answers end and training save; a second signal breaks
+    answers off.
+
+    on_ready gets the address (a URL, or unix:PATH) when the daemon answers. Raises UsageError where it cannot listen,
+    and what Service.start raises.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    server = _Server(service, on_ready)
+    with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):
+        server.address = address_of(listener)
+        with service:
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Uploads pass through a nameless file in the state folder: /tmp may lie in memory."""
+    disk.private_folder(folder)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, service: Service, on_ready: Callable[[str], None] | None) -> None:
+        super().__init__(uvicorn.Config(
+            app(service), lifespan="off", ws="none", log_config=None, log_level="warning", access_log=False,
+            server_header=False, timeout_graceful_shutdown=_DRAIN, timeout_keep_alive=30))
+        self.service, self.address, self._on_ready = service, "", on_ready
+        self._systemd = sdnotify.SystemdNotifier()
+
+    def tell(self, state: str) -> None:
+        """systemd, if it started us and wants to hear."""
+        self._systemd.notify(state)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """From before the start: a model may load for minutes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def asked(_number: int, _frame: object) -> None:
+            self.force_exit = self.service.stopping.is_set()
+            self.service.stopping.set()
+
+        before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Not uvicorn's, which raises the signal again at the end, before training is saved."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.service.stopping.is_set():
+            self.tell(f"READY=1\nSTATUS=answering on {self.address}")
+            log.info("answering on %s", self.address)
+            if self._on_ready:
+                self._on_ready(self.address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.tell("STOPPING=1")
+        await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _LOOKS == 0:
+            self.tell("WATCHDOG=1")
+        return await super().on_tick(counter) or self.service.stopping.is_set()
+
+
+# ---- where it listens -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _listening(config: DaemonConfig) -> Iterator[socket.socket]:
+    """A bound socket; a Unix socket's file, which its owner and group may use, is removed at the end."""
+    path = Path(config.socket).expanduser() if config.socket else None
+    family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        try:
+            if path:
+                _remove_dead(path)
+                before = os.umask(0o117)
+                try:
+                    listener.bind(str(path))
+                finally:
+                    os.umask(before)
+            else:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((config.host, config.port))
+        except OSError as error:
+            where = path or f"{config.host}:{config.port}"
+            raise UsageError(f"cannot listen on {where}: {error.strerror or error}",
+                             f"choose another --{'socket' if path else 'port'}") from None
+        try:
+            yield listener
+        finally:
+            if path:
+                path.unlink(missing_ok=True)
+
+
+def _remove_dead(path: Path) -> None:
+    """The socket of a daemon that was killed stays, with nobody behind it."""
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise UsageError(f"{path} exists and is no socket", "choose another --socket, or remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise UsageError(f"another process answers on {path}", "stop it, or choose another --socket")
+
+
+def address_of(listener: socket.socket) -> str:
+    """http://127.0.0.1:8642, or unix:PATH."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"

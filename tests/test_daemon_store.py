@@ -1,0 +1,84 @@
+"""The database: transactions that are whole, errors in one sentence, many threads."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgetune.daemon.store import VERSION, Store, dump, now
+from edgetune.errors import FormatError, NotFoundError
+
+SERVICE = "INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)"
+
+
+def test_a_transaction_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.write() as db:
+        db.execute(SERVICE, (now(), None, "a"))
+    with pytest.raises(ZeroDivisionError), store.write() as db:
+        db.execute(SERVICE, (now(), None, "b"))
+        raise ZeroDivisionError
+    with pytest.raises(sqlite3.IntegrityError), store.write() as db:
+        db.execute(SERVICE, (now(), None, "c"))
+        db.execute(SERVICE, (now(), None, None))
+    with store.write() as db:  # it is still usable
+        db.execute(SERVICE, (now(), None, "d"))
+    store.close()
+    assert [row["cause"] for row in Store(tmp_path).read("SELECT cause FROM service ORDER BY seq")] == ["a", "d"]
+
+
+def test_it_is_in_wal_mode_and_syncs(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.read("PRAGMA journal_mode")[0][0] == "wal"
+    assert store.read("PRAGMA synchronous")[0][0] == 2
+    assert store.read("PRAGMA foreign_keys")[0][0] == 1
+
+
+def test_many_threads_write(tmp_path: Path) -> None:
+    store, errors = Store(tmp_path), []
+
+    def work(thread: int) -> None:
+        try:
+            for i in range(20):
+                with store.write() as db:
+                    db.execute(SERVICE, (now(), None, f"{thread} {i}"))
+                assert store.read("SELECT 1 FROM service WHERE cause = ?", f"{thread} {i}")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert store.read("SELECT count(DISTINCT cause) FROM service")[0][0] == 160
+
+
+def test_a_database_that_is_damaged_or_newer(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"no database at all, " * 100)
+    with pytest.raises(FormatError, match=r"state\.db is damaged: file is not a database; restore it") as caught:
+        Store(tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "state.db").unlink()
+    store = Store(tmp_path)
+    with store.write() as db:
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
+    store.close()
+    with pytest.raises(FormatError, match=f"has the version {VERSION + 1}, this edgetune knows {VERSION}"):
+        Store(tmp_path)
+
+
+def test_a_list_goes_on_after_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no 'file-1' to go on after"):
+        Store(tmp_path).before("files", "file-1")
+
+
+def test_what_is_dumped_can_be_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.write() as db:
+        db.execute(SERVICE, (now(), None, dump({"a": "\ud800 é \0"})))
+    assert store.read("SELECT cause FROM service")[0][0] == r'{"a":"\ud800 \u00e9 \u0000"}'
