@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,16 @@ from .errors import UsageError
 from .sampling import Sampler, Sampling, TextStream
 from .sensors import answering
 from .tokens import Tokenizer
+
+
+@dataclass
+class Request:
+    """A prompt that was checked, and how it is to be answered."""
+
+    tokens: list[int]  # the prompt's, then those of the answer too
+    budget: int  # tokens that the answer may have
+    sampling: Sampling
+    text: TextStream
 
 
 class Answers(ABC):
@@ -59,20 +70,27 @@ class Answers(ABC):
         that ends a turn, after max_tokens, or where the context ends. Raises, before anything is streamed, UsageError
         for an option out of its range and EdgetuneError for a prompt that leaves no room in the context.
         """
+        return self._stream(self.prepare(prompt, max_tokens, stop, temperature=temperature, top_k=top_k, top_p=top_p,
+                                         min_p=min_p, seed=self.seed if seed is None else seed))
+
+    def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
+                **sampling: Any) -> Request:
+        """What was asked for, checked; errors as in `generate`. For any thread."""
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
-        sampling = Sampling(temperature, top_k, top_p, min_p, self.seed if seed is None else seed).check()
+        checked = Sampling(**sampling).check()
         tokens = self._tokens(prompt)
-        return self._stream(tokens, min(max_tokens, self.context - len(tokens)), sampling, TextStream(stop))
+        return Request(tokens, min(max_tokens, self.context - len(tokens)), checked, TextStream(stop))
 
-    def _stream(self, tokens: list[int], budget: int, sampling: Sampling, text: TextStream) -> Iterator[str]:
-        with Sampler(llamacpp.load(), sampling) as sampler, answering(self.busy_file):
-            for _ in range(budget):
+    def _stream(self, request: Request) -> Iterator[str]:
+        tokens, text = request.tokens, request.text
+        with Sampler(llamacpp.load(), request.sampling) as sampler, answering(self.busy_file):
+            for _ in range(request.budget):
                 token = self._next(tokens, sampler)
                 if self.tokenizer.is_end(token):
                     break
                 tokens.append(token)
-                if piece := text.push(self._printed(token)):
+                if piece := text.push(self.printed(token)):
                     yield piece
                 if text.stopped:
                     return
@@ -87,7 +105,7 @@ class Answers(ABC):
         """
         return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
 
-    def _printed(self, token: int) -> bytes:
+    def printed(self, token: int) -> bytes:
         """What a reader sees of a token: nothing of marks such as <|im_start|>."""
         return b"" if self.tokenizer.is_control(token) else self.tokenizer.piece(token)
 

@@ -2,6 +2,7 @@
 
 Sequence 0 is the one that `feed` works on: it keeps its tokens, and what begins alike is not computed again.
 Sequences 1 to PARALLEL belong to `greedy`, which answers many prompts at once; they share sequence 0's cells.
+Whoever shares the cache out otherwise (sequences.py) uses `batch`, `decode`, `copy` and `drop`, and neither of these.
 """
 
 from __future__ import annotations
@@ -82,23 +83,25 @@ class _Answer:
 class Context:
     """Owned memory of a context over `model` (a llama_model pointer), with room for `size` tokens in all.
 
-    threads: 0 for one a physical core. Raises EdgetuneError if llama.cpp cannot make it. Close it before the model.
+    threads: 0 for one a physical core. sequences: how many there may be; logits of one token each are reserved.
+    Raises EdgetuneError if llama.cpp cannot make it. Close it before the model.
     """
 
-    def __init__(self, llama: ModuleType, model: int, size: int, threads: int = 0) -> None:
-        self.size = size
+    def __init__(self, llama: ModuleType, model: int, size: int, threads: int = 0,
+                 sequences: int = 1 + PARALLEL) -> None:
+        self.size, self.sequences = size, sequences
         self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds
         self._llama = llama
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = size, BATCH, BATCH
-        options.n_seq_max, options.kv_unified = 1 + PARALLEL, True  # unified: a shared prefix is held once
+        options.n_seq_max, options.kv_unified = sequences, True  # unified: a shared prefix is held once
         options.n_threads = options.n_threads_batch = threads or read_device().cores
         self._handle = llama.llama_init_from_model(model, options)
         if not self._handle:
             raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")
-        self._room = int(llama.llama_n_batch(self._handle))  # BATCH, or a smaller context: above it llama.cpp aborts
-        self._batch = Batch(llama)
+        self.room = int(llama.llama_n_batch(self._handle))  # BATCH, or a smaller context: above it llama.cpp aborts
+        self.batch = Batch(llama)
 
     @property
     def handle(self) -> int:
@@ -133,14 +136,14 @@ class Context:
         done = min(common(self.cached, tokens), first)
         self._llama.llama_memory_seq_rm(self._memory, 0, done, -1)
         del self.cached[done:]
-        self._batch.size = 0  # an interrupt may have left something
+        self.batch.size = 0  # an interrupt may have left something
         while done < len(tokens):
-            end = min(done + self._room, len(tokens))
+            end = min(done + self.room, len(tokens))
             positions = done + np.flatnonzero(wanted[done:end])
             if len(positions) > OUTPUTS:
                 end, positions = int(positions[OUTPUTS]), positions[:OUTPUTS]
-            self._batch.add(tokens[done:end], done, 0, wanted[done:end])
-            logits = self._decode()
+            self.batch.add(tokens[done:end], done, 0, wanted[done:end])
+            logits = self.decode()
             self.cached.extend(tokens[done:end])
             done = end
             if len(positions):
@@ -173,19 +176,24 @@ class Context:
             while waiting or active:
                 self._admit(active, waiting, shared)
                 ready = self._gather(active)
-                for sequence, logits in zip(ready, self._decode(), strict=True):
+                for sequence, logits in zip(ready, self.decode(), strict=True):
                     answer = active[sequence]
                     if answer.take(int(logits.argmax()), is_end):
-                        self._drop([sequence])
+                        self.drop(sequence)
                         del active[sequence]
                         yield answer.index, answer.tokens
         finally:
             if self._handle:
-                self._drop(list(active))
+                for sequence in active:
+                    self.drop(sequence)
 
-    def _drop(self, sequences: list[int]) -> None:
-        for sequence in sequences:
-            self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+    def drop(self, sequence: int) -> None:
+        """Forget a sequence; cells that another one shares stay."""
+        self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def copy(self, source: int, sequence: int, count: int) -> None:
+        """Let an empty sequence begin with the first tokens of another one; both hold the same cells."""
+        self._llama.llama_memory_seq_cp(self._memory, source, sequence, 0, count)
 
     def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], shared: int) -> None:
         """Start answers while a sequence is free and the cache has room for all that they may become."""
@@ -194,26 +202,26 @@ class Context:
             if waiting and sequence not in active and used + waiting[0].cells <= self.size:
                 used += waiting[0].cells
                 active[sequence] = waiting.popleft()
-                self._llama.llama_memory_seq_cp(self._memory, 0, sequence, 0, shared)
+                self.copy(0, sequence, shared)
 
     def _gather(self, active: dict[int, _Answer]) -> list[int]:
         """Fill the batch with pending tokens; the sequences whose last one is in it, in the order of their logits."""
         ready = []
-        self._batch.size = 0
+        self.batch.size = 0
         for sequence, answer in active.items():
-            part = answer.pending[: self._room - self._batch.size]
+            part = answer.pending[: self.room - self.batch.size]
             del answer.pending[: len(part)]
             last = np.zeros(len(part), np.bool_)
             last[-1:] = not answer.pending
-            self._batch.add(part, answer.position, sequence, last)
+            self.batch.add(part, answer.position, sequence, last)
             answer.position += len(part)
             if last.any():
                 ready.append(sequence)
         return ready
 
-    def _decode(self) -> NDArray[np.float32]:
+    def decode(self) -> NDArray[np.float32]:
         """Compute the batch and empty it; the logits of its wanted tokens, [n, V], as a view."""
-        batch, llama = self._batch, self._llama
+        batch, llama = self.batch, self._llama
         batch.struct.n_tokens, batch.size = batch.size, 0
         code = llama.llama_decode(self.handle, batch.struct)
         if code != 0:

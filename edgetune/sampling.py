@@ -62,9 +62,9 @@ class Sampler:
             llama.llama_sampler_init_dist(sampling.seed),
         ]
 
-    def sample(self, context: Any) -> int:
-        """The next token, from the last logits that the llama.cpp context computed."""
-        return int(self._llama.llama_sampler_sample(self._chain, context, -1))
+    def sample(self, context: Any, place: int = -1) -> int:
+        """The next token, by the logits that the llama.cpp context computed at a place of its batch (-1: the last)."""
+        return int(self._llama.llama_sampler_sample(self._chain, context, place))
 
     def pick(self, logits: NDArray[np.float32]) -> int:
         """The next token by these logits, float32 [V]."""
@@ -78,12 +78,15 @@ class Sampler:
         llama.llama_sampler_accept(self._chain, token)
         return token
 
+    def close(self) -> None:
+        self._llama.llama_sampler_free(self._chain)
+
     def __enter__(self) -> Sampler:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self._llama.llama_sampler_free(self._chain)
+        self.close()
 
 
 class TextStream:

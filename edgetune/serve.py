@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from . import llamacpp
 from .adapter import open_adapter
 from .answers import Answers
-from .context import Context, context_size
+from .context import PARALLEL, Context, context_size
 from .errors import UnsupportedError, UsageError
 from .gguf import check_model, open_gguf
 from .sampling import Sampler
@@ -42,11 +42,12 @@ class Served(Answers):
     context: tokens that prompt and answer may have together (None: 2048, or fewer if the model was trained on
     fewer). threads: None for one a physical core. seed: of sampling, where a call names none. busy_file: exists while
     `generate` or `chat` streams an answer, so that training that was given the same file pauses.
+    sequences: how many a Batcher may keep in the cache.
     Raises FormatError or UnsupportedError for a file that cannot be served, before llama.cpp sees it.
     """
 
     def __init__(self, path: str | Path, *, context: int | None = None, threads: int | None = None,
-                 seed: int = 0, busy_file: str | Path | None = None) -> None:
+                 seed: int = 0, busy_file: str | Path | None = None, sequences: int = PARALLEL) -> None:
         self.path, self.busy_file = Path(path), Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
@@ -59,8 +60,8 @@ class Served(Answers):
             opened.callback(llama.llama_model_free, self._model)
             opened.callback(self._free_adapters)
             size = context_size(context, int(llama.llama_model_n_ctx_train(self._model)))
-            self._context = Context(llama, self._model, size, threads or 0)
-            opened.callback(self._context.close)
+            self.cache = Context(llama, self._model, size, threads or 0, max(sequences, PARALLEL) + 1)
+            opened.callback(self.cache.close)
             self.tokenizer = Tokenizer(self.path)
             opened.callback(self.tokenizer.close)
             self._opened = opened.pop_all()
@@ -89,7 +90,7 @@ class Served(Answers):
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self._context.size
+        return self.cache.size
 
     # adapters
 
@@ -101,7 +102,7 @@ class Served(Answers):
         """
         if name in self._adapters:
             raise UsageError(f"an adapter named {name!r} is loaded already", "unload it first or choose another name")
-        self._context.handle  # noqa: B018 - refuses a closed model
+        self.cache.handle  # noqa: B018 - refuses a closed model
         file = open_adapter(path, self.base).path
         llamacpp.complaint()
         pointer = self._llama.llama_adapter_lora_init(self._model, os.fsencode(file))
@@ -112,12 +113,15 @@ class Served(Answers):
 
     def use(self, name: str | None) -> None:
         """Answer with this adapter from now on; None for the base alone."""
-        if name is not None and name not in self._adapters:
-            raise UsageError(f"no adapter named {name!r} is loaded",
-                             f"loaded are {', '.join(self._adapters)}" if self._adapters else "load it first")
+        self.check_adapter(name)
+        if self.switch(name):
+            self.reset()
+
+    def switch(self, name: str | None) -> bool:
+        """`use`, but what the cache holds stays: its user keeps adapters apart. Gives whether it changed."""
         if name == self.active:
-            return
-        llama, handle = self._llama, self._context.handle
+            return False
+        llama, handle = self._llama, self.cache.handle
         if name is None:
             llama.llama_set_adapters_lora(handle, None, 0, None)
         else:
@@ -125,12 +129,17 @@ class Served(Answers):
             pointers = (llama.llama_adapter_lora_p_ctypes * 1)(loaded.pointer)
             llama.llama_set_adapters_lora(handle, pointers, 1, (ctypes.c_float * 1)(loaded.scale))
         self.active = name
-        self.reset()
+        return True
+
+    def check_adapter(self, name: str | None) -> None:
+        """UsageError unless an adapter of this name is loaded, or it is None."""
+        if name is not None and name not in self._adapters:
+            raise UsageError(f"no adapter named {name!r} is loaded",
+                             f"loaded are {', '.join(self._adapters)}" if self._adapters else "load it first")
 
     def unload(self, name: str) -> None:
         """Free an adapter; if it is in use, the base answers alone from now on."""
-        if name not in self._adapters:
-            raise UsageError(f"no adapter named {name!r} is loaded", "adapters() lists those that are")
+        self.check_adapter(name)
         if name == self.active:
             self.use(None)
         self._llama.llama_adapter_lora_free(self._adapters.pop(name).pointer)
@@ -143,14 +152,14 @@ class Served(Answers):
 
     def reset(self) -> None:
         """Forget what the cache holds: the next call computes all of its tokens."""
-        self._context.clear()
+        self.cache.clear()
 
     def _check(self, tokens: list[int], room: int = 0) -> None:
-        self._context.check(tokens, room)
+        self.cache.check(tokens, room)
 
     def _next(self, tokens: list[int], sampler: Sampler) -> int:
-        self._context.advance(tokens)
-        return sampler.sample(self._context.handle)
+        self.cache.advance(tokens)
+        return sampler.sample(self.cache.handle)
 
     def complete(self, prompts: Sequence[str | Sequence[int]],
                  max_tokens: int | Sequence[int] = 256) -> Iterator[tuple[int, str]]:
@@ -162,8 +171,8 @@ class Served(Answers):
         budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
         if min(budgets, default=1) < 1:
             raise UsageError(f"max_tokens is {min(budgets)}", "choose 1 or more")
-        answers = self._context.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end)
-        return ((i, b"".join(map(self._printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
+        answers = self.cache.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end)
+        return ((i, b"".join(map(self.printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
 
     # measures
 
@@ -173,11 +182,11 @@ class Served(Answers):
         wanted: bool [T], where to compute it (0 elsewhere; None: everywhere). Never holds more than 64 rows of logits.
         """
         ids = [int(token) for token in tokens]
-        self._context.check(ids)
+        self.cache.check(ids)
         out = np.zeros(len(ids), np.float32)
         need = np.ones(len(ids), np.bool_) if wanted is None else wanted
         end = int(np.flatnonzero(need).max(initial=0))  # the tokens after the last wanted one need not be computed
-        for positions, logits in self._context.feed(ids[:end], need[1 : end + 1]):
+        for positions, logits in self.cache.feed(ids[:end], need[1 : end + 1]):
             for position, row in zip(positions, logits, strict=True):
                 top = row.max()
                 total = np.exp(row - top).sum(dtype=np.float64)
@@ -187,5 +196,5 @@ class Served(Answers):
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each token, float32 [T, V]: for a few tokens, since all of them are held."""
         ids = [int(token) for token in tokens]
-        parts = [logits.copy() for _, logits in self._context.feed(ids, np.ones(len(ids), np.bool_))]
-        return np.concatenate(parts) if parts else np.empty((0, self._context.n_vocab), np.float32)
+        parts = [logits.copy() for _, logits in self.cache.feed(ids, np.ones(len(ids), np.bool_))]
+        return np.concatenate(parts) if parts else np.empty((0, self.cache.n_vocab), np.float32)

@@ -85,7 +85,7 @@ def test_loss_does_not_depend_on_what_came_before(served: Served) -> None:
     first = served_loss(served, data)
     tokens = data.examples[0].tokens.tolist()
     served.logits(tokens[::-1])
-    served._context.cached[:] = tokens  # a cache of other values than its tokens have
+    served.cache.cached[:] = tokens  # a cache of other values than its tokens have
     assert served_loss(served, data) == first
 
 

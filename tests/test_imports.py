@@ -14,7 +14,7 @@ FLOORS = [
     ["rows", "optim", "adapter", "context", "governor", "answers"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],
     ["model"],
-    ["speed", "serve", "onnx_runtime"],
+    ["speed", "serve", "onnx_runtime", "sequences"],
     ["plan", "batching"],
     ["trainer", "evaluate", "apart"],
     ["pace", "identity"],

@@ -217,8 +217,8 @@ def test_tokens_are_picked_as_llama_cpp_picks_them(tiny_llama):
             sampling = Sampling(temperature=0.9, top_k=50, top_p=0.9, min_p=0.02, seed=seed)
             with Sampler(llamacpp.load(), sampling) as ours, Sampler(llamacpp.load(), sampling) as theirs:
                 picked.append(ours.pick(logits))
-                assert picked[-1] == theirs.sample(served._context.handle)
-                assert ours.pick(logits) == theirs.sample(served._context.handle)  # the generator has gone on alike
+                assert picked[-1] == theirs.sample(served.cache.handle)
+                assert ours.pick(logits) == theirs.sample(served.cache.handle)  # the generator has gone on alike
         assert len(set(picked)) > 10
         with Sampler(llamacpp.load(), Sampling()) as greedy:
             assert greedy.pick(logits) == logits.argmax()

@@ -179,17 +179,17 @@ def test_a_known_beginning_is_not_computed_again(served: Served) -> None:
     served.reset()
     served.logprobs(first)
     decoded: list[int] = []
-    decode = served._context._decode
+    decode = served.cache.decode
 
     def counting() -> np.ndarray:
-        decoded.append(served._context._batch.size)
+        decoded.append(served.cache.batch.size)
         return decode()
 
-    served._context._decode = counting  # type: ignore[method-assign]
+    served.cache.decode = counting  # type: ignore[method-assign]
     try:
         reused = served.logprobs(second, np.arange(45) > 30)
     finally:
-        served._context._decode = decode  # type: ignore[method-assign]
+        served.cache.decode = decode  # type: ignore[method-assign]
     assert decoded == [44 - 20]
     np.testing.assert_allclose(reused[31:], whole[31:], atol=1e-5)
 
@@ -230,7 +230,7 @@ def test_abandoned_answers_leave_nothing_behind(tiny_llama: Path) -> None:
         expected = dict(served.complete(prompts, 4))
         answer = "".join(served.generate(long, max_tokens=4))
         assert next(served.complete(prompts, [1] + [6] * (PARALLEL - 1)))[0] == 0  # leaves the others half done
-        served._context._batch.add([5, 6, 7], 0, 0, np.ones(3, np.bool_))  # as an interrupt would leave it
+        served.cache.batch.add([5, 6, 7], 0, 0, np.ones(3, np.bool_))  # as an interrupt would leave it
         assert "".join(served.generate(long, max_tokens=4)) == answer
         assert dict(served.complete(prompts, 4)) == expected
 

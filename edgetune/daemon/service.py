@@ -13,13 +13,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from .. import disk
-from ..batching import Batcher, Ticket
+from ..batching import KEPT, Batcher, Ticket
 from ..bundle import open_bundle
 from ..config import TrainConfig
 from ..errors import NotFoundError
+from ..gguf import Gguf
 from ..policy import Policy
 from ..serve import Served
 from .adapters import Adapters
@@ -31,6 +32,7 @@ from .options import DaemonConfig, model_name
 from .store import Store
 
 LATEST = ":latest"
+CONTEXT = 4096  # tokens, where none are asked for and the model was trained for as many
 
 
 class Service:
@@ -57,7 +59,7 @@ class Service:
         self._held.__enter__()
         self.bundle = open_bundle(self.path)
         self.store = Store(folder)
-        self.served = Served(self.bundle.gguf.path, context=self.config.context or None, threads=self.config.threads or None)
+        self.served = self._open(self.bundle.gguf)
         self.batcher = Batcher(self.served, parallel=self.config.parallel, queue=self.config.queue)
         self.files = Files(self.store, folder, self.config)
         self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
@@ -69,6 +71,12 @@ class Service:
         self.jobs.start()
         self.learner.start()
         return self
+
+    def _open(self, gguf: Gguf) -> Served:
+        config = self.config
+        trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
+        return Served(gguf.path, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
+                      sequences=config.parallel + KEPT)
 
     def stop(self) -> None:
         """Finish the answers at work, save what is trained, close. Twice is fine."""
