@@ -13,11 +13,11 @@ where it does worse, and a sign test says whether that is chance. The new adapte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..data import load_rows
+from ..data import Dataset, load_rows
 from ..errors import DataError
 from ..evaluate import exact_match, served_loss
 from ..rows import Row
@@ -47,8 +47,8 @@ class Verdict:
     """passed, and the reason in one sentence. old, new: {rows, loss, exact, ended, parsed, canary}, shares of the rows
     that have such a thing, canary: its perplexity.
 
-    wins, losses: rows right under one adapter alone (where no row tells: rows with a lower loss, and a higher); p: of so
-    few wins or fewer if there were no difference. scores: by digest, each row's Score under the new adapter.
+    wins, losses: rows right under one adapter alone (where no row tells: rows with a lower loss, and a higher); p: of
+    so few wins or fewer if there were no difference. scores: by digest, each row's Score under the new adapter.
     """
 
     passed: bool
@@ -76,14 +76,15 @@ def unmarked(row: Row) -> Row:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary: str, *, system: str | None = None,
-          max_length: int = 512, known: Mapping[str, Mapping[str, Any]] | None = None,
-          between: Callable[[], object] = lambda: None) -> Verdict:
+def judge(served: Served, rows: Dataset | Sequence[Row], old: str | None, new: str, canary: str, *,
+          system: str | None = None, max_length: int = 512,
+          known: Mapping[str, Mapping[str, Any]] | None = None) -> Verdict:
     """Ask both adapters, by their names in `served` (None: the base alone), and decide.
 
-    known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again. between: called
-    between two rows, to give way or to stop. Raises DataError without rows.
+    canary: a text. known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again.
+    Raises DataError without rows.
     """
+    rows = rows.rows if isinstance(rows, Dataset) else rows
     if not rows:
         raise DataError("there are no rows to judge by", "hold some out")
     fresh = [not isinstance(row, str) and FRESH in row for row in rows]
@@ -92,23 +93,21 @@ def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary
     found = {d: Score(**score) for d, score in (known or {}).items()}
     missing = [i for i, d in enumerate(digests) if d not in found]
     served.use(old)
-    first = perplexity(served, canary, between)
-    for i, score in zip(missing, scores(served, [asked[i] for i in missing], system, max_length, between), strict=True):
-        found[digests[i]] = score
+    before = perplexity(served, canary)
+    found |= zip((digests[i] for i in missing), scores(served, [asked[i] for i in missing], system, max_length),
+                 strict=True)
     served.use(new)
-    after = scores(served, asked, system, max_length, between)
-    verdict = decide([found[d] for d in digests], after, fresh, (first, perplexity(served, canary, between)))
+    after = scores(served, asked, system, max_length)
+    verdict = decide([found[d] for d in digests], after, fresh, (before, perplexity(served, canary)))
     verdict.scores.update((d, asdict(score)) for d, score in zip(digests, after, strict=True))
     return verdict
 
 
-def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: int,
-           between: Callable[[], object]) -> list[Score]:
+def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: int) -> list[Score]:
     """Of each row, with the adapter in use. A row longer than max_length or the context is not answered."""
     options: dict[str, Any] = {"system": system, "max_length": min(max_length, served.context)}
     found, whole = [], []
     for i, row in enumerate(rows):
-        between()
         try:
             data = load_rows([row], served.tokenizer, **options)
         except DataError:  # nothing of its answer is within max_length
@@ -118,17 +117,16 @@ def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: 
         found.append(Score(served_loss(served, data)[0]))
     if whole:
         data = load_rows([rows[i] for i in whole], served.tokenizer, **options)
-        answers = exact_match(served, data, system=system, on_answer=lambda _: between())
+        answers = exact_match(served, data, system=system)
         for i, answer in zip(whole, answers, strict=False):  # plain text has no answers
             found[i] = Score(found[i].loss, answer.correct, answer.ended, answer.parsed)
     return found
 
 
-def perplexity(served: Served, text: str, between: Callable[[], object] = lambda: None) -> float:
+def perplexity(served: Served, text: str) -> float:
     """Of a text, with the adapter in use; 1 for an empty one."""
     if not text:
         return 1.0
-    between()
     loss, _ = served_loss(served, load_rows([text], served.tokenizer, max_length=min(WINDOW, served.context)))
     return math.exp(min(loss, 700.0))
 
@@ -200,8 +198,8 @@ def _unsound(new: Sequence[Score], canary: tuple[float, float]) -> str:
 
 def _praise(compared: Mapping[str, tuple[int, int]]) -> str:
     (wins, losses), (lower, higher) = compared["right"], compared["loss"]
-    return (f"{wins} rows are right that were wrong, {losses} the other way round; the loss is lower on {lower}, higher "
-            f"on {higher}")
+    return (f"{wins} rows are right that were wrong, {losses} the other way round; the loss is lower on {lower} rows, "
+            f"higher on {higher}")
 
 
 def _summary(found: Sequence[Score], canary: float) -> dict[str, Any]:
