@@ -137,7 +137,7 @@ def perplexity(served: Served, text: str) -> float:
 def sign_test(wins: int, losses: int) -> float:
     """Probability of at most so many wins where either is as likely, exactly."""
     n = wins + losses
-    return sum(math.comb(n, k) for k in range(wins + 1)) / 2**n
+    return float(sum(math.comb(n, k) for k in range(wins + 1)) / 2**n)
 
 
 def decide(old: Sequence[Score], new: Sequence[Score], fresh: Sequence[bool], canary: tuple[float, float]) -> Verdict:
