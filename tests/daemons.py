@@ -1,40 +1,50 @@
-"""A daemon's service on a tiny model, for tests: small jobs, and waiting for what must come."""
+"""A real daemon in this process, on a port that is free: its address, and its service."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from tiny import write_tiny
-
+from edgetune.config import TrainConfig
 from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.server import run
 from edgetune.daemon.service import Service
 
-ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
-SMALL = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 20}
-LONG = {**SMALL, "steps": 3000, "checkpoint_every": "0.05s"}  # far longer than a test waits
-T = TypeVar("T")
+PATIENCE = 60  # seconds; nothing here takes nearly so long
 
 
-def open_service(folder: Path, **options: object) -> Service:
-    """Not started yet. Its model is made where it is not there."""
-    if not (folder / "tiny.gguf").exists():
-        write_tiny(folder / "tiny.gguf", formats="Q8_0")
-    return Service(folder / "tiny.gguf", DaemonConfig(**{"state": str(folder / "state"), "threads": 1, **options}))
+@dataclass
+class Daemon:
+    url: str  # or unix:PATH
+    service: Service
+    thread: threading.Thread
 
 
-def upload(service: Service, rows: list[dict[str, object]] = ROWS) -> str:
-    """The file's id."""
-    return service.files.add("rows.jsonl", "fine-tune", ["".join(json.dumps(row) + "\n" for row in rows).encode()]).id
+@contextmanager
+def daemon(model: Path, state: Path, train: TrainConfig | None = None, **options: object) -> Iterator[Daemon]:
+    """It has answered before this yields, and has stopped when it is left."""
+    config = DaemonConfig(**{"state": str(state), "port": 0, "threads": 1, **options})
+    service = Service(model, config, train=train)
+    ready: queue.Queue[str | BaseException] = queue.Queue()
 
+    def serve() -> None:
+        try:
+            run(service, on_ready=ready.put)
+        except BaseException as error:
+            ready.put(error)
 
-def until(what: Callable[[], T], seconds: float = 60.0) -> T:
-    """Wait for the first true value of `what`, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return found
+    thread = threading.Thread(target=serve, name="daemon", daemon=True)
+    thread.start()
+    try:
+        said = ready.get(timeout=PATIENCE)
+        if isinstance(said, BaseException):
+            raise said
+        yield Daemon(said, service, thread)
+    finally:
+        service.stopping.set()
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the daemon does not stop"

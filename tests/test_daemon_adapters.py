@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from daemons import until
+from services import until
 from test_train import OPTIONS, dataset
 from tiny import write_tiny
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemons import LONG, ROWS, SMALL, open_service, until, upload
+from services import LONG, ROWS, SMALL, open_service, until, upload
 
 from edgetune.daemon import jobs as jobs_module
 from edgetune.daemon import work
@@ -182,7 +182,7 @@ def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, P
 def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
     open_service(tmp_path)  # writes the model
     code = ("import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-            "from daemons import LONG, open_service, upload\n"
+            "from services import LONG, open_service, upload\n"
             "with open_service(Path(sys.argv[1])) as s:\n"
             "    s.jobs.create('tiny', upload(s), hyperparameters=LONG)\n"
             "    while not s.jobs.pid: time.sleep(0.01)\n"
