@@ -6,6 +6,7 @@
 # make sanitize     the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
 # make proofs       minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
 # make durability minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
+# make crash        minutes: the daemon killed at KILLS random moments (100), all that it accepted still there
 # make pressure     another process takes the memory of a training in a cgroup, and gives it back (needs root)
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 # make trimmed      many minutes, needs ../shared: SmolLM2 with 8,192 tokens from Snips beside the whole, trained on Snips
@@ -25,8 +26,8 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed quantize onnx heal chain \
-    memory load life cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability crash pressure peers trimmed quantize onnx \
+    heal chain memory load life cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -66,6 +67,9 @@ proofs:
 durability:
 	$(PYTHON) tests/proofs/kill.py
 	cd tests && $(PYTHON) -m pytest -m '' test_durability.py test_resume.py
+
+crash:
+	$(PYTHON) tests/proofs/crash.py --kills $(or $(KILLS),100)
 
 pressure:
 	cd tests && $(PYTHON) -m pytest -m '' test_pace.py
