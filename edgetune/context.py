@@ -252,7 +252,8 @@ def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
         raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {size}" + " with an answer" * bool(room),
                             "shorten the text or choose a larger context")
     if len(tokens) and not 0 <= min(tokens) <= max(tokens) < n_vocab:
-        raise ValueError(f"token ids must be from 0 to {n_vocab - 1}")
+        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise UsageError(f"a token id is {wrong}", f"token ids must be from 0 to {n_vocab - 1}")
 
 
 def common(a: list[int], b: list[int]) -> int:
