@@ -8,12 +8,10 @@ for any thread.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,67 +26,12 @@ from .answers import Request
 from .errors import EdgetuneError, TooMuchError, UsageError
 from .sampling import Sampler
 from .serve import Served
+from .tickets import OnPiece, Ticket
 
 PROMPT = 64, 128  # tokens of prompts that a decode takes: while somebody's answer runs, and else
 KEPT = 16  # sequences that a model should be opened with beside those at work, for what finished answers leave
 GROWTH = 16  # tokens that each answer must have room for when another one begins
 RECENT = 10.0  # seconds that tokens_per_s looks back
-
-
-class Ticket:
-    """An answer that is being made: iterate over its pieces of text, or take `text()`; both wait for them.
-
-    finish: None while it lasts, then "stop" (the model ended it, or a stop string), "length" (max_tokens, or the
-    context is full), "cancelled", or "error": then `error` says why, and waiting for text raises it.
-    cached_tokens: of the prompt's, those that were in the cache.
-    """
-
-    def __init__(self, adapter: str | None, prompt_tokens: int, wake: Callable[[], None],
-                 on_piece: OnPiece | None) -> None:
-        self.id = uuid.uuid4().hex
-        self.adapter, self.prompt_tokens = adapter, prompt_tokens
-        self.completion_tokens = self.cached_tokens = 0
-        self.finish: str | None = None
-        self.error: Exception | None = None
-        self.cancelled = False
-        self._wake, self._on_piece = wake, on_piece
-        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def __iter__(self) -> Iterator[str]:
-        while (piece := self._pieces.get()) is not None:
-            yield piece
-        self._pieces.put(None)  # for whoever asks again
-        if self.error:
-            raise self.error
-
-    def text(self) -> str:
-        """All that was not yet iterated over."""
-        return "".join(self)
-
-    def cancel(self) -> None:
-        """End it soon; what was made so far stays. For any thread."""
-        self.cancelled = True
-        self._wake()
-
-    def give(self, piece: str | None) -> bool:
-        """The batcher's: a piece, or None at the end; whether the receiver took it."""
-        self._pieces.put(piece)
-        try:
-            if self._on_piece:
-                self._on_piece(self, piece)
-        except Exception as error:  # theirs; others' answers must go on
-            self.error = error
-        return self.error is None
-
-    def end(self, finish: str, piece: str) -> None:
-        """The batcher's: the last piece, if any, and the end."""
-        if piece:
-            self.give(piece)
-        self.finish = "error" if self.error else finish
-        self.give(None)
-
-
-OnPiece = Callable[[Ticket, "str | None"], None]
 
 
 @dataclass(eq=False)
@@ -142,6 +85,7 @@ class Batcher:
         self._wake = threading.Condition(threading.RLock())  # held to change what follows
         self._open = self._now = False  # takes requests; ends those that it took
         self._waiting: deque[_Answer] = deque()
+        self._cells = cells.Sequences(served.cache)
         self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
         self._leaving: set[str] = set()  # adapters that take no new requests
         self._working: list[_Answer] = []  # the thread's, in the order in which they began
@@ -152,7 +96,7 @@ class Batcher:
     # ---- for any thread -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._cells = cells.Sequences(self.served.cache)
+        self._cells.clear()
         self._open = True
         self._thread.start()
 
@@ -253,8 +197,8 @@ class Batcher:
     def _prepare(self) -> bool:
         """Do what was asked between decodes, and wait until somebody is to be answered; False: nobody will be."""
         while True:
+            self._run_calls()
             with self._wake:
-                self._run_calls()
                 for answer in (*self._working, *self._waiting):
                     if answer.ticket.cancelled or self._now:
                         self._end(answer, "cancelled")
@@ -292,16 +236,11 @@ class Batcher:
         """Begin answers while the cache has room for their prompts and for everybody's next tokens."""
         while self._waiting and len(self._working) < self.parallel:
             answer = self._waiting[0]
-            adapter, tokens = answer.ticket.adapter, answer.request.tokens
             promised = answer.growth + sum(other.pending + other.growth for other in self._working)
-            if self._working and self._cells.missing(adapter, tokens) + promised > self._cells.free:
+            missing = self._cells.missing(answer.ticket.adapter, answer.request.tokens)
+            if self._working and missing + promised > self._cells.free:
                 return
             self._working.append(self._waiting.popleft())
-            answer.sequence = self._cells.begin(adapter, tokens)
-            if answer.ticket.completion_tokens == 0:
-                answer.ticket.cached_tokens = len(answer.sequence.tokens)
-                self._totals["prompt_tokens"] += len(tokens)
-                self._totals["cached_tokens"] += len(answer.sequence.tokens)
 
     def _step(self) -> None:
         """One decode of one adapter's answers."""
@@ -331,10 +270,22 @@ class Batcher:
         left = min(prompts, self.served.cache.room - len(plan))
         for answer in mine:
             if not answer.running and left:
+                self._begin(answer)
                 count = min(answer.pending, left)
                 plan.append((answer, count))
                 left -= count
         return plan
+
+    def _begin(self, answer: _Answer) -> None:
+        """Give it a sequence, if it has none. So late, because those before it may have read what it begins with."""
+        if answer.sequence.tokens or answer.sequence in self._cells.working:
+            return
+        ticket, tokens = answer.ticket, answer.request.tokens
+        answer.sequence = self._cells.begin(ticket.adapter, tokens)
+        if ticket.completion_tokens == 0:
+            ticket.cached_tokens = len(answer.sequence.tokens)
+            self._totals["prompt_tokens"] += len(tokens)
+            self._totals["cached_tokens"] += ticket.cached_tokens
 
     def _fill(self, plan: list[tuple[_Answer, int]]) -> list[tuple[_Answer, int]]:
         """Put the tokens into the batch; the answers that get a new one, and the places of their logits."""

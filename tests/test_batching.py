@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from test_serve import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
 
 from edgetune import batching
-from edgetune.batching import Batcher, Ticket
+from edgetune.batching import Batcher
 from edgetune.errors import EdgetuneError, MismatchError, TooMuchError, UsageError
 from edgetune.sequences import Sequences
 from edgetune.serve import Served
+from edgetune.tickets import Ticket
 
 ADAPTERS = (None, "a", "b")
 DEADLINE = 60.0  # seconds, for a machine that does other things too
@@ -185,6 +186,16 @@ def test_what_begins_alike_is_computed_once(batcher: Batcher, decoded: list) -> 
     assert facts["tokens_per_s"] > 0
 
 
+def test_those_who_come_together_share_too(batcher: Batcher, decoded: list) -> None:
+    with batcher._wake:
+        tickets = [batcher.submit(tokens_of(300) + tokens_of(5, seed), max_tokens=1) for seed in range(1, 5)]
+    for ticket in tickets:
+        ticket.text()
+    assert sum(size for _, size in decoded) + sum(ticket.cached_tokens for ticket in tickets) == 4 * 305
+    assert tickets[0].cached_tokens == 0
+    assert min(ticket.cached_tokens for ticket in tickets[1:]) > 300 - batching.PROMPT[1]
+
+
 def test_running_answers_do_not_wait_for_a_long_prompt(batcher: Batcher, decoded: list) -> None:
     begun = threading.Event()
     running = batcher.submit(tokens_of(20), max_tokens=150, on_piece=lambda *_: begun.set())
@@ -249,7 +260,7 @@ def test_wrong_requests_are_refused_at_once(batcher: Batcher) -> None:
     for options, kind, what in (
         ({"prompt": []}, UsageError, "empty"),
         ({"prompt": tokens_of(512)}, EdgetuneError, "do not fit the context of 512 with an answer"),
-        ({"prompt": [10**6]}, ValueError, "token ids"),
+        ({"prompt": [10**6]}, UsageError, "token ids"),
         ({"max_tokens": 0}, UsageError, "max_tokens is 0"),
         ({"temperature": -1.0}, UsageError, "temperature is -1.0"),
         ({"stop": [""]}, UsageError, "stop string"),
