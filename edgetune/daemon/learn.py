@@ -37,7 +37,6 @@ IDLE_SECONDS = 600.0  # without a request, and --learn idle begins
 CHECK_SECONDS = 5.0
 PASSES = 2  # through what is new
 ROWS_AN_ANCHOR = 5  # after so many rows comes an anchor
-ANCHORS = "anchors.jsonl"  # in the state
 ANCHOR_TOKENS = 64
 QUESTIONS = (
     "What makes the tides rise and fall?", "Write a short story about a lighthouse keeper.",
@@ -169,7 +168,7 @@ class Learner:
 
     def anchors(self) -> Rows:
         """What the base says to QUESTIONS, drawn from all that it might say: made once, and kept."""
-        path = self.config.folder() / ANCHORS
+        path = self.config.folder() / f"anchors-{self.service.bundle.fingerprint[-8:]}.jsonl"
         if not path.exists():
             lines = [json.dumps(self._anchor(question, seed)) + "\n" for seed, question in enumerate(QUESTIONS)]
             with disk.replaced(path) as beside:
