@@ -37,11 +37,12 @@ mount -t sysfs -o ro sysfs sys
 mount -t tmpfs tmpfs sys/fs/cgroup && mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs dev
 for name in null zero full random urandom tty; do touch dev/$name && mount --bind /dev/$name dev/$name; done
-mkdir dev/shm dev/pts && ln -s /proc/self/fd dev/fd
+mkdir dev/shm dev/pts && mount -t devpts devpts dev/pts && ln -s pts/ptmx dev/ptmx && ln -s /proc/self/fd dev/fd
 mount -t tmpfs tmpfs run && mount -t tmpfs -o mode=1777 tmpfs tmp
 mkdir -p "./$2" && mount --bind "$2" "./$2"
-rm -rf etc/systemd/system/*.wants
-exec env -i container=proof PATH="$PATH" chroot . /lib/systemd/systemd --system --unit=basic.target --show-status=0
+rm -rf etc/systemd/system/*.wants && mkdir old
+pivot_root . old && cd / && umount -l old
+exec env -i container=proof PATH="$PATH" /lib/systemd/systemd --system --unit=basic.target --show-status=0
 """
 
 
