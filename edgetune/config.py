@@ -51,8 +51,8 @@ class TrainConfig:
                                   choices=("auto", "float", "8bit"))
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
     # the data
-    epochs: float = option(1.0, "Passes over the data.", low=0.0)
-    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0)
+    epochs: float = option(1.0, "Passes over the data.", low=0.0, high=1e6)
+    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9)
     batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1)
     max_length: int = option(512, "Tokens in a row at most.", low=2)
     overflow: str = option("truncate", "What becomes of a longer row.", choices=("truncate", "skip"))
@@ -143,8 +143,8 @@ def check_field(name: str, value: Any, meta: Any) -> None:
     if meta["choices"] and value not in meta["choices"]:
         raise UsageError(f"{option_name} is {value!r}", f"choose from {', '.join(meta['choices'])}")
     low, high = meta["low"], meta["high"]
-    if isinstance(value, float) and value != value:
-        raise UsageError(f"{option_name} is not a number", "give a finite number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{option_name} is {value}, not a number", "give a finite number")
     if low is not None and value < low:
         raise UsageError(f"{option_name} is {value}, the least is {low:g}", f"raise --{option_name}")
     if high is not None and value > high:

@@ -108,7 +108,8 @@ class TrainProgress(_Live):
 
     def _governor(self, e: dict[str, Any]) -> None:
         threads = f"{e['threads']} thread{'s' if e['threads'] > 1 else ''}"
-        words = {"go": "going on", "slower": f"slower, {threads}", "pause": "paused"}[e["action"]]
+        words = {"go": "going on", "slower": f"slower, {threads}", "pause": "paused",
+                 "yield": "giving way"}[e["action"]]
         self.pace = f"[yellow]{words}: {escape(e['cause'])}[/]" if e["action"] != "go" else ""
         if self.live and self.task is not None:
             self.bar.update(self.task, numbers=_joined(self.numbers, self.pace))

@@ -22,12 +22,18 @@ _NOT_JSON = object()
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated for one row, and what the row says."""
+    """What was generated for one row, and what the row says. ended: by itself, before it was cut off."""
 
     prompt: str
     expected: str
     answer: str
     correct: bool
+    ended: bool
+
+    @property
+    def parsed(self) -> bool | None:
+        """Whether the answer is JSON; None where the row's is not."""
+        return None if _parse(self.expected) is _NOT_JSON else _parse(self.answer) is not _NOT_JSON
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,9 @@ def evaluate(served: Served, dataset: Dataset, *, answers: bool = True, system: 
     loss, tokens = served_loss(served, dataset)
     given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit,
                         on_answer=on_answer) if answers else []
-    json_rows = [answer for answer in given if _parse(answer.expected) is not _NOT_JSON]
     return Scores(
         "llama.cpp", len(dataset.examples), tokens, loss, _share([answer.correct for answer in given]), len(given),
-        _share([_parse(answer.answer) is not _NOT_JSON for answer in json_rows]),
+        _share([answer.parsed for answer in given if answer.parsed is not None]),
     )
 
 
@@ -100,7 +105,8 @@ def exact_match(served: Served, dataset: Dataset, *, system: str | None = None, 
     answers: dict[int, Answer] = {}
     for index, text in served.complete([prompt for prompt, _ in pairs], budgets):
         prompt, expected = pairs[index]
-        answers[index] = Answer(prompt, expected, text, same(expected, text))
+        ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
+        answers[index] = Answer(prompt, expected, text, same(expected, text), ended)
         if on_answer:
             on_answer(answers[index])
     return [answers[index] for index in range(len(pairs))]

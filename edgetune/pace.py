@@ -6,15 +6,18 @@ parts. It is chosen for lack of memory alone.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from .governor import Governor
+from .governor import CHANGE_SECONDS, Governor
 from .trainer import Trainer
 
 POLL_SECONDS = 0.2  # between two looks for a reason to stop, while it pauses or rests
+YIELD_SECONDS = 0.01  # between two looks whether an answer is done
+YIELD_SHARE = 9  # while answers last, it sleeps so many times as long as it works
 
 
 def be_nice(nice: int) -> None:
@@ -27,25 +30,49 @@ class GiveWay(Exception):
     """Raised within a micro-batch where memory must be given back now: what was begun is to be done again."""
 
 
+class Yield:
+    """Gives way to whoever is being answered: called between two pieces of work, it sleeps while `busy`, but keeps a
+    tenth of the time, so that work advances although answers never end.
+    """
+
+    def __init__(self, busy: Callable[[], bool], clock: Callable[[], float] = time.monotonic,
+                 sleep: Callable[[float], None] = time.sleep) -> None:
+        self.busy, self.clock, self.sleep = busy, clock, sleep
+        self.worked_from = clock()
+
+    def __call__(self, called_off: Callable[[], bool] = lambda: False) -> bool:
+        """Whether it slept. called_off: asked meanwhile, ends the sleep."""
+        began, slept = self.clock(), False
+        until = began + YIELD_SHARE * (began - self.worked_from)
+        while self.busy() and self.clock() < until and not called_off():
+            self.sleep(min(YIELD_SECONDS, max(until - self.clock(), 0.0)))
+            slept = True
+        self.worked_from = self.clock()
+        return slept
+
+
 class Pace:
     """A run's should_stop that also gives way: asked often, it acts on the governor's decision and, while that is
     pause, does not return.
 
     Within a micro-batch, where the arena holds activations, a pause has to wait for its end, with one thread. Only for
     lack of memory there is no waiting: GiveWay is raised.
-    should_stop: the run's own. save: keeps the state before a pause. write: takes {"event": "governor", ...}. Raises
-    UsageError where the run would not leave the memory that the policy asks for.
+    should_stop: the run's own. save: keeps the state before a pause. write: takes {"event": "governor", ...}. busy:
+    someone is being answered beside it, as `Yield` has it. Raises UsageError where the run would not leave the memory
+    that the policy asks for.
     """
 
     def __init__(self, governor: Governor, trainer: Trainer, should_stop: Callable[[], bool],
                  save: Callable[[], None], write: Callable[[dict[str, Any]], None],
-                 sleep: Callable[[float], None] = time.sleep) -> None:
+                 sleep: Callable[[float], None] = time.sleep, busy: Callable[[], bool] = lambda: False) -> None:
         self.governor, self.trainer, self.should_stop = governor, trainer, should_stop
         self.save, self.write, self.sleep = save, write, sleep
         governor.expect(trainer.plan.arena_bytes)
         self._worked_from, self._return_due = governor.clock(), False
+        self._yield, self._yield_told = Yield(busy, governor.clock, sleep), -math.inf
 
     def __call__(self) -> bool:
+        self._give_way()
         self._look()
         paused = self.governor.state.action == "pause"
         if self.trainer.computing:
@@ -59,6 +86,15 @@ class Pace:
         self._rest()
         return self.should_stop()
 
+    def _give_way(self) -> None:
+        """To answers. A line says so at most every ten seconds: they may be many and short."""
+        self._yield.worked_from = self._worked_from
+        if self._yield(self.should_stop):
+            self._worked_from = self.governor.clock()  # it has rested as well
+            if self._worked_from - self._yield_told >= CHANGE_SECONDS:
+                self._yield_told = self._worked_from
+                self._tell("yield", "foreground", "someone is being answered, training keeps a tenth of the time")
+
     def _look(self) -> None:
         seen = self.governor.readings
         if self.governor.look():
@@ -68,14 +104,19 @@ class Pace:
 
     def _apply(self) -> None:
         """Threads and micro-batch by the new state, and a line that says so."""
-        state, r = self.governor.state, self.governor.readings
+        state = self.governor.state
         ctx, run = self.trainer.decoder.ctx, self.trainer.plan.run
         ctx.working = {"go": ctx.threads, "slower": max(ctx.threads // 2, 1), "pause": 1}[state.action]
         small = state.rule == "memory" and state.action != "go"
         self.trainer.max_tokens = max(run.max_length, run.max_tokens // 2) if small else run.max_tokens
-        self.write({"event": "governor", "step": self.trainer.steps_done, "action": state.action, "rule": state.rule,
-                    "cause": state.cause, "threads": ctx.working, "micro_batch": self.trainer.max_tokens,
-                    "temperature": r.temperature, "available_mib": r.available >> 20})
+        self._tell(state.action, state.rule, state.cause)
+
+    def _tell(self, action: str, rule: str, cause: str) -> None:
+        r = self.governor.readings
+        self.write({"event": "governor", "step": self.trainer.steps_done, "action": action, "rule": rule,
+                    "cause": cause, "threads": self.trainer.decoder.ctx.working,
+                    "micro_batch": self.trainer.max_tokens, "temperature": r.temperature,
+                    "available_mib": r.available >> 20})
 
     def _pause(self) -> None:
         self.save()

@@ -62,7 +62,7 @@ class Served(Answers):
             size = context_size(context, int(llama.llama_model_n_ctx_train(self._model)))
             self.cache = Context(llama, self._model, size, threads or 0, max(sequences, PARALLEL) + 1)
             opened.callback(self.cache.close)
-            self.tokenizer = Tokenizer(self.path)
+            self.tokenizer = Tokenizer(self.path, self._model)
             opened.callback(self.tokenizer.close)
             self._opened = opened.pop_all()
 

@@ -35,23 +35,19 @@ class Tokenizer:
     """The vocabulary of one GGUF. Check the file with `gguf.open_gguf` first: llama.cpp trusts what it reads.
 
     `bos`, `eos`, `eot` are token ids or None; `add_bos` says whether the model wants `bos` at the start of a prompt.
+    model: a llama_model of that file that is open already and outlives this, so that its vocabulary is held once.
     `chat_template` is the GGUF's (ChatML for a vocabulary that has its two tokens and no template), or None;
     `tool_template` takes its place where tools are given, if the GGUF has one. Both may be replaced.
     Raises UnsupportedError for a tokenizer that llama.cpp does not know or would fail on.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], model: int | None = None) -> None:
         self._llama = llama = load()
-        complaint()
-        params = llama.llama_model_default_params()
-        params.vocab_only = True
-        model = llama.llama_model_load_from_file(os.fsencode(path), params)
-        if not model:
-            raise UnsupportedError(
-                f"llama.cpp cannot read the tokenizer of {Path(path).name} ({complaint() or 'no reason given'})",
-                "convert the model again with a current llama.cpp",
-            )
-        self._free = weakref.finalize(self, llama.llama_model_free, model)
+        if model is None:
+            model = self._load(path)
+            self._free = weakref.finalize(self, llama.llama_model_free, model)
+        else:
+            self._free = weakref.finalize(self, int)  # who lent it frees it
         self._vocabulary = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocabulary)
         self._pieces: dict[int, bytes] = {}
@@ -140,6 +136,18 @@ class Tokenizer:
     def close(self) -> None:
         """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
         self._free()
+
+    def _load(self, path: str | os.PathLike[str]) -> int:
+        complaint()
+        params = self._llama.llama_model_default_params()
+        params.vocab_only = True
+        model = self._llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise UnsupportedError(
+                f"llama.cpp cannot read the tokenizer of {Path(path).name} ({complaint() or 'no reason given'})",
+                "convert the model again with a current llama.cpp",
+            )
+        return int(model)
 
     @property
     def _vocab(self) -> Any:

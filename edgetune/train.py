@@ -46,22 +46,23 @@ class _State:
 
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
         resume: bool = False, allow_changed: Collection[str] = (), on_event: Callable[[Event], None] | None = None,
-        should_stop: Callable[[], bool] | None = None, governor: Governor | None = None) -> dict[str, Any]:
+        should_stop: Callable[[], bool] | None = None, governor: Governor | None = None,
+        busy: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Train, and leave the adapter in `out`; returns run.json's content.
 
     on_event gets {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and done are
     lines of metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state
-    was saved, resume=True goes on. governor: what the run gives way to. Raises UsageError where `out` exists,
-    MismatchError for a resume on what is not the same (see identity.identity) and not named in allow_changed,
-    NumericsError when the loss left the finite numbers (the last good adapter is kept), DiskError when the disk refuses
-    (the last checkpoint is kept).
+    was saved, resume=True goes on. governor: what the run gives way to, and while `busy` it takes a tenth of the time.
+    Raises UsageError where `out` exists, MismatchError for a resume on what is not the same (see identity.identity) and
+    not named in allow_changed, NumericsError when the loss left the finite numbers (the last good adapter is kept),
+    DiskError when the disk refuses (the last checkpoint is kept).
     """
     if allow_changed and not resume:
         raise UsageError("allow-changed is for a run that goes on", "add --resume")
     if governor:
         be_nice(governor.policy.nice)
     return _Run(bundle, data, Path(out), config, held_out, on_event or (lambda _: None),
-                should_stop or (lambda: False), governor).go(resume, allow_changed)
+                should_stop or (lambda: False), governor, busy).go(resume, allow_changed)
 
 
 def wear(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
@@ -74,9 +75,10 @@ def wear(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
 
 class _Run:
     def __init__(self, bundle: Bundle, data: Dataset, out: Path, config: TrainConfig, held_out: Dataset | None,
-                 on_event: Callable[[Event], None], should_stop: Callable[[], bool], governor: Governor | None) -> None:
+                 on_event: Callable[[Event], None], should_stop: Callable[[], bool], governor: Governor | None,
+                 busy: Callable[[], bool]) -> None:
         self.out, self.data, self.held_out, self.bundle, self.config = out, data, held_out, bundle, config
-        self.on_event, self.should_stop, self.governor = on_event, should_stop, governor
+        self.on_event, self.should_stop, self.governor, self.busy = on_event, should_stop, governor, busy
         self.state, self.metrics = _State(), metrics.Metrics(out)
         self.saved: tuple[int, int] | None = None  # steps done and measured, as the newest checkpoint says
         self.first_step = 0  # of this process, less one
@@ -104,7 +106,8 @@ class _Run:
         self.identity = identity(self.trainer, self.data, self.held_out)
         self.began = self.saved_at = time.monotonic()
         if self.governor and self.governor.policy.govern:
-            self.should_stop = Pace(self.governor, self.trainer, self.should_stop, self.save_state, self._write)
+            self.should_stop = Pace(self.governor, self.trainer, self.should_stop, self.save_state, self._write,
+                                    busy=self.busy)
 
     def _train(self) -> dict[str, Any]:
         try:

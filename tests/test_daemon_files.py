@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune.daemon.files import Files, digest, read_rows
+from edgetune.daemon.files import Files, Rows, digest
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.store import Store
 from edgetune.errors import DataError, NotFoundError, TooMuchError, UsageError
@@ -38,7 +38,7 @@ def test_a_file_is_kept_as_it_came(tmp_path: Path, size: int) -> None:
     again = open_files(tmp_path)
     assert again.get(file.id) == file
     assert again.content(file.id).read_bytes() == content
-    assert list(read_rows(again.content(file.id))) == [CHAT] * 3
+    assert list(Rows(again.content(file.id))) == [CHAT] * 3
     assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{file.id}.jsonl"]
 
 

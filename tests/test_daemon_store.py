@@ -18,12 +18,17 @@ def test_a_transaction_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.write() as db:
         db.execute(SERVICE, (now(), None, "a"))
-    with pytest.raises(ZeroDivisionError), store.write() as db:
-        db.execute(SERVICE, (now(), None, "b"))
-        raise ZeroDivisionError
-    with pytest.raises(sqlite3.IntegrityError), store.write() as db:
-        db.execute(SERVICE, (now(), None, "c"))
-        db.execute(SERVICE, (now(), None, None))
+
+    def half(cause: str | None) -> None:
+        with store.write() as db:
+            db.execute(SERVICE, (now(), None, "b"))
+            db.execute(SERVICE, (now(), None, cause))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half("c")
+    with pytest.raises(sqlite3.IntegrityError):
+        half(None)
     with store.write() as db:  # it is still usable
         db.execute(SERVICE, (now(), None, "d"))
     store.close()

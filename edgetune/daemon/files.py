@@ -166,12 +166,17 @@ def parse(line: bytes) -> dict[str, Any]:
     return row
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Those of a file that was accepted."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file):
-            if (text := line if number else line.removeprefix(BOM)).strip():
-                yield parse(text)
+class Rows:
+    """Those of a file that was accepted, to go through as often as needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                if (text := line if number else line.removeprefix(BOM)).strip():
+                    yield parse(text)
 
 
 def digest(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -60,7 +61,7 @@ def list_checkpoints(job: str, service: TheService, after: After = None, limit: 
     return page(service.jobs.checkpoints(job, after, limit + 1), limit)
 
 
-def page(found: list[Any], limit: int) -> dict[str, Any]:
+def page(found: Sequence[Any], limit: int) -> dict[str, Any]:
     """OpenAI's list, of one more than was asked for."""
     return {"data": found[:limit], "has_more": len(found) > limit}
 

@@ -26,7 +26,8 @@ class DaemonConfig:
     # what it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
-    keep: int = option(3, "Adapters kept beside the one in service, the latest ones.", low=1, high=100)
+    keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
+                       low=2, high=100)
     # what it may take
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].")

@@ -9,8 +9,11 @@ of the batcher, of the jobs and of learning, until) stop (finish answers, save t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -19,10 +22,12 @@ from .. import disk
 from ..batching import KEPT, Batcher, Ticket
 from ..bundle import open_bundle
 from ..config import TrainConfig
+from ..device import read_device, rss
 from ..errors import NotFoundError
-from ..gguf import Gguf
 from ..policy import Policy
+from ..sensors import Sensors
 from ..serve import Served
+from . import memory
 from .adapters import Adapters
 from .feedback import Feedback
 from .files import Files
@@ -49,44 +54,46 @@ class Service:
         self.path = Path(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()
+        self._opened = ExitStack()
 
     # ---- the three verbs ----------------------------------------------------------------------------------------
 
     def start(self) -> Service:
         folder = self.config.folder()
         disk.private_folder(folder)
-        self._held = disk.alone(folder)
-        self._held.__enter__()
-        self.bundle = open_bundle(self.path)
-        self.store = Store(folder)
-        self.served = self._open(self.bundle.gguf)
-        self.batcher = Batcher(self.served, parallel=self.config.parallel, queue=self.config.queue)
-        self.files = Files(self.store, folder, self.config)
-        self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
-        self.feedback = Feedback(self.store)
-        self.jobs = Jobs(self)
-        self.learner = Learner(self)
-        self.batcher.start()
-        self.adapters.start()
-        self.jobs.start()
-        self.learner.start()
+        with ExitStack() as opened:
+            opened.enter_context(disk.alone(folder))
+            self.bundle = open_bundle(self.path)
+            self.store = Store(folder)
+            opened.callback(self.store.close)
+            self._open_model()
+            opened.callback(self.served.close)
+            self.files = Files(self.store, folder, self.config)
+            self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
+            self.feedback = Feedback(self.store)
+            self.jobs = Jobs(self)
+            self.learner = Learner(self)
+            for part in (self.batcher, self.adapters, self.jobs, self.learner):
+                part.start()
+                if not isinstance(part, Adapters):
+                    opened.callback(part.stop)
+            self._opened = opened.pop_all()
         return self
 
-    def _open(self, gguf: Gguf) -> Served:
-        config = self.config
+    def _open_model(self) -> None:
+        here = read_device()
+        self.sensors = Sensors(zones=here.profile.zones if here.profile else ())
+        self.budget = TrainConfig(memory=self.config.memory).memory_bytes(here.memory_available + rss())
+        config, gguf = self.config, self.bundle.gguf
         trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
-        return Served(gguf.path, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
-                      sequences=config.parallel + KEPT)
+        self.served = Served(gguf.path, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
+                             sequences=config.parallel + KEPT)
+        self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
 
     def stop(self) -> None:
         """Finish the answers at work, save what is trained, close. Twice is fine."""
         self.stopping.set()
-        self.learner.stop()
-        self.jobs.stop()
-        self.batcher.stop()
-        self.served.close()
-        self.store.close()
-        self._held.__exit__(None, None, None)
+        self._opened.close()
 
     def __enter__(self) -> Service:
         return self.start()
@@ -123,3 +130,31 @@ class Service:
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Ticket:
         """The continuation of a prompt."""
         return self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
+
+    # ---- how it is ----------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Any]:
+        """{"status": "ok" or "degraded", "reasons": a sentence each}. Degraded still answers."""
+        reasons = [*filter(None, [self.jobs.trouble]), *self.adapters.damaged.values()]
+        if (used := self.memory()) > self.budget:
+            reasons.append(f"{used >> 20} MiB of memory are used, the budget is {self.budget >> 20}")
+        return {"status": "degraded" if reasons else "ok", "reasons": reasons}
+
+    def memory(self) -> int:
+        """Bytes of the whole daemon: of this process and of the one that trains, what they share counted once."""
+        pid = self.jobs.pid
+        return memory.pss(os.getpid()) + (memory.pss(pid) if pid else 0)
+
+    def left_for_training(self) -> int:
+        """Bytes that a process which trains may have: the weights, which both map, count as its own."""
+        return self.budget - memory.beside(self.bundle.gguf.path.resolve())
+
+    def device(self) -> dict[str, Any]:
+        """What /v1/device says."""
+        here, readings, job = read_device(), self.sensors.read(), self.jobs.running
+        return {"model": self.name,
+                "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
+                "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
+                "temperature": readings.temperature, "serving": self.batcher.facts(), "learning": self.learner.why(),
+                "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
+                "governor": self.jobs.governor}

@@ -152,3 +152,9 @@ def now() -> int:
 def dump(value: Any) -> str:
     """ASCII: half a surrogate pair, which JSON may hold, is nothing that SQLite takes."""
     return json.dumps(value, separators=(",", ":"))
+
+
+def add_event(db: sqlite3.Connection, job: str, level: str, kind: str, text: str, data: Any) -> None:
+    """A line of a job's history, within a transaction; kind: message or metrics."""
+    db.execute("INSERT INTO events (job, created_at, level, type, message, data) VALUES (?, ?, ?, ?, ?, ?)",
+               (job, now(), level, kind, text, dump(data)))

@@ -1,0 +1,211 @@
+"""The gate: whether a new adapter may take over from the one in service. Both answer rows that neither was trained on.
+
+Rows are compared in pairs, so that hard and easy ones weigh alike: a row is won where the new adapter does better, lost
+where it does worse, and a sign test says whether that is chance. The new adapter is refused where
+
+- it is found worse: in rows that are right, in the loss of rows, in answers that end, in answers that are JSON. Rows
+  that earlier rounds established are tested alone too: a round of wrong answers holds out wrong ones as well, which
+  would speak for what was learned from it;
+- nothing speaks for it: not more rows right, nor the loss lower on more rows than not;
+- it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, went up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..data import Dataset, load_rows
+from ..errors import DataError
+from ..evaluate import exact_match, served_loss
+from ..rows import Row
+from ..serve import Served
+from .files import digest
+
+ALPHA = 0.05  # a worse result than this by chance is no chance
+CANARY_RISE = 0.02  # of the canary's perplexity at most
+FRESH = "fresh"  # marks a row of the round that is judged, see `mark`
+WINDOW = 512  # tokens of the canary that are seen at once
+NAMES = {"right": "rows that are right", "loss": "rows by their loss", "ended": "answers that end",
+         "parsed": "answers that are JSON"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row under one adapter. loss: nats a token of the answer. None: the row has no such thing."""
+
+    loss: float | None
+    right: bool | None = None
+    ended: bool | None = None
+    parsed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """passed, and the reason in one sentence. old, new: {rows, loss, exact, ended, parsed, canary}, shares of the rows
+    that have such a thing, canary: its perplexity.
+
+    wins, losses: rows right under one adapter alone (where no row tells: rows with a lower loss, and a higher); p: of
+    so few wins or fewer if there were no difference. scores: by digest, each row's Score under the new adapter.
+    """
+
+    passed: bool
+    reason: str
+    old: dict[str, Any]
+    new: dict[str, Any]
+    wins: int
+    losses: int
+    p: float
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mark(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, as one of the round that is judged: no earlier round says that it is right."""
+    return {**row, FRESH: True}
+
+
+def unmarked(row: Row) -> Row:
+    return row if isinstance(row, str) else {key: value for key, value in row.items() if key != FRESH}
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def judge(served: Served, rows: Dataset | Sequence[Row], old: str | None, new: str, canary: str, *,
+          system: str | None = None, max_length: int = 512,
+          known: Mapping[str, Mapping[str, Any]] | None = None) -> Verdict:
+    """Ask both adapters, by their names in `served` (None: the base alone), and decide.
+
+    canary: a text. known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again.
+    Raises DataError without rows.
+    """
+    rows = rows.rows if isinstance(rows, Dataset) else rows
+    if not rows:
+        raise DataError("there are no rows to judge by", "hold some out")
+    fresh = [not isinstance(row, str) and FRESH in row for row in rows]
+    asked = [unmarked(row) for row in rows]
+    digests = [digest(row) for row in asked]
+    found = {d: Score(**score) for d, score in (known or {}).items()}
+    missing = [i for i, d in enumerate(digests) if d not in found]
+    served.use(old)
+    before = perplexity(served, canary)
+    found |= zip((digests[i] for i in missing), scores(served, [asked[i] for i in missing], system, max_length),
+                 strict=True)
+    served.use(new)
+    after = scores(served, asked, system, max_length)
+    verdict = decide([found[d] for d in digests], after, fresh, (before, perplexity(served, canary)))
+    verdict.scores.update((d, asdict(score)) for d, score in zip(digests, after, strict=True))
+    return verdict
+
+
+def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: int) -> list[Score]:
+    """Of each row, with the adapter in use. A row longer than max_length or the context is not answered."""
+    options: dict[str, Any] = {"system": system, "max_length": min(max_length, served.context)}
+    found, whole = [], []
+    for i, row in enumerate(rows):
+        try:
+            data = load_rows([row], served.tokenizer, **options)
+        except DataError:  # nothing of its answer is within max_length
+            found.append(Score(None))
+            continue
+        whole += [] if data.truncated else [i]
+        found.append(Score(served_loss(served, data)[0]))
+    if whole:
+        data = load_rows([rows[i] for i in whole], served.tokenizer, **options)
+        answers = exact_match(served, data, system=system)
+        for i, answer in zip(whole, answers, strict=False):  # plain text has no answers
+            found[i] = Score(found[i].loss, answer.correct, answer.ended, answer.parsed)
+    return found
+
+
+def perplexity(served: Served, text: str) -> float:
+    """Of a text, with the adapter in use; 1 for an empty one."""
+    if not text:
+        return 1.0
+    loss, _ = served_loss(served, load_rows([text], served.tokenizer, max_length=min(WINDOW, served.context)))
+    return math.exp(min(loss, 700.0))
+
+
+# ---- deciding --------------------------------------------------------------------------------------------------------
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Probability of at most so many wins where either is as likely, exactly."""
+    n = wins + losses
+    return float(sum(math.comb(n, k) for k in range(wins + 1)) / 2**n)
+
+
+def decide(old: Sequence[Score], new: Sequence[Score], fresh: Sequence[bool], canary: tuple[float, float]) -> Verdict:
+    """The verdict on rows that both were asked. fresh: of the round that is judged; canary: perplexity of both."""
+    earlier = [i for i, is_fresh in enumerate(fresh) if not is_fresh]
+    everything = _compare(old, new, range(len(old)))
+    wins, losses = right = everything["right"]
+    if not any(right):
+        wins, losses = everything["loss"]
+    reason = (_unsound(new, canary) or _worse(_compare(old, new, earlier), " of earlier rounds")
+              or _worse(everything, "") or _pointless(everything) or _rise(*canary))
+    return Verdict(not reason, reason or _praise(everything), _summary(old, canary[0]), _summary(new, canary[1]),
+                   wins, losses, sign_test(wins, losses))
+
+
+def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Of each thing in NAMES, (wins, losses) of the new adapter on these rows."""
+    def count(name: str, better: int) -> int:
+        both = [(getattr(old[i], name), getattr(new[i], name)) for i in rows]
+        signs = [(after > before) - (after < before) for before, after in both if None not in (before, after)]
+        return signs.count(better)
+
+    return {name: (count(name, up), count(name, -up)) for name, up in
+            (("right", 1), ("loss", -1), ("ended", 1), ("parsed", 1))}
+
+
+def _worse(compared: Mapping[str, tuple[int, int]], which: str) -> str:
+    """The loss may go up where more answers are right: an adapter that knows well is surer of its mistakes too."""
+    wins, losses = compared["right"]
+    for name, found in compared.items():
+        if name == "loss" and sign_test(losses, wins) < ALPHA:
+            continue
+        if (p := sign_test(*found)) < ALPHA:
+            return (f"worse on {NAMES[name]}{which}: {found[0]} better, {found[1]} worse, by chance in {p:.2g} of "
+                    "all cases")
+    return ""
+
+
+def _pointless(compared: Mapping[str, tuple[int, int]]) -> str:
+    (wins, losses), (lower, higher) = compared["right"], compared["loss"]
+    if wins > losses or lower >= higher:
+        return ""
+    return f"nothing speaks for it: {_praise(compared)}"
+
+
+def _rise(before: float, after: float) -> str:
+    rise = after / before - 1
+    if rise <= CANARY_RISE:
+        return ""
+    return (f"it unlearned other things: the perplexity of the canary is {100 * rise:.1f} % up, from {before:.2f} to "
+            f"{after:.2f}, at most {100 * CANARY_RISE:g} % are allowed")
+
+
+def _unsound(new: Sequence[Score], canary: tuple[float, float]) -> str:
+    sound = all(math.isfinite(score.loss) for score in new if score.loss is not None) and math.isfinite(canary[1])
+    return "" if sound else "its losses are no numbers"
+
+
+def _praise(compared: Mapping[str, tuple[int, int]]) -> str:
+    (wins, losses), (lower, higher) = compared["right"], compared["loss"]
+    return (f"{wins} rows are right that were wrong, {losses} the other way round; the loss is lower on {lower} rows, "
+            f"higher on {higher}")
+
+
+def _summary(found: Sequence[Score], canary: float) -> dict[str, Any]:
+    def mean(name: str) -> float | None:
+        values = [getattr(score, name) for score in found if getattr(score, name) is not None]
+        return sum(values) / len(values) if values else None
+
+    return {"rows": len(found), "loss": mean("loss"), "exact": mean("right"), "ended": mean("ended"),
+            "parsed": mean("parsed"), "canary": canary}

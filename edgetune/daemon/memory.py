@@ -1,0 +1,24 @@
+"""Memory of the daemon's processes, as the kernel counts it: what two of them map counts once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..procfs import kib, text
+
+
+def pss(pid: int) -> int:
+    """Bytes of a process, of what it shares its part; 0 where it is gone."""
+    return kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+
+
+def beside(file: Path) -> int:
+    """Bytes of this process that are in memory, but for what it has mapped of `file`."""
+    total, counts = 0, True
+    for line in text(Path("/proc/self/smaps")).splitlines():
+        key, _, value = line.partition(":")
+        if key == "Rss" and counts:
+            total += int(value.split()[0]) * 1024
+        elif " " in key:  # the first line of a mapping: addresses, rights, offset, device, inode, name
+            counts = not line.endswith(f" {file}")
+    return total

@@ -1,0 +1,184 @@
+"""A job's own process: it trains in STATE/runs/ID, then lets the gate judge the result. Started by runner.py.
+
+`python -m edgetune.daemon.worker` reads a line of JSON from stdin, what to do, and then a word a line: `busy` and
+`free` as people are answered or not, `stop`. It says what happens in lines of JSON on stdout: the events of train.run,
+then one of {"event": "judged", "verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ...,
+"hint": ...}. It ends with its parent, at whatever moment that dies; what it had saved then is taken up by the next one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .. import adapter, apart, checkpoint, device, train
+from ..bundle import Bundle, open_bundle
+from ..config import TrainConfig
+from ..data import Dataset
+from ..errors import EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
+from ..governor import Governor
+from ..metrics import NAME as METRICS
+from ..pace import Yield
+from ..policy import Policy
+from .files import Rows
+from .recipe import HELD, TRAIN
+
+RUN = "run"  # the folder of train.run, within the job's
+STOPPED = 75  # exit code
+_PR_SET_PDEATHSIG = 1
+Say = Callable[[dict[str, Any]], None]
+
+
+class Words:
+    """What the parent says meanwhile. A thread of its own reads it."""
+
+    def __init__(self) -> None:
+        self.busy = self.stopping = False
+        self._saves = False  # whether whoever is at work asks `stopping`
+        self._lock = threading.Lock()
+
+    def listen(self) -> None:
+        for word in sys.stdin:
+            if word.strip() == "stop":
+                break
+            self.busy = word.strip() == "busy"
+        self.stop()
+
+    def stop(self, *_signal: object) -> None:
+        with self._lock:
+            self.stopping = True
+            if not self._saves:
+                os._exit(STOPPED)  # nothing is lost: what is done is on disk
+
+    def saves(self, whether: bool) -> None:
+        with self._lock:
+            self._saves = whether
+            if self.stopping and not whether:
+                os._exit(STOPPED)
+
+
+def main() -> None:
+    say = _own_stdout()
+    task = json.loads(sys.stdin.readline())
+    die_with(task["parent"])
+    words = Words()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says so
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=words.stop).start())  # it may hold the lock
+    threading.Thread(target=words.listen, daemon=True).start()
+    try:
+        say({"event": "judged", **work(task, words, say)})
+    except Interrupted:
+        say({"event": "stopped"})
+    except EdgetuneError as error:
+        say({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint})
+    except MemoryError:
+        say({"event": "failed", "kind": "MemoryError", "what": "there was not enough memory",
+             "hint": "lower micro_batch or max_length"})
+
+
+def work(task: dict[str, Any], words: Words, say: Say) -> dict[str, Any]:
+    """Train, unless that is done, and judge."""
+    folder, config = Path(task["folder"]), TrainConfig(**task["config"])
+    bundle = open_bundle(task["model"])
+    if not is_done(folder / RUN):
+        rows, held = apart.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), max_length=config.max_length,
+                                system=config.system or None, overflow=config.overflow)
+        assert rows
+        words.saves(True)
+        learn(bundle, rows, held, config, task, words, say)
+        words.saves(False)
+        del rows, held
+    gc.collect()
+    device.trim()
+    say({"event": "trained", "tokens": trained_tokens(folder / RUN), "record": json.loads(
+        (folder / RUN / adapter.RUN).read_text())})
+    return {"verdict": judge(bundle, folder, config, task, words)}
+
+
+def learn(bundle: Bundle, rows: Dataset, held: Dataset | None, config: TrainConfig, task: dict[str, Any], words: Words,
+          say: Say) -> None:
+    """Train in the job's folder; go on where a run is there, or begin again where it cannot go on."""
+    out = Path(task["folder"]) / RUN
+
+    def run(resume: bool) -> None:
+        governor = Governor(Policy(**task["policy"]), device.read_device().profile)
+        train.run(bundle, rows, out, config, held_out=held, resume=resume, on_event=say,
+                  should_stop=lambda: words.stopping, governor=governor, busy=lambda: words.busy)
+
+    if out.exists():
+        try:
+            run(resume=True)
+        except (MismatchError, UsageError, FormatError) as error:
+            # another edgetune, other kernels, less memory than its plan takes, no checkpoint that is whole
+            say({"event": "again", "what": error.what})
+            shutil.rmtree(out)
+        else:
+            return
+    run(resume=False)
+
+
+def judge(bundle: Bundle, folder: Path, config: TrainConfig, task: dict[str, Any], words: Words) -> dict[str, Any]:
+    """The gate's verdict on what was trained, beside the adapter in service, both answered through llama.cpp."""
+    from ..serve import Served
+    from . import gate
+    old = task["serving"]
+    with Served(bundle.gguf.path, threads=config.threads or None) as served:
+        if old:
+            served.load_adapter(old["path"], "old")
+        served.load_adapter(folder / RUN, "new")
+        verdict = gate.judge(served, list(Rows(folder / HELD)), "old" if old else None, "new", task["canary"],
+                             system=config.system or None, max_length=config.max_length,
+                             known=old["scores"] if old else None, between=Yield(lambda: words.busy))
+    return {**verdict.to_json(), "against": old and old["id"]}
+
+
+def is_done(out: Path) -> bool:
+    """Whether a run got through: what is left to do is to judge it."""
+    try:
+        status = json.loads((out / adapter.RUN).read_text())["status"]
+    except (OSError, ValueError):
+        return False
+    return bool(status == "done") and not checkpoint.found(out)
+
+
+def trained_tokens(out: Path) -> int:
+    """Of all steps: the lines of steps that were done twice are gone."""
+    lines = map(json.loads, (out / METRICS).read_text().splitlines())
+    return sum(line["tokens"] for line in lines if line["event"] == "step")
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when the one that started it is gone."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(STOPPED)
+
+
+def _own_stdout() -> Say:
+    """Lines of JSON to whoever started us; what anything else prints goes to stderr."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(event: dict[str, Any]) -> None:
+        out.write(json.dumps(event) + "\n")
+        out.flush()
+
+    return say
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BrokenPipeError:
+        os._exit(STOPPED)

@@ -1,0 +1,190 @@
+"""edgetune.daemon.gate: the sign test against counting, decisions on rounds made up, and two real adapters."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import edgetune
+from edgetune.daemon.gate import FRESH, Score, Verdict, decide, judge, mark, sign_test, unmarked
+from edgetune.data import load_rows
+from edgetune.errors import DataError
+from edgetune.serve import Served
+
+CANARY = (20.0, 20.1)
+
+
+def test_sign_test_is_exact() -> None:
+    """Against all ways that so many coins can fall."""
+    for n in range(9):
+        falls = [sum(coins) for coins in product((0, 1), repeat=n)]
+        for wins in range(n + 1):
+            assert sign_test(wins, n - wins) == sum(heads <= wins for heads in falls) / 2**n
+    assert sign_test(0, 2000) < 1e-300  # no overflow
+    assert sign_test(1000, 1000) > 0.5
+
+
+def rows(*parts: tuple[int, bool, float]) -> list[Score]:
+    """Parts of (how many rows, whether they are right, loss)."""
+    return [Score(loss, right, True, True) for n, right, loss in parts for _ in range(n)]
+
+
+def verdict(old: list[Score], new: list[Score], fresh: int = 0, canary: tuple[float, float] = CANARY) -> Verdict:
+    return decide(old, new, [i >= len(old) - fresh for i in range(len(old))], canary)
+
+
+def test_better_passes() -> None:
+    found = verdict(rows((10, True, 1.0), (30, False, 2.0)), rows((20, True, 0.5), (20, False, 1.0)))
+    assert found.passed
+    assert (found.wins, found.losses, found.p) == (10, 0, 1.0)
+    assert found.old == {"rows": 40, "loss": 1.75, "exact": 0.25, "ended": 1.0, "parsed": 1.0, "canary": 20.0}
+    assert found.new["exact"] == 0.5
+
+
+def test_worse_is_refused() -> None:
+    found = verdict(rows((10, True, 1.0)), rows((4, True, 1.0), (6, False, 1.0)))
+    assert not found.passed
+    assert (found.wins, found.losses, found.p) == (0, 6, 1 / 64)
+    assert "0 better, 6 worse" in found.reason
+
+
+def test_the_first_round_has_only_rows_of_its_own() -> None:
+    assert verdict(rows((8, False, 3.0)), rows((8, False, 1.0)), fresh=8).passed
+    assert not verdict(rows((8, False, 1.0)), rows((8, False, 3.0)), fresh=8).passed
+
+
+def test_rows_of_the_round_do_not_outweigh_earlier_ones() -> None:
+    """A poisoned round wins on what it holds out itself; that makes good for nothing."""
+    old = rows((20, True, 1.0), (70, False, 1.0), (10, False, 5.0))
+    new = rows((13, False, 1.0), (7, True, 1.0), (70, False, 1.0), (10, True, 0.1))
+    assert verdict(old, new).passed  # 10 wins, 13 losses, and the loss is lower
+    found = verdict(old, new, fresh=10)
+    assert not found.passed
+    assert "of earlier rounds" in found.reason
+
+
+def test_the_loss_tells_where_no_answer_can() -> None:
+    old, lower, higher = ([Score(1.0 + d)] * 9 for d in (0, -0.1, 0.1))
+    passed, refused = verdict(old, lower), verdict(old, higher)
+    assert passed.passed
+    assert (passed.wins, passed.losses) == (9, 0)
+    assert not refused.passed
+    assert "loss" in refused.reason
+    few = verdict(old[:4], [*higher[:3], lower[0]])  # no test finds anything in four rows
+    assert not few.passed
+    assert "nothing speaks for it" in few.reason
+    assert verdict(old, old).passed  # the same is not worse
+
+
+def test_more_right_answers_outweigh_a_higher_loss() -> None:
+    assert verdict(rows((40, False, 1.0)), rows((12, True, 1.2), (28, False, 1.2))).passed
+    assert not verdict(rows((40, False, 1.0)), rows((2, True, 1.2), (38, False, 1.2))).passed
+
+
+@pytest.mark.parametrize("name", ["ended", "parsed"])
+def test_answers_end_and_parse_as_before(name: str) -> None:
+    old = rows((20, False, 1.0))
+    new = [Score(**{**asdict(score), "loss": 0.5, name: i >= 6}) for i, score in enumerate(old)]
+    assert not verdict(old, new).passed
+    assert verdict(new, old).new[name] == 1.0
+
+
+def test_canary() -> None:
+    old, new = rows((9, False, 1.0)), rows((9, True, 0.5))
+    assert verdict(old, new, canary=(20.0, 20.39)).passed
+    refused = verdict(old, new, canary=(20.0, 20.41))
+    assert not refused.passed
+    assert "canary" in refused.reason
+    assert not verdict(old, rows((9, True, float("nan")))).passed
+    assert not verdict(old, new, canary=(20.0, float("nan"))).passed
+
+
+def test_chances() -> None:
+    """Of 400 rounds that are no worse or better, nearly all pass; of poisoned ones, none."""
+    dice = random.Random(1)
+
+    def passed(right: float, shift: float) -> float:
+        count = 0
+        for _ in range(400):
+            hard = [dice.gauss(0, 1) for _ in range(100)]
+            old = [Score(2 + h + dice.gauss(0, 0.3), h + dice.gauss(0, 0.5) < -0.3, True, True) for h in hard]
+            new = [Score(2 + h + shift + dice.gauss(0, 0.3), h + dice.gauss(0, 0.5) < -0.3 + right, True, True)
+                   for h in hard]
+            count += verdict(old, new, fresh=10).passed
+        return count / 400
+
+    assert passed(0.0, 0.0) > 0.6
+    assert passed(0.15, -0.1) > 0.95
+    assert passed(-0.5, 0.2) < 0.01
+
+
+def test_mark() -> None:
+    row = {"prompt": "a", "completion": "b"}
+    assert mark(row)[FRESH]
+    assert unmarked(mark(row)) == row
+    assert unmarked("text") == "text"
+
+
+# ---- through llama.cpp -----------------------------------------------------------------------------------------------
+
+ROWS = [{"prompt": f"turn the light {i}", "completion": '{"set":"10"}'} for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """With two adapters: of right answers, and of wrong ones."""
+    folder = tmp_path_factory.mktemp("adapters")
+    with Served(tiny_llama, threads=1) as served:
+        for name, answer in (("right", '{"set":"10"}'), ("wrong", "off the light off the light")):
+            trainer = edgetune.Trainer(tiny_llama, lr=2e-2, rank=8, steps=60, max_length=96, threads=1, shuffle=False)
+            trainer.add([{"prompt": f"turn the light {i}", "completion": answer} for i in range(12, 36)])
+            trainer.train()
+            trainer.save(folder / name)
+            served.load_adapter(folder / name, name)
+        yield served
+
+
+def test_judge(served: Served) -> None:
+    canary = "turn the light off, set the light to 10"
+    first = judge(served, ROWS, None, "right", canary)
+    assert first.new["exact"] == first.new["parsed"] == first.new["ended"] == 1.0
+    assert first.old["exact"] == 0.0
+    assert first.new["loss"] < first.old["loss"]
+    assert first.new["canary"] != first.old["canary"]
+    assert len(first.scores) == len(ROWS)
+    found = judge(served, ROWS, "right", "wrong", "")
+    assert not found.passed
+    assert (found.wins, found.losses) == (0, 12)
+    assert judge(served, ROWS, "wrong", "right", "").passed
+    dataset = load_rows(ROWS, served.tokenizer, max_length=512)
+    assert judge(served, dataset, "wrong", "right", "") == judge(served, ROWS, "wrong", "right", "")
+
+
+def test_judge_asks_the_old_one_only_what_is_new(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = judge(served, ROWS[:8], "wrong", "right", "").scores
+    asked = []
+    complete = served.complete
+    monkeypatch.setattr(served, "complete", lambda prompts, budgets: (
+        asked.append((served.active, len(prompts))), complete(prompts, budgets))[1])
+    again = judge(served, [mark(row) for row in ROWS], "right", "wrong", "", known=known)
+    assert asked == [("right", 4), ("wrong", 12)]
+    assert (again.wins, again.losses) == (0, 12)
+    assert again.old["exact"] == 1.0
+
+
+def test_rows_that_cannot_be_answered(served: Served) -> None:
+    """A row longer than max_length has a loss but no answer; one whose answer is cut off has neither."""
+    long = {"prompt": "turn", "completion": " light" * 200}
+    cut = {"prompt": " light" * 200, "completion": "on"}
+    found = judge(served, [*ROWS[:2], long, cut], None, "right", "", max_length=64)
+    assert [score["loss"] is None for score in found.scores.values()] == [False, False, False, True]
+    assert [score["right"] is None for score in found.scores.values()] == [False, False, True, True]
+    text = judge(served, [{"text": "turn the light off"}], None, "right", "")
+    assert text.new["exact"] is None
+    with pytest.raises(DataError, match="no rows"):
+        judge(served, [], None, "right", "")
