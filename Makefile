@@ -14,6 +14,7 @@
 # make onnx         minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, agreement, size and speed
 # make heal         half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, healed for 20 minutes
 # make chain        minutes, needs ../shared: compressed for a board of 512 MB, trained in its memory, Snips answered
+# make load         seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -24,7 +25,7 @@ ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
 .PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed quantize onnx heal chain \
-    memory cycles clean
+    memory load cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -79,6 +80,9 @@ memory:
 
 chain:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/chain.py
+
+load:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/load.py
 
 heal:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/heal.py

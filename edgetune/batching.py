@@ -142,6 +142,7 @@ class Batcher:
         self._wake = threading.Condition(threading.RLock())  # held to change what follows
         self._open = self._now = False  # takes requests; ends those that it took
         self._waiting: deque[_Answer] = deque()
+        self._cells = cells.Sequences(served.cache)
         self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
         self._leaving: set[str] = set()  # adapters that take no new requests
         self._working: list[_Answer] = []  # the thread's, in the order in which they began
@@ -152,7 +153,7 @@ class Batcher:
     # ---- for any thread -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._cells = cells.Sequences(self.served.cache)
+        self._cells.clear()
         self._open = True
         self._thread.start()
 
@@ -253,8 +254,8 @@ class Batcher:
     def _prepare(self) -> bool:
         """Do what was asked between decodes, and wait until somebody is to be answered; False: nobody will be."""
         while True:
+            self._run_calls()
             with self._wake:
-                self._run_calls()
                 for answer in (*self._working, *self._waiting):
                     if answer.ticket.cancelled or self._now:
                         self._end(answer, "cancelled")
@@ -292,16 +293,11 @@ class Batcher:
         """Begin answers while the cache has room for their prompts and for everybody's next tokens."""
         while self._waiting and len(self._working) < self.parallel:
             answer = self._waiting[0]
-            adapter, tokens = answer.ticket.adapter, answer.request.tokens
             promised = answer.growth + sum(other.pending + other.growth for other in self._working)
-            if self._working and self._cells.missing(adapter, tokens) + promised > self._cells.free:
+            missing = self._cells.missing(answer.ticket.adapter, answer.request.tokens)
+            if self._working and missing + promised > self._cells.free:
                 return
             self._working.append(self._waiting.popleft())
-            answer.sequence = self._cells.begin(adapter, tokens)
-            if answer.ticket.completion_tokens == 0:
-                answer.ticket.cached_tokens = len(answer.sequence.tokens)
-                self._totals["prompt_tokens"] += len(tokens)
-                self._totals["cached_tokens"] += len(answer.sequence.tokens)
 
     def _step(self) -> None:
         """One decode of one adapter's answers."""
@@ -331,10 +327,22 @@ class Batcher:
         left = min(prompts, self.served.cache.room - len(plan))
         for answer in mine:
             if not answer.running and left:
+                self._begin(answer)
                 count = min(answer.pending, left)
                 plan.append((answer, count))
                 left -= count
         return plan
+
+    def _begin(self, answer: _Answer) -> None:
+        """Give it a sequence, if it has none. So late, because those before it may have read what it begins with."""
+        if answer.sequence.tokens or answer.sequence in self._cells.working:
+            return
+        ticket, tokens = answer.ticket, answer.request.tokens
+        answer.sequence = self._cells.begin(ticket.adapter, tokens)
+        if ticket.completion_tokens == 0:
+            ticket.cached_tokens = len(answer.sequence.tokens)
+            self._totals["prompt_tokens"] += len(tokens)
+            self._totals["cached_tokens"] += ticket.cached_tokens
 
     def _fill(self, plan: list[tuple[_Answer, int]]) -> list[tuple[_Answer, int]]:
         """Put the tokens into the batch; the answers that get a new one, and the places of their logits."""

@@ -90,6 +90,7 @@ class Context:
     def __init__(self, llama: ModuleType, model: int, size: int, threads: int = 0,
                  sequences: int = 1 + PARALLEL) -> None:
         self.size, self.sequences = size, sequences
+        self.before_decode: Callable[[], object] = lambda: None  # other work may go first
         self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds
         self._llama = llama
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
@@ -221,6 +222,7 @@ class Context:
 
     def decode(self) -> NDArray[np.float32]:
         """Compute the batch and empty it; the logits of its wanted tokens, [n, V], as a view."""
+        self.before_decode()
         batch, llama = self.batch, self._llama
         batch.struct.n_tokens, batch.size = batch.size, 0
         code = llama.llama_decode(self.handle, batch.struct)
@@ -252,7 +254,8 @@ def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
         raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {size}" + " with an answer" * bool(room),
                             "shorten the text or choose a larger context")
     if len(tokens) and not 0 <= min(tokens) <= max(tokens) < n_vocab:
-        raise ValueError(f"token ids must be from 0 to {n_vocab - 1}")
+        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise UsageError(f"a token id is {wrong}", f"token ids must be from 0 to {n_vocab - 1}")
 
 
 def common(a: list[int], b: list[int]) -> int:

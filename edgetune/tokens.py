@@ -47,7 +47,7 @@ class Tokenizer:
             model = self._load(path)
             self._free = weakref.finalize(self, llama.llama_model_free, model)
         else:
-            self._free = weakref.finalize(self, int)  # who lent it frees it
+            self._free = weakref.finalize(self, lambda: None)  # who lent it frees it
         self._vocabulary = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocabulary)
         self._pieces: dict[int, bytes] = {}

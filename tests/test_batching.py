@@ -185,6 +185,16 @@ def test_what_begins_alike_is_computed_once(batcher: Batcher, decoded: list) -> 
     assert facts["tokens_per_s"] > 0
 
 
+def test_those_who_come_together_share_too(batcher: Batcher, decoded: list) -> None:
+    with batcher._wake:
+        tickets = [batcher.submit(tokens_of(300) + tokens_of(5, seed), max_tokens=1) for seed in range(1, 5)]
+    for ticket in tickets:
+        ticket.text()
+    assert sum(size for _, size in decoded) + sum(ticket.cached_tokens for ticket in tickets) == 4 * 305
+    assert tickets[0].cached_tokens == 0
+    assert min(ticket.cached_tokens for ticket in tickets[1:]) > 300 - batching.PROMPT[1]
+
+
 def test_running_answers_do_not_wait_for_a_long_prompt(batcher: Batcher, decoded: list) -> None:
     begun = threading.Event()
     running = batcher.submit(tokens_of(20), max_tokens=150, on_piece=lambda *_: begun.set())

@@ -12,7 +12,6 @@ import pytest
 
 import edgetune
 from edgetune.daemon.gate import FRESH, Score, Verdict, decide, judge, mark, sign_test, unmarked
-from edgetune.data import load_rows
 from edgetune.errors import DataError
 from edgetune.serve import Served
 
@@ -151,7 +150,9 @@ def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_judge(served: Served) -> None:
     canary = "turn the light off, set the light to 10"
-    first = judge(served, ROWS, None, "right", canary)
+    breaks: list[None] = []
+    first = judge(served, ROWS, None, "right", canary, between=lambda: breaks.append(None))
+    assert len(breaks) == 2 * 2 * len(ROWS)  # before each loss and after each answer, of both
     assert first.new["exact"] == first.new["parsed"] == first.new["ended"] == 1.0
     assert first.old["exact"] == 0.0
     assert first.new["loss"] < first.old["loss"]
@@ -161,8 +162,6 @@ def test_judge(served: Served) -> None:
     assert not found.passed
     assert (found.wins, found.losses) == (0, 12)
     assert judge(served, ROWS, "wrong", "right", "").passed
-    dataset = load_rows(ROWS, served.tokenizer, max_length=512)
-    assert judge(served, dataset, "wrong", "right", "") == judge(served, ROWS, "wrong", "right", "")
 
 
 def test_judge_asks_the_old_one_only_what_is_new(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

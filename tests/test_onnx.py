@@ -252,7 +252,7 @@ def test_the_context_is_a_limit(made):
         assert served.context == 24
         list(served.generate(TOKENS[:20], max_tokens=100))
         assert len(served.session.cached) <= 24
-        with pytest.raises(ValueError, match="from 0 to 415"):
+        with pytest.raises(UsageError, match="from 0 to 415"):
             served.generate([416])
     with pytest.raises(ValueError, match="closed"):
         served.generate([5])

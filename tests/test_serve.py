@@ -442,7 +442,7 @@ def test_bad_values_get_one_sentence(served: Served, tiny_llama: Path) -> None:
     with pytest.raises(UsageError, match="max_tokens is 0"):
         served.complete(["hello"], [0])
     for measure in (served.logits, served.logprobs):
-        with pytest.raises(ValueError, match="token ids"):
+        with pytest.raises(UsageError, match="token ids"):
             measure([3, 416])
     with pytest.raises(UsageError, match="context is 513 tokens; choose from 2 to 512"):
         Served(tiny_llama, context=513)

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from ..batching import Ticket
-from ..errors import EdgetuneError, NotFoundError
+from ..errors import NotFoundError
 from . import schemas
 from .problems import JsonRoute, problem
 from .service import Service
@@ -45,7 +45,7 @@ async def chat(body: schemas.ChatRequest, request: Request, service: TheService)
     tools = None if body.tool_choice == "none" else body.tools
     answer = await Answer.begin(service, _CHAT, lambda hear: service.chat(
         messages, tools, model=body.model, on_piece=hear, **body.options()))
-    return await _reply(answer, request, body, messages=messages)
+    return await _reply(answer, request, body, messages=messages, tools=tools)
 
 
 @router.post("/v1/completions", response_model=schemas.Completion, responses=_EVENTS)
@@ -149,7 +149,7 @@ class Answer:
             async for piece in self._text():
                 pieces.append(piece)
                 yield self._event(self.form.part(piece))
-        except (EdgetuneError, HTTPException) as error:  # the head is out already, so a status cannot tell
+        except Exception as error:  # the head is out already, so a status cannot tell
             yield f"data: {json.dumps(problem(error)[1])}\n\n"
             return
         keep("".join(pieces))
@@ -174,7 +174,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Said:
-    question: dict[str, Any]  # {"messages": [...]} or {"prompt": text}
+    question: dict[str, Any]  # messages and tools, or prompt
     answer: str
     model: str
 

@@ -13,11 +13,11 @@ where it does worse, and a sign test says whether that is chance. The new adapte
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..data import Dataset, load_rows
+from ..data import load_rows
 from ..errors import DataError
 from ..evaluate import exact_match, served_loss
 from ..rows import Row
@@ -76,15 +76,14 @@ def unmarked(row: Row) -> Row:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def judge(served: Served, rows: Dataset | Sequence[Row], old: str | None, new: str, canary: str, *,
-          system: str | None = None, max_length: int = 512,
-          known: Mapping[str, Mapping[str, Any]] | None = None) -> Verdict:
+def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary: str, *, system: str | None = None,
+          max_length: int = 512, known: Mapping[str, Mapping[str, Any]] | None = None,
+          between: Callable[[], object] = lambda: None) -> Verdict:
     """Ask both adapters, by their names in `served` (None: the base alone), and decide.
 
     canary: a text. known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again.
-    Raises DataError without rows.
+    between: called between two rows, to give way. Raises DataError without rows.
     """
-    rows = rows.rows if isinstance(rows, Dataset) else rows
     if not rows:
         raise DataError("there are no rows to judge by", "hold some out")
     fresh = [not isinstance(row, str) and FRESH in row for row in rows]
@@ -94,20 +93,22 @@ def judge(served: Served, rows: Dataset | Sequence[Row], old: str | None, new: s
     missing = [i for i, d in enumerate(digests) if d not in found]
     served.use(old)
     before = perplexity(served, canary)
-    found |= zip((digests[i] for i in missing), scores(served, [asked[i] for i in missing], system, max_length),
+    found |= zip((digests[i] for i in missing), scores(served, [asked[i] for i in missing], system, max_length, between),
                  strict=True)
     served.use(new)
-    after = scores(served, asked, system, max_length)
+    after = scores(served, asked, system, max_length, between)
     verdict = decide([found[d] for d in digests], after, fresh, (before, perplexity(served, canary)))
     verdict.scores.update((d, asdict(score)) for d, score in zip(digests, after, strict=True))
     return verdict
 
 
-def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: int) -> list[Score]:
+def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: int,
+           between: Callable[[], object]) -> list[Score]:
     """Of each row, with the adapter in use. A row longer than max_length or the context is not answered."""
     options: dict[str, Any] = {"system": system, "max_length": min(max_length, served.context)}
     found, whole = [], []
     for i, row in enumerate(rows):
+        between()
         try:
             data = load_rows([row], served.tokenizer, **options)
         except DataError:  # nothing of its answer is within max_length
@@ -117,7 +118,7 @@ def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: 
         found.append(Score(served_loss(served, data)[0]))
     if whole:
         data = load_rows([rows[i] for i in whole], served.tokenizer, **options)
-        answers = exact_match(served, data, system=system)
+        answers = exact_match(served, data, system=system, on_answer=lambda _: between())
         for i, answer in zip(whole, answers, strict=False):  # plain text has no answers
             found[i] = Score(found[i].loss, answer.correct, answer.ended, answer.parsed)
     return found

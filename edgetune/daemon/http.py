@@ -139,7 +139,8 @@ def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheS
         raise UsageError("neither completion_id nor messages nor prompt is given, or both of the latter",
                          "name an answer by one of them")
     elif body.messages is not None:
-        given |= {"messages": [message.plain() for message in body.messages], "answer": body.answer or ""}
+        messages = [message.plain() for message in body.messages]
+        given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
     else:
         given |= {"prompt": body.prompt, "answer": body.answer or ""}
     return _note(service.feedback.add(**given))

@@ -306,6 +306,7 @@ class FeedbackRequest(Body):
 
     completion_id: str | None = None
     messages: list[ChatMessage] | None = None
+    tools: list[dict[str, Any]] | None = None
     prompt: str | None = None
     answer: str | None = None
     rating: Literal["up", "down"] | None = None

@@ -59,11 +59,12 @@ class _Server(uvicorn.Server):
             app(service), lifespan="off", ws="none", log_config=None, log_level="warning", access_log=False,
             server_header=False, timeout_graceful_shutdown=_DRAIN, timeout_keep_alive=30))
         self.service, self.address, self._on_ready = service, "", on_ready
-        self._systemd = sdnotify.SystemdNotifier()
+        self._systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
 
     def tell(self, state: str) -> None:
         """systemd, if it started us and wants to hear."""
-        self._systemd.notify(state)
+        if self._systemd:
+            self._systemd.notify(state)
 
     @contextmanager
     def signals(self) -> Iterator[None]:

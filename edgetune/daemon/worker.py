@@ -133,12 +133,13 @@ def judge(bundle: Bundle, folder: Path, config: TrainConfig, task: dict[str, Any
     from . import gate
     old = task["serving"]
     with Served(bundle.gguf.path, threads=config.threads or None) as served:
+        served.cache.before_decode = Yield(lambda: words.busy)
         if old:
             served.load_adapter(old["path"], "old")
         served.load_adapter(folder / RUN, "new")
         verdict = gate.judge(served, list(Rows(folder / HELD)), "old" if old else None, "new", task["canary"],
                              system=config.system or None, max_length=config.max_length,
-                             known=old["scores"] if old else None, between=Yield(lambda: words.busy))
+                             known=old["scores"] if old else None)
     return {**verdict.to_json(), "against": old and old["id"]}
 
 

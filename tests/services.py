@@ -1,0 +1,40 @@
+"""A daemon's service on a tiny model, for tests: small jobs, and waiting for what must come."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from tiny import write_tiny
+
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+
+ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
+SMALL = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 20}
+LONG = {**SMALL, "steps": 3000, "checkpoint_every": "0.05s"}  # far longer than a test waits
+T = TypeVar("T")
+
+
+def open_service(folder: Path, **options: object) -> Service:
+    """Not started yet. Its model is made where it is not there."""
+    if not (folder / "tiny.gguf").exists():
+        write_tiny(folder / "tiny.gguf", formats="Q8_0")
+    return Service(folder / "tiny.gguf", DaemonConfig(**{"state": str(folder / "state"), "threads": 1, **options}))
+
+
+def upload(service: Service, rows: list[dict[str, object]] = ROWS) -> str:
+    """The file's id."""
+    return service.files.add("rows.jsonl", "fine-tune", ["".join(json.dumps(row) + "\n" for row in rows).encode()]).id
+
+
+def until(what: Callable[[], T], seconds: float = 60.0) -> T:
+    """Wait for the first true value of `what`, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+    return found

@@ -1,0 +1,58 @@
+"""schemathesis over the daemon's own OpenAPI: whatever is sent, what comes back is what the schema says, and no 500."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("schemathesis")
+
+import schemathesis
+from daemons import daemon
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tiny import write_tiny
+
+# Not checked: that all that fits the schema is accepted. No schema can say that a file of this id exists, or that a
+# prompt has fewer tokens than the context.
+LEFT_OUT = [positive_data_acceptance]
+OPERATIONS = 29
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.schemas.BaseSchema]:
+    folder = tmp_path_factory.mktemp("schema")
+    model = write_tiny(folder / "tiny.gguf", formats="Q8_0", n_context=64)
+    with daemon(model, folder / "state", max_upload=1) as running:
+        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+
+
+def check(schema: schemathesis.schemas.BaseSchema, mode: GenerationMode, examples: int) -> None:
+    """So many requests to each operation, that fit the schema or do not."""
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == OPERATIONS
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and not (operation.query or operation.body):
+            continue  # nothing can be wrong with it
+
+        @settings(max_examples=examples, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+                  suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def answers(case: schemathesis.Case) -> None:
+            case.call_and_validate(excluded_checks=LEFT_OUT)
+
+        answers()
+
+
+@pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
+def test_answers_are_as_the_schema_says(schema, mode):
+    check(schema, mode, examples=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
+def test_many_answers_are_as_the_schema_says(schema, mode):
+    check(schema, mode, examples=400)
