@@ -6,6 +6,7 @@
 # make sanitize     the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
 # make proofs       minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
 # make durability minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
+# make crash        minutes: the daemon killed at KILLS random moments (100), all that it accepted still there
 # make pressure     another process takes the memory of a training in a cgroup, and gives it back (needs root)
 # make peers        many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 # make trimmed      many minutes, needs ../shared: SmolLM2 with 8,192 tokens from Snips beside the whole, trained on Snips
@@ -15,6 +16,8 @@
 # make heal         half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, healed for 20 minutes
 # make chain        minutes, needs ../shared: compressed for a board of 512 MB, trained in its memory, Snips answered
 # make load         seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
+# make fuzz-daemon  minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
+# make life         half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -24,8 +27,8 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
-.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability pressure peers trimmed quantize onnx heal chain \
-    memory load cycles clean
+.PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability crash pressure peers trimmed quantize onnx \
+    heal chain memory load fuzz-daemon life cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -66,6 +69,9 @@ durability:
 	$(PYTHON) tests/proofs/kill.py
 	cd tests && $(PYTHON) -m pytest -m '' test_durability.py test_resume.py
 
+crash:
+	$(PYTHON) tests/proofs/crash.py --kills $(or $(KILLS),100)
+
 pressure:
 	cd tests && $(PYTHON) -m pytest -m '' test_pace.py
 
@@ -84,6 +90,9 @@ chain:
 load:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/load.py
 
+life:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/life.py
+
 heal:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/heal.py
 
@@ -92,6 +101,10 @@ quantize:
 
 onnx:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/onnx_int8.py
+
+fuzz-daemon:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/fuzz_daemon.py
+	cd tests && PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest -m '' test_daemon_schema.py
 
 cycles:
 	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)

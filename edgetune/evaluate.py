@@ -62,7 +62,7 @@ class Scores:
 
 def evaluate(served: Served, dataset: Dataset, *, answers: bool = True, system: str | None = None,
              max_tokens: int | None = None, limit: int | None = None,
-             on_answer: Callable[[Answer], None] | None = None) -> Scores:
+             on_answer: Callable[[Answer], object] | None = None) -> Scores:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows, with the adapter in use."""
     loss, tokens = served_loss(served, dataset)
     given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit,
@@ -93,7 +93,7 @@ def served_loss(served: Served, dataset: Dataset) -> tuple[float, int]:
 
 
 def exact_match(served: Served, dataset: Dataset, *, system: str | None = None, max_tokens: int | None = None,
-                limit: int | None = None, on_answer: Callable[[Answer], None] | None = None) -> list[Answer]:
+                limit: int | None = None, on_answer: Callable[[Answer], object] | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.
 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more: a longer one is wrong anyway.

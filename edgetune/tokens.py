@@ -43,11 +43,9 @@ class Tokenizer:
 
     def __init__(self, path: str | os.PathLike[str], model: int | None = None) -> None:
         self._llama = llama = load()
-        if model is None:
-            model = self._load(path)
-            self._free = weakref.finalize(self, llama.llama_model_free, model)
-        else:
-            self._free = weakref.finalize(self, lambda: None)  # who lent it frees it
+        lent = model is not None  # then who lent it frees it
+        model = self._load(path) if model is None else model
+        self._free = weakref.finalize(self, int if lent else llama.llama_model_free, model)
         self._vocabulary = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocabulary)
         self._pieces: dict[int, bytes] = {}

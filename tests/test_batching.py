@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from test_serve import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
 
 from edgetune import batching
-from edgetune.batching import Batcher, Ticket
+from edgetune.batching import Batcher
 from edgetune.errors import EdgetuneError, MismatchError, TooMuchError, UsageError
 from edgetune.sequences import Sequences
 from edgetune.serve import Served
+from edgetune.tickets import Ticket
 
 ADAPTERS = (None, "a", "b")
 DEADLINE = 60.0  # seconds, for a machine that does other things too
@@ -259,7 +260,7 @@ def test_wrong_requests_are_refused_at_once(batcher: Batcher) -> None:
     for options, kind, what in (
         ({"prompt": []}, UsageError, "empty"),
         ({"prompt": tokens_of(512)}, EdgetuneError, "do not fit the context of 512 with an answer"),
-        ({"prompt": [10**6]}, ValueError, "token ids"),
+        ({"prompt": [10**6]}, UsageError, "token ids"),
         ({"max_tokens": 0}, UsageError, "max_tokens is 0"),
         ({"temperature": -1.0}, UsageError, "temperature is -1.0"),
         ({"stop": [""]}, UsageError, "stop string"),

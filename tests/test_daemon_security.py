@@ -243,8 +243,3 @@ def test_random_requests_break_nothing(open_one):
     met = fuzz(open_one.url, 300)
     assert met["200"] > 10  # not all of it is nonsense
     assert met["400"] > 50
-
-
-@pytest.mark.slow
-def test_ten_thousand_random_requests_break_nothing(open_one):
-    fuzz(open_one.url, 10_000, seed=1)

@@ -26,7 +26,7 @@ from edgetune.config import TrainConfig
 from edgetune.console import TrainProgress
 from edgetune.device import read_device
 from edgetune.governor import Governor
-from edgetune.pace import GiveWay, Pace
+from edgetune.pace import GiveWay, Pace, Yield
 from edgetune.packing import Example
 from edgetune.policy import Policy
 from edgetune.trainer import Trainer
@@ -181,6 +181,71 @@ def test_one_thread_rests_as_long_as_it_works(bundle: Bundle, tmp_path: Path) ->
     ask()
     assert now[0] < 2.5 + 14.0 + 6.0
     assert [e["action"] for e in events] == ["slower", "go"]
+
+
+class Clock:
+    """Seconds that pass as a test says, and in sleep."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+
+
+def test_a_tenth_of_the_time_is_kept_from_answers() -> None:
+    clock, busy = Clock(), [True]
+    give_way = Yield(lambda: busy[0], clock, clock.sleep)
+    for work in (0.5, 2.0, 0.25):
+        clock.now += work
+        assert give_way()
+    assert clock.slept == pytest.approx(9 * 2.75)
+    clock.now += 1.0
+    assert give_way(lambda: clock.slept > 9 * 2.75 + 3)  # called off
+    assert clock.slept == pytest.approx(9 * 2.75 + 3, abs=0.02)
+    before, busy[0] = clock.slept, False
+    clock.now += 1.0
+    assert not give_way()
+    assert clock.slept == before
+
+
+def test_a_run_gives_way_to_answers_and_says_so_now_and_then(bundle: Bundle, tmp_path: Path) -> None:
+    clock, board, events = Clock(), Board(tmp_path), []
+    governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path, clock=clock)
+    trainer = Trainer(bundle, **OPTIONS)
+    trainer.computing = True  # also within a step
+    answered = [True]
+    ask = Pace(governor, trainer, lambda: False, lambda: pytest.fail("nothing to save"), events.append, clock.sleep,
+               lambda: answered[0])
+    for _ in range(100):
+        clock.now += 0.1
+        board.tick()
+        assert not ask()
+    assert clock.now == pytest.approx(100.0)
+    assert {(e["event"], e["action"], e["rule"]) for e in events} == {("governor", "yield", "foreground")}
+    assert 9 <= len(events) <= 10
+    answered[0] = False
+    clock.now += 0.1
+    assert not ask()
+    assert clock.now == pytest.approx(100.1)
+
+
+def test_answers_change_no_bit_of_what_is_learned(bundle: Bundle, tmp_path: Path) -> None:
+    asked = [0]
+
+    def busy() -> bool:
+        asked[0] += 1
+        return asked[0] % 3 == 0
+
+    governor = Governor(Policy(), read_device(tmp_path).profile, Board(tmp_path / "root").root)
+    for name, options in (("free", {}), ("out", {"governor": governor, "busy": busy})):
+        train.run(bundle, dataset(24), tmp_path / name, CONFIG, held_out=dataset(6, 1), **options)
+    assert asked[0] > 100
+    assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "free" / "adapter.gguf").read_bytes()
 
 
 def test_activations_are_never_released_while_they_are_needed(bundle: Bundle, tmp_path: Path) -> None:

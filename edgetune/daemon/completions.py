@@ -17,8 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
-from ..batching import Ticket
 from ..errors import NotFoundError
+from ..tickets import Ticket
 from . import schemas
 from .problems import JsonRoute, problem
 from .service import Service

@@ -24,6 +24,7 @@ Rows = list[Row]
 HELD_SHARE = 5  # one question in so many is held out
 HELD_MOST = 256  # rows that judge, the latest: answers take time
 REPLAY_MOST = 2000  # rows read for replay, the latest
+WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 State = Literal["new", "used", "aside"]
 
 
@@ -47,7 +48,7 @@ class Note:
         if self.row is None:
             return "nothing to learn: a thumb down says that an answer is wrong, a correction would say what is right"
         if self.state == "aside":
-            return f"set aside: what {self.job} learned was found worse"
+            return f"set aside: what {self.job} learned was found worse" if self.job else "this model cannot learn it"
         if self.held:
             return "held out: it judges what is learned"
         return f"learned by {self.job}" if self.state == "used" else "waits to be learned"
@@ -131,6 +132,19 @@ class Feedback:
         found = self.store.read("SELECT * FROM feedback WHERE state = ? AND held = ? AND row IS NOT NULL "
                                 "ORDER BY rowid DESC LIMIT ?", state, held, REPLAY_MOST)
         return [_note(row) for row in reversed(found)]
+
+    def fresh(self) -> Notes:
+        """Those with a row that waits for a job, the oldest first."""
+        return [_note(row) for row in self.store.read(f"SELECT * FROM feedback WHERE {WAITS} ORDER BY rowid")]
+
+    def waiting(self) -> int:
+        """Rows that wait for a job, those that will judge included."""
+        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {WAITS}")[0][0])
+
+    def set_aside(self, id: str) -> None:
+        """Learn nothing from this note."""
+        with self.store.write() as db:
+            db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
     def assign(self, ids: Iterable[str], job: str) -> None:
         """These notes' rows are those of a job."""

@@ -93,8 +93,8 @@ def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary
     missing = [i for i, d in enumerate(digests) if d not in found]
     served.use(old)
     before = perplexity(served, canary)
-    found |= zip((digests[i] for i in missing), scores(served, [asked[i] for i in missing], system, max_length, between),
-                 strict=True)
+    first = scores(served, [asked[i] for i in missing], system, max_length, between)
+    found |= zip((digests[i] for i in missing), first, strict=True)
     served.use(new)
     after = scores(served, asked, system, max_length, between)
     verdict = decide([found[d] for d in digests], after, fresh, (before, perplexity(served, canary)))

@@ -169,7 +169,10 @@ def learn_now(service: TheService) -> Any:
 @router.get("/v1/adapters", response_model=schemas.AdapterList)
 def list_adapters(service: TheService) -> Any:
     kept = service.adapters
-    return {"data": [_adapter(adapter) for adapter in kept.list()], "serving": kept.serving, "history": kept.history()}
+    listed = [_adapter(adapter) for adapter in kept.list()]
+    for adapter in listed:
+        adapter["verdict"].pop("scores", None)  # of each row: whoever wants them asks for one adapter
+    return {"data": listed, "serving": kept.serving, "history": kept.history()}
 
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import disk
-from ..batching import KEPT, Batcher, Ticket
+from ..batching import KEPT, Batcher
 from ..bundle import open_bundle
 from ..config import TrainConfig
 from ..device import read_device, rss
@@ -27,6 +27,7 @@ from ..errors import NotFoundError
 from ..policy import Policy
 from ..sensors import Sensors
 from ..serve import Served
+from ..tickets import Ticket
 from . import memory
 from .adapters import Adapters
 from .feedback import Feedback

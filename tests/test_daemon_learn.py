@@ -1,0 +1,202 @@
+"""edgetune.daemon.learn: which rows a job gets, when it begins by itself, and what becomes of its rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import write_tiny
+
+from edgetune import TrainConfig
+from edgetune.daemon import learn
+from edgetune.daemon.learn import QUESTIONS, Learner, alike, course
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+from edgetune.errors import UsageError
+from edgetune.policy import Policy
+
+TRAIN = TrainConfig(lr=2e-2, batch_size=4, max_length=96, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
+
+
+def opened(model: Path, folder: Path, **options: Any) -> Service:
+    """A tiny model has unlearned nothing if it still says "on"."""
+    canary = folder / "canary.txt"
+    canary.write_text("turn the light on, turn the light on")
+    config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1)
+    return Service(model, replace(config, **options), Policy(govern=False), TRAIN)
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def service(model: Path, tmp_path: Path) -> Iterator[Service]:
+    with opened(model, tmp_path, learn_rows=10) as service:
+        yield service
+
+
+def give(service: Service, numbers: range, answer: str = "on") -> None:
+    for i in numbers:
+        asked = [{"role": "user", "content": f"turn the light {i}"}]
+        service.feedback.add(messages=asked, answer="", correction=answer)
+
+
+# ---- the rows of a job -----------------------------------------------------------------------------------------------
+
+
+def rows(name: str, n: int) -> list[dict[str, str]]:
+    return [{"prompt": f"{name} {i}", "completion": ""} for i in range(n)]
+
+
+def test_course() -> None:
+    new, earlier, anchors = rows("new", 10), rows("earlier", 40), rows("anchor", 3)
+    made = course(new, earlier, anchors, 1.0, seed=3)
+    assert made == course(new, earlier, anchors, 1.0, seed=3) != course(new, earlier, anchors, 1.0, seed=4)
+    kinds = [row["prompt"].split()[0] for row in made]
+    assert kinds[learn.ROWS_AN_ANCHOR :: learn.ROWS_AN_ANCHOR + 1] == ["anchor"] * kinds.count("anchor")
+    learned = [row for row in made if "anchor" not in row["prompt"]]
+    assert learned[:40] == earlier
+    for turn in range(learn.PASSES):
+        block = [row["prompt"] for row in learned[40 + 20 * turn :][:20]]
+        assert {row["prompt"] for row in new} <= set(block)
+        assert len(set(block)) == 20  # as many earlier ones, no one twice
+    assert len(learned) == 40 + 20 * learn.PASSES
+    assert len(course(new, [], [], 1.0, 0)) == 10 * learn.PASSES
+    assert len(course(new, earlier[:5], [], 4.0, 0)) == 5 + 15 * learn.PASSES
+
+
+def test_alike() -> None:
+    prompts, messages = rows("a", 2), [{"messages": [{"role": "user", "content": "b"}]}]
+    assert alike(prompts) == prompts
+    mixed = alike([*prompts, {"prompt": "c", "completion": "d", "fresh": True}, *messages])
+    assert all("messages" in row and "prompt" not in row for row in mixed)
+    assert mixed[2] == {"fresh": True, "messages": [{"role": "user", "content": "c"},
+                                                    {"role": "assistant", "content": "d"}]}
+
+
+# ---- a life in small -------------------------------------------------------------------------------------------------
+
+
+def test_learns_and_refuses(service: Service) -> None:
+    """What is right is learned and serves; what contradicts it does not get through, and is set aside."""
+    learner, feedback = service.learner, service.feedback
+    with pytest.raises(UsageError, match="no new feedback"):
+        learner.begin()
+    give(service, range(40))
+    assert learner.why() == {"mode": "off", "new_rows": 40, "needed": 10,
+                             "state": "learns when it is told to, not by itself"}
+    job = learner.begin()
+    assert job.origin == "learn"
+    assert len(learner.anchors()) == len(QUESTIONS)
+    assert job.id in learner.why()["state"]
+    with pytest.raises(UsageError, match="is not finished"):
+        learner.begin()
+    job = service.jobs.wait(job.id, 60)
+    assert job.status == "succeeded"
+    verdict = service.adapters.get(job.result).verdict
+    assert service.adapters.serving == job.result, verdict
+    assert verdict["new"]["rows"] == feedback.counts()["held"] == len(verdict["scores"])
+    until(lambda: not feedback.unsettled())
+    assert feedback.counts()["used"] + feedback.counts()["held"] == 40
+    assert {note.reason for note in feedback.list() if not note.held} == {f"learned by {job.id}"}
+
+    give(service, range(100, 130), "off the light off")
+    second = service.jobs.wait(learner.begin().id, 60)
+    assert second.status == "succeeded"
+    assert service.adapters.serving == job.result
+    assert "worse" in service.adapters.get(second.result).verdict["reason"]
+    until(lambda: feedback.counts()["aside"] == 30)
+    assert feedback.waiting() == 0
+    ledger = service.jobs.events(second.id)[0]["data"]["verdict"]
+    assert ledger["against"] == job.result
+    assert len(ledger["scores"]) == ledger["new"]["rows"] > verdict["new"]["rows"]
+
+
+def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "anchors", lambda _: [])
+    give(service, range(30))
+    job = service.learner.begin()
+    service.jobs.cancel(job.id)
+    service.jobs.wait(job.id, 60)
+    until(lambda: service.feedback.waiting() == 30)
+    assert "waits for more feedback" in service.learner._hindrance(30)
+    assert "waits for more feedback" not in service.learner._hindrance(31)
+
+
+def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "anchors", lambda _: [])
+    give(service, range(30))
+    long = service.feedback.add(prompt="turn the light " * 200, correction="on")
+    job = service.learner.begin()
+    service.jobs.cancel(job.id)
+    note = next(note for note in service.feedback.list() if note.id == long.id)
+    assert note.reason == "this model cannot learn it"
+
+
+def test_too_little_to_judge_by(service: Service) -> None:
+    give(service, range(3))
+    with pytest.raises(UsageError, match=r"rows of feedback judge|no new feedback"):
+        service.learner.begin()
+    assert service.feedback.waiting() == 3
+
+
+def test_rows_are_settled_after_a_crash(model: Path, tmp_path: Path) -> None:
+    """The job ended, and the daemon too, before it could say of the rows what became of them."""
+    with opened(model, tmp_path) as service:
+        give(service, range(30))
+        service.jobs.on_done.clear()
+        assert service.jobs.wait(service.learner.begin().id, 60).status == "succeeded"
+        assert service.feedback.unsettled()
+    with opened(model, tmp_path) as service:
+        assert not service.feedback.unsettled()
+        assert service.feedback.counts()["used"] > 0
+
+
+# ---- by itself -------------------------------------------------------------------------------------------------------
+
+
+def at(hour: int) -> time.struct_time:
+    return time.struct_time((2026, 1, 1, hour, 30, 0, 3, 1, 0))
+
+
+def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, hour = service.batcher.idle_since, 12
+    learner = Learner(service, local=lambda: at(hour), clock=lambda: now)
+    assert learner._hindrance(9) == "waits for 1 more rows of feedback"
+    monkeypatch.setattr(learner, "config", DaemonConfig(learn="idle", learn_rows=10))
+    assert learner._hindrance(10) == "waits until nobody asks for 10 minutes"
+    now += learn.IDLE_SECONDS
+    assert learner._hindrance(10) == ""
+    monkeypatch.setattr(learner, "config", DaemonConfig(learn="nightly", learn_rows=10))
+    assert learner._hindrance(10) == "waits for the hours 01:00-06:00"
+    hour = 3
+    assert learner._hindrance(10) == ""
+    monkeypatch.setattr(service, "policy", Policy(quiet_hours="02:00-04:00"))
+    quiet = Learner(service, local=lambda: at(hour), clock=time.monotonic)
+    monkeypatch.setattr(quiet, "config", learner.config)
+    assert "quiet hours" in quiet._hindrance(10)
+
+
+def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(Learner, "anchors", lambda _: [])
+    with opened(model, tmp_path, learn="idle", learn_rows=25) as service:
+        give(service, range(24))
+        assert service.learner.why()["state"] == "waits for 1 more rows of feedback"
+        give(service, range(24, 30))
+        until(service.adapters.list)
+        assert service.adapters.list()[0].job == service.jobs.list()[0].id
