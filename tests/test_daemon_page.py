@@ -257,31 +257,24 @@ def test_learning_without_rows_says_what_is_missing(page):
 # ---- who may, and what is wrong --------------------------------------------------------------------------------------
 
 
-def test_the_key_is_asked_for_until_it_is_right(browser, model, tmp_path):
+def test_a_key_is_asked_for_until_it_is_right_and_a_daemon_that_was_away_is_found_again(browser, model, tmp_path):
     from edgetune.daemon.keys import add_key
 
     key = add_key(tmp_path / "keys", "me")
-    with (running(model, tmp_path / "state", "--port", 0, "--key-file", tmp_path / "keys") as url,
-          opened(browser, url) as page):
-        page.get_by_label("Key", exact=True).fill("wrong")
-        page.keyboard.press("Enter")
-        expect(page.locator("#key-text")).to_have_text("That key was refused.")
-        page.get_by_label("Key", exact=True).fill(key)
-        page.keyboard.press("Enter")
-        expect(page.locator("#health")).to_have_text("running")
-        assert page.evaluate("[sessionStorage.getItem('key'), localStorage.length]") == [key, 0]
-        page.reload()
-        expect(page.locator("#health")).to_have_text("running")
-
-
-def test_a_daemon_that_went_away_is_said_and_found_again(browser, model, tmp_path):
+    options = tmp_path / "state", "--key-file", tmp_path / "keys", "--port"
     with ExitStack() as stack:
-        with running(model, tmp_path, "--port", 0) as url:
+        with running(model, *options, 0) as url:
             page = stack.enter_context(opened(browser, url))
+            page.get_by_label("Key", exact=True).fill("wrong")
+            page.keyboard.press("Enter")
+            expect(page.locator("#key-text")).to_have_text("That key was refused.")
+            page.get_by_label("Key", exact=True).fill(key)
+            page.keyboard.press("Enter")
             expect(page.locator("#health")).to_have_text("running")
+            assert page.evaluate("[sessionStorage.getItem('key'), localStorage.length]") == [key, 0]
         expect(page.locator("#health")).to_have_text("not reached")
         expect(page.locator("#notice")).to_contain_text("The daemon does not answer")
-        stack.enter_context(running(model, tmp_path, "--port", url.rpartition(":")[2]))
+        stack.enter_context(running(model, *options, url.rpartition(":")[2]))
         expect(page.locator("#health")).to_have_text("running")
         expect(page.locator("#notice")).to_be_hidden()
 
