@@ -6,13 +6,14 @@ fails unless every answer is the one of its own prompt and of the model that the
 the first token (95 of 100) at most doubles, training goes on, and the daemon keeps to its memory.
 
 Sums are rounded otherwise when more is computed together, so an answer may leave the expected one where two tokens are
-nearly as likely: then each of its tokens must be within CLOSE of the likeliest, which those of another answer are not.
+nearly as likely: then each of its tokens must be within CLOSE of the likeliest, which another answer's are not.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import codecs
 import importlib.util
 import json
 import os
@@ -203,21 +204,37 @@ class Judge:
             for name, folder in db.execute("SELECT id, folder FROM adapters"):
                 self.served.load_adapter(state / "adapters" / folder, name)
 
-    def worst(self, heard: Heard) -> float:
-        """The largest distance of a token of the answer from the likeliest one, in nats."""
+    def says(self, heard: Heard) -> bool:
+        """Whether tokens that are the likeliest or CLOSE to it lead to this answer."""
         self.served.use(heard.model if heard.model in self.served.adapters() else None)
         tokenizer = self.served.tokenizer
         prompt = tokenizer.encode(tokenizer.render(question(heard.client), add_generation_prompt=True), bos=True)
-        answer = tokenizer.encode(heard.text, continues=True)
-        if len(answer) < TOKENS:
-            answer.append(tokenizer.eot if tokenizer.eot is not None else tokenizer.eos)
-        logits = self.served.logits(prompt + answer)[len(prompt) - 1 : -1]
-        return float((logits.max(1) - logits[np.arange(len(answer)), answer]).max())
+        return self._goes_on(prompt, b"", heard.text, TOKENS)
+
+    def _goes_on(self, tokens: list[int], said: bytes, text: str, left: int) -> bool:
+        if left == 0:
+            return said.decode("utf-8", "replace") == text
+        [(_, rows)] = self.served.cache.feed(tokens, np.arange(len(tokens)) == len(tokens) - 1)
+        logits = rows[0].copy()
+        for token in np.flatnonzero(logits >= logits.max() - CLOSE).tolist():
+            if self.served.tokenizer.is_end(token):
+                if said.decode("utf-8", "replace") == text:
+                    return True
+                continue
+            more = said + self.served.printed(token)
+            if text.startswith(certain(more)) and self._goes_on([*tokens, token], more, text, left - 1):
+                return True
+        return False
+
+
+def certain(said: bytes) -> str:
+    """As text, without a character that is not complete."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(said)
 
 
 def wrong(all_heard: list[Heard], expected: dict[tuple[str, int], str], judge: Judge) -> tuple[list[str], int]:
     """What is wrong, and how many answers differ by rounding."""
-    problems, rounded, seen = [], 0, dict[tuple[str, int, str], float]()
+    problems, rounded, seen = [], 0, dict[tuple[str, int, str], bool]()
     for heard in all_heard:
         place = (heard.model, heard.client)
         if heard.error or not heard.text:
@@ -226,12 +243,21 @@ def wrong(all_heard: list[Heard], expected: dict[tuple[str, int], str], judge: J
             problems.append(f"client {heard.client} asked {heard.asked}, {heard.model} answered")
         elif heard.text != expected[place]:
             key = (*place, heard.text)
-            seen[key] = seen[key] if key in seen else judge.worst(heard)
-            rounded += 1
-            if seen[key] > CLOSE:
-                problems.append(f"client {heard.client} of {heard.model}: {heard.text!r} instead of "
-                                f"{expected[place]!r}, {seen[key]:.2f} from the likeliest")
+            seen[key] = seen[key] if key in seen else judge.says(heard)
+            rounded += seen[key]
+            if not seen[key]:
+                problems.append(f"client {heard.client} of {heard.model}: {heard.text!r}, not {expected[place]!r}")
     return problems, rounded
+
+
+def strangers(expected: dict[tuple[str, int], str], judge: Judge) -> list[str]:
+    """Whether the judge would see a mix-up: the answer to the next client must not pass."""
+    problems = []
+    for (model, client), text in list(expected.items())[::7]:
+        other = expected.get((model, client + 1), text)
+        if other != text and judge.says(Heard(client, model, model, other)):
+            problems.append(f"the judge takes {other!r} for an answer of {model} to client {client}")
+    return problems
 
 
 def first_p95(all_heard: list[Heard]) -> float:
@@ -265,7 +291,9 @@ def main() -> None:
             print(f"training: {len(busy)} answers, first token p95 {first_p95(busy):.2f} s; steps "
                   f"{said['steps'][0]} to {said['steps'][-1]}; {said['memory'] >> 20} MiB at most", flush=True)
             client.post(f"/v1/fine_tuning/jobs/{job}/cancel")
-        problems, rounded = wrong(idle + busy, expected, Judge(model, folder / "state"))
+        judge = Judge(model, folder / "state")
+        problems, rounded = wrong(idle + busy, expected, judge)
+        problems += strangers(expected, judge)
     print(f"{rounded} of {len(idle) + len(busy)} answers differ by rounding", flush=True)
     if said["promoted"] != adapters or said["job"] != "running":
         problems.append(f"promoted were {said['promoted']} of {adapters}, the job is {said['job']}")
