@@ -18,6 +18,7 @@
 # make load         seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
 # make fuzz-daemon  minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
 # make life         half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones
+# make service      a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 # make cycles       the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 PYTHON ?= python3
 CC ?= cc
@@ -28,7 +29,7 @@ ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 
 .PHONY: dev test lint check arm-kernels arm-train sanitize proofs durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz-daemon life cycles clean
+    heal chain memory load fuzz-daemon life service cycles clean
 
 dev:
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -105,6 +106,9 @@ onnx:
 fuzz-daemon:
 	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/fuzz_daemon.py
 	cd tests && PYTHONPATH=$(CURDIR) $(PYTHON) -m pytest -m '' test_daemon_schema.py
+
+service:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tests/proofs/service.py
 
 cycles:
 	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)

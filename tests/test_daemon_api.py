@@ -257,17 +257,20 @@ def test_more_than_may_wait_are_told_to_come_again(client, running):
     assert client.post(CHAT, json={**ASK, "max_tokens": 1}).status_code == 200
 
 
-def test_a_disk_that_takes_no_more_is_507_and_leaves_nothing(client, running):
+@pytest.mark.parametrize("lines", [30, 3000])  # what is larger than a megabyte passes through a nameless file
+def test_a_disk_that_takes_no_more_is_507_and_leaves_nothing(client, running, lines):
     rows = b'{"text": "' + b"the light on " * 50 + b'"}\n'
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))  # what a full disk does to a write
     try:
-        refused = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a", rows * 30)})
+        refused = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a", rows * lines)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert refused.status_code == 507, refused.text
     assert list((running.service.config.folder() / "files").iterdir()) == []
-    assert client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a", rows)}).status_code == 200
+    made = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a", rows * lines)})
+    assert made.status_code == 200
+    client.delete(f"/v1/files/{made.json()['id']}")
 
 
 # ---- the server's life ----------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def check(schema: schemathesis.schemas.BaseSchema, mode: GenerationMode, example
 
 @pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
 def test_answers_are_as_the_schema_says(schema, mode):
-    check(schema, mode, examples=5)
+    check(schema, mode, examples=10)
 
 
 @pytest.mark.slow

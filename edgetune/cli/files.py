@@ -129,17 +129,17 @@ def doctor_command(as_json: bool) -> None:
 def _facts_table(facts: dict[str, Any]) -> Table:
     from ..console import mib, table
     return table("", ["", ""], [
-        [key.replace("_", " "), Text(mib(value) if key.startswith(("bytes", "memory")) else _shown(value))]
+        [key.replace("_", " "), Text(mib(value) if key.startswith(("bytes", "memory")) else shown(value))]
         for key, value in facts.items()])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(_shown(item) if key == "name" else f"{key.replace('_', ' ')} {_shown(item)}"
+        return ", ".join(shown(item) if key == "name" else f"{key.replace('_', ' ')} {shown(item)}"
                          for key, item in value.items())
     if isinstance(value, list | tuple):
         between = "\n" if any(isinstance(item, dict) for item in value) else ", "
-        return between.join(map(_shown, value)) or "nothing"
+        return between.join(map(shown, value)) or "nothing"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

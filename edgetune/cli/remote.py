@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import datetime
 from pathlib import Path
@@ -12,12 +11,15 @@ from urllib.parse import quote
 import click
 from rich.text import Text
 
+from ..errors import NotFoundError
 from .app import F, cli, command, given, out, show, train_options
+from .files import shown
 
 JOBS, ADAPTERS = "/v1/fine_tuning/jobs", "/v1/adapters"
 ENDED = ("succeeded", "failed", "cancelled")
 POLL = 1.0  # seconds
 BASE = "the base alone"
+TIMES = ("_at", "_finish")  # how such fields of a job end
 
 
 class Listing(click.Group):
@@ -43,8 +45,19 @@ def connect(url: str, key_file: Path | None) -> Any:
 
 
 def at(path: str, *names: str) -> str:
-    """A path with what a person typed in it, whatever that is."""
+    """A path with what a person typed in it. Raises NotFoundError for what cannot be the name of anything."""
+    for name in names:
+        if not name or "/" in name:
+            raise NotFoundError(f"there is no {name!r}", f"{path} lists what there is")
     return "/".join([path, *(quote(name, safe=":") for name in names)])
+
+
+def listing(columns: list[str], rows: list[list[Any]]) -> Any:
+    """A table whose first column, ids to copy, is never broken."""
+    from ..console import table
+    made = table("", columns, rows)
+    made.columns[0].no_wrap = True
+    return made
 
 
 def day(seconds: int | None) -> str:
@@ -62,12 +75,11 @@ def jobs() -> None:
 @command("list", where, group=jobs)
 def jobs_list(url: str, key_file: Path | None, as_json: bool) -> None:
     """All jobs, the newest first."""
-    from ..console import table
     with connect(url, key_file) as client:
         found = list(client.all(JOBS))
     rows = [[job["id"], job["status"], day(job["created_at"]), _outcome(job)] for job in found]
-    show(as_json, {"object": "list", "data": found}, table("", ["job", "status", "begun", ""], rows) if rows
-         else "there are no jobs")
+    show(as_json, {"object": "list", "data": found}, listing(["job", "status", "asked for", ""], rows)
+         if rows else "there are no jobs")
 
 
 def _outcome(job: dict[str, Any]) -> str:
@@ -106,15 +118,9 @@ def jobs_show(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
     from ..console import table
     with connect(url, key_file) as client:
         found = client.get(at(JOBS, job))
-    rows = [[name.replace("_", " "), Text(_shown(name, value))] for name, value in found.items()
-            if name != "object" and value not in (None, "", [], {})]
+    rows = [[name.replace("_", " "), Text(day(value) if name.endswith(TIMES) else shown(value))]
+            for name, value in found.items() if value and name not in ("object", "hyperparameters")]
     show(as_json, found, table("", ["", ""], rows))
-
-
-def _shown(name: str, value: Any) -> str:
-    if name.endswith("_at"):
-        return day(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @command("follow", click.argument("job"), where, group=jobs)
@@ -181,12 +187,11 @@ def adapters() -> None:
 @command("list", where, group=adapters)
 def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
     """All adapters, and why each is in service or not."""
-    from ..console import table
     with connect(url, key_file) as client:
         found = client.get(ADAPTERS)
     rows = [[a["id"], a["state"], day(a["created_at"]), Text(str((a.get("verdict") or {}).get("reason", "")))]
             for a in found["data"]]
-    show(as_json, found, table("", ["adapter", "state", "made", ""], rows) if rows else "there are no adapters",
+    show(as_json, found, listing(["adapter", "state", "made", ""], rows) if rows else "there are no adapters",
          _serving(found))
 
 

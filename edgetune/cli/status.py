@@ -62,7 +62,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
     ]
     return Group(table(facts["model"], ["", ""], rows),
                  *_happened("in service since", "adapter", found["history"][:SWITCHES]),
-                 *_happened("gives way", "action", facts["governor"][-SWITCHES:]))
+                 *_happened("gives way", "action", facts["governor"][:SWITCHES]))
 
 
 def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:

@@ -33,7 +33,8 @@ def app(service: Service) -> FastAPI:
     """The API of a service, which may start later. Raises UsageError or FormatError for a key file that is none."""
     config = service.config
     keys = Keys(Path(config.key_file).expanduser()) if config.key_file else None
-    made = FastAPI(title="edgetune", version=__version__, responses=problems.RESPONSES, docs_url=None, redoc_url=None)
+    made = FastAPI(title="edgetune", version=__version__, responses=problems.RESPONSES, docs_url=None, redoc_url=None,
+                   redirect_slashes=False)
     made.state.service, made.state.recent, made.state.metrics = service, Recent(), Metrics(service)
     for part in (router, completions.router, fine_tuning.router):
         made.include_router(part)

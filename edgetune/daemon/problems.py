@@ -51,6 +51,8 @@ def install(app: FastAPI) -> None:
     """Every way to fail ends in OpenAI's body."""
 
     async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):  # of the router: ours is NotFoundError
+            error.detail = f"there is no {request.method} {request.url.path!r:.200}; /openapi.json lists what there is"
         status, body = problem(error, uploading=request.url.path == UPLOADS)
         headers = dict(getattr(error, "headers", None) or {})
         return JSONResponse(body, status, headers | ({"Retry-After": "1"} if status == 429 else {}))
@@ -64,6 +66,8 @@ def problem(error: Exception, uploading: bool = False) -> tuple[int, dict[str, A
     if isinstance(error, RequestValidationError):
         message, param = _invalid(error)
         return 400, error_body(400, message, param, "invalid_value")
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, OSError):  # while FastAPI took an upload in
+        error = DiskError(f"cannot keep the upload: {error.__cause__.strerror}", "make room on the disk")
     if isinstance(error, HTTPException):
         return error.status_code, error_body(error.status_code, str(error.detail))
     if isinstance(error, NotFoundError):
@@ -85,12 +89,14 @@ def _invalid(error: RequestValidationError) -> tuple[str, str | None]:
     name, value = _place(error.body, errors[0])
     same = [e for e in errors if _place(error.body, e)[0] == name]  # a union's branches each have their say
     kinds, what = {e["type"] for e in same}, name or "the body"
+    if not name and "missing" not in kinds:
+        return "the body is no JSON object; send one, with Content-Type: application/json", None
     if "missing" in kinds:
         return f"{what} is missing; /openapi.json says what there is to give", name or None
     if kinds == {"extra_forbidden"}:
         return f"there is no option {name!r:.100}; /openapi.json lists those that there are", name
     expected = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input ") for e in same))
-    return f"{what} is {value!r:.100}; it {expected}", name or None
+    return f"{what} is {value!r:.100}; it {expected}", name
 
 
 def _place(body: Any, error: Any) -> tuple[str, Any]:

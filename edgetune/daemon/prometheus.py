@@ -13,6 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from .service import Service
 
+_TOTALS = {  # of Batcher.facts
+    "requests": "Answers asked for.", "prompt_tokens": "Tokens of their prompts.",
+    "cached_tokens": "Of those, tokens that an earlier answer had left in the cache.",
+    "completion_tokens": "Tokens answered.",
+}
+_NOW = {
+    "waiting": "Requests that wait for their turn.", "working": "Answers that are being made.",
+    "tokens_per_s": "Tokens answered a second, lately.", "cells_used": "Tokens in the cache.",
+    "cells": "Tokens that the cache holds at most.",
+}
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -51,13 +61,12 @@ class Metrics:
             yield _gauge(f"training_{name}", "Of the job that runs.", progress.get(name))
 
     def _answers(self, facts: dict[str, Any]) -> Iterator[Any]:
-        for name in ("requests", "prompt_tokens", "completion_tokens"):
-            counter = CounterMetricFamily(f"edgetune_{name}", "Of all answers since the start.")
+        for name, help in _TOTALS.items():
+            counter = CounterMetricFamily(f"edgetune_{name}", help)
             counter.add_metric([], facts[name])
             yield counter
-        for name, value in facts.items():
-            if name not in ("requests", "prompt_tokens", "completion_tokens") and isinstance(value, int | float):
-                yield _gauge(f"serving_{name}", "Of the answers at work.", value)
+        for name, help in _NOW.items():
+            yield _gauge(name, help, facts[name])
 
 
 class Counted:

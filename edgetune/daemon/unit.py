@@ -105,6 +105,8 @@ def _local(config: DaemonConfig) -> bool:
 
 def _environment(config: DaemonConfig) -> Iterator[str]:
     yield f"Environment=HOME=/var/lib/{NAME}"
+    if found := os.environ.get("PYTHONPATH"):  # where this very edgetune was found
+        yield f"Environment={_word(f'PYTHONPATH={found}')}"
     if trusted_keys() is not None:
         yield f"Environment={_word(f'{TRUSTED}={trusted_folder().absolute()}')}"
     if config.key_file:
