@@ -8,6 +8,7 @@ for any thread.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from . import llamacpp
 from . import sequences as cells
 from .answers import Request
 from .errors import EdgetuneError, TooMuchError, UsageError
-from .sampling import Sampler
+from .sampling import SEED_LIMIT, Sampler
 from .serve import Served
 from .tickets import OnPiece, Ticket
 
@@ -118,19 +119,20 @@ class Batcher:
                seed: int | None = None, stop: str | Iterable[str] = (), on_piece: OnPiece | None = None) -> Ticket:
         """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
 
-        Options and errors are those of `Answers.generate`; TooMuchError where the queue is full.
+        Options and errors are those of `Answers.generate`, but None is a random seed; TooMuchError where the queue is
+        full.
         on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
         """
         request = self.served.prepare(prompt, max_tokens, stop, temperature=temperature, top_k=top_k, top_p=top_p,
-                                      min_p=min_p, seed=self.served.seed if seed is None else seed)
+                                      min_p=min_p, seed=secrets.randbelow(SEED_LIMIT) if seed is None else seed)
         ticket = Ticket(adapter, len(request.tokens), self._notify, on_piece)
         with self._wake:
             self._check_open()
             self.served.check_adapter(adapter)
             if adapter in self._leaving:
                 raise UsageError(f"the adapter {adapter!r} is being removed", "choose another one")
-            if len(self._waiting) >= self.queue:
-                raise TooMuchError(f"{len(self._waiting)} requests wait already", "ask again in a few seconds")
+            if len(self._waiting) + len(self._working) >= self.queue + self.parallel:
+                raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
             self._waiting.append(_Answer(ticket, request))
             self._totals["requests"] += 1
             self._wake.notify()

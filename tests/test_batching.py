@@ -125,6 +125,8 @@ def test_a_seed_decides_as_alone(served: Served, batcher: Batcher) -> None:
     prompts, options = [tokens_of(12, seed) for seed in range(5)], {"max_tokens": 20, "temperature": 1.3, "top_k": 0}
     together = [batcher.submit(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts)]
     texts = [ticket.text() for ticket in together]
+    free = [batcher.submit(prompts[0], **options).text() for _ in range(3)]
+    assert len({texts[0], *free}) == 4  # no seed is any seed
     batcher.stop()
     for seed, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         served.reset()
@@ -287,6 +289,12 @@ def test_too_many_are_told_to_come_again(served: Served) -> None:
         again = batcher.submit(tokens_of(9), max_tokens=first.completion_tokens)
         assert again.text().startswith(text)  # what it gave was right
         assert waiting[1].text()
+    with started(served, parallel=3, queue=2) as batcher:
+        with batcher._wake:  # none has begun yet, but three could
+            tickets = [batcher.submit(tokens_of(9), max_tokens=2) for _ in range(5)]
+            with pytest.raises(TooMuchError):
+                batcher.submit(tokens_of(9))
+        assert len({ticket.text() for ticket in tickets}) == 1
     with pytest.raises(UsageError, match="parallel is 16; choose from 1 to 15"):
         Batcher(served, parallel=16, queue=1)
 
@@ -376,7 +384,8 @@ def test_it_says_when_it_is_busy(served: Served) -> None:
     with started(served, parallel=2) as batcher:
         batcher.on_busy = told.append
         before = batcher.idle_since
-        tickets = [batcher.submit(tokens_of(9), max_tokens=30) for _ in range(4)]
+        with batcher._wake:  # none ends before the last one came
+            tickets = [batcher.submit(tokens_of(9), max_tokens=30) for _ in range(4)]
         assert batcher.busy
         for ticket in tickets:
             ticket.text()
