@@ -9,6 +9,7 @@ however it ends, goes on from its last checkpoint when it is back.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 import sqlite3
@@ -30,6 +31,7 @@ from .work import Work
 if TYPE_CHECKING:
     from .service import Service
 
+log = logging.getLogger("edgetune.daemon")
 FOLDER = "runs"
 ENDED = ("succeeded", "failed", "cancelled")
 UNFINISHED = 100  # jobs at most
@@ -268,5 +270,8 @@ class Jobs:
         """Remove the rows and the run of a job that has ended, and tell who wants to know."""
         shutil.rmtree(self.folder / id, ignore_errors=True)  # else the next start does it
         for call in self.on_done:
-            call(self.get(id))
+            try:
+                call(self.get(id))
+            except Exception:  # theirs; jobs must go on
+                log.exception("after job %s", id)
 
