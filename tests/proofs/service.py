@@ -109,6 +109,7 @@ class Proof:
         say("installed; it said that it is ready")
         facts = self.properties("User", "MainPID", "NotifyAccess", "MemoryMax", "StatusText")
         say(f"systemd says {facts}")
+        self.has_no_rights(facts["MainPID"])
         assert self.edgetune("status")["health"]["status"] == "ok"
         self.refuses_without_the_key()
         job = self.edgetune("jobs", "create", rows, "--follow", "--steps", "4", "--rank", "4", "--max-length", "64",
@@ -133,6 +134,13 @@ class Proof:
         words = [word for name in names for word in ("-p", name)]
         lines = self.machine.run("systemctl", "show", "edgetune", *words).stdout.splitlines()
         return dict(line.split("=", 1) for line in lines)
+
+    def has_no_rights(self, pid: str) -> None:
+        text = self.machine.run("cat", f"/proc/{pid}/status").stdout
+        found = dict(line.split(":\t", 1) for line in text.splitlines())
+        rights = {name: found[name] for name in ("Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")}
+        assert int(rights.pop("Uid").split()[0]) > 0
+        assert rights == {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1", "Seccomp": "2"}, rights
 
     def refuses_without_the_key(self) -> None:
         self.key, right = "et-wrong", self.key
