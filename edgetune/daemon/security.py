@@ -48,8 +48,7 @@ class Keys:
     def __init__(self, path: Path) -> None:
         """Raises UsageError or FormatError for a file that is none."""
         self.path = path
-        self._seen = self._stamp()
-        self._hashes = list(read_keys(path))
+        self._hashes, self._seen = list(read_keys(path)), (0, 0, 0)  # so read again at the first request
 
     def accept(self, key: str) -> bool:
         """In a time that tells nothing of the keys. Nobody, while the file cannot be read."""
