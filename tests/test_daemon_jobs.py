@@ -239,7 +239,7 @@ def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
 
 def test_rows_of_a_program(service: Service) -> None:
     job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters={**SMALL, "steps": 2})
-    assert (job.origin, job.training_file, job.model) == ("learn", None, "tiny")
+    assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
     job = service.jobs.wait(job.id, 60)
     assert job.status == "succeeded"
     assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4

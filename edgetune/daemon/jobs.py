@@ -113,8 +113,10 @@ class Jobs:
 
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
-                         metadata: Mapping[str, str] | None = None, origin: str = "learn") -> Job:
-        """A job over rows of a program's own; both are gone through twice. held: rows to judge by; None: a part."""
+                         metadata: Mapping[str, str] | None = None, origin: str = "api") -> Job:
+        """A job over rows of a program's own; both are gone through twice. held: rows to judge by; None: a part.
+        origin: learn, if they are feedback.
+        """
         return self._add(rows, held, model=model or self.service.name, suffix=suffix, seed=seed, origin=origin,
                          method=recipe.method_of(None, hyperparameters), metadata=dict(metadata or {}),
                          training_file=None, validation_file=None)

@@ -103,7 +103,8 @@ class Learner:
             rows = course(lesson.new, lesson.earlier, self.anchors(), self.config.replay, self.service.train.seed)
             job = self.service.jobs.create_from_rows(alike(rows), alike(lesson.held), suffix=SUFFIX, hyperparameters={
                 "epochs": 1.0, "steps": 0, "shuffle": False}, metadata={
-                "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))})
+                "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))},
+                origin="learn")
             self.feedback.assign(lesson.ids, job.id)
             return job
 
