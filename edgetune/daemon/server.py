@@ -131,7 +131,7 @@ def _listening(config: DaemonConfig) -> Iterator[socket.socket]:
         except OSError as error:
             where = path or f"{config.host}:{config.port}"
             raise UsageError(f"cannot listen on {where}: {error.strerror or error}",
-                             f"choose another --{'socket' if path else 'port'}") from None
+                             f"choose another {'--socket' if path else '--host or --port'}") from None
         try:
             yield listener
         finally:
