@@ -22,7 +22,6 @@ from .http import app
 from .options import DaemonConfig
 from .service import Service
 
-log = logging.getLogger("edgetune.daemon")
 _DRAIN = 30  # seconds that answers may take to their end, of systemd's 90 until it kills
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
@@ -93,7 +92,6 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.service.stopping.is_set():
             self.tell(f"READY=1\nSTATUS=answering on {self.address}")
-            log.info("answering on %s", self.address)
             if self._on_ready:
                 self._on_ready(self.address)
 
