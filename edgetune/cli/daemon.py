@@ -61,8 +61,8 @@ def service() -> None:
 def install_command(model: Path, print_only: bool, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Write the systemd unit of a daemon that serves MODEL, enable it and start it. Needs root.
 
-    The state lies in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available. A --socket
-    lies below /run/edgetune, open to root and to the group that a drop-in names (systemctl edit edgetune: Group=).
+    The state lies in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available.
+    A --socket lies below /run/edgetune, for root and the group that a drop-in names (systemctl edit edgetune: Group=).
     """
     from ..daemon import unit
     config, policy = options_of(policy_file, options)
