@@ -180,6 +180,21 @@ def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, P
     assert "the training process ended with signal 9; it goes on from what was saved" in messages(service, job.id)
 
 
+def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = begin(service, steps=200)
+    until(lambda: step_of(service, job.id) > 10)
+    service.jobs.pause(job.id)
+    until(lambda: service.jobs.running is None)
+    monkeypatch.setenv("EDGETUNE_ISA", "scalar")  # other kernels: the rest would have other bits
+    service.jobs.resume(job.id)
+    assert service.jobs.wait(job.id, 60).status == "succeeded"
+    assert any(message.startswith("begins again, for the run in ") for message in messages(service, job.id))
+    steps = [event["data"]["step"] for event in reversed(service.jobs.events(job.id, limit=1000))
+             if (event["data"] or {}).get("event") == "step"]
+    assert steps.count(1) == 2
+    assert steps[-200:] == list(range(1, 201))
+
+
 def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
     open_service(tmp_path)  # writes the model
     code = ("import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
