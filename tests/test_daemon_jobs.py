@@ -141,7 +141,7 @@ def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) ->
         service.jobs.pause(first.id)
     with pytest.raises(UsageError, match="is succeeded"):
         service.jobs.cancel(second.id)
-    with pytest.raises(UsageError, match="only one that is paused can resume"):
+    with pytest.raises(UsageError, match="is cancelled; resume one that is paused"):
         service.jobs.resume(third.id)
     assert service.jobs.resume(first.id).status == "queued"
     job = service.jobs.wait(first.id, 60)

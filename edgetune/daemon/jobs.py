@@ -250,8 +250,7 @@ class Jobs:
         with self.changed:
             job = self.get(id)
             if job.status not in allowed:
-                raise UsageError(f"the job {id} is {job.status}", f"only one that is {' or '.join(allowed)} can "
-                                 f"{verb}" if verb == "resume" else f"{verb} one that is {' or '.join(allowed)}")
+                raise UsageError(f"the job {id} is {job.status}", f"{verb} one that is {' or '.join(allowed)}")
             self.set(id, status, f"{status} as asked" if status != "queued" else "in line again")
             if self._work.job == id:
                 self._work.leave(at_once=status == "cancelled")
