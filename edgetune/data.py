@@ -36,10 +36,15 @@ class Dataset:
 
     examples: list[Example]
     rows: list[Row]
-    kind: str  # a key of SHAPES
+    kind: str  # a key of SHAPES; text where all of them are
     truncated: int
     skipped: int
     digest: str
+
+    @property
+    def asking(self) -> list[Row]:
+        """The rows that have a question and an answer."""
+        return [row for row in self.rows if shape_of(row) != "text"]
 
     @property
     def tokens(self) -> int:
@@ -90,7 +95,7 @@ def load_rows(
     system: str | None = None,
     overflow: str = "truncate",
 ) -> Dataset:
-    """Rows of one shape, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
+    """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
     try:
         written = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
     except (TypeError, ValueError) as error:
@@ -137,12 +142,13 @@ def _build(
     for where, row in rows:
         try:
             shape = shape_of(row)
-            if kind and shape != kind:
+            if kind not in ("", "text", shape) and shape != "text":
                 raise DataError(f"a row of {shape} among rows of {kind} ({first})", "keep one shape in a file")
             made = list(examples_of(row, shape, tokenizer, system, max_length))
         except DataError as error:
             raise DataError(f"{where}: {error.what}", error.hint) from None
-        kind, first = shape, first or where
+        if kind in ("", "text") and kind != shape:
+            kind, first = shape, where
         fitting = [fit for fit in (_fit(one, max_length, overflow) for one in made) if fit is not None]
         skipped += max(len(made), 1) - len(fitting)  # a row whose answers all have weight 0 makes none
         truncated += sum(one.tokens.size > max_length for one in made) - (len(made) - len(fitting))

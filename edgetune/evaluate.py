@@ -99,8 +99,7 @@ def exact_match(served: Served, dataset: Dataset, *, system: str | None = None, 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more: a longer one is wrong anyway.
     on_answer hears each answer when it is done, in no certain order.
     """
-    rows = dataset.rows[:limit] if dataset.kind != "text" else []
-    pairs = [prompt_of(row, served.tokenizer, system) for row in rows]
+    pairs = [prompt_of(row, served.tokenizer, system) for row in dataset.asking[:limit]]
     budgets = [max_tokens or 2 * len(served.tokenizer.encode(expected)) + 16 for _, expected in pairs]
     answers: dict[int, Answer] = {}
     for index, text in served.complete([prompt for prompt, _ in pairs], budgets):

@@ -14,8 +14,8 @@ Where the next prompt goes on from the last answer, all turns share one example.
 (Qwen3 drops earlier reasoning, Mistral moves the system text to the last question), the row becomes several examples,
 each with the prompt of its turn: every answer is still learnt once, from what the model will see.
 
-Text rows end with EOS and all their tokens but the first are supervised. Text that spells a special token becomes that
-token (see `tokens`).
+Text rows end with EOS, or say "open": true where the text would go on; all their tokens but the first are supervised.
+Text that spells a special token becomes that token (see `tokens`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, 
     if isinstance(row, str):
         return _documents(tokenizer, row, max_length)
     if shape == "text":
-        return [_document(tokenizer, _text(row, "text"))]
+        return [_document(tokenizer, _text(row, "text"), bool(row.get("open")))]
     if tokenizer.chat_template is not None:
         return _turns(tokenizer, *_conversation(row, shape, system))
     if shape == "messages":
@@ -119,8 +119,10 @@ def _documents(tokenizer: Tokenizer, text: str, max_length: int) -> list[Example
     return documents
 
 
-def _document(tokenizer: Tokenizer, text: str) -> Example:
-    ids = _ended(tokenizer, tokenizer.encode(text, bos=True))
+def _document(tokenizer: Tokenizer, text: str, is_open: bool) -> Example:
+    ids = tokenizer.encode(text, bos=True)
+    if not is_open:
+        ids = _ended(tokenizer, ids)
     if not text or len(ids) < 2:
         raise DataError(f"the text {text!r} has fewer than 2 tokens", "remove the row or write more text")
     return example(ids, [1.0] * len(ids))

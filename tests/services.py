@@ -12,6 +12,7 @@ from tiny import write_tiny
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
+from edgetune.policy import Policy
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
 SMALL = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 20}
@@ -19,11 +20,12 @@ LONG = {**SMALL, "steps": 3000, "checkpoint_every": "0.05s"}  # far longer than 
 T = TypeVar("T")
 
 
-def open_service(folder: Path, **options: object) -> Service:
-    """Not started yet. Its model is made where it is not there."""
+def open_service(folder: Path, govern: bool = False, **options: object) -> Service:
+    """Not started yet. Its model is made where it is not there. govern: it gives way to others on this machine."""
     if not (folder / "tiny.gguf").exists():
         write_tiny(folder / "tiny.gguf", formats="Q8_0")
-    return Service(folder / "tiny.gguf", DaemonConfig(**{"state": str(folder / "state"), "threads": 1, **options}))
+    config = DaemonConfig(**{"state": str(folder / "state"), "threads": 1, **options})
+    return Service(folder / "tiny.gguf", config, Policy(nice=19, govern=govern))
 
 
 def upload(service: Service, rows: list[dict[str, object]] = ROWS) -> str:

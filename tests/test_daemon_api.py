@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -291,6 +292,25 @@ def test_answers_end_before_the_daemon_does(model, tmp_path):
         running.thread.join(PATIENCE)
         with pytest.raises(httpx.ConnectError):
             httpx.get(running.url)
+
+
+def test_answers_do_not_wait_for_acknowledgements(running):
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert nodelay_of(connection.getsockname())
+
+
+def nodelay_of(peer: tuple[str, int]) -> int:
+    """Of the daemon's end, which is in this process, of a connection."""
+    for path in Path("/proc/self/fd").iterdir():
+        if not path.is_socket():
+            continue
+        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as end:  # a listener has no peer
+            if end.family == socket.AF_INET and end.getpeername() == peer:
+                return end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    raise AssertionError("there is no such connection")
 
 
 def test_a_unix_socket_for_owner_and_group(model, tmp_path):

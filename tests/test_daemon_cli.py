@@ -182,13 +182,24 @@ def test_status_is_watched_until_ctrl_c():
     (["status", "--url", "http://127.0.0.1:9"], 1, ["no daemon answers at http://127.0.0.1:9", "edgetune daemon"]),
     (["status", "--url", "127.0.0.1"], 2, ["url is '127.0.0.1'"]),
     (["status", "--key-file", "{rows}"], 2, ["holds no key"]),
+    (["status", "--key-file", "/nowhere"], 2, ["cannot read /nowhere"]),
+])
+def test_errors_are_one_sentence(place, args, code, words):
+    said = run(*(arg.format(model=place / "model.gguf", rows=place / "rows.jsonl") for arg in args), code=code)
+    assert len(said.strip().splitlines()) == 1, said
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(("args", "code", "words"), [
     (["daemon", "{model}", "--host", "0.0.0.0"], 2, ["host is 0.0.0.0", "key"]),
     (["daemon", "{model}", "--port", "99999"], 2, ["port is 99999"]),
+    (["daemon", "{model}", "--key-file", "/nowhere", "--state", "{place}/new"], 2, ["cannot read the key file"]),
     (["daemon", "{place}/none.gguf", "--state", "{place}/new", "--port", "0"], 1, ["none.gguf"]),
     (["daemon", "{rows}", "--state", "{place}/new", "--port", "0"], 1, ["GGUF"]),
     (["daemon", "{model}", "--state", "{place}/state", "--port", "0"], 2, ["another process", "state"]),
 ])
-def test_errors_are_one_sentence(place, args, code, words):
+def test_a_daemon_that_cannot_start_says_why(place, args, code, words):
     names = {"model": place / "model.gguf", "rows": place / "rows.jsonl", "place": place}
     done = subprocess.run([*EDGETUNE, *(arg.format(**names) for arg in args)], capture_output=True, text=True)
     assert done.returncode == code, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -140,7 +141,7 @@ def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) ->
         service.jobs.pause(first.id)
     with pytest.raises(UsageError, match="is succeeded"):
         service.jobs.cancel(second.id)
-    with pytest.raises(UsageError, match="only one that is paused can resume"):
+    with pytest.raises(UsageError, match="is cancelled; resume one that is paused"):
         service.jobs.resume(third.id)
     assert service.jobs.resume(first.id).status == "queued"
     job = service.jobs.wait(first.id, 60)
@@ -153,7 +154,7 @@ def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) ->
     assert service.jobs.cancel(long.id).status == "cancelled"
     until(lambda: not Path(f"/proc/{pid}").exists())
     until(lambda: not (service.jobs.folder / long.id).exists())
-    assert service.jobs.running is None
+    until(lambda: service.jobs.running is None)
     assert len(service.adapters.list()) == 2
 
 
@@ -177,6 +178,21 @@ def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, P
     job = service.jobs.wait(job.id, 60)
     assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
     assert "the training process ended with signal 9; it goes on from what was saved" in messages(service, job.id)
+
+
+def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = begin(service, steps=200)
+    until(lambda: step_of(service, job.id) > 10)
+    service.jobs.pause(job.id)
+    until(lambda: service.jobs.running is None)
+    monkeypatch.setenv("EDGETUNE_ISA", "scalar")  # other kernels: the rest would have other bits
+    service.jobs.resume(job.id)
+    assert service.jobs.wait(job.id, 60).status == "succeeded"
+    assert any(message.startswith("begins again, for the run in ") for message in messages(service, job.id))
+    steps = [event["data"]["step"] for event in reversed(service.jobs.events(job.id, limit=1000))
+             if (event["data"] or {}).get("event") == "step"]
+    assert steps.count(1) == 2
+    assert steps[-200:] == list(range(1, 201))
 
 
 def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
@@ -209,7 +225,6 @@ def test_too_little_memory_says_how_much(tmp_path: Path) -> None:
         job = service.jobs.wait(begin(service).id, 60)
         assert job.status == "failed"
         assert "training needs" in job.error["message"]
-        assert service.health()["status"] in ("ok", "degraded")
 
 
 def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +242,20 @@ def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: p
     assert service.health() == {"status": "ok", "reasons": []}
 
 
+def test_a_run_whose_disk_refuses_goes_on_later(service: Service, undisturbed: tuple[str, Path],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "RETRY_SECONDS", 1.0)
+    job = begin(service, steps=200, checkpoint_every="0.05s")
+    until(lambda: step_of(service, job.id) > 10)
+    resource.prlimit(service.jobs.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # of this process alone, to its end
+    until(lambda: service.jobs.trouble)
+    assert "cannot write" in service.health()["reasons"][0]
+    assert service.jobs.get(job.id).status == "running"
+    job = service.jobs.wait(job.id, 60)
+    assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
+    assert not service.jobs.trouble
+
+
 def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
     with open_service(tmp_path) as service:
         done = service.jobs.wait(begin(service, steps=1).id, 60)
@@ -239,24 +268,26 @@ def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
 
 def test_rows_of_a_program(service: Service) -> None:
     job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters={**SMALL, "steps": 2})
-    assert (job.origin, job.training_file, job.model) == ("learn", None, "tiny")
+    assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
     job = service.jobs.wait(job.id, 60)
     assert job.status == "succeeded"
     assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4
 
 
-def test_training_advances_while_answers_never_end(service: Service) -> None:
-    job = begin(service, steps=30)
-    until(lambda: service.jobs.pid)
-    while service.jobs.wait(job.id, 0).status == "running":
-        service.generate("lamp on", max_tokens=400).text()
-    assert service.jobs.wait(job.id, 1).status == "succeeded"
-    decisions = [event["data"]["action"] for event in service.jobs.events(job.id, limit=200)
-                 if event["type"] == "metrics" and event["data"]["event"] == "governor"]
-    assert "yield" in decisions
-    assert service.jobs.governor[-1]["cause"].startswith("someone is being answered")
-    assert time.time() - service.jobs.governor[-1]["at"] < 600
-    assert json.dumps(service.device())
+def test_training_advances_while_answers_never_end(tmp_path: Path) -> None:
+    with open_service(tmp_path, govern=True) as service:
+        job = begin(service, steps=15)
+        until(lambda: service.jobs.pid)
+        while service.jobs.wait(job.id, 0).status == "running":
+            service.generate("lamp on", max_tokens=400).text()
+        assert service.jobs.wait(job.id, 1).status == "succeeded"
+        decisions = [event["data"]["action"] for event in service.jobs.events(job.id, limit=200)
+                     if event["type"] == "metrics" and event["data"]["event"] == "governor"]
+        assert "yield" in decisions
+        said = {line["action"]: line for line in service.jobs.governor}["yield"]
+        assert said["cause"].startswith("someone is being answered")
+        assert abs(time.time() - said["at"]) < 600
+        assert json.dumps(service.device())
 
 
 def test_one_process_has_the_state(service: Service, tmp_path: Path) -> None:

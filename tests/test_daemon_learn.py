@@ -81,9 +81,11 @@ def test_course() -> None:
 def test_alike() -> None:
     prompts, messages = rows("a", 2), [{"messages": [{"role": "user", "content": "b"}]}]
     assert alike(prompts) == prompts
-    mixed = alike([*prompts, {"prompt": "c", "completion": "d", "fresh": True}, *messages])
-    assert all("messages" in row and "prompt" not in row for row in mixed)
-    assert mixed[2] == {"fresh": True, "messages": [{"role": "user", "content": "c"},
+    text = {"text": "e"}
+    mixed = alike([text, *prompts, {"prompt": "c", "completion": "d", "fresh": True}, *messages])
+    assert mixed[0] == text
+    assert all("messages" in row and "prompt" not in row for row in mixed[1:])
+    assert mixed[3] == {"fresh": True, "messages": [{"role": "user", "content": "c"},
                                                     {"role": "assistant", "content": "d"}]}
 
 
@@ -100,7 +102,11 @@ def test_learns_and_refuses(service: Service) -> None:
                              "state": "learns when it is told to, not by itself"}
     job = learner.begin()
     assert job.origin == "learn"
-    assert len(learner.anchors()) == len(QUESTIONS)
+    anchors = learner.anchors()
+    texts = [row["text"] for row in anchors if row.get("open")]
+    assert all(text.startswith(question) for text, question in zip(texts, QUESTIONS, strict=True))
+    assert sum("text" in row for row in anchors) == len(QUESTIONS)
+    assert anchors == learner.anchors()
     assert job.id in learner.why()["state"]
     with pytest.raises(UsageError, match="is not finished"):
         learner.begin()

@@ -17,6 +17,7 @@ from daemons import PATIENCE, Daemon, daemon
 from tiny import write_tiny
 
 from edgetune.config import TrainConfig
+from edgetune.daemon.keys import add_key
 from edgetune.serve import Served
 
 TAUGHT = "the light off"
@@ -33,14 +34,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with daemon(model, tmp_path_factory.mktemp("daemon") / "state", train=TRAIN) as made:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The file of keys, and a key of it."""
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    return path, add_key(path, "me")
+
+
+@pytest.fixture(scope="module")
+def running(model: Path, keys: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    state = tmp_path_factory.mktemp("daemon") / "state"
+    with daemon(model, state, train=TRAIN, key_file=str(keys[0])) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def client(running: Daemon) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
+def client(running: Daemon, keys: tuple[Path, str]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=keys[1], max_retries=0, timeout=PATIENCE) as made:
         yield made
 
 
@@ -87,6 +96,11 @@ def follow(client: openai.OpenAI, job: str) -> list:
             return list(seen.values())
         assert time.monotonic() < deadline, "the job does not end"
         time.sleep(0.1)
+
+
+def test_another_key_is_none(client):
+    with pytest.raises(openai.AuthenticationError, match="not one of this daemon's"):
+        client.with_options(api_key="et-other").models.list()
 
 
 def test_models_name_the_base_and_what_answers_now(client, trained):

@@ -63,6 +63,17 @@ def test_many_threads_write(tmp_path: Path) -> None:
     assert store.read("SELECT count(DISTINCT cause) FROM service")[0][0] == 160
 
 
+def test_threads_that_ended_leave_no_connection(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for _ in range(20):
+        thread = threading.Thread(target=store.read, args=("SELECT 1",))
+        thread.start()
+        thread.join()
+    opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert sum(path == tmp_path / "state.db" for path in opened) < 8  # SQLite itself closes some late
+    store.close()
+
+
 def test_a_database_that_is_damaged_or_newer(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"no database at all, " * 100)
     with pytest.raises(FormatError, match=r"state\.db is damaged: file is not a database; restore it") as caught:

@@ -78,6 +78,12 @@ def test_a_model_in_a_home_is_bound_and_must_be_readable(model, tmp_path):
         unit.unit(path, DaemonConfig(), POLICY)
 
 
+def test_what_lies_with_root_can_be_reached():
+    assert list(unit._binds([Path("/root/venv")])) == ["TemporaryFileSystem=/root:ro,mode=755",
+                                                       "BindReadOnlyPaths=/root/venv"]
+    assert list(unit._binds([Path("/home/pi/venv")])) == ["BindReadOnlyPaths=/home/pi/venv"]
+
+
 def test_folders_that_the_service_sees_must_let_it_pass(model, tmp_path, monkeypatch):
     monkeypatch.setattr(unit, "_HIDDEN", ())
     tmp_path.chmod(0o700)

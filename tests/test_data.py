@@ -282,7 +282,8 @@ def test_long_rows_are_truncated_or_skipped(tokenizer: Tokenizer):
         ([b'{"question": "a", "answer": "b"}'], r"unknown shape \(its keys: question, answer\); expected is messages"),
         ([b"{}"], r"line 2 .*unknown shape \(its keys: none\)"),
         ([b'{"text": "a", "messages": []}'], "line 2 .*fits several shapes"),
-        ([b'{"text": "a"}'], r"line 2 .*: a row of text among rows of prompt \(line 1 of rows\.jsonl\)"),
+        ([b'{"text": "a"}', b'{"messages": []}'],
+         r"line 3 .*: a row of messages among rows of prompt \(line 1 of rows\.jsonl\)"),
         ([b'{"prompt": "a", "completion": {"x": 1}}'], "line 2 .*completion is a JSON object; write text"),
         ([b'{"prompt": null, "completion": "a"}'], "line 2 .*prompt is a JSON null"),
         ([b'{"prompt": "\xe9", "completion": "a"}'], r"line 2 of rows\.jsonl is not UTF-8; save the file as UTF-8"),
@@ -474,3 +475,20 @@ def test_order_is_repeatable():
     assert first.tolist() != order(100, epoch=0, seed=8, shuffle=True).tolist()
     assert order(5, epoch=3, seed=7, shuffle=False).tolist() == [0, 1, 2, 3, 4]
     assert order(4, epoch=0, seed=0).tolist() == order(4, epoch=0, seed=0, shuffle=True).tolist()
+
+
+def test_text_among_other_rows(tokenizer):
+    row = {"prompt": "lamp", "completion": "on"}
+    for rows in ([{"text": "the light"}, row, "on the"], [row, "on the", {"text": "the light"}]):
+        found = load_rows(rows, tokenizer, max_length=100)
+        assert found.kind == "prompt"
+        assert found.rows == rows
+        assert found.asking == [row]
+    assert load_rows(["on the", {"text": "the light"}], tokenizer, max_length=100).kind == "text"
+
+
+def test_an_open_text_does_not_end(tokenizer):
+    ended, going_on = (load_rows([{"text": "the light", "open": is_open}], tokenizer, max_length=100).examples[0]
+                       for is_open in (False, True))
+    assert ended.tokens.tolist() == [*going_on.tokens.tolist(), tokenizer.eos]
+    assert np.array_equal(ended.weights[:-1], going_on.weights)

@@ -1,6 +1,7 @@
-"""What is written is run: the README's Python block, and the commands it names exist."""
+"""What is written is run: the README's Python blocks; its commands exist, with the options that it gives them."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,21 @@ def test_readme_commands_exist():
     assert {"train", "eval", "demo", "chat", "plan", "generate", "merge", "info", "doctor"} <= named
     for name in named:
         assert cli.get_command(None, name) is not None, name
+
+
+def test_readme_commands_have_the_options_that_it_gives():
+    import click
+
+    from edgetune.cli import cli
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S)).replace("$(command -v edgetune)", "edgetune")
+    checked = 0
+    for line in lines.splitlines():
+        for part in re.split(r"&&|\bsudo ", line):
+            program, *words = shlex.split(part, comments=True) or [""]
+            if program == "edgetune":
+                command: click.Command = cli
+                while isinstance(command, click.Group) and words:
+                    command, words = command.get_command(None, words[0]), words[1:]
+                command.make_context(line, words)  # raises for what it does not know
+                checked += 1
+    assert checked >= 15

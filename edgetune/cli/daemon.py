@@ -62,6 +62,7 @@ def install_command(model: Path, print_only: bool, policy_file: Path | None, as_
     """Write the systemd unit of a daemon that serves MODEL, enable it and start it. Needs root.
 
     The state lies in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available.
+    A --socket lies below /run/edgetune, for root and the group that a drop-in names (systemctl edit edgetune: Group=).
     """
     from ..daemon import unit
     config, policy = options_of(policy_file, options)
@@ -88,7 +89,8 @@ def uninstall_command(as_json: bool) -> None:
 def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     """Make a key for the client NAME and print it, this once: the file keeps only its hash.
 
-    Give the file to the daemon with --key-file. A key ends when its line is removed and the daemon started anew.
+    Give the file to the daemon with --key-file. A key ends when its line is removed; a service reads the file when it
+    starts.
     """
     from ..daemon.keys import add_key, default_file
     path = key_file or default_file()

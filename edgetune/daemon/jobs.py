@@ -9,6 +9,7 @@ however it ends, goes on from its last checkpoint when it is back.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 import sqlite3
@@ -30,6 +31,7 @@ from .work import Work
 if TYPE_CHECKING:
     from .service import Service
 
+log = logging.getLogger("edgetune.daemon")
 FOLDER = "runs"
 ENDED = ("succeeded", "failed", "cancelled")
 UNFINISHED = 100  # jobs at most
@@ -111,8 +113,10 @@ class Jobs:
 
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
-                         metadata: Mapping[str, str] | None = None, origin: str = "learn") -> Job:
-        """A job over rows of a program's own; both are gone through twice. held: rows to judge by; None: a part."""
+                         metadata: Mapping[str, str] | None = None, origin: str = "api") -> Job:
+        """A job over rows of a program's own; both are gone through twice. held: rows to judge by; None: a part.
+        origin: learn, if they are feedback.
+        """
         return self._add(rows, held, model=model or self.service.name, suffix=suffix, seed=seed, origin=origin,
                          method=recipe.method_of(None, hyperparameters), metadata=dict(metadata or {}),
                          training_file=None, validation_file=None)
@@ -246,8 +250,7 @@ class Jobs:
         with self.changed:
             job = self.get(id)
             if job.status not in allowed:
-                raise UsageError(f"the job {id} is {job.status}", f"only one that is {' or '.join(allowed)} can "
-                                 f"{verb}" if verb == "resume" else f"{verb} one that is {' or '.join(allowed)}")
+                raise UsageError(f"the job {id} is {job.status}", f"{verb} one that is {' or '.join(allowed)}")
             self.set(id, status, f"{status} as asked" if status != "queued" else "in line again")
             if self._work.job == id:
                 self._work.leave(at_once=status == "cancelled")
@@ -268,5 +271,8 @@ class Jobs:
         """Remove the rows and the run of a job that has ended, and tell who wants to know."""
         shutil.rmtree(self.folder / id, ignore_errors=True)  # else the next start does it
         for call in self.on_done:
-            call(self.get(id))
+            try:
+                call(self.get(id))
+            except Exception:  # theirs; jobs must go on
+                log.exception("after job %s", id)
 

@@ -2,8 +2,8 @@
 
 A job begins at the base. It goes once through all that was learned before, the oldest first, and then some times
 through what is new, mixed with as much of the old: what is new counts more than its number, so that the gate sees
-clearly whether it does good or harm. In between come anchors, answers of the base itself to questions of all kinds,
-which keep what it says elsewhere as it was.
+clearly whether it does good or harm. In between come anchors, what the base itself says to questions of all kinds and
+writes about them, which keep what it says elsewhere as it was.
 """
 
 from __future__ import annotations
@@ -36,21 +36,17 @@ SUFFIX = "learned"  # of the adapters that come of it
 IDLE_SECONDS = 600.0  # without a request, and --learn idle begins
 CHECK_SECONDS = 5.0
 PASSES = 2  # through what is new
-ROWS_AN_ANCHOR = 5  # after so many rows comes an anchor
-ANCHOR_TOKENS = 64
+ROWS_AN_ANCHOR = 4  # after so many rows comes an anchor
+TEXT_TOKENS, ANSWER_TOKENS = 64, 192  # of an anchor at most; a text goes on, an answer must have ended
 QUESTIONS = (
-    "What makes the tides rise and fall?", "Write a short story about a lighthouse keeper.",
-    "How do I boil an egg so that the yolk stays soft?", "Explain to a child why leaves turn yellow in autumn.",
-    "What is the difference between weather and climate?", "Give me three ideas for a rainy afternoon.",
-    "Who invented the printing press, and why did it matter?", "Write a polite letter to a neighbour about noise.",
-    "How does a bicycle stay upright?", "Summarise the idea of supply and demand.",
-    "What should I pack for a week in the mountains?", "Describe a busy market in the morning.",
-    "How do computers store numbers?", "Write a poem about the first snow.",
-    "What are the steps to change a tyre?", "Why do cats purr?",
-    "Compare trains and planes for a trip of 500 kilometres.", "What is a good way to learn a new language?",
-    "Explain what an atom is made of.", "Tell me about the history of bread.",
-    "How can a small town save energy?", "Write a dialogue between a teacher and a late pupil.",
-    "What is the largest ocean, and what lives in it?", "How do I write a function that reverses a list in Python?")
+    "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",
+    "Why do leaves turn yellow in autumn? Answer briefly.", "Give me one idea for a rainy afternoon.",
+    "Who invented the printing press, and why did it matter?", "Write two sentences to a neighbour about noise.",
+    "How does a bicycle stay upright?", "What is supply and demand, in a sentence or two?",
+    "Name three things to pack for the mountains.", "Describe a busy market in one sentence.",
+    "What is the difference between weather and climate?", "Write two lines about the first snow.",
+    "Why do cats purr?", "What is an atom made of?", "How can a small town save energy? Answer briefly.",
+    "What is the largest ocean?")
 
 
 class Learner:
@@ -107,7 +103,8 @@ class Learner:
             rows = course(lesson.new, lesson.earlier, self.anchors(), self.config.replay, self.service.train.seed)
             job = self.service.jobs.create_from_rows(alike(rows), alike(lesson.held), suffix=SUFFIX, hyperparameters={
                 "epochs": 1.0, "steps": 0, "shuffle": False}, metadata={
-                "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))})
+                "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))},
+                origin="learn")
             self.feedback.assign(lesson.ids, job.id)
             return job
 
@@ -167,24 +164,29 @@ class Learner:
                 self.feedback.set_aside(note.id)
 
     def anchors(self) -> Rows:
-        """What the base says to QUESTIONS, drawn from all that it might say: made once, and kept."""
+        """What the base says to QUESTIONS and how it goes on from them as text, drawn from all that it might say: made
+        once, and kept.
+        """
         path = self.config.folder() / f"anchors-{self.service.bundle.fingerprint[-8:]}.jsonl"
         if not path.exists():
-            lines = [json.dumps(self._anchor(question, seed)) + "\n" for seed, question in enumerate(QUESTIONS)]
+            lines = [json.dumps(row) + "\n" for question in QUESTIONS for row in self._anchors_of(question)]
             with disk.replaced(path) as beside:
                 beside.write_text("".join(lines))
         return [*ReadRows(path)]
 
-    def _anchor(self, question: str, seed: int) -> Row:
+    def _anchors_of(self, question: str) -> Rows:
         options: dict[str, Any] = {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-                                   "min_p": 0.0, "seed": seed, "max_tokens": ANCHOR_TOKENS}
-        if self.service.served.tokenizer.chat_template is None:
-            return {"prompt": question, "completion": self.service.generate(question, **options).text()}
-        # A system message of its own, where training would give it the one of the rows.
-        asked = [{"role": "system", "content": "Answer the question."}] if self.service.train.system else []
-        asked += [{"role": "user", "content": question}]
-        answer = {"role": "assistant", "content": self.service.chat(asked, **options).text()}
-        return {"messages": [*asked, answer]}
+                                   "min_p": 0.0, "seed": QUESTIONS.index(question)}
+        written = self.service.generate(question, max_tokens=TEXT_TOKENS, **options).text()
+        rows: Rows = [{"text": question + written, "open": True}]
+        if self.service.served.tokenizer.chat_template is not None:
+            # A system message of its own, where training would give it the one of the rows.
+            asked = [{"role": "system", "content": "Answer the question."}] if self.service.train.system else []
+            asked += [{"role": "user", "content": question}]
+            ticket = self.service.chat(asked, max_tokens=ANSWER_TOKENS, **options)
+            answer = {"role": "assistant", "content": ticket.text()}
+            rows += [{"messages": [*asked, answer]}] if ticket.finish == "stop" else []
+        return rows
 
     def _settle_ended(self) -> None:
         """Jobs that ended and nobody has said so yet, be it because the daemon ended as well."""
@@ -225,10 +227,14 @@ def _anchored(rows: Sequence[Row], anchors: Sequence[Row]) -> Iterator[Row]:
 
 
 def alike(rows: Sequence[Row]) -> Sequence[Row]:
-    """Rows of one shape: where some are messages, prompt and completion become messages too, which means the same."""
-    if len({"messages" in row for row in rows}) < 2:
-        return rows
-    return [row if "messages" in row else {
-        **{key: value for key, value in row.items() if key not in ("prompt", "completion")},
-        "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
-        for row in rows]
+    """Rows of one shape beside text: where some are messages, prompt and completion become messages too, which means
+    the same.
+    """
+    return [_messages(row) for row in rows] if any("messages" in row for row in rows) else rows
+
+
+def _messages(row: Row) -> Row:
+    if "prompt" not in row:
+        return row
+    return {**{key: value for key, value in row.items() if key not in ("prompt", "completion")}, "messages": [
+        {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}

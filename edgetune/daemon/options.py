@@ -35,7 +35,8 @@ class DaemonConfig:
                           "model was trained for.", low=0)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
     queue: int = option(64, "Requests that may wait; more are told to come again (429).", low=1)
-    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
+    threads: int = option(0, "Threads of answers, and of training; 0: one a core that this process may use.", low=0,
+                          high=1024)
     max_upload: int = option(64, "MiB of an uploaded file at most.", low=1)
     max_body: int = option(1024, "KiB of any other request at most.", low=1)
     max_rows: int = option(100_000, "Rows of an uploaded file at most.", low=1)

@@ -25,7 +25,7 @@ class Runner:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen([sys.executable, "-m", worker.__name__], env=environment, text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        self.pid, self.killed = self._process.pid, False
+        self.pid = self._process.pid
         self._lock, self._killer = threading.Lock(), threading.Timer(PATIENCE, self.kill)
         self._killer.daemon = True
         assert self._process.stdin
@@ -56,7 +56,6 @@ class Runner:
         """At once: what it has saved is whole."""
         with self._lock:
             if self._process.returncode is None:
-                self.killed = True
                 self._process.kill()
 
     def wait(self) -> int:

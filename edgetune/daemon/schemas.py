@@ -71,7 +71,8 @@ class Generation(Body):
     top_k: Whole | None = None
     min_p: float | None = None
     seed: Whole | None = None
-    stop: str | list[str] | None = Field(None, description="The answer ends before such a text.")
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = Field(None, description="The answer ends before "
+                                                                          "such a text.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Not used, nor kept.")

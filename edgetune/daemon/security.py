@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..errors import EdgetuneError
 from .keys import hash_of, read_keys
 from .options import LOOPBACK, DaemonConfig
 
+log = logging.getLogger("edgetune.daemon")
 OPEN = ("/", "/healthz")  # without a key: the page, which asks for one, and whether anybody is there
 UPLOADS = "/v1/files"
 _FORM = 64 * 1024  # what a form has around its file at most
@@ -48,15 +50,15 @@ class Keys:
     def __init__(self, path: Path) -> None:
         """Raises UsageError or FormatError for a file that is none."""
         self.path = path
-        self._seen = self._stamp()
-        self._hashes = list(read_keys(path))
+        self._hashes, self._seen = list(read_keys(path)), (0, 0, 0)  # so read again at the first request
 
     def accept(self, key: str) -> bool:
         """In a time that tells nothing of the keys. Nobody, while the file cannot be read."""
         try:
             if (stamp := self._stamp()) != self._seen:
                 self._hashes, self._seen = list(read_keys(self.path)), stamp
-        except (OSError, EdgetuneError):
+        except (OSError, EdgetuneError) as error:
+            log.warning("nobody is let in: %s", error)
             return False
         shown = hash_of(key)
         return sum(hmac.compare_digest(shown, known) for known in self._hashes) > 0

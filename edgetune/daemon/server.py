@@ -22,7 +22,6 @@ from .http import app
 from .options import DaemonConfig
 from .service import Service
 
-log = logging.getLogger("edgetune.daemon")
 _DRAIN = 30  # seconds that answers may take to their end, of systemd's 90 until it kills
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
@@ -93,7 +92,6 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.service.stopping.is_set():
             self.tell(f"READY=1\nSTATUS=answering on {self.address}")
-            log.info("answering on %s", self.address)
             if self._on_ready:
                 self._on_ready(self.address)
 
@@ -115,7 +113,8 @@ def _listening(config: DaemonConfig) -> Iterator[socket.socket]:
     """A bound socket; a Unix socket's file, which its owner and group may use, is removed at the end."""
     path = Path(config.socket).expanduser() if config.socket else None
     family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    protocol = 0 if path else socket.IPPROTO_TCP  # named, or asyncio leaves Nagle's algorithm on: 40 ms an answer
+    with socket.socket(family, socket.SOCK_STREAM, protocol) as listener:
         try:
             if path:
                 _remove_dead(path)
@@ -130,7 +129,7 @@ def _listening(config: DaemonConfig) -> Iterator[socket.socket]:
         except OSError as error:
             where = path or f"{config.host}:{config.port}"
             raise UsageError(f"cannot listen on {where}: {error.strerror or error}",
-                             f"choose another --{'socket' if path else 'port'}") from None
+                             f"choose another {'--socket' if path else '--host or --port'}") from None
         try:
             yield listener
         finally:

@@ -51,7 +51,8 @@ class Service:
     def __init__(self, model: str | Path, config: DaemonConfig | None = None, policy: Policy | None = None,
                  train: TrainConfig | None = None) -> None:
         self.config = (config or DaemonConfig()).check()
-        self.policy, self.train = (policy or Policy(nice=19)).check(), (train or TrainConfig()).check()
+        self.policy = (policy or Policy(nice=19)).check()
+        self.train = (train or TrainConfig(threads=self.config.threads)).check()
         self.path = Path(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()

@@ -77,7 +77,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._own = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: dict[threading.Thread, sqlite3.Connection] = {}
+        self._opening = threading.Lock()
         self._writing = threading.Lock()  # SQLite would make writers poll
         with self.write() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -99,7 +100,10 @@ class Store:
             except sqlite3.Error as error:
                 raise self._mended(error) from None
             self._own.db = db
-            self._all.append(db)
+            with self._opening:
+                for thread in [thread for thread in self._all if not thread.is_alive()]:
+                    self._all.pop(thread).close()
+                self._all[threading.current_thread()] = db
         return self._own.db  # type: ignore[no-any-return]
 
     def read(self, sql: str, *values: Any) -> list[sqlite3.Row]:
@@ -140,7 +144,7 @@ class Store:
         return error
 
     def close(self) -> None:
-        for db in self._all:
+        for db in self._all.values():
             db.close()
 
 

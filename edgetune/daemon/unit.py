@@ -51,7 +51,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
                    + (" --key-file ${CREDENTIALS_DIRECTORY}/keys" if config.key_file else ""),
         "environment": "\n".join(_environment(config)),
         "memory": f"{budget * 3 // 2}M",
-        "binds": "\n".join(f"BindReadOnlyPaths={_word(str(path))}" for path in needed if _hidden(path)),
+        "binds": "\n".join(_binds([path for path in needed if _hidden(path)])),
         "network": "\n".join(_network(config)),
     }
     text = (devices_folder() / f"{NAME}.service").read_text()
@@ -93,6 +93,12 @@ def _check_readable(path: Path) -> None:
         if place.stat().st_mode & needs != needs:
             raise UsageError(f"{place} is not open to all users (mode {place.stat().st_mode & 0o777:o}), the service "
                              "has one of its own", f"chmod o+rX {place}, or move what it needs to /opt")
+
+
+def _binds(paths: list[Path]) -> Iterator[str]:
+    if any(path.is_relative_to("/root") for path in paths):
+        yield "TemporaryFileSystem=/root:ro,mode=755"  # ProtectHome's lets nobody but root pass through it
+    yield from (f"BindReadOnlyPaths={_word(str(path))}" for path in paths)
 
 
 def _hidden(path: Path) -> bool:

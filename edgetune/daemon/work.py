@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import disk
 from ..config import TrainConfig
-from ..errors import DiskError, UsageError
+from ..errors import DiskError, EdgetuneError, UsageError
 from .runner import Runner
 from .store import add_event, dump, now
 from .worker import RUN, STOPPED
@@ -43,7 +43,7 @@ class Work:
         self._progress: dict[str, Any] = {}
         self._pending: list[Event] = []
         self._written = 0.0
-        self._deaths = 0
+        self._deaths, self._telling = 0, threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
     def start(self) -> None:
@@ -66,9 +66,11 @@ class Work:
         elif self._runner:
             self._runner.stop()
 
-    def _tell(self, busy: bool) -> None:
-        if runner := self._runner:
-            runner.tell("busy" if busy else "free")
+    def _tell(self, *_busy: bool) -> None:
+        """The process whether somebody is being answered."""
+        with self._telling:  # so that what is told last is what is true
+            if runner := self._runner:
+                runner.tell("busy" if self.service.batcher.busy else "free")
 
     @property
     def pid(self) -> int | None:
@@ -81,43 +83,43 @@ class Work:
     # ---- the line -----------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while id := self._next():
+        while not self.service.stopping.is_set():
             try:
-                self._run(self.jobs.get(id))
-            except DiskError as error:
+                self._attempt()
+            except EdgetuneError as error:  # of the disk, or the database
                 self._refused(error)
-            except Exception as error:
-                log.exception("job %s", id)
-                self._fail(id, "internal", f"edgetune itself failed: {type(error).__name__}: {error}")
             finally:
                 self.job = None
 
+    def _attempt(self) -> None:
+        """One job, as far as it gets."""
+        if id := self._next():
+            try:
+                self._run(self.jobs.get(id))
+            except DiskError:
+                raise
+            except Exception as error:
+                log.exception("job %s", id)
+                self._fail(id, type(error).__name__, str(error))
+                self.jobs.forget(id)
+
     def _next(self) -> str | None:
-        """The job to work on, when there is one and the disk has room; None: the service stops."""
+        """The job to work on, when there is one; None: the service stops. Raises DiskError where there is no room."""
         with self.changed:
             while not self.service.stopping.is_set():
-                wait = None
-                found = self.jobs.store.read("SELECT id FROM jobs WHERE status IN ('running', 'queued') "
-                                             "ORDER BY status = 'queued', rowid LIMIT 1")
-                if found and (wait := self._wait_for_disk()) is None:
-                    self.job, self._progress = found[0]["id"], {}
-                    return self.job
-                self.changed.wait(wait)
+                if (wait := self._again_at - time.monotonic()) <= 0:
+                    found = self.jobs.store.read("SELECT id FROM jobs WHERE status IN ('running', 'queued') "
+                                                 "ORDER BY status = 'queued', rowid LIMIT 1")
+                    if found or self.trouble:
+                        disk.require_room(self.jobs.folder, ROOM)
+                        self.trouble = ""
+                    if found:
+                        self.job, self._progress, self._pending = found[0]["id"], {}, []
+                        return self.job
+                self.changed.wait(wait if wait > 0 else None)
         return None
 
-    def _wait_for_disk(self) -> float | None:
-        """Seconds until it is worth a try; None: now."""
-        if (wait := self._again_at - time.monotonic()) > 0:
-            return wait
-        try:
-            disk.require_room(self.jobs.folder, ROOM)
-        except DiskError as error:
-            self._refused(error)
-            return RETRY_SECONDS
-        self.trouble = ""
-        return None
-
-    def _refused(self, error: DiskError) -> None:
+    def _refused(self, error: EdgetuneError) -> None:
         """The job stays in line."""
         self.trouble, self._again_at = f"no training for now: {error.what}", time.monotonic() + RETRY_SECONDS
         log.warning("%s", self.trouble)
@@ -125,31 +127,40 @@ class Work:
     # ---- one job ------------------------------------------------------------------------------------------------
 
     def _run(self, job: Job) -> None:
-        last: dict[str, Any] = {}
         with self.changed:
-            if self.jobs.get(job.id).status not in ("queued", "running") or self.service.stopping.is_set():
-                return
-            task = self._task(job)
-            self.jobs.set(job.id, "running", "goes on" if job.started_at else "begun",
-                          started_at=job.started_at or now())
-            self._runner = runner = Runner(task)
-        if self.service.batcher.busy:
-            runner.tell("busy")
+            status = self.jobs.get(job.id).status
+            if status in ("queued", "running") and not self.service.stopping.is_set():
+                task = self._task(job)
+                self.jobs.set(job.id, "running", "goes on" if job.started_at else "begun",
+                              started_at=job.started_at or now())
+                self._runner = Runner(task)
+        if self._runner:
+            self._tell()
+            self._conclude(job, *self._listen(job.id, self._runner))
+        elif status == "cancelled":
+            self.jobs.forget(job.id)
+
+    def _listen(self, id: str, runner: Runner) -> tuple[dict[str, Any], int]:
+        """The last thing that it says, and its exit code. Raises DiskError where that could not be kept."""
+        last: dict[str, Any] = {}
+        refused: DiskError | None = None
         try:
-            for event in runner.events():
-                last = event
-                self._hear(job.id, event)
-            self._write(job.id)
-        except DiskError:
-            runner.stop()
-            raise
+            for last in runner.events():
+                try:
+                    self._hear(id, last)
+                except DiskError as error:
+                    refused = error
+                    runner.stop()
+            self._write(id)
         except BaseException:
             runner.kill()
             raise
         finally:
             code = runner.wait()
             self._runner = None
-        self._conclude(job, last, code)
+        if refused:
+            raise refused
+        return last, code
 
     def _task(self, job: Job) -> dict[str, Any]:
         s, config = self.service, TrainConfig(**job.config)

@@ -28,7 +28,7 @@ from ..data import Dataset
 from ..errors import EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
 from ..governor import Governor
 from ..metrics import NAME as METRICS
-from ..pace import Yield
+from ..pace import Yield, be_nice
 from ..policy import Policy
 from .files import Rows
 from .recipe import HELD, TRAIN
@@ -71,6 +71,7 @@ def main() -> None:
     say = _own_stdout()
     task = json.loads(sys.stdin.readline())
     die_with(task["parent"])
+    be_nice(task["policy"]["nice"])
     words = Words()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says so
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=words.stop).start())  # it may hold the lock
@@ -79,6 +80,7 @@ def main() -> None:
         say({"event": "judged", **work(task, words, say)})
     except Interrupted:
         say({"event": "stopped"})
+        sys.exit(STOPPED)
     except EdgetuneError as error:
         say({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint})
     except MemoryError:

@@ -17,8 +17,8 @@ _ASKED = (
 
 def prompts(rows: Dataset | None, tokenizer: Tokenizer) -> list[str]:
     """Prompt texts, template included: of the first rows that ask something, else ten questions of our own."""
-    if rows is not None and rows.kind != "text":
-        return [prompt_of(row, tokenizer)[0] for row in rows.rows[:COUNT]]
+    if rows is not None and rows.asking:
+        return [prompt_of(row, tokenizer)[0] for row in rows.asking[:COUNT]]
     if tokenizer.chat_template is None:
         return list(_ASKED)
     return [tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True) for text in _ASKED]

@@ -94,7 +94,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as state:
         config = DaemonConfig(state=state, context=2048, queue=args.dev)
-        train = TrainConfig(lr=args.lr, max_length=256)
+        train = TrainConfig(lr=args.lr, batch_size=4, max_length=256)
         with Service(model, config, Policy(govern=False, nice=19), train) as service:
             right = exact(service, dev)
             print(f"base: {right:.1%} of {len(dev)} held-out rows", flush=True)

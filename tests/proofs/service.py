@@ -2,7 +2,8 @@
 
 systemd starts as the first process of its own namespaces, over a copy of this system that lies in memory. There
 `edgetune service install` must bring a daemon that answers, trains under all restrictions of the unit, comes back when
-it is killed, keeps what it had, asks for its key, and is gone after `uninstall`; nothing of that touches this system.
+it is killed or hangs, keeps what it had, asks for its key, stops with 0, and is gone after `uninstall`; nothing of
+that touches this system.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import write_tiny
 
 PORT = "8643"
+DROP_IN = Path("/etc/systemd/system/edgetune.service.d/watchdog.conf")
 # /proc/sys stays read-only: it is this machine's own
 BOOT = """
 set -e
@@ -41,7 +43,7 @@ mkdir dev/shm dev/pts && mount -t devpts devpts dev/pts && ln -s pts/ptmx dev/pt
 mount -t tmpfs tmpfs run && mount -t tmpfs -o mode=1777 tmpfs tmp
 mkdir -p "./$2" && mount --bind "$2" "./$2"
 rm -rf etc/systemd/system/*.wants && mkdir old
-pivot_root . old && cd / && umount -l old
+pivot_root . old && cd / && umount -l old && mount --make-rshared /
 exec env -i container=proof PATH="$PATH" /lib/systemd/systemd --system --unit=basic.target --show-status=0
 """
 
@@ -107,12 +109,22 @@ class Proof:
         say("installed; it said that it is ready")
         facts = self.properties("User", "MainPID", "NotifyAccess", "MemoryMax", "StatusText")
         say(f"systemd says {facts}")
+        self.has_no_rights(facts["MainPID"])
         assert self.edgetune("status")["health"]["status"] == "ok"
         self.refuses_without_the_key()
         job = self.edgetune("jobs", "create", rows, "--follow", "--steps", "4", "--rank", "4", "--max-length", "64",
                             "--batch-size", "4")
         say(f"{job['id']} {job['status']}, adapter {job['fine_tuned_model']}")
-        self.comes_back_after_a_kill(job)
+        self.comes_back("killed", "KILL", job)
+        self.machine.run("mkdir", "-p", DROP_IN.parent)
+        self.machine.run("sh", "-c", f"printf '[Service]\\nWatchdogSec=3\\n' > {DROP_IN}")
+        self.machine.run("systemctl", "daemon-reload")
+        self.machine.run("systemctl", "restart", "edgetune")
+        self.comes_back("hung, and systemd noticed", "STOP", job)
+        self.machine.run("systemctl", "stop", "edgetune")
+        stopped = self.properties("Result", "ExecMainStatus")
+        assert stopped == {"Result": "success", "ExecMainStatus": "0"}, stopped
+        say("stopped with 0")
         self.edgetune("service", "uninstall")
         wait("it is gone", lambda: self.machine.run("systemctl", "is-active", "edgetune").stdout.strip() == "inactive")
         assert self.machine.run("test", "-e", "/var/lib/private/edgetune/state.db").returncode == 0
@@ -123,19 +135,30 @@ class Proof:
         lines = self.machine.run("systemctl", "show", "edgetune", *words).stdout.splitlines()
         return dict(line.split("=", 1) for line in lines)
 
+    def has_no_rights(self, pid: str) -> None:
+        text = self.machine.run("cat", f"/proc/{pid}/status").stdout
+        found = dict(line.split(":\t", 1) for line in text.splitlines())
+        rights = {name: found[name] for name in ("Uid", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")}
+        assert int(rights.pop("Uid").split()[0]) > 0
+        assert rights == {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1", "Seccomp": "2"}, rights
+
     def refuses_without_the_key(self) -> None:
         self.key, right = "et-wrong", self.key
         assert "refuses" in self.edgetune("status", code=2)["error"]
         self.key = right
 
-    def comes_back_after_a_kill(self, job: dict[str, Any]) -> None:
+    def comes_back(self, what: str, signal: str, job: dict[str, Any]) -> None:
         before = self.properties("MainPID")["MainPID"]
-        self.machine.run("systemctl", "kill", "-s", "KILL", "edgetune")
-        wait("it is back", lambda: self.properties("MainPID", "ActiveState") not in (
-            {"MainPID": before, "ActiveState": "active"}) and self.properties("ActiveState")["ActiveState"] == "active")
+        self.machine.run("systemctl", "kill", "-s", signal, "edgetune")
+
+        def is_back() -> bool:
+            now = self.properties("MainPID", "ActiveState")
+            return now["MainPID"] != before and now["ActiveState"] == "active"
+
+        wait("it is back", is_back)
         found = self.edgetune("adapters")
         assert job["fine_tuned_model"] in [adapter["id"] for adapter in found["data"]]
-        say("killed; it is back with its adapter")
+        say(f"{what}: it is back with its adapter")
 
 
 def say(text: str) -> None:
