@@ -154,6 +154,8 @@ class Batcher:
             self._leaving.discard(name)
             self._turns.pop(name, None)
             self._cells.forget(name)
+            if self.served.active == name:
+                self.served.switch(None)  # else unloading it would clear the cache
             self.served.unload(name)
             return True
 

@@ -93,6 +93,7 @@ class Context:
         self.before_decode: Callable[[], object] = lambda: None  # other work may go first
         self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds
         self._llama = llama
+        self._window = int(llama.llama_model_n_swa(model))  # tokens that blocks with a sliding window see; 0: all
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = size, BATCH, BATCH
@@ -191,6 +192,14 @@ class Context:
     def drop(self, sequence: int) -> None:
         """Forget a sequence; cells that another one shares stay."""
         self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def holds(self, sequence: int, count: int) -> bool:
+        """Whether all is there that the token after the first `count` ones of a sequence needs.
+
+        Where blocks see a window, llama.cpp gives a cell away that the sequence's own end does not see any more.
+        """
+        first = int(self._llama.llama_memory_seq_pos_min(self._memory, sequence))
+        return 0 <= first <= max(count - self._window, 0)
 
     def copy(self, source: int, sequence: int, count: int) -> None:
         """Let an empty sequence begin with the first tokens of another one; both hold the same cells."""

@@ -118,7 +118,8 @@ class Sequences:
         """How much of the beginning of `tokens` is known, the last one left out, and to whom."""
         count, source = 0, None
         for sequence in (*self.kept, *self.working):
-            if sequence.adapter == adapter and (alike := common(sequence.tokens, tokens[:-1])) > count:
+            alike = common(sequence.tokens, tokens[:-1]) if sequence.adapter == adapter else 0
+            if alike > count and self._context.holds(sequence.id, alike):
                 count, source = alike, sequence
         return count, source
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp
@@ -27,13 +29,6 @@ ADAPTERS = (None, "a", "b")
 DEADLINE = 60.0  # seconds, for a machine that does other things too
 
 
-@pytest.fixture(scope="module")
-def files(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {name: write_adapter(folder / f"{name}.gguf", random_pairs(tiny_llama, dict.fromkeys(SEVEN, 4), seed), 8.0)
-            for seed, name in enumerate("ab")}
-
-
 @contextmanager
 def opened(model: Path, files: dict[str, Path], context: int) -> Iterator[Served]:
     """A model with adapters whose answers end where they are told to, not where a random token happens to say so."""
@@ -44,9 +39,55 @@ def opened(model: Path, files: dict[str, Path], context: int) -> Iterator[Served
         yield served
 
 
+@dataclass(frozen=True)
+class Known:
+    """A model, two adapters, and (adapter, prompt, its greedy answer of 10 tokens alone), with no close race."""
+
+    model: Path
+    files: dict[str, Path]
+    rows: list[tuple[str | None, list[int], str]]
+
+
+def make_known(model: Path, folder: Path, architecture: str) -> Known:
+    """Prompts of all lengths, many of which begin alike."""
+    files = {name: write_adapter(folder / f"{name}.gguf", random_pairs(model, dict.fromkeys(SEVEN, 4), seed), 8.0,
+                                 architecture=architecture) for seed, name in enumerate("ab")}
+    rows = []
+    with opened(model, files, 512) as served:
+        for adapter in ADAPTERS:
+            served.use(adapter)
+            for prompt in decided_prompts(served, [14, 40, 80, 14, 25, 61], 10, tokens_of(9)):
+                served.reset()
+                rows.append((adapter, prompt, "".join(served.generate(prompt, max_tokens=10))))
+    assert len({text for _, _, text in rows}) > len(rows) // 2
+    return Known(model, files, rows)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def each_known(request: pytest.FixtureRequest, tiny_models: dict[str, Path],
+               tmp_path_factory: pytest.TempPathFactory) -> Known:
+    """gemma3: every other block sees a window."""
+    return make_known(tiny_models[request.param], tmp_path_factory.mktemp(request.param), request.param)
+
+
 @pytest.fixture(scope="module")
-def served(tiny_llama: Path, files: dict[str, Path]) -> Iterator[Served]:
-    with opened(tiny_llama, files, 512) as served:
+def the_known(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
+    return make_known(tiny_llama, tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def known(the_known: Known) -> list[tuple[str | None, list[int], str]]:
+    return the_known.rows
+
+
+@pytest.fixture(scope="module")
+def files(the_known: Known) -> dict[str, Path]:
+    return the_known.files
+
+
+@pytest.fixture(scope="module")
+def served(the_known: Known) -> Iterator[Served]:
+    with opened(the_known.model, the_known.files, 512) as served:
         yield served
 
 
@@ -75,50 +116,55 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def one_by_one(served: Served, adapter: str | None, prompts: list[list[int]], max_tokens: int) -> list[str]:
-    served.use(adapter)
-    texts = []
-    for prompt in prompts:
-        served.reset()
-        texts.append("".join(served.generate(prompt, max_tokens=max_tokens)))
-    return texts
-
-
-@pytest.fixture(scope="module")
-def known(served: Served) -> list[tuple[str | None, list[int], str]]:
-    """(adapter, prompt, its greedy answer alone), 10 tokens with no close race; many begin alike."""
-    rows = []
-    for adapter in ADAPTERS:
-        served.use(adapter)
-        prompts = decided_prompts(served, [14, 40, 80, 14, 25], 10, tokens_of(9))
-        rows += [(adapter, *pair) for pair in zip(prompts, one_by_one(served, adapter, prompts, 10), strict=True)]
-    served.use(None)
-    served.reset()
-    assert len({text for _, _, text in rows}) > len(rows) // 2
-    return rows
-
-
 # ---- the same answers ------------------------------------------------------------------------------------------------
 
 
-def test_together_with_three_adapters_as_one_by_one(batcher: Batcher, known: list) -> None:
-    for _ in range(2):  # the second time from what the first left in the cache
-        tickets = [batcher.submit(prompt, adapter=adapter, max_tokens=10) for adapter, prompt, _ in known]
-        assert [ticket.text() for ticket in tickets] == [text for _, _, text in known]
-        assert [(ticket.finish, ticket.completion_tokens) for ticket in tickets] == [("length", 10)] * len(known)
-
-
-def test_a_cache_too_small_for_all(tiny_llama: Path, files: dict[str, Path], known: list,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("context", [96, 512])
+def test_together_with_three_adapters_as_one_by_one(each_known: Known, context: int,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cache is too small for all that are at work, some are put back and go on later."""
     put_back: list[int] = []
     really = Batcher._put_back
     monkeypatch.setattr(Batcher, "_put_back", lambda self, answer: put_back.append(1) or really(self, answer))
     monkeypatch.setattr(batching, "GROWTH", 1)  # begin as many as there is any room for
-    with opened(tiny_llama, files, 96) as served, started(served) as batcher:
-        tickets = [batcher.submit(prompt, adapter=adapter, max_tokens=10) for adapter, prompt, _ in known * 2]
-        texts = [ticket.text() for ticket in tickets]
-    assert texts == [text for _, _, text in known] * 2
-    assert put_back
+    rows = each_known.rows
+    with opened(each_known.model, each_known.files, context) as served, started(served) as batcher:
+        for _ in range(3):  # the second time from what the first left in the cache
+            tickets = [batcher.submit(prompt, adapter=adapter, max_tokens=10) for adapter, prompt, _ in rows]
+            assert [ticket.text() for ticket in tickets] == [text for _, _, text in rows]
+            assert {(ticket.finish, ticket.completion_tokens) for ticket in tickets} == {("length", 10)}
+    assert bool(put_back) == (context == 96)
+
+
+def test_many_threads_ask_cancel_load_and_unload(each_known: Known) -> None:
+    """Every answer is whole or, cancelled, the beginning of what it would have been."""
+    rows, wrong = each_known.rows, list[tuple[str, str]]()
+
+    def client(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(25):
+            adapter, prompt, text = rng.choice(rows)
+            ticket = batcher.submit(prompt, adapter=adapter, max_tokens=10)
+            got = ""
+            if rng.random() < 0.3:
+                got = next(iter(ticket), "")
+                ticket.cancel()
+            got += ticket.text()
+            if not (got == text if ticket.finish == "length" else text.startswith(got)):
+                wrong.append((got, text))
+
+    with opened(each_known.model, each_known.files, 160) as served, started(served) as batcher:
+        with ThreadPoolExecutor(9) as pool:
+            clients = [pool.submit(client, seed) for seed in range(8)]
+            while not all(one.done() for one in clients):
+                batcher.load("c", each_known.files["a"])
+                _, prompt, text = next(row for row in rows if row[0] == "a")
+                last = batcher.submit(prompt, adapter="c", max_tokens=10)
+                batcher.unload("c")  # waits for it
+                assert (last.finish, last.text()) == ("length", text)
+        for one in clients:
+            one.result()
+    assert not wrong
 
 
 def test_a_seed_decides_as_alone(served: Served, batcher: Batcher) -> None:
