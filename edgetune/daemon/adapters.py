@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ from .options import DaemonConfig
 from .store import Store, dump, now
 
 FOLDER = "adapters"
+SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
+            id IS (SELECT adapter FROM service ORDER BY seq DESC LIMIT 1) AS serving FROM adapters"""
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,20 @@ class Adapters:
 
     # ---- what there is ------------------------------------------------------------------------------------------
 
+    def ids(self) -> Sequence[str]:
+        """Of those that can answer, the newest first."""
+        return [row["id"] for row in self.store.read("SELECT id FROM adapters ORDER BY rowid DESC")
+                if row["id"] not in self.damaged]
+
     def list(self) -> Sequence[Adapter]:
         """The newest first."""
-        served = {row["adapter"] for row in self.store.read("SELECT DISTINCT adapter FROM service")}
-        serving = self.serving
-        return [Adapter(**{**row, "verdict": json.loads(row["verdict"])}, state=(
-            "serving" if row["id"] == serving else "retired" if row["id"] in served else "candidate"))
-            for row in self.store.read("SELECT * FROM adapters ORDER BY rowid DESC") if row["id"] not in self.damaged]
+        return [_adapter(row) for row in self.store.read(f"{SELECT} ORDER BY rowid DESC")
+                if row["id"] not in self.damaged]
 
     def get(self, id: str) -> Adapter:
         """Raises NotFoundError."""
-        for found in self.list():
-            if found.id == id:
-                return found
+        if (rows := self.store.read(f"{SELECT} WHERE id = ?", id)) and id not in self.damaged:
+            return _adapter(rows[0])
         raise _unknown(id)
 
     def path(self, id: str) -> Path:
@@ -181,6 +185,13 @@ class Adapters:
                 del stack[stack.index(id):]
             stack.append(id)
         return [id for id in stack[:-1] if id in there]
+
+
+def _adapter(row: sqlite3.Row) -> Adapter:
+    columns = dict(row)
+    serving, served = columns.pop("serving"), columns.pop("served")
+    return Adapter(**{**columns, "verdict": json.loads(row["verdict"])},
+                   state="serving" if serving else "retired" if served else "candidate")
 
 
 def _unknown(id: str) -> NotFoundError:

@@ -17,12 +17,11 @@ from ..errors import DataError, UsageError
 from ..rows import check_row
 from .files import digest
 from .gate import mark
+from .recipe import HELD_MOST, HELD_SHARE
 from .store import Store, dump, now
 
 Row = dict[str, Any]
 Rows = list[Row]
-HELD_SHARE = 5  # one question in so many is held out
-HELD_MOST = 256  # rows that judge, the latest: answers take time
 REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 State = Literal["new", "used", "aside"]

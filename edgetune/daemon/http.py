@@ -173,11 +173,11 @@ def learn_now(service: TheService) -> Any:
 
 @router.get("/v1/adapters", response_model=schemas.AdapterList)
 def list_adapters(service: TheService) -> Any:
-    kept = service.adapters
-    listed = [_adapter(adapter) for adapter in kept.list()]
+    listed = [_adapter(adapter) for adapter in service.adapters.list()]
+    serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
     for adapter in listed:
         adapter["verdict"].pop("scores", None)  # of each row: whoever wants them asks for one adapter
-    return {"data": listed, "serving": kept.serving, "history": kept.history()}
+    return {"data": listed, "serving": serving, "history": service.adapters.history()}
 
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)

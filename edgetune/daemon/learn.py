@@ -164,29 +164,37 @@ class Learner:
                 self.feedback.set_aside(note.id)
 
     def anchors(self) -> Rows:
-        """What the base says to QUESTIONS and how it goes on from them as text, drawn from all that it might say: made
+        """How the base goes on from QUESTIONS as text, and what it answers, drawn from all that it might say: made
         once, and kept.
         """
         path = self.config.folder() / f"anchors-{self.service.bundle.fingerprint[-8:]}.jsonl"
         if not path.exists():
-            lines = [json.dumps(row) + "\n" for question in QUESTIONS for row in self._anchors_of(question)]
+            together = max(min(self.config.parallel // 2, self.config.queue), 1)  # people are answered meanwhile
+            groups = [range(i, min(i + together, len(QUESTIONS))) for i in range(0, len(QUESTIONS), together)]
+            rows = [row for make in (self._texts, self._answers) for group in groups for row in make(group)]
             with disk.replaced(path) as beside:
-                beside.write_text("".join(lines))
+                beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return [*ReadRows(path)]
 
-    def _anchors_of(self, question: str) -> Rows:
-        options: dict[str, Any] = {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-                                   "min_p": 0.0, "seed": QUESTIONS.index(question)}
-        written = self.service.generate(question, max_tokens=TEXT_TOKENS, **options).text()
-        rows: Rows = [{"text": question + written, "open": True}]
-        if self.service.served.tokenizer.chat_template is not None:
-            # A system message of its own, where training would give it the one of the rows.
-            asked = [{"role": "system", "content": "Answer the question."}] if self.service.train.system else []
-            asked += [{"role": "user", "content": question}]
-            ticket = self.service.chat(asked, max_tokens=ANSWER_TOKENS, **options)
-            answer = {"role": "assistant", "content": ticket.text()}
-            rows += [{"messages": [*asked, answer]}] if ticket.finish == "stop" else []
-        return rows
+    def _drawn(self, seed: int) -> dict[str, Any]:
+        """Options of an answer by the base, each as likely as the base finds it."""
+        return {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed}
+
+    def _texts(self, group: range) -> Rows:
+        tickets = [self.service.generate(QUESTIONS[i], max_tokens=TEXT_TOKENS, **self._drawn(i)) for i in group]
+        return [{"text": QUESTIONS[i] + ticket.text(), "open": True} for i, ticket in zip(group, tickets, strict=True)]
+
+    def _answers(self, group: range) -> Rows:
+        """Those that ended. With a system message of their own, where training would give them the one of the rows."""
+        if self.service.served.tokenizer.chat_template is None:
+            return []
+        own = [{"role": "system", "content": "Answer the question."}] if self.service.train.system else []
+        asked = [[*own, {"role": "user", "content": QUESTIONS[i]}] for i in group]
+        tickets = [self.service.chat(messages, max_tokens=ANSWER_TOKENS, **self._drawn(i))
+                   for messages, i in zip(asked, group, strict=True)]
+        answers = [(ticket.text(), ticket.finish) for ticket in tickets]
+        return [{"messages": [*messages, {"role": "assistant", "content": answer}]}
+                for messages, (answer, finish) in zip(asked, answers, strict=True) if finish == "stop"]
 
     def _settle_ended(self) -> None:
         """Jobs that ended and nobody has said so yet, be it because the daemon ended as well."""
@@ -215,7 +223,7 @@ def course(new: Sequence[Row], earlier: Sequence[Row], anchors: Sequence[Row], r
         block = [*new, *dice.sample(earlier, min(len(earlier), round(replay * len(new))))]
         dice.shuffle(block)
         rows += block
-    return [*_anchored(rows, anchors)]
+    return [*_anchored(rows, dice.sample(anchors, len(anchors)))]
 
 
 def _anchored(rows: Sequence[Row], anchors: Sequence[Row]) -> Iterator[Row]:

@@ -108,7 +108,7 @@ class Service:
 
     def models(self) -> list[str]:
         """What a request may name: the base, the base with what is in service, and every adapter."""
-        return [self.name, self.name + LATEST, *(adapter.id for adapter in self.adapters.list())]
+        return [self.name, self.name + LATEST, *self.adapters.ids()]
 
     def adapter_for(self, model: str) -> str | None:
         """The adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
@@ -116,7 +116,7 @@ class Service:
             return None
         if model in (self.name + LATEST, ""):
             return self.adapters.serving
-        if any(adapter.id == model for adapter in self.adapters.list()):
+        if model in self.adapters.ids():
             return model
         raise NotFoundError(f"there is no model {model!r:.200}", f"there are {', '.join(self.models()[:8])}")
 
