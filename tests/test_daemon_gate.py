@@ -87,10 +87,17 @@ def test_more_right_answers_outweigh_a_higher_loss() -> None:
 
 @pytest.mark.parametrize("name", ["ended", "parsed"])
 def test_answers_end_and_parse_as_before(name: str) -> None:
-    old = rows((20, False, 1.0))
-    new = [Score(**{**asdict(score), "loss": 0.5, name: i >= 6}) for i, score in enumerate(old)]
-    assert not verdict(old, new).passed
-    assert verdict(new, old).new[name] == 1.0
+    """Some may fail to while the rows become likelier, as early in a life, but never most of them."""
+    def failing(count: int, loss: float) -> list[Score]:
+        return [Score(**{**asdict(score), name: i >= count}) for i, score in enumerate(rows((20, False, loss)))]
+
+    old = failing(0, 1.0)
+    refused = verdict(old, failing(6, 1.0))
+    assert not refused.passed
+    assert "0 better, 6 worse" in refused.reason
+    assert verdict(old, failing(6, 0.5)).passed
+    assert not verdict(old, failing(12, 0.5)).passed
+    assert verdict(failing(6, 1.0), old).new[name] == 1.0
 
 
 def test_canary() -> None:

@@ -25,6 +25,7 @@ from ..serve import Served
 from .files import digest
 
 ALPHA = 0.05  # a worse result than this by chance is no chance
+MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 CANARY_RISE = 0.02  # of the canary's perplexity at most
 FRESH = "fresh"  # marks a row of the round that is judged, see `mark`
 WINDOW = 512  # tokens of the canary that are seen at once
@@ -148,10 +149,11 @@ def decide(old: Sequence[Score], new: Sequence[Score], fresh: Sequence[bool], ca
     wins, losses = right = everything["right"]
     if not any(right):
         wins, losses = everything["loss"]
-    reason = (_unsound(new, canary) or _worse(_compare(old, new, earlier), " of earlier rounds")
-              or _worse(everything, "") or _pointless(everything) or _rise(*canary))
-    return Verdict(not reason, reason or _praise(everything), _summary(old, canary[0]), _summary(new, canary[1]),
-                   wins, losses, sign_test(wins, losses))
+    after = _summary(new, canary[1])
+    reason = (_unsound(new, canary) or _worse(_compare(old, new, earlier), after, " of earlier rounds")
+              or _worse(everything, after, "") or _pointless(everything) or _rise(*canary))
+    return Verdict(not reason, reason or _praise(everything), _summary(old, canary[0]), after, wins, losses,
+                   sign_test(wins, losses))
 
 
 def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) -> dict[str, tuple[int, int]]:
@@ -165,16 +167,22 @@ def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) ->
             (("right", 1), ("loss", -1), ("ended", 1), ("parsed", 1))}
 
 
-def _worse(compared: Mapping[str, tuple[int, int]], which: str) -> str:
-    """The loss may go up where more answers are right: an adapter that knows well is surer of its mistakes too."""
-    wins, losses = compared["right"]
+def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], which: str) -> str:
     for name, found in compared.items():
-        if name == "loss" and sign_test(losses, wins) < ALPHA:
-            continue
-        if (p := sign_test(*found)) < ALPHA:
+        if (p := sign_test(*found)) < ALPHA and not _outweighed(name, compared, new):
             return (f"worse on {NAMES[name]}{which}: {found[0]} better, {found[1]} worse, by chance in {p:.2g} of "
                     "all cases")
     return ""
+
+
+def _outweighed(name: str, compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any]) -> bool:
+    """The loss may rise where more answers are right: an adapter that knows well is surer of its mistakes too. Some
+    answers may not end, or not be JSON, where rows are right or likelier that were not, as early in a life; not most.
+    """
+    right, likelier = (sign_test(losses, wins) < ALPHA for wins, losses in (compared["right"], compared["loss"]))
+    if name == "loss":
+        return right
+    return name != "right" and (right or likelier) and bool(new[name] > MOST)
 
 
 def _pointless(compared: Mapping[str, tuple[int, int]]) -> str:
