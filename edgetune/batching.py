@@ -2,8 +2,8 @@
 
 Each decode takes one token of every running answer and some of the tokens of prompts that wait to be read, so that
 answers go on while others begin. It computes with one adapter; adapters take turns. What a finished answer left in the
-cache stays for the next request that begins alike (sequences.py). One thread does all of this; `submit` and tickets are
-for any thread.
+cache stays for the next request that begins alike (sequences.py). What is computed beside an answer, and the order of
+its cells, only change how its sums are rounded. One thread does all of this; `submit` and tickets are for any thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .sampling import SEED_LIMIT, Sampler
 from .serve import Served
 from .tickets import OnPiece, Ticket
 
-PROMPT = 64, 128  # tokens of prompts that a decode takes: while somebody's answer runs, and else
+TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama.cpp's attention rounds otherwise
 KEPT = 16  # sequences that a model should be opened with beside those at work, for what finished answers leave
 GROWTH = 16  # tokens that each answer must have room for when another one begins
 RECENT = 10.0  # seconds that tokens_per_s looks back
@@ -270,10 +270,9 @@ class Batcher:
         adapter = min((answer.ticket.adapter for answer in self._working), key=lambda name: self._turns.get(name, 0.0))
         mine = [answer for answer in self._working if answer.ticket.adapter == adapter]
         plan = [(answer, 1) for answer in mine if answer.running]
-        prompts = PROMPT[not any(answer.running for answer in self._working)]
-        left = min(prompts, self.served.cache.room - len(plan))
+        left = min(TOGETHER, self.served.cache.room) - len(plan)
         for answer in mine:
-            if not answer.running and left:
+            if not answer.running and left > 0:
                 self._begin(answer)
                 count = min(answer.pending, left)
                 plan.append((answer, count))

@@ -215,11 +215,11 @@ def decoded(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str |
 def test_what_begins_alike_is_computed_once(batcher: Batcher, decoded: list) -> None:
     first = tokens_of(100)
     batcher.submit(first, max_tokens=1).text()
-    assert decoded == [(None, 100)]
+    assert decoded == [(None, batching.TOGETHER), (None, 100 - batching.TOGETHER)]
     again = batcher.submit([*first[:60], *tokens_of(9, 1)], max_tokens=1)
     again.text()
     assert again.cached_tokens == 60
-    assert decoded[1:] == [(None, 9)]
+    assert decoded[2:] == [(None, 9)]
     other = batcher.submit(first, adapter="a", max_tokens=1)
     other.text()
     assert other.cached_tokens == 0  # another adapter's keys and values are others
@@ -241,7 +241,7 @@ def test_those_who_come_together_share_too(batcher: Batcher, decoded: list) -> N
         ticket.text()
     assert sum(size for _, size in decoded) + sum(ticket.cached_tokens for ticket in tickets) == 4 * 305
     assert tickets[0].cached_tokens == 0
-    assert min(ticket.cached_tokens for ticket in tickets[1:]) > 300 - batching.PROMPT[1]
+    assert min(ticket.cached_tokens for ticket in tickets[1:]) > 300 - batching.TOGETHER
 
 
 def test_running_answers_do_not_wait_for_a_long_prompt(batcher: Batcher, decoded: list) -> None:
@@ -253,8 +253,8 @@ def test_running_answers_do_not_wait_for_a_long_prompt(batcher: Batcher, decoded
     running.cancel()
     running.text()
     parts = [size for _, size in decoded if size > 1]
-    most = batching.PROMPT[0] + 1  # a part of the prompt, and the next token of the other answer
-    assert parts[:6] == [20] + [most] * 4 + [300 - 4 * batching.PROMPT[0] + 1]
+    most = batching.TOGETHER  # a part of the prompt, and the next token of the other answer
+    assert parts[:6] == [20] + [most] * 4 + [300 - 4 * (most - 1) + 1]
 
 
 def test_adapters_take_turns(batcher: Batcher, decoded: list) -> None:
