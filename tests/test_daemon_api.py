@@ -221,6 +221,15 @@ def test_the_schema_has_every_option_once_and_no_422(client):
     assert set(options) - {spec.name for spec in fields(TrainConfig)} == {"n_epochs", "learning_rate_multiplier"}
 
 
+@pytest.mark.parametrize(("path", "methods"), [
+    ("/v1/files", "GET, POST"), ("/v1/files/file-1", "DELETE, GET"), ("/v1/adapters/rollback", "POST"),
+    ("/healthz", "GET"), (CHAT, "POST")])
+def test_what_may_be_done_at_a_place_is_told(client, path, methods):
+    refused = client.patch(path)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, methods)
+    assert "PATCH" in refused.json()["error"]["message"]
+
+
 # ---- answers that are not ended, and too many of them ---------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ def test_files_come_in_pages(client, rows):
 
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"n": 2}, "n"), ({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"),
-    ({"logprobs": True}, "logprobs"),
+    ({"logprobs": True}, "logprobs"), ({"logprobs": 0}, "logprobs"),
     ({"extra_body": {"best_of": 3}}, "best_of"), ({"stop": [""]}, "stop"), ({"temperature": "1"}, "temperature"),
     ({"frequency_penalty": 1.0}, "frequency_penalty"),
     ({"response_format": {"type": "json_object"}}, "response_format"),

@@ -27,7 +27,7 @@ log = logging.getLogger("edgetune.daemon")
 router = APIRouter(route_class=JsonRoute)
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer; with stream, events of its pieces, then `data: [DONE]`.",
-          "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+          "content": {"text/event-stream": {}}}}
 
 
 def service_of(request: Request) -> Service:

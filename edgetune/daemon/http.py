@@ -12,7 +12,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from starlette.responses import Response
 
 from .. import __version__
@@ -59,6 +59,11 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
             schema["security"] = [{"key": []}]
         made.openapi_schema = schema
     return made.openapi_schema
+
+
+def _of_type(kind: str) -> dict[int | str, dict[str, Any]]:
+    """That an answer is no JSON; its errors are."""
+    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -109,8 +114,7 @@ def delete_file(file_id: str, service: TheService) -> Any:
     return {"id": file_id, "object": "file"}
 
 
-@router.get("/v1/files/{file_id}/content", response_class=FileResponse,
-            responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}})
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses=_of_type("application/jsonl"))
 def file_content(file_id: str, service: TheService) -> Response:
     return FileResponse(service.files.content(file_id), media_type="application/jsonl")
 
@@ -220,14 +224,14 @@ def health(service: TheService) -> Any:
     return service.health()
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=Response, responses=_of_type("text/plain"))
 def metrics(request: Request) -> Response:
     """In Prometheus' text format."""
     text, kind = request.app.state.metrics.text()
     return Response(text, media_type=kind)
 
 
-@router.get("/", response_class=HTMLResponse)
+@router.get("/", response_class=Response, responses=_of_type("text/html"))
 def show_page() -> Response:
     """For people: all it needs is in it."""
     html = PAGE.read_text("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,14 +52,24 @@ def install(app: FastAPI) -> None:
     """Every way to fail ends in OpenAI's body."""
 
     async def answer(request: Request, error: Exception) -> Response:
+        path, headers = request.url.path, dict(getattr(error, "headers", None) or {})
         if isinstance(error, HTTPException) and error.status_code in (404, 405):  # of the router: ours is NotFoundError
-            error.detail = f"there is no {request.method} {request.url.path!r:.200}; /openapi.json lists what there is"
-        status, body = problem(error, uploading=request.url.path == UPLOADS)
-        headers = dict(getattr(error, "headers", None) or {})
+            error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what there is"
+            if methods := _methods(app, path):  # the router names those of the first route only
+                headers["Allow"] = ", ".join(methods)
+        status, body = problem(error, uploading=path == UPLOADS)
         return JSONResponse(body, status, headers | ({"Retry-After": "1"} if status == 429 else {}))
 
     for kind in (EdgetuneError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What may be done at a path; one without placeholders comes first."""
+    paths = app.openapi()["paths"]
+    found = [path] if path in paths else [template for template in paths if re.fullmatch(
+        re.sub(r"\{\w+\}", "[^/]+", template), path)]
+    return sorted({method.upper() for template in found for method in paths[template]})
 
 
 def problem(error: Exception, uploading: bool = False) -> tuple[int, dict[str, Any]]:

@@ -21,6 +21,7 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+No = Annotated[Literal[False], BeforeValidator(lambda value: value if isinstance(value, bool) else None)]  # 0 is not no
 Auto = Literal["auto"]
 Metadata = Annotated[dict[str, str], Field(max_length=16)]
 
@@ -106,7 +107,7 @@ class ChatRequest(Generation):
     tool_choice: Literal["auto", "none"] | None = None
     max_completion_tokens: Whole | None = Field(None, description="The newer name of max_tokens.")
     response_format: ResponseFormat | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: No | None = None
 
     def options(self) -> dict[str, Any]:
         newer = {} if self.max_completion_tokens is None else {"max_tokens": self.max_completion_tokens}

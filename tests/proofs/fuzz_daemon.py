@@ -25,20 +25,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 ASK = [{"role": "user", "content": "the light on"}]
 ROWS = b'{"prompt": "lamp 1", "completion": "on"}\n{"prompt": "lamp 2", "completion": "off"}\n'
+LESSON = b"".join(b'{"prompt": "lamp %d", "completion": "on"}\n' % i for i in range(20))
 SOUND: list[tuple[str, Any]] = [
     ("/v1/chat/completions", {"model": "", "messages": ASK, "max_tokens": 4, "stop": ["x"], "seed": 1}),
     ("/v1/chat/completions", {"messages": ASK, "max_completion_tokens": 3, "temperature": 0.5, "stream": True,
                               "stream_options": {"include_usage": True}}),
     ("/v1/completions", {"prompt": "the light", "max_tokens": 3, "top_p": 0.5, "top_k": 3, "min_p": 0.1}),
     ("/v1/completions", {"prompt": [3, 4, 5], "max_tokens": 2}),
-    ("/v1/fine_tuning/jobs", {"model": "m", "training_file": "file-1", "suffix": "a", "seed": 1, "metadata": {"a": "b"},
+    ("/v1/fine_tuning/jobs", {"model": "", "training_file": "file-1", "suffix": "a", "seed": 1, "metadata": {"a": "b"},
                               "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}}}),
     ("/v1/feedback", {"messages": ASK, "answer": "on", "rating": "up", "correction": "off", "model": "m"}),
     ("/v1/feedback", {"completion_id": "chatcmpl-1", "rating": "down"}),
 ]
 PLACES = ["/v1/models", "/v1/files", "/v1/files/file-1", "/v1/files/file-1/content", "/v1/fine_tuning/jobs",
-          "/v1/fine_tuning/jobs/ftjob-1", "/v1/fine_tuning/jobs/ftjob-1/cancel", "/v1/adapters/rollback",
-          "/v1/adapters/ft:m:a:1/promote", "/v1/device", "/healthz", "/metrics", "/", "/openapi.json", "/nowhere"]
+          *(f"/v1/fine_tuning/jobs/ftjob-1{verb}" for verb in (
+              "", "/cancel", "/pause", "/resume", "/events", "/checkpoints")),
+          "/v1/adapters/rollback", "/v1/adapters/ft:m:a:1/promote", "/v1/learn", "/v1/device", "/healthz", "/metrics",
+          "/", "/openapi.json", "/nowhere"]
 ODD: list[Any] = [None, True, -1, 0, 1.5, 10**30, -10**30, 1e308, "", "x", "\0", "é" * 50, "../../etc/passwd", [], {},
                   [[]], {"a": {"b": []}}, ["a"] * 50, "<|im_end|>" * 5, {"type": "text", "text": 5}, "a" * 5000]
 
@@ -47,11 +50,16 @@ def fuzz(url: str, count: int, seed: int = 0) -> Counter[str]:
     """How often which status came; AssertionError for the first answer that is none of the API's."""
     rng, met = random.Random(seed), Counter[str]()
     with httpx.Client(base_url=url, timeout=60) as client:
+        names = begin(client)
         for number in range(count):
             if rng.random() < 0.1:
                 met[noise(url, rng)] += 1
                 continue
             method, path, sent = request(rng)
+            for name, id in names.items():
+                path = path.replace(name, id)
+                if "content" in sent:
+                    sent["content"] = sent["content"].replace(name.encode(), id.encode())
             answer = client.request(method, path, **sent)
             what = f"request {number} of seed {seed}: {method} {path} {str(sent)[:500]} -> {answer.status_code}"
             assert answer.status_code < 500, f"{what} {answer.text[:500]}"
@@ -60,9 +68,16 @@ def fuzz(url: str, count: int, seed: int = 0) -> Counter[str]:
                 assert error["message"], what
                 assert set(error) == {"message", "type", "param", "code"}, what
             met[str(answer.status_code)] += 1
-        assert client.get("/healthz").json()["status"] == "ok"
+        assert client.get("/healthz").json() == {"status": "ok", "reasons": []}
         assert client.post("/v1/chat/completions", json={"messages": ASK, "max_tokens": 2}).status_code == 200
     return met
+
+
+def begin(client: httpx.Client) -> dict[str, str]:
+    """Names in requests, and the ids of a file and a job that are there."""
+    made = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", LESSON)})
+    asked = {"model": "", "training_file": made.json()["id"], "hyperparameters": {"steps": 10**6}}
+    return {"file-1": made.json()["id"], "ftjob-1": client.post("/v1/fine_tuning/jobs", json=asked).json()["id"]}
 
 
 def request(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
@@ -85,7 +100,7 @@ def request(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
         return "POST", "/v1/files", upload(rng)
     for _ in range(rng.randrange(1, 3)):
         body = change(body, rng)
-    return "POST", path, {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+    return "POST", path, {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
 
 
 def change(value: Any, rng: random.Random) -> Any:
