@@ -30,7 +30,7 @@ def test_sign_test_is_exact() -> None:
 
 def rows(*parts: tuple[int, bool, float]) -> list[Score]:
     """Parts of (how many rows, whether they are right, loss)."""
-    return [Score(loss, right, True, True) for n, right, loss in parts for _ in range(n)]
+    return [Score(loss, right, float(right), True, True) for n, right, loss in parts for _ in range(n)]
 
 
 def verdict(old: list[Score], new: list[Score], fresh: int = 0, canary: tuple[float, float] = CANARY) -> Verdict:
@@ -41,7 +41,8 @@ def test_better_passes() -> None:
     found = verdict(rows((10, True, 1.0), (30, False, 2.0)), rows((20, True, 0.5), (20, False, 1.0)))
     assert found.passed
     assert (found.wins, found.losses, found.p) == (10, 0, 1.0)
-    assert found.old == {"rows": 40, "loss": 1.75, "exact": 0.25, "ended": 1.0, "parsed": 1.0, "canary": 20.0}
+    assert found.old == {"rows": 40, "loss": 1.75, "exact": 0.25, "reach": 0.25, "ended": 1.0, "parsed": 1.0,
+                         "canary": 20.0}
     assert found.new["exact"] == 0.5
 
 
@@ -80,6 +81,16 @@ def test_the_loss_tells_where_no_answer_can() -> None:
     assert verdict(old, old).passed  # the same is not worse
 
 
+def test_answers_that_go_wrong_sooner_are_worse() -> None:
+    """Where none is right as a whole, it still tells how far they are, as with intents that are swapped."""
+    old = [Score(1.0, False, 0.5, True, True)] * 20
+    sooner, later = (Score(0.9, False, reach, True, True) for reach in (0.1, 0.6))
+    found = verdict(old, [sooner] * 9 + [later] * 2 + old[11:])
+    assert not found.passed
+    assert "2 better, 9 worse" in found.reason
+    assert verdict(old, [later] * 9 + old[9:]).passed
+
+
 def test_more_right_answers_outweigh_a_higher_loss() -> None:
     assert verdict(rows((40, False, 1.0)), rows((12, True, 1.2), (28, False, 1.2))).passed
     assert not verdict(rows((40, False, 1.0)), rows((2, True, 1.2), (38, False, 1.2))).passed
@@ -111,20 +122,23 @@ def test_canary() -> None:
 
 
 def test_chances() -> None:
-    """Of 400 rounds that are no worse or better, nearly all pass; of poisoned ones, none."""
+    """Of 400 rounds that make it better nearly all pass, of those that change nothing more than half, of those that
+    make it worse none.
+    """
     dice = random.Random(1)
 
     def passed(right: float, shift: float) -> float:
+        def score(hard: float, right: float, shift: float) -> Score:
+            is_right = hard + dice.gauss(0, 0.5) < right - 0.3
+            return Score(2 + hard + shift + dice.gauss(0, 0.3), is_right, float(is_right), True, True)
+
         count = 0
         for _ in range(400):
             hard = [dice.gauss(0, 1) for _ in range(100)]
-            old = [Score(2 + h + dice.gauss(0, 0.3), h + dice.gauss(0, 0.5) < -0.3, True, True) for h in hard]
-            new = [Score(2 + h + shift + dice.gauss(0, 0.3), h + dice.gauss(0, 0.5) < -0.3 + right, True, True)
-                   for h in hard]
-            count += verdict(old, new, fresh=10).passed
+            count += verdict([score(h, 0, 0) for h in hard], [score(h, right, shift) for h in hard], fresh=10).passed
         return count / 400
 
-    assert passed(0.0, 0.0) > 0.6
+    assert passed(0.0, 0.0) > 0.5
     assert passed(0.15, -0.1) > 0.95
     assert passed(-0.5, 0.2) < 0.01
 

@@ -3,10 +3,10 @@
 Rows are compared in pairs, so that hard and easy ones weigh alike: a row is won where the new adapter does better, lost
 where it does worse, and a sign test says whether that is chance. The new adapter is refused where
 
-- it is found worse: in rows that are right, in the loss of rows, in answers that end, in answers that are JSON. Rows
-  that earlier rounds established are tested alone too: a round of wrong answers holds out wrong ones as well, which
-  would speak for what was learned from it;
-- nothing speaks for it: not more rows right, nor the loss lower on more rows than not;
+- it is found worse: in rows that are right, in how far answers are right, in the loss of rows, in answers that end, in
+  answers that are JSON. Rows that earlier rounds established are tested alone too: a round of wrong answers holds out
+  wrong ones as well, which would speak for what was learned from it;
+- nothing speaks for it: neither are answers right further than before, on the whole, nor is the loss lower;
 - it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, went up.
 """
 
@@ -15,38 +15,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from ..data import load_rows
 from ..errors import DataError
-from ..evaluate import exact_match, served_loss
+from ..evaluate import Answer, exact_match, served_loss
 from ..rows import Row
 from ..serve import Served
 from .files import digest
 
-ALPHA = 0.05  # a worse result than this by chance is no chance
+ALPHA = 0.1  # a result that is worse by chance more seldom than this is no chance
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 CANARY_RISE = 0.02  # of the canary's perplexity at most
 FRESH = "fresh"  # marks a row of the round that is judged, see `mark`
 WINDOW = 512  # tokens of the canary that are seen at once
-NAMES = {"right": "rows that are right", "loss": "rows by their loss", "ended": "answers that end",
-         "parsed": "answers that are JSON"}
+NAMES = {"right": "rows that are right", "reach": "answers by how far they are right", "loss": "rows by their loss",
+         "ended": "answers that end", "parsed": "answers that are JSON"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One row under one adapter. loss: nats a token of the answer. None: the row has no such thing."""
+    """One row under one adapter. loss: nats a token of the answer. reach: how much of the right answer it says before
+    its first mistake, 0 to 1. None: the row has no such thing.
+    """
 
     loss: float | None
     right: bool | None = None
+    reach: float | None = None
     ended: bool | None = None
     parsed: bool | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed, and the reason in one sentence. old, new: {rows, loss, exact, ended, parsed, canary}, shares of the rows
-    that have such a thing, canary: its perplexity.
+    """passed, and the reason in one sentence. old, new: {rows, loss, exact, reach, ended, parsed, canary}, means over
+    the rows that have such a thing, canary: its perplexity.
 
     wins, losses: rows right under one adapter alone (where no row tells: rows with a lower loss, and a higher); p: of
     so few wins or fewer if there were no difference. scores: by digest, each row's Score under the new adapter.
@@ -121,8 +125,14 @@ def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: 
         data = load_rows([rows[i] for i in whole], served.tokenizer, **options)
         answers = exact_match(served, data, system=system, on_answer=lambda _: between())
         for i, answer in zip(whole, answers, strict=False):  # plain text has no answers
-            found[i] = Score(found[i].loss, answer.correct, answer.ended, answer.parsed)
+            found[i] = Score(found[i].loss, answer.correct, _reach(answer), answer.ended, answer.parsed)
     return found
+
+
+def _reach(answer: Answer) -> float:
+    expected, said = answer.expected.strip(), answer.answer.strip()
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(expected, said, strict=False)))
+    return 1.0 if answer.correct else alike / max(len(expected), 1)
 
 
 def perplexity(served: Served, text: str) -> float:
@@ -150,8 +160,9 @@ def decide(old: Sequence[Score], new: Sequence[Score], fresh: Sequence[bool], ca
     if not any(right):
         wins, losses = everything["loss"]
     after = _summary(new, canary[1])
-    reason = (_unsound(new, canary) or _worse(_compare(old, new, earlier), after, " of earlier rounds")
-              or _worse(everything, after, "") or _pointless(everything) or _rise(*canary))
+    established = _compare(old, new, earlier)
+    reason = (_unsound(new, canary) or _worse(established, after, " of earlier rounds") or _worse(everything, after, "")
+              or _pointless(established, " on rows of earlier rounds") or _pointless(everything, "") or _rise(*canary))
     return Verdict(not reason, reason or _praise(everything), _summary(old, canary[0]), after, wins, losses,
                    sign_test(wins, losses))
 
@@ -164,7 +175,7 @@ def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) ->
         return signs.count(better)
 
     return {name: (count(name, up), count(name, -up)) for name, up in
-            (("right", 1), ("loss", -1), ("ended", 1), ("parsed", 1))}
+            (("right", 1), ("reach", 1), ("loss", -1), ("ended", 1), ("parsed", 1))}
 
 
 def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], which: str) -> str:
@@ -180,16 +191,15 @@ def _outweighed(name: str, compared: Mapping[str, tuple[int, int]], new: Mapping
     answers may not end, or not be JSON, where rows are right or likelier that were not, as early in a life; not most.
     """
     right, likelier = (sign_test(losses, wins) < ALPHA for wins, losses in (compared["right"], compared["loss"]))
-    if name == "loss":
-        return right
-    return name != "right" and (right or likelier) and bool(new[name] > MOST)
+    return (right or likelier) and bool(new[name] > MOST) if name in ("ended", "parsed") else right
 
 
-def _pointless(compared: Mapping[str, tuple[int, int]]) -> str:
-    (wins, losses), (lower, higher) = compared["right"], compared["loss"]
-    if wins > losses or lower >= higher:
+def _pointless(compared: Mapping[str, tuple[int, int]], which: str) -> str:
+    (further, less_far), (lower, higher) = compared["reach"], compared["loss"]
+    if further > less_far or lower >= higher:
         return ""
-    return f"nothing speaks for it: {_praise(compared)}"
+    return (f"nothing speaks for it{which}: {further} answers are right further than before, {less_far} less far; the "
+            f"loss is lower on {lower} rows, higher on {higher}")
 
 
 def _rise(before: float, after: float) -> str:
@@ -216,5 +226,5 @@ def _summary(found: Sequence[Score], canary: float) -> dict[str, Any]:
         values = [getattr(score, name) for score in found if getattr(score, name) is not None]
         return sum(values) / len(values) if values else None
 
-    return {"rows": len(found), "loss": mean("loss"), "exact": mean("right"), "ended": mean("ended"),
-            "parsed": mean("parsed"), "canary": canary}
+    return {"rows": len(found), "loss": mean("loss"), "exact": mean("right"), "reach": mean("reach"),
+            "ended": mean("ended"), "parsed": mean("parsed"), "canary": canary}

@@ -36,7 +36,7 @@ SUFFIX = "learned"  # of the adapters that come of it
 IDLE_SECONDS = 600.0  # without a request, and --learn idle begins
 CHECK_SECONDS = 5.0
 PASSES = 2  # through what is new
-ROWS_AN_ANCHOR = 4  # after so many rows comes an anchor
+ROWS_AN_ANCHOR = 5  # after so many rows comes an anchor
 TEXT_TOKENS, ANSWER_TOKENS = 64, 192  # of an anchor at most; a text goes on, an answer must have ended
 QUESTIONS = (
     "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",

