@@ -27,7 +27,8 @@ from .shape import Shape, read_shape
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-_MODULES = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" for name, gguf in TARGETS.items()}
+# a GGUF's projection -> its path within a layer of transformers
+MODULES = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" for name, gguf in TARGETS.items()}
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
     r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp)\.[a-z]+_proj))\.lora_(?P<side>[AB])\.weight"
@@ -72,7 +73,7 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
     paths = {}
     for key, values in _read_weights(folder).items():
         match = _TENSOR.fullmatch(key)
-        gguf = next((g for g, module in _MODULES.items() if match and match["module"] == module), None)
+        gguf = next((g for g, module in MODULES.items() if match and match["module"] == module), None)
         if match is None or gguf is None or values.ndim != 2:
             raise UnsupportedError(f"{folder} holds {key} of shape {list(values.shape)}",
                                    f"edgetune imports LoRA on {', '.join(TARGETS)} of the text model")
@@ -92,9 +93,9 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
 def _module_path(name: str) -> str:
     """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)", name)
-    if match is None or match[2] not in _MODULES:
-        raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(_MODULES)}")
-    return f"model.layers.{match[1]}.{_MODULES[match[2]]}"
+    if match is None or match[2] not in MODULES:
+        raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(MODULES)}")
+    return f"model.layers.{match[1]}.{MODULES[match[2]]}"
 
 
 def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:

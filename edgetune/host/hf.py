@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ..lora import TARGETS
-from ..peft import row_order
+from ..peft import MODULES, row_order
 from ..shape import Rope, Shape
 from .floats import Floats
 
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INSIDE = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" for name, gguf in TARGETS.items()} | {
+_INSIDE = MODULES | {
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }
