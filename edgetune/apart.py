@@ -1,7 +1,7 @@
 """Rows tokenised by a process of its own, so that what llama.cpp and templates take is gone when training begins.
 
-`python -m edgetune.apart` reads a JSON object of arguments from stdin and answers on stdout: a line of JSON, then of
-each data set the lengths, tokens (int32) and weights (float32) of all examples, one after another.
+It reads a JSON object of arguments from stdin and answers on stdout: a line of JSON, then of each data set the lengths,
+tokens (int32) and weights (float32) of all examples, one after another.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from . import errors
+from .child import child
 from .data import Dataset
 from .packing import Example
 
@@ -30,17 +31,15 @@ def load(model: Path, paths: Sequence[Path | None], **options: Any) -> list[Data
     Raises what Tokenizer and data.load raise.
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "options": options}
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          env=environment) as child:
-        assert child.stdin
-        assert child.stdout
-        child.stdin.write(json.dumps(asked).encode())
-        child.stdin.close()
-        answer = json.loads(child.stdout.readline() or '{"error": "EdgetuneError", "what": "tokenising was stopped"}')
+    with subprocess.Popen(**child(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(asked).encode())
+        process.stdin.close()
+        answer = json.loads(process.stdout.readline() or '{"error": "EdgetuneError", "what": "tokenising was stopped"}')
         if "error" in answer:
             raise getattr(errors, answer["error"])(answer["what"], answer.get("hint", ""))
-        return [facts and _receive(child.stdout, facts) for facts in answer["sets"]]
+        return [facts and _receive(process.stdout, facts) for facts in answer["sets"]]
 
 
 def _receive(pipe: IO[bytes], facts: dict[str, Any]) -> Dataset:
@@ -64,6 +63,13 @@ def _send(pipe: IO[bytes], examples: list[Example]) -> None:
 
 
 def main() -> None:
+    try:
+        _answer()
+    except (KeyboardInterrupt, BrokenPipeError):
+        os._exit(130)
+
+
+def _answer() -> None:
     from .data import load
     from .tokens import Tokenizer
     asked = json.load(sys.stdin)
@@ -79,10 +85,3 @@ def main() -> None:
     for s in sets:
         if s:
             _send(pipe, s.examples)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, BrokenPipeError):
-        os._exit(130)

@@ -362,7 +362,7 @@ def test_systemd_hears_of_it_and_sigterm_ends_it(model, tmp_path):
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(PATIENCE)
         with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(model), str(tmp_path / "state")],
-                              env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}, text=True,
+                              env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}, cwd=tmp_path, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
                 heard = [systemd.recv(1000).decode()]

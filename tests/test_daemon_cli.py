@@ -38,7 +38,7 @@ def running(place, *options, state="state"):
     args = [*EDGETUNE, "daemon", place / "model.gguf", "--state", place / state, "--threads", "1", "--port", "0",
             "--json", *options]
     with (place / "log").open("a") as log:
-        process = subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(list(map(str, args)), cwd=place, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         line = process.stdout.readline()
         assert line, (place / "log").read_text()
@@ -155,9 +155,9 @@ def test_status():
 
 
 @pytest.mark.usefixtures("daemon")
-def test_status_is_watched_until_ctrl_c():
+def test_status_is_watched_until_ctrl_c(place):
     parent, child = pty.openpty()
-    process = subprocess.Popen([*EDGETUNE, "status", "--watch"], stdout=child, stderr=child, stdin=child)
+    process = subprocess.Popen([*EDGETUNE, "status", "--watch"], cwd=place, stdout=child, stderr=child, stdin=child)
     os.close(child)
     shown = b""
     deadline = time.monotonic() + 60
@@ -201,7 +201,8 @@ def test_errors_are_one_sentence(place, args, code, words):
 ])
 def test_a_daemon_that_cannot_start_says_why(place, args, code, words):
     names = {"model": place / "model.gguf", "rows": place / "rows.jsonl", "place": place}
-    done = subprocess.run([*EDGETUNE, *(arg.format(**names) for arg in args)], capture_output=True, text=True)
+    done = subprocess.run([*EDGETUNE, *(arg.format(**names) for arg in args)], cwd=place, capture_output=True,
+                          text=True)
     assert done.returncode == code, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
@@ -243,6 +244,6 @@ def test_sigterm_saves_a_job_that_goes_on_later(place, monkeypatch):
 def test_without_the_extra_it_says_what_to_install(place):
     code = ("import sys; sys.modules['uvicorn'] = None; from edgetune.cli import cli; "
             f"cli(['daemon', {str(place / 'model.gguf')!r}])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "edgetune: the daemon needs uvicorn; pip install 'edgetune[daemon]'"

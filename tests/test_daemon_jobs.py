@@ -204,7 +204,7 @@ def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
             "    while not s.jobs.pid: time.sleep(0.01)\n"
             "    print(s.jobs.pid, flush=True); time.sleep(60)")
     daemon = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
-                              stdout=subprocess.PIPE, text=True)
+                              cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     pid = int(daemon.stdout.readline())
     daemon.kill()
     daemon.communicate()

@@ -35,7 +35,7 @@ ROWS = [{"prompt": f"turn light {i}", "completion": " on" if i % 2 else " off"} 
 def running(model: Path, state: Path, *options: object) -> Iterator[str]:
     """A daemon as a user starts it; its URL. It must end well."""
     command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", state, "--json", *options]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([str(part) for part in command], cwd=state.parent, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         yield json.loads(process.stdout.readline())["url"]

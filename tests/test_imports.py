@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
-    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native"],
+    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native", "child"],
     ["device", "gguf", "safetensors", "signature"],
     ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream", "metrics", "sensors",
      "policy"],

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from ..child import child
 from . import worker
 
 PATIENCE = 60.0  # seconds that saving may take before it is killed
@@ -22,9 +22,8 @@ class Runner:
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self._process = subprocess.Popen([sys.executable, "-m", worker.__name__], env=environment, text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(**child(worker.__name__), text=True, stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
         self._lock, self._killer = threading.Lock(), threading.Timer(PATIENCE, self.kill)
         self._killer.daemon = True

@@ -1,9 +1,9 @@
 """A job's own process: it trains in STATE/runs/ID, then lets the gate judge the result. Started by runner.py.
 
-`python -m edgetune.daemon.worker` reads a line of JSON from stdin, what to do, and then a word a line: `busy` and
-`free` as people are answered or not, `stop`. It says what happens in lines of JSON on stdout: the events of train.run,
-then one of {"event": "judged", "verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ...,
-"hint": ...}. It ends with its parent, at whatever moment that dies; what it had saved then is taken up by the next one.
+It reads a line of JSON from stdin, what to do, and then a word a line: `busy` and `free` as people are answered or not,
+`stop`. It says what happens in lines of JSON on stdout: the events of train.run, then one of {"event": "judged",
+"verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ..., "hint": ...}. It ends with its
+parent, at whatever moment that dies; what it had saved then is taken up by the next one.
 """
 
 from __future__ import annotations
@@ -68,6 +68,13 @@ class Words:
 
 
 def main() -> None:
+    try:
+        _answer()
+    except BrokenPipeError:
+        os._exit(STOPPED)
+
+
+def _answer() -> None:
     say = _own_stdout()
     task = json.loads(sys.stdin.readline())
     die_with(task["parent"])
@@ -178,10 +185,3 @@ def _own_stdout() -> Say:
         out.flush()
 
     return say
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except BrokenPipeError:
-        os._exit(STOPPED)

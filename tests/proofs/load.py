@@ -76,9 +76,9 @@ def rows(style: int) -> str:
 @contextmanager
 def daemon(model: Path, state: Path) -> Iterator[str]:
     """Its URL."""
-    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", state, "--port", "0", "--memory",
+    command = [sys.executable, "-m", "edgetune", "daemon", model.resolve(), "--state", state, "--port", "0", "--memory",
                f"{MEMORY}M", "--json"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True,
+    process = subprocess.Popen(list(map(str, command)), cwd=state.parent, stdout=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)})
     try:
         yield json.loads(process.stdout.readline())["url"]
