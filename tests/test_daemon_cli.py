@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from commands import run
@@ -166,6 +166,9 @@ def test_status_is_watched_until_ctrl_c(place):
         if select.select([parent], [], [], 1)[0]:
             shown += os.read(parent, 65536)
     process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # nobody writes any more; until then it is read, or the process would wait for that
+        while os.read(parent, 65536):
+            pass
     assert process.wait(timeout=30) == 130
     os.close(parent)
 
