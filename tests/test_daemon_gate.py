@@ -94,6 +94,7 @@ def test_answers_that_go_wrong_sooner_are_worse() -> None:
 def test_more_right_answers_outweigh_a_higher_loss() -> None:
     assert verdict(rows((40, False, 1.0)), rows((12, True, 1.2), (28, False, 1.2))).passed
     assert not verdict(rows((40, False, 1.0)), rows((2, True, 1.2), (38, False, 1.2))).passed
+    assert not verdict(rows((2, True, 1.0), (38, False, 1.0)), rows((8, True, 1.2), (32, False, 1.2))).passed  # 6 to 0
 
 
 @pytest.mark.parametrize("name", ["ended", "parsed"])

@@ -26,6 +26,7 @@ from ..serve import Served
 from .files import digest
 
 ALPHA = 0.1  # a result that is worse by chance more seldom than this is no chance
+SURE = 0.01  # chance below which right answers make good for what is worse elsewhere
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 CANARY_RISE = 0.02  # of the canary's perplexity at most
 FRESH = "fresh"  # marks a row of the round that is judged, see `mark`
@@ -187,11 +188,14 @@ def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], whic
 
 
 def _outweighed(name: str, compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any]) -> bool:
-    """The loss may rise where more answers are right: an adapter that knows well is surer of its mistakes too. Some
-    answers may not end, or not be JSON, where rows are right or likelier that were not, as early in a life; not most.
+    """The loss may rise where surely more answers are right: an adapter that knows well is surer of its mistakes too.
+    A few more are no excuse, for a poisoned round learns the good rows again as well. Some answers may not end, or not
+    be JSON, where rows are right or likelier that were not, as early in a life; not most.
     """
-    right, likelier = (sign_test(losses, wins) < ALPHA for wins, losses in (compared["right"], compared["loss"]))
-    return (right or likelier) and bool(new[name] > MOST) if name in ("ended", "parsed") else right
+    right, likelier = (sign_test(losses, wins) for wins, losses in (compared["right"], compared["loss"]))
+    if name in ("ended", "parsed"):
+        return min(right, likelier) < ALPHA and bool(new[name] > MOST)
+    return right < SURE
 
 
 def _pointless(compared: Mapping[str, tuple[int, int]], which: str) -> str:
