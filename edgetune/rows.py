@@ -213,10 +213,7 @@ def _conversation(
     """(messages, tools) with the system message in place."""
     tools = None
     if shape == "prompt":
-        messages = [
-            {"role": "user", "content": _text(row, "prompt")},
-            {"role": "assistant", "content": _text(row, "completion")},
-        ]
+        messages = as_messages(_text(row, "prompt"), _text(row, "completion"))
     else:
         messages, tools = row["messages"], row.get("tools")
         _check_messages(messages)
@@ -227,6 +224,11 @@ def _conversation(
     if messages[0]["role"] == "assistant":
         raise DataError("the conversation begins with an assistant message", "put a user message before it")
     return messages, tools
+
+
+def as_messages(prompt: str, completion: str) -> list[dict[str, Any]]:
+    """A prompt and its completion as the conversation that they stand for."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
 def _check_messages(messages: Any) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from commands import run
+from services import until
 from tiny import write_tiny
 
 httpx = pytest.importorskip("httpx")
@@ -76,14 +77,6 @@ def trained(place, daemon):
     texts = [run("jobs", "create", place / "rows.jsonl", "--follow", "--steps", 3, "--suffix", suffix, *SMALL)
              for suffix in ("one", "two")]
     return texts, [adapter["id"] for adapter in json.loads(run("adapters", "--json"))["data"]]
-
-
-def until(done, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := done()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def job_of(name):

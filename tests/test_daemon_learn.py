@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from services import until
 from tiny import write_tiny
 
 from edgetune import TrainConfig
@@ -33,13 +34,6 @@ def opened(model: Path, folder: Path, **options: Any) -> Service:
     canary.write_text("turn the light on, turn the light on")
     config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1)
     return Service(model, replace(config, **options), Policy(govern=False), TRAIN)
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

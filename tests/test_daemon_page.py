@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from services import until
 from tiny import write_tiny
 
 httpx = pytest.importorskip("httpx")
@@ -95,15 +95,6 @@ def get(url: str, path: str) -> Any:
     return httpx.get(url + path).raise_for_status().json()
 
 
-def wait_for(true: Callable[[], Any], seconds: float = 60) -> Any:
-    """What it returns as soon as that is true."""
-    until = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < until, "it did not come true in time"
-        time.sleep(0.05)
-    return found
-
-
 def ask(page, text: str, longest: int = 8) -> Any:
     """The answer's element, as soon as it is there."""
     if not page.locator("#longest").is_visible():
@@ -161,7 +152,7 @@ def test_a_long_answer_is_stopped(page, url):
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("stopped")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
-    wait_for(lambda: get(url, "/v1/device")["serving"]["working"] == 0)
+    until(lambda: get(url, "/v1/device")["serving"]["working"] == 0)
 
 
 def test_a_request_that_is_refused_says_why_and_can_be_sent_again(page):
@@ -207,11 +198,11 @@ def go_in_and_out_of_service(page, url: str, adapter: dict[str, Any]) -> None:
     assert serving() is None
     promote.click()
     page.locator("#sure").get_by_role("button", name="Put into service").click()
-    wait_for(lambda: serving() == adapter["id"])
+    until(lambda: serving() == adapter["id"])
     expect(page.locator("#name")).to_have_text(re.compile("^lamp "))
     page.get_by_role("button", name="Roll back").click()
     page.locator("#sure").get_by_role("button", name="Roll back").click()
-    wait_for(lambda: serving() is None)
+    until(lambda: serving() is None)
     expect(page.locator("#name")).to_have_text("tiny")
 
 
@@ -244,7 +235,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_a_sentence_and_leaves_nothing(
     page.set_input_files("#file", {"name": "one.jsonl", "mimeType": "", "buffer": lines_of(ROWS[:1])})
     page.click("#start")  # sound, but there is nothing to judge by
     expect(page.locator("#train-note")).to_have_text(re.compile(r"fewer than 2 .*\.$"))
-    wait_for(lambda: get(url, "/v1/files")["data"] == before)
+    until(lambda: get(url, "/v1/files")["data"] == before)
 
 
 def test_learning_without_rows_says_what_is_missing(page):

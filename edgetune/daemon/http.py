@@ -6,6 +6,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -234,8 +235,15 @@ def metrics(request: Request) -> Response:
 @router.get("/", response_class=Response, responses=_of_type("text/html"))
 def show_page() -> Response:
     """For people: all it needs is in it."""
+    html, policy = _page()
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """It and its policy, whose hashes are computed once."""
     html = PAGE.read_text("utf-8")
-    return HTMLResponse(html, headers={"Content-Security-Policy": policy_of(html)})
+    return html, policy_of(html)
 
 
 def policy_of(html: str) -> str:

@@ -23,6 +23,7 @@ from ..device import read_device
 from ..errors import DataError, EdgetuneError, UsageError
 from ..governor import Governor
 from ..policy import read_hours, within
+from ..rows import as_messages
 from .feedback import Row, Rows
 from .files import Rows as ReadRows
 from .recipe import HELD_LEAST
@@ -244,5 +245,5 @@ def alike(rows: Sequence[Row]) -> Sequence[Row]:
 def _messages(row: Row) -> Row:
     if "prompt" not in row:
         return row
-    return {**{key: value for key, value in row.items() if key not in ("prompt", "completion")}, "messages": [
-        {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+    others = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    return {**others, "messages": as_messages(row["prompt"], row["completion"])}
