@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from . import llamacpp
-from .errors import UsageError
+from .errors import EdgetuneError, UsageError
 from .sampling import Sampler, Sampling, TextStream
 from .sensors import answering
 from .tokens import Tokenizer
@@ -111,8 +111,18 @@ class Answers(ABC):
 
     def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt that leaves room for an answer."""
-        tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(map(int, prompt))
+        if isinstance(prompt, str):
+            self._bound(prompt)
+            tokens = self.tokenizer.encode(prompt, bos=True)
+        else:
+            tokens = list(map(int, prompt))
         if not tokens:
             raise UsageError("the prompt is empty", "give it at least one token")
         self._check(tokens, room=1)
         return tokens
+
+    def _bound(self, prompt: str) -> None:
+        """Refuse what is surely too long before llama.cpp looks for special tokens in it: 1 MB may take it a minute."""
+        if len(prompt) > self.context and len(prompt) > self.context * self.tokenizer.longest:
+            raise EdgetuneError(f"{len(prompt)} characters do not fit the context of {self.context} tokens",
+                                "shorten the text or choose a larger context")

@@ -17,6 +17,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class Tokenizer:
         if bos and self.add_bos and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)  # type: ignore[arg-type]
         return ids
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: text of more than n times as many characters is surely more than n tokens."""
+        return max(len(self._piece(token)) for token in range(self.n_vocab))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens, special tokens spelled out, bytes that are not UTF-8 replaced."""

@@ -172,9 +172,7 @@ def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_judge(served: Served) -> None:
     canary = "turn the light off, set the light to 10"
-    breaks: list[None] = []
-    first = judge(served, ROWS, None, "right", canary, between=lambda: breaks.append(None))
-    assert len(breaks) == 2 * 2 * len(ROWS)  # before each loss and after each answer, of both
+    first = judge(served, ROWS, None, "right", canary)
     assert first.new["exact"] == first.new["parsed"] == first.new["ended"] == 1.0
     assert first.old["exact"] == 0.0
     assert first.new["loss"] < first.old["loss"]

@@ -402,6 +402,17 @@ def test_generation_ends_with_budget_or_context(tiny_llama: Path) -> None:
         assert len(counted) == 22 + 2
 
 
+def test_text_that_cannot_fit_is_not_tokenized(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp takes a minute for 1 MB of special tokens."""
+    with Served(tiny_llama, context=32, threads=1) as served:
+        longest = max((served.tokenizer.piece(i) for i in range(served.tokenizer.n_vocab)), key=len).decode()
+        assert len(served.tokenizer.encode(longest * 31)) == 31  # the longest text that fits
+        list(served.generate(longest * 31, max_tokens=1))
+        monkeypatch.setattr(served.tokenizer, "encode", lambda *_, **__: pytest.fail("it was tokenized"))
+        with pytest.raises(EdgetuneError, match=rf"{33 * len(longest)} characters do not fit the context of 32 tokens"):
+            served.generate(longest * 33)
+
+
 def test_generation_ends_at_an_end_token(served: Served) -> None:
     taken: list[int] = []
     prompt = decided_prompts(served, [9], 8, [])[0]

@@ -13,7 +13,7 @@ where it does worse, and a sign test says whether that is chance. The new adapte
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -83,12 +83,11 @@ def unmarked(row: Row) -> Row:
 
 
 def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary: str, *, system: str | None = None,
-          max_length: int = 512, known: Mapping[str, Mapping[str, Any]] | None = None,
-          between: Callable[[], object] = lambda: None) -> Verdict:
+          max_length: int = 512, known: Mapping[str, Mapping[str, Any]] | None = None) -> Verdict:
     """Ask both adapters, by their names in `served` (None: the base alone), and decide.
 
     canary: a text. known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again.
-    between: called between two rows, to give way. Raises DataError without rows.
+    Raises DataError without rows.
     """
     if not rows:
         raise DataError("there are no rows to judge by", "hold some out")
@@ -99,22 +98,20 @@ def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary
     missing = [i for i, d in enumerate(digests) if d not in found]
     served.use(old)
     before = perplexity(served, canary)
-    first = scores(served, [asked[i] for i in missing], system, max_length, between)
+    first = scores(served, [asked[i] for i in missing], system, max_length)
     found |= zip((digests[i] for i in missing), first, strict=True)
     served.use(new)
-    after = scores(served, asked, system, max_length, between)
+    after = scores(served, asked, system, max_length)
     verdict = decide([found[d] for d in digests], after, fresh, (before, perplexity(served, canary)))
     verdict.scores.update((d, asdict(score)) for d, score in zip(digests, after, strict=True))
     return verdict
 
 
-def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: int,
-           between: Callable[[], object]) -> list[Score]:
+def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: int) -> list[Score]:
     """Of each row, with the adapter in use. A row longer than max_length or the context is not answered."""
     options: dict[str, Any] = {"system": system, "max_length": min(max_length, served.context)}
     found, whole = [], []
     for i, row in enumerate(rows):
-        between()
         try:
             data = load_rows([row], served.tokenizer, **options)
         except DataError:  # nothing of its answer is within max_length
@@ -124,7 +121,7 @@ def scores(served: Served, rows: Sequence[Row], system: str | None, max_length: 
         found.append(Score(served_loss(served, data)[0]))
     if whole:
         data = load_rows([rows[i] for i in whole], served.tokenizer, **options)
-        answers = exact_match(served, data, system=system, on_answer=lambda _: between())
+        answers = exact_match(served, data, system=system)
         for i, answer in zip(whole, answers, strict=False):  # plain text has no answers
             found[i] = Score(found[i].loss, answer.correct, _reach(answer), answer.ended, answer.parsed)
     return found
