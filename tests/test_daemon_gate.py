@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 
 import edgetune
-from edgetune.daemon.gate import FRESH, Score, Verdict, decide, judge, mark, sign_test, unmarked
+from edgetune.daemon.gate import FRESH, Score, Verdict, decide, judge, mark, rank_sum, sign_test, unmarked
 from edgetune.errors import DataError
 from edgetune.serve import Served
 
@@ -26,6 +26,18 @@ def test_sign_test_is_exact() -> None:
             assert sign_test(wins, n - wins) == sum(heads <= wins for heads in falls) / 2**n
     assert sign_test(0, 2000) < 1e-300  # no overflow
     assert sign_test(1000, 1000) > 0.5
+
+
+def test_rank_sum_is_nearly_exact() -> None:
+    """Against all ways that so many ranks can be divided."""
+    for n, m in ((3, 4), (5, 6), (4, 10)):
+        ranks = range(n + m)
+        sums = [sum(chosen) for chosen in combinations(ranks, n)]
+        for chosen in combinations(ranks, n):
+            exact = sum(total >= sum(chosen) for total in sums) / len(sums)
+            assert rank_sum(chosen, [rank for rank in ranks if rank not in chosen]) == pytest.approx(exact, abs=0.02)
+    assert rank_sum([1.0] * 5, [1.0] * 5) == pytest.approx(0.5, abs=0.05)  # alike in all
+    assert rank_sum([2.0] * 50, [1.0] * 50) < 1e-9
 
 
 def rows(*parts: tuple[int, bool, float]) -> list[Score]:
@@ -66,6 +78,25 @@ def test_rows_of_the_round_do_not_outweigh_earlier_ones() -> None:
     found = verdict(old, new, fresh=10)
     assert not found.passed
     assert "of earlier rounds" in found.reason
+
+
+def test_how_sure_it_must_be_depends_on_the_round() -> None:
+    """One row is right that was wrong, and six the other way round: chance in 0.06 of all cases."""
+    def judged(of_round: list[float]) -> Verdict:
+        old = [Score(i / 60, 0 < i < 7, float(0 < i < 7), True, True) for i in range(60)]
+        new = [Score(i / 60 - 0.1, i == 0, float(i == 0), True, True) for i in range(60)]
+        learned = [Score(loss, False, 0.0, True, True) for loss in of_round]
+        return verdict(old + learned, new + learned, fresh=len(learned))
+
+    alike, between, strange = (judged([i / 12 + shift for i in range(12)]) for shift in (0.0, 0.25, 0.6))
+    assert [found.passed for found in (alike, between, strange, judged([]))] == [True, False, False, False]
+    assert alike.surprise == pytest.approx(0.6, abs=0.1)
+    assert strange.surprise is not None
+    assert strange.surprise < 0.001
+    assert judged([]).surprise is None
+    assert "1 better, 6 worse" in strange.reason
+    assert "unlike those before" in strange.reason
+    assert "unlike" not in between.reason
 
 
 def test_the_loss_tells_where_no_answer_can() -> None:

@@ -8,6 +8,10 @@ where it does worse, and a sign test says whether that is chance. The new adapte
   wrong ones as well, which would speak for what was learned from it;
 - nothing speaks for it: neither are answers right further than before, on the whole, nor is the loss lower;
 - it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, went up.
+
+How seldom chance must explain what is worse depends on the round. Rows that surprise the old adapter no more than
+earlier ones, of which it has learned neither, are more of the same, and a slip is forgiven. Rows that surprise it are
+either news or wrong. News leave the earlier rows as they were, so the first sign that these suffer is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ from ..rows import Row
 from ..serve import Served
 from .files import digest
 
-ALPHA = 0.1  # a result that is worse by chance more seldom than this is no chance
+ALPHA = 0.1  # what chance explains in fewer cases than this is no chance
+ALPHA_ALIKE, ALPHA_STRANGE = 0.02, 0.25  # instead, of what is worse after a round like those before, and unlike them
+ALIKE, STRANGE = 0.1, 0.01  # rows as surprising come from the source of the earlier ones in more, in fewer cases
 SURE = 0.01  # chance below which right answers make good for what is worse elsewhere
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 CANARY_RISE = 0.02  # of the canary's perplexity at most
@@ -54,7 +60,9 @@ class Verdict:
     the rows that have such a thing, canary: its perplexity.
 
     wins, losses: rows right under one adapter alone (where no row tells: rows with a lower loss, and a higher); p: of
-    so few wins or fewer if there were no difference. scores: by digest, each row's Score under the new adapter.
+    so few wins or fewer if there were no difference. surprise: probability that rows of this round surprise the old
+    adapter as much as they do, or more, if they are like earlier ones; None: there are not both. scores: by digest,
+    each row's Score under the new adapter.
     """
 
     passed: bool
@@ -64,6 +72,7 @@ class Verdict:
     wins: int
     losses: int
     p: float
+    surprise: float | None
     scores: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -150,6 +159,17 @@ def sign_test(wins: int, losses: int) -> float:
     return float(sum(math.comb(n, k) for k in range(wins + 1)) / 2**n)
 
 
+def rank_sum(values: Sequence[float], others: Sequence[float]) -> float:
+    """Probability that values as many as these exceed the others so often, or oftener, if all have one source.
+
+    Mann and Whitney (1947): the normal distribution, corrected for continuity, stands for the exact one.
+    """
+    n, m = len(values), len(others)
+    exceeds = sum((a > b) + (a == b) / 2 for a in values for b in others)
+    deviation = math.sqrt(n * m * (n + m + 1) / 12)
+    return 0.5 * math.erfc((exceeds - n * m / 2 - 0.5) / deviation / math.sqrt(2))
+
+
 def decide(old: Sequence[Score], new: Sequence[Score], fresh: Sequence[bool], canary: tuple[float, float]) -> Verdict:
     """The verdict on rows that both were asked. fresh: of the round that is judged; canary: perplexity of both."""
     earlier = [i for i, is_fresh in enumerate(fresh) if not is_fresh]
@@ -158,11 +178,24 @@ def decide(old: Sequence[Score], new: Sequence[Score], fresh: Sequence[bool], ca
     if not any(right):
         wins, losses = everything["loss"]
     after = _summary(new, canary[1])
-    established = _compare(old, new, earlier)
-    reason = (_unsound(new, canary) or _worse(established, after, " of earlier rounds") or _worse(everything, after, "")
-              or _pointless(established, " on rows of earlier rounds") or _pointless(everything, "") or _rise(*canary))
+    established, surprise = _compare(old, new, earlier), _surprise(old, fresh)
+    reason = (_unsound(new, canary) or _worse(established, after, surprise, " of earlier rounds")
+              or _worse(everything, after, surprise, "") or _pointless(established, " on rows of earlier rounds")
+              or _pointless(everything, "") or _rise(*canary))
     return Verdict(not reason, reason or _praise(everything), _summary(old, canary[0]), after, wins, losses,
-                   sign_test(wins, losses))
+                   sign_test(wins, losses), surprise)
+
+
+def _surprise(old: Sequence[Score], fresh: Sequence[bool]) -> float | None:
+    of_round, earlier = ([score.loss for score, is_fresh in zip(old, fresh, strict=True)
+                          if score.loss is not None and is_fresh == wanted] for wanted in (True, False))
+    return rank_sum(of_round, earlier) if of_round and earlier else None
+
+
+def _alpha(surprise: float | None) -> float:
+    if surprise is None or STRANGE <= surprise <= ALIKE:
+        return ALPHA
+    return ALPHA_STRANGE if surprise < STRANGE else ALPHA_ALIKE
 
 
 def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) -> dict[str, tuple[int, int]]:
@@ -176,11 +209,13 @@ def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) ->
             (("right", 1), ("reach", 1), ("loss", -1), ("ended", 1), ("parsed", 1))}
 
 
-def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], which: str) -> str:
+def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], surprise: float | None,
+           which: str) -> str:
+    unlike = ", after a round unlike those before" if _alpha(surprise) == ALPHA_STRANGE else ""
     for name, found in compared.items():
-        if (p := sign_test(*found)) < ALPHA and not _outweighed(name, compared, new):
+        if (p := sign_test(*found)) < _alpha(surprise) and not _outweighed(name, compared, new):
             return (f"worse on {NAMES[name]}{which}: {found[0]} better, {found[1]} worse, by chance in {p:.2g} of "
-                    "all cases")
+                    f"all cases{unlike}")
     return ""
 
 
