@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tiny import write_tiny
 
 from edgetune import TrainConfig
 from edgetune.daemon import learn
-from edgetune.daemon.learn import QUESTIONS, Learner, alike, course
+from edgetune.daemon.learn import QUESTIONS, Learner, alike, anchored, course
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import UsageError
@@ -56,20 +57,28 @@ def rows(name: str, n: int) -> list[dict[str, str]]:
 
 
 def test_course() -> None:
-    new, earlier, anchors = rows("new", 10), rows("earlier", 40), rows("anchor", 3)
-    made = course(new, earlier, anchors, 1.0, seed=3)
-    assert made == course(new, earlier, anchors, 1.0, seed=3) != course(new, earlier, anchors, 1.0, seed=4)
-    kinds = [row["prompt"].split()[0] for row in made]
-    assert kinds[learn.ROWS_AN_ANCHOR :: learn.ROWS_AN_ANCHOR + 1] == ["anchor"] * kinds.count("anchor")
-    learned = [row for row in made if "anchor" not in row["prompt"]]
-    assert learned[:40] == earlier
+    new, earlier = rows("new", 10), rows("earlier", 40)
+    made = course(new, earlier, 1.0, seed=3)
+    assert made == course(new, earlier, 1.0, seed=3) != course(new, earlier, 1.0, seed=4)
+    assert made[:40] == earlier
     for turn in range(learn.PASSES):
-        block = [row["prompt"] for row in learned[40 + 20 * turn :][:20]]
+        block = [row["prompt"] for row in made[40 + 20 * turn :][:20]]
         assert {row["prompt"] for row in new} <= set(block)
         assert len(set(block)) == 20  # as many earlier ones, no one twice
-    assert len(learned) == 40 + 20 * learn.PASSES
-    assert len(course(new, [], [], 1.0, 0)) == 10 * learn.PASSES
-    assert len(course(new, earlier[:5], [], 4.0, 0)) == 5 + 15 * learn.PASSES
+    assert len(made) == 40 + 20 * learn.PASSES
+    assert len(course(new, [], 1.0, 0)) == 10 * learn.PASSES
+    assert len(course(new, earlier[:5], 4.0, 0)) == 5 + 15 * learn.PASSES
+
+
+def test_anchored() -> None:
+    learned, anchors = rows("row", 23), rows("anchor", 3)
+    made = anchored(learned, anchors, seed=3)
+    assert [row for row in made if row not in anchors] == learned
+    found = made[learn.ROWS_AN_ANCHOR :: learn.ROWS_AN_ANCHOR + 1]
+    assert len(found) == len(made) - len(learned) == 4
+    assert sorted(row["prompt"] for row in found[:3]) == [row["prompt"] for row in anchors]  # each, then again
+    assert found[3] == found[0]
+    assert anchored(learned, [], 0) == learned
 
 
 def test_alike() -> None:
@@ -96,11 +105,15 @@ def test_learns_and_refuses(service: Service) -> None:
                              "state": "learns when it is told to, not by itself"}
     job = learner.begin()
     assert job.origin == "learn"
-    anchors = learner.anchors()
+    anchors = learner.anchors(1)
     texts = [row["text"] for row in anchors if row.get("open")]
-    assert all(text.startswith(question) for text, question in zip(texts, QUESTIONS, strict=True))
-    assert sum("text" in row for row in anchors) == len(QUESTIONS)
-    assert anchors == learner.anchors()
+    assert 0 < len(texts) <= len(QUESTIONS)
+    assert all(any(text.startswith(question) for question in QUESTIONS) for text in texts)
+    assert not set(texts) & set(QUESTIONS)  # they go on
+    assert anchors == learner.anchors(1)  # kept
+    more = learner.anchors(len(anchors) + 1)  # the base says other things when it is asked again
+    assert more[: len(anchors)] == anchors
+    assert len({json.dumps(row) for row in more}) == len(more) > len(anchors)
     assert job.id in learner.why()["state"]
     with pytest.raises(UsageError, match="is not finished"):
         learner.begin()
@@ -126,7 +139,7 @@ def test_learns_and_refuses(service: Service) -> None:
 
 
 def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "anchors", lambda _: [])
+    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
     give(service, range(30))
     job = service.learner.begin()
     service.jobs.cancel(job.id)
@@ -137,7 +150,7 @@ def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.Monkey
 
 
 def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "anchors", lambda _: [])
+    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
     give(service, range(30))
     long = service.feedback.add(prompt="turn the light " * 200, correction="on")
     job = service.learner.begin()
@@ -193,7 +206,7 @@ def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(Learner, "anchors", lambda _: [])
+    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
     with opened(model, tmp_path, learn="idle", learn_rows=25) as service:
         give(service, range(24))
         assert service.learner.why()["state"] == "waits for 1 more rows of feedback"

@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ CHECK_SECONDS = 5.0
 PASSES = 2  # through what is new
 ROWS_AN_ANCHOR = 5  # after so many rows comes an anchor
 TEXT_TOKENS, ANSWER_TOKENS = 64, 192  # of an anchor at most; a text goes on, an answer must have ended
+SHEETS = 8  # of anchors at most, for the longest lives: each holds what the base says to all QUESTIONS, drawn again
 QUESTIONS = (
     "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",
     "Why do leaves turn yellow in autumn? Answer briefly.", "Give me one idea for a rainy afternoon.",
@@ -86,7 +87,7 @@ class Learner:
                 "state": hindrance or "begins to learn"}
 
     def begin(self) -> Job:
-        """A job over all feedback that is new. The first one may take a minute to begin, for its anchors.
+        """A job over all feedback that is new. Some take a minute to begin, while anchors are made.
 
         Raises UsageError where one is not finished, or there is too little to learn or to judge by; errors of Jobs.
         """
@@ -101,7 +102,9 @@ class Learner:
             if len(lesson.held) < HELD_LEAST:
                 raise UsageError(f"{len(lesson.held)} rows of feedback judge, {HELD_LEAST} are needed",
                                  "correct more answers: one in five is held out")
-            rows = course(lesson.new, lesson.earlier, self.anchors(), self.config.replay, self.service.train.seed)
+            seed = self.service.train.seed
+            rows = course(lesson.new, lesson.earlier, self.config.replay, seed)
+            rows = anchored(rows, self.anchors(len(rows) // ROWS_AN_ANCHOR), seed)
             job = self.service.jobs.create_from_rows(alike(rows), alike(lesson.held), suffix=SUFFIX, hyperparameters={
                 "epochs": 1.0, "steps": 0, "shuffle": False}, metadata={
                 "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))},
@@ -164,14 +167,21 @@ class Learner:
                 log.warning("feedback %s cannot be learned: %s", note.id, error)
                 self.feedback.set_aside(note.id)
 
-    def anchors(self) -> Rows:
-        """How the base goes on from QUESTIONS as text, and what it answers, drawn from all that it might say: made
-        once, and kept.
-        """
-        path = self.config.folder() / f"anchors-{self.service.bundle.fingerprint[-8:]}.jsonl"
+    def anchors(self, count: int) -> Rows:
+        """So many or more, if SHEETS hold them: how the base goes on from QUESTIONS as text, and what it answers."""
+        rows: list[Row] = []
+        for sheet in range(SHEETS):
+            if len(rows) < count:
+                rows += self._sheet(sheet)
+        return rows
+
+    def _sheet(self, sheet: int) -> Rows:
+        """Made once, and kept."""
+        path = self.config.folder() / f"anchors-{self.service.bundle.fingerprint[-8:]}-{sheet}.jsonl"
         if not path.exists():
             together = max(min(self.config.parallel // 2, self.config.queue), 1)  # people are answered meanwhile
-            groups = [range(i, min(i + together, len(QUESTIONS))) for i in range(0, len(QUESTIONS), together)]
+            numbers = range(sheet * len(QUESTIONS), (sheet + 1) * len(QUESTIONS))
+            groups = [numbers[i : i + together] for i in range(0, len(QUESTIONS), together)]
             rows = [row for make in (self._texts, self._answers) for group in groups for row in make(group)]
             with disk.replaced(path) as beside:
                 beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -182,15 +192,17 @@ class Learner:
         return {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed}
 
     def _texts(self, group: range) -> Rows:
-        tickets = [self.service.generate(QUESTIONS[i], max_tokens=TEXT_TOKENS, **self._drawn(i)) for i in group]
-        return [{"text": QUESTIONS[i] + ticket.text(), "open": True} for i, ticket in zip(group, tickets, strict=True)]
+        """Those that go on."""
+        tickets = [self.service.generate(_question(i), max_tokens=TEXT_TOKENS, **self._drawn(i)) for i in group]
+        texts = [(_question(i), ticket.text()) for i, ticket in zip(group, tickets, strict=True)]
+        return [{"text": question + text, "open": True} for question, text in texts if text]
 
     def _answers(self, group: range) -> Rows:
         """Those that ended. With a system message of their own, where training would give them the one of the rows."""
         if self.service.served.tokenizer.chat_template is None:
             return []
         own = [{"role": "system", "content": "Answer the question."}] if self.service.train.system else []
-        asked = [[*own, {"role": "user", "content": QUESTIONS[i]}] for i in group]
+        asked = [[*own, {"role": "user", "content": _question(i)}] for i in group]
         tickets = [self.service.chat(messages, max_tokens=ANSWER_TOKENS, **self._drawn(i))
                    for messages, i in zip(asked, group, strict=True)]
         answers = [(ticket.text(), ticket.finish) for ticket in tickets]
@@ -216,7 +228,7 @@ class Learner:
             self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
 
 
-def course(new: Sequence[Row], earlier: Sequence[Row], anchors: Sequence[Row], replay: float, seed: int) -> Rows:
+def course(new: Sequence[Row], earlier: Sequence[Row], replay: float, seed: int) -> Rows:
     """The rows of a job in the order in which they are learned, see above. replay: earlier rows for each new one."""
     dice = random.Random(seed)
     rows = [*earlier]
@@ -224,15 +236,22 @@ def course(new: Sequence[Row], earlier: Sequence[Row], anchors: Sequence[Row], r
         block = [*new, *dice.sample(earlier, min(len(earlier), round(replay * len(new))))]
         dice.shuffle(block)
         rows += block
-    return [*_anchored(rows, dice.sample(anchors, len(anchors)))]
+    return rows
 
 
-def _anchored(rows: Sequence[Row], anchors: Sequence[Row]) -> Iterator[Row]:
-    following = cycle(anchors)
+def anchored(rows: Sequence[Row], anchors: Sequence[Row], seed: int) -> Rows:
+    """The same with an anchor after each ROWS_AN_ANCHOR, none twice before all were there."""
+    following = cycle(random.Random(seed).sample(anchors, len(anchors)))
+    mixed: list[Row] = []
     for number, row in enumerate(rows, start=1):
-        yield row
+        mixed.append(row)
         if anchors and number % ROWS_AN_ANCHOR == 0:
-            yield next(following)
+            mixed.append(next(following))
+    return mixed
+
+
+def _question(number: int) -> str:
+    return QUESTIONS[number % len(QUESTIONS)]
 
 
 def alike(rows: Sequence[Row]) -> Sequence[Row]:
