@@ -84,7 +84,7 @@ def test_how_sure_it_must_be_depends_on_the_round() -> None:
     """One row is right that was wrong, and six the other way round: chance in 0.06 of all cases."""
     def judged(of_round: list[float]) -> Verdict:
         old = [Score(i / 60, 0 < i < 7, float(0 < i < 7), True, True) for i in range(60)]
-        new = [Score(i / 60 - 0.1, i == 0, float(i == 0), True, True) for i in range(60)]
+        new = [Score(i / 60 + (-1) ** i / 9, i == 0, float(i == 0), True, True) for i in range(60)]
         learned = [Score(loss, False, 0.0, True, True) for loss in of_round]
         return verdict(old + learned, new + learned, fresh=len(learned))
 
@@ -126,6 +126,19 @@ def test_more_right_answers_outweigh_a_higher_loss() -> None:
     assert verdict(rows((40, False, 1.0)), rows((12, True, 1.2), (28, False, 1.2))).passed
     assert not verdict(rows((40, False, 1.0)), rows((2, True, 1.2), (38, False, 1.2))).passed
     assert not verdict(rows((2, True, 1.0), (38, False, 1.0)), rows((8, True, 1.2), (32, False, 1.2))).passed  # 6 to 0
+
+
+def test_a_surely_lower_loss_outweighs_a_few_more_wrong_answers() -> None:
+    """The old adapter was let in for its right answers to the same rows: some of them were luck."""
+    def judged(lost: int, lower: int) -> Verdict:
+        """Of 40 rows `lost` are no longer right, the loss of `lower` is lower, answers are right further elsewhere."""
+        old = [Score(1.0, i < lost, 1.0 if i < lost else 0.3, True, True) for i in range(40)]
+        new = [Score(0.9 if i < lower else 1.1, False, 0.8 if i < lost else 0.4, True, True) for i in range(40)]
+        return verdict(old, new)
+
+    assert judged(5, 40).passed  # chance in 0.03 of all cases
+    assert not judged(5, 20).passed  # the loss tells nothing
+    assert not judged(9, 40).passed  # surely worse
 
 
 @pytest.mark.parametrize("name", ["ended", "parsed"])

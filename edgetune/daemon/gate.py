@@ -32,7 +32,7 @@ from .files import digest
 ALPHA = 0.1  # what chance explains in fewer cases than this is no chance
 ALPHA_ALIKE, ALPHA_STRANGE = 0.02, 0.25  # instead, of what is worse after a round like those before, and unlike them
 ALIKE, STRANGE = 0.1, 0.01  # rows as surprising come from the source of the earlier ones in more, in fewer cases
-SURE = 0.01  # chance below which right answers make good for what is worse elsewhere
+SURE = 0.01  # chance below which right answers, or a lower loss, make good for what is worse elsewhere
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 CANARY_RISE = 0.02  # of the canary's perplexity at most
 FRESH = "fresh"  # marks a row of the round that is judged, see `mark`
@@ -213,21 +213,24 @@ def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], surp
            which: str) -> str:
     unlike = ", after a round unlike those before" if _alpha(surprise) == ALPHA_STRANGE else ""
     for name, found in compared.items():
-        if (p := sign_test(*found)) < _alpha(surprise) and not _outweighed(name, compared, new):
+        p = sign_test(*found)
+        if p < _alpha(surprise) and not _outweighed(name, p, compared, new):
             return (f"worse on {NAMES[name]}{which}: {found[0]} better, {found[1]} worse, by chance in {p:.2g} of "
                     f"all cases{unlike}")
     return ""
 
 
-def _outweighed(name: str, compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any]) -> bool:
+def _outweighed(name: str, p: float, compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any]) -> bool:
     """The loss may rise where surely more answers are right: an adapter that knows well is surer of its mistakes too.
-    A few more are no excuse, for a poisoned round learns the good rows again as well. Some answers may not end, or not
-    be JSON, where rows are right or likelier that were not, as early in a life; not most.
+    A few more are no excuse, for a poisoned round learns the good rows again as well. Answers may be right less often
+    where the loss is surely lower and they are not surely worse: the old adapter was let in for its answers to these
+    same rows, and some of that was luck. Some answers may not end, or not be JSON, where rows are right or likelier
+    that were not, as early in a life; not most.
     """
     right, likelier = (sign_test(losses, wins) for wins, losses in (compared["right"], compared["loss"]))
     if name in ("ended", "parsed"):
         return min(right, likelier) < ALPHA and bool(new[name] > MOST)
-    return right < SURE
+    return right < SURE or (name == "right" and likelier < SURE <= p)
 
 
 def _pointless(compared: Mapping[str, tuple[int, int]], which: str) -> str:
