@@ -99,6 +99,18 @@ def test_how_sure_it_must_be_depends_on_the_round() -> None:
     assert "unlike" not in between.reason
 
 
+def test_something_must_speak_for_it() -> None:
+    """On the whole after a round like those before; on earlier rows too after one unlike them."""
+    def judged(shift: float) -> Verdict:
+        old, new = [Score(i / 60) for i in range(60)], [Score(i / 60 + (0.1 if i < 32 else -0.1)) for i in range(60)]
+        learned = [i / 12 + shift for i in range(12)]
+        return verdict(old + [Score(loss) for loss in learned], new + [Score(loss - 0.1) for loss in learned], fresh=12)
+
+    assert judged(0.0).passed  # earlier rows: lower on 28, higher on 32; all rows: lower on 40, higher on 32
+    assert "nothing speaks for it on rows of earlier rounds" in judged(0.25).reason
+    assert not judged(0.6).passed
+
+
 def test_the_loss_tells_where_no_answer_can() -> None:
     old, lower, higher = ([Score(1.0 + d)] * 9 for d in (0, -0.1, 0.1))
     passed, refused = verdict(old, lower), verdict(old, higher)

@@ -6,7 +6,8 @@ where it does worse, and a sign test says whether that is chance. The new adapte
 - it is found worse: in rows that are right, in how far answers are right, in the loss of rows, in answers that end, in
   answers that are JSON. Rows that earlier rounds established are tested alone too: a round of wrong answers holds out
   wrong ones as well, which would speak for what was learned from it;
-- nothing speaks for it: neither are answers right further than before, on the whole, nor is the loss lower;
+- nothing speaks for it: neither are answers right further than before, on the whole, nor is the loss lower; where the
+  round is not like those before, on rows of earlier rounds too;
 - it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, went up.
 
 How seldom chance must explain what is worse depends on the round. Rows that surprise the old adapter no more than
@@ -179,8 +180,10 @@ def decide(old: Sequence[Score], new: Sequence[Score], fresh: Sequence[bool], ca
         wins, losses = everything["loss"]
     after = _summary(new, canary[1])
     established, surprise = _compare(old, new, earlier), _surprise(old, fresh)
-    reason = (_unsound(new, canary) or _worse(established, after, surprise, " of earlier rounds")
-              or _worse(everything, after, surprise, "") or _pointless(established, " on rows of earlier rounds")
+    alpha = _alpha(surprise)
+    reason = (_unsound(new, canary) or _worse(established, after, alpha, " of earlier rounds")
+              or _worse(everything, after, alpha, "")
+              or (_pointless(established, " on rows of earlier rounds") if alpha > ALPHA_ALIKE else "")
               or _pointless(everything, "") or _rise(*canary))
     return Verdict(not reason, reason or _praise(everything), _summary(old, canary[0]), after, wins, losses,
                    sign_test(wins, losses), surprise)
@@ -209,12 +212,11 @@ def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) ->
             (("right", 1), ("reach", 1), ("loss", -1), ("ended", 1), ("parsed", 1))}
 
 
-def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], surprise: float | None,
-           which: str) -> str:
-    unlike = ", after a round unlike those before" if _alpha(surprise) == ALPHA_STRANGE else ""
+def _worse(compared: Mapping[str, tuple[int, int]], new: Mapping[str, Any], alpha: float, which: str) -> str:
+    unlike = ", after a round unlike those before" if alpha == ALPHA_STRANGE else ""
     for name, found in compared.items():
         p = sign_test(*found)
-        if p < _alpha(surprise) and not _outweighed(name, p, compared, new):
+        if p < alpha and not _outweighed(name, p, compared, new):
             return (f"worse on {NAMES[name]}{which}: {found[0]} better, {found[1]} worse, by chance in {p:.2g} of "
                     f"all cases{unlike}")
     return ""
