@@ -1,28 +1,17 @@
-"""Every option of training once: its name, type, default, unit and help.
-
-The command line, the daemon's schema and the documentation are made from these fields; nothing else spells an
-option. `check` refuses values out of range with one sentence each.
-"""
+"""Every option of training once: its name, type, default, unit and help."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
 
 from .errors import UsageError
+from .options import check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 DEFAULT_MEMORY = "75%"
-
-
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
-           high: float | None = None) -> Any:
-    """A dataclass field that knows how it is shown and what range it has (low and high inclusive)."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -81,9 +70,8 @@ class TrainConfig:
     threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
 
     def check(self) -> TrainConfig:
-        """Returns self; raises UsageError for the first option out of its range."""
-        for spec in fields(self):
-            check_field(spec.name, getattr(self, spec.name), spec.metadata)
+        """Returns self; raises UsageError for the first option of another type or out of its range."""
+        check_options(self)
         self.target_names()
         self.block_range(10**6)
         self.memory_bytes(2**40)
@@ -133,19 +121,52 @@ class TrainConfig:
             raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is no time", "give 90s, 5m, 2h or never")
         return seconds
 
+    def check_held_out(self, held_out: bool) -> None:
+        """Raises UsageError for an option that asks for measurements where no rows are held out for them."""
+        if held_out:
+            return
+        for name, value in (("eval-every", self.eval_every), ("patience", self.patience)):
+            if value:
+                what = f"{name} is {value}, and no rows are held out to measure"
+                raise UsageError(what, f"name held-out rows with --eval, or leave --{name} out")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def check_field(name: str, value: Any, meta: Any) -> None:
-    option_name = name.replace("_", "-")
-    if meta["choices"] and value not in meta["choices"]:
-        raise UsageError(f"{option_name} is {value!r}", f"choose from {', '.join(meta['choices'])}")
-    low, high = meta["low"], meta["high"]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{option_name} is {value}, not a number", "give a finite number")
-    if low is not None and value < low:
-        raise UsageError(f"{option_name} is {value}, the least is {low:g}", f"raise --{option_name}")
-    if high is not None and value > high:
-        raise UsageError(f"{option_name} is {value}, the most is {high:g}", f"lower --{option_name}")
+class TrainOptions(TypedDict, total=False):
+    """The same names for who gives them one by one, so that a type checker finds a misspelt one."""
+
+    rank: int
+    alpha: float
+    targets: str
+    blocks: str
+    dropout: float
+    rslora: bool
+    lora_plus: float
+    lr: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    optimizer_state: str
+    max_grad_norm: float
+    epochs: float
+    steps: int
+    batch_size: int
+    max_length: int
+    overflow: str
+    packing: bool
+    shuffle: bool
+    system: str
+    memory: str
+    micro_batch: int
+    recompute: str
+    weights: str
+    precision: str
+    eval_every: int
+    patience: int
+    checkpoint_every: str
+    seed: int
+    threads: int

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .config import check_field, option
 from .device import Profile
 from .errors import UsageError
+from .options import check_options, option
 from .toml import read_toml
 
 MIB = 2**20
@@ -38,8 +38,7 @@ class Policy:
 
     def check(self) -> Policy:
         """Returns self; raises UsageError for the first option out of its range."""
-        for spec in fields(self):
-            check_field(spec.name, getattr(self, spec.name), spec.metadata)
+        check_options(self)
         self.quiet_minutes()
         return self
 

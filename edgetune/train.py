@@ -53,10 +53,12 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     on_event gets {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and done are
     lines of metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state
     was saved, resume=True goes on. governor: what the run gives way to, and while `busy` it takes a tenth of the time.
-    Raises UsageError where `out` exists, MismatchError for a resume on what is not the same (see identity.identity) and
-    not named in allow_changed, NumericsError when the loss left the finite numbers (the last good adapter is kept),
-    DiskError when the disk refuses (the last checkpoint is kept).
+    Raises UsageError where `out` exists, and for options that do nothing without held_out; MismatchError for a resume
+    on what is not the same (see identity.identity) and not named in allow_changed; NumericsError when the loss left the
+    finite numbers (the last good adapter is kept); DiskError when the disk refuses (the last checkpoint is kept).
     """
+    if not resume:
+        config.check_held_out(held_out is not None)
     if allow_changed and not resume:
         raise UsageError("allow-changed is for a run that goes on", "add --resume")
     if governor:

@@ -11,22 +11,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import __version__, adapter, device, native, objectives, optim, plan
 from .arena import Arena
 from .bundle import Bundle, open_bundle
-from .config import DEFAULT_MEMORY, TrainConfig
+from .config import DEFAULT_MEMORY, TrainConfig, TrainOptions
 from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
 from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
+from .options import make_options
 from .packing import Batch, Example, micro_batches, order, pack
 from .projection import lora_shapes
 from .stream import sizes
 from .tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,16 @@ class StepResult:
 class Trainer:
     """Trains a LoRA on one GGUF (a path or an open Bundle).
 
-    Options are TrainConfig's, as `config` or by name: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens of
-    the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
+    Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens
+    of the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
     micro-batches are made again, to the same bytes. Raises EdgetuneError kinds for what a user did, UsageError also
     where memory does not do.
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Sequence[int] = (),
-                 like: plan.Choice | None = None, tokenizer: Tokenizer | None = None, **options: Any) -> None:
-        self.config = config = (config or TrainConfig(**options)).check()
+                 like: plan.Choice | None = None, tokenizer: Tokenizer | None = None,
+                 **options: Unpack[TrainOptions]) -> None:
+        self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.model = Model(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None

@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
-    ["config", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native", "child"],
-    ["device", "gguf", "safetensors", "signature"],
+    ["options", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native", "child"],
+    ["config", "device", "gguf", "safetensors", "signature"],
     ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream", "metrics", "sensors",
      "policy"],
     ["rows", "optim", "adapter", "context", "governor", "answers"],
@@ -26,7 +26,7 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click"}
+ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "typing_extensions"}  # the last: type checkers only
 HOST_ALLOWED = ALLOWED | {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "safetensors",
                           "huggingface_hub", "matplotlib", "cryptography"}  # extra: host
 OPTIONAL = {"onnxruntime", "cryptography"}  # the device's own extras, imported where they are used

@@ -42,7 +42,7 @@ def test_with_moments_in_8_bits_it_goes_on_to_the_same_bytes(bundle, tmp_path, w
 def test_a_stop_is_heard_in_every_block_of_a_pass(bundle, tmp_path):
     """Between two answers lies a block or the head at most: both ways through two blocks, before and between steps."""
     asked, at = [0], []
-    config = replace(CONFIG, steps=2, micro_batch=1024, eval_every=100)
+    config = replace(CONFIG, steps=2, micro_batch=1024, eval_every=0)
     train.run(bundle, dataset(24), tmp_path / "out", config, on_event=lambda _: at.append(asked[0]),
               should_stop=lambda: asked.__setitem__(0, asked[0] + 1))
     assert at[1:3] == [1 + 1 + 5, 2 * (1 + 1 + 5)]

@@ -51,6 +51,8 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     from ..console import TrainProgress
     governor = governor_of(policy_file, options)
     config = TrainConfig(**options).check()
+    if not resume:
+        config.check_held_out(held_out is not None)
     bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None)
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
         record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, allow_changed=allow_changed,

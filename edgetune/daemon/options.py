@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import check_field, option
 from ..errors import UsageError
+from ..options import check_options, option
 from ..policy import read_hours
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -51,8 +51,7 @@ class DaemonConfig:
 
     def check(self) -> DaemonConfig:
         """Returns self; raises UsageError for the first option out of its range."""
-        for spec in fields(self):
-            check_field(spec.name, getattr(self, spec.name), spec.metadata)
+        check_options(self)
         read_hours("learn-hours", self.learn_hours)
         if not self.socket and self.host not in LOOPBACK and not self.key_file:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",

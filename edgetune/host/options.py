@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import check_field, option
 from ..device import board_named
 from ..errors import UsageError
+from ..options import check_options, option
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class CompressConfig:
 
     def check(self) -> CompressConfig:
         """Returns self; raises UsageError for the first option out of range or without what it needs."""
-        for spec in fields(self):
-            check_field(spec.name, getattr(self, spec.name), spec.metadata)
+        check_options(self)
         self.target_bytes()
         chosen = [f"--{name.replace('_', '-')}" for name in ("type", "target_size", "device") if getattr(self, name)]
         if self.type and self.target_size:

@@ -1,0 +1,80 @@
+"""How an option is declared and checked: a field of a dataclass that knows its help, its choices and its range.
+
+Flags, the daemon's schema and the documentation are made from these fields; nothing else spells an option.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, TypeVar
+
+from .errors import UsageError
+
+T = TypeVar("T")
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
+           high: float | None = None) -> Any:
+    """A dataclass field that knows how it is shown and what range it has (low and high inclusive)."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+def declared(options: Any) -> list[Field[Any]]:
+    """The fields of a dataclass of options, or of its instance, that were made by `option`."""
+    return [spec for spec in fields(options) if "help" in spec.metadata]
+
+
+def check_options(options: Any) -> None:
+    """Raises UsageError for the first option of an instance that is of another type or out of its range."""
+    for spec in declared(options):
+        check_type(spec, getattr(options, spec.name))
+        check_range(spec, getattr(options, spec.name))
+
+
+def make_options(kind: type[T], given: Mapping[str, Any]) -> T:
+    """An instance of a dataclass of options. Raises UsageError for a name that is not one of them."""
+    known = [spec.name for spec in fields(kind) if spec.init]  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise unknown_option(name, known)
+    return kind(**given)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> UsageError:
+    """The error for a misspelt name, which names the nearest ones, or else all."""
+    from difflib import get_close_matches
+    known = list(known)
+    near = get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the options are {', '.join(known) or 'none'}"
+    return UsageError(f"{name!r:.80} is no option", hint)
+
+
+def check_type(spec: Field[Any], value: Any) -> None:
+    """Raises UsageError where value is not of the type of the default; a whole number may stand for a float."""
+    assert spec.default is not MISSING
+    kind = type(spec.default)
+    is_number = kind is float and isinstance(value, int) and not isinstance(value, bool)
+    is_right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if not (is_right or is_number):
+        what = f"{_flag(spec)} is {value!r:.40}, of type {type(value).__name__}"
+        raise UsageError(what, f"give {_KINDS[kind]}, such as {spec.default!r}")
+
+
+def check_range(spec: Field[Any], value: Any) -> None:
+    meta, name = spec.metadata, _flag(spec)
+    if meta["choices"] and value not in meta["choices"]:
+        raise UsageError(f"{name} is {value!r}", f"choose from {', '.join(meta['choices'])}")
+    low, high = meta["low"], meta["high"]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} is {value}, not a number", "give a finite number")
+    if low is not None and value < low:
+        raise UsageError(f"{name} is {value}, the least is {low:g}", f"raise --{name}")
+    if high is not None and value > high:
+        raise UsageError(f"{name} is {value}, the most is {high:g}", f"lower --{name}")
+
+
+def _flag(spec: Field[Any]) -> str:
+    return spec.name.replace("_", "-")
