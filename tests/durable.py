@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_train import dataset
+from counting import dataset
 
 from edgetune import train
 from edgetune.config import TrainConfig

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_serve import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
+from random_adapters import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
 
 from edgetune import batching
 from edgetune.batching import Batcher

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from counting import OPTIONS, dataset
 from services import until
-from test_train import OPTIONS, dataset
 from tiny import write_tiny
 
 from edgetune import train

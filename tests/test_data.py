@@ -13,8 +13,8 @@ import pytest
 import templates
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_tokens import TOOLS, write_sentencepiece
 from tiny import write_tiny
+from vocabularies import TOOLS, write_sentencepiece
 
 from edgetune.data import Dataset, collate, load, load_rows, micro_batches, order, pack, prompt_of
 from edgetune.errors import DataError, UsageError

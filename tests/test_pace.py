@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boards import MIB, Board
+from counting import OPTIONS, dataset
 from rich.console import Console
-from test_train import OPTIONS, dataset
 from tiny import write_tiny
 
 from edgetune import pace, train

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from counting import dataset
 from durable import CONFIG, STEPS, check_metrics, go, metrics, refused, stop, stop_after
-from test_train import dataset
 from tiny import write_tiny
 
 from edgetune import checkpoint, disk, train

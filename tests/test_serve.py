@@ -5,17 +5,17 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import gguf
 import llama_cpp
 import numpy as np
 import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_adapters import SEVEN, Pairs, decided_prompts, random_pairs, tokens_of, write_adapter
 
 from edgetune.context import BATCH, OUTPUTS, PARALLEL
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
@@ -23,9 +23,6 @@ from edgetune.gguf import open_gguf
 from edgetune.sampling import Sampling, TextStream
 from edgetune.sensors import Sensors
 from edgetune.serve import Served
-
-SEVEN = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # "blk.0.attn_q" -> A [R, K], B [N, R]
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +42,6 @@ def _clean(request: pytest.FixtureRequest) -> None:
         served.reset()
 
 
-def tokens_of(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 259, n).tolist()
-
-
-def decided_prompts(served: Served, lengths: list[int], steps: int, start: list[int]) -> list[list[int]]:
-    """Prompts of these lengths, beginning with `start`, whose greedy continuation is no close race at any step.
-
-    llama.cpp sums in another order when more tokens are computed together, which may turn a close race.
-    """
-    prompts: list[list[int]] = []
-    seed = 0
-    while len(prompts) < len(lengths):
-        seed += 1
-        prompt = start + tokens_of(lengths[len(prompts)] - len(start), seed)
-        ids, margin = list(prompt), np.inf
-        for _ in range(steps):
-            logits = served.logits(ids)[-1]
-            second, first = np.sort(logits)[-2:]
-            margin = min(margin, first - second)
-            ids.append(int(logits.argmax()))
-        if margin > 0.03:
-            prompts.append(prompt)
-    served.reset()
-    return prompts
-
-
 def reference_logits(path: Path, tokens: list[int], n_ctx: int = 512) -> np.ndarray:
     """[T, V] by llama_cpp.Llama."""
     model = llama_cpp.Llama(str(path), n_ctx=n_ctx, n_batch=512, n_threads=1, logits_all=True, flash_attn=True,
@@ -85,36 +56,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     z = logits.astype(np.float64)
     z -= z.max(axis=-1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-
-
-def random_pairs(base: Path, ranks: Mapping[str, int], seed: int) -> Pairs:
-    """Random A and B of the given rank for these projections in every block."""
-    rng, pairs = np.random.default_rng(seed), {}
-    for name, tensor in open_gguf(base).tensors.items():
-        stem = name.removesuffix(".weight")
-        rank = ranks.get(stem.rpartition(".")[2])
-        if rank:
-            n, k = tensor.shape
-            pairs[stem] = (rng.standard_normal((rank, k)).astype(np.float32) / np.float32(np.sqrt(k)),
-                           rng.standard_normal((n, rank)).astype(np.float32) * np.float32(0.3))
-    return pairs
-
-
-def write_adapter(path: Path, pairs: Pairs, alpha: float, architecture: str = "llama", **metadata: str) -> Path:
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_string("general.type", "adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", alpha)
-    for key, value in metadata.items():
-        writer.add_string(key.replace("__", "."), value)
-    for stem, (a, b) in pairs.items():
-        writer.add_tensor(f"{stem}.weight.lora_a", a)
-        writer.add_tensor(f"{stem}.weight.lora_b", b)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def merged_logits(base: Path, pairs: Pairs, scales: dict[str, float], tokens: list[int], path: Path) -> np.ndarray:

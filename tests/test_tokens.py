@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import templates
 from tiny import write_tiny
+from vocabularies import TOOLS, write_sentencepiece
 
 from edgetune import llamacpp
 from edgetune.errors import DataError, UnsupportedError
@@ -21,16 +22,6 @@ STRANGE = [
     "\x02a\x00b",
     "<|im_start|>user\nHi<|im_end|>\n<|im_end|><|endoftext|> <|im_",
     "",
-]
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "Weather <now> & later, in °C",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        },
-    }
 ]
 TALK = [
     {"role": "system", "content": "Help & don't <guess>."},
@@ -57,30 +48,6 @@ def smol(smollm2: Path):
     tokenizer = Tokenizer(smollm2)
     yield tokenizer
     tokenizer.close()
-
-
-def write_sentencepiece(path: Path, **metadata: object) -> Path:
-    """A vocabulary in the manner of Llama 2: a space is put before the text, bytes stand for unknown characters."""
-    words = ["▁", "▁h", "hi", "▁hi", "h", "i", "▁ho", "ho", "o", "▁▁"]
-    control, byte, normal = gguf.TokenType.CONTROL, gguf.TokenType.BYTE, gguf.TokenType.NORMAL
-    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + words
-    fields = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": None,
-        "tokenizer.ggml.merges": None,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(len(words))],
-        "tokenizer.ggml.token_type": [int(gguf.TokenType.UNKNOWN)]
-        + [int(control)] * 2
-        + [int(byte)] * 256
-        + [int(normal)] * len(words),
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.padding_token_id": None,
-        "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.chat_template": None,
-    }
-    return write_tiny(path, metadata=fields | metadata)
 
 
 @pytest.fixture(scope="module")

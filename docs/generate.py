@@ -1,0 +1,125 @@
+"""Writes docs/cli.md and docs/options.md from the commands and the dataclasses of options.
+
+`make docs` runs it, `python docs/generate.py --check` says whether the files are current.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetune.cli import cli
+from edgetune.config import TrainConfig
+from edgetune.daemon.options import DaemonConfig
+from edgetune.host.options import CompressConfig
+from edgetune.policy import Policy
+
+FOLDER = Path(__file__).parent
+NOTE = "<!-- Written by docs/generate.py; `make docs` writes it again. -->"
+CLASSES = {
+    "Training": (TrainConfig, "`edgetune train`, `plan`, `jobs create`, `Trainer(...)`, a job's `hyperparameters`"),
+    "What training yields to": (Policy, "`edgetune train`, and a file given by `--policy`"),
+    "The daemon": (DaemonConfig, "`edgetune daemon`, `service install`, `DaemonConfig(...)`"),
+    "Compression": (CompressConfig, "`edgetune compress`"),
+}
+
+
+def cell(text: str) -> str:
+    """Text that a cell of a Markdown table can hold."""
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").strip()
+
+
+def option_rows(kind: type) -> Iterator[str]:
+    for spec in fields(kind):
+        meta = spec.metadata
+        parts = [cell(meta["help"])]
+        if meta["choices"]:
+            parts.append("One of " + ", ".join(f"`{choice}`" for choice in meta["choices"]) + ".")
+        default = "" if spec.default == "" else f"`{spec.default}`"
+        flag = "--" + spec.name.replace("_", "-")
+        yield f"| `{flag}` | {default} | {limits(meta)} | {' '.join(parts)} |"
+
+
+def limits(meta: Any) -> str:
+    low = meta["low"]
+    high = meta["high"]
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"from {low:g}"
+    return f"{low or 0:g} to {high:g}"
+
+
+def options_page() -> str:
+    lines = ["# Options", "", NOTE, ""]
+    for title, (kind, where) in CLASSES.items():
+        lines += [f"## {title}", "", f"`{kind.__module__}.{kind.__name__}`: {where}.", "",
+                  "| option | default | range | meaning |", "|---|---|---|---|", *option_rows(kind), ""]
+    return "\n".join(lines)
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ("edgetune",)) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def command_lines(path: str, command: click.Command) -> Iterator[str]:
+    context = click.Context(command, info_name=path)
+    usage = " ".join(command.collect_usage_pieces(context))
+    text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+    yield from (f"## {path}", "", f"    {path} {usage}", "", text, "")
+    rows = []
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name != "help" and not parameter.hidden:
+            flags = "`, `".join((*parameter.opts, *parameter.secondary_opts))
+            rows.append(f"| `{flags}` | {shown_default(parameter)} | {cell(parameter.help or '')} |")
+    if rows:
+        yield from ("| option | default | meaning |", "|---|---|---|", *rows, "")
+
+
+def shown_default(option: click.Option) -> str:
+    value = option.default
+    absent = value is None or value == "" or value == () or "UNSET" in repr(value).upper()
+    return "" if absent or callable(value) else f"`{value}`"
+
+
+def cli_page() -> str:
+    lines = ["# Commands", "", NOTE, ""]
+    for path, command in commands(cli):
+        lines += command_lines(path, command)
+    return "\n".join(lines)
+
+
+PAGES = {"cli.md": cli_page, "options.md": options_page}
+
+
+def stale() -> list[str]:
+    """The pages that differ from what this program would write."""
+    return [name for name, make in PAGES.items()
+            if not (FOLDER / name).exists() or (FOLDER / name).read_text("utf-8") != make()]
+
+
+def main() -> None:
+    if "--check" in sys.argv:
+        if names := stale():
+            sys.exit(f"{', '.join(names)} in docs/: no longer what the code says; run make docs")
+    else:
+        for name, make in PAGES.items():
+            (FOLDER / name).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Random adapters as GGUF files, written with the gguf package, and prompts whose answers are no close race."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from edgetune.gguf import open_gguf
+from edgetune.serve import Served
+
+SEVEN = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # "blk.0.attn_q" -> A [R, K], B [N, R]
+
+
+def tokens_of(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 259, n).tolist()
+
+
+def decided_prompts(served: Served, lengths: list[int], steps: int, start: list[int]) -> list[list[int]]:
+    """Prompts of these lengths, beginning with `start`, whose greedy continuation is no close race at any step.
+
+    llama.cpp sums in another order when more tokens are computed together, which may turn a close race.
+    """
+    prompts: list[list[int]] = []
+    seed = 0
+    while len(prompts) < len(lengths):
+        seed += 1
+        prompt = start + tokens_of(lengths[len(prompts)] - len(start), seed)
+        ids, margin = list(prompt), np.inf
+        for _ in range(steps):
+            logits = served.logits(ids)[-1]
+            second, first = np.sort(logits)[-2:]
+            margin = min(margin, first - second)
+            ids.append(int(logits.argmax()))
+        if margin > 0.03:
+            prompts.append(prompt)
+    served.reset()
+    return prompts
+
+
+def random_pairs(base: Path, ranks: Mapping[str, int], seed: int) -> Pairs:
+    """Random A and B of the given rank for these projections in every block."""
+    rng, pairs = np.random.default_rng(seed), {}
+    for name, tensor in open_gguf(base).tensors.items():
+        stem = name.removesuffix(".weight")
+        rank = ranks.get(stem.rpartition(".")[2])
+        if rank:
+            n, k = tensor.shape
+            pairs[stem] = (rng.standard_normal((rank, k)).astype(np.float32) / np.float32(np.sqrt(k)),
+                           rng.standard_normal((n, rank)).astype(np.float32) * np.float32(0.3))
+    return pairs
+
+
+def write_adapter(path: Path, pairs: Pairs, alpha: float, architecture: str = "llama", **metadata: str) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for key, value in metadata.items():
+        writer.add_string(key.replace("__", "."), value)
+    for stem, (a, b) in pairs.items():
+        writer.add_tensor(f"{stem}.weight.lora_a", a)
+        writer.add_tensor(f"{stem}.weight.lora_b", b)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,43 @@
+"""Tools for templates, and a vocabulary in the manner of SentencePiece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+from tiny import write_tiny
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Weather <now> & later, in °C",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+def write_sentencepiece(path: Path, **metadata: object) -> Path:
+    """A vocabulary in the manner of Llama 2: a space is put before the text, bytes stand for unknown characters."""
+    words = ["▁", "▁h", "hi", "▁hi", "h", "i", "▁ho", "ho", "o", "▁▁"]
+    control, byte, normal = gguf.TokenType.CONTROL, gguf.TokenType.BYTE, gguf.TokenType.NORMAL
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + words
+    fields = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": None,
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(len(words))],
+        "tokenizer.ggml.token_type": [int(gguf.TokenType.UNKNOWN)]
+        + [int(control)] * 2
+        + [int(byte)] * 256
+        + [int(normal)] * len(words),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": None,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.chat_template": None,
+    }
+    return write_tiny(path, metadata=fields | metadata)
