@@ -9,19 +9,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
+from . import rows as supervised_rows
 from .errors import DataError, UsageError
 from .packing import Batch as Batch
 from .packing import Example as Example
 from .packing import collate as collate
+from .packing import is_supervised
 from .packing import micro_batches as micro_batches
 from .packing import order as order
 from .packing import pack as pack
-from .rows import EXPECTED, Row, example, examples_of, json_type, shape_of
+from .rows import Row, RowParser, example, json_type, shape_of
 from .rows import prompt_of as prompt_of
 from .tokens import Tokenizer
 
@@ -52,8 +52,8 @@ class Dataset:
 
     @property
     def supervised(self) -> int:
-        """Tokens that count towards the loss."""
-        return sum(int(np.count_nonzero(example.weights > 0)) for example in self.examples)
+        """The number of supervised tokens."""
+        return sum(example.supervised for example in self.examples)
 
 
 def load(
@@ -63,11 +63,13 @@ def load(
     max_length: int,
     system: str | None = None,
     overflow: str = "truncate",
+    parser: RowParser = supervised_rows,
 ) -> Dataset:
     """A data file, tokenized: NAME.txt is plain text, cut into documents of max_length tokens; all else is JSON Lines.
 
     `system` is the system message of rows that have none. `overflow` says what becomes of a longer row: "truncate"
-    keeps its start, "skip" leaves it out. Raises DataError, which names the line, for what cannot be used as it stands.
+    keeps its start, "skip" leaves it out. `parser` reads the rows, an objective's `rows`. Raises DataError, which names
+    the line, for what cannot be used.
     """
     path = Path(path)
     try:
@@ -83,7 +85,7 @@ def load(
         raise DataError(f"line {line} of {path.name} is not UTF-8", "save the file as UTF-8") from None
     is_text = path.suffix.lower() == ".txt"
     rows: Iterable[tuple[str, Row]] = [(path.name, text)] if is_text else _parse(text, path.name)
-    options = (max_length, system, overflow)
+    options = (max_length, system, overflow, parser)
     return _build(rows, path.name, hashlib.sha256(content).hexdigest(), tokenizer, *options)
 
 
@@ -94,6 +96,7 @@ def load_rows(
     max_length: int,
     system: str | None = None,
     overflow: str = "truncate",
+    parser: RowParser = supervised_rows,
 ) -> Dataset:
     """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
     try:
@@ -101,7 +104,7 @@ def load_rows(
     except (TypeError, ValueError) as error:
         raise DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts") from None
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
-    options = (max_length, system, overflow)
+    options = (max_length, system, overflow, parser)
     return _build(named, "the data", hashlib.sha256(written.encode()).hexdigest(), tokenizer, *options)
 
 
@@ -130,6 +133,7 @@ def _build(
     max_length: int,
     system: str | None,
     overflow: str,
+    parser: RowParser,
 ) -> Dataset:
     if max_length < 2:
         raise UsageError(f"max-length is {max_length}", "choose 2 tokens or more")
@@ -138,34 +142,42 @@ def _build(
     examples: list[Example] = []
     kept: list[Row] = []
     kind = first = ""
-    truncated = skipped = 0
+    truncated = skipped = groups = 0
     for where, row in rows:
         try:
-            shape = shape_of(row)
+            shape = parser.shape_of(row)
             if kind not in ("", "text", shape) and shape != "text":
                 raise DataError(f"a row of {shape} among rows of {kind} ({first})", "keep one shape in a file")
-            made = list(examples_of(row, shape, tokenizer, system, max_length))
+            made = list(parser.examples_of(row, shape, tokenizer, system, max_length))
         except DataError as error:
             raise DataError(f"{where}: {error.what}", error.hint) from None
         if kind in ("", "text") and kind != shape:
             kind, first = shape, where
-        fitting = [fit for fit in (_fit(one, max_length, overflow) for one in made) if fit is not None]
+        fitting = _fitting(made, max_length, overflow)
         skipped += max(len(made), 1) - len(fitting)  # a row whose answers all have weight 0 makes none
-        truncated += sum(one.tokens.size > max_length for one in made) - (len(made) - len(fitting))
-        examples += fitting
+        truncated += sum(whole.tokens.size > max_length for whole, _ in fitting)
+        examples += [replace(fit, group=groups + fit.group) if fit.group else fit for _, fit in fitting]
+        groups += max((whole.group for whole in made), default=0)
         kept += [row] if fitting else []
     if not kind:
-        raise DataError(f"{name} holds no rows", f"expected are rows of {EXPECTED}")
+        raise DataError(f"{name} holds no rows", f"expected are rows of {parser.EXPECTED}")
     if not examples:
         what = f"{name} leaves nothing to learn: no row has a supervised token within {max_length} tokens"
         raise DataError(what, "raise max-length" + (", or truncate long rows" if overflow == "skip" else ""))
     return Dataset(examples, kept, kind, truncated, skipped, f"sha256:{digest}")
 
 
+def _fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:
+    """(a row's example, what can be learned of it); where one of a group leaves nothing, none of that group."""
+    fits = [(whole, _fit(whole, max_length, overflow)) for whole in made]
+    lost = {whole.group for whole, fit in fits if fit is None and whole.group}
+    return [(whole, fit) for whole, fit in fits if fit is not None and whole.group not in lost]
+
+
 def _fit(whole: Example, max_length: int, overflow: str) -> Example | None:
     """The example itself, its start, or None if nothing to learn is left of it."""
     if whole.tokens.size <= max_length:
         return whole
-    if overflow == "skip" or not whole.weights[:max_length].any():
+    if overflow == "skip" or not is_supervised(whole.weights[:max_length]).any():
         return None
-    return example(whole.tokens[:max_length], whole.weights[:max_length])
+    return replace(example(whole.tokens[:max_length], whole.weights[:max_length]), group=whole.group)

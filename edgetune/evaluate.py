@@ -15,6 +15,7 @@ import numpy as np
 
 from .data import Dataset, prompt_of
 from .errors import DataError
+from .packing import is_supervised
 from .serve import Served
 
 _NOT_JSON = object()
@@ -74,7 +75,7 @@ def evaluate(served: Served, dataset: Dataset, *, answers: bool = True, system: 
 
 
 def served_loss(served: Served, dataset: Dataset) -> tuple[float, int]:
-    """(loss, tokens) by llama.cpp: -sum(w logp) / sum(w) over the tokens whose weight w is not 0, and their number.
+    """(loss, tokens) by llama.cpp: -sum(w logp) / sum |w| over the supervised tokens, and their number.
 
     The same rows give the same bits. Raises EdgetuneError for a row longer than the context.
     """
@@ -82,10 +83,10 @@ def served_loss(served: Served, dataset: Dataset) -> tuple[float, int]:
     total = weight = 0.0
     tokens = 0
     for example in dataset.examples:
-        wanted = example.weights != 0
+        wanted = is_supervised(example.weights)
         logp = served.logprobs(example.tokens.tolist(), wanted)
         total -= float(np.dot(example.weights.astype(np.float64), logp))
-        weight += float(example.weights.sum(dtype=np.float64))
+        weight += float(np.abs(example.weights).sum(dtype=np.float64))
         tokens += int(wanted.sum())
     if weight == 0.0:
         raise DataError("the data has no token to be judged by", "give it rows with an answer")

@@ -7,14 +7,13 @@ T is the number of tokens in this micro-batch, documents one after another; the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import native
 from .arena import Arena, Buffer
-from .errors import DataError
 from .gguf import Gguf, Tensor
 from .projection import Kept, Projections, Run, lora_size
 from .shape import Shape, read_shape
@@ -122,39 +121,40 @@ class Decoder:
     # ---- whole passes -----------------------------------------------------------------------------------------
 
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """log p of each supervised target, float32 [S], S = positions with a weight; valid until the next pass."""
-        self._forward(batch, keep=False)
-        rows, x, h, rstd = self._gather(batch)
-        logp = self.arena.view("logp", rows.size)
-        if rows.size:
-            self._norm(h, rstd, x, "output_norm")
-            self.stream.enter(self.shape.n_layer)
-            for part in self._head_parts(rows):
-                (logits, _, state), most = self._head_work(rows[part].size), None if best is None else best[part]
-                for entries in self.stream.slices(self.model.head):
-                    native.head_forward(self.ctx, logp[part], most, logits, state, h[part], self.model.head.data,
-                                        self.model.head.format, batch.targets[rows[part]], entries)
+        """log p of each supervised target, float32 [S]; valid until the next pass. best: int32 [S], the likeliest."""
+        self.forward(batch, keep=False)
+        logp = self.head_forward(batch, best)
         self.stream.leave()
         return logp
 
-    def loss(self, batches: Iterable[Batch]) -> tuple[float, int]:
-        """(mean -log p over the supervised tokens of all batches, by weight, natural log; their number)."""
-        total, weight, count = 0.0, 0.0, 0
-        for batch in batches:
-            weights = batch.weights[batch.weights != 0].astype(np.float64)
-            total -= float(np.dot(self.score(batch).astype(np.float64), weights))
-            weight, count = weight + float(weights.sum()), count + weights.size
-        if not count:
-            raise DataError("the rows have no supervised token", "check their completions")
-        return total / weight, count
-
     def train(self, batch: Batch, a: np.ndarray) -> np.ndarray:
-        """Forward and backward: adds to the adapter's gradients. a: float32 [S], -dL/dlogp of each supervised target.
+        """Forward and backward: adds to the adapter's gradients. Returns log p [S] as `score`; `a` as in `backward`."""
+        self.forward(batch, keep=True)
+        return self.backward(batch, a)
 
-        Returns log p [S] as `score`. Source: techniques of signed token weights, dL/dz_t = a_t (softmax(z_t) - onehot).
+    def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+        """After `forward`: log p [S] as `score` returns it."""
+        rows, x, h, rstd = self._gather(batch)
+        logp = self.arena.view("logp", rows.size)
+        if not rows.size:
+            return logp
+        self._norm(h, rstd, x, "output_norm")
+        self.stream.enter(self.shape.n_layer)
+        for part in self._head_parts(rows):
+            logits, _, state = self._head_work(rows[part].size)
+            most = None if best is None else best[part]
+            for entries in self.stream.slices(self.model.head):
+                native.head_forward(self.ctx, logp[part], most, logits, state, h[part], self.model.head.data,
+                                    self.model.head.format, batch.targets[rows[part]], entries)
+        return logp
+
+    def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:
+        """After `forward` with keep: adds to the adapter's gradients, returns log p [S] as `score` does.
+
+        a: float32 [S], -dL/dlogp of each supervised target. Source: signed token weights, dL/dz_t = a_t (softmax(z_t) -
+        onehot).
         """
         t, s = batch.tokens.size, self.shape
-        self._forward(batch, keep=True)
         rows, x, h, rstd = self._gather(batch)
         logp = self.arena.view("logp", rows.size)
         dx = self.arena.view("dx", t, s.d_model)
@@ -184,13 +184,13 @@ class Decoder:
     def logits(self, batch: Batch) -> np.ndarray:
         """All logits, float32 [T, V]: for tests and tools; T * V floats are allocated."""
         t, s = batch.tokens.size, self.shape
-        self._forward(batch, keep=False)
+        self.forward(batch, keep=False)
         h, out = np.empty((t, s.d_model), np.float32), np.empty((t, s.n_vocab), np.float32)
         self._norm(h, np.empty(t, np.float32), self.arena.view("x", t, s.d_model), "output_norm")
         native.matmul_forward(self.ctx, out, h, self.model.head.data, self.model.head.format)
         return out
 
-    def _forward(self, batch: Batch, keep: bool) -> None:
+    def forward(self, batch: Batch, keep: bool) -> None:
         """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         embedding = self.model.weights["token_embd.weight"]
@@ -371,7 +371,7 @@ class Decoder:
 
     def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Supervised positions [S], their residual stream [S, D], and room for its norm [S, D], [S]."""
-        rows, x = np.flatnonzero(batch.weights), self.arena.view("x", batch.tokens.size, self.shape.d_model)
+        rows, x = batch.supervised, self.arena.view("x", batch.tokens.size, self.shape.d_model)
         shape = (rows.size, self.shape.d_model)
         picked = self.arena.view("head_x", *shape)
         np.take(x, rows, axis=0, out=picked, mode="clip")

@@ -108,7 +108,8 @@ class Pace:
         ctx, run = self.trainer.decoder.ctx, self.trainer.plan.run
         ctx.working = {"go": ctx.threads, "slower": max(ctx.threads // 2, 1), "pause": 1}[state.action]
         small = state.rule == "memory" and state.action != "go"
-        self.trainer.max_tokens = max(run.max_length, run.max_tokens // 2) if small else run.max_tokens
+        least = self.trainer.plan.longest_group
+        self.trainer.max_tokens = max(least, run.max_tokens // 2) if small else run.max_tokens
         self._tell(state.action, state.rule, state.cause)
 
     def _tell(self, action: str, rule: str, cause: str) -> None:

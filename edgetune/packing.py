@@ -5,21 +5,39 @@ T is the number of tokens of a batch, all documents together. Everything here is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
 
+Lengths = Sequence[int | tuple[int, ...]]  # tokens of examples, those of a group together in a tuple
+
+
+def is_supervised(weights: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which positions are supervised: those whose weight is not 0, whatever its sign. Nothing else decides this."""
+    return np.not_equal(weights, 0)
+
 
 @dataclass(frozen=True)
 class Example:
-    """One document of n tokens. `weights[i]` is the weight of predicting `tokens[i]`; `weights[0]` is 0."""
+    """One document of n tokens. `weights[i]` is the weight of predicting `tokens[i]`; `weights[0]` is 0.
+
+    Examples of one `group` (not 0) that follow one another belong together, such as a better and a worse answer: they
+    are computed in one micro-batch.
+    """
 
     tokens: NDArray[np.int32]  # [n]
-    weights: NDArray[np.float32]  # [n]
+    weights: NDArray[np.float32]  # [n], may be negative
+    group: int = 0
+
+    @property
+    def supervised(self) -> int:
+        """The number of supervised tokens; the first is predicted from nothing and is none."""
+        return int(is_supervised(self.weights[1:]).sum())
 
 
 @dataclass(frozen=True)
@@ -35,11 +53,25 @@ class Batch:
     weights: NDArray[np.float32]  # [T]
     positions: NDArray[np.int32]  # [T]
     starts: NDArray[np.int32]  # [T]
+    examples: tuple[Example, ...]  # the documents
 
-    @property
-    def supervised(self) -> int:
-        """Positions that count towards the loss."""
-        return int(np.count_nonzero(self.weights > 0))
+    @cached_property
+    def supervised(self) -> NDArray[np.int64]:
+        """The supervised positions [S], ascending: log-probabilities and an objective's weights are of these."""
+        return np.flatnonzero(is_supervised(self.weights))
+
+    @cached_property
+    def supervised_weights(self) -> NDArray[np.float32]:
+        """The examples' weights at the supervised positions [S]."""
+        return self.weights[self.supervised]
+
+    def parts(self) -> Iterator[tuple[Example, slice]]:
+        """Each example with its part of [S]."""
+        begin = 0
+        for example in self.examples:
+            end = begin + example.supervised
+            yield example, slice(begin, end)
+            begin = end
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -47,52 +79,79 @@ def collate(examples: Sequence[Example]) -> Batch:
     lengths = np.array([example.tokens.size for example in examples], np.int64)
     ends = lengths.cumsum()
     tokens = np.concatenate([example.tokens for example in examples])
-    targets, weights = np.roll(tokens, -1), np.roll(np.concatenate([e.weights for e in examples]), -1)
+    targets = np.roll(tokens, -1)
+    weights = np.roll(np.concatenate([example.weights for example in examples]), -1)
     targets[ends - 1] = 0
     weights[ends - 1] = 0
     starts = np.repeat(ends - lengths, lengths).astype(np.int32)
-    return Batch(tokens, targets, weights, np.arange(tokens.size, dtype=np.int32) - starts, starts)
+    positions = np.arange(tokens.size, dtype=np.int32) - starts
+    return Batch(tokens, targets, weights, positions, starts, tuple(examples))
+
+
+def grouped_indices(examples: Sequence[Example]) -> list[list[int]]:
+    """The indices of the examples in their order, those of a group together, each other one alone."""
+    groups: list[list[int]] = []
+    for i, example in enumerate(examples):
+        if i and example.group and example.group == examples[i - 1].group:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def lengths_of(examples: Sequence[Example]) -> list[int | tuple[int, ...]]:
+    """The tokens of each example, those of a group together, as a plan takes them."""
+    lengths: list[int | tuple[int, ...]] = []
+    for indices in grouped_indices(examples):
+        sizes = tuple(examples[i].tokens.size for i in indices)
+        lengths.append(sizes[0] if len(sizes) == 1 else sizes)
+    return lengths
 
 
 def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[Batch]:
-    """Consecutive examples, as many as fit into `max_tokens` tokens at a time.
+    """Consecutive examples, as many as fit into `max_tokens` tokens at a time; a group is never parted.
 
-    Raises UsageError for an example that does not fit alone.
+    Raises UsageError for an example or a group that does not fit alone.
     """
     batches: list[Batch] = []
-    first = total = 0
-    for i, example in enumerate(examples):
-        n = example.tokens.size
+    members: list[Example] = []
+    total = 0
+    for indices in grouped_indices(examples):
+        group = [examples[i] for i in indices]
+        n = sum(example.tokens.size for example in group)
         if n > max_tokens:
-            raise UsageError(
-                f"a row has {n} tokens and a micro-batch takes {max_tokens}", "raise it, or lower max-length"
-            )
+            what = "a row has" if len(group) == 1 else f"{len(group)} rows that belong together have"
+            raise UsageError(f"{what} {n} tokens and a micro-batch takes {max_tokens}", "raise it, or lower max-length")
         if total + n > max_tokens:
-            batches.append(collate(examples[first:i]))
-            first, total = i, 0
+            batches.append(collate(members))
+            members = []
+            total = 0
+        members += group
         total += n
-    return [*batches, collate(examples[first:])] if total else batches
+    return [*batches, collate(members)] if members else batches
 
 
 def pack(examples: Sequence[Example], max_length: int) -> list[list[int]]:
-    """Groups of indices, at most `max_length` tokens each: the longest row, then those that fill the rest best.
+    """Packs of indices, at most `max_length` tokens each: the longest row, then those that fill the rest best.
 
-    Wastes under 5 % where rows are short against max_length: on rows of a third of it, where first-fit decreasing
-    wastes 6 %, half as much. Raises UsageError for a row that is longer.
+    Rows of a group are packed as one. Wastes under 5 % where rows are short against max_length: on rows of a third of
+    it, where first-fit decreasing wastes 6 %, half as much. Raises UsageError for a row or a group that is longer.
     """
-    left: dict[int, list[int]] = {}  # length -> indices of rows that have no group yet, the first last
-    for i in reversed(range(len(examples))):
-        left.setdefault(examples[i].tokens.size, []).append(i)
+    items = grouped_indices(examples)
+    sizes = [sum(examples[i].tokens.size for i in item) for item in items]
+    left: dict[int, list[int]] = {}  # size -> items that have no pack yet, the first last
+    for number in reversed(range(len(items))):
+        left.setdefault(sizes[number], []).append(number)
     if left and max(left) > max_length:
-        i = left[max(left)][-1]
+        i = items[left[max(left)][-1]][0]
         raise UsageError(f"row {i} has {max(left)} tokens and a pack takes {max_length}", "raise max-length")
-    groups: list[list[int]] = []
+    packs: list[list[int]] = []
     while left:
         longest = max(left)
-        group = [_take(left, longest)]
-        group += [_take(left, length) for length in _best_fill(left, max_length - longest)]
-        groups.append(group)
-    return groups
+        members = [_take(left, longest)]
+        members += [_take(left, size) for size in _best_fill(left, max_length - longest)]
+        packs.append([i for number in members for i in items[number]])
+    return packs
 
 
 def _take(left: dict[int, list[int]], length: int) -> int:

@@ -11,7 +11,7 @@ bits comes last, for it changes the adapter: such a plan counts as slower than i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .errors import UsageError
 from .lora import check_rank
 from .model import buffers
+from .packing import Lengths
 from .projection import Run, lora_shapes, target_names
 from .shape import Shape
 from .speed import work
@@ -68,6 +69,7 @@ class Plan:
     sizes: Sizes
     choice: Choice
     room: Room
+    longest_group: int  # tokens: fewer may not be computed at a time
     traded: tuple[str, ...] = ()  # a sentence each
 
     @property
@@ -97,9 +99,10 @@ class Plan:
                 "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.choice)}
 
 
-def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room: Room, lengths: Sequence[int] = (),
+def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room: Room, lengths: Lengths = (),
          like: Choice | None = None) -> Plan:
-    """The quickest plan that fits into `room`. lengths: tokens of each row, empty when the data is not known yet.
+    """The quickest plan that fits into `room`. lengths: tokens of each row, those of a group in a tuple; empty when the
+    data is not known yet.
 
     like: an earlier plan's choice; all of it that decides how sums are rounded is taken over. Raises UsageError where
     nothing fits, and for options that the model cannot fulfil (blocks, rank).
@@ -119,15 +122,27 @@ class _Planner:
     threads: int
     sizes: Sizes
     room: Room
-    lengths: Sequence[int]
+    lengths: Lengths
     like: Choice | None
 
     @property
     def longest(self) -> int:
-        return min(max(self.lengths, default=self.config.max_length), self.config.max_length)
+        """Tokens of the longest row."""
+        return max((max(unit) for unit in self.units), default=self.config.max_length)
+
+    @property
+    def units(self) -> list[list[int]]:
+        """Tokens of the rows of each group, a row without one by itself: what no micro-batch parts."""
+        units = [list(unit) if isinstance(unit, tuple) else [unit] for unit in self.lengths]
+        return [[min(n, self.config.max_length) for n in unit] for unit in units]
+
+    @property
+    def longest_group(self) -> int:
+        """Tokens of the longest group, a row without one being a group by itself."""
+        return max(map(sum, self.units), default=self.longest)
 
     def plan(self, choice: Choice) -> Plan:
-        return Plan(self.run(choice), self.table(choice), self.sizes, choice, self.room)
+        return Plan(self.run(choice), self.table(choice), self.sizes, choice, self.room, self.longest_group)
 
     def run(self, choice: Choice) -> Run:
         c = self.config
@@ -186,14 +201,15 @@ class _Planner:
         return {"resident": range(1), "streamed": range(n, n + 1)}.get(self.config.weights, range(n + 1))
 
     def token_counts(self) -> list[int]:
-        """Tokens that a micro-batch may hold at most: whole rows of the longest kind, up to a whole batch."""
+        """Tokens that a micro-batch may hold at most: whole groups of the longest kind, up to a whole batch."""
         c = self.config
         if self.like:
             return [self.like.max_tokens]
-        rows = sorted((min(n, c.max_length) for n in self.lengths), reverse=True)[:c.batch_size]
-        whole = c.batch_size * c.max_length if c.packing or not rows else sum(rows)
-        most = max(self.longest, min(c.micro_batch, whole))
-        return sorted({n * self.longest for n in STEPS if n * self.longest < most} | {most})
+        sums = sorted(map(sum, self.units), reverse=True)[:c.batch_size]
+        whole = c.batch_size * c.max_length if c.packing or not sums else sum(sums)
+        longest = self.longest_group
+        most = max(longest, min(c.micro_batch, whole))
+        return sorted({n * longest for n in STEPS if n * longest < most} | {most})
 
     def least(self) -> int:
         """The smallest budget that would do."""

@@ -21,12 +21,12 @@ Text that spells a special token becomes that token (see `tokens`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .errors import DataError
-from .packing import Example
+from .packing import Example, is_supervised
 from .tokens import Tokenizer
 
 Row = Mapping[str, Any] | str  # a str is plain text of any length
@@ -34,6 +34,20 @@ SHAPES = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text":
 ROLES = ("system", "user", "assistant", "tool")
 EXPECTED = "messages, prompt with completion, or text"
 _UNWRITTEN = "\x02"  # stands for an answer, to see where a template puts it; templates neither write nor trim it
+
+
+class RowParser(Protocol):
+    """A module that reads the rows of an objective, as this one does: which shapes there are, and their examples.
+
+    Examples of one row that belong together have one `group`, 1, 2, ... in that row.
+    """
+
+    EXPECTED: str
+
+    def shape_of(self, row: Row, /) -> str: ...
+
+    def examples_of(self, row: Row, shape: str, tokenizer: Tokenizer, system: str | None, max_length: int,
+                    /) -> Iterable[Example]: ...
 
 
 def shape_of(row: Row) -> str:
@@ -103,7 +117,7 @@ def example(tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.nd
     """Ends with the last supervised token: what comes after it teaches nothing."""
     w = np.array(weights, np.float32)
     w[0] = 0
-    end = int(np.flatnonzero(w).max(initial=0)) + 1
+    end = int(np.flatnonzero(is_supervised(w)).max(initial=0)) + 1
     return Example(np.array(tokens[:end], np.int32), w[:end])
 
 

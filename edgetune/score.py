@@ -10,19 +10,22 @@ from .data import Dataset
 from .errors import MismatchError
 from .lora import Lora, Pair
 from .model import Decoder, Model, buffers
+from .objectives.sft import Sft
 from .packing import micro_batches
+from .passes import measure
 from .projection import Run
 from .trainer import thread_count
 
 
 def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, threads: int = 0,
                 micro_batch: int = 1024) -> tuple[float, int]:
-    """(mean -log p of the supervised tokens in natural log, their number)."""
+    """(mean -log p of the supervised tokens by weight, in natural log, their number)."""
     model = Model(bundle.gguf)
     decoder = open_decoder(model, pairs or {}, threads=threads, max_tokens=max(
         micro_batch, *(e.tokens.size for e in dataset.examples)),
         max_length=max(e.tokens.size for e in dataset.examples))
-    return decoder.loss(micro_batches(dataset.examples, decoder.run.max_tokens))
+    measured = measure(decoder, Sft(), micro_batches(dataset.examples, decoder.run.max_tokens))
+    return measured.loss, measured.supervised
 
 
 def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,10 @@ from .data import Dataset
 from .errors import DiskError, FormatError, Interrupted, NumericsError, UsageError
 from .governor import Governor
 from .identity import changes, identity
+from .objectives.base import Objective
+from .objectives.sft import Sft
 from .pace import GiveWay, Pace, be_nice
+from .packing import lengths_of
 from .plan import Choice, Plan
 from .trainer import StepResult, Trainer
 
@@ -47,12 +50,13 @@ class _State:
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
         resume: bool = False, allow_changed: Collection[str] = (), on_event: Callable[[Event], None] | None = None,
         should_stop: Callable[[], bool] | None = None, governor: Governor | None = None,
-        busy: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        busy: Callable[[], bool] = lambda: False, objective: Objective | None = None) -> dict[str, Any]:
     """Train, and leave the adapter in `out`; returns run.json's content.
 
     on_event gets {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and done are
     lines of metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state
     was saved, resume=True goes on. governor: what the run gives way to, and while `busy` it takes a tenth of the time.
+    objective: what is learned from the rows, which were read by its parser; None: to imitate their answers.
     Raises UsageError where `out` exists, and for options that do nothing without held_out; MismatchError for a resume
     on what is not the same (see identity.identity) and not named in allow_changed; NumericsError when the loss left the
     finite numbers (the last good adapter is kept); DiskError when the disk refuses (the last checkpoint is kept).
@@ -64,7 +68,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     if governor:
         be_nice(governor.policy.nice)
     return _Run(bundle, data, Path(out), config, held_out, on_event or (lambda _: None),
-                should_stop or (lambda: False), governor, busy).go(resume, allow_changed)
+                should_stop or (lambda: False), governor, busy, objective).go(resume, allow_changed)
 
 
 def wear(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
@@ -78,7 +82,8 @@ def wear(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
 class _Run:
     def __init__(self, bundle: Bundle, data: Dataset, out: Path, config: TrainConfig, held_out: Dataset | None,
                  on_event: Callable[[Event], None], should_stop: Callable[[], bool], governor: Governor | None,
-                 busy: Callable[[], bool]) -> None:
+                 busy: Callable[[], bool], objective: Objective | None) -> None:
+        self.objective = objective
         self.out, self.data, self.held_out, self.bundle, self.config = out, data, held_out, bundle, config
         self.on_event, self.should_stop, self.governor, self.busy = on_event, should_stop, governor, busy
         self.state, self.metrics = _State(), metrics.Metrics(out)
@@ -102,8 +107,8 @@ class _Run:
                 raise DiskError(error.what, "make room, then go on with --resume") from None
 
     def _build(self, like: Choice | None = None) -> None:
-        rows = self.data.examples + (self.held_out.examples if self.held_out else [])
-        self.trainer = Trainer(self.bundle, self.config, lengths=[e.tokens.size for e in rows], like=like)
+        lengths = lengths_of(self.data.examples) + (lengths_of(self.held_out.examples) if self.held_out else [])
+        self.trainer = Trainer(self.bundle, self.config, lengths=lengths, like=like, objective=self.objective)
         self.trainer.add_examples(self.data.examples)
         self.identity = identity(self.trainer, self.data, self.held_out)
         self.began = self.saved_at = time.monotonic()
@@ -167,7 +172,8 @@ class _Run:
         """Held-out loss; remembers the best adapter so far."""
         assert self.held_out is not None
         t, s = self.trainer, self.state
-        loss, tokens = t.loss(self.held_out.examples, self.should_stop)
+        measured = t.measure(self.held_out.examples, self.should_stop)
+        loss = measured.loss
         if t.steps_done == 0:
             s.eval_before = loss
         elif math.isfinite(loss) and (s.best is None or loss < s.best):
@@ -176,12 +182,13 @@ class _Run:
         else:
             s.misses += 1
         s.measured, s.eval_now = t.steps_done, loss
-        self._write({"event": "eval", "step": t.steps_done, "loss": loss, "tokens": tokens, "best": s.best})
+        self._write({"event": "eval", "step": t.steps_done, "loss": loss, "tokens": measured.supervised, "best": s.best,
+                     **_named(measured.metrics)})
 
     def _report(self, r: StepResult) -> None:
         self._write({"event": "step", "step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
                      "tokens": r.tokens, "supervised": r.supervised, "tokens_per_s": r.tokens / r.seconds,
-                     "seconds": r.seconds, "rss_mib": device.rss() / 2**20})
+                     "seconds": r.seconds, "rss_mib": device.rss() / 2**20, **_named(r.metrics)})
 
     def _write(self, event: Event) -> None:
         self.metrics.write(event)
@@ -224,7 +231,8 @@ class _Run:
         found, damaged = checkpoint.newest(self.out)
         same = found.meta["asked"] == self._asked()  # then also what was planned, whatever memory there is now
         self._build(Choice(**found.meta["plan"]) if same else None)
-        changed = changes(self.out, found.meta["identity"], self.identity, allow_changed)
+        was = {"objective": Sft.name, **found.meta["identity"]}  # older runs had no other
+        changed = changes(self.out, was, self.identity, allow_changed)
         self._take_up(found, changed)
         self.metrics.rewind(int(found.meta["metrics"]))
         self._write({"event": "resume", "step": self.trainer.steps_done, "damaged": damaged, "changed": changed})
@@ -299,6 +307,11 @@ class _Run:
             with suppress(OSError):
                 self.metrics.path.unlink(missing_ok=True)
                 self.out.rmdir()
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """An objective's metrics as a part of an event; an objective without has none."""
+    return {"metrics": dict(metrics)} if metrics else {}
 
 
 def _is_state(buffer: str) -> bool:

@@ -9,13 +9,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import __version__, adapter, device, native, objectives, optim, plan
+from . import __version__, adapter, device, native, optim, plan
 from .arena import Arena
 from .bundle import Bundle, open_bundle
 from .config import DEFAULT_MEMORY, TrainConfig, TrainOptions
@@ -23,8 +23,11 @@ from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
 from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
+from .objectives.base import Objective
+from .objectives.sft import Sft
 from .options import make_options
-from .packing import Batch, Example, micro_batches, order, pack
+from .packing import Batch, Example, Lengths, grouped_indices, micro_batches, order, pack
+from .passes import Measurement, Totals, learn, measure
 from .projection import lora_shapes
 from .stream import sizes
 from .tokens import Tokenizer
@@ -35,15 +38,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. loss: mean over supervised tokens, natural log, before the update."""
+    """One optimizer step. loss and metrics: the objective's, means over the step, natural log, before the update."""
 
     step: int  # counts from 1
     loss: float
     lr: float
     grad_norm: float
     tokens: int
-    supervised: int
+    supervised: int  # tokens whose weight is not 0
     seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -51,14 +55,15 @@ class Trainer:
 
     Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens
     of the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
-    micro-batches are made again, to the same bytes. Raises EdgetuneError kinds for what a user did, UsageError also
-    where memory does not do.
+    micro-batches are made again, to the same bytes. `objective` says what is learned from the rows (default: to imitate
+    their answers). Raises EdgetuneError kinds for what a user did, UsageError also where memory does not do.
     """
 
-    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Sequence[int] = (),
+    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Lengths = (),
                  like: plan.Choice | None = None, tokenizer: Tokenizer | None = None,
-                 **options: Unpack[TrainOptions]) -> None:
+                 objective: Objective | None = None, **options: Unpack[TrainOptions]) -> None:
         self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
+        self.objective = (objective or Sft()).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.model = Model(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
@@ -69,9 +74,9 @@ class Trainer:
         for name, shape in lora_shapes(self.model.shape, self.plan.run).items():
             self.decoder.linear.set_pairs(init_pairs({name: shape}, config.rank, scale, config.seed))
         self.examples: list[Example] = []
-        self._units: list[list[int]] = []  # rows, or with packing packs of rows
+        self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
         self.steps_done = 0
-        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to the longest row
+        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to plan.longest_group
         self.computing = False  # whether the arena holds activations
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
 
@@ -94,7 +99,8 @@ class Trainer:
         self.arena.release()  # the vocabulary takes memory too
         try:
             return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
-                             system=self.config.system or None, overflow=self.config.overflow)
+                             system=self.config.system or None, overflow=self.config.overflow,
+                             parser=self.objective.rows)
         finally:
             if self.config.memory and self._own_tokenizer:  # with a budget it makes room for the next step
                 self.tokenizer.close()
@@ -111,9 +117,12 @@ class Trainer:
             if int(example.tokens.min()) < 0 or int(example.tokens.max()) >= self.model.shape.n_vocab:
                 raise DataError(f"example {i} holds a token id outside 0..{self.model.shape.n_vocab - 1}",
                                 "tokenise it with this model's tokenizer")
-        self.examples.extend(examples)
-        self._units = (pack(self.examples, self.config.max_length) if self.config.packing
-                       else [[i] for i in range(len(self.examples))])
+        last = max((example.group for example in self.examples), default=0)  # groups of an earlier call are others
+        self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
+        if self.config.packing:
+            self._units = pack(self.examples, self.config.max_length)
+        else:
+            self._units = grouped_indices(self.examples)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -144,22 +153,22 @@ class Trainer:
             raise DataError("there is nothing to train on", "add rows first")
         began, step = time.monotonic(), self.steps_done + 1
         examples = self.batch(step)
-        total = sum(float(e.weights.sum(dtype=np.float64)) for e in examples)
-        if total <= 0:
+        n = self.objective.count(examples)
+        if not n:
             raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
         grad = self.arena.flat("dlora")
         grad.fill(0.0)
-        loss, tokens = 0.0, 0
+        totals = Totals()
         with self._stoppable(should_stop):
             for number, micro in enumerate(self._micro_batches(examples)):
-                weights = micro.weights[micro.weights != 0]
                 self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
-                loss += objectives.sft_loss(self.decoder.train(micro, objectives.sft(weights, total)), weights)
-                tokens += micro.tokens.size
+                totals.add(micro, learn(self.decoder, self.objective, micro, n))
+        loss = totals.loss / n
         lr = optim.learning_rate(self.config, step, self.total_steps)
-        norm = self._update(grad, loss / total, lr, step)
+        norm = self._update(grad, loss, lr, step)
         self.steps_done = step
-        return StepResult(step, loss / total, lr, norm, tokens, int(total), time.monotonic() - began)
+        return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
+                          totals.metrics)
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
         norm = optim.clip(self.decoder.ctx, grad, self.config.max_grad_norm)
@@ -186,13 +195,19 @@ class Trainer:
         return results
 
     def evaluate(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> float:
-        """Mean -log p (natural) of the answers of held-out rows, with the adapter as it stands."""
+        """The objective's loss on held-out rows with the current adapter; by default mean -log p of their answers."""
         return self.loss(self._tokenize(rows).examples)[0]
 
     def loss(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> tuple[float, int]:
-        """(mean -log p of the supervised tokens, their number), by this engine; no gradient."""
+        """(the objective's loss, the number of supervised tokens), by this engine; no gradient."""
+        measured = self.measure(examples, should_stop)
+        return measured.loss, measured.supervised
+
+    def measure(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> Measurement:
+        """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
+        """
         with self._stoppable(should_stop):
-            return self.decoder.loss(self._micro_batches(examples))
+            return measure(self.decoder, self.objective, self._micro_batches(examples))
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         """Before each one, as before each block, a run may stop; here it may also pause: the arena holds nothing."""
@@ -243,7 +258,8 @@ class Trainer:
         return {"edgetune": __version__,
                 "base": {"name": adapter.base_name(gguf), "path": str(self.bundle.path.resolve()),
                          "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
-                "options": self.config.to_json(), "seed": self.config.seed, "steps": self.steps_done,
+                "options": self.config.to_json(), "objective": self.objective.to_json(),
+                "seed": self.config.seed, "steps": self.steps_done,
                 "total_steps": self.total_steps, "isa": self.decoder.ctx.isa,
                 "products": self.decoder.ctx.products, "threads": self.plan.run.threads,
                 "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "traded": list(self.plan.traded),
@@ -251,7 +267,7 @@ class Trainer:
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
-def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (), like: plan.Choice | None = None,
+def make_plan(model: Model, config: TrainConfig, *, lengths: Lengths = (), like: plan.Choice | None = None,
               board: device.Profile | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
     is sold with, in a process of its own.
@@ -270,7 +286,7 @@ def make_plan(model: Model, config: TrainConfig, *, lengths: Sequence[int] = (),
     return _planned(model, config, room, here.cores, lengths, like)
 
 
-def _planned(model: Model, config: TrainConfig, room: plan.Room, cores: int, lengths: Sequence[int],
+def _planned(model: Model, config: TrainConfig, room: plan.Room, cores: int, lengths: Lengths,
              like: plan.Choice | None) -> plan.Plan:
     return plan.make(model.shape, config, threads=config.threads or cores, lengths=lengths, like=like,
                      sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)

@@ -418,7 +418,8 @@ def example_of(n: int, seed: int = 0) -> Example:
 def test_collate_is_documents_one_after_another():
     examples = [example_of(n) for n in (5, 2, 1, 7)]
     batch = collate(examples)
-    assert batch.supervised == sum(int(example.weights.sum()) for example in examples)
+    assert batch.supervised.tolist() == [t for t, weight in enumerate(batch.weights) if weight]
+    assert batch.supervised.size == sum(int(example.weights.sum()) for example in examples)
     t = 0
     for example in examples:
         for i in range(example.tokens.size):

@@ -15,7 +15,7 @@ FLOORS = [
     ["rows", "optim", "adapter", "context", "governor", "answers"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],
     ["model"],
-    ["speed", "serve", "onnx_runtime", "sequences"],
+    ["speed", "serve", "onnx_runtime", "sequences", "passes"],
     ["plan", "batching"],
     ["trainer", "evaluate", "apart"],
     ["pace", "identity"],

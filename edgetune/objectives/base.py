@@ -1,0 +1,111 @@
+"""The contract of an objective, and how one is found by its name.
+
+An objective is a rule from the log-probabilities of the supervised tokens to one signed weight a_t = -dL/dlogp_t each.
+The engine turns weights into gradients: dL/dz_t = a_t (softmax(z_t) - onehot(y_t)), and never holds logits [T, V].
+
+To add one, write a file in this folder with a frozen dataclass that is an Objective, and decorate it with `register`.
+Its fields are its options, made by `options.option`: the flags of `edgetune train`, the method and hyperparameters of a
+daemon's job and the documentation are made from them.
+
+S is the number of supervised positions of a batch (`Batch.supervised`), N what a step's loss is divided by.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import rows as supervised_rows
+from ..errors import UsageError
+from ..options import check_options, make_options
+from ..packing import Batch, Example
+from ..rows import RowParser
+
+T = TypeVar("T", bound="Objective")
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What an objective says of one micro-batch. All are sums: a step adds up its micro-batches, and divides `a` and
+    the loss by N, a metric by its count.
+    """
+
+    a: NDArray[np.float32]  # [S], -d(loss)/dlogp of each supervised position
+    loss: float
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # name -> (sum, count)
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """One way to learn. An instance holds its options; it keeps no state between calls.
+
+    name: on the command line and in run.json; method: in a daemon's job, where it may have OpenAI's name.
+    needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
+    rows: the module that reads its rows of data (see `rows.RowParser`).
+    """
+
+    name: ClassVar[str]
+    method: ClassVar[str]
+    needs_logp: ClassVar[bool] = False
+    rows: ClassVar[RowParser] = supervised_rows
+
+    @abstractmethod
+    def count(self, examples: Sequence[Example]) -> float:
+        """N: what a step over these examples divides its loss by. 0 where there is nothing to learn from them."""
+
+    @abstractmethod
+    def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
+        """The weight of each supervised position, from log p [S] (natural) of its target.
+
+        Without needs_logp it is asked for `a` before log p is known, with zeros, and once more for loss and metrics.
+        """
+
+    def check(self: T) -> T:
+        """Returns self; raises UsageError for the first option of another type or out of its range."""
+        check_options(self)
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}
+
+
+_registered: dict[str, type[Objective]] = {}
+
+
+def register(kind: type[T]) -> type[T]:
+    """Makes an objective known by its name. Raises ValueError where another has its name or method."""
+    for other in _registered.values():
+        is_same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
+        if not is_same and (other.name == kind.name or other.method == kind.method):
+            raise ValueError(f"{kind.__qualname__} has the name or method of {other.__qualname__}")
+    _registered[kind.name] = kind
+    return kind
+
+
+def objectives() -> dict[str, type[Objective]]:
+    """Every registered objective by name; those of this folder are imported first."""
+    package = import_module(__package__)
+    for module in iter_modules(package.__path__):
+        import_module(f"{__package__}.{module.name}")
+    return dict(sorted(_registered.items()))
+
+
+def make_objective(name: str, options: Mapping[str, Any]) -> Objective:
+    """The objective of that name with these options. Raises UsageError for what does not exist or is out of range."""
+    known = objectives()
+    if name not in known:
+        raise UsageError(f"there is no objective {name!r:.80}", f"choose from {', '.join(known)}")
+    return make_options(known[name], options).check()
+
+
+def read_objective(written: Mapping[str, Any]) -> Objective:
+    """The inverse of `to_json`. Raises UsageError."""
+    options = dict(written)
+    return make_objective(str(options.pop("name", "")), options)

@@ -1,0 +1,76 @@
+"""A decoder and an objective together: a pass over a micro-batch that learns, passes over many that measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import DataError
+from .model import Decoder
+from .objectives.base import Objective, Signal
+from .packing import Batch
+
+
+@dataclass
+class Totals:
+    """What micro-batches add up to."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    supervised: int = 0
+    _metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, batch: Batch, signal: Signal) -> None:
+        self.loss += signal.loss
+        self.tokens += batch.tokens.size
+        self.supervised += batch.supervised.size
+        for name, (value, count) in signal.metrics.items():
+            value_before, count_before = self._metrics.get(name, (0.0, 0.0))
+            self._metrics[name] = (value_before + value, count_before + count)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The objective's metrics as means; those that were counted nowhere are left out."""
+        return {name: value / count for name, (value, count) in self._metrics.items() if count}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The objective's loss (natural log) and metrics over held-out examples, and the number of supervised tokens."""
+
+    loss: float
+    supervised: int
+    metrics: Mapping[str, float]
+
+
+def learn(decoder: Decoder, objective: Objective, batch: Batch, n: float) -> Signal:
+    """Adds the gradient of the loss, divided by n, to the adapter's.
+
+    Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
+    objective whose `a` does, but that has not set needs_logp: its gradient would be wrong.
+    """
+    decoder.forward(batch, keep=True)
+    if objective.needs_logp:
+        signal = objective.weights(decoder.head_forward(batch), batch)
+        decoder.backward(batch, signal.a / n)
+        return signal
+    planned = objective.weights(np.zeros(batch.supervised.size, np.float32), batch)
+    logp = decoder.backward(batch, planned.a / n)
+    signal = objective.weights(logp, batch)
+    if not np.array_equal(signal.a, planned.a):
+        raise ValueError(f"the weights of {objective.name} depend on log p: set needs_logp")
+    return signal
+
+
+def measure(decoder: Decoder, objective: Objective, batches: Iterable[Batch]) -> Measurement:
+    """No gradient. Raises DataError where nothing is supervised."""
+    totals = Totals()
+    n = 0.0
+    for batch in batches:
+        n += objective.count(batch.examples)
+        totals.add(batch, objective.weights(decoder.score(batch), batch))
+    if not n:
+        raise DataError("the rows have no supervised token", "check their completions")
+    return Measurement(totals.loss / n, totals.supervised, totals.metrics)
