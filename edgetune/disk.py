@@ -6,6 +6,7 @@ folder after that.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import DiskError, UsageError
+from .errors import DiskError, DiskFullError, UsageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, in the quota, below the limit of a file
 
 
 @contextmanager
@@ -40,8 +43,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         beside.mkdir(parents=True)
         yield beside
-        for file in (*beside.iterdir(), beside):
-            sync(file)
+        sync_whole(beside)
         beside.rename(path)
         sync(path.parent)
     except OSError as error:
@@ -70,10 +72,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, nbytes: int) -> None:
-    """Raises DiskError where fewer than nbytes are free."""
+    """Raises DiskFullError where fewer than nbytes are free."""
     if (free := shutil.disk_usage(folder).free) < nbytes:
-        raise DiskError(f"{folder} has {free // 2**20} MiB free, at times {-(-nbytes // 2**20)} MiB are needed",
-                        "make room or choose another place")
+        raise DiskFullError(f"{folder} has {free // 2**20} MiB free, at times {-(-nbytes // 2**20)} MiB are needed",
+                            "make room or choose another place")
 
 
 def refuse_existing(path: Path) -> None:
@@ -82,9 +84,14 @@ def refuse_existing(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> DiskError:
-    free = shutil.disk_usage(path.parent).free // 2**20 if path.parent.is_dir() else 0
-    return DiskError(f"cannot write {path}: {error.strerror or error} ({free} MiB are free there)",
-                     "make room or choose another place")
+    """The error to raise, with its own way out for a full disk, a folder that does not exist, and all else."""
+    if error.errno in FULL:
+        free = shutil.disk_usage(path.parent).free // 2**20
+        return DiskFullError(f"cannot write {path}: {error.strerror} ({free} MiB are free there)",
+                             "make room or choose another place")
+    if not path.parent.is_dir():
+        return DiskError(f"cannot write {path}: {error.strerror or error}", f"make the folder {path.parent} before")
+    return DiskError(f"cannot write {path}: {error.strerror or error}", "choose another place")
 
 
 def sync(path: Path) -> None:
@@ -94,6 +101,14 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_whole(path: Path) -> None:
+    """The same for a file, or for a folder and the files in it."""
+    if path.is_dir():
+        for file in path.iterdir():
+            sync(file)
+    sync(path)
 
 
 def private_folder(path: Path) -> None:

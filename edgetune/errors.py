@@ -48,7 +48,11 @@ class NumericsError(EdgetuneError):
 
 
 class DiskError(EdgetuneError):
-    """The disk takes no more: it is full, read-only or broken."""
+    """The disk refuses: it is full, read-only or broken."""
+
+
+class DiskFullError(DiskError):
+    """The disk takes no more until something is removed."""
 
 
 class NotFoundError(EdgetuneError):

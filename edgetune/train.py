@@ -19,13 +19,14 @@ from . import adapter, checkpoint, device, disk, metrics
 from .bundle import Bundle
 from .config import TrainConfig
 from .data import Dataset
-from .errors import DiskError, FormatError, Interrupted, NumericsError, UsageError
+from .errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
 from .governor import Governor
 from .identity import changes, identity
 from .objectives.base import Objective
 from .objectives.sft import Sft
 from .pace import GiveWay, Pace, be_nice
 from .packing import lengths_of
+from .persisted import from_json
 from .plan import Choice, Plan
 from .trainer import StepResult, Trainer
 
@@ -104,7 +105,8 @@ class _Run:
             except DiskError as error:
                 if not checkpoint.found(self.out):
                     raise
-                raise DiskError(error.what, "make room, then go on with --resume") from None
+                way_out = "make room" if isinstance(error, DiskFullError) else "let it be written to"
+                raise type(error)(error.what, f"{way_out}, then go on with --resume") from None
 
     def _build(self, like: Choice | None = None) -> None:
         lengths = lengths_of(self.data.examples) + (lengths_of(self.held_out.examples) if self.held_out else [])
@@ -230,7 +232,7 @@ class _Run:
             return
         found, damaged = checkpoint.newest(self.out)
         same = found.meta["asked"] == self._asked()  # then also what was planned, whatever memory there is now
-        self._build(Choice(**found.meta["plan"]) if same else None)
+        self._build(from_json(Choice, found.meta["plan"], f"the plan in {found.path}") if same else None)
         was = {"objective": Sft.name, **found.meta["identity"]}  # older runs had no other
         changed = changes(self.out, was, self.identity, allow_changed)
         self._take_up(found, changed)
@@ -253,7 +255,7 @@ class _Run:
         t = self.trainer
         found.read(t.arena.flat)
         t.steps_done = self.first_step = int(found.meta["step"])
-        self.state = s = _State(**found.meta["state"])
+        self.state = s = from_json(_State, found.meta["state"], f"the state in {found.path}")
         if any(change["name"] == "held-out" for change in changed):  # the best was measured on other rows
             self.state = s = _State(seconds=s.seconds, written=s.written, changed=s.changed)
         if s.best_step and "best" not in dict(found.arrays):

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors"],
-    ["options", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native", "child"],
+    ["options", "persisted", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native", "child"],
     ["config", "device", "gguf", "safetensors", "signature"],
     ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream", "metrics", "sensors",
      "policy"],

@@ -9,18 +9,20 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import disk
 from ..errors import DataError, NotFoundError, TooMuchError, UsageError
+from ..persisted import from_json
 from ..rows import Row, check_row, json_type
 from .options import DaemonConfig
+from .shelf import Shelf
 from .store import Store, now
 
 FOLDER = "files"
+NAMES = r"file-[0-9a-z]+\.jsonl"
 PURPOSE = "fine-tune"
 NAME_LENGTH = 255  # of what a client calls it; the rest is cut
 BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
@@ -44,12 +46,11 @@ class Files:
     """The files below `folder`. For any number of threads."""
 
     def __init__(self, store: Store, folder: Path, config: DaemonConfig) -> None:
-        self.store, self.folder, self.config = store, folder / FOLDER, config
-        disk.private_folder(self.folder)
-        kept = {f"{row['id']}.jsonl" for row in store.read("SELECT id FROM files")}
-        for path in self.folder.iterdir():
-            if path.name not in kept:  # an upload that was cut off, or a deletion
-                path.unlink()
+        self.store = store
+        self.config = config
+        self._shelf = Shelf(folder, FOLDER, NAMES)
+        self.folder = self._shelf.folder
+        self._shelf.tidy({_name(row["id"]) for row in store.read("SELECT id FROM files")})
 
     def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
         """Take a file of JSON Lines in as it comes. Nothing of it remains unless all is well.
@@ -59,51 +60,65 @@ class Files:
         """
         if purpose != PURPOSE:
             raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r}, all that files are for here")
-        id = f"file-{secrets.token_hex(12)}"
-        path, check = self.path(id), _Check(self.config)
-        try:
-            with disk.replaced(path) as beside, beside.open("xb") as out:
+        file_id = f"file-{secrets.token_hex(12)}"
+        check = _Check(self.config)
+        with self._shelf.filling(_name(file_id)) as path:
+            with path.open("xb") as out:
                 for chunk in chunks:
                     check.take(chunk)
                     out.write(chunk)
                 check.end()
-            file = File(id, printable(name), purpose, check.bytes, check.rows, check.sha256.hexdigest(), now())
+            disk.sync(path)
+            file = File(file_id, printable(name), purpose, check.bytes, check.rows, check.sha256.hexdigest(), now())
             with self.store.write() as db:
                 db.execute("INSERT INTO files (id, name, purpose, bytes, rows, sha256, created_at) "
                            "VALUES (:id, :name, :purpose, :bytes, :rows, :sha256, :created_at)", vars(file))
-        except BaseException:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-            raise
+        self._shelf.settle(_name(file_id))
         return file
 
     def get(self, id: str) -> File:
         """Raises NotFoundError."""
-        if found := self.store.read("SELECT * FROM files WHERE id = ?", id):
-            return File(**found[0])
-        raise NotFoundError(f"there is no file {id!r:.80}", "GET /v1/files lists those that are there")
+        return self.store.one("files", self.store.read("SELECT * FROM files WHERE id = ?", id), _file, _unknown(id))
 
     def list(self, after: str | None = None, limit: int = 100, purpose: str | None = None) -> Sequence[File]:
         """The newest first, at most `limit` of them, those older than the file `after`."""
-        before = self.store.before("files", after)
-        found = self.store.read("SELECT * FROM files WHERE rowid < ? AND ? IN (purpose, '') ORDER BY rowid DESC "
-                                "LIMIT ?", before, purpose or "", limit)
-        return [File(**row) for row in found]
+        return self.store.newest("files", _file, self.store.before("files", after), limit, "? IN (purpose, '')",
+                                 purpose or "")
 
     def delete(self, id: str) -> None:
-        """Jobs have rows of their own: those that were begun with it go on. Raises NotFoundError."""
-        self.get(id)
-        with self.store.write() as db:
-            db.execute("DELETE FROM files WHERE id = ?", (id,))
-        self.path(id).unlink(missing_ok=True)
+        """Jobs have rows of their own: those that were begun with it continue. Raises NotFoundError."""
+        def delete_row() -> None:
+            with self.store.write() as db:
+                db.execute("DELETE FROM files WHERE id = ?", (id,))
+
+        if not self.store.read("SELECT 1 FROM files WHERE id = ?", id):
+            raise _unknown(id)
+        self._shelf.remove(_name(id), delete_row)
+        self.store.forget("files", id)
 
     def content(self, id: str) -> Path:
-        """Where its bytes lie. Raises NotFoundError."""
-        return self.path(self.get(id).id)
+        """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes somebody removed."""
+        path = self.path(self.get(id).id)
+        if path.is_symlink() or not path.is_file():
+            raise NotFoundError(f"the bytes of the file {id} are gone from {self.folder}",
+                                "delete it and upload it again")
+        return path
 
     def path(self, id: str) -> Path:
         """id: one of ours."""
-        return self.folder / f"{id}.jsonl"
+        return self._shelf.path(_name(id))
+
+
+def _name(id: str) -> str:
+    return f"{id}.jsonl"
+
+
+def _file(columns: dict[str, Any]) -> File:
+    return from_json(File, columns, "the row")
+
+
+def _unknown(id: str) -> NotFoundError:
+    return NotFoundError(f"there is no file {id!r:.80}", "GET /v1/files lists those that exist")
 
 
 class _Check:

@@ -26,6 +26,7 @@ from typing import Any
 from ..data import load_rows
 from ..errors import DataError
 from ..evaluate import Answer, exact_match, served_loss
+from ..persisted import from_json
 from ..rows import Row
 from ..serve import Served
 from .files import digest
@@ -104,7 +105,7 @@ def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary
     fresh = [not isinstance(row, str) and FRESH in row for row in rows]
     asked = [unmarked(row) for row in rows]
     digests = [digest(row) for row in asked]
-    found = {d: Score(**score) for d, score in (known or {}).items()}
+    found = {d: from_json(Score, score, "the verdict on the adapter in service") for d, score in (known or {}).items()}
     missing = [i for i, d in enumerate(digests) if d not in found]
     served.use(old)
     before = perplexity(served, canary)

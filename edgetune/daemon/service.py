@@ -23,21 +23,25 @@ from ..batching import KEPT, Batcher
 from ..bundle import open_bundle
 from ..config import TrainConfig
 from ..device import read_device, rss
-from ..errors import NotFoundError
 from ..policy import Policy
 from ..sensors import Sensors
 from ..serve import Served
 from ..tickets import Ticket
 from . import memory
+from .adapters import LATEST as LATEST
 from .adapters import Adapters
 from .feedback import Feedback
 from .files import Files
+from .job_table import JobTable
+from .jobs import FOLDER as RUNS
+from .jobs import NAMES as RUN_NAMES
 from .jobs import Jobs
 from .learn import Learner
 from .options import DaemonConfig, model_name
+from .shelf import LOST, Shelf, lost_things
 from .store import Store
+from .work import Work
 
-LATEST = ":latest"
 CONTEXT = 4096  # tokens, where none are asked for and the model was trained for as many
 
 
@@ -73,7 +77,7 @@ class Service:
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.feedback = Feedback(self.store)
-            self.jobs = Jobs(self)
+            self.jobs = self._jobs(folder)
             self.learner = Learner(self)
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
@@ -81,6 +85,13 @@ class Service:
                     opened.callback(part.stop)
             self._opened = opened.pop_all()
         return self
+
+    def _jobs(self, folder: Path) -> Jobs:
+        table = JobTable(self.store)
+        runs = Shelf(folder, RUNS, RUN_NAMES)
+        work = Work(table, runs, self.adapters, self.batcher, model=self.path, policy=self.policy,
+                    canary=self.config.canary, left_for_training=self.left_for_training, stopping=self.stopping)
+        return Jobs(table, runs, work, self.files, self.adapters, self.train)
 
     def _open_model(self) -> None:
         here = read_device()
@@ -106,19 +117,13 @@ class Service:
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
-    def models(self) -> list[str]:
+    def models(self) -> Sequence[str]:
         """What a request may name: the base, the base with what is in service, and every adapter."""
-        return [self.name, self.name + LATEST, *self.adapters.ids()]
+        return self.adapters.models()
 
     def adapter_for(self, model: str) -> str | None:
         """The adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
-        if model == self.name:
-            return None
-        if model in (self.name + LATEST, ""):
-            return self.adapters.serving
-        if model in self.adapters.ids():
-            return model
-        raise NotFoundError(f"there is no model {model!r:.200}", f"there are {', '.join(self.models()[:8])}")
+        return self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
              model: str = "", **options: Any) -> Ticket:
@@ -137,7 +142,11 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """{"status": "ok" or "degraded", "reasons": a sentence each}. Degraded still answers."""
-        reasons = [*filter(None, [self.jobs.trouble]), *self.adapters.damaged.values()]
+        reasons = [*filter(None, [self.jobs.trouble]), *self.store.reasons(), *self.adapters.reasons()]
+        if lost := lost_things(self.store.folder):
+            counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
+            reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "
+                           "adapters recover takes adapters back, remove what you do not need")
         if (used := self.memory()) > self.budget:
             reasons.append(f"{used >> 20} MiB of memory are used, the budget is {self.budget >> 20}")
         return {"status": "degraded" if reasons else "ok", "reasons": reasons}

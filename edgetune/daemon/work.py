@@ -6,19 +6,23 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import disk
+from .. import __version__, disk
+from ..batching import Batcher
 from ..config import TrainConfig
-from ..errors import DiskError, EdgetuneError, UsageError
+from ..errors import DiskError, EdgetuneError, TooMuchError, UsageError
+from ..persisted import from_json
+from ..policy import Policy
+from .adapters import Adapters
+from .job_table import ENDED, Job, JobTable
 from .runner import Runner
-from .store import add_event, dump, now
-from .worker import RUN, STOPPED
-
-if TYPE_CHECKING:
-    from .jobs import Job, Jobs
+from .shelf import Shelf
+from .store import dump, now
+from .worker import RUN, STOPPED, trained_tokens
 
 log = logging.getLogger("edgetune.daemon")
 ROOM = 64 * 2**20  # bytes that must be free before a job begins
@@ -32,28 +36,45 @@ Event = tuple[str, str, str, Any]  # level, type, message, data
 
 
 class Work:
-    """See above; made by Jobs, whose `changed` guards what is here. trouble: why no job is begun for now, or ""."""
+    """See above; `changed` of the table guards what is here. For any number of threads.
 
-    def __init__(self, jobs: Jobs) -> None:
-        self.jobs, self.service, self.changed = jobs, jobs.service, jobs.changed
+    model: the file that jobs train on. canary: a file of text, "": ours. left_for_training: bytes that a process may
+    have. stopping: is set at the end, by whoever stops the service. on_done: called with each job that ended, on the
+    thread that ended it. trouble: why no job is begun for now, or "". decisions: the governor's, the newest first.
+    """
+
+    def __init__(self, table: JobTable, runs: Shelf, adapters: Adapters, batcher: Batcher, *, model: Path,
+                 policy: Policy, canary: str, left_for_training: Callable[[], int], stopping: threading.Event) -> None:
+        self.table = table
+        self.changed = table.changed
+        self.runs = runs
+        self.adapters = adapters
+        self.batcher = batcher
+        self.model = model
+        self.policy = policy
+        self.canary = read_canary(canary)
+        self.left_for_training = left_for_training
+        self.stopping = stopping
+        self.on_done: list[Callable[[Job], None]] = []
         self.job: str | None = None  # the one that is at work
-        self.trouble, self.decisions = "", deque[dict[str, Any]](maxlen=KEPT)
+        self.trouble = ""
+        self.decisions: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._again_at = 0.0
         self._runner: Runner | None = None
         self._progress: dict[str, Any] = {}
         self._pending: list[Event] = []
         self._written = 0.0
-        self._deaths, self._telling = 0, threading.Lock()
+        self._deaths: tuple[str, int] = ("", 0)  # of one job's processes, with no step between
+        self._telling = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
     def start(self) -> None:
-        self.canary = read_canary(self.service.config.canary)
-        self.service.batcher.on_busy = self._tell
+        self.batcher.on_busy = self._tell
         self._thread.start()
 
     def stop(self) -> None:
         with self.changed:
-            self.service.stopping.set()
+            self.stopping.set()
             self.leave(at_once=False)
             self.changed.notify_all()
         if self._thread.ident:
@@ -70,7 +91,7 @@ class Work:
         """The process whether somebody is being answered."""
         with self._telling:  # so that what is told last is what is true
             if runner := self._runner:
-                runner.tell("busy" if self.service.batcher.busy else "free")
+                runner.tell("busy" if self.batcher.busy else "free")
 
     @property
     def pid(self) -> int | None:
@@ -80,10 +101,19 @@ class Work:
     def progress_of(self, id: str) -> dict[str, Any] | None:
         return dict(self._progress) if id == self.job else None
 
+    def forget(self, id: str) -> None:
+        """Remove the rows and the run of a job that has ended, and tell who wants to know."""
+        self.runs.discard(id)
+        for call in self.on_done:
+            try:
+                call(self.table.get(id))
+            except Exception:  # theirs; jobs must continue
+                log.exception("after job %s", id)
+
     # ---- the line -----------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while not self.service.stopping.is_set():
+        while not self.stopping.is_set():
             try:
                 self._attempt()
             except EdgetuneError as error:  # of the disk, or the database
@@ -95,50 +125,55 @@ class Work:
         """One job, as far as it gets."""
         if id := self._next():
             try:
-                self._run(self.jobs.get(id))
-            except DiskError:
+                self._run(self.table.get(id))
+            except (DiskError, TooMuchError):
                 raise
             except Exception as error:
                 log.exception("job %s", id)
                 self._fail(id, type(error).__name__, str(error))
-                self.jobs.forget(id)
+                self.forget(id)
 
     def _next(self) -> str | None:
         """The job to work on, when there is one; None: the service stops. Raises DiskError where there is no room."""
         with self.changed:
-            while not self.service.stopping.is_set():
+            while not self.stopping.is_set():
                 if (wait := self._again_at - time.monotonic()) <= 0:
-                    found = self.jobs.store.read("SELECT id FROM jobs WHERE status IN ('running', 'queued') "
-                                                 "ORDER BY status = 'queued', rowid LIMIT 1")
+                    found = self.table.next()
                     if found or self.trouble:
-                        disk.require_room(self.jobs.folder, ROOM)
+                        disk.require_room(self.runs.folder, ROOM)
                         self.trouble = ""
                     if found:
-                        self.job, self._progress, self._pending = found[0]["id"], {}, []
-                        return self.job
+                        self.job = found
+                        self._progress = {}
+                        self._pending = []
+                        return found
                 self.changed.wait(wait if wait > 0 else None)
         return None
 
     def _refused(self, error: EdgetuneError) -> None:
         """The job stays in line."""
-        self.trouble, self._again_at = f"no training for now: {error.what}", time.monotonic() + RETRY_SECONDS
+        self.trouble = f"no training for now: {error.what}"
+        self._again_at = time.monotonic() + RETRY_SECONDS
         log.warning("%s", self.trouble)
 
     # ---- one job ------------------------------------------------------------------------------------------------
 
     def _run(self, job: Job) -> None:
+        made = self.adapters.of_job(job.id)
         with self.changed:
-            status = self.jobs.get(job.id).status
-            if status in ("queued", "running") and not self.service.stopping.is_set():
+            status: str = self.table.get(job.id).status
+            if made and status == "running":  # the daemon was killed before it could say so
+                status = self._finish(job, made.verdict)
+            elif status in ("queued", "running") and not self.stopping.is_set():
                 task = self._task(job)
-                self.jobs.set(job.id, "running", "goes on" if job.started_at else "begun",
-                              started_at=job.started_at or now())
+                self.table.set(job.id, "running", "goes on" if job.started_at else "begun",
+                               started_at=job.started_at or now())
                 self._runner = Runner(task)
         if self._runner:
             self._tell()
             self._conclude(job, *self._listen(job.id, self._runner))
-        elif status == "cancelled":
-            self.jobs.forget(job.id)
+        elif status in ENDED:
+            self.forget(job.id)
 
     def _listen(self, id: str, runner: Runner) -> tuple[dict[str, Any], int]:
         """The last thing that it says, and its exit code. Raises DiskError where that could not be kept."""
@@ -163,70 +198,85 @@ class Work:
         return last, code
 
     def _task(self, job: Job) -> dict[str, Any]:
-        s, config = self.service, TrainConfig(**job.config)
-        left = s.left_for_training()
-        if not (self.jobs.folder / job.id / RUN).exists():
+        config = from_json(TrainConfig, job.config, f"the options of {job.id}")
+        folder = self.runs.path(job.id)
+        left = self.left_for_training()
+        if not (folder / RUN).exists():
             left = int(left * SPARE)
         asked = config.memory_bytes(left) if config.memory else left
-        serving = s.adapters.serving
-        return {"model": str(s.path), "folder": str(self.jobs.folder / job.id), "policy": asdict(s.policy),
-                "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json(), "canary": self.canary,
-                "serving": serving and {"id": serving, "path": str(s.adapters.path(serving)),
-                                        "scores": s.adapters.get(serving).verdict.get("scores", {})}}
+        serving = self.adapters.serving
+        old = None
+        if serving:
+            old = {"id": serving, "path": str(self.adapters.path(serving)),
+                   "scores": self.adapters.get(serving).verdict.get("scores", {})}
+        return {"version": __version__, "model": str(self.model), "folder": str(folder),
+                "policy": asdict(self.policy), "canary": self.canary, "serving": old,
+                "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 
     def _conclude(self, job: Job, last: dict[str, Any], code: int) -> None:
         with self.changed:
-            status = self.jobs.get(job.id).status
+            status: str = self.table.get(job.id).status
             if status == "running" and last.get("event") == "judged":
                 status = self._finish(job, last["verdict"])
-            elif status == "running" and last.get("event") == "failed" and last["kind"] == "DiskError":
+            elif status == "running" and last.get("event") == "failed" and last["disk"]:
                 raise DiskError(last["what"], last["hint"])
             elif status == "running" and last.get("event") == "failed":
                 status = self._fail(job.id, last["kind"], "; ".join(filter(None, (last["what"], last["hint"]))))
-            elif status == "running" and code != STOPPED and not self.service.stopping.is_set():
+            elif status == "running" and code != STOPPED and not self.stopping.is_set():
                 status = self._died(job.id, code)
-        if status in ("succeeded", "failed", "cancelled"):
-            self.service.adapters.prune()
-            self.jobs.forget(job.id)
+        if status in ENDED:
+            self.adapters.prune()
+            self.forget(job.id)
 
     def _finish(self, job: Job, verdict: dict[str, Any]) -> str:
         """All of it may be done twice: a kill can come between any two of these."""
-        adapters = self.service.adapters
-        made = adapters.add(job.id, self.jobs.folder / job.id / RUN, job.suffix, verdict)
+        made = self.adapters.of_job(job.id)
+        against = verdict.get("against")
+        if made is None and self.adapters.serving != against:
+            self.table.set(job.id, "running", f"judged again: {self.adapters.serving or 'the base'} came into service "
+                           f"while it was compared with {against or 'the base'}")
+            return "running"
+        run = self.runs.path(job.id) / RUN
+        made = made or self.adapters.add(job.id, run, job.suffix, verdict)
+        serves = made.state == "serving"
         if verdict["passed"] and made.state == "candidate":
-            adapters.promote(made.id, f"{job.id}: {verdict['reason']}")
-        text = f"{'in service' if verdict['passed'] else 'a candidate'}: {verdict['reason']}"
-        self.jobs.set(job.id, "succeeded", text, data={"adapter": made.id, "verdict": verdict}, result=made.id,
-                      trained_tokens=self._progress.get("trained_tokens"))
+            serves = self.adapters.admit(made.id, f"{job.id}: {verdict['reason']}", against)
+        brief = {name: value for name, value in verdict.items() if name != "scores"}
+        self.table.set(job.id, "succeeded", f"{'in service' if serves else 'a candidate'}: {verdict['reason']}",
+                       data={"adapter": made.id, "verdict": verdict}, result=made.id, verdict=dump(brief),
+                       trained_tokens=trained_tokens(run))
         return "succeeded"
 
     def _fail(self, id: str, code: str, text: str) -> str:
         with self.changed:
-            self.jobs.set(id, "failed", text, "error", error=dump({"code": code, "message": text, "param": None}))
+            self.table.set(id, "failed", text, "error", error=dump({"code": code, "message": text, "param": None}))
         return "failed"
 
     def _died(self, id: str, code: int) -> str:
         """It did not say why: the kernel's choice where memory ran out, or a mistake of ours."""
-        self._deaths += 1
+        job, deaths = self._deaths
+        self._deaths = (id, deaths + 1 if job == id else 1)
         how = f"the training process ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
-        if self._deaths >= DEATHS:
-            self._deaths = 0
+        if self._deaths[1] >= DEATHS:
             return self._fail(id, "died", f"{how}, {DEATHS} times without a step between; see the daemon's log")
-        self.jobs.set(id, "running", f"{how}; it goes on from what was saved", "warn")
+        self.table.set(id, "running", f"{how}; it goes on from what was saved", "warn")
         return "running"
 
     # ---- what it says -------------------------------------------------------------------------------------------
 
     def _hear(self, id: str, event: dict[str, Any]) -> None:
-        kind, p = event["event"], self._progress
+        kind = event["event"]
+        p = self._progress
         if kind == "start":
             event["plan"].pop("buffers")
             p.update(step=event["done"], steps=event["steps"], phase="training", tokens=0, seconds=0.0)
             self._note("metrics", f"training {event['rows']} rows in {event['steps']} steps", event)
         elif kind == "step":
-            self._deaths = 0
-            p["tokens"], p["seconds"] = p["tokens"] + event["tokens"], p["seconds"] + event["seconds"]
-            rate, done = p["tokens"] / max(p["seconds"], 1e-9), event["step"]
+            self._deaths = ("", 0)
+            p["tokens"] += event["tokens"]
+            p["seconds"] += event["seconds"]
+            rate = p["tokens"] / max(p["seconds"], 1e-9)
+            done = event["step"]
             p.update(step=done, loss=event["loss"], tokens_per_s=round(rate, 1),
                      eta_s=round((p["steps"] - done) * event["seconds"]))
             self._note("metrics", f"step {done}/{p['steps']}: loss {event['loss']:.4f}", event)
@@ -252,16 +302,12 @@ class Work:
 
     def _write(self, id: str) -> None:
         """What was noted goes into the database in one transaction."""
-        pending, self._pending = self._pending, []
+        pending = self._pending
+        self._pending = []
         self._written = time.monotonic()
         if not pending:
             return
-        with self.jobs.store.write() as db:
-            for level, kind, text, data in pending:
-                add_event(db, id, level, kind, text, data)
-                if data and data.get("event") == "eval":
-                    db.execute("INSERT INTO checkpoints (job, created_at, step, metrics) VALUES (?, ?, ?, ?)",
-                               (id, now(), data["step"], dump({"valid_loss": data["loss"], "best": data["best"]})))
+        self.table.note(id, pending)
 
 
 def read_canary(named: str) -> str:

@@ -2,8 +2,8 @@
 
 It reads a line of JSON from stdin, what to do, and then a word a line: `busy` and `free` as people are answered or not,
 `stop`. It says what happens in lines of JSON on stdout: the events of train.run, then one of {"event": "judged",
-"verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ..., "hint": ...}. It ends with its
-parent, at whatever moment that dies; what it had saved then is taken up by the next one.
+"verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether it
+refused}. It ends with its parent, at whatever moment that dies; what it had saved then is taken up by the next one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import adapter, apart, checkpoint, device, train
+from .. import __version__, adapter, apart, checkpoint, device, train
 from ..bundle import Bundle, open_bundle
 from ..config import TrainConfig
 from ..data import Dataset
-from ..errors import EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
+from ..errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
 from ..governor import Governor
 from ..metrics import NAME as METRICS
 from ..pace import Yield, be_nice
+from ..persisted import from_json
 from ..policy import Policy
 from .files import Rows
 from .recipe import HELD, TRAIN
@@ -43,7 +44,8 @@ class Words:
     """What the parent says meanwhile. A thread of its own reads it."""
 
     def __init__(self) -> None:
-        self.busy = self.stopping = False
+        self.busy = False
+        self.stopping = False
         self._saves = False  # whether whoever is at work asks `stopping`
         self._lock = threading.Lock()
 
@@ -76,7 +78,9 @@ def main() -> None:
 
 def _answer() -> None:
     say = _own_stdout()
-    task = json.loads(sys.stdin.readline())
+    if not (asked := sys.stdin.readline()):
+        os._exit(STOPPED)  # the parent died before it could ask
+    task = json.loads(asked)
     die_with(task["parent"])
     be_nice(task["policy"]["nice"])
     words = Words()
@@ -89,15 +93,20 @@ def _answer() -> None:
         say({"event": "stopped"})
         sys.exit(STOPPED)
     except EdgetuneError as error:
-        say({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint})
+        say({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
+             "disk": isinstance(error, DiskError)})
     except MemoryError:
         say({"event": "failed", "kind": "MemoryError", "what": "there was not enough memory",
-             "hint": "lower micro_batch or max_length"})
+             "hint": "lower micro_batch or max_length", "disk": False})
 
 
 def work(task: dict[str, Any], words: Words, say: Say) -> dict[str, Any]:
     """Train, unless that is done, and judge."""
-    folder, config = Path(task["folder"]), TrainConfig(**task["config"])
+    if task["version"] != __version__:
+        raise MismatchError(f"the daemon is edgetune {task['version']}, what it starts is {__version__}",
+                            "restart the daemon: edgetune was replaced while it ran")
+    folder = Path(task["folder"])
+    config = from_json(TrainConfig, task["config"], "the task")
     bundle = open_bundle(task["model"])
     if not is_done(folder / RUN):
         rows, held = apart.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), max_length=config.max_length,
@@ -120,7 +129,7 @@ def learn(bundle: Bundle, rows: Dataset, held: Dataset | None, config: TrainConf
     out = Path(task["folder"]) / RUN
 
     def run(resume: bool) -> None:
-        governor = Governor(Policy(**task["policy"]), device.read_device().profile)
+        governor = Governor(from_json(Policy, task["policy"], "the task"), device.read_device().profile)
         train.run(bundle, rows, out, config, held_out=held, resume=resume, on_event=say,
                   should_stop=lambda: words.stopping, governor=governor, busy=lambda: words.busy)
 

@@ -30,6 +30,7 @@ from ..config import TrainConfig
 from ..errors import DataError, Interrupted, MismatchError, NumericsError
 from ..lora import TARGETS
 from ..optim import learning_rate
+from ..persisted import from_json
 from . import hf
 from .floats import Floats
 from .options import CompressConfig
@@ -219,7 +220,7 @@ class _Run:
         state.read(self._arrays().__getitem__)
         self.step, self.seconds = state.meta["step"], state.meta["seconds"]
         self.source_perplexity = state.meta["source_perplexity"]
-        self.curve = [Point(**point) for point in state.meta["curve"]]
+        self.curve = [from_json(Point, point, f"the curve in {state.path}") for point in state.meta["curve"]]
         for param in self.params.values():
             self.optimizer.state[param]["step"].fill_(self.step)
 

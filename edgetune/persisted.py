@@ -1,0 +1,79 @@
+"""Dataclasses that were written to disk as JSON, read back by one rule, whichever edgetune wrote them.
+
+A field that was renamed names its earlier names: field(metadata={"was": ("earlier",)}). A field that was added has a
+default, which is what older files meant. Where the meaning changes, the version of the file (or database) rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import FormatError
+
+T = TypeVar("T")
+
+
+def from_json(kind: type[T], found: Any, source: str) -> T:
+    """The dataclass `kind` from a JSON object. source: what holds it, for the error.
+
+    A field that is missing takes its default. Raises FormatError for what is no object, and for the first field that
+    `kind` does not have, that is missing and has no default, or whose value is of another type.
+    """
+    if not isinstance(found, Mapping):
+        raise FormatError(f"{source} is {found!r:.60}, no JSON object", "restore it from a copy")
+    specs = {spec.name: spec for spec in fields(kind) if spec.init}  # type: ignore[arg-type]
+    names = {earlier: name for name, spec in specs.items() for earlier in (name, *spec.metadata.get("was", ()))}
+    types = _types(kind)  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for written, value in found.items():
+        if written not in names:
+            raise FormatError(f"{source} has the field {written!r:.60}, which this edgetune does not know",
+                              "use the edgetune that wrote it")
+        name = names[written]
+        if not _fits(value, types[name]):
+            raise FormatError(f"{written} in {source} is {value!r:.60}, not of type {_spoken(types[name])}",
+                              "restore it from a copy")
+        values[name] = value
+    for name, spec in specs.items():
+        if name not in values and not _has_default(spec):
+            raise FormatError(f"{source} lacks the field {name!r}", "restore it from a copy")
+    return kind(**values)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _has_default(spec: Field[Any]) -> bool:
+    return spec.default is not MISSING or spec.default_factory is not MISSING
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON can stand for a type; a whole number may stand for a float. Items are not looked at."""
+    origin = get_origin(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(kind))
+    if origin is Literal:
+        return value in get_args(kind)
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in (int, bool):  # bool is a kind of int to Python, not here
+        return type(value) is kind
+    return isinstance(value, origin or kind)
+
+
+def _spoken(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_spoken(part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if kind is NoneType:
+        return "null"
+    return str((get_origin(kind) or kind).__name__)

@@ -1,0 +1,62 @@
+"""What was written as JSON comes back as its dataclass, or says in a sentence why it cannot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from edgetune.config import TrainConfig
+from edgetune.errors import FormatError
+from edgetune.persisted import from_json
+
+
+@dataclass(frozen=True)
+class Run:
+    steps: int
+    rate: float
+    name: str | None
+    kind: Literal["a", "b"] = "a"
+    notes: dict[str, Any] = field(default_factory=dict)
+    passes: int = field(default=1, metadata={"was": ("epochs", "rounds")})
+    sure: bool = False
+
+
+def test_what_was_written_comes_back() -> None:
+    run = Run(3, 0.5, None, "b", {"x": [1]}, 2, True)
+    assert from_json(Run, json.loads(json.dumps(asdict(run))), "run.json") == run
+    config = TrainConfig(rank=2, lr=1e-3, memory="100M")
+    assert from_json(TrainConfig, json.loads(json.dumps(config.to_json())), "run.json") == config
+
+
+def test_defaults_and_earlier_names() -> None:
+    least = {"steps": 3, "rate": 1, "name": "x"}
+    assert from_json(Run, least, "run.json") == Run(3, 1, "x")
+    for earlier in ("epochs", "rounds", "passes"):
+        assert from_json(Run, {**least, earlier: 4}, "run.json").passes == 4
+
+
+@pytest.mark.parametrize(("found", "match"), [
+    ({"colour": "red"}, "run.json has the field 'colour', which this edgetune does not know; use the edgetune that"),
+    ({"steps": "3"}, "steps in run.json is '3', not of type int"),
+    ({"steps": True}, "steps in run.json is True, not of type int"),
+    ({"sure": 1}, "sure in run.json is 1, not of type bool"),
+    ({"rate": None}, "rate in run.json is None, not of type float"),
+    ({"name": 3}, "name in run.json is 3, not of type str or null"),
+    ({"kind": "c"}, "kind in run.json is 'c', not of type 'a' or 'b'"),
+    ({"rounds": "x"}, "rounds in run.json is 'x', not of type int"),
+    ({"notes": []}, r"notes in run.json is \[\], not of type dict"),
+])
+def test_what_does_not_fit_is_told_in_a_sentence(found: dict[str, Any], match: str) -> None:
+    with pytest.raises(FormatError, match=match) as caught:
+        from_json(Run, {"steps": 3, "rate": 1.0, "name": None, **found}, "run.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_or_no_object() -> None:
+    with pytest.raises(FormatError, match=r"run\.json lacks the field 'rate'"):
+        from_json(Run, {"steps": 3, "name": None}, "run.json")
+    with pytest.raises(FormatError, match=r"run.json is \[1\], no JSON object"):
+        from_json(Run, [1], "run.json")
