@@ -13,7 +13,7 @@ GIL while they compute. Results do not depend on the number of threads.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,31 @@ from .errors import UnsupportedError
 
 Array = NDArray[Any]
 
-FORMATS: dict[str, int] = {name: number for name, (number, _, _) in _native.FORMATS.items()}
-"""Weight formats by name, and their numbers in GGUF."""
+
+class Format(NamedTuple):
+    """How GGUF stores weights: `size` bytes hold `block` consecutive weights of a row. `id` is GGUF's number.
+
+    `scales` is one of native/formats.def's words, and `halves` is where a block has half-precision numbers; both are
+    empty for a format that edgetune only names.
+    """
+
+    name: str
+    id: int
+    block: int
+    size: int
+    scales: str = ""
+    halves: tuple[int, ...] = ()
+
+
+FORMATS = {name: Format(name, *facts) for name, facts in _native.FORMATS.items()}
+"""What edgetune computes with, by name."""
 
 ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 PRECISIONS = {"exact": 0, "fast": 1, "int8": 2}
 """How products with frozen weights are computed; see Context."""
 
+_NO_ISA = -4  # as in native/et.h, like the codes below
 _CODES = {
     -1: "a size is zero or negative, or not a multiple of what the format needs, or a number is out of its range",
     -2: "unknown weight format",
@@ -46,7 +63,7 @@ def _check(code: int) -> None:
 def _format(name: str) -> int:
     if name not in FORMATS:
         raise ValueError(f"unknown weight format {name!r}: known are {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return FORMATS[name].id
 
 
 def _activation(kind: str) -> int:
@@ -99,14 +116,14 @@ class Context:
         need = scratch_bytes(threads)
         if scratch is None:
             scratch = np.zeros(need, np.uint8)
+        if scratch.nbytes < need:
+            raise ValueError(f"scratch has {scratch.nbytes} bytes, {threads} threads need {need}")
         handle = _native.context(threads, isa, PRECISIONS[precision], scratch)
-        if handle == -4:
+        if handle == _NO_ISA:
             have = [name for name in isa_names() if usable(name)]
             wanted = f"instruction set {isa!r}" if isa else "an instruction set that EDGETUNE_ISA allows"
             raise UnsupportedError(f"this CPU or build does not have {wanted}", f"there is {', '.join(have) or 'none'}")
-        if handle == -5 and scratch.nbytes < need:
-            raise ValueError(f"scratch has {scratch.nbytes} bytes, {threads} threads need {need}")
-        if handle == -5:
+        if isinstance(handle, int):
             raise MemoryError(f"could not start {threads} threads")
         self.threads = self._working = threads
         self.isa = _native.context_isa(handle)
@@ -320,8 +337,10 @@ def adamw(
     _check(_native.adamw(ctx._handle, param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step))
 
 
-MOMENTS, MOMENT_BYTES = 256, 520
-"""Parameters that share the scales of their moments in 8 bits, and the bytes that these take."""
+MOMENTS = 256
+"""Parameters that share the scales of their moments in 8 bits."""
+MOMENT_BYTES = 520
+"""Bytes that the moments of MOMENTS parameters take."""
 
 
 def adamw8(

@@ -120,7 +120,7 @@ static inline void transpose_pairs(float *dst, ptrdiff_t ldd, const bf16 *const 
  * up to `packed`. The memory of rows that are wanted soon is fetched on the way: weights come from far away. */
 static inline void pack_rows(const bf16 **rows, bf16 *tmp, const struct segment *s, int r, int present, int n, int i,
                              int count, int packed) {
-    const int block = et_format_block(s->format), bytes = et_format_bytes(s->format);
+    const int block = format_block(s->format), bytes = format_bytes(s->format);
     const ptrdiff_t ld = s->ldw / block * bytes, size = count / block * bytes;
     const char *ahead = (const char *)s->w + (r + BF16_AHEAD) * ld + i / block * bytes;
     for (int j = 0; j < n; j++, tmp += BF16_CHUNK, ahead += ld) {

@@ -1,4 +1,5 @@
-/* The thin CPython extension: binding.c reads and checks arguments as a spec says, binding_ops.def lists the specs. */
+/* The thin CPython extension: binding_call.c reads and checks arguments as a spec says, binding_ops.def lists the specs,
+ * binding_context.c has contexts, binding.c the module. */
 #ifndef ET_BINDING_H
 #define ET_BINDING_H
 
@@ -29,7 +30,8 @@ struct values {
  *   x/TR         float32 [T, R], or None
  *   w%NK         a weight [N, K] in a format, in two arguments: the bytes (or float32), the format's number
  *   moments&n    struct et_moments of n values, as uint8, written
- *   lr.          a real number                    step#     a whole number
+ *   lr.          a real number                    kind#     a whole number that fits an int
+ *   seed$        a whole number from 0 to 2^64 - 1
  *
  * `*` before the letters: any shape of that many values in all. A letter stands for one size everywhere; the first
  * array that has it tells it. Small letters may pass 2^31. */
@@ -39,5 +41,17 @@ struct op {
 };
 
 extern const struct op binding_ops[]; /* ends with a nameless one */
+
+struct context {
+    et_context *ctx;
+    Py_buffer scratch;
+    int busy; /* guarded by the GIL */
+};
+
+/* The context in a capsule; NULL and an exception if it is none, or at work on another thread. */
+struct context *idle_context(PyObject *capsule, const char *function);
+
+extern PyMethodDef context_functions[];
+int add_ops(PyObject *module); /* 0, or -1 and an exception */
 
 #endif

@@ -1,10 +1,13 @@
-/* The harness: check.c walks the rows and checks products, check_adamw.c the optimizer, check_ops.c the other ops. */
+/* The harness' library (check.c), and what its program (check_main.c) runs on each kernel set. */
 #ifndef ET_CHECK_H
 #define ET_CHECK_H
 
 #include "ref.h"
 
-/* One row under test and its tally. */
+#define COUNT(a) ((int)(sizeof(a) / sizeof(a)[0]))
+#define CHECK_THREADS 3 /* of the context under test */
+
+/* One kernel set under test and its tally. */
 struct check {
     et_context *ctx;
     const char *isa;
@@ -12,6 +15,8 @@ struct check {
     double worst; /* the largest error / tolerance seen */
 };
 
+/* 64 bits of noise, a pure function of (seed, i): splitmix64. */
+uint64_t check_noise(uint64_t seed, uint64_t i);
 /* n floats of noise in [-1, 1), a pure function of seed, with canaries at both ends. Freed by check_free. */
 float *check_floats(size_t n, uint64_t seed);
 /* A copy of x (from check_floats) with its own canaries, for the truth of an op that works in place. */
@@ -19,6 +24,10 @@ float *check_copy(const float *x, size_t n);
 /* The same as activations of a type; and a copy with its own canaries. */
 et_array check_array(size_t n, int type, uint64_t seed);
 et_array check_array_copy(et_array a, size_t n);
+/* Such a copy as another type. */
+et_array check_array_as(et_array a, size_t n, int type);
+/* 1 if the canaries around x, which the above gave, are whole. */
+int check_guards(const void *x);
 /* The values of an array as floats, with canaries. */
 float *check_values(et_array a, size_t n);
 /* n integers in [0, limit), a pure function of seed. */
@@ -39,11 +48,17 @@ __attribute__((format(printf, 3, 4))) void check_true(struct check *c, int fact,
 /* What a context multiplies in where it is not a quantized weight that is multiplied: "float" or "bf16". */
 const char *check_numbers(et_context *ctx);
 
-/* check_ops.c: all ops but the products, attention and the optimizer, on c's row against ref_*. */
+/* check_products.c: products at c's precision, and that `alone`, a context of one thread, gives the same bits. */
+void check_products(struct check *c, et_context *alone);
+/* check_products.c: weights of every format as floats, and rows of them by token. */
+void check_formats(struct check *c);
+/* check_attention.c: attention at c's precision, and that `alone`, a context of one thread, gives the same bits. */
+void check_attentions(struct check *c, et_context *alone);
+/* check_ops.c: all ops but the products, attention and the optimizer. */
 void check_ops(struct check *c);
 /* check_adamw.c: the optimizer. */
 void check_optimizer(struct check *c);
-/* check_ops.c: attention, at any precision, and that a context of one thread gives the same bits. */
-void check_attentions(struct check *c, et_context *alone);
+/* check_refusals.c: arguments that are out of range, missing, or of another type. */
+void check_refusals(struct check *c);
 
 #endif

@@ -8,31 +8,11 @@
 #endif
 
 #include "dispatch.h"
-#include "quant.h"
 
 /* ---- formats ----------------------------------------------------------------------------------------------- */
 
-#define FORMAT(name, block, bytes)                                                                                     \
-    case ET_##name:                                                                                                    \
-        return FIELD(block, bytes);
-
-int et_format_block(int format) {
-    switch (format) {
-#define FIELD(block, bytes) block
-        ET_FORMATS(FORMAT)
-#undef FIELD
-    }
-    return ET_BAD_FORMAT;
-}
-
-int et_format_bytes(int format) {
-    switch (format) {
-#define FIELD(block, bytes) bytes
-        ET_FORMATS(FORMAT)
-#undef FIELD
-    }
-    return ET_BAD_FORMAT;
-}
+int et_format_block(int format) { return format_block(format); }
+int et_format_bytes(int format) { return format_bytes(format); }
 
 /* ---- features ---------------------------------------------------------------------------------------------- */
 

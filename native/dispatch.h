@@ -3,6 +3,7 @@
 #define ET_DISPATCH_H
 
 #include "pool.h"
+#include "quant.h"
 
 /* Leaves the function with `code` unless `fact`. */
 #define NEED(fact, code)                                                                                               \
@@ -38,7 +39,7 @@ static inline int all_arrays(const et_array *a, size_t n) {
 
 /* ET_OK if rows of `columns` weights can be in `format`. */
 static inline int check_format(int format, int64_t columns) {
-    int block = et_format_block(format);
+    int block = format_block(format);
     return block < 0 ? ET_BAD_FORMAT : columns % block ? ET_BAD_ARGUMENT : ET_OK;
 }
 

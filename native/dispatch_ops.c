@@ -90,7 +90,8 @@ static int check_attention(const int32_t *start, int window, int T, int H, int G
 
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
                          const int32_t *start, float scale, int window, int T, int H, int G, int C) {
-    NEED_ALL(out.data, lse, q.data, k.data, v.data, start);
+    NEED_ARRAYS(out, q, k, v);
+    NEED_ALL(lse, start);
     int code = check_attention(start, window, T, H, G, C);
     return code ? code : RUN(attention_forward, out, lse, q, k, v, start, scale, window, T, H, G, C);
 }
@@ -98,7 +99,8 @@ int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, 
 int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                           et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *start,
                           float scale, int window, int T, int H, int G, int C) {
-    NEED_ALL(dq.data, dk.data, dv.data, delta, dout.data, out.data, lse, q.data, k.data, v.data, start);
+    NEED_ARRAYS(dq, dk, dv, dout, out, q, k, v);
+    NEED_ALL(delta, lse, start);
     int code = check_attention(start, window, T, H, G, C);
     return code ? code
                 : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window, T, H, G, C);

@@ -28,18 +28,18 @@ enum et_code {
     ET_NO_MEMORY = -5,    /* scratch too small, or the context could not be created */
 };
 
-/* Weight formats, numbered as in GGUF (ggml_type). */
+/* Weight formats, ET_F32 and so on, numbered as in GGUF (ggml_type). */
 enum et_format {
-    ET_F32 = 0, ET_F16 = 1, ET_Q4_0 = 2, ET_Q4_1 = 3, ET_Q5_0 = 6, ET_Q5_1 = 7, ET_Q8_0 = 8,
-    ET_Q2_K = 10, ET_Q3_K = 11, ET_Q4_K = 12, ET_Q5_K = 13, ET_Q6_K = 14, ET_IQ4_NL = 20, ET_IQ4_XS = 23,
-    ET_BF16 = 30, ET_MXFP4 = 39, ET_Q2_0 = 42,
+#define FORMAT(name, number, ...) ET_##name = number,
+#include "formats.def"
+#undef FORMAT
 };
 
 /* How the products of et_matmul_* and attention are computed; sums, and all else, are float.
  * ET_EXACT: in float. ET_FAST: in the quickest way that keeps the gradient of a LoRA within a cosine of 0.9995 of
  * float's: bf16 where the CPU multiplies it, both sides rounded to nearest; else float, and backward, but for the head,
  * as ET_INT8. ET_INT8: in 8-bit integers, for a cosine of 0.995: along what is summed, in blocks of 32, both sides are
- * rounded to 127ths of the block's largest magnitude, but forward w keeps its codes in the formats whose blocks are 32 or 64;
+ * rounded to 127ths of the block's largest magnitude, but forward w keeps its codes in the formats whose blocks have one scale;
  * LoRA's part is float. Where the CPU has no dot products of bytes, weights are in F32 or the summed size is no multiple
  * of 32, and in attention, it is ET_FAST. */
 enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };

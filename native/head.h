@@ -116,7 +116,7 @@ static void head_end_task(void *arg, int task, int thread) {
  * does, unless all is in bytes: rounded to these, what the many unlikely entries add up to would be lost. */
 static void head(et_context *ctx, struct head_args *args, et_array h, int block, int begin, int end, int T, int V,
                  int D) {
-    int64_t row_bytes = (int64_t)D / et_format_block(args->format) * et_format_bytes(args->format);
+    int64_t row_bytes = (int64_t)D / format_block(args->format) * format_bytes(args->format);
     const enum et_precision precision = et_precision(ctx);
     for (int t = 0; t < T && begin == 0; t++)
         args->state[t] = (struct head_state){-INFINITY, 0, 0, -INFINITY};

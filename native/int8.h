@@ -2,7 +2,7 @@
  * bytes; elsewhere floats are as quick.
  *
  * Both sides are rounded along the inner dimension in blocks of 32: codes, and a scale that is a 127th of the block's
- * largest magnitude. Weights that are read along their own blocks of 32 or 64 keep the codes and scales that they have,
+ * largest magnitude. Weights whose blocks have one scale, read along them, keep the codes and scales that they have,
  * and the minima, whose products with the sums of A's codes are a product of floats of a 32nd of the size.
  *
  * A panel is, for each block of 32, the codes, of B [32 / INT8_STEP, width, INT8_STEP] and of A [32 / INT8_RUN, rows,
@@ -172,17 +172,20 @@ static inline void store_codes(int8_t *out, bytes first, float scale, float offs
     memcpy(out + 16, &second, 16);
 }
 
-/* The codes of formats with blocks of 32 or 64. */
+/* The codes of formats whose blocks have one scale (keeps_codes). */
 #define VALUE int8_t
 #define UNPACK(format) unpack_codes_##format
 #define SCALE_CODES store_codes
 #define PUT_VALUES(out, values, n) memset(out, 0, (size_t)(n))
 #include "unpack.h"
 
-/* Columns of a panel whose formats have codes and scales for blocks of 32 or 64. */
+/* Columns of a panel of weights whose blocks have one scale. */
 static void pack_b_codes(const float *panel, int width, const struct segment *s, float *tmp, int n, int columns) {
     int8_t *codes = (int8_t *)tmp;
-    const int size = et_format_block(s->format), bytes = et_format_bytes(s->format), ld = s->packed;
+    const int size = format_block(s->format);
+    const int bytes = format_bytes(s->format);
+    const int exponent = format_scales(s->format) == ET_EXPONENT;
+    const int ld = s->packed;
     for (int r = 0; r < columns; r++)
         unpack_codes_any(codes + r * ld, s->w, s->format, (n + r) * s->ldw + s->k, ld);
     for (int i = 0; i < ld / 32; i++) {
@@ -195,7 +198,7 @@ static void pack_b_codes(const float *panel, int width, const struct segment *s,
             for (int k = 0; k < 32; k++)
                 sum += codes[r * ld + i * 32 + k];
             sum *= -INT8_OFFSET;
-            block.scales[r] = s->format == ET_MXFP4 ? e8m0_half(*w) : half_to_float(header[0]);
+            block.scales[r] = exponent ? e8m0_half(*w) : half_to_float(header[0]);
             memcpy(&block.sums[r], &sum, 4);
             block.minima[r] = half_to_float(header[1]);
         }
@@ -335,7 +338,7 @@ static const struct kernel int8_kernel = {INT8_KERNEL, .pack_a = pack_a_int8, .t
 static const struct kernel int8_minima_kernel = {INT8_KERNEL, .pack_a = pack_a_int8_minima, .tile = tile_int8_minima};
 
 static const struct kernel *int8_kernel_of(int format, int backward) {
-    return !backward && (format == ET_Q4_1 || format == ET_Q5_1) ? &int8_minima_kernel : &int8_kernel;
+    return !backward && format_scales(format) == ET_ONE_AND_MINIMUM ? &int8_minima_kernel : &int8_kernel;
 }
 
 #endif

@@ -155,7 +155,7 @@ static void compute_task(void *arg, int task, int thread) {
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
 static int inner_block(const struct product *p) {
-    int block = p->transposed ? et_format_block(p->s[0].format) : 1, K = p->s[0].K;
+    int block = p->transposed ? format_block(p->s[0].format) : 1, K = p->s[0].K;
     int unit = block > p->kernel->unit ? block : p->kernel->unit;
     int most = p->kernel->inner * (p->c.type == ET_F32 ? 1 : LONGER) / unit * unit;
     return ceil_div(ceil_div(K, ceil_div(K, most)), unit) * unit;

@@ -1,6 +1,6 @@
 /* The weight formats of GGUF: block struct, size, unpack to float.
  *
- * A format is one line of ET_FORMATS, a struct, and a loop. The loops hold for arbitrary bytes: every code is masked to
+ * A format is a line of formats.def, a struct here, and a loop in unpack.h. The loops hold for arbitrary bytes: every code is masked to
  * the size of what it indexes, and a scale that is NaN or infinite makes values that are. Structs are packed, so blocks
  * may lie at any address.
  *
@@ -21,26 +21,6 @@
 #endif
 
 #include "et.h"
-
-/* FORMAT(name, weights a block, bytes a block) */
-#define ET_FORMATS(FORMAT)                                                                                             \
-    FORMAT(F32, 1, 4)                                                                                                  \
-    FORMAT(F16, 1, 2)                                                                                                  \
-    FORMAT(BF16, 1, 2)                                                                                                 \
-    FORMAT(Q4_0, 32, 18)                                                                                               \
-    FORMAT(Q4_1, 32, 20)                                                                                               \
-    FORMAT(Q5_0, 32, 22)                                                                                               \
-    FORMAT(Q5_1, 32, 24)                                                                                               \
-    FORMAT(Q8_0, 32, 34)                                                                                               \
-    FORMAT(IQ4_NL, 32, 18)                                                                                             \
-    FORMAT(MXFP4, 32, 17)                                                                                              \
-    FORMAT(Q2_0, 64, 18)                                                                                               \
-    FORMAT(Q2_K, 256, 84)                                                                                              \
-    FORMAT(Q3_K, 256, 110)                                                                                             \
-    FORMAT(Q4_K, 256, 144)                                                                                             \
-    FORMAT(Q5_K, 256, 176)                                                                                             \
-    FORMAT(Q6_K, 256, 210)                                                                                             \
-    FORMAT(IQ4_XS, 256, 136)
 
 #if defined __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -73,9 +53,47 @@ typedef struct PACKED { uint16_t d, dmin; uint8_t scales[12], qh[32], qs[128]; }
 typedef struct PACKED { uint8_t ql[128], qh[64]; int8_t scales[16]; uint16_t d; } block_Q6_K;
 typedef struct PACKED { uint16_t d, scales_h; uint8_t scales_l[4], qs[128]; } block_IQ4_XS;
 
-#define FORMAT(name, block, bytes) _Static_assert(sizeof(block_##name) == (bytes), "block_" #name);
-ET_FORMATS(FORMAT)
+#define FORMAT(name, number, block, bytes, ...) _Static_assert(sizeof(block_##name) == (bytes), "block_" #name);
+#include "formats.def"
 #undef FORMAT
+
+/* What scales a block's codes; formats.def has the words. */
+enum et_scales { ET_VALUES, ET_ONE, ET_ONE_AND_MINIMUM, ET_EXPONENT, ET_GROUPS };
+
+/* Weights a block, or ET_BAD_FORMAT. */
+static inline int format_block(int format) {
+    switch (format) {
+#define FORMAT(name, number, block, ...)                                                                               \
+    case number:                                                                                                       \
+        return block;
+#include "formats.def"
+#undef FORMAT
+    }
+    return ET_BAD_FORMAT;
+}
+
+/* Bytes a block, or ET_BAD_FORMAT. */
+static inline int format_bytes(int format) {
+    switch (format) {
+#define FORMAT(name, number, block, bytes, ...)                                                                        \
+    case number:                                                                                                       \
+        return bytes;
+#include "formats.def"
+#undef FORMAT
+    }
+    return ET_BAD_FORMAT;
+}
+
+static inline enum et_scales format_scales(int format) {
+    switch (format) {
+#define FORMAT(name, number, block, bytes, scales, ...)                                                                \
+    case number:                                                                                                       \
+        return ET_##scales;
+#include "formats.def"
+#undef FORMAT
+    }
+    return ET_VALUES;
+}
 
 static inline float bits_to_float(uint32_t bits) {
     float x;
@@ -291,7 +309,15 @@ static inline void headers(float out[2 * HEADERS], const void *blocks, ptrdiff_t
 }
 
 /* Whether any 32 weights that an 8-bit product rounds together have codes and a scale in common already. */
-static inline int keeps_codes(int format) { return et_format_block(format) == 32 || et_format_block(format) == 64; }
+static inline int keeps_codes(int format) {
+    enum et_scales scales = format_scales(format);
+    return scales == ET_ONE || scales == ET_ONE_AND_MINIMUM || scales == ET_EXPONENT;
+}
+
+#define FORMAT(name, number, block, bytes, scales, ...)                                                                \
+    _Static_assert(ET_##scales == ET_VALUES ? (block) == 1 : (block) % 32 == 0, "32 weights of " #name " are in one block");
+#include "formats.def"
+#undef FORMAT
 
 #define VALUE float
 #define UNPACK(format) unpack_##format

@@ -148,11 +148,11 @@ static inline void UNPACK(IQ4_XS)(VALUE *restrict out, const block_IQ4_XS *restr
 /* out [n] = weights i .. i+n-1 of w; i and n multiples of the block */
 static inline void UNPACK(any)(VALUE *out, const void *w, int format, int64_t i, int64_t n) {
     switch (format) {
-#define FORMAT(name, block, bytes)                                                                                     \
+#define FORMAT(name, number, block, ...)                                                                               \
     case ET_##name:                                                                                                    \
         UNPACK(name)(out, (const block_##name *)w + i / (block), n / (block));                                         \
         break;
-        ET_FORMATS(FORMAT)
+#include "formats.def"
 #undef FORMAT
     }
 }

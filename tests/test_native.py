@@ -1,5 +1,5 @@
-"""The native core from Python: values against the gguf package, llama.cpp and numpy on every row that this CPU can run,
-refusals, and the C harness, which has the rest."""
+"""The native core from Python: values against the gguf package, llama.cpp and numpy on every kernel set that this
+CPU can run, refusals, and the C harness, which has the rest."""
 
 from __future__ import annotations
 
@@ -19,13 +19,7 @@ from edgetune import native
 from edgetune.errors import UnsupportedError
 
 ROOT = Path(__file__).parents[1]
-ROWS = [name for name in native.isa_names() if native.usable(name)]
-# Where a block has its half-precision scales.
-HALVES = {
-    "F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0],
-    "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
-    "IQ4_XS": [0], "Q2_0": [0], "MXFP4": [],
-}  # fmt: skip
+KERNEL_SETS = [name for name in native.isa_names() if native.usable(name)]
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -44,9 +38,9 @@ def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarra
         raw = raw.view(np.uint8).reshape(rows, -1)
     else:
         raw = rng.integers(0, 256, (rows * columns // block, size), np.uint8)
-        for offset in HALVES[fmt]:
+        for offset in native.FORMATS[fmt].halves:
             raw[:, offset + 1] &= 0xBB  # clears one bit of the exponent: neither infinite nor NaN
-        if fmt == "MXFP4":
+        if native.FORMATS[fmt].scales == "EXPONENT":
             raw[:, 0] = raw[:, 0] % 16 + 115  # 2^-12 to 2^3
         raw = raw.reshape(rows, -1)
     return raw.reshape(-1).copy(), dequantize(raw, fmt).reshape(rows, columns)
@@ -56,7 +50,7 @@ def close(got: np.ndarray, want: np.ndarray, tolerance: float = 3e-6) -> bool:
     return bool(np.abs(got - want).max() <= tolerance * np.abs(want).max())
 
 
-@pytest.fixture(params=ROWS)
+@pytest.fixture(params=KERNEL_SETS)
 def ctx(request: pytest.FixtureRequest) -> native.Context:
     return native.Context(2, request.param)
 
@@ -67,6 +61,36 @@ def test_dequantize_equals_gguf_and_llama_cpp(ctx: native.Context, fmt: str) -> 
     out = np.empty_like(want)
     native.dequantize(ctx, out, w, fmt)
     np.testing.assert_array_max_ulp(out, want, maxulp=1)
+
+
+def influence(fmt: str) -> list[int]:
+    """How many weights of a block each of its bytes changes, by the gguf package or llama.cpp."""
+    _, block, size = ggml_type(fmt)
+    raw = weights(fmt, 1, block, seed=1)[0].reshape(1, size)
+    before, counts = dequantize(raw, fmt), []
+    for place in range(size):
+        changed = raw.copy()
+        changed[0, place] ^= 3
+        counts.append(int((dequantize(changed, fmt) != before).sum()))
+    return counts
+
+
+@pytest.mark.parametrize("fmt", sorted(native.FORMATS.keys() - {"F32"}))
+def test_scales_are_where_the_list_says(fmt: str) -> None:
+    """A byte of codes changes 8 weights at most: whatever changes more is a scale, and must be the block's own."""
+    counts, (_, block, size) = influence(fmt), ggml_type(fmt)
+    form = native.FORMATS[fmt]
+    beginning = {"VALUES": 0, "ONE": 2, "ONE_AND_MINIMUM": 4, "EXPONENT": 1}
+    assert (form.block, form.size) == (block, size)
+    assert all(counts[place] > block // 2 for place in form.halves)
+    if form.scales == "GROUPS":
+        others = set(range(size)) - {half + i for half in form.halves for i in range(2)}
+        assert max(counts[place] for place in others) > 8
+        return
+    scales = counts[:beginning[form.scales]]
+    assert all(count > block // 2 for count in scales)
+    assert max(counts[len(scales):]) <= 8
+    assert form.halves == ((0,) if block == 1 and fmt == "F16" else tuple(range(0, len(scales) - 1, 2)))
 
 
 def test_every_scale_of_mxfp4(ctx: native.Context) -> None:
@@ -339,10 +363,10 @@ def run_python(code: str, **env: str) -> str:
     ).stdout.strip()
 
 
-def test_environment_hides_rows() -> None:
+def test_environment_hides_kernel_sets() -> None:
     code = "from edgetune import native as n; print(n.Context(1).isa, [i for i in n.isa_names() if n.usable(i)])"
     assert run_python(code, EDGETUNE_ISA="scalar") == "scalar ['scalar']"
-    assert run_python(code, EDGETUNE_ISA=f"scalar,{ROWS[0]}").startswith(ROWS[0])
+    assert run_python(code, EDGETUNE_ISA=f"scalar,{KERNEL_SETS[0]}").startswith(KERNEL_SETS[0])
 
 
 def test_forked_child_computes() -> None:
@@ -370,6 +394,6 @@ def test_harness(tmp_path: Path) -> None:
     result = subprocess.run([tmp_path / "et_check"], capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ROWS
+    assert [line.split()[0] for line in lines[:-1]] == KERNEL_SETS
     assert lines[-1].endswith(" passed, 0 failed")
-    assert int(lines[-1].split()[0]) > 500 * len(ROWS)
+    assert int(lines[-1].split()[0]) > 500 * len(KERNEL_SETS)

@@ -1,4 +1,4 @@
-"""Every op but the products, on every row that this CPU can run: torch's autograd, finite differences, threads."""
+"""Every op but the products, on every kernel set this CPU can run: torch's autograd, finite differences, threads."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_dropout_has_one_mask_on_all_rows_and_calls() -> None:
     assert (nothing == inp).all()
 
 
-def test_sum_squares_is_the_same_on_all_rows() -> None:
+def test_sum_squares_is_the_same_on_all_kernel_sets() -> None:
     x = noise(0, 123_457)
     sums = {native.sum_squares(native.Context(threads, isa), x) for isa in ISAS for threads in (1, 3)}
     assert len(sums) == 1
@@ -350,7 +350,7 @@ def test_threads_change_no_bit(isa: str) -> None:
             assert one.tobytes() == many.tobytes()
 
 
-# ---- finite differences, on the plainest row ----
+# ---- finite differences, on the plainest kernel set ----
 
 
 def slope(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray, dout: np.ndarray) -> float:

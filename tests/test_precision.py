@@ -15,10 +15,10 @@ from edgetune.tokens import Tokenizer
 from edgetune.trainer import Trainer
 
 GATES = {"fast": (0.9995, 0.997), "int8": (0.995, 0.975)}  # cosine of the whole gradient, and of each tensor
-ROWS = [name for name in native.isa_names() if native.usable(name)]
-# the best of the rows that multiply in the same numbers
+KERNEL_SETS = [name for name in native.isa_names() if native.usable(name)]
+# the best of the kernel sets that multiply in the same numbers
 KINDS = list({tuple(native.Context(1, name, precision=p).products for p in native.PRECISIONS): name
-              for name in reversed(ROWS)}.values())
+              for name in reversed(KERNEL_SETS)}.values())
 
 
 def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str, np.ndarray], float]:
@@ -91,11 +91,16 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
     assert results[0].tobytes() == results[1].tobytes()
 
 
-@pytest.mark.parametrize("isa", ROWS)
-def test_exact_is_exact_and_fast_is_what_it_says(isa: str) -> None:
-    """A product of bf16 keeps 8 bits: 257 * 1 becomes 256."""
-    w, inp, out = np.ones(4, np.float16).view(np.uint8), np.full((1, 4), 257, np.float32), np.empty((1, 1), np.float32)
-    for precision in native.PRECISIONS:
-        ctx = native.Context(1, isa, precision=precision)
-        native.matmul_forward(ctx, out, inp, w, "F16")
-        assert out[0, 0] == (1024 if "bf16 forward" in ctx.products else 1028) or "int8" in ctx.products
+@pytest.mark.parametrize("precision", native.PRECISIONS)
+@pytest.mark.parametrize("isa", KERNEL_SETS)
+def test_products_are_in_the_numbers_that_they_are_said_to_be(isa: str, precision: str) -> None:
+    """Of 255 and 256.75: floats keep both, bf16 makes 256 of the second, 127ths of 256.75 make 254.73 of the first."""
+    ctx = native.Context(1, isa, precision=precision)
+    w, inp, out = np.zeros((2, 32), np.float16), np.zeros((1, 32), np.float32), np.empty((1, 2), np.float32)
+    inp[0, :2] = 255, 256.75
+    w[0, 0] = w[1, 1] = 1
+    native.matmul_forward(ctx, out, inp, w.view(np.uint8).reshape(-1), "F16")
+    step = 256.75 / 127
+    want = {"float": (255, 256.75), "bf16": (255, 256), "int8": (round(255 / step) * step, 256.75)}
+    assert out[0] == pytest.approx(want[ctx.products.split()[0]], rel=1e-6)
+    assert len({np.float32(value[0] + value[1]) for value in want.values()}) == 3

@@ -1,7 +1,8 @@
 """GGUF files: read by our own strict rules (read.py), asked what they must say (check.py), written (write.py)."""
 
+from ..native import Format
 from .check import check_adapter, check_model, check_vocabulary
-from .read import FORMATS, Format, Gguf, Metadata, Tensor, fingerprint, open_gguf
+from .read import FORMATS, Gguf, Metadata, Tensor, fingerprint, open_gguf
 from .write import write_gguf
 
 __all__ = [

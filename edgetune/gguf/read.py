@@ -29,33 +29,18 @@ import numpy.typing as npt
 
 from .. import native
 from ..errors import FormatError, UnsupportedError
+from ..native import Format
 
-
-class Format(NamedTuple):
-    """How ggml stores a tensor: `size` bytes hold `block` consecutive weights of a row. `id` is GGUF's number."""
-
-    name: str
-    id: int
-    block: int
-    size: int
-
-
-TYPES = {
-    row[1]: Format(*row)
-    for row in (
-        ("F32", 0, 1, 4), ("F16", 1, 1, 2), ("Q4_0", 2, 32, 18), ("Q4_1", 3, 32, 20), ("Q5_0", 6, 32, 22),
-        ("Q5_1", 7, 32, 24), ("Q8_0", 8, 32, 34), ("Q8_1", 9, 32, 36), ("Q2_K", 10, 256, 84), ("Q3_K", 11, 256, 110),
-        ("Q4_K", 12, 256, 144), ("Q5_K", 13, 256, 176), ("Q6_K", 14, 256, 210), ("Q8_K", 15, 256, 292),
-        ("IQ2_XXS", 16, 256, 66), ("IQ2_XS", 17, 256, 74), ("IQ3_XXS", 18, 256, 98), ("IQ1_S", 19, 256, 50),
-        ("IQ4_NL", 20, 32, 18), ("IQ3_S", 21, 256, 110), ("IQ2_S", 22, 256, 82), ("IQ4_XS", 23, 256, 136),
-        ("I8", 24, 1, 1), ("I16", 25, 1, 2), ("I32", 26, 1, 4), ("I64", 27, 1, 8), ("F64", 28, 1, 8),
-        ("IQ1_M", 29, 256, 56), ("BF16", 30, 1, 2), ("TQ1_0", 34, 256, 54), ("TQ2_0", 35, 256, 66),
-        ("MXFP4", 39, 32, 17), ("NVFP4", 40, 64, 36), ("Q1_0", 41, 128, 18), ("Q2_0", 42, 64, 18),
-    )
-}
-BY_NAME = {fmt.name: fmt for fmt in TYPES.values()}
-_TRAINABLE = (0, 1, 30, 8, 2, 3, 6, 7, 42, 10, 11, 12, 13, 14, 39, 20, 23)
-FORMATS = {TYPES[i].name: TYPES[i] for i in _TRAINABLE}  # what edgetune computes with; others it opens and names
+FORMATS = native.FORMATS  # what edgetune computes with; others it opens and names
+_NAMED = (
+    ("Q8_1", 9, 32, 36), ("Q8_K", 15, 256, 292), ("IQ2_XXS", 16, 256, 66), ("IQ2_XS", 17, 256, 74),
+    ("IQ3_XXS", 18, 256, 98), ("IQ1_S", 19, 256, 50), ("IQ3_S", 21, 256, 110), ("IQ2_S", 22, 256, 82),
+    ("I8", 24, 1, 1), ("I16", 25, 1, 2), ("I32", 26, 1, 4), ("I64", 27, 1, 8), ("F64", 28, 1, 8),
+    ("IQ1_M", 29, 256, 56), ("TQ1_0", 34, 256, 54), ("TQ2_0", 35, 256, 66), ("NVFP4", 40, 64, 36),
+    ("Q1_0", 41, 128, 18),
+)
+BY_NAME = {row[0]: Format(*row) for row in _NAMED} | FORMATS
+TYPES = {fmt.id: fmt for fmt in BY_NAME.values()}
 
 # Types of metadata values by GGUF's number, and numpy's codes. An array of u32 is called "[u32]".
 _NAMES = ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64", "i64", "f64")
