@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
 from ..errors import NotFoundError
 from ..tickets import Ticket
 from . import schemas
+from .pools import Pools, ThePools
 from .problems import JsonRoute, problem
 from .service import Service
 
@@ -40,17 +40,18 @@ TheService = Annotated[Service, Depends(service_of)]
 
 
 @router.post("/v1/chat/completions", response_model=schemas.Chat, responses=_EVENTS)
-async def chat(body: schemas.ChatRequest, request: Request, service: TheService) -> Any:
+async def chat(body: schemas.ChatRequest, request: Request, service: TheService, pools: ThePools) -> Any:
     messages = [message.plain() for message in body.messages]
     tools = None if body.tool_choice == "none" else body.tools
-    answer = await Answer.begin(service, _CHAT, lambda hear: service.chat(
+    answer = await Answer.begin(service, pools, _CHAT, lambda hear: service.chat(
         messages, tools, model=body.model, on_piece=hear, **body.options()))
     return await _reply(answer, request, body, messages=messages, tools=tools)
 
 
 @router.post("/v1/completions", response_model=schemas.Completion, responses=_EVENTS)
-async def completions(body: schemas.CompletionRequest, request: Request, service: TheService) -> Any:
-    answer = await Answer.begin(service, _TEXT, lambda hear: service.generate(
+async def completions(body: schemas.CompletionRequest, request: Request, service: TheService,
+                      pools: ThePools) -> Any:
+    answer = await Answer.begin(service, pools, _TEXT, lambda hear: service.generate(
         body.prompt, model=body.model, on_piece=hear, **body.options()))
     prompt = body.prompt if isinstance(body.prompt, str) else service.served.tokenizer.decode(body.prompt)
     return await _reply(answer, request, body, prompt=prompt)
@@ -107,10 +108,13 @@ class Answer:
     """A ticket of the batcher on the side of asyncio."""
 
     def __init__(self, form: _Form, head: dict[str, Any], ticket: Ticket, pieces: asyncio.Queue[str | None]) -> None:
-        self.form, self.head, self.ticket, self._pieces = form, head, ticket, pieces
+        self.form = form
+        self.head = head
+        self.ticket = ticket
+        self._pieces = pieces
 
     @classmethod
-    async def begin(cls, service: Service, form: _Form, submit: Callable[[Hear], Ticket]) -> Answer:
+    async def begin(cls, service: Service, pools: Pools, form: _Form, submit: Callable[[Hear], Ticket]) -> Answer:
         """Raises what is wrong with the request. In a thread, for a long prompt takes a while to become tokens."""
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
@@ -118,7 +122,7 @@ class Answer:
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        ticket = await run_in_threadpool(submit, hear)
+        ticket = await pools.take(lambda: submit(hear))
         head = {"id": form.prefix + secrets.token_hex(12), "object": form.object, "created": int(time.time()),
                 "model": ticket.adapter or service.name}
         return cls(form, head, ticket, pieces)
@@ -178,25 +182,32 @@ class Said:
     answer: str
     model: str
 
+    def to_json(self) -> str:
+        return json.dumps([self.question, self.answer, self.model])
+
 
 class Recent:
-    """The last answers by their ids, for feedback; in memory only. `count` of them, and `size` characters at most."""
+    """The last answers by their ids, for feedback; in memory only. `count` of them, and `size` characters at most.
+
+    They are kept as JSON: objects would take many times as much.
+    """
 
     def __init__(self, count: int = 1000, size: int = 4 << 20) -> None:
-        self.count, self.size = count, size
-        self._said: dict[str, tuple[Said, int]] = {}
+        self.count = count
+        self.size = size
+        self._said: dict[str, str] = {}
         self._held = 0
 
     def add(self, id: str, said: Said) -> None:
-        size = len(said.answer) + len(json.dumps(said.question))
-        self._said[id] = said, size
-        self._held += size
+        text = said.to_json()
+        self._said[id] = text
+        self._held += len(text)
         while len(self._said) > self.count or (self._held > self.size and len(self._said) > 1):
-            self._held -= self._said.pop(next(iter(self._said)))[1]
+            self._held -= len(self._said.pop(next(iter(self._said))))
 
     def get(self, id: str) -> Said:
         """Raises NotFoundError."""
         if id not in self._said:
             raise NotFoundError(f"the answer {id!r:.100} is not among the last ones",
                                 "send the messages (or prompt) and the answer themselves")
-        return self._said[id][0]
+        return Said(*json.loads(self._said[id]))

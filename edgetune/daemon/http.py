@@ -19,8 +19,10 @@ from starlette.responses import Response
 from .. import __version__
 from ..errors import NotFoundError, UsageError
 from . import completions, fine_tuning, problems, schemas
+from .bodies import Bodies
 from .completions import Recent, TheService
 from .fine_tuning import After, Limit, job_object, page
+from .pools import Pools, ThePools
 from .problems import JsonRoute
 from .prometheus import Counted, Metrics
 from .security import Guard, Keys
@@ -36,13 +38,17 @@ def app(service: Service) -> FastAPI:
     keys = Keys(Path(config.key_file).expanduser()) if config.key_file else None
     made = FastAPI(title="edgetune", version=__version__, responses=problems.RESPONSES, docs_url=None, redoc_url=None,
                    redirect_slashes=False)
-    made.state.service, made.state.recent, made.state.metrics = service, Recent(), Metrics(service)
+    made.state.service = service
+    made.state.recent = Recent()
+    made.state.metrics = Metrics(service)
+    made.state.pools = Pools()
+    made.state.bodies = Bodies(config)
     for part in (router, completions.router, fine_tuning.router):
         made.include_router(part)
     problems.install(made)
     made.openapi = lambda: _openapi(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
-    made.add_middleware(Guard, config=config, keys=keys)  # the last one added comes first
+    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies)  # the last one added comes first
     return made
 
 
@@ -220,20 +226,20 @@ def device(service: TheService) -> Any:
 
 
 @router.get("/healthz", response_model=schemas.Health)
-def health(service: TheService) -> Any:
+async def health(service: TheService, pools: ThePools) -> Any:
     """Degraded still serves: the reasons say what does not work."""
-    return service.health()
+    return await pools.watch(service.health)
 
 
 @router.get("/metrics", response_class=Response, responses=_of_type("text/plain"))
-def metrics(request: Request) -> Response:
+async def metrics(request: Request, pools: ThePools) -> Response:
     """In Prometheus' text format."""
-    text, kind = request.app.state.metrics.text()
+    text, kind = await pools.watch(request.app.state.metrics.text)
     return Response(text, media_type=kind)
 
 
 @router.get("/", response_class=Response, responses=_of_type("text/html"))
-def show_page() -> Response:
+async def show_page() -> Response:
     """For people: all it needs is in it."""
     html, policy = _page()
     return HTMLResponse(html, headers={"Content-Security-Policy": policy})

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from ..errors import DiskError, EdgetuneError, NotFoundError, TooMuchError
+from ..errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooMuchError
 from . import schemas
-from .security import UPLOADS, error_body
+from .security import CODES, UPLOADS, error_body
+from .validation import sentence_of
 
 log = logging.getLogger("edgetune.daemon")
 STATUSES = {
     400: "The request is wrong.", 401: "No key, or a wrong one.", 403: "From a page or under a name that may not.",
-    404: "Nothing has this name or id.", 413: "Too large.", 429: "Too busy; come again.", 503: "The daemon stops.",
-    507: "The disk takes no more.",
+    404: "Nothing has this name or id.", 408: "The body came too slowly.", 413: "Too large.",
+    429: "Too busy; come again.", 503: "Too much is at work, or the daemon stops.", 507: "The disk takes no more.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Error, "description": what} for status, what in STATUSES.items()}
+BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to say so
 
 
 class _Json(Request):
-    """Refuses what Python's parser lets through: NaN, halves of surrogate pairs, nesting without end."""
+    """Refuses what Python's parser lets through: NaN, halves of surrogate pairs, nesting or values without end."""
 
     async def json(self) -> Any:
+        body = await self.body()
+        most = self.app.state.bodies.largest // BYTES_A_VALUE
+        if body.count(b",") >= most:
+            raise HTTPException(413, f"the body has more than {most} values, the most here; send fewer, or raise "
+                                "--max-body")
         try:
-            return from_json(await self.body(), allow_inf_nan=False)
+            return from_json(body, allow_inf_nan=False)
         except ValueError as error:
             raise HTTPException(400, f"the body is no JSON: {error}") from None
 
@@ -54,10 +62,10 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         path, headers = request.url.path, dict(getattr(error, "headers", None) or {})
         if isinstance(error, HTTPException) and error.status_code in (404, 405):  # of the router: ours is NotFoundError
-            error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what there is"
+            error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what exists"
             if methods := _methods(app, path):  # the router names those of the first route only
                 headers["Allow"] = ", ".join(methods)
-        status, body = problem(error, uploading=path == UPLOADS)
+        status, body = problem(error, uploading=path == UPLOADS, expected=_body_model(request))
         return JSONResponse(body, status, headers | ({"Retry-After": "1"} if status == 429 else {}))
 
     for kind in (EdgetuneError, RequestValidationError, HTTPException, Exception):
@@ -72,15 +80,23 @@ def _methods(app: FastAPI, path: str) -> list[str]:
     return sorted({method.upper() for template in found for method in paths[template]})
 
 
-def problem(error: Exception, uploading: bool = False) -> tuple[int, dict[str, Any]]:
-    """(status, body) of an error."""
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """Of what a route takes."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    kind = field.field_info.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def problem(error: Exception, uploading: bool = False,
+            expected: type[BaseModel] | None = None) -> tuple[int, dict[str, Any]]:
+    """(status, body) of an error. expected: the model of the request's body."""
     if isinstance(error, RequestValidationError):
-        message, param = _invalid(error)
+        message, param = sentence_of(error, expected)
         return 400, error_body(400, message, param, "invalid_value")
     if isinstance(error, HTTPException) and isinstance(error.__cause__, OSError):  # while FastAPI took an upload in
         error = DiskError(f"cannot keep the upload: {error.__cause__.strerror}", "make room on the disk")
     if isinstance(error, HTTPException):
-        return error.status_code, error_body(error.status_code, str(error.detail))
+        return error.status_code, error_body(error.status_code, str(error.detail), code=CODES.get(error.status_code))
     if isinstance(error, NotFoundError):
         return 404, error_body(404, str(error), code="not_found")
     if isinstance(error, TooMuchError):
@@ -88,38 +104,9 @@ def problem(error: Exception, uploading: bool = False) -> tuple[int, dict[str, A
         return status, error_body(status, str(error), code="too_much")
     if isinstance(error, DiskError):
         return 507, error_body(507, str(error), code="disk")
+    if isinstance(error, Interrupted):
+        return 503, error_body(503, str(error), code="stopping")
     if isinstance(error, EdgetuneError):
         return 400, error_body(400, str(error))
     log.error("a request failed", exc_info=error)
     return 500, error_body(500, "something went wrong in the daemon; its log says what")
-
-
-def _invalid(error: RequestValidationError) -> tuple[str, str | None]:
-    """One sentence for the first thing that is wrong, and the name of it."""
-    errors = error.errors()
-    name, value = _place(error.body, errors[0])
-    same = [e for e in errors if _place(error.body, e)[0] == name]  # a union's branches each have their say
-    kinds, what = {e["type"] for e in same}, name or "the body"
-    if not name and "missing" not in kinds:
-        return "the body is no JSON object; send one, with Content-Type: application/json", None
-    if "missing" in kinds:
-        return f"{what} is missing; /openapi.json says what there is to give", name or None
-    if kinds == {"extra_forbidden"}:
-        return f"there is no option {name!r:.100}; /openapi.json lists those that there are", name
-    expected = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input ") for e in same))
-    return f"{what} is {value!r:.100}; it {expected}", name
-
-
-def _place(body: Any, error: Any) -> tuple[str, Any]:
-    """Where an error is as people name it (a.b.0), without pydantic's names of a union's branches; what is there."""
-    where, *parts = error["loc"]
-    if where != "body":
-        return ".".join(map(str, parts)), error["input"]
-    names, node = [], body
-    for part in parts:
-        known = part in node if isinstance(node, Mapping) else isinstance(node, list) and part in range(len(node))
-        if known:
-            node = node[part]
-        if known or (error["type"] == "missing" and part is parts[-1]):
-            names.append(str(part))
-    return ".".join(names), node

@@ -23,7 +23,9 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 No = Annotated[Literal[False], BeforeValidator(lambda value: value if isinstance(value, bool) else None)]  # 0 is not no
 Auto = Literal["auto"]
-Metadata = Annotated[dict[str, str], Field(max_length=16)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]  # as OpenAI has it
 
 
 class Body(BaseModel):

@@ -10,6 +10,7 @@ import hmac
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import EdgetuneError
+from .bodies import Bodies, Body
 from .keys import hash_of, read_keys
 from .options import LOOPBACK, DaemonConfig
 
-log = logging.getLogger("edgetune.daemon")
 OPEN = ("/", "/healthz")  # without a key: the page, which asks for one, and whether anybody is there
 UPLOADS = "/v1/files"
 _FORM = 64 * 1024  # what a form has around its file at most
@@ -35,6 +36,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+CODES = {408: "too_slow", 413: "too_large", 503: "too_much"}  # of limits that hold for every request
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -44,43 +46,67 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+class Seldom:
+    """A log for what strangers cause: it says a thing once a minute, however often it happens."""
+
+    SECONDS = 60.0
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._said: dict[str, float] = {}
+
+    def warning(self, text: str, *values: object) -> None:
+        now = time.monotonic()
+        if now - self._said.get(text, -self.SECONDS) >= self.SECONDS:
+            self._said[text] = now
+            self._log.warning(text, *values)
+
+
+log = Seldom(logging.getLogger("edgetune.daemon"))
+Stamp = tuple[int, ...]
+
+
 class Keys:
     """The keys of a file, read again when it has changed: a key that was added or removed counts at once."""
 
     def __init__(self, path: Path) -> None:
         """Raises UsageError or FormatError for a file that is none."""
         self.path = path
-        self._hashes, self._seen = list(read_keys(path)), (0, 0, 0)  # so read again at the first request
+        self._hashes = list(read_keys(path))
+        self._seen: Stamp = ()  # so read again at the first request
 
     def accept(self, key: str) -> bool:
         """In a time that tells nothing of the keys. Nobody, while the file cannot be read."""
         try:
-            if (stamp := self._stamp()) != self._seen:
-                self._hashes, self._seen = list(read_keys(self.path)), stamp
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._hashes = list(read_keys(self.path))
+                self._seen = stamp
         except (OSError, EdgetuneError) as error:
             log.warning("nobody is let in: %s", error)
             return False
         shown = hash_of(key)
         return sum(hmac.compare_digest(shown, known) for known in self._hashes) > 0
 
-    def _stamp(self) -> tuple[int, int, int]:
+    def _stamp(self) -> Stamp:
+        """Changes with what the file holds, and with who may write it."""
         stat = os.stat(self.path)  # noqa: PTH116 - once a request
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_mode
 
 
-class Refused(Exception):
+class Refused(HTTPException):
     """A request that must not reach the app."""
 
     def __init__(self, status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.headers = status, code, dict(headers or {})
+        super().__init__(status, message, dict(headers or {}))
+        self.code = code
 
 
 class Guard:
     """Lets through what may pass, its body counted, and adds the headers to every answer."""
 
-    def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None) -> None:
-        self.app, self.config, self.keys = app, config, keys
+    def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None, bodies: Bodies) -> None:
+        self.app, self.config, self.keys, self.bodies = app, config, keys, bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,24 +121,29 @@ class Guard:
             await send(message)
 
         try:
-            limit = self.check(scope)
-        except Refused as refused:
+            self.check(scope)
+            body = self.body(scope, receive)
+        except HTTPException as refused:
             await _answer(refused, with_headers)
-        else:
-            await self.app(scope, _counted(receive, limit), with_headers)
+            return
+        try:
+            await self.app(scope, body, with_headers)
+        finally:
+            body.end()
 
-    def check(self, scope: Scope) -> int:
-        """How many bytes its body may have. Raises Refused."""
+    def check(self, scope: Scope) -> None:
+        """Raises HTTPException for a request that must not reach the app."""
         headers = Headers(scope=scope)
         self._check_host(headers.get("host", ""))
         self._check_origin(scope["method"], headers)
         self._check_key(scope["path"], headers.get("authorization", ""))
-        limit = self.config.max_body << 10
-        if scope["path"] == UPLOADS:
-            limit = (self.config.max_upload << 20) + _FORM
-        if headers.get("content-length", "0").strip().isdigit() and int(headers.get("content-length", "0")) > limit:
-            raise _too_large(limit)
-        return limit
+
+    def body(self, scope: Scope, receive: Receive) -> Body:
+        """Raises HTTPException where it is too large, or too much is at work."""
+        upload = scope["path"] == UPLOADS
+        limit = (self.config.max_upload << 20) + _FORM if upload else self.config.max_body << 10
+        length = Headers(scope=scope).get("content-length", "").strip()
+        return Body(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)
 
     def _check_host(self, host: str) -> None:
         """Who listens on loopback is called by a name of loopback: another was made to point there."""
@@ -140,32 +171,12 @@ class Guard:
                           "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
 
-def _too_large(limit: int) -> Refused:
-    return Refused(413, f"the request has more than {limit} bytes, the most here; send less, or raise --max-body "
-                   "(--max-upload for files)", "too_large")
-
-
-def _counted(receive: Receive, limit: int) -> Receive:
-    """Bytes that come without a length before them are counted as they come."""
-    seen = 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:  # what FastAPI lets through while it reads
-            refused = _too_large(limit)
-            raise HTTPException(refused.status, str(refused), {"Connection": "close"})
-        return message
-
-    return counted
-
-
-async def _answer(refused: Refused, send: Send) -> None:
+async def _answer(refused: HTTPException, send: Send) -> None:
     """Says no, and closes: what is left of the body is not read."""
-    body = json.dumps(error_body(refused.status, str(refused), code=refused.code)).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close",
-               **refused.headers}
-    await send({"type": "http.response.start", "status": refused.status,
-                "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]})
+    code = getattr(refused, "code", None) or CODES.get(refused.status_code)
+    body = json.dumps(error_body(refused.status_code, refused.detail, code=code)).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    headers |= {name.lower(): value for name, value in (refused.headers or {}).items()}
+    await send({"type": "http.response.start", "status": refused.status_code,
+                "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]})
     await send({"type": "http.response.body", "body": body})

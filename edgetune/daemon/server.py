@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -18,11 +19,15 @@ import uvicorn
 
 from .. import disk
 from ..errors import UsageError
+from .connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
 from .http import app
+from .memory import give_back
 from .options import DaemonConfig
 from .service import Service
 
 _DRAIN = 30  # seconds that answers may take to their end, of systemd's 90 until it kills
+_BACKLOG = 128  # connections that the kernel holds until they are accepted
+_TRIM = 1 << 20  # bytes of bodies read, and what they took is given back
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
 
@@ -54,10 +59,15 @@ def _scratch(folder: Path) -> Iterator[None]:
 
 class _Server(uvicorn.Server):
     def __init__(self, service: Service, on_ready: Callable[[str], None] | None) -> None:
+        # log_level: a warning for each connection that does not speak HTTP would let strangers fill the disk
         super().__init__(uvicorn.Config(
-            app(service), lifespan="off", ws="none", log_config=None, log_level="warning", access_log=False,
-            server_header=False, timeout_graceful_shutdown=_DRAIN, timeout_keep_alive=30))
-        self.service, self.address, self._on_ready = service, "", on_ready
+            app(service), http=Connection, lifespan="off", ws="none", log_config=None, log_level="error",
+            access_log=False, server_header=False, backlog=_BACKLOG, timeout_graceful_shutdown=_DRAIN,
+            timeout_keep_alive=KEEP_ALIVE))
+        self.service = service
+        self.address = ""
+        self._on_ready = on_ready
+        self._tasks: list[asyncio.Task[None]] = []
         self._systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
 
     def tell(self, state: str) -> None:
@@ -90,6 +100,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._tasks = [asyncio.create_task(work) for work in (watch(self.server_state), self._trim())]
         if not self.service.stopping.is_set():
             self.tell(f"READY=1\nSTATUS=answering on {self.address}")
             if self._on_ready:
@@ -97,7 +108,21 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.tell("STOPPING=1")
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection) and connection.waits():
+                connection.hang_up()  # what has not been asked whole is not answered any more
         await super().shutdown(sockets)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _trim(self) -> None:
+        """What large requests took goes back to the kernel once they are answered."""
+        bodies = self.config.app.state.bodies  # type: ignore[union-attr]
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if bodies.read > _TRIM:
+                bodies.read = 0
+                give_back()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _LOOKS == 0:

@@ -1,0 +1,42 @@
+"""Threads that nothing may occupy for long: those that take requests of the model, and those that say how it is.
+
+What may wait (an upload, a job that begins, an adapter that is removed after its last answer) runs in FastAPI's own
+threads. Were they the same, some dozens of such requests would make the daemon deaf.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+
+T = TypeVar("T")
+TAKERS = 8  # threads that make tokens of prompts, which takes a while where they are long
+WATCHERS = 2
+
+
+class Pools:
+    """Threads are started when they are needed."""
+
+    def __init__(self) -> None:
+        self._takers = ThreadPoolExecutor(TAKERS, "take")
+        self._watchers = ThreadPoolExecutor(WATCHERS, "watch")
+
+    async def take(self, work: Callable[[], T]) -> T:
+        """Run what puts a request into the batcher's queue."""
+        return await asyncio.get_running_loop().run_in_executor(self._takers, work)
+
+    async def watch(self, work: Callable[[], T]) -> T:
+        """Run what says how the daemon is."""
+        return await asyncio.get_running_loop().run_in_executor(self._watchers, work)
+
+
+def pools_of(request: Request) -> Pools:
+    found: Pools = request.app.state.pools
+    return found
+
+
+ThePools = Annotated[Pools, Depends(pools_of)]
