@@ -51,10 +51,11 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
-        if self._head_since is None and self.conn.their_state is h11.IDLE:
+        in_head = self.conn.their_state is h11.IDLE
+        if in_head and self._head_since is None:
             self._head_since = self.heard_at
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if in_head and self.conn.their_state is not h11.IDLE:
             self._head_since = None
 
     def on_response_complete(self) -> None:

@@ -13,17 +13,19 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from .. import disk
 from ..data import load_rows
 from ..device import read_device
-from ..errors import DataError, EdgetuneError, UsageError
+from ..errors import DataError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ..governor import Governor
 from ..policy import read_hours, within
 from ..rows import as_messages
+from ..tickets import Ticket
 from .feedback import Row, Rows
 from .files import Rows as ReadRows
 from .recipe import HELD_LEAST
@@ -89,9 +91,10 @@ class Learner:
     def begin(self) -> Job:
         """A job over all feedback that is new. Some take a minute to begin, while anchors are made.
 
-        Raises UsageError where one is not finished, or there is too little to learn or to judge by; errors of Jobs.
+        Raises TooMuchError where another thread begins one, UsageError where one is not finished, or there is too
+        little to learn or to judge by, Interrupted where the service stops; errors of Jobs.
         """
-        with self._beginning:
+        with self._alone():
             if unfinished := self._unfinished():
                 raise UsageError(f"{unfinished} is not finished", "wait for it, or cancel it")
             self._settle_ended()
@@ -111,6 +114,16 @@ class Learner:
                 origin="learn")
             self.feedback.assign(lesson.ids, job.id)
             return job
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """To wait for another thread would occupy this one for as long as anchors are made."""
+        if not self._beginning.acquire(blocking=False):
+            raise TooMuchError("a training over feedback is being begun already", "ask again in a minute")
+        try:
+            yield
+        finally:
+            self._beginning.release()
 
     # ---- when ---------------------------------------------------------------------------------------------------
 
@@ -189,7 +202,13 @@ class Learner:
 
     def _drawn(self, seed: int) -> dict[str, Any]:
         """Options of an answer by the base, each as likely as the base finds it."""
-        return {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed}
+        return {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed,
+                "on_piece": self._check_running}
+
+    def _check_running(self, _ticket: Ticket, _piece: str | None) -> None:
+        """Ends an answer of the base when the service stops; who waits for it gets the error."""
+        if self.service.stopping.is_set():
+            raise Interrupted("the daemon stops", "ask again when it is back")
 
     def _texts(self, group: range) -> Rows:
         """Those that go on."""

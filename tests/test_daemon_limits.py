@@ -1,0 +1,236 @@
+"""What one client does keeps no other from being answered: any number of connections and requests, of any ill will."""
+
+from __future__ import annotations
+
+import json
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+import httpx
+from daemons import PATIENCE, Daemon, daemon
+from tiny import write_tiny
+
+from edgetune.daemon import bodies, connections
+from edgetune.daemon.bodies import Bodies
+from edgetune.daemon.options import DaemonConfig
+
+CHAT = "/v1/chat/completions"
+ASK = {"messages": [{"role": "user", "content": "the light on"}], "max_tokens": 2}
+DESCRIPTORS = 1024  # what most systems give a process
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0", n_context=512)
+
+
+@dataclass
+class Process:
+    url: str
+    pid: int
+    log: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def place(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def memory(self, name: str) -> int:
+        """Bytes of VmRSS or VmHWM."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+@contextmanager
+def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
+    """A daemon of its own, with so many descriptors as a shell gives it."""
+    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", folder / "state", "--threads", "1",
+               "--port", "0", "--json", *options]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    log = folder / "log"
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            [str(word) for word in command], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, limit[1])))
+    try:
+        assert started.stdout
+        line = started.stdout.readline()
+        assert line, log.read_text()
+        yield Process(json.loads(line)["url"], started.pid, log, started)
+    finally:
+        started.kill()
+        started.wait()
+        started.stdout.close()
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """For this process, which opens more connections than the daemon can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 4 * DESCRIPTORS
+    if hard not in (resource.RLIM_INFINITY,) and hard < needed:
+        pytest.skip(f"needs {needed} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def health_seconds(url: str) -> float:
+    """Until a stranger who comes now is answered."""
+    start = time.monotonic()
+    assert httpx.get(url + "/healthz", timeout=PATIENCE).status_code == 200
+    return time.monotonic() - start
+
+
+# ---- connections ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("begin", [b"", b"GET /healthz HTTP/1.1\r\nHost: loc",
+                                   b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"])
+def test_more_silent_connections_than_descriptors_keep_nobody_out(model, tmp_path, begin):
+    with process(model, tmp_path) as running, ExitStack() as stack:
+        for _ in range(DESCRIPTORS + 26):
+            silent = stack.enter_context(socket.create_connection(running.place, timeout=PATIENCE))
+            silent.sendall(begin)
+        for _ in range(3):
+            assert health_seconds(running.url) < 1
+        assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+        said = running.log.read_text()
+        assert said.count("connections are open") == 1
+        assert len(said) < 2000
+        running.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert running.process.wait(PATIENCE) == 0
+        assert time.monotonic() - start < 10
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture
+def impatient(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """A daemon that waits for its clients less long than others."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.5)
+    with daemon(model, tmp_path / "state") as running:
+        yield running
+
+
+def connect(running: Daemon) -> socket.socket:
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("begin", [b"", b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"])
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_head_must_come_in_time(impatient, begin, drips):
+    with connect(impatient) as client:
+        client.sendall(begin)
+        assert closed_after(client, b"x" if drips else b"") < 5
+
+
+def test_the_rest_of_a_body_that_nobody_reads_must_come_in_time(impatient):
+    with connect(impatient) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        assert closed_after(client, b"x") < 5
+
+
+def closed_after(client: socket.socket, drip: bytes) -> float:
+    """Seconds until the other end has closed."""
+    start = time.monotonic()
+    while time.monotonic() - start < PATIENCE:
+        try:
+            if drip:
+                client.sendall(drip)
+            if select.select([client], [], [], 0.1)[0] and not client.recv(4096):
+                break
+        except OSError:
+            break
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/feedback", "/v1/files"])
+def test_a_body_must_come_in_time(impatient, path):
+    head = (f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            f"{'multipart/form-data; boundary=x' if path == '/v1/files' else 'application/json'}\r\n"
+            "Content-Length: 100000\r\n\r\n")
+    with connect(impatient) as client:
+        client.sendall(head.encode() + b"--x")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))  # until the other end closes
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"too_slow"' in answer
+    assert httpx.post(impatient.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+
+
+def test_an_answer_must_be_read_in_time(impatient):
+    with connect(impatient) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises(OSError):  # noqa: PT011 - reset, or broken pipe
+            for _ in range(10_000):  # pages that nobody reads
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                time.sleep(0.01)
+
+
+def test_a_request_between_two_long_pauses_is_answered(impatient):
+    """What limits a head does not limit the time between requests."""
+    with connect(impatient) as client:
+        for _ in range(3):
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(1)
+
+
+# ---- threads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So slow that what the base says to all questions, before a job over feedback begins, takes seconds."""
+    return write_tiny(tmp_path_factory.mktemp("slow") / "tiny.gguf", formats="Q8_0", d_model=512, d_ff=1024,
+                      n_context=512)
+
+
+def correct(url: str, count: int = 40) -> None:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        for i in range(count):
+            assert client.post("/v1/feedback", json={"prompt": f"lamp {i}", "correction": "on"}).status_code == 200
+
+
+def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path):
+    with process(slow_model, tmp_path, "--context", 512) as running, ThreadPoolExecutor(60) as pool:
+        correct(running.url)
+        asked = [pool.submit(httpx.post, running.url + "/v1/learn", timeout=PATIENCE) for _ in range(60)]
+        time.sleep(0.5)
+        assert not all(answer.done() for answer in asked), "the job has begun already: nothing was tested"
+        for _ in range(3):
+            assert health_seconds(running.url) < 1
+        start = time.monotonic()
+        assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+        assert time.monotonic() - start < 5
+        running.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert running.process.wait(PATIENCE) == 0
+        assert time.monotonic() - start < 10
+        assert "Traceback" not in running.log.read_text()
+        statuses = [answer.result().status_code for answer in asked if not answer.exception()]
+        assert statuses.count(429) == 59
+        assert statuses.count(503) <= 1  # the one that was at it
