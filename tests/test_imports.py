@@ -30,7 +30,7 @@ ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "typing_exte
 HOST_ALLOWED = ALLOWED | {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "safetensors",
                           "huggingface_hub", "matplotlib", "cryptography"}  # extra: host
 OPTIONAL = {"onnxruntime", "cryptography"}  # the device's own extras, imported where they are used
-DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "prometheus_client", "sdnotify",
+DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
           "httpx"}  # extra: daemon
 
 
