@@ -2,10 +2,10 @@
 
 The library an app embeds:
 
-    Trainer    open a model, add examples, step(), loss(), pairs
-    train      a whole run on disk: adapter, metrics, checkpoint, resume
-    Served     llama.cpp with adapters that are loaded, switched and unloaded at run time
-    errors     what can go wrong; everything is an EdgetuneError
+    Trainer        open a model, add examples, step(), loss(), pairs
+    run            a whole run on disk: adapter, metrics, checkpoint, resume
+    Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
+    EdgetuneError  what a user can cause; edgetune.errors has its kinds
 
 Names are imported when first used, so that `import edgetune` costs little on a small board.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 _HOME = {
     "EdgetuneError": "errors", "TrainConfig": "config", "open_gguf": "gguf", "Bundle": "bundle",
@@ -44,4 +44,9 @@ if not TYPE_CHECKING:  # a checker takes the names above
     def __getattr__(name: str) -> Any:
         if name in _HOME:
             return getattr(import_module(f".{_HOME[name]}", __name__), name)
+        if name == "errors":
+            return import_module(".errors", __name__)
         raise AttributeError(f"module 'edgetune' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted([*_HOME, "errors", "__version__"])

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__
 from .disk import new_folder, replaced
 from .errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from .gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
 from .lora import Lora, Pair
+from .version import __version__
 
 FILE, RUN = "adapter.gguf", "run.json"
 _ALPHA, _BASE, _NAME = "adapter.lora.alpha", "edgetune.base_fingerprint", "general.base_model.0.name"

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __version__, signature
+from . import signature
 from .disk import replaced
 from .errors import FormatError, UnsupportedError
 from .gguf import Gguf, check_model, fingerprint, open_gguf
+from .version import __version__
 
 MODEL, ONNX, TOKENIZER, MANIFEST = "model.gguf", "model.onnx", "tokenizer.gguf", "manifest.json"
 FORMATS = {"gguf": (MODEL,), "onnx": (ONNX, TOKENIZER)}  # and the files that each must have

@@ -1,4 +1,8 @@
-"""What a person sees: tables, a live progress line on a terminal, plain lines elsewhere."""
+"""What a person sees: tables, a live progress line on a terminal, plain lines elsewhere.
+
+Text is printed as it is: paths and messages may contain what rich would take for markup. On a terminal, lines are
+wrapped between words; elsewhere a line stays one line, for programs that read it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
+BAR_WIDTH = 10  # leaves room for a step's numbers on a terminal of 80 columns
+ACTIONS = {"go": "continues", "slower": "slower", "pause": "paused", "yield": "yields"}
+"""The governor's decisions, as a person reads them."""
 
 
 def mib(n: float) -> str:
@@ -26,19 +32,46 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def table(title: str, columns: list[str], rows: Sequence[Sequence[str | Text]], right: tuple[int, ...] = ()) -> Table:
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False,
+def say(console: Console, line: str | Text) -> None:
+    """Print one line."""
+    console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+def note(text: str) -> Text:
+    """A line that a person should notice."""
+    return Text(text, style="yellow")
+
+
+def table(title: str, columns: list[str], rows: Sequence[Sequence[str | Text]], right: tuple[int, ...] = (),
+          whole: tuple[int, ...] = ()) -> Table:
+    """right: columns that are aligned to the right; whole: columns, of ids, that no line break may divide."""
+    made = Table(title=Text(title, style="bold") if title else None, title_justify="left", box=None, pad_edge=False,
                  header_style="dim", show_header=any(columns))
     for i, column in enumerate(columns):
-        made.add_column(column, justify="right" if i in right else "left", overflow="fold")
+        made.add_column(column, justify="right" if i in right else "left", overflow="fold", no_wrap=i in whole)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return made
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """What a plan (as JSON) has traded."""
     return [f"traded: {text}" for text in plan["traded"]]
+
+
+def checkpoint_line(disk: dict[str, Any]) -> str:
+    """How much a run's checkpoints write, of `run.json`'s facts about the disk."""
+    size = mib(disk["checkpoint_bytes"])
+    if disk["checkpoint_every"] in ("never", "0"):
+        return f"checkpoints: {size} each, written only when the run is stopped"
+    return f"checkpoints every {disk['checkpoint_every']}: {size} each, at most {mib(disk['bytes_per_day'])} a day"
+
+
+class _Numbers(ProgressColumn):
+    """The latest numbers of a run, and what the governor does to it."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble(task.fields["numbers"], (task.fields["action"], "yellow"))
 
 
 S = TypeVar("S", bound="_Live")
@@ -48,7 +81,8 @@ class _Live:
     """A bar of these columns on a terminal, shown within a `with`; elsewhere, and where quiet, none."""
 
     def __init__(self, console: Console, quiet: bool, *columns: ProgressColumn) -> None:
-        self.console, self.quiet = console, quiet
+        self.console = console
+        self.quiet = quiet
         self.live = not quiet and console.is_terminal
         self.bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
         self.task: TaskID | None = None
@@ -68,97 +102,105 @@ class TrainProgress(_Live):
     """Shows a run's events; give `event` to train.run as on_event. quiet: shows nothing (--json)."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        super().__init__(console, quiet, TextColumn("[bold]step {task.completed}/{task.total}"),
-                         BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
-        self.pace, self.numbers = "", ""  # what the governor does, and the last step's
-        self.total, self.held_out, self.tokens, self.seconds, self.last = 0, "", 0, 0.0, 0.0
+        super().__init__(console, quiet, TextColumn("{task.completed}/{task.total}", style="bold", markup=False),
+                         BarColumn(bar_width=BAR_WIDTH), _Numbers())
+        self.action = ""  # what the governor does
+        self.numbers = ""  # of the last step
+        self.held_out = ""
+        self.total = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.last = 0.0
 
     def event(self, e: dict[str, Any]) -> None:
-        if self.quiet:
-            return
-        if e["event"] == "start":
-            self._start(e)
-        elif e["event"] == "resume":
-            self._resume(e)
-        elif e["event"] == "eval":
-            self.held_out = f"held-out {e['loss']:.3f}"
-            if not self.live:
-                self.console.print(f"step {e['step']}/{self.total}  {self.held_out}", highlight=False, soft_wrap=True)
-        elif e["event"] == "governor":
-            self._governor(e)
-        elif e["event"] == "step":
-            self._step(e)
-        elif e["event"] == "done" and self.live:
-            self.bar.stop()
+        handlers = {"start": self._start, "resume": self._resume, "eval": self._eval, "governor": self._governor,
+                    "step": self._step, "done": self._done}
+        if not self.quiet and e["event"] in handlers:
+            handlers[e["event"]](e)
 
     def _start(self, e: dict[str, Any]) -> None:
         self.total = e["steps"]
-        self.console.print(f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), "
-                           f"{e['steps']} steps on row {e['isa']}", highlight=False, soft_wrap=True)
-        p, disk = e["plan"], e["disk"]
-        lines = [f"memory: arena {mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, rest "
-                 f"{mib(p['process_bytes'])}; whole process at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} "
-                 f"({p['budget']})", *plan_lines(p),
-                 f"--checkpoint-every {disk['checkpoint_every']}: {mib(disk['checkpoint_bytes'])} each, at most "
-                 f"{mib(disk['bytes_per_day'])} a day"]
-        for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True)
+        p = e["plan"]
+        for line in (
+                f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), {e['steps']} steps "
+                f"with the kernels {e['isa']}",
+                f"memory: at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} ({p['budget']}): buffers "
+                f"{mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, the rest {mib(p['process_bytes'])}",
+                *plan_lines(p), checkpoint_line(e["disk"])):
+            say(self.console, line)
         if self.live:
-            self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="")
+            self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="", action="")
+
+    def _eval(self, e: dict[str, Any]) -> None:
+        self.held_out = f"held-out {e['loss']:.3f}"
+        if not self.live:
+            say(self.console, f"step {e['step']}/{self.total}  {self.held_out}")
 
     def _governor(self, e: dict[str, Any]) -> None:
-        threads = f"{e['threads']} thread{'s' if e['threads'] > 1 else ''}"
-        words = {"go": "going on", "slower": f"slower, {threads}", "pause": "paused",
-                 "yield": "giving way"}[e["action"]]
-        self.pace = f"[yellow]{words}: {escape(e['cause'])}[/]" if e["action"] != "go" else ""
-        if self.live and self.task is not None:
-            self.bar.update(self.task, numbers=_joined(self.numbers, self.pace))
-        elif not self.live:
-            self.console.print(f"step {e['step']}/{self.total}  {words}: {e['cause']}", highlight=False, soft_wrap=True,
-                               markup=False)
+        """The cause is a line above the bar, which has no room for it."""
+        action = ACTIONS[e["action"]]
+        if e["action"] == "slower":
+            action += f", {e['threads']} thread{'s' if e['threads'] > 1 else ''}"
+        self.action = "" if e["action"] == "go" else f"  {action}"
+        say(self.console, f"step {e['step']}/{self.total}  {action}: {e['cause']}")
+        self._update()
 
     def _resume(self, e: dict[str, Any]) -> None:
-        lines = [f"[yellow]{what}: an older one is taken[/]" for what in e["damaged"]]
-        lines += [f"[yellow]{c['name']} has changed: the steps done stay as they are[/]" for c in e["changed"]]
-        lines.append(f"goes on after step {e['step']}" if e["step"] else "begins again: no step was saved")
-        for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True)
+        for what in e["damaged"]:
+            say(self.console, note(f"{what}: an older one is taken"))
+        for change in e["changed"]:
+            say(self.console, note(f"{change['name']} has changed: the steps done stay as they are"))
+        say(self.console, f"resumes after step {e['step']}" if e["step"] else "starts again: no step was saved")
 
     def _step(self, e: dict[str, Any]) -> None:
         self.tokens += e["tokens"]
         self.seconds += e["seconds"]
         rate = self.tokens / max(self.seconds, 1e-9)
-        self.numbers = numbers = _joined(f"loss {e['loss']:.3f}", self.held_out, f"{rate:.0f} tokens/s",
-                                         f"{e['rss_mib']:.0f} MiB")
-        if self.live and self.task is not None:
-            self.bar.update(self.task, completed=e["step"],
-                            numbers=_joined(numbers, self.pace))
-        elif time.monotonic() - self.last > PLAIN_SECONDS or e["step"] == self.total:
+        parts = [f"loss {e['loss']:.3f}", self.held_out, f"{rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
+        self.numbers = "  ".join(part for part in parts if part)
+        self._update(completed=e["step"])
+        if not self.live and (time.monotonic() - self.last > PLAIN_SECONDS or e["step"] == self.total):
             self.last = time.monotonic()
             left = (self.total - e["step"]) * e["seconds"]
-            self.console.print(f"step {e['step']}/{self.total}  {numbers}  {duration(left)} left", highlight=False,
-                               soft_wrap=True)
+            say(self.console, f"step {e['step']}/{self.total}  {self.numbers}  {duration(left)} left")
+
+    def _update(self, completed: int | None = None) -> None:
+        if self.live and self.task is not None:
+            self.bar.update(self.task, completed=completed, numbers=self.numbers, action=self.action)
+
+    def _done(self, _e: dict[str, Any]) -> None:
+        if self.live:
+            self.bar.stop()
 
 
 class StepProgress(_Live):
     """Shows long steps one after another; give `step` to what calls it with (what, done, total)."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        super().__init__(console, quiet, TextColumn("{task.description}"), BarColumn(bar_width=24),
-                         TextColumn("{task.percentage:.0f} %"))
-        self.what, self.began, self.last = "", 0.0, 0.0
+        super().__init__(console, quiet, TextColumn("{task.description}", markup=False),
+                         BarColumn(bar_width=BAR_WIDTH), TextColumn("{task.percentage:.0f} %"))
+        self.what = ""
+        self.began = 0.0
+        self.last = 0.0
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if kind is None:
+            self._complete()
+        super().__exit__(kind, error, trace)
 
     def step(self, what: str, done: float, total: float) -> None:
         """Of the step `what`, `done` of `total` is done; a new name begins a new line."""
         if self.quiet:
             return
         now = time.monotonic()
-        if new := what != self.what:
-            self.what, self.began = what, now
+        new = what != self.what
+        if new:
+            self.what = what
+            self.began = now
         if self.live:
             if new:
-                if self.task is not None:
-                    self.bar.update(self.task, completed=self.bar.tasks[self.task].total)
+                self._complete()
                 self.task = self.bar.add_task(what, total=total)
             assert self.task is not None
             self.bar.update(self.task, completed=done, total=total)
@@ -166,8 +208,9 @@ class StepProgress(_Live):
             self.last = now
             left = (now - self.began) / done * (total - done) if done else 0.0
             rest = f"  {done / total:.0%}  {duration(left)} left" if done else ""
-            self.console.print(f"{what}{rest}", highlight=False, soft_wrap=True)
+            say(self.console, f"{what}{rest}")
 
-
-def _joined(*parts: str) -> str:
-    return "  ".join(part for part in parts if part)
+    def _complete(self) -> None:
+        """What ended may not have said that it had."""
+        if self.live and self.task is not None:
+            self.bar.update(self.task, completed=self.bar.tasks[self.task].total)

@@ -10,10 +10,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from . import __version__
 from .data import Dataset
 from .errors import MismatchError, UsageError
 from .trainer import Trainer
+from .version import __version__
 
 # Options that change speed or when the run looks up, but not what is learned.
 FREE = ("memory", "weights", "threads", "checkpoint_every")

@@ -10,13 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import __version__, adapter, bundle, device, native, signature
+from . import adapter, bundle, device, native, signature
 from .config import TrainConfig
 from .errors import EdgetuneError, UsageError
 from .gguf import Gguf, check_model, open_gguf
 from .model import Model
 from .sensors import Sensors
 from .trainer import make_plan
+from .version import __version__
 
 
 def describe(path: Path) -> dict[str, Any]:

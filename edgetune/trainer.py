@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import __version__, adapter, device, native, optim, plan
+from . import adapter, device, native, optim, plan
 from .arena import Arena
 from .bundle import Bundle, open_bundle
 from .config import DEFAULT_MEMORY, TrainConfig, TrainOptions
@@ -31,6 +31,7 @@ from .passes import Measurement, Totals, learn, measure
 from .projection import lora_shapes
 from .stream import sizes
 from .tokens import Tokenizer
+from .version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

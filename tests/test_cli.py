@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import click
 import pytest
 from boards import Board
 from click.testing import CliRunner
@@ -52,8 +54,8 @@ def test_train_prints_plain_lines_without_a_terminal(place):
 
 
 def test_engines_agree(place, adapter):
-    scores = [run_json("eval", place / "model.gguf", place / "rows.jsonl", "--adapter", adapter, "--engine", engine,
-                       "--limit", 2) for engine in ("native", "llama.cpp")]
+    scores = [run_json("eval", place / "model.gguf", place / "rows.jsonl", "--adapter", adapter, "--engine", *engine)
+              for engine in (["native"], ["llama.cpp", "--limit", 2])]
     assert scores[0]["tokens"] == scores[1]["tokens"] > 0
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-2)
     assert scores[1]["exact_rows"] == 2
@@ -75,10 +77,39 @@ def test_export_and_import_are_inverse(place, adapter):
     assert run_json("info", place / "again")["pairs"] == exported["pairs"]
 
 
+@pytest.mark.parametrize("flags", [["--limit", 2], ["--answers"], ["--no-answers"]])
+def test_options_of_answers_are_refused_where_none_are_made(place, flags):
+    text = run("eval", place / "model.gguf", place / "rows.jsonl", "--engine", "native", *flags, code=2)
+    assert "--engine native" in text
+
+
+def test_a_second_adapter_is_refused(place, adapter):
+    text = run("generate", place / "model.gguf", "hi", "--adapter", adapter, "--adapter", adapter, code=2)
+    assert "--adapter is given 2 times" in text
+
+
+def test_paths_are_printed_as_they_are(place):
+    """A name in brackets is no markup, neither of a colour nor of an end that nothing began."""
+    for name in ("runs[v2]", "a[/b]", "[red]"):
+        folder = place / "brackets" / name
+        text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", folder, "--steps", 1, *SMALL)
+        assert f"adapter in {folder}; try: edgetune chat {place / 'model.gguf'} --adapter {folder}" in text
+        (folder / "rows[b].jsonl").write_text((place / "rows.jsonl").read_text())
+        scores = run("eval", place / "model.gguf", folder / "rows[b].jsonl", "--no-answers")
+        assert "rows[b].jsonl by llama.cpp" in scores
+
+
+def test_numbers_of_info_are_short(adapter):
+    text = run("info", adapter)
+    assert "held out loss before" in text
+    assert not re.search(r"\d\.\d{7}", text)
+
+
 def test_merge_says_what_it_cost(place, adapter):
     result = run_json("merge", place / "model.gguf", adapter, "-o", place / "merged.gguf", "--to", "F16", "--eval",
                       place / "rows.jsonl")
     assert result["loss_merged"] == pytest.approx(result["loss_with_adapter"], rel=1e-2)
+    assert result["exact_merged"] == result["exact_with_adapter"]
     assert run_json("info", place / "merged.gguf")["trainable"] is True
 
 
@@ -164,3 +195,19 @@ def test_a_signal_saves_and_resume_goes_on(place, number):
     done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 400
+
+
+def commands(group, path=()):
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands(cli)], ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(path):
+    done = CliRunner().invoke(cli, [*path, "--help"], terminal_width=80)
+    assert done.exit_code == 0
+    wide = [line for line in done.output.splitlines() if len(line) > 80]
+    assert not wide

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
-    ["errors"],
+    ["errors", "version"],
     ["options", "persisted", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native", "child"],
     ["config", "device", "gguf", "safetensors", "signature"],
     ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream", "metrics", "sensors",

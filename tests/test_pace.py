@@ -383,7 +383,7 @@ def test_the_progress_line_says_why(terminal: bool) -> None:
     with TrainProgress(Console(file=shown, force_terminal=terminal, width=160)) as progress:
         progress.total = 3
         if terminal:
-            progress.task = progress.bar.add_task("", total=3, numbers="")
+            progress.task = progress.bar.add_task("", total=3, numbers="", action="")
         for event in (step | {"step": 1}, decision, step | {"step": 2}):
             progress.event(event)
         progress.bar.refresh()
@@ -393,4 +393,4 @@ def test_the_progress_line_says_why(terminal: bool) -> None:
     assert "slower, 1 thread: the cpu is at 77 °C [x]" in said
     after = shown.getvalue()[len(said):]
     assert "77" not in after.splitlines()[-1]
-    assert terminal or "step 1/3  going on: cooled down to 60 °C" in after
+    assert terminal or "step 1/3  continues: cooled down to 60 °C" in after

@@ -13,6 +13,7 @@ import click
 
 from ..errors import UsageError
 from .app import MODEL, F, adapter_option, command, out, show, system_option, threads_option
+from .app import given as explicit
 
 
 def answer_options(command: F) -> F:
@@ -74,6 +75,10 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
     from ..evaluate import Scores, evaluate
     from ..score import native_loss
     from ..tokens import Tokenizer
+    if engine == "native":
+        for flag in explicit({"answers": answers, "limit": limit}):
+            raise UsageError(f"--{flag} is given with --engine native, which makes no answers",
+                             "leave one of them out: answers come from llama.cpp")
     bundle = open_bundle(model)
     rows = load(data, Tokenizer(bundle.gguf.path), max_length=max_length, system=system or None)
     if engine == "native":
@@ -89,7 +94,7 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
         lines.append(["exact answers", f"{scores.exact:.1%} of {scores.exact_rows}"])
     if scores.parsed is not None:
         lines.append(["answers that are JSON", f"{scores.parsed:.1%}"])
-    show(as_json, scores.to_json(), table(f"{data} by {scores.engine}", ["", ""], lines))
+    show(as_json, scores.to_json(), f"{data} by {scores.engine}", table("", ["", ""], lines))
 
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,

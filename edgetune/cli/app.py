@@ -14,17 +14,27 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 from rich.console import Console
+from rich.text import Text
 
-from .. import __version__
 from ..config import TrainConfig
-from ..errors import EdgetuneError
+from ..errors import EdgetuneError, UsageError
 from ..policy import Policy, read_policy
+from ..version import __version__
 
 out = Console()
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-adapter_option = click.option("--adapter", type=click.Path(path_type=Path),
+
+
+def one_adapter(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> Path | None:
+    """Of an option given twice the last would win in silence."""
+    if len(paths) > 1:
+        raise UsageError(f"--adapter is given {len(paths)} times", "a model answers with one at a time")
+    return paths[0] if paths else None
+
+
+adapter_option = click.option("--adapter", type=click.Path(path_type=Path), multiple=True, callback=one_adapter,
                               help="Adapter folder (or adapter.gguf) to answer with.")
 threads_option = click.option("--threads", type=click.IntRange(0, 1024), default=0,
                               help="Threads; 0: one a core that this process may use.")
@@ -55,7 +65,7 @@ class Commands(click.Group):
             sys.exit(130)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="edgetune")
 def cli() -> None:
     """Fine-tune a quantized language model (GGUF) with LoRA on the device that runs it.
@@ -132,8 +142,12 @@ def show(as_json: bool, result: dict[str, Any], *lines: Any) -> None:
     if as_json:
         click.echo(json.dumps(result))
     else:
+        from ..console import say
         for line in lines:
-            out.print(line, highlight=False, soft_wrap=isinstance(line, str))
+            if isinstance(line, str | Text):
+                say(out, line)
+            else:
+                out.print(line)
 
 
 @contextmanager

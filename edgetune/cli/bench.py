@@ -124,13 +124,15 @@ def train_command(model: Path, length: int, save: Path | None, as_json: bool, **
 
     Rows are random token ids (by --seed), every token but a row's first is supervised.
 
-    \b
-    tokens/s          tokens of a step by the median of the steps' seconds
-    first step        from the start of this process to the end of its first step
-    FLOP utilisation  the model's FLOP at the peak of a register loop, in the numbers of --precision, as a share of the
-                      median. FLOP: 2 a token and weight of projections and head forward, the same backward where the
-                      gradient passes, attention's; neither what is computed again nor the adapter's.
-    ops               from two more steps with a clock around every op
+    tokens/s: the tokens of a step divided by the median of the steps' seconds.
+
+    first step: from the start of this process to the end of its first step.
+
+    FLOP utilisation: the time that the model's FLOP take at the peak of a register loop, in the numbers of --precision,
+    as a share of the median step. FLOP are 2 a token and weight of projections and head forward, the same backward
+    where the gradient passes, and attention's; neither what is computed again nor the adapter's.
+
+    ops: from two more steps with a clock around every op.
     """
     from ..bench import train
     config = TrainConfig(max_length=length, **options).check()

@@ -16,18 +16,17 @@ from .app import command, config_options, out, show, stop_on_signals
 @command("compress", click.argument("source"),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New bundle, such as NAME.edge."),
-         click.option("--resume", is_flag=True, help="Go on with a run that was stopped while it healed."),
+         click.option("--resume", is_flag=True, help="Continue a run that was stopped while it distilled."),
          click.option("--sign", "key", type=click.Path(path_type=Path),
                       help="File of an Ed25519 private key (PEM or OpenSSH) to sign the bundle with."),
          config_options(*(spec.name for spec in fields(CompressConfig)), of=CompressConfig))
 def compress_command(source: str, folder: Path, resume: bool, key: Path | None, as_json: bool, **options: Any) -> None:
     """Make a bundle from SOURCE, on a laptop or server, and say what it cost.
 
-    \b
-    SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a
-    bundle; llama, qwen2, qwen3 or gemma3. What is asked for is done in this order: trim the vocabulary,
-    drop blocks, narrow, heal, store.
-    The bundle NAME.edge holds model.gguf (or model.onnx), manifest.json and report.html.
+    SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a bundle; llama,
+    qwen2, qwen3 or gemma3. Steps run in this order: trim the vocabulary, drop blocks, narrow, distill, store.
+
+    The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html.
     """
     config = CompressConfig(**options).check()
     try:
@@ -36,14 +35,14 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     except ModuleNotFoundError as error:
         raise UsageError(f"compress needs the package {error.name}, which is not installed",
                          "pip install 'edgetune[host]'") from None
-    from ..console import StepProgress
+    from ..console import StepProgress, note
     with stop_on_signals() as should_stop, StepProgress(out, quiet=as_json) as progress:
         facts = compress(source, folder, config, key=key, resume=resume, on_progress=progress.step,
                          should_stop=should_stop)
     notes = []
     if facts["source"]["quantized"]:
-        notes.append(f"[yellow]{source} was quantized already: what that cost is not in these numbers[/]")
+        notes.append(note(f"{source} was quantized already: what that cost is not in these numbers"))
     if facts["cost"] is None:
-        notes.append("[yellow]what it cost was not measured: give text with --calibrate or --measure[/]")
+        notes.append(note("what it cost was not measured: give text with --calibrate or --measure"))
     show(as_json, {"out": str(folder), **facts}, *report.lines(facts), *notes,
          f"bundle in {folder}, report in {folder / REPORT}")

@@ -22,12 +22,12 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     requests with both answers.
     """
     from .. import demo
-    from ..console import TrainProgress, duration
+    from ..console import TrainProgress, duration, say
     began = time.monotonic()
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
         result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed, on_event=progress.event,
                           should_stop=should_stop,
-                          say=lambda text: None if as_json else out.print(text, highlight=False, soft_wrap=True))
+                          say=lambda text: None if as_json else say(out, text))
     shown = result.answers[:demo.SHOWN]
     facts = {"out": str(result.folder), "before": result.before.to_json(), "after": result.after.to_json(),
              "seconds": time.monotonic() - began, "train_seconds": result.run["seconds"],

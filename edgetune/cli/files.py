@@ -66,7 +66,7 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
          click.option("--to", "to", default="Q8_0", show_default=True,
                       help="llama.cpp's name of the type to requantize to, or F32, F16, keep."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
-                      help="Held-out rows: measure what requantizing cost."), system_option)
+                      help="Held-out rows: measure what merging cost, in loss and exact answers."), system_option)
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
                   as_json: bool) -> None:
     """Add ADAPTER into the weights of MODEL and write a GGUF that needs no adapter."""
@@ -80,24 +80,29 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     lines = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
     if held_out is None:
         lines.append("what merging cost was not measured: give held-out rows with --eval")
-    if held_out is not None:
-        before, after = _losses(model, adapter, target, held_out, system)
-        result |= {"loss_with_adapter": before, "loss_merged": after}
-        lines.append(f"held-out loss {before:.4f} with the adapter, {after:.4f} merged: "
-                     f"{(after / before - 1) * 100:+.1f} %")
+    else:
+        before, after = _scores(model, adapter, target, held_out, system)
+        result |= {"loss_with_adapter": before.loss, "loss_merged": after.loss,
+                   "exact_with_adapter": before.exact, "exact_merged": after.exact}
+        lines.append(f"held-out loss {before.loss:.4f} with the adapter, {after.loss:.4f} merged: "
+                     f"{(after.loss / before.loss - 1) * 100:+.1f} %")
+        if before.exact is not None and after.exact is not None:
+            lines.append(f"exact answers {before.exact:.1%} with the adapter, {after.exact:.1%} merged, of "
+                         f"{before.exact_rows}")
     show(as_json, result, *lines)
 
 
-def _losses(model: Path, adapter: Path, merged: Path, data: Path, system: str) -> tuple[float, float]:
+def _scores(model: Path, adapter: Path, merged: Path, data: Path, system: str) -> list[Any]:
+    """How good the answers to held-out rows are: with the adapter, and merged."""
     from ..data import load
-    from ..evaluate import served_loss
+    from ..evaluate import evaluate
     from .answer import served_model
-    losses = []
+    scores = []
     for path, with_adapter in ((model, adapter), (merged, None)):
         with served_model(path, with_adapter, 0) as served:
             rows = load(data, served.tokenizer, max_length=served.context, system=system or None)
-            losses.append(served_loss(served, rows)[0])
-    return losses[0], losses[1]
+            scores.append(evaluate(served, rows, system=system or None))
+    return scores
 
 
 @command("info", click.argument("file", type=click.Path(path_type=Path)))
@@ -142,4 +147,6 @@ def shown(value: Any) -> str:
         return between.join(map(shown, value)) or "nothing"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -40,12 +40,13 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
 
     \b
     DATA is .jsonl, one row a line, in one of three shapes, or plain .txt:
-      {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+      {"messages": [{"role": "user", "content": "..."}, ...]}
       {"prompt": "...", "completion": "..."}
       {"text": "..."}
-    Loss counts on answers only (every assistant turn, the completion), on all of a text.
-    The output folder holds adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and
-    SIGTERM save and exit with 75; --resume goes on.
+
+    The loss counts answers only (every assistant turn, the completion), and all of a text. The output folder contains
+    adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and SIGTERM save and exit with 75; --resume
+    continues.
     """
     from .. import train
     from ..console import TrainProgress
@@ -64,13 +65,14 @@ def load_for_training(model: Path, data: Path, held_out: Path | None, config: Tr
                       console: Console | None) -> tuple[Any, Any, Any]:
     from .. import apart
     from ..bundle import open_bundle
+    from ..console import note, say
     bundle = open_bundle(model)
     sets = apart.load(bundle.gguf.path, (data, held_out), max_length=config.max_length, system=config.system or None,
                       overflow=config.overflow)
     for path, rows in zip((data, held_out), sets, strict=True):
         if console and rows and (rows.truncated or rows.skipped):
-            console.print(f"[yellow]{path}: {rows.truncated} rows cut to {config.max_length} tokens, "
-                          f"{rows.skipped} left out[/]", highlight=False, soft_wrap=True)
+            say(console, note(f"{path}: {rows.truncated} rows cut to {config.max_length} tokens, {rows.skipped} left "
+                              "out"))
     return bundle, sets[0], sets[1]
 
 
@@ -136,6 +138,8 @@ def totals(plan: Any) -> list[list[str]]:
 def wear_rows(disk: dict[str, Any]) -> list[list[str]]:
     """With --eval; without, a checkpoint never holds a best adapter beside the last."""
     from ..console import mib
+    if disk["checkpoint_every"] in ("never", "0"):
+        return [["a checkpoint, on disk (at most)", mib(disk["checkpoint_bytes"])]]
     return [["a checkpoint, on disk (at most)", mib(disk["checkpoint_bytes"])],
             [f"written a day, checkpoint every {disk['checkpoint_every']} (at most)", mib(disk["bytes_per_day"])]]
 

@@ -16,8 +16,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.responses import Response
 
-from .. import __version__
 from ..errors import NotFoundError, UsageError
+from ..version import __version__
 from . import completions, fine_tuning, problems, schemas
 from .bodies import Bodies
 from .completions import Recent, TheService

@@ -15,11 +15,11 @@ from jinja2 import ChainableUndefined, Environment
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
 from ..bundle import plain
 from ..console import mib, table
 from ..disk import replaced
 from ..gguf import Gguf
+from ..version import __version__
 
 Facts = dict[str, Any]
 NOTHING = "–"
