@@ -82,8 +82,8 @@ def command_lines(path: str, command: click.Command) -> Iterator[str]:
     text = inspect.cleandoc(command.help or "").replace("\b\n", "")
     yield from (f"## {path}", "", f"    {path} {usage}", "", text, "")
     rows = []
-    for parameter in command.params:
-        if isinstance(parameter, click.Option) and parameter.name != "help" and not parameter.hidden:
+    for parameter in command.get_params(context):
+        if isinstance(parameter, click.Option) and "--help" not in parameter.opts and not parameter.hidden:
             flags = "`, `".join((*parameter.opts, *parameter.secondary_opts))
             rows.append(f"| `{flags}` | {shown_default(parameter)} | {cell(parameter.help or '')} |")
     if rows:

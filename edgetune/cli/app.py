@@ -125,14 +125,15 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
-def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = cli) -> Callable[[F], F]:
+def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = cli,
+            cls: type[click.Command] = click.Command) -> Callable[[F], F]:
     """A command with its arguments and options in the order given, --json last."""
 
     def register(function: F) -> F:
         wrapped: Any = function
         for decorator in reversed((*decorators, json_option)):
             wrapped = decorator(wrapped)
-        group.command(name)(wrapped)
+        group.command(name, cls=cls)(wrapped)
         return function
 
     return register

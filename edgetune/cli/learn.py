@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -20,6 +20,10 @@ from .app import (
     stop_on_signals,
     train_options,
 )
+from .objective import ObjectiveCommand, take_objective
+
+if TYPE_CHECKING:
+    from ..objectives.base import Objective
 
 
 @command("train", MODEL, click.argument("data", type=click.Path(path_type=Path)),
@@ -33,7 +37,7 @@ from .app import (
                       "not what the run was started with: data, held-out, base, isa, version or an option's name. "
                       "Steps done stay as they are and the rest is done with what is given now: an adapter that no "
                       "uninterrupted run gives; run.json lists what changed."), train_options,
-         policy_file_option, policy_options)
+         policy_file_option, policy_options, cls=ObjectiveCommand)
 def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, resume: bool,
                   allow_changed: tuple[str, ...], policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
@@ -51,24 +55,26 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     from .. import train
     from ..console import TrainProgress
     governor = governor_of(policy_file, options)
+    objective = take_objective(options)
     config = TrainConfig(**options).check()
     if not resume:
         config.check_held_out(held_out is not None)
-    bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None)
+    bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None,
+                                           objective)
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
         record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, allow_changed=allow_changed,
-                           on_event=progress.event, should_stop=should_stop, governor=governor)
+                           on_event=progress.event, should_stop=should_stop, governor=governor, objective=objective)
     show(as_json, {"out": str(folder), **record}, *train_summary(folder, model, record))
 
 
 def load_for_training(model: Path, data: Path, held_out: Path | None, config: TrainConfig,
-                      console: Console | None) -> tuple[Any, Any, Any]:
+                      console: Console | None, objective: Objective) -> tuple[Any, Any, Any]:
     from .. import apart
     from ..bundle import open_bundle
     from ..console import note, say
     bundle = open_bundle(model)
     sets = apart.load(bundle.gguf.path, (data, held_out), max_length=config.max_length, system=config.system or None,
-                      overflow=config.overflow)
+                      overflow=config.overflow, parser=objective.rows)
     for path, rows in zip((data, held_out), sets, strict=True):
         if console and rows and (rows.truncated or rows.skipped):
             say(console, note(f"{path}: {rows.truncated} rows cut to {config.max_length} tokens, {rows.skipped} left "
@@ -94,7 +100,7 @@ def train_summary(folder: Path, model: Path, record: dict[str, Any]) -> list[str
                       help="What edgetune bench train --save FILE wrote [what --save alone left for this device]."),
          click.option("--device", metavar="NAME", help="Plan for such a board, the one with the least memory, as "
                       "edgetune device lists them [this machine]."),
-         train_options)
+         train_options, cls=ObjectiveCommand)
 def plan_command(model: Path, data: Path | None, speed: Path | None, device: str | None, as_json: bool,
                  **options: Any) -> None:
     """Print every buffer that training MODEL would hold, what was traded for --memory, and what to expect.
@@ -106,12 +112,14 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     from ..console import mib, plan_lines, table
     from ..device import board_named
     from ..model import Model
+    from ..packing import lengths_of
     from ..train import wear
     from ..trainer import make_plan
+    objective = take_objective(options)
     config, board = TrainConfig(**options).check(), board_named(device, options["memory"]) if device else None
-    bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None) if data
+    bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None, objective) if data
                        else (open_bundle(model), None, None))
-    lengths = [e.tokens.size for e in rows.examples] if rows else []
+    lengths = lengths_of(rows.examples) if rows else []
     decoder = Model(bundle.gguf)
     plan = make_plan(decoder, config, lengths=lengths, board=board)
     tokens = config.steps * config.batch_size * plan.run.max_length

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, TypeVar
@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import rows as supervised_rows
+from ..config import TrainConfig
 from ..errors import UsageError
-from ..options import check_options, make_options
+from ..options import check_options, declared, make_options
 from ..packing import Batch, Example
 from ..rows import RowParser
 
@@ -80,7 +81,12 @@ _registered: dict[str, type[Objective]] = {}
 
 
 def register(kind: type[T]) -> type[T]:
-    """Makes an objective known by its name. Raises ValueError where another has its name or method."""
+    """Makes an objective known by its name. Raises ValueError where another has its name or method, or where one of its
+    options has the name of an option of every training: they are given side by side.
+    """
+    for spec in declared(kind):
+        if spec.name in {common.name for common in fields(TrainConfig)}:
+            raise ValueError(f"{kind.__qualname__} has an option {spec.name}, which every training has")
     for other in _registered.values():
         is_same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
         if not is_same and (other.name == kind.name or other.method == kind.method):
