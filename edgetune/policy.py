@@ -33,8 +33,8 @@ class Policy:
     quiet_hours: str = option("", "No training in these hours of the day, local time: 08:00-22:00, or 22:00-07:00 over "
                               "midnight.")
     nice: int = option(0, "Niceness of the process: 19 computes only where nobody else wants to.", low=0, high=19)
-    busy_file: str = option("", "Pause while this file exists, for whoever answers questions meanwhile. It may hold a "
-                            "process number: then it counts while that process lives.")
+    busy_file: str = option("", "Pause while this file exists, for whoever answers questions meanwhile. It may hold "
+                            "process numbers, one a line: then it counts while one of them lives.")
 
     def check(self) -> Policy:
         """Returns self; raises UsageError for the first option out of its range."""

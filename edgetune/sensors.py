@@ -5,17 +5,19 @@ A few small files are read each time, which takes a millisecond or two. What is 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TextIO
 
 from .device import memory
-from .disk import replaced
+from .disk import cannot_write
 from .procfs import cgroups, fields, kib, number, text, whole
 
 # What the firmware of a Raspberry Pi says in get_throttled of the present; the soft limit of a 3B+ is not among them:
@@ -55,7 +57,7 @@ class Readings:
 class Sensors:
     """Reads the files below `root`; `zones` are patterns of thermal zones or hwmon chips (none: no temperature).
 
-    busy_file: while it exists (and the process whose number it holds, if it does, is alive), someone is being answered;
+    busy_file: while it exists (and one of the processes whose numbers it holds, if any, is alive), someone is answered;
     `busy` may say so too.
     """
 
@@ -147,25 +149,51 @@ class Sensors:
             return True
         if self._busy_file is None or not self._busy_file.exists():
             return False
-        pid = text(self._busy_file)
-        return not pid.isdigit() or (self.root / "proc" / pid).exists()
+        processes = text(self._busy_file).split()
+        return not processes or any(not pid.isdigit() or (self.root / "proc" / pid).exists() for pid in processes)
 
 
 @contextmanager
 def answering(busy_file: Path | None) -> Iterator[None]:
-    """Tell training, by a file with our process number, that someone is being answered meanwhile (None: do not).
+    """Tell training, by a file with our process number, that someone is being answered meanwhile (None: do not). Each
+    answer adds a line, also where other processes have theirs; the last one removes the file.
 
     Raises EdgetuneError where the file cannot be written.
     """
     if busy_file is None:
         yield
         return
-    with replaced(busy_file) as beside:
-        beside.write_text(f"{os.getpid()}\n")
+    own = f"{os.getpid()}\n"
+    with _locked(busy_file) as file:
+        file.seek(0, os.SEEK_END)
+        file.write(own)
     try:
         yield
     finally:
-        busy_file.unlink(missing_ok=True)
+        with _locked(busy_file) as file:
+            lines = file.readlines()
+            if own in lines:
+                lines.remove(own)
+            file.truncate(0)
+            file.writelines(lines)
+            if not lines:
+                busy_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[TextIO]:
+    """The file, made if it does not exist, which no other process changes or removes meanwhile. Raises DiskError."""
+    try:
+        while True:
+            with path.open("a+") as file:
+                with suppress(OSError):  # some network file systems have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    file.seek(0)
+                    yield file
+                    return
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def _temperatures(root: Path, zones: tuple[str, ...]) -> Iterator[tuple[str, Path, float | None]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.daemon.store import VERSION, Store, dump, now
-from edgetune.errors import FormatError, NotFoundError
+from edgetune.errors import FormatError, NotFoundError, TooMuchError, UsageError
 
 SERVICE = "INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)"
 
@@ -98,3 +98,45 @@ def test_what_is_dumped_can_be_stored(tmp_path: Path) -> None:
     with store.write() as db:
         db.execute(SERVICE, (now(), None, dump({"a": "\ud800 é \0"})))
     assert store.read("SELECT cause FROM service")[0][0] == r'{"a":"\ud800 \u00e9 \u0000"}'
+
+
+def test_a_mistake_of_ours_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        store.read("SELECT * FROM elsewhere")
+    with pytest.raises(sqlite3.OperationalError, match="syntax error"), store.write() as db:
+        db.execute("INSERT ONTO files")
+    assert store.reasons() == []
+
+
+@pytest.mark.parametrize(("sql", "match"), [
+    ("PRAGMA user_version = 0", "has tables, but says no version"),
+    ("DROP TABLE feedback", "lacks feedback "),
+    ("ALTER TABLE files DROP COLUMN sha256", "lacks files sha256"),
+    ("PRAGMA user_version = -1", "has the version -1")])
+def test_a_database_that_is_not_what_it_says(tmp_path: Path, sql: str, match: str) -> None:
+    store = Store(tmp_path)
+    with store.write() as db:
+        db.execute(sql)
+    store.close()
+    with pytest.raises(FormatError, match=match) as caught:
+        Store(tmp_path)
+    assert "room" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_program_that_holds_it_is_told_of(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.read("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(TooMuchError, match="another program holds"), store.write():
+        pass
+    other.close()
+    with store.write() as db:
+        db.execute(SERVICE, (now(), None, "x"))
+
+
+def test_text_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="half a surrogate pair"):
+        Store(tmp_path).read("SELECT * FROM jobs WHERE id = ?", "\ud800")

@@ -163,6 +163,10 @@ def test_a_busy_file_counts_while_its_process_lives(board: Board) -> None:
     assert not sensors.read().foreground
     board.write({"proc/4711/stat": ""})
     assert sensors.read().foreground
+    board.write({"run/busy": "4712\n4711\n"})  # of two that answer one lives
+    assert sensors.read().foreground
+    board.write({"run/busy": "4712\n471\n"})
+    assert not sensors.read().foreground
     (board.root / "run/busy").unlink()
     assert not sensors.read().foreground
     says[0] = True

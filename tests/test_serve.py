@@ -21,7 +21,7 @@ from edgetune.context import BATCH, OUTPUTS, PARALLEL
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
 from edgetune.gguf import open_gguf
 from edgetune.sampling import Sampling, TextStream
-from edgetune.sensors import Sensors
+from edgetune.sensors import Sensors, answering
 from edgetune.serve import Served
 
 
@@ -461,6 +461,12 @@ def test_a_busy_file_exists_while_it_answers(tiny_llama, tmp_path):
         next(pieces)
         pieces.close()  # the listener has gone
         assert not file.exists()
+    with answering(file):
+        with answering(file):
+            assert file.read_text() == f"{os.getpid()}\n" * 2
+        assert Sensors(busy_file=str(file)).read().foreground  # the first to finish leaves the other's
+        file.write_text(f"1{os.getpid()}\n{file.read_text()}")
+    assert file.read_text() == f"1{os.getpid()}\n"
     with Served(tiny_llama, threads=1, busy_file=tmp_path / "none" / "busy") as served, pytest.raises(
             EdgetuneError, match="cannot write"):
         next(served.generate("turn", max_tokens=1))

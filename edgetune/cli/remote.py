@@ -211,6 +211,16 @@ def adapters_rollback(url: str, key_file: Path | None, as_json: bool) -> None:
     _change(url, key_file, as_json, at(ADAPTERS, "rollback"))
 
 
+@command("recover", where, group=adapters)
+def adapters_recover(url: str, key_file: Path | None, as_json: bool) -> None:
+    """Take back adapters that were set aside when the daemon's database was lost; promote then lets one answer."""
+    with connect(url, key_file) as client:
+        found = client.post(at(ADAPTERS, "recover"))
+    lines = [f"{adapter} is a candidate again" for adapter in found["recovered"]]
+    lines += [f"{folder} remains: {reason}" for folder, reason in found["refused"].items()]
+    show(as_json, found, "\n".join(lines) or "no adapters are set aside")
+
+
 def _change(url: str, key_file: Path | None, as_json: bool, path: str) -> None:
     with connect(url, key_file) as client:
         client.post(path)

@@ -194,6 +194,13 @@ def roll_back(service: TheService) -> Any:
     return {"serving": before.id if before else None}
 
 
+@router.post("/v1/adapters/recover", response_model=schemas.Recovered)
+def recover_adapters(service: TheService) -> Any:
+    """Take back, as candidates, adapters that were set aside because no row of the database names them."""
+    found, refused = service.adapters.recover()
+    return {"recovered": [adapter.id for adapter in found], "refused": refused}
+
+
 @router.get("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def get_adapter(adapter: str, service: TheService) -> Any:
     return _adapter(service.adapters.get(adapter))

@@ -160,7 +160,7 @@ def _job(columns: dict[str, Any]) -> Job:
     for name in ("method", "metadata", "config", "error", "verdict"):
         columns[name] = json.loads(columns[name]) if columns[name] else None
     columns["config"] = from_json(TrainConfig, columns["config"], "its config").to_json()
-    if columns["error"]:
+    if columns["error"] is not None:
         columns["error"] = asdict(from_json(_Error, columns["error"], "its error"))
     job = from_json(Job, columns, "the row")
     if not all(isinstance(value, str) for value in job.metadata.values()):

@@ -198,9 +198,12 @@ class Jobs:
             job = self.get(id)
             if job.status not in allowed:
                 raise UsageError(f"the job {id} is {job.status}", f"{verb} one that is {' or '.join(allowed)}")
-            self.table.set(id, status, f"{status} as asked" if status != "queued" else "in line again")
+            text = "in line again" if status == "queued" else f"{status} as asked"
+            if status == "cancelled" and self._work.job != id:
+                self._runs.remove(id, lambda: self.table.set(id, status, text))
+                self._work.forget(id)
+                return self.get(id)
+            self.table.set(id, status, text)
             if self._work.job == id:
                 self._work.leave(at_once=status == "cancelled")
-            elif status == "cancelled":
-                self._work.forget(id)
         return self.get(id)

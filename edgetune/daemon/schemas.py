@@ -353,6 +353,11 @@ class AdapterList(Answer):
     history: list[Switch]
 
 
+class Recovered(Answer):
+    recovered: list[str] = Field(description="Adapters that are candidates now.")
+    refused: dict[str, str] = Field(description="Folders that remain set aside, and why, a sentence each.")
+
+
 class Serving(Answer):
     serving: str | None
 

@@ -124,6 +124,9 @@ class Store:
         if version == 0 and not _columns(db):
             _execute_all(db, SCHEMA)
             version = VERSION
+        elif version == 0:
+            raise FormatError(f"{self.path} has tables, but says no version",
+                              "restore it, or begin with another state folder")
         try:
             while version in UPGRADES:
                 _execute_all(db, UPGRADES[version])
