@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,8 +26,12 @@ from daemons import PATIENCE, Daemon, daemon
 from tiny import write_tiny
 
 from edgetune.daemon import bodies, connections
+from edgetune.daemon.bodies import Bodies
+from edgetune.daemon.completions import Recent, Said
+from edgetune.daemon.options import DaemonConfig
 
 CHAT = "/v1/chat/completions"
+JOBS = "/v1/fine_tuning/jobs"
 ASK = {"messages": [{"role": "user", "content": "the light on"}], "max_tokens": 2}
 DESCRIPTORS = 1024  # what most systems give a process
 MIB = 2**20
@@ -236,3 +241,91 @@ def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path
         statuses = [answer.result().status_code for answer in asked if not answer.exception()]
         assert statuses.count(429) == 59
         assert statuses.count(503) <= 1  # the one that was at it
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def hostile(kind: str) -> bytes:
+    """A body of nearly a MiB that becomes as many objects, or as many complaints, as can be."""
+    if kind == "messages of nothing":
+        return b'{"messages": [' + b",".join([b"0"] * (500 * 1024)) + b"]}"
+    if kind == "unknown fields":
+        return b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b"}"
+    message = b'{"role":"user","content":""}'
+    return b'{"max_tokens": 1, "messages": [' + b",".join([message] * 30_000) + b"]}"
+
+
+@pytest.mark.parametrize("kind", ["messages of nothing", "unknown fields", "messages without words"])
+def test_many_large_bodies_at_once_take_little_memory_and_give_it_back(model, tmp_path, kind):
+    body = hostile(kind)
+    assert len(body) < MIB
+    with process(model, tmp_path) as running:
+        httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE)
+        before = running.memory("VmRSS")
+
+        def ask(_number: int) -> int:
+            headers = {"Content-Type": "application/json"}
+            return httpx.post(running.url + CHAT, content=body, headers=headers, timeout=PATIENCE).status_code
+
+        with ThreadPoolExecutor(40) as pool:
+            statuses = set(pool.map(ask, range(40)))
+        assert statuses <= {400, 413, 503}
+        assert running.memory("VmHWM") - before < 150 * MIB
+        deadline = time.monotonic() + 10
+        while running.memory("VmRSS") - before > 32 * MIB:
+            assert time.monotonic() < deadline, f"{(running.memory('VmRSS') - before) >> 20} MiB are kept"
+            time.sleep(0.2)
+        assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+
+
+def test_bodies_at_work_are_bounded_together(model, tmp_path):
+    """Of requests that come slowly and are held, those above the sum are refused; when they go, others are let in."""
+    most = Bodies(DaemonConfig()).most
+    length = 1024 * 1024
+    head = (f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {length}\r\n\r\n")
+    with daemon(model, tmp_path / "state") as running, ExitStack() as stack:
+        for _ in range(most // length):
+            held = stack.enter_context(connect(running))
+            held.sendall(head.encode() + b"{")
+        deadline = time.monotonic() + PATIENCE
+        while (refused := httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE)).status_code == 200:
+            assert time.monotonic() < deadline
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert f"{most} bytes together" in refused.json()["error"]["message"]
+        assert httpx.get(running.url + "/healthz").status_code == 200
+        stack.close()
+        while httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 503:
+            assert time.monotonic() < deadline
+
+
+def test_what_the_last_answers_hold_is_counted():
+    """As text: the same as objects would be many times as large."""
+    recent = Recent(size=MIB)
+    tracemalloc.start()
+    try:
+        for i in range(100):
+            messages = json.loads(json.dumps([{"role": "user", "content": ""}] * 2000))
+            recent.add(f"id-{i}", Said({"messages": messages}, "a", "m"))
+            del messages
+        assert tracemalloc.get_traced_memory()[0] < 3 * MIB
+    finally:
+        tracemalloc.stop()
+    assert recent.get("id-99").question == {"messages": [{"role": "user", "content": ""}] * 2000}
+
+
+@pytest.mark.parametrize(("metadata", "says"), [
+    ({str(i): "x" for i in range(17)}, "metadata has 17 items; it must have 16 items or fewer"),
+    ({"k" * 65: "x"}, "a key of metadata has 65 characters; it must have 64 characters or fewer"),
+    ({"key": "x" * 513}, "metadata.key has 513 characters; it must have 512 characters or fewer"),
+    ({"key": 1}, "metadata.key is 1; it must be text")])
+def test_metadata_has_openais_limits(model, tmp_path, metadata, says):
+    asked = {"model": "tiny", "training_file": "file-1", "metadata": metadata}
+    with daemon(model, tmp_path / "state") as running:
+        refused = httpx.post(running.url + JOBS, json=asked, timeout=PATIENCE)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, says)
+        most = {"k" * 63 + chr(97 + i): "x" * 512 for i in range(16)}
+        taken = httpx.post(running.url + JOBS, json={**asked, "metadata": most}, timeout=PATIENCE)
+        assert taken.status_code == 404  # there is no such file: that was all

@@ -14,6 +14,8 @@ KINDS = {  # by pydantic's names of what it found
     "finite_number": "a finite number", "bool_type": "true or false", "list_type": "a list", "dict_type": "an object",
     "model_type": "an object", "model_attributes_type": "an object",
 }
+KEY = "[key]"  # how pydantic ends the place of a key
+LONGEST = 100  # characters of a name that are shown
 MUST = "must be"
 ANYTHING_ELSE = "must be as /openapi.json describes it"
 
@@ -29,8 +31,9 @@ def sentence_of(error: RequestValidationError, body: type[BaseModel] | None) -> 
     if "missing" in kinds:
         return f"{name or 'the body'} is missing; /openapi.json says what can be given", name or None
     if kinds == {"extra_forbidden"}:
-        return _unknown(name, body), name
-    return f"{name} {_found(value, same)}; it {_expected(same)}", name
+        return _unknown(name, body), name[:LONGEST]
+    subject = f"a key of {name.rpartition('.')[0]}" if errors[0]["loc"][-1] == KEY else name[:LONGEST]
+    return f"{subject} {_found(value, same)}; it {_expected(same)}", name[:LONGEST]
 
 
 def _place(body: Any, error: Any) -> tuple[str, Any]:
@@ -46,7 +49,7 @@ def _place(body: Any, error: Any) -> tuple[str, Any]:
             node = node[part]
         if known or (error["type"] == "missing" and part is parts[-1]):
             names.append(str(part))
-    return ".".join(names), error["input"] if parts and parts[-1] == "[key]" else node
+    return ".".join(names), error["input"] if parts and parts[-1] == KEY else node
 
 
 def _unknown(name: str, body: type[BaseModel] | None) -> str:
