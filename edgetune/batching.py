@@ -82,7 +82,7 @@ class Batcher:
         self.on_busy: Callable[[bool], None] | None = None
         self.idle_since = time.monotonic()  # meaningful while nobody is answered
         self._totals = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "completion_tokens"), 0)
-        self._recent: deque[tuple[float, int]] = deque()  # (when, tokens) of the latest decodes
+        self._recent: deque[tuple[float, float, int]] = deque()  # (end, seconds, tokens) of the latest decodes
         self._wake = threading.Condition(threading.RLock())  # held to change what follows
         self._open = self._now = False  # takes requests; ends those that it took
         self._waiting: deque[_Answer] = deque()
@@ -165,10 +165,12 @@ class Batcher:
         self._call(unload)
 
     def facts(self) -> dict[str, Any]:
-        """Counts since the start, and what there is now; tokens_per_s: of answers, in the last seconds."""
-        now = time.monotonic()
-        recent = [(when, count) for when, count in list(self._recent) if when > now - RECENT]
-        per_s = sum(count for _, count in recent) / max(now - recent[0][0], 1.0) if recent else 0.0
+        """Counts since the start, and what there is now; tokens_per_s: of answers, while they were
+        made in the last seconds; 0 where none was.
+        """
+        start = time.monotonic() - RECENT
+        recent = [(seconds, count) for end, seconds, count in list(self._recent) if end > start]
+        per_s = sum(count for _, count in recent) / max(sum(seconds for seconds, _ in recent), 1e-6)
         return {**self._totals, "waiting": len(self._waiting), "working": len(self._working),
                 "tokens_per_s": round(per_s, 1), "cells_used": self._cells.used, "cells": self._cells.size}
 
@@ -248,6 +250,7 @@ class Batcher:
 
     def _step(self) -> None:
         """One decode of one adapter's answers."""
+        began = time.monotonic()
         plan = self._plan()
         while not self._cells.make_room(sum(count for _, count in plan)) and len(self._working) > 1:
             self._put_back(self._working[-1])
@@ -263,7 +266,7 @@ class Batcher:
                   for (answer, place), row in zip(ready, logits, strict=True)]
         for answer, token in picked:
             self._take(answer, token)
-        self._count(len(picked))
+        self._count(began, len(picked))
 
     def _plan(self) -> list[tuple[_Answer, int]]:
         """Whose tokens the next decode takes, and how many: those of the adapter whose last turn is longest ago."""
@@ -319,10 +322,11 @@ class Batcher:
             self._end(answer, "error")
         return None
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, began: float, tokens: int) -> None:
+        """A decode that began then has made tokens of answers."""
         now = time.monotonic()
         self._totals["completion_tokens"] += tokens
-        self._recent.append((now, tokens))
+        self._recent.append((now, now - began, tokens))
         while self._recent[0][0] < now - RECENT:
             self._recent.popleft()
 

@@ -234,6 +234,17 @@ def test_what_begins_alike_is_computed_once(batcher: Batcher, decoded: list) -> 
     assert facts["tokens_per_s"] > 0
 
 
+def test_tokens_per_second_are_of_the_time_in_which_somebody_is_answered(batcher: Batcher) -> None:
+    start = time.monotonic()
+    for seed in range(3):
+        batcher.submit(tokens_of(8, seed), max_tokens=100, seed=0, temperature=5.0).text()
+    seconds = time.monotonic() - start
+    tokens = batcher.facts()["completion_tokens"]
+    time.sleep(4 * seconds + 0.5)
+    batcher.submit(tokens_of(8, 9), max_tokens=1).text()
+    assert batcher.facts()["tokens_per_s"] > 0.8 * tokens / seconds  # the pause does not count
+
+
 def test_those_who_come_together_share_too(batcher: Batcher, decoded: list) -> None:
     with batcher._wake:
         tickets = [batcher.submit(tokens_of(300) + tokens_of(5, seed), max_tokens=1) for seed in range(1, 5)]

@@ -13,8 +13,13 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from commands import run
+from rich.console import Console
 from services import until
 from tiny import write_tiny
+
+from edgetune.cli.remote import entries
+from edgetune.cli.status import _job
+from edgetune.console import say
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
@@ -145,6 +150,44 @@ def test_status():
     assert facts["memory"]["used"] < facts["memory"]["budget"]
     text = run("status")
     assert all(words in text for words in ("in service", "memory", "tokens/s", "learning"))
+
+
+def test_status_of_a_job_that_is_judged_says_so():
+    job = {"id": "ftjob-1", "status": "running", "progress": {
+        "phase": "judging", "step": 8, "steps": 8, "loss": 0.5, "tokens_per_s": 304.2, "eta_s": None}}
+    assert "judging" in _job(job)
+    assert "tokens/s" not in _job(job)
+    training = {**job, "progress": {**job["progress"], "phase": "training"}}
+    assert "step 8/8" in _job(training)
+    assert "304 tokens/s" in _job(training)
+
+
+def test_no_id_in_a_list_is_broken_at_80_columns():
+    job, adapter = f"ftjob-{'a' * 24}", "ft:smollm2-135m-instruct:corrections-of-the-kitchen:1a2b3c4d"
+    rows = [([job, "succeeded", "2026-11-26 06:16"], adapter),
+            ([job, "failed", "2026-11-26 06:16"], "a sentence of many words, " * 8)]
+    with (console := Console(width=80, force_terminal=True, color_system=None)).capture() as captured:
+        for line in entries(rows):
+            say(console, line)
+    lines = captured.get().splitlines()
+    assert sum(job in line for line in lines) == 2
+    assert sum(adapter in line for line in lines) == 1
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.usefixtures("daemon")
+def test_what_is_not_found_is_said_without_a_path_of_http():
+    for args in (["adapters", "promote", "nope"], ["adapters", "delete", "nope"], ["jobs", "show", "nope"],
+                 ["jobs", "show", "a/b"], ["adapters", "promote", "a/b"], ["jobs", "create", "file-none"]):
+        said = run(*args, code=1)
+        assert "/v1" not in said
+        assert "GET" not in said
+
+
+def test_help_of_keys_says_when_the_file_is_read():
+    said = " ".join(run("service", "key", "--help").split())
+    assert "at the next request after it has changed" in said
+    assert "systemctl restart edgetune" in said
 
 
 @pytest.mark.usefixtures("daemon")

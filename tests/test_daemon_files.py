@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny
 
 from edgetune.daemon.files import Files, Rows, digest
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.store import Store
+from edgetune.data import load_rows
 from edgetune.errors import DataError, NotFoundError, TooMuchError, UsageError
+from edgetune.tokens import Tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "lamp on"}, {"role": "assistant", "content": "é"}]}
 PAIR = {"prompt": "lamp on", "completion": "on"}
@@ -42,7 +45,16 @@ def test_a_file_is_kept_as_it_came(tmp_path: Path, size: int) -> None:
     assert [path.name for path in (tmp_path / "files").iterdir()] == [f"{file.id}.jsonl"]
 
 
+@pytest.mark.parametrize("rows", [[PAIR, {"text": "a b"}], [{"text": "a b"}, PAIR, {"text": "c d"}],
+                                  [{"text": "a b"}, CHAT]])
+def test_text_goes_with_rows_of_any_shape_as_in_training(tmp_path: Path, rows: list) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf")
+    assert load_rows(rows, Tokenizer(model), max_length=64).rows == rows  # what training takes
+    assert open_files(tmp_path).add("a", "fine-tune", [lines(*rows)]).rows == len(rows)
+
+
 @pytest.mark.parametrize(("content", "match"), [
+    (lines({"text": "a"}, PAIR, {"text": "b"}, CHAT), "line 4: a row of messages among rows of prompt; keep one shape"),
     (lines(PAIR) + b"{", r"line 2: it is not JSON \(b'\{'\)"),
     (b"\xff\n", "line 1: it is not UTF-8"),
     (b"[1]\n", "line 1: it is a JSON list, not an object"),

@@ -101,6 +101,20 @@ def test_a_key_counts_at_once_and_ends_at_once(keyed):
         assert client.get("/v1/models", headers=bearer(key)).status_code == 200
 
 
+def test_a_key_file_that_others_may_write_lets_nobody_in_and_is_logged_once(model, tmp_path, caplog):
+    key = add_key(tmp_path / "keys", "first")
+    with daemon(model, tmp_path / "state", key_file=str(tmp_path / "keys")) as running:
+        ask = lambda: httpx.get(running.url + "/v1/models", headers=bearer(key)).status_code  # noqa: E731
+        assert ask() == 200
+        (tmp_path / "keys").chmod(0o666)
+        with caplog.at_level(logging.WARNING):
+            assert [ask() for _ in range(20)] == [401] * 20
+        said = [record.getMessage() for record in caplog.records if "others may write" in record.getMessage()]
+        assert len(said) == 1
+        (tmp_path / "keys").chmod(0o600)
+        assert ask() == 200
+
+
 # ---- browsers -------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +215,7 @@ def test_no_id_leads_out_of_the_folder(client, id):
 @pytest.mark.parametrize(("content", "says"), [
     (b"", "no rows"), (b"\n\n", "no rows"), (b"no json", "line 1"), (b'{"a": 1}\n', "line 1"),
     (ROWS + b"[1]\n", "line 3"),
-    (ROWS + b'{"text": "a b"}\n', "line 3"), (b"\xff\xfe" + ROWS, "line 1"), (b"[" * 5000, "line 1"),
+    (ROWS + b'{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 3"), (b"\xff\xfe" + ROWS, "line 1"), (b"[" * 5000, "line 1"),
     (b"\0" * 100, "line 1"),
     (b'{"messages": "x"}\n', "line 1"), (b'{"prompt": 1, "completion": 2}\n', "line 1")])
 def test_rows_that_are_none_are_refused_by_their_line(client, open_one, content, says):

@@ -7,12 +7,14 @@ import stat
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import run
 from tiny import write_tiny
 
 from edgetune.cli import cli
 from edgetune.daemon import unit
+from edgetune.daemon.connections import MOST
 from edgetune.daemon.keys import add_key
 from edgetune.daemon.options import DaemonConfig
 from edgetune.errors import EdgetuneError, UsageError
@@ -56,11 +58,17 @@ def test_what_it_starts_has_the_options_that_were_given(model):
 
 
 def test_the_budget_is_fixed_and_the_limit_lies_above_it(model):
-    for asked, check in (("300M", lambda n: n == 300), ("10%", lambda n: n > 10), ("", lambda n: n > 10)):
+    total = psutil.virtual_memory().total >> 20
+    for asked, check in (("300M", lambda n: n == 300), ("10%", lambda n: n > 10), ("20%", lambda n: n > 10)):
         text = unit.unit(model, DaemonConfig(memory=asked), POLICY)
         budget = int(re.search(r"--memory (\d+)M", text)[1])
         assert check(budget)
-        assert values(text, "MemoryMax") == [f"{budget * 3 // 2}M"]
+        (limit,) = values(text, "MemoryMax")
+        assert int(limit.removesuffix("M")) == budget * 3 // 2
+    (limit,) = values(unit.unit(model, DaemonConfig(memory="100%"), POLICY), "MemoryMax")
+    assert int(limit.removesuffix("M")) <= total  # a limit above it would be none
+    (descriptors,) = values(text, "LimitNOFILE")
+    assert int(descriptors) >= 2 * MOST
     with pytest.raises(UsageError, match="memory is"):
         unit.unit(model, DaemonConfig(memory="much"), POLICY)
 

@@ -71,3 +71,11 @@ def test_the_command_line_says_so_before_it_reads_a_row(tiny_llama, tmp_path):
     assert done.exit_code == 2
     assert "patience is 2" in done.output
     assert not out.exists()
+
+
+@pytest.mark.parametrize("memory", ["lots", "0M", "101%", "-5M", "500"])
+def test_a_daemon_checks_its_memory_before_it_starts(memory):
+    from edgetune.daemon.options import DaemonConfig
+    with pytest.raises(UsageError, match=f"memory is '{memory}'; give it as"):
+        DaemonConfig(memory=memory).check()
+    assert DaemonConfig(memory="500M").check().memory == "500M"

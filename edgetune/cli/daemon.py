@@ -89,8 +89,8 @@ def uninstall_command(as_json: bool) -> None:
 def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     """Make a key for the client NAME and print it, this once: the file keeps only its hash.
 
-    Give the file to the daemon with --key-file. A key ends when its line is removed; a service reads the file when it
-    starts.
+    Give the file to the daemon with --key-file. A key ends when its line is removed. A daemon reads the file again at
+    the next request after it has changed; for a service systemd copies it, so restart that: systemctl restart edgetune.
     """
     from ..daemon.keys import add_key, default_file
     path = key_file or default_file()

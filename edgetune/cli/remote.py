@@ -48,16 +48,22 @@ def at(path: str, *names: str) -> str:
     """A path with what a person typed in it. Raises NotFoundError for what cannot be the name of anything."""
     for name in names:
         if not name or "/" in name:
-            raise NotFoundError(f"there is no {name!r}", f"{path} lists what there is")
+            raise NotFoundError(f"there is no {name!r}", f"edgetune {path.rpartition('/')[2]} lists those that exist")
     return "/".join([path, *(quote(name, safe=":") for name in names)])
 
 
-def listing(columns: list[str], rows: list[list[Any]]) -> Any:
-    """A table whose first column, ids to copy, is never broken."""
-    from ..console import table
-    made = table("", columns, rows)
-    made.columns[0].no_wrap = True
-    return made
+def entries(rows: list[tuple[list[str], str]]) -> list[Text]:
+    """Of each row a line with its id and some short facts, below one another, and a line with what may be long: so ids,
+    which people copy, are broken nowhere.
+    """
+    widths = [max(len(facts[i]) for facts, _ in rows) for i in range(len(rows[0][0]))]
+    lines: list[Text] = []
+    for facts, detail in rows:
+        cells = (fact.ljust(width) for fact, width in zip(facts, widths, strict=True))
+        lines.append(Text("  ".join(cells).rstrip()))
+        if detail:
+            lines.append(Text(f"  {detail}", style="dim"))
+    return lines
 
 
 def day(seconds: int | None) -> str:
@@ -77,9 +83,8 @@ def jobs_list(url: str, key_file: Path | None, as_json: bool) -> None:
     """All jobs, the newest first."""
     with connect(url, key_file) as client:
         found = list(client.all(JOBS))
-    rows = [[job["id"], job["status"], day(job["created_at"]), _outcome(job)] for job in found]
-    show(as_json, {"object": "list", "data": found}, listing(["job", "status", "asked for", ""], rows)
-         if rows else "there are no jobs")
+    rows = [([job["id"], job["status"], day(job["created_at"])], _outcome(job)) for job in found]
+    show(as_json, {"object": "list", "data": found}, *(entries(rows) if rows else ["there are no jobs"]))
 
 
 def _outcome(job: dict[str, Any]) -> str:
@@ -189,10 +194,9 @@ def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
     """All adapters, and why each is in service or not."""
     with connect(url, key_file) as client:
         found = client.get(ADAPTERS)
-    rows = [[a["id"], a["state"], day(a["created_at"]), Text(str((a.get("verdict") or {}).get("reason", "")))]
+    rows = [([a["id"], a["state"], day(a["created_at"])], str((a.get("verdict") or {}).get("reason", "")))
             for a in found["data"]]
-    show(as_json, found, listing(["adapter", "state", "made", ""], rows) if rows else "there are no adapters",
-         _serving(found))
+    show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
 
 
 def _serving(found: dict[str, Any]) -> str:

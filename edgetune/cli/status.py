@@ -79,13 +79,16 @@ def _memory(memory: dict[str, Any]) -> str:
 
 def _answers(serving: dict[str, Any]) -> str:
     return (f"{serving['working']} at work, {serving['waiting']} waiting, {serving['requests']} in all; "
-            f"{serving['tokens_per_s']:.1f} tokens/s")
+            f"{serving['tokens_per_s']:.1f} tokens/s while answering")
 
 
 def _job(job: dict[str, Any]) -> str:
     from ..console import duration
     parts = [job["id"], job["status"]]
-    if progress := job.get("progress"):
+    progress = job.get("progress") or {}
+    if progress.get("phase") == "judging":
+        parts.append("judging: the trained adapter answers held-out rows beside what is in service")
+    elif "step" in progress:
         parts.append(f"step {progress['step']}/{progress['steps']}")
         for name, form in (("loss", "loss {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):
             if progress.get(name) is not None:

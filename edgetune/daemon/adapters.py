@@ -317,4 +317,4 @@ class Adapters:
 
 
 def _unknown(id: str) -> NotFoundError:
-    return NotFoundError(f"there is no adapter {id!r:.80}", "GET /v1/adapters lists those that exist")
+    return NotFoundError(f"there is no adapter {id!r:.80}", "list the adapters to see those that exist")

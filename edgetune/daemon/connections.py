@@ -95,7 +95,7 @@ def make_place(new: Connection) -> None:
     most = most_connections()
     if len(others) < most:
         return
-    log.warning("%d connections are open, the most here: those that are silent for longest are closed", most)
+    log.warning(f"{most} connections are open, the most here: those that are silent for longest are closed")
     silent = [other for other in others if other.waits()]
     victim = min(silent, key=lambda other: other.heard_at) if silent else new
     victim.hang_up()

@@ -118,7 +118,7 @@ def _file(columns: dict[str, Any]) -> File:
 
 
 def _unknown(id: str) -> NotFoundError:
-    return NotFoundError(f"there is no file {id!r:.80}", "GET /v1/files lists those that exist")
+    return NotFoundError(f"there is no file {id!r:.80}", "list the files to see those that exist")
 
 
 class _Check:
@@ -159,11 +159,13 @@ class _Check:
             return
         try:
             shape = check_row(parse(line))
-            if self.shape not in ("", shape):
+            if shape != "text" and self.shape not in ("", "text", shape):  # as training has it: text goes with any
                 raise DataError(f"a row of {shape} among rows of {self.shape}", "keep one shape in a file")
         except DataError as error:
             raise DataError(f"line {self.lines}: {error.what}", error.hint) from None
-        self.shape, self.rows = shape, self.rows + 1
+        if self.shape in ("", "text"):
+            self.shape = shape
+        self.rows += 1
         if self.rows > self.config.max_rows:
             raise TooMuchError(f"the file has more than {self.config.max_rows} rows",
                                "divide it, or start the daemon with a larger --max-rows")

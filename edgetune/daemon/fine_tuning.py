@@ -76,7 +76,15 @@ def job_object(job: Any) -> dict[str, Any]:
         "origin": job.origin, "model": job.model, "fine_tuned_model": job.result, "training_file": job.training_file,
         "validation_file": job.validation_file, "suffix": job.suffix, "seed": job.seed,
         "hyperparameters": {"n_epochs": config["epochs"], "batch_size": config["batch_size"],
-                            "learning_rate_multiplier": config["lr"] / TrainConfig.lr},
+                            "learning_rate_multiplier": _multiplier(job)},
         "method": {"type": "supervised", "supervised": {"hyperparameters": config}},
         "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
     }
+
+
+def _multiplier(job: Any) -> float:
+    """Of the learning rate that the job would have had if none had been asked for, which may be an adapter's."""
+    asked = job.method[job.method["type"]]["hyperparameters"]
+    if isinstance(asked.get("learning_rate_multiplier"), float | int):
+        return float(asked["learning_rate_multiplier"])
+    return job.config["lr"] / TrainConfig.lr if "lr" in asked else 1.0

@@ -86,7 +86,7 @@ def get_model(model: str, service: TheService) -> Any:
     for found in _models(service):
         if found["id"] == model:
             return found
-    raise NotFoundError(f"there is no model {model!r:.200}", "/v1/models lists those that are")
+    raise NotFoundError(f"there is no model {model!r:.200}", "/v1/models lists those that exist")
 
 
 def _models(service: Service) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ class JobTable:
     def get(self, id: str) -> Job:
         """Raises NotFoundError."""
         return self.store.one("jobs", self.store.read("SELECT * FROM jobs WHERE id = ?", id), _job, NotFoundError(
-            f"there is no job {id!r:.80}", "GET /v1/fine_tuning/jobs lists those that exist"))
+            f"there is no job {id!r:.80}", "list the jobs to see those that exist"))
 
     def list(self, after: str | None, limit: int) -> Sequence[Job]:
         """The newest first, at most `limit` of them, those older than the job `after`."""

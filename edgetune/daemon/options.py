@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import TrainConfig
 from ..errors import UsageError
 from ..options import check_options, option
 from ..policy import read_hours
@@ -52,6 +53,7 @@ class DaemonConfig:
     def check(self) -> DaemonConfig:
         """Returns self; raises UsageError for the first option out of its range."""
         check_options(self)
+        TrainConfig(memory=self.memory).memory_bytes(2**40)
         read_hours("learn-hours", self.learn_hours)
         if not self.socket and self.host not in LOOPBACK and not self.key_file:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",

@@ -20,8 +20,13 @@ _TOTALS = {  # of Batcher.facts
 }
 _NOW = {
     "waiting": "Requests that wait for their turn.", "working": "Answers that are being made.",
-    "tokens_per_s": "Tokens answered a second, lately.", "cells_used": "Tokens in the cache.",
-    "cells": "Tokens that the cache holds at most.",
+    "tokens_per_s": "Tokens answered a second while somebody was answered, in the last seconds.",
+    "cells_used": "Tokens in the cache.", "cells": "Tokens that the cache holds at most.",
+}
+_MEMORY = {
+    "budget": "What the whole daemon may take, training included.",
+    "used": "What the whole daemon takes, training included.",
+    "available": "What this machine could still give to programs, the daemon or others.",
 }
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -50,15 +55,19 @@ class Metrics:
         yield _gauge("info", "Version, model, and the adapter in service.", 1, version=__version__, model=service.name,
                      adapter=service.adapters.serving or "")
         yield _gauge("healthy", "1: ok, 0: degraded.", service.health()["status"] == "ok")
-        for name, value in said["memory"].items():
-            yield _gauge(f"memory_{name}_bytes", "Of the whole daemon, training included.", value)
+        for name, help in _MEMORY.items():
+            yield _gauge(f"memory_{name}_bytes", help, said["memory"][name])
         yield _gauge("temperature_celsius", "The hottest zone that counts.", said["temperature"])
         yield from self._answers(said["serving"])
         yield _family("jobs", "Jobs by status.", "status", _by_status(service))
         yield _family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
         progress = (said["job"] or {}).get("progress") or {}
-        for name in ("step", "steps", "loss", "tokens_per_s"):
+        yield _gauge("training_judging", "1: the job that runs is trained, and being judged.",
+                     progress.get("phase") == "judging" if progress else None)
+        for name in ("step", "steps", "loss"):
             yield _gauge(f"training_{name}", "Of the job that runs.", progress.get(name))
+        speed = progress.get("tokens_per_s") if progress.get("phase") == "training" else None
+        yield _gauge("training_tokens_per_s", "Of the job that runs, while it trains.", speed)
 
     def _answers(self, facts: dict[str, Any]) -> Iterator[Any]:
         for name, help in _TOTALS.items():

@@ -216,7 +216,7 @@ def _hyperparameters() -> type[Body]:
                            named["batch_size"][1])
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,
-                                         Field(None, description="Of the default lr."))
+                                         Field(None, description="Of the lr that the job would have otherwise."))
     return create_model("Hyperparameters", __base__=Body, **named)
 
 

@@ -55,11 +55,12 @@ class Seldom:
         self._log = log
         self._said: dict[str, float] = {}
 
-    def warning(self, text: str, *values: object) -> None:
+    def warning(self, text: str) -> None:
         now = time.monotonic()
-        if now - self._said.get(text, -self.SECONDS) >= self.SECONDS:
+        self._said = {said: at for said, at in self._said.items() if now - at < self.SECONDS}
+        if text not in self._said:
             self._said[text] = now
-            self._log.warning(text, *values)
+            self._log.warning("%s", text)
 
 
 log = Seldom(logging.getLogger("edgetune.daemon"))
@@ -83,7 +84,7 @@ class Keys:
                 self._hashes = list(read_keys(self.path))
                 self._seen = stamp
         except (OSError, EdgetuneError) as error:
-            log.warning("nobody is let in: %s", error)
+            log.warning(f"nobody is let in: {error}")
             return False
         shown = hash_of(key)
         return sum(hmac.compare_digest(shown, known) for known in self._hashes) > 0

@@ -40,7 +40,8 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
     if config.socket and not Path(config.socket).is_relative_to(RUN):
         raise UsageError(f"socket is {config.socket}, a service may make one below {RUN} alone",
                          f"for example --socket {RUN}/socket")
-    budget = TrainConfig(memory=config.memory).memory_bytes(read_device().memory_available) // _MIB
+    device = read_device()
+    budget = TrainConfig(memory=config.memory).memory_bytes(device.memory_available) // _MIB
     open_bundle(model)
     needed = _needed(model, config)
     for path in needed:
@@ -50,7 +51,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
         "command": " ".join(_word(word).replace("$", "$$") for word in command(model, config, policy, budget))
                    + (" --key-file ${CREDENTIALS_DIRECTORY}/keys" if config.key_file else ""),
         "environment": "\n".join(_environment(config)),
-        "memory": f"{budget * 3 // 2}M",
+        "memory": f"{min(budget * 3 // 2, device.memory_total // _MIB)}M",  # more than there is would be no limit
         "binds": "\n".join(_binds([path for path in needed if _hidden(path)])),
         "network": "\n".join(_network(config)),
     }
