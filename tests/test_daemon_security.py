@@ -215,7 +215,8 @@ def test_no_id_leads_out_of_the_folder(client, id):
 @pytest.mark.parametrize(("content", "says"), [
     (b"", "no rows"), (b"\n\n", "no rows"), (b"no json", "line 1"), (b'{"a": 1}\n', "line 1"),
     (ROWS + b"[1]\n", "line 3"),
-    (ROWS + b'{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 3"), (b"\xff\xfe" + ROWS, "line 1"), (b"[" * 5000, "line 1"),
+    (ROWS + b'{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 3"),
+    (b"\xff\xfe" + ROWS, "line 1"), (b"[" * 5000, "line 1"),
     (b"\0" * 100, "line 1"),
     (b'{"messages": "x"}\n', "line 1"), (b'{"prompt": 1, "completion": 2}\n', "line 1")])
 def test_rows_that_are_none_are_refused_by_their_line(client, open_one, content, says):
