@@ -22,6 +22,7 @@ from daemons import PATIENCE, daemon
 from services import LONG, ROWS, SMALL, open_service, until, upload
 
 from edgetune.child import child
+from edgetune.daemon import job_table
 from edgetune.daemon.service import Service
 from edgetune.errors import FormatError, NotFoundError
 
@@ -431,3 +432,21 @@ def test_a_worker_of_another_edgetune_says_so() -> None:
         said = json.loads(worker.stdout.readline())
     assert (said["event"], said["kind"]) == ("failed", "MismatchError")
     assert "the daemon is edgetune 0.0.1" in said["what"]
+
+
+def test_of_old_jobs_nothing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_table, "KEPT", 1)
+    with open_service(folder) as service:
+        before = {job.id for job in service.jobs.list()}
+        gone = [service.jobs.create("tiny", upload(service), hyperparameters=LONG).id for _ in range(3)]
+        for id in gone:
+            service.jobs.pause(id)
+        until(lambda: service.jobs.running is None)
+        for id in gone:
+            service.jobs.cancel(id)
+        left = {job.id for job in service.jobs.list()}
+        assert left == before | {gone[-1]}  # jobs that made an adapter stay as long as it does, and those in line
+        with pytest.raises(NotFoundError):
+            service.jobs.get(gone[0])
+        rows = service.store.read("SELECT DISTINCT job FROM events UNION SELECT DISTINCT job FROM checkpoints")
+        assert {row["job"] for row in rows} == left

@@ -133,7 +133,8 @@ class Adapters:
         return self.store.one("adapters", self.store.read(f"{SELECT} WHERE id = ?", id), self._read, _unknown(id))
 
     def _read(self, columns: dict[str, Any]) -> Adapter:
-        serving, served = columns.pop("serving"), columns.pop("served")
+        serving = columns.pop("serving")
+        served = columns.pop("served")
         columns["verdict"] = json.loads(columns["verdict"])
         columns["state"] = "serving" if serving else "retired" if served else "candidate"
         found = from_json(Adapter, columns, "the row")
@@ -212,7 +213,8 @@ class Adapters:
         """Take back what was set aside because no row names it, as candidates; and why the others, by their path,
         remain there. Raises DiskError.
         """
-        found, refused = [], {}
+        found: list[Adapter] = []
+        refused: dict[str, str] = {}
         with self._changing:
             for path in sorted(self._shelf.lost.glob("*"), key=lambda path: path.stat().st_mtime):
                 try:
@@ -224,7 +226,8 @@ class Adapters:
     def _take_back(self, path: Path) -> str:
         """The id of an adapter that was set aside."""
         folder = path.name.partition(".")[0]
-        target, record = self._shelf.path(folder), self._record(path, folder)
+        target = self._shelf.path(folder)
+        record = self._record(path, folder)
         if self.store.read("SELECT 1 FROM adapters WHERE id = ? OR folder = ?", record.id, folder):
             raise UsageError(f"there is an adapter {record.id}", f"remove {path}")
         path.rename(target)

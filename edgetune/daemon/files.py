@@ -125,9 +125,13 @@ class _Check:
     """Reads a file piece by piece: counts, and refuses the first line that is no row, or does not fit the others."""
 
     def __init__(self, config: DaemonConfig) -> None:
-        self.config, self.sha256 = config, hashlib.sha256()
-        self.bytes = self.rows = self.lines = 0
-        self.shape, self._rest = "", bytearray()  # the line that has not ended
+        self.config = config
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+        self.rows = 0
+        self.lines = 0
+        self.shape = ""
+        self._rest = bytearray()  # the line that has not ended
 
     def take(self, chunk: bytes) -> None:
         self.bytes += len(chunk)

@@ -17,6 +17,11 @@ from .store import Store, add_event, dump, now
 log = logging.getLogger("edgetune.daemon")
 ENDED = ("succeeded", "failed", "cancelled")
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+KEPT = 200  # jobs that have ended
+OLD = """SELECT id FROM (SELECT id FROM jobs WHERE finished_at IS NOT NULL
+                         ORDER BY finished_at DESC, rowid DESC LIMIT -1 OFFSET ?)
+         WHERE id IS NOT ? AND id NOT IN (SELECT job FROM adapters)
+         AND id NOT IN (SELECT job FROM feedback WHERE state = 'new' AND job IS NOT NULL)"""
 Said = tuple[str, Any]  # a sentence and its data
 
 
@@ -145,6 +150,15 @@ class JobTable:
             add_event(db, id, level, "message", text, data)
         log.log(LEVELS[level], "%s: %s", id, text)
         self.changed.notify_all()
+
+    def remove_old(self, at_work: str | None) -> None:
+        """Of jobs that have ended remain the latest KEPT, the one that is at work, and those whose adapters exist or
+        whose feedback is not settled.
+        """
+        with self.store.write() as db:
+            old = db.execute(OLD, (KEPT, at_work)).fetchall()
+            for table, column in (("events", "job"), ("checkpoints", "job"), ("jobs", "id")):
+                db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(row["id"],) for row in old])
 
     def note(self, id: str, events: Iterable[tuple[str, str, str, Any]]) -> None:
         """Lines of a job's history, (level, type, message, data) each; of those that are measurements also these."""

@@ -25,7 +25,8 @@ class Runner:
         self._process = subprocess.Popen(**child(worker.__name__), text=True, stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
-        self._lock, self._killer = threading.Lock(), threading.Timer(PATIENCE, self.kill)
+        self._lock = threading.Lock()
+        self._killer = threading.Timer(PATIENCE, self.kill)
         self._killer.daemon = True
         assert self._process.stdin
         self._stdin = self._process.stdin.fileno()

@@ -93,7 +93,8 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / NAME
+        self.folder = folder
+        self.path = folder / NAME
         self.damaged: dict[tuple[str, Any], str] = {}
         self._idle: list[sqlite3.Connection] = []  # connections that no thread uses now
         self._returned = threading.Condition()

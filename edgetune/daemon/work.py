@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,16 @@ class Work:
         return dict(self._progress) if id == self.job else None
 
     def forget(self, id: str) -> None:
-        """Remove the rows and the run of a job that has ended, and tell who wants to know."""
+        """Remove the rows and the run of a job that has ended, and tell who wants to know. Of old jobs nothing is kept.
+        """
         self.runs.discard(id)
         for call in self.on_done:
             try:
                 call(self.table.get(id))
             except Exception:  # theirs; jobs must continue
                 log.exception("after job %s", id)
+        with suppress(EdgetuneError):  # the next job's end does it
+            self.table.remove_old(self.job)
 
     # ---- the line -----------------------------------------------------------------------------------------------
 
