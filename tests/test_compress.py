@@ -123,7 +123,32 @@ def test_stopped_while_healing_it_goes_on_to_the_same_bytes(place, whole):
     assert not (place / "stopped.edge.work").exists()
 
 
-def test_stopped_elsewhere_nothing_is_left(place):
+def test_what_was_measured_is_kept_where_a_run_is_stopped(place):
+    """Stopped while it quantizes, it has measured; resumed, it measures nothing again and ends in the same bytes."""
+    rows = str(place / "rows.jsonl")
+    source = str(place / "model.gguf")
+    config = CompressConfig(calibrate=rows, measure_tokens=512, calibrate_tokens=1024, threads=1, target_size="1.2M")
+    compression.compress(source, place / "undisturbed.edge", config)
+    said = []
+    with pytest.raises(Interrupted, match="--resume"):
+        compression.compress(source, place / "kept.edge", config, should_stop=lambda: "quantizing" in said,
+                             on_progress=lambda what, _done, _total: said.append(what))
+    assert {"importance", "sensitivity", "trying formats"} <= set(said)
+    said.clear()
+    compression.compress(source, place / "kept.edge", config, resume=True,
+                         on_progress=lambda what, _done, _total: said.append(what))
+    assert not {"importance", "sensitivity", "trying formats"} & set(said)
+    assert hashes(place / "kept.edge") == hashes(place / "undisturbed.edge")
+    assert not (place / "kept.edge.work").exists()
+
+
+def test_the_report_shows_questions_and_no_markup_of_the_template(whole):
+    page = (whole[0] / "report.html").read_text()
+    assert "&lt;|im_start|&gt;" not in page
+    assert "{&#39;" not in page
+
+
+def test_stopped_before_anything_is_measured_nothing_is_left(place):
     config = CompressConfig(calibrate=str(place / "rows.jsonl"), drop_blocks=1)
     with pytest.raises(Interrupted):
         compression.compress(str(place / "model.gguf"), place / "nothing.edge", config, should_stop=lambda: True)
@@ -174,6 +199,11 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(place, mon
     (["--vocab", 300], "--vocab-from"),
     (["--type", "Q8_0", "--target-size", "1M"], "--target-size"),
     (["--drop-blocks", 4], "drop"),
+    (["--steps", 4], "--distill"),
+    (["--distill-lr", 0.1], "--distill"),
+    (["--distill-rank", 4], "--distill"),
+    (["--distill-length", 64], "--distill"),
+    (["--distill-batch", 2], "--distill"),
     (["--device", "toaster"], "toaster"),
 ])
 def test_what_cannot_be_is_one_sentence_and_leaves_nothing(place, args, said):

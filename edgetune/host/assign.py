@@ -71,16 +71,21 @@ class Costs:
     kl: dict[str, list[float]]
 
 
+def formats_of(model: Floats, formats: Sequence[str] = FORMATS_TRIED) -> dict[str, list[str]]:
+    """The formats that divide each matrix's rows; F16 where none does."""
+    return {name: [format for format in formats if array.shape[1] % BY_NAME[format].block == 0] or ["F16"]
+            for name, array in model.tensors.items() if array.ndim == 2}
+
+
 def measure(model: Floats, curvature: Curvature, *, formats: Sequence[str] = FORMATS_TRIED, threads: int = 1,
             on_progress: Progress = ignore, should_stop: Callable[[], bool] = never) -> Costs:
     """Every matrix in every format, on a sample of its rows; F16, at no cost, where no format divides them."""
-    options = {name: [format for format in formats if array.shape[1] % BY_NAME[format].block == 0] or ["F16"]
-               for name, array in model.tensors.items() if array.ndim == 2}
+    options = formats_of(model, formats)
 
     def work(name: str) -> list[float]:
         return _costs(name, model.tensors[name], options[name], curvature) if options[name] != ["F16"] else [0.0]
 
-    return Costs(options, in_parallel(work, list(options), threads, "sensitivity", on_progress, should_stop))
+    return Costs(options, in_parallel(work, list(options), threads, "trying formats", on_progress, should_stop))
 
 
 def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvature: Curvature) -> list[float]:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import bundle as bundles
@@ -44,13 +45,17 @@ from . import (
 )
 from .floats import Floats
 from .measure import compare
+from .measured import Arrays, Measured
 from .options import CompressConfig
 from .source import Source, open_source
 from .watch import Progress, ignore, never
 
 DEFAULT_TYPE = "Q4_K_M"
 WINDOW = 256  # tokens of a window to calibrate and measure on
-RUN, HEALING, REPORT = "run.json", "healing", "report.html"
+RUN = "run.json"
+HEALING = "healing"
+MEASURED = "measured"
+REPORT = "report.html"
 
 
 def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None = None, resume: bool = False,
@@ -67,13 +72,11 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     room.for_steps(config, source.floats.weights)
     with _work_folder(out, config, source, resume) as folder:
         work = _Work(config, source, folder, private, on_progress, should_stop)
-        work.trim()
-        work.prune()
-        work.heal()
-        with new_folder(out) as beside:
-            facts = work.store_onnx(beside) if config.format == "onnx" else work.store_gguf(beside)
-            report.write(beside / REPORT, facts)
-            return work.seal(beside, facts)
+        try:
+            return work.run(out)
+        except Interrupted:
+            work.measured.keep()
+            raise
 
 
 @contextmanager
@@ -91,8 +94,9 @@ def _work_folder(out: Path, config: CompressConfig, source: Source, resume: bool
     try:
         yield folder
     except Interrupted as error:
-        keep = (folder / HEALING).exists()
-        hint = f"the same command with --resume goes on, from {folder}" if keep else "nothing was kept: begin again"
+        keep = (folder / HEALING).exists() or any((folder / MEASURED).glob("*"))
+        hint = (f"the same command with --resume continues, from {folder}" if keep
+                else "nothing was measured yet: start again")
         raise Interrupted(error.what, hint) from None
     finally:
         if not keep:
@@ -122,6 +126,7 @@ class _Work:
         self.threads = config.threads or read_device().cores
         torch.set_num_threads(self.threads)
         self.model = self.uncut = source.floats
+        self.measured = Measured(folder / MEASURED)
         self.kept: texts.Windows | None = None  # old ids of the tokens that are left; None: all
         self.steps: list[dict[str, Any]] = []
         self.healing: list[dict[str, Any]] = []
@@ -129,6 +134,16 @@ class _Work:
         self.reference = stored or self._written("source", self.model)
         self.tokenizer = Tokenizer(self.reference)
         self._read_texts()
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Every step in order; what the manifest of `out` says."""
+        self.trim()
+        self.prune()
+        self.heal()
+        with new_folder(out) as beside:
+            facts = self.store_onnx(beside) if self.config.format == "onnx" else self.store_gguf(beside)
+            report.write(beside / REPORT, facts)
+            return self.seal(beside, facts)
 
     # ---- text ---------------------------------------------------------------------------------------------------
 
@@ -210,8 +225,7 @@ class _Work:
             facts: dict[str, Any] = {"target_bytes": size}
         else:
             tensors, facts = [], {"type": c.type or DEFAULT_TYPE}
-            means = (importance.collect(self.model, self.calibration, **self.watch) if self.calibration is not None
-                     else None)
+            means = self._importance()
             self.watch["on_progress"]("quantizing", 0, 1)
             made = quantize.stock(self._written("floats", self.model), path, facts["type"], means, c.threads)
         cost = self._cost(path)
@@ -226,13 +240,25 @@ class _Work:
         """A file of so many bytes at most: formats by what each matrix costs, errors that make up for each other."""
         seen = self.calibration
         assert seen is not None  # config.check has seen to it
-        moments = importance.moments(self.model, seen, **self.watch)
-        curvature = importance.curvature(self.model, texts.at_most(seen, seen.size // 2), moments,
-                                         seed=self.config.seed, **self.watch)
-        chosen = assign.choose(self.model, size, assign.measure(self.model, curvature, threads=self.threads,
-                                                                **self.watch))
+        moments = self.measured.get("moments", lambda: importance.moments(self.model, seen, **self.watch))
+        kl = self.measured.get("costs", lambda: self._costs(seen, moments))
+        costs = assign.Costs(assign.formats_of(self.model), {name: row.tolist() for name, row in kl.items()})
+        chosen = assign.choose(self.model, size, costs)
         made = quantize.write(path, self.model, chosen.types, moments=moments, threads=self.threads, **self.watch)
         return [asdict(choice) for choice in chosen.choices], made
+
+    def _importance(self) -> importance.Columns | None:
+        seen = self.calibration
+        if seen is None:
+            return None
+        return self.measured.get("importance", lambda: importance.collect(self.model, seen, **self.watch))
+
+    def _costs(self, seen: texts.Windows, moments: importance.Columns) -> Arrays:
+        """What each matrix costs in each format: nats a token, float64 [formats]."""
+        curvature = importance.curvature(self.model, texts.at_most(seen, seen.size // 2), moments,
+                                         seed=self.config.seed, **self.watch)
+        costs = assign.measure(self.model, curvature, threads=self.threads, **self.watch)
+        return {name: np.array(row) for name, row in costs.kl.items()}
 
     def store_onnx(self, bundle: Path) -> dict[str, Any]:
         assert self.measuring is not None  # config.check has seen to it
@@ -254,10 +280,11 @@ class _Work:
         """What manifest and report have in common in both formats; closes `made`."""
         self.watch["on_progress"]("answering", 0, 1)
         file = self.config.measure or self.config.calibrate
-        asked = samples.prompts(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
+        asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
         with closing(made), Served(self.reference) as source:
             pairs = zip(asked, samples.answered(source, asked), samples.answered(made, asked), strict=True)
-            answers = [dict(zip(("prompt", "before", "after"), row, strict=True)) for row in pairs]
+            answers = [{"prompt": sample.question, "before": before, "after": after}
+                       for sample, before, after in pairs]
         return {"source": self.source.to_json(), "options": self.config.to_json(), "steps": self.steps, "cost": cost,
                 "healing": self.healing, "answers": answers}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..device import board_named
 from ..errors import UsageError
 from ..options import check_options, option
+
+OF_DISTILLATION = ("steps", "distill_lr", "distill_rank", "distill_length", "distill_batch")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class CompressConfig:
         for name, wanted in needs.items():
             if wanted and not self.calibrate:
                 raise UsageError(f"{name} needs text to judge by", "name it with --calibrate")
+        for spec in fields(self):
+            if spec.name in OF_DISTILLATION and getattr(self, spec.name) != spec.default and not self.distill:
+                raise UsageError(f"--{spec.name.replace('_', '-')} is given, and nothing is distilled",
+                                 "name text to distill on with --distill, or leave it out")
         if bool(self.vocab) != bool(self.vocab_from):
             raise UsageError("--vocab and --vocab-from belong together", "give how many tokens, and text to keep")
         return self

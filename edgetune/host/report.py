@@ -98,7 +98,7 @@ def _page(facts: Facts) -> Facts:
                     for t in facts.get("tensors") or ()],
         "options": [(name.replace("_", "-"), _shown(value)) for name, value in (facts.get("options") or {}).items()
                     if value not in ("", None)],
-        "checksum": source.get("sha256"),
+        "checksums": list((source.get("sha256") or {}).items()),
         "footer": f"{measured}KL in natural units, from the source to what was made; top-1: how often both find the "
                   f"same token likeliest. 1 MB is 10^6 bytes, 1 MiB 2^20. Made by edgetune {__version__}."}
 
@@ -107,8 +107,10 @@ def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:
     """Name, value, and a word more, of what matters most."""
     cost, device = facts.get("cost") or {}, facts.get("device") or {}
     if found := facts.get("parts"):
-        total, weights = (sum(part[key] for part in found) for key in ("bytes", "weights"))
-        yield "file", megabytes(total), f"{_millions(weights)} weights, {8 * total / max(weights, 1):.2f} bits each"
+        total = sum(part["bytes"] for part in found)
+        weights = sum(part["weights"] for part in found)
+        stored = sum(part["bytes"] for part in found if part["part"] != "metadata")  # as `edgetune info` counts
+        yield "file", megabytes(total), f"{_millions(weights)} weights, {8 * stored / max(weights, 1):.2f} bits each"
     if cost.get("perplexity") is not None:
         before = cost.get("source_perplexity")
         yield "perplexity", f"{cost['perplexity']:,.2f}", f"the source has {before:,.2f}" if before is not None else ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..answers import Answers
 from ..data import Dataset
-from ..rows import prompt_of
+from ..rows import Row, prompt_of
 from ..tokens import Tokenizer
 
-COUNT, LENGTH = 10, 48  # answers, tokens of each
+COUNT = 10  # answers
+LENGTH = 48  # tokens of each
 _ASKED = (
     "What is the capital of France?", "Name three colours.", "What is 7 + 5?", "Write one sentence about the sea.",
     "What does a thermostat do?", "Give a synonym of quick.", "Which planet is closest to the sun?",
@@ -15,15 +18,33 @@ _ASKED = (
 )
 
 
-def prompts(rows: Dataset | None, tokenizer: Tokenizer) -> list[str]:
-    """Prompt texts, template included: of the first rows that ask something, else ten questions of our own."""
+@dataclass(frozen=True)
+class Sample:
+    """question: what a person reads; prompt: what the model is given, template included."""
+
+    question: str
+    prompt: str
+
+
+def samples(rows: Dataset | None, tokenizer: Tokenizer) -> list[Sample]:
+    """Of the first rows that ask something, else ten questions of our own."""
     if rows is not None and rows.asking:
-        return [prompt_of(row, tokenizer)[0] for row in rows.asking[:COUNT]]
+        return [Sample(question_of(row), prompt_of(row, tokenizer)[0]) for row in rows.asking[:COUNT]]
     if tokenizer.chat_template is None:
-        return list(_ASKED)
-    return [tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True) for text in _ASKED]
+        return [Sample(text, text) for text in _ASKED]
+    return [Sample(text, tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True))
+            for text in _ASKED]
 
 
-def answered(model: Answers, asked: list[str]) -> list[str]:
+def question_of(row: Row) -> str:
+    """The last thing that a row's user says."""
+    assert not isinstance(row, str)  # plain text asks nothing
+    if "messages" not in row:
+        return str(row["prompt"])
+    said = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    return str(said[-1]) if said else ""
+
+
+def answered(model: Answers, asked: list[Sample]) -> list[str]:
     """The likeliest answer to each, by whatever serves the model."""
-    return ["".join(model.generate(prompt, max_tokens=LENGTH)) for prompt in asked]
+    return ["".join(model.generate(sample.prompt, max_tokens=LENGTH)) for sample in asked]
