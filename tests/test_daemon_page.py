@@ -178,6 +178,9 @@ def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, ur
     expect(job.locator("svg circle")).to_have_count(kinds.count("eval"))
     drawn = job.locator("svg path.train").get_attribute("d")
     assert drawn.count("M") + drawn.count("L") == kinds.count("step") == 4  # 16 rows in batches of 8, twice
+    names = job.locator("svg text").all_text_contents()
+    assert "loss" in names  # each axis has a name
+    assert any(name.startswith("step ") for name in names)
 
     (adapter,) = get(url, "/v1/adapters")["data"]
     card = page.locator("#adapters > li").first
@@ -245,6 +248,37 @@ def test_learning_without_rows_says_what_is_missing(page):
     expect(page.locator("#notice")).to_be_hidden()
 
 
+@pytest.mark.parametrize("size", [(1280, 900), (900, 700), (390, 844), (360, 600)])
+def test_a_notice_covers_no_button_that_sends_and_leaves_by_itself(browser, url, size):
+    with opened(browser, url, viewport={"width": size[0], "height": size[1]}) as page:
+        expect(page.locator("#health")).to_have_text("running")
+        page.clock.install()
+        page.evaluate("notice('A sentence that is long enough for several lines on any screen. '.repeat(3))")
+        expect(page.locator("#notice")).to_be_visible()
+        for name in ("#send", "#text"):
+            assert apart(page.locator("#notice").bounding_box(), page.locator(name).bounding_box()), name
+        page.clock.run_for(15_000)
+        expect(page.locator("#notice")).to_be_hidden()
+
+
+def apart(a: dict[str, float], b: dict[str, float]) -> bool:
+    beside = a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"]
+    return beside or a["y"] + a["height"] <= b["y"] or b["y"] + b["height"] <= a["y"]
+
+
+@pytest.mark.parametrize("height", [500, 600, 844])
+def test_what_is_wrong_with_an_upload_is_seen_where_one_looks(browser, url, height):
+    with opened(browser, url, viewport={"width": 390, "height": height}, is_mobile=True, has_touch=True) as page:
+        expect(page.locator("#health")).to_have_text("running")
+        page.locator("nav").get_by_role("button", name="Learning").tap()
+        begin_training(page, "notes.txt", b"just some words\n")
+        note = page.locator("#train-note")
+        expect(note).to_have_text(re.compile(r"^Line 1: .*\.$"))
+        box, nav = note.bounding_box(), page.locator("nav").bounding_box()
+        assert page.locator("header").bounding_box()["height"] <= box["y"]
+        assert box["y"] + box["height"] <= nav["y"]
+
+
 # ---- who may, and what is wrong --------------------------------------------------------------------------------------
 
 
@@ -259,6 +293,7 @@ def test_a_key_is_asked_for_until_it_is_right_and_a_daemon_that_was_away_is_foun
             page.get_by_label("Key", exact=True).fill("wrong")
             page.keyboard.press("Enter")
             expect(page.locator("#key-text")).to_have_text("That key was refused.")
+            expect(page.locator("#ask-key")).to_contain_text("edgetune service key NAME")
             page.get_by_label("Key", exact=True).fill(key)
             page.keyboard.press("Enter")
             expect(page.locator("#health")).to_have_text("running")
@@ -322,6 +357,8 @@ def test_a_phone_shows_each_part_without_scrolling_sideways_and_with_contrast(br
             expect(shown).to_have_count(1)
             expect(shown).to_contain_text(part)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            if part == "Chat":
+                assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
             ratio, where = page.evaluate(CONTRAST)
             assert ratio >= 4.5, where
 

@@ -36,9 +36,9 @@ def options_of(policy_file: Path | None, options: dict[str, Any]) -> tuple[Daemo
 def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODEL (a GGUF or a bundle) with OpenAI's API, fine-tune it with the same calls, and show a page at /.
 
-    It listens on this machine alone until --host says otherwise, which needs keys. Training gives way to answers; a new
+    It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
     adapter takes over only when it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers at work, save
-    what is trained and end with 0; started again, it goes on.
+    what is trained and end with 0; started again, it continues.
     """
     config, policy = options_of(policy_file, options)
     if missing := [name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify")
@@ -52,7 +52,7 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
 
 @cli.group("service")
 def service() -> None:
-    """Have systemd run the daemon, as a user of its own that sees nothing of people's homes; make keys."""
+    """Have systemd run the daemon, as a separate user that sees nothing of people's homes; make keys."""
 
 
 @command("install", MODEL,
@@ -61,8 +61,8 @@ def service() -> None:
 def install_command(model: Path, print_only: bool, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Write the systemd unit of a daemon that serves MODEL, enable it and start it. Needs root.
 
-    The state lies in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available.
-    A --socket lies below /run/edgetune, for root and the group that a drop-in names (systemctl edit edgetune: Group=).
+    The state is stored in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available.
+    A --socket must be below /run/edgetune, for root and the group that a drop-in names (systemctl edit edgetune).
     """
     from ..daemon import unit
     config, policy = options_of(policy_file, options)

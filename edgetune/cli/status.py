@@ -21,7 +21,7 @@ SWITCHES = 3  # of the history, and of the governor's decisions
 @command("status", click.option("--watch", is_flag=True, help="Stay, and show it anew every second; with --json a line "
                                 "each."), where)
 def status_command(watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
-    """What the daemon serves, trains and learns, and what it gives way to. Exits with 1 if it is not all right."""
+    """What the daemon serves, trains and learns, and what it yields to. Exits with 1 if it is not all right."""
     with connect(url, key_file) as client:
         if watch:
             _watch(client, as_json)
@@ -62,7 +62,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
     ]
     return Group(table(facts["model"], ["", ""], rows),
                  *_happened("in service since", "adapter", found["history"][:SWITCHES]),
-                 *_happened("gives way", "action", facts["governor"][:SWITCHES]))
+                 *_happened("yields", "action", facts["governor"][:SWITCHES]))
 
 
 def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:

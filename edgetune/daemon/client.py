@@ -60,7 +60,7 @@ class Client:
             raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of rows") from None
 
     def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
-        """Every item of a list, a page at a time, as OpenAI's lists go on."""
+        """Every item of a list, a page at a time, as OpenAI's clients read lists."""
         after = None
         while True:
             page = self.get(path, after=after, **query)

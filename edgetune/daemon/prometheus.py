@@ -32,7 +32,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class Metrics:
-    """Everything that /metrics tells of one service; a registry of its own, for an app may have others."""
+    """Everything that /metrics tells of one service; a separate registry, for an app may have others."""
 
     def __init__(self, service: Service) -> None:
         self.service, self.registry = service, CollectorRegistry()

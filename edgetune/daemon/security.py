@@ -24,7 +24,7 @@ from .bodies import Bodies, Body
 from .keys import hash_of, read_keys
 from .options import LOOPBACK, DaemonConfig
 
-OPEN = ("/", "/healthz")  # without a key: the page, which asks for one, and whether anybody is there
+OPEN = ("/", "/healthz")  # without a key: the page, which asks for one, and whether the daemon is well
 UPLOADS = "/v1/files"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")

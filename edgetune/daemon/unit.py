@@ -1,6 +1,6 @@
 """The systemd unit of the daemon: devices/edgetune.service with the model, the options and the budget of this device.
 
-The service has a user of its own, which sees nothing of people's homes. So what it needs from there is bound into its
+The service has a separate user, which sees nothing of people's homes. So what it needs from there is bound into its
 view of the system, and must be readable by all.
 """
 
@@ -89,11 +89,11 @@ def _check_readable(path: Path) -> None:
     """For every user. Folders above count where the service sees them as they are."""
     above = () if _hidden(path) else path.parents
     if not path.exists():
-        raise UsageError(f"there is no {path}", "name a file that is there")
+        raise UsageError(f"there is no {path}", "name a file that exists")
     for place, needs in ((path, 0o5 if path.is_dir() else 0o4), *((folder, 0o1) for folder in above)):
         if place.stat().st_mode & needs != needs:
             raise UsageError(f"{place} is not open to all users (mode {place.stat().st_mode & 0o777:o}), the service "
-                             "has one of its own", f"chmod o+rX {place}, or move what it needs to /opt")
+                             "has a separate one", f"chmod o+rX {place}, or move what it needs to /opt")
 
 
 def _binds(paths: list[Path]) -> Iterator[str]:

@@ -37,7 +37,7 @@ def sentence_of(error: RequestValidationError, body: type[BaseModel] | None) -> 
 
 
 def _place(body: Any, error: Any) -> tuple[str, Any]:
-    """Where an error is as people name it (a.b.0), without pydantic's names of a union's branches; what is there."""
+    """(where an error is as people name it (a.b.0), without pydantic's names of a union's branches; the value there)"""
     where, *parts = error["loc"]
     if where != "body":
         return ".".join(map(str, parts)), error["input"]
