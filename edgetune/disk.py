@@ -31,7 +31,7 @@ def replaced(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        with suppress(OSError):  # a disk that is read-only says so even of a file that is not there
+        with suppress(OSError):  # a disk that is read-only says so even of a file that does not exist
             beside.unlink(missing_ok=True)
 
 

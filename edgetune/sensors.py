@@ -1,6 +1,6 @@
 """What the machine says about itself right now: memory, pressure, heat, throttling, power, load. All below one root.
 
-A few small files are read each time, which takes a millisecond or two. What is not there stays None, 0 or empty.
+A few small files are read each time, which takes a millisecond or two. What does not exist stays None, 0 or empty.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Readings:
     minute: int = 0  # of the day, local time
     total: int = 0  # memory, a cgroup's limit respected; 0: unknown
     available: int = 0
-    returned: int = 0  # what this process gave back, and takes again when it goes on
+    returned: int = 0  # what this process gave back, and takes again when it continues
     memory_stall: float = 0.0  # share of time in which some task waited for memory
     memory_stall_full: float = 0.0  # in which all did
     cpu_stall: float | None = None  # None: this kernel does not say

@@ -166,7 +166,7 @@ def test_it_goes_on_after_stop_and_start(tmp_path: Path, undisturbed: tuple[str,
         assert service.jobs.get(job.id).status == "running"
         job = service.jobs.wait(job.id, 60)
         assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
-        assert "goes on" in messages(service, job.id)
+        assert "resumed" in messages(service, job.id)
         assert any(event["data"].get("event") == "resume" and event["data"]["step"] > 0
                    for event in service.jobs.events(job.id, limit=1000) if event["type"] == "metrics")
 
@@ -177,7 +177,7 @@ def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, P
     os.kill(service.jobs.pid, signal.SIGKILL)
     job = service.jobs.wait(job.id, 60)
     assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
-    assert "the training process ended with signal 9; it goes on from what was saved" in messages(service, job.id)
+    assert "the training process ended with signal 9; it resumes from what was saved" in messages(service, job.id)
 
 
 def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

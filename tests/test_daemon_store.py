@@ -89,7 +89,7 @@ def test_a_database_that_is_damaged_or_newer(tmp_path: Path) -> None:
 
 
 def test_a_list_goes_on_after_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="there is no 'file-1' to go on after"):
+    with pytest.raises(NotFoundError, match="there is no 'file-1' after which to continue"):
         Store(tmp_path).before("files", "file-1")
 
 

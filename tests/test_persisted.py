@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from durable import go, refused
 
+from edgetune import checkpoint
+from edgetune.bundle import Bundle
 from edgetune.config import TrainConfig
 from edgetune.errors import FormatError
 from edgetune.persisted import from_json
@@ -60,3 +67,31 @@ def test_what_is_missing_or_no_object() -> None:
         from_json(Run, {"steps": 3, "name": None}, "run.json")
     with pytest.raises(FormatError, match=r"run.json is \[1\], no JSON object"):
         from_json(Run, [1], "run.json")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what a checkpoint says of its run, with a checksum that is right."""
+    head, _, rest = path.read_bytes()[:-32].partition(b"\n")
+    said = json.loads(head)
+    change(said["meta"])
+    content = json.dumps(said).encode() + b"\n" + rest
+    path.write_bytes(content + hashlib.sha256(content).digest())
+
+
+@pytest.mark.parametrize("part", ["plan", "state"])
+def test_a_run_of_another_edgetune_is_refused_by_the_field(stopped: Path, bundle: Bundle, tmp_path: Path,
+                                                           part: str) -> None:
+    shutil.copytree(stopped, tmp_path / "out")
+    for path in checkpoint.found(tmp_path / "out"):
+        rewrite(path, lambda meta: meta[part].update(colour="red"))
+    said = refused(bundle, tmp_path / "out", f"the {part} in .*checkpoint-5 has the field 'colour'", resume=True)
+    assert said.endswith("use the edgetune that wrote it")
+    assert len(checkpoint.found(tmp_path / "out")) == 2
+
+
+def test_a_run_of_an_earlier_edgetune_resumes_with_defaults(stopped: Path, bundle: Bundle, tmp_path: Path,
+                                                            wanted: bytes) -> None:
+    shutil.copytree(stopped, tmp_path / "out")
+    for path in checkpoint.found(tmp_path / "out"):
+        rewrite(path, lambda meta: (meta["plan"].pop("optimizer_state"), meta["state"].pop("changed")))
+    assert go(bundle, tmp_path / "out", resume=True) == wanted

@@ -86,7 +86,7 @@ class Files:
                                  purpose or "")
 
     def delete(self, id: str) -> None:
-        """Jobs have rows of their own: those that were begun with it continue. Raises NotFoundError."""
+        """Jobs have copies of their rows: those that were begun with it continue. Raises NotFoundError."""
         def delete_row() -> None:
             with self.store.write() as db:
                 db.execute("DELETE FROM files WHERE id = ?", (id,))

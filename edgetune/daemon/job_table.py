@@ -124,7 +124,8 @@ class JobTable:
         self.get(job)
         number = (after or f"{prefix}{2**62}").removeprefix(prefix)
         if not (number.isascii() and number.isdigit() and len(number) < 20):
-            raise NotFoundError(f"there is no {after!r:.80} to go on after", "give the id of the last one that you got")
+            raise NotFoundError(f"there is no {after!r:.80} after which to continue",
+                                "give the id of the last one that you got")
         return self.store.newest(table, read, int(number), limit, "job = ?", job)
 
     def insert(self, columns: Mapping[str, Any], said: Iterable[Said]) -> None:

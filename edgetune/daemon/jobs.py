@@ -1,9 +1,9 @@
-"""Jobs: asked for, waiting in line, trained one at a time in a process of their own, judged, and put into service.
+"""Jobs: asked for, waiting in line, trained one at a time in a separate process, judged, and put into service.
 
     queued -> running -> succeeded | failed       paused <-> queued, running       cancelled from all but the ends
 
 A job that was accepted has its rows in STATE/runs/ID, whatever becomes of the file. One that runs when the daemon ends,
-however it ends, goes on from its last checkpoint when it is back.
+however it ends, resumes from its last checkpoint when it is back.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Jobs:
         return self.table.checkpoints(id, after, limit)
 
     def wait(self, id: str, timeout: float | None = None) -> Job:
-        """The job when it has ended, or after so many seconds as it then is. Raises NotFoundError."""
+        """The job when it has ended, or as it is after `timeout` seconds. Raises NotFoundError."""
         with self.changed:
             self.changed.wait_for(lambda: self.get(id).status in ENDED, timeout)
         return self.get(id)

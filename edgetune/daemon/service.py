@@ -46,7 +46,7 @@ CONTEXT = 4096  # tokens, where none are asked for and the model was trained for
 
 
 class Service:
-    """See above. policy: what training gives way to. train: options of a job that its request leaves open.
+    """See above. policy: what training yields to. train: options of a job that its request leaves open.
 
     Its parts are open to the app: files, jobs, adapters, feedback, batcher. All of them are for any number of threads.
     Raises UsageError for options that cannot be kept and where another process has the state folder.

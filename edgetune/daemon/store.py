@@ -30,12 +30,12 @@ LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be
 PROBE_SECONDS = 1.0  # between two tries whether a disk that refused takes something again
 SCHEMA = """
 CREATE TABLE files (
-    id TEXT PRIMARY KEY,            -- file-...; its rows lie in STATE/files/ID.jsonl
+    id TEXT PRIMARY KEY,            -- file-...; its rows are stored in STATE/files/ID.jsonl
     name TEXT NOT NULL,             -- as the client called it: shown, never opened
     purpose TEXT NOT NULL,
     bytes INTEGER NOT NULL, rows INTEGER NOT NULL, sha256 TEXT NOT NULL, created_at INTEGER NOT NULL);
 CREATE TABLE jobs (
-    id TEXT PRIMARY KEY,            -- ftjob-...; its run lies in STATE/runs/ID
+    id TEXT PRIMARY KEY,            -- ftjob-...; its run is stored in STATE/runs/ID
     created_at INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER,
     status TEXT NOT NULL,           -- queued, running, paused, succeeded, failed, cancelled
     origin TEXT NOT NULL,           -- api, or learn: begun by the daemon itself
@@ -284,7 +284,8 @@ class Store:
             return 2**62
         if found := self.read(f"SELECT rowid FROM {table} WHERE id = ?", id):
             return int(found[0][0])
-        raise NotFoundError(f"there is no {id!r:.80} to go on after", "give the id of the last one that you got")
+        raise NotFoundError(f"there is no {id!r:.80} after which to continue",
+                            "give the id of the last one that you got")
 
     # ---- how it is ----------------------------------------------------------------------------------------------
 

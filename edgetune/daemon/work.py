@@ -30,7 +30,7 @@ ROOM = 64 * 2**20  # bytes that must be free before a job begins
 RETRY_SECONDS = 60.0  # after the disk refused
 TOGETHER_SECONDS = 2.0  # steps are written together: each commit is a sync of the disk
 DEATHS = 3  # of the process, with no step between, and the job has failed
-SPARE = 0.9  # of the memory that is left: so that the run can go on where the daemon is a little larger another time
+SPARE = 0.9  # of the memory that is left: so that the run can resume where the daemon is a little larger another time
 KEPT = 20  # decisions of the governor
 
 Event = tuple[str, str, str, Any]  # level, type, message, data
@@ -170,7 +170,7 @@ class Work:
                 status = self._finish(job, made.verdict)
             elif status in ("queued", "running") and not self.stopping.is_set():
                 task = self._task(job)
-                self.table.set(job.id, "running", "goes on" if job.started_at else "begun",
+                self.table.set(job.id, "running", "resumed" if job.started_at else "begun",
                                started_at=job.started_at or now())
                 self._runner = Runner(task)
         if self._runner:
@@ -263,7 +263,7 @@ class Work:
         how = f"the training process ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
         if self._deaths[1] >= DEATHS:
             return self._fail(id, "died", f"{how}, {DEATHS} times without a step between; see the daemon's log")
-        self.table.set(id, "running", f"{how}; it goes on from what was saved", "warn")
+        self.table.set(id, "running", f"{how}; it resumes from what was saved", "warn")
         return "running"
 
     # ---- what it says -------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class Work:
             p["held_out_loss"] = event["loss"]
             self._note("metrics", f"after step {event['step']}: held-out loss {event['loss']:.4f}", event)
         elif kind == "resume":
-            self._note("metrics", f"goes on after step {event['step']}", event)
+            self._note("metrics", f"resumed after step {event['step']}", event)
         elif kind == "governor":
             self.decisions.appendleft({"at": now(), "action": event["action"], "cause": event["cause"]})
             self._note("metrics", f"{event['action']}: {event['cause']}", event)

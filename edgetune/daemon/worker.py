@@ -41,7 +41,7 @@ Say = Callable[[dict[str, Any]], None]
 
 
 class Words:
-    """What the parent says meanwhile. A thread of its own reads it."""
+    """What the parent says meanwhile. A separate thread reads it."""
 
     def __init__(self) -> None:
         self.busy = False
@@ -125,7 +125,7 @@ def work(task: dict[str, Any], words: Words, say: Say) -> dict[str, Any]:
 
 def learn(bundle: Bundle, rows: Dataset, held: Dataset | None, config: TrainConfig, task: dict[str, Any], words: Words,
           say: Say) -> None:
-    """Train in the job's folder; go on where a run is there, or begin again where it cannot go on."""
+    """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
     out = Path(task["folder"]) / RUN
 
     def run(resume: bool) -> None:
