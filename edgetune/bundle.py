@@ -22,7 +22,7 @@ from typing import Any
 from . import signature
 from .disk import replaced
 from .errors import FormatError, UnsupportedError
-from .gguf import Gguf, check_model, fingerprint, open_gguf
+from .gguf import Gguf, OpenFile, check_model, fingerprint, open_gguf
 from .version import __version__
 
 MODEL, ONNX, TOKENIZER, MANIFEST = "model.gguf", "model.onnx", "tokenizer.gguf", "manifest.json"
@@ -50,22 +50,27 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(path)
     manifest = None
-    model = path
     if path.is_dir():
-        manifest = open_folder(path)
-        model = path / MODEL
-        if MODEL not in manifest["files"]:
+        manifest, files = open_files(path)
+        if MODEL not in files:
             raise UnsupportedError(f"{path} holds an ONNX model, here a GGUF is needed",
                                    f"ask it with edgetune generate {path}")
+        gguf = open_gguf(path / MODEL, files[MODEL])
     else:
         signature.refuse_bare(path)
-    gguf = open_gguf(model)
+        gguf = open_gguf(path)
     check_model(gguf)
     return Bundle(path, gguf, manifest, fingerprint(gguf))
 
 
 def open_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a bundle in either format, once its signature and the hash of every file in it are compared.
+    """The manifest of a bundle in either format; as open_files."""
+    return open_files(path)[0]
+
+
+def open_files(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, OpenFile]]:
+    """The manifest of a bundle in either format, once its signature and the hash of every file in it are compared; and
+    the files that its format needs, open: what was hashed is what is used, whatever their names mean later.
 
     Raises as open_bundle does; UnsupportedError is for a format that this edgetune does not know.
     """
@@ -73,10 +78,15 @@ def open_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
     raw = _read_manifest(path / MANIFEST)
     signature.check(path, raw)  # before any of it is believed
     manifest = _parse(path / MANIFEST, raw)
+    needed = FORMATS[manifest.get("format", "gguf")]
+    files = {name: OpenFile(path / name, _AGAIN) for name in needed}
     for name, wanted in manifest["files"].items():
-        if (found := sha256(path / name)) != wanted:
+        found = files[name].sha256() if name in files else sha256(path / name)
+        if found != wanted:
             raise FormatError(f"{path / name} has the SHA-256 {found}, the manifest says {wanted}", _AGAIN)
-    return manifest
+    for file in files.values():
+        file.check(strictly=True)  # nothing was written while it was hashed
+    return manifest, files
 
 
 def signer(path: Path) -> signature.Signer | None:

@@ -91,7 +91,7 @@ class Model:
         self.gguf = gguf
         self.shape = read_shape(gguf)
         self.weights: dict[str, Tensor] = {n: t for n, t in gguf.tensors.items() if len(t.shape) == 2}
-        self.vectors = {n: np.array(t.f32(), np.float32) for n, t in gguf.tensors.items() if len(t.shape) == 1}
+        self.vectors = {n: gguf.read(t).f32() for n, t in gguf.tensors.items() if len(t.shape) == 1}
         gguf.release()
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
@@ -106,7 +106,7 @@ class Decoder:
         self.model, self.shape, self.run, self.arena = model, model.shape, run, arena
         self.stream = Stream(model.gguf, model.shape.n_layer, streamed)
         self.ctx = native.Context(run.threads, None, arena.flat("scratch"), run.precision)
-        self.linear = Projections(self.ctx, model.weights, model.vectors, self.shape, run, arena, scale)
+        self.linear = Projections(self.ctx, self.stream.weights, model.vectors, self.shape, run, arena, scale)
         s = self.shape
         self.rope = []
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
@@ -138,14 +138,16 @@ class Decoder:
         logp = self.arena.view("logp", rows.size)
         if not rows.size:
             return logp
+        head = self.stream.head
         self._norm(h, rstd, x, "output_norm")
         self.stream.enter(self.shape.n_layer)
         for part in self._head_parts(rows):
             logits, _, state = self._head_work(rows[part].size)
             most = None if best is None else best[part]
-            for entries in self.stream.slices(self.model.head):
-                native.head_forward(self.ctx, logp[part], most, logits, state, h[part], self.model.head.data,
-                                    self.model.head.format, batch.targets[rows[part]], entries)
+            targets = batch.targets[rows[part]]
+            for entries in self.stream.slices(targets):
+                native.head_forward(self.ctx, logp[part], most, logits, state, h[part], head.data, head.format,
+                                    targets, entries)
         return logp
 
     def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:
@@ -165,12 +167,13 @@ class Decoder:
         self._norm(h, rstd, x, "output_norm")
         dh = self.arena.view("dnorm", rows.size, s.d_model)
         a = np.ascontiguousarray(a, np.float32)
+        head = self.stream.head
         self.stream.enter(s.n_layer, s.n_layer - 1)
         for part in self._head_parts(rows):
             work, targets = self._head_work(rows[part].size), batch.targets[rows[part]]
-            for entries in self.stream.slices(self.model.head):
-                native.head_backward(self.ctx, dh[part], logp[part], *work, h[part], self.model.head.data,
-                                     self.model.head.format, targets, a[part], entries)
+            for entries in self.stream.slices(targets):
+                native.head_backward(self.ctx, dh[part], logp[part], *work, h[part], head.data, head.format, targets,
+                                     a[part], entries)
         native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
@@ -193,10 +196,9 @@ class Decoder:
     def forward(self, batch: Batch, keep: bool) -> None:
         """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
-        embedding = self.model.weights["token_embd.weight"]
         self.stream.enter(EMBEDDING, 0)
-        rows, tokens = self.stream.rows(embedding, batch.tokens)
-        native.embed(self.ctx, x, tokens, rows, embedding.format, self.shape.embed_scale)
+        embedding, tokens = self.stream.rows(batch.tokens)
+        native.embed(self.ctx, x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
             self.before_block()
             if keep and layer >= self.run.lowest:

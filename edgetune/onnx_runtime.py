@@ -130,17 +130,18 @@ class OnnxServed(Answers):
     def __init__(self, path: str | Path, *, context: int | None = None, threads: int | None = None, seed: int = 0,
                  busy_file: str | Path | None = None) -> None:
         self.path, self.busy_file, self.seed = Path(path), Path(busy_file) if busy_file else None, seed
-        listed = bundle.open_folder(self.path)["files"] if self.path.is_dir() else {}
-        if bundle.ONNX not in listed or bundle.TOKENIZER not in listed:
+        files = bundle.open_files(self.path)[1] if self.path.is_dir() else {}
+        if bundle.ONNX not in files:
             raise UnsupportedError(f"{path} holds no ONNX model",
                                    "leave --runtime out, or make one with edgetune compress --format onnx")
-        file = open_gguf(self.path / bundle.TOKENIZER)
+        file = open_gguf(self.path / bundle.TOKENIZER, files[bundle.TOKENIZER])
         check_vocabulary(file)
         self._size = context_size(context, cast(int, file.metadata[f"{file.architecture}.context_length"]))
         with ExitStack() as opened:
-            self.tokenizer = Tokenizer(file.path)
+            self.tokenizer = Tokenizer(file)
             opened.callback(self.tokenizer.close)
-            self._session: Session | None = Session(self.path / bundle.ONNX, threads or 0)
+            self._session: Session | None = Session(Path(files[bundle.ONNX].link), threads or 0)
+            files[bundle.ONNX].check(strictly=True)
             if self._session.n_vocab != self.tokenizer.n_vocab:
                 raise MismatchError(f"{path}: the model has {self._session.n_vocab} tokens, its tokenizer "
                                     f"{self.tokenizer.n_vocab}", "copy the bundle again")

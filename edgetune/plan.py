@@ -79,7 +79,7 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """In memory at most."""
-        return self.sizes.mapped(self.choice.streamed, self.run.max_tokens)
+        return self.sizes.in_memory(self.choice.streamed, self.run.max_tokens)
 
     @property
     def read_bytes(self) -> int:
@@ -176,7 +176,7 @@ class _Planner:
             arena = self.plan(Choice(tokens, kept, 0, state)).arena_bytes
             left = self.room.budget - self.room.process - GROWTH - arena
             for streamed in self.streamings():
-                if self.sizes.mapped(streamed, tokens) <= left:
+                if self.sizes.in_memory(streamed, tokens) <= left:
                     yield Choice(tokens, kept, streamed, state)
                     break
 

@@ -24,8 +24,8 @@ from . import llamacpp
 from .adapter import open_adapter
 from .answers import Answers
 from .context import PARALLEL, Context, context_size
-from .errors import UnsupportedError, UsageError
-from .gguf import check_model, open_gguf
+from .errors import FormatError, UnsupportedError, UsageError
+from .gguf import Gguf, check_model, open_gguf
 from .sampling import Sampler
 from .tokens import Tokenizer
 
@@ -42,16 +42,18 @@ class Served(Answers):
     context: tokens that prompt and answer may have together (None: 2048, or fewer if the model was trained on
     fewer). threads: None for one a physical core. seed: of sampling, where a call names none. busy_file: exists while
     `generate` or `chat` streams an answer, so that training that was given the same file pauses.
-    sequences: how many a Batcher may keep in the cache.
+    sequences: how many a Batcher may keep in the cache. path: may be what `open_gguf` or a Bundle has open: then
+    llama.cpp is given that very file, whatever its path names by now.
     Raises FormatError or UnsupportedError for a file that cannot be served, before llama.cpp sees it.
     """
 
-    def __init__(self, path: str | Path, *, context: int | None = None, threads: int | None = None,
+    def __init__(self, path: str | Path | Gguf, *, context: int | None = None, threads: int | None = None,
                  seed: int = 0, busy_file: str | Path | None = None, sequences: int = PARALLEL) -> None:
-        self.path, self.busy_file = Path(path), Path(busy_file) if busy_file else None
+        self.busy_file = Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
-        self.base = open_gguf(self.path)
+        self.base = path if isinstance(path, Gguf) else open_gguf(path)
+        self.path = self.base.path
         check_model(self.base)
         self._adapters: dict[str, _Loaded] = {}
         self._llama = llama = llamacpp.load()
@@ -62,17 +64,24 @@ class Served(Answers):
             size = context_size(context, int(llama.llama_model_n_ctx_train(self._model)))
             self.cache = Context(llama, self._model, size, threads or 0, max(sequences, PARALLEL) + 1)
             opened.callback(self.cache.close)
-            self.tokenizer = Tokenizer(self.path, self._model)
+            self.tokenizer = Tokenizer(self.base, self._model)
             opened.callback(self.tokenizer.close)
             self._opened = opened.pop_all()
 
     def _load_model(self) -> int:
         llamacpp.complaint()
         options = self._llama.llama_model_default_params()
-        model = self._llama.llama_model_load_from_file(os.fsencode(self.path), options)
+        link = self.base.file.link
+        model = self._llama.llama_model_load_from_file(os.fsencode(link), options)
         if not model:
-            raise UnsupportedError(f"llama.cpp cannot load {self.path} ({llamacpp.complaint() or 'no reason given'})",
+            reason = (llamacpp.complaint() or "no reason given").replace(link, str(self.path))
+            raise UnsupportedError(f"llama.cpp cannot load {self.path} ({reason})",
                                    "edgetune info FILE says what the file holds")
+        try:
+            self.base.file.check(strictly=True)  # what was hashed and checked is what was loaded
+        except FormatError:
+            self._llama.llama_model_free(model)
+            raise
         return int(model)
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError, UnsupportedError
+from .gguf import Gguf
 from .llamacpp import complaint, load
 
 CHATML = """\
@@ -33,7 +34,7 @@ _UNMERGED = "\x02"  # no vocabulary merges this control character with its neigh
 
 
 class Tokenizer:
-    """The vocabulary of one GGUF. Check the file with `gguf.open_gguf` first: llama.cpp trusts what it reads.
+    """The vocabulary of one GGUF, open or named. Check it with `gguf.open_gguf` first: llama.cpp trusts what it reads.
 
     `bos`, `eos`, `eot` are token ids or None; `add_bos` says whether the model wants `bos` at the start of a prompt.
     model: a llama_model of that file that is open already and outlives this, so that its vocabulary is held once.
@@ -42,10 +43,11 @@ class Tokenizer:
     Raises UnsupportedError for a tokenizer that llama.cpp does not know or would fail on.
     """
 
-    def __init__(self, path: str | os.PathLike[str], model: int | None = None) -> None:
+    def __init__(self, file: str | os.PathLike[str] | Gguf, model: int | None = None) -> None:
         self._llama = llama = load()
+        path = file.path if isinstance(file, Gguf) else Path(file)
         lent = model is not None  # then who lent it frees it
-        model = self._load(path) if model is None else model
+        model = self._load(file, path) if model is None else model
         self._free = weakref.finalize(self, int if lent else llama.llama_model_free, model)
         self._vocabulary = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocabulary)
@@ -53,7 +55,7 @@ class Tokenizer:
         self._ends: dict[int, bool] = {}
         if problem := self._unusable():
             self.close()
-            raise UnsupportedError(f"the tokenizer of {Path(path).name} {problem}", "use a GGUF of another model")
+            raise UnsupportedError(f"the tokenizer of {path.name} {problem}", "use a GGUF of another model")
         self.bos = self._special(llama.llama_vocab_bos)
         self.eos = self._special(llama.llama_vocab_eos)
         self.eot = self._special(llama.llama_vocab_eot)
@@ -141,14 +143,15 @@ class Tokenizer:
         """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
         self._free()
 
-    def _load(self, path: str | os.PathLike[str]) -> int:
+    def _load(self, file: str | os.PathLike[str] | Gguf, path: Path) -> int:
         complaint()
         params = self._llama.llama_model_default_params()
         params.vocab_only = True
-        model = self._llama.llama_model_load_from_file(os.fsencode(path), params)
+        named = file.file.link if isinstance(file, Gguf) else file
+        model = self._llama.llama_model_load_from_file(os.fsencode(named), params)
         if not model:
             raise UnsupportedError(
-                f"llama.cpp cannot read the tokenizer of {Path(path).name} ({complaint() or 'no reason given'})",
+                f"llama.cpp cannot read the tokenizer of {path.name} ({complaint() or 'no reason given'})",
                 "convert the model again with a current llama.cpp",
             )
         return int(model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.random
 
 from . import adapter, device, native, optim, plan
 from .arena import Arena
@@ -66,6 +67,7 @@ class Trainer:
         self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.objective = (objective or Sft()).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
+        self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = Model(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
         self.plan = make_plan(self.model, config, lengths=lengths, like=like)
@@ -86,7 +88,7 @@ class Trainer:
     @property
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.bundle.gguf.path)
+            self._tokenizer = Tokenizer(self.bundle.gguf)
         return self._tokenizer
 
     def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:

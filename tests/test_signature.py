@@ -11,14 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import write_tiny
 
 from edgetune import bundle, signature
 from edgetune.bundle import open_bundle, open_folder, signer, write_manifest
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
 from edgetune.info import describe
+from edgetune.serve import Served
+from edgetune.tokens import Tokenizer
+from edgetune.trainer import Trainer
 
 pytest.importorskip("cryptography")
 
@@ -296,3 +301,56 @@ def test_endless_files_are_not_read(signed: Path) -> None:
         with pytest.raises(FormatError):
             open_bundle(signed)
         assert bundle.MAX_MANIFEST == 2**20
+
+
+def exchange(old: Path, new: Path) -> None:
+    """As someone would who may write to the folder: another file of the same name, and of the same times."""
+    kept = old.stat()
+    os.utime(new, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    new.replace(old)
+
+
+def test_a_model_exchanged_after_it_was_hashed_is_not_the_one_that_answers(tmp_path, config):
+    """Whoever may write to the folder puts another model there between the hash and the open, its times set back; or
+    writes into the file itself.
+    """
+    trust(config, key())
+    good, evil = (write_tiny(tmp_path / f"{seed}.gguf", seed=seed) for seed in (1, 2))
+    with Served(good) as alone:
+        wanted = alone.logits([5, 6, 7])
+    folder = make(tmp_path / "a.edge", good, key())
+    opened = open_bundle(folder)
+    exchange(folder / "model.gguf", Path(shutil.copy(evil, tmp_path / "copy.gguf")))
+    with pytest.raises(FormatError, match="changed after it was opened"), Served(opened.gguf):
+        pass  # its name went: noticed; the descriptor itself still has the signed model
+    assert opened.gguf.file.sha256() == opened.manifest["files"]["model.gguf"]
+    assert Tokenizer(opened.gguf).n_vocab == 416
+    with pytest.raises(MismatchError, match="replaced or removed"):
+        Trainer(opened)
+    folder = make(tmp_path / "b.edge", good, key())
+    opened = open_bundle(folder)
+    with Served(opened.gguf) as served:
+        assert np.array_equal(served.logits([5, 6, 7]), wanted)
+    raw = evil.read_bytes()
+    kept = (folder / "model.gguf").stat()
+    with (folder / "model.gguf").open("r+b") as file:
+        file.seek(len(raw) // 2)
+        file.write(raw[len(raw) // 2:])
+    os.utime(folder / "model.gguf", ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    with pytest.raises(FormatError, match="changed after it was opened"):
+        Served(opened.gguf)
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_refused(tmp_path, config, monkeypatch):
+    trust(config, key())
+    folder = make(tmp_path / "a.edge", write_tiny(tmp_path / "m.gguf"), key())
+    hashed = bundle.OpenFile.sha256
+
+    def written_meanwhile(self):
+        digest = hashed(self)
+        (folder / "model.gguf").write_bytes((folder / "model.gguf").read_bytes())
+        return digest
+
+    monkeypatch.setattr(bundle.OpenFile, "sha256", written_meanwhile)
+    with pytest.raises(FormatError, match="changed after it was opened"):
+        open_bundle(folder)

@@ -20,10 +20,11 @@ def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | N
 
     What is sampled is dropped and a random id read in its place, so that no mark of an end cuts the measurement short.
     """
-    path, here = open_bundle(model).gguf.path, device.read_device()
+    gguf = open_bundle(model).gguf
+    here = device.read_device()
     began = time.perf_counter()
     room = max(prompt_tokens + tokens + 1, 1 + PARALLEL)  # with less than a token a sequence llama.cpp aborts
-    with Served(path, context=room, threads=threads or None) as served:
+    with Served(gguf, context=room, threads=threads or None) as served:
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
@@ -34,7 +35,8 @@ def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | N
         served.reset()
         prompt_s = _read(served, ids[:prompt_tokens])
         tokens_s = sum(_read(served, ids[:n + 1]) for n in range(prompt_tokens, prompt_tokens + tokens))
-    return {"bench": "generate", "device": here.model or here.cpu or here.machine, "cpu": here.cpu, "model": str(path),
+    return {"bench": "generate", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
+            "model": str(gguf.path),
             "adapter": str(adapter) if adapter else None, "threads": threads or here.cores,
             "options": {"prompt_tokens": prompt_tokens, "tokens": tokens, "seed": seed},
             "prompt_tokens_per_s": prompt_tokens / prompt_s, "tokens_per_s": tokens / tokens_s, "load_s": load_s,

@@ -51,7 +51,7 @@ def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Pat
         with OnnxServed(model, threads=threads or None, busy_file=busy_file) as served:
             yield served
         return
-    with Served(open_bundle(model).gguf.path, threads=threads or None, busy_file=busy_file) as served:
+    with Served(open_bundle(model).gguf, threads=threads or None, busy_file=busy_file) as served:
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
@@ -80,7 +80,7 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
             raise UsageError(f"--{flag} is given with --engine native, which makes no answers",
                              "leave one of them out: answers come from llama.cpp")
     bundle = open_bundle(model)
-    rows = load(data, Tokenizer(bundle.gguf.path), max_length=max_length, system=system or None)
+    rows = load(data, Tokenizer(bundle.gguf), max_length=max_length, system=system or None)
     if engine == "native":
         pairs = adapters.open_adapter(adapter, bundle.gguf).pairs if adapter else None
         loss, tokens = native_loss(bundle, rows, pairs, threads=threads)

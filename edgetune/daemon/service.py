@@ -99,7 +99,7 @@ class Service:
         self.budget = TrainConfig(memory=self.config.memory).memory_bytes(here.memory_available + rss())
         config, gguf = self.config, self.bundle.gguf
         trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
-        self.served = Served(gguf.path, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
+        self.served = Served(gguf, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
                              sequences=config.parallel + KEPT)
         self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
 

@@ -150,7 +150,7 @@ def judge(bundle: Bundle, folder: Path, config: TrainConfig, task: dict[str, Any
     from ..serve import Served
     from . import gate
     old = task["serving"]
-    with Served(bundle.gguf.path, threads=config.threads or None) as served:
+    with Served(bundle.gguf, threads=config.threads or None) as served:
         served.cache.before_decode = Yield(lambda: words.busy)
         if old:
             served.load_adapter(old["path"], "old")

@@ -1,7 +1,10 @@
-"""GGUF files: read by our own strict rules (read.py), asked what they must say (check.py), written (write.py)."""
+"""GGUF files: held by one descriptor (file.py), read by our own strict rules (read.py), asked what they must say
+(check.py), written (write.py).
+"""
 
 from ..native import Format
 from .check import check_adapter, check_model, check_vocabulary
+from .file import OpenFile
 from .read import FORMATS, Gguf, Metadata, Tensor, fingerprint, open_gguf
 from .write import write_gguf
 
@@ -10,6 +13,7 @@ __all__ = [
     "Format",
     "Gguf",
     "Metadata",
+    "OpenFile",
     "Tensor",
     "check_adapter",
     "check_model",

@@ -15,9 +15,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy.typing as npt
 from .. import native
 from ..errors import FormatError, UnsupportedError
 from ..native import Format
+from .file import OpenFile
 
 FORMATS = native.FORMATS  # what edgetune computes with; others it opens and names
 _NAMED = (
@@ -54,7 +54,10 @@ MAX_KEY_LENGTH = 65_535  # docs/gguf.md
 MAX_TENSOR_NAME = 63  # llama.cpp keeps 64 bytes, the last one zero
 MAX_ALIGNMENT = 65_536
 
-_HEADER, _U32, _U64 = Struct("<4sIQQ"), Struct("<I"), Struct("<Q")
+_HEADER = Struct("<4sIQQ")
+_U32 = Struct("<I")
+_U64 = Struct("<Q")
+_PIECE = 1 << 20  # bytes of the header that are hashed at a time
 _BROKEN = "the file is damaged or incomplete: download or convert it again"
 
 
@@ -71,7 +74,8 @@ class Metadata(Mapping[str, object]):
     """
 
     def __init__(self, data: mmap.mmap, entries: dict[str, _Entry]) -> None:
-        self.mapping, self._entries = data, entries
+        self._data = data
+        self._entries = entries
 
     def __getitem__(self, key: str) -> object:
         kind, count, pos = self._entries[key]
@@ -80,7 +84,7 @@ class Metadata(Mapping[str, object]):
         if element == "str":
             values = [raw.decode("utf-8", "surrogateescape") for raw in self._strings(count, pos)]
         elif count:
-            values = np.frombuffer(self.mapping, _CODES[element], count, pos).tolist()
+            values = np.frombuffer(self._data, _CODES[element], count, pos).tolist()
         return values if kind != element else values[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -103,8 +107,8 @@ class Metadata(Mapping[str, object]):
     def _strings(self, count: int, pos: int) -> Iterator[bytes]:
         for _ in range(count):
             begin = pos + 8
-            pos = begin + _U64.unpack_from(self.mapping, pos)[0]
-            yield self.mapping[begin:pos]
+            pos = begin + _U64.unpack_from(self._data, pos)[0]
+            yield self._data[begin:pos]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Gguf:
-    """An opened file. `data` is the whole file (uint8, read-only); its tensors begin at byte `data_start`."""
+    """An opened file. `data` is the whole `file` (uint8, read-only); its tensors begin at byte `data_start`."""
 
     path: Path
     version: int
@@ -137,25 +141,36 @@ class Gguf:
     tensors: dict[str, Tensor]
     data: npt.NDArray[np.uint8]
     data_start: int
+    file: OpenFile
 
     def release(self) -> None:
         """Let go of the file's pages that this process has read; those that it touches again are read again."""
-        self.metadata.mapping.madvise(mmap.MADV_DONTNEED)
+        self.file.mapping.madvise(mmap.MADV_DONTNEED)
+
+    def offset(self, tensor: Tensor) -> int:
+        """The byte of the file at which a tensor begins."""
+        return int(tensor.data.ctypes.data - self.data.ctypes.data)
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The same tensor, its bytes read into memory and not mapped."""
+        return replace(tensor, data=self.file.read(self.offset(tensor), tensor.data.nbytes))
 
     @cached_property
     def fingerprint(self) -> str:
         """See the function of this name."""
         digest = hashlib.sha256(_U64.pack(self.data.size))
-        digest.update(self.data[: self.data_start].data)
-        for i, tensor in enumerate(self.tensors.values()):
-            digest.update(tensor.data[:4096].data)
-            digest.update(tensor.data[-4096:].data)
-            if i % 64 == 63:  # around each byte the kernel maps 64 KiB
-                self.release()
-        self.release()
+        for begin in range(0, self.data_start, _PIECE):
+            digest.update(self.file.read(begin, min(_PIECE, self.data_start - begin)).data)
+        for tensor in self.tensors.values():
+            begin = self.offset(tensor)
+            end = begin + tensor.data.nbytes
+            first_end = min(begin + 4096, end)
+            last_begin = max(end - 4096, begin)
+            digest.update(self.file.read(begin, first_end - begin).data)
+            digest.update(self.file.read(last_begin, end - last_begin).data)
         return f"sha256:{digest.hexdigest()}"
 
-    @property
+    @cached_property
     def architecture(self) -> str:
         """general.architecture: "llama", "qwen2", ...; FormatError if the file does not say."""
         value = self.metadata.get("general.architecture")
@@ -169,13 +184,14 @@ class Gguf:
         return {key: self.metadata.type(key) for key in self.metadata}
 
 
-def open_gguf(path: str | os.PathLike[str]) -> Gguf:
-    """Map a GGUF (version 2 or 3, little endian) read-only and check its whole structure.
+def open_gguf(path: str | os.PathLike[str], file: OpenFile | None = None) -> Gguf:
+    """Map a GGUF (version 2 or 3, little endian) read-only and check its whole structure. file: `path`, open already.
 
     FormatError: no such file, not a GGUF, truncated or corrupt. UnsupportedError: sound, but not for us.
     """
     path = Path(path)
-    cursor = _Cursor(path, _map(path))
+    file = file or OpenFile(path, "name a .gguf file", _HEADER.size)
+    cursor = _Cursor(path, file.mapping)
     version, n_tensors, n_keys = _read_counts(cursor)
     entries: dict[str, _Entry] = {}
     for i in range(n_keys):
@@ -190,7 +206,7 @@ def open_gguf(path: str | os.PathLike[str]) -> Gguf:
         name: Tensor(name, shape, fmt, data[data_start + start : data_start + end])
         for name, (shape, fmt, start, end) in places.items()
     }
-    return Gguf(path, version, metadata, tensors, data, data_start)
+    return Gguf(path, version, metadata, tensors, data, data_start, file)
 
 
 def fingerprint(gguf: Gguf) -> str:
@@ -199,19 +215,6 @@ def fingerprint(gguf: Gguf) -> str:
     byte that has flipped in the middle of a tensor it does not see.
     """
     return gguf.fingerprint
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise FormatError(f"{path} is not a regular file", "name a .gguf file")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise FormatError(f"{path} has 0 bytes, a GGUF has at least {_HEADER.size}", _BROKEN)
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FormatError(f"cannot open {str(path)!r}: {reason}", "check the path") from None
 
 
 class _Cursor:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..gguf import Gguf, Tensor, write_gguf
+from ..gguf import Gguf, OpenFile, Tensor, write_gguf
 from ..gguf.read import Metadata
 from ..shape import Shape, read_shape
 
@@ -36,7 +36,8 @@ class Floats:
         stored = {name: Tensor(name, array.shape, "F32", array.reshape(-1).view(np.uint8))
                   for name, array in self.tensors.items()}
         keys = cast(Metadata, self.metadata | {"general.architecture": self.architecture})
-        return read_shape(Gguf(Path("the model"), 3, keys, stored, np.empty(0, np.uint8), 0))
+        return read_shape(Gguf(Path("the model"), 3, keys, stored, np.empty(0, np.uint8), 0,
+                               cast(OpenFile, None)))  # there is no file: all is in memory
 
     @property
     def weights(self) -> int:
