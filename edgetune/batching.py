@@ -109,6 +109,13 @@ class Batcher:
         if self._thread.ident:
             self._thread.join()
 
+    def break_off(self) -> None:
+        """Cancel all answers at work and all that wait; others may come."""
+        with self._wake:
+            for answer in (*self._working, *self._waiting):
+                answer.ticket.cancelled = True
+            self._wake.notify()
+
     @property
     def busy(self) -> bool:
         """Whether somebody is being answered or waits."""

@@ -213,7 +213,7 @@ def test_a_request_between_two_long_pauses_is_answered(impatient):
 def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """So slow that what the base says to all questions, before a job over feedback begins, takes seconds."""
     return write_tiny(tmp_path_factory.mktemp("slow") / "tiny.gguf", formats="Q8_0", d_model=512, d_ff=1024,
-                      n_context=512)
+                      n_context=4096)
 
 
 def correct(url: str, count: int = 40) -> None:
@@ -241,6 +241,26 @@ def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path
         statuses = [answer.result().status_code for answer in asked if not answer.exception()]
         assert statuses.count(429) == 59
         assert statuses.count(503) <= 1  # the one that was at it
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path, stream):
+    asked = {**ASK, "max_tokens": 100_000, "stream": stream}
+    with process(slow_model, tmp_path, "--context", 4096) as running, ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(httpx.post, running.url + CHAT, json=asked, timeout=PATIENCE) for _ in range(4)]
+        deadline = time.monotonic() + PATIENCE
+        while httpx.get(running.url + "/v1/device").json()["serving"]["working"] < 4:
+            assert time.monotonic() < deadline
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert running.process.poll() is None  # answers may end
+        running.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert running.process.wait(PATIENCE) == 0
+        assert time.monotonic() - start < 10
+        for answer in answers:
+            assert "the daemon stops" in answer.result().text
+        assert "Traceback" not in running.log.read_text()
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------

@@ -196,6 +196,7 @@ class Learner:
             numbers = range(sheet * len(QUESTIONS), (sheet + 1) * len(QUESTIONS))
             groups = [numbers[i : i + together] for i in range(0, len(QUESTIONS), together)]
             rows = [row for make in (self._texts, self._answers) for group in groups for row in make(group)]
+            self._check_running()  # else an answer may have ended early
             with disk.replaced(path) as beside:
                 beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return [*ReadRows(path)]
@@ -205,7 +206,7 @@ class Learner:
         return {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed,
                 "on_piece": self._check_running}
 
-    def _check_running(self, _ticket: Ticket, _piece: str | None) -> None:
+    def _check_running(self, _ticket: Ticket | None = None, _piece: str | None = None) -> None:
         """Ends an answer of the base when the service stops; who waits for it gets the error."""
         if self.service.stopping.is_set():
             raise Interrupted("the daemon stops", "ask again when it is back")

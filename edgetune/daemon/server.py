@@ -10,6 +10,7 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from .options import DaemonConfig
 from .service import Service
 
 _DRAIN = 30  # seconds that answers may take to their end, of systemd's 90 until it kills
+_LAST = 10  # more that uvicorn waits for requests to end in words, once answers are broken off
 _BACKLOG = 128  # connections that the kernel holds until they are accepted
 _TRIM = 1 << 20  # bytes of bodies read, and what they took is given back
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
@@ -62,11 +64,12 @@ class _Server(uvicorn.Server):
         # log_level: a warning for each connection that does not speak HTTP would let strangers fill the disk
         super().__init__(uvicorn.Config(
             app(service), http=Connection, lifespan="off", ws="none", log_config=None, log_level="error",
-            access_log=False, server_header=False, backlog=_BACKLOG, timeout_graceful_shutdown=_DRAIN,
+            access_log=False, server_header=False, backlog=_BACKLOG, timeout_graceful_shutdown=_DRAIN + _LAST,
             timeout_keep_alive=KEEP_ALIVE))
         self.service = service
         self.address = ""
         self._on_ready = on_ready
+        self._hurried = False
         self._tasks: list[asyncio.Task[None]] = []
         self._systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
 
@@ -83,7 +86,7 @@ class _Server(uvicorn.Server):
             return
 
         def asked(_number: int, _frame: object) -> None:
-            self.force_exit = self.service.stopping.is_set()
+            self._hurried = self.service.stopping.is_set()
             self.service.stopping.set()
 
         before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -111,9 +114,17 @@ class _Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection) and connection.waits():
                 connection.hang_up()  # what has not been asked whole is not answered any more
+        self._tasks.append(asyncio.create_task(self._break_off()))
         await super().shutdown(sockets)
         for task in self._tasks:
             task.cancel()
+
+    async def _break_off(self) -> None:
+        """Answers that take too long, or all after a second signal, end with an error that says so."""
+        start = time.monotonic()
+        while not self._hurried and time.monotonic() - start < _DRAIN:
+            await asyncio.sleep(0.1)
+        self.service.batcher.break_off()
 
     async def _trim(self) -> None:
         """What large requests took goes back to the kernel once they are answered."""
