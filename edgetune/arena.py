@@ -5,13 +5,14 @@ Buffers that are never alive at the same time begin at the same place: those of 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from .backend import Memory
 
 ALIGN = 64  # bytes; a cache line and the widest vector
 VIEWS = 2048  # kept at most
@@ -63,27 +64,23 @@ def arena_bytes(buffers: Iterable[Buffer]) -> int:
 
 
 class Arena:
-    """Holds every buffer of the table in one anonymous mapping; pages cost memory when they are first written.
+    """Holds every buffer of the table in one allocation of the backend."""
 
-    It asks for huge pages, which make training faster and never reach beyond it.
-    """
-
-    def __init__(self, buffers: Iterable[Buffer]) -> None:
+    def __init__(self, buffers: Iterable[Buffer], allocate: Callable[[int], Memory]) -> None:
         self.buffers = {b.name: b for b in buffers}
         layout = lay_out(self.buffers.values())
-        self.nbytes, self._passing = layout.nbytes, layout.passing
-        self._mapping = mmap.mmap(-1, max(self.nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # fewer misses in the page tables, where the kernel has huge pages
-            self._mapping.madvise(mmap.MADV_HUGEPAGE)
-        memory = np.frombuffer(self._mapping, np.uint8)
-        self._flat = {b.name: memory[layout.offsets[b.name]:layout.offsets[b.name] + b.nbytes].view(b.dtype)
+        self.nbytes = layout.nbytes
+        self._passing = layout.passing
+        self._memory = allocate(self.nbytes)
+        array = self._memory.array
+        self._flat = {b.name: array[layout.offsets[b.name]:layout.offsets[b.name] + b.nbytes].view(b.dtype)
                       for b in self.buffers.values()}
         self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # a step asks for the same ones again and again
 
     def release(self) -> None:
         """Between two micro-batches: give back what only these need. The next one gets it again, as zeros."""
         if self._passing < self.nbytes:
-            self._mapping.madvise(mmap.MADV_DONTNEED, self._passing, len(self._mapping) - self._passing)
+            self._memory.discard(self._passing)
 
     def __contains__(self, name: str) -> bool:
         return name in self._flat

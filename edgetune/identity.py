@@ -34,7 +34,7 @@ def identity(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Ident
             "optimizer-state": trainer.plan.choice.optimizer_state}
     return {"version": __version__, "base": trainer.bundle.fingerprint, "data": data.digest,
             "held-out": held_out.digest if held_out else None, **options, **plan,
-            "isa": f"{trainer.decoder.ctx.isa} ({trainer.decoder.ctx.products})"}
+            "isa": f"{trainer.ops.isa} ({trainer.ops.products(trainer.config.precision)})"}
 
 
 def changes(folder: Path, was: Identity, now: Identity, allowed: Collection[str]) -> list[dict[str, Any]]:

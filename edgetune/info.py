@@ -171,5 +171,5 @@ def examine() -> dict[str, Any]:
     usable = [name for name in native.isa_names() if native.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": native.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
-            "products": {p: native.Context(1, precision=p).products for p in native.PRECISIONS},
+            "products": {p: native.Cpu(1).products(p) for p in native.PRECISIONS},
             "llama_cpp": llama, "missing": missing}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import native
 from .arena import Arena, Buffer
+from .backend import HEAD_STATE, Backend
 from .gguf import Gguf, Tensor
-from .projection import Kept, Projections, Run, lora_size
+from .projection import Kept, Projections, Run, forward_precision, lora_size
 from .shape import Shape, read_shape
 from .stream import EMBEDDING, HEAD_TOKENS, Stream
 
@@ -49,7 +49,6 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
     table = [
         Buffer("lora", (lora_size(s, run),), "run"),
         Buffer("dlora", (lora_size(s, run),), "run"),
-        Buffer("scratch", (native.scratch_bytes(run.threads),), "run", "uint8"),
         # what blocks are made again from is exact, what only their backward reads need not be
         Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
         *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
@@ -67,7 +66,7 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
         Buffer("exps", (at_once, head_block(s, at_once)), "head", half),
-        Buffer("head_state", (at_once, native.HEAD_STATE), "head"),
+        Buffer("head_state", (at_once, HEAD_STATE), "head"),
     ]
     for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
         table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
@@ -102,11 +101,10 @@ class Decoder:
     Not thread-safe: one caller at a time. The adapter is in `linear`.
     """
 
-    def __init__(self, model: Model, run: Run, arena: Arena, scale: float, streamed: int = 0) -> None:
-        self.model, self.shape, self.run, self.arena = model, model.shape, run, arena
-        self.stream = Stream(model.gguf, model.shape.n_layer, streamed)
-        self.ctx = native.Context(run.threads, None, arena.flat("scratch"), run.precision)
-        self.linear = Projections(self.ctx, self.stream.weights, model.vectors, self.shape, run, arena, scale)
+    def __init__(self, model: Model, run: Run, ops: Backend, arena: Arena, scale: float, streamed: int = 0) -> None:
+        self.model, self.shape, self.run, self.ops, self.arena = model, model.shape, run, ops, arena
+        self.stream = Stream(model.gguf, model.shape.n_layer, ops, streamed)
+        self.linear = Projections(ops, self.stream.weights, model.vectors, self.shape, run, arena, scale)
         s = self.shape
         self.rope = []
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
@@ -146,8 +144,8 @@ class Decoder:
             most = None if best is None else best[part]
             targets = batch.targets[rows[part]]
             for entries in self.stream.slices(targets):
-                native.head_forward(self.ctx, logp[part], most, logits, state, h[part], head.data, head.format,
-                                    targets, entries)
+                self.ops.head_forward(logp[part], most, logits, state, h[part], head.data, head.format, targets,
+                                      entries, self.run.precision)
         return logp
 
     def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:
@@ -172,9 +170,9 @@ class Decoder:
         for part in self._head_parts(rows):
             work, targets = self._head_work(rows[part].size), batch.targets[rows[part]]
             for entries in self.stream.slices(targets):
-                native.head_backward(self.ctx, dh[part], logp[part], *work, h[part], head.data, head.format, targets,
-                                     a[part], entries)
-        native.rmsnorm_backward(self.ctx, dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
+                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets,
+                                       a[part], entries, self.run.precision)
+        self.ops.rmsnorm_backward(dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         dx[rows] = dh
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
             self.before_block()
@@ -190,7 +188,7 @@ class Decoder:
         self.forward(batch, keep=False)
         h, out = np.empty((t, s.d_model), np.float32), np.empty((t, s.n_vocab), np.float32)
         self._norm(h, np.empty(t, np.float32), self.arena.view("x", t, s.d_model), "output_norm")
-        native.matmul_forward(self.ctx, out, h, self.model.head.data, self.model.head.format)
+        self.ops.matmul_forward(out, h, self.stream.head.data, self.stream.head.format, precision=self.run.precision)
         return out
 
     def forward(self, batch: Batch, keep: bool) -> None:
@@ -198,11 +196,11 @@ class Decoder:
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         self.stream.enter(EMBEDDING, 0)
         embedding, tokens = self.stream.rows(batch.tokens)
-        native.embed(self.ctx, x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
+        self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
         for layer in range(self.shape.n_layer):
             self.before_block()
             if keep and layer >= self.run.lowest:
-                native.copy(self.ctx, self._block_x(layer, batch), x)
+                self.ops.copy(self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
 
     # ---- a block ----------------------------------------------------------------------------------------------
@@ -210,39 +208,31 @@ class Decoder:
     def _block_forward(self, layer: int, x: np.ndarray, batch: Batch, rebuild: bool = False) -> None:
         """x [T, D] = block(x). rebuild: only what backward reads; x is then of no use."""
         t, k = batch.tokens.size, self._kept(layer, batch.tokens.size)
-        self.ctx.precision = self._precision(layer)
         self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
         (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
         self._norm(norm1, rstd1, x, f"blk.{layer}.attn_norm")
         self._attention_forward(layer, norm1, k, batch)
         self._residual_forward(x, k["att"], k, layer, "attn_output", "post_attention_norm", "att")
-        native.copy(self.ctx, k["mid"], x)
+        self.ops.copy(k["mid"], x)
         self._norm(norm2, rstd2, x, f"blk.{layer}.ffn_norm")
         self.linear.forward(k["gate"], norm2, layer, "ffn_gate", k)
         self.linear.forward(k["up"], norm2, layer, "ffn_up", k)
-        native.glu_forward(self.ctx, act, k["gate"], k["up"], self.shape.act)
+        self.ops.glu_forward(act, k["gate"], k["up"], self.shape.act)
         if not rebuild or self.shape.post_norms:
             self._residual_forward(x, act, k, layer, "ffn_down", "post_ffw_norm", "mlp")
         elif f"blk.{layer}.ffn_down" in self.linear.adapted:
             self.linear.inner(act, layer, "ffn_down", k)
-        self.ctx.precision = self.run.precision
 
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """The activations of an earlier block: all of them from its input, or what is cheap from what was kept."""
         t, k = batch.tokens.size, self._kept(layer, batch.tokens.size)
         if layer < self.shape.n_layer - self.run.kept:
             x = self.arena.view("x", t, self.shape.d_model)
-            native.copy(self.ctx, x, self._block_x(layer, batch))
+            self.ops.copy(x, self._block_x(layer, batch))
             self._block_forward(layer, x, batch, rebuild=True)
             return
         self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
         self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
-
-    def _precision(self, layer: int) -> str:
-        """The first blocks make values hundreds of times as large as others, on which all later ones lean: rounded to 8
-        bits there, they turn the gradient of single tensors by more than the gate of tests/test_precision.py allows.
-        """
-        return "fast" if self.run.precision == "int8" and layer < 2 else self.run.precision
 
     def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
         """dx [T, D]: from the gradient of the block's output to that of its input."""
@@ -254,9 +244,9 @@ class Decoder:
         dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
         self.linear.backward(dact if deepest > 0 else None, dout, layer, "ffn_down", k)
         if deepest == 0:
-            native.glu_forward(self.ctx, act, k["gate"], k["up"], s.act)
+            self.ops.glu_forward(act, k["gate"], k["up"], s.act)
         else:  # k["up"] becomes dup, and act is made again on the way
-            native.glu_backward(self.ctx, dact, k["up"], act, dact, k["gate"], k["up"], s.act)
+            self.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], s.act)
         self.linear.backward_a(act, layer, "ffn_down")
         if deepest == 0:
             return
@@ -289,8 +279,8 @@ class Decoder:
                 self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
         self._rotate(layer, q, key, batch, 1.0)
-        native.attention_forward(self.ctx, k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v,
-                                 batch.starts, s.attn_scale, s.windows[layer])
+        self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v,
+                                   batch.starts, s.attn_scale, s.windows[layer], forward_precision(self.run, layer))
 
     def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int, k: Kept,
                             batch: Batch) -> None:
@@ -299,21 +289,21 @@ class Decoder:
         heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
         dq, dk, dv = (self.arena.view(f"d{name}", t, h, s.d_head) for name, h in heads.items())
-        native.attention_backward(self.ctx, dq, dk, dv, self.arena.view("delta", s.n_head, t), datt.reshape(q.shape),
+        self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", s.n_head, t), datt.reshape(q.shape),
                                   k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.starts,
-                                  s.attn_scale, s.windows[layer])
+                                  s.attn_scale, s.windows[layer], self.run.precision)
         self._rotate(layer, dq, dk, batch, -1.0)
         for i, (name, grad) in enumerate({"q": dq, "k": dk, "v": dv}.items()):
             if s.qk_norm and name != "v":
                 weight = self.model.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
-                native.rmsnorm_backward(self.ctx, grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
+                self.ops.rmsnorm_backward(grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
             self.linear.backward(dinp, grad.reshape(t, -1), layer, f"attn_{name}", k, accumulate=i > 0)
             self.linear.backward_a(norm1, layer, f"attn_{name}")
 
     def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
         cos, sin = self.rope[self.shape.rope_of(layer)]
         for x in (q, k):
-            native.rope(self.ctx, x, cos, sin, batch.positions, self.shape.neox, sign)
+            self.ops.rope(x, cos, sin, batch.positions, self.shape.neox, sign)
 
     def _residual_forward(self, x: np.ndarray, inp: np.ndarray, k: Kept, layer: int, target: str, post: str,
                           kept: str) -> None:
@@ -324,7 +314,7 @@ class Decoder:
         raw, normed = k[f"{kept}_out"], self.arena.view("dnorm", *x.shape)  # free in forward
         self.linear.forward(raw, inp, layer, target, k)
         self._norm(normed, k[f"rstd_{kept}"], raw, f"blk.{layer}.{post}")
-        native.add(self.ctx, x.reshape(-1), normed.reshape(-1))
+        self.ops.add(x.reshape(-1), normed.reshape(-1))
 
     def _residual_backward(self, dx: np.ndarray, k: Kept, layer: int, post: str,
                            kept: str) -> np.ndarray:
@@ -332,17 +322,17 @@ class Decoder:
         if not self.shape.post_norms:
             return dx
         dpost = self.arena.view("dpost", *dx.shape)
-        native.rmsnorm_backward(self.ctx, dpost, dx, k[f"{kept}_out"], self.model.vectors[f"blk.{layer}.{post}.weight"],
+        self.ops.rmsnorm_backward(dpost, dx, k[f"{kept}_out"], self.model.vectors[f"blk.{layer}.{post}.weight"],
                                 k[f"rstd_{kept}"])
         return dpost
 
     # ---- small helpers ----------------------------------------------------------------------------------------
 
     def _norm(self, out: np.ndarray, rstd: np.ndarray, inp: np.ndarray, name: str) -> None:
-        native.rmsnorm_forward(self.ctx, out, rstd, inp, self.model.vectors[f"{name}.weight"], self.shape.norm_eps)
+        self.ops.rmsnorm_forward(out, rstd, inp, self.model.vectors[f"{name}.weight"], self.shape.norm_eps)
 
     def _norm_backward(self, dx: np.ndarray, dout: np.ndarray, inp: np.ndarray, rstd: np.ndarray, name: str) -> None:
-        native.rmsnorm_backward(self.ctx, dx, dout, inp, self.model.vectors[f"{name}.weight"], rstd, True)
+        self.ops.rmsnorm_backward(dx, dout, inp, self.model.vectors[f"{name}.weight"], rstd, True)
 
     def _block_x(self, layer: int, batch: Batch) -> np.ndarray:
         """The input of a trained block, [T, D]."""
@@ -389,7 +379,7 @@ class Decoder:
         """The head's work space for n tokens: logits and their exponentials [n, B], state."""
         block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
         view = self.arena.view
-        return view("logits", n, block), view("exps", n, block), view("head_state", n, native.HEAD_STATE)
+        return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
 
     def _deepest_group(self, layer: int) -> int:
         """Index of the last of BACKWARD_GROUPS that backward must reach in this block."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import native
 from .arena import Buffer
+from .backend import MOMENT_BYTES, MOMENTS, Ops
 from .config import TrainConfig
 
 EPS = 1e-8
@@ -33,22 +33,22 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def clip(ctx: native.Context, grad: np.ndarray, max_norm: float) -> float:
+def clip(ops: Ops, grad: np.ndarray, max_norm: float) -> float:
     """Scales grad [n] to at most max_norm (0: leaves it) and returns the norm before."""
-    norm = math.sqrt(native.sum_squares(ctx, grad))
+    norm = math.sqrt(ops.sum_squares(grad))
     if max_norm and norm > max_norm:
-        native.scale(ctx, grad, max_norm / norm)
+        ops.scale(grad, max_norm / norm)
     return norm
 
 
 def buffers(kind: str, n_a: int, n_b: int) -> list[Buffer]:
     """AdamW's moments of n_a parameters of A and n_b of B: m and v in "float", or both together in "8bit"."""
     if kind == "8bit":
-        return [Buffer("adam_8bit", (_blocks(n_a) + _blocks(n_b), native.MOMENT_BYTES), "run", "uint8")]
+        return [Buffer("adam_8bit", (_blocks(n_a) + _blocks(n_b), MOMENT_BYTES), "run", "uint8")]
     return [Buffer(name, (n_a + n_b,), "run") for name in ("adam_m", "adam_v")]
 
 
-def adamw(ctx: native.Context, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.ndarray], n_a: int,
+def adamw(ops: Ops, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.ndarray], n_a: int,
           config: TrainConfig, lr: float, step: int) -> None:
     """One update (Loshchilov & Hutter 2019). The first n_a parameters are A's, the rest B's, with LoRA+'s own rate.
 
@@ -57,15 +57,15 @@ def adamw(ctx: native.Context, param: np.ndarray, grad: np.ndarray, moments: Seq
     for part, rate in ((slice(0, n_a), lr), (slice(n_a, None), lr * config.lora_plus)):
         numbers = rate, config.beta1, config.beta2, EPS, config.weight_decay, step
         if len(moments) == 2:
-            native.adamw(ctx, param[part], grad[part], moments[0][part], moments[1][part], *numbers)
+            ops.adamw(param[part], grad[part], moments[0][part], moments[1][part], *numbers)
         else:
-            split = _blocks(n_a) * native.MOMENT_BYTES
+            split = _blocks(n_a) * MOMENT_BYTES
             packed = moments[0][split:] if part.start else moments[0][:split]
-            native.adamw8(ctx, param[part], grad[part], packed, *numbers, _rounding(config.seed, step, part.start))
+            ops.adamw8(param[part], grad[part], packed, *numbers, _rounding(config.seed, step, part.start))
 
 
 def _blocks(n: int) -> int:
-    return -(-n // native.MOMENTS)
+    return -(-n // MOMENTS)
 
 
 def _rounding(seed: int, step: int, start: int) -> int:

@@ -105,8 +105,8 @@ class Pace:
     def _apply(self) -> None:
         """Threads and micro-batch by the new state, and a line that says so."""
         state = self.governor.state
-        ctx, run = self.trainer.decoder.ctx, self.trainer.plan.run
-        ctx.working = {"go": ctx.threads, "slower": max(ctx.threads // 2, 1), "pause": 1}[state.action]
+        ops, run = self.trainer.ops, self.trainer.plan.run
+        ops.working = {"go": ops.threads, "slower": max(ops.threads // 2, 1), "pause": 1}[state.action]
         small = state.rule == "memory" and state.action != "go"
         least = self.trainer.plan.longest_group
         self.trainer.max_tokens = max(least, run.max_tokens // 2) if small else run.max_tokens
@@ -115,7 +115,7 @@ class Pace:
     def _tell(self, action: str, rule: str, cause: str) -> None:
         r = self.governor.readings
         self.write({"event": "governor", "step": self.trainer.steps_done, "action": action, "rule": rule,
-                    "cause": cause, "threads": self.trainer.decoder.ctx.working,
+                    "cause": cause, "threads": self.trainer.ops.working,
                     "micro_batch": self.trainer.max_tokens, "temperature": r.temperature,
                     "available_mib": r.available >> 20})
 
@@ -136,7 +136,7 @@ class Pace:
     def _rest(self) -> None:
         """Where one thread cannot become fewer, slower is to rest as long as it worked."""
         until = 2 * self.governor.clock() - self._worked_from
-        while (self.governor.state.action == "slower" and self.trainer.decoder.ctx.threads == 1
+        while (self.governor.state.action == "slower" and self.trainer.ops.threads == 1
                and self.governor.clock() < until and not self.should_stop()):
             self.sleep(min(POLL_SECONDS, max(until - self.governor.clock(), 0.0)))
             self._look()

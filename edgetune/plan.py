@@ -18,6 +18,7 @@ from typing import Any
 
 from . import optim
 from .arena import Buffer, arena_bytes
+from .backend import Backend
 from .config import TrainConfig
 from .errors import UsageError
 from .lora import check_rank
@@ -99,7 +100,7 @@ class Plan:
                 "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.choice)}
 
 
-def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room: Room, lengths: Lengths = (),
+def make(shape: Shape, config: TrainConfig, *, ops: Backend, sizes: Sizes, room: Room, lengths: Lengths = (),
          like: Choice | None = None) -> Plan:
     """The quickest plan that fits into `room`. lengths: tokens of each row, those of a group in a tuple; empty when the
     data is not known yet.
@@ -107,7 +108,7 @@ def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room:
     like: an earlier plan's choice; all of it that decides how sums are rounded is taken over. Raises UsageError where
     nothing fits, and for options that the model cannot fulfil (blocks, rank).
     """
-    planner = _Planner(shape, config, threads, sizes, room, lengths, like)
+    planner = _Planner(shape, config, ops, sizes, room, lengths, like)
     check_rank(lora_shapes(shape, planner.run(Choice(1, 1, 0))), config.rank)
     best = planner.best()
     if best is None:
@@ -119,7 +120,7 @@ def make(shape: Shape, config: TrainConfig, *, threads: int, sizes: Sizes, room:
 class _Planner:
     shape: Shape
     config: TrainConfig
-    threads: int
+    ops: Backend
     sizes: Sizes
     room: Room
     lengths: Lengths
@@ -148,13 +149,14 @@ class _Planner:
         c = self.config
         return Run(max_tokens=choice.max_tokens, max_length=self.longest, rank=c.rank,
                    targets=target_names(c.target_names()), blocks=c.block_range(self.shape.n_layer), dropout=c.dropout,
-                   kept=choice.kept, threads=self.threads, precision=c.precision)
+                   kept=choice.kept, threads=self.ops.threads, precision=c.precision)
 
     def table(self, choice: Choice) -> tuple[Buffer, ...]:
         run = self.run(choice)
         shapes = lora_shapes(self.shape, run).values()
         n_a, n_b = (run.rank * sum(sizes) for sizes in zip(*((k, n) for n, k in shapes), strict=True))
-        return (*buffers(self.shape, run), *optim.buffers(choice.optimizer_state, n_a, n_b),
+        return (*buffers(self.shape, run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
+                *optim.buffers(choice.optimizer_state, n_a, n_b),
                 Buffer("best", (n_a + n_b,), "run"))
 
     def peak(self, choice: Choice) -> int:

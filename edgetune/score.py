@@ -10,6 +10,7 @@ from .data import Dataset
 from .errors import MismatchError
 from .lora import Lora, Pair
 from .model import Decoder, Model, buffers
+from .native import Cpu
 from .objectives.sft import Sft
 from .packing import micro_batches
 from .passes import measure
@@ -45,7 +46,8 @@ def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, ma
               targets=tuple(sorted({target for _, _, target in places.values()})),
               blocks=range(min(blocks), max(blocks) + 1), dropout=0.0, kept=1, threads=thread_count(threads),
               precision=precision)
-    decoder = Decoder(model, run, Arena(buffers(model.shape, run)), 1.0)
+    ops = Cpu(run.threads)
+    decoder = Decoder(model, run, ops, Arena(buffers(model.shape, run), ops.allocate), 1.0)
     decoder.linear.set_pairs({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
                        for name, to in decoder.linear.adapted.items()})
     return decoder

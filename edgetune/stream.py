@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arena import ALIGN, Arena, Buffer
+from .backend import Backend
 from .gguf import Gguf, Tensor
 
 PAGE = mmap.PAGESIZE
@@ -105,7 +106,7 @@ class Stream:
     the head.
     """
 
-    def __init__(self, gguf: Gguf, n_layer: int, streamed: int = 0) -> None:
+    def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0) -> None:
         self.streamed = streamed
         self.weights = {name: tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
         self._gguf = gguf
@@ -122,8 +123,12 @@ class Stream:
         self._bound_faults()
         if streamed:
             self._window = _Window(gguf, self._parts[n_layer][0])
-            self._buffer = self._place_blocks()
+            self._buffer = self._place_blocks(ops)
             self.weights[self._window.tensor.name] = self._window.tensor
+        for part in self._parts.keys() - self._passing:
+            for tensor in self._parts[part]:
+                if tensor.name in self.weights:
+                    self.weights[tensor.name] = replace(tensor, data=ops.upload(tensor.data))
 
     @property
     def head(self) -> Tensor:
@@ -157,9 +162,9 @@ class Stream:
         streamed, or the head is another tensor. Raises FormatError where the file was changed.
         """
         self._gguf.file.check()
-        embedding = self._gguf.tensors["token_embd.weight"]
         if not self._reads_rows:
-            return embedding, tokens
+            return self.weights["token_embd.weight"], tokens
+        embedding = self._gguf.tensors["token_embd.weight"]
         found, places = np.unique(tokens, return_inverse=True)
         row = embedding.data.nbytes // embedding.shape[0]
         begin = self._gguf.offset(embedding)
@@ -190,11 +195,11 @@ class Stream:
         finally:
             self._window.release(0, n)
 
-    def _place_blocks(self) -> Arena:
+    def _place_blocks(self, ops: Backend) -> Arena:
         """One buffer for all streamed blocks, as large as the largest; each one's matrices begin at its beginning."""
         blocks = [[tensor for tensor in self._parts[i] if tensor.name in self.weights] for i in range(self.streamed)]
         nbytes = max(sum(_aligned(tensor.data.nbytes) for tensor in block) for block in blocks)
-        arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")])
+        arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")], ops.allocate)
         for block in blocks:
             begin = 0
             for tensor in block:

@@ -144,7 +144,7 @@ class _Run:
         disk.require_room(self.out, copies * largest + t.arena.flat("lora").nbytes)
         self.on_event({"event": "start", "steps": t.total_steps, "done": t.steps_done, "rows": len(self.data.examples),
                        "tokens": self.data.tokens, "supervised": self.data.supervised, "plan": t.plan.to_json(),
-                       "isa": t.decoder.ctx.isa, "disk": self._disk()})
+                       "isa": t.ops.isa, "disk": self._disk()})
 
     def _loop(self) -> None:
         t, s = self.trainer, self.state

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.random
 
-from . import adapter, device, native, optim, plan
+from . import adapter, device, optim, plan
 from .arena import Arena
+from .backend import Backend
 from .bundle import Bundle, open_bundle
 from .config import DEFAULT_MEMORY, TrainConfig, TrainOptions
 from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, MismatchError, NumericsError
 from .lora import Lora, Pair, init_pairs, scale_of
 from .model import Decoder, Model
+from .native import Cpu
 from .objectives.base import Objective
 from .objectives.sft import Sft
 from .options import make_options
@@ -58,22 +60,26 @@ class Trainer:
     Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens
     of the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
     micro-batches are made again, to the same bytes. `objective` says what is learned from the rows (default: to imitate
-    their answers). Raises EdgetuneError kinds for what a user did, UsageError also where memory does not do.
+    their answers), `backend` is what computes (default: this CPU, with config.threads). Raises EdgetuneError kinds for
+    what a user did, UsageError also where memory does not do.
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Lengths = (),
                  like: plan.Choice | None = None, tokenizer: Tokenizer | None = None,
-                 objective: Objective | None = None, **options: Unpack[TrainOptions]) -> None:
+                 objective: Objective | None = None, backend: Backend | None = None,
+                 **options: Unpack[TrainOptions]) -> None:
         self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.objective = (objective or Sft()).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = Model(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
-        self.plan = make_plan(self.model, config, lengths=lengths, like=like)
+        self.ops = backend or Cpu(thread_count(config.threads))
+        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, like=like)
         scale = scale_of(config.alpha, config.rank, config.rslora)
-        self.arena = Arena(self.plan.buffers)
-        self.decoder = Decoder(self.model, self.plan.run, self.arena, scale, self.plan.choice.streamed)
+        self.arena = Arena(self.plan.buffers, self.ops.allocate)
+        self.ops.use_scratch(self.arena.flat("scratch"))
+        self.decoder = Decoder(self.model, self.plan.run, self.ops, self.arena, scale, self.plan.choice.streamed)
         for name, shape in lora_shapes(self.model.shape, self.plan.run).items():
             self.decoder.linear.set_pairs(init_pairs({name: shape}, config.rank, scale, config.seed))
         self.examples: list[Example] = []
@@ -174,15 +180,15 @@ class Trainer:
                           totals.metrics)
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
-        norm = optim.clip(self.decoder.ctx, grad, self.config.max_grad_norm)
+        norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NumericsError(f"the loss is {loss} and the gradient's norm {norm} in step {step}",
                                 f"lower the learning rate, now {self.config.lr:g}, or look at the rows of this batch")
         if not self.best_known:
-            native.copy(self.decoder.ctx, self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
+            self.ops.copy(self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
         n_a = sum(pair.a.size for pair in self.decoder.linear.adapted.values())
         moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
-        optim.adamw(self.decoder.ctx, self.arena.flat("lora"), grad, moments, n_a, self.config, lr, step)
+        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, n_a, self.config, lr, step)
         return norm
 
     def _mask_seed(self, step: int, micro_batch: int) -> int:
@@ -263,22 +269,23 @@ class Trainer:
                          "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
                 "options": self.config.to_json(), "objective": self.objective.to_json(),
                 "seed": self.config.seed, "steps": self.steps_done,
-                "total_steps": self.total_steps, "isa": self.decoder.ctx.isa,
-                "products": self.decoder.ctx.products, "threads": self.plan.run.threads,
+                "total_steps": self.total_steps, "isa": self.ops.isa,
+                "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
                 "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "traded": list(self.plan.traded),
                          **asdict(self.plan.choice)},
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
-def make_plan(model: Model, config: TrainConfig, *, lengths: Lengths = (), like: plan.Choice | None = None,
-              board: device.Profile | None = None) -> plan.Plan:
+def make_plan(model: Model, config: TrainConfig, *, ops: Backend | None = None, lengths: Lengths = (),
+              like: plan.Choice | None = None, board: device.Profile | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
-    is sold with, in a process of its own.
+    is sold with, in a process of its own. ops: what will compute (default: the CPU, with config.threads).
     """
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     if board is not None:
         room = plan.Room(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
-        return _planned(model, config, room, board.cores or device.read_device().cores, lengths, like)
+        ops = Cpu(config.threads or board.cores or device.read_device().cores)
+        return _planned(model, config, room, ops, lengths, like)
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
@@ -286,12 +293,12 @@ def make_plan(model: Model, config: TrainConfig, *, lengths: Lengths = (), like:
     here, process = device.read_device(), device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
     room = plan.Room(process, before, config.memory_bytes(here.memory_available + process), asked)
-    return _planned(model, config, room, here.cores, lengths, like)
+    return _planned(model, config, room, ops or Cpu(config.threads or here.cores), lengths, like)
 
 
-def _planned(model: Model, config: TrainConfig, room: plan.Room, cores: int, lengths: Lengths,
+def _planned(model: Model, config: TrainConfig, room: plan.Room, ops: Backend, lengths: Lengths,
              like: plan.Choice | None) -> plan.Plan:
-    return plan.make(model.shape, config, threads=config.threads or cores, lengths=lengths, like=like,
+    return plan.make(model.shape, config, ops=ops, lengths=lengths, like=like,
                      sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
 
 

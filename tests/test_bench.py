@@ -8,6 +8,7 @@ from commands import run
 from tiny import write_tiny
 
 from edgetune import native
+from edgetune.backend import OPS
 from edgetune.bench import generate, kernels, ops, train
 from edgetune.config import TrainConfig
 from edgetune.gguf import open_gguf
@@ -64,7 +65,7 @@ def test_the_clock_counts_what_the_shapes_say(model):
     """Two ways to the same number: calls of ops as they happen, and the model's shape. No block is computed twice."""
     trainer = Trainer(model, rank=4, batch_size=2, max_length=20, steps=1, threads=1, recompute="none")
     trainer.add_examples(train.random_rows(416, 2, 20, seed=0))
-    with ops.clocked() as spent:
+    with ops.clocked(trainer.ops) as spent:
         trainer.step()
     done = {name: op.flops for name, op in spent.items()}
     flops = step_flops(trainer.model.shape, trainer.plan.run, [20, 20])
@@ -74,24 +75,26 @@ def test_the_clock_counts_what_the_shapes_say(model):
 
 
 def test_clocked_puts_the_ops_back():
-    before, x, ctx = native.add, np.ones(8, np.float32), native.Context(1)
-    with ops.clocked() as spent:
-        assert native.add is not before
-        native.add(ctx, x, x)
-        native.add(ctx, x, y=x)
+    x = np.ones(8, np.float32)
+    cpu = native.Cpu(1)
+    before = cpu.add
+    with ops.clocked(cpu) as spent:
+        assert cpu.add != before
+        cpu.add(x, x)
+        cpu.add(x, y=x)
         with pytest.raises(ValueError, match="y"):
-            native.add(ctx, x, x[:4])
-    assert native.add is before
+            cpu.add(x, x[:4])
+    assert cpu.add == before
     assert spent["add"].calls == 2
     assert (x == 4).all()
-    with pytest.raises(KeyError), ops.clocked():
+    with pytest.raises(KeyError), ops.clocked(cpu):
         raise KeyError
-    assert native.add is before
+    assert cpu.add == before
 
 
 def test_train(model, tmp_path, monkeypatch):
     peaks = {False: 1e9, True: 4e9}
-    monkeypatch.setattr(native, "peak", lambda _ctx, backward=False: peaks[backward])
+    monkeypatch.setattr(native.Cpu, "peak", lambda _ops, _precision, backward=False: peaks[backward])
     result = run_json("bench", "train", model, "--length", 32, "--steps", 3, *SMALL, "--save", tmp_path / "speed.json")
     assert json.loads((tmp_path / "speed.json").read_text()) == result
     flops = flops_of(model, [32, 32], rank=4)
@@ -104,7 +107,7 @@ def test_train(model, tmp_path, monkeypatch):
     assert 0 < sum(op["share"] for op in result["ops"].values()) <= 1
     assert all(op["calls"] > 0 and op["seconds"] > 0 for op in result["ops"].values())
     assert result["ops"]["adamw"]["calls"] == 2  # A and B
-    assert (result["threads"], result["options"]["max_length"], result["isa"]) == (1, 32, native.Context(1).isa)
+    assert (result["threads"], result["options"]["max_length"], result["isa"]) == (1, 32, native.Cpu(1).isa)
 
 
 def test_train_shows_tables(model):
@@ -171,13 +174,13 @@ def tiny_sizes(monkeypatch):
     sizes = kernels.Sizes(256, 4, 2, 16, 512, 320)  # blocks of all formats divide 256
     for name, value in {"MODELS": {"SmolLM2-135M": sizes}, "TOKENS": 16, "LEAST_SECONDS": 0.0}.items():
         monkeypatch.setattr(kernels, name, value)
-    monkeypatch.setattr(native, "peak", lambda _ctx, backward=False: 1e12 if backward else 1e11)
+    monkeypatch.setattr(native.Cpu, "peak", lambda _ops, _precision, backward=False: 1e12 if backward else 1e11)
 
 
 @pytest.mark.usefixtures("tiny_sizes")
 def test_kernels_measures_every_op_format_and_row():
     results = run_json("bench", "kernels", "--all", "--threads", 1)["results"]
-    assert {r["op"] for r in results} == set(ops.names())
+    assert {r["op"] for r in results} == set(OPS)
     usable = {name for name in native.isa_names() if native.usable(name)}
     per_format = {(r["isa"], r["op"], r["format"]) for r in results if r["precision"]}
     assert per_format == {(isa, op, fmt) for isa in usable for fmt in native.FORMATS
@@ -208,14 +211,13 @@ def test_kernels_rates_by_hand():
 def test_peak_is_a_rate():
     """FLOP/s, of every precision both ways."""
     for precision in native.PRECISIONS:
-        ctx = native.Context(1, precision=precision)
-        assert all(1e7 < native.peak(ctx, backward) < 1e15 for backward in (False, True))
+        assert all(1e7 < native.Cpu(1).peak(precision, backward) < 1e15 for backward in (False, True))
 
 
 def test_weights_of_every_format_are_ordinary_numbers():
     for fmt in native.FORMATS:
         out = np.empty((4, 256), np.float32)
-        native.dequantize(native.Context(1), out, kernels.weight(fmt, 4, 256), fmt)
+        native.Cpu(1).dequantize(out, kernels.weight(fmt, 4, 256), fmt)
         assert np.isfinite(out).all()
         assert (np.abs(out[out != 0]) > 1e-30).all()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune import _native, native
+from edgetune.backend import HEAD_STATE, MOMENT_BYTES
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("stub", ROOT / "native" / "stub.py")
@@ -20,7 +21,7 @@ _spec.loader.exec_module(stub)
 
 OPS = stub.read_ops()
 SIZES = {"T": 2, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1, "C": 4, "A": 2, "P": 3, "B": 5,
-         "S": native.HEAD_STATE, "n": 6, "r": 2, "u": 1}
+         "S": HEAD_STATE, "n": 6, "r": 2, "u": 1}
 REALS = {"sign": 1.0}
 WHOLES = {"end": -1, "step": 1}
 F32 = native.FORMATS["F32"].id
@@ -34,7 +35,7 @@ def usual(argument: Any) -> Any:
     if argument.kind in "#$":
         return WHOLES.get(argument.name, 0)
     if argument.kind == "&":
-        return np.zeros(native.MOMENT_BYTES, np.uint8)
+        return np.zeros(MOMENT_BYTES, np.uint8)
     shape = [SIZES[letter] for letter in argument.letters]
     return np.zeros(int(np.prod(shape)) if argument.flat else shape, DTYPES.get(argument.kind, np.float32))
 

@@ -16,6 +16,7 @@ from edgetune.errors import UsageError
 from edgetune.gguf import open_gguf
 from edgetune.host import fits
 from edgetune.host.floats import read
+from edgetune.native import Cpu
 from edgetune.stream import Sizes
 
 ZERO = "raspberry-pi-zero-2w"
@@ -61,7 +62,7 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> 
     def trained_with(nbytes: float) -> plan.Plan:
         """All of them in memory."""
         weights = Sizes((0, 0), int(nbytes), 0, 0)
-        return plan.make(model.shape, TrainConfig(weights="resident"), threads=4, sizes=weights,
+        return plan.make(model.shape, TrainConfig(weights="resident"), ops=Cpu(4), sizes=weights,
                          room=plan.Room(plan.PROCESS, budget=budget))
 
     assert trained_with(most).peak_bytes <= budget

@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors", "version"],
-    ["options", "persisted", "llamacpp", "arena", "disk", "template", "procfs", "toml", "native", "child"],
+    ["options", "persisted", "llamacpp", "backend", "disk", "template", "procfs", "toml", "child"],
+    ["arena", "native"],
     ["config", "device", "gguf", "safetensors", "signature"],
     ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream", "metrics", "sensors",
      "policy"],

@@ -19,6 +19,7 @@ from edgetune.errors import FormatError, UnsupportedError
 from edgetune.gguf import FORMATS
 from edgetune.lora import TARGETS, Pair
 from edgetune.model import Decoder, Model, buffers
+from edgetune.native import Cpu
 from edgetune.projection import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
@@ -66,7 +67,8 @@ def make_case(
         threads=threads,
         precision="exact",
     )
-    decoder = Decoder(model, run, Arena(buffers(model.shape, run)), SCALE)
+    ops = Cpu(threads)
+    decoder = Decoder(model, run, ops, Arena(buffers(model.shape, run), ops.allocate), SCALE)
     rng = np.random.default_rng(3)
     pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.linear.adapted.items()}
     decoder.linear.set_pairs(pairs)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgetune import native
+from edgetune.backend import HEAD_STATE, MOMENT_BYTES, MOMENTS
 
 torch = pytest.importorskip("torch", reason="torch is the truth here")
 F = torch.nn.functional
@@ -16,8 +17,8 @@ ISAS = [isa for isa in native.isa_names() if native.usable(isa)]
 
 
 @pytest.fixture(params=ISAS)
-def ctx(request: pytest.FixtureRequest) -> native.Context:
-    return native.Context(2, request.param)
+def ctx(request: pytest.FixtureRequest) -> native.Cpu:
+    return native.Cpu(2, request.param)
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:
@@ -55,11 +56,11 @@ def close_bf16(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 576), (37, 64), (5, 33)])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_rmsnorm(ctx: native.Context, rows: int, width: int, accumulate: bool) -> None:
+def test_rmsnorm(ctx: native.Cpu, rows: int, width: int, accumulate: bool) -> None:
     inp, weight, dout, before = noise(0, rows, width), noise(1, width), noise(2, rows, width), noise(3, rows, width)
     out, rstd, dinp = np.empty_like(inp), np.empty(rows, np.float32), before.copy()
-    native.rmsnorm_forward(ctx, out, rstd, inp, weight, 1e-5)
-    native.rmsnorm_backward(ctx, dinp, dout, inp, weight, rstd, accumulate)
+    ctx.rmsnorm_forward(out, rstd, inp, weight, 1e-5)
+    ctx.rmsnorm_backward(dinp, dout, inp, weight, rstd, accumulate)
     x = leaf(inp)
     want = F.rms_norm(x, (width,), torch.from_numpy(weight).double(), 1e-5)
     want.backward(torch.from_numpy(dout).double())
@@ -68,35 +69,35 @@ def test_rmsnorm(ctx: native.Context, rows: int, width: int, accumulate: bool) -
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_rmsnorm_bf16(ctx: native.Context, hidden: bool) -> None:
+def test_rmsnorm_bf16(ctx: native.Cpu, hidden: bool) -> None:
     """hidden: from and to the float residual, else all bf16."""
     inp, weight, dout, before = noise(0, 37, 50), noise(1, 50), bf16(noise(2, 37, 50)), noise(3, 37, 50)
     x = inp if hidden else bf16(inp)
     out, rstd, dinp = np.empty((37, 50), np.uint16), np.empty(37, np.float32), before if hidden else np.empty_like(x)
-    native.rmsnorm_forward(ctx, out, rstd, x, weight, 1e-5)
+    ctx.rmsnorm_forward(out, rstd, x, weight, 1e-5)
     leafs = leaf(x if hidden else floats(x))
     want = F.rms_norm(leafs, (50,), torch.from_numpy(weight).double(), 1e-5)
     want.backward(torch.from_numpy(floats(dout)).double())
     close_bf16(out, want)
     if hidden:
         truth = leafs.grad + torch.from_numpy(before)
-        native.rmsnorm_backward(ctx, dinp, dout, x, weight, rstd, True)
+        ctx.rmsnorm_backward(dinp, dout, x, weight, rstd, True)
         close(dinp, truth)
     else:
-        native.rmsnorm_backward(ctx, dinp, dout, x, weight, rstd)
+        ctx.rmsnorm_backward(dinp, dout, x, weight, rstd)
         close_bf16(dinp, leafs.grad)
 
 
 @pytest.mark.parametrize("neox", [False, True])
 @pytest.mark.parametrize(("heads", "width", "n_rot"), [(3, 64, 64), (2, 80, 32), (1, 6, 2)])
-def test_rope(ctx: native.Context, neox: bool, heads: int, width: int, n_rot: int) -> None:
+def test_rope(ctx: native.Cpu, neox: bool, heads: int, width: int, n_rot: int) -> None:
     inp, dout, tokens = noise(0, 19, heads, width), noise(1, 19, heads, width), 19
     positions = np.random.default_rng(2).integers(0, 50, tokens, dtype=np.int32)
     angles = np.outer(np.arange(50), 100.0 ** -np.linspace(0, 1, n_rot // 2))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     out, dinp = inp.copy(), dout.copy()
-    native.rope(ctx, out, cos, sin, positions, neox, 1.0)
-    native.rope(ctx, dinp, cos, sin, positions, neox, -1.0)
+    ctx.rope(out, cos, sin, positions, neox, 1.0)
+    ctx.rope(dinp, cos, sin, positions, neox, -1.0)
     x = leaf(inp)
     pairs = x[..., :n_rot].unflatten(-1, (2, -1)).transpose(-1, -2) if neox else x[..., :n_rot].unflatten(-1, (-1, 2))
     turn = torch.complex(torch.from_numpy(cos).double(), torch.from_numpy(sin).double())[positions][:, None]
@@ -109,25 +110,25 @@ def test_rope(ctx: native.Context, neox: bool, heads: int, width: int, n_rot: in
 
 
 @pytest.mark.parametrize("neox", [False, True])
-def test_rope_bf16(ctx: native.Context, neox: bool) -> None:
+def test_rope_bf16(ctx: native.Cpu, neox: bool) -> None:
     x, positions, angles = bf16(noise(0, 19, 3, 80)), np.arange(19, dtype=np.int32)[::-1].copy(), noise(1, 19, 25)
     cos, sin = np.cos(angles), np.sin(angles)
     first, second = (x[..., :25], x[..., 25:50]) if neox else (x[..., :50:2], x[..., 1:50:2])
     a, b = (torch.from_numpy(floats(part)).double() for part in (first, second))
     c, s = (torch.from_numpy(table[positions][:, None]).double() for table in (cos, sin))
     rest = x[..., 50:].copy()
-    native.rope(ctx, x, cos, sin, positions, neox, 1.0)
+    ctx.rope(x, cos, sin, positions, neox, 1.0)
     close_bf16(first, a * c - b * s)
     close_bf16(second, a * s + b * c)
     assert (x[..., 50:] == rest).all()
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
-def test_glu_bf16(ctx: native.Context, kind: str) -> None:
+def test_glu_bf16(ctx: native.Cpu, kind: str) -> None:
     gate, up, dout = bf16(noise(0, 999) * np.float32(5)), bf16(noise(1, 999)), bf16(noise(2, 999))
     out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
-    native.glu_forward(ctx, out, gate, up, kind)
-    native.glu_backward(ctx, dgate, dup, again, dout, gate, up, kind)
+    ctx.glu_forward(out, gate, up, kind)
+    ctx.glu_backward(dgate, dup, again, dout, gate, up, kind)
     g, u = leaf(floats(gate)), leaf(floats(up))
     want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
     want.backward(torch.from_numpy(floats(dout)).double())
@@ -137,31 +138,31 @@ def test_glu_bf16(ctx: native.Context, kind: str) -> None:
     close_bf16(again, want)
 
 
-def test_add_bias_bf16(ctx: native.Context) -> None:
+def test_add_bias_bf16(ctx: native.Cpu) -> None:
     x, bias = bf16(noise(0, 9, 37)), noise(1, 37)
     want = torch.from_numpy(floats(x)).double() + torch.from_numpy(bias)
-    native.add_bias(ctx, x, bias)
+    ctx.add_bias(x, bias)
     close_bf16(x, want)
 
 
-def test_dropout_bf16(ctx: native.Context) -> None:
+def test_dropout_bf16(ctx: native.Cpu) -> None:
     """The mask is that of floats; from bf16 to float is the very float."""
     x = bf16(noise(0, 20_001))
     want, wide, narrow = np.empty(x.size, np.float32), np.empty(x.size, np.float32), np.empty_like(x)
-    native.dropout(ctx, want, floats(x), 0.3, 5)
-    native.dropout(ctx, wide, x, 0.3, 5)
-    native.dropout(ctx, narrow, x, 0.3, 5)
+    ctx.dropout(want, floats(x), 0.3, 5)
+    ctx.dropout(wide, x, 0.3, 5)
+    ctx.dropout(narrow, x, 0.3, 5)
     assert (wide == want).all()
     close_bf16(narrow, torch.from_numpy(want))
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
 @pytest.mark.parametrize("size", [1.0, 20.0])
-def test_glu(ctx: native.Context, kind: str, size: float) -> None:
+def test_glu(ctx: native.Cpu, kind: str, size: float) -> None:
     gate, up, dout = noise(0, 9, 111) * np.float32(size), noise(1, 9, 111), noise(2, 9, 111)
     out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
-    native.glu_forward(ctx, out, gate, up, kind)
-    native.glu_backward(ctx, dgate, dup, again, dout, gate, up, kind)
+    ctx.glu_forward(out, gate, up, kind)
+    ctx.glu_backward(dgate, dup, again, dout, gate, up, kind)
     g, u = leaf(gate), leaf(up)
     want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
     want.backward(torch.from_numpy(dout).double())
@@ -186,14 +187,14 @@ def visible(start: np.ndarray, window: int) -> np.ndarray:
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80),
                                                                    (150, 2, 2, 128), (70, 2, 1, 256)])
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64)])
-def test_attention(ctx: native.Context, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
+def test_attention(ctx: native.Cpu, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
                    window: int) -> None:
     q, k, v = noise(0, tokens, heads, width), noise(1, tokens, kv_heads, width), noise(2, tokens, kv_heads, width)
     dout, start, scale = noise(3, tokens, heads, width), starts(tokens, documents), width**-0.5
     out, lse, delta = np.empty_like(q), np.empty((heads, tokens), np.float32), np.empty((heads, tokens), np.float32)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    native.attention_forward(ctx, out, lse, q, k, v, start, scale, window)
-    native.attention_backward(ctx, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
+    ctx.attention_forward(out, lse, q, k, v, start, scale, window)
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
     tq, tk, tv = leaf(q), leaf(k), leaf(v)
     kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
     mask = torch.from_numpy(visible(start, window))
@@ -216,13 +217,13 @@ def test_attention(ctx: native.Context, tokens: int, heads: int, kv_heads: int, 
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20)])
 def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
                            window: int) -> None:
-    ctx, start, scale = native.Context(2, isa, precision="fast"), starts(tokens, documents), width**-0.5
+    ctx, start, scale = native.Cpu(2, isa), starts(tokens, documents), width**-0.5
     q, dout = bf16(noise(0, tokens, heads, width)), bf16(noise(3, tokens, heads, width))
     k, v = bf16(noise(1, tokens, kv_heads, width)), bf16(noise(2, tokens, kv_heads, width))
     out, lse, delta = np.empty_like(q), np.empty((heads, tokens), np.float32), np.empty((heads, tokens), np.float32)
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    native.attention_forward(ctx, out, lse, q, k, v, start, scale, window)
-    native.attention_backward(ctx, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
+    ctx.attention_forward(out, lse, q, k, v, start, scale, window, "fast")
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window, "fast")
     tq, tk, tv = leaf(floats(q)), leaf(floats(k)), leaf(floats(v))
     kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
     mask = torch.from_numpy(visible(start, window))
@@ -236,14 +237,14 @@ def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, wid
 
 @pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
                          [(1, 7, 32, 4), (13, 1003, 64, 256), (8, 300, 96, 300)])
-def test_head(ctx: native.Context, tokens: int, vocabulary: int, width: int, block: int) -> None:
+def test_head(ctx: native.Cpu, tokens: int, vocabulary: int, width: int, block: int) -> None:
     h, w, a = noise(0, tokens, width), noise(1, vocabulary, width), noise(2, tokens)
     targets = np.random.default_rng(3).integers(0, vocabulary, tokens, dtype=np.int32)
-    logits, state = np.empty((tokens, block), np.float32), np.empty((tokens, native.HEAD_STATE), np.float32)
+    logits, state = np.empty((tokens, block), np.float32), np.empty((tokens, HEAD_STATE), np.float32)
     logp, best = np.empty(tokens, np.float32), np.empty(tokens, np.int32)
     again, dh = np.empty_like(logp), np.empty_like(h)
-    native.head_forward(ctx, logp, best, logits, state, h, w, "F32", targets)
-    native.head_backward(ctx, dh, again, logits, logits, state, h, w, "F32", targets, a)
+    ctx.head_forward(logp, best, logits, state, h, w, "F32", targets)
+    ctx.head_backward(dh, again, logits, logits, state, h, w, "F32", targets, a)
     x = leaf(h)
     z = x @ torch.from_numpy(w).double().T
     want = z.log_softmax(-1)[torch.arange(tokens), torch.from_numpy(targets).long()]
@@ -255,13 +256,13 @@ def test_head(ctx: native.Context, tokens: int, vocabulary: int, width: int, blo
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adamw(ctx: native.Context, weight_decay: float) -> None:
+def test_adamw(ctx: native.Cpu, weight_decay: float) -> None:
     param, m, v = noise(0, 333), np.zeros(333, np.float32), np.zeros(333, np.float32)
     p = leaf(param)
     optimizer = torch.optim.AdamW([p], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
     for step in range(1, 6):
         grad = noise(step, 333)
-        native.adamw(ctx, param, grad, m, v, 1e-2, 0.9, 0.95, 1e-8, weight_decay, step)
+        ctx.adamw(param, grad, m, v, 1e-2, 0.9, 0.95, 1e-8, weight_decay, step)
         p.grad = torch.from_numpy(grad).double()
         optimizer.step()
     close(param, p)
@@ -273,11 +274,11 @@ def test_adamw(ctx: native.Context, weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_dropout_drops_the_share_it_is_told(ctx: native.Context, p: float) -> None:
+def test_dropout_drops_the_share_it_is_told(ctx: native.Cpu, p: float) -> None:
     ones, out, other, neighbour = np.ones(200_000, np.float32), *(np.empty(200_000, np.float32) for _ in range(3))
-    native.dropout(ctx, out, ones, p, 7)
-    native.dropout(ctx, other, ones, p, 7 + (1 << 40))
-    native.dropout(ctx, neighbour, ones, p, 8)
+    ctx.dropout(out, ones, p, 7)
+    ctx.dropout(other, ones, p, 7 + (1 << 40))
+    ctx.dropout(neighbour, ones, p, 8)
     kept = out > 0
     sigma = (p * (1 - p) / out.size) ** 0.5
     np.testing.assert_allclose(out[kept], 1 / (1 - p), rtol=1e-6)
@@ -292,61 +293,61 @@ def test_dropout_has_one_mask_on_all_rows_and_calls() -> None:
     for isa in ISAS:
         for threads in (1, 3):
             out = np.empty_like(inp)
-            native.dropout(native.Context(threads, isa), out, inp, 0.1, 2**63 + 5)
+            native.Cpu(threads, isa).dropout(out, inp, 0.1, 2**63 + 5)
             masks.append(out)
     assert all((mask == masks[0]).all() for mask in masks)
     nothing = np.empty_like(inp)
-    native.dropout(native.Context(1), nothing, inp, 0.0, 3)
+    native.Cpu(1).dropout(nothing, inp, 0.0, 3)
     assert (nothing == inp).all()
 
 
 def test_sum_squares_is_the_same_on_all_kernel_sets() -> None:
     x = noise(0, 123_457)
-    sums = {native.sum_squares(native.Context(threads, isa), x) for isa in ISAS for threads in (1, 3)}
+    sums = {native.Cpu(threads, isa).sum_squares(x) for isa in ISAS for threads in (1, 3)}
     assert len(sums) == 1
     assert sums.pop() == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-13)
 
 
-def everything(ctx: native.Context) -> list[np.ndarray]:
+def everything(ctx: native.Cpu) -> list[np.ndarray]:
     """One call of each op, large enough for several tasks."""
     tokens, heads, kv_heads, width, vocabulary = 200, 6, 2, 64, 500
     x, y, weight = noise(0, tokens, heads * width), noise(1, tokens, heads * width), noise(2, heads * width)
     out, rstd, dinp = np.empty_like(x), np.empty(tokens, np.float32), np.empty_like(x)
-    native.rmsnorm_forward(ctx, out, rstd, x, weight, 1e-6)
-    native.rmsnorm_backward(ctx, dinp, y, x, weight, rstd)
+    ctx.rmsnorm_forward(out, rstd, x, weight, 1e-6)
+    ctx.rmsnorm_backward(dinp, y, x, weight, rstd)
     q, k, v = x.reshape(tokens, heads, width), noise(3, tokens, kv_heads, width), noise(4, tokens, kv_heads, width)
     att, lse, delta = np.empty_like(q), np.empty((heads, tokens), np.float32), np.empty((heads, tokens), np.float32)
     dq, dk, dv, start = np.empty_like(q), np.empty_like(k), np.empty_like(v), starts(tokens, 3)
-    native.attention_forward(ctx, att, lse, q, k, v, start, 0.125)
-    native.attention_backward(ctx, dq, dk, dv, delta, y.reshape(q.shape), att, lse, q, k, v, start, 0.125)
+    ctx.attention_forward(att, lse, q, k, v, start, 0.125)
+    ctx.attention_backward(dq, dk, dv, delta, y.reshape(q.shape), att, lse, q, k, v, start, 0.125)
     turned, angles = q.copy(), noise(5, tokens, width // 2)
-    native.rope(ctx, turned, angles, angles, np.arange(tokens, dtype=np.int32), False, 1.0)
+    ctx.rope(turned, angles, angles, np.arange(tokens, dtype=np.int32), False, 1.0)
     act, dgate, dup = np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    native.glu_forward(ctx, act, x, y, "silu")
-    native.glu_backward(ctx, dgate, dup, act, out, x, y, "gelu")
+    ctx.glu_forward(act, x, y, "silu")
+    ctx.glu_backward(dgate, dup, act, out, x, y, "gelu")
     added, biased, scaled, dropped = x.copy(), x.copy(), x.copy(), np.empty_like(x)
-    native.add(ctx, added, y)
-    native.add_bias(ctx, biased, weight)
-    native.scale(ctx, scaled, 0.3)
-    native.dropout(ctx, dropped, x, 0.2, 11)
+    ctx.add(added, y)
+    ctx.add_bias(biased, weight)
+    ctx.scale(scaled, 0.3)
+    ctx.dropout(dropped, x, 0.2, 11)
     w, targets = noise(6, vocabulary, x.shape[1]), np.arange(tokens, dtype=np.int32)
-    logits, state = np.empty((tokens, 128), np.float32), np.empty((tokens, native.HEAD_STATE), np.float32)
+    logits, state = np.empty((tokens, 128), np.float32), np.empty((tokens, HEAD_STATE), np.float32)
     logp, best, dh = np.empty(tokens, np.float32), np.empty(tokens, np.int32), np.empty_like(x)
-    native.head_forward(ctx, logp, best, logits, state, x, w, "F32", targets)
-    native.head_backward(ctx, dh, logp, logits, logits, state, x, w, "F32", targets, weight[:tokens])
+    ctx.head_forward(logp, best, logits, state, x, w, "F32", targets)
+    ctx.head_backward(dh, logp, logits, logits, state, x, w, "F32", targets, weight[:tokens])
     param, m, var = x.copy(), np.zeros_like(x), np.zeros_like(x)
-    native.adamw(ctx, param, y, m, var, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
-    moments = np.zeros((-(-x.size // native.MOMENTS), native.MOMENT_BYTES), np.uint8)
-    native.adamw8(ctx, added, y, moments, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 5)
+    ctx.adamw(param, y, m, var, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
+    moments = np.zeros((-(-x.size // MOMENTS), MOMENT_BYTES), np.uint8)
+    ctx.adamw8(added, y, moments, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 5)
     return [moments, out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act, dgate, dup, added, biased, scaled,
-            dropped, logp, best, dh, param, m, var, np.array(native.sum_squares(ctx, x))]
+            dropped, logp, best, dh, param, m, var, np.array(ctx.sum_squares(x))]
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_threads_change_no_bit(isa: str) -> None:
-    alone = everything(native.Context(1, isa))
+    alone = everything(native.Cpu(1, isa))
     for threads in (2, 3):
-        for one, many in zip(alone, everything(native.Context(threads, isa)), strict=True):
+        for one, many in zip(alone, everything(native.Cpu(threads, isa)), strict=True):
             assert one.tobytes() == many.tobytes()
 
 
@@ -368,61 +369,61 @@ def agree(grad: np.ndarray, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray
 
 
 def test_rmsnorm_slope() -> None:
-    ctx, x, weight, dout = native.Context(1, "scalar"), noise(0, 4, 50), noise(1, 50), noise(2, 4, 50)
+    ctx, x, weight, dout = native.Cpu(1, "scalar"), noise(0, 4, 50), noise(1, 50), noise(2, 4, 50)
     rstd, grad = np.empty(4, np.float32), np.empty_like(x)
 
     def f(x: np.ndarray) -> np.ndarray:
         out = np.empty_like(x)
-        native.rmsnorm_forward(ctx, out, rstd, x, weight, 1e-6)
+        ctx.rmsnorm_forward(out, rstd, x, weight, 1e-6)
         return out
 
     f(x)
-    native.rmsnorm_backward(ctx, grad, dout, x, weight, rstd)
+    ctx.rmsnorm_backward(grad, dout, x, weight, rstd)
     agree(grad, f, x, dout)
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
 def test_glu_slope(kind: str) -> None:
-    ctx, gate, up, dout = native.Context(1, "scalar"), noise(0, 99), noise(1, 99), noise(2, 99)
+    ctx, gate, up, dout = native.Cpu(1, "scalar"), noise(0, 99), noise(1, 99), noise(2, 99)
     dgate, dup = np.empty_like(gate), np.empty_like(up)
 
     def f(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         out = np.empty_like(gate)
-        native.glu_forward(ctx, out, gate, up, kind)
+        ctx.glu_forward(out, gate, up, kind)
         return out
 
-    native.glu_backward(ctx, dgate, dup, np.empty_like(gate), dout, gate, up, kind)
+    ctx.glu_backward(dgate, dup, np.empty_like(gate), dout, gate, up, kind)
     agree(dgate, lambda x: f(x, up), gate, dout)
     agree(dup, lambda x: f(gate, x), up, dout)
 
 
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9)])
 def test_attention_slope(documents: int, window: int) -> None:
-    ctx, start = native.Context(1, "scalar"), starts(40, documents)
+    ctx, start = native.Cpu(1, "scalar"), starts(40, documents)
     inputs = [noise(0, 40, 4, 16), noise(1, 40, 2, 16), noise(2, 40, 2, 16)]
     dout, lse, delta = noise(3, 40, 4, 16), np.empty((4, 40), np.float32), np.empty((4, 40), np.float32)
     grads = [np.empty_like(x) for x in inputs]
 
     def f(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         out = np.empty_like(q)
-        native.attention_forward(ctx, out, lse, q, k, v, start, 0.25, window)
+        ctx.attention_forward(out, lse, q, k, v, start, 0.25, window)
         return out
 
     out = f(*inputs)
-    native.attention_backward(ctx, *grads, delta, dout, out, lse, *inputs, start, 0.25, window)
+    ctx.attention_backward(*grads, delta, dout, out, lse, *inputs, start, 0.25, window)
     for i, grad in enumerate(grads):
         agree(grad, lambda x, i=i: f(*inputs[:i], x, *inputs[i + 1:]), inputs[i], dout)
 
 
 def test_head_slope() -> None:
-    ctx, h, w, a = native.Context(1, "scalar"), noise(0, 6, 32) * np.float32(0.3), noise(1, 90, 32), noise(2, 6)
+    ctx, h, w, a = native.Cpu(1, "scalar"), noise(0, 6, 32) * np.float32(0.3), noise(1, 90, 32), noise(2, 6)
     targets, logits, state = np.arange(6, dtype=np.int32), np.empty((6, 32), np.float32), np.empty((6, 4), np.float32)
     logp, grad = np.empty(6, np.float32), np.empty_like(h)
 
     def f(h: np.ndarray) -> np.ndarray:
         out = np.empty(6, np.float32)
-        native.head_forward(ctx, out, None, logits, state, h, w, "F32", targets)
+        ctx.head_forward(out, None, logits, state, h, w, "F32", targets)
         return out
 
-    native.head_backward(ctx, grad, logp, logits, logits, state, h, w, "F32", targets, a)
+    ctx.head_backward(grad, logp, logits, logits, state, h, w, "F32", targets, a)
     agree(grad, f, h, -a)

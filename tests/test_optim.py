@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from edgetune import native, optim
+from edgetune.backend import MOMENT_BYTES, MOMENTS
 from edgetune.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
 def ctx():
-    return native.Context(2)
+    return native.Cpu(2)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -66,7 +67,7 @@ def test_adamw_equals_torch(ctx):
 
 def decoded(moments):
     """m and v by the codes that native/et.h tells, in double."""
-    blocks = moments.reshape(-1, native.MOMENT_BYTES)
+    blocks = moments.reshape(-1, MOMENT_BYTES)
     scale, m, v = blocks[:, :8].copy().view(np.float32), blocks[:, 8:264].view(np.int8), blocks[:, 264:]
     return (np.float64(scale[:, :1]) * np.sign(m) * (np.abs(m / 127.0)) ** 4).ravel(), (
         np.float64(scale[:, 1:]) * (v / 255.0) ** 8).ravel()
@@ -106,7 +107,7 @@ def test_in_8_bits_a_step_is_torchs_from_the_moments_as_they_are(ctx):
         assert np.abs(param - theirs.detach().numpy()).max() < 1e-6
         for got, want, codes, root, far in zip(decoded(moments), (m, v), (127, 255), (4, 8), (0.501, 1.001),
                                                strict=True):
-            most = np.repeat(np.abs(want).reshape(-1, native.MOMENTS).max(1), native.MOMENTS)
+            most = np.repeat(np.abs(want).reshape(-1, MOMENTS).max(1), MOMENTS)
             assert np.abs(places(got, most, codes, root) - places(want, most, codes, root)).max() <= far
         assert ((decoded(moments)[1] > 0) == (v > 0)).all()
 
@@ -116,7 +117,7 @@ def test_v_is_right_on_average(ctx):
     start, none = eight_bit(512, 512), np.zeros(1024, np.float32)
     optim.adamw(ctx, none.copy(), gradients(1024), [start], 512, TrainConfig(), 1e-3, 1)
     before, means = decoded(start)[1], np.zeros(1024)
-    largest = before == np.repeat(before.reshape(-1, native.MOMENTS).max(1), native.MOMENTS)
+    largest = before == np.repeat(before.reshape(-1, MOMENTS).max(1), MOMENTS)
     for seed in range(400):
         moments, grad = start.copy(), np.where(largest, np.sqrt(before), 0).astype(np.float32)
         optim.adamw(ctx, none.copy(), grad, [moments], 512, TrainConfig(seed=seed), 1e-3, 2)
@@ -138,4 +139,4 @@ def test_in_8_bits_a_and_b_have_rates_and_blocks_of_their_own(ctx):
     m = decoded(moments)[0]
     assert np.abs(m[512:512 + n_b] - 0.1 * grad[n_a:]).max() < 0.02 * np.abs(grad).max()
     assert not m[n_a:512].any()
-    assert len(moments) == (2 + 3) * native.MOMENT_BYTES
+    assert len(moments) == (2 + 3) * MOMENT_BYTES

@@ -261,7 +261,7 @@ def test_activations_are_never_released_while_they_are_needed(bundle: Bundle, tm
     ask = Pace(governor, trainer, lambda: False, lambda: calls.append("save"), lambda e: calls.append(str(e["action"])),
                lambda _: pytest.fail("it must not sleep"))
     assert not ask()
-    assert (calls, trainer.decoder.ctx.working) == (["pause"], 1)
+    assert (calls, trainer.ops.working) == (["pause"], 1)
     assert (trainer.arena.flat("x") == 7.0).all()
     board.memory(10)
     now[0] += 10

@@ -13,6 +13,7 @@ from edgetune.arena import Arena, Buffer, lay_out
 from edgetune.bench.train import random_rows
 from edgetune.config import TrainConfig
 from edgetune.errors import UsageError
+from edgetune.native import Cpu
 from edgetune.shape import Rope, Shape
 from edgetune.speed import work
 from edgetune.stream import Sizes
@@ -27,8 +28,8 @@ OPTIONS = {"batch_size": 4, "max_length": 256}
 
 def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, like=None, **options):
     room = plan.Room(process * MIB, int(before * MIB), plan.UNLIMITED if budget is None else int(budget * MIB), "asked")
-    return plan.make(SMOLLM2, TrainConfig(**{**OPTIONS, **options}), threads=2, sizes=sizes, room=room, lengths=lengths,
-                     like=like)
+    return plan.make(SMOLLM2, TrainConfig(**{**OPTIONS, **options}), ops=Cpu(2), sizes=sizes, room=room,
+                     lengths=lengths, like=like)
 
 
 def test_enough_memory_trades_nothing():
@@ -180,14 +181,15 @@ def test_what_is_alive_together_lies_apart(sizes):
 
 
 def test_release_keeps_what_the_run_needs():
-    arena = Arena([Buffer("kept", (5000,), "run"), Buffer("x", (50_000,), "step"), Buffer("y", (9, 7), "head")])
+    arena = Arena([Buffer("kept", (5000,), "run"), Buffer("x", (50_000,), "step"), Buffer("y", (9, 7), "head")],
+                  Cpu(1).allocate)
     for name in ("kept", "x", "y"):
         arena.flat(name).fill(1.0)
     arena.release()
     assert (arena.flat("kept") == 1).all()
     assert not arena.flat("x").any()
     assert not arena.flat("y").any()
-    Arena([Buffer("kept", (5000,), "run")]).release()
+    Arena([Buffer("kept", (5000,), "run")], Cpu(1).allocate).release()
 
 
 # ---- a trainer under a budget ----

@@ -17,7 +17,7 @@ from edgetune.trainer import Trainer
 GATES = {"fast": (0.9995, 0.997), "int8": (0.995, 0.975)}  # cosine of the whole gradient, and of each tensor
 KERNEL_SETS = [name for name in native.isa_names() if native.usable(name)]
 # the best of the kernel sets that multiply in the same numbers
-KINDS = list({tuple(native.Context(1, name, precision=p).products for p in native.PRECISIONS): name
+KINDS = list({tuple(native.Cpu(1, name).products(p) for p in native.PRECISIONS): name
               for name in reversed(KERNEL_SETS)}.values())
 
 
@@ -95,12 +95,12 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("isa", KERNEL_SETS)
 def test_products_are_in_the_numbers_that_they_are_said_to_be(isa: str, precision: str) -> None:
     """Of 255 and 256.75: floats keep both, bf16 makes 256 of the second, 127ths of 256.75 make 254.73 of the first."""
-    ctx = native.Context(1, isa, precision=precision)
+    ops = native.Cpu(1, isa)
     w, inp, out = np.zeros((2, 32), np.float16), np.zeros((1, 32), np.float32), np.empty((1, 2), np.float32)
     inp[0, :2] = 255, 256.75
     w[0, 0] = w[1, 1] = 1
-    native.matmul_forward(ctx, out, inp, w.view(np.uint8).reshape(-1), "F16")
+    ops.matmul_forward(out, inp, w.view(np.uint8).reshape(-1), "F16", precision=precision)
     step = 256.75 / 127
     want = {"float": (255, 256.75), "bf16": (255, 256), "int8": (round(255 / step) * step, 256.75)}
-    assert out[0] == pytest.approx(want[ctx.products.split()[0]], rel=1e-6)
+    assert out[0] == pytest.approx(want[ops.products(precision).split()[0]], rel=1e-6)
     assert len({np.float32(value[0] + value[1]) for value in want.values()}) == 3

@@ -14,6 +14,7 @@ from tiny import write_tiny
 
 from edgetune.errors import FormatError
 from edgetune.gguf import open_gguf
+from edgetune.native import Cpu
 from edgetune.stream import EMBEDDING, PAGE, Sizes, Stream, part_of, sizes
 
 MIB = 1 << 20
@@ -88,7 +89,7 @@ def test_what_is_in_memory_and_read_by_hand():
 
 def test_only_the_part_at_hand_is_in_memory(gguf):
     gguf.release()
-    stream = Stream(gguf, 3, streamed=3)
+    stream = Stream(gguf, 3, Cpu(1), streamed=3)
     for part, then in ((EMBEDDING, 0), (0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0), (0, None)):
         stream.enter(part, then)
         if 0 <= part < 3:
@@ -104,14 +105,14 @@ def test_only_the_part_at_hand_is_in_memory(gguf):
 def test_rows_of_the_embedding_are_read(gguf):
     gguf.release()
     tokens, embedding = np.array([5, 799, 5, 0, 63], np.int32), gguf.tensors["token_embd.weight"]
-    rows, places = Stream(gguf, 3, streamed=3).rows(tokens)
+    rows, places = Stream(gguf, 3, Cpu(1), streamed=3).rows(tokens)
     assert resident(gguf) == 0
     assert (rows.shape, rows.format, rows.data.nbytes) == ((4, 512), "F16", 4 * 1024)
     whole = embedding.data.reshape(800, 1024)
     assert np.array_equal(rows.data.reshape(4, 1024)[places], whole[tokens])
     assert places.dtype == np.int32
     gguf.release()
-    again, same = Stream(gguf, 3).rows(tokens)  # nor does it stay where all other weights do
+    again, same = Stream(gguf, 3, Cpu(1)).rows(tokens)  # nor does it stay where all other weights do
     assert resident(gguf) == 0
     assert np.array_equal(again.data, rows.data)
     assert np.array_equal(same, places)
@@ -120,7 +121,7 @@ def test_rows_of_the_embedding_are_read(gguf):
 def test_an_embedding_that_is_the_head_stays(tmp_path):
     tied = open_gguf(write_tiny(tmp_path / "model.gguf", formats="F16", n_blocks=3))
     tokens, embedding = np.array([5, 5, 0], np.int32), tied.tensors["token_embd.weight"]
-    same, again = Stream(tied, 3).rows(tokens)
+    same, again = Stream(tied, 3, Cpu(1)).rows(tokens)
     assert same is embedding
     assert again is tokens
 
@@ -128,7 +129,7 @@ def test_an_embedding_that_is_the_head_stays(tmp_path):
 def test_slices_of_the_head_go_when_the_next_comes(gguf, monkeypatch):
     gguf.release()
     monkeypatch.setattr("edgetune.stream.SLICE", 256 * 1024)
-    stream, whole = Stream(gguf, 3, streamed=3), gguf.tensors["output.weight"].data.copy()
+    stream, whole = Stream(gguf, 3, Cpu(1), streamed=3), gguf.tensors["output.weight"].data.copy()
     gguf.release()
     head, targets, seen = stream.head, np.array([700, 3, 3], np.int32), 0
     stream.enter(3)
@@ -147,7 +148,7 @@ def test_slices_of_the_head_go_when_the_next_comes(gguf, monkeypatch):
             assert np.array_equal(head.data[row], whole[row])
             break  # as a run that is stopped
     assert held(head) == 0
-    assert list(Stream(gguf, 3).slices(targets)) == [(0, 800)]
+    assert list(Stream(gguf, 3, Cpu(1)).slices(targets)) == [(0, 800)]
 
 
 def held(tensor) -> int:
@@ -164,7 +165,7 @@ def held(tensor) -> int:
 def test_of_blocks_that_stay_no_more_is_mapped(gguf):
     """Around a byte of block 1 or 2 a fault would map block 0, the head and the embedding, too."""
     require_large_folios(gguf)
-    stream, block = Stream(gguf, 3, streamed=1), sizes(gguf.tensors.values(), 3).blocks[0]
+    stream, block = Stream(gguf, 3, Cpu(1), streamed=1), sizes(gguf.tensors.values(), 3).blocks[0]
     for part in (0, 1, 2):
         stream.enter(part)
         for name, data in values(stream, part).items():
@@ -175,7 +176,7 @@ def test_of_blocks_that_stay_no_more_is_mapped(gguf):
 
 def test_without_streaming_everything_stays(gguf):
     gguf.release()
-    stream = Stream(gguf, 3)
+    stream = Stream(gguf, 3, Cpu(1))
     for part in (0, 1, 2, 3):
         stream.enter(part)
         values(stream, part)
@@ -246,7 +247,7 @@ def test_a_budget_is_kept_however_the_page_cache_holds_the_file(larger):
 def test_a_file_that_was_cut_off_is_refused_while_it_is_streamed(tmp_path):
     path = write_tiny(tmp_path / "model.gguf", formats="F16", n_blocks=3)
     gguf = open_gguf(path)
-    stream = Stream(gguf, 3, streamed=3)
+    stream = Stream(gguf, 3, Cpu(1), streamed=3)
     stream.enter(0)
     os.truncate(path, path.stat().st_size - 200_000)
     with pytest.raises(FormatError, match="it was longer when it was opened"):

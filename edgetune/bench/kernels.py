@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import device, native
+from ..backend import HEAD_STATE, MOMENT_BYTES, MOMENTS
 from ..gguf import FORMATS
 from ..model import HEAD_BYTES
 from . import ops
@@ -54,7 +56,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A call of native's `op`; the arguments are those after the context."""
+    """A call of the backend's `op` with these arguments."""
 
     op: str
     of: str  # the projections, or another word on what it works on
@@ -83,14 +85,17 @@ class Row:
     """A row of kernels in one precision, and what a register loop reaches in its products' numbers, FLOP/s."""
 
     def __init__(self, threads: int, isa: str, precision: str) -> None:
-        self.ctx = native.Context(threads, isa, None, precision)
-        self.isa, self.precision, self.products = isa, precision, self.ctx.products
-        self.peaks = {False: native.peak(self.ctx), True: native.peak(self.ctx, True)}  # [backward]
+        self.ops = native.Cpu(threads, isa)
+        self.isa, self.precision, self.products = isa, precision, self.ops.products(precision)
+        self.peaks = {False: self.ops.peak(precision), True: self.ops.peak(precision, True)}  # [backward]
 
     def measure(self, model: str, fmt: str, precision: str, case: Case) -> Result:
-        function = getattr(native, case.op)
-        seconds = _least_seconds(lambda: function(self.ctx, *case.args))
-        given = dict(zip(ops.arguments(case.op), (self.ctx, *case.args), strict=False))
+        function = getattr(self.ops, case.op)
+        names = ops.arguments(case.op)
+        if "precision" in names:
+            function = partial(function, precision=self.precision)
+        seconds = _least_seconds(lambda: function(*case.args))
+        given = dict(zip(names, case.args, strict=False))
         work = ops.flops(case.op, given)
         nbytes = sum(a.nbytes for a in case.args if isinstance(a, np.ndarray))
         return Result(model, self.isa, fmt, precision, case.op, case.of, case.shape, seconds,
@@ -140,7 +145,7 @@ def frozen_products(s: Sizes, fmt: str) -> Iterator[Case]:
             yield Case("matmul_backward", " ".join(names), (TOKENS, n, k), (inp, out, w, fmt))
     if s.d % FORMATS[fmt].block == 0:
         w, targets = weight(fmt, s.v, s.d), np.arange(TOKENS, dtype=np.int32)
-        logits, state = floats(TOKENS, HEAD_BYTES // (4 * TOKENS)), floats(TOKENS, native.HEAD_STATE)
+        logits, state = floats(TOKENS, HEAD_BYTES // (4 * TOKENS)), floats(TOKENS, HEAD_STATE)
         h, dh = floats(TOKENS, s.d), floats(TOKENS, s.d)
         logp, a = floats(TOKENS), floats(TOKENS)
         yield Case("head_forward", "head", (TOKENS, s.v, s.d), (logp, None, logits, state, h, w, fmt, targets))
@@ -196,7 +201,7 @@ def others(s: Sizes) -> Iterator[Case]:
     yield Case("dropout", "", (TOKENS, s.d), (y, x, 0.1, 1))
     param, grad, m, v = (floats(RANK * s.f) for _ in range(4))
     yield Case("adamw", "", (RANK * s.f,), (param, grad, m, np.abs(v), 1e-4, 0.9, 0.999, 1e-8, 0.0, 1))
-    moments = np.zeros((-(-param.size // native.MOMENTS), native.MOMENT_BYTES), np.uint8)
+    moments = np.zeros((-(-param.size // MOMENTS), MOMENT_BYTES), np.uint8)
     yield Case("adamw8", "", (RANK * s.f,), (param, grad, moments, 1e-4, 0.9, 0.999, 1e-8, 0.0, 1, 1))
     yield Case("sum_squares", "", (RANK * s.f,), (grad,))
 

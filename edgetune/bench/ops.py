@@ -1,6 +1,6 @@
-"""The ops of `native` while they are measured: what a call computes, and a clock around all of them.
+"""The ops of a backend while they are measured: what a call computes, and a clock around all of them.
 
-Letters as in `native`. An op is told by its name and its arguments' names, so that new ops need nothing here.
+Letters as in `backend`. An op is told by its name and its arguments' names, so that new ops need nothing here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import native
+from ..backend import OPS, Backend, Ops
 from ..gguf import FORMATS
 
 
-def names() -> list[str]:
-    """The functions of `native` that compute: those whose first argument is a context."""
-    return [name for name, function in inspect.getmembers(native, inspect.isfunction)
-            if next(iter(inspect.signature(function).parameters), "") == "ctx" and name != "peak"]
-
-
 def arguments(name: str) -> list[str]:
-    """What the arguments of an op are called, the context first."""
-    return list(inspect.signature(getattr(native, name)).parameters)
+    """What the arguments of an op are called."""
+    return list(inspect.signature(getattr(Ops, name)).parameters)[1:]
 
 
 def flops(name: str, a: dict[str, Any]) -> int:
@@ -67,21 +61,20 @@ class Spent:
 
 
 @contextmanager
-def clocked() -> Iterator[dict[str, Spent]]:
-    """While it lasts, every op of `native` is timed: name, with the format of its weights if it has any -> Spent."""
+def clocked(ops: Backend) -> Iterator[dict[str, Spent]]:
+    """While it lasts, every op is timed: name, with the format of its weights if it has any -> Spent."""
     spent: dict[str, Spent] = {}
-    originals = {name: getattr(native, name) for name in names()}
+    for name in OPS:
+        setattr(ops, name, _clocked(name, getattr(ops, name), spent))
     try:
-        for name, function in originals.items():
-            setattr(native, name, _clocked(name, function, spent))
         yield spent
     finally:
-        for name, function in originals.items():
-            setattr(native, name, function)
+        for name in OPS:
+            delattr(ops, name)
 
 
 def _clocked(name: str, function: Callable[..., Any], spent: dict[str, Spent]) -> Callable[..., Any]:
-    parameters = list(inspect.signature(function).parameters)
+    parameters = arguments(name)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

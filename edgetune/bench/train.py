@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import device, native
+from .. import device
 from ..bundle import open_bundle
 from ..config import TrainConfig
 from ..packing import Example
@@ -38,15 +38,16 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     first = process_seconds()
     seconds = [trainer.step().seconds for _ in range(timed)]
     peak_rss = device.peak_rss()
-    with clocked() as spent:
+    with clocked(trainer.ops) as spent:
         clocked_s = sum(trainer.step().seconds for _ in range(CLOCKED_STEPS))
-    ctx, plan_run = trainer.decoder.ctx, trainer.plan.run
+    ops, plan_run = trainer.ops, trainer.plan.run
     work = step_flops(trainer.model.shape, plan_run, [config.max_length] * config.batch_size)
-    peaks = native.peak(ctx), native.peak(ctx, True)
+    peaks = ops.peak(config.precision), ops.peak(config.precision, True)
     least_s = work.forward / peaks[0] + work.backward / peaks[1]
     step_s, tokens, here = statistics.median(seconds), config.batch_size * config.max_length, device.read_device()
     return {"bench": "train", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
-            "model": str(bundle.path), "isa": ctx.isa, "precision": config.precision, "products": ctx.products,
+            "model": str(bundle.path), "isa": ops.isa, "precision": config.precision,
+            "products": ops.products(config.precision),
             "kept": plan_run.kept, "blocks": trainer.model.shape.n_layer - plan_run.lowest,
             "micro_batch": plan_run.max_tokens,
             "threads": plan_run.threads, "options": config.to_json(),

@@ -127,7 +127,7 @@ class Tensor:
         if self.format == "F32":
             return self.data.view("<f4").reshape(self.shape)
         values = np.empty(self.shape, np.float32)
-        native.dequantize(native.Context(threads=1), values, self.data, self.format)
+        native.Cpu(threads=1).dequantize(values, self.data, self.format)
         return values
 
 

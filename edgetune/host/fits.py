@@ -9,6 +9,7 @@ from ..config import DEFAULT_MEMORY, TrainConfig
 from ..device import Profile, board_named
 from ..errors import UsageError
 from ..gguf import Gguf
+from ..native import Cpu
 from ..shape import Shape, read_shape
 from ..speed import profile_speed, tokens_per_s
 from ..stream import Sizes, sizes
@@ -62,4 +63,4 @@ def largest_file(model: Floats, name: str) -> int:
 def _plan(shape: Shape, weights: Sizes, board: Profile, config: TrainConfig) -> plan.Plan:
     room = plan.Room(plan.PROCESS, budget=config.memory_bytes(board.available),
                      asked=f"{DEFAULT_MEMORY} of what is available on {board.name}")
-    return plan.make(shape, config, threads=board.cores or 1, sizes=weights, room=room)
+    return plan.make(shape, config, ops=Cpu(board.cores or 1), sizes=weights, room=room)

@@ -29,8 +29,8 @@ def train(path: str) -> None:
     """Prints the row, what fast multiplies in there, and the losses by precision."""
     from edgetune import native
 
-    products = native.Context(1, precision="fast").products
-    isa = native.Context(1).isa
+    products = native.Cpu(1).products("fast")
+    isa = native.Cpu(1).isa
     json.dump({"isa": isa, "products": products} | {p: losses(path, p) for p in ("exact", "fast")}, sys.stdout)
 
 
