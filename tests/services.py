@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tiny import write_tiny
 
+from edgetune.daemon.holdout import KEY, KEY_BYTES
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.policy import Policy
@@ -24,8 +25,16 @@ def open_service(folder: Path, govern: bool = False, **options: object) -> Servi
     """Not started yet. Its model is made where it is not there. govern: it gives way to others on this machine."""
     if not (folder / "tiny.gguf").exists():
         write_tiny(folder / "tiny.gguf", formats="Q8_0")
+    same_holdout(folder / "state")
     config = DaemonConfig(**{"state": str(folder / "state"), "threads": 1, **options})
     return Service(folder / "tiny.gguf", config, Policy(nice=19, govern=govern))
+
+
+def same_holdout(state: Path) -> None:
+    """The same rows are held out in every test, where each state has another key otherwise."""
+    state.mkdir(exist_ok=True)
+    if not (state / KEY).exists():
+        (state / KEY).write_bytes(bytes([60]) * KEY_BYTES)
 
 
 def upload(service: Service, rows: list[dict[str, object]] = ROWS) -> str:

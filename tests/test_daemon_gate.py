@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgetune
-from edgetune.daemon.gate import FRESH, Score, Verdict, decide, judge, mark, rank_sum, sign_test, unmarked
+from edgetune.daemon.gate import Score, Verdict, decide, judge, rank_sum, sign_test
 from edgetune.errors import DataError
 from edgetune.serve import Served
 
@@ -200,13 +200,6 @@ def test_chances() -> None:
     assert passed(-0.5, 0.2) < 0.01
 
 
-def test_mark() -> None:
-    row = {"prompt": "a", "completion": "b"}
-    assert mark(row)[FRESH]
-    assert unmarked(mark(row)) == row
-    assert unmarked("text") == "text"
-
-
 # ---- through llama.cpp -----------------------------------------------------------------------------------------------
 
 ROWS = [{"prompt": f"turn the light {i}", "completion": '{"set":"10"}'} for i in range(12)]
@@ -237,7 +230,20 @@ def test_judge(served: Served) -> None:
     found = judge(served, ROWS, "right", "wrong", "")
     assert not found.passed
     assert (found.wins, found.losses) == (0, 12)
+    assert "worse" in found.reason
+    assert "earlier rounds" not in found.reason  # nothing says that there were any
     assert judge(served, ROWS, "wrong", "right", "").passed
+
+
+def test_the_first_rows_are_of_earlier_rounds(served: Served) -> None:
+    """A key `fresh` in a user's rows means nothing to the gate."""
+    rows = [{**row, "fresh": number % 2 == 0} for number, row in enumerate(ROWS)]
+    found = judge(served, rows, "right", "wrong", "", established=8)
+    assert "worse on rows that are right of earlier rounds: 0 better, 8 worse" in found.reason
+    assert found.surprise is not None
+    plain = judge(served, ROWS, "right", "wrong", "", established=8)
+    assert (found.reason, found.surprise) == (plain.reason, plain.surprise)
+    assert judge(served, rows, "right", "wrong", "").surprise is None
 
 
 def test_judge_asks_the_old_one_only_what_is_new(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +252,7 @@ def test_judge_asks_the_old_one_only_what_is_new(served: Served, monkeypatch: py
     complete = served.complete
     monkeypatch.setattr(served, "complete", lambda prompts, budgets: (
         asked.append((served.active, len(prompts))), complete(prompts, budgets))[1])
-    again = judge(served, [mark(row) for row in ROWS], "right", "wrong", "", known=known)
+    again = judge(served, ROWS, "right", "wrong", "", known=known)
     assert asked == [("right", 4), ("wrong", 12)]
     assert (again.wins, again.losses) == (0, 12)
     assert again.old["exact"] == 1.0

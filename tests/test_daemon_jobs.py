@@ -18,6 +18,7 @@ from services import LONG, ROWS, SMALL, open_service, until, upload
 
 from edgetune.daemon import jobs as jobs_module
 from edgetune.daemon import work
+from edgetune.daemon.files import digest
 from edgetune.daemon.jobs import Job
 from edgetune.daemon.service import Service
 from edgetune.data import load_rows
@@ -89,12 +90,11 @@ def test_a_job_from_file_to_service(service: Service) -> None:
 
 
 def tokens_of(service: Service, created: dict[str, object]) -> int:
-    """Of 20 batches of 4 rows, by llama.cpp's tokenizer: 5 passes over 15 rows, the 4th batch of each has 3."""
-    rows = [row for row in ROWS if created["rows"]["train"]["rows"] == 15]
-    apart = jobs_module.recipe.held_out([jobs_module.recipe.digest(row) for row in rows])
-    data = load_rows([row for row in rows if jobs_module.recipe.digest(row) not in apart],
-                     Tokenizer(service.path), max_length=64)
-    return 5 * data.tokens
+    """Of 20 batches of 4 rows, by llama.cpp's tokenizer: 4 passes over 20 rows."""
+    assert created["rows"]["train"]["rows"] == 20
+    apart = service.holdout.divide([digest(row) for row in ROWS])
+    data = load_rows([row for row in ROWS if digest(row) not in apart], Tokenizer(service.path), max_length=64)
+    return 4 * data.tokens
 
 
 def test_it_takes_an_adapters_options(service: Service) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from services import until
+from services import same_holdout, until
 from tiny import write_tiny
 
 from edgetune import TrainConfig
@@ -18,6 +20,7 @@ from edgetune.daemon import learn
 from edgetune.daemon.learn import QUESTIONS, Learner, alike, anchored, course
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
+from edgetune.data import load_rows
 from edgetune.errors import UsageError
 from edgetune.policy import Policy
 
@@ -33,6 +36,7 @@ def opened(model: Path, folder: Path, **options: Any) -> Service:
     """A tiny model has unlearned nothing if it still says "on"."""
     canary = folder / "canary.txt"
     canary.write_text("turn the light on, turn the light on")
+    same_holdout(folder / "state")
     config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1)
     return Service(model, replace(config, **options), Policy(govern=False), TRAIN)
 
@@ -85,11 +89,11 @@ def test_alike() -> None:
     prompts, messages = rows("a", 2), [{"messages": [{"role": "user", "content": "b"}]}]
     assert alike(prompts) == prompts
     text = {"text": "e"}
-    mixed = alike([text, *prompts, {"prompt": "c", "completion": "d", "fresh": True}, *messages])
+    mixed = alike([text, *prompts, {"prompt": "c", "completion": "d", "note": 1}, *messages])
     assert mixed[0] == text
     assert all("messages" in row and "prompt" not in row for row in mixed[1:])
-    assert mixed[3] == {"fresh": True, "messages": [{"role": "user", "content": "c"},
-                                                    {"role": "assistant", "content": "d"}]}
+    assert mixed[3] == {"note": 1, "messages": [{"role": "user", "content": "c"},
+                                                {"role": "assistant", "content": "d"}]}
 
 
 # ---- a life in small -------------------------------------------------------------------------------------------------
@@ -159,6 +163,21 @@ def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeyp
     assert note.reason == "this model cannot learn it"
 
 
+def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a job is begun and cancelled, and whatever came in meanwhile."""
+    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
+    tokenized = []
+    monkeypatch.setattr(learn, "load_rows", lambda rows, *args, **options: (
+        tokenized.extend(json.dumps(row) for row in rows), load_rows(rows, *args, **options))[1])
+    for numbers in (range(30), range(30, 40)):
+        give(service, numbers)
+        job = service.learner.begin()
+        service.jobs.cancel(job.id)
+        service.jobs.wait(job.id, 60)
+        until(lambda: not service.feedback.unsettled())
+    assert len(tokenized) == len(set(tokenized)) == 40
+
+
 def test_too_little_to_judge_by(service: Service) -> None:
     give(service, range(3))
     with pytest.raises(UsageError, match=r"rows of feedback judge|no new feedback"):
@@ -176,6 +195,28 @@ def test_rows_are_settled_after_a_crash(model: Path, tmp_path: Path) -> None:
     with opened(model, tmp_path) as service:
         assert not service.feedback.unsettled()
         assert service.feedback.counts()["used"] > 0
+
+
+# ---- a person decides ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, deletes: bool) -> None:
+    """The verdict is taken beside what is in service at the end, also where the other adapter was deleted meanwhile."""
+    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(40)]
+    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 20}).id, 60)
+    service.adapters.promote(first.result, "a test")
+    job = service.jobs.create_from_rows(rows, hyperparameters={"steps": 60})
+    until(lambda: (service.jobs.get(job.id).progress or {}).get("step"))
+    assert service.adapters.rollback("a person's word") is None
+    if deletes:
+        service.adapters.delete(str(first.result))
+    job = service.jobs.wait(job.id, 60)
+    verdict = service.adapters.get(str(job.result)).verdict
+    assert verdict["against"] is None
+    assert verdict["old"]["exact"] == 0.0  # of the base
+    said = [event["message"] for event in service.jobs.events(job.id, limit=200)]
+    assert sum("judged again" in message for message in said) == 1
 
 
 # ---- by itself -------------------------------------------------------------------------------------------------------
@@ -201,6 +242,27 @@ def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = Learner(service, local=lambda: at(hour), clock=time.monotonic)
     monkeypatch.setattr(quiet, "config", learner.config)
     assert "quiet hours" in quiet._hindrance(10)
+
+
+@pytest.mark.parametrize("table", ["feedback", "jobs"])
+def test_the_thread_survives_what_goes_wrong(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             table: str) -> None:
+    """From its first look on; health says it, and learning begins when it is mended."""
+    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(learn, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
+    database = tmp_path / "state" / "state.db"
+    with opened(model, tmp_path) as service:
+        give(service, range(40))
+    with opened(model, tmp_path, learn="idle", learn_rows=25) as service, closing(sqlite3.connect(database)) as db:
+        db.execute(f"ALTER TABLE {table} RENAME TO elsewhere")
+        until(lambda: service.learner.trouble)
+        assert any("does not learn by itself" in reason for reason in service.health()["reasons"])
+        db.execute(f"ALTER TABLE elsewhere RENAME TO {table}")
+        until(service.jobs.list)
+        until(lambda: not service.learner.trouble)
+        assert service.health()["status"] == "ok"
 
 
 def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from edgetune.config import TrainConfig
+from edgetune.daemon import recipe
 from edgetune.daemon.files import digest
-from edgetune.daemon.recipe import HELD, HELD_MOST, TRAIN, divide, held_out, method_of, options
+from edgetune.daemon.holdout import MOST, Holdout
+from edgetune.daemon.recipe import HELD, TRAIN, divide, held_rows, method_of, options
 from edgetune.errors import DataError, UnsupportedError, UsageError
 
 BASE = TrainConfig(lr=1e-3, steps=50, rank=16)
+HOLDOUT = Holdout(b"one key" * 5)
 
 
 def test_openai_names_and_ours() -> None:
@@ -55,20 +58,22 @@ def test_methods() -> None:
 
 def test_a_row_stays_on_its_side() -> None:
     digests = [digest({"text": str(i)}) for i in range(1000)]
-    all_held = held_out(digests)
+    all_held = HOLDOUT.divide(digests)
+    assert all_held == {name for name in digests if HOLDOUT.holds(name)}  # as for feedback, one by one
+    assert all_held != Holdout(b"another").divide(digests)
     assert 150 < len(all_held) < 250
     for n in (100, 300, 999):
-        assert held_out(digests[:n]) == all_held & set(digests[:n])
+        assert HOLDOUT.divide(digests[:n]) == all_held & set(digests[:n])
     for n in range(2, 40):
-        held = held_out(digests[:n])
+        held = HOLDOUT.divide(digests[:n])
         assert min(4, n // 2) <= len(held) <= max(n // 2, 1)
     with pytest.raises(DataError, match="fewer than 2 different rows"):
-        held_out([digests[0]] * 5)
+        HOLDOUT.divide([digests[0]] * 5)
 
 
 def test_held_out_rows_are_never_learned(tmp_path: Path) -> None:
     rows = [{"prompt": str(i % 600), "completion": "x"} for i in range(1200)] * 2
-    sides = divide(rows, None, tmp_path)
+    sides = divide(rows, None, tmp_path, HOLDOUT)
     train, held = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in (TRAIN, HELD))
     assert sides["train"]["rows"] == len(train)
     assert sides["held_out"]["rows"] == len(held)
@@ -76,10 +81,36 @@ def test_held_out_rows_are_never_learned(tmp_path: Path) -> None:
     assert not learned & asked
     assert learned | asked == {digest(row) for row in rows}
     many = [{"text": str(i)} for i in range(3000)]
-    assert divide(many, None, tmp_path)["held_out"]["rows"] == HELD_MOST
-    assert divide(many, None, tmp_path)["train"]["rows"] == 3000 - len(held_out([digest(row) for row in many]))
-    assert divide(many[:10], many[8:], tmp_path)["train"]["rows"] == 8
+    assert divide(many, None, tmp_path, HOLDOUT)["held_out"]["rows"] == MOST
+    apart = HOLDOUT.divide([digest(row) for row in many])
+    assert divide(many, None, tmp_path, HOLDOUT)["train"]["rows"] == 3000 - len(apart)
+    assert divide(many[:10], many[8:], tmp_path, HOLDOUT)["train"]["rows"] == 8
     with pytest.raises(DataError, match="no rows are left to learn"):
-        divide(many[:5], many, tmp_path)
+        divide(many[:5], many, tmp_path, HOLDOUT)
     with pytest.raises(DataError, match="no rows are left to judge by"):
-        divide(many[:5], [], tmp_path)
+        divide(many[:5], [], tmp_path, HOLDOUT)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_each_row_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    hashed = []
+    monkeypatch.setattr(recipe, "digest", lambda row: (hashed.append(row), digest(row))[1])
+    rows = [{"text": str(i)} for i in range(50)]
+    held = [{"text": f"held {i}"} for i in range(10)] if named else None
+    divide(rows, held, tmp_path, HOLDOUT)
+    assert sorted(row["text"] for row in hashed) == sorted(row["text"] for row in rows + (held or []))
+
+
+def test_which_rows_are_of_earlier_rounds_is_told_beside_them(tmp_path: Path) -> None:
+    held = [{"text": str(i), "fresh": True} for i in range(9)]  # a key of the user's own
+    divide([{"text": "learned"}], held, tmp_path, HOLDOUT, established=5)
+    assert held_rows(tmp_path) == (held, 5)
+
+
+def test_jobs_of_the_old_version_have_marks_in_their_rows(tmp_path: Path) -> None:
+    rows = [{"text": str(i)} for i in range(9)]
+    marked = [*rows[:5], *({**row, "fresh": True} for row in rows[5:])]
+    (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in marked))
+    assert held_rows(tmp_path) == (rows, 5)
+    (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in rows))  # of a job over a file
+    assert held_rows(tmp_path) == (rows, 0)

@@ -37,7 +37,6 @@ ALIKE, STRANGE = 0.1, 0.01  # rows as surprising come from the source of the ear
 SURE = 0.01  # chance below which right answers, or a lower loss, make good for what is worse elsewhere
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 CANARY_RISE = 0.02  # of the canary's perplexity at most
-FRESH = "fresh"  # marks a row of the round that is judged, see `mark`
 WINDOW = 512  # tokens of the canary that are seen at once
 NAMES = {"right": "rows that are right", "reach": "answers by how far they are right", "loss": "rows by their loss",
          "ended": "answers that end", "parsed": "answers that are JSON"}
@@ -81,38 +80,30 @@ class Verdict:
         return asdict(self)
 
 
-def mark(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row, as one of the round that is judged: no earlier round says that it is right."""
-    return {**row, FRESH: True}
-
-
-def unmarked(row: Row) -> Row:
-    return row if isinstance(row, str) else {key: value for key, value in row.items() if key != FRESH}
-
-
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary: str, *, system: str | None = None,
-          max_length: int = 512, known: Mapping[str, Mapping[str, Any]] | None = None) -> Verdict:
+def judge(served: Served, rows: Sequence[Row], old: str | None, new: str, canary: str, *, established: int = 0,
+          system: str | None = None, max_length: int = 512,
+          known: Mapping[str, Mapping[str, Any]] | None = None) -> Verdict:
     """Ask both adapters, by their names in `served` (None: the base alone), and decide.
 
-    canary: a text. known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again.
+    established: the first `established` rows are of earlier rounds, the others of the round that is judged. canary: a
+    text. known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again.
     Raises DataError without rows.
     """
     if not rows:
         raise DataError("there are no rows to judge by", "hold some out")
-    fresh = [not isinstance(row, str) and FRESH in row for row in rows]
-    asked = [unmarked(row) for row in rows]
-    digests = [digest(row) for row in asked]
+    fresh = [number >= established for number in range(len(rows))]
+    digests = [digest(row) for row in rows]
     found = {d: from_json(Score, score, "the verdict on the adapter in service") for d, score in (known or {}).items()}
     missing = [i for i, d in enumerate(digests) if d not in found]
     served.use(old)
     before = perplexity(served, canary)
-    first = scores(served, [asked[i] for i in missing], system, max_length)
+    first = scores(served, [rows[i] for i in missing], system, max_length)
     found |= zip((digests[i] for i in missing), first, strict=True)
     served.use(new)
-    after = scores(served, asked, system, max_length)
+    after = scores(served, rows, system, max_length)
     verdict = decide([found[d] for d in digests], after, fresh, (before, perplexity(served, canary)))
     verdict.scores.update((d, asdict(score)) for d, score in zip(digests, after, strict=True))
     return verdict

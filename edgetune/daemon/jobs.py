@@ -22,6 +22,7 @@ from ..rows import Row
 from . import recipe
 from .adapters import Adapters
 from .files import Files, Rows
+from .holdout import Holdout
 from .job_table import ENDED, JobTable, Said
 from .job_table import Job as Job
 from .shelf import Shelf
@@ -36,20 +37,21 @@ SUFFIX = 40  # letters
 
 class Jobs:
     """The jobs of a service. For any number of threads. train: options of a job that its request leaves open. runs:
-    the shelf of jobs' folders.
+    the shelf of jobs' folders. holdout: which rows judge where a request names none.
 
     on_done: called with each job that ended, on the thread that runs them. trouble: why none is begun for now, in a
     sentence, or "". governor: its latest decisions, {at, action, cause}, the newest first.
     """
 
     def __init__(self, table: JobTable, runs: Shelf, work: Work, files: Files, adapters: Adapters,
-                 train: TrainConfig) -> None:
+                 train: TrainConfig, holdout: Holdout) -> None:
         self.table = table
         self.changed = table.changed
         self.folder = runs.folder
         self.files = files
         self.adapters = adapters
         self.train = train
+        self.holdout = holdout
         self._runs = runs
         self._work = work
         runs.tidy(table.ids(ended=False), done=table.ids(ended=True))
@@ -84,16 +86,16 @@ class Jobs:
 
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
-                         metadata: Mapping[str, str] | None = None, origin: str = "api") -> Job:
+                         metadata: Mapping[str, str] | None = None, origin: str = "api", established: int = 0) -> Job:
         """A job over rows of a program's own; both are gone through twice. held: rows to judge by; None: a part.
-        origin: learn, if they are feedback.
+        origin: learn, if they are feedback. established: how many of `held`, its first ones, are of earlier rounds.
         """
-        return self._add(rows, held, model=model or self.adapters.name, suffix=suffix, seed=seed, origin=origin,
-                         method=recipe.method_of(None, hyperparameters), metadata=dict(metadata or {}),
+        return self._add(rows, held, established, model=model or self.adapters.name, suffix=suffix, seed=seed,
+                         origin=origin, method=recipe.method_of(None, hyperparameters), metadata=dict(metadata or {}),
                          training_file=None, validation_file=None)
 
-    def _add(self, rows: Iterable[Row], held: Iterable[Row] | None, *, model: str, suffix: str, seed: int | None,
-             method: dict[str, Any], **columns: Any) -> Job:
+    def _add(self, rows: Iterable[Row], held: Iterable[Row] | None, established: int = 0, *, model: str, suffix: str,
+             seed: int | None, method: dict[str, Any], **columns: Any) -> Job:
         if not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in suffix):
             raise UsageError(f"suffix is {suffix!r:.60}", "use letters, digits, dots, dashes and underscores")
         if len(suffix) > SUFFIX:
@@ -111,7 +113,7 @@ class Jobs:
                "metadata": dump(columns["metadata"])}
         with self._runs.filling(job) as beside:
             beside.mkdir()
-            sides = recipe.divide(rows, held, beside)
+            sides = recipe.divide(rows, held, beside, self.holdout, established)
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out",
                        {"rows": sides, "config": config.to_json()})

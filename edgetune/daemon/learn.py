@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 from .. import disk
 from ..data import load_rows
 from ..device import read_device
-from ..errors import DataError, EdgetuneError, Interrupted, TooMuchError, UsageError
+from ..errors import DataError, DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ..governor import Governor
 from ..policy import read_hours, within
 from ..rows import as_messages
 from ..tickets import Ticket
 from .feedback import Row, Rows
 from .files import Rows as ReadRows
-from .recipe import HELD_LEAST
+from .holdout import LEAST
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -38,6 +38,7 @@ log = logging.getLogger("edgetune.daemon")
 SUFFIX = "learned"  # of the adapters that come of it
 IDLE_SECONDS = 600.0  # without a request, and --learn idle begins
 CHECK_SECONDS = 5.0
+RETRY_SECONDS = 60.0  # after the disk refused, or something broke
 PASSES = 2  # through what is new
 ROWS_AN_ANCHOR = 5  # after so many rows comes an anchor
 TEXT_TOKENS, ANSWER_TOKENS = 64, 192  # of an anchor at most; a text goes on, an answer must have ended
@@ -56,15 +57,22 @@ QUESTIONS = (
 class Learner:
     """Begins jobs over feedback, and says of each row what came of it. For any number of threads.
 
-    local, clock: as Governor's. Raises UsageError for a policy that this machine cannot keep.
+    trouble: what is wrong with learning by itself, in a sentence for the daemon's health, or "". local, clock: as
+    Governor's. Raises UsageError for a policy that this machine cannot keep.
     """
 
     def __init__(self, service: Service, local: Callable[[], time.struct_time] = time.localtime,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self.service, self.feedback, self.config = service, service.feedback, service.config
-        self.local, self.clock = local, clock
+        self.service = service
+        self.feedback = service.feedback
+        self.config = service.config
+        self.local = local
+        self.clock = clock
+        self.trouble = ""
         self.governor = Governor(service.policy, read_device().profile, local=local, clock=clock)
         self._failed: tuple[int, str] | None = None  # rows that waited when a job came to nothing, and why it did
+        self._again_at = 0.0  # on the machine's clock
+        self._takeable: set[str] = set()  # notes that wait, of which the model can learn
         self._beginning = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="learn", daemon=True)
 
@@ -102,8 +110,8 @@ class Learner:
             lesson = self.feedback.lesson()
             if not lesson.new:
                 raise UsageError("there is no new feedback to learn", "correct some answers")
-            if len(lesson.held) < HELD_LEAST:
-                raise UsageError(f"{len(lesson.held)} rows of feedback judge, {HELD_LEAST} are needed",
+            if len(lesson.held) < LEAST:
+                raise UsageError(f"{len(lesson.held)} rows of feedback judge, {LEAST} are needed",
                                  "correct more answers: one in five is held out")
             seed = self.service.train.seed
             rows = course(lesson.new, lesson.earlier, self.config.replay, seed)
@@ -111,7 +119,7 @@ class Learner:
             job = self.service.jobs.create_from_rows(alike(rows), alike(lesson.held), suffix=SUFFIX, hyperparameters={
                 "epochs": 1.0, "steps": 0, "shuffle": False}, metadata={
                 "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))},
-                origin="learn")
+                origin="learn", established=len(lesson.established))
             self.feedback.assign(lesson.ids, job.id)
             return job
 
@@ -129,12 +137,36 @@ class Learner:
 
     def _loop(self) -> None:
         while not self.service.stopping.wait(CHECK_SECONDS):
-            try:
-                if not self._hindrance(waiting := self.feedback.waiting()):
-                    log.info("%s begins to learn from %d rows", self.begin().id, waiting)
-            except EdgetuneError as error:
-                self._failed = waiting, str(error)
-                log.warning("does not learn: %s", error)
+            if time.monotonic() >= self._again_at:
+                self._look()
+
+    def _look(self) -> None:
+        """Begin a job if nothing is in the way. Whatever goes wrong is said, and does not end the thread."""
+        try:
+            waiting = self.feedback.waiting()
+            if not self._hindrance(waiting):
+                self._begin_by_itself(waiting)
+            self.trouble = ""
+        except Exception as error:
+            self._again_at = time.monotonic() + RETRY_SECONDS
+            if isinstance(error, EdgetuneError):
+                self.trouble = f"does not learn by itself: {error.what}"
+                log.warning("%s", self.trouble)
+            else:
+                self.trouble = f"does not learn by itself: {type(error).__name__}: {error}"
+                log.exception("learning")
+
+    def _begin_by_itself(self, waiting: int) -> None:
+        """Raises what is not due to the rows, and may be better in a minute."""
+        try:
+            log.info("%s begins to learn from %d rows", self.begin().id, waiting)
+        except DiskError:
+            raise
+        except (TooMuchError, Interrupted) as error:  # begun by somebody else, or at the end of the service
+            log.info("does not learn now: %s", error)
+        except EdgetuneError as error:
+            self._failed = waiting, str(error)
+            log.warning("does not learn: %s", error)
 
     def _hindrance(self, waiting: int) -> str:
         """Why no job begins by itself now, in a sentence; "": nothing is in the way."""
@@ -171,14 +203,23 @@ class Learner:
     # ---- what ---------------------------------------------------------------------------------------------------
 
     def _sort_out(self) -> None:
-        """Set aside what this model's template or context does not take: a single row of it would fail each job."""
-        tokenizer, train = self.service.served.tokenizer, self.service.train
-        for note in self.feedback.fresh():
+        """Set aside what this model's template or context does not take: a single row of it would fail each job. A row
+        is tokenized for that once.
+        """
+        tokenizer = self.service.served.tokenizer
+        train = self.service.train
+        notes = self.feedback.fresh()
+        known = self._takeable
+        self._takeable = {note.id for note in notes}
+        for note in notes:
+            if note.id in known:
+                continue
             try:
                 load_rows(alike([note.row or {}]), tokenizer, max_length=train.max_length, system=train.system or None)
             except DataError as error:
                 log.warning("feedback %s cannot be learned: %s", note.id, error)
                 self.feedback.set_aside(note.id)
+                self._takeable.discard(note.id)
 
     def anchors(self, count: int) -> Rows:
         """So many or more, if SHEETS hold them: how the base goes on from QUESTIONS as text, and what it answers."""
@@ -240,8 +281,8 @@ class Learner:
         if job.origin != "learn":
             return
         if job.status == "succeeded":
-            said = next(e["data"] for e in self.service.jobs.events(job.id) if "verdict" in (e["data"] or {}))
-            self.feedback.settle(job.id, "used" if said["verdict"]["passed"] else "aside")
+            passed = job.verdict is not None and job.verdict["passed"]
+            self.feedback.settle(job.id, "used" if passed else "aside")
         else:
             self.feedback.settle(job.id, "new")
             why = job.error["message"] if job.error else "it was cancelled"

@@ -46,6 +46,9 @@ class DaemonConfig:
                         "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"))
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.")
     learn_rows: int = option(20, "New rows of feedback that are worth a job.", low=1)
+    feedback_rows: int = option(20_000, "Pieces of feedback kept at most, half of them waiting to be learned; the "
+                                "oldest that were learned leave first.", low=2)
+    feedback_size: int = option(64, "MiB of feedback kept at most, half of them waiting to be learned.", low=1)
     replay: float = option(1.0, "Earlier rows that are mixed with each new one; all of them are gone through once "
                            "before.", low=0.0, high=100.0)
     canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")

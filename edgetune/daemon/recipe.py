@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,15 @@ from .. import disk
 from ..config import TrainConfig
 from ..errors import DataError, UnsupportedError, UsageError
 from ..rows import Row
-from .files import digest
+from .files import Rows, digest
+from .holdout import MOST, Holdout
 
 OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
 AUTO = "auto"  # leaves an option open
-TRAIN, HELD = "train.jsonl", "held.jsonl"  # in the folder of a job
-HELD_SHARE = 5  # one in so many rows is held out
-HELD_LEAST, HELD_MOST = 4, 256  # rows: fewer tell little, more take long to answer
+TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
+HELD = "held.jsonl"  # rows to judge by
+ROUNDS = "rounds.json"  # {"established": how many of HELD, its first rows, are of earlier rounds}
+_MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier rounds
 METHODS = ("supervised",)
 
 
@@ -68,47 +69,65 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def held_out(digests: Collection[str]) -> set[str]:
-    """Which of these rows are held out: those with the lowest digests, so that a row stays on its side for ever as long
-    as there are enough. Raises DataError where there are too few to divide.
-    """
-    distinct = sorted(set(digests))
-    if len(distinct) < 2:
-        raise DataError("there are fewer than 2 different rows, none can be held out",
-                        "add rows, or name a validation file")
-    edge = bisect(distinct, f"{2**256 // HELD_SHARE:064x}")
-    half = len(distinct) // 2
-    return set(distinct[:min(max(edge, HELD_LEAST), half)])
-
-
-def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path) -> dict[str, dict[str, Any]]:
+def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
+           established: int = 0) -> dict[str, dict[str, Any]]:
     """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
-    gate asks HELD_MOST at most. A row that is held out is never learned, also where both name it.
+    gate asks MOST at most. A row that is held out is never learned, also where both name it. established: how many rows
+    of `held`, its first ones, are of earlier rounds.
 
-    Both are gone through twice. Raises DataError where nothing is left to learn, or nothing to judge by.
+    Both are gone through twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
+    nothing to judge by.
     """
-    source = rows if held is None else held
-    digests = [digest(row) for row in source]
-    apart = held_out(digests) if held is None else set(digests)
-    asked = set(sorted(apart)[:HELD_MOST]) if held is None else apart
-    sides = {"train": _write(folder / TRAIN, (row for row in rows if digest(row) not in apart)),
-             "held_out": _write(folder / HELD, (row for row in source if digest(row) in asked))}
+    if held is None:
+        digests = [digest(row) for row in rows]
+        apart = holdout.divide(digests)
+        asked = holdout.lowest(apart, MOST)
+        learned = (row for row, name in zip(rows, digests, strict=True) if name not in apart)
+        judging: Iterable[Row] = (row for row, name in zip(rows, digests, strict=True) if name in asked)
+    else:
+        apart = {digest(row) for row in held}
+        learned = (row for row in rows if digest(row) not in apart)
+        judging = held
+    sides = {"train": _write(folder / TRAIN, learned), "held_out": _write(folder / HELD, judging)}
     for name, side in sides.items():
         if not side["rows"]:
             raise DataError(f"no rows are left to {'learn' if name == 'train' else 'judge by'}",
                             "a row that is held out is not learned: give other rows")
+    _write_lines(folder / ROUNDS, [json.dumps({"established": established})])
     return sides
 
 
+def held_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows that judge a job, and how many of them, the first ones, are of earlier rounds."""
+    rows = list(Rows(folder / HELD))
+    path = folder / ROUNDS
+    if path.exists():
+        return rows, int(json.loads(path.read_text())["established"])
+    marked = sum(_MARK in row for row in rows)
+    unmarked = [{key: value for key, value in row.items() if key != _MARK} for row in rows]
+    return unmarked, len(rows) - marked if marked else 0
+
+
 def _write(path: Path, rows: Iterable[Row]) -> dict[str, Any]:
-    count, sha256 = 0, hashlib.sha256()
+    count = 0
+    sha256 = hashlib.sha256()
+
+    def lines() -> Iterator[str]:
+        nonlocal count
+        for row in rows:
+            line = json.dumps(row)
+            sha256.update(line.encode() + b"\n")
+            count += 1
+            yield line
+
+    _write_lines(path, lines())
+    return {"rows": count, "sha256": sha256.hexdigest()}
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     try:
         with path.open("wb") as out:
-            for row in rows:
-                line = json.dumps(row).encode() + b"\n"
-                sha256.update(line)
-                out.write(line)
-                count += 1
+            for line in lines:
+                out.write(line.encode() + b"\n")
     except OSError as error:
         raise disk.cannot_write(path, error) from None
-    return {"rows": count, "sha256": sha256.hexdigest()}

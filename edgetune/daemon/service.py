@@ -32,6 +32,7 @@ from .adapters import LATEST as LATEST
 from .adapters import Adapters
 from .feedback import Feedback
 from .files import Files
+from .holdout import open_holdout
 from .job_table import JobTable
 from .jobs import FOLDER as RUNS
 from .jobs import NAMES as RUN_NAMES
@@ -76,7 +77,8 @@ class Service:
             opened.callback(self.served.close)
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
-            self.feedback = Feedback(self.store)
+            self.holdout = open_holdout(folder)
+            self.feedback = Feedback(self.store, self.holdout, self.config)
             self.jobs = self._jobs(folder)
             self.learner = Learner(self)
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
@@ -91,7 +93,7 @@ class Service:
         runs = Shelf(folder, RUNS, RUN_NAMES)
         work = Work(table, runs, self.adapters, self.batcher, model=self.path, policy=self.policy,
                     canary=self.config.canary, left_for_training=self.left_for_training, stopping=self.stopping)
-        return Jobs(table, runs, work, self.files, self.adapters, self.train)
+        return Jobs(table, runs, work, self.files, self.adapters, self.train, self.holdout)
 
     def _open_model(self) -> None:
         here = read_device()
@@ -142,7 +144,8 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """{"status": "ok" or "degraded", "reasons": a sentence each}. Degraded still answers."""
-        reasons = [*filter(None, [self.jobs.trouble]), *self.store.reasons(), *self.adapters.reasons()]
+        troubles = filter(None, [self.jobs.trouble, self.learner.trouble])
+        reasons = [*troubles, *self.store.reasons(), *self.adapters.reasons()]
         if lost := lost_things(self.store.folder):
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "

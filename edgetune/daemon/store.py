@@ -69,11 +69,13 @@ CREATE TABLE feedback (
     id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
     rating TEXT, model TEXT NOT NULL,
     row TEXT,                       -- JSON of a row to learn from; null where there is none
-    sha256 TEXT,                    -- of it
     held INTEGER NOT NULL,          -- 1: never trained on, the gate asks it
-    state TEXT NOT NULL,            -- new, used, or aside: the job that learnt it did not pass
-    job TEXT);                      -- the last one that used it
-CREATE INDEX feedback_by_state ON feedback(state, held);
+    state TEXT NOT NULL,            -- as feedback.State
+    job TEXT,                       -- the last one that used it
+    question TEXT,                  -- digest of what was asked; null where an earlier version wrote the row
+    size INTEGER NOT NULL);         -- bytes of row and model
+CREATE INDEX feedback_by_state ON feedback(state, held, size);
+CREATE INDEX feedback_by_question ON feedback(question);
 """
 UPGRADES = {  # from a version of the schema to the next
     1: """
@@ -82,6 +84,13 @@ UPDATE jobs SET verdict = (
     SELECT json_remove(json_extract(data, '$.verdict'), '$.scores') FROM events
     WHERE job = jobs.id AND type = 'message' AND data LIKE '%"verdict"%' AND json_valid(data)
     ORDER BY seq DESC LIMIT 1);
+ALTER TABLE feedback ADD COLUMN question TEXT;
+ALTER TABLE feedback ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+UPDATE feedback SET size = coalesce(length(row), 0) + length(CAST(model AS BLOB));
+UPDATE feedback SET state = 'counted' WHERE row IS NULL;
+DROP INDEX feedback_by_state;
+CREATE INDEX feedback_by_state ON feedback(state, held, size);
+CREATE INDEX feedback_by_question ON feedback(question);
 """}
 
 

@@ -23,7 +23,7 @@ from .job_table import ENDED, Job, JobTable
 from .runner import Runner
 from .shelf import Shelf
 from .store import dump, now
-from .worker import RUN, STOPPED, trained_tokens
+from .worker import RUN, STOPPED, is_done, trained_tokens
 
 log = logging.getLogger("edgetune.daemon")
 ROOM = 64 * 2**20  # bytes that must be free before a job begins
@@ -175,7 +175,8 @@ class Work:
                 self._runner = Runner(task)
         if self._runner:
             self._tell()
-            self._conclude(job, *self._listen(job.id, self._runner))
+            against = task["serving"] and task["serving"]["id"]
+            self._conclude(job, against, *self._listen(job.id, self._runner))
         elif status in ENDED:
             self.forget(job.id)
 
@@ -217,13 +218,16 @@ class Work:
                 "policy": asdict(self.policy), "canary": self.canary, "serving": old,
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 
-    def _conclude(self, job: Job, last: dict[str, Any], code: int) -> None:
+    def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:
+        """against: the adapter beside which it was judged. One that is gone may be why judging failed."""
         with self.changed:
             status: str = self.table.get(job.id).status
             if status == "running" and last.get("event") == "judged":
                 status = self._finish(job, last["verdict"])
             elif status == "running" and last.get("event") == "failed" and last["disk"]:
                 raise DiskError(last["what"], last["hint"])
+            elif status == "running" and last.get("event") == "failed" and self._may_be_judged_again(job.id, against):
+                self._judge_again(job.id, against)
             elif status == "running" and last.get("event") == "failed":
                 status = self._fail(job.id, last["kind"], "; ".join(filter(None, (last["what"], last["hint"]))))
             elif status == "running" and code != STOPPED and not self.stopping.is_set():
@@ -237,9 +241,7 @@ class Work:
         made = self.adapters.of_job(job.id)
         against = verdict.get("against")
         if made is None and self.adapters.serving != against:
-            self.table.set(job.id, "running", f"judged again: {self.adapters.serving or 'the base'} came into service "
-                           f"while it was compared with {against or 'the base'}")
-            return "running"
+            return self._judge_again(job.id, against)
         run = self.runs.path(job.id) / RUN
         made = made or self.adapters.add(job.id, run, job.suffix, verdict)
         serves = made.state == "serving"
@@ -250,6 +252,14 @@ class Work:
                        data={"adapter": made.id, "verdict": verdict}, result=made.id, verdict=dump(brief),
                        trained_tokens=trained_tokens(run))
         return "succeeded"
+
+    def _may_be_judged_again(self, id: str, against: str | None) -> bool:
+        return self.adapters.serving != against and is_done(self.runs.path(id) / RUN)
+
+    def _judge_again(self, id: str, against: str | None) -> str:
+        self.table.set(id, "running", f"judged again: {self.adapters.serving or 'the base'} came into service while it "
+                       f"was compared with {against or 'the base'}")
+        return "running"
 
     def _fail(self, id: str, code: str, text: str) -> str:
         with self.changed:

@@ -31,8 +31,7 @@ from ..metrics import NAME as METRICS
 from ..pace import Yield, be_nice
 from ..persisted import from_json
 from ..policy import Policy
-from .files import Rows
-from .recipe import HELD, TRAIN
+from .recipe import HELD, TRAIN, held_rows
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
@@ -150,12 +149,13 @@ def judge(bundle: Bundle, folder: Path, config: TrainConfig, task: dict[str, Any
     from ..serve import Served
     from . import gate
     old = task["serving"]
+    rows, established = held_rows(folder)
     with Served(bundle.gguf, threads=config.threads or None) as served:
         served.cache.before_decode = Yield(lambda: words.busy)
         if old:
             served.load_adapter(old["path"], "old")
         served.load_adapter(folder / RUN, "new")
-        verdict = gate.judge(served, list(Rows(folder / HELD)), "old" if old else None, "new", task["canary"],
+        verdict = gate.judge(served, rows, "old" if old else None, "new", task["canary"], established=established,
                              system=config.system or None, max_length=config.max_length,
                              known=old["scores"] if old else None)
     return {**verdict.to_json(), "against": old and old["id"]}
