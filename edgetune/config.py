@@ -61,8 +61,8 @@ class TrainConfig:
                             "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers "
                             "where the CPU multiplies them, else as fast).",
                             choices=("fast", "exact", "int8"))
-    eval_every: int = option(0, "Measure the held-out loss every so many steps; 0: after every epoch.", low=0)
-    patience: int = option(0, "Stop after so many measurements without improvement; 0: never.", low=0)
+    eval_every: int = option(0, "Steps between two measurements of the held-out loss; 0: once an epoch.", low=0)
+    patience: int = option(0, "Stop after this number of measurements without improvement; 0: never.", low=0)
     checkpoint_every: str = option("5m", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
                                    "is stopped.")
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,

@@ -21,15 +21,15 @@ _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 class Policy:
     """Options of the governor. None of them changes what is learned."""
 
-    govern: bool = option(True, "Give way: slow down or pause for heat, throttling, other programs, lack of memory or "
-                          "an empty battery. Pauses and fewer threads change no bit of the result; a smaller "
-                          "micro-batch, taken only when memory is short, changes the last bits.")
-    max_temp: float = option(0.0, "Pause from so many degrees Celsius on, slow down 5 below; 0: where the board begins "
-                             "to slow down by itself.", low=0.0, high=120.0)
-    min_free: int = option(0, "Leave so many MiB of memory to others: pause below, slow down below twice as much; 0: "
-                           "what the device's profile says, at most an eighth of what is available.", low=0)
+    govern: bool = option(True, "Yield: slow down or pause for heat, throttling, other programs, lack of memory or an "
+                          "empty battery. Pauses and fewer threads change no bit of the result; a smaller "
+                          "micro-batch, used only when memory is short, changes the last bits.")
+    max_temp: float = option(0.0, "Pause at this temperature in degrees Celsius, slow down 5 below it; 0: where the "
+                             "board starts to slow down by itself.", low=0.0, high=120.0)
+    min_free: int = option(0, "MiB of memory to leave to others: pause below, slow down below twice as much; 0: what "
+                           "the device's profile says, at most an eighth of what is available.", low=0)
     only_on_power: bool = option(False, "Pause while running on battery.")
-    min_battery: int = option(20, "Pause on battery below so many percent.", low=0, high=100)
+    min_battery: int = option(20, "Pause on battery below this percentage.", low=0, high=100)
     quiet_hours: str = option("", "No training in these hours of the day, local time: 08:00-22:00, or 22:00-07:00 over "
                               "midnight.")
     nice: int = option(0, "Niceness of the process: 19 computes only where nobody else wants to.", low=0, high=19)

@@ -23,7 +23,7 @@ def answer_options(command: F) -> F:
             ("--seed", int, 0, "Seed of sampling."),
             ("--min-p", float, s.min_p, "Leave out tokens less likely than this share of the likeliest."),
             ("--top-p", float, s.top_p, "Sample among the likeliest tokens that make up this probability."),
-            ("--top-k", int, s.top_k, "Sample among so many likeliest tokens; 0: all."),
+            ("--top-k", int, s.top_k, "Sample among the K likeliest tokens; 0: all."),
             ("--temperature", float, s.temperature, "0: always the likeliest token."),
             ("--max-tokens", int, 256, "Tokens of an answer at most.")):
         command = click.option(flag, type=kind, default=default, show_default=True, help=text)(command)
@@ -62,7 +62,7 @@ def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Pat
          click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
                       help="What computes the loss. Answers always come from llama.cpp."),
          click.option("--answers/--no-answers", default=True, help="Also generate answers and count exact ones."),
-         click.option("--limit", type=click.IntRange(1), help="Answer only the first so many rows."),
+         click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, threads_option)
 def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, answers: bool, limit: int | None,
@@ -98,7 +98,7 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
 
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
-         click.option("--raw", is_flag=True, help="Continue PROMPT as it stands, without the chat template."),
+         click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
          threads_option, busy_file_option, runtime_option)
 def generate_command(model: Path, prompt: str, adapter: Path | None, system: str, raw: bool, threads: int,
                      busy_file: Path | None, runtime: str | None, as_json: bool, **options: Any) -> None:

@@ -39,17 +39,17 @@ save_option = click.option("--save", type=click.Path(path_type=Path), callback=i
 
 @cli.group("bench")
 def bench() -> None:
-    """Measure where time goes on this machine: ops alone, a training step, answers through llama.cpp."""
+    """Measure the speed of this machine: ops alone, a training step, answers through llama.cpp."""
 
 
 @command("kernels",
-         click.option("--isa", help="Row of kernels, as edgetune doctor lists them [the best one]."),
+         click.option("--isa", help="Kernel set, as edgetune doctor lists them [the best one]."),
          click.option("--precision", type=click.Choice(["exact", "fast", "int8"]),
                       help="Of products with frozen weights [all three]."),
          click.option("--model", "name", help="Shapes of SmolLM2-135M, Qwen3-0.6B or Llama-3.2-1B [SmolLM2-135M]."),
          click.option("--format", "fmt", help="Weight format [Q4_1]."),
          click.option("--all", "everything", is_flag=True,
-                      help="Every row, model and format that is not named: this takes long."),
+                      help="Every kernel set, model and format that is not named: this takes long."),
          threads_option, save_option, group=bench)
 def kernels_command(isa: str | None, precision: str | None, name: str | None, fmt: str | None, everything: bool,
                     threads: int, save: Path | None, as_json: bool) -> None:

@@ -114,7 +114,7 @@ def info_command(file: Path, as_json: bool) -> None:
 
 
 @command("device", click.option("--root", type=click.Path(path_type=Path), default=Path("/"),
-                                help="Describe the machine whose /proc and /sys lie below this folder."))
+                                help="Describe the machine whose /proc and /sys are below this folder."))
 def device_command(root: Path, as_json: bool) -> None:
     """Say what was detected of this device, which profile matched and why, what overrides it, how warm it is."""
     from ..info import describe_device

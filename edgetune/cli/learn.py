@@ -31,12 +31,12 @@ if TYPE_CHECKING:
                       help="New folder for the adapter."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
                       help="Held-out rows: their loss is watched and the best adapter kept."),
-         click.option("--resume", is_flag=True, help="Go on with the run in the output folder from its last "
-                      "checkpoint, to the same bytes; begin again where it was killed before the first."),
-         click.option("--allow-changed", metavar="NAME", multiple=True, help="With --resume: go on although this is "
-                      "not what the run was started with: data, held-out, base, isa, version or an option's name. "
-                      "Steps done stay as they are and the rest is done with what is given now: an adapter that no "
-                      "uninterrupted run gives; run.json lists what changed."), train_options,
+         click.option("--resume", is_flag=True, help="Continue the run in the output folder from its last "
+                      "checkpoint, to the same bytes; start again if it was killed before the first."),
+         click.option("--allow-changed", metavar="NAME", multiple=True, help="With --resume: continue although this "
+                      "has changed since the run was started: data, held-out, base, isa, version or the name of an "
+                      "option. Steps done stay, the rest uses the new value: the adapter is none that an uninterrupted "
+                      "run would give; run.json lists what changed."), train_options,
          policy_file_option, policy_options, cls=ObjectiveCommand)
 def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, resume: bool,
                   allow_changed: tuple[str, ...], policy_file: Path | None, as_json: bool, **options: Any) -> None:

@@ -178,7 +178,7 @@ def _add_action(action: str, text: str) -> None:
 
 _add_action("cancel", "End JOB; what it has trained is dropped.")
 _add_action("pause", "Save JOB and let it wait for resume.")
-_add_action("resume", "Go on with JOB where it was paused.")
+_add_action("resume", "Continue JOB where it was paused.")
 
 
 # ---- adapters -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class DaemonConfig:
     # what it may take
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].")
-    context: int = option(0, "Tokens that all prompts and answers at work may have together; 0: 4096, or what the "
+    context: int = option(0, "Tokens of all prompts and answers in progress together, at most; 0: 4096, or what the "
                           "model was trained for.", low=0)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
     queue: int = option(64, "Requests that may wait; more are told to come again (429).", low=1)
@@ -45,12 +45,12 @@ class DaemonConfig:
     learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
                         "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"))
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.")
-    learn_rows: int = option(20, "New rows of feedback that are worth a job.", low=1)
+    learn_rows: int = option(20, "New rows of feedback that start a job.", low=1)
     feedback_rows: int = option(20_000, "Pieces of feedback kept at most, half of them waiting to be learned; the "
                                 "oldest that were learned leave first.", low=2)
     feedback_size: int = option(64, "MiB of feedback kept at most, half of them waiting to be learned.", low=1)
-    replay: float = option(1.0, "Earlier rows that are mixed with each new one; all of them are gone through once "
-                           "before.", low=0.0, high=100.0)
+    replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
+                           "rows.", low=0.0, high=100.0)
     canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
 
     def check(self) -> DaemonConfig:

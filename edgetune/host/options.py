@@ -26,10 +26,10 @@ class CompressConfig:
     calibrate_tokens: int = option(16384, "Tokens to calibrate on at most.", low=256)
     measure_tokens: int = option(4096, "Tokens to measure on at most.", low=256)
     # vocabulary
-    vocab: int = option(0, "Trim the vocabulary to so many tokens; 0: keep it.", low=0)
+    vocab: int = option(0, "Trim the vocabulary to this number of tokens; 0: keep it.", low=0)
     vocab_from: str = option("", "Text or rows whose tokens are kept, the most frequent first.")
     # weights taken away
-    drop_blocks: int = option(0, "Drop so many blocks, those without which the answers change least.", low=0)
+    drop_blocks: int = option(0, "Number of blocks to drop: those without which the answers change least.", low=0)
     width: float = option(1.0, "Keep this share of MLP channels and attention groups, those that matter most.",
                           low=0.1, high=1.0)
     # healed
