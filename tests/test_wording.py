@@ -37,7 +37,10 @@ def test_help(path):
     assert found(text) == []
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_docs(page):
     assert found(" ".join(page.read_text("utf-8").split())) == []
 

@@ -37,8 +37,8 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
     """Serve MODEL (a GGUF or a bundle) with OpenAI's API, fine-tune it with the same calls, and show a page at /.
 
     It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
-    adapter takes over only if it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers in progress, save
-    what is trained and end with 0; started again, the daemon continues.
+    adapter takes over only if it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers in progress,
+    save what is trained and end with 0; started again, the daemon continues.
     """
     config, policy = options_of(policy_file, options)
     if missing := [name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify")
