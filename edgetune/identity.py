@@ -26,8 +26,8 @@ Identity = dict[str, Any]
 def identity(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Identity:
     """The options, but of the plan what was decided, whatever decided it: sums are taken in that order."""
     options = {name.replace("_", "-"): value for name, value in trainer.config.to_json().items() if name not in FREE}
-    for name, value in trainer.objective.to_json().items():
-        options["objective" if name == "name" else name.replace("_", "-")] = value
+    options |= {name.replace("_", "-"): value for name, value in trainer.objective.options().items()}
+    options["objective"] = trainer.objective.name
     run, live = trainer.plan.run, trainer.model.shape.n_layer - trainer.plan.run.lowest
     again = {0: "none", live - 1: "block"}.get(live - run.kept, f"{live - run.kept} of {live} blocks")
     plan = {"micro-batch": run.max_tokens, "recompute": again,

@@ -52,7 +52,7 @@ def test_methods() -> None:
     whole = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "rank": 4}}}
     assert method_of({"type": "supervised", "supervised": {"hyperparameters": {"rank": 4}}}, {"n_epochs": 2}) == whole
     assert method_of(None, None) == {"type": "supervised", "supervised": {"hyperparameters": {}}}
-    with pytest.raises(UnsupportedError, match="the method 'dpo' does not exist here; there is supervised"):
+    with pytest.raises(UnsupportedError, match="the method 'dpo' does not exist here; choose from supervised"):
         method_of({"type": "dpo"}, None)
 
 

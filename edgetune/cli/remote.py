@@ -14,6 +14,7 @@ from rich.text import Text
 from ..errors import NotFoundError
 from .app import F, cli, command, given, out, show, train_options
 from .files import shown
+from .objective import ObjectiveCommand, take_objective
 
 JOBS, ADAPTERS = "/v1/fine_tuning/jobs", "/v1/adapters"
 ENDED = ("succeeded", "failed", "cancelled")
@@ -99,17 +100,18 @@ def _outcome(job: dict[str, Any]) -> str:
          click.option("--model", default="", help="What to train, by the daemon's name of it [what it serves]."),
          click.option("--suffix", default="", help="A word for the adapter's name."),
          click.option("--follow", is_flag=True, help="Show how it goes until it ends."),
-         where, train_options, group=jobs)
+         where, train_options, group=jobs, cls=ObjectiveCommand)
 def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow: bool, url: str,
                 key_file: Path | None, as_json: bool, **options: Any) -> None:
     """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has."""
-    asked = given(options)
+    objective = take_objective(options)
+    asked = {**given(options), **objective.options()}
     with connect(url, key_file) as client:
         training, validation = (name and (name if name.startswith("file-") else client.upload(Path(name)))
                                 for name in (data, held_out))
         body = {"model": model or client.get("/v1/device")["model"], "training_file": training,
                 "validation_file": validation, "suffix": suffix or None, "seed": asked.pop("seed", None),
-                "method": {"type": "supervised", "supervised": {"hyperparameters": asked}}}
+                "method": {"type": objective.method, objective.method: {"hyperparameters": asked}}}
         job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
         if follow:
             _follow(client, job["id"], as_json)

@@ -12,6 +12,7 @@ from ..config import TrainConfig
 from . import schemas
 from .completions import TheService
 from .problems import JsonRoute
+from .recipe import objective_of
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", route_class=JsonRoute)
 After = Annotated[str | None, Query(description="The id after which the page begins.")]
@@ -70,6 +71,8 @@ def job_object(job: Any) -> dict[str, Any]:
     """A job in OpenAI's words."""
     config, progress = job.config, job.progress or {}
     eta = progress.get("eta_s")
+    kind = job.method["type"]
+    objective, _ = objective_of(job.method)
     return {
         "id": job.id, "created_at": job.created_at, "started_at": job.started_at, "finished_at": job.finished_at,
         "estimated_finish": int(time.time() + eta) if eta is not None else None, "status": job.status,
@@ -77,7 +80,7 @@ def job_object(job: Any) -> dict[str, Any]:
         "validation_file": job.validation_file, "suffix": job.suffix, "seed": job.seed,
         "hyperparameters": {"n_epochs": config["epochs"], "batch_size": config["batch_size"],
                             "learning_rate_multiplier": _multiplier(job)},
-        "method": {"type": "supervised", "supervised": {"hyperparameters": config}},
+        "method": {"type": kind, kind: {"hyperparameters": {**config, **objective.options()}}},
         "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
     }
 

@@ -101,7 +101,7 @@ class Jobs:
         if len(suffix) > SUFFIX:
             raise UsageError(f"suffix has {len(suffix)} letters", f"use {SUFFIX} at most")
         base, said = self._base_options(model)
-        asked = dict(method[method["type"]]["hyperparameters"])
+        _, asked = recipe.objective_of(method)
         if seed is not None:
             asked["seed"] = seed
         config = recipe.options(base, asked)

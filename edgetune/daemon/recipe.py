@@ -12,6 +12,9 @@ from typing import Any
 from .. import disk
 from ..config import TrainConfig
 from ..errors import DataError, UnsupportedError, UsageError
+from ..objectives.base import Objective, make_objective, objectives
+from ..objectives.sft import Sft
+from ..options import declared
 from ..rows import Row
 from .files import Rows, digest
 from .holdout import MOST, Holdout
@@ -22,16 +25,31 @@ TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
 HELD = "held.jsonl"  # rows to judge by
 ROUNDS = "rounds.json"  # {"established": how many of HELD, its first rows, are of earlier rounds}
 _MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier rounds
-METHODS = ("supervised",)
 
 
 def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None) -> dict[str, Any]:
     """OpenAI's method object, the older `hyperparameters` taken into it. Raises UnsupportedError for another method."""
-    kind = (method or {}).get("type", METHODS[0])
-    if kind not in METHODS:
-        raise UnsupportedError(f"the method {kind!r:.40} does not exist here", f"there is {', '.join(METHODS)}")
+    kind = (method or {}).get("type", Sft.method)
+    known = _by_method()
+    if kind not in known:
+        raise UnsupportedError(f"the method {kind!r:.40} does not exist here", f"choose from {', '.join(known)}")
     inner = ((method or {}).get(kind) or {}).get("hyperparameters") or {}
     return {"type": kind, kind: {"hyperparameters": {**(hyperparameters or {}), **inner}}}
+
+
+def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
+    """What `method_of` gave, as the objective and what is asked of training beside it. Raises UsageError."""
+    kind = _by_method()[method["type"]]
+    asked = dict(method[method["type"]]["hyperparameters"])
+    own: dict[str, Any] = {}
+    for spec in declared(kind):
+        if spec.name in asked:
+            own[spec.name] = _typed(spec.name, asked.pop(spec.name), type(spec.default))
+    return make_objective(kind.name, own), asked
+
+
+def _by_method() -> dict[str, type[Objective]]:
+    return {kind.method: kind for kind in objectives().values()}
 
 
 def options(base: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:

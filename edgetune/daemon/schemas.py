@@ -11,6 +11,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ..config import TrainConfig
+from ..objectives.base import Objective, objectives
+from ..objectives.sft import Sft
+from ..options import declared
 
 T = TypeVar("T")
 
@@ -209,27 +212,36 @@ def _kind(spec: Any) -> Any:
     return Annotated[Whole if kind is int else kind, Field(ge=meta["low"], le=meta["high"])]
 
 
-def _hyperparameters() -> type[Body]:
+def _hyperparameters(objective: type[Objective]) -> type[Body]:
+    """Every option of training, those of the objective, and OpenAI's three."""
+    specs = [*fields(TrainConfig), *declared(objective)]
     named: dict[str, Any] = {spec.name: (_kind(spec) | None, Field(None, description=spec.metadata["help"]))
-                             for spec in fields(TrainConfig)}
-    named["batch_size"] = (_kind(next(spec for spec in fields(TrainConfig) if spec.name == "batch_size")) | Auto | None,
+                             for spec in specs}
+    named["batch_size"] = (_kind(next(spec for spec in specs if spec.name == "batch_size")) | Auto | None,
                            named["batch_size"][1])
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,
                                          Field(None, description="Of the lr that the job would have otherwise."))
-    return create_model("Hyperparameters", __base__=Body, **named)
+    prefix = "" if objective is Sft else objective.method.capitalize()
+    return create_model(f"{prefix}Hyperparameters", __base__=Body, **named)
 
 
-Hyperparameters = _hyperparameters()
+Hyperparameters = _hyperparameters(Sft)
 
 
-class Supervised(Body):
-    hyperparameters: Hyperparameters | None = None  # type: ignore[valid-type]
+def _method() -> type[Body]:
+    """OpenAI's method: the type, and under its name the hyperparameters; one for each objective."""
+    parts: dict[str, Any] = {}
+    for objective in objectives().values():
+        inner = Hyperparameters if objective is Sft else _hyperparameters(objective)
+        named: dict[str, Any] = {"hyperparameters": (inner | None, None)}
+        part = create_model(objective.method.capitalize(), __base__=Body, **named)
+        parts[objective.method] = (part | None, None)
+    parts["type"] = (Literal[tuple(parts)], ...)
+    return create_model("Method", __base__=Body, **parts)
 
 
-class Method(Body):
-    type: Literal["supervised"]
-    supervised: Supervised | None = None
+Method = _method()
 
 
 class JobRequest(Body):
@@ -238,7 +250,7 @@ class JobRequest(Body):
     validation_file: str | None = None
     suffix: str | None = Field(None, description="A part of the adapter's name.")
     seed: Whole | None = None
-    method: Method | None = None
+    method: Method | None = None  # type: ignore[valid-type]
     hyperparameters: Hyperparameters | None = Field(None, description="The older place of those in method.")  # type: ignore[valid-type]
     metadata: Metadata | None = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -246,7 +258,8 @@ class JobRequest(Body):
     def options(self) -> dict[str, Any]:
         """Those that are given, as Jobs.create takes them."""
         given = self.model_dump(exclude_none=True, exclude={"integrations"})
-        inner = (given.get("method") or {}).get("supervised", {}).pop("hyperparameters", {})
+        method = given.get("method", {})
+        inner = method.get(method.get("type"), {}).pop("hyperparameters", {})
         return given | {"hyperparameters": given.get("hyperparameters", {}) | inner}
 
 

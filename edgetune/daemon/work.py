@@ -214,7 +214,7 @@ class Work:
         if serving:
             old = {"id": serving, "path": str(self.adapters.path(serving)),
                    "scores": self.adapters.get(serving).verdict.get("scores", {})}
-        return {"version": __version__, "model": str(self.model), "folder": str(folder),
+        return {"version": __version__, "model": str(self.model), "folder": str(folder), "method": job.method,
                 "policy": asdict(self.policy), "canary": self.canary, "serving": old,
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 

@@ -28,10 +28,11 @@ from ..data import Dataset
 from ..errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
 from ..governor import Governor
 from ..metrics import NAME as METRICS
+from ..objectives.base import Objective
 from ..pace import Yield, be_nice
 from ..persisted import from_json
 from ..policy import Policy
-from .recipe import HELD, TRAIN, held_rows
+from .recipe import HELD, TRAIN, held_rows, objective_of
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
@@ -106,13 +107,14 @@ def work(task: dict[str, Any], words: Words, say: Say) -> dict[str, Any]:
                             "restart the daemon: edgetune was replaced while it ran")
     folder = Path(task["folder"])
     config = from_json(TrainConfig, task["config"], "the task")
+    objective, _ = objective_of(task["method"])
     bundle = open_bundle(task["model"])
     if not is_done(folder / RUN):
         rows, held = apart.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), max_length=config.max_length,
-                                system=config.system or None, overflow=config.overflow)
+                                system=config.system or None, overflow=config.overflow, parser=objective.rows)
         assert rows
         words.saves(True)
-        learn(bundle, rows, held, config, task, words, say)
+        learn(bundle, rows, held, config, objective, task, words, say)
         words.saves(False)
         del rows, held
     gc.collect()
@@ -122,15 +124,16 @@ def work(task: dict[str, Any], words: Words, say: Say) -> dict[str, Any]:
     return {"verdict": judge(bundle, folder, config, task, words)}
 
 
-def learn(bundle: Bundle, rows: Dataset, held: Dataset | None, config: TrainConfig, task: dict[str, Any], words: Words,
-          say: Say) -> None:
+def learn(bundle: Bundle, rows: Dataset, held: Dataset | None, config: TrainConfig, objective: Objective,
+          task: dict[str, Any], words: Words, say: Say) -> None:
     """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
     out = Path(task["folder"]) / RUN
 
     def run(resume: bool) -> None:
         governor = Governor(from_json(Policy, task["policy"], "the task"), device.read_device().profile)
         train.run(bundle, rows, out, config, held_out=held, resume=resume, on_event=say,
-                  should_stop=lambda: words.stopping, governor=governor, busy=lambda: words.busy)
+                  should_stop=lambda: words.stopping, governor=governor, busy=lambda: words.busy,
+                  objective=objective)
 
     if out.exists():
         try:

@@ -73,8 +73,11 @@ class Objective(ABC):
         check_options(self)
         return self
 
+    def options(self) -> dict[str, Any]:
+        return asdict(self)
+
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
+        return {"name": self.name, **self.options()}
 
 
 _registered: dict[str, type[Objective]] = {}
