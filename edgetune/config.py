@@ -48,6 +48,9 @@ class TrainConfig:
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
     system: str = option("", "System message for rows that have none.")
+    markup: str = option("escape", "What text in a message that spells a control token such as <|im_end|> becomes: "
+                         "escape keeps it text, parse makes it the token, so that a message can forge a turn.",
+                         choices=("escape", "parse"))
     # the run
     memory: str = option("", "Memory of the whole process at most, such as 300M or 1.5G, or 25% of what is available "
                          "[75%]. What has to be traded for it is printed.")

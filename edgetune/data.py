@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from . import rows as supervised_rows
 from .errors import DataError, UsageError
@@ -24,6 +26,10 @@ from .packing import pack as pack
 from .rows import Row, RowParser, example, json_type, shape_of
 from .rows import prompt_of as prompt_of
 from .tokens import Tokenizer
+
+STDIN = "-"  # the name by which rows are read from standard input
+LINE_LIMIT = 16 << 20  # bytes of a row
+TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
 
 
 @dataclass(frozen=True)
@@ -66,27 +72,28 @@ def load(
     parser: RowParser = supervised_rows,
 ) -> Dataset:
     """A data file, tokenized: NAME.txt is plain text, cut into documents of max_length tokens; all else is JSON Lines.
+    "-" is JSON Lines from standard input; of files only regular ones are read.
 
     `system` is the system message of rows that have none. `overflow` says what becomes of a longer row: "truncate"
     keeps its start, "skip" leaves it out. `parser` reads the rows, an objective's `rows`. Raises DataError, which names
     the line, for what cannot be used.
     """
     path = Path(path)
+    digest = hashlib.sha256()
+    options = (max_length, system, overflow, parser)
     try:
-        content = path.read_bytes()
+        with _opened(path) as file:
+            rows: Iterable[tuple[str, Row]]
+            if path.suffix.lower() == ".txt":
+                rows = [(path.name, _text(file, path.name, digest))]
+            else:
+                rows = _parse(_lines(file, path.name, digest), path.name)
+            dataset = _build(rows, path.name, tokenizer, *options)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}", "check the path") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})", "name a .jsonl or .txt file") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"line {line} of {path.name} is not UTF-8", "save the file as UTF-8") from None
-    is_text = path.suffix.lower() == ".txt"
-    rows: Iterable[tuple[str, Row]] = [(path.name, text)] if is_text else _parse(text, path.name)
-    options = (max_length, system, overflow, parser)
-    return _build(rows, path.name, hashlib.sha256(content).hexdigest(), tokenizer, *options)
+    return replace(dataset, digest=f"sha256:{digest.hexdigest()}")
 
 
 def load_rows(
@@ -104,13 +111,60 @@ def load_rows(
     except (TypeError, ValueError) as error:
         raise DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts") from None
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
-    options = (max_length, system, overflow, parser)
-    return _build(named, "the data", hashlib.sha256(written.encode()).hexdigest(), tokenizer, *options)
+    dataset = _build(named, "the data", tokenizer, max_length, system, overflow, parser)
+    return replace(dataset, digest=f"sha256:{hashlib.sha256(written.encode()).hexdigest()}")
 
 
-def _parse(text: str, name: str) -> Iterator[tuple[str, Row]]:
+def _opened(path: Path) -> BinaryIO:
+    """A regular file, or standard input where it is asked for by its name; all else might never end, or never begin."""
+    if str(path) == STDIN:
+        return os.fdopen(0, "rb", closefd=False)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind == stat.S_IFREG:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    names = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    what = f"{path} is a {names.get(kind, 'special file')}, not a regular file"
+    raise DataError(what, f"name a .jsonl or .txt file, or {STDIN} to read rows from standard input")
+
+
+def _lines(file: BinaryIO, name: str, digest: hashlib._Hash) -> Iterator[str]:
+    """The lines of a file, read one at a time; `digest` sees all bytes. Raises DataError for one that is no UTF-8 or
+    longer than LINE_LIMIT."""
+    number = 0
+    while line := file.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(line) > LINE_LIMIT:
+            what = f"line {number} of {name} is longer than {LINE_LIMIT >> 20} MiB"
+            raise DataError(what, "write one JSON object a line, and cut what is longer")
+        digest.update(line)
+        yield _decoded(line, number, name)
+
+
+def _text(file: BinaryIO, name: str, digest: hashlib._Hash) -> str:
+    """All of a file of plain text."""
+    size = os.fstat(file.fileno()).st_size
+    if size > TEXT_LIMIT:
+        what = f"{name} has {size >> 20} MiB of text, the limit is {TEXT_LIMIT >> 20}"
+        raise DataError(what, "train on parts of it, or write it as rows of text")
+    content = file.read(TEXT_LIMIT)
+    digest.update(content)
+    return _decoded(content, 1, name)
+
+
+def _decoded(content: bytes, number: int, name: str) -> str:
+    """Bytes that begin in this line of a file as text, without the mark that some editors put first."""
+    try:
+        return content.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line = number + content.count(b"\n", 0, error.start)
+        raise DataError(f"line {line} of {name} is not UTF-8", "save the file as UTF-8") from None
+
+
+def _parse(lines: Iterable[str], name: str) -> Iterator[tuple[str, Row]]:
     """(where, row) of each line that is not blank."""
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"line {number} of {name}"
@@ -128,7 +182,6 @@ def _parse(text: str, name: str) -> Iterator[tuple[str, Row]]:
 def _build(
     rows: Iterable[tuple[str, Row]],
     name: str,
-    digest: str,
     tokenizer: Tokenizer,
     max_length: int,
     system: str | None,
@@ -164,7 +217,7 @@ def _build(
     if not examples:
         what = f"{name} leaves nothing to learn: no row has a supervised token within {max_length} tokens"
         raise DataError(what, "raise max-length" + (", or truncate long rows" if overflow == "skip" else ""))
-    return Dataset(examples, kept, kind, truncated, skipped, f"sha256:{digest}")
+    return Dataset(examples, kept, kind, truncated, skipped, "")
 
 
 def _fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:

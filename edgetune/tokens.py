@@ -5,9 +5,9 @@ the GGUF, rendered under the rules that transformers sets for such templates (sa
 a model sees at inference are `encode(render(messages, tools, add_generation_prompt=True), bos=True)`, here and in
 `serve`.
 
-Text that spells a special token ("<|im_end|>" in a user's message) becomes that token, as it does in llama.cpp's server
-and in transformers: a model trained and served with such text sees the same tokens both times. `encode(special=False)`
-keeps it plain text.
+Text that spells a control token becomes that token where a template wrote it, or where the text is not rendered by one.
+Inside a message ("<|im_end|>" in a user's words) it stays text, in training as in serving (see `markup`); a Tokenizer
+with markup "parse" makes tokens of it, as transformers does. `encode(special=False)` keeps everything text.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ import numpy as np
 from .errors import DataError, UnsupportedError
 from .gguf import Gguf
 from .llamacpp import complaint, load
+from .markup import ControlTokens, Rendered, StandIns
 
 CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+_SPACES = " \t\n\r\v\f"
 _UNMERGED = "\x02"  # no vocabulary merges this control character with its neighbours
 
 
@@ -39,7 +41,8 @@ class Tokenizer:
     `bos`, `eos`, `eot` are token ids or None; `add_bos` says whether the model wants `bos` at the start of a prompt.
     model: a llama_model of that file that is open already and outlives this, so that its vocabulary is held once.
     `chat_template` is the GGUF's (ChatML for a vocabulary that has its two tokens and no template), or None;
-    `tool_template` takes its place where tools are given, if the GGUF has one. Both may be replaced.
+    `tool_template` takes its place where tools are given, if the GGUF has one. Both may be replaced, and so may
+    `markup`: "escape" or "parse", what becomes of control tokens that a message spells.
     Raises UnsupportedError for a tokenizer that llama.cpp does not know or would fail on.
     """
 
@@ -63,6 +66,7 @@ class Tokenizer:
         self._adds_space = self.decode(self.encode(_UNMERGED)) == " " + _UNMERGED
         self.chat_template: str | None = self._stored_template(model, None)
         self.tool_template: str | None = self._stored_template(model, b"tool_use")
+        self.markup = "escape"
         if self.chat_template is None and self._speaks_chatml():
             self.chat_template = CHATML
 
@@ -73,13 +77,24 @@ class Tokenizer:
         the model wants one and the text does not bring it. `continues`: the text goes on after other tokens, so
         SentencePiece vocabularies must not put their space before it. Raises DataError for half a surrogate pair.
         """
-        ids = self._encode(text, special)
-        if continues and self._adds_space:
-            # Behind an unmergeable character the text stands within a text; cut that character and its space off again.
-            ids = self._encode(_UNMERGED + text, special)[len(self._encode(_UNMERGED, special)) :]
+        if special and isinstance(text, Rendered) and self.control.spelled(text, text.plain):
+            ids = self._encode_around(text, continues)
+        else:
+            ids = self._encode_at(text, special, continues)
         if bos and self.add_bos and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)  # type: ignore[arg-type]
         return ids
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        """Those tokens that only a template should write, by their texts."""
+        llama = self._llama
+        kinds = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+        texts = {}
+        for token in range(self.n_vocab):
+            if llama.llama_vocab_get_attr(self._vocab, token) & kinds:
+                texts[llama.llama_vocab_get_text(self._vocab, token).decode("utf-8", "surrogateescape")] = token
+        return ControlTokens(texts)
 
     @cached_property
     def longest(self) -> int:
@@ -111,8 +126,8 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
-    ) -> str:
-        """The conversation as text, as transformers' `apply_chat_template` writes it.
+    ) -> Rendered:
+        """The conversation as text, as transformers' `apply_chat_template` writes it; `encode` knows its messages.
 
         OpenAI's liberties are taken out first, as llama.cpp's server does: null fields are dropped, content given as
         text parts is joined by line breaks, arguments of tool calls given as JSON text become objects.
@@ -127,17 +142,14 @@ class Tokenizer:
         if "tool_calls" not in template and any(message.get("tool_calls") for message in messages):
             raise DataError("the model's chat template has no place for tool calls", "write them as content")
         bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
-        plain = [_plain(message) for message in messages]
-        from .template import fill  # only now: jinja2 takes 6 MiB
+        given: dict[str, Any] = {"messages": [_plain(message) for message in messages], "tools": tools or None}
+        settings = {"add_generation_prompt": add_generation_prompt, "bos_token": bos, "eos_token": eos}
+        from .template import fill, literals  # only now: jinja2 takes 6 MiB
 
-        return fill(
-            template,
-            messages=plain,
-            tools=tools or None,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos,
-            eos_token=eos,
-        )
+        if self.markup == "parse":
+            return Rendered(fill(template, **given, **settings))
+        stand_ins = StandIns(self.control, template, literals, given)
+        return stand_ins.show(fill(template, **stand_ins.hide(given), **settings))
 
     def close(self) -> None:
         """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
@@ -161,6 +173,34 @@ class Tokenizer:
         if not self._free.alive:
             raise ValueError("this Tokenizer is closed")
         return self._vocabulary
+
+    def _encode_at(self, text: str, special: bool, continues: bool) -> list[int]:
+        if continues and self._adds_space:
+            # Behind an unmergeable character the text stands within a text; cut that character and its space off again.
+            return self._encode(_UNMERGED + text, special)[len(self._encode(_UNMERGED, special)) :]
+        return self._encode(text, special)
+
+    def _encode_around(self, text: Rendered, continues: bool) -> list[int]:
+        """The template's control tokens, and what is between them as text, as llama.cpp cuts it."""
+        llama = self._llama
+        ids: list[int] = []
+        end = 0
+        strip_next = False
+        for place, spelled in [*self.control.split(text, text.plain), (len(text), "")]:
+            between = str(text)[end:place]
+            token = self.control.ids.get(spelled)
+            attributes = 0 if token is None else llama.llama_vocab_get_attr(self._vocab, token)
+            if strip_next:
+                between = between.lstrip(_SPACES)
+            if attributes & llama.LLAMA_TOKEN_ATTR_LSTRIP:
+                between = between.rstrip(_SPACES)
+            if between:
+                ids += self._encode_at(between, False, continues and end == 0)
+            if token is not None:
+                ids.append(token)
+            strip_next = bool(attributes & llama.LLAMA_TOKEN_ATTR_RSTRIP)
+            end = place + len(spelled)
+        return ids
 
     def _encode(self, text: str, special: bool) -> list[int]:
         try:

@@ -95,6 +95,7 @@ class Trainer:
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self.bundle.gguf)
+            self._tokenizer.markup = self.config.markup
         return self._tokenizer
 
     def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:

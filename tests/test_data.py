@@ -158,6 +158,7 @@ def test_weight_0_leaves_an_answer_out(tokenizer: Tokenizer):
 
 def test_an_answer_ends_where_generation_would(tokenizer: Tokenizer):
     row = {"prompt": "a <|im_end|> b", "completion": "c <|im_end|> d"}
+    tokenizer.markup = "parse"
     example = only(load_rows([row], tokenizer, max_length=512))
     assert spans(tokenizer, example) == ["c <|im_end|>"]
     user = [{"role": "user", "content": row["prompt"]}]
@@ -337,7 +338,7 @@ def test_bad_tools_and_templates(tokenizer: Tokenizer, bare: Tokenizer):
 def test_bad_files_and_options(tokenizer: Tokenizer, tmp_path: Path):
     with pytest.raises(DataError, match=r"there is no file .*none\.jsonl"):
         load(tmp_path / "none.jsonl", tokenizer, max_length=512)
-    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(DataError, match="is a folder, not a regular file; name a"):
         load(tmp_path, tokenizer, max_length=512)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n \n")

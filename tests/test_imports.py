@@ -7,12 +7,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
-    ["errors", "version"],
-    ["options", "persisted", "llamacpp", "backend", "disk", "template", "procfs", "toml", "child"],
+    ["errors", "version", "meter"],
+    ["options", "persisted", "llamacpp", "backend", "disk", "sandbox", "procfs", "toml"],
     ["arena", "native"],
-    ["config", "device", "gguf", "safetensors", "signature"],
-    ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream", "metrics", "sensors",
-     "policy"],
+    ["config", "child", "template", "device", "gguf", "safetensors", "signature", "markup"],
+    ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream",
+     "metrics", "sensors", "policy"],
     ["rows", "optim", "adapter", "context", "governor", "answers"],
     ["data", "peft", "projection", "objectives", "checkpoint", "merge"],
     ["model"],

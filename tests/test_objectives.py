@@ -209,7 +209,7 @@ def test_rows_are_read_by_the_objective(tiny_llama: Path, pairs_file: Path) -> N
     here = load(pairs_file, tokenizer, max_length=64, parser=Pairs.rows)
     assert [e.group for e in here.examples] == [1 + i // 2 for i in range(16)]
     assert here.kind == "pair"
-    apart_too, none = apart.load(tiny_llama, (pairs_file, None), max_length=64, parser=Pairs.rows)
+    apart_too, none = apart.load(tiny_llama, (pairs_file, None), TrainConfig(max_length=64), parser=Pairs.rows)
     assert none is None
     assert apart_too is not None
     for ours, theirs in zip(here.examples, apart_too.examples, strict=True):

@@ -73,8 +73,7 @@ def load_for_training(model: Path, data: Path, held_out: Path | None, config: Tr
     from ..bundle import open_bundle
     from ..console import note, say
     bundle = open_bundle(model)
-    sets = apart.load(bundle.gguf.path, (data, held_out), max_length=config.max_length, system=config.system or None,
-                      overflow=config.overflow, parser=objective.rows)
+    sets = apart.load(bundle.gguf.path, (data, held_out), config, parser=objective.rows)
     for path, rows in zip((data, held_out), sets, strict=True):
         if console and rows and (rows.truncated or rows.skipped):
             say(console, note(f"{path}: {rows.truncated} rows cut to {config.max_length} tokens, {rows.skipped} left "

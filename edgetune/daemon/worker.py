@@ -8,7 +8,6 @@ refused}. It ends with its parent, at whatever moment that dies; what it had sav
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -17,12 +16,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import __version__, adapter, apart, checkpoint, device, train
 from ..bundle import Bundle, open_bundle
+from ..child import die_with
 from ..config import TrainConfig
 from ..data import Dataset
 from ..errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
@@ -36,7 +35,6 @@ from .recipe import HELD, TRAIN, held_rows, objective_of
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
-_PR_SET_PDEATHSIG = 1
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -81,7 +79,7 @@ def _answer() -> None:
     if not (asked := sys.stdin.readline()):
         os._exit(STOPPED)  # the parent died before it could ask
     task = json.loads(asked)
-    die_with(task["parent"])
+    die_with(task["parent"], STOPPED)
     be_nice(task["policy"]["nice"])
     words = Words()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says so
@@ -110,8 +108,7 @@ def work(task: dict[str, Any], words: Words, say: Say) -> dict[str, Any]:
     objective, _ = objective_of(task["method"])
     bundle = open_bundle(task["model"])
     if not is_done(folder / RUN):
-        rows, held = apart.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), max_length=config.max_length,
-                                system=config.system or None, overflow=config.overflow, parser=objective.rows)
+        rows, held = apart.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), config, objective.rows)
         assert rows
         words.saves(True)
         learn(bundle, rows, held, config, objective, task, words, say)
@@ -177,14 +174,6 @@ def trained_tokens(out: Path) -> int:
     """Of all steps: the lines of steps that were done twice are gone."""
     lines = map(json.loads, (out / METRICS).read_text().splitlines())
     return sum(line["tokens"] for line in lines if line["event"] == "step")
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when the one that started it is gone."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(STOPPED)
 
 
 def _own_stdout() -> Say:
