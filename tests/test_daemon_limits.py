@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import select
 import signal
@@ -349,3 +350,27 @@ def test_metadata_has_openais_limits(model, tmp_path, metadata, says):
         most = {"k" * 63 + chr(97 + i): "x" * 512 for i in range(16)}
         taken = httpx.post(running.url + JOBS, json={**asked, "metadata": most}, timeout=PATIENCE)
         assert taken.status_code == 404  # there is no such file: that was all
+
+
+def test_a_list_of_feedback_reads_only_what_it_shows(model, tmp_path):
+    """Sixteen at once, over a hundred pieces of a quarter of a megabyte each."""
+    with process(model, tmp_path) as running, httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+        for i in range(100):
+            note = {"prompt": f"lamp {i} " + "on " * 80_000, "correction": "on"}
+            assert client.post("/v1/feedback", json=note).status_code == 200
+        time.sleep(2)  # what those took is given back
+        before = running.memory("VmRSS")
+        with ThreadPoolExecutor(16) as pool:
+            shown = [*pool.map(lambda _: httpx.get(running.url + "/v1/feedback", timeout=PATIENCE), range(16))]
+        assert {len(answer.json()["data"]) for answer in shown} == {100}
+        assert all(note["learns"] and note["reason"] for answer in shown for note in answer.json()["data"])
+        assert running.memory("VmHWM") - before < 64 * MIB
+
+
+def test_a_piece_of_feedback_has_a_largest_size(model, tmp_path):
+    with daemon(model, tmp_path / "state") as running:
+        refused = httpx.post(running.url + "/v1/feedback", json={"prompt": "on " * 100_000, "correction": "on"},
+                             timeout=PATIENCE)
+        assert refused.status_code == 413
+        assert re.match(r"the feedback has 300\d+ bytes, at most 262144 ", refused.json()["error"]["message"])
+        assert httpx.get(running.url + "/v1/feedback").json()["data"] == []

@@ -18,53 +18,21 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import DataError, FormatError, TooMuchError, UsageError
 from ..rows import check_row
 from .files import MIB, digest
 from .holdout import MOST, Holdout
+from .notes import HEADING, Heading, Note, Row, Rows, State, heading_of
 from .options import DaemonConfig
 from .store import Store, dump, now
 
-Row = dict[str, Any]
-Rows = list[Row]
 REPLAY_MOST = 2000  # rows read for replay, the latest
 SPARE = 0.01  # of the limits is made free at once, so that not each new piece of feedback looks for room
 JUDGES = """SELECT max(rowid) AS rowid, question, job FROM feedback
             WHERE state = 'used' AND held = 1 GROUP BY question ORDER BY 1"""  # the last answer to each question
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
-State = Literal["new", "used", "aside", "withdrawn", "counted"]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A piece of feedback. row: what there is to learn, None where nothing is. held: it judges and is not learned.
-    state: of the row, as above; counted: there is none. question: digest of what was asked. reason: what becomes of it,
-    one sentence.
-    """
-
-    id: str
-    created_at: int
-    rating: str | None
-    model: str
-    row: Row | None
-    held: bool
-    state: State
-    job: str | None
-    question: str
-
-    @property
-    def reason(self) -> str:
-        if self.row is None:
-            return "nothing to learn: a thumb down says that an answer is wrong, a correction would say what is right"
-        if self.state == "withdrawn":
-            return "taken back by a later word on the same answer"
-        if self.state == "aside":
-            return f"set aside: what {self.job} learned was found worse" if self.job else "this model cannot learn it"
-        if self.held:
-            return "held out: it judges what is learned"
-        return f"learned by {self.job}" if self.state == "used" else "waits to be learned"
 
 
 @dataclass(frozen=True)
@@ -141,6 +109,10 @@ class Feedback:
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[Note]:
         """The newest first, at most `limit` of them, those older than the note `after`. Raises NotFoundError."""
         return self.store.newest("feedback", _note, self.store.before("feedback", after), limit)
+
+    def headings(self, after: str | None = None, limit: int = 100) -> Sequence[Heading]:
+        """The same without their rows, which are not read."""
+        return self.store.newest("feedback", heading_of, self.store.before("feedback", after), limit, columns=HEADING)
 
     def counts(self) -> dict[str, int]:
         """Rows to learn that are new and used, rows that judge (held), rows set aside, and rows taken back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from base64 import b64encode
@@ -14,6 +15,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..errors import NotFoundError, UsageError
@@ -22,6 +24,7 @@ from . import completions, fine_tuning, problems, schemas
 from .bodies import Bodies
 from .completions import Recent, TheService
 from .fine_tuning import After, Limit, job_object, page
+from .notes import Heading
 from .pools import Pools, ThePools
 from .problems import JsonRoute
 from .prometheus import Counted, Metrics
@@ -29,6 +32,7 @@ from .security import Guard, Keys
 from .service import LATEST, Service
 
 PAGE = Path(__file__).with_name("page.html")
+LARGEST_NOTE = 256 << 10  # bytes of a piece of feedback with its conversation, as JSON
 router = APIRouter(route_class=JsonRoute)
 
 
@@ -155,18 +159,22 @@ def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheS
         given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
     else:
         given |= {"prompt": body.prompt, "answer": body.answer or ""}
-    return _note(service.feedback.add(**given))
+    size = len(json.dumps(given))
+    if size > LARGEST_NOTE:
+        raise HTTPException(413, f"the feedback has {size} bytes, at most {LARGEST_NOTE} are kept; training reads far "
+                            "less of a row: send a shorter conversation")
+    return _heading(service.feedback.add(**given).heading)
 
 
 @router.get("/v1/feedback", response_model=schemas.FeedbackPage)
 def list_feedback(service: TheService, after: After = None, limit: Limit = 100) -> Any:
-    found = [_note(note) for note in service.feedback.list(after, limit + 1)]
+    found = [_heading(heading) for heading in service.feedback.headings(after, limit + 1)]
     return {**page(found, limit), "counts": service.feedback.counts()}
 
 
-def _note(note: Any) -> dict[str, Any]:
-    return {"id": note.id, "created_at": note.created_at, "rating": note.rating, "learns": note.row is not None,
-            "reason": note.reason}
+def _heading(heading: Heading) -> dict[str, Any]:
+    return {"id": heading.id, "created_at": heading.created_at, "rating": heading.rating, "learns": heading.learns,
+            "reason": heading.reason}
 
 
 @router.post("/v1/learn", response_model=schemas.Job)

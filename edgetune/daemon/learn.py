@@ -26,9 +26,9 @@ from ..governor import Governor
 from ..policy import read_hours, within
 from ..rows import as_messages
 from ..tickets import Ticket
-from .feedback import Row, Rows
 from .files import Rows as ReadRows
 from .holdout import LEAST
+from .notes import Row, Rows
 
 if TYPE_CHECKING:
     from .jobs import Job

@@ -243,8 +243,11 @@ class Store:
 
     # ---- rows as objects ----------------------------------------------------------------------------------------
 
-    def objects(self, table: str, rows: Iterable[sqlite3.Row], read: Callable[[dict[str, Any]], T]) -> list[T]:
-        """What `read` makes of each row's columns. A row that it cannot read is left out, and told in `damaged`."""
+    def objects(self, table: str, rows: Iterable[sqlite3.Row], read: Callable[[dict[str, Any]], T],
+                whole: bool = True) -> list[T]:
+        """What `read` makes of each row's columns. A row that it cannot read is left out, and told in `damaged`, until
+        the `whole` of it is read without error.
+        """
         found: list[T] = []
         for row in rows:
             key = (table, row[0])
@@ -255,22 +258,23 @@ class Store:
                     self.damaged[key] = f"a row of {table} in {NAME} is damaged and left out ({row[0]!r:.60}): {error}"
                     log.warning("%s", self.damaged[key])
             else:
-                self.damaged.pop(key, None)
+                if whole:
+                    self.damaged.pop(key, None)
         return found
 
     def newest(self, table: str, read: Callable[[dict[str, Any]], T], below: int, limit: int, where: str = "1",
-               *values: Any) -> list[T]:
+               *values: Any, columns: str = "*") -> list[T]:
         """At most `limit` objects of rows below a rowid, the newest first, as many as there are of those that can be
-        read. The first column of the table names a row in `damaged`.
+        read. columns: what `read` needs of a row; the first of them names it in `damaged`.
         """
         found: list[T] = []
         while len(found) < limit:
-            rows = self.read(f"SELECT *, rowid AS place FROM {table} WHERE rowid < ? AND {where} "
+            rows = self.read(f"SELECT {columns}, rowid AS place FROM {table} WHERE rowid < ? AND {where} "
                              "ORDER BY rowid DESC LIMIT ?", below, *values, limit - len(found))
             if not rows:
                 break
             below = rows[-1]["place"]
-            found += self.objects(table, rows, read)
+            found += self.objects(table, rows, read, whole=columns == "*")
         return found
 
     def one(self, table: str, rows: list[sqlite3.Row], read: Callable[[dict[str, Any]], T],
