@@ -54,6 +54,7 @@ class Batch:
     positions: NDArray[np.int32]  # [T]
     starts: NDArray[np.int32]  # [T]
     examples: tuple[Example, ...]  # the documents
+    reference: NDArray[np.float32] | None = None  # [S], log p by the base alone, for an objective that needs it
 
     @cached_property
     def supervised(self) -> NDArray[np.int64]:

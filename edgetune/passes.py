@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 import numpy as np
 
 from .errors import DataError
 from .model import Decoder
 from .objectives.base import Objective, Signal
-from .packing import Batch
+from .packing import Batch, Example, collate, is_supervised
 
 
 @dataclass
@@ -45,12 +46,38 @@ class Measurement:
     metrics: Mapping[str, float]
 
 
-def learn(decoder: Decoder, objective: Objective, batch: Batch, n: float) -> Signal:
+class Reference:
+    """log p by the base, without the adapter, at the supervised positions of examples: computed once for each example.
+
+    Each is computed by itself, so that its value does not depend on its batch: a run that is resumed has the same.
+    In memory: 4 bytes a supervised position.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._known: dict[bytes, np.ndarray] = {}  # the base is one, and its template is in the tokens
+
+    def add_to(self, batch: Batch) -> Batch:
+        found = [self._of(example) for example in batch.examples]
+        return replace(batch, reference=np.concatenate(found))
+
+    def _of(self, example: Example) -> np.ndarray:
+        mask = is_supervised(example.weights)
+        key = sha256(example.tokens.tobytes() + mask.tobytes()).digest()
+        if key not in self._known:
+            with self.decoder.linear.off():
+                self._known[key] = self.decoder.score(collate([example])).copy()
+        return self._known[key]
+
+
+def learn(decoder: Decoder, objective: Objective, batch: Batch, n: float, reference: Reference | None = None) -> Signal:
     """Adds the gradient of the loss, divided by n, to the adapter's.
 
     Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
     objective whose `a` does, but that has not set needs_logp: its gradient would be wrong.
     """
+    if objective.needs_reference:
+        batch = (reference or Reference(decoder)).add_to(batch)
     decoder.forward(batch, keep=True)
     if objective.needs_logp:
         signal = objective.weights(decoder.head_forward(batch), batch)
@@ -64,11 +91,14 @@ def learn(decoder: Decoder, objective: Objective, batch: Batch, n: float) -> Sig
     return signal
 
 
-def measure(decoder: Decoder, objective: Objective, batches: Iterable[Batch]) -> Measurement:
+def measure(decoder: Decoder, objective: Objective, batches: Iterable[Batch],
+            reference: Reference | None = None) -> Measurement:
     """No gradient. Raises DataError where nothing is supervised."""
     totals = Totals()
     n = 0.0
     for batch in batches:
+        if objective.needs_reference:
+            batch = (reference or Reference(decoder)).add_to(batch)
         n += objective.count(batch.examples)
         totals.add(batch, objective.weights(decoder.score(batch), batch))
     if not n:

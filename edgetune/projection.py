@@ -6,7 +6,8 @@ Letters: T tokens, N outputs, K inputs, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,6 +100,16 @@ class Projections:
     def pairs(self) -> dict[str, Pair]:
         """The adapter as views of the arena: training changes them."""
         return {name: Pair(p.a, p.b, p.scale) for name, p in self.adapted.items()}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Forward passes in here are those of the base: no adapter is applied."""
+        adapted = self.adapted
+        self.adapted = {}
+        try:
+            yield
+        finally:
+            self.adapted = adapted
 
     def forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Kept,
                 accumulate: bool = False) -> None:

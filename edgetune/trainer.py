@@ -30,7 +30,7 @@ from .objectives.base import Objective
 from .objectives.sft import Sft
 from .options import make_options
 from .packing import Batch, Example, Lengths, grouped_indices, micro_batches, order, pack
-from .passes import Measurement, Totals, learn, measure
+from .passes import Measurement, Reference, Totals, learn, measure
 from .projection import lora_shapes
 from .stream import sizes
 from .tokens import Tokenizer
@@ -82,6 +82,7 @@ class Trainer:
         self.decoder = Decoder(self.model, self.plan.run, self.ops, self.arena, scale, self.plan.choice.streamed)
         for name, shape in lora_shapes(self.model.shape, self.plan.run).items():
             self.decoder.linear.set_pairs(init_pairs({name: shape}, config.rank, scale, config.seed))
+        self._reference = Reference(self.decoder)
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
         self.steps_done = 0
@@ -172,7 +173,7 @@ class Trainer:
         with self._stoppable(should_stop):
             for number, micro in enumerate(self._micro_batches(examples)):
                 self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
-                totals.add(micro, learn(self.decoder, self.objective, micro, n))
+                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference))
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step, self.total_steps)
         norm = self._update(grad, loss, lr, step)
@@ -217,7 +218,7 @@ class Trainer:
         """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
         """
         with self._stoppable(should_stop):
-            return measure(self.decoder, self.objective, self._micro_batches(examples))
+            return measure(self.decoder, self.objective, self._micro_batches(examples), self._reference)
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         """Before each one, as before each block, a run may stop; here it may also pause: the arena holds nothing."""

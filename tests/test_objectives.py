@@ -16,9 +16,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from test_model import Case, adapted, distance, hf_projection, lora_parameters, make_case, random_example, row_order
 from test_train import OPTIONS, sequences
-from toy_objectives import Focal, Pairs
+from toy_objectives import Focal, Pairs, Preferences
 
 import edgetune
 from edgetune import apart, train
@@ -30,7 +31,7 @@ from edgetune.objectives.base import Objective, make_objective, objectives, read
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
 from edgetune.packing import Batch, Example, collate, lengths_of, micro_batches, pack
-from edgetune.passes import learn, measure
+from edgetune.passes import Reference, learn, measure
 from edgetune.tokens import Tokenizer
 from edgetune.trainer import Trainer
 
@@ -70,9 +71,11 @@ def pairs_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch
     return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
 
 
-def autograd(case: Case, loss_of: Loss) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def autograd(
+    case: Case, loss_of: Loss, peft: PeftModel | None = None
+) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The loss and its gradients by transformers, PEFT and autograd, each document in a pass of its own."""
-    peft = adapted(case)
+    peft = peft or adapted(case)
     logps, weights = [], []
     for example in case.examples:
         tokens = torch.from_numpy(example.tokens).long()
@@ -94,13 +97,15 @@ def flat(grads: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return np.concatenate([part.ravel() for key in sorted(grads) for part in grads[key]])
 
 
-def our_gradient(case: Case, objective: Objective, parts: int) -> tuple[float, np.ndarray]:
+def our_gradient(
+    case: Case, objective: Objective, parts: int, reference: Reference | None = None
+) -> tuple[float, np.ndarray]:
     """Loss and gradient over so many micro-batches."""
     step = np.array_split(np.arange(len(case.examples) // 2), parts)
     batches = [collate(case.examples[2 * pairs[0]:2 * pairs[-1] + 2]) for pairs in step]
     n = objective.count(case.examples)
     case.decoder.arena.flat("dlora").fill(0.0)
-    loss = sum(learn(case.decoder, objective, batch, n).loss for batch in batches) / n
+    loss = sum(learn(case.decoder, objective, batch, n, reference).loss for batch in batches) / n
     return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.linear.adapted.items()})
 
 
@@ -132,6 +137,37 @@ def test_weights_that_depend_on_logp_without_saying_so_are_a_mistake(tmp_path: P
     case = make_case("llama", tmp_path)
     with pytest.raises(ValueError, match="set needs_logp"):
         learn(case.decoder, Hasty(), case.batch, 1.0)
+
+
+def test_gradients_relative_to_the_base_equal_autograd(tmp_path: Path) -> None:
+    """The base's log p with the adapter off, by both; and again from the cache, where the adapter has changed."""
+    case = make_case("qwen3", tmp_path, dropout=0.2)
+    rng = np.random.default_rng(8)
+    case.examples[:] = [replace(random_example(rng, n, case.decoder.shape.n_vocab), group=1 + i // 2)
+                        for i, n in enumerate((31, 24, 20, 9))]
+    peft = adapted(case)
+
+    def dpo_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad(), peft.disable_adapter():
+            base_logps = []
+            for example in case.examples:
+                tokens = torch.from_numpy(example.tokens).long()
+                out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
+                base_logps.append(out.gather(1, tokens[1:, None])[:, 0][torch.from_numpy(example.weights[1:]) != 0])
+        ratios = [logp.sum() - of_base.sum() for logp, of_base in zip(logps, base_logps, strict=True)]
+        margins = [0.3 * (better - worse) for better, worse in zip(ratios[::2], ratios[1::2], strict=True)]
+        return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
+
+    wanted, truth = autograd(case, dpo_loss, peft)
+    reference = Reference(case.decoder)
+    loss, gradient = our_gradient(case, Preferences(beta=0.3), 2, reference)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert distance(gradient, flat(truth)) < 1e-4
+    before = reference.add_to(case.batch).reference
+    case.decoder.arena.flat("lora")[:] *= 3
+    assert case.decoder.linear.adapted
+    assert np.array_equal(Reference(case.decoder).add_to(case.batch).reference, before)
+    assert distance(case.decoder.score(case.batch), before) > 1e-2
 
 
 # ---- what is supervised, what belongs together -----------------------------------------------------------------------
@@ -272,6 +308,21 @@ def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path
 
 
 # ---- the registry ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(bundle.gguf.path)
+    data = load_rows(ROWS, tokenizer, max_length=48, parser=Preferences.rows)
+    config, calls = TrainConfig(**{**OPTIONS, "steps": 6, "batch_size": 3}), iter([False] * 60)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    train.run(bundle, data, whole, config, objective=Preferences(beta=1.0))
+    with pytest.raises(Interrupted, match=r"stopped after step [1-5]"):
+        train.run(bundle, data, out, config, objective=Preferences(beta=1.0), should_stop=lambda: next(calls, True))
+    train.run(bundle, data, out, config, objective=Preferences(beta=1.0), resume=True)
+    assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
+    steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)  # B is zero: the adapter is the base
+    assert steps[-1]["loss"] < 0.6
 
 
 def test_the_registry() -> None:

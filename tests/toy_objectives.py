@@ -75,6 +75,8 @@ class Pairs(Objective):
         return len(examples) / 2
 
     def weights(self, logp: np.ndarray, batch: Batch) -> Signal:
+        if batch.reference is not None:
+            logp = logp - batch.reference
         a = np.zeros(logp.size, np.float32)
         loss, right = 0.0, 0
         parts = list(batch.parts())
@@ -86,3 +88,9 @@ class Pairs(Objective):
             a[bad] = -a[good][0]
             right += margin > 0
         return Signal(a, loss, {"accuracy": (right, len(parts) / 2)})
+
+
+class Preferences(Pairs):
+    """The same relative to the base: the sigmoid loss of DPO (Rafailov et al. 2023)."""
+
+    needs_reference: ClassVar[bool] = True

@@ -49,12 +49,15 @@ class Objective(ABC):
 
     name: on the command line and in run.json; method: in a daemon's job, where it may have OpenAI's name.
     needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
+    needs_reference: whether `batch.reference`, log p by the base without an adapter, is wanted. It is computed once an
+    example.
     rows: the module that reads its rows of data (see `rows.RowParser`).
     """
 
     name: ClassVar[str]
     method: ClassVar[str]
     needs_logp: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
 
     @abstractmethod
