@@ -16,7 +16,8 @@ from .app import F, cli, command, given, out, show, train_options
 from .files import shown
 from .objective import ObjectiveCommand, take_objective
 
-JOBS, ADAPTERS = "/v1/fine_tuning/jobs", "/v1/adapters"
+JOBS = "/v1/fine_tuning/jobs"
+ADAPTERS = "/v1/adapters"
 ENDED = ("succeeded", "failed", "cancelled")
 POLL = 1.0  # seconds
 BASE = "the base alone"

@@ -49,7 +49,8 @@ def _facts(client: Any) -> dict[str, Any]:
 def view(facts: dict[str, Any]) -> RenderableType:
     """The facts as a person reads them."""
     from ..console import table
-    health, found = facts["health"], facts["adapters"]
+    health = facts["health"]
+    found = facts["adapters"]
     colour = "green" if health["status"] == "ok" else "yellow"
     rows: list[list[str | Text]] = [
         ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],

@@ -50,7 +50,9 @@ class Body:
 
     def __init__(self, bodies: Bodies, receive: Receive, limit: int, length: int, spooled: bool) -> None:
         """length: bytes as its head says, 0 where it does not. Raises HTTPException."""
-        self.bodies, self.limit, self._receive = bodies, limit, receive
+        self.bodies = bodies
+        self.limit = limit
+        self._receive = receive
         self._memory = bodies.largest if spooled else limit
         self._held = 0
         self._seen = 0

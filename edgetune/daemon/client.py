@@ -12,7 +12,8 @@ from ..errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
 from .keys import PREFIX
 from .options import DaemonConfig
 
-URL, KEY = "EDGETUNE_URL", "EDGETUNE_KEY"
+URL = "EDGETUNE_URL"
+KEY = "EDGETUNE_KEY"
 UNIX = "unix:"
 DEFAULT = f"http://{DaemonConfig.host}:{DaemonConfig.port}"
 _KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageError}

@@ -116,7 +116,8 @@ class Answer:
     @classmethod
     async def begin(cls, service: Service, pools: Pools, form: _Form, submit: Callable[[Hear], Ticket]) -> Answer:
         """Raises what is wrong with the request. In a thread, for a long prompt takes a while to become tokens."""
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+        loop = asyncio.get_running_loop()
+        pieces = asyncio.Queue[str | None]()
 
         def hear(_ticket: Ticket, piece: str | None) -> None:  # on the batcher's thread
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
@@ -169,7 +170,8 @@ class Answer:
         return f"data: {json.dumps({**self.head, 'object': self.form.chunk, **fields}, ensure_ascii=False)}\n\n"
 
     def _usage(self) -> dict[str, int]:
-        asked, said = self.ticket.prompt_tokens, self.ticket.completion_tokens
+        asked = self.ticket.prompt_tokens
+        said = self.ticket.completion_tokens
         return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
 
 

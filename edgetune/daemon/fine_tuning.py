@@ -69,7 +69,8 @@ def page(found: Sequence[Any], limit: int) -> dict[str, Any]:
 
 def job_object(job: Any) -> dict[str, Any]:
     """A job in OpenAI's words."""
-    config, progress = job.config, job.progress or {}
+    config = job.config
+    progress = job.progress or {}
     eta = progress.get("eta_s")
     kind = job.method["type"]
     objective, _ = objective_of(job.method)

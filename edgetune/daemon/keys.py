@@ -38,7 +38,8 @@ def read_keys(path: Path) -> dict[str, str]:
 
 def _names(path: Path) -> dict[str, str]:
     try:
-        mode, text = path.stat().st_mode, path.read_text("utf-8", "replace")
+        mode = path.stat().st_mode
+        text = path.read_text("utf-8", "replace")
     except OSError as error:
         raise UsageError(f"cannot read the key file {path}: {error.strerror}",
                          "edgetune service key NAME makes one") from None

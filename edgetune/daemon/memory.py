@@ -23,7 +23,8 @@ def give_back() -> None:
 def beside(file: Path) -> int:
     """Bytes of this process that are in memory, but for what it has mapped of `file`."""
     give_back()
-    total, counts = 0, True
+    total = 0
+    counts = True
     for line in text(Path("/proc/self/smaps")).splitlines():
         key, _, value = line.partition(":")
         if key == "Rss" and counts:

@@ -60,7 +60,8 @@ def install(app: FastAPI) -> None:
     """Every way to fail ends in OpenAI's body."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        path, headers = request.url.path, dict(getattr(error, "headers", None) or {})
+        path = request.url.path
+        headers = dict(getattr(error, "headers", None) or {})
         if isinstance(error, HTTPException) and error.status_code in (404, 405):  # of the router: ours is NotFoundError
             error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what exists"
             if methods := _methods(app, path):  # the router names those of the first route only

@@ -35,7 +35,8 @@ class Metrics:
     """Everything that /metrics tells of one service; a separate registry, for an app may have others."""
 
     def __init__(self, service: Service) -> None:
-        self.service, self.registry = service, CollectorRegistry()
+        self.service = service
+        self.registry = CollectorRegistry()
         self.requests = Counter("edgetune_http_requests", "Requests, by route and status.",
                                 ("method", "route", "status"), registry=self.registry)
         self.first = Histogram("edgetune_http_first_byte_seconds", "From a request to the first bytes of its answer.",
@@ -51,7 +52,8 @@ class Metrics:
 
     def collect(self) -> Iterator[Any]:
         """Called by the registry at each scrape."""
-        service, said = self.service, self.service.device()
+        service = self.service
+        said = self.service.device()
         yield _gauge("info", "Version, model, and the adapter in service.", 1, version=__version__, model=service.name,
                      adapter=service.adapters.serving or "")
         yield _gauge("healthy", "1: ok, 0: degraded.", service.health()["status"] == "ok")
@@ -82,10 +84,12 @@ class Counted:
     """Middleware that counts requests and times the first byte of answers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+        self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start, status = time.perf_counter(), 500
+        start = time.perf_counter()
+        status = 500
         first = False
 
         async def watched(message: Message) -> None:

@@ -206,7 +206,8 @@ class Deleted(Answer):
 
 def _kind(spec: Any) -> Any:
     """The type of a field of TrainConfig, with its range."""
-    meta, kind = spec.metadata, type(spec.default)
+    meta = spec.metadata
+    kind = type(spec.default)
     if meta["choices"]:
         return Literal[meta["choices"]]
     return Annotated[Whole if kind is int else kind, Field(ge=meta["low"], le=meta["high"])]

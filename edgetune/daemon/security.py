@@ -107,7 +107,10 @@ class Guard:
     """Lets through what may pass, its body counted, and adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None, bodies: Bodies) -> None:
-        self.app, self.config, self.keys, self.bodies = app, config, keys, bodies
+        self.app = app
+        self.config = config
+        self.keys = keys
+        self.bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -52,7 +52,8 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None) -> None
 def _scratch(folder: Path) -> Iterator[None]:
     """Uploads pass through a nameless file in the state folder: /tmp may lie in memory."""
     disk.private_folder(folder)
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder)
     try:
         yield
     finally:

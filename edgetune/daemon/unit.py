@@ -72,7 +72,8 @@ def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> l
 def _flags(options: Any, *left_out: str) -> Iterator[str]:
     """Every option that is not what it is by default."""
     for spec in fields(options):
-        value, name = getattr(options, spec.name), spec.name.replace("_", "-")
+        value = getattr(options, spec.name)
+        name = spec.name.replace("_", "-")
         if value != spec.default and spec.name not in left_out:
             yield from [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
 
