@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,13 @@ from tiny import write_tiny
 
 from edgetune import TrainConfig
 from edgetune.daemon import learn
-from edgetune.daemon.learn import QUESTIONS, Learner, alike, anchored, course
+from edgetune.daemon.anchors import QUESTIONS, Anchors
+from edgetune.daemon.learn import Learner, alike, anchored, course
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.data import load_rows
 from edgetune.errors import UsageError
+from edgetune.governor import Governor
 from edgetune.policy import Policy
 
 TRAIN = TrainConfig(lr=2e-2, batch_size=4, max_length=96, threads=1)
@@ -109,13 +111,13 @@ def test_learns_and_refuses(service: Service) -> None:
                              "state": "learns when it is told to, not by itself"}
     job = learner.begin()
     assert job.origin == "learn"
-    anchors = learner.anchors(1)
+    anchors = learner.anchors.rows(1)
     texts = [row["text"] for row in anchors if row.get("open")]
     assert 0 < len(texts) <= len(QUESTIONS)
     assert all(any(text.startswith(question) for question in QUESTIONS) for text in texts)
     assert not set(texts) & set(QUESTIONS)  # they go on
-    assert anchors == learner.anchors(1)  # kept
-    more = learner.anchors(len(anchors) + 1)  # the base says other things when it is asked again
+    assert anchors == learner.anchors.rows(1)  # kept
+    more = learner.anchors.rows(len(anchors) + 1)  # the base says other things when it is asked again
     assert more[: len(anchors)] == anchors
     assert len({json.dumps(row) for row in more}) == len(more) > len(anchors)
     assert job.id in learner.why()["state"]
@@ -143,7 +145,7 @@ def test_learns_and_refuses(service: Service) -> None:
 
 
 def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     give(service, range(30))
     job = service.learner.begin()
     service.jobs.cancel(job.id)
@@ -154,7 +156,7 @@ def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.Monkey
 
 
 def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     give(service, range(30))
     long = service.feedback.add(prompt="turn the light " * 200, correction="on")
     job = service.learner.begin()
@@ -165,7 +167,7 @@ def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeyp
 
 def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a job is begun and cancelled, and whatever came in meanwhile."""
-    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     tokenized = []
     monkeypatch.setattr(learn, "load_rows", lambda rows, *args, **options: (
         tokenized.extend(json.dumps(row) for row in rows), load_rows(rows, *args, **options))[1])
@@ -226,9 +228,17 @@ def at(hour: int) -> time.struct_time:
     return time.struct_time((2026, 1, 1, hour, 30, 0, 3, 1, 0))
 
 
+def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct_time],
+               clock: Callable[[], float]) -> Learner:
+    """Another learner, with a policy and clocks of its own."""
+    governor = Governor(policy, None, local=local, clock=clock)
+    return Learner(service.feedback, service.jobs, service.learner.anchors, service.batcher, governor, service.config,
+                   service.stopping, local=local, clock=clock)
+
+
 def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     now, hour = service.batcher.idle_since, 12
-    learner = Learner(service, local=lambda: at(hour), clock=lambda: now)
+    learner = learner_of(service, Policy(govern=False), lambda: at(hour), lambda: now)
     assert learner._hindrance(9) == "waits for 1 more rows of feedback"
     monkeypatch.setattr(learner, "config", DaemonConfig(learn="idle", learn_rows=10))
     assert learner._hindrance(10) == "waits until nobody asks for 10 minutes"
@@ -238,8 +248,7 @@ def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     assert learner._hindrance(10) == "waits for the hours 01:00-06:00"
     hour = 3
     assert learner._hindrance(10) == ""
-    monkeypatch.setattr(service, "policy", Policy(quiet_hours="02:00-04:00"))
-    quiet = Learner(service, local=lambda: at(hour), clock=time.monotonic)
+    quiet = learner_of(service, Policy(quiet_hours="02:00-04:00"), lambda: at(hour), time.monotonic)
     monkeypatch.setattr(quiet, "config", learner.config)
     assert "quiet hours" in quiet._hindrance(10)
 
@@ -251,7 +260,7 @@ def test_the_thread_survives_what_goes_wrong(model: Path, tmp_path: Path, monkey
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.3)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(learn, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     database = tmp_path / "state" / "state.db"
     with opened(model, tmp_path) as service:
         give(service, range(40))
@@ -268,7 +277,7 @@ def test_the_thread_survives_what_goes_wrong(model: Path, tmp_path: Path, monkey
 def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(Learner, "anchors", lambda *_: [])
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     with opened(model, tmp_path, learn="idle", learn_rows=25) as service:
         give(service, range(24))
         assert service.learner.why()["state"] == "waits for 1 more rows of feedback"

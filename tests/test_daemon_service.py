@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import stat
@@ -14,6 +15,7 @@ from services import ROWS, SMALL, open_service, until, upload
 from tiny import write_tiny
 
 from edgetune.daemon import memory
+from edgetune.daemon import service as service_module
 from edgetune.errors import FormatError, NotFoundError, UsageError
 
 APP = """
@@ -45,6 +47,17 @@ def test_an_app_embeds_it_without_the_extra(tmp_path: Path) -> None:
     assert (status, rest) == ("succeeded", ["True", "True", "ok"])
     assert result.startswith("ft:tiny:app:")
     assert done.stdout.split("\n")[1] == "[]"
+
+
+def test_the_service_alone_puts_its_parts_together() -> None:
+    """None of them knows it, not even by its type; the jobs' table knows only the database."""
+    imports = {}
+    for path in Path(service_module.__file__).parent.glob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        imports[path.stem] = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1}
+    for part in ("store", "files", "adapters", "feedback", "jobs", "job_table", "work", "learn", "worker", "gate"):
+        assert "service" not in imports[part], part
+    assert imports["job_table"] == {"store"}
 
 
 def test_models_and_who_answers(tmp_path: Path) -> None:

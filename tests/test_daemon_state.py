@@ -32,7 +32,7 @@ CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and a daemon's state: two files, two jobs that succeeded, their adapters, the second in
-    service, and a job that is paused. Read only: copy it.
+    service, a job that is paused, and three pieces of feedback. Read only: copy it.
     """
     folder = tmp_path_factory.mktemp("made")
     with open_service(folder) as service:
@@ -44,6 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paused = service.jobs.create("tiny", upload(service), hyperparameters=LONG)
         service.jobs.pause(paused.id)
         until(lambda: service.jobs.running is None)
+        for number in range(3):
+            service.feedback.add(prompt=f"lamp {number}", answer="off", correction="on", model="tiny")
     return folder
 
 
@@ -278,8 +280,10 @@ BROKEN = ["files SET bytes = 'many'", "files SET created_at = 1.5", "files SET n
           "adapters SET verdict = 'true'", "adapters SET verdict = ''", "adapters SET created_at = 'x'",
           "adapters SET job = x'00'", "events SET data = '{'", "events SET level = 'loud'", "events SET data = '3'",
           "checkpoints SET metrics = '{'", "checkpoints SET step = 'x'", "service SET at = 'x'",
-          "service SET cause = x'ff'"]
-LISTS = {"files": "/v1/files?limit=1", "jobs": "/v1/fine_tuning/jobs?limit=1", "adapters": "/v1/adapters?limit=1"}
+          "service SET cause = x'ff'", "feedback SET rating = 5", "feedback SET created_at = 'x'",
+          "feedback SET state = 'lost'"]
+LISTS = {"files": "/v1/files?limit=1", "jobs": "/v1/fine_tuning/jobs?limit=1", "adapters": "/v1/adapters?limit=1",
+         "feedback": "/v1/feedback?limit=1"}
 
 
 @pytest.mark.parametrize("broken", BROKEN)

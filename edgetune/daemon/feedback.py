@@ -17,10 +17,11 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import DataError, FormatError, TooMuchError, UsageError
+from ..persisted import from_json
 from ..rows import check_row
 from .files import MIB, digest
 from .holdout import MOST, Holdout
@@ -341,5 +342,6 @@ def _note(columns: Mapping[str, Any]) -> Note:
         row = _read(columns["row"]) if columns["row"] else None
     except DataError as error:
         raise FormatError(error.what) from None
-    return Note(columns["id"], columns["created_at"], columns["rating"], columns["model"], row, bool(columns["held"]),
-                columns["state"], columns["job"], columns["question"] or "")
+    said = {spec.name: columns[spec.name] for spec in fields(Note)}  # an older database has more columns
+    said.update(row=row, held=bool(columns["held"]), question=columns["question"] or "")
+    return from_json(Note, said, "the row")

@@ -109,6 +109,11 @@ class JobTable:
         is_ended = "finished_at IS NOT NULL" if ended else "finished_at IS NULL"
         return {row["id"] for row in self.store.read(f"SELECT id FROM jobs WHERE {is_ended}")}
 
+    def unfinished(self, origin: str) -> str | None:
+        """A job of this origin that has not ended."""
+        found = self.store.read("SELECT id FROM jobs WHERE origin = ? AND finished_at IS NULL", origin)
+        return str(found[0]["id"]) if found else None
+
     def events(self, id: str, after: str | None, limit: int) -> Sequence[dict[str, Any]]:
         """The latest first, as OpenAI has them."""
         return self._of_job("events", _event, id, "ftevent-", after, limit)

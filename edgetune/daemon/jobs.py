@@ -153,6 +153,10 @@ class Jobs:
         id = self._work.job
         return self.get(id) if id else None
 
+    def unfinished(self, origin: str) -> str | None:
+        """The id of a job of this origin that has not ended."""
+        return self.table.unfinished(origin)
+
     def get(self, id: str) -> Job:
         """Raises NotFoundError."""
         return self._with_progress(self.table.get(id))

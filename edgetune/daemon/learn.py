@@ -8,7 +8,6 @@ writes about them, which keep what it says elsewhere as it was.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
@@ -16,23 +15,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import disk
+from ..batching import Batcher
 from ..data import load_rows
-from ..device import read_device
 from ..errors import DataError, DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ..governor import Governor
 from ..policy import read_hours, within
 from ..rows import as_messages
-from ..tickets import Ticket
-from .files import Rows as ReadRows
+from .anchors import Anchors
+from .feedback import Feedback
 from .holdout import LEAST
+from .job_table import Job
+from .jobs import Jobs
 from .notes import Row, Rows
-
-if TYPE_CHECKING:
-    from .jobs import Job
-    from .service import Service
+from .options import DaemonConfig
 
 log = logging.getLogger("edgetune.daemon")
 SUFFIX = "learned"  # of the adapters that come of it
@@ -41,35 +38,30 @@ CHECK_SECONDS = 5.0
 RETRY_SECONDS = 60.0  # after the disk refused, or something broke
 PASSES = 2  # through what is new
 ROWS_AN_ANCHOR = 5  # after so many rows comes an anchor
-TEXT_TOKENS, ANSWER_TOKENS = 64, 192  # of an anchor at most; a text goes on, an answer must have ended
-SHEETS = 8  # of anchors at most, for the longest lives: each holds what the base says to all QUESTIONS, drawn again
-QUESTIONS = (
-    "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",
-    "Why do leaves turn yellow in autumn? Answer briefly.", "Give me one idea for a rainy afternoon.",
-    "Who invented the printing press, and why did it matter?", "Write two sentences to a neighbour about noise.",
-    "How does a bicycle stay upright?", "What is supply and demand, in a sentence or two?",
-    "Name three things to pack for the mountains.", "Describe a busy market in one sentence.",
-    "What is the difference between weather and climate?", "Write two lines about the first snow.",
-    "Why do cats purr?", "What is an atom made of?", "How can a small town save energy? Answer briefly.",
-    "What is the largest ocean?")
 
 
 class Learner:
     """Begins jobs over feedback, and says of each row what came of it. For any number of threads.
 
-    trouble: what is wrong with learning by itself, in a sentence for the daemon's health, or "". local, clock: as
-    Governor's. Raises UsageError for a policy that this machine cannot keep.
+    jobs, anchors: where its jobs go, and what is mixed into their rows. governor: says when the machine has no place
+    for a job. local, clock: as the governor's. trouble: what is wrong with learning by itself, in a sentence for the
+    daemon's health, or "".
     """
 
-    def __init__(self, service: Service, local: Callable[[], time.struct_time] = time.localtime,
+    def __init__(self, feedback: Feedback, jobs: Jobs, anchors: Anchors, batcher: Batcher, governor: Governor,
+                 config: DaemonConfig, stopping: threading.Event, *,
+                 local: Callable[[], time.struct_time] = time.localtime,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self.service = service
-        self.feedback = service.feedback
-        self.config = service.config
+        self.feedback = feedback
+        self.jobs = jobs
+        self.anchors = anchors
+        self.batcher = batcher
+        self.governor = governor
+        self.config = config
+        self.stopping = stopping
         self.local = local
         self.clock = clock
         self.trouble = ""
-        self.governor = Governor(service.policy, read_device().profile, local=local, clock=clock)
         self._failed: tuple[int, str] | None = None  # rows that waited when a job came to nothing, and why it did
         self._again_at = 0.0  # on the machine's clock
         self._takeable: set[str] = set()  # notes that wait, of which the model can learn
@@ -77,13 +69,13 @@ class Learner:
         self._thread = threading.Thread(target=self._loop, name="learn", daemon=True)
 
     def start(self) -> None:
-        self.service.jobs.on_done.append(self._settle)
+        self.jobs.on_done.append(self._settle)
         self._settle_ended()
         if self.config.learn != "off":
             self._thread.start()
 
     def stop(self) -> None:
-        self.service.stopping.set()
+        self.stopping.set()
         if self._thread.ident:
             self._thread.join()
 
@@ -113,10 +105,10 @@ class Learner:
             if len(lesson.held) < LEAST:
                 raise UsageError(f"{len(lesson.held)} rows of feedback judge, {LEAST} are needed",
                                  "correct more answers: one in five is held out")
-            seed = self.service.train.seed
+            seed = self.jobs.train.seed
             rows = course(lesson.new, lesson.earlier, self.config.replay, seed)
-            rows = anchored(rows, self.anchors(len(rows) // ROWS_AN_ANCHOR), seed)
-            job = self.service.jobs.create_from_rows(alike(rows), alike(lesson.held), suffix=SUFFIX, hyperparameters={
+            rows = anchored(rows, self.anchors.rows(len(rows) // ROWS_AN_ANCHOR), seed)
+            job = self.jobs.create_from_rows(alike(rows), alike(lesson.held), suffix=SUFFIX, hyperparameters={
                 "epochs": 1.0, "steps": 0, "shuffle": False}, metadata={
                 "new": str(len(lesson.new)), "earlier": str(len(lesson.earlier)), "held": str(len(lesson.held))},
                 origin="learn", established=len(lesson.established))
@@ -136,7 +128,7 @@ class Learner:
     # ---- when ---------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while not self.service.stopping.wait(CHECK_SECONDS):
+        while not self.stopping.wait(CHECK_SECONDS):
             if time.monotonic() >= self._again_at:
                 self._look()
 
@@ -170,17 +162,18 @@ class Learner:
 
     def _hindrance(self, waiting: int) -> str:
         """Why no job begins by itself now, in a sentence; "": nothing is in the way."""
-        needed, trouble = self.config.learn_rows, self.service.jobs.trouble
+        needed = self.config.learn_rows
         if job := self._unfinished():
             return f"learns: {job}"
         if waiting < needed:
             return f"waits for {needed - waiting} more rows of feedback"
         if self._failed and waiting <= self._failed[0]:
             return f"waits for more feedback, since {self._failed[1]}"
-        return trouble or self._too_early() or self._too_much()
+        return self.jobs.trouble or self._too_early() or self._too_much()
 
     def _too_early(self) -> str:
-        local, batcher = self.local(), self.service.batcher
+        local = self.local()
+        batcher = self.batcher
         if self.config.learn == "nightly":
             hours = self.config.learn_hours
             awaited = not within(local.tm_hour * 60 + local.tm_min, read_hours("learn-hours", hours))
@@ -190,15 +183,14 @@ class Learner:
 
     def _too_much(self) -> str:
         """For the machine, by the policy."""
-        if not self.service.policy.govern:
+        if not self.governor.policy.govern:
             return ""
         self.governor.look()
         state = self.governor.state
         return f"waits: {state.cause}" if state.action == "pause" else ""
 
     def _unfinished(self) -> str | None:
-        found = self.service.store.read("SELECT id FROM jobs WHERE origin = 'learn' AND finished_at IS NULL")
-        return found[0]["id"] if found else None
+        return self.jobs.unfinished("learn")
 
     # ---- what ---------------------------------------------------------------------------------------------------
 
@@ -206,8 +198,8 @@ class Learner:
         """Set aside what this model's template or context does not take: a single row of it would fail each job. A row
         is tokenized for that once.
         """
-        tokenizer = self.service.served.tokenizer
-        train = self.service.train
+        tokenizer = self.batcher.served.tokenizer
+        train = self.jobs.train
         notes = self.feedback.fresh()
         known = self._takeable
         self._takeable = {note.id for note in notes}
@@ -221,59 +213,10 @@ class Learner:
                 self.feedback.set_aside(note.id)
                 self._takeable.discard(note.id)
 
-    def anchors(self, count: int) -> Rows:
-        """So many or more, if SHEETS hold them: how the base goes on from QUESTIONS as text, and what it answers."""
-        rows: list[Row] = []
-        for sheet in range(SHEETS):
-            if len(rows) < count:
-                rows += self._sheet(sheet)
-        return rows
-
-    def _sheet(self, sheet: int) -> Rows:
-        """Made once, and kept."""
-        path = self.config.folder() / f"anchors-{self.service.bundle.fingerprint[-8:]}-{sheet}.jsonl"
-        if not path.exists():
-            together = max(min(self.config.parallel // 2, self.config.queue), 1)  # people are answered meanwhile
-            numbers = range(sheet * len(QUESTIONS), (sheet + 1) * len(QUESTIONS))
-            groups = [numbers[i : i + together] for i in range(0, len(QUESTIONS), together)]
-            rows = [row for make in (self._texts, self._answers) for group in groups for row in make(group)]
-            self._check_running()  # else an answer may have ended early
-            with disk.replaced(path) as beside:
-                beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return [*ReadRows(path)]
-
-    def _drawn(self, seed: int) -> dict[str, Any]:
-        """Options of an answer by the base, each as likely as the base finds it."""
-        return {"model": self.service.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed,
-                "on_piece": self._check_running}
-
-    def _check_running(self, _ticket: Ticket | None = None, _piece: str | None = None) -> None:
-        """Ends an answer of the base when the service stops; who waits for it gets the error."""
-        if self.service.stopping.is_set():
-            raise Interrupted("the daemon stops", "ask again when it is back")
-
-    def _texts(self, group: range) -> Rows:
-        """Those that go on."""
-        tickets = [self.service.generate(_question(i), max_tokens=TEXT_TOKENS, **self._drawn(i)) for i in group]
-        texts = [(_question(i), ticket.text()) for i, ticket in zip(group, tickets, strict=True)]
-        return [{"text": question + text, "open": True} for question, text in texts if text]
-
-    def _answers(self, group: range) -> Rows:
-        """Those that ended. With a system message of their own, where training would give them the one of the rows."""
-        if self.service.served.tokenizer.chat_template is None:
-            return []
-        own = [{"role": "system", "content": "Answer the question."}] if self.service.train.system else []
-        asked = [[*own, {"role": "user", "content": _question(i)}] for i in group]
-        tickets = [self.service.chat(messages, max_tokens=ANSWER_TOKENS, **self._drawn(i))
-                   for messages, i in zip(asked, group, strict=True)]
-        answers = [(ticket.text(), ticket.finish) for ticket in tickets]
-        return [{"messages": [*messages, {"role": "assistant", "content": answer}]}
-                for messages, (answer, finish) in zip(asked, answers, strict=True) if finish == "stop"]
-
     def _settle_ended(self) -> None:
         """Jobs that ended and nobody has said so yet, be it because the daemon ended as well."""
         for id in self.feedback.unsettled():
-            if (job := self.service.jobs.get(id)).finished_at is not None:
+            if (job := self.jobs.get(id)).finished_at is not None:
                 self._settle(job)
 
     def _settle(self, job: Job) -> None:
@@ -310,9 +253,6 @@ def anchored(rows: Sequence[Row], anchors: Sequence[Row], seed: int) -> Rows:
             mixed.append(next(following))
     return mixed
 
-
-def _question(number: int) -> str:
-    return QUESTIONS[number % len(QUESTIONS)]
 
 
 def alike(rows: Sequence[Row]) -> Sequence[Row]:

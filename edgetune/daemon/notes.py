@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..persisted import from_json
+
 Row = dict[str, Any]
 Rows = list[Row]
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
@@ -67,6 +69,5 @@ class Note:
 
 
 def heading_of(columns: Mapping[str, Any]) -> Heading:
-    """Of the columns HEADING."""
-    return Heading(columns["id"], columns["created_at"], columns["rating"], columns["state"], bool(columns["held"]),
-                   columns["job"], bool(columns["learns"]))
+    """Of the columns HEADING. Raises FormatError."""
+    return from_json(Heading, {**columns, "held": bool(columns["held"]), "learns": bool(columns["learns"])}, "the row")

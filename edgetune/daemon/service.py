@@ -23,6 +23,7 @@ from ..batching import KEPT, Batcher
 from ..bundle import open_bundle
 from ..config import TrainConfig
 from ..device import read_device, rss
+from ..governor import Governor
 from ..policy import Policy
 from ..sensors import Sensors
 from ..serve import Served
@@ -30,6 +31,7 @@ from ..tickets import Ticket
 from . import memory
 from .adapters import LATEST as LATEST
 from .adapters import Adapters
+from .anchors import Anchors
 from .feedback import Feedback
 from .files import Files
 from .holdout import open_holdout
@@ -80,7 +82,7 @@ class Service:
             self.holdout = open_holdout(folder)
             self.feedback = Feedback(self.store, self.holdout, self.config)
             self.jobs = self._jobs(folder)
-            self.learner = Learner(self)
+            self.learner = self._learner(folder)
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
@@ -94,6 +96,14 @@ class Service:
         work = Work(table, runs, self.adapters, self.batcher, model=self.path, policy=self.policy,
                     canary=self.config.canary, left_for_training=self.left_for_training, stopping=self.stopping)
         return Jobs(table, runs, work, self.files, self.adapters, self.train, self.holdout)
+
+    def _learner(self, folder: Path) -> Learner:
+        chats = self.served.tokenizer.chat_template is not None
+        anchors = Anchors(self.generate, self.chat if chats else None, name=self.name, folder=folder,
+                          fingerprint=self.bundle.fingerprint, together=min(self.config.parallel // 2,
+                          self.config.queue), system=bool(self.train.system), stopping=self.stopping)
+        governor = Governor(self.policy, read_device().profile)
+        return Learner(self.feedback, self.jobs, anchors, self.batcher, governor, self.config, self.stopping)
 
     def _open_model(self) -> None:
         here = read_device()
