@@ -25,7 +25,7 @@ from ..persisted import from_json
 from ..rows import check_row
 from .files import MIB, digest
 from .holdout import MOST, Holdout
-from .notes import HEADING, Heading, Note, Row, Rows, State, heading_of
+from .notes import HEADING, Heading, Note, Rating, Row, Rows, State, heading_of
 from .options import DaemonConfig
 from .store import Store, dump, now
 
@@ -67,7 +67,7 @@ class Feedback:
         self._name_questions()
 
     def add(self, *, messages: Sequence[Mapping[str, Any]] | None = None, prompt: str | None = None, answer: str = "",
-            rating: str | None = None, correction: str | None = None, model: str = "",
+            rating: Rating | None = None, correction: str | None = None, model: str = "",
             tools: Sequence[Mapping[str, Any]] | None = None) -> Note:
         """Feedback for an answer to messages (and tools), or to a prompt.
 

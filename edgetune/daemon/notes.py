@@ -10,6 +10,7 @@ from ..persisted import from_json
 
 Row = dict[str, Any]
 Rows = list[Row]
+Rating = Literal["up", "down"]
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
 HEADING = "id, created_at, rating, state, held, job, row IS NOT NULL AS learns"  # what a list shows of it
 
@@ -22,7 +23,7 @@ class Heading:
 
     id: str
     created_at: int
-    rating: str | None
+    rating: Rating | None
     state: State
     held: bool
     job: str | None
@@ -51,7 +52,7 @@ class Note:
 
     id: str
     created_at: int
-    rating: str | None
+    rating: Rating | None
     model: str
     row: Row | None
     held: bool
