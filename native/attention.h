@@ -68,7 +68,7 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
 }
 
 #include "attention_float.h"
-#ifdef __AVX512BF16__
+#ifdef ET_BF16_PRODUCTS /* whose packing for attention is AVX-512's so far */
 #include "attention_strips.h"
 #include "attention_bf16.h"
 #define ATTENTION(pass, a)                                                                                             \

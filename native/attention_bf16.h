@@ -115,12 +115,12 @@ static void each_query_block(const struct attention *a, int task, int thread,
     struct queries b = {.g = task / parts % a->G, .heads = min_int(heads, group - part * heads)};
     b.h = b.g * group + part * heads;
     uint8_t before[TILE_STATE];
-    products_begin(before);
+    bf16_begin(before);
     for (b.q = next_block(a, begin); b.q < min_int(begin + BQ, a->T); b.q += b.nq) {
         b.nq = block_tokens(a, b.q);
         block(a, &w, b);
     }
-    products_end(before);
+    bf16_end(before);
 }
 
 static void forward_begin(const struct attention *a, const struct work *w, struct queries b) {
@@ -315,12 +315,12 @@ static void dkv_task(void *arg, int task, int thread) {
     struct keys b = {.g = task % a->G, .k_rows = (bf16 *)w.rest, .v_rows = (bf16 *)(w.rest + n), .dk = sums,
                      .dv = sums + BK * w.ld, .base = base, .delta = base + BQ};
     uint8_t before[TILE_STATE];
-    products_begin(before);
+    bf16_begin(before);
     for (b.k = next_block(a, begin); b.k < min_int(begin + BK, a->T); b.k += b.nk) {
         b.nk = block_tokens(a, b.k);
         dkv_block(a, &w, &b);
     }
-    products_end(before);
+    bf16_end(before);
 }
 
 static void attention_forward_bf16(struct attention *a) { et_parallel(a->ctx, forward_task, a, query_tasks(a)); }

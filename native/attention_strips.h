@@ -1,5 +1,5 @@
-/* What attention in bf16 is made of: products of strips, packing, and scores. A product is a strip: up to STRIP rows of A,
- * as they lie, by B in pairs (bf16.h). Exponents are to base 2: p = 2^(s * exponent - base), base being what stands for the
+/* What attention in bf16 is made of: packing, and scores. A product (strip_product in bf16.h) is a strip: up to STRIP rows
+ * of A, as they lie, by B in pairs. Exponents are to base 2: p = 2^(s * exponent - base), base being what stands for the
  * maximum or for lse. */
 
 enum { STRIP = 32, HEADS = 4 }; /* more heads at a time would save no packing to speak of */
@@ -8,84 +8,6 @@ _Static_assert(BQ % STRIP == 0 && VL == 16, "whole strips; whole vectors");
 static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 static inline int whole_strips(int n) { return ceil_div(n, STRIP) * STRIP; }
-
-/* ---- products ---------------------------------------------------------------------------------------------- */
-
-/* c [rows, N] (accumulate: +)= a [rows, K] . b, b [K / 2, N] in pairs; rows are at most STRIP, N and K whole strips.
- * Reads and writes all rows of the strip. Only between products_begin and products_end. */
-static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
-                          int rows, int N, int K, int accumulate);
-
-#ifdef __AMX_BF16__
-
-static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
-                          int rows, int N, int K, int accumulate) {
-    const size_t c_stride = (size_t)ldc * 4, a_stride = (size_t)lda * 2, b_stride = (size_t)ldb * 4;
-    for (int n = 0; n < N; n += 32, c += 32, b += 32) {
-        if (accumulate) {
-            _tile_loadd(0, c, c_stride);
-            _tile_loadd(1, c + 16, c_stride);
-            _tile_loadd(2, c + 16 * ldc, c_stride);
-            _tile_loadd(3, c + 16 * ldc + 16, c_stride);
-        } else
-            bf16_zero();
-        for (int k = 0; k < K; k += 32) {
-            _tile_loadd(4, a + k, a_stride);
-            _tile_loadd(6, b + k / 2 * ldb, b_stride);
-            _tile_loadd(7, b + k / 2 * ldb + 16, b_stride);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            if (rows > 16) {
-                _tile_loadd(5, a + 16 * lda + k, a_stride);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-        }
-        bf16_store(c, (size_t)ldc);
-    }
-}
-
-static void products_begin(uint8_t before[TILE_STATE]) { bf16_begin(before); }
-static void products_end(const uint8_t before[TILE_STATE]) { bf16_end(before); }
-
-#else
-
-enum { PART = 8 }; /* rows whose sums are registers */
-
-static inline __attribute__((always_inline)) void part_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda,
-                                                               const float *b, ptrdiff_t ldb, int K, int accumulate) {
-    vec acc[PART][2];
-    UNROLL for (int i = 0; i < PART; i++) {
-        acc[i][0] = accumulate ? vload(c + i * ldc) : splat(0.0f);
-        acc[i][1] = accumulate ? vload(c + i * ldc + VL) : splat(0.0f);
-    }
-    for (int k = 0; k < K; k += 2, b += ldb) {
-        __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + VL);
-        UNROLL for (int i = 0; i < PART; i++) {
-            int32_t pair;
-            memcpy(&pair, a + i * lda + k, 4);
-            __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-            acc[i][0] = (vec)_mm512_dpbf16_ps((__m512)acc[i][0], x, (__m512bh)b0);
-            acc[i][1] = (vec)_mm512_dpbf16_ps((__m512)acc[i][1], x, (__m512bh)b1);
-        }
-    }
-    UNROLL for (int i = 0; i < PART; i++) {
-        vstore(c + i * ldc, acc[i][0]);
-        vstore(c + i * ldc + VL, acc[i][1]);
-    }
-}
-
-static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
-                          int rows, int N, int K, int accumulate) {
-    for (int n = 0; n < N; n += 2 * VL)
-        for (int i = 0; i < rows; i += PART)
-            part_product(c + i * ldc + n, ldc, a + i * lda, lda, b + n, ldb, K, accumulate);
-}
-
-static void products_begin(uint8_t before[TILE_STATE]) { (void)before; }
-static void products_end(const uint8_t before[TILE_STATE]) { (void)before; }
-
-#endif
 
 /* ---- packing ----------------------------------------------------------------------------------------------- */
 

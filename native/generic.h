@@ -24,6 +24,18 @@ static inline void vstore(float *p, vec v) { *(vec_unaligned *)p = v; }
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+/* For loops that do nothing but multiply and add (peak.h). Sums are made opaque to the compiler, before the loop, as it would make one of all that are equal, and behind it, as it
+ * would leave the loop out; and so is a factor in it, for the product not to be taken out of the loop. */
+#if defined __x86_64__ || defined __i386__
+#define OPAQUE(x) __asm__ volatile("" : "+v"(x))
+#elif defined __aarch64__
+#define OPAQUE(x) __asm__ volatile("" : "+w"(x))
+#else
+#define OPAQUE(x) __asm__ volatile("" : "+m"(x))
+#endif
+
+enum { PEAK_SUMS = 12 }; /* enough to hide an addition's latency on two units, and few enough for 16 registers */
+
 #define OP(name, args) static void name args;
 ET_OPS(OP)
 #undef OP
@@ -35,9 +47,7 @@ ET_OPS(OP)
 #include "product.h"
 #include "float32.h"
 #include "int8.h"
-#ifdef __AVX512BF16__
 #include "bf16.h"
-#endif
 #include "matmul.h"
 #include "peak.h"
 #include "weights.h"

@@ -23,7 +23,7 @@ _Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must f
 static int rows_a_task(const struct product *p) { return p->kernel->strips * p->kernel->rows; }
 
 /* What is fast, and whether bytes are faster yet where a gradient may be rounded to them. */
-#ifdef __AVX512BF16__
+#ifdef ET_BF16_PRODUCTS
 #define FAST_KERNEL bf16_kernel
 #define FAST_BACKWARD_INT8 0 /* bytes are twice as fast at most, but bf16 and they together miss et.h's 0.9995 */
 #else

@@ -1,17 +1,5 @@
 /* Loops that do nothing but multiply and add in registers: what a core could do at most, beside which products are judged.
- * Each returns its operations, two for a multiplication and its sum. */
-
-/* Sums are made opaque to the compiler, before the loop, as it would make one of all that are equal, and behind it, as it
- * would leave the loop out; and so is a factor in it, for the product not to be taken out of the loop. */
-#if defined __x86_64__ || defined __i386__
-#define OPAQUE(x) __asm__ volatile("" : "+v"(x))
-#elif defined __aarch64__
-#define OPAQUE(x) __asm__ volatile("" : "+w"(x))
-#else
-#define OPAQUE(x) __asm__ volatile("" : "+m"(x))
-#endif
-
-enum { PEAK_SUMS = 12 }; /* enough to hide an addition's latency on two units, and few enough for 16 registers */
+ * Each returns its operations, two for a multiplication and its sum. bf16's are beside its tiles. */
 
 static double float_peak(int64_t n) {
     vec sum[PEAK_SUMS] = {0}, a = splat(1.0f), b = splat(0.5f);
@@ -42,39 +30,9 @@ static double int8_peak(int64_t n) {
 }
 #endif
 
-#if defined __AMX_BF16__
-static double bf16_peak(int64_t n) {
-    uint8_t before[TILE_STATE];
-    bf16_begin(before);
-    _tile_zero(4);
-    _tile_zero(6);
-    bf16_zero();
-    for (int64_t i = 0; i < n; i++) {
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 6);
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_dpbf16ps(3, 4, 6);
-    }
-    bf16_end(before);
-    return 2.0 * 16 * 16 * 32 * 4 * (double)n;
-}
-#elif defined __AVX512BF16__
-static double bf16_peak(int64_t n) {
-    vec sum[PEAK_SUMS] = {0}, b = splat(1.0f);
-    float a = 1;
-    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
-    for (int64_t i = 0; i < n; i++) {
-        OPAQUE(b);
-        UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] = dot_pairs(sum[j], a, _mm512_castps_si512((__m512)b));
-    }
-    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
-    return 2.0 * 2 * VL * PEAK_SUMS * (double)n;
-}
-#endif
-
 static double product_peak(enum et_precision precision, int backward, int64_t n) {
     const struct kernel *kernel = product_kernel(precision, backward, ET_Q8_0, 32);
-#ifdef __AVX512BF16__
+#ifdef ET_BF16_PRODUCTS
     if (kernel == &bf16_kernel)
         return bf16_peak(n);
 #endif
