@@ -1,4 +1,4 @@
-/* What int8.h wants of a row, where ARM has dot products of signed bytes: of four with a lane of others, or, as a product of
+/* What int8.h wants of a kernel set, where ARM has dot products of signed bytes: of four with a lane of others, or, as a product of
  * matrices, of eight of two rows with two columns. */
 
 #define ET_DOT

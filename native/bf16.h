@@ -118,11 +118,12 @@ static void pack_b_bf16_straight(const struct product *p, const struct segment *
 }
 
 static const struct kernel bf16_kernel = {
-    .rows = BF16_ROWS, .columns = BF16_COLUMNS, .inner = BF16_INNER, .unit = BF16_RUN, .bits = 16, .run = BF16_RUN,
-    .direct = ET_BF16, .part = BF16_K_PART, .strips = BF16_TILES_PER_TASK, .pack_inner = BF16_RUN,
-    .pack_columns = BF16_CHUNK, .pack_a = pack_a_bf16, .pack_b_transposed = pack_b_bf16_transposed,
-    .pack_b_straight = pack_b_bf16_straight, .tile = tile_bf16,
-    .begin = bf16_begin, .end = bf16_end,
+    .tile = {.rows = BF16_ROWS, .columns = BF16_COLUMNS, .k_run = BF16_RUN, .direct = ET_BF16, .compute = tile_bf16,
+             .begin = bf16_begin, .end = bf16_end},
+    .packing = {.unit = BF16_RUN, .bits = 16, .a = pack_a_bf16, .b_transposed = pack_b_bf16_transposed,
+                .b_straight = pack_b_bf16_straight},
+    .scheduling = {.inner = BF16_INNER, .k_part = BF16_K_PART, .tiles_per_task = BF16_TILES_PER_TASK,
+                   .pack_inner = BF16_RUN, .pack_columns = BF16_CHUNK},
 };
 
 #endif

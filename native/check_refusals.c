@@ -53,7 +53,7 @@ void check_refusals(struct check *c) {
     check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, CHECK_THREADS + 1), "bad threads");
     check_true(c, et_context_set_threads(c->ctx, CHECK_THREADS) == ET_OK, "all threads");
     et_context *none = NULL;
-    check_true(c, et_context_create(&none, "no such row", ET_EXACT, 1, x, sizeof x) == ET_NO_MEMORY,
+    check_true(c, et_context_create(&none, "no such set", ET_EXACT, 1, x, sizeof x) == ET_NO_MEMORY,
                "scratch too small");
     check_refused_arrays(c, (et_array){x, ET_F16});
     check_refused_arrays(c, (et_array){x, ET_Q8_0});

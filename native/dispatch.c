@@ -1,4 +1,4 @@
-/* The door: what the CPU can run, which row that is, and every argument check there is. The rows assert nothing. */
+/* The door: what the CPU can run, which kernel set that is, and every argument check there is. The kernels assert nothing. */
 #define _GNU_SOURCE /* syscall */
 #include <stdlib.h>
 #include <string.h>
@@ -101,7 +101,7 @@ const char *et_cpu_features(void) {
     return text;
 }
 
-/* ---- rows -------------------------------------------------------------------------------------------------- */
+/* ---- kernel sets ------------------------------------------------------------------------------------------- */
 
 #ifdef ET_X86
 #define ISA_X86(name) ISA_ANY(name)
@@ -115,16 +115,16 @@ const char *et_cpu_features(void) {
 #endif
 #define ISA(architecture, name, flags) ISA_##architecture(name)
 
-#define ISA_ANY(name) extern const struct et_row et_row_##name;
+#define ISA_ANY(name) extern const struct et_kernel_set et_kernel_set_##name;
 #include "isas.def"
 #undef ISA_ANY
 
-static const struct et_row *const rows[] = {
-#define ISA_ANY(name) &et_row_##name,
+static const struct et_kernel_set *const sets[] = {
+#define ISA_ANY(name) &et_kernel_set_##name,
 #include "isas.def"
 #undef ISA_ANY
 };
-#define ROWS ((int)(sizeof rows / sizeof rows[0]))
+#define SETS ((int)(sizeof sets / sizeof sets[0]))
 
 /* 1 if `name` is in the comma list EDGETUNE_ISA, or there is none. */
 static int allowed(const char *name) {
@@ -140,18 +140,18 @@ static int allowed(const char *name) {
     return 0;
 }
 
-const char *et_isa_name(int i) { return i >= 0 && i < ROWS ? rows[i]->name : NULL; }
+const char *et_isa_name(int i) { return i >= 0 && i < SETS ? sets[i]->name : NULL; }
 
 int et_isa_usable(int i) {
-    return i >= 0 && i < ROWS && !(rows[i]->needs & ~cpu_bits()) && allowed(rows[i]->name);
+    return i >= 0 && i < SETS && !(sets[i]->needs & ~cpu_bits()) && allowed(sets[i]->name);
 }
 
-/* 1 if a later row is better. Intel's vdpbf16ps does half the work of its float multiply-add, AMD's twice as much. */
-static int slow_here(const struct et_row *row) {
+/* 1 if a later set is better. Intel's vdpbf16ps does half the work of its float multiply-add, AMD's twice as much. */
+static int slow_here(const struct et_kernel_set *set) {
 #ifdef ET_X86
-    return (row->needs & (CPU_AVX512BF16 | CPU_AMX_BF16)) == CPU_AVX512BF16 && __builtin_cpu_is("intel");
+    return (set->needs & (CPU_AVX512BF16 | CPU_AMX_BF16)) == CPU_AVX512BF16 && __builtin_cpu_is("intel");
 #else
-    (void)row;
+    (void)set;
     return 0;
 #endif
 }
@@ -174,16 +174,16 @@ int et_context_create(et_context **ctx, const char *isa, enum et_precision preci
         return ET_NO_MEMORY;
     float *aligned = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
     for (int slow = 0; slow < 2; slow++)
-        for (int i = 0; i < ROWS; i++)
-            if (et_isa_usable(i) && (isa ? strcmp(isa, rows[i]->name) == 0 : slow_here(rows[i]) == slow))
-                return et_pool_create(ctx, rows[i], precision, threads, aligned);
+        for (int i = 0; i < SETS; i++)
+            if (et_isa_usable(i) && (isa ? strcmp(isa, sets[i]->name) == 0 : slow_here(sets[i]) == slow))
+                return et_pool_create(ctx, sets[i], precision, threads, aligned);
     return ET_NO_ISA;
 }
 
-const char *et_context_isa(const et_context *ctx) { return et_context_row(ctx)->name; }
+const char *et_context_isa(const et_context *ctx) { return et_context_kernels(ctx)->name; }
 
 const char *et_context_product(const et_context *ctx, int backward) {
-    return et_context_row(ctx)->product(et_precision(ctx), backward);
+    return et_context_kernels(ctx)->product(et_precision(ctx), backward);
 }
 
 struct register_loop {
@@ -195,7 +195,7 @@ struct register_loop {
 
 static void register_loop_task(void *arg, int task, int thread) {
     struct register_loop *p = arg;
-    double operations = et_context_row(p->ctx)->peak(et_precision(p->ctx), p->backward, p->n);
+    double operations = et_context_kernels(p->ctx)->peak(et_precision(p->ctx), p->backward, p->n);
     (void)thread;
     if (task == 0)
         p->operations = operations * et_threads(p->ctx);

@@ -1,9 +1,9 @@
-/* One door an op: its checks, then the row's function. */
+/* One door an op: its checks, then the kernel set's function. */
 #include <math.h>
 
 #include "dispatch.h"
 
-#define RUN(op, ...) (et_context_row(ctx)->op(ctx, __VA_ARGS__), ET_OK)
+#define RUN(op, ...) (et_context_kernels(ctx)->op(ctx, __VA_ARGS__), ET_OK)
 
 /* What both products with a frozen weight [N, K] need. */
 static int check_product(et_array out, et_array inp, const void *w, int format, const float *x, const float *y,

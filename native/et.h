@@ -24,7 +24,7 @@ enum et_code {
     ET_BAD_ARGUMENT = -1, /* a size is zero, negative or not a multiple of what the format needs */
     ET_BAD_FORMAT = -2,   /* unknown weight format */
     ET_BAD_INDEX = -3,    /* a token, target, position or document start outside its range */
-    ET_NO_ISA = -4,       /* the named row does not exist or this CPU cannot run it */
+    ET_NO_ISA = -4,       /* the named kernel set does not exist, or this CPU cannot run it */
     ET_NO_MEMORY = -5,    /* scratch too small, or the context could not be created */
 };
 
@@ -54,13 +54,13 @@ typedef struct {
 int et_format_block(int format); /* weights a block, or ET_BAD_FORMAT */
 int et_format_bytes(int format); /* bytes a block, or ET_BAD_FORMAT */
 
-/* The rows of isas.def that were compiled in, best first, scalar last; NULL past the end. */
+/* The kernel sets of isas.def that were compiled in, best first, scalar last; NULL past the end. */
 const char *et_isa_name(int i);
-int et_isa_usable(int i);        /* 1 if CPU and OS can run row i and EDGETUNE_ISA does not hide it */
+int et_isa_usable(int i);        /* 1 if CPU and OS can run set i and EDGETUNE_ISA does not hide it */
 const char *et_cpu_features(void); /* what detection found, space separated, for `doctor` */
 
-/* A context: a row of the table, a pool of threads, and the scratch that all ops pack into.
- * isa NULL: the best usable row. The scratch belongs to the caller and must outlive the context. */
+/* A context: a kernel set, a pool of threads, and the scratch that all ops pack into.
+ * isa NULL: the best usable set. The scratch belongs to the caller and must outlive the context. */
 typedef struct et_context et_context; /* runs one op at a time: not for two threads at once */
 size_t et_scratch_bytes(int threads);
 int et_context_create(et_context **ctx, const char *isa, enum et_precision precision, int threads, void *scratch,
@@ -70,7 +70,7 @@ void et_context_set_precision(et_context *ctx, enum et_precision precision); /* 
 /* From the next op on, only so many of the context's threads work; the others sleep. 1 <= threads <= those it has. */
 int et_context_set_threads(et_context *ctx, int threads);
 const char *et_context_isa(const et_context *ctx);
-/* What et_matmul_forward or _backward multiply in, on this row at this precision: "float", "bf16" or "int8". */
+/* What et_matmul_forward or _backward multiply in, in this kernel set at this precision: "float", "bf16" or "int8". */
 const char *et_context_product(const et_context *ctx, int backward);
 /* Runs a loop of such multiplications and additions in registers n times on every thread that works, for its time to be taken as
  * the most that products could reach; returns the operations done. */
@@ -106,7 +106,7 @@ int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, con
 /* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
  * Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0: no window. start[t] is the index
  * of the first token of t's document: 0 <= start[t] <= t, non-decreasing. C <= ET_MAX_HEAD. Never holds T x T.
- * Each array has a type of its own. Where the context is not ET_EXACT and the row multiplies bf16, all products, with
+ * Each array has a type of its own. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products, with
  * the probabilities too, are of numbers rounded to bf16, and sums are in float. */
 #define ET_MAX_HEAD 256
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,

@@ -3,7 +3,7 @@
 #define UNPACK_ROWS 16 /* of the weight, before they are transposed together */
 #define PACK_A_TASK 8  /* rows of the weight, when packing it as it lies */
 
-_Static_assert(UNPACK_ROWS * KC * LONGER <= ET_THREAD_FLOATS && 2 * NC <= ET_THREAD_FLOATS, "unpacked rows must fit");
+_Static_assert(UNPACK_ROWS * KC * K_FACTOR_BF16 <= ET_THREAD_FLOATS && 2 * NC <= ET_THREAD_FLOATS, "unpacked rows must fit");
 
 /* Panel `task` of B from NR rows of w, UNPACK_ROWS at a time. */
 static void pack_b_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
@@ -54,7 +54,8 @@ static void pack_a_floats(const struct product *p, const struct segment *s, floa
 }
 
 static const struct kernel float_kernel = {
-    .rows = MR, .columns = NR, .inner = KC, .unit = 1, .bits = 32, .direct = ET_F32, .strips = 32 / MR,
-    .pack_inner = PACK_A_TASK, .pack_columns = NC, .pack_a = pack_a_floats, .pack_b_transposed = pack_b_transposed, .pack_b_straight = pack_b_straight,
-    .tile = tile_any,
+    .tile = {.rows = MR, .columns = NR, .direct = ET_F32, .compute = tile_any},
+    .packing = {.unit = 1, .bits = 32, .a = pack_a_floats, .b_transposed = pack_b_transposed,
+                .b_straight = pack_b_straight},
+    .scheduling = {.inner = KC, .tiles_per_task = 32 / MR, .pack_inner = PACK_A_TASK, .pack_columns = NC},
 };

@@ -1,7 +1,7 @@
 /* Every op, once, compiled once an ISA. isa/NAME.c sets the constants and includes this; all functions are static,
- * so that nothing compiled for a wider ISA can be linked into a narrower row.
+ * so that nothing compiled for a wider ISA can be linked into a narrower set.
  *
- * ET_ISA name of the row; VL floats a vector; a tile is MR rows x NV vectors (NR columns); a block of the product is
+ * ET_ISA name of the kernel set; VL floats a vector; a tile is MR rows x NV vectors (NR columns); a block of the product is
  * at most MC rows, NC columns and KC inner elements (matmul.h). All were chosen by measuring.
  */
 #include <math.h>
@@ -64,7 +64,7 @@ ET_OPS(OP)
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 
-const struct et_row PASTE(et_row_, ET_ISA) = {
+const struct et_kernel_set PASTE(et_kernel_set_, ET_ISA) = {
     .name = STRING(ET_ISA),
     .needs = ET_NEEDS,
     .product = product_numbers,

@@ -1,4 +1,4 @@
-/* Products in 8-bit integers: packing and tile, under the driver of matmul.h. Only for rows that have dot products of
+/* Products in 8-bit integers: packing and tile, under the driver of matmul.h. Only for kernel sets that have dot products of
  * bytes; elsewhere floats are as quick.
  *
  * Both sides are rounded along the inner dimension in blocks of 32: codes, and a scale that is a 127th of the block's
@@ -8,7 +8,7 @@
  * A panel is, for each block of 32, the codes, of B [32 / INT8_STEP, width, INT8_STEP] and of A [32 / INT8_RUN, rows,
  * INT8_RUN], then the scales [width]; then what sums begin with, of B, and the minima; of A, what minima are multiplied with.
  *
- * A row brings `dot_step` (sums of a group of rows += dot products of INT8_STEP bytes of each with nv vectors of columns)
+ * A kernel set brings `dot_step` (sums of a group of rows += dot products of INT8_STEP bytes of each with nv vectors of columns)
  * and `dot_end` (which puts sums in their places), the tile's sizes, INT8_RUN, `round_to_ints`, `max_ints`, `store_bytes`
  * (32 codes of A, as the dot product wants them), and INT8_OFFSET, by which these are moved up.
  */
@@ -50,17 +50,14 @@ static inline float lanes_max_ints(ivec x) {
 
 #define INT8_COLUMNS (INT8_VECTORS * VL)
 #define INT8_INNER (2 * KC)
-#ifndef INT8_PART
-#define INT8_PART 0
-#endif
 #define INT8_BITS (8 + 3) /* a code, and for 32 of them three numbers of 32 bits */
 #define INT8_CHUNK 256      /* weights that are unpacked at once: whole blocks of every format */
 
-_Static_assert((INT8_INNER * LONGER * INT8_BITS / 32 + LOW_RANK) * (256 + NR + LEAST_STRIPS * 36) <= ET_SHARED_FLOATS,
+_Static_assert((INT8_INNER * K_FACTOR_BF16 * INT8_BITS / 32 + LOW_RANK) * (256 + NR + LEAST_STRIPS * 36) <= ET_SHARED_FLOATS,
                "packed blocks must fit the shared scratch");
 _Static_assert(INT8_COLUMNS <= NR && INT8_ROWS <= MOST_ROWS && INT8_ROWS % INT8_GROUP == 0, "whole tiles");
 _Static_assert(INT8_INNER % 32 == 0 && NC % INT8_COLUMNS == 0 && INT8_CHUNK % VL == 0, "whole blocks, panels, vectors");
-_Static_assert((INT8_COLUMNS + INT8_ROWS) * INT8_INNER * LONGER <= ET_THREAD_FLOATS &&
+_Static_assert((INT8_COLUMNS + INT8_ROWS) * INT8_INNER * K_FACTOR_BF16 <= ET_THREAD_FLOATS &&
                    32 * INT8_CHUNK <= ET_THREAD_FLOATS && 2 * INT8_COLUMNS * INT8_CHUNK <= ET_THREAD_FLOATS,
                "unpacked rows must fit");
 
@@ -330,12 +327,13 @@ static void tile_int8_minima(struct tile *t) {
     (nv == 1 ? int8_1_1 : nv == 2 ? int8_2_1 : int8_3_1)(t);
 }
 
-#define INT8_KERNEL                                                                                                    \
-    .rows = INT8_ROWS, .columns = INT8_COLUMNS, .inner = INT8_INNER, .unit = 32, .bits = INT8_BITS, .direct = -1,      \
-    .strips = 36 / INT8_ROWS, .rough = 1, .pack_inner = 32, .pack_columns = INT8_CHUNK,                                \
-    .pack_b_transposed = pack_b_int8_transposed, .pack_b_straight = pack_b_int8_straight
-static const struct kernel int8_kernel = {INT8_KERNEL, .pack_a = pack_a_int8, .tile = tile_int8};
-static const struct kernel int8_minima_kernel = {INT8_KERNEL, .pack_a = pack_a_int8_minima, .tile = tile_int8_minima};
+#define INT8_KERNEL(pack_a, tile_of)                                                                                   \
+    {.tile = {.rows = INT8_ROWS, .columns = INT8_COLUMNS, .direct = -1, .compute = tile_of},                           \
+     .packing = {.unit = 32, .bits = INT8_BITS, .is_int8 = 1, .a = pack_a, .b_transposed = pack_b_int8_transposed,     \
+                 .b_straight = pack_b_int8_straight},                                                                  \
+     .scheduling = {.inner = INT8_INNER, .tiles_per_task = 36 / INT8_ROWS, .pack_inner = 32, .pack_columns = INT8_CHUNK}}
+static const struct kernel int8_kernel = INT8_KERNEL(pack_a_int8, tile_int8);
+static const struct kernel int8_minima_kernel = INT8_KERNEL(pack_a_int8_minima, tile_int8_minima);
 
 static const struct kernel *int8_kernel_of(int format, int backward) {
     return !backward && format_scales(format) == ET_ONE_AND_MINIMUM ? &int8_minima_kernel : &int8_kernel;

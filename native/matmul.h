@@ -13,14 +13,14 @@
 
 #define PANELS_A_TASK 2         /* of B, when computing */
 #define SLICES 16             /* tasks of a pass that packs, */
-#define LITTLE 16384          /* unless it has no more elements than this */
+#define PACK_ALONE 16384          /* unless it has no more elements than this */
 
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
 _Static_assert((KC + LOW_RANK) * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
 _Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must fit a thread's scratch");
 
-static int rows_a_task(const struct product *p) { return p->kernel->strips * p->kernel->rows; }
+static int rows_a_task(const struct product *p) { return p->kernel->scheduling.tiles_per_task * p->kernel->tile.rows; }
 
 /* What is fast, and whether bytes are faster yet where a gradient may be rounded to them. */
 #ifdef ET_BF16_PRODUCTS
@@ -34,8 +34,8 @@ static int rows_a_task(const struct product *p) { return p->kernel->strips * p->
 /* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
 static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
 #ifdef ET_DOT
-    int rough = precision == ET_INT8 || (precision == ET_FAST && backward && FAST_BACKWARD_INT8);
-    if (rough && format != ET_F32 && inner % 32 == 0)
+    int is_int8 = precision == ET_INT8 || (precision == ET_FAST && backward && FAST_BACKWARD_INT8);
+    if (is_int8 && format != ET_F32 && inner % 32 == 0)
         return int8_kernel_of(format, backward);
 #endif
     (void)backward, (void)format, (void)inner;
@@ -44,16 +44,16 @@ static const struct kernel *product_kernel(enum et_precision precision, int back
 
 static const char *product_numbers(enum et_precision precision, int backward) {
     const struct kernel *kernel = product_kernel(precision, backward, ET_Q8_0, 32);
-    return kernel->rough ? "int8" : kernel == &float_kernel ? "float" : "bf16";
+    return kernel->packing.is_int8 ? "int8" : kernel == &float_kernel ? "float" : "bf16";
 }
 
 /* ---- the driver -------------------------------------------------------------------------------------------- */
 
 /* Strip `task` of A, unless it is whole and read where it lies. */
 static void pack_a(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int m = task * p->kernel->rows, rows = min_int(p->mc - m, p->kernel->rows);
-    if (!s->a_direct || rows < p->kernel->rows)
-        p->kernel->pack_a(p, s, a_panel(s, m), tmp, m, rows);
+    int m = task * p->kernel->tile.rows, rows = min_int(p->mc - m, p->kernel->tile.rows);
+    if (!s->a_direct || rows < p->kernel->tile.rows)
+        p->kernel->packing.a(p, s, a_panel(s, m), tmp, m, rows);
 }
 
 static int slice(const struct product *p, int n, int task) { return n * task / p->slices; }
@@ -64,11 +64,11 @@ static void pack_task(void *arg, int task, int thread) {
     float *tmp = et_scratch(p->ctx, thread);
     for (const struct segment *s = p->s; s < p->s + SEGMENTS; s++) {
         int b = !s->kc || !p->pack_b || s->b_direct ? 0
-                : p->transposed                     ? ceil_div(p->nc, p->kernel->columns)
+                : p->transposed                     ? ceil_div(p->nc, p->kernel->tile.columns)
                                                     : pieces(p, s);
         for (int i = slice(p, b, task); i < slice(p, b, task + 1); i++)
-            (p->transposed ? p->kernel->pack_b_transposed : p->kernel->pack_b_straight)(p, s, tmp, i);
-        int a = s->kc ? ceil_div(p->mc, p->kernel->rows) : 0;
+            (p->transposed ? p->kernel->packing.b_transposed : p->kernel->packing.b_straight)(p, s, tmp, i);
+        int a = s->kc ? ceil_div(p->mc, p->kernel->tile.rows) : 0;
         for (int i = slice(p, a, task); i < slice(p, a, task + 1); i++)
             pack_a(p, s, tmp, i);
     }
@@ -77,10 +77,10 @@ static void pack_task(void *arg, int task, int thread) {
 /* Rows m .. m + rows - 1 of A, from inner element k of the block on. */
 static struct side a_side(const struct product *p, const struct segment *s, int m, int rows, int k) {
     const struct kernel *kernel = p->kernel;
-    if (s->a_direct && rows == kernel->rows)
-        return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs, kernel->run ? kernel->run : s->a_cs, 0};
-    const float *panel = a_panel(s, m) + kernel->rows * panel_floats(s, k);
-    return kernel->run ? (struct side){panel, kernel->run, kernel->rows * kernel->run, 0}
+    if (s->a_direct && rows == kernel->tile.rows)
+        return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs, kernel->tile.k_run ? kernel->tile.k_run : s->a_cs, 0};
+    const float *panel = a_panel(s, m) + kernel->tile.rows * panel_floats(s, k);
+    return kernel->tile.k_run ? (struct side){panel, kernel->tile.k_run, kernel->tile.rows * kernel->tile.k_run, 0}
                        : (struct side){panel, 1, MR, 0};
 }
 
@@ -107,15 +107,15 @@ static inline void fetch_c(const struct tile *t) {
 
 /* A tile for each strip of rows m0 .. m1 - 1, against the panel of B that t has, from inner element k on. */
 static void compute_strips(const struct product *p, struct tile *t, float *sums, int m0, int m1, int n, int k) {
-    for (int m = m0; m < m1; m += p->kernel->rows) {
-        t->rows = min_int(m1 - m, p->kernel->rows);
+    for (int m = m0; m < m1; m += p->kernel->tile.rows) {
+        t->rows = min_int(m1 - m, p->kernel->tile.rows);
         t->s[0].a = a_side(p, &p->s[0], m, t->rows, k);
         t->s[1].a = a_side(p, &p->s[1], m, t->rows, 0);
         t->c = array_at(p->c, (p->m + m) * p->c_rs + (p->n + n) * p->c_cs);
-        t->sums = sums + (m - m0) * p->kernel->columns;
-        if (!p->kernel->part) /* one in parts does so itself, before the last */
+        t->sums = sums + (m - m0) * p->kernel->tile.columns;
+        if (!p->kernel->scheduling.k_part) /* one in parts does so itself, before the last */
             fetch_c(t);
-        p->kernel->tile(t);
+        p->kernel->tile.compute(t);
     }
 }
 
@@ -123,21 +123,21 @@ static void compute_strips(const struct product *p, struct tile *t, float *sums,
  * packed it itself. */
 static void compute_task(void *arg, int task, int thread) {
     const struct product *p = arg;
-    float *sums = et_scratch(p->ctx, thread), *tmp = sums + rows_a_task(p) * p->kernel->columns;
+    float *sums = et_scratch(p->ctx, thread), *tmp = sums + rows_a_task(p) * p->kernel->tile.columns;
     uint8_t before[TILE_STATE];
-    int rows = rows_a_task(p), columns = PANELS_A_TASK * p->kernel->columns;
+    int rows = rows_a_task(p), columns = PANELS_A_TASK * p->kernel->tile.columns;
     int down = ceil_div(p->mc, rows), across = ceil_div(p->nc, columns), by_rows = p->mc > p->nc;
     int m0 = (by_rows ? task / across : task % down) * rows, m1 = min_int(m0 + rows, p->mc);
     int n0 = (by_rows ? task % across : task / down) * columns, n1 = min_int(n0 + columns, p->nc);
     struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .alpha = p->alpha};
     t.accumulate = p->accumulate || !p->first;
-    if (p->kernel->begin)
-        p->kernel->begin(before);
-    for (int n = n0; n < n1; n += p->kernel->columns) {
-        t.columns = min_int(n1 - n, p->kernel->columns);
+    if (p->kernel->tile.begin)
+        p->kernel->tile.begin(before);
+    for (int n = n0; n < n1; n += p->kernel->tile.columns) {
+        t.columns = min_int(n1 - n, p->kernel->tile.columns);
         struct side b = b_side(p, &p->s[0], tmp, n, t.columns);
         t.s[1].b = b_side(p, &p->s[1], tmp, n, t.columns);
-        int all = p->s[0].packed, part = p->kernel->part ? p->kernel->part : all, k = 0;
+        int all = p->s[0].packed, part = p->kernel->scheduling.k_part ? p->kernel->scheduling.k_part : all, k = 0;
         do {
             t.resumed = k > 0;
             t.to_come = k + part < all;
@@ -149,15 +149,15 @@ static void compute_task(void *arg, int task, int thread) {
             k += part;
         } while (t.to_come);
     }
-    if (p->kernel->end)
-        p->kernel->end(before);
+    if (p->kernel->tile.end)
+        p->kernel->tile.end(before);
 }
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
 static int inner_block(const struct product *p) {
     int block = p->transposed ? format_block(p->s[0].format) : 1, K = p->s[0].K;
-    int unit = block > p->kernel->unit ? block : p->kernel->unit;
-    int most = p->kernel->inner * (p->c.type == ET_F32 ? 1 : LONGER) / unit * unit;
+    int unit = block > p->kernel->packing.unit ? block : p->kernel->packing.unit;
+    int most = p->kernel->scheduling.inner * (p->c.type == ET_F32 ? 1 : K_FACTOR_BF16) / unit * unit;
     return ceil_div(ceil_div(K, ceil_div(K, most)), unit) * unit;
 }
 
@@ -167,24 +167,24 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
     struct segment *s = &p->s[i];
     s->k = k;
     s->kc = min_int(s->K - k, most);
-    int as_floats = i == 1 && kernel->rough, unit = as_floats ? 1 : kernel->unit;
+    int as_floats = i == 1 && kernel->packing.is_int8, unit = as_floats ? 1 : kernel->packing.unit;
     s->packed = ceil_div(s->kc, unit) * unit;
-    s->bits = as_floats ? 32 : kernel->bits;
-    s->a_direct = i == 0 && s->kc && s->a.type == kernel->direct && (uintptr_t)s->a.data % 4 == 0 &&
-                  (kernel->run ? s->a_cs == 1 && s->a_rs % kernel->run == 0 && s->kc == s->packed : p->N <= NR);
+    s->bits = as_floats ? 32 : kernel->packing.bits;
+    s->a_direct = i == 0 && s->kc && s->a.type == kernel->tile.direct && (uintptr_t)s->a.data % 4 == 0 &&
+                  (kernel->tile.k_run ? s->a_cs == 1 && s->a_rs % kernel->tile.k_run == 0 && s->kc == s->packed : p->N <= NR);
     s->b_direct = i == 0 && s->kc && kernel == &float_kernel && p->M <= 2 * MR && !p->transposed && s->kc <= KC &&
                   (floats_in_place(s) || (s->format == ET_BF16 && (uintptr_t)s->w % 2 == 0 && !p->s[1].K));
     ptrdiff_t width = panel_floats(s, s->packed);
     s->b_panels = panels;
-    s->a_panels = panels + width * ceil_div(p->nc, kernel->columns) * kernel->columns;
-    return s->a_panels + width * ceil_div(p->mc, kernel->rows) * kernel->rows;
+    s->a_panels = panels + width * ceil_div(p->nc, kernel->tile.columns) * kernel->tile.columns;
+    return s->a_panels + width * ceil_div(p->mc, kernel->tile.rows) * kernel->tile.rows;
 }
 
 /* How many elements a pass packs. */
 static int64_t to_pack(const struct product *p) {
     int64_t n = 0;
     for (const struct segment *s = p->s; s < p->s + SEGMENTS; s++)
-        n += (int64_t)s->kc * ((p->pack_b && !s->b_direct ? p->nc : 0) + (s->a_direct ? p->mc % p->kernel->rows : p->mc));
+        n += (int64_t)s->kc * ((p->pack_b && !s->b_direct ? p->nc : 0) + (s->a_direct ? p->mc % p->kernel->tile.rows : p->mc));
     return n;
 }
 
@@ -194,7 +194,7 @@ static void product_block(struct product *p, int rows, int tasks_across) {
     p->pack_b = 1;
     for (p->m = 0; p->m < p->M; p->m += rows) {
         p->mc = min_int(p->M - p->m, rows);
-        p->slices = to_pack(p) > LITTLE ? SLICES : 1;
+        p->slices = to_pack(p) > PACK_ALONE ? SLICES : 1;
         et_parallel(p->ctx, pack_task, p, p->slices);
         et_parallel(p->ctx, compute_task, p, ceil_div(p->mc, rows_a_task(p)) * tasks_across);
         p->pack_b = 0;
@@ -205,16 +205,16 @@ static void product_block(struct product *p, int rows, int tasks_across) {
  * leave room for some rows. */
 static void block_sides(const struct product *p, int inner, int *rows, int *columns) {
     const struct kernel *kernel = p->kernel;
-    int longest = inner > kernel->inner ? inner : kernel->inner, strip = rows_a_task(p);
-    int unit = p->transposed ? kernel->columns : 256;
-    *rows = MC * kernel->inner / longest / strip * strip;
-    *columns = NC * kernel->inner / longest / unit * unit;
-    if (!kernel->rough)
+    int longest = inner > kernel->scheduling.inner ? inner : kernel->scheduling.inner, strip = rows_a_task(p);
+    int unit = p->transposed ? kernel->tile.columns : 256;
+    *rows = MC * kernel->scheduling.inner / longest / strip * strip;
+    *columns = NC * kernel->scheduling.inner / longest / unit * unit;
+    if (!kernel->packing.is_int8)
         return;
-    int fit = ET_SHARED_FLOATS / (inner * kernel->bits / 32 + (p->s[1].K ? LOW_RANK : 0));
+    int fit = ET_SHARED_FLOATS / (inner * kernel->packing.bits / 32 + (p->s[1].K ? LOW_RANK : 0));
     int some = min_int(ceil_div(p->M, strip), LEAST_STRIPS) * strip;
     *columns = min_int(ceil_div(p->N, unit) * unit, (fit - some) / unit * unit);
-    int left = fit - ceil_div(min_int(*columns, p->N), kernel->columns) * kernel->columns;
+    int left = fit - ceil_div(min_int(*columns, p->N), kernel->tile.columns) * kernel->tile.columns;
     *rows = left / strip * strip;
 }
 
@@ -230,7 +230,7 @@ static void product(struct product *p, const struct kernel *kernel) {
             p->first = i == 0;
             float *panels = set_block(p, 0, min_int(i * inner, p->s[0].K), inner, et_shared(p->ctx));
             set_block(p, 1, i < blocks - 1 ? p->s[1].K : (i - blocks + 1) * LOW_RANK, LOW_RANK, panels);
-            product_block(p, rows, ceil_div(p->nc, PANELS_A_TASK * kernel->columns));
+            product_block(p, rows, ceil_div(p->nc, PANELS_A_TASK * kernel->tile.columns));
         }
     }
 }

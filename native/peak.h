@@ -37,7 +37,7 @@ static double product_peak(enum et_precision precision, int backward, int64_t n)
         return bf16_peak(n);
 #endif
 #ifdef ET_DOT
-    if (kernel->rough)
+    if (kernel->packing.is_int8)
         return int8_peak(n);
 #endif
     return kernel == &float_kernel ? float_peak(n) : 0;

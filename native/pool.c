@@ -31,7 +31,7 @@ struct worker {
 };
 
 struct et_context {
-    const struct et_row *row;
+    const struct et_kernel_set *kernels;
     enum et_precision precision;
     float *scratch;
     int threads, started;
@@ -190,14 +190,14 @@ static int start_workers(et_context *ctx) {
     return ctx->started == ctx->threads - 1;
 }
 
-int et_pool_create(et_context **out, const struct et_row *row, enum et_precision precision, int threads,
+int et_pool_create(et_context **out, const struct et_kernel_set *kernels, enum et_precision precision, int threads,
                    float *scratch) {
     size_t bytes = sizeof(et_context) + (size_t)threads * sizeof(struct worker);
     et_context *ctx = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!ctx)
         return ET_NO_MEMORY;
     memset(ctx, 0, bytes);
-    ctx->row = row;
+    ctx->kernels = kernels;
     ctx->precision = precision;
     ctx->scratch = scratch;
     ctx->threads = threads;
@@ -252,6 +252,6 @@ float *et_shared(et_context *ctx) { return ctx->scratch; }
 float *et_scratch(et_context *ctx, int thread) {
     return ctx->scratch + ET_SHARED_FLOATS + (size_t)thread * ET_THREAD_FLOATS;
 }
-const struct et_row *et_context_row(const et_context *ctx) { return ctx->row; }
+const struct et_kernel_set *et_context_kernels(const et_context *ctx) { return ctx->kernels; }
 enum et_precision et_precision(const et_context *ctx) { return ctx->precision; }
 void et_context_set_precision(et_context *ctx, enum et_precision precision) { ctx->precision = precision; }

@@ -1,4 +1,4 @@
-/* The context: a row, its threads, its scratch.
+/* The context: a kernel set, its threads, its scratch.
  *
  * An op runs et_parallel one or more times. Tasks must write disjoint outputs and must not depend on which thread runs
  * them: then results do not depend on the number of threads. */
@@ -7,7 +7,7 @@
 
 #include "table.h"
 
-/* Scratch, in floats: one block that all threads share, and one for each thread. A row asserts that it fits. */
+/* Scratch, in floats: one block that all threads share, and one for each thread. A kernel set asserts that it fits. */
 #define ET_SHARED_FLOATS (400 * 1024)
 #define ET_THREAD_FLOATS (104 * 1024)
 
@@ -16,13 +16,13 @@
 void et_parallel(et_context *ctx, void (*task)(void *arg, int task, int thread), void *arg, int n_tasks);
 
 /* A context with its workers, scratch being et_scratch_bytes(threads) big and aligned: ET_OK or ET_NO_MEMORY. */
-int et_pool_create(et_context **ctx, const struct et_row *row, enum et_precision precision, int threads,
+int et_pool_create(et_context **ctx, const struct et_kernel_set *kernels, enum et_precision precision, int threads,
                    float *scratch);
 
 int et_threads(const et_context *ctx); /* those that work */
 float *et_shared(et_context *ctx);              /* ET_SHARED_FLOATS, 64-byte aligned; used by matmul_* */
 float *et_scratch(et_context *ctx, int thread); /* ET_THREAD_FLOATS, 64-byte aligned; used by matmul_* while it runs */
-const struct et_row *et_context_row(const et_context *ctx);
+const struct et_kernel_set *et_context_kernels(const et_context *ctx);
 enum et_precision et_precision(const et_context *ctx);
 
 #endif

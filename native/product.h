@@ -3,36 +3,51 @@
 #define TILE_STATE 64
 #define LEAST_STRIPS 5    /* tasks' strips of rows that are worth a pass */
 #define LOW_RANK 32       /* inner elements of the second product in a block */
-#define LONGER (NC / 256) /* times the usual inner size of a block may have, where C is bf16 */
+#define K_FACTOR_BF16 (NC / 256) /* times the usual inner size of a block may have, where C is bf16 */
 
 struct product;
 struct segment;
 struct tile;
 
-/* Numbers to multiply in: how they are packed, and the tile that reads that. */
-struct kernel {
-    int rows, columns; /* of a tile */
-    int inner;         /* inner elements of a block, as a rule; */
-    int unit;          /* they are packed in such units, zeros behind the last; a power of two */
-    int bits;          /* an inner element takes in a panel; those of a unit are whole floats */
-    int run;           /* inner elements of a row of A that the tile wants side by side, 0: one */
-    int direct;        /* the type of activations that the tile can read where they lie, or -1 */
-    int part;          /* inner elements that a tile computes at once, a multiple of unit; 0: all. A block of rows then goes
-                          * over a part of a panel of B while that is in the nearest cache */
-    int strips;        /* of rows that a task computes */
-    int rough;         /* LoRA's part is packed as floats; and A is packed at some cost, so once if it can be */
-    int pack_inner;    /* inner elements that a task packs of a weight read as it lies, a multiple of unit, */
-    int pack_columns;  /* and of how many columns */
-    /* These write rows m .. m + rows - 1 of A into `panel`, panel `task` of B, and a piece of B, of pack_inner inner
-     * elements of pack_columns columns: all inner elements of some columns, then those of the next, so that a thread, whose
-     * share of the tiles is columns too, mostly reads what it packed. */
-    void (*pack_a)(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows);
-    void (*pack_b_transposed)(const struct product *p, const struct segment *s, float *tmp, int task);
-    void (*pack_b_straight)(const struct product *p, const struct segment *s, float *tmp, int task);
-    void (*tile)(struct tile *t);
-    /* Around a thread's use of tile, or NULL: `before` keeps TILE_STATE bytes of the thread's. */
-    void (*begin)(void *before);
+/* What the tile computes at a time, and how it wants A. */
+struct tile_shape {
+    int rows, columns;
+    int k_run;  /* inner elements of a row of A that lie side by side, 0: one */
+    int direct; /* the type of activations that it reads where they are stored, or -1 */
+    void (*compute)(struct tile *t);
+    void (*begin)(void *before); /* around a thread's use, or NULL: `before` keeps TILE_STATE bytes of the thread's */
     void (*end)(const void *before);
+};
+
+/* How numbers are packed: in units of inner elements, zeros behind the last. */
+struct packing {
+    int unit; /* a power of two */
+    int bits; /* that an inner element takes in a panel; those of a unit are whole floats */
+    int is_int8; /* LoRA's part is packed as floats; and to pack A costs something, so it is done once if it can be */
+    /* These write rows m .. m + rows - 1 of A into `panel`; panel `task` of B; and a piece of B, of pack_inner inner
+     * elements of pack_columns columns. */
+    void (*a)(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows);
+    void (*b_transposed)(const struct product *p, const struct segment *s, float *tmp, int task);
+    void (*b_straight)(const struct product *p, const struct segment *s, float *tmp, int task);
+};
+
+/* How the work is cut: blocks along the inner dimension, tasks that compute, and pieces of a weight that is packed as it
+ * is stored. Pieces are all inner elements of some columns, then those of the next: a thread's share of the tiles is
+ * columns too, so it mostly reads what it packed. */
+struct scheduling {
+    int inner;          /* inner elements of a block, as a rule */
+    int k_part;         /* that a tile computes at once, a multiple of unit, so that a part of a panel of B stays in the
+                         * nearest cache for a block of rows; 0: all */
+    int tiles_per_task; /* along the rows */
+    int pack_inner;     /* inner elements of a piece, a multiple of unit, */
+    int pack_columns;   /* and its columns */
+};
+
+/* Numbers to multiply in. */
+struct kernel {
+    struct tile_shape tile;
+    struct packing packing;
+    struct scheduling scheduling;
 };
 
 /* A [M, K] and B [K, N] of one of the products that are summed, and the block of them at hand. */
@@ -81,15 +96,15 @@ static const float *weights(const struct segment *s, float *tmp, int r, int i, i
 static inline ptrdiff_t panel_floats(const struct segment *s, int n) { return (ptrdiff_t)n * s->bits / 32; }
 
 /* Where piece `task` of B begins that is read as it lies, and how many there are. */
-static inline int inner_pieces(const struct product *p, const struct segment *s) { return ceil_div(s->packed, p->kernel->pack_inner); }
+static inline int inner_pieces(const struct product *p, const struct segment *s) { return ceil_div(s->packed, p->kernel->scheduling.pack_inner); }
 static inline int piece_inner(const struct product *p, const struct segment *s, int task) {
-    return task % inner_pieces(p, s) * p->kernel->pack_inner;
+    return task % inner_pieces(p, s) * p->kernel->scheduling.pack_inner;
 }
 static inline int piece_column(const struct product *p, const struct segment *s, int task) {
-    return task / inner_pieces(p, s) * p->kernel->pack_columns;
+    return task / inner_pieces(p, s) * p->kernel->scheduling.pack_columns;
 }
 static inline int pieces(const struct product *p, const struct segment *s) {
-    return inner_pieces(p, s) * ceil_div(p->nc, p->kernel->pack_columns);
+    return inner_pieces(p, s) * ceil_div(p->nc, p->kernel->scheduling.pack_columns);
 }
 
 /* Panels lie one behind the other. */

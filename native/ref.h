@@ -22,7 +22,7 @@ static inline void array_put(et_array a, int64_t i, double x) {
 ET_OPS(OP)
 #undef OP
 
-/* The products in the numbers that a row may round to, named as et_context_product does; sums are in double.
+/* The products in the numbers that a kernel set may round to, named as et_context_product does; sums are in double.
  * "bf16": inp, dout and w rounded to nearest. "int8": they are rounded as et.h says. */
 void ref_product(const char *numbers, int backward, et_array out, et_array inp, const void *w, int format,
                  const float *x, const float *y, float scale, int accumulate, int T, int N, int K, int R);

@@ -1,6 +1,6 @@
-/* The table: one row an instruction set, one function pointer an op.
+/* The table: one kernel set an instruction set, in it one function pointer an op.
  *
- * ET_OPS is the list of ops. It makes the fields of a row, the prototypes that generic.h compiles once an ISA, and
+ * ET_OPS is the list of ops. It makes the fields of a kernel set, the prototypes that generic.h compiles once an ISA, and
  * the prototypes of the double-precision truth in ref.h, so the three cannot drift apart. The functions have the
  * arguments of et.h, already checked by dispatch.c, and cannot fail.
  */
@@ -49,7 +49,7 @@
     OP(sum_squares, (et_context * ctx, double *out, const float *x, int64_t n))                                        \
     OP(scale, (et_context * ctx, float *x, float s, int64_t n))
 
-/* CPU features that a row may need beyond its architecture's baseline. needs.h reads a row's needs off the macros that
+/* CPU features that a kernel set may need beyond its architecture's baseline. needs.h reads its needs off the macros that
  * its compiler flags set, dispatch.c asks CPU and OS for them. */
 enum {
     CPU_AVX2 = 1 << 0,
@@ -69,7 +69,7 @@ enum {
     CPU_BF16 = 1 << 19,
 };
 
-struct et_row {
+struct et_kernel_set {
     const char *name;
     unsigned needs; /* CPU_* bits */
     const char *(*product)(enum et_precision precision, int backward); /* "float", "bf16" or "int8" */

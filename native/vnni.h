@@ -1,4 +1,4 @@
-/* What int8.h wants of a row, where x86 has dot products of unsigned with signed bytes: codes of A are moved up by 128,
+/* What int8.h wants of a kernel set, where x86 has dot products of unsigned with signed bytes: codes of A are moved up by 128,
  * and sums begin with what that adds, negated. */
 
 #define ET_DOT
