@@ -1,5 +1,5 @@
-/* AdamW, with moments in float or in 8 bits, whose codes et.h tells. The latter are unpacked a block at a time, stepped as
- * floats, and packed again with a new scale. */
+/* AdamW, with moments in float or in 8 bits, whose codes et.h tells. The latter are unpacked a block at a time, stepped
+ * as floats, and packed again with a new scale. */
 
 struct adamw_args {
     float *param;
@@ -25,7 +25,12 @@ static struct adamw_args adamw_step(float lr, float beta1, float beta2, float ep
 
 INLINE void adamw_values(const struct adamw_args *a, float *restrict param, const float *restrict grad,
                          float *restrict m, float *restrict v, int64_t n) {
-    float beta1 = a->beta1, beta2 = a->beta2, eps = a->eps, shrink = a->shrink, rate = a->rate, unbias = a->unbias;
+    float beta1 = a->beta1;
+    float beta2 = a->beta2;
+    float eps = a->eps;
+    float shrink = a->shrink;
+    float rate = a->rate;
+    float unbias = a->unbias;
     for (int64_t i = 0; i < n; i++) {
         m[i] = beta1 * m[i] + (1.0f - beta1) * grad[i];
         v[i] = beta2 * v[i] + (1.0f - beta2) * grad[i] * grad[i];
@@ -71,7 +76,8 @@ static inline float largest(const float *x) {
 
 static void load_moments(float *m, float *v, const struct et_moments *from) {
     for (int i = 0; i < ET_MOMENTS; i++) {
-        float x = from->m[i] * (1.0f / 127), y = from->v[i] * (1.0f / 255);
+        float x = from->m[i] * (1.0f / 127);
+        float y = from->v[i] * (1.0f / 255);
         m[i] = from->m_scale * (x * fabsf(x) * (x * x));
         y *= y;
         y *= y;
@@ -85,7 +91,8 @@ static void store_m(int8_t *code, const float *m, float scale) {
         vec x = vload(m + i);
         vec c = vec_sqrt(vec_sqrt((vec)((ivec)x & 0x7fffffff) / scale)) * 127.0f + 0.5f;
         c = blend(c < splat(127.5f), c, splat(127.5f));
-        ivec whole = __builtin_convertvector(c, ivec), minus = (ivec)(x < splat(0.0f));
+        ivec whole = __builtin_convertvector(c, ivec);
+        ivec minus = (ivec)(x < splat(0.0f));
         whole = (whole ^ minus) - minus;
         for (int l = 0; l < VL; l++)
             code[i + l] = (int8_t)whole[l];
@@ -105,7 +112,8 @@ static void store_v(uint8_t *code, const float *v, float scale, uint64_t key, ui
         vec c = vec_sqrt(vec_sqrt(vec_sqrt(x))) * 255.0f;
         ivec low = __builtin_convertvector(blend(c < splat(254.0f), c, splat(254.0f)), ivec);
         vec lower = __builtin_convertvector(low, vec);
-        vec below = eighth_power(lower * (1.0f / 255)), above = eighth_power((lower + 1.0f) * (1.0f / 255));
+        vec below = eighth_power(lower * (1.0f / 255));
+        vec above = eighth_power((lower + 1.0f) * (1.0f / 255));
         vec chance = __builtin_convertvector((ivec)(random_bits(key, at + (uint32_t)i) >> 8), vec) * 0x1p-24f;
         ivec up = (ivec)(chance * (above - below) < x - below) | (ivec)((low == 0) & (ivec)(x > splat(0.0f)));
         low -= up;

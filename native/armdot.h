@@ -1,5 +1,5 @@
-/* What int8.h wants of a kernel set, where ARM has dot products of signed bytes: of four with a lane of others, or, as a product of
- * matrices, of eight of two rows with two columns. */
+/* What int8.h wants of a kernel set, where ARM has dot products of signed bytes: of four with a lane of others, or, as
+ * a product of matrices, of eight of two rows with two columns. */
 
 #define ET_DOT
 #define INT8_ROWS 8  /* of a tile, */
@@ -38,7 +38,8 @@ static inline __attribute__((always_inline)) void dot_step(ivec s[INT8_GROUP][IN
 static inline __attribute__((always_inline)) void dot_end(ivec s[INT8_GROUP][INT8_VECTORS], const int nv) {
     UNROLL for (int i = 0; i < INT8_GROUP; i += 2) {
         UNROLL for (int j = 0; j < nv; j++) {
-            ivec left = s[i][j], right = s[i + 1][j];
+            ivec left = s[i][j];
+            ivec right = s[i + 1][j];
             s[i][j] = SHUFFLE(left, right, 0, 1, 4, 5);
             s[i + 1][j] = SHUFFLE(left, right, 2, 3, 6, 7);
         }

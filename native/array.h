@@ -33,7 +33,8 @@ static inline half_vec vec_to_bf16(vec x) {
 #ifdef __AVX512BF16__
     return (half_vec)_mm512_cvtneps_pbh((__m512)x);
 #else
-    uvec bits = (uvec)x, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    uvec bits = (uvec)x;
+    uvec rounded = bits + 0x7fff + (bits >> 16 & 1);
     return upper(rounded | (uvec)(x != x));
 #endif
 }

@@ -25,7 +25,8 @@ _Static_assert(WORK_FLOATS(ET_MAX_HEAD) + HEAD_FLOATS(ET_MAX_HEAD) <= ET_THREAD_
 _Static_assert(WORK_FLOATS(ET_MAX_HEAD) + KEY_FLOATS(ET_MAX_HEAD) <= ET_THREAD_FLOATS, "a block of keys fits");
 
 static struct work new_work(const struct attention *a, int thread) {
-    float *p = et_scratch(a->ctx, thread), *packed = p + 5 * STRIP_FLOATS;
+    float *p = et_scratch(a->ctx, thread);
+    float *packed = p + 5 * STRIP_FLOATS;
     struct work w = {.ld = whole_strips(a->C), .strips = p, .rows = (bf16 *)packed};
     for (int i = 0; i < 4; i++)
         w.packed[i] = packed + (i + 1) * PACKED_FLOATS(w.ld);
@@ -93,14 +94,17 @@ struct head {
 };
 
 static struct head head_at(const struct work *w, int i) {
-    float *p = w->rest + (ptrdiff_t)i * HEAD_FLOATS(w->ld), *out = p + 2 * PACKED_FLOATS(w->ld);
-    float *sums = out + BQ * w->ld, *base = sums + BQ * VL;
+    float *p = w->rest + (ptrdiff_t)i * HEAD_FLOATS(w->ld);
+    float *out = p + 2 * PACKED_FLOATS(w->ld);
+    float *sums = out + BQ * w->ld;
+    float *base = sums + BQ * VL;
     return (struct head){(bf16 *)p, (bf16 *)(p + PACKED_FLOATS(w->ld)), out, sums, base, base + BQ};
 }
 
 /* Into how many tasks a group's heads are cut. */
 static int parts_of_group(const struct attention *a) {
-    int ld = whole_strips(a->C), fit = (ET_THREAD_FLOATS - WORK_FLOATS(ld)) / HEAD_FLOATS(ld);
+    int ld = whole_strips(a->C);
+    int fit = (ET_THREAD_FLOATS - WORK_FLOATS(ld)) / HEAD_FLOATS(ld);
     return ceil_div(a->H / a->G, min_int(HEADS, fit));
 }
 
@@ -109,7 +113,10 @@ static int query_tasks(const struct attention *a) { return ceil_div(a->T, BQ) * 
 /* The last queries see most and come first, so that the threads end together. */
 static void each_query_block(const struct attention *a, int task, int thread,
                              void (*block)(const struct attention *a, const struct work *w, struct queries b)) {
-    int group = a->H / a->G, parts = parts_of_group(a), heads = ceil_div(group, parts), part = task % parts;
+    int group = a->H / a->G;
+    int parts = parts_of_group(a);
+    int heads = ceil_div(group, parts);
+    int part = task % parts;
     int begin = ((a->T - 1) / BQ - task / (a->G * parts)) * BQ;
     struct work w = new_work(a, thread);
     struct queries b = {.g = task / parts % a->G, .heads = min_int(heads, group - part * heads)};
@@ -155,7 +162,8 @@ static int query_strips(const struct attention *a, const struct work *w, struct 
     int n = 0;
     for (int i = 0; i < b.heads; i++)
         for (int j = 0; j < b.nq; j += STRIP) {
-            int keys = keys_seen(k, nk, b.q + j), at = j * w->ld;
+            int keys = keys_seen(k, nk, b.q + j);
+            int at = j * w->ld;
             if (keys <= 0)
                 continue;
             struct head head = head_at(w, i);
@@ -253,7 +261,9 @@ static int key_strips(const struct attention *a, const struct work *w, const str
                       struct strip *strips) {
     int n = 0;
     for (int j = 0; j < b->nk; j += STRIP) {
-        int first = b->k + j > q ? b->k + j - q : 0, queries = whole_strips(nq) - first, at = j * w->ld;
+        int first = b->k + j > q ? b->k + j - q : 0;
+        int queries = whole_strips(nq) - first;
+        int at = j * w->ld;
         if (queries <= 0)
             continue;
         struct strip t = new_strip(a, w, n);
@@ -288,7 +298,8 @@ static void dkv_strips(const struct work *w, const struct strip *t, int n, int a
 
 /* Blocks of queries are cut as blocks of keys are, so the first is the keys' own. */
 static void dkv_block(const struct attention *a, const struct work *w, const struct keys *b) {
-    int accumulate = 0, group = a->H / a->G;
+    int accumulate = 0;
+    int group = a->H / a->G;
     struct strip strips[STRIPS];
     round_rows(b->k_rows, w->ld, a->k, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     round_rows(b->v_rows, w->ld, a->v, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
@@ -310,8 +321,10 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
 static void dkv_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     struct work w = new_work(a, thread);
-    int begin = task / a->G * BK, n = PACKED_FLOATS(w.ld);
-    float *sums = w.rest + 2 * n, *base = sums + 2 * BK * w.ld;
+    int begin = task / a->G * BK;
+    int n = PACKED_FLOATS(w.ld);
+    float *sums = w.rest + 2 * n;
+    float *base = sums + 2 * BK * w.ld;
     struct keys b = {.g = task % a->G, .k_rows = (bf16 *)w.rest, .v_rows = (bf16 *)(w.rest + n), .dk = sums,
                      .dv = sums + BK * w.ld, .base = base, .delta = base + BQ};
     uint8_t before[TILE_STATE];

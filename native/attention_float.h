@@ -13,7 +13,8 @@ struct block {
 };
 
 static struct block new_block(const struct attention *a, int thread) {
-    float *s = et_scratch(a->ctx, thread), *wide = s + 2 * BQ * BK;
+    float *s = et_scratch(a->ctx, thread);
+    float *wide = s + 2 * BQ * BK;
     return (struct block){.s = s, .ds = s + BQ * BK, .wide_a = wide, .wide_b = wide + BLOCK_FLOATS,
                           .sums = {wide + 2 * BLOCK_FLOATS, wide + 3 * BLOCK_FLOATS}, .pack = wide + 4 * BLOCK_FLOATS};
 }
@@ -54,7 +55,8 @@ static inline struct block query_block(const struct attention *a, int task, int 
 /* s [nq, nk] = alpha * x . y^T, x of the block's queries, y of its keys */
 static void query_key_products(const struct attention *a, const struct block *b, float *s, et_array x, et_array y,
                                float alpha) {
-    struct rows left = query_rows(a, b, x, b->wide_a), right = key_rows(a, b, y, b->wide_b);
+    struct rows left = query_rows(a, b, x, b->wide_a);
+    struct rows right = key_rows(a, b, y, b->wide_b);
     gemm(s, BK, left.p, left.stride, 1, right.p, right.stride, 1, b->nq, b->nk, a->C, alpha, 0, b->pack);
 }
 
@@ -65,7 +67,9 @@ static void attention_scores(const struct attention *a, const struct block *b) {
     if (b->nk == width && b->k + b->nk - 1 <= b->q && first_key(a, b->q + b->nq - 1) <= b->k)
         return;
     for (int i = 0; i < b->nq; i++) {
-        int t = b->q + i, begin = first_key(a, t) - b->k, end = min_int(t + 1 - b->k, b->nk);
+        int t = b->q + i;
+        int begin = first_key(a, t) - b->k;
+        int end = min_int(t + 1 - b->k, b->nk);
         float *s = b->s + i * BK;
         for (int j = 0; j < min_int(begin, width); j++)
             s[j] = -INFINITY;
@@ -77,7 +81,8 @@ static void attention_scores(const struct attention *a, const struct block *b) {
 /* One step of the online softmax on a row of scores: s = exp(s - max), sum and max go on; returns the factor that
  * brings what was summed under the old maximum under the new one. */
 static inline float softmax_step(float *s, int nk, float *max, float *sum) {
-    vec highest = splat(*max), total = {0};
+    vec highest = splat(*max);
+    vec total = {0};
     for (int j = 0; j < nk; j += VL) {
         vec x = vload(s + j);
         highest = blend(x > highest, x, highest);
@@ -101,7 +106,8 @@ static inline void scale_row(float *x, float s, int n) {
 }
 
 static void attention_forward_block(const struct attention *a, struct block b) {
-    int first = first_key(a, b.q), end = b.q + b.nq;
+    int first = first_key(a, b.q);
+    int end = b.q + b.nq;
     float *out = b.sums[0], max[BQ], sum[BQ];
     for (int i = 0; i < b.nq; i++) {
         max[i] = -INFINITY;
@@ -144,7 +150,10 @@ static void attention_scores_backward(const struct attention *a, const struct bl
     query_key_products(a, b, b->ds, a->dout, a->v, 1.0f);
     for (int i = 0; i < b->nq; i++) {
         ptrdiff_t row = (ptrdiff_t)b->h * a->T + b->q + i;
-        float lse = a->lse[row], delta = a->delta[row], *s = b->s + i * BK, *ds = b->ds + i * BK;
+        float lse = a->lse[row];
+        float delta = a->delta[row];
+        float *s = b->s + i * BK;
+        float *ds = b->ds + i * BK;
         for (int j = 0; j < b->nk; j += VL) {
             vec p = vec_exp(vload(s + j) - lse);
             vstore(s + j, p);
@@ -155,7 +164,8 @@ static void attention_scores_backward(const struct attention *a, const struct bl
 
 /* dq = scale * ds . k */
 static void attention_dq_block(const struct attention *a, struct block b) {
-    int first = first_key(a, b.q), end = b.q + b.nq;
+    int first = first_key(a, b.q);
+    int end = b.q + b.nq;
     attention_delta(a, a->dout, q_at(a, b.h, b.q), q_stride(a), b.h, b.q, b.nq);
     for (b.k = first; b.k < end; b.k += BK) {
         b.nk = min_int(BK, end - b.k);
@@ -179,7 +189,8 @@ static void attention_dq_task(void *arg, int task, int thread) {
 
 /* dk = scale * ds^T . q and dv = s^T . dout, summed over the heads that share the keys and the queries that see them */
 static void attention_dkv_block(const struct attention *a, struct block b) {
-    int accumulate = 0, group = a->H / a->G;
+    int accumulate = 0;
+    int group = a->H / a->G;
     for (b.h = b.g * group; b.h < (b.g + 1) * group; b.h++)
         for (b.q = b.k; b.q < a->T && first_key(a, b.q) < b.k + b.nk; b.q += b.nq) {
             b.nq = block_tokens(a, b.q);

@@ -1,11 +1,12 @@
-/* What attention in bf16 is made of: packing, and scores. A product (strip_product in bf16.h) is a strip: up to STRIP rows
- * of A, as they lie, by B in pairs. Exponents are to base 2: p = 2^(s * exponent - base), base being what stands for the
- * maximum or for lse. */
+/* What attention in bf16 is made of: packing, and scores. A product (strip_product in bf16.h) is a strip: up to STRIP
+ * rows of A, as they lie, by B in pairs. Exponents are to base 2: p = 2^(s * exponent - base), base being what stands
+ * for the maximum or for lse. */
 
 enum { STRIP = 32, HEADS = 4 }; /* more heads at a time would save no packing to speak of */
 _Static_assert(BQ % STRIP == 0 && VL == 16, "whole strips; whole vectors");
 
-static const float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+static const float LOG2_E = 1.44269504f;
+static const float LN_2 = 0.693147181f;
 
 static inline int whole_strips(int n) { return ceil_div(n, STRIP) * STRIP; }
 
@@ -53,11 +54,14 @@ static void pack_across(float *pairs, struct tokens rows, int n, int ld) {
         for (int j = 0; j < ld; j += 8) {
             const bf16 *p = rows.p + i * rows.stride + j;
             float *out = pairs + j / 2 * BK + i;
-            __m512 a = four_rows(p, 4 * rows.stride), b = four_rows(p + rows.stride, 4 * rows.stride);
+            __m512 a = four_rows(p, 4 * rows.stride);
+            __m512 b = four_rows(p + rows.stride, 4 * rows.stride);
             __m512 c = four_rows(p + 2 * rows.stride, 4 * rows.stride);
             __m512 d = four_rows(p + 3 * rows.stride, 4 * rows.stride);
-            __m512 ab0 = _mm512_unpacklo_ps(a, b), ab1 = _mm512_unpackhi_ps(a, b);
-            __m512 cd0 = _mm512_unpacklo_ps(c, d), cd1 = _mm512_unpackhi_ps(c, d);
+            __m512 ab0 = _mm512_unpacklo_ps(a, b);
+            __m512 ab1 = _mm512_unpackhi_ps(a, b);
+            __m512 cd0 = _mm512_unpacklo_ps(c, d);
+            __m512 cd1 = _mm512_unpackhi_ps(c, d);
             vstore(out, (vec)_mm512_shuffle_ps(ab0, cd0, 0x44));
             vstore(out + BK, (vec)_mm512_shuffle_ps(ab0, cd0, 0xee));
             vstore(out + 2 * BK, (vec)_mm512_shuffle_ps(ab1, cd1, 0x44));
@@ -114,7 +118,9 @@ static inline vec only_seen(vec x, int d, int step, uint32_t span) {
 
 /* A new base for query i, whose scores have outgrown the old one; what was summed under that is brought under this. */
 static void raise_base(const struct strip *t, int i, vec highest) {
-    float old = t->base[i], *sum = t->sums + i * VL, *out = t->out[1] + i * t->ld;
+    float old = t->base[i];
+    float *sum = t->sums + i * VL;
+    float *out = t->out[1] + i * t->ld;
     t->base[i] = _mm512_reduce_max_ps((__m512)highest);
     if (old == -INFINITY)
         return;
@@ -128,9 +134,12 @@ static void raise_base(const struct strip *t, int i, vec highest) {
  * 2^16: floats lose nothing by it, and sums are rarely brought under a new one. */
 static inline __attribute__((always_inline)) void softmax_rows(const struct strip *strip, const int nv,
                                                                const int masked) {
-    const struct strip copy = *strip, *t = &copy; /* so that no store can change it */
+    const struct strip copy = *strip;
+    const struct strip *t = &copy; /* so that no store can change it */
     for (int i = 0; i < t->rows; i++) {
-        vec x[BK / VL], highest = splat(-INFINITY), sum = vload(t->sums + i * VL);
+        vec x[BK / VL];
+        vec highest = splat(-INFINITY);
+        vec sum = vload(t->sums + i * VL);
         UNROLL for (int j = 0; j < nv; j++) {
             x[j] = vload(t->s + i * BK + j * VL) * t->exponent;
             if (masked)
@@ -143,7 +152,8 @@ static inline __attribute__((always_inline)) void softmax_rows(const struct stri
         }
         float base = t->base[i] == -INFINITY ? 0.0f : t->base[i]; /* nothing seen yet: -inf - 0 stays -inf */
         UNROLL for (int j = 0; j < nv; j += 2) {
-            vec low = exp2_vec(x[j] - base), high = exp2_vec(x[j + 1] - base);
+            vec low = exp2_vec(x[j] - base);
+            vec high = exp2_vec(x[j + 1] - base);
             sum += low + high;
             store_rounded(t->p + i * BK + j * VL, low, high);
         }
@@ -155,12 +165,14 @@ static inline __attribute__((always_inline)) void softmax_rows(const struct stri
  * keys, and base and delta lie along them. */
 static inline __attribute__((always_inline)) void gradient_rows(const struct strip *strip, const int queries,
                                                                 const int nv, const int masked) {
-    const struct strip copy = *strip, *t = &copy; /* so that no store can change it */
+    const struct strip copy = *strip;
+    const struct strip *t = &copy; /* so that no store can change it */
     for (int i = 0; i < t->rows; i++) {
         UNROLL for (int j = 0; j < nv; j += 2) {
             vec p[2], ds[2];
             UNROLL for (int l = 0; l < 2; l++) {
-                int at = (j + l) * VL, row = queries ? i - at : at - i;
+                int at = (j + l) * VL;
+                int row = queries ? i - at : at - i;
                 vec base = queries ? splat(t->base[i]) : vload(t->base + at);
                 vec delta = queries ? splat(t->delta[i]) : vload(t->delta + at);
                 vec x = vload(t->s + i * BK + at) * t->exponent - base;

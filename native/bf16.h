@@ -1,14 +1,15 @@
-/* Products in bf16: both sides rounded to nearest when they are packed, summed in float. Only for kernel sets whose flags
- * allow to multiply bf16.
+/* Products in bf16: both sides rounded to nearest when they are packed, summed in float. Only for kernel sets whose
+ * flags allow to multiply bf16.
  *
  * A panel of B is [inner / 2, width, 2]: the pairs of inner elements that are multiplied together lie side by side, as
  * the instruction wants them. A panel of A is [inner / BF16_RUN, rows, BF16_RUN]; rows of activations that are bf16
  * already are read where they lie.
  *
- * An architecture brings the type `bf16`, BF16_RUN, and what there is no portable spelling of: `round_row` and `pack_run`
- * (floats rounded), `scale_codes_bf16` (as SCALE_CODES of unpack.h), `transpose_pairs` and `pair_rows` (pairs of B). Its
- * tile brings BF16_ROWS and BF16_COLUMNS, BF16_TILES_PER_TASK and BF16_K_PART (product.h), `bf16_begin` and `bf16_end`
- * around a thread's use, `tile_bf16`, `strip_product` for attention, and `bf16_peak` (peak.h):
+ * An architecture brings the type `bf16`, BF16_RUN, and what there is no portable spelling of: `round_row` and
+ * `pack_run` (floats rounded), `scale_codes_bf16` (as SCALE_CODES of unpack.h), `transpose_pairs` and `pair_rows`
+ * (pairs of B). Its tile brings BF16_ROWS and BF16_COLUMNS, BF16_TILES_PER_TASK and BF16_K_PART (product.h),
+ * `bf16_begin` and `bf16_end` around a thread's use, `tile_bf16`, `strip_product` for attention, and `bf16_peak`
+ * (peak.h):
  *
  *     strip_product: c [rows, N] (accumulate: +)= a [rows, K] . b, b [K / 2, N] in pairs; rows are at most 32, N and K
  *     multiples of 32. Reads and writes all rows of the strip. Only between bf16_begin and bf16_end.
@@ -75,8 +76,10 @@ static inline const bf16 *pack_weights(bf16 *out, const struct segment *s, int r
  * up to `packed`. The memory of rows that are wanted soon is fetched on the way: weights come from far away. */
 static inline void pack_rows(const bf16 **rows, bf16 *tmp, const struct segment *s, int r, int present, int n, int i,
                              int count, int packed) {
-    const int block = format_block(s->format), bytes = format_bytes(s->format);
-    const ptrdiff_t ld = s->ldw / block * bytes, size = count / block * bytes;
+    const int block = format_block(s->format);
+    const int bytes = format_bytes(s->format);
+    const ptrdiff_t ld = s->ldw / block * bytes;
+    const ptrdiff_t size = count / block * bytes;
     const char *ahead = (const char *)s->w + (r + BF16_AHEAD) * ld + i / block * bytes;
     for (int j = 0; j < n; j++, tmp += BF16_CHUNK, ahead += ld) {
         if (j >= present) {
@@ -91,11 +94,14 @@ static inline void pack_rows(const bf16 **rows, bf16 *tmp, const struct segment 
 
 /* 16 columns, and as much of each as the nearest cache holds, at a time. */
 static void pack_b_bf16_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int n = task * BF16_COLUMNS, columns = min_int(p->nc - n, BF16_COLUMNS), width = bf16_width(columns);
+    int n = task * BF16_COLUMNS;
+    int columns = min_int(p->nc - n, BF16_COLUMNS);
+    int width = bf16_width(columns);
     float *panel = b_panel(s, n);
     for (int j = 0; j < width; j += 16)
         for (int k = 0; k < s->packed; k += BF16_CHUNK) {
-            int count = min_int(s->kc - k, BF16_CHUNK), packed = min_int(s->packed - k, BF16_CHUNK);
+            int count = min_int(s->kc - k, BF16_CHUNK);
+            int packed = min_int(s->packed - k, BF16_CHUNK);
             const bf16 *rows[16];
             pack_rows(rows, (bf16 *)tmp, s, p->n + n + j, columns - j, 16, s->k + k, count, packed);
             for (int i = 0; i < packed / 2; i += 16)
@@ -105,8 +111,10 @@ static void pack_b_bf16_transposed(const struct product *p, const struct segment
 
 /* BF16_RUN rows, and as much of each as the nearest cache holds. */
 static void pack_b_bf16_straight(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int k = piece_inner(p, s, task), n = piece_column(p, s, task);
-    int count = min_int(p->nc - n, BF16_CHUNK), packed = bf16_width(count);
+    int k = piece_inner(p, s, task);
+    int n = piece_column(p, s, task);
+    int count = min_int(p->nc - n, BF16_CHUNK);
+    int packed = bf16_width(count);
     const bf16 *rows[BF16_RUN];
     pack_rows(rows, (bf16 *)tmp, s, s->k + k, s->kc - k, BF16_RUN, p->n + n, count, packed);
     for (int i = 0; i < packed; i += BF16_COLUMNS) {

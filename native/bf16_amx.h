@@ -23,8 +23,8 @@ static void bf16_begin(void *before) {
 static void bf16_end(const void *before) { _tile_loadconfig(before); }
 
 /* The sums of a whole tile in the CPU's tiles 0 to 3, from what these hold; left and top alone where the others have no
- * columns or rows. Both are constants where this is inlined. C's lines are fetched on the way, a few at a time, as there
- * are more than the CPU can wait for at once. */
+ * columns or rows. Both are constants where this is inlined. C's lines are fetched on the way, a few at a time, as
+ * there are more than the CPU can wait for at once. */
 static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t, const int right, const int low) {
     const char *c = t->c.data;
     const ptrdiff_t line = t->c_rs * (t->c.type == ET_F32 ? 4 : 2);
@@ -32,7 +32,8 @@ static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t
     for (int s = 0; s < SEGMENTS; s++) {
         const bf16 *a = (const bf16 *)t->s[s].a.p;
         const float *b = t->s[s].b.p;
-        const size_t a_stride = (size_t)t->s[s].a.rs * 2, b_stride = right ? 128 : 64;
+        const size_t a_stride = (size_t)t->s[s].a.rs * 2;
+        const size_t b_stride = right ? 128 : 64;
         for (int k = t->s[s].K; k > 0; k -= BF16_RUN, a += t->s[s].a.ks, b += b_stride * 4) {
             _tile_loadd(4, a, a_stride);
             _tile_loadd(6, b, b_stride);
@@ -112,7 +113,9 @@ static void tile_bf16(struct tile *t) {
 
 static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
                           int rows, int N, int K, int accumulate) {
-    const size_t c_stride = (size_t)ldc * 4, a_stride = (size_t)lda * 2, b_stride = (size_t)ldb * 4;
+    const size_t c_stride = (size_t)ldc * 4;
+    const size_t a_stride = (size_t)lda * 2;
+    const size_t b_stride = (size_t)ldb * 4;
     for (int n = 0; n < N; n += 32, c += 32, b += 32) {
         if (accumulate) {
             _tile_loadd(0, c, c_stride);

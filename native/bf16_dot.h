@@ -16,8 +16,10 @@ static inline vec dot_pairs(vec sum, float a, __m512i b) {
 static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t, const int nv) {
     vec acc[BF16_ROWS][2] = {0};
     for (int s = 0; s < SEGMENTS; s++) {
-        const float *run = t->s[s].a.p, *b = t->s[s].b.p;
-        const ptrdiff_t a_rs = t->s[s].a.rs / 2, a_ks = t->s[s].a.ks / 2;
+        const float *run = t->s[s].a.p;
+        const float *b = t->s[s].b.p;
+        const ptrdiff_t a_rs = t->s[s].a.rs / 2;
+        const ptrdiff_t a_ks = t->s[s].a.ks / 2;
         for (int k = t->s[s].K; k > 0; k -= BF16_RUN, run += a_ks) /* only LoRA's part may end within a run */
             for (const float *a = run; a < run + min_int(k + 1, BF16_RUN) / 2; a++, b += nv * VL) {
                 __m512i bv[2];
@@ -47,7 +49,8 @@ static inline __attribute__((always_inline)) void part_product(float *c, ptrdiff
         acc[i][1] = accumulate ? vload(c + i * ldc + VL) : splat(0.0f);
     }
     for (int k = 0; k < K; k += 2, b += ldb) {
-        __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + VL);
+        __m512i b0 = _mm512_loadu_si512(b);
+        __m512i b1 = _mm512_loadu_si512(b + VL);
         UNROLL for (int i = 0; i < PART; i++) {
             int32_t pair;
             memcpy(&pair, a + i * lda + k, 4);
@@ -70,7 +73,8 @@ static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda,
 }
 
 static double bf16_peak(int64_t n) {
-    vec sum[PEAK_SUMS] = {0}, b = splat(1.0f);
+    vec sum[PEAK_SUMS] = {0};
+    vec b = splat(1.0f);
     float a = 1;
     UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
     for (int64_t i = 0; i < n; i++) {

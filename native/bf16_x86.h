@@ -30,7 +30,8 @@ static inline void pack_run(bf16 *out, et_array x, int n) {
 
 static inline void scale_codes_bf16(bf16 *out, bytes first, float scale, float offset, bytes second, float scale2,
                                     float offset2) {
-    __m512 x = scaled(first, scale, offset), y = scaled(second, scale2, offset2);
+    __m512 x = scaled(first, scale, offset);
+    __m512 y = scaled(second, scale2, offset2);
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(y, x));
 }
 

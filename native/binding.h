@@ -1,5 +1,5 @@
-/* The thin CPython extension: binding_call.c reads and checks arguments as a spec says, binding_ops.def lists the specs,
- * binding_context.c has contexts, binding.c the module. */
+/* The thin CPython extension: binding_call.c reads and checks arguments as a spec says, binding_ops.def lists the
+ * specs, binding_context.c has contexts, binding.c the module. */
 #ifndef ET_BINDING_H
 #define ET_BINDING_H
 

@@ -87,7 +87,8 @@ static int get_whole(struct call *c, const struct word *w, PyObject *object, lon
 static int check_type(struct call *c, const struct word *w, const Py_buffer *b) {
     const char *type = b->format ? b->format : "B";
     type += *type == '@' || *type == '=' || *type == '<';
-    int is_float = strcmp(type, "f") == 0, is_int = b->itemsize == 4 && (*type == 'i' || *type == 'l');
+    int is_float = strcmp(type, "f") == 0;
+    int is_int = b->itemsize == 4 && (*type == 'i' || *type == 'l');
     int is_bf16 = strcmp(type, "H") == 0;
     if (w->kind == '^' || w->kind == '~') {
         if (!is_float && !is_bf16)
@@ -109,7 +110,8 @@ static int check_type(struct call *c, const struct word *w, const Py_buffer *b) 
 }
 
 static int get_array(struct call *c, const struct word *w, PyObject *object) {
-    int i = c->n_views, writes = strchr("=^!?&", w->kind) != NULL;
+    int i = c->n_views;
+    int writes = strchr("=^!?&", w->kind) != NULL;
     if (strchr("?/", w->kind) && object == Py_None) {
         c->v.array[i] = NULL;
         c->view[i] = (Py_buffer){0};

@@ -110,10 +110,12 @@ void check_true(struct check *c, int fact, const char *what, ...) {
 
 static void close_to(struct check *c, et_array got, const float *want, size_t n, double tolerance, const char *what,
                      va_list args) {
-    double error = 0, size = 0;
+    double error = 0;
+    double size = 0;
     int same_kind = 1;
     for (size_t i = 0; i < n; i++) {
-        double x = array_get(got, (int64_t)i), y = want[i];
+        double x = array_get(got, (int64_t)i);
+        double y = want[i];
         if (!isfinite(x) || !isfinite(y)) {
             same_kind &= isnan(x) ? isnan(y) : x == y;
             continue;

@@ -9,11 +9,16 @@ static const double CLOSE = 2e-6;
 
 static void check_adamw(struct check *c, int64_t n, int64_t step, float weight_decay) {
     size_t N = (size_t)n;
-    float *param = check_floats(N, 1), *grad = check_floats(N, 2), *m = check_floats(N, 3), *v = check_floats(N, 4);
+    float *param = check_floats(N, 1);
+    float *grad = check_floats(N, 2);
+    float *m = check_floats(N, 3);
+    float *v = check_floats(N, 4);
     for (size_t i = 0; i < N; i++)
         v[i] = v[i] * v[i];
     grad[0] = m[0] = v[0] = 0.0f; /* eps alone stands below the line */
-    float *params = check_copy(param, N), *ms = check_copy(m, N), *vs = check_copy(v, N);
+    float *params = check_copy(param, N);
+    float *ms = check_copy(m, N);
+    float *vs = check_copy(v, N);
     et_adamw(c->ctx, param, grad, m, v, 1e-2f, 0.9f, 0.999f, 1e-8f, weight_decay, step, n);
     ref_adamw(NULL, params, grad, ms, vs, 1e-2f, 0.9f, 0.999f, 1e-8f, weight_decay, step, n);
     check_close(c, param, params, N, CLOSE, "adamw param n %d step %d decay %g", (int)n, (int)step, weight_decay);
@@ -26,8 +31,10 @@ static void check_adamw(struct check *c, int64_t n, int64_t step, float weight_d
 static int codes_apart(const struct et_moments *got, const struct et_moments *want, int64_t n) {
     int apart = 0;
     for (int64_t i = 0; i < n; i++) {
-        const struct et_moments *g = got + i / ET_MOMENTS, *w = want + i / ET_MOMENTS;
-        int m = abs(g->m[i % ET_MOMENTS] - w->m[i % ET_MOMENTS]), v = abs(g->v[i % ET_MOMENTS] - w->v[i % ET_MOMENTS]);
+        const struct et_moments *g = got + i / ET_MOMENTS;
+        const struct et_moments *w = want + i / ET_MOMENTS;
+        int m = abs(g->m[i % ET_MOMENTS] - w->m[i % ET_MOMENTS]);
+        int v = abs(g->v[i % ET_MOMENTS] - w->v[i % ET_MOMENTS]);
         apart += m > 1 || v > 1 ? (int)n : m + v;
     }
     return apart;
@@ -43,11 +50,16 @@ static void check_scales(struct check *c, const struct et_moments *got, const st
 
 /* Several steps from zero; before each both have the same moments, so that what rounding decides does not add up. */
 static void check_adamw8(struct check *c, int64_t n, float spread) {
-    size_t N = (size_t)n, blocks = (N + ET_MOMENTS - 1) / ET_MOMENTS, floats = blocks * sizeof(struct et_moments) / 4;
-    float *bytes = check_floats(floats, 1), *param = check_floats(N, 2);
-    struct et_moments *moments = memset(bytes, 0, floats * 4), *want = (void *)check_floats(floats, 1);
+    size_t N = (size_t)n;
+    size_t blocks = (N + ET_MOMENTS - 1) / ET_MOMENTS;
+    size_t floats = blocks * sizeof(struct et_moments) / 4;
+    float *bytes = check_floats(floats, 1);
+    float *param = check_floats(N, 2);
+    struct et_moments *moments = memset(bytes, 0, floats * 4);
+    struct et_moments *want = (void *)check_floats(floats, 1);
     for (int step = 1; step <= 4; step++) {
-        float *grad = check_floats(N, 2 + (uint64_t)step), *params = check_copy(param, N);
+        float *grad = check_floats(N, 2 + (uint64_t)step);
+        float *params = check_copy(param, N);
         for (size_t i = 0; i < N; i++)
             grad[i] *= i % 7 == 3 ? 0.0f : expf(spread * grad[(i + 1) % N]);
         memcpy(want, moments, floats * 4);

@@ -64,7 +64,9 @@ static struct attention_outputs run_attention(et_context *ctx, const struct atte
 
 static void check_attention(struct check *c, et_context *alone, struct attention_case a, int types) {
     static const char *const names[] = {"out", "dq", "dk", "dv", "lse", "delta"};
-    size_t n = (size_t)a.T * a.H * a.C, m = (size_t)a.T * a.G * a.C, rows = (size_t)a.H * a.T;
+    size_t n = (size_t)a.T * a.H * a.C;
+    size_t m = (size_t)a.T * a.G * a.C;
+    size_t rows = (size_t)a.H * a.T;
     size_t sizes[] = {n, n, m, m, rows, rows};
     int rounds = strcmp(check_numbers(c->ctx), "bf16") == 0;
     const et_array in[] = {
@@ -92,8 +94,10 @@ static void check_attention(struct check *c, et_context *alone, struct attention
 /* A NaN reaches the queries that see it and no query of its own block's past. */
 static void check_attention_nan(struct check *c, int type) {
     enum { T = 20, C = 32 };
-    et_array q = attention_array(type, T * C, 1, 1, 0), k = attention_array(type, T * C, 2, 1, 0);
-    et_array v = attention_array(type, T * C, 3, 1, 0), out = attention_array(type, T * C, 4, 1, 0);
+    et_array q = attention_array(type, T * C, 1, 1, 0);
+    et_array k = attention_array(type, T * C, 2, 1, 0);
+    et_array v = attention_array(type, T * C, 3, 1, 0);
+    et_array out = attention_array(type, T * C, 4, 1, 0);
     float *lse = check_floats(T, 5);
     int good = 1;
     array_put(k, 10 * C, NAN);

@@ -1,4 +1,5 @@
-/* et_check [--pick | NAME]: checks every kernel set that this CPU can run (or the named one) against the truth in ref.h. */
+/* et_check [--pick | NAME]: checks every kernel set that this CPU can run (or the named one) against the truth in
+ * ref.h. */
 #include "check.h"
 
 #include <stdio.h>

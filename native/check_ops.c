@@ -1,11 +1,12 @@
-/* Checks of all ops but products, attention and the optimizer, against ref_ops.c, through et.h. Sizes straddle the blocks: one value, less than
- * a vector, just past a block. */
+/* Checks of all ops but products, attention and the optimizer, against ref_ops.c, through et.h. Sizes straddle the
+ * blocks: one value, less than a vector, just past a block. */
 #include "check.h"
 
 #include <math.h>
 #include <string.h>
 
-static const double EXACT = 1e-12, CLOSE = 2e-6;
+static const double EXACT = 1e-12;
+static const double CLOSE = 2e-6;
 
 /* ---- norm, rope, glu ----------------------------------------------------------------------------------------- */
 static et_array floats(float *x) { return (et_array){x, ET_F32}; }
@@ -20,11 +21,16 @@ static void multiply(et_array a, size_t n, float s) {
 
 /* types: of inp, of out and dinp, of dout. */
 static void check_rmsnorm(struct check *c, int64_t rows, int D, float size, int types) {
-    size_t n = (size_t)(rows * D), R = (size_t)rows;
-    et_array inp = check_array(n, type(types, 0), 1), dout = check_array(n, type(types, 2), 3);
-    et_array out = check_array(n, type(types, 1), 4), in_place = check_array_copy(dout, n);
-    float *weight = check_floats((size_t)D, 2), *rstd = check_floats(R, 5);
-    float *want = check_floats(n, 6), *scale = check_floats(R, 7);
+    size_t n = (size_t)(rows * D);
+    size_t R = (size_t)rows;
+    et_array inp = check_array(n, type(types, 0), 1);
+    et_array dout = check_array(n, type(types, 2), 3);
+    et_array out = check_array(n, type(types, 1), 4);
+    et_array in_place = check_array_copy(dout, n);
+    float *weight = check_floats((size_t)D, 2);
+    float *rstd = check_floats(R, 5);
+    float *want = check_floats(n, 6);
+    float *scale = check_floats(R, 7);
     multiply(inp, n, size);
     et_array norm_in_place = check_array_copy(inp, n);
     et_rmsnorm_forward(c->ctx, out, rstd, inp, weight, 1e-6f, rows, D);
@@ -50,10 +56,13 @@ static void check_rmsnorm(struct check *c, int64_t rows, int D, float size, int 
 
 static void check_rope(struct check *c, int x_type, int neox, int T, int H, int C, int n_rot) {
     enum { P = 40 };
-    size_t n = (size_t)T * H * C, angles = (size_t)P * (n_rot / 2);
+    size_t n = (size_t)T * H * C;
+    size_t angles = (size_t)P * (n_rot / 2);
     et_array x = check_array(n, x_type, 1);
-    float *cosines = check_floats(angles, 2), *sines = check_floats(angles, 3);
-    float *before = check_values(x, n), *want = check_values(x, n);
+    float *cosines = check_floats(angles, 2);
+    float *sines = check_floats(angles, 3);
+    float *before = check_values(x, n);
+    float *want = check_values(x, n);
     int32_t *positions = check_ints((size_t)T, P, 4);
     for (size_t i = 0; i < angles; i++) {
         float angle = cosines[i] * 3.0f;
@@ -73,12 +82,18 @@ static void check_rope(struct check *c, int x_type, int neox, int T, int H, int 
 /* types: of gate and its gradient, of up and its gradient, of dout. */
 static void check_glu(struct check *c, int kind, int64_t n, float size, int types) {
     size_t N = (size_t)n;
-    et_array gate = check_array(N, type(types, 0), 1), up = check_array(N, type(types, 1), 2);
+    et_array gate = check_array(N, type(types, 0), 1);
+    et_array up = check_array(N, type(types, 1), 2);
     et_array dout = check_array(N, type(types, 2), 3);
-    float *want = check_floats(N, 4), *dgate = check_floats(N, 5), *dup = check_floats(N, 6);
+    float *want = check_floats(N, 4);
+    float *dgate = check_floats(N, 5);
+    float *dup = check_floats(N, 6);
     multiply(gate, N, size);
-    et_array out = check_array_copy(gate, N), own_gate = check_array_copy(gate, N), own_up = check_array_copy(up, N);
-    et_array own_dout = check_array_copy(dout, N), second_up = check_array_copy(up, N);
+    et_array out = check_array_copy(gate, N);
+    et_array own_gate = check_array_copy(gate, N);
+    et_array own_up = check_array_copy(up, N);
+    et_array own_dout = check_array_copy(dout, N);
+    et_array second_up = check_array_copy(up, N);
     et_glu_forward(c->ctx, out, out, up, kind, n);
     ref_glu_forward(NULL, floats(want), gate, up, kind, n);
     check_array_close(c, out, want, N, CLOSE, "glu_forward kind %d n %d size %g types %d", kind, (int)n, size, types);
@@ -105,8 +120,11 @@ static void check_glu_extremes(struct check *c) {
     static const float values[] = {0.0f, 1e30f, -1e30f, 88.8f, -88.8f, 104.0f, -104.0f, 1e-40f, NAN, 3e38f, -3e38f};
     enum { N = COUNT(values) };
     for (int kind = 0; kind < 2; kind++) {
-        float *gate = check_floats(N, 1), *up = check_floats(N, 2);
-        float *out = check_floats(N, 3), *dup = check_floats(N, 4), *act = check_floats(N, 5);
+        float *gate = check_floats(N, 1);
+        float *up = check_floats(N, 2);
+        float *out = check_floats(N, 3);
+        float *dup = check_floats(N, 4);
+        float *act = check_floats(N, 5);
         memcpy(gate, values, sizeof values);
         et_glu_forward(c->ctx, floats(out), floats(gate), floats(up), kind, N);
         int good = 1;
@@ -124,13 +142,22 @@ static void check_glu_extremes(struct check *c) {
 
 /* ---- head ---------------------------------------------------------------------------------------------------- */
 static void check_head(struct check *c, int T, int V, int D, int block, int e_type, float size) {
-    size_t n = (size_t)T * D, rows = (size_t)T, work = rows * (size_t)block;
+    size_t n = (size_t)T * D;
+    size_t rows = (size_t)T;
+    size_t work = rows * (size_t)block;
     et_array h = check_array(n, e_type, 1);
-    float *w = check_floats((size_t)V * D, 2), *a = check_floats(rows, 3);
-    float *logits = check_floats(work, 4), *dh = check_floats(n, 5), *want = check_floats(n, 6);
-    float *logp = check_floats(rows, 7), *truth = check_floats(rows, 8), *state = check_floats(rows * ET_HEAD_STATE, 12);
+    float *w = check_floats((size_t)V * D, 2);
+    float *a = check_floats(rows, 3);
+    float *logits = check_floats(work, 4);
+    float *dh = check_floats(n, 5);
+    float *want = check_floats(n, 6);
+    float *logp = check_floats(rows, 7);
+    float *truth = check_floats(rows, 8);
+    float *state = check_floats(rows * ET_HEAD_STATE, 12);
     et_array e = e_type == ET_F32 ? (et_array){logits, ET_F32} : check_array(work, e_type, 13);
-    int32_t *targets = check_ints(rows, V, 9), *best = check_ints(rows, V, 10), *top = check_ints(rows, V, 11);
+    int32_t *targets = check_ints(rows, V, 9);
+    int32_t *best = check_ints(rows, V, 10);
+    int32_t *top = check_ints(rows, V, 11);
     for (size_t i = 0; i < n; i++)
         array_put(h, (int64_t)i, array_get(h, (int64_t)i) * size);
     a[0] = 0.0f;
@@ -143,8 +170,8 @@ static void check_head(struct check *c, int T, int V, int D, int block, int e_ty
     et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, a, block, 0, V, T, V, D);
     ref_head_backward(NULL, want, truth, NULL, e, NULL, h, w, ET_F32, targets, a, block, 0, V, T, V, D);
     check_close(c, logp, truth, rows, CLOSE, "head_backward logp T %d V %d D %d block %d", T, V, D, block);
-    check_close(c, dh, want, n, e_type == ET_F32 ? 1e-5 : 4e-3, "head_backward T %d V %d D %d block %d size %g", T, V, D,
-                block, size);
+    check_close(c, dh, want, n, e_type == ET_F32 ? 1e-5 : 4e-3, "head_backward T %d V %d D %d block %d size %g", T, V,
+                D, block, size);
     for (int begin = 0; begin < V; begin += V / 3 + 1) { /* in parts */
         int end = begin + V / 3 + 1 < V ? begin + V / 3 + 1 : V;
         et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, a, block, begin, end, T, V, D);
@@ -164,8 +191,11 @@ static void check_head(struct check *c, int T, int V, int D, int block, int e_ty
 /* ---- element by element -------------------------------------------------------------------------------------- */
 static void check_sums(struct check *c, int T, int N) {
     size_t n = (size_t)T * N;
-    float *x = check_floats(n, 1), *y = check_floats(n, 2), *want = check_copy(x, n);
-    double got = 0.0, sum = 0.0;
+    float *x = check_floats(n, 1);
+    float *y = check_floats(n, 2);
+    float *want = check_copy(x, n);
+    double got = 0.0;
+    double sum = 0.0;
     et_add(c->ctx, x, y, (int64_t)n);
     ref_add(NULL, want, y, (int64_t)n);
     check_close(c, x, want, n, EXACT, "add n %d", (int)n);
@@ -179,17 +209,19 @@ static void check_sums(struct check *c, int T, int N) {
 }
 
 static void check_copy_op(struct check *c, int out_type, int inp_type, int64_t n) {
-    et_array inp = check_array((size_t)n, inp_type, 1), out = check_array((size_t)n, out_type, 2);
+    et_array inp = check_array((size_t)n, inp_type, 1);
+    et_array out = check_array((size_t)n, out_type, 2);
     et_copy(c->ctx, out, inp, n);
-    check_array_close(c, out, check_values(inp, (size_t)n), (size_t)n, EXACT, "copy types %d %d n %d", out_type, inp_type,
-                      (int)n);
+    check_array_close(c, out, check_values(inp, (size_t)n), (size_t)n, EXACT, "copy types %d %d n %d", out_type,
+                      inp_type, (int)n);
     check_free();
 }
 
 static void check_add_bias(struct check *c, int x_type, int T, int N) {
     size_t n = (size_t)T * N;
     et_array x = check_array(n, x_type, 1);
-    float *bias = check_floats((size_t)N, 2), *want = check_values(x, n);
+    float *bias = check_floats((size_t)N, 2);
+    float *want = check_values(x, n);
     et_add_bias(c->ctx, x, bias, T, N);
     ref_add_bias(NULL, floats(want), bias, T, N);
     check_array_close(c, x, want, n, EXACT, "add_bias type %d T %d N %d", x_type, T, N);
@@ -210,7 +242,8 @@ static void check_dropout(struct check *c, float p, int64_t n, int types) {
                           types);
     }
     et_array in_place = check_array_copy(inp, N);
-    float *want = check_values(inp, N), *same = check_values(inp, N);
+    float *want = check_values(inp, N);
+    float *same = check_values(inp, N);
     et_dropout(c->ctx, in_place, in_place, p, seed, 0, n);
     ref_dropout(NULL, floats(want), inp, p, seed, 0, n);
     check_array_close(c, in_place, want, N, 2e-7, "dropout in place p %g n %d types %d", p, (int)n, types);
@@ -240,7 +273,8 @@ void check_ops(struct check *c) {
     check_sums(c, 3, 40001);
     check_add_bias(c, ET_F32, 3, 40001);
     for (int i = 0; i < 4; i++) {
-        int x_type = type(i, 1), neox = i & 1;
+        int x_type = type(i, 1);
+        int neox = i & 1;
         check_rope(c, x_type, neox, 1, 1, 2, 2);
         check_rope(c, x_type, neox, 17, 3, 64, 64);
         check_rope(c, x_type, neox, 130, 2, 80, 32);

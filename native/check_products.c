@@ -14,7 +14,8 @@ struct format {
 };
 
 static const struct format formats[] = {
-#define FORMAT(name, number, block, bytes, scales, where, halves) {#name, number, block, bytes, ET_##scales, where, halves},
+#define FORMAT(name, number, block, bytes, scales, where, halves)                                                      \
+    {#name, number, block, bytes, ET_##scales, where, halves},
 #include "formats.def"
 #undef FORMAT
 };
@@ -67,14 +68,20 @@ struct shape {
 
 /* One direction: against its own truth tightly, against the real product loosely, and the same bits on one thread. */
 static void check_direction(struct check *c, et_context *alone, int backward, const struct format *f, struct shape s) {
-    int inner = backward ? s.N : s.K, outer = backward ? s.K : s.N;
-    size_t n = (size_t)s.T * (size_t)outer, inp_size = (size_t)s.T * (size_t)inner;
-    const char *own = numbers_of(c->ctx, backward, f->id, inner), *direction = backward ? "backward" : "forward";
+    int inner = backward ? s.N : s.K;
+    int outer = backward ? s.K : s.N;
+    size_t n = (size_t)s.T * (size_t)outer;
+    size_t inp_size = (size_t)s.T * (size_t)inner;
+    const char *own = numbers_of(c->ctx, backward, f->id, inner);
+    const char *direction = backward ? "backward" : "forward";
     uint8_t *w = make_weights(f, (size_t)s.N * (size_t)s.K, 7, 1);
-    float *x = check_floats((size_t)(s.T * s.R), 5), *y = check_floats((size_t)(s.R * outer), 6);
+    float *x = check_floats((size_t)(s.T * s.R), 5);
+    float *y = check_floats((size_t)(s.R * outer), 6);
     et_array start = check_array(n, ET_F32, 2);
-    et_array inp = check_array(inp_size, s.inp_type, 1), out = check_array_as(start, n, s.out_type);
-    et_array again = check_array_as(start, n, s.out_type), want = check_array_as(start, n, s.out_type);
+    et_array inp = check_array(inp_size, s.inp_type, 1);
+    et_array out = check_array_as(start, n, s.out_type);
+    et_array again = check_array_as(start, n, s.out_type);
+    et_array want = check_array_as(start, n, s.out_type);
     et_array real = check_array_as(start, n, ET_F32);
     et_context_set_threads(c->ctx, 1 + (s.T + s.N + backward) % CHECK_THREADS); /* that changes no bit either */
     (backward ? et_matmul_backward : et_matmul_forward)(c->ctx, out, inp, w, f->id, x, y, s.scale, s.accumulate, s.T,
@@ -87,12 +94,13 @@ static void check_direction(struct check *c, et_context *alone, int backward, co
     double tight = strcmp(own, "float") == 0 ? CLOSE : 1e-5;
     double half = s.out_type == ET_BF16 ? 0x1p-7 + 0x1p-8 * (inner / 256 + s.R / 32) : 0;
     const char *what = "%s in %s, %s T %d N %d K %d R %d accumulate %d, types %d %d%s";
-    check_close(c, check_values(out, n), check_values(want, n), n, tight + half, what, direction, own, f->name, s.T, s.N, s.K,
-                s.R, s.accumulate, s.inp_type, s.out_type, "");
-    check_close(c, check_values(out, n), real.data, n, rounding(own) + half, what, direction, own, f->name, s.T, s.N, s.K,
-                s.R, s.accumulate, s.inp_type, s.out_type, ", real");
+    check_close(c, check_values(out, n), check_values(want, n), n, tight + half, what, direction, own, f->name, s.T,
+                s.N, s.K, s.R, s.accumulate, s.inp_type, s.out_type, "");
+    check_close(c, check_values(out, n), real.data, n, rounding(own) + half, what, direction, own, f->name, s.T, s.N,
+                s.K, s.R, s.accumulate, s.inp_type, s.out_type, ", real");
     check_true(c, check_guards(out.data) && !memcmp(out.data, again.data, n * (s.out_type == ET_F32 ? 4 : 2)), what,
-               direction, own, f->name, s.T, s.N, s.K, s.R, s.accumulate, s.inp_type, s.out_type, ": threads change bits");
+               direction, own, f->name, s.T, s.N, s.K, s.R, s.accumulate, s.inp_type, s.out_type,
+               ": threads change bits");
     free(w);
     check_free();
 }
@@ -103,23 +111,30 @@ static void check_product(struct check *c, et_context *alone, const struct forma
 }
 
 static void check_dweight(struct check *c, int T, int N, int K, int dout_type, int inp_type) {
-    size_t NK = (size_t)N * (size_t)K, TN = (size_t)T * (size_t)N, TK = (size_t)T * (size_t)K;
-    et_array inp = check_array(TK, inp_type, 1), dout = check_array(TN, dout_type, 2);
-    float *dw = check_floats(NK, 3), *want = check_copy(dw, NK);
+    size_t NK = (size_t)N * (size_t)K;
+    size_t TN = (size_t)T * (size_t)N;
+    size_t TK = (size_t)T * (size_t)K;
+    et_array inp = check_array(TK, inp_type, 1);
+    et_array dout = check_array(TN, dout_type, 2);
+    float *dw = check_floats(NK, 3);
+    float *want = check_copy(dw, NK);
     et_matmul_dweight(c->ctx, dw, dout, inp, 0.7f, T, N, K);
     ref_matmul_dweight(NULL, want, dout, inp, 0.7f, T, N, K);
-    check_close(c, dw, want, NK, rounding(numbers_of(c->ctx, 1, ET_F32, T)), "matmul_dweight T %d N %d K %d types %d %d",
-                T, N, K, dout_type, inp_type);
+    check_close(c, dw, want, NK, rounding(numbers_of(c->ctx, 1, ET_F32, T)),
+                "matmul_dweight T %d N %d K %d types %d %d", T, N, K, dout_type, inp_type);
     check_free();
 }
 
 static void check_weights(struct check *c, const struct format *f) {
     enum { V = 7, T = 19 };
-    size_t D = f->block == 1 ? 33 : 3 * (size_t)f->block, n = V * D;
+    size_t D = f->block == 1 ? 33 : 3 * (size_t)f->block;
+    size_t n = V * D;
     int32_t *tokens = check_ints(T, V, 5);
     for (int tame = 0; tame < 2; tame++) {
         uint8_t *w = make_weights(f, n, 11, tame);
-        float *out = check_floats(n, 1), *want = check_floats(n, 2), *rows = check_floats(T * D, 3);
+        float *out = check_floats(n, 1);
+        float *want = check_floats(n, 2);
+        float *rows = check_floats(T * D, 3);
         float *want_rows = check_floats(T * D, 4);
         et_dequantize(c->ctx, out, w, f->id, (int64_t)n);
         ref_dequantize(NULL, want, w, f->id, (int64_t)n);
@@ -134,15 +149,20 @@ static void check_weights(struct check *c, const struct format *f) {
 
 /* Every format, odd sizes, several blocks each way, every mixture of types, with and without LoRA's part. */
 void check_products(struct check *c, et_context *alone) {
-    static const int T[] = {1, 2, 7, 12, 33, 70}, N[] = {37, 16, 8, 100, 1, 33}, R[] = {0, 8, 1, 40, 0, 3};
+    static const int T[] = {1, 2, 7, 12, 33, 70};
+    static const int N[] = {37, 16, 8, 100, 1, 33};
+    static const int R[] = {0, 8, 1, 40, 0, 3};
     for (int f = 0; f < COUNT(formats); f++)
         for (int i = 0; i < COUNT(T); i++) {
-            int odd = i % 2 && formats[f].block == 1, K = formats[f].block > 1 ? 3 * formats[f].block : odd ? 45 : 96;
+            int odd = i % 2 && formats[f].block == 1;
+            int K = formats[f].block > 1 ? 3 * formats[f].block : odd ? 45 : 96;
             check_product(c, alone, &formats[f], (struct shape){T[i], N[i], K, R[i], i % 2, ET_F32, ET_F32, 0.5f});
             check_product(c, alone, &formats[f], (struct shape){T[i], N[i], K, R[i], 0, ET_BF16, ET_BF16, 1});
         }
     for (int i = 0; i < 4; i++) { /* more than one block of inner elements, of columns, of rows */
-        int inp = i % 2 ? ET_BF16 : ET_F32, out = i / 2 ? ET_BF16 : ET_F32, accumulate = out == ET_F32;
+        int inp = i % 2 ? ET_BF16 : ET_F32;
+        int out = i / 2 ? ET_BF16 : ET_F32;
+        int accumulate = out == ET_F32;
         check_product(c, alone, format_of(ET_Q4_1), (struct shape){130, 96, 1600, 8, accumulate, inp, out, 1});
         check_product(c, alone, format_of(ET_Q4_1), (struct shape){5, 800, 800, 70, 0, inp, out, 1});
         check_product(c, alone, format_of(ET_Q8_0), (struct shape){700, 40, 64, 8, 0, inp, out, 1});

@@ -22,7 +22,8 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(3, wrong, et_rmsnorm_backward(ctx, t[0], t[1], t[2], x, x, 0, 1, 1))
     REFUSES(1, wrong, et_rope(ctx, t[0], x, x, zero, 0, 1, 1, 1, 2, 2, 1))
     REFUSES(4, wrong, et_attention_forward(ctx, t[0], x, t[1], t[2], t[3], zero, 1, 0, 1, 1, 1, 1))
-    REFUSES(8, wrong, et_attention_backward(ctx, t[0], t[1], t[2], x, t[3], t[4], x, t[5], t[6], t[7], zero, 1, 0, 1, 1, 1, 1))
+    REFUSES(8, wrong,
+            et_attention_backward(ctx, t[0], t[1], t[2], x, t[3], t[4], x, t[5], t[6], t[7], zero, 1, 0, 1, 1, 1, 1))
     REFUSES(3, wrong, et_glu_forward(ctx, t[0], t[1], t[2], 0, 1))
     REFUSES(6, wrong, et_glu_backward(ctx, t[0], t[1], t[2], t[3], t[4], t[5], 0, 1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
@@ -43,14 +44,16 @@ void check_refusals(struct check *c) {
                "K not whole blocks");
     check_true(c, et_matmul_backward(c->ctx, a, a, x, ET_Q4_K, x, x, 1, 0, 1, 1, 32, 0) == ET_BAD_ARGUMENT,
                "K below a block");
-    check_true(c, et_matmul_forward(c->ctx, a, a, NULL, ET_F32, x, x, 1, 0, 1, 1, 1, 0) == ET_BAD_ARGUMENT, "no weight");
+    check_true(c, et_matmul_forward(c->ctx, a, a, NULL, ET_F32, x, x, 1, 0, 1, 1, 1, 0) == ET_BAD_ARGUMENT,
+               "no weight");
     check_true(c, et_matmul_forward(c->ctx, a, a, x, ET_F32, NULL, x, 1, 0, 1, 1, 1, 2) == ET_BAD_ARGUMENT, "no x");
     check_true(c, et_matmul_forward(c->ctx, h, a, x, ET_F32, x, x, 1, 1, 1, 1, 1, 0) == ET_BAD_ARGUMENT,
                "accumulating in bf16");
     check_true(c, et_matmul_dweight(c->ctx, x, a, a, 1, 0, 1, 1) == ET_BAD_ARGUMENT, "T 0");
     check_true(c, et_embed(c->ctx, x, low, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token below the vocabulary");
     check_true(c, et_embed(c->ctx, x, high, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token above the vocabulary");
-    check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, CHECK_THREADS + 1), "bad threads");
+    check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, CHECK_THREADS + 1),
+               "bad threads");
     check_true(c, et_context_set_threads(c->ctx, CHECK_THREADS) == ET_OK, "all threads");
     et_context *none = NULL;
     check_true(c, et_context_create(&none, "no such set", ET_EXACT, 1, x, sizeof x) == ET_NO_MEMORY,

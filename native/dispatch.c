@@ -1,4 +1,5 @@
-/* The door: what the CPU can run, which kernel set that is, and every argument check there is. The kernels assert nothing. */
+/* The door: what the CPU can run, which kernel set that is, and every argument check there is. The kernels assert
+ * nothing. */
 #define _GNU_SOURCE /* syscall */
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* Element by element: add, bias, scale, dropout and the sum of squares. A vector is loaded before its place is
  * stored, so the in-place uses that et.h allows are safe. */
 
-/* ---- copy, add, bias, scale ---------------------------------------------------------------------------------------- */
+/* ---- copy, add, bias, scale -------------------------------------------------------------------------------------- */
 struct copy_args {
     et_array out, inp;
     int64_t n;
@@ -165,8 +165,11 @@ struct sum_squares_args {
 static void sum_squares_task(void *arg, int task, int thread) {
     (void)thread;
     struct sum_squares_args *a = arg;
-    int64_t begin = task * a->part, end = begin + a->part < a->n ? begin + a->part : a->n, i = begin;
-    double lanes[LANES] = {0}, sum = 0.0;
+    int64_t begin = task * a->part;
+    int64_t end = begin + a->part < a->n ? begin + a->part : a->n;
+    int64_t i = begin;
+    double lanes[LANES] = {0};
+    double sum = 0.0;
     for (; i + LANES <= end; i += LANES)
         for (int l = 0; l < LANES; l++)
             lanes[l] += (double)a->x[i + l] * a->x[i + l];

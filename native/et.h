@@ -39,9 +39,9 @@ enum et_format {
  * ET_EXACT: in float. ET_FAST: in the quickest way that keeps the gradient of a LoRA within a cosine of 0.9995 of
  * float's: bf16 where the CPU multiplies it, both sides rounded to nearest; else float, and backward, but for the head,
  * as ET_INT8. ET_INT8: in 8-bit integers, for a cosine of 0.995: along what is summed, in blocks of 32, both sides are
- * rounded to 127ths of the block's largest magnitude, but forward w keeps its codes in the formats whose blocks have one scale;
- * LoRA's part is float. Where the CPU has no dot products of bytes, weights are in F32 or the summed size is no multiple
- * of 32, and in attention, it is ET_FAST. */
+ * rounded to 127ths of the block's largest magnitude, but forward w keeps its codes in the formats whose blocks have
+ * one scale; LoRA's part is float. Where the CPU has no dot products of bytes, weights are in F32 or the summed size is
+ * no multiple of 32, and in attention, it is ET_FAST. */
 enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };
 
 /* Activations: float (type ET_F32), or bf16 (type ET_BF16), which takes half the memory and is rounded to nearest where
@@ -72,8 +72,8 @@ int et_context_set_threads(et_context *ctx, int threads);
 const char *et_context_isa(const et_context *ctx);
 /* What et_matmul_forward or _backward multiply in, in this kernel set at this precision: "float", "bf16" or "int8". */
 const char *et_context_product(const et_context *ctx, int backward);
-/* Runs a loop of such multiplications and additions in registers n times on every thread that works, for its time to be taken as
- * the most that products could reach; returns the operations done. */
+/* Runs a loop of such multiplications and additions in registers n times on every thread that works, for its time to be
+ * taken as the most that products could reach; returns the operations done. */
 double et_register_loop(et_context *ctx, int backward, int64_t n);
 
 /* ---- products with a frozen weight w [N, K] in any format, and LoRA's part of rank R beside it ------------------ */
@@ -106,8 +106,8 @@ int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, con
 /* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
  * Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0: no window. start[t] is the index
  * of the first token of t's document: 0 <= start[t] <= t, non-decreasing. C <= ET_MAX_HEAD. Never holds T x T.
- * Each array has a type of its own. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products, with
- * the probabilities too, are of numbers rounded to bf16, and sums are in float. */
+ * Each array has a type of its own. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products,
+ * with the probabilities too, are of numbers rounded to bf16, and sums are in float. */
 #define ET_MAX_HEAD 256
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
                          const int32_t *start, float scale, int window, int T, int H, int G, int C);
@@ -130,7 +130,7 @@ int et_add(et_context *ctx, float *x, const float *y, int64_t n);
  * accumulate: out += ... . out may be inp when not accumulating. */
 int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n);
 
-/* ---- head and loss, fused: logits exist for `block` entries of the vocabulary at a time --------------------------- */
+/* ---- head and loss, fused: logits exist for `block` entries of the vocabulary at a time -------------------------- */
 /* A call goes over entries begin .. end - 1; several calls, in order from 0 to V, do what one does, if state (and dh)
  * stay as they were left. logp and dh are there after the last. */
 #define ET_HEAD_STATE 4

@@ -101,8 +101,11 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
     const int packed = how == SIDES_PACKED;
     vec acc[MR][NV] = {0};
     for (int s = 0; s < SEGMENTS; s++) {
-        const float *a = t->s[s].a.p, *b = t->s[s].b.p;
-        const ptrdiff_t a_rs = t->s[s].a.rs, a_ks = packed ? MR : t->s[s].a.ks, b_ks = packed ? nv * VL : t->s[s].b.ks;
+        const float *a = t->s[s].a.p;
+        const float *b = t->s[s].b.p;
+        const ptrdiff_t a_rs = t->s[s].a.rs;
+        const ptrdiff_t a_ks = packed ? MR : t->s[s].a.ks;
+        const ptrdiff_t b_ks = packed ? nv * VL : t->s[s].b.ks;
         for (int k = 0; k < t->s[s].K; k++, a += a_ks) {
             vec bv[NV];
             LOAD_A(a);
@@ -144,7 +147,8 @@ FOR_EACH_NV(TILE)
 
 /* The tile as wide as it needs to be. */
 static void tile_any(struct tile *t) {
-    int nv = panel_vectors(t->columns), packed = 1;
+    int nv = panel_vectors(t->columns);
+    int packed = 1;
     for (int s = 0; s < SEGMENTS; s++)
         packed &= !t->s[s].K || (t->s[s].a.rs == 1 && t->s[s].a.ks == MR && t->s[s].b.ks == nv * VL && !t->s[s].b.half);
     switch (nv) { FOR_EACH_NV(TILE_CASE) }
@@ -166,7 +170,8 @@ static inline size_t gemm_pack_floats(int N, int K) {
  * b + n * ldb. */
 static void gemm(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_rs, ptrdiff_t a_cs, const float *b, ptrdiff_t ldb,
                  int b_transposed, int M, int N, int K, float alpha, int accumulate, float *pack) {
-    float *a_panel = pack, *b_panels = pack + (ptrdiff_t)MR * K;
+    float *a_panel = pack;
+    float *b_panels = pack + (ptrdiff_t)MR * K;
     struct side b_side = {b, b_transposed ? ldb : 1, b_transposed ? 1 : ldb, 0};
     for (int n = 0; n < N; n += NR, b_side.p += NR * b_side.rs)
         packed_side(b_panels + (ptrdiff_t)n * K, panel_vectors(N - n) * VL, b_side, min_int(N - n, NR), K);

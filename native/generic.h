@@ -1,8 +1,8 @@
 /* Every op, once, compiled once an ISA. isa/NAME.c sets the constants and includes this; all functions are static,
  * so that nothing compiled for a wider ISA can be linked into a narrower set.
  *
- * ET_ISA name of the kernel set; VL floats a vector; a tile is MR rows x NV vectors (NR columns); a block of the product is
- * at most MC rows, NC columns and KC inner elements (matmul.h). All were chosen by measuring.
+ * ET_ISA name of the kernel set; VL floats a vector; a tile is MR rows x NV vectors (NR columns); a block of the
+ * product is at most MC rows, NC columns and KC inner elements (matmul.h). All were chosen by measuring.
  */
 #include <math.h>
 #include <string.h>
@@ -24,8 +24,9 @@ static inline void vstore(float *p, vec v) { *(vec_unaligned *)p = v; }
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-/* For loops that do nothing but multiply and add (peak.h). Sums are made opaque to the compiler, before the loop, as it would make one of all that are equal, and behind it, as it
- * would leave the loop out; and so is a factor in it, for the product not to be taken out of the loop. */
+/* For loops that do nothing but multiply and add (peak.h). Sums are made opaque to the compiler, before the loop, as it
+ * would make one of all that are equal, and behind it, as it would leave the loop out; and so is a factor in it, for
+ * the product not to be taken out of the loop. */
 #if defined __x86_64__ || defined __i386__
 #define OPAQUE(x) __asm__ volatile("" : "+v"(x))
 #elif defined __aarch64__

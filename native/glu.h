@@ -16,7 +16,8 @@ INLINE struct gate gate(vec x, const int kind) {
     struct gate g = {.x = vec_max(x, splat(kind == GLU_SILU ? -80.0f : -9.65f)), .slope = splat(1.0f)};
     vec z = g.x;
     if (kind == GLU_GELU) {
-        vec near = vec_min(g.x, splat(16.0f)), square = near * near;
+        vec near = vec_min(g.x, splat(16.0f));
+        vec square = near * near;
         g.slope = 1.5957691216f + 0.2140698642f * square;
         z = near * (1.5957691216f + 0.0713562874f * square);
     }
@@ -63,7 +64,8 @@ struct glu_backward_args {
 
 INLINE void glu_backward_values(struct glu_backward_args a, struct range r) {
     EACH_VECTOR(i, n, r.begin, r.end, {
-        vec dout = load_part(a.dout, i, n), up = load_part(a.up, i, n);
+        vec dout = load_part(a.dout, i, n);
+        vec up = load_part(a.up, i, n);
         struct gate g = gate(load_part(a.gate, i, n), a.kind);
         vec push = dout * g.sigmoid;
         store_part(a.act, i, g.x * g.sigmoid * up, n);

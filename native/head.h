@@ -1,5 +1,6 @@
-/* Head and loss, fused, over a block of the vocabulary at a time: logits exist for `block` entries, and backward goes over
- * them once, as attention forward does over its keys (Milakov & Gimelshein 2018). With p the probability of the target t,
+/* Head and loss, fused, over a block of the vocabulary at a time: logits exist for `block` entries, and backward goes
+ * over them once, as attention forward does over its keys (Milakov & Gimelshein 2018). With p the probability of the
+ * target t,
  *
  *   dh = a (sum_v p_v w_v - w_t) = a (1 - p) (sum_{v != t} e_v w_v / sum_{v != t} e_v - w_t),    e_v = exp(z_v - max),
  *
@@ -53,7 +54,8 @@ static inline int32_t row_best(const float *z, float highest, int n) {
 INLINE double row_exp(et_array e, const float *z, float max, int n, const int keep) {
     double total = 0.0;
     for (int begin = 0; begin < n; begin += RUN) {
-        int end = min_int(begin + RUN, n), i = begin;
+        int end = min_int(begin + RUN, n);
+        int i = begin;
         vec sum = {0};
         for (; i < end; i += VL) {
             vec x = vec_exp(vload_part(z + i, end - i) - max);
@@ -74,7 +76,8 @@ static void head_block_task(void *arg, int task, int thread) {
     (void)thread;
     const struct head_args *h = arg;
     struct head_state *s = &h->state[task];
-    float *z = h->logits + (ptrdiff_t)task * h->n, most = row_max(z, h->n);
+    float *z = h->logits + (ptrdiff_t)task * h->n;
+    float most = row_max(z, h->n);
     int target = h->targets[task] - h->first;
     if (h->best && (h->first == 0 || most > s->best)) {
         h->best[task] = h->first + row_best(z, most, h->n);
@@ -85,7 +88,8 @@ static void head_block_task(void *arg, int task, int thread) {
         z[target] = -INFINITY;
         most = s->target == most ? row_max(z, h->n) : most;
     }
-    float max = most > s->max ? most : s->max, base = max == -INFINITY ? 0.0f : max;
+    float max = most > s->max ? most : s->max;
+    float base = max == -INFINITY ? 0.0f : max;
     float factor = s->max == -INFINITY ? 0.0f : expf(s->max - base);
     et_array e = array_at(h->e, (int64_t)task * h->n);
     double sum = !h->dh               ? row_exp(e, z, base, h->n, 0)
@@ -105,8 +109,10 @@ static void head_end_task(void *arg, int task, int thread) {
     h->logp[task] = (float)(ahead > 0 ? -log1p(exp(-ahead)) : ahead - log1p(exp(ahead)));
     if (!h->dh)
         return;
-    float *dh = h->dh + (ptrdiff_t)task * h->D, *w = et_scratch(h->ctx, thread);
-    float a = (float)(h->a[task] / (1 + exp(ahead))), each = s.sum != 0 ? a / s.sum : 0;
+    float *dh = h->dh + (ptrdiff_t)task * h->D;
+    float *w = et_scratch(h->ctx, thread);
+    float a = (float)(h->a[task] / (1 + exp(ahead)));
+    float each = s.sum != 0 ? a / s.sum : 0;
     unpack(w, h->w, h->format, (int64_t)h->targets[task] * h->D, h->D);
     for (int i = 0; i < h->D; i += VL)
         vstore_part(dh + i, vload_part(dh + i, h->D - i) * each - vload_part(w + i, h->D - i) * a, h->D - i);
@@ -123,7 +129,8 @@ static void head(et_context *ctx, struct head_args *args, et_array h, int block,
     for (args->first = begin; args->first < end; args->first += block) {
         const char *w = (const char *)args->w + args->first * row_bytes;
         args->n = min_int(block, end - args->first);
-        matmul_forward(ctx, (et_array){args->logits, ET_F32}, h, w, args->format, NULL, NULL, 1.0f, 0, T, args->n, D, 0);
+        matmul_forward(ctx, (et_array){args->logits, ET_F32}, h, w, args->format, NULL, NULL, 1.0f, 0, T, args->n, D,
+                       0);
         et_parallel(ctx, head_block_task, args, T);
         if (args->dh)
             backward_product(ctx, product_kernel(precision, precision == ET_INT8, args->format, args->n),

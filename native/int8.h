@@ -1,16 +1,17 @@
-/* Products in 8-bit integers: packing and tile, under the driver of matmul.h. Only for kernel sets that have dot products of
- * bytes; elsewhere floats are as quick.
+/* Products in 8-bit integers: packing and tile, under the driver of matmul.h. Only for kernel sets that have dot
+ * products of bytes; elsewhere floats are as quick.
  *
  * Both sides are rounded along the inner dimension in blocks of 32: codes, and a scale that is a 127th of the block's
  * largest magnitude. Weights whose blocks have one scale, read along them, keep the codes and scales that they have,
  * and the minima, whose products with the sums of A's codes are a product of floats of a 32nd of the size.
  *
  * A panel is, for each block of 32, the codes, of B [32 / INT8_STEP, width, INT8_STEP] and of A [32 / INT8_RUN, rows,
- * INT8_RUN], then the scales [width]; then what sums begin with, of B, and the minima; of A, what minima are multiplied with.
+ * INT8_RUN], then the scales [width]; then what sums begin with, of B, and the minima; of A, what minima are multiplied
+ * with.
  *
- * A kernel set brings `dot_step` (sums of a group of rows += dot products of INT8_STEP bytes of each with nv vectors of columns)
- * and `dot_end` (which puts sums in their places), the tile's sizes, INT8_RUN, `round_to_ints`, `max_ints`, `store_bytes`
- * (32 codes of A, as the dot product wants them), and INT8_OFFSET, by which these are moved up.
+ * A kernel set brings `dot_step` (sums of a group of rows += dot products of INT8_STEP bytes of each with nv vectors of
+ * columns) and `dot_end` (which puts sums in their places), the tile's sizes, INT8_RUN, `round_to_ints`, `max_ints`,
+ * `store_bytes` (32 codes of A, as the dot product wants them), and INT8_OFFSET, by which these are moved up.
  */
 
 static inline ivec load_ints(const void *p) { return (ivec)vload(p); }
@@ -53,7 +54,8 @@ static inline float lanes_max_ints(ivec x) {
 #define INT8_BITS (8 + 3) /* a code, and for 32 of them three numbers of 32 bits */
 #define INT8_CHUNK 256      /* weights that are unpacked at once: whole blocks of every format */
 
-_Static_assert((INT8_INNER * K_FACTOR_BF16 * INT8_BITS / 32 + LOW_RANK) * (256 + NR + LEAST_STRIPS * 36) <= ET_SHARED_FLOATS,
+_Static_assert((INT8_INNER * K_FACTOR_BF16 * INT8_BITS / 32 + LOW_RANK) * (256 + NR + LEAST_STRIPS * 36) <=
+                   ET_SHARED_FLOATS,
                "packed blocks must fit the shared scratch");
 _Static_assert(INT8_COLUMNS <= NR && INT8_ROWS <= MOST_ROWS && INT8_ROWS % INT8_GROUP == 0, "whole tiles");
 _Static_assert(INT8_INNER % 32 == 0 && NC % INT8_COLUMNS == 0 && INT8_CHUNK % VL == 0, "whole blocks, panels, vectors");
@@ -67,7 +69,8 @@ struct int8_block {
 };
 
 static inline struct int8_block int8_block(const float *panel, int width, int block) {
-    float *p = (float *)(uintptr_t)panel + (ptrdiff_t)block * width * INT8_BITS, *scales = p + 8 * width;
+    float *p = (float *)(uintptr_t)panel + (ptrdiff_t)block * width * INT8_BITS;
+    float *scales = p + 8 * width;
     return (struct int8_block){(int8_t *)p, scales, scales + width, scales + 2 * width};
 }
 
@@ -91,12 +94,16 @@ static inline float int8_inverse(float most) { return most >= INT8_LEAST ? 127 /
 INLINE void quantize_row(struct int8_block out, int r, et_array x, const int minima) {
     enum { N = 32 / VL };
     vec values[N];
-    ivec most = {0}, codes[N], sum = {0};
+    ivec most = {0};
+    ivec codes[N];
+    ivec sum = {0};
     UNROLL for (int i = 0; i < N; i++) { /* as integers NaN is above all numbers */
         values[i] = load_part(x, i * VL, VL);
         most = max_ints(most, (ivec)values[i] & 0x7fffffff);
     }
-    float highest = lanes_max_ints(most), scale = int8_scale(highest), inverse = int8_inverse(highest);
+    float highest = lanes_max_ints(most);
+    float scale = int8_scale(highest);
+    float inverse = int8_inverse(highest);
     UNROLL for (int i = 0; i < N; i++) {
         codes[i] = round_to_ints(values[i] * inverse);
         sum += codes[i];
@@ -145,7 +152,8 @@ static void pack_a_int8_minima(const struct product *p, const struct segment *s,
 
 /* VL columns of a block of B, from column j on: x [32, ld] rounded. */
 static inline void quantize_b(struct int8_block out, int width, int j, const float *x, ptrdiff_t ld) {
-    ivec most = {0}, sums = {0};
+    ivec most = {0};
+    ivec sums = {0};
     for (int k = 0; k < 32; k++)
         most = max_ints(most, load_ints(x + k * ld) & 0x7fffffff);
     vec inverse = (vec)((ivec)(127 / (vec)most) & ((vec)most >= INT8_LEAST));
@@ -210,8 +218,11 @@ static void pack_b_codes(const float *panel, int width, const struct segment *s,
 }
 
 static void pack_b_int8_transposed(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int n = task * INT8_COLUMNS, columns = min_int(p->nc - n, INT8_COLUMNS), width = panel_vectors(columns) * VL;
-    float *panel = b_panel(s, n), *x = tmp + INT8_COLUMNS * INT8_CHUNK;
+    int n = task * INT8_COLUMNS;
+    int columns = min_int(p->nc - n, INT8_COLUMNS);
+    int width = panel_vectors(columns) * VL;
+    float *panel = b_panel(s, n);
+    float *x = tmp + INT8_COLUMNS * INT8_CHUNK;
     if (s->bits == 32) {
         pack_panel(panel, width, (const float *)s->w + (p->n + n) * s->ldw + s->k, s->ldw, 1, columns, s->kc);
         return;
@@ -235,32 +246,36 @@ static void pack_b_int8_transposed(const struct product *p, const struct segment
 /* All panels of LoRA's part. */
 static void pack_b_floats(const struct product *p, const struct segment *s) {
     for (int n = 0; n < p->nc; n += INT8_COLUMNS) {
-        int columns = min_int(p->nc - n, INT8_COLUMNS), width = panel_vectors(columns) * VL;
+        int columns = min_int(p->nc - n, INT8_COLUMNS);
+        int width = panel_vectors(columns) * VL;
         pack_panel(b_panel(s, n), width, (const float *)s->w + s->k * s->ldw + p->n + n, 1, s->ldw, columns, s->kc);
     }
 }
 
 /* 32 rows of w, rounded across: those of a block. */
 static void pack_b_int8_straight(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int k = piece_inner(p, s, task), c = piece_column(p, s, task);
+    int k = piece_inner(p, s, task);
+    int c = piece_column(p, s, task);
     if (s->bits == 32) { /* it has few rows, which are little work: the first piece is all */
         if (task == 0)
             pack_b_floats(p, s);
         return;
     }
-    int count = min_int(p->nc - c, INT8_CHUNK), whole = ceil_div(count, VL) * VL;
+    int count = min_int(p->nc - c, INT8_CHUNK);
+    int whole = ceil_div(count, VL) * VL;
     for (int r = 0; r < 32; r++) {
         weights(s, tmp + r * INT8_CHUNK, s->k + k + r, p->n + c, count);
         memset(tmp + r * INT8_CHUNK + count, 0, (size_t)(whole - count) * sizeof *tmp);
     }
     for (int j = 0; j < count; j += VL) {
-        int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS, width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
+        int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS;
+        int width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
         quantize_b(int8_block(b_panel(s, n), width, k / 32), width, c + j - n, tmp + j, INT8_CHUNK);
     }
 }
 
-/* sums [INT8_GROUP, nv] of rows i .. of A times B, and of LoRA's part, which is floats. nv and minima are constants where
- * this is inlined. */
+/* sums [INT8_GROUP, nv] of rows i .. of A times B, and of LoRA's part, which is floats. nv and minima are constants
+ * where this is inlined. */
 static inline __attribute__((always_inline)) void int8_group(const struct tile *t, vec sums[][INT8_VECTORS], int i,
                                                              const int nv, const int minima) {
     vec acc[INT8_GROUP][INT8_VECTORS] = {0};
@@ -285,7 +300,8 @@ static inline __attribute__((always_inline)) void int8_group(const struct tile *
             }
         }
     }
-    const float *x = t->s[1].a.p + i, *y = t->s[1].b.p;
+    const float *x = t->s[1].a.p + i;
+    const float *y = t->s[1].b.p;
     for (int k = 0; k < t->s[1].K; k++, x += INT8_ROWS, y += nv * VL) {
         UNROLL for (int r = 0; r < INT8_GROUP; r++) {
             UNROLL for (int j = 0; j < nv; j++) acc[r][j] += x[r] * vload(y + j * VL);
@@ -328,10 +344,13 @@ static void tile_int8_minima(struct tile *t) {
 }
 
 #define INT8_KERNEL(pack_a, tile_of)                                                                                   \
-    {.tile = {.rows = INT8_ROWS, .columns = INT8_COLUMNS, .direct = -1, .compute = tile_of},                           \
-     .packing = {.unit = 32, .bits = INT8_BITS, .is_int8 = 1, .a = pack_a, .b_transposed = pack_b_int8_transposed,     \
-                 .b_straight = pack_b_int8_straight},                                                                  \
-     .scheduling = {.inner = INT8_INNER, .tiles_per_task = 36 / INT8_ROWS, .pack_inner = 32, .pack_columns = INT8_CHUNK}}
+    {                                                                                                                  \
+        .tile = {.rows = INT8_ROWS, .columns = INT8_COLUMNS, .direct = -1, .compute = tile_of},                        \
+        .packing = {.unit = 32, .bits = INT8_BITS, .is_int8 = 1, .a = pack_a,                                          \
+                    .b_transposed = pack_b_int8_transposed, .b_straight = pack_b_int8_straight},                       \
+        .scheduling = {.inner = INT8_INNER, .tiles_per_task = 36 / INT8_ROWS, .pack_inner = 32,                        \
+                       .pack_columns = INT8_CHUNK},                                                                    \
+    }
 static const struct kernel int8_kernel = INT8_KERNEL(pack_a_int8, tile_int8);
 static const struct kernel int8_minima_kernel = INT8_KERNEL(pack_a_int8_minima, tile_int8_minima);
 

@@ -1,11 +1,11 @@
-/* The one driver: C [M, N] (+)= alpha * (A . B + A' . B'), where B is a weight in any format, read as it lies (backward)
- * or transposed (forward), A is activations with two strides, and A' . B' the same with a few inner elements: LoRA's
- * part, or nothing.
+/* The one driver: C [M, N] (+)= alpha * (A . B + A' . B'), where B is a weight in any format, read as it lies
+ * (backward) or transposed (forward), A is activations with two strides, and A' . B' the same with a few inner
+ * elements: LoRA's part, or nothing.
  *
- * For each block of columns and inner elements, the threads first pack B together (each weight is unpacked once, however
- * many rows A has), and with it A; then they compute tiles. Blocks are at most NC columns, KC inner elements of floats
- * (or as many bytes of what is narrower) and MC rows, and lie packed in the context's shared scratch. Where C is bf16,
- * sums are rounded when a block of inner elements ends, so it holds more of them, and fewer rows and columns.
+ * For each block of columns and inner elements, the threads first pack B together (each weight is unpacked once,
+ * however many rows A has), and with it A; then they compute tiles. Blocks are at most NC columns, KC inner elements of
+ * floats (or as many bytes of what is narrower) and MC rows, and lie packed in the context's shared scratch. Where C is
+ * bf16, sums are rounded when a block of inner elements ends, so it holds more of them, and fewer rows and columns.
  *
  * What a tile can read where it lies is not packed: activations in the type that is multiplied, and, in products so
  * narrow that a side is used but once, floats. Edges that a tile would read past are packed all the same.
@@ -51,7 +51,8 @@ static const char *product_numbers(enum et_precision precision, int backward) {
 
 /* Strip `task` of A, unless it is whole and read where it lies. */
 static void pack_a(const struct product *p, const struct segment *s, float *tmp, int task) {
-    int m = task * p->kernel->tile.rows, rows = min_int(p->mc - m, p->kernel->tile.rows);
+    int m = task * p->kernel->tile.rows;
+    int rows = min_int(p->mc - m, p->kernel->tile.rows);
     if (!s->a_direct || rows < p->kernel->tile.rows)
         p->kernel->packing.a(p, s, a_panel(s, m), tmp, m, rows);
 }
@@ -78,7 +79,8 @@ static void pack_task(void *arg, int task, int thread) {
 static struct side a_side(const struct product *p, const struct segment *s, int m, int rows, int k) {
     const struct kernel *kernel = p->kernel;
     if (s->a_direct && rows == kernel->tile.rows)
-        return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs, kernel->tile.k_run ? kernel->tile.k_run : s->a_cs, 0};
+        return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs,
+                             kernel->tile.k_run ? kernel->tile.k_run : s->a_cs, 0};
     const float *panel = a_panel(s, m) + kernel->tile.rows * panel_floats(s, k);
     return kernel->tile.k_run ? (struct side){panel, kernel->tile.k_run, kernel->tile.rows * kernel->tile.k_run, 0}
                        : (struct side){panel, 1, MR, 0};
@@ -123,12 +125,18 @@ static void compute_strips(const struct product *p, struct tile *t, float *sums,
  * packed it itself. */
 static void compute_task(void *arg, int task, int thread) {
     const struct product *p = arg;
-    float *sums = et_scratch(p->ctx, thread), *tmp = sums + rows_a_task(p) * p->kernel->tile.columns;
+    float *sums = et_scratch(p->ctx, thread);
+    float *tmp = sums + rows_a_task(p) * p->kernel->tile.columns;
     uint8_t before[TILE_STATE];
-    int rows = rows_a_task(p), columns = PANELS_A_TASK * p->kernel->tile.columns;
-    int down = ceil_div(p->mc, rows), across = ceil_div(p->nc, columns), by_rows = p->mc > p->nc;
-    int m0 = (by_rows ? task / across : task % down) * rows, m1 = min_int(m0 + rows, p->mc);
-    int n0 = (by_rows ? task % across : task / down) * columns, n1 = min_int(n0 + columns, p->nc);
+    int rows = rows_a_task(p);
+    int columns = PANELS_A_TASK * p->kernel->tile.columns;
+    int down = ceil_div(p->mc, rows);
+    int across = ceil_div(p->nc, columns);
+    int by_rows = p->mc > p->nc;
+    int m0 = (by_rows ? task / across : task % down) * rows;
+    int m1 = min_int(m0 + rows, p->mc);
+    int n0 = (by_rows ? task % across : task / down) * columns;
+    int n1 = min_int(n0 + columns, p->nc);
     struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .alpha = p->alpha};
     t.accumulate = p->accumulate || !p->first;
     if (p->kernel->tile.begin)
@@ -137,7 +145,9 @@ static void compute_task(void *arg, int task, int thread) {
         t.columns = min_int(n1 - n, p->kernel->tile.columns);
         struct side b = b_side(p, &p->s[0], tmp, n, t.columns);
         t.s[1].b = b_side(p, &p->s[1], tmp, n, t.columns);
-        int all = p->s[0].packed, part = p->kernel->scheduling.k_part ? p->kernel->scheduling.k_part : all, k = 0;
+        int all = p->s[0].packed;
+        int part = p->kernel->scheduling.k_part ? p->kernel->scheduling.k_part : all;
+        int k = 0;
         do {
             t.resumed = k > 0;
             t.to_come = k + part < all;
@@ -155,7 +165,8 @@ static void compute_task(void *arg, int task, int thread) {
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
 static int inner_block(const struct product *p) {
-    int block = p->transposed ? format_block(p->s[0].format) : 1, K = p->s[0].K;
+    int block = p->transposed ? format_block(p->s[0].format) : 1;
+    int K = p->s[0].K;
     int unit = block > p->kernel->packing.unit ? block : p->kernel->packing.unit;
     int most = p->kernel->scheduling.inner * (p->c.type == ET_F32 ? 1 : K_FACTOR_BF16) / unit * unit;
     return ceil_div(ceil_div(K, ceil_div(K, most)), unit) * unit;
@@ -167,11 +178,13 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
     struct segment *s = &p->s[i];
     s->k = k;
     s->kc = min_int(s->K - k, most);
-    int as_floats = i == 1 && kernel->packing.is_int8, unit = as_floats ? 1 : kernel->packing.unit;
+    int as_floats = i == 1 && kernel->packing.is_int8;
+    int unit = as_floats ? 1 : kernel->packing.unit;
     s->packed = ceil_div(s->kc, unit) * unit;
     s->bits = as_floats ? 32 : kernel->packing.bits;
-    s->a_direct = i == 0 && s->kc && s->a.type == kernel->tile.direct && (uintptr_t)s->a.data % 4 == 0 &&
-                  (kernel->tile.k_run ? s->a_cs == 1 && s->a_rs % kernel->tile.k_run == 0 && s->kc == s->packed : p->N <= NR);
+    s->a_direct =
+        i == 0 && s->kc && s->a.type == kernel->tile.direct && (uintptr_t)s->a.data % 4 == 0 &&
+        (kernel->tile.k_run ? s->a_cs == 1 && s->a_rs % kernel->tile.k_run == 0 && s->kc == s->packed : p->N <= NR);
     s->b_direct = i == 0 && s->kc && kernel == &float_kernel && p->M <= 2 * MR && !p->transposed && s->kc <= KC &&
                   (floats_in_place(s) || (s->format == ET_BF16 && (uintptr_t)s->w % 2 == 0 && !p->s[1].K));
     ptrdiff_t width = panel_floats(s, s->packed);
@@ -184,12 +197,13 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
 static int64_t to_pack(const struct product *p) {
     int64_t n = 0;
     for (const struct segment *s = p->s; s < p->s + SEGMENTS; s++)
-        n += (int64_t)s->kc * ((p->pack_b && !s->b_direct ? p->nc : 0) + (s->a_direct ? p->mc % p->kernel->tile.rows : p->mc));
+        n += (int64_t)s->kc *
+             ((p->pack_b && !s->b_direct ? p->nc : 0) + (s->a_direct ? p->mc % p->kernel->tile.rows : p->mc));
     return n;
 }
 
-/* A block of columns and inner elements: all rows. Little is packed by the caller alone, for to wake the others takes as
- * long. */
+/* A block of columns and inner elements: all rows. Little is packed by the caller alone, for to wake the others takes
+ * as long. */
 static void product_block(struct product *p, int rows, int tasks_across) {
     p->pack_b = 1;
     for (p->m = 0; p->m < p->M; p->m += rows) {
@@ -201,11 +215,12 @@ static void product_block(struct product *p, int rows, int tasks_across) {
     }
 }
 
-/* How many rows and columns lie packed at a time. Rows that are quantized are best packed once: for all columns, if these
- * leave room for some rows. */
+/* How many rows and columns lie packed at a time. Rows that are quantized are best packed once: for all columns, if
+ * these leave room for some rows. */
 static void block_sides(const struct product *p, int inner, int *rows, int *columns) {
     const struct kernel *kernel = p->kernel;
-    int longest = inner > kernel->scheduling.inner ? inner : kernel->scheduling.inner, strip = rows_a_task(p);
+    int longest = inner > kernel->scheduling.inner ? inner : kernel->scheduling.inner;
+    int strip = rows_a_task(p);
     int unit = p->transposed ? kernel->tile.columns : 256;
     *rows = MC * kernel->scheduling.inner / longest / strip * strip;
     *columns = NC * kernel->scheduling.inner / longest / unit * unit;
@@ -222,7 +237,8 @@ static void product(struct product *p, const struct kernel *kernel) {
     p->kernel = kernel;
     int inner = inner_block(p), rows, columns;
     block_sides(p, inner, &rows, &columns);
-    int blocks = ceil_div(p->s[0].K, inner), low = ceil_div(p->s[1].K, LOW_RANK);
+    int blocks = ceil_div(p->s[0].K, inner);
+    int low = ceil_div(p->s[1].K, LOW_RANK);
     for (p->n = 0; p->n < p->N; p->n += columns) {
         p->nc = min_int(p->N - p->n, columns);
         for (int i = 0; i < blocks || i < blocks - 1 + low; i++) {
@@ -245,8 +261,8 @@ static void matmul_forward(et_context *ctx, et_array out, et_array inp, const vo
 }
 
 static void backward_product(et_context *ctx, const struct kernel *kernel, et_array dinp, et_array dout, const void *w,
-                             int format, const float *x, const float *y, float scale, int accumulate, int T, int N, int K,
-                             int R) {
+                             int format, const float *x, const float *y, float scale, int accumulate, int T, int N,
+                             int K, int R) {
     struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .transposed = 0, .M = T, .N = K, .alpha = scale,
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = N};
@@ -256,15 +272,18 @@ static void backward_product(et_context *ctx, const struct kernel *kernel, et_ar
 
 static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
                             const float *y, float scale, int accumulate, int T, int N, int K, int R) {
-    backward_product(ctx, product_kernel(et_precision(ctx), 1, format, N), dinp, dout, w, format, x, y, scale, accumulate,
-                     T, N, K, R);
+    backward_product(ctx, product_kernel(et_precision(ctx), 1, format, N), dinp, dout, w, format, x, y, scale,
+                     accumulate, T, N, K, R);
 }
 
-/* The wider of dout and inp plays the weight: dw, or dw transposed. Where the other is as narrow as LoRA's, that is read
- * but once or twice, and floats where it lies beat bf16 that is packed first. */
+/* The wider of dout and inp plays the weight: dw, or dw transposed. Where the other is as narrow as LoRA's, that is
+ * read but once or twice, and floats where it lies beat bf16 that is packed first. */
 static void matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, float scale, int T, int N, int K) {
-    int swap = N > K, M = swap ? K : N, columns = swap ? N : K;
-    et_array narrow = swap ? inp : dout, wide = swap ? dout : inp;
+    int swap = N > K;
+    int M = swap ? K : N;
+    int columns = swap ? N : K;
+    et_array narrow = swap ? inp : dout;
+    et_array wide = swap ? dout : inp;
     struct product p = {.ctx = ctx, .c = {dw, ET_F32}, .c_rs = swap ? 1 : K, .c_cs = swap ? K : 1, .M = M, .N = columns,
                         .alpha = scale, .accumulate = 1};
     p.s[0] = (struct segment){.a = narrow, .a_rs = 1, .a_cs = M, .w = wide.data, .ldw = columns, .format = wide.type,

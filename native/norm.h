@@ -11,7 +11,8 @@ struct rmsnorm_args {
 
 INLINE void rmsnorm_rows(struct rmsnorm_args a, struct range rows) {
     for (int64_t r = rows.begin; r < rows.end; r++) {
-        et_array out = array_at(a.out, r * a.D), inp = array_at(a.inp, r * a.D);
+        et_array out = array_at(a.out, r * a.D);
+        et_array inp = array_at(a.inp, r * a.D);
         vec sum = {0};
         EACH_VECTOR(i, n, 0, a.D, {
             vec x = load_part(inp, i, n);
@@ -46,10 +47,13 @@ struct rmsnorm_backward_args {
 
 INLINE void rmsnorm_backward_rows(struct rmsnorm_backward_args a, struct range rows) {
     for (int64_t r = rows.begin; r < rows.end; r++) {
-        et_array dinp = array_at(a.dinp, r * a.D), dout = array_at(a.dout, r * a.D), inp = array_at(a.inp, r * a.D);
+        et_array dinp = array_at(a.dinp, r * a.D);
+        et_array dout = array_at(a.dout, r * a.D);
+        et_array inp = array_at(a.inp, r * a.D);
         vec sum = {0};
         EACH_VECTOR(i, n, 0, a.D, sum += load_part(dout, i, n) * vload_part(a.weight + i, n) * load_part(inp, i, n));
-        float rstd = a.rstd[r], pull = lanes_sum(sum) / (float)a.D * rstd * rstd;
+        float rstd = a.rstd[r];
+        float pull = lanes_sum(sum) / (float)a.D * rstd * rstd;
         EACH_VECTOR(i, n, 0, a.D, {
             vec d = load_part(dout, i, n) * vload_part(a.weight + i, n) - load_part(inp, i, n) * pull;
             d *= rstd;

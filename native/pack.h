@@ -8,10 +8,14 @@ typedef float vec8_unaligned __attribute__((vector_size(32), aligned(4), may_ali
 
 /* dst (rows of ldd) = the transpose of the 4 x 4 block at src (rows of lds). */
 static inline void transpose_4x4(float *dst, ptrdiff_t ldd, const float *src, ptrdiff_t lds) {
-    vec4 a = *(const vec4_unaligned *)src, b = *(const vec4_unaligned *)(src + lds);
-    vec4 c = *(const vec4_unaligned *)(src + 2 * lds), d = *(const vec4_unaligned *)(src + 3 * lds);
-    vec4 ac0 = SHUFFLE(a, c, 0, 4, 1, 5), ac1 = SHUFFLE(a, c, 2, 6, 3, 7);
-    vec4 bd0 = SHUFFLE(b, d, 0, 4, 1, 5), bd1 = SHUFFLE(b, d, 2, 6, 3, 7);
+    vec4 a = *(const vec4_unaligned *)src;
+    vec4 b = *(const vec4_unaligned *)(src + lds);
+    vec4 c = *(const vec4_unaligned *)(src + 2 * lds);
+    vec4 d = *(const vec4_unaligned *)(src + 3 * lds);
+    vec4 ac0 = SHUFFLE(a, c, 0, 4, 1, 5);
+    vec4 ac1 = SHUFFLE(a, c, 2, 6, 3, 7);
+    vec4 bd0 = SHUFFLE(b, d, 0, 4, 1, 5);
+    vec4 bd1 = SHUFFLE(b, d, 2, 6, 3, 7);
     *(vec4_unaligned *)dst = SHUFFLE(ac0, bd0, 0, 4, 1, 5);
     *(vec4_unaligned *)(dst + ldd) = SHUFFLE(ac0, bd0, 2, 6, 3, 7);
     *(vec4_unaligned *)(dst + 2 * ldd) = SHUFFLE(ac1, bd1, 0, 4, 1, 5);
@@ -40,7 +44,8 @@ static inline void transpose_8x8(float *dst, ptrdiff_t ldd, const float *src, pt
 
 /* dst[k * width + r] = src[r * ld + k] for r < rows, k < K: along r first, so that whole lines of dst are written. */
 static inline void pack_transposed(float *dst, int width, const float *src, ptrdiff_t ld, int rows, int K) {
-    int k = 0, r = 0;
+    int k = 0;
+    int r = 0;
     for (; k + 8 <= K; k += 8) {
         float *d = dst + (ptrdiff_t)k * width;
         const float *s = src + k;

@@ -1,8 +1,10 @@
-/* Loops that do nothing but multiply and add in registers: what a core could do at most, beside which products are judged.
- * Each returns its operations, two for a multiplication and its sum. bf16's are beside its tiles. */
+/* Loops that do nothing but multiply and add in registers: what a core could do at most, beside which products are
+ * judged. Each returns its operations, two for a multiplication and its sum. bf16's are beside its tiles. */
 
 static double float_peak(int64_t n) {
-    vec sum[PEAK_SUMS] = {0}, a = splat(1.0f), b = splat(0.5f);
+    vec sum[PEAK_SUMS] = {0};
+    vec a = splat(1.0f);
+    vec b = splat(0.5f);
     UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
     for (int64_t i = 0; i < n; i++) {
         OPAQUE(a);
@@ -15,7 +17,8 @@ static double float_peak(int64_t n) {
 #ifdef ET_DOT
 static double int8_peak(int64_t n) {
     ivec sum[INT8_GROUP][INT8_VECTORS] = {0};
-    int8_t a[INT8_RUN * INT8_ROWS] = {1, 2, 3}, b[INT8_STEP * INT8_COLUMNS] = {1, 2, 3};
+    int8_t a[INT8_RUN * INT8_ROWS] = {1, 2, 3};
+    int8_t b[INT8_STEP * INT8_COLUMNS] = {1, 2, 3};
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
         UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
     }

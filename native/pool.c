@@ -18,7 +18,8 @@
 #include "pool.h"
 
 #define CLOSED 0x7fffffff /* the task of a ticket that is not to be claimed */
-#define SPIN_NS 60000     /* how long a thread watches for work before it sleeps: some ops' distance; waking takes as long */
+/* How long a thread watches for work before it sleeps: some ops' distance; waking takes as long. */
+#define SPIN_NS 60000
 
 typedef void (*task_fn)(void *arg, int task, int thread);
 
@@ -86,7 +87,9 @@ static void run_share(et_context *ctx, int share, int thread) {
     for (;;) {
         task_fn task = atomic_load(&ctx->task);
         void *arg = atomic_load(&ctx->arg);
-        int n = atomic_load(&ctx->n_tasks), shares = atomic_load(&ctx->working), i = (int)(seen & CLOSED);
+        int n = atomic_load(&ctx->n_tasks);
+        int shares = atomic_load(&ctx->working);
+        int i = (int)(seen & CLOSED);
         if (thread >= shares || share >= shares || i >= share_begin(share + 1, shares, n))
             return;
         if (!atomic_compare_exchange_weak(ticket, &seen, seen + 1))

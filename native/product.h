@@ -31,8 +31,8 @@ struct packing {
     void (*b_straight)(const struct product *p, const struct segment *s, float *tmp, int task);
 };
 
-/* How the work is cut: blocks along the inner dimension, tasks that compute, and pieces of a weight that is packed as it
- * is stored. Pieces are all inner elements of some columns, then those of the next: a thread's share of the tiles is
+/* How the work is cut: blocks along the inner dimension, tasks that compute, and pieces of a weight that is packed as
+ * it is stored. Pieces are all inner elements of some columns, then those of the next: a thread's share of the tiles is
  * columns too, so it mostly reads what it packed. */
 struct scheduling {
     int inner;          /* inner elements of a block, as a rule */
@@ -96,7 +96,9 @@ static const float *weights(const struct segment *s, float *tmp, int r, int i, i
 static inline ptrdiff_t panel_floats(const struct segment *s, int n) { return (ptrdiff_t)n * s->bits / 32; }
 
 /* Where piece `task` of B begins that is read as it lies, and how many there are. */
-static inline int inner_pieces(const struct product *p, const struct segment *s) { return ceil_div(s->packed, p->kernel->scheduling.pack_inner); }
+static inline int inner_pieces(const struct product *p, const struct segment *s) {
+    return ceil_div(s->packed, p->kernel->scheduling.pack_inner);
+}
 static inline int piece_inner(const struct product *p, const struct segment *s, int task) {
     return task % inner_pieces(p, s) * p->kernel->scheduling.pack_inner;
 }

@@ -1,8 +1,8 @@
 /* The weight formats of GGUF: block struct, size, unpack to float.
  *
- * A format is a line of formats.def, a struct here, and a loop in unpack.h. The loops hold for arbitrary bytes: every code is masked to
- * the size of what it indexes, and a scale that is NaN or infinite makes values that are. Structs are packed, so blocks
- * may lie at any address.
+ * A format is a line of formats.def, a struct here, and a loop in unpack.h. The loops hold for arbitrary bytes: every
+ * code is masked to the size of what it indexes, and a scale that is NaN or infinite makes values that are. Structs are
+ * packed, so blocks may lie at any address.
  *
  * Source: the format definitions of ggml (ggml-common.h, dequantize_row_*) as the GGUF specification cites them. MXFP4
  * is of OCP Microscaling Formats 1.0: codes E2M1, a scale E8M0 for 32 of them.
@@ -109,7 +109,8 @@ static inline uint32_t float_to_bits(float x) {
 
 /* To bf16, to nearest and even; NaN stays NaN. */
 static inline uint16_t float_to_bf16(float x) {
-    uint32_t bits = float_to_bits(x), nan = (bits & 0x7fffffff) > 0x7f800000;
+    uint32_t bits = float_to_bits(x);
+    uint32_t nan = (bits & 0x7fffffff) > 0x7f800000;
     return (uint16_t)(nan ? bits >> 16 | 64 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -118,7 +119,8 @@ static inline float half_to_float(uint16_t h) {
 #if defined __F16C__
     return _cvtsh_ss(h);
 #endif
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff);
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    uint32_t rest = (uint32_t)(h & 0x7fff);
     float normal = bits_to_float((rest << 13) + (224u << 23)) * 0x1p-112f; /* all ones in the exponent stay so */
     float subnormal = (float)rest * 0x1p-24f;
     return bits_to_float(sign | float_to_bits(rest < 0x400 ? subnormal : normal));
@@ -253,7 +255,9 @@ static inline bytes crumbs(const uint8_t qs[64], int g) {
 
 /* The 6-bit scales of Q4_K's and Q5_K's 8 groups, and behind them the minima, from 12 bytes. */
 static inline bytes scales_mins_K(const uint8_t packed[12]) {
-    uint32_t a = load_word(packed), b = load_word(packed + 4), c = load_word(packed + 8);
+    uint32_t a = load_word(packed);
+    uint32_t b = load_word(packed + 4);
+    uint32_t c = load_word(packed + 8);
     words four = {a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030), b & 0x3f3f3f3f,
                   (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)};
     return (bytes)four;
@@ -261,14 +265,18 @@ static inline bytes scales_mins_K(const uint8_t packed[12]) {
 
 /* The 6-bit scales of Q3_K's 16 groups: 16 low halves, 16 high quarters. */
 static inline bytes scales_Q3_K(const uint8_t packed[12]) {
-    uint32_t a = load_word(packed), b = load_word(packed + 4), c = load_word(packed + 8);
-    words low = {a, b, a >> 4, b >> 4}, high = {c << 4, c << 2, c, c >> 2};
+    uint32_t a = load_word(packed);
+    uint32_t b = load_word(packed + 4);
+    uint32_t c = load_word(packed + 8);
+    words low = {a, b, a >> 4, b >> 4};
+    words high = {c << 4, c << 2, c, c >> 2};
     return (bytes)((low & 0x0f0f0f0f) | (high & 0x30303030)) - 32;
 }
 
 /* The 6-bit scales of IQ4_XS's 8 groups: low nibbles, high quarters. */
 static inline bytes scales_IQ4_XS(const block_IQ4_XS *b) {
-    words low = {load_word(b->scales_l)}, high = {b->scales_h};
+    words low = {load_word(b->scales_l)};
+    words high = {b->scales_h};
     return (nibbles((bytes)low, 0) | nibble_halves(nibbles((bytes)high, 0), 0) << 4) - 32;
 }
 
@@ -315,7 +323,8 @@ static inline int keeps_codes(int format) {
 }
 
 #define FORMAT(name, number, block, bytes, scales, ...)                                                                \
-    _Static_assert(ET_##scales == ET_VALUES ? (block) == 1 : (block) % 32 == 0, "32 weights of " #name " are in one block");
+    _Static_assert(ET_##scales == ET_VALUES ? (block) == 1 : (block) % 32 == 0,                                        \
+                   "32 weights of " #name " are in one block");
 #include "formats.def"
 #undef FORMAT
 

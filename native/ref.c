@@ -49,8 +49,10 @@ static void round_to_bf16(float *x, int64_t n) {
 
 void ref_product(const char *numbers, int backward, et_array out, et_array inp, const void *w, int format,
                  const float *x, const float *y, float scale, int accumulate, int T, int N, int K, int R) {
-    int inner = backward ? N : K, outer = backward ? K : N;
-    int bf16 = strcmp(numbers, "bf16") == 0, int8 = strcmp(numbers, "int8") == 0;
+    int inner = backward ? N : K;
+    int outer = backward ? K : N;
+    int bf16 = strcmp(numbers, "bf16") == 0;
+    int int8 = strcmp(numbers, "int8") == 0;
     float *parts[4] = {array_floats(inp, (int64_t)T * inner), floats(w, format, (int64_t)N * K),
                        R ? floats(x, ET_F32, (int64_t)T * R) : NULL, R ? floats(y, ET_F32, (int64_t)R * outer) : NULL};
     int64_t sizes[4] = {(int64_t)T * inner, (int64_t)N * K, (int64_t)T * R, (int64_t)R * outer};

@@ -23,7 +23,8 @@ void ref_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_arra
                           const float *rstd, int accumulate, int64_t rows, int D) {
     (void)ctx;
     for (int64_t r = 0; r < rows; r++) {
-        double pull = 0.0, s = rstd[r];
+        double pull = 0.0;
+        double s = rstd[r];
         for (int i = 0; i < D; i++)
             pull += array_get(dout, r * D + i) * weight[i] * array_get(inp, r * D + i);
         for (int64_t i = r * D; i < (r + 1) * D; i++) {
@@ -41,9 +42,13 @@ void ref_rope(et_context *ctx, et_array x, const float *cos, const float *sin, c
         for (int h = 0; h < H; h++)
             for (int i = 0; i < n_rot / 2; i++) {
                 int64_t head = ((int64_t)t * H + h) * C;
-                int64_t first = head + (neox ? i : 2 * i), second = head + (neox ? i + n_rot / 2 : 2 * i + 1);
+                int64_t first = head + (neox ? i : 2 * i);
+                int64_t second = head + (neox ? i + n_rot / 2 : 2 * i + 1);
                 size_t at = (size_t)positions[t] * (n_rot / 2) + i;
-                double c = cos[at], s = (double)sign * sin[at], a = array_get(x, first), b = array_get(x, second);
+                double c = cos[at];
+                double s = (double)sign * sin[at];
+                double a = array_get(x, first);
+                double b = array_get(x, second);
                 array_put(x, first, a * c - b * s);
                 array_put(x, second, a * s + b * c);
             }
@@ -59,7 +64,8 @@ static double activation(double x, int kind) {
 }
 
 static double activation_slope(double x, int kind) {
-    double z = argument(x, kind), dz = kind == 0 ? 1.0 : 2.0 * sqrt(2.0 / M_PI) * (1.0 + 3.0 * 0.044715 * x * x);
+    double z = argument(x, kind);
+    double dz = kind == 0 ? 1.0 : 2.0 * sqrt(2.0 / M_PI) * (1.0 + 3.0 * 0.044715 * x * x);
     return 1.0 / (1.0 + exp(-z)) + x * dz / (2.0 + exp(z) + exp(-z));
 }
 
@@ -73,7 +79,9 @@ void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array ac
                       et_array up, int kind, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
-        double d = array_get(dout, i), x = array_get(gate, i), u = array_get(up, i);
+        double d = array_get(dout, i);
+        double x = array_get(gate, i);
+        double u = array_get(up, i);
         array_put(dgate, i, d * u * activation_slope(x, kind));
         array_put(dup, i, d * activation(x, kind));
         array_put(act, i, activation(x, kind) * u);
@@ -95,7 +103,8 @@ static int sees(const struct heads *a, int t, int j) {
 /* p [t + 1] = softmax of query t's scores in head h; returns log-sum-exp */
 static double probabilities(double *p, const struct heads *a, int t, int h) {
     int g = h / (a->H / a->G);
-    double max = -INFINITY, sum = 0.0;
+    double max = -INFINITY;
+    double sum = 0.0;
     for (int j = 0; j <= t; j++) {
         p[j] = 0.0;
         for (int i = 0; i < a->C; i++)
@@ -132,7 +141,8 @@ void ref_attention_forward(et_context *ctx, et_array out, float *lse, et_array q
 /* What query t of head h adds: ds_j = p_j (dp_j - sum p dp) with dp_j = dout . v_j. grads are dq, dk, dv in double. */
 static double query_backward(double *const grads[3], double *p, double *dp, et_array dout, et_array v,
                              const struct heads *a, int t, int h) {
-    int64_t at = ((int64_t)t * a->H + h) * a->C, group = a->H / a->G;
+    int64_t at = ((int64_t)t * a->H + h) * a->C;
+    int64_t group = a->H / a->G;
     double mean = 0.0;
     probabilities(p, a, t, h);
     for (int j = 0; j <= t; j++) {
@@ -161,7 +171,9 @@ void ref_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array 
     struct heads a = {q, k, start, scale, window, H, G, C};
     size_t sizes[3] = {(size_t)T * H * C, (size_t)T * G * C, (size_t)T * G * C};
     et_array outputs[3] = {dq, dk, dv};
-    double *grads[3], *p = malloc((size_t)T * sizeof *p), *dp = malloc((size_t)T * sizeof *dp);
+    double *grads[3];
+    double *p = malloc((size_t)T * sizeof *p);
+    double *dp = malloc((size_t)T * sizeof *dp);
     for (int i = 0; i < 3; i++)
         grads[i] = calloc(sizes[i], sizeof **grads);
     for (int h = 0; h < H; h++)
@@ -223,7 +235,8 @@ static uint32_t random_bits(uint64_t seed, int64_t i) {
 void ref_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
-        double x = array_get(inp, i), kept = random_bits(seed, i) >= p * 4294967296.0 ? x / (1.0 - p) : x * 0.0;
+        double x = array_get(inp, i);
+        double kept = random_bits(seed, i) >= p * 4294967296.0 ? x / (1.0 - p) : x * 0.0;
         array_put(out, i, accumulate ? array_get(out, i) + kept : kept);
     }
 }
@@ -232,7 +245,8 @@ void ref_adamw(et_context *ctx, float *param, const float *grad, float *m, float
                float eps, float weight_decay, int64_t step, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
-        double g = grad[i], first = beta1 * (double)m[i] + (1.0 - beta1) * g;
+        double g = grad[i];
+        double first = beta1 * (double)m[i] + (1.0 - beta1) * g;
         double second = beta2 * (double)v[i] + (1.0 - beta2) * g * g;
         double unbiased = second / (1.0 - pow(beta2, (double)step));
         double update = first / (1.0 - pow(beta1, (double)step)) / (sqrt(unbiased) + eps);
@@ -244,7 +258,8 @@ void ref_adamw(et_context *ctx, float *param, const float *grad, float *m, float
 
 /* A block's m [ET_MOMENTS] and v; scales are floats, codes as et.h says. */
 static void put_moments(struct et_moments *to, const double *m, const double *v, uint64_t seed, int64_t at) {
-    double most_m = 0.0, most_v = 0.0;
+    double most_m = 0.0;
+    double most_v = 0.0;
     for (int i = 0; i < ET_MOMENTS; i++) {
         most_m = fmax(most_m, fabs(m[i]));
         most_v = fmax(most_v, v[i]);
@@ -254,8 +269,10 @@ static void put_moments(struct et_moments *to, const double *m, const double *v,
     for (int i = 0; i < ET_MOMENTS; i++) {
         double code = floor(127.0 * pow(fabs(m[i]) / to->m_scale, 0.25) + 0.5);
         to->m[i] = (int8_t)(m[i] < 0.0 ? -code : code);
-        double x = v[i] / to->v_scale, low = fmin(floor(255.0 * pow(x, 0.125)), 254.0);
-        double below = pow(low / 255.0, 8.0), above = pow((low + 1.0) / 255.0, 8.0);
+        double x = v[i] / to->v_scale;
+        double low = fmin(floor(255.0 * pow(x, 0.125)), 254.0);
+        double below = pow(low / 255.0, 8.0);
+        double above = pow((low + 1.0) / 255.0, 8.0);
         int up = (random_bits(seed, at + i) >> 8) * 0x1p-24 < (x - below) / (above - below);
         to->v[i] = (uint8_t)(low + (up || (low == 0.0 && x > 0.0)));
     }
@@ -271,7 +288,9 @@ void ref_adamw8(et_context *ctx, float *param, const float *grad, struct et_mome
             v[i] = moments->v_scale * pow(moments->v[i] / 255.0, 8.0);
         }
         for (int64_t i = at; i < n && i < at + ET_MOMENTS; i++) {
-            double g = grad[i], *first = &m[i - at], *second = &v[i - at];
+            double g = grad[i];
+            double *first = &m[i - at];
+            double *second = &v[i - at];
             *first = beta1 * *first + (1.0 - beta1) * g;
             *second = beta2 * *second + (1.0 - beta2) * g * g;
             double update = *first / (1.0 - pow(beta1, (double)step));
@@ -292,7 +311,8 @@ void ref_sum_squares(et_context *ctx, double *out, const float *x, int64_t n) {
 /* ---- head ---------------------------------------------------------------------------------------------------- */
 /* z [V] = h . w^T, h from element `at`, w already float; returns log-sum-exp */
 static double token_logits(double *z, et_array h, int64_t at, const float *w, int V, int D) {
-    double max = -INFINITY, sum = 0.0;
+    double max = -INFINITY;
+    double sum = 0.0;
     for (int v = 0; v < V; v++) {
         z[v] = 0.0;
         for (int i = 0; i < D; i++)
@@ -305,7 +325,8 @@ static double token_logits(double *z, et_array h, int64_t at, const float *w, in
 }
 
 void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                      const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V, int D) {
+                      const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,
+                      int D) {
     (void)logits, (void)state, (void)block, (void)begin, (void)end; /* all at once */
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);

@@ -16,9 +16,11 @@ struct rope_args {
 /* Pairs (i, i + pairs) of the heads of a token: two runs of vectors. */
 INLINE void rotate_halves(const struct rope_args *a, et_array x, const float *cos, const float *sin) {
     EACH_VECTOR(i, n, 0, a->pairs, {
-        vec c = vload_part(cos + i, n), s = vload_part(sin + i, n) * a->sign;
+        vec c = vload_part(cos + i, n);
+        vec s = vload_part(sin + i, n) * a->sign;
         for (int64_t first = i, second = i + a->pairs; first < a->H * a->C; first += a->C, second += a->C) {
-            vec u = load_part(x, first, n), v = load_part(x, second, n);
+            vec u = load_part(x, first, n);
+            vec v = load_part(x, second, n);
             store_part(x, first, u * c - v * s, n);
             store_part(x, second, u * s + v * c, n);
         }
@@ -39,7 +41,8 @@ INLINE void rotate_neighbours(const struct rope_args *a, et_array x, const float
         vec c = (vec)load_twice(cos + i / 2, n / 2);
         vec s = (vec)(load_twice(sin + i / 2, n / 2) ^ 0x80000000u) * a->sign; /* -, +, -, + ... */
         for (int64_t first = i; first < a->H * a->C; first += a->C) {
-            vec u = load_part(x, first, n), v = (vec)((pair_vec)u << 32 | (pair_vec)u >> 32);
+            vec u = load_part(x, first, n);
+            vec v = (vec)((pair_vec)u << 32 | (pair_vec)u >> 32);
             store_part(x, first, u * c + v * s, n);
         }
     });

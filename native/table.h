@@ -1,7 +1,7 @@
 /* The table: one kernel set an instruction set, in it one function pointer an op.
  *
- * ET_OPS is the list of ops. It makes the fields of a kernel set, the prototypes that generic.h compiles once an ISA, and
- * the prototypes of the double-precision truth in ref.h, so the three cannot drift apart. The functions have the
+ * ET_OPS is the list of ops. It makes the fields of a kernel set, the prototypes that generic.h compiles once an ISA,
+ * and the prototypes of the double-precision truth in ref.h, so the three cannot drift apart. The functions have the
  * arguments of et.h, already checked by dispatch.c, and cannot fail.
  */
 #ifndef ET_TABLE_H
@@ -36,12 +36,12 @@
     OP(copy, (et_context * ctx, et_array out, et_array inp, int64_t n))                                                \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \
     OP(dropout, (et_context * ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n))     \
-    OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,                  \
+    OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,           \
                       const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,  \
                       int D))                                                                                          \
     OP(head_backward, (et_context * ctx, float *dh, float *logp, float *logits, et_array e, float *state,              \
                        et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,       \
-                       int begin, int end, int T, int V, int D))                                                                           \
+                       int begin, int end, int T, int V, int D))                                                       \
     OP(adamw, (et_context * ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,           \
                float beta2, float eps, float weight_decay, int64_t step, int64_t n))                                   \
     OP(adamw8, (et_context * ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,  \
@@ -49,8 +49,8 @@
     OP(sum_squares, (et_context * ctx, double *out, const float *x, int64_t n))                                        \
     OP(scale, (et_context * ctx, float *x, float s, int64_t n))
 
-/* CPU features that a kernel set may need beyond its architecture's baseline. needs.h reads its needs off the macros that
- * its compiler flags set, dispatch.c asks CPU and OS for them. */
+/* CPU features that a kernel set may need beyond its architecture's baseline. needs.h reads its needs off the macros
+ * that its compiler flags set, dispatch.c asks CPU and OS for them. */
 enum {
     CPU_AVX2 = 1 << 0,
     CPU_FMA = 1 << 1,

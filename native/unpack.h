@@ -91,7 +91,8 @@ static inline void UNPACK(Q4_K)(VALUE *restrict out, const block_Q4_K *restrict 
         group_scales(scale, scales, half_to_float(b->d));
         group_scales(offset, scales, -half_to_float(b->dmin));
         UNROLL for (int g = 0; g < 8; g += 2, out += 64) {
-            bytes q = load_bytes(b->qs + g * 16), r = load_bytes(b->qs + g * 16 + 16);
+            bytes q = load_bytes(b->qs + g * 16);
+            bytes r = load_bytes(b->qs + g * 16 + 16);
             SCALE_CODES(out, q & 15, scale[g], offset[8 + g], r & 15, scale[g], offset[8 + g]);
             SCALE_CODES(out + 32, q >> 4, scale[g + 1], offset[9 + g], r >> 4, scale[g + 1], offset[9 + g]);
         }
@@ -102,7 +103,9 @@ static inline void UNPACK(Q4_K)(VALUE *restrict out, const block_Q4_K *restrict 
 static inline void UNPACK(Q5_K)(VALUE *restrict out, const block_Q5_K *restrict b, int64_t n) {
     float scale[16], offset[16];
     for (; n; n--, b++) {
-        bytes scales = scales_mins_K(b->scales), fifth = load_bytes(b->qh), fifth2 = load_bytes(b->qh + 16);
+        bytes scales = scales_mins_K(b->scales);
+        bytes fifth = load_bytes(b->qh);
+        bytes fifth2 = load_bytes(b->qh + 16);
         group_scales(scale, scales, half_to_float(b->d));
         group_scales(offset, scales, -half_to_float(b->dmin));
         UNROLL for (int g = 0; g < 8; g++, out += 32) {
@@ -121,7 +124,8 @@ static inline void UNPACK(Q6_K)(VALUE *restrict out, const block_Q6_K *restrict 
     for (; n; n--, b++) {
         group_scales(scale, load_bytes((const uint8_t *)b->scales), half_to_float(b->d));
         UNROLL for (int g = 0; g < 16; g += 2, out += 32) {
-            int half = g / 8, c = g % 8 / 2;
+            int half = g / 8;
+            int c = g % 8 / 2;
             bytes codes[2];
             UNROLL for (int i = 0; i < 2; i++) {
                 bytes low = load_bytes(b->ql + half * 64 + c % 2 * 32 + i * 16) >> (uint8_t)(c / 2 * 4) & 15;

@@ -1,5 +1,5 @@
-/* What int8.h wants of a kernel set, where x86 has dot products of unsigned with signed bytes: codes of A are moved up by 128,
- * and sums begin with what that adds, negated. */
+/* What int8.h wants of a kernel set, where x86 has dot products of unsigned with signed bytes: codes of A are moved up
+ * by 128, and sums begin with what that adds, negated. */
 
 #define ET_DOT
 #define INT8_ROWS 12 /* of a tile, */

@@ -12,7 +12,8 @@ struct dequantize {
 
 static void dequantize_task(void *arg, int task, int thread) {
     const struct dequantize *p = arg;
-    int64_t i = (int64_t)task * WEIGHTS_A_TASK, count = p->n - i < WEIGHTS_A_TASK ? p->n - i : WEIGHTS_A_TASK;
+    int64_t i = (int64_t)task * WEIGHTS_A_TASK;
+    int64_t count = p->n - i < WEIGHTS_A_TASK ? p->n - i : WEIGHTS_A_TASK;
     (void)thread;
     unpack(p->out + i, p->w, p->format, i, count);
 }
