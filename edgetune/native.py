@@ -66,12 +66,12 @@ def _activation(kind: str) -> int:
 
 def isa_names() -> list[str]:
     """The instruction sets that were compiled in, best first, "scalar" last."""
-    return [name for name, _ in _native.rows()]
+    return [name for name, _ in _native.kernel_sets()]
 
 
 def usable(isa: str) -> bool:
     """Whether CPU and OS can run `isa`, and the environment variable EDGETUNE_ISA does not hide it."""
-    return dict(_native.rows()).get(isa, False)
+    return dict(_native.kernel_sets()).get(isa, False)
 
 
 def cpu_features() -> str:
@@ -124,7 +124,7 @@ class Cpu(Backend):
         self._precision = "exact"  # of the op before
 
     @cached_property
-    def _handle(self) -> Any:
+    def _handle(self) -> _native._Context:
         """The C context."""
         scratch = self._scratch
         if scratch is None:
@@ -134,7 +134,7 @@ class Cpu(Backend):
             raise MemoryError(f"could not start {self._threads} threads")
         return handle
 
-    def _at(self, precision: str) -> Any:
+    def _at(self, precision: str) -> _native._Context:
         """The C context at this precision."""
         if precision != self._precision:
             if precision not in PRECISIONS:

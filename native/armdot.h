@@ -2,8 +2,8 @@
  * a product of matrices, of eight of two rows with two columns. */
 
 #define ET_DOT
-#define INT8_ROWS 8  /* of a tile, */
-#define INT8_GROUP 4 /* computed so many at a time, with */
+#define INT8_ROWS 8  /* of a tile */
+#define INT8_GROUP 4 /* rows computed at a time */
 #define INT8_VECTORS 3
 #define INT8_OFFSET 0
 

@@ -1,4 +1,4 @@
-/* Activations in either type, a vector at a time: arithmetic is in float, the type is how they lie in memory. */
+/* Activations in either type, a vector at a time: arithmetic is in float, the type is how they are stored. */
 
 typedef uint16_t half_vec __attribute__((vector_size(2 * VL)));
 typedef uint16_t half_vec_unaligned __attribute__((vector_size(2 * VL), aligned(2), may_alias));

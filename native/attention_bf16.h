@@ -42,7 +42,7 @@ static struct strip new_strip(const struct attention *a, const struct work *w, i
                           .exponent = a->scale * LOG2_E, .span = a->window > 0 ? (uint32_t)a->window : INT32_MAX};
 }
 
-/* The two products of the two sides, and those of their result, which go on where `accumulate` is set. */
+/* The two products of the two sides, and those of their result, which are added where `accumulate` is set. */
 static void product_of_sides(const struct work *w, const struct strip *t, int side) {
     strip_product(side ? t->dp : t->s, BK, t->a[side], t->ld, w->packed[2 * side] + t->first, BK, t->rows, t->nv * VL,
                   t->ld, 0);

@@ -1,4 +1,4 @@
-/* Attention whose products are in float. What lies in memory as bf16 is widened a block at a time. */
+/* Attention whose products are in float. What is stored as bf16 is widened a block at a time. */
 
 enum { BLOCK_FLOATS = BQ * ET_MAX_HEAD };
 
@@ -78,7 +78,7 @@ static void attention_scores(const struct attention *a, const struct block *b) {
     }
 }
 
-/* One step of the online softmax on a row of scores: s = exp(s - max), sum and max go on; returns the factor that
+/* One step of the online softmax on a row of scores: s = exp(s - max), sum and max are updated; returns the factor that
  * brings what was summed under the old maximum under the new one. */
 static inline float softmax_step(float *s, int nk, float *max, float *sum) {
     vec highest = splat(*max);

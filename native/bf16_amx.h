@@ -1,4 +1,4 @@
-/* Tiles of bf16.h that AMX computes: two by two of its own, of 16 x 16. */
+/* Tiles of bf16.h that AMX computes: two by two of the CPU's, each 16 x 16. */
 
 #define BF16_ROWS 32
 #define BF16_TILES_PER_TASK 4

@@ -205,6 +205,6 @@ PyMethodDef context_functions[] = {
     {"register_loop", register_loop, METH_VARARGS, NULL},
     {"scratch_bytes", scratch_bytes, METH_O, NULL},
     {"cpu_features", cpu_features, METH_NOARGS, NULL},
-    {"rows", kernel_sets, METH_NOARGS, NULL},
+    {"kernel_sets", kernel_sets, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

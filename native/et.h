@@ -67,7 +67,7 @@ int et_context_create(et_context **ctx, const char *isa, enum et_precision preci
                       size_t scratch_bytes);
 void et_context_destroy(et_context *ctx);
 void et_context_set_precision(et_context *ctx, enum et_precision precision); /* from the next op on */
-/* From the next op on, only so many of the context's threads work; the others sleep. 1 <= threads <= those it has. */
+/* From the next op on, only `threads` of the context's threads work; the others sleep. 1 <= threads <= those it has. */
 int et_context_set_threads(et_context *ctx, int threads);
 const char *et_context_isa(const et_context *ctx);
 /* What et_matmul_forward or _backward multiply in, in this kernel set at this precision: "float", "bf16" or "int8". */
@@ -106,7 +106,7 @@ int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, con
 /* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
  * Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0: no window. start[t] is the index
  * of the first token of t's document: 0 <= start[t] <= t, non-decreasing. C <= ET_MAX_HEAD. Never holds T x T.
- * Each array has a type of its own. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products,
+ * Each array may have another type. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products,
  * with the probabilities too, are of numbers rounded to bf16, and sums are in float. */
 #define ET_MAX_HEAD 256
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
@@ -157,7 +157,7 @@ struct et_moments {
     int8_t m[ET_MOMENTS];
     uint8_t v[ET_MOMENTS];
 };
-/* The same step with moments that lie in 8 bits, [ceil(n / ET_MOMENTS)]. They are rounded after the step, m to the
+/* The same step with moments in 8 bits, [ceil(n / ET_MOMENTS)]. They are rounded after the step, m to the
  * nearest code, v to one of the two beside it at random, so that it is right on average: a step changes v by less than
  * the nearest code would show. Chance is a pure function of (seed, index). v is never rounded to 0. */
 int et_adamw8(et_context *ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,

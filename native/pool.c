@@ -23,7 +23,7 @@
 
 typedef void (*task_fn)(void *arg, int task, int thread);
 
-/* A thread and its share of the tasks, on a cache line of its own. */
+/* A thread and its share of the tasks, on a separate cache line. */
 struct worker {
     _Alignas(64) _Atomic uint64_t ticket;
     et_context *ctx;
@@ -64,7 +64,7 @@ static void relax(void) {
 #endif
 }
 
-/* The first of n tasks that is share t's, of so many shares. */
+/* The first of n tasks that is share t's, of `shares` shares. */
 static int share_begin(int t, int shares, int n) { return (int)((int64_t)n * t / shares); }
 
 static void close_tickets(et_context *ctx) {

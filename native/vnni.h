@@ -2,8 +2,8 @@
  * by 128, and sums begin with what that adds, negated. */
 
 #define ET_DOT
-#define INT8_ROWS 12 /* of a tile, */
-#define INT8_GROUP 6 /* computed so many at a time, with */
+#define INT8_ROWS 12 /* of a tile */
+#define INT8_GROUP 6 /* rows computed at a time */
 #define INT8_VECTORS 2
 #define INT8_OFFSET 128
 #define INT8_STEP 4

@@ -160,7 +160,7 @@ def test_functions_of_contexts_refuse(context: Any, name: str, usual: list[Any],
 
 
 def test_no_function_of_contexts_is_left_out() -> None:
-    others = {"cpu_features", "rows"}  # take nothing
+    others = {"cpu_features", "kernel_sets"}  # take nothing
     functions = {name for name in dir(_native) if callable(getattr(_native, name)) and not name.startswith("_")}
     assert functions - set(OPS) - others == {name for name, *_ in WRONG}
 

@@ -81,8 +81,8 @@ class Result:
     peak_share: float | None
 
 
-class Row:
-    """A row of kernels in one precision, and what a register loop reaches in its products' numbers, FLOP/s."""
+class KernelSet:
+    """A kernel set in one precision, and what a register loop reaches in its products' numbers, FLOP/s."""
 
     def __init__(self, threads: int, isa: str, precision: str) -> None:
         self.ops = native.Cpu(threads, isa)
@@ -108,7 +108,7 @@ def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], f
     """Measure on each of these rows; on_result hears of each result as it comes. Weights in F32 are always exact."""
     results, peaks = [], []
     for isa in isas:
-        rows = {precision: Row(threads, isa, precision) for precision in dict.fromkeys(("exact", *precisions))}
+        rows = {precision: KernelSet(threads, isa, precision) for precision in dict.fromkeys(("exact", *precisions))}
         peaks += [{"isa": isa, "precision": name, "products": row.products, "forward_gflops": row.peaks[False] / 1e9,
                    "backward_gflops": row.peaks[True] / 1e9} for name, row in rows.items()]
         for result in _results(rows, precisions, models, formats):
@@ -119,7 +119,7 @@ def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], f
             "tokens": TOKENS, "peaks": peaks, "results": [vars(result) for result in results]}
 
 
-def _results(rows: dict[str, Row], precisions: Sequence[str], models: Sequence[str],
+def _results(rows: dict[str, KernelSet], precisions: Sequence[str], models: Sequence[str],
              formats: Sequence[str]) -> Iterator[Result]:
     exact = rows["exact"]
     for model in models:
