@@ -34,21 +34,21 @@ lint: ## ruff and mypy; warnings are errors
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
-check: ## the kernels' harness, on every row that this CPU can run
+check: ## the kernels' harness, on every kernel set that this CPU can run
 	$(CMAKE) -B build/check/$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON
 	$(BUILD) build/check/$(CC) -j $(JOBS)
 	build/check/$(CC)/et_check
 
-# What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows; then each row once, for qemu is slow.
-arm-kernels: ## the same for the rows of aarch64, under qemu, and the row that each of four cores must pick
+# What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows; then each set once, for qemu is slow.
+arm-kernels: ## the same for aarch64's kernel sets, under qemu, and which of them each of four cores must pick
 	$(CMAKE) -B build/arm/$(notdir $(ARM_CC)) -DET_EXTENSION=OFF -DET_CHECK=ON -DCMAKE_C_COMPILER=$(ARM_CC) \
 	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
 	$(BUILD) build/arm/$(notdir $(ARM_CC)) -j $(JOBS)
 	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:dotprod max:i8mm; do \
 	    test "$$($(QEMU) -cpu $${pick%:*} build/arm/$(notdir $(ARM_CC))/et_check --pick)" = $${pick#*:} || exit 1; \
 	done
-	for row in cortex-a72:neon cortex-a76:dotprod max:i8mm; do \
-	    $(QEMU) -cpu $${row%:*} build/arm/$(notdir $(ARM_CC))/et_check $${row#*:} || exit 1; \
+	for set in cortex-a72:neon cortex-a76:dotprod max:i8mm; do \
+	    $(QEMU) -cpu $${set%:*} build/arm/$(notdir $(ARM_CC))/et_check $${set#*:} || exit 1; \
 	done
 
 arm-train: ## one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)

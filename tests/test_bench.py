@@ -1,4 +1,4 @@
-"""bench and what plan predicts from it: FLOP counted by hand, every op and row measured, files read back."""
+"""bench and what plan predicts from it: FLOP counted by hand, every op and kernel set measured, files read back."""
 
 import json
 
@@ -178,7 +178,7 @@ def tiny_sizes(monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_sizes")
-def test_kernels_measures_every_op_format_and_row():
+def test_kernels_measures_every_op_format_and_kernel_set():
     results = run_json("bench", "kernels", "--all", "--threads", 1)["results"]
     assert {r["op"] for r in results} == set(OPS)
     usable = {name for name in native.isa_names() if native.usable(name)}

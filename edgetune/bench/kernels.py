@@ -105,13 +105,14 @@ class KernelSet:
 
 def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], formats: Sequence[str], threads: int,
         on_result: Callable[[Result], None] = lambda _: None) -> dict[str, Any]:
-    """Measure on each of these rows; on_result hears of each result as it comes. Weights in F32 are always exact."""
+    """Measure each of these kernel sets; on_result hears each result as it comes. Weights in F32 are always exact."""
     results, peaks = [], []
     for isa in isas:
-        rows = {precision: KernelSet(threads, isa, precision) for precision in dict.fromkeys(("exact", *precisions))}
-        peaks += [{"isa": isa, "precision": name, "products": row.products, "forward_gflops": row.peaks[False] / 1e9,
-                   "backward_gflops": row.peaks[True] / 1e9} for name, row in rows.items()]
-        for result in _results(rows, precisions, models, formats):
+        sets = {precision: KernelSet(threads, isa, precision) for precision in dict.fromkeys(("exact", *precisions))}
+        for name, kernels in sets.items():
+            peaks.append({"isa": isa, "precision": name, "products": kernels.products,
+                          "forward_gflops": kernels.peaks[False] / 1e9, "backward_gflops": kernels.peaks[True] / 1e9})
+        for result in _results(sets, precisions, models, formats):
             on_result(result)
             results.append(result)
     here = device.read_device()
@@ -119,15 +120,15 @@ def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], f
             "tokens": TOKENS, "peaks": peaks, "results": [vars(result) for result in results]}
 
 
-def _results(rows: dict[str, KernelSet], precisions: Sequence[str], models: Sequence[str],
+def _results(sets: dict[str, KernelSet], precisions: Sequence[str], models: Sequence[str],
              formats: Sequence[str]) -> Iterator[Result]:
-    exact = rows["exact"]
+    exact = sets["exact"]
     for model in models:
         sizes = MODELS[model]
         for fmt in formats:
             for case in frozen_products(sizes, fmt):
                 for precision in precisions if fmt != "F32" else ("exact",):
-                    yield rows[precision].measure(model, fmt, precision, case)
+                    yield sets[precision].measure(model, fmt, precision, case)
             for case in unpacking(sizes, fmt):
                 yield exact.measure(model, fmt, "", case)
         for case in (*adapter_products(sizes), *attention(sizes), *others(sizes)):
