@@ -9,7 +9,7 @@ import contextlib
 import mmap
 import time
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

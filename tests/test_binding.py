@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune import _native, native
-from edgetune.backend import HEAD_STATE, MOMENT_BYTES
+from edgetune.backend import HEAD_STATE, MOMENT_BYTES, MOMENTS
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("stub", ROOT / "native" / "stub.py")
@@ -157,6 +157,10 @@ def test_functions_of_contexts_refuse(context: Any, name: str, usual: list[Any],
     for value in values:
         with pytest.raises((TypeError, ValueError)):
             function(*right[:place], value, *right[place + 1:])
+
+
+def test_sizes_that_every_backend_has_are_those_of_the_kernels() -> None:
+    assert (HEAD_STATE, MOMENTS, MOMENT_BYTES) == (_native.HEAD_STATE, _native.MOMENTS, _native.MOMENT_BYTES)
 
 
 def test_no_function_of_contexts_is_left_out() -> None:

@@ -5,6 +5,7 @@ Letters: D model width, F MLP width, H heads, G kv heads, C head width, V vocabu
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -237,7 +238,7 @@ def quantize(weights: np.ndarray, format: str) -> np.ndarray:
 def dequantize(data: np.ndarray, format: str) -> np.ndarray:
     """The float32 [N, K] that `quantize`'s result stands for: by the gguf package, or llama.cpp where it cannot."""
     if hasattr(gguf.GGMLQuantizationType, format):
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), contextlib.suppress(NotImplementedError):  # a format that it only names
             return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[format])
     _, block, block_bytes = ggml_type(format)
     source = np.ascontiguousarray(data)
