@@ -19,6 +19,7 @@ from edgetune.cli import cli
 from edgetune.config import TrainConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.host.options import CompressConfig
+from edgetune.objectives.base import objectives
 from edgetune.policy import Policy
 
 FOLDER = Path(__file__).parent
@@ -62,7 +63,18 @@ def options_page() -> str:
     for title, (kind, where) in CLASSES.items():
         lines += [f"## {title}", "", f"`{kind.__module__}.{kind.__name__}`: {where}.", "",
                   "| option | default | range | meaning |", "|---|---|---|---|", *option_rows(kind), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *objective_lines()])
+
+
+def objective_lines() -> Iterator[str]:
+    """Every registered objective with its options."""
+    yield from ("## Objectives", "", "What is learned from the rows: `Trainer(..., objective=...)`, and the type of a "
+                "job's `method`; `--objective` where there is a choice.", "")
+    for name, kind in objectives().items():
+        summary = cell(inspect.getdoc(inspect.getmodule(kind)) or "")
+        yield from (f"### {name}", "", f"{summary} `{kind.__module__}.{kind.__name__}`, method `{kind.method}`.", "")
+        if rows := list(option_rows(kind)):
+            yield from ("| option | default | range | meaning |", "|---|---|---|---|", *rows, "")
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ("edgetune",)) -> Iterator[tuple[str, click.Command]]:

@@ -163,6 +163,7 @@ class TrainOptions(TypedDict, total=False):
     packing: bool
     shuffle: bool
     system: str
+    markup: str
     memory: str
     micro_batch: int
     recompute: str
