@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 from .errors import UsageError
+from .lora_options import LoraOptions
 from .options import check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -15,18 +16,12 @@ DEFAULT_MEMORY = "75%"
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(LoraOptions):
     """Options of one training run. Immutable; stored whole in the adapter's run.json."""
 
-    # the adapter
-    rank: int = option(8, "LoRA rank R of every trained projection.", low=1)
-    alpha: float = option(16.0, "LoRA alpha; the adapter is scaled by alpha / rank.", low=0.0)
+    # what is adapted; LoraOptions says how
     targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.")
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
-    dropout: float = option(0.0, "Dropout on the input of the adapter, as a probability.", low=0.0, high=0.95)
-    rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023).")
-    lora_plus: float = option(1.0, "Learning rate of B as a multiple of A's (LoRA+, Hayou et al. 2024; try 16).",
-                              low=0.01, high=1000.0)
     # the optimizer
     lr: float = option(5e-4, "Peak learning rate of AdamW.", low=0.0)
     schedule: str = option("linear", "What the learning rate does after the warm-up.",

@@ -18,7 +18,7 @@ from .version import __version__
 # Options that change speed or when the run looks up, but not what is learned.
 FREE = ("memory", "weights", "threads", "checkpoint_every")
 # They decide the shape of what a checkpoint holds.
-FIXED = ("rank", "targets", "blocks", "optimizer-state")
+FIXED = ("family", "rank", "targets", "blocks", "optimizer-state")
 
 Identity = dict[str, Any]
 
@@ -28,6 +28,9 @@ def identity(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Ident
     options = {name.replace("_", "-"): value for name, value in trainer.config.to_json().items() if name not in FREE}
     options |= {name.replace("_", "-"): value for name, value in trainer.objective.options().items()}
     options["objective"] = trainer.objective.name
+    family = trainer.plan.run.family
+    options |= {name.replace("_", "-"): value for name, value in family.options().items()}
+    options["family"] = family.name
     run, live = trainer.plan.run, trainer.model.shape.n_layer - trainer.plan.run.lowest
     again = {0: "none", live - 1: "block"}.get(live - run.kept, f"{live - run.kept} of {live} blocks")
     plan = {"micro-batch": run.max_tokens, "recompute": again,

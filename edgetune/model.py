@@ -15,7 +15,7 @@ import numpy as np
 from .arena import Arena, Buffer
 from .backend import HEAD_STATE, Backend
 from .gguf import Gguf, Tensor
-from .projection import Kept, Projections, Run, forward_precision, lora_size
+from .projection import Kept, Projections, Run, forward_precision, trained_shapes
 from .shape import Shape, read_shape
 from .stream import EMBEDDING, HEAD_TOKENS, Stream
 
@@ -37,7 +37,9 @@ def kept_widths(s: Shape, run: Run) -> dict[str, int]:
         widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.n_head, "rstd_k": s.n_kv}
     if s.post_norms:
         widths |= {"att_out": s.d_model, "rstd_att": 1, "mlp_out": s.d_model, "rstd_mlp": 1}
-    return widths | {f"u_{target}": run.rank for target in run.targets}
+    if run.family.kept_width:
+        widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
+    return widths
 
 
 def buffers(s: Shape, run: Run) -> list[Buffer]:
@@ -45,10 +47,7 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
     t, d, half = run.max_tokens, s.d_model, run.activations
     at_once = min(t, HEAD_TOKENS)
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
-    widest = max(d, s.d_ff, s.d_q)
     table = [
-        Buffer("lora", (lora_size(s, run),), "run"),
-        Buffer("dlora", (lora_size(s, run),), "run"),
         # what blocks are made again from is exact, what only their backward reads need not be
         Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
         *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
@@ -62,7 +61,7 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
         Buffer("datt", (t, s.d_q), "block", half),
         Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (t, s.d_kv), "block", half),
         Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
-        Buffer("du", (t, run.rank), "block"),
+        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
         Buffer("exps", (at_once, head_block(s, at_once)), "head", half),
@@ -73,8 +72,6 @@ def buffers(s: Shape, run: Run) -> list[Buffer]:
                   Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
     if s.post_norms:
         table.append(Buffer("dpost", (t, d), "block", half))
-    if run.dropout:
-        table.append(Buffer("dropped", (t, widest), "block", half))
     return table
 
 
@@ -98,13 +95,16 @@ class Model:
 class Decoder:
     """Forward and backward of a model with an adapter, in the memory of one arena.
 
-    Not thread-safe: one caller at a time. The adapter is in `linear`.
+    Not thread-safe: one caller at a time. What is trained is `adapter`; `linear.off()` leaves it out of a pass.
     """
 
-    def __init__(self, model: Model, run: Run, ops: Backend, arena: Arena, scale: float, streamed: int = 0) -> None:
+    def __init__(self, model: Model, run: Run, ops: Backend, arena: Arena, streamed: int = 0,
+                 seed: int = 0) -> None:
         self.model, self.shape, self.run, self.ops, self.arena = model, model.shape, run, ops, arena
         self.stream = Stream(model.gguf, model.shape.n_layer, ops, streamed)
-        self.linear = Projections(ops, self.stream.weights, model.vectors, self.shape, run, arena, scale)
+        shapes = trained_shapes(model.shape, run)
+        self.adapter = run.family.carve(shapes, arena, ops, seed)
+        self.linear = Projections(ops, self.stream.weights, model.vectors, run, self.adapter, shapes)
         s = self.shape
         self.rope = []
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
@@ -220,8 +220,8 @@ class Decoder:
         self.ops.glu_forward(act, k["gate"], k["up"], self.shape.act)
         if not rebuild or self.shape.post_norms:
             self._residual_forward(x, act, k, layer, "ffn_down", "post_ffw_norm", "mlp")
-        elif f"blk.{layer}.ffn_down" in self.linear.adapted:
-            self.linear.inner(act, layer, "ffn_down", k)
+        else:
+            self.linear.keep(act, layer, "ffn_down", k)
 
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """The activations of an earlier block: all of them from its input, or what is cheap from what was kept."""
@@ -247,21 +247,21 @@ class Decoder:
             self.ops.glu_forward(act, k["gate"], k["up"], s.act)
         else:  # k["up"] becomes dup, and act is made again on the way
             self.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], s.act)
-        self.linear.backward_a(act, layer, "ffn_down")
+        self.linear.finish(act, layer, "ffn_down")
         if deepest == 0:
             return
         inner = dnorm if deepest > 1 else None
         self.linear.backward(inner, dact, layer, "ffn_gate", k)
-        self.linear.backward_a(norm2, layer, "ffn_gate")
+        self.linear.finish(norm2, layer, "ffn_gate")
         self.linear.backward(inner, k["up"], layer, "ffn_up", k, accumulate=True)
-        self.linear.backward_a(norm2, layer, "ffn_up")
+        self.linear.finish(norm2, layer, "ffn_up")
         if deepest == 1:
             return
         self._norm_backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm")
         dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
         datt = view("datt", t, s.d_q)
         self.linear.backward(datt if deepest > 2 else None, dout, layer, "attn_output", k)
-        self.linear.backward_a(k["att"], layer, "attn_output")
+        self.linear.finish(k["att"], layer, "attn_output")
         if deepest == 2:
             return
         bottom = layer == self.run.lowest  # nothing below is trained
@@ -298,7 +298,7 @@ class Decoder:
                 weight = self.model.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
                 self.ops.rmsnorm_backward(grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
             self.linear.backward(dinp, grad.reshape(t, -1), layer, f"attn_{name}", k, accumulate=i > 0)
-            self.linear.backward_a(norm1, layer, f"attn_{name}")
+            self.linear.finish(norm1, layer, f"attn_{name}")
 
     def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
         cos, sin = self.rope[self.shape.rope_of(layer)]

@@ -1,4 +1,4 @@
-"""AdamW on the adapter's flat parameters, learning-rate schedules, clipping by the global norm."""
+"""AdamW on groups of an adapter's flat parameters, learning-rate schedules, clipping by the global norm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from .arena import Buffer
 from .backend import MOMENT_BYTES, MOMENTS, Ops
 from .config import TrainConfig
+from .family import Group
 
 EPS = 1e-8
 
@@ -41,27 +42,33 @@ def clip(ops: Ops, grad: np.ndarray, max_norm: float) -> float:
     return norm
 
 
-def buffers(kind: str, n_a: int, n_b: int) -> list[Buffer]:
-    """AdamW's moments of n_a parameters of A and n_b of B: m and v in "float", or both together in "8bit"."""
+def buffers(kind: str, groups: Sequence[Group]) -> list[Buffer]:
+    """AdamW's moments of the parameters of all groups: m and v in "float", or both together in "8bit"."""
     if kind == "8bit":
-        return [Buffer("adam_8bit", (_blocks(n_a) + _blocks(n_b), MOMENT_BYTES), "run", "uint8")]
-    return [Buffer(name, (n_a + n_b,), "run") for name in ("adam_m", "adam_v")]
+        return [Buffer("adam_8bit", (sum(_blocks(group.size) for group in groups), MOMENT_BYTES), "run", "uint8")]
+    n = sum(group.size for group in groups)
+    return [Buffer(name, (n,), "run") for name in ("adam_m", "adam_v")]
 
 
-def adamw(ops: Ops, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.ndarray], n_a: int,
+def adamw(ops: Ops, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.ndarray], groups: Sequence[Group],
           config: TrainConfig, lr: float, step: int) -> None:
-    """One update (Loshchilov & Hutter 2019). The first n_a parameters are A's, the rest B's, with LoRA+'s own rate.
+    """One update (Loshchilov & Hutter 2019) of the groups, which are stored one after another.
 
     moments: the flat arrays of `buffers`.
     """
-    for part, rate in ((slice(0, n_a), lr), (slice(n_a, None), lr * config.lora_plus)):
-        numbers = rate, config.beta1, config.beta2, EPS, config.weight_decay, step
+    start = block = 0
+    for group in groups:
+        part = slice(start, start + group.size)
+        decay = config.weight_decay if group.decay else 0.0
+        numbers = lr * group.lr_scale, config.beta1, config.beta2, EPS, decay, step
+        end = block + _blocks(group.size)
         if len(moments) == 2:
             ops.adamw(param[part], grad[part], moments[0][part], moments[1][part], *numbers)
         else:
-            split = _blocks(n_a) * MOMENT_BYTES
-            packed = moments[0][split:] if part.start else moments[0][:split]
-            ops.adamw8(param[part], grad[part], packed, *numbers, _rounding(config.seed, step, part.start))
+            packed = moments[0][block * MOMENT_BYTES:end * MOMENT_BYTES]
+            ops.adamw8(param[part], grad[part], packed, *numbers, _rounding(config.seed, step, start))
+        start = part.stop
+        block = end
 
 
 def _blocks(n: int) -> int:

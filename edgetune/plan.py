@@ -21,10 +21,11 @@ from .arena import Buffer, arena_bytes
 from .backend import Backend
 from .config import TrainConfig
 from .errors import UsageError
-from .lora import check_rank
+from .family import Family
+from .low_rank import lora_of
 from .model import buffers
 from .packing import Lengths
-from .projection import Run, lora_shapes, target_names
+from .projection import Run, target_names, trained_shapes
 from .shape import Shape
 from .speed import work
 from .stream import Sizes
@@ -101,15 +102,16 @@ class Plan:
 
 
 def make(shape: Shape, config: TrainConfig, *, ops: Backend, sizes: Sizes, room: Room, lengths: Lengths = (),
-         like: Choice | None = None) -> Plan:
+         like: Choice | None = None, family: Family | None = None) -> Plan:
     """The quickest plan that fits into `room`. lengths: tokens of each row, those of a group in a tuple; empty when the
     data is not known yet.
 
     like: an earlier plan's choice; all of it that decides how sums are rounded is taken over. Raises UsageError where
-    nothing fits, and for options that the model cannot fulfil (blocks, rank).
+    nothing fits, and for options that the model cannot fulfil (blocks, rank). family: what is trained; None: LoRA.
     """
-    planner = _Planner(shape, config, ops, sizes, room, lengths, like)
-    check_rank(lora_shapes(shape, planner.run(Choice(1, 1, 0))), config.rank)
+    planner = _Planner(shape, config, ops, sizes, room, lengths, like, family)
+    run = planner.run(Choice(1, 1, 0))
+    run.family.check_shapes(trained_shapes(shape, run))
     best = planner.best()
     if best is None:
         raise _refusal(planner)
@@ -125,6 +127,7 @@ class _Planner:
     room: Room
     lengths: Lengths
     like: Choice | None
+    family: Family | None
 
     @property
     def longest(self) -> int:
@@ -147,17 +150,19 @@ class _Planner:
 
     def run(self, choice: Choice) -> Run:
         c = self.config
-        return Run(max_tokens=choice.max_tokens, max_length=self.longest, rank=c.rank,
-                   targets=target_names(c.target_names()), blocks=c.block_range(self.shape.n_layer), dropout=c.dropout,
+        return Run(max_tokens=choice.max_tokens, max_length=self.longest,
+                   family=self.family or lora_of(c),
+                   targets=target_names(c.target_names()), blocks=c.block_range(self.shape.n_layer), 
                    kept=choice.kept, threads=self.ops.threads, precision=c.precision)
 
     def table(self, choice: Choice) -> tuple[Buffer, ...]:
         run = self.run(choice)
-        shapes = lora_shapes(self.shape, run).values()
-        n_a, n_b = (run.rank * sum(sizes) for sizes in zip(*((k, n) for n, k in shapes), strict=True))
-        return (*buffers(self.shape, run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
-                *optim.buffers(choice.optimizer_state, n_a, n_b),
-                Buffer("best", (n_a + n_b,), "run"))
+        groups = run.family.parameters(trained_shapes(self.shape, run))
+        parameters = sum(group.size for group in groups)
+        return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"), *buffers(self.shape, run),
+                Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
+                *optim.buffers(choice.optimizer_state, groups),
+                Buffer("best", (parameters,), "run"))
 
     def peak(self, choice: Choice) -> int:
         return self.plan(choice).peak_bytes

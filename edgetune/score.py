@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arena import Arena
+from .arena import Arena, Buffer
 from .bundle import Bundle
 from .data import Dataset
 from .errors import MismatchError
 from .lora import Lora, Pair
+from .low_rank import CarvedLora, LoraFamily
 from .model import Decoder, Model, buffers
 from .native import Cpu
 from .objectives.sft import Sft
 from .packing import micro_batches
 from .passes import measure
-from .projection import Run
+from .projection import Run, trained_shapes
 from .trainer import thread_count
 
 
@@ -42,15 +43,24 @@ def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, ma
                                 "use the model that it was trained on")
     blocks = [int(block) for _, block, _ in places.values()] or [model.shape.n_layer - 1]
     rank = max((pair.rank for pair in pairs.values()), default=1)
-    run = Run(max_tokens=max_tokens, max_length=max_length, rank=rank,
+    run = Run(max_tokens=max_tokens, max_length=max_length, family=LoraFamily(rank=rank, alpha=rank),
               targets=tuple(sorted({target for _, _, target in places.values()})),
-              blocks=range(min(blocks), max(blocks) + 1), dropout=0.0, kept=1, threads=thread_count(threads),
+              blocks=range(min(blocks), max(blocks) + 1), kept=1, threads=thread_count(threads),
               precision=precision)
     ops = Cpu(run.threads)
-    decoder = Decoder(model, run, ops, Arena(buffers(model.shape, run), ops.allocate), 1.0)
-    decoder.linear.set_pairs({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
-                       for name, to in decoder.linear.adapted.items()})
+    decoder = Decoder(model, run, ops, make_arena(model, run, ops))
+    carved = decoder.adapter
+    assert isinstance(carved, CarvedLora)
+    carved.load({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
+                       for name, to in carved.adapted.items()}, "the adapter")
     return decoder
+
+
+def make_arena(model: Model, run: Run, ops: Cpu) -> Arena:
+    """All that forward takes, and the adapter."""
+    parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
+    table = [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"), *buffers(model.shape, run)]
+    return Arena(table, ops.allocate)
 
 
 def _padded(pair: Pair | None, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> Pair:

@@ -20,8 +20,10 @@ from .bundle import Bundle
 from .config import TrainConfig
 from .data import Dataset
 from .errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
+from .family import Family
 from .governor import Governor
 from .identity import changes, identity
+from .low_rank import LoraFamily
 from .objectives.base import Objective
 from .objectives.sft import Sft
 from .pace import GiveWay, Pace, be_nice
@@ -51,13 +53,15 @@ class _State:
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
         resume: bool = False, allow_changed: Collection[str] = (), on_event: Callable[[Event], None] | None = None,
         should_stop: Callable[[], bool] | None = None, governor: Governor | None = None,
-        busy: Callable[[], bool] = lambda: False, objective: Objective | None = None) -> dict[str, Any]:
+        busy: Callable[[], bool] = lambda: False, objective: Objective | None = None,
+        family: Family | None = None) -> dict[str, Any]:
     """Train, and leave the adapter in `out`; returns run.json's content.
 
     on_event gets {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and done are
     lines of metrics.jsonl. should_stop is asked before each block of the model: Interrupted is raised after the state
     was saved, resume=True goes on. governor: what the run gives way to, and while `busy` it takes a tenth of the time.
     objective: what is learned from the rows, which were read by its parser; None: to imitate their answers.
+    family: what is trained; None: LoRA by the config.
     Raises UsageError where `out` exists, and for options that do nothing without held_out; MismatchError for a resume
     on what is not the same (see identity.identity) and not named in allow_changed; NumericsError when the loss left the
     finite numbers (the last good adapter is kept); DiskError when the disk refuses (the last checkpoint is kept).
@@ -69,7 +73,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     if governor:
         be_nice(governor.policy.nice)
     return _Run(bundle, data, Path(out), config, held_out, on_event or (lambda _: None),
-                should_stop or (lambda: False), governor, busy, objective).go(resume, allow_changed)
+                should_stop or (lambda: False), governor, busy, objective, family).go(resume, allow_changed)
 
 
 def wear(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
@@ -83,8 +87,10 @@ def wear(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
 class _Run:
     def __init__(self, bundle: Bundle, data: Dataset, out: Path, config: TrainConfig, held_out: Dataset | None,
                  on_event: Callable[[Event], None], should_stop: Callable[[], bool], governor: Governor | None,
-                 busy: Callable[[], bool], objective: Objective | None) -> None:
+                 busy: Callable[[], bool], objective: Objective | None,
+                 family: Family | None) -> None:
         self.objective = objective
+        self.family = family
         self.out, self.data, self.held_out, self.bundle, self.config = out, data, held_out, bundle, config
         self.on_event, self.should_stop, self.governor, self.busy = on_event, should_stop, governor, busy
         self.state, self.metrics = _State(), metrics.Metrics(out)
@@ -110,7 +116,8 @@ class _Run:
 
     def _build(self, like: Choice | None = None) -> None:
         lengths = lengths_of(self.data.examples) + (lengths_of(self.held_out.examples) if self.held_out else [])
-        self.trainer = Trainer(self.bundle, self.config, lengths=lengths, like=like, objective=self.objective)
+        self.trainer = Trainer(self.bundle, self.config, lengths=lengths, like=like, objective=self.objective,
+                               family=self.family)
         self.trainer.add_examples(self.data.examples)
         self.identity = identity(self.trainer, self.data, self.held_out)
         self.began = self.saved_at = time.monotonic()
@@ -233,7 +240,7 @@ class _Run:
         found, damaged = checkpoint.newest(self.out)
         same = found.meta["asked"] == self._asked()  # then also what was planned, whatever memory there is now
         self._build(from_json(Choice, found.meta["plan"], f"the plan in {found.path}") if same else None)
-        was = {"objective": Sft.name, **found.meta["identity"]}  # older runs had no other
+        was = {"objective": Sft.name, "family": LoraFamily.name, **found.meta["identity"]}  # older runs had no other
         changed = changes(self.out, was, self.identity, allow_changed)
         self._take_up(found, changed)
         self.metrics.rewind(int(found.meta["metrics"]))
@@ -291,7 +298,7 @@ class _Run:
             "seconds": s.seconds + time.monotonic() - self.began, "changed": s.changed,
             "disk": self._disk() | {"written_bytes": s.written + self.metrics.position()},
         }
-        adapter.save_run(self.out, t.decoder.linear.pairs(), self.bundle.gguf, record)
+        adapter.save_run(self.out, t.decoder.adapter.export(), self.bundle.gguf, record)
         return record
 
     def _keep_last_good(self) -> None:

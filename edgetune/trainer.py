@@ -22,8 +22,9 @@ from .backend import Backend
 from .bundle import Bundle, open_bundle
 from .config import DEFAULT_MEMORY, TrainConfig, TrainOptions
 from .data import Dataset, load_rows
-from .errors import DataError, Interrupted, MismatchError, NumericsError
-from .lora import Lora, Pair, init_pairs, scale_of
+from .errors import DataError, Interrupted, NumericsError
+from .family import Family
+from .lora import Lora, Pair
 from .model import Decoder, Model
 from .native import Cpu
 from .objectives.base import Objective
@@ -31,7 +32,7 @@ from .objectives.sft import Sft
 from .options import make_options
 from .packing import Batch, Example, Lengths, grouped_indices, micro_batches, order, pack
 from .passes import Measurement, Reference, Totals, learn, measure
-from .projection import lora_shapes
+from .projection import trained_shapes
 from .stream import sizes
 from .tokens import Tokenizer
 from .version import __version__
@@ -60,14 +61,15 @@ class Trainer:
     Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens
     of the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
     micro-batches are made again, to the same bytes. `objective` says what is learned from the rows (default: to imitate
-    their answers), `backend` is what computes (default: this CPU, with config.threads). Raises EdgetuneError kinds for
-    what a user did, UsageError also where memory does not do.
+    their answers), `backend` is what computes (default: this CPU, with config.threads), `family` what is trained
+    (default: LoRA by the options). Raises EdgetuneError kinds for what a user did, UsageError also where memory is too
+    small.
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Lengths = (),
                  like: plan.Choice | None = None, tokenizer: Tokenizer | None = None,
                  objective: Objective | None = None, backend: Backend | None = None,
-                 **options: Unpack[TrainOptions]) -> None:
+                 family: Family | None = None, **options: Unpack[TrainOptions]) -> None:
         self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.objective = (objective or Sft()).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
@@ -75,13 +77,11 @@ class Trainer:
         self.model = Model(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
         self.ops = backend or Cpu(thread_count(config.threads))
-        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, like=like)
-        scale = scale_of(config.alpha, config.rank, config.rslora)
+        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, like=like, family=family)
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
-        self.decoder = Decoder(self.model, self.plan.run, self.ops, self.arena, scale, self.plan.choice.streamed)
-        for name, shape in lora_shapes(self.model.shape, self.plan.run).items():
-            self.decoder.linear.set_pairs(init_pairs({name: shape}, config.rank, scale, config.seed))
+        self.decoder = Decoder(self.model, self.plan.run, self.ops, self.arena, self.plan.choice.streamed,
+                               config.seed)
         self._reference = Reference(self.decoder)
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
@@ -172,7 +172,7 @@ class Trainer:
         totals = Totals()
         with self._stoppable(should_stop):
             for number, micro in enumerate(self._micro_batches(examples)):
-                self.decoder.linear.dropout_seed = self._mask_seed(step, number) if self.config.dropout else None
+                self.decoder.adapter.before_step(self._seed(step, number))
                 totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference))
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step, self.total_steps)
@@ -188,12 +188,13 @@ class Trainer:
                                 f"lower the learning rate, now {self.config.lr:g}, or look at the rows of this batch")
         if not self.best_known:
             self.ops.copy(self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
-        n_a = sum(pair.a.size for pair in self.decoder.linear.adapted.values())
+        run = self.plan.run
+        groups = run.family.parameters(trained_shapes(self.model.shape, run))
         moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
-        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, n_a, self.config, lr, step)
+        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr, step)
         return norm
 
-    def _mask_seed(self, step: int, micro_batch: int) -> int:
+    def _seed(self, step: int, micro_batch: int) -> int:
         return int(np.random.SeedSequence([self.config.seed, step, micro_batch]).generate_state(1, np.uint64)[0])
 
     def train(self, on_step: Callable[[StepResult], None] | None = None) -> list[StepResult]:
@@ -240,28 +241,24 @@ class Trainer:
             yield
         finally:
             self.decoder.before_block, self.computing = lambda: None, False
-            self.decoder.linear.dropout_seed = None
+            self.decoder.adapter.before_step(None)
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 
     @property
     def pairs(self) -> Lora:
         """The adapter as it stands, copied."""
-        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.linear.pairs().items()}
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.adapter.export().items()}
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
         self.arena.release()
-        adapter.save_adapter(folder, self.decoder.linear.pairs(), self.bundle.gguf, self.record() | (record or {}))
+        adapter.save_adapter(folder, self.decoder.adapter.export(), self.bundle.gguf, self.record() | (record or {}))
 
     def load(self, path: str | Path) -> None:
         """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""
         pairs = adapter.open_adapter(path, self.bundle.gguf).pairs
-        wanted = {name: to.a.shape for name, to in self.decoder.linear.adapted.items()}
-        if {name: pair.a.shape for name, pair in pairs.items()} != wanted:
-            raise MismatchError(f"{path} adapts other projections or has another rank than this trainer "
-                                f"(rank {self.config.rank}, {len(wanted)} pairs)", "open a trainer with its options")
-        self.decoder.linear.set_pairs(pairs)
+        self.decoder.adapter.load(pairs, str(path))
 
     def record(self) -> dict[str, Any]:
         """What run.json says of the model and the options."""
@@ -270,6 +267,7 @@ class Trainer:
                 "base": {"name": adapter.base_name(gguf), "path": str(self.bundle.path.resolve()),
                          "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
                 "options": self.config.to_json(), "objective": self.objective.to_json(),
+                "family": {"name": self.plan.run.family.name, **self.plan.run.family.options()},
                 "seed": self.config.seed, "steps": self.steps_done,
                 "total_steps": self.total_steps, "isa": self.ops.isa,
                 "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
@@ -279,7 +277,8 @@ class Trainer:
 
 
 def make_plan(model: Model, config: TrainConfig, *, ops: Backend | None = None, lengths: Lengths = (),
-              like: plan.Choice | None = None, board: device.Profile | None = None) -> plan.Plan:
+              like: plan.Choice | None = None, board: device.Profile | None = None,
+              family: Family | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
     is sold with, in a process of its own. ops: what will compute (default: the CPU, with config.threads).
     """
@@ -287,7 +286,7 @@ def make_plan(model: Model, config: TrainConfig, *, ops: Backend | None = None, 
     if board is not None:
         room = plan.Room(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
         ops = Cpu(config.threads or board.cores or device.read_device().cores)
-        return _planned(model, config, room, ops, lengths, like)
+        return _planned(model, config, room, ops, lengths, like, family)
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
@@ -295,12 +294,12 @@ def make_plan(model: Model, config: TrainConfig, *, ops: Backend | None = None, 
     here, process = device.read_device(), device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
     room = plan.Room(process, before, config.memory_bytes(here.memory_available + process), asked)
-    return _planned(model, config, room, ops or Cpu(config.threads or here.cores), lengths, like)
+    return _planned(model, config, room, ops or Cpu(config.threads or here.cores), lengths, like, family)
 
 
 def _planned(model: Model, config: TrainConfig, room: plan.Room, ops: Backend, lengths: Lengths,
-             like: plan.Choice | None) -> plan.Plan:
-    return plan.make(model.shape, config, ops=ops, lengths=lengths, like=like,
+             like: plan.Choice | None, family: Family | None) -> plan.Plan:
+    return plan.make(model.shape, config, ops=ops, lengths=lengths, like=like, family=family,
                      sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
 
 

@@ -12,15 +12,16 @@ from families import FAMILIES, GGUF_NAMES, ROPES_OF, hf_logits, logits_of, make_
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from edgetune.arena import Arena
 from edgetune.bundle import open_bundle
 from edgetune.data import Batch, Example, collate
 from edgetune.errors import FormatError, UnsupportedError
 from edgetune.gguf import FORMATS
 from edgetune.lora import TARGETS, Pair
-from edgetune.model import Decoder, Model, buffers
+from edgetune.low_rank import LoraFamily
+from edgetune.model import Decoder, Model
 from edgetune.native import Cpu
 from edgetune.projection import Run
+from edgetune.score import make_arena
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 
@@ -59,19 +60,18 @@ def make_case(
     run = Run(
         max_tokens=sum(LENGTHS) + 3,
         max_length=max(LENGTHS),
-        rank=RANK,
+        family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout),
         targets=tuple(TARGETS[t] for t in targets),
         blocks=blocks or range(model.shape.n_layer),
-        dropout=dropout,
         kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
         threads=threads,
         precision="exact",
     )
     ops = Cpu(threads)
-    decoder = Decoder(model, run, ops, Arena(buffers(model.shape, run), ops.allocate), SCALE)
+    decoder = Decoder(model, run, ops, make_arena(model, run, ops))
     rng = np.random.default_rng(3)
-    pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.linear.adapted.items()}
-    decoder.linear.set_pairs(pairs)
+    pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
+    decoder.adapter.load(pairs, "pairs")
     return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
 
 
@@ -158,8 +158,8 @@ def check(case: Case, limit: float = LIMIT) -> None:
         "score": distance(case.decoder.score(case.batch), logp),
         "train": distance(train_once(case), logp),
     }
-    assert grads.keys() == case.decoder.linear.adapted.keys()
-    for key, pair in case.decoder.linear.adapted.items():
+    assert grads.keys() == case.decoder.adapter.adapted.keys()
+    for key, pair in case.decoder.adapter.adapted.items():
         for kind, ours, theirs in zip("AB", (pair.da, pair.db), grads[key], strict=True):
             assert np.linalg.norm(theirs) > 1e-3, f"{key} {kind}: no gradient to compare"
             errors[f"{key} {kind}"] = distance(ours, theirs)
@@ -234,7 +234,7 @@ def test_rare_keys(name: str, rope: str, key: str, value: object, tmp_path: Path
         case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
     except (FormatError, UnsupportedError):
         return
-    case.decoder.linear.set_pairs({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()})
+    case.decoder.adapter.load({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()}, "pairs")
     example = max(case.examples, key=lambda e: e.tokens.size)
     served = logits_of(case.decoder.model.gguf.path, example.tokens.tolist())
     assert distance(case.decoder.logits(collate([example])), served) < 5e-4  # llama.cpp looks GELU up in 16 bits
@@ -309,7 +309,7 @@ def test_threads_and_repetition_change_no_bit(tmp_path: Path) -> None:
 def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> None:
     """The masks are a pure function of the seed, so the loss is one too; its slope along dL is |dL|^2."""
     case = make_case("gemma3", tmp_path, dropout=0.3, kept=kept)
-    case.decoder.linear.dropout_seed = 11
+    case.decoder.adapter.before_step(11)
     lora, weights = case.decoder.arena.flat("lora"), case.batch.weights[case.batch.weights != 0]
     masked = train_once(case)
     gradient, start = case.decoder.arena.flat("dlora").copy(), lora.copy()
@@ -321,9 +321,9 @@ def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> N
     lora[:] = start
     slope = (loss[1] - loss[-1]) / (2 * step)
     assert slope == pytest.approx(float(gradient.astype(np.float64) @ gradient.astype(np.float64)), rel=5e-3)
-    case.decoder.linear.dropout_seed = 12
+    case.decoder.adapter.before_step(12)
     assert distance(train_once(case), masked) > 1e-2
-    case.decoder.linear.dropout_seed = None
+    case.decoder.adapter.before_step(None)
     assert distance(train_once(case), truth(case)[1]) < LIMIT
 
 
@@ -339,5 +339,5 @@ def test_adapter_off_is_the_base_model(tmp_path: Path) -> None:
     case = make_case("qwen3", tmp_path)
     base = np.concatenate([hf_logits(case.model, example.tokens) for example in case.examples])
     assert distance(case.decoder.logits(case.batch), base) > 0.05
-    case.decoder.linear.set_pairs({key: Pair(pair.a, 0 * pair.b, SCALE) for key, pair in case.pairs.items()})
+    case.decoder.adapter.load({key: Pair(pair.a, 0 * pair.b, SCALE) for key, pair in case.pairs.items()}, "pairs")
     assert distance(case.decoder.logits(case.batch), base) < LIMIT

@@ -106,7 +106,7 @@ def our_gradient(
     n = objective.count(case.examples)
     case.decoder.arena.flat("dlora").fill(0.0)
     loss = sum(learn(case.decoder, objective, batch, n, reference).loss for batch in batches) / n
-    return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.linear.adapted.items()})
+    return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -165,7 +165,7 @@ def test_gradients_relative_to_the_base_equal_autograd(tmp_path: Path) -> None:
     assert distance(gradient, flat(truth)) < 1e-4
     before = reference.add_to(case.batch).reference
     case.decoder.arena.flat("lora")[:] *= 3
-    assert case.decoder.linear.adapted
+    assert not case.decoder.linear._is_off
     assert np.array_equal(Reference(case.decoder).add_to(case.batch).reference, before)
     assert distance(case.decoder.score(case.batch), before) > 1e-2
 

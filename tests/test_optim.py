@@ -8,6 +8,12 @@ import pytest
 from edgetune import native, optim
 from edgetune.backend import MOMENT_BYTES, MOMENTS
 from edgetune.config import TrainConfig
+from edgetune.family import Group
+
+
+def halves(n_a, n_b, lr_scale=1.0):
+    """Groups as LoRA's: the second has its own rate."""
+    return [Group("a", n_a), Group("b", n_b, lr_scale)]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +53,13 @@ def test_adamw_equals_torch(ctx):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start, n_a = rng.standard_normal(301).astype(np.float32), 100
-    config = TrainConfig(lr=1e-2, weight_decay=0.1, lora_plus=4.0)
+    config = TrainConfig(lr=1e-2, weight_decay=0.1)
     param, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
     theirs = [torch.nn.Parameter(torch.from_numpy(part.copy())) for part in (start[:n_a], start[n_a:])]
     opt = torch.optim.AdamW([{"params": [theirs[0]]}, {"params": [theirs[1]], "lr": 4e-2}], lr=1e-2, weight_decay=0.1)
     for step in range(1, 6):
         grad = rng.standard_normal(301).astype(np.float32)
-        optim.adamw(ctx, param, grad, (m, v), n_a, config, 1e-2, step)
+        optim.adamw(ctx, param, grad, (m, v), halves(n_a, 301 - n_a, 4.0), config, 1e-2, step)
         for p, part in zip(theirs, (grad[:n_a], grad[n_a:]), strict=True):
             p.grad = torch.from_numpy(part.copy())
         opt.step()
@@ -80,7 +86,7 @@ def gradients(n, seed=0):
 
 
 def eight_bit(n_a, n_b):
-    (buffer,) = optim.buffers("8bit", n_a, n_b)
+    (buffer,) = optim.buffers("8bit", halves(n_a, n_b))
     return np.zeros(buffer.nbytes, np.uint8)
 
 
@@ -102,7 +108,7 @@ def test_in_8_bits_a_step_is_torchs_from_the_moments_as_they_are(ctx):
         opt.state[theirs] = {"step": torch.tensor(step - 1.0), "exp_avg": torch.from_numpy(m),
                              "exp_avg_sq": torch.from_numpy(v)}
         theirs.grad = torch.from_numpy(grad.astype(np.float64))
-        optim.adamw(ctx, param, grad, [moments], n // 2, config, 1e-2, step)
+        optim.adamw(ctx, param, grad, [moments], halves(n // 2, n // 2), config, 1e-2, step)
         opt.step()  # also on m and v
         assert np.abs(param - theirs.detach().numpy()).max() < 1e-6
         for got, want, codes, root, far in zip(decoded(moments), (m, v), (127, 255), (4, 8), (0.501, 1.001),
@@ -115,12 +121,12 @@ def test_in_8_bits_a_step_is_torchs_from_the_moments_as_they_are(ctx):
 def test_v_is_right_on_average(ctx):
     """A block's largest v stays, all others lose a thousandth, which the nearest code would never show."""
     start, none = eight_bit(512, 512), np.zeros(1024, np.float32)
-    optim.adamw(ctx, none.copy(), gradients(1024), [start], 512, TrainConfig(), 1e-3, 1)
+    optim.adamw(ctx, none.copy(), gradients(1024), [start], halves(512, 512), TrainConfig(), 1e-3, 1)
     before, means = decoded(start)[1], np.zeros(1024)
     largest = before == np.repeat(before.reshape(-1, MOMENTS).max(1), MOMENTS)
     for seed in range(400):
         moments, grad = start.copy(), np.where(largest, np.sqrt(before), 0).astype(np.float32)
-        optim.adamw(ctx, none.copy(), grad, [moments], 512, TrainConfig(seed=seed), 1e-3, 2)
+        optim.adamw(ctx, none.copy(), grad, [moments], halves(512, 512), TrainConfig(seed=seed), 1e-3, 2)
         means += decoded(moments)[1] / 400
     some = (before > 0) & ~largest
     shares = means[some] / before[some]
@@ -129,10 +135,10 @@ def test_v_is_right_on_average(ctx):
 
 
 def test_in_8_bits_a_and_b_have_rates_and_blocks_of_their_own(ctx):
-    n_a, n_b, config = 300, 700, TrainConfig(lora_plus=4.0)
+    n_a, n_b, config = 300, 700, TrainConfig()
     grad = gradients(n_a + n_b)
     param, moments = np.zeros(n_a + n_b, np.float32), eight_bit(n_a, n_b)
-    optim.adamw(ctx, param, grad, [moments], n_a, config, 1e-3, 1)
+    optim.adamw(ctx, param, grad, [moments], halves(n_a, n_b, 4.0), config, 1e-3, 1)
     moved = grad != 0
     assert np.abs(param[:n_a][moved[:n_a]]) == pytest.approx(1e-3, rel=0.01)
     assert np.abs(param[n_a:][moved[n_a:]]) == pytest.approx(4e-3, rel=0.01)

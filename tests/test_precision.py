@@ -27,15 +27,15 @@ def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str
     Where B is ten times as large, the first blocks' gradients in SmolLM2 differ altogether, in bf16 and in int8 alike.
     """
     trainer = Trainer(model, rank=8, max_length=tokens.size, batch_size=1, threads=2, precision=precision)
-    rng, linear = np.random.default_rng(1), trainer.decoder.linear
-    linear.set_pairs({name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
-                      for name, pair in linear.pairs().items()})
+    rng, adapter = np.random.default_rng(1), trainer.decoder.adapter
+    adapter.load({name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
+                  for name, pair in adapter.export().items()}, "pairs")
     weights = np.ones(tokens.size, np.float32)
     weights[0] = 0
     batch = collate([Example(tokens, weights)])
     logp = trainer.decoder.train(batch, np.full(tokens.size - 1, 1 / (tokens.size - 1), np.float32))
     grads = {f"{name}.{side}": getattr(p, side).astype(np.float64).ravel()
-             for name, p in linear.adapted.items() for side in ("da", "db")}
+             for name, p in adapter.adapted.items() for side in ("da", "db")}
     return grads, float(-logp.mean())
 
 
