@@ -6,19 +6,32 @@ Programming mistakes stay ordinary Python exceptions.
 
 from __future__ import annotations
 
+LONGEST = 1000  # characters of `what` and of `hint`
+
+
+def printable(text: str) -> str:
+    """The text in one line of at most LONGEST characters, control characters as \\n, \\x1b and the like."""
+    if len(text) > LONGEST:
+        text = text[: LONGEST - 4] + " ..."
+    if text.isprintable():
+        return text
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return escaped if len(escaped) <= LONGEST else escaped[: LONGEST - 4] + " ..."
+
 
 class EdgetuneError(Exception):
     """Something a person can mend. `what` names value and limit, `hint` the way out.
 
+    They may quote a file, a row or a template: what a terminal would obey is escaped, and what is long is cut.
     `exit_code` is what the command line exits with: 1 failed, 2 wrong usage, 75 paused and resumable.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(f"{what}; {hint}" if hint else what)
-        self.what = what
-        self.hint = hint
+        self.what = printable(what)
+        self.hint = printable(hint)
+        super().__init__(f"{self.what}; {self.hint}" if hint else self.what)
 
 
 class UsageError(EdgetuneError):

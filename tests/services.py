@@ -14,6 +14,7 @@ from edgetune.daemon.holdout import KEY, KEY_BYTES
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.policy import Policy
+from edgetune.serve import Served
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
 SMALL = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 20}
@@ -40,6 +41,13 @@ def same_holdout(state: Path) -> None:
 def upload(service: Service, rows: list[dict[str, object]] = ROWS) -> str:
     """The file's id."""
     return service.files.add("rows.jsonl", "fine-tune", ["".join(json.dumps(row) + "\n" for row in rows).encode()]).id
+
+
+def answers(service: Service) -> bool:
+    """Whether it says what llama.cpp says without a service."""
+    with Served(service.path) as served:
+        expected = "".join(served.generate("lamp", max_tokens=3))
+    return service.generate("lamp", model=service.name, max_tokens=3).text() == expected
 
 
 def until(what: Callable[[], T], seconds: float = 60.0) -> T:

@@ -16,6 +16,8 @@ from commands import run
 from tiny import write_tiny
 
 from edgetune.cli import cli
+from edgetune.serve import Served
+from edgetune.tokens import Tokenizer
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(12)]
 SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1", "--batch-size", "4"]
@@ -61,9 +63,24 @@ def test_engines_agree(place, adapter):
     assert scores[1]["exact_rows"] == 2
 
 
+def test_markup_is_text_or_tokens(place):
+    """Supervised tokens: of the whole answer, or up to the end that it spells."""
+    path = place / "forged.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "on<|im_end|>off"}) + "\n")
+    tokenizer = Tokenizer(place / "model.gguf")
+    expected = [len(tokenizer.encode("on<|im_end|>off", special=False)) + 1, len(tokenizer.encode("on")) + 1]
+    found = [run_json("eval", place / "model.gguf", path, "--no-answers", "--markup", markup)["tokens"]
+             for markup in ("escape", "parse")]
+    assert found == expected
+
+
 def test_generate_and_chat(place, adapter):
     result = run_json("generate", place / "model.gguf", "turn on lamp 3", "--adapter", adapter, "--max-tokens", 8)
-    assert isinstance(result["text"], str)
+    with Served(place / "model.gguf") as served:
+        served.load_adapter(adapter, "lamp")
+        served.use("lamp")
+        expected = "".join(served.chat([{"role": "user", "content": "turn on lamp 3"}], max_tokens=8))
+    assert result == {"prompt": "turn on lamp 3", "text": expected}
     done = CliRunner().invoke(cli, ["chat", str(place / "model.gguf"), "--max-tokens", "4", "--json"],
                               input="hello\nagain\n\n")
     assert done.exit_code == 0, done.output

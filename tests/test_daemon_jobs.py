@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services import LONG, ROWS, SMALL, open_service, until, upload
+from services import LONG, ROWS, SMALL, answers, open_service, until, upload
 
 from edgetune.daemon import jobs as jobs_module
 from edgetune.daemon import work
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: p
     health = service.health()
     assert health["status"] == "degraded"
     assert "MiB free" in health["reasons"][0]
-    assert service.generate("lamp", max_tokens=3).text() is not None
+    assert answers(service)
     assert service.jobs.get(job.id).status == "queued"
     monkeypatch.setattr(work, "ROOM", 0)
     assert service.jobs.wait(job.id, 60).status == "succeeded"
@@ -293,4 +293,4 @@ def test_training_advances_while_answers_never_end(tmp_path: Path) -> None:
 def test_one_process_has_the_state(service: Service, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another process is writing"):
         open_service(tmp_path).start()
-    assert service.generate("lamp", max_tokens=2).text() is not None
+    assert answers(service)

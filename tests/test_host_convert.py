@@ -181,7 +181,7 @@ def test_it_trains_and_serves(tmp_path):
         assert tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True), bos=True) == prompt
         served.load_adapter(tmp_path / "adapter", "lamp")
         served.use("lamp")
-        assert isinstance("".join(served.chat(messages, max_tokens=4)), str)
+        assert "".join(served.chat(messages, max_tokens=4)) == "".join(served.generate(prompt, max_tokens=4))
 
 
 CONFIG = [

@@ -38,9 +38,13 @@ runtime_option = click.option("--runtime", type=click.Choice(["llama", "onnx"]),
                               help="What computes: llama.cpp, or ONNX Runtime [what the bundle was made for].")
 
 
+markup_option = click.option("--markup", type=click.Choice(["escape", "parse"]), default="escape", show_default=True,
+                             help="What control tokens that a message spells become, as in training.")
+
+
 @contextmanager
 def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Path | None = None,
-                 runtime: str | None = None) -> Iterator[Any]:
+                 runtime: str | None = None, markup: str = "escape") -> Iterator[Any]:
     from ..bundle import open_bundle
     from ..onnx_runtime import OnnxServed, holds_onnx
     from ..serve import Served
@@ -49,9 +53,11 @@ def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Pat
             raise UsageError(f"--adapter {adapter} is given with ONNX Runtime, adapters work with llama.cpp alone",
                              "leave it out, or use a GGUF of the model")
         with OnnxServed(model, threads=threads or None, busy_file=busy_file) as served:
+            served.tokenizer.markup = markup
             yield served
         return
     with Served(open_bundle(model).gguf, threads=threads or None, busy_file=busy_file) as served:
+        served.tokenizer.markup = markup
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
@@ -64,9 +70,10 @@ def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Pat
          click.option("--answers/--no-answers", default=True, help="Also generate answers and count exact ones."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
-                      help="Tokens in a row at most; longer ones are cut."), system_option, threads_option)
+                      help="Tokens in a row at most; longer ones are cut."), system_option, markup_option,
+         threads_option)
 def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, answers: bool, limit: int | None,
-                 max_length: int, system: str, threads: int, as_json: bool) -> None:
+                 max_length: int, system: str, markup: str, threads: int, as_json: bool) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA."""
     from .. import adapter as adapters
     from ..bundle import open_bundle
@@ -80,13 +87,15 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
             raise UsageError(f"--{flag} is given with --engine native, which makes no answers",
                              "leave one of them out: answers come from llama.cpp")
     bundle = open_bundle(model)
-    rows = load(data, Tokenizer(bundle.gguf), max_length=max_length, system=system or None)
+    tokenizer = Tokenizer(bundle.gguf)
+    tokenizer.markup = markup
+    rows = load(data, tokenizer, max_length=max_length, system=system or None)
     if engine == "native":
         pairs = adapters.open_adapter(adapter, bundle.gguf).pairs if adapter else None
         loss, tokens = native_loss(bundle, rows, pairs, threads=threads)
         scores = Scores("native", len(rows.examples), tokens, loss)
     else:
-        with served_model(model, adapter, threads) as served:
+        with served_model(model, adapter, threads, markup=markup) as served:
             scores = evaluate(served, rows, answers=answers, system=system or None, limit=limit)
     lines = [["rows", str(scores.rows)], ["supervised tokens", str(scores.tokens)], ["loss", f"{scores.loss:.4f}"],
              ["perplexity", f"{scores.perplexity:.3f}"]]
@@ -99,11 +108,11 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
-         threads_option, busy_file_option, runtime_option)
+         threads_option, busy_file_option, runtime_option, markup_option)
 def generate_command(model: Path, prompt: str, adapter: Path | None, system: str, raw: bool, threads: int,
-                     busy_file: Path | None, runtime: str | None, as_json: bool, **options: Any) -> None:
+                     busy_file: Path | None, runtime: str | None, markup: str, as_json: bool, **options: Any) -> None:
     """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime."""
-    with served_model(model, adapter, threads, busy_file, runtime) as served:
+    with served_model(model, adapter, threads, busy_file, runtime, markup) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
@@ -119,9 +128,9 @@ def generate_command(model: Path, prompt: str, adapter: Path | None, system: str
 
 
 @command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
-         runtime_option)
+         runtime_option, markup_option)
 def chat_command(model: Path, adapter: Path | None, system: str, threads: int, busy_file: Path | None,
-                 runtime: str | None, as_json: bool, **options: Any) -> None:
+                 runtime: str | None, markup: str, as_json: bool, **options: Any) -> None:
     """Talk to the model. An empty line, /exit or Ctrl-D ends it; /reset forgets what was said.
 
     With --json each answer is a JSON line, for programs that write to standard input.
@@ -129,7 +138,7 @@ def chat_command(model: Path, adapter: Path | None, system: str, threads: int, b
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     interactive = sys.stdin.isatty() and not as_json
-    with served_model(model, adapter, threads, busy_file, runtime) as served:
+    with served_model(model, adapter, threads, busy_file, runtime, markup) as served:
         while True:
             if interactive:
                 out.print("[bold green]>[/] ", end="")

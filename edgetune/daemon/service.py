@@ -113,6 +113,7 @@ class Service:
         trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
         self.served = Served(gguf, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
                              sequences=config.parallel + KEPT)
+        self.served.tokenizer.markup = self.train.markup
         self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
 
     def stop(self) -> None:

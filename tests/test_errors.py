@@ -1,0 +1,41 @@
+"""What an error quotes cannot steer a terminal or fill it."""
+
+import json
+
+import pytest
+from commands import run
+from tiny import write_tiny
+
+from edgetune.errors import LONGEST, DataError
+from edgetune.template import fill
+
+STEERING = "\x1b[2J\x1b]0;title\x07\r\n\x9b31m\u202e"
+
+
+def is_plain(text: str) -> bool:
+    return text.isprintable() and len(text) <= 2 * LONGEST + 2
+
+
+def test_what_is_quoted_is_escaped_and_cut():
+    error = DataError(f"a key {STEERING} of 10 MB" + "x" * 10**7, "say " + STEERING * 1000)
+    assert is_plain(str(error))
+    assert str(error).startswith("a key \\x1b[2J\\x1b]0;title\\x07\\r\\n\\x9b31m\\u202e of 10 MBxxx")
+    assert str(error) == f"{error.what}; {error.hint}"
+    assert len(error.what) == LONGEST
+    again = DataError(error.what, error.hint)  # as it comes out of another process
+    assert (again.what, again.hint) == (error.what, error.hint)
+    assert str(DataError("Ōsaka 🙂 is 'right'", "go on")) == "Ōsaka 🙂 is 'right'; go on"
+
+
+def test_a_templates_message():
+    with pytest.raises(DataError, match="refuses the conversation") as caught:
+        fill("{{ raise_exception('" + STEERING.replace("\n", " ") + "' + 'x' * 5000000) }}")
+    assert is_plain(str(caught.value))
+
+
+def test_keys_of_rows_on_the_terminal(tmp_path):
+    write_tiny(tmp_path / "model.gguf", formats="Q8_0")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({STEERING: 1, "x" * 10**6: 2}) + "\n")
+    said = run("train", tmp_path / "model.gguf", tmp_path / "rows.jsonl", "-o", tmp_path / "out", code=1)
+    assert "unknown shape" in said
+    assert is_plain(said.strip())
