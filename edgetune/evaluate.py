@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,12 +61,10 @@ class Scores:
 
 
 def evaluate(served: Served, dataset: Dataset, *, answers: bool = True, system: str | None = None,
-             max_tokens: int | None = None, limit: int | None = None,
-             on_answer: Callable[[Answer], object] | None = None) -> Scores:
+             max_tokens: int | None = None, limit: int | None = None) -> Scores:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows, with the adapter in use."""
     loss, tokens = served_loss(served, dataset)
-    given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit,
-                        on_answer=on_answer) if answers else []
+    given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit) if answers else []
     return Scores(
         "llama.cpp", len(dataset.examples), tokens, loss, _share([answer.correct for answer in given]), len(given),
         _share([answer.parsed for answer in given if answer.parsed is not None]),
@@ -94,11 +91,10 @@ def served_loss(served: Served, dataset: Dataset) -> tuple[float, int]:
 
 
 def exact_match(served: Served, dataset: Dataset, *, system: str | None = None, max_tokens: int | None = None,
-                limit: int | None = None, on_answer: Callable[[Answer], object] | None = None) -> list[Answer]:
+                limit: int | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.
 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more: a longer one is wrong anyway.
-    on_answer hears each answer when it is done, in no certain order.
     """
     pairs = [prompt_of(row, served.tokenizer, system) for row in dataset.asking[:limit]]
     budgets = [max_tokens or 2 * len(served.tokenizer.encode(expected)) + 16 for _, expected in pairs]
@@ -107,8 +103,6 @@ def exact_match(served: Served, dataset: Dataset, *, system: str | None = None, 
         prompt, expected = pairs[index]
         ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
         answers[index] = Answer(prompt, expected, text, same(expected, text), ended)
-        if on_answer:
-            on_answer(answers[index])
     return [answers[index] for index in range(len(pairs))]
 
 

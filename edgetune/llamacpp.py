@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from .errors import UnsupportedError
 
 _lock = threading.Lock()
 _module: ModuleType | None = None
@@ -34,6 +37,25 @@ def load() -> ModuleType:
             _module = llama_cpp
         _module.llama_log_set(_callback, None)  # again each time: llama_cpp.Llama sets one of its own
     return _module
+
+
+def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool = False) -> int:
+    """A llama_model, which the caller frees by llama_model_free. shown: the path by which errors name the file.
+
+    Check the file first: llama.cpp trusts what it reads. Raises UnsupportedError with llama.cpp's reason.
+    """
+    llama = load()
+    complaint()
+    options = llama.llama_model_default_params()
+    options.vocab_only = vocabulary_only
+    model = llama.llama_model_load_from_file(os.fsencode(file), options)
+    if model:
+        return int(model)
+    reason = (complaint() or "no reason given").replace(os.fspath(file), str(shown))
+    if vocabulary_only:
+        raise UnsupportedError(f"llama.cpp cannot read the tokenizer of {shown.name} ({reason})",
+                               "convert the model again with a current llama.cpp")
+    raise UnsupportedError(f"llama.cpp cannot load {shown} ({reason})", "edgetune info FILE says what the file holds")
 
 
 def complaint() -> str:

@@ -17,6 +17,16 @@ from .errors import UsageError
 SEED_LIMIT = 2**32 - 1  # llama.cpp takes 32 bits, and the last value means "a random one"
 
 
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural log-probabilities of logits [..., V]. Sums are in float64, for the KL of two good models is a small
+    difference of large numbers.
+    """
+    shifted = logits - logits.max(-1, keepdims=True)
+    total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
+    found: NDArray[np.float64] = shifted - np.log(total)
+    return found
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Greedy at temperature 0; else top-k, top-p, min-p and temperature in llama.cpp's order.

@@ -26,7 +26,7 @@ from .answers import Answers
 from .context import PARALLEL, Context, context_size
 from .errors import FormatError, UnsupportedError, UsageError
 from .gguf import Gguf, check_model, open_gguf
-from .sampling import Sampler
+from .sampling import Sampler, log_softmax
 from .tokens import Tokenizer
 
 
@@ -69,20 +69,13 @@ class Served(Answers):
             self._opened = opened.pop_all()
 
     def _load_model(self) -> int:
-        llamacpp.complaint()
-        options = self._llama.llama_model_default_params()
-        link = self.base.file.link
-        model = self._llama.llama_model_load_from_file(os.fsencode(link), options)
-        if not model:
-            reason = (llamacpp.complaint() or "no reason given").replace(link, str(self.path))
-            raise UnsupportedError(f"llama.cpp cannot load {self.path} ({reason})",
-                                   "edgetune info FILE says what the file holds")
+        model = llamacpp.open_model(self.base.file.link, self.path)
         try:
             self.base.file.check(strictly=True)  # what was hashed and checked is what was loaded
         except FormatError:
             self._llama.llama_model_free(model)
             raise
-        return int(model)
+        return model
 
     def close(self) -> None:
         """Free all memory of llama.cpp; closing twice is fine."""
@@ -197,9 +190,7 @@ class Served(Answers):
         end = int(np.flatnonzero(need).max(initial=0))  # the tokens after the last wanted one need not be computed
         for positions, logits in self.cache.feed(ids[:end], need[1 : end + 1]):
             for position, row in zip(positions, logits, strict=True):
-                top = row.max()
-                total = np.exp(row - top).sum(dtype=np.float64)
-                out[position + 1] = float(row[ids[position + 1]]) - float(top) - np.log(total)
+                out[position + 1] = log_softmax(row)[ids[position + 1]]
         return out
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:

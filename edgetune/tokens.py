@@ -25,7 +25,7 @@ import numpy as np
 
 from .errors import DataError, UnsupportedError
 from .gguf import Gguf
-from .llamacpp import complaint, load
+from .llamacpp import load, open_model
 from .markup import ControlTokens, Rendered, StandIns
 
 CHATML = """\
@@ -156,17 +156,7 @@ class Tokenizer:
         self._free()
 
     def _load(self, file: str | os.PathLike[str] | Gguf, path: Path) -> int:
-        complaint()
-        params = self._llama.llama_model_default_params()
-        params.vocab_only = True
-        named = file.file.link if isinstance(file, Gguf) else file
-        model = self._llama.llama_model_load_from_file(os.fsencode(named), params)
-        if not model:
-            raise UnsupportedError(
-                f"llama.cpp cannot read the tokenizer of {path.name} ({complaint() or 'no reason given'})",
-                "convert the model again with a current llama.cpp",
-            )
-        return int(model)
+        return open_model(file.file.link if isinstance(file, Gguf) else file, path, vocabulary_only=True)
 
     @property
     def _vocab(self) -> Any:

@@ -18,7 +18,7 @@ FLOORS = [
     ["model"],
     ["speed", "serve", "onnx_runtime", "sequences", "passes"],
     ["plan", "batching"],
-    ["trainer", "evaluate", "apart"],
+    ["trainer", "evaluate", "divergence", "apart"],
     ["pace", "identity"],
     ["train", "score"],
     ["demo", "info", "console", "bench"],

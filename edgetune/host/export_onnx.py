@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 
 from ..bundle import ONNX, TOKENIZER
 from ..disk import replaced
+from ..divergence import Divergence, divergence
 from ..errors import DataError, EdgetuneError, UnsupportedError
 from ..gguf import write_gguf
 from ..onnx_runtime import Session
@@ -163,32 +165,23 @@ def _silent() -> Iterator[None]:
 def _compare(source: PreTrainedModel, session: Session, windows: NDArray[np.int32],
              watch: _Watch) -> tuple[Agreement, float]:
     """And the source's perplexity."""
-    sums = np.zeros(4)
+    sums = np.zeros(5)
     for window in windows:
         watch.step("comparing with the source")
         session.clear()
         ids = window.tolist()
-        sums += _sums(_logits(source, ids), session.feed(ids, len(ids)), window)
+        sums += divergence(_logits(source, ids), session.feed(ids, len(ids)), window[1:])
     greedy = 0
     for window in windows[: _continued(windows)]:
         watch.step("continuing as the source")
         greedy += _same(source, session, window.tolist()[: windows.shape[1] // 2])
-    same, kl = sums[:2] / windows.size
-    perplexity, source_perplexity = np.exp(-sums[2:] / (windows.size - len(windows)))
+    total = Divergence(*sums.tolist())
+    predicted = windows.size - len(windows)
+    perplexity = math.exp(total.loss / predicted)
+    source_perplexity = math.exp(total.source_loss / predicted)
     share = greedy / (_continued(windows) * CONTINUATION)
-    return Agreement(float(same), share, float(kl), float(perplexity)), float(source_perplexity)
-
-
-def _sums(source: NDArray[np.float32], model: NDArray[np.float32], window: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Over logits [T, V]: same token, KL, log-probability of the next token by the model and by the source."""
-    sums = np.zeros(4)
-    for start in range(0, len(window), 64):  # rows at a time in float64
-        rows = slice(start, start + 64)
-        p, q = _logprobs(source[rows]), _logprobs(model[rows])
-        following = window[start + 1 : start + 65]
-        at = np.arange(len(following)), following
-        sums += [(p.argmax(1) == q.argmax(1)).sum(), (np.exp(p) * (p - q)).sum(), q[at].sum(), p[at].sum()]
-    return sums
+    found = Agreement(total.agreed / windows.size, share, total.kl / windows.size, perplexity)
+    return found, source_perplexity
 
 
 def _same(source: PreTrainedModel, session: Session, prompt: list[int]) -> int:
@@ -206,8 +199,3 @@ def _logits(source: PreTrainedModel, tokens: list[int]) -> NDArray[np.float32]:
     with torch.inference_mode():
         found: NDArray[np.float32] = source(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
     return found
-
-
-def _logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

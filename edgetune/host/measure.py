@@ -7,7 +7,6 @@ how well each predicts the text. Letters: T tokens of a window, V vocabulary of 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from .. import llamacpp
 from ..context import Context
-from ..errors import DataError, MismatchError, UnsupportedError
+from ..divergence import divergence
+from ..errors import DataError, MismatchError
 from .watch import Progress, go_on, ignore, never
 
 Logprobs = NDArray[np.float32]
@@ -58,7 +58,7 @@ def compare(source: Path, model: Path, windows: NDArray[np.int32], kept: NDArray
             if expected.shape != found.shape:
                 raise MismatchError(f"{source} has {expected.shape[1]} tokens and {model} has {found.shape[1]}",
                                     "say which of them were kept")
-            sums += _window(expected, found, window)
+            sums += divergence(expected[:-1], found[:-1], window[1:])
             on_progress("measuring", i + 1, len(windows))
     tokens = windows.shape[0] * (windows.shape[1] - 1)
     source_loss, loss, kl, squares, agreed = (sums / tokens).tolist()
@@ -66,36 +66,12 @@ def compare(source: Path, model: Path, windows: NDArray[np.int32], kept: NDArray
                 math.sqrt(max(squares - kl * kl, 0.0) / max(tokens - 1, 1)), agreed)
 
 
-def _window(expected: Logprobs, found: Logprobs, window: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Sums over the predictions of a window: losses of both, KL, its square, agreement. Rows in parts: [64, V]."""
-    sums, targets = np.zeros(5), window[1:]
-    for begin in range(0, len(targets), 64):
-        part = slice(begin, min(begin + 64, len(targets)))
-        p, q = log_softmax(expected[part]), log_softmax(found[part])
-        kl = np.einsum("tv,tv->t", np.exp(p), p - q, dtype=np.float64)
-        rows = np.arange(len(p))
-        sums += (-p[rows, targets[part]].sum(dtype=np.float64), -q[rows, targets[part]].sum(dtype=np.float64),
-                 kl.sum(), np.square(kl).sum(), (p.argmax(1) == q.argmax(1)).sum())
-    return sums
-
-
-def log_softmax(logits: Logprobs) -> Logprobs:
-    """In float64 sums, for the KL of two good models is a small difference of large ones."""
-    shifted: Logprobs = logits - logits.max(1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(1, keepdims=True, dtype=np.float64)).astype(np.float32)
-    return shifted
-
-
 @contextmanager
 def opened(path: Path, length: int, threads: int = 0) -> Iterator[Callable[[NDArray[np.int32]], Logprobs]]:
     """A model in llama.cpp, as a function from up to `length` token ids [T] to logits [T, V]."""
     llama = llamacpp.load()
-    llamacpp.complaint()
     with ExitStack() as stack:
-        model = llama.llama_model_load_from_file(os.fsencode(path), llama.llama_model_default_params())
-        if not model:
-            raise UnsupportedError(f"llama.cpp cannot load {path} ({llamacpp.complaint() or 'no reason given'})",
-                                   "edgetune info FILE says what the file holds")
+        model = llamacpp.open_model(path, path)
         stack.callback(llama.llama_model_free, model)
         context = Context(llama, model, length, threads)
         stack.callback(context.close)
