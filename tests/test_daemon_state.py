@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
@@ -24,6 +25,7 @@ from services import LONG, ROWS, SMALL, open_service, until, upload
 from edgetune.child import child
 from edgetune.daemon import job_table
 from edgetune.daemon.service import Service
+from edgetune.daemon.store import Store
 from edgetune.errors import FormatError, NotFoundError
 
 CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
@@ -388,12 +390,20 @@ def test_a_job_keeps_the_verdict_on_its_adapter(folder: Path) -> None:
             if job.result:
                 verdict = service.adapters.get(job.result).verdict
                 assert job.verdict == {name: value for name, value in verdict.items() if name != "scores"}
-        verdicts = {job.id: job.verdict for job in service.jobs.list()}
-    with closing(sqlite3.connect(folder / "state/state.db")) as db, db:  # as version 1 had it: in an event alone
-        db.execute("ALTER TABLE jobs DROP COLUMN verdict")
-        db.execute("PRAGMA user_version = 1")
-    with open_service(folder) as service:
-        assert {job.id: job.verdict for job in service.jobs.list()} == verdicts
+
+
+def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).parent / "fixtures" / "states-0.1.0.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    state = tmp_path / "daemon/state"
+    with closing(sqlite3.connect(state / "state.db")) as db:
+        verdicts = dict(db.execute("SELECT job, verdict FROM adapters").fetchall())
+    store = Store(state)
+    found = {job.id: job.verdict for job in job_table.JobTable(store).list(None, 100) if job.result}
+    store.close()
+    assert found
+    for id, verdict in found.items():
+        assert verdict == {name: value for name, value in json.loads(verdicts[id]).items() if name != "scores"}
 
 
 def test_a_promotion_while_a_job_trains_is_not_overruled(folder: Path) -> None:
