@@ -96,7 +96,8 @@ class Context:
         self._window = int(llama.llama_model_n_swa(model))  # tokens that blocks with a sliding window see; 0: all
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = size, BATCH, BATCH
+        options.n_ctx = max(size, sequences)  # with less than a token a sequence llama.cpp aborts
+        options.n_batch = options.n_ubatch = BATCH
         options.n_seq_max, options.kv_unified = sequences, True  # unified: a shared prefix is held once
         options.n_threads = options.n_threads_batch = threads or read_device().cores
         self._handle = llama.llama_init_from_model(model, options)

@@ -49,7 +49,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
                    "lower --micro-batch, --max-length or --rank")
     except EdgetuneError as error:
         trainable, why = False, str(error)
-    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    tokens = "tokenizer.ggml.tokens"
     facts = {
         "name": gguf.metadata.get("general.name", ""), "architecture": arch, "parameters": parameters,
         "bytes": gguf.path.stat().st_size, "bits_per_weight": round(8 * total / max(parameters, 1), 2),
@@ -57,7 +57,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
         "blocks": gguf.metadata.get(f"{arch}.block_count", 0),
         "width": gguf.metadata.get(f"{arch}.embedding_length", 0),
         "context": gguf.metadata.get(f"{arch}.context_length", 0),
-        "vocabulary": len(tokens) if isinstance(tokens, list) else 0,
+        "vocabulary": gguf.metadata.count(tokens) if tokens in gguf.metadata else 0,
         "chat_template": "tokenizer.chat_template" in gguf.metadata, "bytes_to_train": needs, "trainable": trainable}
     return facts if trainable else facts | {"why_not": why}
 
@@ -114,7 +114,7 @@ def _word(value: Any) -> str:
 
 def _adapter(path: Path) -> dict[str, Any]:
     opened = adapter.open_adapter(path)
-    targets = Counter(name.split(".", 2)[2] for name in opened.pairs)
+    targets = Counter(name.split(".", 2)[-1] for name in opened.pairs)  # blk.3.attn_q, but output too
     held = opened.run.get("held_out") or {}
     facts: dict[str, Any] = {
         "file": str(opened.path), "kind": "adapter", "architecture": opened.architecture,

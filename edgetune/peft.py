@@ -33,6 +33,8 @@ _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
     r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp)\.[a-z]+_proj))\.lora_(?P<side>[AB])\.weight"
 )
+_LARGEST = 1e6  # scale of an update
+_NUMBER = 1e15  # rank or alpha
 # What PEFT can do and a GGUF cannot hold: options of LoraConfig that must be off.
 _UNSUPPORTED = (
     "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "target_parameters",
@@ -102,7 +104,7 @@ def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
     """Row i of the GGUF's tensor is row order[i] of transformers'."""
     order = np.arange(rows)
     heads = {"attn_q": shape.n_head, "attn_k": shape.n_kv}.get(name.rpartition(".")[2])
-    if shape.architecture == "llama" and heads is not None:
+    if not shape.neox and heads is not None:
         order = order.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
     return order
 
@@ -143,6 +145,8 @@ def _whole(value: float) -> int | float:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise FormatError(f"{path} is not a regular file", "name a folder saved by PEFT")
         config = json.loads(path.read_text())
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}", "name a folder saved by PEFT") from None
@@ -173,16 +177,20 @@ def _read_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
 
 def _pair(folder: Path, path: str, sides: dict[str, NDArray[np.float32]], config: dict[str, Any]) -> Pair:
     a, b = sides.get("A"), sides.get("B")
-    if a is None or b is None or a.shape[0] != b.shape[1]:
+    if a is None or b is None or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         found = ", ".join(f"lora_{side} {list(values.shape)}" for side, values in sorted(sides.items()))
-        raise FormatError(f"{folder} holds {found} for {path}", "it needs lora_A [R, K] and lora_B [N, R]")
+        raise FormatError(f"{folder} holds {found} for {path}", "it needs lora_A [R, K] and lora_B [N, R], R >= 1")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise FormatError(f"{folder}: {path} holds values that are not finite", "the adapter is of no use")
     rank = _of_module(folder, config, path, "r", "rank_pattern")
     alpha = _of_module(folder, config, path, "lora_alpha", "alpha_pattern")
     if rank != a.shape[0]:
         raise FormatError(f"{folder}: {path} has rank {a.shape[0]}, its {CONFIG} says {rank:g}", "save it again")
-    return Pair(a, b, scale_of(alpha, a.shape[0], bool(config.get("use_rslora"))))
+    scale = scale_of(alpha, a.shape[0], bool(config.get("use_rslora")))
+    if not abs(scale) <= _LARGEST:
+        raise FormatError(f"{folder}: {path} has lora_alpha {alpha:g}, which scales its update by {scale:g}",
+                          f"up to {_LARGEST:g} can be applied")
+    return Pair(a, b, scale)
 
 
 def _of_module(folder: Path, config: dict[str, Any], path: str, key: str, pattern: str) -> float:
@@ -200,6 +208,8 @@ def _of_module(folder: Path, config: dict[str, Any], path: str, key: str, patter
         if path == name.removeprefix("^") or (name[0] != "^" and path.endswith(f".{name}")):
             value = special
             break
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FormatError(f"{folder / CONFIG}: {key} is {str(value)[:60]!r}", "it must be a number")
-    return float(value)
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not abs(number) <= _NUMBER:  # nor NaN; and no float holds 10**400
+        raise FormatError(f"{folder / CONFIG}: {key} is {str(value)[:60]!r}",
+                          f"it must be a number up to {_NUMBER:g}")
+    return float(number)

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from .errors import FormatError, UnsupportedError
+from .families import FAMILIES, Family
 from .gguf import FORMATS, Gguf, Tensor
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 YARN_FAST, YARN_SLOW = 32.0, 1.0  # rotations; llama.cpp reads no others for these architectures
-GEMMA3_PATTERN = 6  # every sixth block of gemma3 sees everything, the others a sliding window
-GEMMA3_27B_BLOCKS = 62  # the one size whose attention is scaled by D / H instead of the head width
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,10 @@ class Shape:
     windows: tuple[int, ...]  # a block's sliding window in tokens, 0: none
 
     @property
+    def family(self) -> Family:
+        return FAMILIES[self.architecture]
+
+    @property
     def d_q(self) -> int:
         return self.n_head * self.d_head
 
@@ -106,9 +108,9 @@ class Shape:
 def read_shape(gguf: Gguf) -> Shape:
     """Raises UnsupportedError for another architecture or format, FormatError where metadata and tensors disagree."""
     arch = gguf.architecture
-    if arch not in ARCHITECTURES:
-        raise UnsupportedError(f"{gguf.path} has architecture {arch!r}",
-                               f"edgetune trains {', '.join(ARCHITECTURES)}")
+    if arch not in FAMILIES:
+        raise UnsupportedError(f"{gguf.path} has architecture {arch!r}", f"edgetune trains {', '.join(FAMILIES)}")
+    family = FAMILIES[arch]
     get = _Reader(gguf, arch)
     if get.integer("expert_count", 0):
         raise UnsupportedError(f"{gguf.path} is a mixture of experts", "edgetune trains dense models")
@@ -118,21 +120,21 @@ def read_shape(gguf: Gguf) -> Shape:
     n_rot = get.integer("rope.dimension_count", d_head)
     _refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": d_head,
                            "attention.value_length_swa": d_head, "rope.dimension_count_swa": n_rot,
-                           "attention.causal": True, "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0})
-    gemma = arch == "gemma3"
+                           "attention.causal": True, "embedding_length_out": d_model,
+                           "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0})
     global_rope = _read_rope(gguf, get)
-    wide = gemma and n_layer == GEMMA3_27B_BLOCKS
+    local_rope = Rope(base=get.number("rope.freq_base_swa", 10000.0), attn_factor=global_rope.attn_factor)
+    wide = n_layer == family.wide_blocks
     shape = Shape(
         architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
         n_head=n_head, n_kv=get.integer("attention.head_count_kv", n_head), d_head=d_head,
         n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
         context=get.integer("context_length"), norm_eps=get.number("attention.layer_norm_rms_epsilon"),
-        neox=arch != "llama", act="gelu" if gemma else "silu",
-        embed_scale=math.sqrt(d_model) if gemma else 1.0,
+        neox=family.neox, act=family.act,
+        embed_scale=math.sqrt(d_model) if family.scaled_embedding else 1.0,
         attn_scale=1.0 / math.sqrt(d_model // n_head if wide else d_head),
-        qk_norm=arch in ("qwen3", "gemma3"), post_norms=gemma,
-        ropes=(global_rope, Rope(base=get.number("rope.freq_base_swa", 10000.0))),
-        windows=_windows(get, n_layer) if gemma else (0,) * n_layer)
+        qk_norm=family.qk_norm, post_norms=family.post_norms, ropes=(global_rope, local_rope),
+        windows=_windows(get, n_layer, family.windows_every) if family.windows_every else (0,) * n_layer)
     _check_sizes(gguf, shape)
     _check_tensors(gguf, shape)
     return shape
@@ -180,14 +182,14 @@ def _refuse_variants(get: _Reader, usual: dict[str, Any]) -> None:
                                    f"edgetune trains models where it is {value}")
 
 
-def _windows(get: _Reader, n_layer: int) -> tuple[int, ...]:
+def _windows(get: _Reader, n_layer: int, every: int) -> tuple[int, ...]:
     """A block's window: all but every n-th block have one, or the file lists those that do."""
     window, pattern = get.integer("attention.sliding_window", 0), get.any("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         if len(pattern) != n_layer:
             raise FormatError(f"{get.gguf.path} lists {len(pattern)} windows for {n_layer} blocks", "convert it again")
         return tuple(window if flag else 0 for flag in pattern)
-    n = int(pattern) if pattern is not None else GEMMA3_PATTERN
+    n = int(pattern) if pattern is not None else every
     return tuple(window if n == 0 or (i + 1) % n else 0 for i in range(n_layer))
 
 
@@ -204,7 +206,8 @@ def _read_rope(gguf: Gguf, get: _Reader) -> Rope:
     rope = Rope(base=get.number("rope.freq_base", 10000.0), kind=kind, factor=factor,
                 original_context=get.integer("rope.scaling.original_context_length", get.integer("context_length")),
                 attn_factor=get.number("rope.scaling.attn_factor", 1.0), factors=factors)
-    if rope.base <= 1.0 or rope.factor <= 0.0 or rope.original_context < 1 or not all(f > 0 for f in factors):
+    if (rope.base <= 1.0 or rope.factor <= 0.0 or rope.original_context < 1
+            or not all(0 < factor < math.inf for factor in factors)):
         raise FormatError(f"{gguf.path} has rotary base {rope.base:g}, factor {rope.factor:g} and original context "
                           f"{rope.original_context}", "base must be over 1, the others positive")
     return rope
@@ -253,11 +256,14 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def optional_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of tensors that some models have: a head of its own, biases."""
+    """Name -> shape of tensors that some models have: a separate head, biases, factors of the rotary embedding."""
     optional: dict[str, tuple[int, ...]] = {"output.weight": (s.n_vocab, s.d_model)}
+    linear = s.linear_shapes()
     for i in range(s.n_layer):
-        for name, (n, _) in s.linear_shapes().items():
-            optional[f"blk.{i}.{name}.bias"] = (n,)
+        for name in s.family.biases:
+            optional[f"blk.{i}.{name}.bias"] = (linear[name][0],)
+    if s.family.rope_factors:
+        optional["rope_freqs.weight"] = (len(s.ropes[0].factors),)
     return optional
 
 
@@ -266,7 +272,7 @@ def _check_tensors(gguf: Gguf, s: Shape) -> None:
     for name in expected:
         if name not in gguf.tensors:
             raise FormatError(f"{gguf.path} lacks the tensor {name}", "convert the model again")
-    known = expected | optional | {"rope_freqs.weight": (len(s.ropes[0].factors),)}
+    known = expected | optional
     for name, tensor in gguf.tensors.items():
         if name not in known:
             raise UnsupportedError(f"{gguf.path} has the tensor {name}, which edgetune's {s.architecture} does not use",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +205,40 @@ def test_a_good_adapter_passes(tmp_path: Path) -> None:
         write_gguf(tmp_path / "x.gguf", "llama", {k: v for k, v in (LORA | {"adapter.lora.alpha": alpha}).items()
                                                   if v is not None}, PAIR)  # fmt: skip
         check_adapter(open_gguf(tmp_path / "x.gguf"))
+
+
+ARRAYS = """
+import resource, sys
+from edgetune.gguf import check_model, open_gguf
+from edgetune.errors import EdgetuneError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    check_model(open_gguf(sys.argv[1]))
+except EdgetuneError as error:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
+"""
+
+
+@pytest.mark.parametrize(("key", "kind", "width"), [
+    ("llama.feed_forward_length", 4, 4), ("llama.attention.head_count", 4, 4), ("tokenizer.ggml.scores", 6, 4),
+    ("tokenizer.ggml.token_type", 5, 4), ("tokenizer.ggml.tokens", 8, 8), ("tokenizer.ggml.merges", 8, 8),
+    ("llama.rope.dimension_sections", 5, 4), ("llama.expert_count", 4, 4)])  # fmt: skip
+def test_an_array_is_counted_before_it_is_made(key: str, kind: int, width: int, tmp_path: Path,
+                                               tiny_llama: Path) -> None:
+    """A header with an array of 20 million values, in a sparse file: it takes its pages at most, no objects."""
+    base, count = open_gguf(tiny_llama), 20_000_000
+    metadata = {name: base.metadata[name] for name in base.metadata if name not in (key, "general.architecture")}
+    path = tmp_path / "x.gguf"
+    write_gguf(path, "llama", metadata, base.tensors, base.types)
+    raw, name = path.read_bytes(), key.encode()
+    keys = int.from_bytes(raw[16:24], "little") + 1
+    with path.open("wb") as file:
+        entry = len(name).to_bytes(8, "little") + name + (9).to_bytes(4, "little") + kind.to_bytes(4, "little")
+        file.write(raw[:16] + keys.to_bytes(8, "little") + entry + count.to_bytes(8, "little"))
+        file.truncate(file.tell() + count * width)
+        file.seek(0, 2)
+        file.write(raw[24:] + bytes(64))  # the data begins later now
+    done = subprocess.run([sys.executable, "-c", ARRAYS, str(path)], capture_output=True, text=True, check=True)
+    grown, _, message = done.stdout.partition(" ")
+    assert re.search(key, message)
+    assert int(grown) < count * width / 2**20 + 32

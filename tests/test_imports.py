@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "edgetune"
 FLOORS = [
     ["errors", "version", "meter"],
-    ["options", "persisted", "llamacpp", "backend", "disk", "sandbox", "procfs", "toml"],
+    ["options", "persisted", "llamacpp", "backend", "disk", "sandbox", "procfs", "toml", "families"],
     ["arena", "native", "lora_options"],
     ["config", "child", "template", "device", "gguf", "safetensors", "signature", "markup"],
     ["bundle", "tokens", "packing", "lora", "quantizer", "shape", "sampling", "tickets", "stream",
@@ -27,8 +27,9 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "typing_extensions"}  # the last: type checkers only
-HOST_ALLOWED = ALLOWED | {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "safetensors",
+ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "safetensors", "psutil", "tomli",
+           "typing_extensions"}  # the last: type checkers only
+HOST_ALLOWED = ALLOWED | {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime",
                           "huggingface_hub", "matplotlib", "cryptography"}  # extra: host
 OPTIONAL = {"onnxruntime", "cryptography"}  # the device's own extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",

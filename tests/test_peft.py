@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import struct
 from collections.abc import Callable
@@ -287,40 +288,75 @@ def tensor(dtype: object = "F32", shape: object = (2, 2), offsets: object = (0, 
 
 
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    "raw",
     [
-        (b"", "not a safetensors file"),
-        (bytes(7), "not a safetensors file"),
-        (packed({"x": tensor()}, length=2**63), "not a safetensors file"),
-        (packed({"x": tensor()}, length=300), "not a safetensors file"),
-        (packed(b"{"), "not a safetensors file"),
-        (packed(b"{}}"), "not JSON"),
-        (packed(b"[" * 100_000), "not JSON"),
-        (packed(b'{"x": \xff}'), "not JSON"),
-        (packed(b'{"x": {}, "x": {}}'), "twice"),
-        (packed([]), "not a JSON object"),
-        (packed({"x": 3}), "described by 3"),
-        (packed({"x": tensor(dtype=3)}), "described by"),
-        (packed({"x": tensor(shape=[2, -2])}), "described by"),
-        (packed({"x": tensor(shape=[2, 2.0])}), "described by"),
-        (packed({"x": tensor(shape=[2, True])}), "described by"),
-        (packed({"x": tensor(shape=[2**64])}), "described by"),
-        (packed({"x": tensor(shape=[2**62] * 30)}), "16 bytes for shape"),
-        (packed({"x": tensor(offsets=[0])}), "described by"),
-        (packed({"x": tensor(offsets=[0, 32])}), "lies at bytes 0 to 32 of 16"),
-        (packed({"x": tensor(offsets=[16, 0])}), "begins at 0"),
-        (packed({"x": tensor(offsets=[0, 8])}), "8 bytes for shape"),
-        (packed({"x": tensor(dtype="F16")}), "16 bytes for shape"),
-        (packed({"x": tensor(), "y": tensor()}), "begins at 16"),
-        (packed({"x": tensor(offsets=[4, 20])}, bytes(20)), "begins at 0"),
-        (packed({"x": tensor()}, bytes(20)), "end at byte 16, but the data has 20"),
-        (packed({"x": tensor(dtype="I64")}), "x is I64"),
+        b"",
+        bytes(7),
+        packed({"x": tensor()}, length=2**63),
+        packed({"x": tensor()}, length=300),
+        packed(b"{"),
+        packed(b"{}}"),
+        packed(b"[" * 100_000),
+        packed(b'{"x": \xff}'),
+        packed([]),
+        packed({"x": 3}),
+        packed({"x": tensor(dtype=3)}),
+        packed({"x": tensor(shape=[2, -2])}),
+        packed({"x": tensor(shape=[2, 2.0])}),
+        packed({"x": tensor(shape=[2**64])}),
+        packed({"x": tensor(shape=[2**62] * 30)}),
+        packed({"x": tensor(offsets=[0])}),
+        packed({"x": tensor(offsets=[0, 32])}),
+        packed({"x": tensor(offsets=[16, 0])}),
+        packed({"x": tensor(offsets=[0, 8])}),
+        packed({"x": tensor(dtype="F16")}),
+        packed({"x": tensor(), "y": tensor()}),
+        packed({"x": tensor(offsets=[4, 20])}, bytes(20)),
+        packed({"x": tensor()}, bytes(20)),
     ],
 )
-def test_safetensors_refuses(raw: bytes, message: str, tmp_path: Path) -> None:
+def test_safetensors_refuses(raw: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(raw)
-    with pytest.raises(EdgetuneError, match=message):
+    with pytest.raises(FormatError, match=r"x is no safetensors file: .*; the file is damaged"):
         read_safetensors(tmp_path / "x")
+
+
+def test_other_types_of_tensors_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(packed({"x": tensor(dtype="I64", shape=[2])}))
+    with pytest.raises(UnsupportedError, match="x is I64; supported are F32, F16, BF16"):
+        read_safetensors(tmp_path / "x")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"r": 10**400}, "r is '1000.*a number up to 1e"),
+    ({"lora_alpha": 10**400}, "lora_alpha is .*a number up to 1e"),
+    ({"lora_alpha": 1e308}, "lora_alpha is .*a number up to 1e"),
+    ({"lora_alpha": 1e14}, "scales its update by"),
+])  # fmt: skip
+def test_numbers_too_large_to_apply(options: dict[str, Any], message: str, llama: Gguf, folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | options))
+    with pytest.raises(FormatError, match=message):
+        import_peft(folder, llama)
+
+
+def test_a_rank_of_zero_is_refused(llama: Gguf, folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 0, "rank_pattern": {}}))
+    path = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    write_safetensors(folder / "adapter_model.safetensors", {
+        f"{path}A.weight": np.zeros((0, 64), np.float32), f"{path}B.weight": np.zeros((64, 0), np.float32)})
+    with pytest.raises(FormatError, match="R >= 1"):
+        import_peft(folder, llama)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_folder_is_not_waited_for(name: str, llama: Gguf, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(FormatError, match="not a regular file"):
+        import_peft(folder, llama)
 
 
 def test_mutated_safetensors_never_crash(tmp_path: Path) -> None:

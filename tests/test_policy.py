@@ -42,7 +42,7 @@ def test_a_file_and_flags_that_win(tmp_path: Path) -> None:
     ('max-temp = "70"\n', UsageError, ("max-temp", "'70'", "float")),
     ("only-on-power = 1\n", UsageError, ("only-on-power", "bool")),
     ("nice = 40\n", UsageError, ("nice is 40", "19")),
-    ("nice\n", FormatError, ("line 1", "'nice'")),
+    ("nice\n", FormatError, ("line 1", "not TOML")),
     (None, FormatError, ("cannot read",)),
 ])
 def test_a_bad_file(tmp_path: Path, text: str | None, error: type[Exception], words: tuple[str, ...]) -> None:

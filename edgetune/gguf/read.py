@@ -53,6 +53,7 @@ MAX_KEYS = MAX_TENSORS = 65_536
 MAX_KEY_LENGTH = 65_535  # docs/gguf.md
 MAX_TENSOR_NAME = 63  # llama.cpp keeps 64 bytes, the last one zero
 MAX_ALIGNMENT = 65_536
+MAX_STRINGS = 1 << 22  # in an array: merges of the largest vocabularies are a tenth
 
 _HEADER = Struct("<4sIQQ")
 _U32 = Struct("<I")
@@ -307,6 +308,8 @@ def _read_value(cursor: _Cursor, what: str) -> _Entry:
         raise cursor.bad(f"{what} is an array of {count} arrays, allowed are arrays of single values")
     entry = _Entry(f"[{name}]" if array else name, count, cursor.pos)
     if entry.type == "[str]":
+        if count > MAX_STRINGS:
+            raise cursor.bad(f"{what} has {count} strings, allowed are {MAX_STRINGS}")
         cursor.skip_strings(count, what)
     elif name == "str":
         cursor.string(what)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import FormatError, UnsupportedError
+from ..families import FAMILIES
 from ..safetensors import read_safetensors
-from ..shape import GEMMA3_27B_BLOCKS, GEMMA3_PATTERN, YARN_FAST, YARN_SLOW
+from ..shape import YARN_FAST, YARN_SLOW
 from . import hf, vocabulary
 from .floats import Floats
 from .vocabulary import as_written, read_json
@@ -139,7 +140,7 @@ def _refuse_variants(folder: Path, config: PretrainedConfig) -> None:
     """What llama.cpp's graph of the architecture does not compute."""
     gemma = config.model_type == "gemma3_text"
     head = config.hidden_size // config.num_attention_heads if gemma and (
-        config.num_hidden_layers == GEMMA3_27B_BLOCKS) else _head_width(config)
+        config.num_hidden_layers == FAMILIES["gemma3"].wide_blocks) else _head_width(config)
     usual = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh", "use_sliding_window": False,
              "partial_rotary_factor": 1.0, "query_pre_attn_scalar": head, "final_logit_softcapping": None,
              "attn_logit_softcapping": None, "use_bidirectional_attention": False}
@@ -194,7 +195,7 @@ def _sliding(config: PretrainedConfig) -> dict[str, Any]:
     windows = [kind == "sliding_attention" for kind in config.layer_types]
     keys: dict[str, Any] = {"attention.sliding_window": config.sliding_window,
                             "rope.freq_base_swa": float(config.rope_local_base_freq)}
-    if windows != [bool((i + 1) % GEMMA3_PATTERN) for i in range(len(windows))]:
+    if windows != [bool((i + 1) % FAMILIES["gemma3"].windows_every) for i in range(len(windows))]:
         keys["attention.sliding_window_pattern"] = windows
     return keys
 

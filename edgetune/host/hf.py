@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ..families import FAMILIES
 from ..peft import MODULES, row_order
 from ..shape import Rope, Shape
 from .floats import Floats
@@ -23,7 +24,7 @@ _INSIDE = MODULES | {
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }
-_GEMMA = {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
           "post_ffw_norm": "post_feedforward_layernorm"}
 
 
@@ -46,7 +47,7 @@ def name_in_gguf(name: str, architecture: str) -> str | None:
 
 
 def _inside(architecture: str) -> dict[str, str]:
-    return _INSIDE | (_GEMMA if architecture == "gemma3" else {})
+    return _INSIDE | (_POST_NORMS if FAMILIES[architecture].post_norms else {})
 
 
 def gguf_rows(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
@@ -55,15 +56,15 @@ def gguf_rows(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
 
 
 def tensor_to_torch(name: str, array: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
-    if shape.architecture == "gemma3" and name.endswith("norm.weight"):
-        return array - 1
+    if name.endswith("norm.weight"):
+        return np.subtract(array, shape.family.norm_offset, dtype=np.float32)
     return array[np.argsort(gguf_rows(name, array.shape[0], shape))]
 
 
 def tensor_to_gguf(name: str, array: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
     """The inverse of tensor_to_torch; `name` is the GGUF's."""
-    if shape.architecture == "gemma3" and name.endswith("norm.weight"):
-        return array + 1
+    if name.endswith("norm.weight"):
+        return np.add(array, shape.family.norm_offset, dtype=np.float32)
     return np.ascontiguousarray(array[gguf_rows(name, array.shape[0], shape)])
 
 

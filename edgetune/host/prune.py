@@ -154,7 +154,7 @@ def without_blocks(model: Floats, kept: Sequence[int]) -> Floats:
     for key, value in model.metadata.items():
         if key.startswith(prefix) and isinstance(value, list) and len(value) == shape.n_layer:
             values[key.removeprefix(prefix)] = [value[i] for i in kept]
-    if model.architecture == "gemma3":
+    if shape.family.windows_every:
         values["attention.sliding_window_pattern"] = [bool(shape.windows[i]) for i in kept]
     return _with(model, tensors, values)
 
