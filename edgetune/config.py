@@ -13,6 +13,7 @@ from .options import check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
+OF_A_RUN = ("eval_every", "patience", "checkpoint_every")  # what `train.run` does beside its steps
 
 
 @dataclass(frozen=True)

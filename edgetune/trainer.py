@@ -20,9 +20,9 @@ from . import adapter, device, optim, plan
 from .arena import Arena
 from .backend import Backend
 from .bundle import Bundle, open_bundle
-from .config import DEFAULT_MEMORY, TrainConfig, TrainOptions
+from .config import DEFAULT_MEMORY, OF_A_RUN, TrainConfig, TrainOptions
 from .data import Dataset, load_rows
-from .errors import DataError, Interrupted, NumericsError
+from .errors import DataError, Interrupted, NumericsError, UsageError
 from .family import Family
 from .lora import Lora, Pair
 from .model import Decoder, Model
@@ -70,6 +70,10 @@ class Trainer:
                  like: plan.Choice | None = None, tokenizer: Tokenizer | None = None,
                  objective: Objective | None = None, backend: Backend | None = None,
                  family: Family | None = None, **options: Unpack[TrainOptions]) -> None:
+        for name in OF_A_RUN:
+            if name in options:
+                raise UsageError(f"{name} is an option of a run, a Trainer does nothing by it",
+                                 "leave it out, or use edgetune.run")
         self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.objective = (objective or Sft()).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
     ({"rank": True}, ("rank is True", "a whole number")),
     ({"lr": "1e-3"}, ("lr is '1e-3'", "a number")),
     ({"lr": None}, ("lr is None", "a number")),
+    ({"patience": 3}, ("patience is an option of a run", "edgetune.run")),
     ({"shuffle": 1}, ("shuffle is 1", "True or False")),
     ({"targets": ["q_proj"]}, ("targets is ['q_proj']", "text")),
 ])
@@ -45,8 +46,9 @@ def test_a_type_checker_knows_every_option(tmp_path):
     assert get_type_hints(TrainOptions) == {spec.name: get_type_hints(TrainConfig)[spec.name]
                                             for spec in fields(TrainConfig)}
     pytest.importorskip("mypy")
-    program = tmp_path / "app.py"
-    for option, error in (("rank=8", ""), ("rnak=8", '"rnak" for "Trainer"'), ('rank="8"', '"str"; expected "int"')):
+    cases = (("rank=8", ""), ("rnak=8", '"rnak" for "Trainer"'), ('rank="8"', '"str"; expected "int"'))
+    for number, (option, error) in enumerate(cases):
+        program = tmp_path / f"app{number}.py"  # mypy's cache takes a file of the same size and second for unchanged
         program.write_text(f'import edgetune\nedgetune.Trainer("m.gguf", {option})\n')
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(program)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
