@@ -201,39 +201,40 @@ def test_keys_that_files_leave_out(rope: str, key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rope", "key", "value"),
+    ("name", "rope", "key", "value", "refused"),
     [
-        ("llama", "yarn", "rope.scaling.yarn_beta_fast", 4.0),
-        ("llama", "yarn", "rope.scaling.yarn_beta_slow", 4.0),
-        ("llama", "yarn", "rope.scaling.attn_factor", 1.5),
-        ("llama", "yarn", "rope.scaling.original_context_length", None),
-        ("llama", "linear", "rope.scaling.type", "none"),
-        ("llama", "linear", "rope.scaling.factor", 0.0),
-        ("llama", "none", "rope.scaling.type", "longrope"),
-        ("llama", "none", "rope.scale_linear", 4.0),
-        ("llama", "none", "attention.causal", False),
-        ("llama", "none", "attention.sliding_window", 8),
-        ("llama", "none", "rope.dimension_count", 8),
-        ("llama", "none", "logit_scale", 0.5),
-        ("qwen2", "none", "rope.dimension_count", 8),
-        ("qwen3", "none", "attention.head_count_kv", [2, 2, 2]),
-        ("qwen3", "none", "attention.value_length", 16),
-        ("gemma3", "none", "final_logit_softcapping", 3.0),
-        ("gemma3", "none", "attn_logit_softcapping", 3.0),
-        ("gemma3", "none", "attention.sliding_window", 0),
-        ("gemma3", "none", "attention.sliding_window_pattern", None),
-        ("gemma3", "none", "attention.sliding_window_pattern", 0),
-        ("gemma3", "none", "attention.sliding_window_pattern", 1),
-        ("gemma3", "none", "rope.dimension_count_swa", 16),
-        ("gemma3", "none", "attention.key_length_swa", 16),
+        ("llama", "yarn", "rope.scaling.yarn_beta_fast", 4.0, None),
+        ("llama", "yarn", "rope.scaling.yarn_beta_slow", 4.0, None),
+        ("llama", "yarn", "rope.scaling.attn_factor", 1.5, None),
+        ("llama", "yarn", "rope.scaling.original_context_length", None, None),
+        ("llama", "linear", "rope.scaling.type", "none", None),
+        ("llama", "linear", "rope.scaling.factor", 0.0, None),
+        ("llama", "none", "rope.scaling.type", "longrope", "edgetune knows none, linear, llama3 and yarn"),
+        ("llama", "none", "rope.scale_linear", 4.0, None),
+        ("llama", "none", "attention.causal", False, "trains models where it is True"),
+        ("llama", "none", "attention.sliding_window", 8, None),
+        ("llama", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
+        ("llama", "none", "logit_scale", 0.5, None),
+        ("qwen2", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
+        ("qwen3", "none", "attention.head_count_kv", [2, 2, 2], None),
+        ("qwen3", "none", "attention.value_length", 16, "take a model with equal widths"),
+        ("gemma3", "none", "final_logit_softcapping", 3.0, "trains models where it is 0.0"),
+        ("gemma3", "none", "attn_logit_softcapping", 3.0, "trains models where it is 0.0"),
+        ("gemma3", "none", "attention.sliding_window", 0, None),
+        ("gemma3", "none", "attention.sliding_window_pattern", None, None),
+        ("gemma3", "none", "attention.sliding_window_pattern", 0, None),
+        ("gemma3", "none", "attention.sliding_window_pattern", 1, "must be at least 1"),
+        ("gemma3", "none", "rope.dimension_count_swa", 16, "allowed is 32"),
+        ("gemma3", "none", "attention.key_length_swa", 16, "allowed is 32"),
     ],
 )
-def test_rare_keys(name: str, rope: str, key: str, value: object, tmp_path: Path) -> None:
+def test_rare_keys(name: str, rope: str, key: str, value: object, refused: str | None, tmp_path: Path) -> None:
     """What a key does in llama.cpp it does here, or the file is refused: it is trained as it is served."""
-    try:
-        case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
-    except (FormatError, UnsupportedError):
+    if refused:
+        with pytest.raises((FormatError, UnsupportedError), match=refused):
+            make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
         return
+    case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
     case.decoder.adapter.load({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()}, "pairs")
     example = max(case.examples, key=lambda e: e.tokens.size)
     served = logits_of(case.decoder.model.gguf.path, example.tokens.tolist())
