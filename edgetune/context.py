@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .device import read_device
+from .device import thread_count
 from .errors import EdgetuneError, UsageError
 
 DEFAULT_CONTEXT = 2048
@@ -99,7 +99,7 @@ class Context:
         options.n_ctx = max(size, sequences)  # with less than a token a sequence llama.cpp aborts
         options.n_batch = options.n_ubatch = BATCH
         options.n_seq_max, options.kv_unified = sequences, True  # unified: a shared prefix is held once
-        options.n_threads = options.n_threads_batch = threads or read_device().cores
+        options.n_threads = options.n_threads_batch = thread_count(threads)
         self._handle = llama.llama_init_from_model(model, options)
         if not self._handle:
             raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")

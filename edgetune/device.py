@@ -109,6 +109,14 @@ def read_device(root: str | Path = "/") -> Device:
                   profile, matched)
 
 
+def thread_count(asked: int = 0, root: str | Path = "/") -> int:
+    """Threads to compute with: as many as asked for, or (0) one for each physical core that this process may use.
+
+    A second thread on a core shares its arithmetic units and only adds waiting.
+    """
+    return asked or read_device(root).cores
+
+
 def match_profile(model: str, machine: str, cpu: str = "", processors: int = 0, memory: int = 0,
                   folder: Path | None = None) -> tuple[Profile | None, str]:
     """The profile that fits best, and why: by the device tree's model; where none is to be read (in a container, for

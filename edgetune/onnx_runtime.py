@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import bundle
 from .answers import Answers
 from .context import BATCH, check_tokens, common, context_size
-from .device import read_device
+from .device import thread_count
 from .errors import EdgetuneError, MismatchError, UnsupportedError
 from .gguf import check_vocabulary, open_gguf
 from .sampling import Sampler
@@ -46,7 +46,7 @@ class Session:
     def __init__(self, path: Path, threads: int = 0) -> None:
         self._ort = ort = load()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or read_device().cores
+        options.intra_op_num_threads = thread_count(threads)
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # nothing on stderr
         options.enable_mem_pattern = False  # a pattern is kept for every length that was seen

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import llamacpp
+from .device import thread_count
 from .errors import EdgetuneError, UsageError
 from .gguf.read import BY_NAME
 
@@ -67,7 +68,7 @@ def quantize_file(source: Path, out: Path, to: str, threads: int = 0, importance
     llama = llamacpp.load()
     settings = llama.llama_model_quantize_default_params()
     settings.ftype, settings.allow_requantize = TYPES[to], True
-    settings.nthread = threads or len(os.sched_getaffinity(0))
+    settings.nthread = thread_count(threads)
     held = {name: np.ascontiguousarray(values, np.float32) for name, values in (importance or {}).items()}
     if held:
         entries = (llama.llama_model_imatrix_data * (len(held) + 1))()  # the last one, without a name, ends it

@@ -7,6 +7,7 @@ import numpy as np
 from .arena import Arena, Buffer
 from .bundle import Bundle
 from .data import Dataset
+from .device import thread_count
 from .errors import MismatchError
 from .lora import Lora, Pair
 from .low_rank import CarvedLora, LoraFamily
@@ -16,7 +17,6 @@ from .objectives.sft import Sft
 from .packing import micro_batches
 from .passes import measure
 from .projection import Run, trained_shapes
-from .trainer import thread_count
 
 
 def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, threads: int = 0,

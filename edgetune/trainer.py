@@ -80,7 +80,7 @@ class Trainer:
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = Model(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
-        self.ops = backend or Cpu(thread_count(config.threads))
+        self.ops = backend or Cpu(device.thread_count(config.threads))
         self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, like=like, family=family)
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
@@ -289,7 +289,7 @@ def make_plan(model: Model, config: TrainConfig, *, ops: Backend | None = None, 
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     if board is not None:
         room = plan.Room(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
-        ops = Cpu(config.threads or board.cores or device.read_device().cores)
+        ops = Cpu(device.thread_count(config.threads or board.cores))
         return _planned(model, config, room, ops, lengths, like, family)
     if config.memory:
         device.refuse_huge_pages()
@@ -305,8 +305,3 @@ def _planned(model: Model, config: TrainConfig, room: plan.Room, ops: Backend, l
              like: plan.Choice | None, family: Family | None) -> plan.Plan:
     return plan.make(model.shape, config, ops=ops, lengths=lengths, like=like, family=family,
                      sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
-
-
-def thread_count(asked: int) -> int:
-    """asked, or (0) one a core that this process may use."""
-    return asked or device.read_device().cores

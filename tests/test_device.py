@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from edgetune import llamacpp
 from edgetune.device import (
     match_profile,
     peak_rss,
@@ -17,10 +19,12 @@ from edgetune.device import (
     read_profiles,
     reset_peak_rss,
     rss,
+    thread_count,
 )
 from edgetune.errors import FormatError, UsageError
 from edgetune.info import describe_device
 from edgetune.native import isa_names
+from edgetune.quantizer import quantize_file
 from edgetune.toml import read_toml
 
 MIB = 2**20
@@ -65,6 +69,25 @@ def test_a_pc_counts_cores_not_threads(tmp_path: Path) -> None:
     assert (found.model, found.cpu, found.cores) == ("ThinkPad", "Fast CPU @ 3 GHz", 4)
     assert found.profile is not None
     assert found.profile.name == "generic x86-64"
+
+
+def test_threads_are_physical_cores_where_none_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What llama.cpp quantizes with, too, where as many processors as there are would be taken before."""
+    root = tree(tmp_path, PC)
+    assert (thread_count(0, root), thread_count(7, root)) == (4, 7)
+    here = read_device(root)
+    monkeypatch.setattr("edgetune.device.read_device", lambda _="/": here)
+    asked: list[int] = []
+
+    def quantize(_source: bytes, _out: bytes, settings: Any) -> int:
+        asked.append(settings._obj.nthread)
+        return 0
+
+    llama = llamacpp.load()
+    monkeypatch.setattr(llama, "llama_model_quantize", quantize)
+    for threads in (0, 3):
+        quantize_file(tmp_path / "a", tmp_path / "b", "Q4_0", threads)
+    assert asked == [4, 3]
 
 
 @pytest.mark.parametrize(("allowed", "cores"), [("0", 1), ("0,4", 1), ("0-1,4-5", 2), ("1,6-7", 3)])

@@ -27,7 +27,7 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "safetensors", "psutil", "tomli",
+ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "safetensors", "tomli",
            "typing_extensions"}  # the last: type checkers only
 HOST_ALLOWED = ALLOWED | {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime",
                           "huggingface_hub", "matplotlib", "cryptography"}  # extra: host

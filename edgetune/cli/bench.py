@@ -60,7 +60,7 @@ def kernels_command(isa: str | None, precision: str | None, name: str | None, fm
     """
     from .. import native
     from ..bench import kernels
-    from ..trainer import thread_count
+    from ..device import thread_count
     usable = [row for row in native.isa_names() if native.usable(row)]
     isas = chosen("isa", isa, usable, usable if everything else usable[:1])
     names = chosen("model", name, list(kernels.MODELS), list(kernels.MODELS) if everything else ["SmolLM2-135M"])

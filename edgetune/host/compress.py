@@ -21,7 +21,7 @@ import torch
 from .. import bundle as bundles
 from .. import signature
 from ..answers import Answers
-from ..device import read_device
+from ..device import thread_count
 from ..disk import new_folder, refuse_existing
 from ..errors import Interrupted, UsageError
 from ..gguf import open_gguf
@@ -123,7 +123,7 @@ class _Work:
                  should_stop: Callable[[], bool]) -> None:
         self.config, self.source, self.folder, self.key = config, source, folder, key
         self.watch: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
-        self.threads = config.threads or read_device().cores
+        self.threads = thread_count(config.threads)
         torch.set_num_threads(self.threads)
         self.model = self.uncut = source.floats
         self.measured = Measured(folder / MEASURED)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel
 
 from .. import checkpoint
 from ..config import TrainConfig
+from ..device import thread_count
 from ..errors import DataError, Interrupted, MismatchError, NumericsError
 from ..lora import TARGETS
 from ..optim import learning_rate
@@ -88,7 +88,7 @@ def heal(student: Floats, teacher: Floats, windows: NDArray[np.int32], config: C
     if len(windows) < 2:
         raise DataError(f"the text to distil on has {len(windows)} windows of {config.distill_length} tokens, at least "
                         f"2 are needed", "give more text, or a smaller --distill-length")
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = thread_count(threads)
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(student, teacher, windows, config, folder, _identity(student, teacher, windows, config, threads))
