@@ -18,14 +18,13 @@ from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 
 from . import errors
 from . import rows as supervised_rows
 from .child import child, die_with, how_it_ended, limit_memory, unlimit_memory
-from .config import TrainConfig
 from .data import STDIN, Dataset
 from .device import read_device, rss
 from .errors import DataError, EdgetuneError
@@ -36,11 +35,25 @@ _FACTS = ("kind", "truncated", "skipped", "digest")
 _LEAST = 64 << 20  # bytes that it may take whatever the budget: whether training fits is for the plan to say
 
 
+class LoadOptions(Protocol):
+    """The options of a training that say how its rows are read."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def system(self) -> str: ...
+    @property
+    def overflow(self) -> str: ...
+    @property
+    def markup(self) -> str: ...
+    def memory_bytes(self, available: int, /) -> int: ...
+
+
 class Cut(Exception):
     """The answer ends too early, or its bytes are not those that were sent."""
 
 
-def load(model: Path, paths: Sequence[Path | None], config: TrainConfig,
+def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
          parser: RowParser = supervised_rows) -> list[Dataset | None]:
     """data.load of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config import TrainConfig
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def objective_flags() -> list[click.Option]:
     """--objective where there is a choice, and the options of all; an option that several have is one flag."""
     from ..objectives.base import objectives
     from ..options import declared
-    known = objectives()
+    known = objectives(TrainConfig)
     flags: list[click.Option] = []
     if len(known) > 1:
         flags.append(click.Option(["--objective"], type=click.Choice(list(known)), default=DEFAULT, show_default=True,

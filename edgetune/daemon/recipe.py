@@ -49,7 +49,7 @@ def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
 
 
 def _by_method() -> dict[str, type[Objective]]:
-    return {kind.method: kind for kind in objectives().values()}
+    return {kind.method: kind for kind in objectives(TrainConfig).values()}
 
 
 def options(base: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:

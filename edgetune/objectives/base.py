@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import rows as supervised_rows
-from ..config import TrainConfig
 from ..errors import UsageError
 from ..options import check_options, declared, make_options
 from ..packing import Batch, Example
@@ -87,12 +86,7 @@ _registered: dict[str, type[Objective]] = {}
 
 
 def register(kind: type[T]) -> type[T]:
-    """Makes an objective known by its name. Raises ValueError where another has its name or method, or where one of its
-    options has the name of an option of every training: they are given side by side.
-    """
-    for spec in declared(kind):
-        if spec.name in {common.name for common in fields(TrainConfig)}:
-            raise ValueError(f"{kind.__qualname__} has an option {spec.name}, which every training has")
+    """Makes an objective known by its name. Raises ValueError where another has its name or method."""
     for other in _registered.values():
         is_same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
         if not is_same and (other.name == kind.name or other.method == kind.method):
@@ -101,11 +95,17 @@ def register(kind: type[T]) -> type[T]:
     return kind
 
 
-def objectives() -> dict[str, type[Objective]]:
-    """Every registered objective by name; those of this folder are imported first."""
+def objectives(common: type | None = None) -> dict[str, type[Objective]]:
+    """Every registered objective by name; those of this folder are imported first.
+
+    common: a dataclass of options beside which theirs are given. Raises ValueError where one has an option of its.
+    """
     package = import_module(__package__)
     for module in iter_modules(package.__path__):
         import_module(f"{__package__}.{module.name}")
+    for kind in _registered.values() if common else ():
+        for name in {spec.name for spec in declared(kind)} & {spec.name for spec in fields(common)}:
+            raise ValueError(f"{kind.__qualname__} has an option {name}, which every training has")
     return dict(sorted(_registered.items()))
 
 
