@@ -31,7 +31,7 @@ def identity(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Ident
     family = trainer.plan.run.family
     options |= {name.replace("_", "-"): value for name, value in family.options().items()}
     options["family"] = family.name
-    run, live = trainer.plan.run, trainer.model.shape.n_layer - trainer.plan.run.lowest
+    run, live = trainer.plan.run, trainer.model.structure.n_layer - trainer.plan.run.lowest
     again = {0: "none", live - 1: "block"}.get(live - run.kept, f"{live - run.kept} of {live} blocks")
     plan = {"micro-batch": run.max_tokens, "recompute": again,
             "optimizer-state": trainer.plan.choice.optimizer_state}

@@ -14,7 +14,7 @@ from . import adapter, bundle, device, native, signature
 from .config import TrainConfig
 from .errors import EdgetuneError, UsageError
 from .gguf import Gguf, check_model, open_gguf
-from .model import Model
+from .networks import open_network
 from .sensors import Sensors
 from .trainer import make_plan
 from .version import __version__
@@ -42,7 +42,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
     available = device.read_device().memory_available
     try:
         check_model(gguf)
-        needs = make_plan(Model(gguf), TrainConfig()).peak_bytes
+        needs = make_plan(open_network(gguf), TrainConfig()).peak_bytes
         if needs > available:
             trainable = False
             why = (f"training with the defaults needs {needs} bytes, {available} are available; "

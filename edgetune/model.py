@@ -12,87 +12,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arena import Arena, Buffer
+from .arena import Arena
 from .backend import HEAD_STATE, Backend
 from .gguf import Gguf, Tensor
+from .network import Network, Passes
 from .projection import Kept, Projections, Run, forward_precision, trained_shapes
-from .shape import Shape, read_shape
+from .shape import read_shape
 from .stream import EMBEDDING, HEAD_TOKENS, Stream
+from .structure import BACKWARD_GROUPS, DecoderStructure, head_block, kept_widths
 
 if TYPE_CHECKING:
     from .packing import Batch
 
-HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
-# Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
-BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
 
-
-def kept_widths(s: Shape, run: Run) -> dict[str, int]:
-    """Activations that a block's backward reads and that cost a product or attention to make again: name -> values a
-    token. All but lse, rstd_* and u_* are of the run's type of activations.
-    """
-    widths = {"q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head, "mid": s.d_model, "gate": s.d_ff,
-              "up": s.d_ff}
-    if s.qk_norm:
-        widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.n_head, "rstd_k": s.n_kv}
-    if s.post_norms:
-        widths |= {"att_out": s.d_model, "rstd_att": 1, "mlp_out": s.d_model, "rstd_mlp": 1}
-    if run.family.kept_width:
-        widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
-    return widths
-
-
-def buffers(s: Shape, run: Run) -> list[Buffer]:
-    """The table of everything of size that forward and backward hold."""
-    t, d, half = run.max_tokens, s.d_model, run.activations
-    at_once = min(t, HEAD_TOKENS)
-    n_live = s.n_layer - run.lowest  # blocks that backward passes through
-    table = [
-        # what blocks are made again from is exact, what only their backward reads need not be
-        Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
-        *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
-          for name, width in kept_widths(s, run).items()),
-        # the last block's activations and norms wait for backward while the head is computed
-        Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),
-        Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
-        Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),
-        Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
-        Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half),
-        Buffer("datt", (t, s.d_q), "block", half),
-        Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (t, s.d_kv), "block", half),
-        Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
-        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half),
-        Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
-        Buffer("logits", (at_once, head_block(s, at_once)), "head"),
-        Buffer("exps", (at_once, head_block(s, at_once)), "head", half),
-        Buffer("head_state", (at_once, HEAD_STATE), "head"),
-    ]
-    for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
-        table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
-                  Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
-    if s.post_norms:
-        table.append(Buffer("dpost", (t, d), "block", half))
-    return table
-
-
-def head_block(s: Shape, tokens: int) -> int:
-    """Entries of the vocabulary whose logits are held at a time."""
-    return min(s.n_vocab, max(256, HEAD_BYTES // (4 * tokens) // 256 * 256))
-
-
-class Model:
+class Model(Network):
     """A GGUF's weights as the kernels take them: mapped bytes with format, norms and biases as float32."""
 
     def __init__(self, gguf: Gguf) -> None:
         self.gguf = gguf
         self.shape = read_shape(gguf)
+        self.structure = DecoderStructure(self.shape)
         self.weights: dict[str, Tensor] = {n: t for n, t in gguf.tensors.items() if len(t.shape) == 2}
         self.vectors = {n: gguf.read(t).f32() for n, t in gguf.tensors.items() if len(t.shape) == 1}
         gguf.release()
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
+    def build(self, run: Run, ops: Backend, arena: Arena, streamed: int, seed: int) -> Decoder:
+        return Decoder(self, run, ops, arena, streamed, seed)
 
-class Decoder:
+
+class Decoder(Passes):
     """Forward and backward of a model with an adapter, in the memory of one arena.
 
     Not thread-safe: one caller at a time. What is trained is `adapter`; `linear.off()` leaves it out of a pass.

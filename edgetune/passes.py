@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 from .errors import DataError
-from .model import Decoder
+from .network import Passes
 from .objectives.base import Objective, Signal
 from .packing import Batch, Example, collate, is_supervised
 
@@ -53,7 +53,7 @@ class Reference:
     In memory: 4 bytes a supervised position.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Passes) -> None:
         self.decoder = decoder
         self._known: dict[bytes, np.ndarray] = {}  # the base is one, and its template is in the tokens
 
@@ -70,7 +70,7 @@ class Reference:
         return self._known[key]
 
 
-def learn(decoder: Decoder, objective: Objective, batch: Batch, n: float, reference: Reference | None = None) -> Signal:
+def learn(decoder: Passes, objective: Objective, batch: Batch, n: float, reference: Reference | None = None) -> Signal:
     """Adds the gradient of the loss, divided by n, to the adapter's.
 
     Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
@@ -91,7 +91,7 @@ def learn(decoder: Decoder, objective: Objective, batch: Batch, n: float, refere
     return signal
 
 
-def measure(decoder: Decoder, objective: Objective, batches: Iterable[Batch],
+def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch],
             reference: Reference | None = None) -> Measurement:
     """No gradient. Raises DataError where nothing is supervised."""
     totals = Totals()

@@ -1,4 +1,4 @@
-"""(model shape, options, budget) -> the table of every buffer that training holds. The plan is the allocation.
+"""(network, options, budget) -> the table of every buffer that training holds. The plan is the allocation.
 
 Pure: no I/O. Training carves its arena from `Plan.buffers` and allocates nothing else of size.
 
@@ -23,10 +23,9 @@ from .config import TrainConfig
 from .errors import UsageError
 from .family import Family
 from .low_rank import lora_of
-from .model import buffers
+from .network import Structure
 from .packing import Lengths
 from .projection import Run, target_names, trained_shapes
-from .shape import Shape
 from .speed import work
 from .stream import Sizes
 
@@ -101,7 +100,7 @@ class Plan:
                 "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.choice)}
 
 
-def make(shape: Shape, config: TrainConfig, *, ops: Backend, sizes: Sizes, room: Room, lengths: Lengths = (),
+def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, room: Room, lengths: Lengths = (),
          like: Choice | None = None, family: Family | None = None) -> Plan:
     """The quickest plan that fits into `room`. lengths: tokens of each row, those of a group in a tuple; empty when the
     data is not known yet.
@@ -109,9 +108,9 @@ def make(shape: Shape, config: TrainConfig, *, ops: Backend, sizes: Sizes, room:
     like: an earlier plan's choice; all of it that decides how sums are rounded is taken over. Raises UsageError where
     nothing fits, and for options that the model cannot fulfil (blocks, rank). family: what is trained; None: LoRA.
     """
-    planner = _Planner(shape, config, ops, sizes, room, lengths, like, family)
+    planner = _Planner(structure, config, ops, sizes, room, lengths, like, family)
     run = planner.run(Choice(1, 1, 0))
-    run.family.check_shapes(trained_shapes(shape, run))
+    run.family.check_shapes(trained_shapes(structure, run))
     best = planner.best()
     if best is None:
         raise _refusal(planner)
@@ -120,7 +119,7 @@ def make(shape: Shape, config: TrainConfig, *, ops: Backend, sizes: Sizes, room:
 
 @dataclass(frozen=True)
 class _Planner:
-    shape: Shape
+    structure: Structure
     config: TrainConfig
     ops: Backend
     sizes: Sizes
@@ -152,15 +151,26 @@ class _Planner:
         c = self.config
         return Run(max_tokens=choice.max_tokens, max_length=self.longest,
                    family=self.family or lora_of(c),
-                   targets=target_names(c.target_names()), blocks=c.block_range(self.shape.n_layer), 
+                   targets=self.targets(), blocks=c.block_range(self.structure.n_layer), 
                    kept=choice.kept, threads=self.ops.threads, precision=c.precision)
+
+    def targets(self) -> tuple[str, ...]:
+        """The trained projections of a block, by the network's names."""
+        have = tuple(self.structure.linear_shapes())
+        if self.config.targets == "all":
+            return have
+        asked = target_names(self.config.target_names())
+        for name in asked:
+            if name not in have:
+                raise UsageError(f"this model has no {name} in its blocks", f"it has {', '.join(have)}")
+        return asked
 
     def table(self, choice: Choice) -> tuple[Buffer, ...]:
         run = self.run(choice)
-        groups = run.family.parameters(trained_shapes(self.shape, run))
+        groups = run.family.parameters(trained_shapes(self.structure, run))
         parameters = sum(group.size for group in groups)
-        return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"), *buffers(self.shape, run),
-                Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
+        return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
+                *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
                 *optim.buffers(choice.optimizer_state, groups),
                 Buffer("best", (parameters,), "run"))
 
@@ -174,7 +184,7 @@ class _Planner:
     def _cost(self, choice: Choice) -> tuple[float, int]:
         plan = self.plan(choice)
         worth = ROUNDED if choice.optimizer_state != "float" else 1.0
-        return worth * work(self.shape, plan.run, plan.read_bytes), plan.peak_bytes
+        return worth * work(self.structure, plan.run, plan.read_bytes), plan.peak_bytes
 
     def _fitting(self) -> Iterator[Choice]:
         """For each way to compute, the one that streams least."""
@@ -191,7 +201,7 @@ class _Planner:
         """Of how many blocks activations may be kept: those of the last one always are."""
         if self.like:
             return [self.like.kept]
-        live = self.shape.n_layer - self.config.block_range(self.shape.n_layer)[0]
+        live = self.structure.n_layer - self.config.block_range(self.structure.n_layer)[0]
         some = sorted({max(1, live * eighth // 8) for eighth in range(9)})
         return {"none": [live], "block": [1]}.get(self.config.recompute, some)
 
@@ -204,7 +214,7 @@ class _Planner:
 
     def streamings(self) -> range:
         """How many blocks may be streamed."""
-        n = self.shape.n_layer
+        n = self.structure.n_layer
         return {"resident": range(1), "streamed": range(n, n + 1)}.get(self.config.weights, range(n + 1))
 
     def token_counts(self) -> list[int]:
@@ -230,7 +240,7 @@ class _Planner:
         texts = {
             "kept": f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
             "max_tokens": f"{best.max_tokens} tokens are computed at a time, not {at.max_tokens}, for the same batch",
-            "streamed": f"{best.streamed} of {self.shape.n_layer} blocks, embedding and head are read at every use",
+            "streamed": f"{best.streamed} of {self.structure.n_layer} blocks, embedding and head are read at every use",
             "optimizer_state": "AdamW's moments lie in 8 bits, which changes the adapter a little",
         }
         for name, text in texts.items():
@@ -248,8 +258,11 @@ def _refusal(p: _Planner) -> UsageError:
     """What would fit, and which one option would help most."""
     least, room = p.least(), p.room
     halves: dict[str, Any] = {
-        "max_length": max(2, p.longest // 2), "rank": max(1, p.config.rank // 2), "targets": "q_proj,v_proj",
-        "blocks": f"last:{max(1, p.shape.n_layer // 2)}", "precision": "fast", "recompute": "auto", "weights": "auto"}
+        "max_length": max(2, p.longest // 2), "rank": max(1, p.config.rank // 2),
+        "blocks": f"last:{max(1, p.structure.n_layer // 2)}", "precision": "fast", "recompute": "auto",
+        "weights": "auto"}
+    if "attn_q" in p.structure.linear_shapes():
+        halves["targets"] = "q_proj,v_proj"
     changed = {name: replace(p, config=replace(p.config, **{name: value})).least() for name, value in halves.items()
                if getattr(p.config, name) != value}
     name = min(changed, key=lambda name: changed[name], default="")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from .backend import Backend
 from .family import Carved, Family, Frozen
 from .gguf import Tensor
 from .lora import TARGETS
-from .shape import Shape
 
 Kept = dict[str, np.ndarray]  # a block's activations by name
 # Rounded to 8 bits, the gradient of the residual stream, which a few values dominate, costs by itself what the gate of
@@ -58,7 +58,12 @@ def forward_precision(run: Run, layer: int) -> str:
     return "fast" if run.precision == "int8" and layer < 2 else run.precision
 
 
-def trained_shapes(s: Shape, run: Run) -> dict[str, tuple[int, int]]:
+class HasProjections(Protocol):
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """[N, K] of a block's projections by GGUF name."""
+
+
+def trained_shapes(s: HasProjections, run: Run) -> dict[str, tuple[int, int]]:
     """[N, K] of every adapted weight, by GGUF name without .weight."""
     linear = s.linear_shapes()
     return {f"blk.{i}.{t}": linear[t] for i in run.blocks for t in run.targets}

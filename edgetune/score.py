@@ -11,7 +11,7 @@ from .device import thread_count
 from .errors import MismatchError
 from .lora import Lora, Pair
 from .low_rank import CarvedLora, LoraFamily
-from .model import Decoder, Model, buffers
+from .model import Decoder, Model
 from .native import Cpu
 from .objectives.sft import Sft
 from .packing import micro_batches
@@ -59,7 +59,7 @@ def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, ma
 def make_arena(model: Model, run: Run, ops: Cpu) -> Arena:
     """All that forward takes, and the adapter."""
     parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
-    table = [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"), *buffers(model.shape, run)]
+    table = [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"), *model.structure.buffers(run)]
     return Arena(table, ops.allocate)
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from .device import Profile
 from .errors import FormatError, MismatchError
-from .model import BACKWARD_GROUPS
+from .network import Structure
 from .projection import Run
-from .shape import Shape
 
 UNPACK = 32  # FLOP in the time of unpacking a weight; once a pass over a micro-batch
 READ = 500  # FLOP in the time of reading a byte of the file, as from a memory card on a small board
@@ -21,56 +19,16 @@ REACHED = 0.4  # share of that which a training step reaches
 UNHIDDEN = 0.2  # share of that time which does not hide behind computing
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Of one step: a multiplication and an addition are 2."""
-
-    forward: int
-    backward: int
-
-    @property
-    def total(self) -> int:
-        return self.forward + self.backward
-
-
-def step_flops(s: Shape, run: Run, lengths: Sequence[int]) -> Flops:
-    """What a step on documents of these lengths has to compute, all but their last tokens supervised.
-
-    Forward: 2 a token and weight of the projections, 2 a supervised token and weight of the head, 4 C a head and pair
-    of tokens that see each other. Backward: the same again where the gradient passes (attention twice), down to what
-    is trained. Not counted: what is computed again, the adapter's own products, embedding, norms and the like.
-    """
-    tokens = sum(lengths)
-    weights = {name: n * k for name, (n, k) in s.linear_shapes().items()}
-    attention = [4 * s.n_head * s.d_head * sum(_pairs(n, window) for n in lengths) for window in s.windows]
-    deepest = max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(run.targets))
-    passed = sum(weights[name] for group in BACKWARD_GROUPS[:deepest] for name in group)  # in the lowest trained block
-    above = run.lowest + 1
-    lowest_attention = attention[run.lowest] if deepest == len(BACKWARD_GROUPS) - 1 else 0
-    head = 2 * (tokens - len(lengths)) * s.n_vocab * s.d_model
-    whole = sum(weights.values())
-    return Flops(2 * tokens * s.n_layer * whole + sum(attention) + head,
-                 2 * tokens * ((s.n_layer - above) * whole + passed)
-                 + 2 * (sum(attention[above:]) + lowest_attention) + head)
-
-
-def _pairs(n: int, window: int) -> int:
-    """(t, s) with s <= t < n, and s > t - window where there is a window."""
-    w = min(window or n, n)
-    return w * (w + 1) // 2 + (n - w) * w
-
-
-def work(s: Shape, run: Run, read_bytes: int = 0) -> float:
-    """What a token costs in the time of so many FLOP, in a full micro-batch of full rows: those of step_flops, those of
+def work(s: Structure, run: Run, read_bytes: int = 0) -> float:
+    """What a token costs in the time of so many FLOP, in a full micro-batch of full rows: those of its flops, those of
     blocks that are computed again, unpacking the weights, and, beyond what hides behind all this, reading the file.
     """
-    flops = step_flops(s, run, [run.max_length])
-    head = 2 * (run.max_length - 1) * s.n_vocab * s.d_model
+    flops = s.flops(run, [run.max_length])
     live = s.n_layer - run.lowest
     again = live - run.kept  # blocks
     weights = sum(n * k for n, k in s.linear_shapes().values()) * (s.n_layer + live + again)
-    computed = (flops.total + (flops.forward - head) * again / s.n_layer) / run.max_length
-    computed += UNPACK * (weights + s.n_vocab * s.d_model) / run.max_tokens
+    computed = (flops.total + flops.blocks * again / s.n_layer) / run.max_length
+    computed += UNPACK * (weights + s.head_weights) / run.max_tokens
     reading = READ * read_bytes / run.max_tokens
     return max(computed, reading) + UNHIDDEN * reading
 
@@ -86,7 +44,7 @@ class Speed:
     blocks: int  # so many
     threads: int
     micro_batch: int  # tokens
-    flops_per_s: float  # as step_flops counts
+    flops_per_s: float  # as Structure.flops counts
 
 
 def state_file() -> Path:
@@ -125,12 +83,12 @@ def check_speed(run: Run, speed: Speed) -> None:
                                 f"plan with --{name} {measured}, or measure with --{name} {value}")
 
 
-def tokens_per_s(s: Shape, run: Run, speed: Speed, read_bytes: int = 0) -> float:
+def tokens_per_s(s: Structure, run: Run, speed: Speed, read_bytes: int = 0) -> float:
     """Of full rows. What other micro-batches, recomputation and streaming change is by the rule of `work`, the rest by
     FLOP alone: good for models and rows that are not far from the measured ones.
     """
     check_speed(run, speed)
     kept = max(1, round((s.n_layer - run.lowest) * speed.kept / speed.blocks))  # the same share
     measured = work(s, replace(run, kept=kept, max_tokens=speed.micro_batch))
-    flops = step_flops(s, run, [run.max_length]).total / run.max_length
+    flops = s.flops(run, [run.max_length]).total / run.max_length
     return speed.flops_per_s / flops * measured / work(s, run, read_bytes)

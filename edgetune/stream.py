@@ -95,7 +95,7 @@ def sizes(tensors: Iterable[Tensor], n_layer: int) -> Sizes:
 
 def slice_entries(row: int) -> int:
     """Entries of the vocabulary, `row` bytes each, that are in memory at a time where the head is streamed."""
-    return max(SLICE // row // UNIT * UNIT, UNIT)
+    return max(SLICE // max(row, 1) // UNIT * UNIT, UNIT)
 
 
 class Stream:

@@ -25,8 +25,9 @@ from .data import Dataset, load_rows
 from .errors import DataError, Interrupted, NumericsError, UsageError
 from .family import Family
 from .lora import Lora, Pair
-from .model import Decoder, Model
 from .native import Cpu
+from .network import Network
+from .networks import open_network
 from .objectives.base import Objective
 from .objectives.sft import Sft
 from .options import make_options
@@ -78,14 +79,13 @@ class Trainer:
         self.objective = (objective or Sft()).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
-        self.model = Model(self.bundle.gguf)
+        self.model = open_network(self.bundle.gguf)
         self._tokenizer, self._own_tokenizer = tokenizer, tokenizer is None
         self.ops = backend or Cpu(device.thread_count(config.threads))
         self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, like=like, family=family)
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
-        self.decoder = Decoder(self.model, self.plan.run, self.ops, self.arena, self.plan.choice.streamed,
-                               config.seed)
+        self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.choice.streamed, config.seed)
         self._reference = Reference(self.decoder)
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
@@ -129,8 +129,8 @@ class Trainer:
             if not 2 <= n <= limit:
                 raise DataError(f"example {i} has {n} tokens, this trainer takes 2 to {limit}",
                                 "shorten it or raise max_length")
-            if int(example.tokens.min()) < 0 or int(example.tokens.max()) >= self.model.shape.n_vocab:
-                raise DataError(f"example {i} holds a token id outside 0..{self.model.shape.n_vocab - 1}",
+            if int(example.tokens.min()) < 0 or int(example.tokens.max()) >= self.model.structure.n_vocab:
+                raise DataError(f"example {i} holds a token id outside 0..{self.model.structure.n_vocab - 1}",
                                 "tokenise it with this model's tokenizer")
         last = max((example.group for example in self.examples), default=0)  # groups of an earlier call are others
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
@@ -193,7 +193,7 @@ class Trainer:
         if not self.best_known:
             self.ops.copy(self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
         run = self.plan.run
-        groups = run.family.parameters(trained_shapes(self.model.shape, run))
+        groups = run.family.parameters(trained_shapes(self.model.structure, run))
         moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
         optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr, step)
         return norm
@@ -280,7 +280,7 @@ class Trainer:
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
-def make_plan(model: Model, config: TrainConfig, *, ops: Backend | None = None, lengths: Lengths = (),
+def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Lengths = (),
               like: plan.Choice | None = None, board: device.Profile | None = None,
               family: Family | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
@@ -301,7 +301,7 @@ def make_plan(model: Model, config: TrainConfig, *, ops: Backend | None = None, 
     return _planned(model, config, room, ops or Cpu(config.threads or here.cores), lengths, like, family)
 
 
-def _planned(model: Model, config: TrainConfig, room: plan.Room, ops: Backend, lengths: Lengths,
+def _planned(model: Network, config: TrainConfig, room: plan.Room, ops: Backend, lengths: Lengths,
              like: plan.Choice | None, family: Family | None) -> plan.Plan:
-    return plan.make(model.shape, config, ops=ops, lengths=lengths, like=like, family=family,
-                     sizes=sizes(model.gguf.tensors.values(), model.shape.n_layer), room=room)
+    return plan.make(model.structure, config, ops=ops, lengths=lengths, like=like, family=family,
+                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), room=room)

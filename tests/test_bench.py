@@ -13,7 +13,6 @@ from edgetune.bench import generate, kernels, ops, train
 from edgetune.config import TrainConfig
 from edgetune.gguf import open_gguf
 from edgetune.model import Model
-from edgetune.speed import step_flops
 from edgetune.trainer import Trainer, make_plan
 
 SMALL = ["--rank", "4", "--threads", "1", "--batch-size", "2"]
@@ -33,7 +32,7 @@ def run_json(*args, code=0):
 
 def flops_of(path, lengths, **options):
     opened = Model(open_gguf(path))
-    return step_flops(opened.shape, make_plan(opened, TrainConfig(threads=1, **options)).run, lengths)
+    return opened.structure.flops(make_plan(opened, TrainConfig(threads=1, **options)).run, lengths)
 
 
 @pytest.mark.parametrize(("options", "backward"), [
@@ -68,7 +67,7 @@ def test_the_clock_counts_what_the_shapes_say(model):
     with ops.clocked(trainer.ops) as spent:
         trainer.step()
     done = {name: op.flops for name, op in spent.items()}
-    flops = step_flops(trainer.model.shape, trainer.plan.run, [20, 20])
+    flops = trainer.model.structure.flops(trainer.plan.run, [20, 20])
     head = done["head_backward Q8_0"] // 2
     assert done["matmul_forward Q8_0"] + done["attention_forward"] + head == flops.forward
     assert done["matmul_backward Q8_0"] + done["attention_backward"] * 4 // 5 + head == flops.backward

@@ -18,6 +18,7 @@ from edgetune.host import fits
 from edgetune.host.floats import read
 from edgetune.native import Cpu
 from edgetune.stream import Sizes
+from edgetune.structure import DecoderStructure
 
 ZERO = "raspberry-pi-zero-2w"
 
@@ -62,7 +63,7 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> 
     def trained_with(nbytes: float) -> plan.Plan:
         """All of them in memory."""
         weights = Sizes((0, 0), int(nbytes), 0, 0)
-        return plan.make(model.shape, TrainConfig(weights="resident"), ops=Cpu(4), sizes=weights,
+        return plan.make(DecoderStructure(model.shape), TrainConfig(weights="resident"), ops=Cpu(4), sizes=weights,
                          room=plan.Room(plan.PROCESS, budget=budget))
 
     assert trained_with(most).peak_bytes <= budget

@@ -17,6 +17,7 @@ from edgetune.native import Cpu
 from edgetune.shape import Rope, Shape
 from edgetune.speed import work
 from edgetune.stream import Sizes
+from edgetune.structure import DecoderStructure
 from edgetune.trainer import Trainer
 
 MIB = 1 << 20
@@ -28,8 +29,8 @@ OPTIONS = {"batch_size": 4, "max_length": 256}
 
 def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, like=None, **options):
     room = plan.Room(process * MIB, int(before * MIB), plan.UNLIMITED if budget is None else int(budget * MIB), "asked")
-    return plan.make(SMOLLM2, TrainConfig(**{**OPTIONS, **options}), ops=Cpu(2), sizes=sizes, room=room,
-                     lengths=lengths, like=like)
+    return plan.make(DecoderStructure(SMOLLM2), TrainConfig(**{**OPTIONS, **options}), ops=Cpu(2), sizes=sizes,
+                     room=room, lengths=lengths, like=like)
 
 
 def test_enough_memory_trades_nothing():
@@ -105,7 +106,7 @@ def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, ra
             return float("inf")
         assert made.peak_bytes <= budget * MIB
         worth = plan.ROUNDED if made.choice.optimizer_state == "8bit" else 1
-        return worth * work(SMOLLM2, made.run, made.read_bytes)
+        return worth * work(DecoderStructure(SMOLLM2), made.run, made.read_bytes)
 
     assert slowness(budget + more) <= slowness(budget)
 

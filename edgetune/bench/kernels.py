@@ -17,7 +17,7 @@ import numpy as np
 from .. import device, native
 from ..backend import HEAD_STATE, MOMENT_BYTES, MOMENTS
 from ..gguf import FORMATS
-from ..model import HEAD_BYTES
+from ..structure import HEAD_BYTES
 from . import ops
 
 TOKENS, RANK = 256, 8  # T, R

@@ -15,7 +15,6 @@ from .. import device
 from ..bundle import open_bundle
 from ..config import TrainConfig
 from ..packing import Example
-from ..speed import step_flops
 from ..trainer import Trainer
 from .ops import Spent, clocked
 
@@ -26,13 +25,13 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     """Time config.steps steps of config.batch_size rows of config.max_length random token ids, after one that is not.
 
     Of the result: step_s is the median, first_step_s counts from the start of this process, peak_rss_mib is of the
-    whole process, mfu the time that the FLOP of `step_flops` take at the peak of a register loop (forward's and
+    whole process, mfu the time that the FLOP of `Structure.flops` take at the peak of a register loop (forward's and
     backward's each) as a share of step_s. ops: calls, seconds and gflops (null for what is no product) a step.
     """
     bundle = open_bundle(model)
     timed = config.steps
     trainer = Trainer(bundle, replace(config, steps=1 + timed + CLOCKED_STEPS))
-    rows = random_rows(trainer.model.shape.n_vocab, config.batch_size, config.max_length, config.seed)
+    rows = random_rows(trainer.model.structure.n_vocab, config.batch_size, config.max_length, config.seed)
     trainer.add_examples(rows)
     trainer.step()
     first = process_seconds()
@@ -41,14 +40,14 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     with clocked(trainer.ops) as spent:
         clocked_s = sum(trainer.step().seconds for _ in range(CLOCKED_STEPS))
     ops, plan_run = trainer.ops, trainer.plan.run
-    work = step_flops(trainer.model.shape, plan_run, [config.max_length] * config.batch_size)
+    work = trainer.model.structure.flops(plan_run, [config.max_length] * config.batch_size)
     peaks = ops.peak(config.precision), ops.peak(config.precision, True)
     least_s = work.forward / peaks[0] + work.backward / peaks[1]
     step_s, tokens, here = statistics.median(seconds), config.batch_size * config.max_length, device.read_device()
     return {"bench": "train", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
             "model": str(bundle.path), "isa": ops.isa, "precision": config.precision,
             "products": ops.products(config.precision),
-            "kept": plan_run.kept, "blocks": trainer.model.shape.n_layer - plan_run.lowest,
+            "kept": plan_run.kept, "blocks": trainer.model.structure.n_layer - plan_run.lowest,
             "micro_batch": plan_run.max_tokens,
             "threads": plan_run.threads, "options": config.to_json(),
             "tokens_per_s": tokens / step_s, "step_s": step_s, "step_s_least": min(seconds), "first_step_s": first,

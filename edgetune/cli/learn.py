@@ -110,7 +110,7 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     from ..bundle import open_bundle
     from ..console import mib, plan_lines, table
     from ..device import board_named
-    from ..model import Model
+    from ..networks import open_network
     from ..packing import lengths_of
     from ..train import wear
     from ..trainer import make_plan
@@ -119,10 +119,10 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None, objective) if data
                        else (open_bundle(model), None, None))
     lengths = lengths_of(rows.examples) if rows else []
-    decoder = Model(bundle.gguf)
-    plan = make_plan(decoder, config, lengths=lengths, board=board)
+    network = open_network(bundle.gguf)
+    plan = make_plan(network, config, lengths=lengths, board=board)
     tokens = config.steps * config.batch_size * plan.run.max_length
-    predicted = expect(decoder.shape, plan, speed, board, config.batch_size,
+    predicted = expect(network.structure, plan, speed, board, config.batch_size,
                        rows.tokens * config.epochs if rows and not tokens else tokens)
     buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
     disk = wear(plan, config, held_out=True)
@@ -151,7 +151,7 @@ def wear_rows(disk: dict[str, Any]) -> list[list[str]]:
             [f"written a day, checkpoint every {disk['checkpoint_every']} (at most)", mib(disk["bytes_per_day"])]]
 
 
-def expect(shape: Any, plan: Any, named: Path | None, board: Any, batch_size: int,
+def expect(structure: Any, plan: Any, named: Path | None, board: Any, batch_size: int,
            tokens: float) -> dict[str, Any] | None:
     """Tokens a second, and seconds for so many tokens (0: unknown), by what was measured here, else by the profile of
     the board; None: that does not say.
@@ -166,7 +166,7 @@ def expect(shape: Any, plan: Any, named: Path | None, board: Any, batch_size: in
         return None
     if measured and not named and (speed.precision, speed.threads) != (plan.run.precision, plan.run.threads):
         return None
-    rate = tokens_per_s(shape, plan.run, speed, plan.read_bytes)
+    rate = tokens_per_s(structure, plan.run, speed, plan.read_bytes)
     return {"tokens_per_s": rate, "step_s": batch_size * plan.run.max_length / rate,
             "seconds": tokens / rate if tokens else None, "measured": measured is not None, "speed": vars(speed)}
 

@@ -10,9 +10,10 @@ from ..device import Profile, board_named
 from ..errors import UsageError
 from ..gguf import Gguf
 from ..native import Cpu
-from ..shape import Shape, read_shape
+from ..shape import read_shape
 from ..speed import profile_speed, tokens_per_s
 from ..stream import Sizes, sizes
+from ..structure import DecoderStructure
 from .floats import Floats
 
 RESERVE = 1 / 16  # of the budget stays free when a file is made to fit: the process may be larger there, rows longer
@@ -25,7 +26,7 @@ def on_device(gguf: Gguf, name: str) -> dict[str, Any]:
 
     Raises UsageError for an unknown device, and where it cannot train the model.
     """
-    board, shape = board_named(name), read_shape(gguf)
+    board, shape = board_named(name), DecoderStructure(read_shape(gguf))
     made = _plan(shape, sizes(gguf.tensors.values(), shape.n_layer), board, TrainConfig())
     speed = profile_speed(board, made.run, made.run.max_tokens)
     rate = tokens_per_s(shape, made.run, speed, made.read_bytes) if speed else None
@@ -39,7 +40,7 @@ def largest_file(model: Floats, name: str) -> int:
 
     The whole file counts, with its vocabulary. UsageError for an unknown device, and where none is small enough.
     """
-    board, shape = board_named(name), model.shape
+    board, shape = board_named(name), DecoderStructure(model.shape)
     budget = TrainConfig().memory_bytes(board.available)
 
     def trains(nbytes: int) -> bool:
@@ -60,7 +61,7 @@ def largest_file(model: Floats, name: str) -> int:
     return most
 
 
-def _plan(shape: Shape, weights: Sizes, board: Profile, config: TrainConfig) -> plan.Plan:
+def _plan(shape: DecoderStructure, weights: Sizes, board: Profile, config: TrainConfig) -> plan.Plan:
     room = plan.Room(plan.PROCESS, budget=config.memory_bytes(board.available),
                      asked=f"{DEFAULT_MEMORY} of what is available on {board.name}")
     return plan.make(shape, config, ops=Cpu(board.cores or 1), sizes=weights, room=room)

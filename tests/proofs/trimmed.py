@@ -27,7 +27,6 @@ from edgetune.host import floats
 from edgetune.host.trim import trim
 from edgetune.merge import merge
 from edgetune.model import Model
-from edgetune.speed import step_flops
 from edgetune.trainer import make_plan
 
 SYSTEM = "Extract the intent and slots as JSON."
@@ -86,7 +85,7 @@ def flop(bundle: edgetune.Bundle, config: edgetune.TrainConfig, data: Dataset) -
     """Of an epoch, as the plan counts; but the head works on supervised tokens only."""
     model, lengths = Model(bundle.gguf), [example.tokens.size for example in data.examples]
     shape, idle = model.shape, data.tokens - len(lengths) - data.supervised
-    whole = step_flops(shape, make_plan(model, config, lengths=lengths).run, lengths).total
+    whole = model.structure.flops(make_plan(model, config, lengths=lengths).run, lengths).total
     return whole - 2 * 2 * idle * shape.n_vocab * shape.d_model
 
 
