@@ -17,6 +17,7 @@ from edgetune import adapter, config
 from edgetune.adapter import open_adapter, save_adapter, save_gguf, save_run
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NumericsError, UnsupportedError, UsageError
 from edgetune.gguf import Gguf, fingerprint, open_gguf
+from edgetune.info import describe
 from edgetune.lora import TARGETS, Lora, Pair, init_pairs, scale_of
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
@@ -301,3 +302,10 @@ def test_a_full_disk_leaves_what_was_there(base: Gguf, pairs: Lora, tmp_path: Pa
     opened = open_adapter(tmp_path / "old", base)
     assert (opened.run, list(opened.pairs)) == ({"step": 1}, NAMES)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["adapter.gguf", "old", "run.json"]
+
+
+def test_an_adapter_of_embedding_and_head_is_described(base: Gguf, tmp_path: Path) -> None:
+    """As llama.cpp's converter makes them; neither name has a block."""
+    shape = base.tensors["token_embd.weight"].shape
+    save_gguf(tmp_path / "a.gguf", init_pairs({"token_embd": shape, "output": shape}, 2, 1.0, 0), base)
+    assert describe(tmp_path / "a.gguf")["targets"] == {"token_embd": 1, "output": 1}
