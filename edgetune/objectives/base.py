@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, TypeVar
@@ -103,9 +103,11 @@ def objectives(common: type | None = None) -> dict[str, type[Objective]]:
     package = import_module(__package__)
     for module in iter_modules(package.__path__):
         import_module(f"{__package__}.{module.name}")
-    for kind in _registered.values() if common else ():
-        for name in {spec.name for spec in declared(kind)} & {spec.name for spec in fields(common)}:
-            raise ValueError(f"{kind.__qualname__} has an option {name}, which every training has")
+    taken = {spec.name for spec in declared(common)} if common else set()
+    for kind in _registered.values():
+        for spec in declared(kind):
+            if spec.name in taken:
+                raise ValueError(f"{kind.__qualname__} has an option {spec.name}, which every training has")
     return dict(sorted(_registered.items()))
 
 
