@@ -43,7 +43,8 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
 
     \b
-    DATA is .jsonl, one row a line, in one of three shapes, or plain .txt:
+    DATA is .jsonl, one row a line, in one of three shapes; plain .txt; or - for
+    rows from standard input:
       {"messages": [{"role": "user", "content": "..."}, ...]}
       {"prompt": "...", "completion": "..."}
       {"text": "..."}
