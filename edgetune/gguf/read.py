@@ -263,6 +263,8 @@ class _Cursor:
     def skip_strings(self, count: int, what: str) -> None:
         """Step over `count` strings. The loop meets every token of a vocabulary, so it is bare."""
         pos = self.step(8 * count, what)  # each string has at least its length
+        if count > MAX_STRINGS:
+            raise self.bad(f"{what} has {count} strings, allowed are {MAX_STRINGS}")
         last, length = self.size - 8, _U64.unpack_from
         for i in range(count):
             if pos > last:
@@ -308,8 +310,6 @@ def _read_value(cursor: _Cursor, what: str) -> _Entry:
         raise cursor.bad(f"{what} is an array of {count} arrays, allowed are arrays of single values")
     entry = _Entry(f"[{name}]" if array else name, count, cursor.pos)
     if entry.type == "[str]":
-        if count > MAX_STRINGS:
-            raise cursor.bad(f"{what} has {count} strings, allowed are {MAX_STRINGS}")
         cursor.skip_strings(count, what)
     elif name == "str":
         cursor.string(what)
