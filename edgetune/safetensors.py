@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]]) -> No
 
 
 def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Name -> float32 array for tensors in F32, F16 or BF16.
+    """Name -> float32 array for tensors in F32, F16 or BF16, in the order in which they are stored.
 
     Raises FormatError for a missing, truncated or corrupt file, UnsupportedError for another dtype.
     """
@@ -32,18 +33,27 @@ def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
             raise FormatError(f"{path} is not a regular file", "name a safetensors file")
-        found: Any = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        raw = path.read_bytes()
+        found: dict[str, Any] = dict(deserialize(raw))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}", "check the path") from None
     except SafetensorError as error:
         raise FormatError(f"{path} is no safetensors file: {str(error)[:200]}", _BROKEN) from None
     tensors = {}
-    for name, info in found:
+    for name in _in_order(raw):
+        info = found[name]
         if info["dtype"] not in _TYPES:
             raise UnsupportedError(f"{path}: {name} is {info['dtype']}", f"supported are {', '.join(_TYPES)}")
         stored = np.frombuffer(info["data"], _TYPES[info["dtype"]])
         tensors[name] = _f32(stored).reshape(info["shape"])
     return tensors
+
+
+def _in_order(raw: bytes) -> list[str]:
+    """Names by where their data begins: the package gives them in another order each time. `raw` is sound."""
+    header: dict[str, Any] = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
+    header.pop("__metadata__", None)
+    return sorted(header, key=lambda name: header[name]["data_offsets"])
 
 
 def _f32(stored: NDArray[np.generic]) -> NDArray[np.float32]:

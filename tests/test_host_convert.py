@@ -261,7 +261,7 @@ def test_weights_that_are_refused(copy):
         convert.convert(copy)
     save_file(tensors, weights)
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(FormatError, match="is no safetensors file: .*not fully covered"):
+    with pytest.raises(FormatError, match=r"is no safetensors file: .*not fully covered"):
         convert.convert(copy)
     weights.rename(copy / "pytorch_model.bin")
     with pytest.raises(UnsupportedError, match=r"only in PyTorch's .bin files, which can run code when read; take a"):

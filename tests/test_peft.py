@@ -275,6 +275,9 @@ def test_safetensors_agrees_with_the_package(tmp_path: Path) -> None:
     kinds = {"a": torch.float32, "b": torch.float16, "c": torch.bfloat16}
     safetensors.torch.save_file({n: values.to(kind) for n, kind in kinds.items()}, tmp_path / "theirs")
     ours = read_safetensors(tmp_path / "theirs")
+    header = json.loads((tmp_path / "theirs").read_bytes()[8:].partition(b"]}}")[0] + b"]}}")
+    header.pop("__metadata__", None)
+    assert list(ours) == sorted(header, key=lambda name: header[name]["data_offsets"])  # as they are stored
     assert all(np.array_equal(ours[n], values.to(kind).float().numpy()) for n, kind in kinds.items())
 
 
