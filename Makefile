@@ -6,7 +6,7 @@ JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 # The source tree where `make dev` has built its extension, else the edgetune that PYTHON has installed.
-SOURCES = $(if $(wildcard edgetune/_native.*.so),$(CURDIR))
+SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs durability crash pressure peers trimmed quantize onnx \
@@ -16,16 +16,16 @@ help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
 
 ready:
-	@$(RUN) -c "import edgetune.native" 2> /dev/null || \
+	@$(RUN) -c "import edgetune.backends.cpu" 2> /dev/null || \
 	    { echo "edgetune is not installed for $(PYTHON): run pip install '.[test]', or make dev" >&2; exit 1; }
 
 docs: ready ## docs/cli.md and docs/options.md, from the commands and their options
 	$(RUN) docs/generate.py
 
-dev: ## the extension, into edgetune/, for work in this checkout
+dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/dev -j $(JOBS)
-	for so in build/dev/_native.*.so; do cp $$so edgetune/native.tmp && mv edgetune/native.tmp edgetune/$$(basename $$so); done
+	for so in build/dev/_native.*.so; do cp $$so edgetune/backends/native.tmp && mv edgetune/backends/native.tmp edgetune/backends/$$(basename $$so); done
 
 test: ready ## the tests, against the edgetune that PYTHON has
 	cd tests && $(RUN) -m pytest
@@ -59,13 +59,13 @@ proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32,
 
 durability: ready ## minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
 	$(RUN) tests/proofs/kill.py
-	cd tests && $(RUN) -m pytest -m '' test_durability.py test_resume.py
+	cd tests && $(RUN) -m pytest -m '' training/test_durability.py training/test_resume.py
 
 crash: ready ## minutes: the daemon killed at KILLS random moments (100), all that it accepted still there
 	$(RUN) tests/proofs/crash.py --kills $(or $(KILLS),100)
 
 pressure: ready ## another process takes the memory of a training in a cgroup, and gives it back (needs root)
-	cd tests && $(RUN) -m pytest -m '' test_pace.py
+	cd tests && $(RUN) -m pytest -m '' training/test_pace.py
 
 peers: ready ## many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 	$(RUN) tests/peers/speed.py
@@ -96,7 +96,7 @@ onnx: ready ## minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, a
 
 fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
 	$(RUN) tests/proofs/fuzz_daemon.py
-	cd tests && $(RUN) -m pytest -m '' test_daemon_schema.py
+	cd tests && $(RUN) -m pytest -m '' daemon/test_schema.py
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 	$(RUN) tests/proofs/service.py
@@ -109,12 +109,12 @@ cycles: ## the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 sanitize: ## the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
 	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/sanitize/$(CC) -j $(JOBS)
-	rm -rf build/sanitize/python && mkdir -p build/sanitize/python/edgetune
-	ln -s $(CURDIR)/edgetune/* build/sanitize/python/edgetune/ && rm -f build/sanitize/python/edgetune/*.so
-	cp build/sanitize/$(CC)/_native.*.so build/sanitize/python/edgetune/
+	rm -rf build/sanitize/python && mkdir -p build/sanitize/python && cp -r edgetune build/sanitize/python
+	rm -f build/sanitize/python/edgetune/backends/*.so
+	cp build/sanitize/$(CC)/_native.*.so build/sanitize/python/edgetune/backends/
 	build/sanitize/$(CC)/et_check
 	cd tests && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest test_fuzz_model.py test_optim.py
+	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest models/test_fuzz_model.py training/test_optim.py
 
 clean: ## remove build/ and the extension from the source tree
-	rm -rf build edgetune/_native.*.so
+	rm -rf build edgetune/backends/_native.*.so

@@ -16,11 +16,11 @@ from typing import Any
 import click
 
 from edgetune.cli import cli
-from edgetune.config import TrainConfig
+from edgetune.compress.options import CompressConfig
 from edgetune.daemon.options import DaemonConfig
-from edgetune.host.options import CompressConfig
+from edgetune.machine.policy import Policy
 from edgetune.objectives.base import objectives
-from edgetune.policy import Policy
+from edgetune.training.config import TrainConfig
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; `make docs` writes it again. -->"

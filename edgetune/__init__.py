@@ -12,40 +12,48 @@ Names are imported when first used, so that `import edgetune` costs little on a 
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
 
 _HOME = {
-    "EdgetuneError": "errors", "TrainConfig": "config", "open_gguf": "gguf", "Bundle": "bundle",
-    "open_bundle": "bundle", "Tokenizer": "tokens", "load": "data", "load_rows": "data", "Trainer": "trainer",
-    "StepResult": "trainer", "run": "train", "open_adapter": "adapter", "Served": "serve",
+    "EdgetuneError": "errors", "TrainConfig": "training.config", "open_gguf": "formats.gguf",
+    "Bundle": "formats.bundle", "open_bundle": "formats.bundle", "Tokenizer": "llamacpp.tokenizer",
+    "load": "data.dataset", "load_rows": "data.dataset", "Trainer": "training.trainer",
+    "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
+    "Served": "serving.llama:LlamaModel",
 }
 
 if TYPE_CHECKING:
-    from .adapter import open_adapter as open_adapter
-    from .bundle import Bundle as Bundle
-    from .bundle import open_bundle as open_bundle
-    from .config import TrainConfig as TrainConfig
-    from .data import load as load
-    from .data import load_rows as load_rows
+    from .adapters.store import open_adapter as open_adapter
+    from .data.dataset import load as load
+    from .data.dataset import load_rows as load_rows
     from .errors import EdgetuneError as EdgetuneError
-    from .gguf import open_gguf as open_gguf
-    from .serve import Served as Served
-    from .tokens import Tokenizer as Tokenizer
-    from .train import run as run
-    from .trainer import StepResult as StepResult
-    from .trainer import Trainer as Trainer
+    from .formats.bundle import Bundle as Bundle
+    from .formats.bundle import open_bundle as open_bundle
+    from .formats.gguf import open_gguf as open_gguf
+    from .llamacpp.tokenizer import Tokenizer as Tokenizer
+    from .serving.llama import LlamaModel as Served  # noqa: F401  its public name
+    from .training.config import TrainConfig as TrainConfig
+    from .training.run import run as run
+    from .training.trainer import StepResult as StepResult
+    from .training.trainer import Trainer as Trainer
 
 
 if not TYPE_CHECKING:  # a checker takes the names above
 
     def __getattr__(name: str) -> Any:
         if name in _HOME:
-            return getattr(import_module(f".{_HOME[name]}", __name__), name)
+            module, _, renamed = _HOME[name].partition(":")
+            return getattr(import_module(f".{module}", __name__), renamed or name)
         if name == "errors":
             return import_module(".errors", __name__)
+        if name == "train":  # the module of runs, which this docstring named first
+            warnings.warn("edgetune.train is now edgetune.run, and will be removed in the next version",
+                          DeprecationWarning, stacklevel=2)
+            return import_module(f".{_HOME['run']}", __name__)
         raise AttributeError(f"module 'edgetune' has no attribute {name!r}")
 
     def __dir__() -> list[str]:

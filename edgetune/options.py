@@ -64,10 +64,12 @@ def check_type(spec: Field[Any], value: Any) -> None:
 
 
 def check_range(spec: Field[Any], value: Any) -> None:
-    meta, name = spec.metadata, _flag(spec)
+    meta = spec.metadata
+    name = _flag(spec)
     if meta["choices"] and value not in meta["choices"]:
         raise UsageError(f"{name} is {value!r}", f"choose from {', '.join(meta['choices'])}")
-    low, high = meta["low"], meta["high"]
+    low = meta["low"]
+    high = meta["high"]
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name} is {value}, not a number", "give a finite number")
     if low is not None and value < low:

@@ -1,4 +1,4 @@
-"""Writes edgetune/_native.pyi, which tells mypy the extension's functions: `python native/stub.py`.
+"""Writes edgetune/backends/_native.pyi, which tells mypy the extension's functions: `python native/stub.py`.
 
 The ops are read from binding_ops.def; binding.h has the words of a spec.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-STUB = HERE.parent / "edgetune" / "_native.pyi"
+STUB = HERE.parent / "edgetune" / "backends" / "_native.pyi"
 WIDTH = 120
 
 HEAD = '''"""The extension behind native.py. Written by native/stub.py from binding_ops.def."""

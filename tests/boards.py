@@ -10,10 +10,14 @@ MIB = 2**20
 class Board:
     """A Raspberry Pi 5 with 8 GB below `root`, cool, idle and on mains. Each method changes what its sensors say."""
 
-    zone, cores = "cpu-thermal", 4
+    zone = "cpu-thermal"
+    cores = 4
 
     def __init__(self, root: Path) -> None:
-        self.root, self.busy_ticks, self.own_ticks, self.all_ticks = root, 0, 0, 0
+        self.root = root
+        self.busy_ticks = 0
+        self.own_ticks = 0
+        self.all_ticks = 0
         self.write({
             "proc/sys/kernel/arch": "aarch64\n", "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
             "proc/self/cgroup": "0::/\n", "proc/self/status": "Cpus_allowed_list:\t0-3\nRssAnon:\t  51200 kB\n",

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
-from edgetune.gguf import open_gguf
+from edgetune.formats.gguf import open_gguf
 
 HARD = [
     "It's 3.14159, 2026-11-25 and 1234567 more; WE'LL see, they'd've said.",
@@ -108,7 +108,8 @@ def sentencepiece(space: str = "llama", size: int = 600, **options: Any) -> PreT
 def smollm2_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer.json from the tokens and merges in its GGUF, and the cuts that the model's own has."""
     keys = open_gguf(path).metadata
-    tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    tokens = keys["tokenizer.ggml.tokens"]
+    kinds = keys["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in keys["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(CUTS["smollm"][0])

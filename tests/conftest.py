@@ -12,7 +12,7 @@ import pytest
 from tiny import SHAPES, write_tiny
 
 if TYPE_CHECKING:
-    from edgetune.bundle import Bundle
+    from edgetune.formats.bundle import Bundle
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -59,7 +59,7 @@ def tiny_llama(tiny_models: dict[str, Path]) -> Path:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A tiny model in Q8_0, opened."""
-    from edgetune.bundle import open_bundle
+    from edgetune.formats.bundle import open_bundle
 
     return open_bundle(write_tiny(tmp_path_factory.mktemp("bundle") / "tiny.gguf", formats="Q8_0"))
 

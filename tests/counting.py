@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgetune.data import Dataset
-from edgetune.packing import Example
+from edgetune.data.dataset import Dataset
+from edgetune.data.packing import Example
 
 OPTIONS = {"rank": 4, "lr": 2e-2, "batch_size": 4, "max_length": 48, "threads": 2, "warmup": 2, "steps": 12,
            "precision": "exact"}  # held-out scores are, and are compared
@@ -16,7 +16,8 @@ def sequences(n, seed=0, low=8, high=40):
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(n):
-        length, start = int(rng.integers(low, high)), int(rng.integers(0, 40))
+        length = int(rng.integers(low, high))
+        start = int(rng.integers(0, 40))
         weights = np.ones(length, np.float32)
         weights[:3] = 0
         rows.append(Example(np.arange(start, start + length, dtype=np.int32), weights))

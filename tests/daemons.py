@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetune.config import TrainConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.server import run
 from edgetune.daemon.service import Service
+from edgetune.training.config import TrainConfig
 
 PATIENCE = 60  # seconds; nothing here takes nearly so long
 

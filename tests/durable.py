@@ -5,9 +5,9 @@ import json
 import pytest
 from counting import dataset
 
-from edgetune import train
-from edgetune.config import TrainConfig
 from edgetune.errors import EdgetuneError, Interrupted
+from edgetune.training import run as train
+from edgetune.training.config import TrainConfig
 
 STEPS = 8
 CONFIG = TrainConfig(rank=4, lr=2e-2, batch_size=4, max_length=48, threads=2, warmup=2, steps=STEPS, dropout=0.1,

@@ -111,7 +111,8 @@ def make_family(
     tensors = {}
     with torch.no_grad():
         for hf_name, parameter in model.named_parameters():
-            tensor, values = gguf_name(hf_name, name), to_gguf(parameter.numpy(), hf_name, model)
+            tensor = gguf_name(hf_name, name)
+            values = to_gguf(parameter.numpy(), hf_name, model)
             if values.ndim == 2:
                 format = format_of(tensor, formats)
                 kept = dequantize(quantize(values, format), format)
@@ -242,8 +243,10 @@ def logits_of(path: Path, tokens: Sequence[int], adapter: Path | None = None) ->
         raise RuntimeError(f"llama.cpp does not load {path}")
     settings = llama.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = max(len(tokens), 32)
-    settings.n_threads = settings.n_threads_batch = 2
-    settings.type_k = settings.type_v = 0
+    settings.n_threads = 2
+    settings.n_threads_batch = 2
+    settings.type_k = 0
+    settings.type_v = 0
     settings.flash_attn_type = 0
     settings.swa_full = True
     context = llama.llama_init_from_model(model, settings)
@@ -256,7 +259,10 @@ def logits_of(path: Path, tokens: Sequence[int], adapter: Path | None = None) ->
             llama.llama_set_adapters_lora(context, (type(lora) * 1)(lora), 1, (ctypes.c_float * 1)(1.0))
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = int(token), i, 1, True
+            batch.token[i] = int(token)
+            batch.pos[i] = i
+            batch.n_seq_id[i] = 1
+            batch.logits[i] = True
             batch.seq_id[i][0] = 0
         if llama.llama_decode(context, batch):
             raise RuntimeError(f"llama.cpp does not decode {path}")

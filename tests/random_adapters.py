@@ -8,8 +8,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from edgetune.gguf import open_gguf
-from edgetune.serve import Served
+from edgetune.formats.gguf import open_gguf
+from edgetune.serving.llama import LlamaModel
 
 SEVEN = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # "blk.0.attn_q" -> A [R, K], B [N, R]
@@ -19,7 +19,7 @@ def tokens_of(n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(3, 259, n).tolist()
 
 
-def decided_prompts(served: Served, lengths: list[int], steps: int, start: list[int]) -> list[list[int]]:
+def decided_prompts(served: LlamaModel, lengths: list[int], steps: int, start: list[int]) -> list[list[int]]:
     """Prompts of these lengths, beginning with `start`, whose greedy continuation is no close race at any step.
 
     llama.cpp sums in another order when more tokens are computed together, which may turn a close race.
@@ -29,7 +29,8 @@ def decided_prompts(served: Served, lengths: list[int], steps: int, start: list[
     while len(prompts) < len(lengths):
         seed += 1
         prompt = start + tokens_of(lengths[len(prompts)] - len(start), seed)
-        ids, margin = list(prompt), np.inf
+        ids = list(prompt)
+        margin = np.inf
         for _ in range(steps):
             logits = served.logits(ids)[-1]
             second, first = np.sort(logits)[-2:]
@@ -43,7 +44,8 @@ def decided_prompts(served: Served, lengths: list[int], steps: int, start: list[
 
 def random_pairs(base: Path, ranks: Mapping[str, int], seed: int) -> Pairs:
     """Random A and B of the given rank for these projections in every block."""
-    rng, pairs = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    pairs = {}
     for name, tensor in open_gguf(base).tensors.items():
         stem = name.removesuffix(".weight")
         rank = ranks.get(stem.rpartition(".")[2])

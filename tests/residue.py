@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.gguf import open_gguf
-from edgetune.host import floats
+from edgetune.compress.source import floats
+from edgetune.formats.gguf import open_gguf
 
 
 def write_residue(path: Path, out: Path, seed: int = 0) -> None:
     """The Q4_1 GGUF at `path` as F16 with its residue, drawn in the order of the file."""
     stored = open_gguf(path)
-    model, rng = floats.read(stored), np.random.default_rng(seed)
+    model = floats.read(stored)
+    rng = np.random.default_rng(seed)
     tensors = dict(model.tensors)
     for name, tensor in stored.tensors.items():
         if tensor.format == "Q4_1":

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from tiny import write_tiny
 
-from edgetune.daemon.holdout import KEY, KEY_BYTES
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
-from edgetune.policy import Policy
-from edgetune.serve import Served
+from edgetune.daemon.state.holdout import KEY, KEY_BYTES
+from edgetune.machine.policy import Policy
+from edgetune.serving.llama import LlamaModel
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
 SMALL = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 20}
@@ -45,7 +45,7 @@ def upload(service: Service, rows: list[dict[str, object]] = ROWS) -> str:
 
 def answers(service: Service) -> bool:
     """Whether it says what llama.cpp says without a service."""
-    with Served(service.path) as served:
+    with LlamaModel(service.path) as served:
         expected = "".join(served.generate("lamp", max_tokens=3))
     return service.generate("lamp", model=service.name, max_tokens=3).text() == expected
 

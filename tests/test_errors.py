@@ -7,7 +7,7 @@ from commands import run
 from tiny import write_tiny
 
 from edgetune.errors import LONGEST, DataError
-from edgetune.template import fill
+from edgetune.llamacpp.chat_template import fill
 
 STEERING = "\x1b[2J\x1b]0;title\x07\r\n\x9b31m\u202e"
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import pytest
 from durable import go, refused
 
-from edgetune import checkpoint
-from edgetune.bundle import Bundle
-from edgetune.config import TrainConfig
 from edgetune.errors import FormatError
+from edgetune.formats.bundle import Bundle
 from edgetune.persisted import from_json
+from edgetune.training import checkpoint
+from edgetune.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 from durable import CONFIG, check_metrics, go, metrics
 from services import open_service, until
 
-from edgetune.adapter import open_adapter
-from edgetune.bundle import open_bundle
-from edgetune.serve import Served
+from edgetune.adapters.store import open_adapter
+from edgetune.formats.bundle import open_bundle
+from edgetune.serving.llama import LlamaModel
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "states-0.1.0.tar.xz"
 
@@ -31,7 +31,7 @@ def test_bundle_opens_and_is_the_base_of_the_adapter(states):
 
 
 def test_adapter_answers_through_llama_cpp(states):
-    with Served(states / "tiny.gguf", threads=1) as served:
+    with LlamaModel(states / "tiny.gguf", threads=1) as served:
         before = served.logits([3, 4, 5])[-1].copy()
         served.load_adapter(states / "adapter", "old")
         served.use("old")

@@ -109,8 +109,10 @@ def write_tiny(
 
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and sizes (rows first) of every tensor, in file order."""
-    d, f = shape.d_model, shape.d_ff
-    q, kv = shape.n_heads * shape.head_width, shape.n_kv_heads * shape.head_width
+    d = shape.d_model
+    f = shape.d_ff
+    q = shape.n_heads * shape.head_width
+    kv = shape.n_kv_heads * shape.head_width
     yield "token_embd.weight", (shape.n_vocab, d)
     for i in range(shape.n_blocks):
         yield f"blk.{i}.attn_norm.weight", (d,)
@@ -164,7 +166,9 @@ def tokenizer_metadata(n_vocab: int, add_bos: bool = False, pre: str = "llama") 
     if len(tokens) > n_vocab:
         raise ValueError(f"n_vocab {n_vocab} is below the tokenizer's {len(tokens)} tokens")
     unused = [f"<|unused_{i}|>" for i in range(n_vocab - len(tokens))]
-    control, normal, spare = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.UNUSED
+    control = gguf.TokenType.CONTROL
+    normal = gguf.TokenType.NORMAL
+    spare = gguf.TokenType.UNUSED
     types = [control] * len(SPECIALS) + [normal] * (len(tokens) - len(SPECIALS)) + [spare] * len(unused)
     return {
         "tokenizer.ggml.model": "gpt2",

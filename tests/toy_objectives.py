@@ -13,12 +13,12 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from edgetune import rows
+from edgetune.data import rows
+from edgetune.data.packing import Batch, Example
+from edgetune.data.rows import RowParser
 from edgetune.errors import DataError
 from edgetune.objectives.base import Objective, Signal, register
 from edgetune.options import option
-from edgetune.packing import Batch, Example
-from edgetune.rows import RowParser
 
 
 @register
@@ -35,7 +35,8 @@ class Focal(Objective):
         return float(sum(example.supervised for example in examples))
 
     def weights(self, logp: np.ndarray, batch: Batch) -> Signal:
-        w, lp = batch.supervised_weights.astype(np.float64), logp.astype(np.float64)
+        w = batch.supervised_weights.astype(np.float64)
+        lp = logp.astype(np.float64)
         p = np.exp(lp)
         rest = np.maximum(1 - p, 1e-12)
         a = w * (rest**self.gamma - self.gamma * p * rest ** (self.gamma - 1) * lp)
@@ -78,7 +79,8 @@ class Pairs(Objective):
         if batch.reference is not None:
             logp = logp - batch.reference
         a = np.zeros(logp.size, np.float32)
-        loss, right = 0.0, 0
+        loss = 0.0
+        right = 0
         parts = list(batch.parts())
         for (better, good), (worse, bad) in zip(parts[::2], parts[1::2], strict=True):
             assert better.group == worse.group, "a pair was parted"

@@ -22,7 +22,9 @@ TOOLS = [
 def write_sentencepiece(path: Path, **metadata: object) -> Path:
     """A vocabulary in the manner of Llama 2: a space is put before the text, bytes stand for unknown characters."""
     words = ["▁", "▁h", "hi", "▁hi", "h", "i", "▁ho", "ho", "o", "▁▁"]
-    control, byte, normal = gguf.TokenType.CONTROL, gguf.TokenType.BYTE, gguf.TokenType.NORMAL
+    control = gguf.TokenType.CONTROL
+    byte = gguf.TokenType.BYTE
+    normal = gguf.TokenType.NORMAL
     tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + words
     fields = {
         "tokenizer.ggml.model": "llama",

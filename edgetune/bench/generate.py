@@ -1,4 +1,4 @@
-"""How fast llama.cpp reads a prompt and writes an answer, as `Served` uses it."""
+"""How fast llama.cpp reads a prompt and writes an answer, as `LlamaModel` uses it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import device
-from ..bundle import open_bundle
-from ..context import PARALLEL
-from ..serve import Served
+from ..formats.bundle import open_bundle
+from ..llamacpp.context import PARALLEL
+from ..machine import device
+from ..serving.llama import LlamaModel
 
 
 def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | None = None, threads: int = 0,
@@ -24,7 +24,7 @@ def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | N
     here = device.read_device()
     began = time.perf_counter()
     room = max(prompt_tokens + tokens + 1, 1 + PARALLEL)  # with less than a token a sequence llama.cpp aborts
-    with Served(gguf, context=room, threads=threads or None) as served:
+    with LlamaModel(gguf, context=room, threads=threads or None) as served:
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
@@ -43,7 +43,7 @@ def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | N
             "peak_rss_mib": device.peak_rss() / 2**20}
 
 
-def _read(served: Served, ids: list[int]) -> float:
+def _read(served: LlamaModel, ids: list[int]) -> float:
     """Seconds to read what the cache does not hold of ids, and to sample a token."""
     began = time.perf_counter()
     for _ in served.generate(ids, max_tokens=1):

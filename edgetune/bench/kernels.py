@@ -14,14 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import device, native
-from ..backend import HEAD_STATE, MOMENT_BYTES, MOMENTS
-from ..gguf import FORMATS
-from ..structure import HEAD_BYTES
+from ..backends import cpu as native
+from ..backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
+from ..formats.gguf import FORMATS
+from ..machine import device
+from ..models.structure import HEAD_BYTES
 from . import ops
 
-TOKENS, RANK = 256, 8  # T, R
-LEAST_SECONDS, LEAST_CALLS, ENOUGH_SECONDS = 0.03, 3, 1.0  # an op is called until both leasts, or enough, are reached
+# T, R
+TOKENS = 256
+RANK = 8
+# an op is called until both leasts, or enough, are reached
+LEAST_SECONDS = 0.03
+LEAST_CALLS = 3
+ENOUGH_SECONDS = 1.0
 
 Array = np.ndarray[Any, Any]
 
@@ -106,7 +112,8 @@ class KernelSet:
 def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], formats: Sequence[str], threads: int,
         on_result: Callable[[Result], None] = lambda _: None) -> dict[str, Any]:
     """Measure each of these kernel sets; on_result hears each result as it comes. Weights in F32 are always exact."""
-    results, peaks = [], []
+    results = []
+    peaks = []
     for isa in isas:
         sets = {precision: KernelSet(threads, isa, precision) for precision in dict.fromkeys(("exact", *precisions))}
         for name, kernels in sets.items():
@@ -141,14 +148,20 @@ def _results(sets: dict[str, KernelSet], precisions: Sequence[str], models: Sequ
 def frozen_products(s: Sizes, fmt: str) -> Iterator[Case]:
     for (n, k), names in s.products().items():
         if k % FORMATS[fmt].block == 0:
-            out, inp, w = floats(TOKENS, n), floats(TOKENS, k), weight(fmt, n, k)
+            out = floats(TOKENS, n)
+            inp = floats(TOKENS, k)
+            w = weight(fmt, n, k)
             yield Case("matmul_forward", " ".join(names), (TOKENS, n, k), (out, inp, w, fmt))
             yield Case("matmul_backward", " ".join(names), (TOKENS, n, k), (inp, out, w, fmt))
     if s.d % FORMATS[fmt].block == 0:
-        w, targets = weight(fmt, s.v, s.d), np.arange(TOKENS, dtype=np.int32)
-        logits, state = floats(TOKENS, HEAD_BYTES // (4 * TOKENS)), floats(TOKENS, HEAD_STATE)
-        h, dh = floats(TOKENS, s.d), floats(TOKENS, s.d)
-        logp, a = floats(TOKENS), floats(TOKENS)
+        w = weight(fmt, s.v, s.d)
+        targets = np.arange(TOKENS, dtype=np.int32)
+        logits = floats(TOKENS, HEAD_BYTES // (4 * TOKENS))
+        state = floats(TOKENS, HEAD_STATE)
+        h = floats(TOKENS, s.d)
+        dh = floats(TOKENS, s.d)
+        logp = floats(TOKENS)
+        a = floats(TOKENS)
         yield Case("head_forward", "head", (TOKENS, s.v, s.d), (logp, None, logits, state, h, w, fmt, targets))
         yield Case("head_backward", "head", (TOKENS, s.v, s.d),
                    (dh, logp, logits, logits, state, h, w, fmt, targets, a))
@@ -176,22 +189,29 @@ def adapter_products(s: Sizes) -> Iterator[Case]:
 def attention(s: Sizes) -> Iterator[Case]:
     q, out, dout, dq = (floats(TOKENS, s.h, s.c) for _ in range(4))
     k, v, dk, dv = (floats(TOKENS, s.g, s.c) for _ in range(4))
-    lse, delta, start, scale = floats(s.h, TOKENS), floats(s.h, TOKENS), np.zeros(TOKENS, np.int32), s.c**-0.5
+    lse = floats(s.h, TOKENS)
+    delta = floats(s.h, TOKENS)
+    start = np.zeros(TOKENS, np.int32)
+    scale = s.c**-0.5
     yield Case("attention_forward", "", (TOKENS, s.h, s.g, s.c), (out, lse, q, k, v, start, scale))
     yield Case("attention_backward", "", (TOKENS, s.h, s.g, s.c),
                (dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale))
 
 
 def others(s: Sizes) -> Iterator[Case]:
-    x, y, rstd, vector = floats(TOKENS, s.d), floats(TOKENS, s.d), np.ones(TOKENS, np.float32), floats(s.d)
+    x = floats(TOKENS, s.d)
+    y = floats(TOKENS, s.d)
+    rstd = np.ones(TOKENS, np.float32)
+    vector = floats(s.d)
     yield Case("rmsnorm_forward", "", (TOKENS, s.d), (y, rstd, x, vector, 1e-5))
     yield Case("rmsnorm_backward", "", (TOKENS, s.d), (floats(TOKENS, s.d), y, x, vector, rstd))
-    angle, positions = floats(TOKENS, s.c // 2), np.arange(TOKENS, dtype=np.int32)
+    angle = floats(TOKENS, s.c // 2)
+    positions = np.arange(TOKENS, dtype=np.int32)
     for neox in (False, True):
         yield Case("rope", "neox" if neox else "", (TOKENS, s.h, s.c),
                    (floats(TOKENS, s.h, s.c), np.cos(angle), np.sin(angle), positions, neox, 1.0))
     gate, up, act, dup = (floats(TOKENS, s.f) for _ in range(4))
-    for kind in native.ACTIVATIONS:
+    for kind in native.GLU_KINDS:
         yield Case("glu_forward", kind, (TOKENS, s.f), (act, gate, up, kind))
         yield Case("glu_backward", kind, (TOKENS, s.f),
                    (floats(TOKENS, s.f), dup, floats(TOKENS, s.f), act, gate, up, kind))
@@ -218,10 +238,14 @@ def weight(fmt: str, n: int, k: int) -> Array:
 
 
 def _least_seconds(call: Callable[[], None]) -> float:
-    least, total, calls = float("inf"), 0.0, 0
+    least = float("inf")
+    total = 0.0
+    calls = 0
     while (total < LEAST_SECONDS or calls < LEAST_CALLS) and total < ENOUGH_SECONDS:
         began = time.perf_counter()
         call()
         seconds = time.perf_counter() - began
-        least, total, calls = min(least, seconds), total + seconds, calls + 1
+        least = min(least, seconds)
+        total = total + seconds
+        calls = calls + 1
     return least

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import OPS, Backend, Ops
-from ..gguf import FORMATS
+from ..backends.base import OPS, Backend, Ops
+from ..formats.gguf import FORMATS
 
 
 def arguments(name: str) -> list[str]:
@@ -83,7 +83,9 @@ def _clocked(name: str, function: Callable[..., Any], spent: dict[str, Spent]) -
         result = function(*args, **kwargs)
         seconds = time.perf_counter() - began
         op = spent.setdefault(f"{name} {given['fmt']}" if "fmt" in given else name, Spent())
-        op.calls, op.seconds, op.flops = op.calls + 1, op.seconds + seconds, op.flops + flops(name, given)
+        op.calls = op.calls + 1
+        op.seconds = op.seconds + seconds
+        op.flops = op.flops + flops(name, given)
         return result
 
     return call

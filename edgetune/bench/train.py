@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import device
-from ..bundle import open_bundle
-from ..config import TrainConfig
-from ..packing import Example
-from ..trainer import Trainer
+from ..data.packing import Example
+from ..formats.bundle import open_bundle
+from ..machine import device
+from ..training.config import TrainConfig
+from ..training.trainer import Trainer
 from .ops import Spent, clocked
 
 CLOCKED_STEPS = 2  # more steps, with a clock around every op, after those that are timed
@@ -39,11 +39,14 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     peak_rss = device.peak_rss()
     with clocked(trainer.ops) as spent:
         clocked_s = sum(trainer.step().seconds for _ in range(CLOCKED_STEPS))
-    ops, plan_run = trainer.ops, trainer.plan.run
+    ops = trainer.ops
+    plan_run = trainer.plan.run
     work = trainer.model.structure.flops(plan_run, [config.max_length] * config.batch_size)
     peaks = ops.peak(config.precision), ops.peak(config.precision, True)
     least_s = work.forward / peaks[0] + work.backward / peaks[1]
-    step_s, tokens, here = statistics.median(seconds), config.batch_size * config.max_length, device.read_device()
+    step_s = statistics.median(seconds)
+    tokens = config.batch_size * config.max_length
+    here = device.read_device()
     return {"bench": "train", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
             "model": str(bundle.path), "isa": ops.isa, "precision": config.precision,
             "products": ops.products(config.precision),

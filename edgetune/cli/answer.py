@@ -12,12 +12,11 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .app import MODEL, F, adapter_option, command, out, show, system_option, threads_option
-from .app import given as explicit
+from .app import MODEL, F, adapter_option, command, explicit, out, show, system_option, threads_option
 
 
 def answer_options(command: F) -> F:
-    from ..sampling import Sampling
+    from ..llamacpp.sampling import Sampling
     s = Sampling()
     for flag, kind, default, text in (
             ("--seed", int, 0, "Seed of sampling."),
@@ -45,18 +44,18 @@ markup_option = click.option("--markup", type=click.Choice(["escape", "parse"]),
 @contextmanager
 def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Path | None = None,
                  runtime: str | None = None, markup: str = "escape") -> Iterator[Any]:
-    from ..bundle import open_bundle
-    from ..onnx_runtime import OnnxServed, holds_onnx
-    from ..serve import Served
+    from ..formats.bundle import open_bundle
+    from ..serving.llama import LlamaModel
+    from ..serving.onnx import OnnxModel, holds_onnx
     if runtime == "onnx" or (runtime is None and holds_onnx(model)):
         if adapter is not None:
             raise UsageError(f"--adapter {adapter} is given with ONNX Runtime, adapters work with llama.cpp alone",
                              "leave it out, or use a GGUF of the model")
-        with OnnxServed(model, threads=threads or None, busy_file=busy_file) as served:
+        with OnnxModel(model, threads=threads or None, busy_file=busy_file) as served:
             served.tokenizer.markup = markup
             yield served
         return
-    with Served(open_bundle(model).gguf, threads=threads or None, busy_file=busy_file) as served:
+    with LlamaModel(open_bundle(model).gguf, threads=threads or None, busy_file=busy_file) as served:
         served.tokenizer.markup = markup
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
@@ -75,13 +74,13 @@ def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Pat
 def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, answers: bool, limit: int | None,
                  max_length: int, system: str, markup: str, threads: int, as_json: bool) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA."""
-    from .. import adapter as adapters
-    from ..bundle import open_bundle
+    from ..adapters import store as adapters
     from ..console import table
-    from ..data import load
-    from ..evaluate import Scores, evaluate
-    from ..score import native_loss
-    from ..tokens import Tokenizer
+    from ..data.dataset import load
+    from ..evaluation.native import native_loss
+    from ..evaluation.served import Scores, evaluate
+    from ..formats.bundle import open_bundle
+    from ..llamacpp.tokenizer import Tokenizer
     if engine == "native":
         for flag in explicit({"answers": answers, "limit": limit}):
             raise UsageError(f"--{flag} is given with --engine native, which makes no answers",

@@ -16,9 +16,9 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.text import Text
 
-from ..config import TrainConfig
 from ..errors import EdgetuneError, UsageError
-from ..policy import Policy, read_policy
+from ..machine.policy import Policy, read_policy
+from ..training.config import TrainConfig
 from ..version import __version__
 
 out = Console()
@@ -86,7 +86,8 @@ def config_options(*names: str, of: type = TrainConfig) -> Callable[[F], F]:
 
     def add(command: F) -> F:
         for spec in reversed([spec for spec in fields(of) if spec.name in names]):
-            flag, meta = "--" + spec.name.replace("_", "-"), spec.metadata
+            flag = "--" + spec.name.replace("_", "-")
+            meta = spec.metadata
             if isinstance(spec.default, bool):
                 flag = f"{flag}/--no-{flag[2:]}"
             kind = click.Choice(meta["choices"]) if meta["choices"] else type(spec.default)
@@ -105,8 +106,8 @@ policy_file_option = click.option("--policy", "policy_file", type=click.Path(pat
 
 def governor_of(policy_file: Path | None, options: dict[str, Any]) -> Any:
     """The governor that a command's options ask for; takes them out of `options`."""
-    from ..device import read_device
-    from ..governor import Governor
+    from ..machine.device import read_device
+    from ..machine.governor import Governor
     return Governor(policy_of(policy_file, options), read_device().profile)
 
 
@@ -114,11 +115,11 @@ def policy_of(policy_file: Path | None, options: dict[str, Any], **fixed: Any) -
     """The policy that a command's options ask for; takes them out of `options`. fixed: what the command decides."""
     asked = {spec.name: options.pop(spec.name) for spec in fields(Policy) if spec.name not in fixed}
     if policy_file:
-        return read_policy(policy_file, **given(asked), **fixed)
+        return read_policy(policy_file, **explicit(asked), **fixed)
     return Policy(**asked, **fixed).check()
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
+def explicit(options: dict[str, Any]) -> dict[str, Any]:
     """Those that stand on the command line."""
     ctx = click.get_current_context()
     return {name: value for name, value in options.items()

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from ..config import TrainConfig
 from ..errors import UsageError
+from ..training.config import TrainConfig
 from .app import MODEL, adapter_option, cli, command, config_options, out, show, threads_option
 
 
@@ -26,7 +26,7 @@ HERE = Path("-")
 
 def here_or_in_a_folder(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
     """HERE is this device's place among the user's state."""
-    from ..speed import state_file
+    from ..training.cost import state_file
     if path != HERE:
         return in_a_folder(ctx, option, path)
     state_file().parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +58,9 @@ def kernels_command(isa: str | None, precision: str | None, name: str | None, fm
     GFLOP/s, also as a share of what a loop that stays in registers reaches; where memory is the limit, GB/s of the
     arrays that an op reads and writes. The least time of several calls counts.
     """
-    from .. import native
+    from ..backends import cpu as native
     from ..bench import kernels
-    from ..device import thread_count
+    from ..machine.device import thread_count
     usable = [row for row in native.isa_names() if native.usable(row)]
     isas = chosen("isa", isa, usable, usable if everything else usable[:1])
     names = chosen("model", name, list(kernels.MODELS), list(kernels.MODELS) if everything else ["SmolLM2-135M"])

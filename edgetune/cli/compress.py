@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from ..compress.options import CompressConfig
 from ..errors import UsageError
-from ..host.options import CompressConfig
 from .app import command, config_options, out, show, stop_on_signals
 
 
@@ -30,8 +30,8 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     """
     config = CompressConfig(**options).check()
     try:
-        from ..host import report
-        from ..host.compress import REPORT, compress
+        from ..compress.pipeline import REPORT, compress
+        from ..compress.report import report
     except ModuleNotFoundError as error:
         raise UsageError(f"compress needs the package {error.name}, which is not installed",
                          "pip install 'edgetune[host]'") from None

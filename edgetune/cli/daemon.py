@@ -12,7 +12,7 @@ import click
 
 from ..daemon.options import DaemonConfig
 from ..errors import EdgetuneError
-from ..policy import Policy
+from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
 
 NICE = 19  # a training beside answers computes where nobody else wants to

@@ -21,8 +21,8 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     It measures the held-out rows through llama.cpp, trains a LoRA on 400 others, measures again and shows five
     requests with both answers.
     """
-    from .. import demo
     from ..console import TrainProgress, duration, say
+    from ..demo import run as demo
     began = time.monotonic()
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
         result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed, on_event=progress.event,

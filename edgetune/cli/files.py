@@ -23,9 +23,9 @@ base_option = click.option("--base", type=click.Path(path_type=Path),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
 def export_command(adapter: Path, to: str, base: Path | None, folder: Path | None, as_json: bool) -> None:
     """Write ADAPTER as a PEFT folder, for transformers on the model that the GGUF was made from."""
-    from ..adapter import open_adapter
-    from ..bundle import open_bundle
-    from ..peft import export_peft
+    from ..adapters.peft import export_peft
+    from ..adapters.store import open_adapter
+    from ..formats.bundle import open_bundle
     folder = folder or adapter.with_name(f"{adapter.name}-{to}")
     opened = open_adapter(adapter)
     base = base or _base_of(opened.run, adapter)
@@ -49,9 +49,9 @@ def _base_of(run: dict[str, Any], adapter: Path) -> Path:
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."))
 def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -> None:
     """Turn a PEFT LoRA folder into an adapter for llama.cpp and edgetune."""
-    from ..adapter import base_name, save_adapter
-    from ..bundle import open_bundle
-    from ..peft import import_peft
+    from ..adapters.peft import import_peft
+    from ..adapters.store import base_name, save_adapter
+    from ..formats.bundle import open_bundle
     bundle = open_bundle(base)
     pairs = import_peft(peft_folder, bundle.gguf)
     run = {"status": "imported", "base": {"name": base_name(bundle.gguf), "path": str(base.resolve()),
@@ -70,9 +70,9 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
                   as_json: bool) -> None:
     """Add ADAPTER into the weights of MODEL and write a GGUF that needs no adapter."""
-    from ..adapter import open_adapter
-    from ..bundle import open_bundle
-    from ..merge import merge
+    from ..adapters.merge import merge
+    from ..adapters.store import open_adapter
+    from ..formats.bundle import open_bundle
     gguf = open_bundle(model).gguf
     with nullcontext() if as_json else out.status("merging"):
         merge(gguf, open_adapter(adapter, gguf).pairs, target, to)
@@ -94,8 +94,8 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
 
 def _scores(model: Path, adapter: Path, merged: Path, data: Path, system: str) -> list[Any]:
     """How good the answers to held-out rows are: with the adapter, and merged."""
-    from ..data import load
-    from ..evaluate import evaluate
+    from ..data.dataset import load
+    from ..evaluation.served import evaluate
     from .answer import served_model
     scores = []
     for path, with_adapter in ((model, adapter), (merged, None)):
@@ -108,7 +108,7 @@ def _scores(model: Path, adapter: Path, merged: Path, data: Path, system: str) -
 @command("info", click.argument("file", type=click.Path(path_type=Path)))
 def info_command(file: Path, as_json: bool) -> None:
     """Say what FILE is: model, bundle or adapter, its formats and size, and whether it can be trained here."""
-    from ..info import describe
+    from .info import describe
     facts = describe(file)
     show(as_json, facts, _facts_table(facts))
 
@@ -117,7 +117,7 @@ def info_command(file: Path, as_json: bool) -> None:
                                 help="Describe the machine whose /proc and /sys are below this folder."))
 def device_command(root: Path, as_json: bool) -> None:
     """Say what was detected of this device, which profile matched and why, what overrides it, how warm it is."""
-    from ..info import describe_device
+    from .info import describe_device
     facts = describe_device(root)
     shown = {key: value for key, value in facts.items() if value not in ("", None)}
     show(as_json, facts, _facts_table(shown))
@@ -126,7 +126,7 @@ def device_command(root: Path, as_json: bool) -> None:
 @command("doctor")
 def doctor_command(as_json: bool) -> None:
     """Check this machine: CPU features, kernels chosen, llama.cpp, memory, and what is missing."""
-    from ..info import examine
+    from .info import examine
     facts = examine()
     show(as_json, facts, _facts_table(facts))
 

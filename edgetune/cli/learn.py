@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from ..config import TrainConfig
+from ..training.config import TrainConfig
 from .app import (
     MODEL,
     command,
@@ -53,8 +53,8 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and SIGTERM save and exit with 75; --resume
     continues.
     """
-    from .. import train
     from ..console import TrainProgress
+    from ..training import run as train
     governor = governor_of(policy_file, options)
     objective = take_objective(options)
     config = TrainConfig(**options).check()
@@ -70,9 +70,9 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
 
 def load_for_training(model: Path, data: Path, held_out: Path | None, config: TrainConfig,
                       console: Console | None, objective: Objective) -> tuple[Any, Any, Any]:
-    from .. import apart
-    from ..bundle import open_bundle
     from ..console import note, say
+    from ..data import loader as apart
+    from ..formats.bundle import open_bundle
     bundle = open_bundle(model)
     sets = apart.load(bundle.gguf.path, (data, held_out), config, parser=objective.rows)
     for path, rows in zip((data, held_out), sets, strict=True):
@@ -108,15 +108,16 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     A buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the head; these two
     share one place. Without --data rows are taken to be max-length long.
     """
-    from ..bundle import open_bundle
     from ..console import mib, plan_lines, table
-    from ..device import board_named
-    from ..networks import open_network
-    from ..packing import lengths_of
-    from ..train import wear
-    from ..trainer import make_plan
+    from ..data.packing import lengths_of
+    from ..formats.bundle import open_bundle
+    from ..machine.device import board_named
+    from ..models.networks import open_network
+    from ..training.run import disk_writes
+    from ..training.trainer import make_plan
     objective = take_objective(options)
-    config, board = TrainConfig(**options).check(), board_named(device, options["memory"]) if device else None
+    config = TrainConfig(**options).check()
+    board = board_named(device, options["memory"]) if device else None
     bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None, objective) if data
                        else (open_bundle(model), None, None))
     lengths = lengths_of(rows.examples) if rows else []
@@ -126,7 +127,7 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     predicted = expect(network.structure, plan, speed, board, config.batch_size,
                        rows.tokens * config.epochs if rows and not tokens else tokens)
     buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
-    disk = wear(plan, config, held_out=True)
+    disk = disk_writes(plan, config, held_out=True)
     show(as_json, plan.to_json() | {"predicted": predicted, "disk": disk},
          table("", ["buffer", "shape", "type", "lifetime", "size"], buffers, (4,)), "",
          table("", ["", ""], [*totals(plan), *wear_rows(disk)], (1,)), *plan_lines(plan.to_json()),
@@ -157,8 +158,8 @@ def expect(structure: Any, plan: Any, named: Path | None, board: Any, batch_size
     """Tokens a second, and seconds for so many tokens (0: unknown), by what was measured here, else by the profile of
     the board; None: that does not say.
     """
-    from ..device import read_device
-    from ..speed import profile_speed, read_speed, state_file, tokens_per_s
+    from ..machine.device import read_device
+    from ..training.cost import profile_speed, read_speed, state_file, tokens_per_s
     measured = named or (state_file() if board is None and state_file().exists() else None)
     profile = board or read_device().profile
     speed = read_speed(measured) if measured else (
@@ -176,7 +177,8 @@ def expected_lines(expected: dict[str, Any] | None) -> list[str]:
     from ..console import duration
     if expected is None:
         return ["no speed is known for this: edgetune bench train MODEL --save measures it"]
-    speed, seconds = expected["speed"], expected["seconds"]
+    speed = expected["speed"]
+    seconds = expected["seconds"]
     in_all = f", {duration(seconds)} in all" if seconds else ""
     source = "reached" if expected["measured"] else "has by its profile, nothing was measured,"
     return [f"expected: {expected['tokens_per_s']:.0f} tokens/s{in_all}, as {speed['device']} {source} "

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import TrainConfig
 from ..errors import UsageError
+from ..training.config import TrainConfig
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective

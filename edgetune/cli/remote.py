@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from ..errors import NotFoundError
-from .app import F, cli, command, given, out, show, train_options
+from .app import F, cli, command, explicit, out, show, train_options
 from .files import shown
 from .objective import ObjectiveCommand, take_objective
 
@@ -33,7 +33,7 @@ class Listing(click.Group):
         return super().parse_args(ctx, args)
 
 
-def where(command: F) -> F:
+def daemon_options(command: F) -> F:
     """--url and --key-file."""
     command = click.option("--key-file", type=click.Path(path_type=Path),
                            help="File that holds a key (et-...) for the daemon [EDGETUNE_KEY].")(command)
@@ -46,7 +46,7 @@ def connect(url: str, key_file: Path | None) -> Any:
     return Client(url, read_key(key_file))
 
 
-def at(path: str, *names: str) -> str:
+def url_path(path: str, *names: str) -> str:
     """A path with what a person typed in it. Raises NotFoundError for what cannot be the name of anything."""
     for name in names:
         if not name or "/" in name:
@@ -68,7 +68,7 @@ def entries(rows: list[tuple[list[str], str]]) -> list[Text]:
     return lines
 
 
-def day(seconds: int | None) -> str:
+def format_time(seconds: int | None) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M") if seconds else ""
 
 
@@ -80,12 +80,12 @@ def jobs() -> None:
     """The daemon's fine-tuning jobs; without a command: list them."""
 
 
-@command("list", where, group=jobs)
+@command("list", daemon_options, group=jobs)
 def jobs_list(url: str, key_file: Path | None, as_json: bool) -> None:
     """All jobs, the newest first."""
     with connect(url, key_file) as client:
         found = list(client.all(JOBS))
-    rows = [([job["id"], job["status"], day(job["created_at"])], _outcome(job)) for job in found]
+    rows = [([job["id"], job["status"], format_time(job["created_at"])], _outcome(job)) for job in found]
     show(as_json, {"object": "list", "data": found}, *(entries(rows) if rows else ["there are no jobs"]))
 
 
@@ -101,12 +101,12 @@ def _outcome(job: dict[str, Any]) -> str:
          click.option("--model", default="", help="What to train, by the daemon's name of it [what it serves]."),
          click.option("--suffix", default="", help="A word for the adapter's name."),
          click.option("--follow", is_flag=True, help="Show how it goes until it ends."),
-         where, train_options, group=jobs, cls=ObjectiveCommand)
+         daemon_options, train_options, group=jobs, cls=ObjectiveCommand)
 def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow: bool, url: str,
                 key_file: Path | None, as_json: bool, **options: Any) -> None:
     """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has."""
     objective = take_objective(options)
-    asked = {**given(options), **objective.options()}
+    asked = {**explicit(options), **objective.options()}
     with connect(url, key_file) as client:
         training, validation = (name and (name if name.startswith("file-") else client.upload(Path(name)))
                                 for name in (data, held_out))
@@ -120,18 +120,18 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
             show(as_json, job, f"{job['id']} is {job['status']}; edgetune jobs follow {job['id']} shows how it goes")
 
 
-@command("show", click.argument("job"), where, group=jobs)
+@command("show", click.argument("job"), daemon_options, group=jobs)
 def jobs_show(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
     """All that the daemon says of JOB."""
     from ..console import table
     with connect(url, key_file) as client:
-        found = client.get(at(JOBS, job))
-    rows = [[name.replace("_", " "), Text(day(value) if name.endswith(TIMES) else shown(value))]
+        found = client.get(url_path(JOBS, job))
+    rows = [[name.replace("_", " "), Text(format_time(value) if name.endswith(TIMES) else shown(value))]
             for name, value in found.items() if value and name not in ("object", "hyperparameters")]
     show(as_json, found, table("", ["", ""], rows))
 
 
-@command("follow", click.argument("job"), where, group=jobs)
+@command("follow", click.argument("job"), daemon_options, group=jobs)
 def jobs_follow(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
     """Show how JOB goes until it ends; exits with 0 if it succeeded. Ctrl-C leaves it to the daemon."""
     with connect(url, key_file) as client:
@@ -144,7 +144,7 @@ def _follow(client: Any, name: str, as_json: bool) -> None:
     last = None
     with TrainProgress(out, quiet=as_json) as progress:
         while True:
-            job = client.get(at(JOBS, name))  # before its events: what ended has no later ones
+            job = client.get(url_path(JOBS, name))  # before its events: what ended has no later ones
             for event in _events_after(client, name, last):
                 last = event["id"]
                 if event["type"] == "metrics":
@@ -162,7 +162,7 @@ def _follow(client: Any, name: str, as_json: bool) -> None:
 def _events_after(client: Any, job: str, last: str | None) -> list[dict[str, Any]]:
     """Lists begin with the newest."""
     fresh = []
-    for event in client.all(at(JOBS, job, "events"), limit=100):
+    for event in client.all(url_path(JOBS, job, "events"), limit=100):
         if event["id"] == last:
             break
         fresh.append(event)
@@ -170,10 +170,10 @@ def _events_after(client: Any, job: str, last: str | None) -> list[dict[str, Any
 
 
 def _add_action(action: str, text: str) -> None:
-    @command(action, click.argument("job"), where, group=jobs)
+    @command(action, click.argument("job"), daemon_options, group=jobs)
     def act(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
         with connect(url, key_file) as client:
-            found = client.post(at(JOBS, job, action))
+            found = client.post(url_path(JOBS, job, action))
         show(as_json, found, f"{found['id']} is {found['status']}")
 
     jobs.commands[action].help = text
@@ -192,12 +192,12 @@ def adapters() -> None:
     """The daemon's adapters, and which answers; without a command: list them."""
 
 
-@command("list", where, group=adapters)
+@command("list", daemon_options, group=adapters)
 def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
     """All adapters, and why each is in service or not."""
     with connect(url, key_file) as client:
         found = client.get(ADAPTERS)
-    rows = [([a["id"], a["state"], day(a["created_at"])], str((a.get("verdict") or {}).get("reason", "")))
+    rows = [([a["id"], a["state"], format_time(a["created_at"])], str((a.get("verdict") or {}).get("reason", "")))
             for a in found["data"]]
     show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
 
@@ -206,23 +206,23 @@ def _serving(found: dict[str, Any]) -> str:
     return f"in service: {found['serving'] or BASE}"
 
 
-@command("promote", click.argument("adapter"), where, group=adapters)
+@command("promote", click.argument("adapter"), daemon_options, group=adapters)
 def adapters_promote(adapter: str, url: str, key_file: Path | None, as_json: bool) -> None:
     """Let ADAPTER answer from the next request on, whatever the gate said of it."""
-    _change(url, key_file, as_json, at(ADAPTERS, adapter, "promote"))
+    _change(url, key_file, as_json, url_path(ADAPTERS, adapter, "promote"))
 
 
-@command("rollback", where, group=adapters)
+@command("rollback", daemon_options, group=adapters)
 def adapters_rollback(url: str, key_file: Path | None, as_json: bool) -> None:
     """Let answer what was in service before, from the next request on."""
-    _change(url, key_file, as_json, at(ADAPTERS, "rollback"))
+    _change(url, key_file, as_json, url_path(ADAPTERS, "rollback"))
 
 
-@command("recover", where, group=adapters)
+@command("recover", daemon_options, group=adapters)
 def adapters_recover(url: str, key_file: Path | None, as_json: bool) -> None:
     """Take back adapters that were set aside when the daemon's database was lost; promote then lets one answer."""
     with connect(url, key_file) as client:
-        found = client.post(at(ADAPTERS, "recover"))
+        found = client.post(url_path(ADAPTERS, "recover"))
     lines = [f"{adapter} is a candidate again" for adapter in found["recovered"]]
     lines += [f"{folder} remains: {reason}" for folder, reason in found["refused"].items()]
     show(as_json, found, "\n".join(lines) or "no adapters are set aside")
@@ -235,9 +235,9 @@ def _change(url: str, key_file: Path | None, as_json: bool, path: str) -> None:
     show(as_json, found, _serving(found))
 
 
-@command("delete", click.argument("adapter"), where, group=adapters)
+@command("delete", click.argument("adapter"), daemon_options, group=adapters)
 def adapters_delete(adapter: str, url: str, key_file: Path | None, as_json: bool) -> None:
     """Remove ADAPTER for good; not the one in service."""
     with connect(url, key_file) as client:
-        found = client.delete(at(ADAPTERS, adapter))
+        found = client.delete(url_path(ADAPTERS, adapter))
     show(as_json, found, f"{adapter} is removed")

@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.text import Text
 
 from .app import command, out, show
-from .remote import ADAPTERS, BASE, POLL, connect, where
+from .remote import ADAPTERS, BASE, POLL, connect, daemon_options
 
 SWITCHES = 3  # of the history, and of the governor's decisions
 
 
 @command("status", click.option("--watch", is_flag=True, help="Stay, and show it anew every second; with --json a line "
-                                "each."), where)
+                                "each."), daemon_options)
 def status_command(watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
     """What the daemon serves, trains and learns, and what it yields to. Exits with 1 if it is not all right."""
     with connect(url, key_file) as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from ..procfs import kib, text
+from ..machine.procfs import kib, text
 
 
 def pss(pid: int) -> int:

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import TrainConfig
 from ..errors import UsageError
+from ..machine.policy import read_hours
 from ..options import check_options, option
-from ..policy import read_hours
+from ..training.config import TrainConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 

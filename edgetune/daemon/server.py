@@ -20,8 +20,8 @@ import uvicorn
 
 from .. import disk
 from ..errors import UsageError
-from .connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
-from .http import app
+from .api.app import app
+from .api.connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
 from .memory import give_back
 from .options import DaemonConfig
 from .service import Service

@@ -19,31 +19,31 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import disk
-from ..batching import KEPT, Batcher
-from ..bundle import open_bundle
-from ..config import TrainConfig
-from ..device import read_device, rss
-from ..governor import Governor
-from ..policy import Policy
-from ..sensors import Sensors
-from ..serve import Served
-from ..tickets import Ticket
+from ..formats.bundle import open_bundle
+from ..machine.device import read_device, rss
+from ..machine.governor import Governor
+from ..machine.policy import Policy
+from ..machine.sensors import Sensors
+from ..serving.batcher import KEPT, Batcher
+from ..serving.completion import Completion
+from ..serving.llama import LlamaModel
+from ..training.config import TrainConfig
 from . import memory
-from .adapters import LATEST as LATEST
-from .adapters import Adapters
-from .anchors import Anchors
-from .feedback import Feedback
-from .files import Files
-from .holdout import open_holdout
-from .job_table import JobTable
-from .jobs import FOLDER as RUNS
-from .jobs import NAMES as RUN_NAMES
-from .jobs import Jobs
-from .learn import Learner
+from .jobs.jobs import FOLDER as RUNS
+from .jobs.jobs import NAMES as RUN_NAMES
+from .jobs.jobs import Jobs
+from .jobs.queue import Queue
+from .jobs.table import JobTable
+from .learning.anchors import Anchors
+from .learning.feedback import Feedback
+from .learning.learner import Learner
 from .options import DaemonConfig, model_name
-from .shelf import LOST, Shelf, lost_things
-from .store import Store
-from .work import Work
+from .state.adapters import LATEST as LATEST
+from .state.adapters import Adapters
+from .state.database import Store
+from .state.files import Files
+from .state.holdout import open_holdout
+from .state.shelf import LOST, Shelf, lost_things
 
 CONTEXT = 4096  # tokens, where none are asked for and the model was trained for as many
 
@@ -93,7 +93,7 @@ class Service:
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
-        work = Work(table, runs, self.adapters, self.batcher, model=self.path, policy=self.policy,
+        work = Queue(table, runs, self.adapters, self.batcher, model=self.path, policy=self.policy,
                     canary=self.config.canary, left_for_training=self.left_for_training, stopping=self.stopping)
         return Jobs(table, runs, work, self.files, self.adapters, self.train, self.holdout)
 
@@ -109,9 +109,10 @@ class Service:
         here = read_device()
         self.sensors = Sensors(zones=here.profile.zones if here.profile else ())
         self.budget = TrainConfig(memory=self.config.memory).memory_bytes(here.memory_available + rss())
-        config, gguf = self.config, self.bundle.gguf
+        config = self.config
+        gguf = self.bundle.gguf
         trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
-        self.served = Served(gguf, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
+        self.served = LlamaModel(gguf, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
                              sequences=config.parallel + KEPT)
         self.served.tokenizer.markup = self.train.markup
         self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
@@ -139,7 +140,7 @@ class Service:
         return self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
-             model: str = "", **options: Any) -> Ticket:
+             model: str = "", **options: Any) -> Completion:
         """The assistant's next message, as a Ticket that yields pieces of text; options are Batcher.submit's.
 
         model: a name of `models`; "": what is in service.
@@ -147,7 +148,7 @@ class Service:
         return self.generate(self.served.tokenizer.render(messages, tools, add_generation_prompt=True), model=model,
                              **options)
 
-    def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Ticket:
+    def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
         """The continuation of a prompt."""
         return self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
 
@@ -176,7 +177,9 @@ class Service:
 
     def device(self) -> dict[str, Any]:
         """What /v1/device says."""
-        here, readings, job = read_device(), self.sensors.read(), self.jobs.running
+        here = read_device()
+        readings = self.sensors.read()
+        job = self.jobs.running
         return {"model": self.name,
                 "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from ..bundle import open_bundle
-from ..config import TrainConfig
-from ..device import devices_folder, read_device
 from ..errors import EdgetuneError, UsageError
-from ..policy import Policy
-from ..signature import TRUSTED, trusted_folder, trusted_keys
+from ..formats.bundle import open_bundle
+from ..formats.signature import TRUSTED, trusted_folder, trusted_keys
+from ..machine.device import devices_folder, read_device
+from ..machine.policy import Policy
+from ..training.config import TrainConfig
 from .keys import read_keys
 from .options import LOOPBACK, DaemonConfig
 

@@ -22,11 +22,11 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import rows as supervised_rows
+from ..data import rows as supervised_rows
+from ..data.packing import Batch, Example
+from ..data.rows import RowParser
 from ..errors import UsageError
 from ..options import check_options, declared, make_options
-from ..packing import Batch, Example
-from ..rows import RowParser
 
 T = TypeVar("T", bound="Objective")
 

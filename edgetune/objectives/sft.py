@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..packing import Batch, Example
+from ..data.packing import Batch, Example
 from .base import Objective, Signal, register
 
 

@@ -25,7 +25,8 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FMA, DOT = r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[", r"sdot\s+v\d+\.4s"
+FMA = r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\["
+DOT = r"sdot\s+v\d+\.4s"
 MATRIX = r"smmla\s+v\d+\.4s"
 
 
@@ -65,7 +66,8 @@ class Result:
 
 def flags(native: Path, row: str) -> list[str]:
     """What CMake compiles a row with in a release."""
-    cmake, isas = (native / "CMakeLists.txt").read_text(), (native / "isas.def").read_text()
+    cmake = (native / "CMakeLists.txt").read_text()
+    isas = (native / "isas.def").read_text()
     found = (re.search(r'CMAKE_C_FLAGS_RELEASE "([^"]*)"', cmake), re.search(r"add_compile_options\((-ff[^)]*)", cmake),
              re.search(rf'ISA\(ARM, {row}, "([^"]*)"\)', isas))
     return ["-std=gnu11", "-fPIC", "-fvisibility=hidden", *" ".join(m[1] for m in found if m).split()]
@@ -81,13 +83,16 @@ def assembly(cc: str, native: Path, row: str) -> list[str]:
 def innermost_loops(lines: list[str]) -> list[tuple[str, list[str]]]:
     """(function, body) of every label that a later branch of the same function goes back to, with no other inside."""
     loops: list[tuple[str, list[str]]] = []
-    function, labels, last = "", dict[str, int](), 0
+    function = ""
+    labels = dict[str, int]()
+    last = 0
     for i, line in enumerate(lines):
         if line.endswith(":"):
             if line.startswith("."):
                 labels[line[:-1]] = i
             else:
-                function, labels = line[:-1], {}
+                function = line[:-1]
+                labels = {}
         elif (branch := re.match(r"(?:b|b\.?[a-z]{2}|cbn?z|tbn?z) (?:.*, )?(\.L\w+)$", line)) and branch[1] in labels:
             begin = labels[branch[1]]
             if begin >= last:

@@ -62,8 +62,8 @@ site=$cache/site
 rm -rf "$site"
 mkdir "$site"
 cp -r "$top/edgetune" "$site"
-rm -f "$site"/edgetune/_native*
-cp "$build"/_native*.so "$site/edgetune"
+rm -f "$site"/edgetune/backends/_native*
+cp "$build"/_native*.so "$site/edgetune/backends"
 "$python" "$here/train_arm.py" make "$cache/tiny.gguf"
 "$python" "$here/train_arm.py" train "$cache/tiny.gguf" >"$cache/here.json"
 PYTHONPATH=$site:$cache/pure "$cache/python" "$here/train_arm.py" train "$cache/tiny.gguf" >"$cache/arm64.json"

@@ -27,7 +27,7 @@ def make(path: str) -> None:
 
 def train(path: str) -> None:
     """Prints the row, what fast multiplies in there, and the losses by precision."""
-    from edgetune import native
+    from edgetune.backends import cpu as native
 
     products = native.Cpu(1).products("fast")
     isa = native.Cpu(1).isa
@@ -36,8 +36,8 @@ def train(path: str) -> None:
 
 def losses(path: str, precision: str) -> list[float]:
     """Of ten steps of everything that a run does: packing, dropout, two micro-batches a step, warm-up and decay."""
-    from edgetune.data import Example
-    from edgetune.trainer import Trainer
+    from edgetune.data.dataset import Example
+    from edgetune.training.trainer import Trainer
 
     trainer = Trainer(
         path,
@@ -66,7 +66,8 @@ def compare(*paths: str) -> None:
     """Exit 1 unless the losses of all files agree and fall."""
     runs = [json.loads(Path(path).read_text()) for path in paths]
     exact, fast = (np.array([run[precision] for run in runs]) for precision in ("exact", "fast"))
-    apart, rounded = float(np.abs(exact - exact[0]).max()), np.abs(fast - exact).max(axis=1)
+    apart = float(np.abs(exact - exact[0]).max())
+    rounded = np.abs(fast - exact).max(axis=1)
     rows = " and ".join(run["isa"] for run in runs)
     print(f"{STEPS} losses by {rows}: {exact[0, 0]:.4f} -> {exact[0, -1]:.4f}, {apart:.1e} apart (limit {LIMIT:.0e})")
     for run, far in zip(runs, rounded, strict=True):

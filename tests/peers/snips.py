@@ -46,7 +46,7 @@ def load(args: argparse.Namespace) -> Any:
 
 def run_edgetune(args: argparse.Namespace) -> dict[str, Any]:
     import edgetune
-    from edgetune import device
+    from edgetune.machine import device
     config, train, dev = load(args)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -60,7 +60,7 @@ def run_edgetune(args: argparse.Namespace) -> dict[str, Any]:
                   "train_loss_last10": float(np.mean([e["loss"] for e in steps[-10:]])),
                   "seconds": time.monotonic() - began, "peak_rss_mib": device.peak_rss() / 2**20}
         if args.serve:
-            from edgetune.evaluate import served_loss
+            from edgetune.evaluation.served import served_loss
             with edgetune.Served(model_path(), threads=args.threads or None) as served:
                 served.load_adapter(out, "snips")
                 served.use("snips")
@@ -75,9 +75,9 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    from edgetune.config import TARGETS
-    from edgetune.lora import init_pairs
-    from edgetune.optim import learning_rate
+    from edgetune.adapters.lora import init_pairs
+    from edgetune.training.config import TARGETS
+    from edgetune.training.optim import learning_rate
     config, train, dev = load(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     path = model_path()
@@ -88,7 +88,8 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
             "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
     for name, p in weights.items():
         if ".lora_A." in name:
-            block, target = name.split("layers.")[1].split(".")[0], name.split(".lora_A.")[0].rsplit(".", 1)[1]
+            block = name.split("layers.")[1].split(".")[0]
+            target = name.split(".lora_A.")[0].rsplit(".", 1)[1]
             gguf_name = f"blk.{block}.{ours[target]}"
             a = init_pairs({gguf_name: (1, p.shape[1])}, 8, 2.0, 0)[gguf_name].a
             p.data.copy_(torch.from_numpy(a))
@@ -101,7 +102,8 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
         labels = torch.full((len(examples), width), -100, dtype=torch.long)
         for i, e in enumerate(examples):
             n = e.tokens.size
-            ids[i, :n], mask[i, :n] = torch.from_numpy(e.tokens.astype(np.int64)), 1
+            ids[i, :n] = torch.from_numpy(e.tokens.astype(np.int64))
+            mask[i, :n] = 1
             labels[i, :n] = torch.from_numpy(np.where(e.weights > 0, e.tokens, -100).astype(np.int64))
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
@@ -112,10 +114,16 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
             sums = [loss_of(dev.examples[i:i + 8]) for i in range(0, len(dev.examples), 8)]
         return float(sum(float(s) for s, _ in sums) / sum(n for _, n in sums))
 
-    before, began, rates, losses = held_out(), time.monotonic(), [], []
-    total, tokens, spent = -(-len(train.examples) // 8), 0, 0.0
+    before = held_out()
+    began = time.monotonic()
+    rates = []
+    losses = []
+    total = -(-len(train.examples) // 8)
+    tokens = 0
+    spent = 0.0
     for step in range(1, total + 1):
-        examples, tick = train.examples[(step - 1) * 8:step * 8], time.monotonic()
+        examples = train.examples[(step - 1) * 8:step * 8]
+        tick = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, total)
         loss, n = loss_of(examples)
@@ -124,9 +132,11 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss) / n)
-        seconds, count = time.monotonic() - tick, sum(e.tokens.size for e in examples)
+        seconds = time.monotonic() - tick
+        count = sum(e.tokens.size for e in examples)
         rates.append(count / seconds)
-        tokens, spent = tokens + count, spent + seconds
+        tokens = tokens + count
+        spent = spent + seconds
     return {"loss_before": before, "loss_after": held_out(), "tokens_per_s": tokens / spent,
             "median_tokens_per_s": float(np.median(rates)), "train_loss_last10": float(np.mean(losses[-10:])),
             "seconds": time.monotonic() - began, "peak_rss_mib": psutil.Process().memory_info().rss / 2**20}

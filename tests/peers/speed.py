@@ -59,9 +59,10 @@ def batches(folder: Path, shape: str) -> list[list[Row]]:
 
 def edgetune_step(args: argparse.Namespace, data: list[list[Row]]) -> Step:
     import edgetune
-    from edgetune.packing import Example
+    from edgetune.data.packing import Example
     rows = [row for batch in data for row in batch]
-    longest, whole = max(ids.size for ids, _ in rows), max(sum(ids.size for ids, _ in batch) for batch in data)
+    longest = max(ids.size for ids, _ in rows)
+    whole = max(sum(ids.size for ids, _ in batch) for batch in data)
     trainer = edgetune.Trainer(
         args.model, rank=8, alpha=16.0, lr=1e-3, schedule="constant", warmup=0.0, max_grad_norm=0.0, steps=10**6,
         batch_size=len(data[0]), max_length=longest, micro_batch=args.micro_batch or whole, shuffle=False,
@@ -113,9 +114,11 @@ def padded(batch: list[Row]) -> dict[str, Any]:
     import torch
     width = max(ids.size for ids, _ in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
     for i, (row, weights) in enumerate(batch):
-        ids[i, :row.size], mask[i, :row.size] = torch.from_numpy(row.astype(np.int64)), 1
+        ids[i, :row.size] = torch.from_numpy(row.astype(np.int64))
+        mask[i, :row.size] = 1
         labels[i, :row.size] = torch.from_numpy(np.where(weights > 0, row, -100).astype(np.int64))
     return {"input_ids": ids, "labels": labels} | ({} if bool(mask.all()) else {"attention_mask": mask})
 
@@ -124,7 +127,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The steps of one contender on one shape. seconds: of a counted step, median (Snips: mean, batches differ)."""
     data = batches(args.folder, args.shape)
     step = edgetune_step(args, data) if args.contender.startswith("edgetune") else peft_step(args)
-    seconds, losses, first = [], [], 0.0
+    seconds = []
+    losses = []
+    first = 0.0
     for i in range(WARM + (len(data) if args.shape == "snips" else args.steps)):
         began = time.monotonic()
         losses.append(step(data[i % len(data)]))
@@ -155,7 +160,9 @@ def prepare(args: argparse.Namespace) -> None:
         import llama_cpp
         for name, number in FORMATS.items():
             params = llama_cpp.llama_model_quantize_default_params()
-            params.ftype, params.allow_requantize, params.nthread = number, True, args.cores
+            params.ftype = number
+            params.allow_requantize = True
+            params.nthread = args.cores
             out = args.folder / f"{name}.gguf"
             assert llama_cpp.llama_model_quantize(os.fsencode(args.model), os.fsencode(out), params) == 0, name
     elif args.snips or not (args.length or args.threads):
@@ -225,7 +232,8 @@ def compare_peers(args: argparse.Namespace, folder: Path) -> tuple[Results, dict
 
 def compare_self(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
     """edgetune against itself: the first of `work` is what the others are compared with."""
-    name, shape = f"--contender=edgetune-{args.precision}", f"--shape={args.shapes[0]}"
+    name = f"--contender=edgetune-{args.precision}"
+    shape = f"--shape={args.shapes[0]}"
     if args.formats:
         work = {"Q4_1": [name, shape]} | {f: [name, shape, f"--model={folder / f}.gguf"] for f in FORMATS}
     elif args.length:

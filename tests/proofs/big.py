@@ -23,7 +23,8 @@ def shape_of(blocks: int) -> Shape:
 
 
 def write(path: Path, blocks: int = 22, seed: int = 0) -> Path:
-    shape, rng = shape_of(blocks), np.random.default_rng(seed)
+    shape = shape_of(blocks)
+    rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in (tokenizer_metadata(shape.n_vocab) | model_metadata("llama", shape)).items():
         kind = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32,

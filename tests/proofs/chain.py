@@ -41,7 +41,9 @@ def main() -> None:
     train, dev = (args.shared / "data" / f"snips_{part}.jsonl" for part in ("train", "dev"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows, bundle, adapter = folder / "rows.jsonl", folder / "small.edge", folder / "adapter"
+        rows = folder / "rows.jsonl"
+        bundle = folder / "small.edge"
+        adapter = folder / "adapter"
         rows.write_text("".join(train.read_text().splitlines(keepends=True)[: args.rows]))
         made = edgetune("compress", model, "-o", bundle, "--calibrate", train, "--vocab", args.vocab, "--vocab-from",
                         train, "--device", args.device)

@@ -54,7 +54,10 @@ class Told:
 
 class Proof:
     def __init__(self, place: Path, seed: int) -> None:
-        self.place, self.state, self.rng, self.told = place, place / "state", random.Random(seed), Told()
+        self.place = place
+        self.state = place / "state"
+        self.rng = random.Random(seed)
+        self.told = Told()
         self.met: Counter[str] = Counter()
         write_tiny(place / "tiny.gguf", formats="Q8_0")
         transport = httpx.HTTPTransport(uds=str(place / "socket"))

@@ -48,7 +48,8 @@ ODD: list[Any] = [None, True, -1, 0, 1.5, 10**30, -10**30, 1e308, "", "x", "\0",
 
 def fuzz(url: str, count: int, seed: int = 0) -> Counter[str]:
     """How often which status came; AssertionError for the first answer that is none of the API's."""
-    rng, met = random.Random(seed), Counter[str]()
+    rng = random.Random(seed)
+    met = Counter[str]()
     with httpx.Client(base_url=url, timeout=60) as client:
         names = begin(client)
         for number in range(count):

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetune.gguf import open_gguf
-from edgetune.host import distill, floats, prune
-from edgetune.host.options import CompressConfig
-from edgetune.tokens import Tokenizer
+from edgetune.compress.options import CompressConfig
+from edgetune.compress.shrink import distill, prune
+from edgetune.compress.source import floats
+from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp.tokenizer import Tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "wikitext2_valid.txt"
 CALIBRATION = 16384  # tokens
@@ -44,7 +45,8 @@ def calibration(windows: np.ndarray) -> np.ndarray:
 
 
 def pruned(model: floats.Floats, windows: np.ndarray, blocks: int, width: float) -> floats.Floats:
-    some, smaller = calibration(windows), model
+    some = calibration(windows)
+    smaller = model
     if blocks:
         begin = time.monotonic()
         smaller, facts = prune.drop_blocks(smaller, some, blocks)

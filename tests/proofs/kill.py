@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import write_tiny
 
-from edgetune import checkpoint
+from edgetune.training import checkpoint
 
 STEPS = 240
 LONGEST = 0.15  # seconds from the first sign of life to the kill
@@ -37,9 +37,12 @@ def prove(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
     whole = folder / "whole"
     error = train(folder, whole).communicate()[1]
     assert (whole / "adapter.gguf").exists(), error
-    rng, met, run = random.Random(seed), Counter[str](), 0
+    rng = random.Random(seed)
+    met = Counter[str]()
+    run = 0
     while sum(met.values()) < kills:
-        out, run = folder / f"run-{run}", run + 1
+        out = folder / f"run-{run}"
+        run = run + 1
         met += kill_until_done(folder, out, rng, kills - sum(met.values()))
         assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes(), f"{out.name}: other bytes"
         assert sorted(path.name for path in out.iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
@@ -49,7 +52,8 @@ def prove(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
 
 def kill_until_done(folder: Path, out: Path, rng: random.Random, most: int) -> Counter[str]:
     """One run, killed until it got through or was killed `most` times; counts of what the kills met."""
-    met, safe = Counter[str](), -1
+    met = Counter[str]()
+    safe = -1
     while True:
         process = train(folder, out)
         wait_for_life(process, out)

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from edgetune import TrainConfig
-from edgetune.daemon.holdout import KEY, KEY_BYTES
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
-from edgetune.evaluate import same
-from edgetune.policy import Policy
+from edgetune.daemon.state.holdout import KEY, KEY_BYTES
+from edgetune.evaluation.served import same
+from edgetune.machine.policy import Policy
 
 SYSTEM = "Extract the intent and slots as JSON."
 CORRECTIONS = 50  # in a round
@@ -66,7 +66,8 @@ def swapped(rows: list[Row]) -> list[Row]:
 
 def live(service: Service, name: str, rows: list[Row]) -> dict[str, Any]:
     """A round: corrections come in, and are learned."""
-    began, before = time.monotonic(), service.adapters.serving
+    began = time.monotonic()
+    before = service.adapters.serving
     for row in rows:
         service.feedback.add(messages=asked(row), correction=row["completion"])
     job = service.jobs.wait(service.learner.begin().id)
@@ -108,7 +109,8 @@ def main() -> None:
                       f"{done['reason']}; canary {done['old']['canary']:.2f} -> {done['new']['canary']:.2f}; "
                       f"{done['seconds']:.0f} s", flush=True)
     print(json.dumps({"seconds": time.monotonic() - began, "life": life}))
-    share, poisoned = [done["exact"] for done in life[:-2]], life[-2:]
+    share = [done["exact"] for done in life[:-2]]
+    poisoned = life[-2:]
     third = max(len(share) // 3, 1)
     rises = share[-1] > share[0] and sum(share[-third:]) > sum(share[:third])
     sys.exit(not (rises and not any(done["promoted"] for done in poisoned)))

@@ -32,7 +32,7 @@ import httpx
 import numpy as np
 
 from edgetune.daemon.client import Client
-from edgetune.serve import Served
+from edgetune.serving.llama import LlamaModel
 
 CLOSE = 0.6  # nats between the likeliest token and the one taken; other cells round SmolLM2's by up to 0.4
 TOKENS = 24  # of an answer at most
@@ -113,7 +113,8 @@ def finished(client: Client, job: str) -> tuple[str, int]:
 
 
 async def ask(http: httpx.AsyncClient, model: str, client: int) -> Heard:
-    heard, began = Heard(client, model), time.monotonic()
+    heard = Heard(client, model)
+    began = time.monotonic()
     body = {"model": model, "messages": question(client), "max_tokens": TOKENS, "temperature": 0, "stream": True}
     try:
         async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -144,7 +145,8 @@ def hear(heard: Heard, event: dict[str, Any], began: float) -> None:
 
 async def chat(url: str, models: list[str], seconds: float) -> list[Heard]:
     """Every client asks one model, again and again until the time is over."""
-    end, all_heard = time.monotonic() + seconds, []
+    end = time.monotonic() + seconds
+    all_heard = []
 
     async def go_on(client: int, model: str) -> None:
         while time.monotonic() < end:
@@ -179,7 +181,8 @@ async def disturbed(url: str, models: list[str], seconds: float, adapters: list[
         said["steps"].append(((device["job"] or {}).get("progress") or {}).get("step", 0))
 
     async def watch() -> None:
-        begun, left = time.monotonic(), list(enumerate(adapters, start=1))
+        begun = time.monotonic()
+        left = list(enumerate(adapters, start=1))
         with Client(url) as client:
             while time.monotonic() < begun + seconds:
                 await asyncio.to_thread(look, client)
@@ -201,7 +204,7 @@ class Judge:
     """Whether an answer is a greedy one to its prompt, up to rounding; by the model itself, beside the daemon."""
 
     def __init__(self, model: Path, state: Path) -> None:
-        self.served = Served(model)
+        self.served = LlamaModel(model)
         with sqlite3.connect(state / "state.db") as db:
             for name, folder in db.execute("SELECT id, folder FROM adapters"):
                 self.served.load_adapter(state / "adapters" / folder, name)
@@ -236,7 +239,9 @@ def certain(said: bytes) -> str:
 
 def wrong(all_heard: list[Heard], expected: dict[tuple[str, int], str], judge: Judge) -> tuple[list[str], int]:
     """What is wrong, and how many answers differ by rounding."""
-    problems, rounded, seen = [], 0, dict[tuple[str, int, str], bool]()
+    problems = []
+    rounded = 0
+    seen = dict[tuple[str, int, str], bool]()
     for heard in all_heard:
         place = (heard.model, heard.client)
         if heard.error or not heard.text:
@@ -279,7 +284,8 @@ def main() -> None:
         folder = Path(name)
         with daemon(model, folder / "state") as url, Client(url) as client:
             made = [finished(client, train(client, folder, style, args.steps)) for style in range(2)]
-            adapters, memory = [adapter for adapter, _ in made], max(memory for _, memory in made)
+            adapters = [adapter for adapter, _ in made]
+            memory = max(memory for _, memory in made)
             base = next(found["id"] for found in client.get("/v1/models")["data"])
             print(f"two adapters are trained: {', '.join(adapters)}; {memory >> 20} MiB at most", flush=True)
             expected = asyncio.run(one_by_one(url, [base, *adapters], args.clients))

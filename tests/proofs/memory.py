@@ -68,12 +68,13 @@ def write_model(name: str, folder: Path) -> Path:
 
 def one_run(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """In this process: train two steps on full rows, measure a loss, save."""
-    from edgetune import device
     from edgetune.bench.train import random_rows
-    from edgetune.bundle import open_bundle
-    from edgetune.trainer import Trainer
+    from edgetune.formats.bundle import open_bundle
+    from edgetune.machine import device
+    from edgetune.training.trainer import Trainer
     bundle = open_bundle(model)
-    size, length = options["batch_size"], options["max_length"]
+    size = options["batch_size"]
+    length = options["max_length"]
     trainer = Trainer(bundle, steps=2, lengths=[length] * (2 * size), **options)
     trainer.add_examples(random_rows(trainer.model.shape.n_vocab, 2 * size, length, seed=0))
     results = trainer.train()
@@ -104,14 +105,16 @@ def predict(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
 
 
 def write_text(path: Path, n: int) -> Path:
-    draw, words = random.Random(0), WORDS.split()
+    draw = random.Random(0)
+    words = WORDS.split()
     path.write_text(" ".join(draw.choice(words) for _ in range(n)))
     return path
 
 
 def train(model: Path, folder: Path, name: str, *options: str) -> dict[str, Any]:
     """`edgetune train` on random words; its run.json, losses of its steps, tokens/s of its last."""
-    text, held_out = write_text(folder / "text.txt", 30_000), write_text(folder / "held.txt", 200)
+    text = write_text(folder / "text.txt", 30_000)
+    held_out = write_text(folder / "held.txt", 200)
     command = [sys.executable, "-m", "edgetune", "train", str(model), str(text), "--eval", str(held_out), "-o",
                str(folder / name), *options, "--json", "--no-govern"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -186,7 +189,8 @@ def main() -> None:
         assert spec is not None, "pip install 'edgetune[demo]'"
         assert spec.origin is not None
         args.model = next(Path(spec.origin).parent.glob("*.gguf"))
-    results, good = {}, True
+    results = {}
+    good = True
     with tempfile.TemporaryDirectory() as folder:
         for name in args.proofs or proofs:
             results[name], holds = proofs[name](args, Path(folder))

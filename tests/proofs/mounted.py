@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from durable import check_metrics, go, refused
 from tiny import write_tiny
 
-from edgetune import checkpoint
-from edgetune.bundle import open_bundle
+from edgetune.formats.bundle import open_bundle
+from edgetune.training import checkpoint
 
 
 def fill(place):
@@ -27,7 +27,8 @@ def fill(place):
 
 def main(place):
     bundle = open_bundle(write_tiny(place / "tiny.gguf", formats="Q8_0"))
-    wanted, disk = go(bundle, place / "whole"), place / "disk"
+    wanted = go(bundle, place / "whole")
+    disk = place / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", disk], check=True)
     ills = {"full": (lambda: fill(disk), (disk / "filler").unlink),

@@ -24,16 +24,20 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from edgetune import llamacpp
-from edgetune.answers import Answers
-from edgetune.bundle import write_manifest
-from edgetune.gguf import open_gguf
-from edgetune.host import export_onnx, floats
-from edgetune.onnx_runtime import OnnxServed
-from edgetune.serve import Served
-from edgetune.tokens import Tokenizer
+from edgetune.compress.onnx import export as export_onnx
+from edgetune.compress.source import floats
+from edgetune.formats.bundle import write_manifest
+from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp import library as llamacpp
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.serving.llama import LlamaModel
+from edgetune.serving.model import ServedModel
+from edgetune.serving.onnx import OnnxModel
 
-LENGTH, PROMPT, ANSWER = 128, 256, 64  # tokens of a window; of a prompt and of its answer where speed is measured
+# tokens of a window; of a prompt and of its answer where speed is measured
+LENGTH = 128
+PROMPT = 256
+ANSWER = 64
 
 
 def quantized(f16: Path, to: Path) -> Path:
@@ -47,12 +51,12 @@ def quantized(f16: Path, to: Path) -> Path:
 
 def agreement(f16: Path, other: Path, windows: np.ndarray) -> float:
     """Share of tokens after which both files give the same one the highest probability."""
-    with Served(f16) as source, Served(other) as model:
+    with LlamaModel(f16) as source, LlamaModel(other) as model:
         same = [(source.logits(window).argmax(1) == model.logits(window).argmax(1)).mean() for window in windows]
     return float(np.mean(same))
 
 
-def seconds(served: Answers, ids: list[int]) -> tuple[float, float]:
+def seconds(served: ServedModel, ids: list[int]) -> tuple[float, float]:
     """To read a prompt, and to read ANSWER tokens more one at a time; after each read a token is sampled."""
     def read(n: int) -> None:
         for _ in served.generate(ids[:n], max_tokens=1):
@@ -69,7 +73,7 @@ def seconds(served: Answers, ids: list[int]) -> tuple[float, float]:
 
 def speeds(bundle: Path, q8: Path, ids: list[int], rounds: int, threads: int) -> dict[str, dict[str, float]]:
     runs: dict[str, list[tuple[float, float]]] = {"onnx": [], "llama.cpp": []}
-    with OnnxServed(bundle, threads=threads) as onnx, Served(q8, threads=threads) as llama:
+    with OnnxModel(bundle, threads=threads) as onnx, LlamaModel(q8, threads=threads) as llama:
         for _ in range(rounds + 1):
             runs["onnx"].append(seconds(onnx, ids))
             runs["llama.cpp"].append(seconds(llama, ids))
@@ -80,7 +84,8 @@ def speeds(bundle: Path, q8: Path, ids: list[int], rounds: int, threads: int) ->
 
 def peak(model: Path, threads: int) -> float:
     """MiB that a process of its own has at most, as the kernel counts, while it answers a short prompt."""
-    code = ("import sys; from pathlib import Path; from edgetune import device; from edgetune.cli import answer; "
+    code = ("import sys; from pathlib import Path; from edgetune.machine import device; "
+            "from edgetune.cli import answer; "
             "model = answer.served_model(Path(sys.argv[1]), None, int(sys.argv[2])); served = model.__enter__(); "
             "''.join(served.generate('Hello there', max_tokens=32)); print(device.peak_rss() / 2**20)")
     done = subprocess.run([sys.executable, "-c", code, model, str(threads)], check=True, stdout=subprocess.PIPE)
@@ -113,7 +118,8 @@ def main() -> None:
         print(json.dumps({name: facts}), flush=True)
 
     with tempfile.TemporaryDirectory() as name:
-        folder, bundle = Path(name), Path(name) / "onnx.edge"
+        folder = Path(name)
+        bundle = Path(name) / "onnx.edge"
         bundle.mkdir()
         source = floats.read(open_gguf(model))
         told("exported", export_onnx.export(source, bundle, windows, threads=args.threads).to_json())

@@ -16,9 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgetune.gguf import open_gguf
-from edgetune.host import assign, floats, importance, measure, quantize
-from edgetune.tokens import Tokenizer
+from edgetune.compress import measure
+from edgetune.compress.quantize import assign
+from edgetune.compress.quantize import sensitivity as importance
+from edgetune.compress.quantize import write as quantize
+from edgetune.compress.source import floats
+from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 STOCK = ("Q4_K_M", "Q3_K_M", "Q2_K")

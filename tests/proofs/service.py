@@ -86,7 +86,9 @@ def wait(what: str, done: Callable[[], Any], seconds: float = 120) -> None:
 
 class Proof:
     def __init__(self, machine: Machine, place: Path) -> None:
-        self.machine, self.place, self.key = machine, place, ""
+        self.machine = machine
+        self.place = place
+        self.key = ""
 
     def edgetune(self, *words: str | Path, code: int = 0) -> dict[str, Any]:
         done = self.machine.run(sys.executable, "-m", "edgetune", *words, "--json", PYTHONPATH=os.environ["PYTHONPATH"],

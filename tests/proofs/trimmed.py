@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import edgetune
-from edgetune.data import Dataset
-from edgetune.gguf import open_gguf
-from edgetune.host import floats
-from edgetune.host.trim import trim
-from edgetune.merge import merge
-from edgetune.model import Model
-from edgetune.trainer import make_plan
+from edgetune.adapters.merge import merge
+from edgetune.compress.shrink.trim import trim
+from edgetune.compress.source import floats
+from edgetune.data.dataset import Dataset
+from edgetune.formats.gguf import open_gguf
+from edgetune.models.decoder import Model
+from edgetune.training.trainer import make_plan
 
 SYSTEM = "Extract the intent and slots as JSON."
-BATCH, LENGTH = 8, 256
+BATCH = 8
+LENGTH = 256
 
 
 def model_path() -> Path:
@@ -51,7 +52,8 @@ def texts_of(rows: list[dict[str, str]]) -> Iterator[str]:
 
 def store(folder: Path, name: str, model: floats.Floats, type: str) -> tuple[Path, dict[str, int]]:
     """The model in F16 and in `type`; the second file, and the bytes of both."""
-    half, small = folder / f"{name}-f16.gguf", folder / f"{name}.gguf"
+    half = folder / f"{name}-f16.gguf"
+    small = folder / f"{name}.gguf"
     floats.write(half, model)
     merge(open_gguf(half), {}, small, to=type)
     sizes = {"F16": half.stat().st_size, type: small.stat().st_size}
@@ -83,8 +85,10 @@ def train(path: Path, rows: list[dict[str, str]], dev: list[dict[str, str]], out
 
 def flop(bundle: edgetune.Bundle, config: edgetune.TrainConfig, data: Dataset) -> float:
     """Of an epoch, as the plan counts; but the head works on supervised tokens only."""
-    model, lengths = Model(bundle.gguf), [example.tokens.size for example in data.examples]
-    shape, idle = model.shape, data.tokens - len(lengths) - data.supervised
+    model = Model(bundle.gguf)
+    lengths = [example.tokens.size for example in data.examples]
+    shape = model.shape
+    idle = data.tokens - len(lengths) - data.supervised
     whole = model.structure.flops(make_plan(model, config, lengths=lengths).run, lengths).total
     return whole - 2 * 2 * idle * shape.n_vocab * shape.d_model
 

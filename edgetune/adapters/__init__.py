@@ -1,0 +1,1 @@
+"""What is trained: parameters, and adapters on disk."""

@@ -1,0 +1,70 @@
+"""The low-rank update of a frozen projection (Hu et al. 2021, arXiv:2106.09685): W x + scale * B (A x).
+
+R rank, K inputs and N outputs of the projection.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+
+# PEFT's name of a projection -> GGUF's.
+TARGETS = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+
+
+@dataclass
+class Pair:
+    """delta W = scale * b @ a. The arrays may be views of a training arena, changed in place."""
+
+    a: NDArray[np.float32]  # [R, K]
+    b: NDArray[np.float32]  # [N, R]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+
+Lora = dict[str, Pair]  # by GGUF tensor name without ".weight": "blk.0.attn_q"
+
+
+def scale_of(alpha: float, rank: int, rslora: bool = False) -> float:
+    """alpha / R, or alpha / sqrt(R) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def init_pairs(shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed: int) -> Lora:
+    """A pair for each name -> (N, K): A uniform in +-1/sqrt(K) (as PEFT's kaiming_uniform, a = sqrt 5), B zero.
+
+    A depends on (seed, name) alone, so that training other projections too leaves it as it was.
+    Raises UsageError for a rank below 1 or above the narrowest K.
+    """
+    check_rank(shapes, rank)
+    return {name: Pair(_uniform(rank, k, seed, name), np.zeros((n, rank), np.float32), scale)
+            for name, (n, k) in shapes.items()}
+
+
+def check_rank(shapes: dict[str, tuple[int, int]], rank: int) -> None:
+    width, narrow = min((k, name) for name, (_, k) in shapes.items())
+    if not 1 <= rank <= width:
+        raise UsageError(f"rank {rank} is not between 1 and {width}, the width of {narrow}", "8 or 16 is a usual rank")
+
+
+def _uniform(rank: int, width: int, seed: int, name: str) -> NDArray[np.float32]:
+    rng: Any = np.random.default_rng([seed, *name.encode()])
+    bound = 1.0 / math.sqrt(width)
+    return np.asarray(rng.uniform(-bound, bound, (rank, width)), np.float32)

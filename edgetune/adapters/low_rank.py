@@ -1,0 +1,161 @@
+"""LoRA as it is trained: W x + scale * B (A dropout(x)) beside a frozen W.
+
+All A are stored first, then all B, so that each is one group for the optimizer. Letters: T tokens, N outputs, K inputs,
+R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+
+from ..backends.arena import Arena, Buffer
+from ..backends.base import Array, Backend
+from ..errors import MismatchError
+from .base import NOTHING, Carved, Family, Frozen, Group, Shapes, slices
+from .lora import Lora, Pair, check_rank, init_pairs, scale_of
+from .lora_options import LoraOptions
+
+
+@dataclass(frozen=True)
+class LoraFamily(LoraOptions, Family):
+    name: ClassVar[str] = "lora"
+
+    @property
+    def scale(self) -> float:
+        return scale_of(self.alpha, self.rank, self.rslora)
+
+    def check_shapes(self, shapes: Shapes) -> None:
+        check_rank(dict(shapes), self.rank)
+
+    def parameters(self, shapes: Shapes) -> list[Group]:
+        return [Group("a", self.rank * sum(k for _, k in shapes.values())),
+                Group("b", self.rank * sum(n for n, _ in shapes.values()), lr_scale=self.lora_plus)]
+
+    @property
+    def kept_width(self) -> int:
+        return self.rank
+
+    def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:
+        table = [Buffer("du", (tokens, self.rank), "block")]
+        if self.dropout:
+            table.append(Buffer("dropped", (tokens, widest), "block", activations))
+        return table
+
+    def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> CarvedLora:
+        carved = CarvedLora(self, shapes, arena, ops)
+        for name, shape in shapes.items():  # one at a time: no second copy of all is in memory
+            carved.set_pair(name, init_pairs({name: shape}, self.rank, self.scale, seed)[name])
+        return carved
+
+
+def lora_of(config: LoraOptions) -> LoraFamily:
+    """LoRA with the options of a training."""
+    return LoraFamily(**{spec.name: getattr(config, spec.name) for spec in fields(LoraOptions)})
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A pair as trained: views into the arena. a, da [R, K]; b, db [N, R]; delta W = scale * b @ a."""
+
+    a: np.ndarray
+    b: np.ndarray
+    da: np.ndarray
+    db: np.ndarray
+    scale: float
+    index: int  # names the dropout mask
+
+
+class CarvedLora(Carved):
+    """The pairs by name in `adapted`."""
+
+    def __init__(self, family: LoraFamily, shapes: Shapes, arena: Arena, ops: Backend) -> None:
+        self.family = family
+        self.arena = arena
+        self.ops = ops
+        self.adapted = _carve_pairs(family, shapes, arena)
+        self._dropout_seed: int | None = None
+
+    def before_step(self, seed: int | None) -> None:
+        self._dropout_seed = seed if self.family.dropout else None
+
+    def forward(self, linear: Frozen, out: Array, inp: Array, kept: Array | None, accumulate: bool) -> None:
+        self.keep(linear, inp, kept)
+        linear.forward(out, inp, accumulate, (kept, self.adapted[linear.name].b))
+
+    def keep(self, linear: Frozen, inp: Array, kept: Array | None) -> None:
+        """kept, u [T, R] = scale * dropout(inp) . a^T"""
+        assert kept is not None
+        pair = self.adapted[linear.name]
+        self.ops.matmul_forward(kept, self._dropped(inp, pair), pair.a, "F32", pair.scale,
+                                precision=linear.forward_precision)
+
+    def backward(self, linear: Frozen, dinp: Array | None, dout: Array, kept: Array | None, accumulate: bool) -> None:
+        """dinp (+)= dout . w + scale * (dout . b) . a; db accumulates. Leaves du [T, R] = scale * dout . b."""
+        assert kept is not None
+        pair = self.adapted[linear.name]
+        masked = self._dropout_seed is not None
+        du = self.arena.view("du", dout.shape[0], self.family.rank)
+        self.ops.matmul_dweight(pair.db, dout, kept, precision=linear.precision)
+        self.ops.matmul_backward(du, dout, pair.b, "F32", pair.scale, precision=linear.precision)
+        if dinp is None:
+            return
+        linear.backward(dinp, dout, accumulate, NOTHING if masked else (du, pair.a))
+        if masked:
+            through = self.arena.view("dropped", *dinp.shape)
+            self.ops.matmul_backward(through, du, pair.a, "F32", precision=linear.precision)
+            self.ops.dropout(dinp.reshape(-1), through.reshape(-1), self.family.dropout, self._mask(pair), True)
+
+    def finish(self, linear: Frozen, inp: Array) -> None:
+        """da accumulates, from the du of the backward before."""
+        pair = self.adapted[linear.name]
+        du = self.arena.view("du", inp.shape[0], self.family.rank)
+        self.ops.matmul_dweight(pair.da, du, self._dropped(inp, pair), precision=linear.precision)
+
+    def export(self) -> Lora:
+        return {name: Pair(p.a, p.b, p.scale) for name, p in self.adapted.items()}
+
+    def load(self, pairs: Lora, source: str) -> None:
+        wanted = {name: to.a.shape for name, to in self.adapted.items()}
+        if {name: pair.a.shape for name, pair in pairs.items()} != wanted:
+            raise MismatchError(f"{source} adapts other projections or has another rank than this trainer "
+                                f"(rank {self.family.rank}, {len(wanted)} pairs)", "open a trainer with its options")
+        for name, pair in pairs.items():
+            self.set_pair(name, pair)
+
+    def set_pair(self, name: str, pair: Pair) -> None:
+        """Copies values in; B takes up another scale."""
+        to = self.adapted[name]
+        to.a[:] = pair.a
+        to.b[:] = pair.b * np.float32(pair.scale / to.scale)
+
+    def _dropped(self, inp: Array, pair: Adapted) -> Array:
+        if self._dropout_seed is None:
+            return inp
+        out = self.arena.view("dropped", *inp.shape)
+        self.ops.dropout(out.reshape(-1), inp.reshape(-1), self.family.dropout, self._mask(pair))
+        return out
+
+    def _mask(self, pair: Adapted) -> int:
+        assert self._dropout_seed is not None
+        return (self._dropout_seed * 1_000_003 + pair.index) & (2**64 - 1)
+
+
+def _carve_pairs(family: LoraFamily, shapes: Shapes, arena: Arena) -> dict[str, Adapted]:
+    groups = family.parameters(shapes)
+    r = family.rank
+    all_a, all_b = slices(groups, arena.flat("lora"))
+    all_da, all_db = slices(groups, arena.flat("dlora"))
+    adapted = {}
+    at = 0
+    bt = 0
+    for index, (name, (n, k)) in enumerate(shapes.items()):
+        a = slice(at, at + r * k)
+        b = slice(bt, bt + n * r)
+        adapted[name] = Adapted(all_a[a].reshape(r, k), all_b[b].reshape(n, r), all_da[a].reshape(r, k),
+                                all_db[b].reshape(n, r), family.scale, index)
+        at = a.stop
+        bt = b.stop
+    return adapted

@@ -1,0 +1,168 @@
+"""An adapter merged into its base: a new GGUF whose weights are W + scale * B A.
+
+The base's metadata is copied byte by byte and tensors pass through one slice of rows at a time, so that memory stays
+small whatever the model's size. Layout of a GGUF: gguf/read.py.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..disk import refuse_existing, replaced
+from ..errors import FormatError, NumericsError, UsageError
+from ..formats.gguf import Gguf, Tensor
+from ..formats.gguf.read import BY_NAME
+from ..llamacpp.quantizer import TYPES, encode, quantize_file
+from .lora import Lora, Pair
+from .store import check_fit
+
+KEEP = "keep"
+_FLOATS = ("F32", "F16", "BF16")
+_SLICE = 1 << 22  # weights in memory at a time
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written: the file, its type, how many tensors were changed, its size in bytes."""
+
+    path: Path
+    to: str
+    tensors: int
+    bytes: int
+
+
+def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0", threads: int = 0) -> Merged:
+    """Write `base` with `pairs` merged in to a new file `out`.
+
+    to: a llama.cpp type such as Q8_0 or Q4_K_M (each tensor's format is then llama.cpp's choice, as in llama-quantize);
+    F32, F16 or BF16 for all matrices; or "keep": each changed tensor goes back to the format it had, the others keep
+    their bytes. threads: of llama.cpp's quantizer, 0: one a core that this process may use.
+
+    Raises UsageError for an unknown type or if `out` exists, MismatchError if the pairs do not fit, UnsupportedError
+    for a tensor in a format that edgetune cannot read, NumericsError for merged weights that are not finite,
+    EdgetuneError where the disk refuses; nothing is left behind then.
+    """
+    path = Path(out)
+    to = to if to == KEEP else to.upper()
+    if to != KEEP and to not in TYPES:
+        raise UsageError(f"the type {to} is unknown", f"choose from {KEEP}, {', '.join(TYPES)}")
+    refuse_existing(path)
+    check_fit(pairs, base, "the adapter")
+    if to == KEEP:
+        _check_kept(base, pairs)
+    with replaced(path) as beside:
+        if to == KEEP or to in _FLOATS:
+            _write(beside, base, pairs, to)
+        else:
+            _write_quantized(beside, base, pairs, to, threads)
+    return Merged(path, to, len(pairs), path.stat().st_size)
+
+
+def _check_kept(base: Gguf, pairs: Lora) -> None:
+    """llama.cpp's encoder of Q2_0 takes the largest weight of a block for its scale: it would lose most of a matrix."""
+    for name in pairs:
+        if (format := base.tensors[f"{name}.weight"].format) == "Q2_0":
+            raise UsageError(f"{name} is {format}, which cannot be written again without losing most of it",
+                             "merge to another type, such as Q4_K_M or Q8_0")
+
+
+def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int) -> None:
+    """By llama.cpp, from a file in which the changed tensors are F16: finer than any type it is asked for."""
+    floats = path.with_name(f"{path.name}.f16")
+    try:
+        _write(floats, base, pairs, KEEP, changed="F16")
+        quantize_file(floats, path, to, threads)
+    finally:
+        floats.unlink(missing_ok=True)
+
+
+def _write(path: Path, base: Gguf, pairs: Lora, to: str, changed: str = "") -> None:
+    """One pass over the base. changed: the format of changed tensors instead of what `to` says."""
+    formats = {}
+    for name, tensor in base.tensors.items():
+        matrix_format = tensor.format if to == KEEP else to
+        formats[name] = tensor.format if len(tensor.shape) == 1 else matrix_format
+        if changed and name.removesuffix(".weight") in pairs:
+            formats[name] = changed
+    alignment = base.metadata.get("general.alignment", 32)
+    assert isinstance(alignment, int)  # the reader has seen to it
+    with path.open("wb") as file:
+        file.write(_header(base, formats, None if to == KEEP else TYPES[to], alignment))
+        for name, tensor in base.tensors.items():
+            for data in _data(tensor, pairs.get(name.removesuffix(".weight")), formats[name]):
+                file.write(data)
+            file.write(bytes(-file.tell() % alignment))
+
+
+# ---- the header ------------------------------------------------------------------------------------------------------
+
+
+def _header(base: Gguf, formats: dict[str, str], file_type: int | None, alignment: int) -> bytes:
+    """The base's header with its tensors in other formats."""
+    header = base.data[: base.data_start].tobytes()
+    kept = {name: tensor.format for name, tensor in base.tensors.items()}
+    keys, found, _ = header.rpartition(_infos(base, kept, alignment))
+    if not found:
+        raise FormatError(f"the header of {base.path} is not laid out as its tensors say", "convert the model again")
+    if file_type is not None:
+        keys = _with_file_type(keys, file_type)
+    header = keys + _infos(base, formats, alignment)
+    return header + bytes(-len(header) % alignment)
+
+
+def _infos(base: Gguf, formats: dict[str, str], alignment: int) -> bytes:
+    """Name, sizes, format and offset of every tensor; the reader has seen that they follow one another without gaps."""
+    infos = b""
+    offset = 0
+    for name, tensor in base.tensors.items():
+        format = BY_NAME[formats[name]]
+        text = name.encode()
+        n_dims = len(tensor.shape)
+        infos += struct.pack("<Q", len(text)) + text
+        infos += struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(tensor.shape), format.id, offset)
+        end = offset + prod(tensor.shape) // format.block * format.size
+        offset = -(-end // alignment) * alignment
+    return infos
+
+
+def _with_file_type(keys: bytes, file_type: int) -> bytes:
+    """general.file_type is what tools show; a file without it has none afterwards either."""
+    name = b"general.file_type"
+    before, key, after = keys.partition(struct.pack("<Q", len(name)) + name + struct.pack("<I", 4))
+    return before + key + struct.pack("<I", file_type) + after[4:] if key else keys
+
+
+# ---- the weights -----------------------------------------------------------------------------------------------------
+
+
+def _data(tensor: Tensor, pair: Pair | None, format: str) -> Iterator[memoryview]:
+    """The tensor's bytes in `format`, with the pair's update, a slice of rows at a time."""
+    if pair is None and format == tensor.format:
+        yield tensor.data.data
+        return
+    rows = prod(tensor.shape[:-1])
+    width = tensor.shape[-1]
+    stored = tensor.data.reshape(rows, -1)
+    step = max(1, _SLICE // width)
+    for begin in range(0, rows, step):
+        part = stored[begin : begin + step]
+        weights = replace(tensor, shape=(len(part), width), data=part.reshape(-1)).f32()
+        if pair is not None:
+            weights = weights + np.float32(pair.scale) * (pair.b[begin : begin + step] @ pair.a)
+        yield _encoded(tensor.name, weights, format)
+
+
+def _encoded(name: str, weights: NDArray[np.float32], format: str) -> memoryview:
+    """weights [rows, K] as the format's bytes, by llama.cpp, which makes all of them."""
+    limit = np.finfo(np.float16 if format == "F16" else np.float32).max
+    if not np.abs(weights).max() <= limit:  # not so for NaN either
+        raise NumericsError(f"{name} holds merged weights over {limit:g}, the most in {format}", "merge to F32")
+    return encode(weights, format).data

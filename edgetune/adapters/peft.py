@@ -1,0 +1,220 @@
+"""Adapters as PEFT's folders: adapter_model.safetensors and adapter_config.json, out and in.
+
+A llama GGUF holds the rows of q and k in another order than transformers: llama.cpp rotates neighbours (2i, 2i + 1) of
+a head, transformers (i, i + C/2). The rows of B follow. Source: llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..disk import new_folder
+from ..errors import FormatError, UnsupportedError
+from ..formats.gguf import Gguf
+from ..formats.safetensors import read_safetensors, write_safetensors
+from ..formats.shape import Shape, read_shape
+from .lora import TARGETS, Lora, Pair, scale_of
+from .store import check_fit
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+# a GGUF's projection -> its path within a layer of transformers
+MODULES = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" for name, gguf in TARGETS.items()}
+_TENSOR = re.compile(
+    r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
+    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp)\.[a-z]+_proj))\.lora_(?P<side>[AB])\.weight"
+)
+_LARGEST = 1e6  # scale of an update
+_NUMBER = 1e15  # rank or alpha
+# What PEFT can do and a GGUF cannot hold: options of LoraConfig that must be off.
+_UNSUPPORTED = (
+    "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "target_parameters",
+    "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
+    "monteclora_config", "velora_config",
+)  # fmt: skip
+# Starts that leave the base as it was; the others (pissa, olora, corda, loftq, ...) train against a changed base.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str]) -> None:
+    """Write a new folder for PeftModel.from_pretrained on the transformers model that `base` was made from.
+
+    Raises UsageError if `folder` exists, MismatchError if the pairs do not fit `base`, EdgetuneError where the disk
+    refuses.
+    """
+    check_fit(pairs, base, "the adapter")
+    shape = read_shape(base)
+    tensors = {}
+    for name, pair in pairs.items():
+        path = f"base_model.model.{_module_path(name)}"
+        tensors[f"{path}.lora_A.weight"] = pair.a
+        tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
+    with new_folder(Path(folder)) as beside:
+        write_safetensors(beside / WEIGHTS, tensors)
+        (beside / CONFIG).write_text(json.dumps(_config_of(pairs, shape.n_layer), indent=2) + "\n")
+
+
+def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
+    """The pairs of a PEFT LoRA folder, for `base`, the GGUF of the model that it was trained on.
+
+    Raises FormatError for a missing or damaged file, UnsupportedError for what a LoRA GGUF cannot express,
+    MismatchError where names or shapes do not fit `base`.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    shape = read_shape(base)
+    halves: dict[str, dict[str, NDArray[np.float32]]] = {}
+    paths = {}
+    for key, values in _read_weights(folder).items():
+        match = _TENSOR.fullmatch(key)
+        gguf = next((g for g, module in MODULES.items() if match and match["module"] == module), None)
+        if match is None or gguf is None or values.ndim != 2:
+            raise UnsupportedError(f"{folder} holds {key} of shape {list(values.shape)}",
+                                   f"edgetune imports LoRA on {', '.join(TARGETS)} of the text model")
+        name = f"blk.{int(match['layer'])}.{gguf}"
+        halves.setdefault(name, {})[match["side"]] = values
+        paths[name] = match["path"]
+    pairs = {name: _pair(folder, paths[name], sides, config) for name, sides in halves.items()}
+    check_fit(pairs, base, str(folder))
+    for name, pair in pairs.items():
+        pair.b = pair.b[row_order(name, pair.b.shape[0], shape)]
+    return pairs
+
+
+# ---- names and rows --------------------------------------------------------------------------------------------------
+
+
+def _module_path(name: str) -> str:
+    """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", name)
+    if match is None or match[2] not in MODULES:
+        raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(MODULES)}")
+    return f"model.layers.{match[1]}.{MODULES[match[2]]}"
+
+
+def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
+    """Row i of the GGUF's tensor is row order[i] of transformers'."""
+    order = np.arange(rows)
+    heads = {"attn_q": shape.n_head, "attn_k": shape.n_kv}.get(name.rpartition(".")[2])
+    if not shape.neox and heads is not None:
+        order = order.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+    return order
+
+
+# ---- the configuration -----------------------------------------------------------------------------------------------
+
+
+def _config_of(pairs: Lora, n_layer: int) -> dict[str, Any]:
+    """The most common rank and alpha, patterns for the pairs that differ."""
+    modules = {name: _module_path(name) for name in pairs}
+    alphas = {name: _whole(pair.scale * pair.rank) for name, pair in pairs.items()}
+    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    kinds = {name.rpartition(".")[2] for name in pairs}
+    complete = len(pairs) == len(kinds) * n_layer
+    short = [peft for peft, gguf in TARGETS.items() if gguf in kinds]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": short if complete else list(modules.values()),
+        "rank_pattern": {modules[name]: pair.rank for name, pair in pairs.items() if pair.rank != rank},
+        "alpha_pattern": {modules[name]: value for name, value in alphas.items() if value != alpha},
+    }
+
+
+def _whole(value: float) -> int | float:
+    """alpha as people write it: 16, not 16.0 or 15.999999999999998."""
+    nearest = round(value)
+    return nearest if math.isclose(value, nearest, rel_tol=1e-12) else value
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise FormatError(f"{path} is not a regular file", "name a folder saved by PEFT")
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}", "name a folder saved by PEFT") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON: {error}", "save the adapter again") from None
+    if not isinstance(config, dict):
+        raise FormatError(f"{path} is not a JSON object", "save the adapter again")
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedError(f"{path} says peft_type {config.get('peft_type')!r}", "edgetune imports LORA")
+    on = [key for key in _UNSUPPORTED if config.get(key)]
+    on += ["bias"] if config.get("bias", "none") != "none" else []
+    on += ["init_lora_weights"] if config.get("init_lora_weights", True) not in _PLAIN_STARTS else []
+    if on:
+        raise UnsupportedError(f"{path} sets {on[0]} to {str(config[on[0]])[:60]!r}",
+                               "a LoRA GGUF cannot express that: train without it, or merge the adapter in PEFT")
+    return config
+
+
+def _read_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
+    if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+        raise UnsupportedError(f"{folder} holds adapter_model.bin, a pickle, which can run code when it is opened",
+                               f"save it as {WEIGHTS}")
+    tensors = read_safetensors(folder / WEIGHTS)
+    if not tensors:
+        raise FormatError(f"{folder / WEIGHTS} holds no tensors", "save the adapter again")
+    return tensors
+
+
+def _pair(folder: Path, path: str, sides: dict[str, NDArray[np.float32]], config: dict[str, Any]) -> Pair:
+    a = sides.get("A")
+    b = sides.get("B")
+    if a is None or b is None or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        found = ", ".join(f"lora_{side} {list(values.shape)}" for side, values in sorted(sides.items()))
+        raise FormatError(f"{folder} holds {found} for {path}", "it needs lora_A [R, K] and lora_B [N, R], R >= 1")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise FormatError(f"{folder}: {path} holds values that are not finite", "the adapter is of no use")
+    rank = _of_module(folder, config, path, "r", "rank_pattern")
+    alpha = _of_module(folder, config, path, "lora_alpha", "alpha_pattern")
+    if rank != a.shape[0]:
+        raise FormatError(f"{folder}: {path} has rank {a.shape[0]}, its {CONFIG} says {rank:g}", "save it again")
+    scale = scale_of(alpha, a.shape[0], bool(config.get("use_rslora")))
+    if not abs(scale) <= _LARGEST:
+        raise FormatError(f"{folder}: {path} has lora_alpha {alpha:g}, which scales its update by {scale:g}",
+                          f"up to {_LARGEST:g} can be applied")
+    return Pair(a, b, scale)
+
+
+def _of_module(folder: Path, config: dict[str, Any], path: str, key: str, pattern: str) -> float:
+    """The number for a module: the first pattern that names it or an end of it, else the common one.
+
+    PEFT reads patterns as regular expressions; names are what it and its users write, and all that is taken here.
+    """
+    # 8 is PEFT's default for r and lora_alpha
+    value = config.get(key, 8)
+    specials = config.get(pattern) or {}
+    if not isinstance(specials, dict):
+        raise FormatError(f"{folder / CONFIG}: {pattern} is {str(specials)[:60]!r}", "it must name modules")
+    for name, special in specials.items():
+        if not re.fullmatch(r"\^?[\w.]+", name):
+            raise UnsupportedError(f"{folder / CONFIG}: {pattern} has the expression {name[:60]!r}",
+                                   "edgetune reads plain module names there")
+        if path == name.removeprefix("^") or (name[0] != "^" and path.endswith(f".{name}")):
+            value = special
+            break
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not abs(number) <= _NUMBER:  # nor NaN; and no float holds 10**400
+        raise FormatError(f"{folder / CONFIG}: {key} is {str(value)[:60]!r}",
+                          f"it must be a number up to {_NUMBER:g}")
+    return float(number)

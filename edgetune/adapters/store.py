@@ -1,0 +1,196 @@
+"""An adapter on disk: a folder with adapter.gguf (what llama.cpp loads), run.json and, from training, metrics.jsonl.
+
+llama.cpp adds user_scale * s * B (A x) with s = alpha / (rank of that tensor), or 1 where alpha is 0. So the file holds
+alpha = scale * rank where one number fits all pairs, which covers alpha / R and rsLoRA's alpha / sqrt(R); for pairs of
+unlike scale * rank, B is multiplied by its scale and alpha is 0. Source: llama.cpp, src/llama-adapter.h, get_scale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..disk import new_folder, replaced
+from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
+from ..formats.gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
+from ..version import __version__
+from .lora import Lora, Pair
+
+FILE = "adapter.gguf"
+RUN = "run.json"
+_ALPHA = "adapter.lora.alpha"
+_BASE = "edgetune.base_fingerprint"
+_NAME = "general.base_model.0.name"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An opened adapter. `path` is the GGUF file; `fingerprint` and `base_name` are "" where the file does not say."""
+
+    path: Path
+    architecture: str
+    pairs: Lora  # read-only views of the file where it holds F32
+    fingerprint: str = ""  # of the base that it was trained on
+    base_name: str = ""
+    run: dict[str, Any] = field(default_factory=dict)  # run.json; {} for a bare file
+
+
+def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adapter:
+    """Open an adapter folder or a LoRA GGUF, also one that llama.cpp's converter made.
+
+    Raises FormatError for no such file, another kind of file or a damaged one, UnsupportedError for what llama.cpp or
+    edgetune cannot apply, MismatchError where `base` is not the model that it was trained on.
+    """
+    file = _find(Path(path))
+    gguf = open_gguf(file)
+    check_adapter(gguf)
+    adapter = Adapter(
+        path=file,
+        architecture=gguf.architecture,
+        pairs=_read_pairs(gguf),
+        fingerprint=str(gguf.metadata.get(_BASE, "")),
+        base_name=str(gguf.metadata.get(_NAME, "")),
+        run=_read_run(file.with_name(RUN)) if file.name == FILE else {},
+    )
+    if base is not None:
+        _check_base(adapter, base)
+    return adapter
+
+
+def load_gguf(path: str | os.PathLike[str]) -> Lora:
+    """The pairs of a LoRA GGUF, with llama.cpp's scale. Errors as in open_adapter."""
+    return open_adapter(path).pairs
+
+
+def save_gguf(path: str | os.PathLike[str], pairs: Lora, base: Gguf, format: str = "F32") -> None:
+    """Write a LoRA GGUF for `base`, replacing `path` at once or not at all. `format` is "F32" or "F16".
+
+    Raises NumericsError for values that are not finite in that format, EdgetuneError where the disk refuses.
+    """
+    alpha = _common_alpha(pairs)
+    tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
+    for name, pair in pairs.items():
+        b = pair.b if alpha else pair.b * np.float32(pair.scale)
+        for suffix, values in (("lora_a", pair.a), ("lora_b", b)):
+            with np.errstate(over="ignore"):  # found on the next line
+                stored = values.astype(np.float16) if format == "F16" else values
+            if not np.isfinite(stored).all():
+                raise NumericsError(f"{name}.{suffix} holds values that are not finite in {format}", "lower --lr")
+            tensors[f"{name}.weight.{suffix}"] = stored
+    metadata = {
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        _ALPHA: alpha,
+        "general.name": f"LoRA for {base_name(base)}",
+        "general.base_model.count": 1,
+        _NAME: base_name(base),
+        _BASE: fingerprint(base),
+        "edgetune.version": __version__,
+    }
+    write_gguf(path, base.architecture, metadata, tensors)
+
+
+def save_run(folder: Path, pairs: Lora, base: Gguf, run: dict[str, Any]) -> None:
+    """Write adapter.gguf and run.json into a folder that exists; each file is replaced at once or not at all."""
+    save_gguf(folder / FILE, pairs, base)
+    with replaced(folder / RUN) as beside:
+        beside.write_text(json.dumps(run, indent=2) + "\n")
+
+
+def save_adapter(folder: str | os.PathLike[str], pairs: Lora, base: Gguf, run: dict[str, Any]) -> None:
+    """Write a new adapter folder, whole or not at all. Raises UsageError if `folder` exists, else as save_gguf."""
+    with new_folder(Path(folder)) as beside:
+        save_run(beside, pairs, base, run)
+
+
+def base_name(base: Gguf) -> str:
+    """What people call a base: its file's name, or its bundle's where the file is a bundle's model.gguf."""
+    folder = base.path.resolve().parent
+    return folder.name if folder.suffix == ".edge" else base.path.name
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if (path / FILE).is_file():
+        return path / FILE
+    if (path / "adapter_config.json").is_file():
+        raise FormatError(f"{path} is an adapter of PEFT, not of edgetune", "turn it into one with edgetune import")
+    raise FormatError(f"{path} holds no {FILE}", "name an adapter folder or a LoRA GGUF")
+
+
+def _read_pairs(gguf: Gguf) -> Lora:
+    alpha = float(gguf.metadata.get(_ALPHA, 0.0))  # type: ignore[arg-type]  # check_adapter has seen that it is a number
+    pairs = {}
+    for name in gguf.tensors:
+        tensor, _, half = name.rpartition(".")
+        if not tensor.endswith(".weight"):
+            raise UnsupportedError(f"{gguf.path} changes {tensor}", "edgetune takes adapters of weights")
+        if half == "lora_a":
+            a = gguf.tensors[f"{tensor}.lora_a"].f32()
+            b = gguf.tensors[f"{tensor}.lora_b"].f32()
+            if not (np.isfinite(a).all() and np.isfinite(b).all()):
+                raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
+            pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
+    return pairs
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged: {error}", "remove it to use the adapter without its record") from None
+    if not isinstance(run, dict):
+        raise FormatError(f"{path} is not a JSON object", "remove it to use the adapter without its record")
+    return run
+
+
+def _check_base(adapter: Adapter, base: Gguf) -> None:
+    """The fingerprint decides where there is one; adapters from elsewhere must fit by architecture and shapes."""
+    trained_on = f"was trained on {adapter.base_name or 'another ' + adapter.architecture}"
+    if adapter.fingerprint and adapter.fingerprint != (given := fingerprint(base)):
+        raise MismatchError(
+            f"{adapter.path} {trained_on} ({adapter.fingerprint[:19]}), not on {base.path} ({given[:19]})",
+            "give the model it was trained on, or train on this one",
+        )
+    if adapter.architecture != base.architecture:
+        raise MismatchError(
+            f"{adapter.path} is for {adapter.architecture}, {base.path} is {base.architecture}",
+            "give the model it was trained on, or train on this one",
+        )
+    check_fit(adapter.pairs, base, str(adapter.path))
+
+
+def check_fit(pairs: Lora, base: Gguf, source: str) -> None:
+    """Raises MismatchError unless every pair has its tensor in `base`, of its shape. `source` names the pairs."""
+    for name, pair in pairs.items():
+        tensor = base.tensors.get(f"{name}.weight")
+        has = "no such tensor" if tensor is None else f"{list(tensor.shape)}"
+        shape = (pair.b.shape[0], pair.a.shape[1])
+        if tensor is None or tensor.shape != shape:
+            raise MismatchError(
+                f"{source} changes {name} of shape {list(shape)}, {base.path} has {has}",
+                "give the model it was trained on",
+            )
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _common_alpha(pairs: Lora) -> float:
+    """scale * rank if that is one positive number for all pairs, else 0: the scales must go into B."""
+    alphas = [pair.scale * pair.rank for pair in pairs.values()]
+    same = all(math.isclose(alpha, alphas[0], rel_tol=1e-9) for alpha in alphas)
+    return alphas[0] if same and alphas[0] > 0 else 0.0

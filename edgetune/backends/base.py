@@ -1,0 +1,226 @@
+"""What computes: the contract between training and a device. An op is a method, outputs first, then inputs.
+
+Arrays are numpy arrays over memory that the device and this process both reach (on a Jetson, its unified memory),
+C-contiguous float32 unless said otherwise; activations float32 or (as uint16) bf16, each array for itself. Nothing is
+copied: a view of an arena is as good as an array. Shapes: T tokens, D model width, H heads, G key/value heads, C head
+width, V vocabulary, R rank; N rows and K columns of a weight. A weight is what `upload` made of its GGUF bytes, with
+the name of its format (for "F32" a float32 array will do too). Outputs are overwritten unless `accumulate` is set or
+the text says that they accumulate.
+
+All ops raise ValueError or TypeError, naming the argument, for a wrong type, shape, contiguity or range, and do not
+hold the GIL while they compute. Results do not depend on the number of threads.
+
+`precision` of an op says how its products with frozen weights are computed: "exact" float; "fast" bf16 where the
+device multiplies it quickly, else float forward and, but for the head, "int8" backward; "int8" 8-bit integers where it
+has dot products of bytes, for weights that are not F32 and sums over multiples of 32, and fast elsewhere. `products`
+says which numbers these are on a device, tests/backends/test_precision.py what they do to a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+LowRank = tuple[Array | None, Array | None]
+"""LoRA's part of a product, float32: x [T, R] and y, [N, R] forward (transposed) or [R, K] backward; None: absent."""
+
+HEAD_STATE = 4
+"""Floats a token of the head's work space `state`."""
+WHOLE = (0, -1)
+"""All of the vocabulary."""
+MOMENTS = 256
+"""Parameters that share the scales of their moments in 8 bits."""
+MOMENT_BYTES = 520
+"""What these take."""
+
+
+class Memory(Protocol):
+    """One allocation."""
+
+    @property
+    def array(self) -> Array:
+        """All of it, uint8, zeros at first."""
+
+    def discard(self, begin: int) -> None:
+        """Gives back what is stored from byte `begin`, a multiple of the page size, to the end. It reads as zeros then.
+        """
+
+
+class Ops(Protocol):
+    """Everything that is computed."""
+
+    def matmul_forward(
+        self, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
+        low_rank: LowRank = (None, None), precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """out [T, N] = scale * (inp [T, K] . w [N, K] transposed + low_rank). Where accumulating, out is float32."""
+
+    def matmul_backward(
+        self, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
+        low_rank: LowRank = (None, None), precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """dinp [T, K] = scale * (dout [T, N] . w [N, K] + low_rank). Where accumulating, dinp is float32."""
+
+    def matmul_dweight(self, dw: Array, dout: Array, inp: Array, scale: float = 1.0, precision: str = "exact") -> None:
+        """dw [N, K] += scale * dout [T, N] transposed . inp [T, K]; dw is float32 and accumulates."""
+
+    def dequantize(self, out: Array, w: Array, fmt: str) -> None:
+        """out (any shape) = the values of the weights w, in order."""
+
+    def embed(self, out: Array, tokens: Array, w: Array, fmt: str, scale: float = 1.0) -> None:
+        """out [T, D] = scale * rows tokens [T] (int32) of w [V, D]."""
+
+    def rmsnorm_forward(self, out: Array, rstd: Array, inp: Array, weight: Array, eps: float) -> None:
+        """out = inp * rstd * weight [D] for each run of D values, rstd = 1 / sqrt(mean(inp^2) + eps).
+
+        out and inp are activations; out may be inp.
+        """
+
+    def rmsnorm_backward(
+        self, dinp: Array, dout: Array, inp: Array, weight: Array, rstd: Array, accumulate: bool = False,
+    ) -> None:  # fmt: skip
+        """dinp = gradient of rmsnorm for its input; the weight is frozen.
+
+        dinp, dout and inp are activations; dinp may be dout when not accumulating.
+        """
+
+    def rope(self, x: Array, cos: Array, sin: Array, positions: Array, neox: bool, sign: float) -> None:
+        """Rotates x [T, H, C], activations, in place by cos, sin [P, n_rot/2] at row positions [T] (int32).
+
+        neox False: pairs (2i, 2i+1); True: pairs (i, i + n_rot/2). sign 1 forward, -1 backward.
+        """
+
+    def attention_forward(
+        self, out: Array, lse: Array, q: Array, k: Array, v: Array, start: Array, scale: float, window: int = 0,
+        precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """Causal grouped-query attention: out, q [T, H, C]; k, v [T, G, C]; lse [H, T] is kept for backward.
+
+        Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0 is none. start [T] (int32) is the
+        index of the first token of t's document. C is at most 256. out, q, k and v may each be bf16 (as uint16). Where
+        the precision is not exact and the device multiplies bf16, all products are of numbers rounded to bf16.
+        """
+
+    def attention_backward(
+        self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array, k: Array,
+        v: Array, start: Array, scale: float, window: int = 0, precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """dq [T, H, C], dk and dv [T, G, C] of attention_forward; delta [H, T] is work space.
+
+        All but delta and lse may each be bf16.
+        """
+
+    def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
+        """out = act(gate) * up, all activations; kind "silu" or "gelu" (tanh-approximated). out may be gate or up."""
+
+    def glu_backward(
+        self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array, kind: str,
+    ) -> None:  # fmt: skip
+        """dgate and dup of glu_forward, and act, which it gave. dgate and dup may be dout or their own forward input.
+        """
+
+    def add_bias(self, x: Array, bias: Array) -> None:
+        """x [T, N], activations, += bias [N]."""
+
+    def copy(self, out: Array, inp: Array) -> None:
+        """out = inp, from float32 to bf16, back, or as it is."""
+
+    def add(self, x: Array, y: Array) -> None:
+        """x += y."""
+
+    def dropout(self, out: Array, inp: Array, p: float, seed: int, accumulate: bool = False) -> None:
+        """out = inp * keep / (1 - p), keep a pure function of seed and index, so backward calls it on dout.
+
+        out and inp are activations; out may be inp when not accumulating.
+        """
+
+    def scale(self, x: Array, s: float) -> None:
+        """x *= s."""
+
+    def head_forward(
+        self, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
+        targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
+
+        h may be bf16. Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
+        `part` is of the vocabulary, first entry and end: of several calls from 0 to V, arrays left as they are, the
+        last finishes.
+        """
+
+    def head_backward(
+        self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
+        targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as
+        head_forward.
+
+        e [T, B], float32 or bf16, is work space as well; float32 may be logits.
+        """
+
+    def adamw(
+        self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
+        weight_decay: float, step: int,
+    ) -> None:  # fmt: skip
+        """One step of decoupled AdamW (Loshchilov & Hutter 2019) on param, m and v; step counts from 1."""
+
+    def adamw8(
+        self, param: Array, grad: Array, moments: Array, lr: float, beta1: float, beta2: float, eps: float,
+        weight_decay: float, step: int, seed: int,
+    ) -> None:  # fmt: skip
+        """The same with m and v in 8 bits: moments uint8 [ceil(n / MOMENTS), MOMENT_BYTES], any shape; zeros at first.
+
+        After Dettmers et al. 2022 (2110.02861); native/et.h has the codes. v is rounded at random, as seed and place
+        say.
+        """
+
+    def sum_squares(self, x: Array) -> float:
+        """The sum of x^2, in double, in an order that does not depend on the threads."""
+
+
+class Backend(Ops, Protocol):
+    """A device that is open. Runs one op at a time: RuntimeError if two threads call at once."""
+
+    @property
+    def isa(self) -> str:
+        """The instruction set, or whatever else names the kernels."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that it was opened with."""
+
+    @property
+    def working(self) -> int:
+        """How many of the threads work; the others sleep. May be changed between two ops; results do not change."""
+
+    @working.setter
+    def working(self, threads: int) -> None: ...
+
+    def products(self, precision: str) -> str:
+        """The numbers that are multiplied at a precision, such as "bf16 forward, bf16 backward"."""
+
+    def peak(self, precision: str, backward: bool = False) -> float:
+        """Operations a second (two for a multiplication and its sum) that a loop in registers reaches on all threads.
+
+        In the numbers of the products with quantized weights at this precision.
+        """
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of work space that all ops share."""
+
+    def use_scratch(self, scratch: Array) -> None:
+        """Before the first op: a writable uint8 array of scratch_bytes. Without it the backend allocates its own."""
+
+    def allocate(self, nbytes: int) -> Memory:
+        """Memory for arrays. MemoryError where there is none."""
+
+    def upload(self, mapped: Array) -> Array:
+        """The weight as ops read it, from its GGUF bytes, uint8, mapped from the file."""
+
+
+OPS = tuple(name for name in vars(Ops) if not name.startswith("_"))
+"""The names of all ops."""

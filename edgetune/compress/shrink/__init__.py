@@ -1,0 +1,1 @@
+"""Fewer weights: vocabulary, blocks, channels and heads, and healing by distillation."""

@@ -1,0 +1,94 @@
+"""A transformers model a block at a time, and how far one model's next-token distribution is from another's.
+
+Letters: B windows, T tokens in a window, D, V as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+from transformers import PreTrainedModel
+
+from ...backends import cpu as native
+
+Head = Callable[[Tensor], Tensor]
+CHUNK = 512  # tokens whose float32 logits [CHUNK, V] are in memory at a time
+
+
+def quick() -> bool:
+    """Whether the CPU multiplies bf16; where it does not, PyTorch's float32 is faster."""
+    return native.usable("avx512bf16")
+
+
+def fast() -> torch.autocast:
+    """Products in bf16 where they are quick."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=quick())
+
+
+class Blocks:
+    """The blocks of a model from hf.to_torch, each to be called alone on hidden states [B, T, D] of one length T.
+
+    What a block takes beside them (rotary tables, its mask) is the same for every window of that length.
+    """
+
+    def __init__(self, model: PreTrainedModel, length: int) -> None:
+        self.model = model
+        self.length = length
+        self.blocks: list[nn.Module] = list(model.model.layers)
+        self._beside: list[dict[str, Any]] = []
+        hooks = [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in self.blocks]
+        with torch.inference_mode():
+            model.model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+
+    def _note(self, _block: nn.Module, _args: Any, beside: dict[str, Any]) -> None:
+        self._beside.append(beside)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[B, T, D] of ids [B, T]."""
+        embedded: Tensor = self.model.model.embed_tokens(ids)
+        return embedded
+
+    def block(self, i: int, hidden: Tensor) -> Tensor:
+        """Block i's output [B, T, D]."""
+        out: Any = self.blocks[i](hidden, **self._beside[i])
+        after: Tensor = out[0] if isinstance(out, tuple) else out
+        return after
+
+    def final(self, hidden: Tensor) -> Tensor:
+        """What the head takes, [B, T, D]."""
+        normed: Tensor = self.model.model.norm(hidden)
+        return normed
+
+
+@contextmanager
+def inputs_of(*modules: nn.Module) -> Iterator[list[Tensor]]:
+    """The inputs that these modules get, in the order of their calls, as long as the context lasts."""
+    seen: list[Tensor] = []
+
+    def note(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def divergence(teacher: Tensor, student: Tensor, teacher_head: Head, student_head: Head) -> Iterator[Tensor]:
+    """KL(teacher || student) summed over a chunk of tokens, chunk after chunk, from what the heads take: [N, D] each.
+
+    Forward KL at temperature 1 (Hinton et al. 2015): the student must give weight wherever the teacher does.
+    """
+    for t, s in zip(torch.split(teacher, CHUNK), torch.split(student, CHUNK), strict=True):
+        with torch.no_grad():
+            target = log_softmax(teacher_head(t).float(), dim=-1)
+        yield kl_div(log_softmax(student_head(s).float(), dim=-1), target, reduction="sum", log_target=True)

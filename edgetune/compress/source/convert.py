@@ -1,0 +1,238 @@
+"""A Hugging Face folder as a model in floats: what llama.cpp's converter would write, without executing anything in it.
+
+Weights come from safetensors alone, the configuration from config.json with transformers' defaults for what it leaves
+out, the tokenizer from tokenizer.json. Facts (keys, their meaning, llama3's factors): llama.cpp, convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoConfig, PretrainedConfig
+
+from ...errors import FormatError, UnsupportedError
+from ...formats.families import FAMILIES
+from ...formats.safetensors import read_safetensors
+from ...formats.shape import YARN_FAST, YARN_SLOW
+from . import huggingface as hf
+from . import vocabulary
+from .floats import Floats
+from .vocabulary import as_written, read_json
+
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3", "gemma3_text": "gemma3"}
+_MOSTLY_F16 = 1  # general.file_type, as floats.write stores it
+_AGAIN = "download the folder again"
+# Of checkpoints that also see, and buffers that old transformers stored.
+_NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
+
+
+def convert(folder: Path) -> Floats:
+    """A folder with config.json, safetensors and tokenizer.json, of llama, qwen2, qwen3 or gemma3 (its text part).
+
+    FormatError for what is missing or damaged, UnsupportedError for what llama.cpp or edgetune would compute otherwise.
+    """
+    with as_written(folder / "config.json", "transformers"):
+        config, architecture = _read_config(folder)
+        keys = _hyperparameters(config)
+        factors = _llama3_factors(config)
+    metadata = _general(folder) | {f"{architecture}.{key}": value for key, value in keys.items()}
+    tensors = _read_tensors(folder, architecture, config)
+    if factors:
+        tensors["rope_freqs.weight"] = np.array(factors, np.float32)
+    model = Floats(architecture, metadata, {}, tensors)
+    try:
+        shape = model.shape  # sizes alone are looked at, so rows may still be in transformers' order
+    except FormatError as error:
+        raise FormatError(f"{folder}: {error.what}", "config.json and the weights must belong together") from None
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{folder}: {error.what}", error.hint) from None
+    ordered = {name: array if name == "rope_freqs.weight" else hf.tensor_to_gguf(name, array, shape)
+               for name, array in tensors.items()}
+    metadata |= {f"{architecture}.vocab_size": shape.n_vocab, **vocabulary.read(folder, shape.n_vocab)}
+    return Floats(architecture, metadata, {}, ordered)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in order. UnsupportedError where there are only PyTorch's."""
+    if (folder / INDEX).is_file():
+        parts = read_json(folder / INDEX).get("weight_map")
+        names = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
+        for name in names:
+            if name != Path(name).name or not (folder / name).is_file():
+                raise FormatError(f"{folder / INDEX} names {name!r}, which is not in the folder", _AGAIN)
+    else:
+        names = [WHOLE] if (folder / WHOLE).is_file() else []
+    if names:
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")):
+        raise UnsupportedError(f"{folder} has its weights only in PyTorch's .bin files, which can run code when read",
+                               "take a version with .safetensors, or save it again with safetensors")
+    raise FormatError(f"{folder} has no {WHOLE}", "name a folder with a whole checkpoint")
+
+
+def licence_of(folder: Path) -> str:
+    """What the model card (README.md) gives as its license, else what config.json does, else ""."""
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    found = None
+    if path.is_file():
+        card = ModelCard(path.read_text("utf-8", "replace"), ignore_metadata_errors=True)
+        found = card.data.get("license")
+    found = found or read_json(folder / "config.json").get("license")
+    return found if isinstance(found, str) else ""
+
+
+def name_of(folder: Path) -> str:
+    """The folder's name, or the model's where the folder is a snapshot in the hub's cache."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and "--" in folder.parents[1].name:
+        return folder.parents[1].name.rpartition("--")[2]
+    return folder.name
+
+
+def _general(folder: Path) -> dict[str, Any]:
+    keys = {"general.type": "model", "general.name": name_of(folder), "general.license": licence_of(folder),
+            "general.file_type": _MOSTLY_F16, "general.quantization_version": 2}
+    return {key: value for key, value in keys.items() if value != ""}
+
+
+def _read_config(folder: Path) -> tuple[PretrainedConfig, str]:
+    """transformers' configuration of the text model, and GGUF's name of its architecture."""
+    if not (folder / "config.json").is_file():
+        raise FormatError(f"{folder} has no config.json", "name a Hugging Face checkpoint's folder, or a .gguf file")
+    given = read_json(folder / "config.json")
+    kind = given.get("model_type")
+    text = given.get("text_config") or {} if kind == "gemma3" else given
+    if any(text.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise UnsupportedError(f"{folder} is a mixture of experts ({kind})", "take a dense model")
+    if kind not in _ARCHITECTURES:
+        raise UnsupportedError(f"{folder} is of model_type {kind!r:.60}",
+                               f"edgetune converts {', '.join(dict.fromkeys(_ARCHITECTURES.values()))}")
+    if quantization := given.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise UnsupportedError(f"{folder} is quantized already (quantization_config: {method!s:.40})",
+                               "take the model in 16 or 32 bits, or a GGUF of it")
+    known = {key: value for key, value in text.items() if key not in ("model_type", "text_config", "rope_parameters")}
+    config = AutoConfig.for_model("gemma3_text" if kind == "gemma3" else kind, **known, **_new_rope(text))
+    _refuse_variants(folder, config)
+    return config, _ARCHITECTURES[kind]
+
+
+def _new_rope(given: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes rope_parameters, one set or one a kind of layer, where 4 writes rope_theta and others."""
+    new = given.get("rope_parameters")
+    if not isinstance(new, dict):
+        return {}
+    whole = new.get("full_attention", new)
+    settings: dict[str, Any] = {"rope_scaling": {k: v for k, v in whole.items() if k != "rope_theta"}}
+    if "rope_theta" in whole:
+        settings["rope_theta"] = whole["rope_theta"]
+    if "rope_theta" in new.get("sliding_attention", {}):
+        settings["rope_local_base_freq"] = new["sliding_attention"]["rope_theta"]
+    return settings
+
+
+def _refuse_variants(folder: Path, config: PretrainedConfig) -> None:
+    """What llama.cpp's graph of the architecture does not compute."""
+    gemma = config.model_type == "gemma3_text"
+    head = config.hidden_size // config.num_attention_heads if gemma and (
+        config.num_hidden_layers == FAMILIES["gemma3"].wide_blocks) else _head_width(config)
+    usual = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh", "use_sliding_window": False,
+             "partial_rotary_factor": 1.0, "query_pre_attn_scalar": head, "final_logit_softcapping": None,
+             "attn_logit_softcapping": None, "use_bidirectional_attention": False}
+    for name, value in usual.items():
+        if (found := getattr(config, name, value)) != value and found is not None:
+            raise UnsupportedError(f"{folder} has {name} = {found!s:.60}",
+                                   f"edgetune converts models where it is {value}")
+    kind, scaling = _scaling(config)
+    allowed = ("default", "linear", "yarn") + (("llama3",) if config.model_type == "llama" else ())
+    if kind not in allowed:
+        raise UnsupportedError(f"{folder} scales its rotary embedding by {kind!s:.60}",
+                               f"known for {config.model_type} are {', '.join(allowed)}")
+    fixed = {"beta_fast": YARN_FAST, "beta_slow": YARN_SLOW, "truncate": True, "mscale": None, "mscale_all_dim": None}
+    for name, value in fixed.items() if kind == "yarn" else ():
+        if scaling.get(name, value) not in (value, None):
+            raise UnsupportedError(f"{folder} has rope_scaling.{name} = {scaling[name]!s:.60}",
+                                   f"llama.cpp computes yarn with {value}")
+
+
+def _scaling(config: PretrainedConfig) -> tuple[str, dict[str, Any]]:
+    scaling = getattr(config, "rope_scaling", None) or {}
+    return scaling.get("rope_type", scaling.get("type", "default")), scaling
+
+
+def _head_width(config: PretrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _hyperparameters(config: PretrainedConfig) -> dict[str, Any]:
+    """Keys after "llama."."""
+    width = _head_width(config)
+    keys: dict[str, Any] = {
+        "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": width, "attention.value_length": width, "rope.dimension_count": width,
+        "rope.freq_base": float(config.rope_theta), "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+    }
+    kind, scaling = _scaling(config)
+    if kind in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
+    if kind == "yarn":
+        keys["rope.scaling.original_context_length"] = int(
+            scaling.get("original_max_position_embeddings") or config.max_position_embeddings)
+        if scaling.get("attention_factor"):  # whole in transformers, beside YaRN's own in llama.cpp
+            keys["rope.scaling.attn_factor"] = scaling["attention_factor"] / (1 + 0.1 * math.log(scaling["factor"]))
+    return keys | (_sliding(config) if config.model_type == "gemma3_text" else {})
+
+
+def _sliding(config: PretrainedConfig) -> dict[str, Any]:
+    """gemma3's window; which blocks have it is only said where it is not all but every sixth."""
+    windows = [kind == "sliding_attention" for kind in config.layer_types]
+    keys: dict[str, Any] = {"attention.sliding_window": config.sliding_window,
+                            "rope.freq_base_swa": float(config.rope_local_base_freq)}
+    if windows != [bool((i + 1) % FAMILIES["gemma3"].windows_every) for i in range(len(windows))]:
+        keys["attention.sliding_window_pattern"] = windows
+    return keys
+
+
+def _llama3_factors(config: PretrainedConfig) -> list[float]:
+    """What each rotary frequency is divided by under llama3's scaling: C/2 numbers, or none."""
+    kind, scaling = _scaling(config)
+    if kind != "llama3":
+        return []
+    width = _head_width(config)
+    context = scaling["original_max_position_embeddings"]
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
+    factors = []
+    for i in range(0, width, 2):
+        rotations = context * config.rope_theta ** (-i / width) / (2 * math.pi)  # within the first context
+        kept = min(max((rotations - low) / (high - low), 0.0), 1.0)
+        factors.append(1.0 / ((1.0 - kept) / scaling["factor"] + kept))
+    return factors
+
+
+def _read_tensors(folder: Path, architecture: str, config: PretrainedConfig) -> dict[str, NDArray[np.float32]]:
+    """Every tensor of the text model by its GGUF name, rows in transformers' order."""
+    tensors = {}
+    for path in weight_files(folder):
+        for name, array in read_safetensors(path).items():
+            if _NOT_TEXT.match(name):
+                continue
+            text = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name).replace("model.lm_head", "lm_head")
+            ours = hf.name_in_gguf(text, architecture)
+            if ours is None:
+                raise UnsupportedError(f"{path} has the tensor {name!r:.80}, llama.cpp's {architecture} has none such",
+                                       "the model is of a variant that cannot be converted")
+            if ours != "output.weight" or not config.tie_word_embeddings:
+                tensors[ours] = array
+    return tensors

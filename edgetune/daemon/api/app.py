@@ -1,0 +1,280 @@
+"""OpenAI's API in front of a service, and what it has beyond: feedback, adapters, device, health, metrics, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, HTMLResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ...errors import NotFoundError, UsageError
+from ...version import __version__
+from ..learning.items import Heading
+from ..service import LATEST, Service
+from . import completions, fine_tuning, schemas
+from . import errors as problems
+from .bodies import Bodies
+from .completions import RecentAnswers, TheService
+from .errors import JsonRoute
+from .fine_tuning import After, Limit, job_object, page
+from .metrics import Counted, Metrics
+from .pools import Pools, ThePools
+from .security import Guard, Keys
+
+PAGE = Path(__file__).parents[1] / "page" / "page.html"
+LARGEST_NOTE = 256 << 10  # bytes of a piece of feedback with its conversation, as JSON
+router = APIRouter(route_class=JsonRoute)
+
+
+def app(service: Service) -> FastAPI:
+    """The API of a service, which may start later. Raises UsageError or FormatError for a key file that is none."""
+    config = service.config
+    keys = Keys(Path(config.key_file).expanduser()) if config.key_file else None
+    made = FastAPI(title="edgetune", version=__version__, responses=problems.RESPONSES, docs_url=None, redoc_url=None,
+                   redirect_slashes=False)
+    made.state.service = service
+    made.state.recent = RecentAnswers()
+    made.state.metrics = Metrics(service)
+    made.state.pools = Pools()
+    made.state.bodies = Bodies(config)
+    for part in (router, completions.router, fine_tuning.router):
+        made.include_router(part)
+    problems.install(made)
+    made.openapi = lambda: _openapi(made, keyed=keys is not None)  # type: ignore[method-assign]
+    made.add_middleware(Counted, metrics=made.state.metrics)
+    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies)  # the last one added comes first
+    return made
+
+
+def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
+    """FastAPI's, without its 422, which is a 400 here; with the key, where one is asked for."""
+    if made.openapi_schema is None:
+        schema = get_openapi(title=made.title, version=made.version, routes=made.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        if keyed:
+            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}]
+        made.openapi_schema = schema
+    return made.openapi_schema
+
+
+def _of_type(kind: str) -> dict[int | str, dict[str, Any]]:
+    """That an answer is no JSON; its errors are."""
+    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
+
+
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/models", response_model=schemas.Page[schemas.Model])
+def list_models(service: TheService) -> Any:
+    return {"data": _models(service)}
+
+
+@router.get("/v1/models/{model}", response_model=schemas.Model)
+def get_model(model: str, service: TheService) -> Any:
+    for found in _models(service):
+        if found["id"] == model:
+            return found
+    raise NotFoundError(f"there is no model {model!r:.200}", "/v1/models lists those that exist")
+
+
+def _models(service: Service) -> list[dict[str, Any]]:
+    made = int(service.path.stat().st_mtime) if service.path.exists() else int(time.time())
+    names = [(service.name, made), (service.name + LATEST, made)]
+    names += [(adapter.id, adapter.created_at) for adapter in service.adapters.list()]
+    return [{"id": name, "created": created} for name, created in names]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/files", response_model=schemas.FileObject)
+def upload(file: UploadFile, purpose: Annotated[Literal["fine-tune"], Form()], service: TheService) -> Any:
+    """Rows to train on, JSON a line, in OpenAI's shape or one of ours."""
+    return _file(service.files.add(file.filename or "rows.jsonl", purpose, _chunks(file.file)))
+
+
+@router.get("/v1/files", response_model=schemas.Page[schemas.FileObject])
+def list_files(service: TheService, after: After = None, limit: Limit = 100, purpose: str | None = None) -> Any:
+    return page([_file(file) for file in service.files.list(after, limit + 1, purpose)], limit)
+
+
+@router.get("/v1/files/{file_id}", response_model=schemas.FileObject)
+def get_file(file_id: str, service: TheService) -> Any:
+    return _file(service.files.get(file_id))
+
+
+@router.delete("/v1/files/{file_id}", response_model=schemas.Deleted)
+def delete_file(file_id: str, service: TheService) -> Any:
+    service.files.delete(file_id)
+    return {"id": file_id, "object": "file"}
+
+
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses=_of_type("application/jsonl"))
+def file_content(file_id: str, service: TheService) -> Response:
+    return FileResponse(service.files.content(file_id), media_type="application/jsonl")
+
+
+def _file(file: Any) -> dict[str, Any]:
+    return {"id": file.id, "bytes": file.bytes, "created_at": file.created_at, "filename": file.name,
+            "purpose": file.purpose, "rows": file.rows, "sha256": file.sha256}
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(1 << 16):
+        yield chunk
+
+
+# ---- feedback and learning ------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/feedback", response_model=schemas.FeedbackObject)
+def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheService) -> Any:
+    given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "model": body.model or ""}
+    if body.completion_id is not None:
+        if body.messages is not None or body.prompt is not None or body.answer is not None:
+            raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
+        said = request.app.state.recent.get(body.completion_id)
+        given |= {**said.question, "answer": said.answer, "model": said.model}
+    elif (body.messages is None) == (body.prompt is None):
+        raise UsageError("neither completion_id nor messages nor prompt is given, or both of the latter",
+                         "name an answer by one of them")
+    elif body.messages is not None:
+        messages = [message.plain() for message in body.messages]
+        given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
+    else:
+        given |= {"prompt": body.prompt, "answer": body.answer or ""}
+    size = len(json.dumps(given))
+    if size > LARGEST_NOTE:
+        raise HTTPException(413, f"the feedback has {size} bytes, at most {LARGEST_NOTE} are kept; training reads far "
+                            "less of a row: send a shorter conversation")
+    return _heading(service.feedback.add(**given).heading)
+
+
+@router.get("/v1/feedback", response_model=schemas.FeedbackPage)
+def list_feedback(service: TheService, after: After = None, limit: Limit = 100) -> Any:
+    found = [_heading(heading) for heading in service.feedback.headings(after, limit + 1)]
+    return {**page(found, limit), "counts": service.feedback.counts()}
+
+
+def _heading(heading: Heading) -> dict[str, Any]:
+    return {"id": heading.id, "created_at": heading.created_at, "rating": heading.rating, "learns": heading.learns,
+            "reason": heading.reason}
+
+
+@router.post("/v1/learn", response_model=schemas.Job)
+def learn_now(service: TheService) -> Any:
+    """Begin a job from the feedback so far."""
+    return job_object(service.learner.begin())
+
+
+# ---- adapters -------------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/adapters", response_model=schemas.AdapterList)
+def list_adapters(service: TheService) -> Any:
+    listed = [_adapter(adapter) for adapter in service.adapters.list()]
+    serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
+    for adapter in listed:
+        adapter["verdict"].pop("scores", None)  # of each row: whoever wants them asks for one adapter
+    return {"data": listed, "serving": serving, "history": service.adapters.history()}
+
+
+@router.post("/v1/adapters/rollback", response_model=schemas.Serving)
+def roll_back(service: TheService) -> Any:
+    """Back to what answered before the adapter in service; null: the base."""
+    before = service.adapters.rollback("asked for by a client")
+    return {"serving": before.id if before else None}
+
+
+@router.post("/v1/adapters/recover", response_model=schemas.Recovered)
+def recover_adapters(service: TheService) -> Any:
+    """Take back, as candidates, adapters that were set aside because no row of the database names them."""
+    found, refused = service.adapters.recover()
+    return {"recovered": [adapter.id for adapter in found], "refused": refused}
+
+
+@router.get("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
+def get_adapter(adapter: str, service: TheService) -> Any:
+    return _adapter(service.adapters.get(adapter))
+
+
+@router.post("/v1/adapters/{adapter}/promote", response_model=schemas.Serving)
+def promote(adapter: str, service: TheService) -> Any:
+    """Let it answer for NAME:latest from now on, whatever the gate said."""
+    service.adapters.promote(adapter, "asked for by a client")
+    return {"serving": service.adapters.serving}
+
+
+@router.delete("/v1/adapters/{adapter}", response_model=schemas.Deleted)
+def delete_adapter(adapter: str, service: TheService) -> Any:
+    service.adapters.delete(adapter)
+    return {"id": adapter, "object": "adapter"}
+
+
+def _adapter(adapter: Any) -> dict[str, Any]:
+    return {"id": adapter.id, "created_at": adapter.created_at, "state": adapter.state, "job": adapter.job,
+            "verdict": adapter.verdict}
+
+
+# ---- the device -----------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/device", response_model=schemas.DeviceObject)
+def device(service: TheService) -> Any:
+    return service.device()
+
+
+@router.get("/healthz", response_model=schemas.Health)
+async def health(service: TheService, pools: ThePools) -> Any:
+    """Degraded still serves: the reasons say what does not work."""
+    return await pools.watch(service.health)
+
+
+@router.get("/metrics", response_class=Response, responses=_of_type("text/plain"))
+async def metrics(request: Request, pools: ThePools) -> Response:
+    """In Prometheus' text format."""
+    text, kind = await pools.watch(request.app.state.metrics.text)
+    return Response(text, media_type=kind)
+
+
+@router.get("/", response_class=Response, responses=_of_type("text/html"))
+async def show_page() -> Response:
+    """For people: all it needs is in it."""
+    html, policy = _page()
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """It and its policy, whose hashes are computed once."""
+    html = PAGE.read_text("utf-8")
+    return html, policy_of(html)
+
+
+def policy_of(html: str) -> str:
+    """A Content-Security-Policy under which the page's own scripts and styles run, and nothing else does."""
+
+    def hashes(tag: str) -> str:
+        found = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", html, re.DOTALL)
+        return " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in found) or "'none'"
+
+    return (f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
+            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+            "require-trusted-types-for 'script'")

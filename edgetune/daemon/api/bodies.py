@@ -1,0 +1,99 @@
+"""The bodies of requests: how large and how slow each may be, and how much all of those at work may be together.
+
+A body becomes Python objects of up to 25 times its size, which live until its request is answered. So what bounds the
+memory of the daemon is the sum over all requests, not the size of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
+
+from ..options import DaemonConfig
+
+BODY_SECONDS = 30.0  # that a body may keep the daemon waiting,
+BYTES_PER_S = 4096  # and one more for each of these
+AT_ONCE = 4  # bodies of the largest size at work
+LEAST = 4 << 20  # bytes of bodies at work, where the largest size is small
+RETRY = {"Retry-After": "1"}
+CLOSE = {"Connection": "close"}
+
+
+class Bodies:
+    """The bytes of all bodies at work. For one event loop."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self.largest = config.max_body << 10
+        self.most = max(AT_ONCE * self.largest, LEAST)
+        self.held = 0
+        self.read = 0  # bytes since the last time that freed memory was given back
+
+    def hold(self, nbytes: int) -> None:
+        """Raises HTTPException where they are too many together."""
+        if self.held + nbytes > self.most:
+            raise HTTPException(503, f"the requests at work have {self.most} bytes together, the most here; ask again "
+                                "in a moment", CLOSE | RETRY)
+        self.held += nbytes
+
+    def free(self, nbytes: int) -> None:
+        self.held -= nbytes
+
+
+class Body:
+    """`receive` of one request, which counts and times what comes; `limit`: bytes that it may have.
+
+    spooled: it is an upload, which is written to the disk as it comes: no more than the largest body counts.
+    """
+
+    def __init__(self, bodies: Bodies, receive: Receive, limit: int, length: int, spooled: bool) -> None:
+        """length: bytes as its head says, 0 where it does not. Raises HTTPException."""
+        self.bodies = bodies
+        self.limit = limit
+        self._receive = receive
+        self._memory = bodies.largest if spooled else limit
+        self._held = 0
+        self._seen = 0
+        self._waited = 0.0
+        self._whole = False
+        if length > limit:
+            raise too_large(limit)
+        self._hold(length)
+
+    async def __call__(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        start = time.monotonic()
+        allowed = BODY_SECONDS + self._seen / BYTES_PER_S
+        try:
+            message = await asyncio.wait_for(self._receive(), max(allowed - self._waited, 0))
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"the body kept this daemon waiting for {allowed:.0f} seconds, the most here; "
+                                "send it without pauses", CLOSE) from None
+        self._waited += time.monotonic() - start
+        self._seen += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._seen > self.limit:
+            raise too_large(self.limit)
+        self._hold(self._seen)
+        return message
+
+    def _hold(self, nbytes: int) -> None:
+        """So many in all."""
+        more = min(nbytes, self._memory) - self._held
+        if more > 0:
+            self.bodies.hold(more)
+            self._held += more
+
+    def end(self) -> None:
+        """The request is answered, and its objects are gone."""
+        self.bodies.free(self._held)
+        self.bodies.read += self._seen
+        self._held = 0
+
+
+def too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"the request has more than {limit} bytes, the most here; send less, or raise --max-body "
+                         "(--max-upload for files)", CLOSE)

@@ -1,0 +1,113 @@
+"""What goes wrong, as a status and OpenAI's error body; and JSON read strictly, so that nothing odd comes in."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+
+from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooMuchError
+from . import schemas
+from .security import CODES, UPLOADS, error_body
+from .validation import sentence_of
+
+log = logging.getLogger("edgetune.daemon")
+STATUSES = {
+    400: "The request is wrong.", 401: "No key, or a wrong one.", 403: "From a page or under a name that may not.",
+    404: "Nothing has this name or id.", 408: "The body came too slowly.", 413: "Too large.",
+    429: "Too busy; come again.", 503: "Too much is at work, or the daemon stops.", 507: "The disk takes no more.",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Error, "description": what} for status, what in STATUSES.items()}
+BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to say so
+
+
+class _Json(Request):
+    """Refuses what Python's parser lets through: NaN, halves of surrogate pairs, nesting or values without end."""
+
+    async def json(self) -> Any:
+        body = await self.body()
+        most = self.app.state.bodies.largest // BYTES_A_VALUE
+        if body.count(b",") >= most:
+            raise HTTPException(413, f"the body has more than {most} values, the most here; send fewer, or raise "
+                                "--max-body")
+        try:
+            return from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise HTTPException(400, f"the body is no JSON: {error}") from None
+
+
+class JsonRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(_Json(request.scope, request.receive))
+
+        return strict
+
+
+def install(app: FastAPI) -> None:
+    """Every way to fail ends in OpenAI's body."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        path = request.url.path
+        headers = dict(getattr(error, "headers", None) or {})
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):  # of the router: ours is NotFoundError
+            error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what exists"
+            if methods := _methods(app, path):  # the router names those of the first route only
+                headers["Allow"] = ", ".join(methods)
+        status, body = problem(error, uploading=path == UPLOADS, expected=_body_model(request))
+        return JSONResponse(body, status, headers | ({"Retry-After": "1"} if status == 429 else {}))
+
+    for kind in (EdgetuneError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What may be done at a path; one without placeholders comes first."""
+    paths = app.openapi()["paths"]
+    found = [path] if path in paths else [template for template in paths if re.fullmatch(
+        re.sub(r"\{\w+\}", "[^/]+", template), path)]
+    return sorted({method.upper() for template in found for method in paths[template]})
+
+
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """Of what a route takes."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    kind = field.field_info.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def problem(error: Exception, uploading: bool = False,
+            expected: type[BaseModel] | None = None) -> tuple[int, dict[str, Any]]:
+    """(status, body) of an error. expected: the model of the request's body."""
+    if isinstance(error, RequestValidationError):
+        message, param = sentence_of(error, expected)
+        return 400, error_body(400, message, param, "invalid_value")
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, OSError):  # while FastAPI took an upload in
+        error = DiskError(f"cannot keep the upload: {error.__cause__.strerror}", "make room on the disk")
+    if isinstance(error, HTTPException):
+        return error.status_code, error_body(error.status_code, str(error.detail), code=CODES.get(error.status_code))
+    if isinstance(error, NotFoundError):
+        return 404, error_body(404, str(error), code="not_found")
+    if isinstance(error, TooMuchError):
+        status = 413 if uploading else 429
+        return status, error_body(status, str(error), code="too_much")
+    if isinstance(error, DiskError):
+        return 507, error_body(507, str(error), code="disk")
+    if isinstance(error, Interrupted):
+        return 503, error_body(503, str(error), code="stopping")
+    if isinstance(error, EdgetuneError):
+        return 400, error_body(400, str(error))
+    log.error("a request failed", exc_info=error)
+    return 500, error_body(500, "something went wrong in the daemon; its log says what")

@@ -1,0 +1,186 @@
+"""What stands before the API, as ASGI middleware: who may ask (key, Host, Origin), how much, and headers for browsers.
+
+A web page in the owner's browser can send requests to a server on loopback. It cannot read the answers (no CORS), its
+writes are refused by their Origin, and a name that it lets point to 127.0.0.1 (DNS rebinding) by the Host.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...errors import EdgetuneError
+from ..keys import hash_of, read_keys
+from ..options import LOOPBACK, DaemonConfig
+from .bodies import Bodies, Body
+
+OPEN = ("/", "/healthz")  # without a key: the page, which asks for one, and whether the daemon is well
+UPLOADS = "/v1/files"
+_FORM = 64 * 1024  # what a form has around its file at most
+_READS = ("GET", "HEAD", "OPTIONS")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+CODES = {408: "too_slow", 413: "too_large", 503: "too_much"}  # of limits that hold for every request
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Seldom:
+    """A log for what strangers cause: it says a thing once a minute, however often it happens."""
+
+    SECONDS = 60.0
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._said: dict[str, float] = {}
+
+    def warning(self, text: str) -> None:
+        now = time.monotonic()
+        self._said = {said: at for said, at in self._said.items() if now - at < self.SECONDS}
+        if text not in self._said:
+            self._said[text] = now
+            self._log.warning("%s", text)
+
+
+log = Seldom(logging.getLogger("edgetune.daemon"))
+Stamp = tuple[int, ...]
+
+
+class Keys:
+    """The keys of a file, read again when it has changed: a key that was added or removed counts at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UsageError or FormatError for a file that is none."""
+        self.path = path
+        self._hashes = list(read_keys(path))
+        self._seen: Stamp = ()  # so read again at the first request
+
+    def accept(self, key: str) -> bool:
+        """In a time that tells nothing of the keys. Nobody, while the file cannot be read."""
+        try:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._hashes = list(read_keys(self.path))
+                self._seen = stamp
+        except (OSError, EdgetuneError) as error:
+            log.warning(f"nobody is let in: {error}")
+            return False
+        shown = hash_of(key)
+        return sum(hmac.compare_digest(shown, known) for known in self._hashes) > 0
+
+    def _stamp(self) -> Stamp:
+        """Changes with what the file holds, and with who may write it."""
+        stat = os.stat(self.path)  # noqa: PTH116 - once a request
+        return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_mode
+
+
+class Refused(HTTPException):
+    """A request that must not reach the app."""
+
+    def __init__(self, status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.code = code
+
+
+class Guard:
+    """Lets through what may pass, its body counted, and adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None, bodies: Bodies) -> None:
+        self.app = app
+        self.config = config
+        self.keys = keys
+        self.bodies = bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            self.check(scope)
+            body = self.body(scope, receive)
+        except HTTPException as refused:
+            await _answer(refused, with_headers)
+            return
+        try:
+            await self.app(scope, body, with_headers)
+        finally:
+            body.end()
+
+    def check(self, scope: Scope) -> None:
+        """Raises HTTPException for a request that must not reach the app."""
+        headers = Headers(scope=scope)
+        self._check_host(headers.get("host", ""))
+        self._check_origin(scope["method"], headers)
+        self._check_key(scope["path"], headers.get("authorization", ""))
+
+    def body(self, scope: Scope, receive: Receive) -> Body:
+        """Raises HTTPException where it is too large, or too much is at work."""
+        upload = scope["path"] == UPLOADS
+        limit = (self.config.max_upload << 20) + _FORM if upload else self.config.max_body << 10
+        length = Headers(scope=scope).get("content-length", "").strip()
+        return Body(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)
+
+    def _check_host(self, host: str) -> None:
+        """Who listens on loopback is called by a name of loopback: another was made to point there."""
+        if self.config.socket or self.config.host not in LOOPBACK:
+            return
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if name.strip("[]").lower() not in LOOPBACK:
+            raise Refused(403, f"the Host is {host!r:.100}; call this daemon by {', '.join(LOOPBACK)}", "wrong_host")
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if method in _READS or origin is None:
+            return
+        if origin.partition("://")[2] != headers.get("host", ""):
+            raise Refused(403, f"a page of {origin!r:.100} may not write here; use the page of this daemon",
+                          "wrong_origin")
+
+    def _check_key(self, path: str, authorization: str) -> None:
+        if self.keys is None or path in OPEN:
+            return
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not self.keys.accept(key.strip()):
+            what = "the key is not one of this daemon's" if authorization else "this daemon asks for a key"
+            raise Refused(401, f"{what}; send it as Authorization: Bearer KEY (edgetune service key NAME makes one)",
+                          "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+
+
+async def _answer(refused: HTTPException, send: Send) -> None:
+    """Says no, and closes: what is left of the body is not read."""
+    code = getattr(refused, "code", None) or CODES.get(refused.status_code)
+    body = json.dumps(error_body(refused.status_code, refused.detail, code=code)).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    headers |= {name.lower(): value for name, value in (refused.headers or {}).items()}
+    await send({"type": "http.response.start", "status": refused.status_code,
+                "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,1 @@
+"""Training jobs: what they are made of, their queue, the process that works, and the gate."""

@@ -1,0 +1,151 @@
+"""What a job is made of: options from OpenAI's hyperparameters or ours, and rows, divided into learned and held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from ... import disk
+from ...data.rows import Row
+from ...errors import DataError, UnsupportedError, UsageError
+from ...objectives.base import Objective, make_objective, objectives
+from ...objectives.sft import Sft
+from ...options import declared
+from ...training.config import TrainConfig
+from ..state.files import Rows, digest
+from ..state.holdout import MOST, Holdout
+
+OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
+AUTO = "auto"  # leaves an option open
+TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
+HELD = "held.jsonl"  # rows to judge by
+ROUNDS = "rounds.json"  # {"established": how many of HELD, its first rows, are of earlier rounds}
+_MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier rounds
+
+
+def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """OpenAI's method object, the older `hyperparameters` taken into it. Raises UnsupportedError for another method."""
+    kind = (method or {}).get("type", Sft.method)
+    known = _by_method()
+    if kind not in known:
+        raise UnsupportedError(f"the method {kind!r:.40} does not exist here", f"choose from {', '.join(known)}")
+    inner = ((method or {}).get(kind) or {}).get("hyperparameters") or {}
+    return {"type": kind, kind: {"hyperparameters": {**(hyperparameters or {}), **inner}}}
+
+
+def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
+    """What `method_of` gave, as the objective and what is asked of training beside it. Raises UsageError."""
+    kind = _by_method()[method["type"]]
+    asked = dict(method[method["type"]]["hyperparameters"])
+    own: dict[str, Any] = {}
+    for spec in declared(kind):
+        if spec.name in asked:
+            own[spec.name] = _typed(spec.name, asked.pop(spec.name), type(spec.default))
+    return make_objective(kind.name, own), asked
+
+
+def _by_method() -> dict[str, type[Objective]]:
+    return {kind.method: kind for kind in objectives(TrainConfig).values()}
+
+
+def options(base: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
+    """`base` with what is asked for, by OpenAI's names or TrainConfig's; "auto" leaves an option as it is.
+
+    Raises UsageError for a name that is not known, a value of another type or out of its range.
+    """
+    types: dict[str, type] = {spec.name: type(spec.default) for spec in fields(TrainConfig)}
+    given: dict[str, Any] = {}
+    for name, value in asked.items():
+        target = OPENAI.get(name, name)
+        if target not in types:
+            raise UsageError(f"there is no hyperparameter {name!r:.80}", f"there are {', '.join([*OPENAI, *types])}")
+        if value == AUTO and types[target] is not str:
+            continue
+        if target in given:
+            raise UsageError(f"{name} says again what another hyperparameter says", "give one of them")
+        given[target] = _typed(name, value, types[target])
+        if name == "learning_rate_multiplier":
+            given[target] *= base.lr
+    if "epochs" in given:
+        given.setdefault("steps", 0)
+    return replace(base, **given).check()
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    """A whole number may stand for a float; nothing else may stand for another."""
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{name} is {value!r:.40}, not of type {kind.__name__}", f"give it as {kind.__name__}")
+    return value
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
+           established: int = 0) -> dict[str, dict[str, Any]]:
+    """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
+    gate asks MOST at most. A row that is held out is never learned, also where both name it. established: how many rows
+    of `held`, its first ones, are of earlier rounds.
+
+    Both are gone through twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
+    nothing to judge by.
+    """
+    if held is None:
+        digests = [digest(row) for row in rows]
+        apart = holdout.divide(digests)
+        asked = holdout.lowest(apart, MOST)
+        learned = (row for row, name in zip(rows, digests, strict=True) if name not in apart)
+        judging: Iterable[Row] = (row for row, name in zip(rows, digests, strict=True) if name in asked)
+    else:
+        apart = {digest(row) for row in held}
+        learned = (row for row in rows if digest(row) not in apart)
+        judging = held
+    sides = {"train": _write(folder / TRAIN, learned), "held_out": _write(folder / HELD, judging)}
+    for name, side in sides.items():
+        if not side["rows"]:
+            raise DataError(f"no rows are left to {'learn' if name == 'train' else 'judge by'}",
+                            "a row that is held out is not learned: give other rows")
+    _write_lines(folder / ROUNDS, [json.dumps({"established": established})])
+    return sides
+
+
+def held_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows that judge a job, and how many of them, the first ones, are of earlier rounds."""
+    rows = list(Rows(folder / HELD))
+    path = folder / ROUNDS
+    if path.exists():
+        return rows, int(json.loads(path.read_text())["established"])
+    marked = sum(_MARK in row for row in rows)
+    unmarked = [{key: value for key, value in row.items() if key != _MARK} for row in rows]
+    return unmarked, len(rows) - marked if marked else 0
+
+
+def _write(path: Path, rows: Iterable[Row]) -> dict[str, Any]:
+    count = 0
+    sha256 = hashlib.sha256()
+
+    def lines() -> Iterator[str]:
+        nonlocal count
+        for row in rows:
+            line = json.dumps(row)
+            sha256.update(line.encode() + b"\n")
+            count += 1
+            yield line
+
+    _write_lines(path, lines())
+    return {"rows": count, "sha256": sha256.hexdigest()}
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    try:
+        with path.open("wb") as out:
+            for line in lines:
+                out.write(line.encode() + b"\n")
+    except OSError as error:
+        raise disk.cannot_write(path, error) from None

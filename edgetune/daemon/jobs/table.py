@@ -1,0 +1,202 @@
+"""Jobs as the database has them: rows, events and measurements. Knows nothing of who works on them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ...errors import FormatError, NotFoundError
+from ...persisted import from_json
+from ...training.config import TrainConfig
+from ..state.database import Store, add_event, dump, now
+
+log = logging.getLogger("edgetune.daemon")
+ENDED = ("succeeded", "failed", "cancelled")
+LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+KEPT = 200  # jobs that have ended
+OLD = """SELECT id FROM (SELECT id FROM jobs WHERE finished_at IS NOT NULL
+                         ORDER BY finished_at DESC, rowid DESC LIMIT -1 OFFSET ?)
+         WHERE id IS NOT ? AND id NOT IN (SELECT job FROM adapters)
+         AND id NOT IN (SELECT job FROM feedback WHERE state = 'new' AND job IS NOT NULL)"""
+Said = tuple[str, Any]  # a sentence and its data
+
+
+@dataclass(frozen=True)
+class Job:
+    """As the table has it, JSON read; config has every option of TrainConfig. verdict: the gate's, without the scores
+    of rows. progress, while it runs and as far as known: phase, step, steps, loss, held_out_loss, tokens_per_s, eta_s.
+    """
+
+    id: str
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    origin: Literal["api", "learn"]
+    model: str
+    suffix: str
+    seed: int
+    training_file: str | None
+    validation_file: str | None
+    method: dict[str, Any]
+    metadata: dict[str, str]
+    config: dict[str, Any]
+    trained_tokens: int | None
+    result: str | None
+    error: dict[str, Any] | None
+    verdict: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class _Error:
+    code: str
+    message: str
+    param: str | None
+
+
+@dataclass(frozen=True)
+class _Event:
+    """A row of events, data read."""
+
+    seq: int
+    job: str
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A row of checkpoints, metrics read."""
+
+    seq: int
+    job: str
+    created_at: int
+    step: int
+    metrics: dict[str, Any]
+
+
+class JobTable:
+    """The tables of jobs, events and checkpoints. For any number of threads; `changed` is held to change a status."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.changed = threading.Condition()
+
+    def get(self, id: str) -> Job:
+        """Raises NotFoundError."""
+        return self.store.one("jobs", self.store.read("SELECT * FROM jobs WHERE id = ?", id), _job, NotFoundError(
+            f"there is no job {id!r:.80}", "list the jobs to see those that exist"))
+
+    def list(self, after: str | None, limit: int) -> Sequence[Job]:
+        """The newest first, at most `limit` of them, those older than the job `after`."""
+        return self.store.newest("jobs", _job, self.store.before("jobs", after), limit)
+
+    def next(self) -> str | None:
+        """The job whose turn it is: one that was begun, else the one that waits longest."""
+        found = self.store.read("SELECT id FROM jobs WHERE status IN ('running', 'queued') "
+                                "ORDER BY status = 'queued', rowid LIMIT 1")
+        return str(found[0]["id"]) if found else None
+
+    def ids(self, ended: bool) -> set[str]:
+        is_ended = "finished_at IS NOT NULL" if ended else "finished_at IS NULL"
+        return {row["id"] for row in self.store.read(f"SELECT id FROM jobs WHERE {is_ended}")}
+
+    def unfinished(self, origin: str) -> str | None:
+        """A job of this origin that has not ended."""
+        found = self.store.read("SELECT id FROM jobs WHERE origin = ? AND finished_at IS NULL", origin)
+        return str(found[0]["id"]) if found else None
+
+    def events(self, id: str, after: str | None, limit: int) -> Sequence[dict[str, Any]]:
+        """The latest first, as OpenAI has them."""
+        return self._of_job("events", _event, id, "ftevent-", after, limit)
+
+    def checkpoints(self, id: str, after: str | None, limit: int) -> Sequence[dict[str, Any]]:
+        """Measurements of the held-out loss, the latest first, in OpenAI's words."""
+        model = self.get(id).result or ""
+        found = self._of_job("checkpoints", _checkpoint, id, "ftckpt-", after, limit)
+        return [{**checkpoint, "fine_tuned_model_checkpoint": model} for checkpoint in found]
+
+    def _of_job(self, table: str, read: Any, job: str, prefix: str, after: str | None,
+                limit: int) -> Sequence[dict[str, Any]]:
+        self.get(job)
+        number = (after or f"{prefix}{2**62}").removeprefix(prefix)
+        if not (number.isascii() and number.isdigit() and len(number) < 20):
+            raise NotFoundError(f"there is no {after!r:.80} after which to continue",
+                                "give the id of the last one that you got")
+        return self.store.newest(table, read, int(number), limit, "job = ?", job)
+
+    def insert(self, columns: Mapping[str, Any], said: Iterable[Said]) -> None:
+        """A new job, and the first events of its history."""
+        names = ", ".join(columns)
+        values = ", ".join(f":{name}" for name in columns)
+        with self.store.write() as db:
+            db.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", dict(columns))
+            for text, data in said:
+                add_event(db, columns["id"], "info", "message", text, data)
+        for text, _ in said:
+            log.info("%s: %s", columns["id"], text)
+        self.changed.notify_all()
+
+    def set(self, id: str, status: str, text: str, level: str = "info", data: Any = None, **columns: Any) -> None:
+        """Change a job, and say so in its events and the log; `changed` must be held."""
+        columns["status"] = status
+        if status in ENDED:
+            columns["finished_at"] = now()
+        changes = ", ".join(f"{name} = :{name}" for name in columns)
+        with self.store.write() as db:
+            db.execute(f"UPDATE jobs SET {changes} WHERE id = :id", {**columns, "id": id})
+            add_event(db, id, level, "message", text, data)
+        log.log(LEVELS[level], "%s: %s", id, text)
+        self.changed.notify_all()
+
+    def remove_old(self, at_work: str | None) -> None:
+        """Of jobs that have ended remain the latest KEPT, the one that is at work, and those whose adapters exist or
+        whose feedback is not settled.
+        """
+        with self.store.write() as db:
+            old = db.execute(OLD, (KEPT, at_work)).fetchall()
+            for table, column in (("events", "job"), ("checkpoints", "job"), ("jobs", "id")):
+                db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(row["id"],) for row in old])
+
+    def note(self, id: str, events: Iterable[tuple[str, str, str, Any]]) -> None:
+        """Lines of a job's history, (level, type, message, data) each; of those that are measurements also these."""
+        with self.store.write() as db:
+            for level, kind, text, data in events:
+                add_event(db, id, level, kind, text, data)
+                if data and data.get("event") == "eval":
+                    db.execute("INSERT INTO checkpoints (job, created_at, step, metrics) VALUES (?, ?, ?, ?)",
+                               (id, now(), data["step"], dump({"valid_loss": data["loss"], "best": data["best"]})))
+
+
+def _job(columns: dict[str, Any]) -> Job:
+    for name in ("method", "metadata", "config", "error", "verdict"):
+        columns[name] = json.loads(columns[name]) if columns[name] else None
+    columns["config"] = from_json(TrainConfig, columns["config"], "its config").to_json()
+    if columns["error"] is not None:
+        columns["error"] = asdict(from_json(_Error, columns["error"], "its error"))
+    job = from_json(Job, columns, "the row")
+    if not all(isinstance(value, str) for value in job.metadata.values()):
+        raise FormatError("its metadata holds other values than text")
+    return job
+
+
+def _event(columns: dict[str, Any]) -> dict[str, Any]:
+    columns["data"] = json.loads(columns["data"])
+    event = asdict(from_json(_Event, columns, "the row"))
+    del event["job"]
+    return {"id": f"ftevent-{event.pop('seq')}", **event}
+
+
+def _checkpoint(columns: dict[str, Any]) -> dict[str, Any]:
+    columns["metrics"] = json.loads(columns["metrics"])
+    row = from_json(_Checkpoint, columns, "the row")
+    return {"id": f"ftckpt-{row.seq}", "created_at": row.created_at, "fine_tuning_job_id": row.job,
+            "step_number": row.step, "metrics": row.metrics}

@@ -1,0 +1,1 @@
+"""Learning from feedback: what was said, what is learned from it, and when."""

@@ -1,0 +1,323 @@
+"""Every adapter that the daemon keeps, which one is in service, and the way back.
+
+An adapter is never changed after it is written: promoting and rolling back only say which one answers from now on. A
+request that is being answered ends on the adapter that it began with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import disk
+from ...adapters import store as lora
+from ...errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError
+from ...formats.bundle import sha256
+from ...persisted import from_json
+from ...serving.batcher import Batcher
+from ...training.metrics import NAME as METRICS
+from ..options import DaemonConfig
+from .database import Store, dump, now
+from .shelf import Shelf
+
+log = logging.getLogger("edgetune.daemon")
+FOLDER = "adapters"
+NAMES = r"[0-9a-f]{8}"
+RECORD = "daemon.json"  # in an adapter's folder: what its row says, for the day when the database is lost
+LATEST = ":latest"
+SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
+            id IS (SELECT adapter FROM service ORDER BY seq DESC LIMIT 1) AS serving FROM adapters"""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """id: ft:MODEL:SUFFIX:xxxxxxxx, what clients name it. folder: in STATE/adapters. sha256: of its adapter.gguf.
+    verdict: what the gate found. state: serving, candidate (it never served) or retired.
+    """
+
+    id: str
+    folder: str
+    job: str
+    created_at: int
+    sha256: str
+    verdict: dict[str, Any]
+    state: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What RECORD holds: as in Adapter."""
+
+    id: str
+    job: str
+    created_at: int
+    verdict: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """A row of service."""
+
+    seq: int
+    at: int
+    adapter: str | None
+    cause: str
+
+
+class Adapters:
+    """The adapters below `folder`, all of them loaded in `batcher`. name: the model's. For any number of threads.
+
+    `damaged` has a sentence for each that could not be loaded at the start: it is not listed, and does not answer.
+    """
+
+    def __init__(self, store: Store, folder: Path, batcher: Batcher, config: DaemonConfig, name: str) -> None:
+        self.store = store
+        self.batcher = batcher
+        self.keep = config.keep
+        self.name = name
+        self.damaged: dict[str, str] = {}
+        self._missing = ""  # a sentence, where the one that was in service could not answer at the start
+        self._changing = threading.RLock()
+        self._shelf = Shelf(folder, FOLDER, NAMES)
+        self.folder = self._shelf.folder
+
+    def start(self) -> None:
+        """Load them all. Raises MismatchError where they belong to another model.
+
+        If the one in service is damaged, the one before it takes over.
+        """
+        self._shelf.tidy({row["folder"] for row in self.store.read("SELECT folder FROM adapters")})
+        for found in reversed(self.list()):
+            try:
+                self.batcher.load(found.id, self._place(found.folder))
+            except (FormatError, UnsupportedError) as error:
+                self.damaged[found.id] = error.what
+        while (serving := self.serving) is not None and serving not in self.ids():
+            why = self.damaged.get(serving, "its row in the database is gone or damaged")
+            before = self.rollback(f"{serving} cannot be loaded: {why}")
+            instead = before.id if before else "the base"
+            self._missing = (f"{serving}, which was in service, cannot be loaded: {instead} answers instead; promote "
+                             "another adapter")
+
+    def _place(self, folder: str) -> Path:
+        """Raises FormatError for a folder that is not ours, or a link."""
+        if (path := self._shelf.path(folder)).is_symlink():
+            raise FormatError(f"{path} is a link", "remove it")
+        return path
+
+    # ---- what there is ------------------------------------------------------------------------------------------
+
+    def ids(self) -> Sequence[str]:
+        """Of those that can answer, the newest first."""
+        loaded = set(self.batcher.served.adapters())
+        return [row["id"] for row in self.store.read("SELECT id FROM adapters ORDER BY rowid DESC")
+                if row["id"] in loaded]
+
+    def list(self) -> Sequence[Adapter]:
+        """The newest first."""
+        rows = self.store.read(f"{SELECT} ORDER BY rowid DESC")
+        return [found for found in self.store.objects("adapters", rows, self._read) if found.id not in self.damaged]
+
+    def get(self, id: str) -> Adapter:
+        """Raises NotFoundError."""
+        if id in self.damaged:
+            raise _unknown(id)
+        return self.store.one("adapters", self.store.read(f"{SELECT} WHERE id = ?", id), self._read, _unknown(id))
+
+    def _read(self, columns: dict[str, Any]) -> Adapter:
+        serving = columns.pop("serving")
+        served = columns.pop("served")
+        columns["verdict"] = json.loads(columns["verdict"])
+        columns["state"] = "serving" if serving else "retired" if served else "candidate"
+        found = from_json(Adapter, columns, "the row")
+        self._shelf.path(found.folder)
+        return found
+
+    def path(self, id: str) -> Path:
+        """The folder of adapter.gguf, run.json and metrics.jsonl. Raises NotFoundError."""
+        return self._place(self.get(id).folder)
+
+    def of_job(self, job: str) -> Adapter | None:
+        """The one that a job has made."""
+        rows = self.store.read("SELECT id FROM adapters WHERE job = ?", job)
+        return self.get(rows[0]["id"]) if rows else None
+
+    def reasons(self) -> Sequence[str]:
+        """Why it is not all right, a sentence each."""
+        return [*self.damaged.values(), *([self._missing] if self._missing else [])]
+
+    # ---- which one answers --------------------------------------------------------------------------------------
+
+    def models(self) -> Sequence[str]:
+        """What a request may name: the base, the base with what is in service, and every adapter."""
+        return [self.name, self.name + LATEST, *self.ids()]
+
+    def named(self, model: str) -> str | None:
+        """The adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
+        if model == self.name:
+            return None
+        if model in (self.name + LATEST, ""):
+            return self.serving
+        if model in self.ids():
+            return model
+        raise NotFoundError(f"there is no model {model!r:.200}", f"there are {', '.join(self.models()[:8])}")
+
+    @property
+    def serving(self) -> str | None:
+        """The id of the one in service; None: the base alone."""
+        rows = self.store.read("SELECT adapter FROM service ORDER BY seq DESC LIMIT 1")
+        return rows[0]["adapter"] if rows else None
+
+    def history(self, limit: int = 100) -> Sequence[dict[str, Any]]:
+        """What came into service when and why, the newest first; adapter: an id, None for the base alone."""
+        found = self.store.newest("service", lambda columns: from_json(_Switch, columns, "the row"), 2**62, limit)
+        return [{"at": switch.at, "adapter": switch.adapter, "cause": switch.cause} for switch in found]
+
+    # ---- what changes -------------------------------------------------------------------------------------------
+
+    def add(self, job: str, run_folder: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
+        """Keep the adapter of a finished run, as a candidate. The second time for a job it returns the first's."""
+        if found := self.of_job(job):
+            return found
+        folder = secrets.token_hex(4)
+        record = Record(f"ft:{self.name}:{suffix}:{folder}", job, now(), dict(verdict))
+        with self._shelf.filling(folder) as path:
+            path.mkdir()
+            for name in (lora.FILE, lora.RUN, METRICS):
+                shutil.copyfile(run_folder / name, path / name)
+            (path / RECORD).write_text(json.dumps(asdict(record)) + "\n")
+            disk.sync_whole(path)
+            self._load_and_insert(record, folder, path)
+        self._shelf.settle(folder)
+        return self.get(record.id)
+
+    def _load_and_insert(self, record: Record, folder: str, path: Path) -> None:
+        self.batcher.load(record.id, path)
+        try:
+            with self.store.write() as db:
+                db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?, ?)", (
+                    record.id, folder, record.job, record.created_at, sha256(path / lora.FILE), dump(record.verdict)))
+        except BaseException:
+            self.batcher.unload(record.id)
+            raise
+
+    def recover(self) -> tuple[Sequence[Adapter], dict[str, str]]:
+        """Take back what was set aside because no row names it, as candidates; and why the others, by their path,
+        remain there. Raises DiskError.
+        """
+        found: list[Adapter] = []
+        refused: dict[str, str] = {}
+        with self._changing:
+            for path in sorted(self._shelf.lost.glob("*"), key=lambda path: path.stat().st_mtime):
+                try:
+                    found.append(self.get(self._take_back(path)))
+                except (EdgetuneError, OSError) as error:
+                    refused[str(path)] = str(error)
+        return found, refused
+
+    def _take_back(self, path: Path) -> str:
+        """The id of an adapter that was set aside."""
+        folder = path.name.partition(".")[0]
+        target = self._shelf.path(folder)
+        record = self._record(path, folder)
+        if self.store.read("SELECT 1 FROM adapters WHERE id = ? OR folder = ?", record.id, folder):
+            raise UsageError(f"there is an adapter {record.id}", f"remove {path}")
+        path.rename(target)
+        try:
+            self._load_and_insert(record, folder, target)
+        except BaseException:
+            target.rename(path)
+            raise
+        log.info("%s is taken back from %s", record.id, path)
+        return record.id
+
+    def _record(self, path: Path, folder: str) -> Record:
+        """As it was written beside the adapter. An earlier edgetune wrote none: then of its run alone."""
+        if (file := path / RECORD).is_file():
+            try:
+                return from_json(Record, json.loads(file.read_text()), str(file))
+            except (ValueError, RecursionError) as error:
+                raise FormatError(f"{file} is damaged: {error}", "remove it to do without it") from None
+        verdict = {"passed": False, "reason": "taken back after the database was lost; the gate's verdict is not known"}
+        return Record(f"ft:{self.name}::{folder}", "", int(path.stat().st_mtime), verdict)
+
+    def promote(self, id: str | None, cause: str) -> None:
+        """Answer with this adapter from the next request on; None: with the base alone. Raises NotFoundError."""
+        with self._changing:
+            if id is not None:
+                self.get(id)
+            if id != self.serving:
+                with self.store.write() as db:
+                    db.execute("INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)", (now(), id, cause))
+                log.info("%s is in service: %s", id or "the base alone", cause)
+            self._missing = ""
+
+    def admit(self, id: str, cause: str, against: str | None) -> bool:
+        """Promote an adapter that was found better than `against`, if that is still what answers."""
+        with self._changing:
+            if self.serving != against:
+                return False
+            self.promote(id, cause)
+            return True
+
+    def rollback(self, cause: str) -> Adapter | None:
+        """Answer with what was in service before, and return it; None: the base alone. Raises UsageError where the
+        base was in service from the beginning.
+        """
+        with self._changing:
+            before = self._before()
+            if not before:
+                raise UsageError("nothing was in service before", "promote an adapter by its id")
+            self.promote(before[-1], cause)
+            return self.get(before[-1]) if before[-1] else None
+
+    def delete(self, id: str) -> None:
+        """Remove an adapter, after its last answer. Raises NotFoundError, and UsageError for the one in service."""
+        def delete_row() -> None:
+            with self.store.write() as db:
+                db.execute("DELETE FROM adapters WHERE id = ?", (id,))
+
+        with self._changing:
+            rows = self.store.read("SELECT folder FROM adapters WHERE id = ?", id)
+            if not rows:
+                raise _unknown(id)
+            if id == self.serving:
+                raise UsageError(f"the adapter {id} is in service", "promote another one or roll back before")
+            self._shelf.remove(str(rows[0]["folder"]), delete_row)
+            self.store.forget("adapters", id)
+        if self.damaged.pop(id, None) is None and id in self.batcher.served.adapters():
+            self.batcher.unload(id)
+
+    def prune(self) -> None:
+        """Delete all but the one in service and `keep` others: what a rollback leads to, and the newest."""
+        back = set(self._before()[-1:])
+        others = [found.id for found in self.list() if found.state != "serving"]
+        for id in sorted(others, key=lambda id: id not in back)[self.keep:]:
+            with suppress(NotFoundError, UsageError):  # somebody was quicker
+                self.delete(id)
+
+    def _before(self) -> Sequence[str | None]:
+        """What a rollback leads to, the last first to go: what was promoted, less what was rolled back.
+
+        An adapter that is in service again stands where it stood before.
+        """
+        known = {None, *self.ids()}
+        stack: list[str | None] = [None]
+        for row in self.store.read("SELECT adapter FROM service ORDER BY seq"):
+            id = row["adapter"]
+            if id in stack:
+                del stack[stack.index(id):]
+            stack.append(id)
+        return [id for id in stack[:-1] if id in known]
+
+
+def _unknown(id: str) -> NotFoundError:
+    return NotFoundError(f"there is no adapter {id!r:.80}", "list the adapters to see those that exist")

@@ -1,0 +1,394 @@
+"""What the daemon must not forget: SQLite in WAL mode, in STATE/state.db.
+
+A transaction that was committed survives a power cut (synchronous = FULL). Files and adapters are stored beside it, in
+folders of the state, see shelf.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ... import disk
+from ...errors import DiskError, DiskFullError, EdgetuneError, FormatError, NotFoundError, TooMuchError, UsageError
+from .shelf import LOST
+
+log = logging.getLogger("edgetune.daemon")
+T = TypeVar("T")
+NAME = "state.db"
+VERSION = 2  # of the schema, in user_version; see UPGRADES
+LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be able to write
+PROBE_SECONDS = 1.0  # between two tries whether a disk that refused takes something again
+SCHEMA = """
+CREATE TABLE files (
+    id TEXT PRIMARY KEY,            -- file-...; its rows are stored in STATE/files/ID.jsonl
+    name TEXT NOT NULL,             -- as the client called it: shown, never opened
+    purpose TEXT NOT NULL,
+    bytes INTEGER NOT NULL, rows INTEGER NOT NULL, sha256 TEXT NOT NULL, created_at INTEGER NOT NULL);
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,            -- ftjob-...; its run is stored in STATE/runs/ID
+    created_at INTEGER NOT NULL, started_at INTEGER, finished_at INTEGER,
+    status TEXT NOT NULL,           -- queued, running, paused, succeeded, failed, cancelled
+    origin TEXT NOT NULL,           -- api, or learn: begun by the daemon itself
+    model TEXT NOT NULL, suffix TEXT NOT NULL, seed INTEGER NOT NULL,
+    training_file TEXT, validation_file TEXT, -- null where rows come from feedback
+    method TEXT NOT NULL, metadata TEXT NOT NULL, -- JSON, as the client gave them
+    config TEXT NOT NULL,           -- JSON of TrainConfig
+    trained_tokens INTEGER, result TEXT, -- adapter
+    error TEXT,                     -- JSON {code, message, param}
+    verdict TEXT);                  -- JSON: what the gate said of its adapter, without the scores of rows
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job TEXT NOT NULL REFERENCES jobs(id), created_at INTEGER NOT NULL,
+    level TEXT NOT NULL,            -- info, warn, error
+    type TEXT NOT NULL,             -- message, or metrics: a line of the run's metrics.jsonl
+    message TEXT NOT NULL, data TEXT NOT NULL); -- JSON
+CREATE INDEX events_of_job ON events(job, seq);
+CREATE TABLE checkpoints (          -- a measurement of the held-out loss
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    job TEXT NOT NULL REFERENCES jobs(id), created_at INTEGER NOT NULL, step INTEGER NOT NULL, metrics TEXT NOT NULL);
+CREATE TABLE adapters (
+    id TEXT PRIMARY KEY,            -- ft:MODEL:SUFFIX:...; its folder is STATE/adapters/FOLDER
+    folder TEXT NOT NULL UNIQUE, job TEXT NOT NULL, created_at INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,           -- of adapter.gguf
+    verdict TEXT NOT NULL);         -- JSON: whether the gate let it pass, why, scores of both
+CREATE TABLE service (              -- what answers since when: the last line holds
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at INTEGER NOT NULL, adapter TEXT, -- null: the base alone
+    cause TEXT NOT NULL);
+CREATE TABLE feedback (
+    id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
+    rating TEXT, model TEXT NOT NULL,
+    row TEXT,                       -- JSON of a row to learn from; null where there is none
+    held INTEGER NOT NULL,          -- 1: never trained on, the gate asks it
+    state TEXT NOT NULL,            -- as feedback.State
+    job TEXT,                       -- the last one that used it
+    question TEXT,                  -- digest of what was asked; null where an earlier version wrote the row
+    size INTEGER NOT NULL);         -- bytes of row and model
+CREATE INDEX feedback_by_state ON feedback(state, held, size);
+CREATE INDEX feedback_by_question ON feedback(question);
+"""
+UPGRADES = {  # from a version of the schema to the next
+    1: """
+ALTER TABLE jobs ADD COLUMN verdict TEXT;
+UPDATE jobs SET verdict = (
+    SELECT json_remove(json_extract(data, '$.verdict'), '$.scores') FROM events
+    WHERE job = jobs.id AND type = 'message' AND data LIKE '%"verdict"%' AND json_valid(data)
+    ORDER BY seq DESC LIMIT 1);
+ALTER TABLE feedback ADD COLUMN question TEXT;
+ALTER TABLE feedback ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+UPDATE feedback SET size = coalesce(length(row), 0) + length(CAST(model AS BLOB));
+UPDATE feedback SET state = 'counted' WHERE row IS NULL;
+DROP INDEX feedback_by_state;
+CREATE INDEX feedback_by_state ON feedback(state, held, size);
+CREATE INDEX feedback_by_question ON feedback(question);
+"""}
+
+
+class Store:
+    """The database in `folder`, made if it does not exist. For any number of threads.
+
+    Raises FormatError for a database that is damaged or of a later edgetune, DiskError where the disk refuses.
+    damaged: a sentence for each row that was left out of a list because it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / NAME
+        self.damaged: dict[tuple[str, Any], str] = {}
+        self._idle: list[sqlite3.Connection] = []  # connections that no thread uses now
+        self._returned = threading.Condition()
+        self._writing = threading.Lock()  # SQLite would make writers poll
+        self._refusal: EdgetuneError | None = None  # of the last write, if the disk refused it
+        self._probe_at = 0.0
+        self._files: dict[Path, tuple[int, int]] = {}  # device and inode of the files that connections have open
+        if not self.path.exists() or not self.path.stat().st_size:
+            self._set_log_aside()
+        with self.write() as db:
+            self._prepare(db)
+        with self._connection() as db:  # the log exists now, and as long as one connection is open
+            db.execute("SELECT count(*) FROM service").fetchone()
+        self._files = {path: _identity(path) for path in (self.path, _wal(self.path))}
+
+    def _set_log_aside(self) -> None:
+        """SQLite would remove the log of a database that is lost: it may hold what was written last."""
+        if (wal := _wal(self.path)).exists() and wal.stat().st_size:
+            disk.private_folder(self.folder / LOST)
+            target = self.folder / LOST / f"{wal.name}.{now()}"
+            wal.rename(target)
+            log.warning("%s is lost, its log is set aside as %s", self.path, target)
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Make the tables, or bring those of an earlier edgetune up to date. Raises FormatError for what is neither."""
+        (written,) = db.execute("PRAGMA user_version").fetchone()
+        version = written
+        if version == 0 and not _columns(db):
+            _execute_all(db, SCHEMA)
+            version = VERSION
+        elif version == 0:
+            raise FormatError(f"{self.path} has tables, but says no version",
+                              "restore it, or begin with another state folder")
+        try:
+            while version in UPGRADES:
+                _execute_all(db, UPGRADES[version])
+                version += 1
+        except sqlite3.OperationalError as error:
+            if isinstance(told := self._told(error), EdgetuneError):
+                raise told from None
+            raise FormatError(f"{self.path} is not what its version {version} says: {error}",
+                              "restore it, or begin with another state folder") from None
+        if version != VERSION:
+            raise FormatError(f"{self.path} has the version {version}, this edgetune knows {VERSION}",
+                              "use the edgetune that wrote it, or another state folder")
+        if written != VERSION:
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        if missing := _columns_wanted() - _columns(db):
+            raise FormatError(f"{self.path} lacks {' '.join(min(missing))}", "restore it, or begin with another state "
+                              "folder")
+
+    # ---- connections --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that no other thread uses meanwhile."""
+        with self._returned:
+            if self.lost():  # a new connection would open another file: wait for one that has the old file
+                self._returned.wait_for(lambda: self._idle, timeout=10)
+            db = self._idle.pop() if self._idle else self._connect()
+        try:
+            yield db
+        finally:
+            with self._returned:
+                self._idle.append(db)
+                self._returned.notify()
+
+    def _connect(self) -> sqlite3.Connection:
+        if lost := self.lost():
+            raise lost
+        try:
+            db = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
+            db.row_factory = sqlite3.Row
+            db.text_factory = _text
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                db.execute(f"PRAGMA {pragma}")
+        except sqlite3.Error as error:
+            raise self._told(error) from None
+        return db
+
+    def lost(self) -> DiskError | None:
+        """The error, if the database was removed or replaced since it was opened: what is written would be lost."""
+        for path, was in self._files.items():
+            if _identity(path) != was:
+                return DiskError(f"{path} was removed or replaced while the daemon runs, nothing new is kept",
+                                 "stop the daemon, put it back, and start again")
+        return None
+
+    # ---- reading and writing ------------------------------------------------------------------------------------
+
+    def read(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._connection() as db:
+            try:
+                return db.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._told(error) from None
+            except UnicodeEncodeError:
+                raise UsageError("a value holds half a surrogate pair, which is no character",
+                                 "send whole ones") from None
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is kept, or, after an error, nothing."""
+        if lost := self.lost():
+            raise lost
+        with self._connection() as db, self._writing:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                told = self._told(error)
+                self._refusal = told if isinstance(told, DiskError) else None
+                raise told from None
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+        self._refusal = None
+        if lost := self.lost():
+            raise lost
+
+    def _told(self, error: sqlite3.Error) -> Exception:
+        """The sentence for what a user or a disk did; a mistake of ours stays what it is. By SQLite's own words, as
+        Python 3.10 does not tell its codes.
+        """
+        said = str(error)
+        if "disk is full" in said:
+            return DiskFullError(f"cannot write {self.path}: {said}", "make room, or choose another state folder")
+        if "readonly" in said or "disk I/O" in said or "unable to open" in said:
+            return DiskError(f"cannot use {self.path}: {said}", "look at the disk and the folder's rights, or choose "
+                             "another state folder")
+        if "locked" in said:
+            return TooMuchError(f"another program holds {self.path}: {said}", "end it, or try again")
+        if "malformed" in said or "not a database" in said:
+            return FormatError(f"{self.path} is damaged: {said}", "restore it, or begin with another state folder")
+        return error
+
+    # ---- rows as objects ----------------------------------------------------------------------------------------
+
+    def objects(self, table: str, rows: Iterable[sqlite3.Row], read: Callable[[dict[str, Any]], T],
+                whole: bool = True) -> list[T]:
+        """What `read` makes of each row's columns. A row that it cannot read is left out, and told in `damaged`, until
+        the `whole` of it is read without error.
+        """
+        found: list[T] = []
+        for row in rows:
+            key = (table, row[0])
+            try:
+                found.append(read(_sound(row)))
+            except (FormatError, ValueError, TypeError, KeyError, RecursionError) as error:
+                if key not in self.damaged:
+                    self.damaged[key] = f"a row of {table} in {NAME} is damaged and left out ({row[0]!r:.60}): {error}"
+                    log.warning("%s", self.damaged[key])
+            else:
+                if whole:
+                    self.damaged.pop(key, None)
+        return found
+
+    def newest(self, table: str, read: Callable[[dict[str, Any]], T], below: int, limit: int, where: str = "1",
+               *values: Any, columns: str = "*") -> list[T]:
+        """At most `limit` objects of rows below a rowid, the newest first, as many as there are of those that can be
+        read. columns: what `read` needs of a row; the first of them names it in `damaged`.
+        """
+        found: list[T] = []
+        while len(found) < limit:
+            rows = self.read(f"SELECT {columns}, rowid AS place FROM {table} WHERE rowid < ? AND {where} "
+                             "ORDER BY rowid DESC LIMIT ?", below, *values, limit - len(found))
+            if not rows:
+                break
+            below = rows[-1]["place"]
+            found += self.objects(table, rows, read, whole=columns == "*")
+        return found
+
+    def one(self, table: str, rows: list[sqlite3.Row], read: Callable[[dict[str, Any]], T],
+            unknown: NotFoundError) -> T:
+        """The object of the row that was found. Raises `unknown` where there is none, NotFoundError for a damaged one.
+        """
+        if not rows:
+            raise unknown
+        if found := self.objects(table, rows, read):
+            return found[0]
+        raise NotFoundError(self.damaged[table, rows[0][0]], "delete it, or restore the database")
+
+    def forget(self, table: str, id: str) -> None:
+        """A row was deleted: it is not damaged any more."""
+        self.damaged.pop((table, id), None)
+
+    def before(self, table: str, id: str | None) -> int:
+        """For lists that begin after the object `id`: the rowid that theirs are below. Raises NotFoundError."""
+        if id is None:
+            return 2**62
+        if found := self.read(f"SELECT rowid FROM {table} WHERE id = ?", id):
+            return int(found[0][0])
+        raise NotFoundError(f"there is no {id!r:.80} after which to continue",
+                            "give the id of the last one that you got")
+
+    # ---- how it is ----------------------------------------------------------------------------------------------
+
+    def reasons(self) -> list[str]:
+        """Why it is not all right, a sentence each."""
+        found = list(self.damaged.values())
+        if lost := self.lost():
+            found.append(str(lost))
+        elif (free := shutil.disk_usage(self.folder).free) < LEAST_FREE:
+            found.append(f"the disk is full: {self.folder} has {free // 2**10} KiB free; make room")
+        elif refusal := self._still_refused():
+            found.append(str(refusal))
+        return found
+
+    def _still_refused(self) -> EdgetuneError | None:
+        """The last write's error, unless the disk takes something now."""
+        if self._refusal and time.monotonic() >= self._probe_at:
+            self._probe_at = time.monotonic() + PROBE_SECONDS
+            with suppress(EdgetuneError), self.write() as db:
+                db.execute(f"PRAGMA user_version = {VERSION}")
+        return self._refusal
+
+    def close(self) -> None:
+        with self._returned:
+            while self._idle:
+                self._idle.pop().close()
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _execute_all(db: sqlite3.Connection, statements: str) -> None:
+    """Within the transaction that is open, which executescript would end."""
+    for statement in re.sub("--.*", "", statements).split(";"):
+        db.execute(statement)
+
+
+def _columns_wanted() -> set[tuple[str, str]]:
+    db = sqlite3.connect(":memory:")
+    try:
+        _execute_all(db, SCHEMA)
+        return _columns(db)
+    finally:
+        db.close()
+
+
+def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """(table, column) of all that there are."""
+    tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
+    return {(table, row[1]) for table in tables for row in db.execute(f"PRAGMA table_info({table})").fetchall()}
+
+
+def _text(raw: bytes) -> str:
+    """What is not UTF-8 comes back as half surrogate pairs, which `_sound` finds: one row's text is not the list's."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _sound(row: sqlite3.Row) -> dict[str, Any]:
+    """The columns of a row. Raises FormatError for text that is not UTF-8."""
+    columns = dict(row)
+    columns.pop("place", None)
+    for name, value in columns.items():
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise FormatError(f"{name} is not UTF-8") from None
+    return columns
+
+
+def now() -> int:
+    """Seconds since 1970, as OpenAI's objects have them."""
+    return int(time.time())
+
+
+def dump(value: Any) -> str:
+    """ASCII: half a surrogate pair, which JSON may hold, is nothing that SQLite takes."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def add_event(db: sqlite3.Connection, job: str, level: str, kind: str, text: str, data: Any) -> None:
+    """A line of a job's history, within a transaction; kind: message or metrics."""
+    db.execute("INSERT INTO events (job, created_at, level, type, message, data) VALUES (?, ?, ?, ?, ?, ?)",
+               (job, now(), level, kind, text, dump(data)))

@@ -1,0 +1,211 @@
+"""Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on.
+
+What a client calls a file is shown and never opened: on disk it has the name that we gave it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import disk
+from ...data.rows import Row, check_row, json_type
+from ...errors import DataError, NotFoundError, TooMuchError, UsageError
+from ...persisted import from_json
+from ..options import DaemonConfig
+from .database import Store, now
+from .shelf import Shelf
+
+FOLDER = "files"
+NAMES = r"file-[0-9a-z]+\.jsonl"
+PURPOSE = "fine-tune"
+NAME_LENGTH = 255  # of what a client calls it; the rest is cut
+BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
+MIB = 2**20
+KIB = 2**10
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was accepted. sha256 is of its bytes, created_at in seconds since 1970."""
+
+    id: str
+    name: str
+    purpose: str
+    bytes: int
+    rows: int
+    sha256: str
+    created_at: int
+
+
+class Files:
+    """The files below `folder`. For any number of threads."""
+
+    def __init__(self, store: Store, folder: Path, config: DaemonConfig) -> None:
+        self.store = store
+        self.config = config
+        self._shelf = Shelf(folder, FOLDER, NAMES)
+        self.folder = self._shelf.folder
+        self._shelf.tidy({_name(row["id"]) for row in store.read("SELECT id FROM files")})
+
+    def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
+        """Take a file of JSON Lines in as it comes. Nothing of it remains unless all is well.
+
+        Raises DataError for a line that is no row, with its number; TooMuchError for more bytes or rows than options
+        allow, or a longer line; UsageError for another purpose; DiskError.
+        """
+        if purpose != PURPOSE:
+            raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r}, all that files are for here")
+        file_id = f"file-{secrets.token_hex(12)}"
+        check = _Check(self.config)
+        with self._shelf.filling(_name(file_id)) as path:
+            with path.open("xb") as out:
+                for chunk in chunks:
+                    check.take(chunk)
+                    out.write(chunk)
+                check.end()
+            disk.sync(path)
+            file = File(file_id, printable(name), purpose, check.bytes, check.rows, check.sha256.hexdigest(), now())
+            with self.store.write() as db:
+                db.execute("INSERT INTO files (id, name, purpose, bytes, rows, sha256, created_at) "
+                           "VALUES (:id, :name, :purpose, :bytes, :rows, :sha256, :created_at)", vars(file))
+        self._shelf.settle(_name(file_id))
+        return file
+
+    def get(self, id: str) -> File:
+        """Raises NotFoundError."""
+        return self.store.one("files", self.store.read("SELECT * FROM files WHERE id = ?", id), _file, _unknown(id))
+
+    def list(self, after: str | None = None, limit: int = 100, purpose: str | None = None) -> Sequence[File]:
+        """The newest first, at most `limit` of them, those older than the file `after`."""
+        return self.store.newest("files", _file, self.store.before("files", after), limit, "? IN (purpose, '')",
+                                 purpose or "")
+
+    def delete(self, id: str) -> None:
+        """Jobs have copies of their rows: those that were begun with it continue. Raises NotFoundError."""
+        def delete_row() -> None:
+            with self.store.write() as db:
+                db.execute("DELETE FROM files WHERE id = ?", (id,))
+
+        if not self.store.read("SELECT 1 FROM files WHERE id = ?", id):
+            raise _unknown(id)
+        self._shelf.remove(_name(id), delete_row)
+        self.store.forget("files", id)
+
+    def content(self, id: str) -> Path:
+        """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes somebody removed."""
+        path = self.path(self.get(id).id)
+        if path.is_symlink() or not path.is_file():
+            raise NotFoundError(f"the bytes of the file {id} are gone from {self.folder}",
+                                "delete it and upload it again")
+        return path
+
+    def path(self, id: str) -> Path:
+        """id: one of ours."""
+        return self._shelf.path(_name(id))
+
+
+def _name(id: str) -> str:
+    return f"{id}.jsonl"
+
+
+def _file(columns: dict[str, Any]) -> File:
+    return from_json(File, columns, "the row")
+
+
+def _unknown(id: str) -> NotFoundError:
+    return NotFoundError(f"there is no file {id!r:.80}", "list the files to see those that exist")
+
+
+class _Check:
+    """Reads a file piece by piece: counts, and refuses the first line that is no row, or does not fit the others."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self.config = config
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+        self.rows = 0
+        self.lines = 0
+        self.shape = ""
+        self._rest = bytearray()  # the line that has not ended
+
+    def take(self, chunk: bytes) -> None:
+        self.bytes += len(chunk)
+        if self.bytes > self.config.max_upload * MIB:
+            raise TooMuchError(f"the file has more than {self.config.max_upload} MiB",
+                               "divide it, or start the daemon with a larger --max-upload")
+        self.sha256.update(chunk)
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            self._line(bytes(self._rest + part))
+            self._rest.clear()
+        self._rest += rest
+        if len(self._rest) > self.config.max_body * KIB:
+            self._line(bytes(self._rest))
+
+    def end(self) -> None:
+        self._line(bytes(self._rest))
+        if not self.rows:
+            raise DataError("the file holds no rows", "write one JSON object a line")
+
+    def _line(self, line: bytes) -> None:
+        self.lines += 1
+        if len(line) > self.config.max_body * KIB:
+            raise TooMuchError(f"line {self.lines} has more than {self.config.max_body} KiB",
+                               "divide the row, or start the daemon with a larger --max-body")
+        if self.lines == 1:
+            line = line.removeprefix(BOM)
+        if not line.strip():
+            return
+        try:
+            shape = check_row(parse(line))
+            if shape != "text" and self.shape not in ("", "text", shape):  # as training has it: text goes with any
+                raise DataError(f"a row of {shape} among rows of {self.shape}", "keep one shape in a file")
+        except DataError as error:
+            raise DataError(f"line {self.lines}: {error.what}", error.hint) from None
+        if self.shape in ("", "text"):
+            self.shape = shape
+        self.rows += 1
+        if self.rows > self.config.max_rows:
+            raise TooMuchError(f"the file has more than {self.config.max_rows} rows",
+                               "divide it, or start the daemon with a larger --max-rows")
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """A row of a line; DataError."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
+        raise DataError(f"it is {what} ({line[:40]!r})", "write one JSON object a line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"it is a JSON {json_type(row)}, not an object", "write one JSON object a line")
+    return row
+
+
+class Rows:
+    """Those of a file that was accepted, to go through as often as needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                if (text := line if number else line.removeprefix(BOM)).strip():
+                    yield parse(text)
+
+
+def digest(row: Row) -> str:
+    """SHA-256 of a row, whatever the order of its keys and its spacing."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+
+def printable(name: str) -> str:
+    """A client's word for something, for people to read."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:NAME_LENGTH])

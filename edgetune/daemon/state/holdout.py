@@ -1,0 +1,83 @@
+"""Which rows judge and are never learned: one in five, by a digest under a key that only this daemon has.
+
+Whoever sends rows cannot compute on which side they will be, so nobody can choose what the gate asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from bisect import bisect
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from ... import disk
+from ...errors import DataError, DiskError
+
+KEY = "holdout.key"  # in the folder of the state
+KEY_BYTES = 32
+SHARE = 5  # one in five is held out
+LEAST = 4  # rows that judge: fewer tell little
+MOST = 256  # rows that judge: more take long to answer
+EDGE = f"{2**256 // SHARE:064x}"  # ranks below it are held out
+
+
+class Holdout:
+    """key: of the digests; another key holds out other rows. Names are digests of what is held out as one."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+
+    def rank(self, name: str) -> str:
+        """64 hexadecimal digits, evenly distributed."""
+        return hmac.new(self.key, name.encode(), hashlib.sha256).hexdigest()
+
+    def holds(self, name: str) -> bool:
+        """Whether it is held out, where it is looked at alone."""
+        return self.rank(name) < EDGE
+
+    def lowest(self, names: Iterable[str], count: int) -> set[str]:
+        """The `count` names with the lowest ranks: those that are held out come first."""
+        return set(sorted(set(names), key=self.rank)[:count])
+
+    def divide(self, names: Iterable[str]) -> set[str]:
+        """Those of a whole data set that are held out: as `holds` says, but LEAST or more, and half of them at most.
+
+        Raises DataError where there are fewer than two names.
+        """
+        ranked = sorted((self.rank(name), name) for name in set(names))
+        if len(ranked) < 2:
+            raise DataError("there are fewer than 2 different rows, none can be held out",
+                            "add rows, or name a validation file")
+        below = bisect(ranked, (EDGE, ""))
+        count = min(max(below, LEAST), len(ranked) // 2)
+        return {name for _, name in ranked[:count]}
+
+    def spread(self, groups: Mapping[str, Collection[str]], most: int) -> set[str]:
+        """At most `most` names, as evenly from all groups as their sizes allow, each group's lowest ranks."""
+        chosen: set[str] = set()
+        left = most
+        by_size = sorted(groups.values(), key=len)
+        for number, names in enumerate(by_size):
+            share = min(len(names), left // (len(by_size) - number))
+            chosen |= self.lowest(names, share)
+            left -= share
+        return chosen
+
+
+def open_holdout(folder: Path) -> Holdout:
+    """With the key that is stored in `folder`. A key that is missing or damaged is made anew. Raises DiskError."""
+    path = folder / KEY
+    try:
+        key = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise DiskError(f"cannot read {path}: {error.strerror}", "make it readable, or remove it") from None
+    if len(key) != KEY_BYTES:
+        key = secrets.token_bytes(KEY_BYTES)
+        with disk.replaced(path) as beside:
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(key)
+    return Holdout(key)

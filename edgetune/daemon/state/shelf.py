@@ -1,0 +1,134 @@
+"""A folder of the state whose files (or folders) rows of the database name: what is whole, cut off, or lost its row.
+
+A thing is called NAME.tmp from before its row is written until after that, and again while its row is deleted. So what
+a kill left half done is known by its name. All else that no row names had one once: the database was lost, or restored
+from an earlier day. Such things are never removed; they are set aside in STATE/lost, for a person to decide.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ... import disk
+from ...errors import DiskFullError, FormatError
+
+log = logging.getLogger("edgetune.daemon")
+LOST = "lost"
+_HALF = re.compile(r"(\.\d+)?\.tmp$")
+
+
+class Shelf:
+    """STATE/`kind`, made if it does not exist. names: a pattern of its things' names; whatever is called otherwise (a
+    system's own folders, for instance), and every link, is left alone.
+    """
+
+    def __init__(self, state: Path, kind: str, names: str) -> None:
+        self.folder = state / kind
+        self.lost = state / LOST / kind
+        self._names = re.compile(names)
+        disk.private_folder(self.folder)
+
+    def path(self, name: str) -> Path:
+        """Where the thing is. Raises FormatError for what is not one of its names, whoever wrote it."""
+        if not self._names.fullmatch(name):
+            raise FormatError(f"{name!r:.80} is not a name in {self.folder}", "restore the database from a copy")
+        return self.folder / name
+
+    def tidy(self, named: Collection[str], done: Collection[str] = ()) -> None:
+        """At a start. named: what rows name. done: what rows name and do not need any more, which is removed."""
+        for path in sorted(self.folder.iterdir()):
+            name = _HALF.sub("", path.name)
+            if path.is_symlink() or not self._names.fullmatch(name):
+                continue
+            try:
+                if name in done or (path.name != name and (name not in named or (self.folder / name).exists())):
+                    _remove(path)
+                elif path.name != name:
+                    path.rename(self.folder / name)
+                elif name not in named:
+                    self._set_aside(path)
+            except OSError as error:
+                log.warning("%s cannot be tidied away: %s", path, error.strerror or error)
+
+    def _set_aside(self, path: Path) -> None:
+        disk.private_folder(self.lost.parent)
+        disk.private_folder(self.lost)
+        target = self.lost / path.name
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.lost / f"{path.name}.{number}"
+        path.rename(target)
+        log.warning("%s is named by no row of the database: set aside as %s", path, target)
+
+    @contextmanager
+    def filling(self, name: str) -> Iterator[Path]:
+        """A path to fill and to sync, and then to write the row of; after an error nothing remains. `settle` follows.
+        """
+        half = self._half(name)
+        try:
+            yield half
+        except BaseException as error:
+            _remove(half)
+            if isinstance(error, OSError):
+                raise disk.cannot_write(half, error) from None
+            raise
+
+    def settle(self, name: str) -> None:
+        """Its row is written: give the thing its name. Where that fails, the next start does it. Raises DiskError."""
+        try:
+            self._half(name).rename(self.path(name))
+            disk.sync(self.folder)
+        except OSError as error:
+            raise disk.cannot_write(self.path(name), error) from None
+
+    def remove(self, name: str, delete_row: Callable[[], None]) -> None:
+        """Delete a row, then the thing; on a full disk the thing goes first, to make room for the deletion. Where the
+        row names what is not ours, nothing else is removed.
+        """
+        if not self._names.fullmatch(name):
+            delete_row()
+            return
+        path = self.path(name)
+        half = self._half(name)
+        with suppress(OSError):  # it is gone already, or the disk is read-only, which the row will tell
+            path.rename(half)
+            path = half
+        try:
+            delete_row()
+        except DiskFullError:
+            _remove(path)
+            delete_row()
+        except BaseException:
+            with suppress(OSError):
+                path.rename(self.folder / name)
+            raise
+        _remove(path)
+
+    def discard(self, name: str) -> None:
+        """Remove what a row does not need any more; what cannot be removed now, the next start removes."""
+        _remove(self.path(name))
+
+    def _half(self, name: str) -> Path:
+        return self.path(name).with_name(f"{name}.tmp")
+
+
+def lost_things(state: Path) -> dict[str, int]:
+    """How many things of each kind are set aside."""
+    kinds = sorted(path for path in (state / LOST).glob("*") if path.is_dir())
+    counts = {path.name: sum(1 for _ in path.iterdir()) for path in kinds}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _remove(path: Path) -> None:
+    """A file, a link (not what it leads to) or a folder with all that is in it; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""From rows to batches: parsing, tokenizing, packing, and the process that loads."""

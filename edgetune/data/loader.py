@@ -1,0 +1,243 @@
+"""Rows tokenised by a process of its own, so that what llama.cpp and templates take is gone when training begins.
+
+That process reads a JSON object of arguments from its first line of stdin. It answers on stdout with a line of JSON,
+then the examples of each data set: of every field of Example that is an array the lengths (int64) and the values of all
+examples, one after another; other fields are in the JSON. A CRC-32 of all that came before ends it. What is cut off
+anywhere, or comes from a process that failed, is not taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, Protocol, cast
+
+import numpy as np
+
+from .. import errors
+from ..errors import DataError, EdgetuneError
+from ..machine.device import read_device, rss
+from ..python_child import child, die_with, how_it_ended, limit_memory, unlimit_memory
+from . import rows as supervised_rows
+from .dataset import STDIN, Dataset
+from .packing import Example
+from .rows import RowParser
+
+_FACTS = ("kind", "truncated", "skipped", "digest")
+_LEAST = 64 << 20  # bytes that it may take whatever the budget: whether training fits is for the plan to say
+
+
+class LoadOptions(Protocol):
+    """The options of a training that say how its rows are read."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def system(self) -> str: ...
+    @property
+    def overflow(self) -> str: ...
+    @property
+    def markup(self) -> str: ...
+    def memory_bytes(self, available: int, /) -> int: ...
+
+
+class Cut(Exception):
+    """The answer ends too early, or its bytes are not those that were sent."""
+
+
+def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
+         parser: RowParser = supervised_rows) -> list[Dataset | None]:
+    """data.load of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
+
+    parser: a module, which the process imports. The rows themselves do not come back, only their examples. The process
+    has the memory that config gives to training, and ends with the calling thread. Check the GGUF first: llama.cpp
+    trusts what it reads.
+    Raises what Tokenizer and data.load raise, and EdgetuneError where the process was ended before it was done.
+    """
+    asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
+             "options": {"max_length": config.max_length, "system": config.system or None, "overflow": config.overflow},
+             "parser": cast(ModuleType, parser).__name__,
+             "memory": config.memory_bytes(read_device().memory_available + rss()), "parent": os.getpid()}
+    with _started(asked, Path(STDIN) in paths) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.close()
+            sets = receive(process.stdout)
+        except (Cut, BrokenPipeError):
+            process.kill()
+            what = f"the process that tokenises the rows was ended before it was done ({how_it_ended(process.wait())})"
+            raise EdgetuneError(what, "free memory, raise --memory or give fewer rows") from None
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait() != 0:
+            what = f"the process that tokenises the rows failed ({how_it_ended(process.returncode)})"
+            raise EdgetuneError(what, "what it wrote above says why")
+    return sets
+
+
+def _started(asked: dict[str, Any], reads_stdin: bool) -> subprocess.Popen[bytes]:
+    """The process; where rows come from stdin it has this one's, as another descriptor."""
+    lent = [os.dup(0)] if reads_stdin else []
+    asked["stdin"] = lent
+    try:
+        return subprocess.Popen(**child(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=lent)
+    finally:
+        for descriptor in lent:
+            os.close(descriptor)
+
+
+# ---- what goes over the pipe -----------------------------------------------------------------------------------------
+
+
+def send(pipe: IO[bytes], sets: Sequence[Dataset | None]) -> None:
+    """The sets as `receive` reads them."""
+    head = json.dumps({"sets": [data and _facts(data) for data in sets]}).encode() + b"\n"
+    checked = zlib.crc32(head)
+    pipe.write(head)
+    for data in sets:
+        for piece in _pieces(data.examples) if data else ():
+            checked = zlib.crc32(piece, checked)
+            pipe.write(piece)
+    pipe.write(checked.to_bytes(4, "little"))
+
+
+def send_error(pipe: IO[bytes], error: EdgetuneError) -> None:
+    """What `receive` raises again."""
+    facts = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+    head = json.dumps(facts).encode() + b"\n"
+    pipe.write(head + zlib.crc32(head).to_bytes(4, "little"))
+
+
+def receive(pipe: IO[bytes]) -> list[Dataset | None]:
+    """The sets that were sent, their examples views of a few arrays. Raises the error that was sent, or Cut."""
+    head = pipe.readline()
+    reader = _Checked(pipe, zlib.crc32(head))
+    if not head.endswith(b"\n"):
+        raise Cut
+    try:
+        answer = json.loads(head)
+    except ValueError:
+        raise Cut from None
+    sets = [facts and _received(reader, facts) for facts in answer.get("sets", ())]
+    reader.end()
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["what"], answer["hint"])
+    return sets
+
+
+def _facts(data: Dataset) -> dict[str, Any]:
+    facts: dict[str, Any] = {name: getattr(data, name) for name in _FACTS}
+    facts["examples"] = len(data.examples)
+    facts["arrays"] = {}
+    facts["values"] = {}
+    for name, values in _columns(data.examples):
+        if _is_array(values):
+            facts["arrays"][name] = [values[0].dtype.str, sum(value.size for value in values)]
+        else:
+            facts["values"][name] = values
+    return facts
+
+
+def _columns(examples: Sequence[Example]) -> Iterator[tuple[str, list[Any]]]:
+    """Of each field the values of all examples."""
+    for field in fields(Example):
+        yield field.name, [getattr(example, field.name) for example in examples]
+
+
+def _is_array(values: list[Any]) -> bool:
+    return bool(values) and isinstance(values[0], np.ndarray)
+
+
+def _pieces(examples: Sequence[Example]) -> Iterator[bytes]:
+    for _, values in _columns(examples):
+        if _is_array(values):
+            yield np.array([value.size for value in values], np.int64).tobytes()
+            for value in values:
+                yield value.tobytes()
+
+
+def _received(reader: _Checked, facts: dict[str, Any]) -> Dataset:
+    columns: dict[str, Any] = dict(facts["values"])
+    for name, (kind, size) in facts["arrays"].items():
+        ends = np.cumsum(reader.array(facts["examples"], "<i8"))
+        if ends[-1] != size:
+            raise Cut
+        columns[name] = np.split(reader.array(size, kind), ends[:-1])
+    examples = [Example(**{name: column[i] for name, column in columns.items()}) for i in range(facts["examples"])]
+    return Dataset(examples, [], **{name: facts[name] for name in _FACTS})
+
+
+class _Checked:
+    """Reads exactly what is asked for, and knows the checksum of all of it."""
+
+    def __init__(self, pipe: IO[bytes], checked: int) -> None:
+        self._pipe = pipe
+        self._checked = checked
+
+    def array(self, n: int, kind: str) -> Any:
+        array: Any = np.empty(n, kind)
+        rest = memoryview(array).cast("B") if n else memoryview(b"")
+        while rest:
+            count = self._pipe.readinto(rest)  # type: ignore[attr-defined]
+            if not count:
+                raise Cut
+            self._checked = zlib.crc32(rest[:count], self._checked)
+            rest = rest[count:]
+        return array
+
+    def end(self) -> None:
+        if self._pipe.read(5) != self._checked.to_bytes(4, "little"):
+            raise Cut
+
+
+# ---- the process -----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    try:
+        _answer()
+    except (KeyboardInterrupt, BrokenPipeError):
+        os._exit(130)
+
+
+def _answer() -> None:
+    asked = json.loads(sys.stdin.buffer.readline())
+    die_with(asked["parent"])
+    for descriptor in asked["stdin"]:
+        os.dup2(descriptor, 0)
+    pipe = sys.stdout.buffer
+    try:
+        sets = _tokenized(asked)
+    except EdgetuneError as error:
+        send_error(pipe, error)
+    else:
+        send(pipe, sets)
+    pipe.flush()
+
+
+def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
+    from ..llamacpp.tokenizer import Tokenizer
+    from .dataset import load
+    tokenizer = Tokenizer(asked["model"])
+    tokenizer.markup = asked["markup"]
+    try:
+        limit_memory(asked["memory"], _LEAST)
+        parser = cast(RowParser, import_module(asked["parser"]))
+        sets = [path and load(path, tokenizer, parser=parser, **asked["options"]) for path in asked["paths"]]
+        unlimit_memory()
+    except MemoryError:
+        unlimit_memory()
+        what = f"the rows take more than the {asked['memory'] >> 20} MiB of memory that training may have"
+        raise DataError(what, "give fewer rows, or raise --memory") from None
+    return sets

@@ -1,0 +1,1 @@
+"""The demonstration: a small model learns home commands."""

@@ -1,0 +1,1 @@
+"""Other people's bytes: GGUF, bundles, signatures; read strictly, written whole."""

@@ -1,0 +1,177 @@
+"""A model ready for edgetune: a folder NAME.edge/ with manifest.json, or a bare .gguf.
+
+The folder holds model.gguf ("format": "gguf"), or model.onnx and its tokenizer.gguf ("onnx"). manifest.json says what
+the bundle was made from, how, and what that cost, and has under "files" the SHA-256 of every file that belongs to it:
+{"files": {"model.gguf": "<64 hexadecimal digits>"}, "format": "gguf", ...}. manifest.sig may sign it (signature.py).
+
+Other files in the folder are left alone: adapters and notes may be kept there. They are not part of the bundle, and
+nothing of edgetune opens a file of a bundle that its manifest does not name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..disk import replaced
+from ..errors import FormatError, UnsupportedError
+from ..version import __version__
+from . import signature
+from .gguf import Gguf, OpenFile, check_model, fingerprint, open_gguf
+
+MODEL = "model.gguf"
+ONNX = "model.onnx"
+TOKENIZER = "tokenizer.gguf"
+MANIFEST = "manifest.json"
+FORMATS = {"gguf": (MODEL,), "onnx": (ONNX, TOKENIZER)}  # and the files that each must have
+MAX_MANIFEST = 2**20
+_CHUNK = 2**20
+_AGAIN = "copy the bundle again"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """`path` is what was opened, folder or file; `fingerprint` is the model's, see gguf.fingerprint."""
+
+    path: Path
+    gguf: Gguf
+    manifest: dict[str, Any] | None
+    fingerprint: str
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle folder or a bare .gguf. FormatError or UnsupportedError unless it is whole and a GGUF model;
+    MismatchError where it is not signed by whom this device trusts.
+
+    In a folder every file that the manifest names is read once, to compare its hash.
+    """
+    path = Path(path)
+    manifest = None
+    if path.is_dir():
+        manifest, files = open_files(path)
+        if MODEL not in files:
+            raise UnsupportedError(f"{path} holds an ONNX model, here a GGUF is needed",
+                                   f"ask it with edgetune generate {path}")
+        gguf = open_gguf(path / MODEL, files[MODEL])
+    else:
+        signature.refuse_bare(path)
+        gguf = open_gguf(path)
+    check_model(gguf)
+    return Bundle(path, gguf, manifest, fingerprint(gguf))
+
+
+def open_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a bundle in either format; as open_files."""
+    return open_files(path)[0]
+
+
+def open_files(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, OpenFile]]:
+    """The manifest of a bundle in either format, once its signature and the hash of every file in it are compared; and
+    the files that its format needs, open: what was hashed is what is used, whatever their names mean later.
+
+    Raises as open_bundle does; UnsupportedError is for a format that this edgetune does not know.
+    """
+    path = Path(path)
+    raw = _read_manifest(path / MANIFEST)
+    signature.check(path, raw)  # before any of it is believed
+    manifest = _parse(path / MANIFEST, raw)
+    needed = FORMATS[manifest.get("format", "gguf")]
+    files = {name: OpenFile(path / name, _AGAIN) for name in needed}
+    for name, wanted in manifest["files"].items():
+        found = files[name].sha256() if name in files else sha256(path / name)
+        if found != wanted:
+            raise FormatError(f"{path / name} has the SHA-256 {found}, the manifest says {wanted}", _AGAIN)
+    for file in files.values():
+        file.check(strictly=True)  # nothing was written while it was hashed
+    return manifest, files
+
+
+def signer(path: Path) -> signature.Signer | None:
+    """Who signed the bundle in this folder; None: nobody. Raises as signature.check does."""
+    return signature.check(path, _read_manifest(path / MANIFEST))
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write manifest.json for the files that are in `folder`, and return what it says: facts, edgetune's version, the
+    format, and each file's SHA-256 and bytes.
+
+    The same files and facts give the same bytes: keys are sorted, nothing says when or in which folder it was made.
+    """
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (MANIFEST, signature.FILE))
+    manifest = {**to_plain_json(facts), "edgetune": __version__, "files": {path.name: sha256(path) for path in files},
+                "sizes": {path.name: path.stat().st_size for path in files}}
+    manifest["format"] = next(name for name, needed in FORMATS.items() if manifest["files"].keys() >= set(needed))
+    raw = json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+    if len(raw) > MAX_MANIFEST:
+        raise ValueError(f"a manifest of {len(raw)} bytes, the limit is {MAX_MANIFEST}")
+    with replaced(folder / MANIFEST) as beside:
+        beside.write_bytes(raw)
+    return manifest
+
+
+def to_plain_json(value: Any) -> Any:
+    """As JSON has it, for others to read: numpy's numbers as Python's, null for what is no number, and of an absolute
+    path its name alone.
+    """
+    if isinstance(value, dict):
+        return {str(key): to_plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain_json(item) for item in value]
+    if isinstance(value, str | os.PathLike):
+        return Path(value).name if Path(value).is_absolute() else os.fspath(value)
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_manifest(path: Path) -> bytes:
+    hint = f"a bundle has {MANIFEST} and {MODEL}, or {ONNX} and {TOKENIZER}"
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise FormatError(f"{path} is not a regular file", hint)
+        with path.open("rb") as file:
+            raw = file.read(MAX_MANIFEST + 1)
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}", hint) from None
+    if len(raw) > MAX_MANIFEST:
+        raise FormatError(f"{path} has {path.stat().st_size} bytes, allowed are {MAX_MANIFEST}", _AGAIN)
+    return raw
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON: {error}", _AGAIN) from None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    kind = manifest.get("format", "gguf") if isinstance(manifest, dict) else "gguf"
+    if not isinstance(kind, str) or kind not in FORMATS:
+        raise UnsupportedError(f"{path} is of the format {kind!r:.80}", f"edgetune opens {' and '.join(FORMATS)}")
+    missing = [name for name in FORMATS[kind] if not isinstance(files, dict) or name not in files]
+    if not isinstance(files, dict) or missing:
+        raise FormatError(f'{path} lists no {missing[0]} under "files"', _AGAIN)
+    for name, digest in files.items():
+        if name in ("", ".", "..") or name != Path(name).name or not name.isprintable():
+            raise FormatError(f"{path} lists {name!r:.80}, allowed are names of files in the folder itself", _AGAIN)
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise FormatError(f"{path} gives {name!r} the SHA-256 {digest!r:.80}, it must be 64 hex digits", _AGAIN)
+    return dict(manifest)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hex. FormatError if it is missing or cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FormatError(f"{path} is missing, but the manifest lists it", _AGAIN)
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}", _AGAIN) from None
+    return digest.hexdigest()

@@ -1,0 +1,24 @@
+"""GGUF files: held by one descriptor (file.py), read by our own strict rules (read.py), asked what they must say
+(check.py), written (write.py).
+"""
+
+from ...backends.cpu import Format
+from .check import check_adapter, check_model, check_vocabulary
+from .file import OpenFile
+from .read import FORMATS, Gguf, Metadata, Tensor, fingerprint, open_gguf
+from .write import write_gguf
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Gguf",
+    "Metadata",
+    "OpenFile",
+    "Tensor",
+    "check_adapter",
+    "check_model",
+    "check_vocabulary",
+    "fingerprint",
+    "open_gguf",
+    "write_gguf",
+]

@@ -1,0 +1,302 @@
+"""What a sound file must say before it is used as a model or as a LoRA adapter.
+
+llama.cpp trusts much of this. It ends the whole process on a token that is there twice, an unknown rotary scaling or a
+string of another type, and it has read past arrays of the wrong type or length (its issue 26690) and written past its
+512 blocks (25821). So it is asked here, before llama.cpp sees the file. Whether the tensors are those that an
+architecture needs is asked by shape.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...errors import FormatError, UnsupportedError
+from ..families import FAMILIES
+from .read import FORMATS, Gguf
+
+_BROKEN = "the file was converted wrongly or is damaged: download or convert it again"
+_SIZE = 2**31 - 1
+_FLOAT = 1e30
+_WINDOW = 2**24  # llama.cpp multiplies it by its sequences
+_TOKENS = 2**20  # entries of a vocabulary: each becomes a string of Python
+
+# Hyperparameters (after "llama."): the types that llama.cpp reads them as, smallest and largest value.
+_HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
+    "block_count": ("u32", 1, 512),
+    "context_length": ("u32", 1, _SIZE),
+    "embedding_length": ("u32", 1, _SIZE),
+    "embedding_length_out": ("u32", 1, _SIZE),
+    "pooling_type": ("u32", 0, 4),
+    "classifier.pooling_type": ("u32", 0, 4),
+    "feed_forward_length": ("u32 [u32] [i32]", 1, _SIZE),
+    "vocab_size": ("u32", 1, _SIZE),
+    "attention.head_count": ("u32 [u32] [i32]", 1, _SIZE),
+    "attention.head_count_kv": ("u32 [u32] [i32]", 1, _SIZE),
+    "attention.key_length": ("u32", 1, _SIZE),
+    "attention.value_length": ("u32", 1, _SIZE),
+    "attention.key_length_swa": ("u32", 1, _SIZE),
+    "attention.value_length_swa": ("u32", 1, _SIZE),
+    "attention.layer_norm_rms_epsilon": ("f32", 0, 1),
+    "attention.layer_norm_epsilon": ("f32", 0, 1),
+    "attention.scale": ("f32", 0, _FLOAT),
+    "attention.causal": ("bool", 0, 1),
+    "attention.sliding_window": ("u32", 0, _WINDOW),
+    "attention.sliding_window_pattern": ("u32 [bool] [u32] [i32]", 0, _SIZE),
+    "attn_logit_softcapping": ("f32", 0, _FLOAT),
+    "final_logit_softcapping": ("f32", 0, _FLOAT),
+    "rope.dimension_count": ("u32", 2, _SIZE),
+    "rope.dimension_count_swa": ("u32", 2, _SIZE),
+    "rope.dimension_sections": ("[i32] [u32]", 0, _SIZE),
+    "rope.freq_base": ("f32", 1, _FLOAT),
+    "rope.freq_base_swa": ("f32", 1, _FLOAT),
+    "rope.scale_linear": ("f32", 0, _FLOAT),
+    "rope.scaling.type": ("str", 0, 0),
+    "rope.scaling.factor": ("f32", 0, _FLOAT),
+    "rope.scaling.attn_factor": ("f32", 0, _FLOAT),
+    "rope.scaling.alpha": ("f32", 0, _FLOAT),
+    "rope.scaling.original_context_length": ("u32", 1, _SIZE),
+    "rope.scaling.yarn_beta_fast": ("f32", 0, _FLOAT),
+    "rope.scaling.yarn_beta_slow": ("f32", 0, _FLOAT),
+    "rope.scaling.finetuned": ("bool", 0, 1),
+}
+_REQUIRED = ("block_count", "context_length", "embedding_length", "attention.head_count")
+_ONLY_ZERO = ("expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count",
+              "nextn_predict_layers")
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+
+_TOKENIZER = {
+    "model": "str",
+    "pre": "str",
+    "tokens": "[str]",
+    "scores": "[f32]",
+    "token_type": "[i32]",
+    "merges": "[str]",
+    "add_bos_token": "bool",
+    "add_eos_token": "bool",
+    "add_space_prefix": "bool",
+    "add_sep_token": "bool",
+    "normalizer.lowercase": "bool",
+    "normalizer.strip_accents": "bool",
+    "remove_extra_whitespaces": "bool",
+    "suppress_tokens": "[i32]",
+    "token_type_count": "u32",
+}
+# Ids that llama.cpp ignores where they are no token's, but not where they are of another type.
+_MARKS = ("fim_mid", "fim_pad", "fim_pre", "fim_rep", "fim_sep", "fim_suf", "mask", "middle", "padding", "prefix",
+          "seperator", "suffix", "unknown", "cls")
+_TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which the supported families use
+_NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
+
+
+def check_model(gguf: Gguf) -> None:
+    """FormatError or UnsupportedError unless the file is a whole dense language model that llama.cpp may be given."""
+    check_vocabulary(gguf)
+    _check_weights(gguf, _text(gguf, "general.architecture"))
+
+
+def check_vocabulary(gguf: Gguf) -> None:
+    """As check_model, but for the weights: what llama.cpp needs to be given the vocabulary alone."""
+    kind = _text(gguf, "general.type", "model")
+    if kind != "model":
+        raise UnsupportedError(f"{gguf.path} holds general.type {kind!r}, not 'model'", "name the base model's file")
+    for parts in _values(gguf, "split.count", "u16", 0, 65_535):
+        if parts > 1:
+            raise UnsupportedError(f"{gguf.path} is one of {parts} parts", "join them with llama-gguf-split --merge")
+    arch = _text(gguf, "general.architecture")
+    _check_hyperparameters(gguf, arch)
+    _check_tokenizer(gguf)
+
+
+def check_adapter(gguf: Gguf) -> None:
+    """FormatError or UnsupportedError unless the file is a LoRA adapter: pairs X.lora_a [R, K] and X.lora_b [N, R]."""
+    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if (value := _text(gguf, key, "")) != wanted:
+            raise FormatError(f"{gguf.path} holds {key} {value!r}, not {wanted!r}", "name a LoRA adapter's file")
+    _text(gguf, "general.architecture")
+    _values(gguf, "adapter.lora.alpha", "f32", 0, _FLOAT)
+    if "adapter.alora.invocation_tokens" in gguf.metadata:
+        raise UnsupportedError(f"{gguf.path} is an activated LoRA", "edgetune takes plain LoRA adapters")
+    if not gguf.tensors:
+        raise FormatError(f"{gguf.path} has 0 tensors, a LoRA adapter has at least 2", _BROKEN)
+    for name, tensor in gguf.tensors.items():
+        base, _, half = name.rpartition(".")
+        if half not in ("lora_a", "lora_b") or not base or ".lora_" in base:  # llama.cpp cuts at the first of these
+            raise UnsupportedError(f"{gguf.path} has the tensor {name!r}", "allowed are NAME.lora_a and NAME.lora_b")
+        if len(tensor.shape) != 2 or tensor.format not in FORMATS:
+            raise UnsupportedError(
+                f"{gguf.path}: {name!r} is {tensor.format} with {len(tensor.shape)} dimensions",
+                f"allowed are 2 dimensions and {', '.join(FORMATS)}",
+            )
+    for name, a in gguf.tensors.items():
+        other = name[:-1] + ("b" if name.endswith("a") else "a")
+        if other not in gguf.tensors:
+            raise FormatError(f"{gguf.path} has {name!r}, but not {other!r}", _BROKEN)
+        if name.endswith("a") and a.shape[0] != (rank := gguf.tensors[other].shape[1]):
+            raise FormatError(f"{gguf.path}: {name!r} has rank {a.shape[0]}, {other!r} has {rank}", _BROKEN)
+
+
+def _values(gguf: Gguf, key: str, types: str, low: float = 0, high: float = 0, count: int | None = None) -> list[Any]:
+    """The key's values (none if it is absent), after a look at its type, at the number of values where `count` says how
+    many an array must have, and, for numbers, at their range.
+    """
+    if not _require_type(gguf, key, types):
+        return []
+    if count is not None and gguf.metadata.type(key)[0] == "[" and (found := gguf.metadata.count(key)) != count:
+        raise FormatError(f"{gguf.path}: {key} has {found} values, it must have {count}", _BROKEN)
+    value = gguf.metadata[key]
+    values: list[Any] = value if isinstance(value, list) else [value]
+    for number in () if "str" in types else values:
+        if not low <= number <= high:  # not so for NaN either
+            raise FormatError(f"{gguf.path}: {key} is {number}, allowed are {low} to {high}", _BROKEN)
+    return values
+
+
+def _require_type(gguf: Gguf, key: str, types: str) -> bool:
+    """Whether the key is present; FormatError where it is of none of these types. No value is made an object."""
+    if key not in gguf.metadata:
+        return False
+    if (found := gguf.metadata.type(key)) not in types.split():
+        raise FormatError(f"{gguf.path}: {key} is of type {found}, it must be {' or '.join(types.split())}", _BROKEN)
+    return True
+
+
+def _text(gguf: Gguf, key: str, default: str | None = None) -> str:
+    values = _values(gguf, key, "str") or ([] if default is None else [default])
+    if not values:
+        raise FormatError(f"{gguf.path}: {key} is missing", _BROKEN)
+    return str(values[0])
+
+
+def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
+    blocks = (_values(gguf, f"{arch}.block_count", *_HYPERPARAMETERS["block_count"]) or [0])[0]
+    found = {}
+    for name, rule in _HYPERPARAMETERS.items():
+        wanted = 4 if name == "rope.dimension_sections" else blocks
+        found[name] = _values(gguf, f"{arch}.{name}", *rule, wanted)
+    for name in _REQUIRED:
+        if not found[name]:
+            raise FormatError(f"{gguf.path}: {arch}.{name} is missing", _BROKEN)
+    for name in _ONLY_ZERO:
+        _values(gguf, f"{arch}.{name}", "u32 [u32] [i32]", 0, _SIZE, blocks)
+        value = gguf.metadata.get(f"{arch}.{name}", 0)
+        if value != 0 and value != [0] * blocks:
+            raise UnsupportedError(f"{gguf.path}: {arch}.{name} is {value!r:.60}, allowed is 0", "take a dense model")
+    for kind in found["rope.scaling.type"]:
+        if kind not in _ROPE_SCALINGS:
+            raise UnsupportedError(
+                f"{gguf.path}: {arch}.rope.scaling.type is {kind!r:.60}", f"known are {', '.join(_ROPE_SCALINGS)}"
+            )
+    _check_windows(gguf, arch, found)
+    _check_heads(gguf, arch, found)
+
+
+def _check_windows(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
+    """The pattern is one number (every n-th block sees everything) or a switch a block; llama.cpp wants one window."""
+    key = f"{arch}.attention.sliding_window_pattern"
+    pattern = found["attention.sliding_window_pattern"]
+    if pattern and any(found["attention.sliding_window"]):
+        windows = any(pattern) if gguf.metadata.type(key)[0] == "[" else pattern != [1]
+        if not windows:
+            raise FormatError(f"{gguf.path}: {key} gives 0 blocks a window, it must be at least 1", _BROKEN)
+
+
+def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
+    """Heads, their widths, and the projections that make and take them: llama.cpp asserts these late or never."""
+    width, values = _head_widths(found)
+    if width != values:
+        raise UnsupportedError(f"{gguf.path}: keys are {width} wide, values {values}", "take a model with equal widths")
+    rotated = (found["rope.dimension_count"] or [width])[0]
+    least = width if arch in FAMILIES else 2
+    if not least <= rotated <= width or rotated % 2:
+        raise FormatError(
+            f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from {least} to {width}, "
+            "the head's width",
+            _BROKEN,
+        )
+    for name, value in (("attention.key_length", width), ("attention.value_length", width),
+                        ("rope.dimension_count", rotated)):
+        if found[f"{name}_swa"] not in ([], [value]):
+            raise UnsupportedError(f"{gguf.path}: {arch}.{name}_swa is {found[f'{name}_swa'][0]}, allowed is {value}",
+                                   "take a model whose blocks with and without a window are of one shape")
+    blocks = found["block_count"][0]
+    d_model = found["embedding_length"][0]
+    heads = found["attention.head_count"]
+    kv_heads = found["attention.head_count_kv"] or heads
+    for i in range(blocks):
+        # one value, or one a block
+        h = heads[i % len(heads)]
+        g = kv_heads[i % len(kv_heads)]
+        if h % g:
+            raise FormatError(f"{gguf.path}: {h} heads cannot share {g} key heads evenly", _BROKEN)
+        q = (h * width, d_model)
+        kv = (g * width, d_model)
+        for name, shape in {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": q[::-1]}.items():
+            _check_shape(gguf, f"blk.{i}.{name}.weight", shape)
+
+
+def _head_widths(found: dict[str, list[Any]]) -> tuple[int, int]:
+    """Width of a key and of a value, as llama.cpp derives them where the file does not say."""
+    by_default = [found["embedding_length"][0] // found["attention.head_count"][0]]
+    keys, values = (found[f"attention.{name}_length"] or by_default for name in ("key", "value"))
+    return keys[0], values[0]
+
+
+def _check_tokenizer(gguf: Gguf) -> None:
+    at = "tokenizer.ggml."
+    _require_type(gguf, "tokenizer.chat_template", "str")
+    _require_type(gguf, "general.file_type", "u32")
+    for name, kind in _TOKENIZER.items():
+        _require_type(gguf, at + name, kind)
+    for name in _MARKS:
+        _require_type(gguf, f"{at}{name}_token_id", "u32")
+    model = _text(gguf, at + "model")
+    if model not in _TOKENIZER_MODELS:
+        raise UnsupportedError(
+            f"{gguf.path}: {at}model is {model!r:.60}", f"supported are {', '.join(_TOKENIZER_MODELS)}"
+        )
+    for name in ("tokens", "merges") if model == "gpt2" else ("tokens",):
+        if at + name not in gguf.metadata:
+            raise FormatError(f"{gguf.path}: {at}{name} is missing", _BROKEN)
+    count = gguf.metadata.count(at + "tokens")
+    if count > _TOKENS:
+        raise UnsupportedError(f"{gguf.path}: {at}tokens has {count} tokens", f"allowed are {_TOKENS}")
+    for name in ("scores", "token_type"):
+        if at + name in gguf.metadata and (found := gguf.metadata.count(at + name)) != count:
+            raise FormatError(f"{gguf.path}: {at}{name} has {found} values for {count} tokens", _BROKEN)
+        _values(gguf, at + name, _TOKENIZER[name], -_FLOAT, _FLOAT)
+    tokens = _values(gguf, at + "tokens", "[str]")
+    # As llama.cpp reads them: up to the first zero byte, the empty ones renamed.
+    texts = {token.partition("\0")[0] or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
+    if len(texts) != len(tokens):
+        raise FormatError(f"{gguf.path}: {len(tokens)} tokens have only {len(texts)} different texts", _BROKEN)
+    for byte in range(256) if model == "llama" else ():  # what sentencepiece falls back to
+        if not texts & {f"<0x{byte:02X}>", bytes([byte]).decode("utf-8", "surrogateescape")}:
+            raise FormatError(f"{gguf.path}: no token is '<0x{byte:02X}>', one is needed for each byte", _BROKEN)
+    for name in ("bos", "eos", "eot", "eom"):
+        _values(gguf, f"{at}{name}_token_id", "u32", 0, len(tokens) - 1)
+
+
+def _check_weights(gguf: Gguf, arch: str) -> None:
+    for name, tensor in gguf.tensors.items():
+        if tensor.format in _NOT_WEIGHTS:
+            raise UnsupportedError(f"{gguf.path}: {name!r} is {tensor.format}", f"supported are {', '.join(FORMATS)}")
+        if len(tensor.shape) == 1 and tensor.format != "F32":
+            raise UnsupportedError(f"{gguf.path}: {name!r} is {tensor.format}", "norms and biases must be F32")
+    if "token_embd.weight" not in gguf.tensors:
+        raise FormatError(f"{gguf.path}: 'token_embd.weight' is missing", _BROKEN)
+    n_vocab = gguf.metadata.count("tokenizer.ggml.tokens")
+    d_model = gguf.metadata[f"{arch}.embedding_length"]
+    _check_shape(gguf, "token_embd.weight", (n_vocab, d_model))
+    if (factors := gguf.tensors.get("rope_freqs.weight")) is not None:
+        values = gguf.read(factors).f32()
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise FormatError(f"{gguf.path}: 'rope_freqs.weight' holds {values.min():g} to {values.max():g}, by which "
+                              "frequencies cannot be divided", _BROKEN)
+
+
+def _check_shape(gguf: Gguf, name: str, shape: tuple[object, ...]) -> None:
+    """Of a tensor that may be missing."""
+    if name in gguf.tensors and (found := gguf.tensors[name].shape) != shape:
+        raise FormatError(f"{gguf.path}: {name!r} is of shape {list(found)}, it must have {list(shape)}", _BROKEN)

@@ -1,0 +1,294 @@
+"""What a decoder looks like, read from GGUF metadata: sizes, switches, rotary tables.
+
+One block structure (RMSNorm, rotary attention with grouped heads, gated MLP) serves llama, qwen2, qwen3 and gemma3;
+they differ by the numbers and switches below and by which tensors are present.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnsupportedError
+from .families import FAMILIES, Family
+from .gguf import FORMATS, Gguf, Tensor
+
+# rotations; llama.cpp reads no others for these architectures
+YARN_FAST = 32.0
+YARN_SLOW = 1.0
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of one kind of block (Su et al. 2021; YaRN: Peng et al. 2023)."""
+
+    base: float = 10000.0
+    kind: str = "none"  # none | linear | yarn; llama3's scaling comes as `factors`
+    factor: float = 1.0
+    original_context: int = 0
+    attn_factor: float = 1.0
+    factors: tuple[float, ...] = ()  # rope_freqs.weight: each frequency is divided by its factor
+
+    def tables(self, positions: int, n_rot: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin, float32 [positions, n_rot / 2]."""
+        pair = np.arange(n_rot // 2, dtype=np.float64)
+        freq = self.base ** (-2.0 * pair / n_rot)
+        if self.factors:
+            freq = freq / np.asarray(self.factors, np.float64)
+        magnitude = self.attn_factor
+        if self.kind in ("linear", "yarn"):
+            interpolated = freq / self.factor
+            if self.kind == "linear":
+                freq = interpolated
+            else:
+                freq = interpolated + (freq - interpolated) * self._extrapolated_share(pair, n_rot)
+                magnitude *= 1.0 + 0.1 * math.log(self.factor)
+        angle = np.arange(positions, dtype=np.float64)[:, None] * freq
+        return (np.cos(angle) * magnitude).astype(np.float32), (np.sin(angle) * magnitude).astype(np.float32)
+
+    def _extrapolated_share(self, pair: np.ndarray, n_rot: int) -> np.ndarray:
+        """YaRN's ramp: 1 keeps the frequency, 0 interpolates it."""
+
+        def dimension(rotations: float) -> float:
+            return n_rot * math.log(self.original_context / (rotations * 2 * math.pi)) / (2 * math.log(self.base))
+
+        low = max(math.floor(dimension(YARN_FAST)), 0)
+        high = min(math.ceil(dimension(YARN_SLOW)), n_rot - 1)
+        return 1.0 - np.clip((pair - low) / max(high - low, 0.001), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and switches of a decoder. Letters as everywhere: D, F, H, G, C, V."""
+
+    architecture: str
+    n_layer: int
+    d_model: int  # D
+    d_ff: int  # F
+    n_head: int  # H
+    n_kv: int  # G
+    d_head: int  # C
+    n_vocab: int  # V
+    n_rot: int  # rotated values of a head, even, <= C
+    context: int  # tokens that the model was made for
+    norm_eps: float
+    neox: bool  # rotary order: pairs (i, i + n_rot/2) instead of (2i, 2i+1)
+    act: str  # silu | gelu
+    embed_scale: float
+    attn_scale: float
+    qk_norm: bool
+    post_norms: bool  # gemma3 normalises again before each residual sum
+    ropes: tuple[Rope, Rope]  # of blocks that see everything, of blocks with a window
+    windows: tuple[int, ...]  # a block's sliding window in tokens, 0: none
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.architecture]
+
+    @property
+    def d_q(self) -> int:
+        return self.n_head * self.d_head
+
+    @property
+    def d_kv(self) -> int:
+        return self.n_kv * self.d_head
+
+    def rope_of(self, layer: int) -> int:
+        """Index into ropes."""
+        return 1 if self.windows[layer] else 0
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """[N, K] of the seven projections of a block, by GGUF name."""
+        d = self.d_model
+        f = self.d_ff
+        return {"attn_q": (self.d_q, d), "attn_k": (self.d_kv, d), "attn_v": (self.d_kv, d),
+                "attn_output": (d, self.d_q), "ffn_gate": (f, d), "ffn_up": (f, d), "ffn_down": (d, f)}
+
+
+def read_shape(gguf: Gguf) -> Shape:
+    """Raises UnsupportedError for another architecture or format, FormatError where metadata and tensors disagree."""
+    arch = gguf.architecture
+    if arch not in FAMILIES:
+        raise UnsupportedError(f"{gguf.path} has architecture {arch!r}", f"edgetune trains {', '.join(FAMILIES)}")
+    family = FAMILIES[arch]
+    get = _Reader(gguf, arch)
+    if get.integer("expert_count", 0):
+        raise UnsupportedError(f"{gguf.path} is a mixture of experts", "edgetune trains dense models")
+    n_layer = get.integer("block_count")
+    d_model = get.integer("embedding_length")
+    n_head = get.integer(
+        "attention.head_count")
+    d_head = get.integer("attention.key_length", d_model // max(n_head, 1))
+    n_rot = get.integer("rope.dimension_count", d_head)
+    _refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": d_head,
+                           "attention.value_length_swa": d_head, "rope.dimension_count_swa": n_rot,
+                           "attention.causal": True, "embedding_length_out": d_model,
+                           "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0})
+    global_rope = _read_rope(gguf, get)
+    local_rope = Rope(base=get.number("rope.freq_base_swa", 10000.0), attn_factor=global_rope.attn_factor)
+    wide = n_layer == family.wide_blocks
+    shape = Shape(
+        architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
+        n_head=n_head, n_kv=get.integer("attention.head_count_kv", n_head), d_head=d_head,
+        n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
+        context=get.integer("context_length"), norm_eps=get.number("attention.layer_norm_rms_epsilon"),
+        neox=family.neox, act=family.act,
+        embed_scale=math.sqrt(d_model) if family.scaled_embedding else 1.0,
+        attn_scale=1.0 / math.sqrt(d_model // n_head if wide else d_head),
+        qk_norm=family.qk_norm, post_norms=family.post_norms, ropes=(global_rope, local_rope),
+        windows=_windows(get, n_layer, family.windows_every) if family.windows_every else (0,) * n_layer)
+    _check_sizes(gguf, shape)
+    _check_tensors(gguf, shape)
+    return shape
+
+
+class _Reader:
+    """Architecture keys with their types checked."""
+
+    def __init__(self, gguf: Gguf, arch: str) -> None:
+        self.gguf = gguf
+        self.arch = arch
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.gguf.metadata.get(f"{self.arch}.{key}", default)
+        if value is None:
+            raise FormatError(f"{self.gguf.path} lacks {self.arch}.{key}", "convert the model again")
+        return value
+
+    def any(self, key: str) -> Any:
+        return self.gguf.metadata.get(f"{self.arch}.{key}")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._value(key, default)
+        if isinstance(value, list) and value and all(v == value[0] for v in value):
+            value = value[0]  # some converters write one number a block
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+            raise UnsupportedError(f"{self.gguf.path} has {self.arch}.{key} = {str(value)[:60]}",
+                                   "edgetune needs one whole number for all blocks")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise FormatError(f"{self.gguf.path} has {self.arch}.{key} = {str(value)[:60]}", "it must be a number")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        return str(self._value(key, default))
+
+
+def _refuse_variants(get: _Reader, usual: dict[str, Any]) -> None:
+    """What llama.cpp would compute differently must not be trained as if it were not there."""
+    for key, value in usual.items():
+        if (found := get.any(key)) is not None and found != value:
+            raise UnsupportedError(f"{get.gguf.path} has {get.arch}.{key} = {str(found)[:60]}",
+                                   f"edgetune trains models where it is {value}")
+
+
+def _windows(get: _Reader, n_layer: int, every: int) -> tuple[int, ...]:
+    """A block's window: all but every n-th block have one, or the file lists those that do."""
+    window = get.integer("attention.sliding_window", 0)
+    pattern = get.any("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        if len(pattern) != n_layer:
+            raise FormatError(f"{get.gguf.path} lists {len(pattern)} windows for {n_layer} blocks", "convert it again")
+        return tuple(window if flag else 0 for flag in pattern)
+    n = int(pattern) if pattern is not None else every
+    return tuple(window if n == 0 or (i + 1) % n else 0 for i in range(n_layer))
+
+
+def _read_rope(gguf: Gguf, get: _Reader) -> Rope:
+    """As llama.cpp reads it: a factor without a kind is linear, a factor of 0 is none."""
+    kind = get.text("rope.scaling.type", "linear")
+    factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0
+    if kind not in ("none", "linear", "yarn"):
+        raise UnsupportedError(f"{gguf.path} scales its rotary embedding by {kind!r}",
+                               "edgetune knows none, linear, llama3 and yarn")
+    factors: tuple[float, ...] = ()
+    if "rope_freqs.weight" in gguf.tensors:
+        factors = tuple(float(f) for f in gguf.tensors["rope_freqs.weight"].f32().ravel())
+    rope = Rope(base=get.number("rope.freq_base", 10000.0), kind=kind, factor=factor,
+                original_context=get.integer("rope.scaling.original_context_length", get.integer("context_length")),
+                attn_factor=get.number("rope.scaling.attn_factor", 1.0), factors=factors)
+    if (rope.base <= 1.0 or rope.factor <= 0.0 or rope.original_context < 1
+            or not all(0 < factor < math.inf for factor in factors)):
+        raise FormatError(f"{gguf.path} has rotary base {rope.base:g}, factor {rope.factor:g} and original context "
+                          f"{rope.original_context}", "base must be over 1, the others positive")
+    return rope
+
+
+def _embedding(gguf: Gguf) -> Tensor:
+    tensor = gguf.tensors.get("token_embd.weight")
+    if tensor is None or len(tensor.shape) != 2:
+        raise FormatError(f"{gguf.path} lacks the tensor token_embd.weight [V, D]", "convert the model again")
+    return tensor
+
+
+def _check_sizes(gguf: Gguf, s: Shape) -> None:
+    limits = {"block_count": (s.n_layer, 512), "embedding_length": (s.d_model, 1 << 20),
+              "feed_forward_length": (s.d_ff, 1 << 22), "attention.head_count": (s.n_head, 4096),
+              "attention.head_count_kv": (s.n_kv, s.n_head), "attention.key_length": (s.d_head, 256),
+              "rope.dimension_count": (s.n_rot, s.d_head)}
+    for key, (value, limit) in limits.items():
+        if not 1 <= value <= limit:
+            raise UnsupportedError(f"{gguf.path} has {s.architecture}.{key} = {value}",
+                                   f"edgetune takes 1 to {limit} there")
+    if s.n_head % s.n_kv or s.n_rot % 2:
+        raise FormatError(f"{gguf.path} has {s.n_head} heads for {s.n_kv} key heads and {s.n_rot} rotated values",
+                          "the first must be a multiple of the second, the third even")
+    if not s.norm_eps > 0:
+        raise FormatError(f"{gguf.path} has a norm epsilon of {s.norm_eps:g}", "it must be positive")
+    if (n := len(s.ropes[0].factors)) not in (0, s.n_rot // 2):
+        raise FormatError(f"{gguf.path} has {n} rotary factors", f"it needs {s.n_rot // 2}")
+
+
+def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the decoder must have."""
+    d = s.d_model
+    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (s.n_vocab, d), "output_norm.weight": (d,)}
+    for i in range(s.n_layer):
+        for name, shape in s.linear_shapes().items():
+            expected[f"blk.{i}.{name}.weight"] = shape
+        norms = {"attn_norm": d, "ffn_norm": d}
+        if s.qk_norm:
+            norms |= {"attn_q_norm": s.d_head, "attn_k_norm": s.d_head}
+        if s.post_norms:
+            norms |= {"post_attention_norm": d, "post_ffw_norm": d}
+        for name, width in norms.items():
+            expected[f"blk.{i}.{name}.weight"] = (width,)
+    return expected
+
+
+def optional_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of tensors that some models have: a separate head, biases, factors of the rotary embedding."""
+    optional: dict[str, tuple[int, ...]] = {"output.weight": (s.n_vocab, s.d_model)}
+    linear = s.linear_shapes()
+    for i in range(s.n_layer):
+        for name in s.family.biases:
+            optional[f"blk.{i}.{name}.bias"] = (linear[name][0],)
+    if s.family.rope_factors:
+        optional["rope_freqs.weight"] = (len(s.ropes[0].factors),)
+    return optional
+
+
+def _check_tensors(gguf: Gguf, s: Shape) -> None:
+    expected = expected_tensors(s)
+    optional = optional_tensors(s)
+    for name in expected:
+        if name not in gguf.tensors:
+            raise FormatError(f"{gguf.path} lacks the tensor {name}", "convert the model again")
+    known = expected | optional
+    for name, tensor in gguf.tensors.items():
+        if name not in known:
+            raise UnsupportedError(f"{gguf.path} has the tensor {name}, which edgetune's {s.architecture} does not use",
+                                   "the model is of a variant that cannot be trained yet")
+        shape = known[name]
+        if tensor.shape != shape:
+            raise FormatError(f"{gguf.path} has {name} of shape {list(tensor.shape)}, metadata says {list(shape)}",
+                              "the file is corrupt or was converted wrongly")
+        if tensor.format not in FORMATS:
+            raise UnsupportedError(f"{gguf.path} holds {name} in format {tensor.format}",
+                                   f"edgetune trains on {', '.join(FORMATS)}: requantize with llama-quantize")

@@ -1,0 +1,1 @@
+"""llama.cpp: its library, tokenizer, chat templates, contexts, sampling and quantizer."""

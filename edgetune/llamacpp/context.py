@@ -1,0 +1,284 @@
+"""A llama.cpp context: tokens in, logits out, keys and values kept between calls. Letters: V vocabulary.
+
+Sequence 0 is the one that `feed` works on: it keeps its tokens, and what begins alike is not computed again.
+Sequences 1 to PARALLEL belong to `greedy`, which answers many prompts at once; they share sequence 0's cells.
+Whoever shares the cache out otherwise (sequences.py) uses `batch`, `decode`, `copy` and `drop`, and neither of these.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EdgetuneError, UsageError
+from ..machine.device import thread_count
+
+DEFAULT_CONTEXT = 2048
+BATCH = 512  # tokens that one llama_decode takes at most
+OUTPUTS = 64  # logits held at a time at most: float32 [OUTPUTS, V]
+PARALLEL = 16  # answers that `greedy` works on together
+
+
+class Batch:
+    """Room for BATCH tokens in numpy arrays that llama.cpp reads in place, as its struct llama_batch."""
+
+    def __init__(self, llama: ModuleType) -> None:
+        self.size = 0
+        self.tokens = np.zeros(BATCH, np.int32)
+        self.positions = np.zeros(BATCH, np.int32)
+        self.sequences = np.zeros(BATCH, np.int32)
+        self.wanted = np.zeros(BATCH, np.int8)  # 1 where logits are computed
+        self._ones = np.ones(BATCH, np.int32)  # every token belongs to one sequence
+        self._places = (self.sequences.ctypes.data + self.sequences.itemsize * np.arange(BATCH)).astype(np.uintp)
+        self.struct = llama.llama_batch()
+        arrays: dict[str, NDArray[Any]] = {
+            "token": self.tokens, "pos": self.positions, "n_seq_id": self._ones, "seq_id": self._places,
+            "logits": self.wanted,
+        }
+        kinds = dict(llama.llama_batch._fields_)
+        for name, array in arrays.items():
+            setattr(self.struct, name, ctypes.cast(array.ctypes.data, kinds[name]))
+
+    def add(self, tokens: list[int], start: int, sequence: int,
+            wanted: NDArray[np.bool_]) -> None:
+        """Append tokens that stand at positions start, start + 1, ... of a sequence."""
+        new = slice(self.size, self.size + len(tokens))
+        self.tokens[new] = tokens
+        self.sequences[new] = sequence
+        self.wanted[new] = wanted
+        self.positions[new] = np.arange(start, start + len(tokens))
+        self.size = new.stop
+
+
+@dataclass
+class _Answer:
+    """A prompt that `greedy` is answering."""
+
+    index: int
+    pending: list[int]  # tokens that llama.cpp has not seen yet
+    position: int  # of pending[0]
+    budget: int  # tokens that may still be added
+    tokens: list[int] = field(default_factory=list)  # of the answer, so far
+
+    @property
+    def cells(self) -> int:
+        """What it may still need in the cache."""
+        return len(self.pending) + self.budget
+
+    def take(self, token: int, is_end: Callable[[int], bool]) -> bool:
+        """Add a token; whether the answer is complete."""
+        if is_end(token):
+            return True
+        self.tokens.append(token)
+        self.pending = [token]
+        self.budget -= 1
+        return self.budget == 0
+
+
+class Context:
+    """Owned memory of a context over `model` (a llama_model pointer), with room for `size` tokens in all.
+
+    threads: 0 for one a physical core. sequences: how many there may be; logits of one token each are reserved.
+    Raises EdgetuneError if llama.cpp cannot make it. Close it before the model.
+    """
+
+    def __init__(self, llama: ModuleType, model: int, size: int, threads: int = 0,
+                 sequences: int = 1 + PARALLEL) -> None:
+        self.size = size
+        self.sequences = sequences
+        self.before_decode: Callable[[], object] = lambda: None  # other work may go first
+        self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds
+        self._llama = llama
+        self._window = int(llama.llama_model_n_swa(model))  # tokens that blocks with a sliding window see; 0: all
+        self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
+        options = llama.llama_context_default_params()
+        options.n_ctx = max(size, sequences)  # with less than a token a sequence llama.cpp aborts
+        options.n_batch = options.n_ubatch = BATCH
+        # unified: a shared prefix is held once
+        options.n_seq_max = sequences
+        options.kv_unified = True
+        options.n_threads = options.n_threads_batch = thread_count(threads)
+        self._handle = llama.llama_init_from_model(model, options)
+        if not self._handle:
+            raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")
+        self.room = int(llama.llama_n_batch(self._handle))  # BATCH, or a smaller context: above it llama.cpp aborts
+        self.batch = Batch(llama)
+
+    @property
+    def handle(self) -> int:
+        """The llama_context pointer; ValueError after `close`."""
+        if not self._handle:
+            raise ValueError("the model is closed")
+        return int(self._handle)
+
+    @property
+    def _memory(self) -> int:
+        return int(self._llama.llama_get_memory(self.handle))
+
+    def close(self) -> None:
+        if self._handle:
+            self._llama.llama_free(self._handle)
+        self._handle = None
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        self._llama.llama_memory_clear(self._memory, False)
+        self.cached.clear()
+
+    def feed(self, tokens: list[int],
+             wanted: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """Make sequence 0 hold exactly `tokens`, and give the logits after the wanted ones (wanted: bool [T]).
+
+        Yields (positions [n], logits [n, V]) in order, n <= OUTPUTS; the logits are a view that the next step
+        overwrites. To be exhausted. Raises EdgetuneError if the tokens do not fit the context.
+        """
+        self.check(tokens)
+        first = int(wanted.argmax()) if wanted.any() else len(tokens)
+        done = min(common(self.cached, tokens), first)
+        self._llama.llama_memory_seq_rm(self._memory, 0, done, -1)
+        del self.cached[done:]
+        self.batch.size = 0  # an interrupt may have left something
+        while done < len(tokens):
+            end = min(done + self.room, len(tokens))
+            positions = done + np.flatnonzero(wanted[done:end])
+            if len(positions) > OUTPUTS:
+                end = int(positions[OUTPUTS])
+                positions = positions[:OUTPUTS]
+            self.batch.add(tokens[done:end], done, 0, wanted[done:end])
+            logits = self.decode()
+            self.cached.extend(tokens[done:end])
+            done = end
+            if len(positions):
+                yield positions, logits
+
+    def advance(self, tokens: list[int]) -> None:
+        """`feed` for the logits after the last token alone, which stay in llama.cpp for a sampler."""
+        wanted = np.zeros(len(tokens), np.bool_)
+        wanted[-1:] = True
+        deque(self.feed(tokens, wanted), maxlen=0)
+
+    def greedy(self, prompts: list[list[int]], budgets: list[int],
+               is_end: Callable[[int], bool]) -> Iterator[tuple[int, list[int]]]:
+        """Greedy answers of many prompts, PARALLEL at a time; yields (index of the prompt, its answer) when done.
+
+        An answer ends before the token that `is_end` names, after its budget of tokens, or where the context ends.
+        What all prompts begin with is computed once. To be exhausted before any other call.
+        """
+        for prompt in prompts:
+            self.check(prompt, room=1)
+        self.clear()
+        shared = min((common(prompts[0], prompt[:-1]) for prompt in prompts), default=0)
+        if shared:
+            self.advance(prompts[0][:shared])
+        waiting: deque[_Answer] = deque()
+        for index, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
+            waiting.append(_Answer(index, prompt[shared:], shared, min(budget, self.size - len(prompt))))
+        active: dict[int, _Answer] = {}
+        try:
+            while waiting or active:
+                self._admit(active, waiting, shared)
+                ready = self._gather(active)
+                for sequence, logits in zip(ready, self.decode(), strict=True):
+                    answer = active[sequence]
+                    if answer.take(int(logits.argmax()), is_end):
+                        self.drop(sequence)
+                        del active[sequence]
+                        yield answer.index, answer.tokens
+        finally:
+            if self._handle:
+                for sequence in active:
+                    self.drop(sequence)
+
+    def drop(self, sequence: int) -> None:
+        """Forget a sequence; cells that another one shares stay."""
+        self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def holds(self, sequence: int, count: int) -> bool:
+        """Whether all is there that the token after the first `count` ones of a sequence needs.
+
+        Where blocks see a window, llama.cpp gives a cell away that the sequence's own end does not see any more.
+        """
+        first = int(self._llama.llama_memory_seq_pos_min(self._memory, sequence))
+        return 0 <= first <= max(count - self._window, 0)
+
+    def copy(self, source: int, sequence: int, count: int) -> None:
+        """Let an empty sequence begin with the first tokens of another one; both hold the same cells."""
+        self._llama.llama_memory_seq_cp(self._memory, source, sequence, 0, count)
+
+    def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], shared: int) -> None:
+        """Start answers while a sequence is free and the cache has room for all that they may become."""
+        used = shared + sum(answer.position - shared + answer.cells for answer in active.values())
+        for sequence in range(1, PARALLEL + 1):
+            if waiting and sequence not in active and used + waiting[0].cells <= self.size:
+                used += waiting[0].cells
+                active[sequence] = waiting.popleft()
+                self.copy(0, sequence, shared)
+
+    def _gather(self, active: dict[int, _Answer]) -> list[int]:
+        """Fill the batch with pending tokens; the sequences whose last one is in it, in the order of their logits."""
+        ready = []
+        self.batch.size = 0
+        for sequence, answer in active.items():
+            part = answer.pending[: self.room - self.batch.size]
+            del answer.pending[: len(part)]
+            last = np.zeros(len(part), np.bool_)
+            last[-1:] = not answer.pending
+            self.batch.add(part, answer.position, sequence, last)
+            answer.position += len(part)
+            if last.any():
+                ready.append(sequence)
+        return ready
+
+    def decode(self) -> NDArray[np.float32]:
+        """Compute the batch and empty it; the logits of its wanted tokens, [n, V], as a view."""
+        self.before_decode()
+        batch = self.batch
+        llama = self._llama
+        batch.struct.n_tokens = batch.size
+        batch.size = 0
+        code = llama.llama_decode(self.handle, batch.struct)
+        if code != 0:
+            self.clear()
+            raise EdgetuneError(f"llama.cpp could not compute {batch.struct.n_tokens} tokens (llama_decode: {code})",
+                                "free memory or choose a smaller context")
+        rows = int(batch.wanted[: batch.struct.n_tokens].sum())
+        if rows == 0:
+            return np.empty((0, self.n_vocab), np.float32)
+        return np.ctypeslib.as_array(llama.llama_get_logits(self.handle), (rows, self.n_vocab))
+
+    def check(self, tokens: list[int], room: int = 0) -> None:
+        """EdgetuneError unless these tokens, and `room` more, fit; ValueError for one outside the vocabulary."""
+        check_tokens(tokens, room, self.size, self.n_vocab)
+
+
+def context_size(asked: int | None, trained: int) -> int:
+    """The size asked for (None: DEFAULT_CONTEXT, or less), at most what the model was trained for."""
+    size = min(DEFAULT_CONTEXT, trained) if asked is None else asked
+    if not 2 <= size <= trained:
+        raise UsageError(f"context is {size} tokens", f"choose from 2 to {trained}, what the model was trained for")
+    return size
+
+
+def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
+    """As Context.check, for a context of `size` tokens."""
+    if len(tokens) + room > size:
+        raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {size}" + " with an answer" * bool(room),
+                            "shorten the text or choose a larger context")
+    if len(tokens) and not 0 <= min(tokens) <= max(tokens) < n_vocab:
+        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise UsageError(f"a token id is {wrong}", f"token ids must be from 0 to {n_vocab - 1}")
+
+
+def common(a: list[int], b: list[int]) -> int:
+    """Length of the common beginning."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

@@ -1,0 +1,82 @@
+"""The one way to llama.cpp: the `llama_cpp` module, imported late and with its log kept off the terminal.
+
+Importing it costs 16 MiB and some 50 ms on a laptop, so nothing in edgetune imports it at module level.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import UnsupportedError
+
+_lock = threading.Lock()
+_module: ModuleType | None = None
+_callback: Any = None  # llama.cpp keeps only the address, so the callback must outlive it
+# ggml_log_level: what kind of line, or more of the line before
+_ERROR = 4
+_CONTINUED = 5
+_complaints: list[str] = []
+_complaining = False
+
+
+def load() -> ModuleType:
+    """The `llama_cpp` module, its backend initialised. Nothing that llama.cpp logs reaches stdout or stderr."""
+    global _module, _callback
+    with _lock:
+        if _module is None:
+            if "OMP_WAIT_POLICY" not in os.environ:
+                # GCC's OpenMP spins at every barrier; when training or another program has a core, answers would
+                # come ten times slower. Read once, when the library is loaded.
+                os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+            import llama_cpp
+
+            _callback = llama_cpp.llama_log_callback(_listen)
+            llama_cpp.llama_backend_init()
+            _module = llama_cpp
+        _module.llama_log_set(_callback, None)  # again each time: llama_cpp.Llama sets one of its own
+    return _module
+
+
+def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool = False) -> int:
+    """A llama_model, which the caller frees by llama_model_free. shown: the path by which errors name the file.
+
+    Check the file first: llama.cpp trusts what it reads. Raises UnsupportedError with llama.cpp's reason.
+    """
+    llama = load()
+    complaint()
+    options = llama.llama_model_default_params()
+    options.vocab_only = vocabulary_only
+    model = llama.llama_model_load_from_file(os.fsencode(file), options)
+    if model:
+        return int(model)
+    reason = (complaint() or "no reason given").replace(os.fspath(file), str(shown))
+    if vocabulary_only:
+        raise UnsupportedError(f"llama.cpp cannot read the tokenizer of {shown.name} ({reason})",
+                               "convert the model again with a current llama.cpp")
+    raise UnsupportedError(f"llama.cpp cannot load {shown} ({reason})", "edgetune info FILE says what the file holds")
+
+
+def complaint() -> str:
+    """The first error that llama.cpp logged since the previous call, "" if none.
+
+    Call it before something that may fail, to forget the past, and after it failed, to learn why: the first line names
+    the cause, the later ones only who passed it on.
+    """
+    first = " ".join(_complaints[0].split()) if _complaints else ""
+    _complaints.clear()
+    return first
+
+
+def _listen(level: int, text: bytes, _: Any) -> None:
+    global _complaining
+    if level == _CONTINUED:
+        if _complaining and _complaints:
+            _complaints[-1] += text.decode("utf-8", "replace")
+        return
+    _complaining = level == _ERROR and len(_complaints) < 8
+    if _complaining:
+        _complaints.append(text.decode("utf-8", "replace"))

@@ -1,0 +1,34 @@
+"""TOML files of board profiles and policies: plain name = value, without tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError
+
+_WAY_OUT = 'write name = value, such as max-temp = 75 or quiet-hours = "08:00-22:00"'
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Strings, numbers, booleans and lists of these by name. Raises FormatError for a file that cannot be read, is not
+    TOML, or has tables or dates.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise FormatError(f"cannot read {path}: {reason}", "check the path") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise FormatError(f"{path} is not TOML: {str(error)[:100]}", _WAY_OUT) from None
+    for name, value in found.items():
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str | int | float) for item in items):
+            raise FormatError(f"{path} gives {name[:60]!r} a value that is no string, number, boolean or list of these",
+                              _WAY_OUT)
+    return found

@@ -1,0 +1,1 @@
+"""Frozen networks on quantized weights: buffers, forward and backward passes."""

@@ -1,0 +1,131 @@
+"""The projections of a network, frozen or adapted: forward and backward, next to each other.
+
+Gradients of the adapter accumulate, dinp and out are overwritten unless `accumulate` is set.
+Letters: T tokens, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..adapters.base import Carved, Family, Frozen
+from ..adapters.lora import TARGETS
+from ..backends.base import Backend
+from ..formats.gguf import Tensor
+
+Activations = dict[str, np.ndarray]  # a block's activations by name
+# Rounded to 8 bits, the gradient of the residual stream, which a few values dominate, costs by itself what the gate of
+# tests/backends/test_precision.py allows: where "fast" would do so, this projection's backward is exact.
+CAREFUL = ("ffn_down",)
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What decides the buffers beside the model's shape."""
+
+    max_tokens: int  # T, in a micro-batch
+    max_length: int  # positions in a document
+    family: Family  # what is trained
+    targets: tuple[str, ...]  # GGUF names: attn_q, ...
+    blocks: range  # trained
+    kept: int  # blocks, the last ones, whose activations are kept and not computed again; at least 1
+    threads: int
+    precision: str  # of products: exact, fast or int8
+
+    @property
+    def activations(self) -> str:
+        """The numpy type in which activations lie: bf16 (as uint16) takes half the memory, and is near enough to what
+        products round to.
+        """
+        return "float32" if self.precision == "exact" else "uint16"
+
+    @property
+    def lowest(self) -> int:
+        """The block at which backward stops."""
+        return self.blocks[0]
+
+
+def forward_precision(run: RunShape, layer: int) -> str:
+    """The first blocks make values hundreds of times as large as others, on which all later ones lean: rounded to 8
+    bits there, they turn the gradient of single tensors by more than tests/backends/test_precision.py allows.
+    """
+    return "fast" if run.precision == "int8" and layer < 2 else run.precision
+
+
+class HasProjections(Protocol):
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """[N, K] of a block's projections by GGUF name."""
+
+
+def trained_shapes(s: HasProjections, run: RunShape) -> dict[str, tuple[int, int]]:
+    """[N, K] of every adapted weight, by GGUF name without .weight."""
+    linear = s.linear_shapes()
+    return {f"blk.{i}.{t}": linear[t] for i in run.blocks for t in run.targets}
+
+
+class Projections:
+    """All projections of a network, some of them adapted."""
+
+    def __init__(self, ops: Backend, weights: Mapping[str, Tensor], vectors: Mapping[str, np.ndarray], run: RunShape,
+                 adapter: Carved, trained: Collection[str]) -> None:
+        self.adapter = adapter
+        self.trained = frozenset(trained)
+        self._is_off = False
+        rounds = run.precision == "fast" and ops.products("fast") == "float forward, int8 backward"
+        self._linear = {}
+        for full, weight in weights.items():
+            name = full.removesuffix(".weight")
+            if (found := re.fullmatch(r"blk\.(\d+)\.(\w+)", name)) is not None:
+                precision = forward_precision(run, int(found[1]))
+                self._linear[name] = Frozen(name, found[2], ops, weight, vectors.get(f"{name}.bias"), run.precision,
+                                            precision, rounds and found[2] in CAREFUL)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Forward passes in here are those of the base: no adapter is applied."""
+        self._is_off = True
+        try:
+            yield
+        finally:
+            self._is_off = False
+
+    def forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Activations,
+                accumulate: bool = False) -> None:
+        """out [T, N] (+)= the projection of inp [T, K]."""
+        linear = self._linear[f"blk.{layer}.{target}"]
+        if linear.name in self.trained and not self._is_off:
+            self.adapter.forward(linear, out, inp, kept.get(f"u_{target}"), accumulate)
+        else:
+            linear.forward(out, inp, accumulate)
+
+    def keep(self, inp: np.ndarray, layer: int, target: str, kept: Activations) -> None:
+        """Makes again what forward keeps for backward, without the product."""
+        linear = self._linear[f"blk.{layer}.{target}"]
+        if linear.name in self.trained:
+            self.adapter.keep(linear, inp, kept.get(f"u_{target}"))
+
+    def backward(self, dinp: np.ndarray | None, dout: np.ndarray, layer: int, target: str, kept: Activations,
+                 accumulate: bool = False) -> None:
+        """dinp [T, K] (None: not wanted) (+)= its gradient; the adapter's accumulates. `finish` follows."""
+        linear = self._linear[f"blk.{layer}.{target}"]
+        if linear.name in self.trained:
+            self.adapter.backward(linear, dinp, dout, kept.get(f"u_{target}"), accumulate)
+        elif dinp is not None:
+            linear.backward(dinp, dout, accumulate)
+
+    def finish(self, inp: np.ndarray, layer: int, target: str) -> None:
+        """What of backward needs the projection's input."""
+        linear = self._linear[f"blk.{layer}.{target}"]
+        if linear.name in self.trained:
+            self.adapter.finish(linear, inp)
+
+
+def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """PEFT's projection names as GGUF's."""
+    return tuple(TARGETS[t] for t in targets)

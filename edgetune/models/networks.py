@@ -1,0 +1,18 @@
+"""A model file as a network, by its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..formats.families import FAMILIES
+from ..formats.gguf import Gguf
+from .base import Network
+from .decoder import Model
+
+NETWORKS: dict[str, Callable[[Gguf], Network]] = dict.fromkeys(FAMILIES, Model)
+"""What opens the files of an architecture."""
+
+
+def open_network(gguf: Gguf) -> Network:
+    """Raises UnsupportedError for an architecture that is not in NETWORKS, and as its network does."""
+    return NETWORKS.get(gguf.architecture, Model)(gguf)

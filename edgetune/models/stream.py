@@ -1,0 +1,261 @@
+"""Weights that stay in memory, and weights that pass through it a part at a time.
+
+A model's parts are read in the order of a pass: the embedding, the blocks up, the head, the blocks down. Of those
+that are streamed only the part at hand is in memory: it is read into a buffer; while it is computed with, the kernel
+reads the next one ahead, and when it is left, its pages in the page cache go. So the memory that a model needs does not
+grow with its blocks.
+
+Streamed weights are not mapped: a fault maps what is around it in the page cache, 64 KiB or 2 MiB as the file came
+there, and nobody could say how much memory that is. Weights that stay are mapped, for they are counted whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends.arena import ALIGN, Arena, Buffer
+from ..backends.base import Backend
+from ..formats.gguf import Gguf, Tensor
+
+PAGE = mmap.PAGESIZE
+SLICE = 2 << 20  # bytes of the head in memory at a time
+HEAD_TOKENS = 256  # in one go of the head
+UNIT = 256  # entries of the vocabulary: blocks that the head computes at a time are as many, or a multiple
+NORESERVE = 0x4000  # MAP_NORESERVE of Linux: address space, no promise of memory; Python has a name for it from 3.13
+EMBEDDING = -1  # the part before block 0; the head is the one after the last block
+NOWHERE = -2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the weights of each block, of the embedding and of the head (where these are one, head is 0), and of a
+    row of the embedding.
+    """
+
+    blocks: tuple[int, ...]
+    embedding: int
+    head: int
+    row: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.blocks) + self.embedding + self.head
+
+    @property
+    def head_row(self) -> int:
+        """Bytes of an entry of the vocabulary in the head, which may be the embedding."""
+        return (self.head or self.embedding) * self.row // max(self.embedding, 1)
+
+    def in_memory(self, streamed: int, tokens: int) -> int:
+        """Bytes at most when the first `streamed` blocks, embedding and head are streamed; 0: nothing is.
+
+        Of the embedding a micro-batch of `tokens` needs its rows alone, unless it is the head too; the end of the
+        head's pass needs some of the head's, on whole pages.
+        """
+        rows = min(tokens * self.row, self.embedding)
+        if not streamed:
+            return sum(self.blocks) + (self.head + rows if self.head else self.embedding)
+        targets = min(tokens, HEAD_TOKENS) * (self.head_row + 2 * PAGE)
+        in_head = min(slice_entries(self.head_row) * self.head_row + targets, self.head or self.embedding) + 2 * PAGE
+        widest = max(*self.blocks[:streamed], rows, in_head)
+        return sum(self.blocks[streamed:]) + widest + PAGE * len(self.blocks)
+
+    def read(self, streamed: int, lowest: int) -> int:
+        """Bytes read for a micro-batch: blocks up and, down to the lowest trained, down again; head; embedding."""
+        if not streamed:
+            return 0
+        return sum(self.blocks[:streamed]) + sum(self.blocks[lowest:streamed]) + self.embedding + self.head
+
+
+def part_of(name: str, n_layer: int) -> int | None:
+    """The part that a tensor belongs to; None for what every pass reads, such as output_norm."""
+    if found := re.match(r"blk\.(\d+)\.", name):
+        return int(found[1])
+    return {"token_embd.weight": EMBEDDING, "output.weight": n_layer}.get(name)
+
+
+def sizes(tensors: Iterable[Tensor], n_layer: int) -> Sizes:
+    parts = dict.fromkeys(range(EMBEDDING, n_layer + 1), 0)
+    row = 0
+    for tensor in tensors:
+        if tensor.name == "token_embd.weight":
+            row = tensor.data.nbytes // tensor.shape[0]
+        if (part := part_of(tensor.name, n_layer)) is not None:
+            parts[part] += _aligned(tensor.data.nbytes)
+    return Sizes(tuple(parts[i] for i in range(n_layer)), parts[EMBEDDING], parts[n_layer], row)
+
+
+def slice_entries(row: int) -> int:
+    """Entries of the vocabulary, `row` bytes each, that are in memory at a time where the head is streamed."""
+    return max(SLICE // max(row, 1) // UNIT * UNIT, UNIT)
+
+
+class Stream:
+    """Brings the first `streamed` blocks of a model, its embedding and its head into memory when they are used.
+
+    `weights` has every matrix by name: those of a streamed block are in a buffer from `enter` on, the rows of a
+    streamed head as `slices` says. `streamed` 0: all weights stay once they were read, but for an embedding that is not
+    the head.
+    """
+
+    def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0) -> None:
+        self.streamed = streamed
+        self.weights = {name: tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
+        self._gguf = gguf
+        self._at = NOWHERE
+        self._reads_rows = streamed > 0 or "output.weight" in gguf.tensors
+        self._parts: dict[int, list[Tensor]] = {}
+        for tensor in gguf.tensors.values():
+            if (part := part_of(tensor.name, n_layer)) is not None:
+                self._parts.setdefault(part, []).append(tensor)
+        self._passing = {EMBEDDING} if self._reads_rows else set()  # parts that do not stay
+        if streamed:
+            self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
+            self._passing |= {n_layer, *range(streamed)}
+        self._bound_faults()
+        if streamed:
+            self._window = _Window(gguf, self._parts[n_layer][0])
+            self._buffer = self._place_blocks(ops)
+            self.weights[self._window.tensor.name] = self._window.tensor
+        for part in self._parts.keys() - self._passing:
+            for tensor in self._parts[part]:
+                if tensor.name in self.weights:
+                    self.weights[tensor.name] = replace(tensor, data=ops.upload(tensor.data))
+
+    @property
+    def head(self) -> Tensor:
+        """The matrix that makes logits, as `weights` has it."""
+        return self.weights.get("output.weight", self.weights["token_embd.weight"])
+
+    def enter(self, part: int, then: int | None = None) -> None:
+        """From now on `part` is used, after it (as far as that is known) `then`; what was used before is let go of.
+
+        Raises FormatError where the file is shorter than it was.
+        """
+        if not self.streamed or part == self._at:
+            return
+        self._advise(self._at, os.POSIX_FADV_DONTNEED)
+        self._at = NOWHERE  # until it is read
+        if 0 <= part < self.streamed:
+            for tensor in self._parts[part]:
+                if tensor.name in self.weights:
+                    self._gguf.file.read_into(self.weights[tensor.name].data, self._gguf.offset(tensor))
+        else:
+            self._buffer.release()
+        self._advise(then, os.POSIX_FADV_WILLNEED)
+        self._at = part
+
+    def leave(self) -> None:
+        """After a pass: nothing that is streamed stays."""
+        self.enter(NOWHERE)
+
+    def rows(self, tokens: NDArray[np.int32]) -> tuple[Tensor, NDArray[np.int32]]:
+        """The embedding and `tokens`; or the rows of it that they need, and their places in these: where weights are
+        streamed, or the head is another tensor. Raises FormatError where the file was changed.
+        """
+        self._gguf.file.check()
+        if not self._reads_rows:
+            return self.weights["token_embd.weight"], tokens
+        embedding = self._gguf.tensors["token_embd.weight"]
+        found, places = np.unique(tokens, return_inverse=True)
+        row = embedding.data.nbytes // embedding.shape[0]
+        begin = self._gguf.offset(embedding)
+        needed = np.empty((found.size, row), np.uint8)
+        for out, token in zip(needed, found.tolist(), strict=True):
+            self._gguf.file.read_into(out, begin + token * row)
+        read = replace(embedding, shape=(found.size, embedding.shape[1]), data=needed.reshape(-1))
+        return read, places.astype(np.int32)
+
+    def slices(self, targets: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+        """First entry and end of parts of the vocabulary. Where the head is streamed, only the part at hand is in
+        memory, and with the last one the rows of `targets`, which the head's pass ends with.
+        """
+        n = self.head.shape[0]
+        if not self.streamed:
+            yield 0, n
+            return
+        step = slice_entries(self._window.row)
+        try:
+            for first in range(0, n, step):
+                end = min(first + step, n)
+                self._window.read(first, end)
+                if end == n:
+                    for target in np.unique(targets).tolist():
+                        self._window.read(target, target + 1)
+                yield first, end
+                self._window.release(first, end)
+        finally:
+            self._window.release(0, n)
+
+    def _place_blocks(self, ops: Backend) -> Arena:
+        """One buffer for all streamed blocks, as large as the largest; each one's matrices begin at its beginning."""
+        blocks = [[tensor for tensor in self._parts[i] if tensor.name in self.weights] for i in range(self.streamed)]
+        nbytes = max(sum(_aligned(tensor.data.nbytes) for tensor in block) for block in blocks)
+        arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")], ops.allocate)
+        for block in blocks:
+            begin = 0
+            for tensor in block:
+                place = arena.flat("weights")[begin:begin + tensor.data.nbytes]
+                self.weights[tensor.name] = replace(tensor, data=place)
+                begin += _aligned(tensor.data.nbytes)
+        return arena
+
+    def _bound_faults(self) -> None:
+        """Let no fault on weights that stay map any others: it reaches no farther than the advice is the same."""
+        mapping = self._gguf.file.mapping
+        mapping.madvise(mmap.MADV_SEQUENTIAL)  # the header, and what is streamed
+        for part in self._parts.keys() - self._passing:
+            for begin, end in self._ranges(part):
+                first = begin // PAGE * PAGE
+                mapping.madvise(mmap.MADV_NORMAL, first, end - first)
+
+    def _advise(self, part: int | None, advice: int) -> None:
+        """Tell the kernel what becomes of a streamed part's bytes in the page cache."""
+        if part in self._passing:
+            for begin, end in self._ranges(part):
+                os.posix_fadvise(self._gguf.file.handle, begin, end - begin, advice)
+
+    def _ranges(self, part: int) -> list[tuple[int, int]]:
+        """Where in the file a part is; tensors side by side are one range."""
+        ranges: list[tuple[int, int]] = []
+        for tensor in self._parts[part]:
+            begin = self._gguf.offset(tensor)
+            if ranges and 0 <= begin - ranges[-1][1] < PAGE:
+                begin = ranges.pop()[0]
+            ranges.append((begin, self._gguf.offset(tensor) + tensor.data.nbytes))
+        return ranges
+
+
+class _Window:
+    """A stored matrix in address space, of which only the rows that were read take memory, each at its place."""
+
+    def __init__(self, gguf: Gguf, stored: Tensor) -> None:
+        self.row = stored.data.nbytes // stored.shape[0]
+        self._file = gguf.file
+        self._begin = gguf.offset(stored)
+        self._mapping = mmap.mmap(-1, stored.data.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+        with contextlib.suppress(OSError):  # a huge page would hold rows that nobody asked for
+            self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
+        self.tensor = replace(stored, data=np.frombuffer(self._mapping, np.uint8)[:stored.data.nbytes])
+
+    def read(self, first: int, end: int) -> None:
+        """Rows first .. end - 1."""
+        place = slice(first * self.row, end * self.row)
+        self._file.read_into(self.tensor.data[place], self._begin + place.start)
+
+    def release(self, first: int, end: int) -> None:
+        """The pages of these rows: those that they share with others, too."""
+        begin = first * self.row // PAGE * PAGE
+        self._mapping.madvise(mmap.MADV_DONTNEED, begin, end * self.row - begin)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN

@@ -1,0 +1,117 @@
+"""What a decoder needs and computes, by its shape: the table of its buffers, its FLOP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..backends.arena import Buffer
+from ..backends.base import HEAD_STATE
+from ..formats.shape import Shape
+from .base import Flops, Structure
+from .linear import RunShape
+from .stream import HEAD_TOKENS
+
+HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
+# Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
+BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
+
+
+def kept_widths(s: Shape, run: RunShape) -> dict[str, int]:
+    """Activations that a block's backward reads and that cost a product or attention to make again: name -> values a
+    token. All but lse, rstd_* and u_* are of the run's type of activations.
+    """
+    widths = {"q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head, "mid": s.d_model, "gate": s.d_ff,
+              "up": s.d_ff}
+    if s.qk_norm:
+        widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.n_head, "rstd_k": s.n_kv}
+    if s.post_norms:
+        widths |= {"att_out": s.d_model, "rstd_att": 1, "mlp_out": s.d_model, "rstd_mlp": 1}
+    if run.family.kept_width:
+        widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
+    return widths
+
+
+@dataclass(frozen=True)
+class DecoderStructure(Structure):
+    shape: Shape
+
+    @property
+    def n_layer(self) -> int:
+        return self.shape.n_layer
+
+    @property
+    def n_vocab(self) -> int:
+        return self.shape.n_vocab
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        return self.shape.linear_shapes()
+
+    @property
+    def head_weights(self) -> int:
+        return self.shape.n_vocab * self.shape.d_model
+
+    def buffers(self, run: RunShape) -> list[Buffer]:
+        return buffers(self.shape, run)
+
+    def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
+        """Forward 4 C a head and pair of tokens that see each other for attention, backward twice that."""
+        s = self.shape
+        tokens = sum(lengths)
+        weights = {name: n * k for name, (n, k) in s.linear_shapes().items()}
+        attention = [4 * s.n_head * s.d_head * sum(_pairs(n, window) for n in lengths) for window in s.windows]
+        deepest = max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(run.targets))
+        passed = sum(weights[name] for group in BACKWARD_GROUPS[:deepest] for name in group)  # lowest trained block
+        above = run.lowest + 1
+        lowest_attention = attention[run.lowest] if deepest == len(BACKWARD_GROUPS) - 1 else 0
+        head = 2 * (tokens - len(lengths)) * self.head_weights
+        whole = sum(weights.values())
+        return Flops(2 * tokens * s.n_layer * whole + sum(attention),
+                     2 * tokens * ((s.n_layer - above) * whole + passed)
+                     + 2 * (sum(attention[above:]) + lowest_attention), head)
+
+
+def _pairs(n: int, window: int) -> int:
+    """(t, s) with s <= t < n, and s > t - window where there is a window."""
+    w = min(window or n, n)
+    return w * (w + 1) // 2 + (n - w) * w
+
+
+def buffers(s: Shape, run: RunShape) -> list[Buffer]:
+    """The table of everything of size that forward and backward hold."""
+    t = run.max_tokens
+    d = s.d_model
+    half = run.activations
+    at_once = min(t, HEAD_TOKENS)
+    n_live = s.n_layer - run.lowest  # blocks that backward passes through
+    table = [
+        # what blocks are made again from is exact, what only their backward reads need not be
+        Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
+        *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
+          for name, width in kept_widths(s, run).items()),
+        # the last block's activations and norms wait for backward while the head is computed
+        Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),
+        Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
+        Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),
+        Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
+        Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half),
+        Buffer("datt", (t, s.d_q), "block", half),
+        Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (t, s.d_kv), "block", half),
+        Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
+        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half),
+        Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
+        Buffer("logits", (at_once, head_block(s, at_once)), "head"),
+        Buffer("exps", (at_once, head_block(s, at_once)), "head", half),
+        Buffer("head_state", (at_once, HEAD_STATE), "head"),
+    ]
+    for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
+        table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
+                  Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
+    if s.post_norms:
+        table.append(Buffer("dpost", (t, d), "block", half))
+    return table
+
+
+def head_block(s: Shape, tokens: int) -> int:
+    """Entries of the vocabulary whose logits are held at a time."""
+    return min(s.n_vocab, max(256, HEAD_BYTES // (4 * tokens) // 256 * 256))

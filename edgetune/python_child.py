@@ -1,0 +1,73 @@
+"""Python processes beside this one that have its modules, whatever lies in the folder where it was started.
+
+`python -m` would look there first: in a clone of edgetune it would find sources without their compiled kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .machine.procfs import kib
+
+_PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 0.1
+_WALL = 256 << 20  # bytes of address space above a limit where the kernel refuses; llama.cpp aborts there
+
+
+def child(module: str) -> dict[str, Any]:
+    """Arguments `args` and `env` of subprocess.Popen for a process that calls module.main()."""
+    code = f"import sys; sys.path = [path for path in sys.path if path]; from {module} import main; main()"
+    return {"args": [sys.executable, "-c", code],
+            "env": os.environ | {"GGML_NO_BACKTRACE": "1",  # or llama.cpp would start a debugger where it aborts
+                                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}
+
+
+def die_with(parent: int, exit_code: int = 1) -> None:
+    """Let the kernel kill this process when the thread that started it is gone. parent: the process of that thread."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(exit_code)
+
+
+def limit_memory(limit: int, least: int) -> None:
+    """Raise MemoryError in this process, in its main thread, soon after it has more than `limit` bytes in memory.
+
+    It may always grow by `least` bytes. What one call would take at once and is far more fails in that call.
+    """
+    status = Path("/proc/self/status")
+    limit = max(limit, kib(status, "VmRSS") + least)
+
+    def look(*_signal: object) -> None:
+        if kib(status, "VmRSS") > limit:
+            raise MemoryError
+
+    signal.signal(signal.SIGALRM, look)
+    signal.siginterrupt(signal.SIGALRM, False)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = kib(status, "VmData") + limit + _WALL
+    if hard == resource.RLIM_INFINITY or wanted < hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def unlimit_memory() -> None:
+    """Look no longer."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code of subprocess.Popen in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    with suppress(ValueError):
+        return f"signal {-code}, {signal.Signals(-code).name}"
+    return f"signal {-code}"

@@ -1,0 +1,369 @@
+"""Many requests answered at once by one llama.cpp context: continuous batching.
+
+Each decode takes one token of every running answer and some of the tokens of prompts that wait to be read, so that
+answers go on while others begin. It computes with one adapter; adapters take turns. What a finished answer left in the
+cache stays for the next request that begins alike (sequences.py). What is computed beside an answer, and the order of
+its cells, only change how its sums are rounded. One thread does all of this; `submit` and tickets are for any thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EdgetuneError, TooMuchError, UsageError
+from ..llamacpp import library as llamacpp
+from ..llamacpp.sampling import SEED_LIMIT, Sampler
+from . import kv_cache as cells
+from .completion import Completion, OnPiece
+from .llama import LlamaModel
+from .model import Request
+
+TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama.cpp's attention rounds otherwise
+KEPT = 16  # sequences that a model should be opened with beside those at work, for what finished answers leave
+GROWTH = 16  # tokens that each answer must have room for when another one begins
+RECENT = 10.0  # seconds that tokens_per_s looks back
+
+
+@dataclass(eq=False)
+class _Answer:
+    """A request and where it stands."""
+
+    ticket: Completion
+    request: Request
+    sequence: cells.Sequence = field(default_factory=cells.nowhere)
+
+    def __post_init__(self) -> None:
+        self.sampler = Sampler(llamacpp.load(), self.request.sampling)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the cache."""
+        return len(self.request.tokens) - len(self.sequence.tokens)
+
+    @property
+    def running(self) -> bool:
+        """Whether all of it is read, so that each decode gives a token."""
+        return self.pending == 1 and self.ticket.completion_tokens > 0
+
+    @property
+    def growth(self) -> int:
+        """Tokens to come for which there should be room."""
+        return min(self.request.budget - self.ticket.completion_tokens, GROWTH)
+
+    def pick(self, context: int, place: int, logits: NDArray[np.float32]) -> int:
+        """The next token, whose logits are at this place of the batch."""
+        if self.request.sampling.temperature == 0.0:
+            return int(logits.argmax())  # as llama.cpp's, in a tenth of the time
+        return self.sampler.sample(context, place)
+
+
+class Batcher:
+    """Answers up to `parallel` requests together; `queue` more may wait. It has `served` to itself from start to stop.
+
+    `on_busy`, if set, is called on the batcher's thread with whether somebody is being answered, when that changes; it
+    must not raise. Raises UsageError if `served` was opened for fewer sequences.
+    """
+
+    def __init__(self, served: LlamaModel, *, parallel: int, queue: int) -> None:
+        if not 1 <= parallel <= (most := served.cache.sequences - 2):
+            raise UsageError(f"parallel is {parallel}", f"choose from 1 to {most}")
+        self.served = served
+        self.parallel = parallel
+        self.queue = queue
+        self.on_busy: Callable[[bool], None] | None = None
+        self.idle_since = time.monotonic()  # meaningful while nobody is answered
+        self._totals = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "completion_tokens"), 0)
+        self._recent: deque[tuple[float, float, int]] = deque()  # (end, seconds, tokens) of the latest decodes
+        self._wake = threading.Condition(threading.RLock())  # held to change what follows
+        # takes requests; ends those that it took
+        self._open = False
+        self._now = False
+        self._waiting: deque[_Answer] = deque()
+        self._cells = cells.KvCache(served.cache)
+        self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
+        self._leaving: set[str] = set()  # adapters that take no new requests
+        self._working: list[_Answer] = []  # the thread's, in the order in which they began
+        self._turns: dict[str | None, float] = {}  # when each adapter had its last one
+        self._told = False  # what on_busy heard last
+        self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
+
+    # ---- for any thread -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._cells.clear()
+        self._open = True
+        self._thread.start()
+
+    def stop(self, now: bool = False) -> None:
+        """Take no more requests and return when those taken are answered; now: cancel them."""
+        with self._wake:
+            self._open = False
+            self._now = self._now or now
+            self._wake.notify()
+        if self._thread.ident:
+            self._thread.join()
+
+    def break_off(self) -> None:
+        """Cancel all answers at work and all that wait; others may come."""
+        with self._wake:
+            for answer in (*self._working, *self._waiting):
+                answer.ticket.cancelled = True
+            self._wake.notify()
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is being answered or waits."""
+        return bool(self._waiting or self._working)
+
+    def submit(self, prompt: str | Sequence[int], *, adapter: str | None = None, max_tokens: int = 256,
+               temperature: float = 0.0, top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05,
+               seed: int | None = None, stop: str | Iterable[str] = (), on_piece: OnPiece | None = None) -> Completion:
+        """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
+
+        Options and errors are those of `Answers.generate`, but None is a random seed; TooMuchError where the queue is
+        full.
+        on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
+        """
+        request = self.served.prepare(prompt, max_tokens, stop, temperature=temperature, top_k=top_k, top_p=top_p,
+                                      min_p=min_p, seed=secrets.randbelow(SEED_LIMIT) if seed is None else seed)
+        ticket = Completion(adapter, len(request.tokens), self._notify, on_piece)
+        with self._wake:
+            self._check_open()
+            self.served.check_adapter(adapter)
+            if adapter in self._leaving:
+                raise UsageError(f"the adapter {adapter!r} is being removed", "choose another one")
+            if len(self._waiting) + len(self._working) >= self.queue + self.parallel:
+                raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
+            self._waiting.append(_Answer(ticket, request))
+            self._totals["requests"] += 1
+            self._wake.notify()
+        return ticket
+
+    def load(self, name: str, path: Path) -> None:
+        """Load an adapter beside the others, between two decodes; returns when it is there. Errors: LlamaModel's."""
+        def load() -> bool:
+            self.served.load_adapter(path, name)
+            return True
+
+        self._call(load)
+
+    def unload(self, name: str) -> None:
+        """Take no more requests for an adapter, and free it after its last answer; returns when that is done."""
+        def unload() -> bool:
+            if any(answer.ticket.adapter == name for answer in (*self._working, *self._waiting)):
+                return False
+            self._leaving.discard(name)
+            self._turns.pop(name, None)
+            self._cells.forget(name)
+            if self.served.active == name:
+                self.served.switch(None)  # else unloading it would clear the cache
+            self.served.unload(name)
+            return True
+
+        with self._wake:
+            self.served.check_adapter(name)
+            self._leaving.add(name)
+        self._call(unload)
+
+    def facts(self) -> dict[str, Any]:
+        """Counts since the start, and what there is now; tokens_per_s: of answers, while they were
+        made in the last seconds; 0 where none was.
+        """
+        start = time.monotonic() - RECENT
+        recent = [(seconds, count) for end, seconds, count in list(self._recent) if end > start]
+        per_s = sum(count for _, count in recent) / max(sum(seconds for seconds, _ in recent), 1e-6)
+        return {**self._totals, "waiting": len(self._waiting), "working": len(self._working),
+                "tokens_per_s": round(per_s, 1), "cells_used": self._cells.used, "cells": self._cells.size}
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise EdgetuneError("the model takes no requests: it is being stopped", "ask again when it is back")
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _call(self, work: Callable[[], bool]) -> None:
+        """Have the thread do something, and wait for it."""
+        done: Future[None] = Future()
+        with self._wake:
+            self._check_open()
+            self._calls.append((work, done))
+            self._wake.notify()
+        done.result()
+
+    # ---- the batcher's thread -----------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while self._prepare():
+            try:
+                self._step()
+            except Exception as error:  # llama.cpp's or our own: who waits must hear of it
+                self._fail(error)
+
+    def _prepare(self) -> bool:
+        """Do what was asked between decodes, and wait until somebody is to be answered; False: nobody will be."""
+        while True:
+            self._run_calls()
+            with self._wake:
+                for answer in (*self._working, *self._waiting):
+                    if answer.ticket.cancelled or self._now:
+                        self._end(answer, "cancelled")
+                self._admit()
+            self._tell(bool(self._working))
+            if self._working:
+                return True
+            with self._wake:
+                if not self._open and not self._waiting and not self._calls:
+                    return False
+                while self._open and not self._waiting and not self._calls:
+                    self._wake.wait()
+
+    def _run_calls(self) -> None:
+        for call in self._calls.copy():
+            work, done = call
+            try:
+                if work():
+                    self._calls.remove(call)
+                    done.set_result(None)
+            except Exception as error:  # raised where it was asked for
+                self._calls.remove(call)
+                done.set_exception(error)
+
+    def _tell(self, busy: bool) -> None:
+        if busy == self._told:
+            return
+        self._told = busy
+        if not busy:
+            self.idle_since = time.monotonic()
+        if self.on_busy:
+            self.on_busy(busy)
+
+    def _admit(self) -> None:
+        """Begin answers while the cache has room for their prompts and for everybody's next tokens."""
+        while self._waiting and len(self._working) < self.parallel:
+            answer = self._waiting[0]
+            promised = answer.growth + sum(other.pending + other.growth for other in self._working)
+            missing = self._cells.missing(answer.ticket.adapter, answer.request.tokens)
+            if self._working and missing + promised > self._cells.free:
+                return
+            self._working.append(self._waiting.popleft())
+
+    def _step(self) -> None:
+        """One decode of one adapter's answers."""
+        began = time.monotonic()
+        plan = self._plan()
+        while not self._cells.make_room(sum(count for _, count in plan)) and len(self._working) > 1:
+            self._put_back(self._working[-1])
+            plan = self._plan()
+        self._turns[plan[0][0].ticket.adapter] = time.monotonic()
+        self.served.switch(plan[0][0].ticket.adapter)
+        ready = self._fill(plan)
+        logits = self.served.cache.decode()
+        for answer, count in plan:
+            start = len(answer.sequence.tokens)
+            self._cells.extend(answer.sequence, answer.request.tokens[start : start + count])
+        picked = [(answer, answer.pick(self.served.cache.handle, place, row))
+                  for (answer, place), row in zip(ready, logits, strict=True)]
+        for answer, token in picked:
+            self._take(answer, token)
+        self._count(began, len(picked))
+
+    def _plan(self) -> list[tuple[_Answer, int]]:
+        """Whose tokens the next decode takes, and how many: those of the adapter whose last turn is longest ago."""
+        adapter = min((answer.ticket.adapter for answer in self._working), key=lambda name: self._turns.get(name, 0.0))
+        mine = [answer for answer in self._working if answer.ticket.adapter == adapter]
+        plan = [(answer, 1) for answer in mine if answer.running]
+        left = min(TOGETHER, self.served.cache.room) - len(plan)
+        for answer in mine:
+            if not answer.running and left > 0:
+                self._begin(answer)
+                count = min(answer.pending, left)
+                plan.append((answer, count))
+                left -= count
+        return plan
+
+    def _begin(self, answer: _Answer) -> None:
+        """Give it a sequence, if it has none. So late, because those before it may have read what it begins with."""
+        if answer.sequence.tokens or answer.sequence in self._cells.working:
+            return
+        ticket = answer.ticket
+        tokens = answer.request.tokens
+        answer.sequence = self._cells.begin(ticket.adapter, tokens)
+        if ticket.completion_tokens == 0:
+            ticket.cached_tokens = len(answer.sequence.tokens)
+            self._totals["prompt_tokens"] += len(tokens)
+            self._totals["cached_tokens"] += ticket.cached_tokens
+
+    def _fill(self, plan: list[tuple[_Answer, int]]) -> list[tuple[_Answer, int]]:
+        """Put the tokens into the batch; the answers that get a new one, and the places of their logits."""
+        batch = self.served.cache.batch
+        ready = []
+        batch.size = 0
+        for answer, count in plan:
+            start = len(answer.sequence.tokens)
+            wanted = np.zeros(count, np.bool_)
+            wanted[-1] = count == answer.pending
+            batch.add(answer.request.tokens[start : start + count], start, answer.sequence.id, wanted)
+            if wanted[-1]:
+                ready.append((answer, batch.size - 1))
+        return ready
+
+    def _take(self, answer: _Answer, token: int) -> None:
+        """Add a token to an answer."""
+        ticket = answer.ticket
+        request = answer.request
+        if self.served.tokenizer.is_end(token):
+            return self._end(answer, "stop", request.text.flush())
+        request.tokens.append(token)
+        ticket.completion_tokens += 1
+        piece = request.text.push(self.served.printed(token))
+        if request.text.stopped:
+            self._end(answer, "stop", piece)
+        elif ticket.completion_tokens == request.budget:
+            self._end(answer, "length", piece + request.text.flush())
+        elif piece and not ticket.give(piece):
+            self._end(answer, "error")
+        return None
+
+    def _count(self, began: float, tokens: int) -> None:
+        """A decode that began then has made tokens of answers."""
+        now = time.monotonic()
+        self._totals["completion_tokens"] += tokens
+        self._recent.append((now, now - began, tokens))
+        while self._recent[0][0] < now - RECENT:
+            self._recent.popleft()
+
+    def _put_back(self, answer: _Answer) -> None:
+        """Let an answer wait until there is room again; what it has is kept until somebody needs the cells."""
+        self._working.remove(answer)
+        self._cells.end(answer.sequence)
+        answer.sequence = cells.nowhere()
+        self._waiting.appendleft(answer)
+
+    def _end(self, answer: _Answer, finish: str, piece: str = "") -> None:
+        if answer in self._working:
+            self._working.remove(answer)
+            self._cells.end(answer.sequence)
+        else:
+            self._waiting.remove(answer)
+        answer.sampler.close()
+        answer.ticket.end(finish, piece)
+
+    def _fail(self, error: Exception) -> None:
+        """End all answers at work with an error; the cache holds nothing any more."""
+        self._cells.clear()
+        for answer in self._working.copy():
+            answer.ticket.error = error
+            self._end(answer, "error")

@@ -1,0 +1,66 @@
+"""An answer that is being made, as it is seen by who asked."""
+
+from __future__ import annotations
+
+import queue
+import uuid
+from collections.abc import Callable, Iterator
+
+
+class Completion:
+    """An answer that is being made: iterate over its pieces of text, or take `text()`; both wait for them.
+
+    finish: None while it lasts, then "stop" (the model ended it, or a stop string), "length" (max_tokens, or the
+    context is full), "cancelled", or "error": then `error` says why, and waiting for text raises it.
+    cached_tokens: of the prompt's, those that were in the cache.
+    """
+
+    def __init__(self, adapter: str | None, prompt_tokens: int, wake: Callable[[], None],
+                 on_piece: OnPiece | None) -> None:
+        self.id = uuid.uuid4().hex
+        self.adapter = adapter
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.finish: str | None = None
+        self.error: Exception | None = None
+        self.cancelled = False
+        self._wake = wake
+        self._on_piece = on_piece
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def __iter__(self) -> Iterator[str]:
+        while (piece := self._pieces.get()) is not None:
+            yield piece
+        self._pieces.put(None)  # for whoever asks again
+        if self.error:
+            raise self.error
+
+    def text(self) -> str:
+        """All that was not yet iterated over."""
+        return "".join(self)
+
+    def cancel(self) -> None:
+        """End it soon; what was made so far stays. For any thread."""
+        self.cancelled = True
+        self._wake()
+
+    def give(self, piece: str | None) -> bool:
+        """The batcher's: a piece, or None at the end; whether the receiver took it."""
+        self._pieces.put(piece)
+        try:
+            if self._on_piece:
+                self._on_piece(self, piece)
+        except Exception as error:  # theirs; others' answers must go on
+            self.error = error
+        return self.error is None
+
+    def end(self, finish: str, piece: str) -> None:
+        """The batcher's: the last piece, if any, and the end."""
+        if piece:
+            self.give(piece)
+        self.finish = "error" if self.error else finish
+        self.give(None)
+
+
+OnPiece = Callable[[Completion, "str | None"], None]  # a piece of text; None: the end

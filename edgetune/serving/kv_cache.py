@@ -1,0 +1,135 @@
+"""Who holds which cells of a llama.cpp context: sequences at work, and finished ones kept for what begins alike.
+
+Keys and values depend on the adapter, so a beginning is only shared by sequences of one adapter. A shared beginning is
+held once; a cell is free when nobody holds it any more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..llamacpp.context import Context, common
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A row of cells."""
+
+    id: int  # llama.cpp's
+    adapter: str | None
+    tokens: list[int]  # whose keys and values it holds
+    cells: list[int] = field(repr=False)  # numbers of our own, one a token
+
+
+def nowhere() -> Sequence:
+    """Of what waits: it holds nothing."""
+    return Sequence(-1, None, [], [])
+
+
+class KvCache:
+    """The cache of a context, which is cleared. `working` are in use, `kept` only wait to be useful, oldest first.
+
+    The context must have two sequences more than there are ever at work.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.size = context.size
+        self.working: list[Sequence] = []
+        self.kept: list[Sequence] = []
+        self._context = context
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._context.clear()
+        self.working.clear()
+        self.kept.clear()
+        self._ids = list(range(self._context.sequences))
+        self._holders: Counter[int] = Counter()  # of each cell
+        self._next_cell = 0
+
+    @property
+    def used(self) -> int:
+        """Cells that somebody holds."""
+        return len(self._holders)
+
+    @property
+    def free(self) -> int:
+        """Cells that may be had: those that nobody holds or only kept sequences do."""
+        return self.size - len(self._at_work())
+
+    def missing(self, adapter: str | None, tokens: list[int]) -> int:
+        """How many of the free cells these tokens would take."""
+        count, source = self._alike(adapter, tokens)
+        at_work = self._at_work()
+        return len(tokens) - sum(cell in at_work for cell in (source.cells[:count] if source else []))
+
+    def begin(self, adapter: str | None, tokens: list[int]) -> Sequence:
+        """A new sequence at work, which holds what is known of the beginning of `tokens` (never the last one)."""
+        count, source = self._alike(adapter, tokens)
+        if source in self.kept:  # it is the newest now
+            self.kept.remove(source)
+            self.kept.append(source)
+        if not self._ids:
+            self._drop(self.kept[0])
+        begun = Sequence(self._ids.pop(), adapter, tokens[:count], source.cells[:count] if source else [])
+        if source:
+            self._context.copy(source.id, begun.id, count)
+        self._holders.update(begun.cells)
+        self.working.append(begun)
+        return begun
+
+    def make_room(self, count: int) -> bool:
+        """Drop kept sequences until this many cells are free; whether they are."""
+        while self.size - self.used < count and self.kept:
+            self._drop(self.kept[0])
+        return self.size - self.used >= count
+
+    def extend(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Note that these tokens were computed, in room that was made before."""
+        cells = range(self._next_cell, self._next_cell + len(tokens))
+        self._next_cell = cells.stop
+        sequence.tokens += tokens
+        sequence.cells += cells
+        self._holders.update(cells)
+
+    def end(self, sequence: Sequence) -> None:
+        """Keep a sequence that is not in use any more; an older one that it goes on from says nothing more."""
+        if sequence not in self.working:  # it is nowhere, or all was cleared
+            return
+        self.working.remove(sequence)
+        for old in [old for old in self.kept if old.adapter == sequence.adapter]:
+            if common(old.tokens, sequence.tokens) == len(old.tokens):
+                self._drop(old)
+        self.kept.append(sequence)
+        if not sequence.tokens:
+            self._drop(sequence)
+
+    def forget(self, adapter: str) -> None:
+        """Drop what is kept of an adapter."""
+        for sequence in [kept for kept in self.kept if kept.adapter == adapter]:
+            self._drop(sequence)
+
+    def _at_work(self) -> set[int]:
+        return {cell for sequence in self.working for cell in sequence.cells}
+
+    def _alike(self, adapter: str | None, tokens: list[int]) -> tuple[int, Sequence | None]:
+        """How much of the beginning of `tokens` is known, the last one left out, and to whom."""
+        count = 0
+        source = None
+        for sequence in (*self.kept, *self.working):
+            alike = common(sequence.tokens, tokens[:-1]) if sequence.adapter == adapter else 0
+            if alike > count and self._context.holds(sequence.id, alike):
+                count = alike
+                source = sequence
+        return count, source
+
+    def _drop(self, sequence: Sequence) -> None:
+        self.kept.remove(sequence)
+        self._context.drop(sequence.id)
+        self._ids.append(sequence.id)
+        for cell in sequence.cells:
+            self._holders[cell] -= 1
+            if not self._holders[cell]:
+                del self._holders[cell]

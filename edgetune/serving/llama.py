@@ -1,0 +1,201 @@
+"""A model served by llama.cpp: adapters switched at run time, text generated, log-probabilities measured.
+
+The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded beside them
+and switched without touching them.
+What the last call computed stays in the cache, and a call that begins with the same tokens goes on from there.
+The cache depends on the adapter, so switching clears it. A reused beginning changes the last bits of the logits
+(other products are computed together): `reset` first where a result must be exactly repeatable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters.store import open_adapter
+from ..errors import FormatError, UnsupportedError, UsageError
+from ..formats.gguf import Gguf, check_model, open_gguf
+from ..llamacpp import library as llamacpp
+from ..llamacpp.context import PARALLEL, Context, context_size
+from ..llamacpp.sampling import Sampler, log_softmax
+from ..llamacpp.tokenizer import Tokenizer
+from .model import ServedModel
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    pointer: Any  # of llama_adapter_lora
+    scale: float
+
+
+class LlamaModel(ServedModel):
+    """A base model opened for answers. Close it, or use it as a context manager. For one thread at a time.
+
+    context: tokens that prompt and answer may have together (None: 2048, or fewer if the model was trained on
+    fewer). threads: None for one a physical core. seed: of sampling, where a call names none. busy_file: exists while
+    `generate` or `chat` streams an answer, so that training that was given the same file pauses.
+    sequences: how many a Batcher may keep in the cache. path: may be what `open_gguf` or a Bundle has open: then
+    llama.cpp is given that very file, whatever its path names by now.
+    Raises FormatError or UnsupportedError for a file that cannot be served, before llama.cpp sees it.
+    """
+
+    def __init__(self, path: str | Path | Gguf, *, context: int | None = None, threads: int | None = None,
+                 seed: int = 0, busy_file: str | Path | None = None, sequences: int = PARALLEL) -> None:
+        self.busy_file = Path(busy_file) if busy_file else None
+        self.seed = seed
+        self.active: str | None = None  # the adapter in use
+        self.base = path if isinstance(path, Gguf) else open_gguf(path)
+        self.path = self.base.path
+        check_model(self.base)
+        self._adapters: dict[str, _Loaded] = {}
+        self._llama = llama = llamacpp.load()
+        with ExitStack() as opened:
+            self._model = self._load_model()
+            opened.callback(llama.llama_model_free, self._model)
+            opened.callback(self._free_adapters)
+            size = context_size(context, int(llama.llama_model_n_ctx_train(self._model)))
+            self.cache = Context(llama, self._model, size, threads or 0, max(sequences, PARALLEL) + 1)
+            opened.callback(self.cache.close)
+            self.tokenizer = Tokenizer(self.base, self._model)
+            opened.callback(self.tokenizer.close)
+            self._opened = opened.pop_all()
+
+    def _load_model(self) -> int:
+        model = llamacpp.open_model(self.base.file.link, self.path)
+        try:
+            self.base.file.check(strictly=True)  # what was hashed and checked is what was loaded
+        except FormatError:
+            self._llama.llama_model_free(model)
+            raise
+        return model
+
+    def close(self) -> None:
+        """Free all memory of llama.cpp; closing twice is fine."""
+        self._opened.close()
+
+    def _free_adapters(self) -> None:
+        for loaded in self._adapters.values():
+            self._llama.llama_adapter_lora_free(loaded.pointer)
+        self._adapters.clear()
+
+    def __enter__(self) -> LlamaModel:
+        return self
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.cache.size
+
+    # adapters
+
+    def load_adapter(self, path: str | Path, name: str, scale: float = 1.0) -> None:
+        """Load an adapter (a folder, or its adapter.gguf) under a name; `use` switches to it.
+
+        scale: factor on the adapter's effect. Raises FormatError for a file that is no adapter and MismatchError
+        for one that was trained on another base.
+        """
+        if name in self._adapters:
+            raise UsageError(f"an adapter named {name!r} is loaded already", "unload it first or choose another name")
+        self.cache.handle  # noqa: B018 - refuses a closed model
+        file = open_adapter(path, self.base).path
+        llamacpp.complaint()
+        pointer = self._llama.llama_adapter_lora_init(self._model, os.fsencode(file))
+        if not pointer:
+            reason = llamacpp.complaint() or "no reason given"
+            raise UnsupportedError(f"llama.cpp cannot load the adapter {path} ({reason})", "train or convert it again")
+        self._adapters[name] = _Loaded(pointer, scale)
+
+    def use(self, name: str | None) -> None:
+        """Answer with this adapter from now on; None for the base alone."""
+        self.check_adapter(name)
+        if self.switch(name):
+            self.reset()
+
+    def switch(self, name: str | None) -> bool:
+        """`use`, but what the cache holds stays: its user keeps adapters apart. Gives whether it changed."""
+        if name == self.active:
+            return False
+        llama = self._llama
+        handle = self.cache.handle
+        if name is None:
+            llama.llama_set_adapters_lora(handle, None, 0, None)
+        else:
+            loaded = self._adapters[name]
+            pointers = (llama.llama_adapter_lora_p_ctypes * 1)(loaded.pointer)
+            llama.llama_set_adapters_lora(handle, pointers, 1, (ctypes.c_float * 1)(loaded.scale))
+        self.active = name
+        return True
+
+    def check_adapter(self, name: str | None) -> None:
+        """UsageError unless an adapter of this name is loaded, or it is None."""
+        if name is not None and name not in self._adapters:
+            raise UsageError(f"no adapter named {name!r} is loaded",
+                             f"loaded are {', '.join(self._adapters)}" if self._adapters else "load it first")
+
+    def unload(self, name: str) -> None:
+        """Free an adapter; if it is in use, the base answers alone from now on."""
+        self.check_adapter(name)
+        if name == self.active:
+            self.use(None)
+        self._llama.llama_adapter_lora_free(self._adapters.pop(name).pointer)
+
+    def adapters(self) -> list[str]:
+        """Names of the loaded adapters."""
+        return list(self._adapters)
+
+    # answers
+
+    def reset(self) -> None:
+        """Forget what the cache holds: the next call computes all of its tokens."""
+        self.cache.clear()
+
+    def _check(self, tokens: list[int], room: int = 0) -> None:
+        self.cache.check(tokens, room)
+
+    def _next(self, tokens: list[int], sampler: Sampler) -> int:
+        self.cache.advance(tokens)
+        return sampler.sample(self.cache.handle)
+
+    def complete(self, prompts: Sequence[str | Sequence[int]],
+                 max_tokens: int | Sequence[int] = 256) -> Iterator[tuple[int, str]]:
+        """Greedy answers to many prompts, computed together; yields (index of the prompt, its answer) when done.
+
+        Several times as fast as one by one. The cache is empty before, so the same prompts give the same
+        answers. To be exhausted before any other call.
+        """
+        budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
+        if min(budgets, default=1) < 1:
+            raise UsageError(f"max_tokens is {min(budgets)}", "choose 1 or more")
+        answers = self.cache.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end)
+        return ((i, b"".join(map(self.printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
+
+    # measures
+
+    def logprobs(self, tokens: Sequence[int], wanted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """Natural log-probability of each token given those before it, float32 [T]; [0] is 0.
+
+        wanted: bool [T], where to compute it (0 elsewhere; None: everywhere). Never holds more than 64 rows of logits.
+        """
+        ids = [int(token) for token in tokens]
+        self.cache.check(ids)
+        out = np.zeros(len(ids), np.float32)
+        need = np.ones(len(ids), np.bool_) if wanted is None else wanted
+        end = int(np.flatnonzero(need).max(initial=0))  # the tokens after the last wanted one need not be computed
+        for positions, logits in self.cache.feed(ids[:end], need[1 : end + 1]):
+            for position, row in zip(positions, logits, strict=True):
+                out[position + 1] = log_softmax(row)[ids[position + 1]]
+        return out
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each token, float32 [T, V]: for a few tokens, since all of them are held."""
+        ids = [int(token) for token in tokens]
+        parts = [logits.copy() for _, logits in self.cache.feed(ids, np.ones(len(ids), np.bool_))]
+        return np.concatenate(parts) if parts else np.empty((0, self.cache.n_vocab), np.float32)

@@ -1,0 +1,129 @@
+"""What a served model does with prompts, whoever computes: llama.cpp (serve.py) or ONNX Runtime (onnx_runtime.py)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import EdgetuneError, UsageError
+from ..llamacpp import library as llamacpp
+from ..llamacpp.sampling import Sampler, Sampling, TextStream
+from ..llamacpp.tokenizer import Tokenizer
+from ..machine.sensors import answering
+
+
+@dataclass
+class Request:
+    """A prompt that was checked, and how it is to be answered."""
+
+    tokens: list[int]  # the prompt's, then those of the answer too
+    budget: int  # tokens that the answer may have
+    sampling: Sampling
+    text: TextStream
+
+
+class ServedModel(ABC):
+    """A model opened for answers; close it, or use it as a context manager. For one thread at a time.
+
+    Whoever inherits it sets these three, computes the next token, and says how many there may be.
+    """
+
+    tokenizer: Tokenizer
+    seed: int  # of sampling, where a call names none
+    busy_file: Path | None  # exists while an answer is streamed
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model; closing twice is fine."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what the cache holds: the next call computes all of its tokens."""
+
+    @abstractmethod
+    def _check(self, tokens: list[int], room: int = 0) -> None:
+        """Raises unless these tokens, and `room` more, can be computed."""
+
+    @abstractmethod
+    def _next(self, tokens: list[int], sampler: Sampler) -> int:
+        """Compute what the cache does not hold of `tokens`, and sample the one that follows."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 256, temperature: float = 0.0,
+                 top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, seed: int | None = None,
+                 stop: str | Iterable[str] = ()) -> Iterator[str]:
+        """Stream the continuation of a prompt (text, or token ids) in pieces of whole characters.
+
+        Greedy at temperature 0; the same seed and cache give the same text. It ends before a stop string, at a token
+        that ends a turn, after max_tokens, or where the context ends. Raises, before anything is streamed, UsageError
+        for an option out of its range and EdgetuneError for a prompt that leaves no room in the context.
+        """
+        return self._stream(self.prepare(prompt, max_tokens, stop, temperature=temperature, top_k=top_k, top_p=top_p,
+                                         min_p=min_p, seed=self.seed if seed is None else seed))
+
+    def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
+                **sampling: Any) -> Request:
+        """What was asked for, checked; errors as in `generate`. For any thread."""
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
+        checked = Sampling(**sampling).check()
+        tokens = self._tokens(prompt)
+        return Request(tokens, min(max_tokens, self.context - len(tokens)), checked, TextStream(stop))
+
+    def _stream(self, request: Request) -> Iterator[str]:
+        tokens = request.tokens
+        text = request.text
+        with Sampler(llamacpp.load(), request.sampling) as sampler, answering(self.busy_file):
+            for _ in range(request.budget):
+                token = self._next(tokens, sampler)
+                if self.tokenizer.is_end(token):
+                    break
+                tokens.append(token)
+                if piece := text.push(self.printed(token)):
+                    yield piece
+                if text.stopped:
+                    return
+        if piece := text.flush():
+            yield piece
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
+             **options: Any) -> Iterator[str]:
+        """Stream the assistant's next message; `options` are those of `generate`.
+
+        The model's own chat template renders the messages (OpenAI's shape) and tools.
+        """
+        return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
+
+    def printed(self, token: int) -> bytes:
+        """What a reader sees of a token: nothing of marks such as <|im_start|>."""
+        return b"" if self.tokenizer.is_control(token) else self.tokenizer.piece(token)
+
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt that leaves room for an answer."""
+        if isinstance(prompt, str):
+            self._bound(prompt)
+            tokens = self.tokenizer.encode(prompt, bos=True)
+        else:
+            tokens = list(map(int, prompt))
+        if not tokens:
+            raise UsageError("the prompt is empty", "give it at least one token")
+        self._check(tokens, room=1)
+        return tokens
+
+    def _bound(self, prompt: str) -> None:
+        """Refuse what is surely too long before llama.cpp looks for special tokens in it: 1 MB may take it a minute."""
+        if len(prompt) > self.context and len(prompt) > self.context * self.tokenizer.longest:
+            raise EdgetuneError(f"{len(prompt)} characters do not fit the context of {self.context} tokens",
+                                "shorten the text or choose a larger context")

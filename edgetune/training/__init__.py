@@ -1,0 +1,1 @@
+"""Options, plan, optimizer, trainer and the run on disk."""

@@ -1,0 +1,172 @@
+"""Every option of training once: its name, type, default, unit and help."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict
+
+from ..adapters.lora_options import LoraOptions
+from ..errors import UsageError
+from ..options import check_options, option
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DEFAULT_MEMORY = "75%"
+OF_A_RUN = ("eval_every", "patience", "checkpoint_every")  # what `train.run` does beside its steps
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoraOptions):
+    """Options of one training run. Immutable; stored whole in the adapter's run.json."""
+
+    # what is adapted; LoraOptions says how
+    targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.")
+    blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
+    # the optimizer
+    lr: float = option(5e-4, "Peak learning rate of AdamW.", low=0.0)
+    schedule: str = option("linear", "What the learning rate does after the warm-up.",
+                           choices=("constant", "linear", "cosine"))
+    warmup: float = option(0.05, "Warm-up: below 1 a share of all steps, from 1 on a number of steps.", low=0.0)
+    weight_decay: float = option(0.0, "Decoupled weight decay.", low=0.0)
+    beta1: float = option(0.9, "AdamW's beta1.", low=0.0, high=0.9999)
+    beta2: float = option(0.999, "AdamW's beta2.", low=0.0, high=0.999999)
+    optimizer_state: str = option("auto", "AdamW's moments in float, or in 8bit (a quarter of the memory; the adapter "
+                                  "is another, its loss nearly the same); auto: in 8bit only where memory demands it.",
+                                  choices=("auto", "float", "8bit"))
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
+    # the data
+    epochs: float = option(1.0, "Passes over the data.", low=0.0, high=1e6)
+    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9)
+    batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1)
+    max_length: int = option(512, "Tokens in a row at most.", low=2)
+    overflow: str = option("truncate", "What becomes of a longer row.", choices=("truncate", "skip"))
+    packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
+    shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
+    system: str = option("", "System message for rows that have none.")
+    markup: str = option("escape", "What text in a message that spells a control token such as <|im_end|> becomes: "
+                         "escape keeps it text, parse makes it the token, so that a message can forge a turn.",
+                         choices=("escape", "parse"))
+    # the run
+    memory: str = option("", "Memory of the whole process at most, such as 300M or 1.5G, or 25% of what is available "
+                         "[75%]. What has to be traded for it is printed.")
+    micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
+                              low=1)
+    recompute: str = option("auto", "Compute each block again in backward (little memory), or none (faster); auto: as "
+                            "many as memory demands.", choices=("auto", "block", "none"))
+    weights: str = option("auto", "Keep all weights resident in memory, or have them streamed from the file at every "
+                          "use; auto: stream as few as memory allows.", choices=("auto", "resident", "streamed"))
+    precision: str = option("fast", "How products are computed: fast (activations in bf16, multiplied in bf16 where "
+                            "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers "
+                            "where the CPU multiplies them, else as fast).",
+                            choices=("fast", "exact", "int8"))
+    eval_every: int = option(0, "Steps between two measurements of the held-out loss; 0: once an epoch.", low=0)
+    patience: int = option(0, "Stop after this number of measurements without improvement; 0: never.", low=0)
+    checkpoint_every: str = option("5m", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
+                                   "is stopped.")
+    seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
+                       high=2**63 - 1)
+    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
+
+    def check(self) -> TrainConfig:
+        """Returns self; raises UsageError for the first option of another type or out of its range."""
+        check_options(self)
+        self.target_names()
+        self.block_range(10**6)
+        self.memory_bytes(2**40)
+        self.checkpoint_seconds()
+        if self.steps == 0 and self.epochs == 0:
+            raise UsageError("epochs and steps are both 0", "name how long to train with one of them")
+        return self
+
+    def target_names(self) -> tuple[str, ...]:
+        """The projections to train, in the order of TARGETS."""
+        if self.targets == "all":
+            return TARGETS
+        asked = [name.strip() for name in self.targets.split(",") if name.strip()]
+        unknown = [name for name in asked if name not in TARGETS]
+        if unknown or not asked:
+            raise UsageError(f"targets {self.targets!r} names {unknown[0] if unknown else 'nothing'!r}",
+                             f"choose from {', '.join(TARGETS)}, or all")
+        return tuple(name for name in TARGETS if name in asked)
+
+    def block_range(self, n_layer: int) -> range:
+        """The trained blocks of a model with n_layer blocks."""
+        if self.blocks == "all":
+            return range(n_layer)
+        side, _, count = self.blocks.partition(":")
+        if side not in ("first", "last") or not count.isdigit() or not 1 <= int(count) <= n_layer:
+            raise UsageError(f"blocks {self.blocks!r} is not all, first:K or last:K with 1 <= K <= {n_layer}",
+                             "for example --blocks last:8")
+        k = int(count)
+        return range(k) if side == "first" else range(n_layer - k, n_layer)
+
+    def memory_bytes(self, available: int) -> int:
+        """The budget of the whole process, where so many bytes are available to it."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]|%)", self.memory or DEFAULT_MEMORY, re.IGNORECASE)
+        number = float(found[1]) if found else 0.0
+        if found is None or number == 0 or (found[2] == "%" and number > 100):
+            raise UsageError(f"memory is {self.memory!r}", "give it as 300M, 1.5G or 25%")
+        unit = {"%": available / 100, "K": 2**10, "M": 2**20, "G": 2**30}[found[2].upper()]
+        return int(number * unit)
+
+    def checkpoint_seconds(self) -> float:
+        """Seconds between two savings of the state; infinite for never."""
+        if self.checkpoint_every in ("never", "0"):
+            return math.inf
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.checkpoint_every)
+        seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0.0
+        if seconds <= 0:
+            raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is no time", "give 90s, 5m, 2h or never")
+        return seconds
+
+    def check_held_out(self, held_out: bool) -> None:
+        """Raises UsageError for an option that asks for measurements where no rows are held out for them."""
+        if held_out:
+            return
+        for name, value in (("eval-every", self.eval_every), ("patience", self.patience)):
+            if value:
+                what = f"{name} is {value}, and no rows are held out to measure"
+                raise UsageError(what, f"name held-out rows with --eval, or leave --{name} out")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class TrainOptions(TypedDict, total=False):
+    """The same names for who gives them one by one, so that a type checker finds a misspelt one."""
+
+    rank: int
+    alpha: float
+    targets: str
+    blocks: str
+    dropout: float
+    rslora: bool
+    lora_plus: float
+    lr: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    optimizer_state: str
+    max_grad_norm: float
+    epochs: float
+    steps: int
+    batch_size: int
+    max_length: int
+    overflow: str
+    packing: bool
+    shuffle: bool
+    system: str
+    markup: str
+    memory: str
+    micro_batch: int
+    recompute: str
+    weights: str
+    precision: str
+    eval_every: int
+    patience: int
+    checkpoint_every: str
+    seed: int
+    threads: int

@@ -1,0 +1,94 @@
+"""How much a training step computes, and how long that takes at a speed that `edgetune bench train` has measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from ..errors import FormatError, MismatchError
+from ..machine.device import Profile
+from ..models.base import Structure
+from ..models.linear import RunShape
+
+UNPACK_FLOP = 32  # FLOP in the time of unpacking a weight; once a pass over a micro-batch
+READ_FLOP = 500  # FLOP in the time of reading a byte of the file, as from a memory card on a small board
+FLOP_A_CYCLE = {"neon": 8, "dotprod": 16}  # of a core of a board of that row: one pipe of four floats, or two
+REACHED = 0.4  # share of that which a training step reaches
+UNHIDDEN = 0.2  # share of that time which does not hide behind computing
+
+
+def cost_per_token(s: Structure, run: RunShape, read_bytes: int = 0) -> float:
+    """What a token costs in the time of so many FLOP, in a full micro-batch of full rows: those of its flops, those of
+    blocks that are computed again, unpacking the weights, and, beyond what hides behind all this, reading the file.
+    """
+    flops = s.flops(run, [run.max_length])
+    live = s.n_layer - run.lowest
+    again = live - run.kept  # blocks
+    weights = sum(n * k for n, k in s.linear_shapes().values()) * (s.n_layer + live + again)
+    computed = (flops.total + flops.blocks * again / s.n_layer) / run.max_length
+    computed += UNPACK_FLOP * (weights + s.head_weights) / run.max_tokens
+    reading = READ_FLOP * read_bytes / run.max_tokens
+    return max(computed, reading) + UNHIDDEN * reading
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device reached in `edgetune bench train`, and with which of the options that decide it."""
+
+    device: str
+    isa: str
+    precision: str
+    kept: int  # blocks whose activations were not computed again, of
+    blocks: int  # so many
+    threads: int
+    micro_batch: int  # tokens
+    flops_per_s: float  # as Structure.flops counts
+
+
+def state_file() -> Path:
+    """Where `edgetune bench train --save` leaves what it measured, and plans look for it."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "edgetune" / "speed.json"
+
+
+def read_speed(path: Path) -> Speed:
+    """From the file that `edgetune bench train --save` wrote. Raises FormatError for another file."""
+    try:
+        found = json.loads(path.read_bytes())
+        speed = Speed(**{spec.name: found[spec.name] for spec in fields(Speed)})
+        if not (isinstance(speed.threads, int) and 0.0 < speed.flops_per_s < float("inf") and speed.micro_batch >= 1
+                and 1 <= speed.kept <= speed.blocks):
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError):
+        raise FormatError(f"{path} holds no measured speed", "make it with edgetune bench train --save") from None
+    return speed
+
+
+def profile_speed(profile: Profile, run: RunShape, micro_batch: int) -> Speed | None:
+    """What its cores and their clock let one expect of a board on which nothing was measured; None: they are not known.
+    """
+    if not (profile.ghz and profile.cores and profile.isa in FLOP_A_CYCLE):
+        return None
+    flops = min(run.threads, profile.cores) * profile.ghz * 1e9 * FLOP_A_CYCLE[profile.isa] * REACHED
+    return Speed(profile.name, profile.isa, run.precision, 1, 1, run.threads, micro_batch, flops)
+
+
+def check_speed(run: RunShape, speed: Speed) -> None:
+    """Raises MismatchError where precision or threads are not those of the measurement."""
+    for name in ("precision", "threads"):
+        if (measured := getattr(speed, name)) != (value := getattr(run, name)):
+            raise MismatchError(f"the speed was measured with {name} {measured}, the plan has {value}",
+                                f"plan with --{name} {measured}, or measure with --{name} {value}")
+
+
+def tokens_per_s(s: Structure, run: RunShape, speed: Speed, read_bytes: int = 0) -> float:
+    """Of full rows. What other micro-batches, recomputation and streaming change is by the rule of `work`, the rest by
+    FLOP alone: good for models and rows that are not far from the measured ones.
+    """
+    check_speed(run, speed)
+    kept = max(1, round((s.n_layer - run.lowest) * speed.kept / speed.blocks))  # the same share
+    measured = cost_per_token(s, replace(run, kept=kept, max_tokens=speed.micro_batch))
+    flops = s.flops(run, [run.max_length]).total / run.max_length
+    return speed.flops_per_s / flops * measured / cost_per_token(s, run, read_bytes)

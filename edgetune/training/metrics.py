@@ -1,0 +1,50 @@
+"""metrics.jsonl: one JSON object a line, appended as things happen, cut back to a checkpoint's position on resume."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..disk import cannot_write, sync
+
+NAME = "metrics.jsonl"
+# A line is not synced: the kernel writes the file's last page when it has been dirty for half a minute.
+BYTES_PER_DAY = 4096 * 2 * 60 * 24
+
+
+class Metrics:
+    """The file of one run. Every method raises DiskError where the disk refuses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+
+    def write(self, event: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    def position(self) -> int:
+        """The file's length in bytes, all of which now survive a power cut."""
+        try:
+            if not self.path.exists():
+                return 0
+            sync(self.path)
+            return self.path.stat().st_size
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    def rewind(self, position: int) -> None:
+        """Forgets what was written after `position`, and a torn last line where the file is shorter than that."""
+        try:
+            if not self.path.exists():
+                return
+            if (size := self.path.stat().st_size) < position:
+                position = self.path.read_bytes().rfind(b"\n") + 1
+            if size != position:
+                os.truncate(self.path, position)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None

@@ -1,0 +1,106 @@
+"""A decoder and an objective together: a pass over a micro-batch that learns, passes over many that measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import numpy as np
+
+from ..data.packing import Batch, Example, collate, is_supervised
+from ..errors import DataError
+from ..models.base import Passes
+from ..objectives.base import Objective, Signal
+
+
+@dataclass
+class Totals:
+    """What micro-batches add up to."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    supervised: int = 0
+    _metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, batch: Batch, signal: Signal) -> None:
+        self.loss += signal.loss
+        self.tokens += batch.tokens.size
+        self.supervised += batch.supervised.size
+        for name, (value, count) in signal.metrics.items():
+            value_before, count_before = self._metrics.get(name, (0.0, 0.0))
+            self._metrics[name] = (value_before + value, count_before + count)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The objective's metrics as means; those that were counted nowhere are left out."""
+        return {name: value / count for name, (value, count) in self._metrics.items() if count}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The objective's loss (natural log) and metrics over held-out examples, and the number of supervised tokens."""
+
+    loss: float
+    supervised: int
+    metrics: Mapping[str, float]
+
+
+class Reference:
+    """log p by the base, without the adapter, at the supervised positions of examples: computed once for each example.
+
+    Each is computed by itself, so that its value does not depend on its batch: a run that is resumed has the same.
+    In memory: 4 bytes a supervised position.
+    """
+
+    def __init__(self, decoder: Passes) -> None:
+        self.decoder = decoder
+        self._known: dict[bytes, np.ndarray] = {}  # the base is one, and its template is in the tokens
+
+    def add_to(self, batch: Batch) -> Batch:
+        found = [self._of(example) for example in batch.examples]
+        return replace(batch, reference=np.concatenate(found))
+
+    def _of(self, example: Example) -> np.ndarray:
+        mask = is_supervised(example.weights)
+        key = sha256(example.tokens.tobytes() + mask.tobytes()).digest()
+        if key not in self._known:
+            with self.decoder.linear.off():
+                self._known[key] = self.decoder.score(collate([example])).copy()
+        return self._known[key]
+
+
+def learn(decoder: Passes, objective: Objective, batch: Batch, n: float, reference: Reference | None = None) -> Signal:
+    """Adds the gradient of the loss, divided by n, to the adapter's.
+
+    Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
+    objective whose `a` does, but that has not set needs_logp: its gradient would be wrong.
+    """
+    if objective.needs_reference:
+        batch = (reference or Reference(decoder)).add_to(batch)
+    decoder.forward(batch, keep=True)
+    if objective.needs_logp:
+        signal = objective.weights(decoder.head_forward(batch), batch)
+        decoder.backward(batch, signal.a / n)
+        return signal
+    planned = objective.weights(np.zeros(batch.supervised.size, np.float32), batch)
+    logp = decoder.backward(batch, planned.a / n)
+    signal = objective.weights(logp, batch)
+    if not np.array_equal(signal.a, planned.a):
+        raise ValueError(f"the weights of {objective.name} depend on log p: set needs_logp")
+    return signal
+
+
+def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch],
+            reference: Reference | None = None) -> Measurement:
+    """No gradient. Raises DataError where nothing is supervised."""
+    totals = Totals()
+    n = 0.0
+    for batch in batches:
+        if objective.needs_reference:
+            batch = (reference or Reference(decoder)).add_to(batch)
+        n += objective.count(batch.examples)
+        totals.add(batch, objective.weights(decoder.score(batch), batch))
+    if not n:
+        raise DataError("the rows have no supervised token", "check their completions")
+    return Measurement(totals.loss / n, totals.supervised, totals.metrics)

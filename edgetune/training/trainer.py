@@ -1,0 +1,314 @@
+"""The trainer that an app embeds: add examples, `step()` in its own loop, evaluate, save.
+
+Memory is one arena, carved from the plan. Nothing here writes files; `train.run` adds folder, metrics and resume.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.random
+
+from ..adapters import store as adapter
+from ..adapters.base import Family
+from ..adapters.lora import Lora, Pair
+from ..backends.arena import Arena
+from ..backends.base import Backend
+from ..backends.cpu import Cpu
+from ..data.dataset import Dataset, load_rows
+from ..data.packing import Batch, Example, Lengths, grouped_indices, micro_batches, order, pack
+from ..errors import DataError, Interrupted, NumericsError, UsageError
+from ..formats.bundle import Bundle, open_bundle
+from ..llamacpp.tokenizer import Tokenizer
+from ..machine import device
+from ..models.base import Network
+from ..models.linear import trained_shapes
+from ..models.networks import open_network
+from ..models.stream import sizes
+from ..objectives.base import Objective
+from ..objectives.sft import Sft
+from ..options import make_options
+from ..version import __version__
+from . import optim, plan
+from .config import DEFAULT_MEMORY, OF_A_RUN, TrainConfig, TrainOptions
+from .passes import Measurement, Reference, Totals, learn, measure
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. loss and metrics: the objective's, means over the step, natural log, before the update."""
+
+    step: int  # counts from 1
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    supervised: int  # tokens whose weight is not 0
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a LoRA on one GGUF (a path or an open Bundle).
+
+    Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens
+    of the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
+    micro-batches are made again, to the same bytes. `objective` says what is learned from the rows (default: to imitate
+    their answers), `backend` is what computes (default: this CPU, with config.threads), `family` what is trained
+    (default: LoRA by the options). Raises EdgetuneError kinds for what a user did, UsageError also where memory is too
+    small.
+    """
+
+    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Lengths = (),
+                 like: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
+                 objective: Objective | None = None, backend: Backend | None = None,
+                 family: Family | None = None, **options: Unpack[TrainOptions]) -> None:
+        for name in OF_A_RUN:
+            if name in options:
+                raise UsageError(f"{name} is an option of a run, a Trainer does nothing by it",
+                                 "leave it out, or use edgetune.run")
+        self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
+        self.objective = (objective or Sft()).check()
+        self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
+        self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
+        self.model = open_network(self.bundle.gguf)
+        self._tokenizer = tokenizer
+        self._own_tokenizer = tokenizer is None
+        self.ops = backend or Cpu(device.thread_count(config.threads))
+        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, like=like, family=family)
+        self.arena = Arena(self.plan.buffers, self.ops.allocate)
+        self.ops.use_scratch(self.arena.flat("scratch"))
+        self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.choice.streamed, config.seed)
+        self._reference = Reference(self.decoder)
+        self.examples: list[Example] = []
+        self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
+        self.steps_done = 0
+        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to plan.longest_group
+        self.computing = False  # whether the arena holds activations
+        self.best_known = False  # True once someone stored a measured best in the arena's `best`
+
+    # ---- data ---------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self.bundle.gguf)
+            self._tokenizer.markup = self.config.markup
+        return self._tokenizer
+
+    def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
+        """Append rows (`messages`, `prompt`/`completion` or `text`) to what is trained on; returns them tokenised."""
+        dataset = self._tokenize(rows)
+        self.add_examples(dataset.examples)
+        return dataset
+
+    def _tokenize(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
+        rows = [rows] if isinstance(rows, dict) else list(rows)
+        self.arena.release()  # the vocabulary takes memory too
+        try:
+            return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
+                             system=self.config.system or None, overflow=self.config.overflow,
+                             parser=self.objective.rows)
+        finally:
+            if self.config.memory and self._own_tokenizer:  # with a budget it makes room for the next step
+                self.tokenizer.close()
+                self._tokenizer = None
+                device.trim()
+
+    def add_examples(self, examples: Sequence[Example]) -> None:
+        """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
+        for i, example in enumerate(examples):
+            n = example.tokens.size
+            limit = self.plan.run.max_length
+            if not 2 <= n <= limit:
+                raise DataError(f"example {i} has {n} tokens, this trainer takes 2 to {limit}",
+                                "shorten it or raise max_length")
+            if int(example.tokens.min()) < 0 or int(example.tokens.max()) >= self.model.structure.n_vocab:
+                raise DataError(f"example {i} holds a token id outside 0..{self.model.structure.n_vocab - 1}",
+                                "tokenise it with this model's tokenizer")
+        last = max((example.group for example in self.examples), default=0)  # groups of an earlier call are others
+        self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
+        if self.config.packing:
+            self._units = pack(self.examples, self.config.max_length)
+        else:
+            self._units = grouped_indices(self.examples)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self._units) // self.config.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """By config.steps, or config.epochs of what was added so far."""
+        return self.config.steps or max(1, round(self.config.epochs * self.steps_per_epoch))
+
+    def batch(self, step: int) -> list[Example]:
+        """The examples of step 1, 2, ...; the same for the same seed and data."""
+        epoch, slot = divmod(step - 1, self.steps_per_epoch)
+        rows = order(len(self._units), epoch, self.config.seed, self.config.shuffle)
+        size = self.config.batch_size
+        return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self._units[unit]]
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def step(self, should_stop: Callable[[], bool] | None = None) -> StepResult:
+        """One optimizer step on the next batch: bounded work, batch_size rows of at most max_length tokens.
+
+        should_stop is asked before each block; Interrupted is raised when it says yes, the step is then undone.
+        Raises DataError without examples, NumericsError when loss or gradient is not finite (the adapter stays as it
+        was before the step).
+        """
+        if not self.examples:
+            raise DataError("there is nothing to train on", "add rows first")
+        began = time.monotonic()
+        step = self.steps_done + 1
+        examples = self.batch(step)
+        n = self.objective.count(examples)
+        if not n:
+            raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
+        grad = self.arena.flat("dlora")
+        grad.fill(0.0)
+        totals = Totals()
+        with self._stoppable(should_stop):
+            for number, micro in enumerate(self._micro_batches(examples)):
+                self.decoder.adapter.before_step(self._seed(step, number))
+                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference))
+        loss = totals.loss / n
+        lr = optim.learning_rate(self.config, step, self.total_steps)
+        norm = self._update(grad, loss, lr, step)
+        self.steps_done = step
+        return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
+                          totals.metrics)
+
+    def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
+        norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NumericsError(f"the loss is {loss} and the gradient's norm {norm} in step {step}",
+                                f"lower the learning rate, now {self.config.lr:g}, or look at the rows of this batch")
+        if not self.best_known:
+            self.ops.copy(self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
+        run = self.plan.run
+        groups = run.family.parameters(trained_shapes(self.model.structure, run))
+        moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
+        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr, step)
+        return norm
+
+    def _seed(self, step: int, micro_batch: int) -> int:
+        return int(np.random.SeedSequence([self.config.seed, step, micro_batch]).generate_state(1, np.uint64)[0])
+
+    def train(self, on_step: Callable[[StepResult], None] | None = None) -> list[StepResult]:
+        """All remaining steps."""
+        results = []
+        while self.steps_done < self.total_steps:
+            results.append(self.step())
+            if on_step is not None:
+                on_step(results[-1])
+        return results
+
+    def evaluate(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> float:
+        """The objective's loss on held-out rows with the current adapter; by default mean -log p of their answers."""
+        return self.loss(self._tokenize(rows).examples)[0]
+
+    def loss(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> tuple[float, int]:
+        """(the objective's loss, the number of supervised tokens), by this engine; no gradient."""
+        measured = self.measure(examples, should_stop)
+        return measured.loss, measured.supervised
+
+    def measure(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> Measurement:
+        """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
+        """
+        with self._stoppable(should_stop):
+            return measure(self.decoder, self.objective, self._micro_batches(examples), self._reference)
+
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+        """Before each one, as before each block, a run may stop; here it may also pause: the arena holds nothing."""
+        for micro in micro_batches(examples, self.max_tokens):
+            self.decoder.before_block()
+            self.computing = True
+            yield micro
+            self.computing = False
+
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+        """Passes of the model in here raise Interrupted before the next block when should_stop says yes."""
+        def ask() -> None:
+            if should_stop is not None and should_stop():
+                raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
+
+        self.decoder.before_block = ask
+        try:
+            yield
+        finally:
+            self.decoder.before_block = lambda: None
+            self.computing = False
+            self.decoder.adapter.before_step(None)
+
+    # ---- the adapter --------------------------------------------------------------------------------------------
+
+    @property
+    def pairs(self) -> Lora:
+        """The adapter as it stands, copied."""
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.adapter.export().items()}
+
+    def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
+        """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
+        self.arena.release()
+        adapter.save_adapter(folder, self.decoder.adapter.export(), self.bundle.gguf, self.record() | (record or {}))
+
+    def load(self, path: str | Path) -> None:
+        """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""
+        pairs = adapter.open_adapter(path, self.bundle.gguf).pairs
+        self.decoder.adapter.load(pairs, str(path))
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the model and the options."""
+        gguf = self.bundle.gguf
+        return {"edgetune": __version__,
+                "base": {"name": adapter.base_name(gguf), "path": str(self.bundle.path.resolve()),
+                         "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
+                "options": self.config.to_json(), "objective": self.objective.to_json(),
+                "family": {"name": self.plan.run.family.name, **self.plan.run.family.options()},
+                "seed": self.config.seed, "steps": self.steps_done,
+                "total_steps": self.total_steps, "isa": self.ops.isa,
+                "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
+                "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "traded": list(self.plan.traded),
+                         **asdict(self.plan.choice)},
+                "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
+
+
+def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Lengths = (),
+              like: plan.Tradeoffs | None = None, board: device.Profile | None = None,
+              family: Family | None = None) -> plan.Plan:
+    """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
+    is sold with, in a process of its own. ops: what will compute (default: the CPU, with config.threads).
+    """
+    asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
+    if board is not None:
+        room = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
+        ops = Cpu(device.thread_count(config.threads or board.cores))
+        return _planned(model, config, room, ops, lengths, like, family)
+    if config.memory:
+        device.refuse_huge_pages()
+    model.gguf.release()
+    device.trim()
+    here = device.read_device()
+    process = device.rss()
+    before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
+    room = plan.MemoryLimits(process, before, config.memory_bytes(here.memory_available + process), asked)
+    return _planned(model, config, room, ops or Cpu(config.threads or here.cores), lengths, like, family)
+
+
+def _planned(model: Network, config: TrainConfig, room: plan.MemoryLimits, ops: Backend, lengths: Lengths,
+             like: plan.Tradeoffs | None, family: Family | None) -> plan.Plan:
+    return plan.make(model.structure, config, ops=ops, lengths=lengths, like=like, family=family,
+                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), room=room)

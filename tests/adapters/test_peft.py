@@ -1,0 +1,382 @@
+"""PEFT's folders out and in, judged by PEFT on transformers on one side and llama.cpp on the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import safetensors.torch
+import torch
+from families import FAMILIES, hf_logits, logits_of, make_family
+from transformers import PreTrainedModel
+
+from edgetune.adapters.lora import TARGETS, Lora, Pair
+from edgetune.adapters.peft import export_peft, import_peft
+from edgetune.adapters.store import save_gguf
+from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
+from edgetune.formats.gguf import Gguf, open_gguf
+from edgetune.formats.safetensors import read_safetensors, write_safetensors
+
+# PEFT still asks transformers by the old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
+
+
+def random_pairs(base: Gguf, names: list[str], ranks: list[int], scales: list[float]) -> Lora:
+    """Updates half as large as the weights; ranks and scales are dealt out in turn."""
+    rng = np.random.default_rng(0)
+    pairs = {}
+    for i, name in enumerate(names):
+        n, k = base.tensors[f"{name}.weight"].shape
+        r = ranks[i % len(ranks)]
+        scale = scales[i % len(scales)]
+        a = rng.standard_normal((r, k)) / np.sqrt(k)
+        b = rng.standard_normal((n, r)) / np.sqrt(r) / scale / 2
+        pairs[name] = Pair(a.astype(np.float32), b.astype(np.float32), scale)
+    return pairs
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative L2 error of a against b."""
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def same(a: Lora, b: Lora) -> bool:
+    return sorted(a) == sorted(b) and all(
+        np.array_equal(a[n].a, b[n].a) and np.array_equal(a[n].b, b[n].b) and a[n].scale == b[n].scale for n in a
+    )
+
+
+EVERY = [f"blk.{i}.{name}" for i in range(3) for name in TARGETS.values()]
+SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
+
+
+# ---- equal logits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "ranks", "scales"),
+    [(family, EVERY, [4], [2.0]) for family in FAMILIES]
+    + [(family, EVERY, [2, 3, 8], [0.5, 2.0]) for family in FAMILIES]
+    + [("llama", SOME, [4], [2.0]), ("llama", SOME, [2, 5], [1.0, 3.0]), ("gemma3", SOME, [4], [2.0])],
+)
+def test_export(family: str, names: list[str], ranks: list[int], scales: list[float], tmp_path: Path) -> None:
+    path, model = make_family(family, tmp_path)
+    base = open_gguf(path)
+    pairs = random_pairs(base, names, ranks, scales)
+    plain = hf_logits(model, TOKENS)
+    save_gguf(tmp_path / "a.gguf", pairs, base)
+    export_peft(pairs, base, tmp_path / "peft")
+    assert sorted(p.name for p in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+    tuned = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
+    assert sum("lora_A" in name for name, _ in tuned.named_parameters()) == len(names)
+    truth = hf_logits(tuned, TOKENS)
+    assert distance(truth, plain) > 0.1, "an adapter that changes nothing proves nothing"
+    assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
+    assert same(import_peft(tmp_path / "peft", base), pairs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS)},
+        {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": "all-linear"},
+        {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [2]},
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj", "k_proj", "down_proj"],
+            "rank_pattern": {"q_proj": 2, "layers.1.self_attn.k_proj": 6},
+            "alpha_pattern": {"^model.layers.0.mlp.down_proj": 32, "self_attn.k_proj": 4},
+        },
+    ],
+)  # fmt: skip
+def test_import(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    path, model = make_family(family, tmp_path)
+    tuned = trained_by_peft(model, tmp_path / "peft", **options)
+    truth = hf_logits(tuned, TOKENS)
+    pairs = import_peft(tmp_path / "peft", open_gguf(path))
+    save_gguf(tmp_path / "a.gguf", pairs, open_gguf(path))
+    assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
+    with tuned.disable_adapter():
+        assert distance(truth, hf_logits(tuned, TOKENS)) > 0.1
+
+
+def trained_by_peft(model: PreTrainedModel, folder: Path, **options: Any) -> peft.PeftModel:
+    """A LoRA with random A and B, saved."""
+    torch.manual_seed(0)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    tuned.save_pretrained(folder)
+    return tuned
+
+
+def test_import_in_half_precision(tmp_path: Path) -> None:
+    path, model = make_family("llama", tmp_path)
+    trained_by_peft(model, tmp_path / "peft", r=4, target_modules=["q_proj"])
+    file = tmp_path / "peft" / "adapter_model.safetensors"
+    whole = import_peft(tmp_path / "peft", open_gguf(path))
+    tensors = safetensors.torch.load_file(file)
+    for dtype, error in ((torch.float16, 1e-3), (torch.bfloat16, 8e-3)):
+        safetensors.torch.save_file({name: t.to(dtype) for name, t in tensors.items()}, file)
+        halves = import_peft(tmp_path / "peft", open_gguf(path))
+        assert all(distance(halves[n].b, whole[n].b) < error for n in whole)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Gguf:
+    return open_gguf(make_family("llama", tmp_path_factory.mktemp("llama"))[0])
+
+
+@pytest.fixture
+def folder(llama: Gguf, tmp_path: Path) -> Path:
+    export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, tmp_path / "peft")
+    return tmp_path / "peft"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"bias": "all"}, "bias"),
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
+    ],
+)
+def test_options_that_a_gguf_cannot_express(options: dict[str, Any], named: str, llama: Gguf, folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | options))
+    with pytest.raises(UnsupportedError) as caught:
+        import_peft(folder, llama)
+    assert named in caught.value.what
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 5}, "has rank 4, its adapter_config.json says 5"),
+        ({"r": "4"}, "r is '4'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"),
+        ({"lora_alpha": None}, "lora_alpha is 'None'"),
+        ({"alpha_pattern": [1]}, "alpha_pattern"),
+    ],
+)
+def test_numbers_that_are_none(options: dict[str, Any], message: str, llama: Gguf, folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | options))
+    with pytest.raises(FormatError, match=message):
+        import_peft(folder, llama)
+
+
+ONES = np.ones((4, 64), np.float32)
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": ONES}), UnsupportedError, "lm_head"),
+        (lambda t: t.update({f"{Q0}.lora_magnitude_vector": ONES}), UnsupportedError, "lora_magnitude_vector"),
+        (lambda t: t.update({Q0.replace("model.model", "model.vision_tower") + ".lora_A.weight": ONES}),
+         UnsupportedError, "vision_tower"),
+        (lambda t: t.update({Q0.replace("q_proj", "qkv_proj") + ".lora_A.weight": ONES}), UnsupportedError, "qkv_proj"),
+        (lambda t: t.update({f"{Q0}.lora_A.weight": ONES[0]}), UnsupportedError, r"shape \[64\]"),
+        (lambda t: t.pop(f"{Q0}.lora_B.weight"), FormatError, "holds lora_A .* for model.layers.0.self_attn.q_proj"),
+        (lambda t: t.update({f"{Q0}.lora_A.weight": ONES[:3]}), FormatError, "needs lora_A"),
+        (lambda t: t.update({f"{Q0}.lora_A.weight": ONES * np.nan}), FormatError, "not finite"),
+        (lambda t: t.update({f"{Q0}.lora_A.weight": np.ones((4, 65), np.float32)}), MismatchError, r"\[64, 65\]"),
+        (lambda t: t.update({key.replace("layers.0", "layers.7"): t.pop(key) for key in list(t) if Q0 in key}),
+         MismatchError, "blk.7.attn_q .* has no such tensor"),
+        (lambda t: t.clear(), FormatError, "no tensors"),
+    ],
+)  # fmt: skip
+def test_other_tensors(
+    change: Callable[[dict[str, np.ndarray]], None], error: type[Exception], message: str, llama: Gguf, folder: Path
+) -> None:
+    tensors = read_safetensors(folder / "adapter_model.safetensors")
+    change(tensors)
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    with pytest.raises(error, match=message):
+        import_peft(folder, llama)
+
+
+def test_missing_and_damaged_files(llama: Gguf, folder: Path) -> None:
+    config = (folder / "adapter_config.json").read_text()
+    for text in ("{", "3", "[" * 100_000, config[:-9]):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(FormatError, match=r"adapter_config.json is not"):
+            import_peft(folder, llama)
+    (folder / "adapter_config.json").write_text(config)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UnsupportedError, match="a pickle, which can run code"):
+        import_peft(folder, llama)
+    (folder / "adapter_model.bin").unlink()
+    with pytest.raises(FormatError, match="No such file"):
+        import_peft(folder, llama)
+    with pytest.raises(FormatError, match=r"cannot read .*nowhere.*adapter_config.json"):
+        import_peft(folder / "nowhere", llama)
+
+
+def test_export_refuses(llama: Gguf, folder: Path) -> None:
+    with pytest.raises(UsageError, match="peft exists"):
+        export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, folder)
+    wide = {"blk.0.attn_q": Pair(np.ones((2, 65), np.float32), np.ones((64, 2), np.float32), 1.0)}
+    with pytest.raises(MismatchError, match=r"the adapter changes blk.0.attn_q"):
+        export_peft(wide, llama, folder.with_name("new"))
+    head = {"output": Pair(np.ones((2, 64), np.float32), np.ones((416, 2), np.float32), 1.0)}
+    with pytest.raises(UnsupportedError, match="the adapter changes output"):
+        export_peft(head, llama, folder.with_name("new"))
+    assert [p.name for p in folder.parent.iterdir()] == ["peft"]
+
+
+@pytest.mark.parametrize("limit", [100, 2_000])
+def test_a_full_disk_leaves_nothing(limit: int, llama: Gguf, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(EdgetuneError, match=r"cannot write .*peft: "):
+            export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, tmp_path / "peft")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- safetensors -----------------------------------------------------------------------------------------------------
+
+
+def test_safetensors_agrees_with_the_package(tmp_path: Path) -> None:
+    tensors = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y\u00e9": np.zeros((0, 4), np.float32),
+               "one": np.float32(3).reshape(())}  # fmt: skip
+    write_safetensors(tmp_path / "ours", tensors)
+    theirs = safetensors.torch.load_file(tmp_path / "ours")
+    assert theirs.keys() == tensors.keys()
+    assert all(np.array_equal(theirs[n].numpy(), tensors[n]) and theirs[n].shape == tensors[n].shape for n in tensors)
+    values = torch.tensor([[1.0, -2.5, 3.14159, 65504.0]])
+    kinds = {"a": torch.float32, "b": torch.float16, "c": torch.bfloat16}
+    safetensors.torch.save_file({n: values.to(kind) for n, kind in kinds.items()}, tmp_path / "theirs")
+    ours = read_safetensors(tmp_path / "theirs")
+    header = json.loads((tmp_path / "theirs").read_bytes()[8:].partition(b"]}}")[0] + b"]}}")
+    header.pop("__metadata__", None)
+    assert list(ours) == sorted(header, key=lambda name: header[name]["data_offsets"])  # as they are stored
+    assert all(np.array_equal(ours[n], values.to(kind).float().numpy()) for n, kind in kinds.items())
+
+
+def packed(header: object, data: bytes = bytes(16), length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(dtype: object = "F32", shape: object = (2, 2), offsets: object = (0, 16)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        bytes(7),
+        packed({"x": tensor()}, length=2**63),
+        packed({"x": tensor()}, length=300),
+        packed(b"{"),
+        packed(b"{}}"),
+        packed(b"[" * 100_000),
+        packed(b'{"x": \xff}'),
+        packed([]),
+        packed({"x": 3}),
+        packed({"x": tensor(dtype=3)}),
+        packed({"x": tensor(shape=[2, -2])}),
+        packed({"x": tensor(shape=[2, 2.0])}),
+        packed({"x": tensor(shape=[2**64])}),
+        packed({"x": tensor(shape=[2**62] * 30)}),
+        packed({"x": tensor(offsets=[0])}),
+        packed({"x": tensor(offsets=[0, 32])}),
+        packed({"x": tensor(offsets=[16, 0])}),
+        packed({"x": tensor(offsets=[0, 8])}),
+        packed({"x": tensor(dtype="F16")}),
+        packed({"x": tensor(), "y": tensor()}),
+        packed({"x": tensor(offsets=[4, 20])}, bytes(20)),
+        packed({"x": tensor()}, bytes(20)),
+    ],
+)
+def test_safetensors_refuses(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(raw)
+    with pytest.raises(FormatError, match=r"x is no safetensors file: .*; the file is damaged"):
+        read_safetensors(tmp_path / "x")
+
+
+def test_other_types_of_tensors_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(packed({"x": tensor(dtype="I64", shape=[2])}))
+    with pytest.raises(UnsupportedError, match="x is I64; supported are F32, F16, BF16"):
+        read_safetensors(tmp_path / "x")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"r": 10**400}, "r is '1000.*a number up to 1e"),
+    ({"lora_alpha": 10**400}, "lora_alpha is .*a number up to 1e"),
+    ({"lora_alpha": 1e308}, "lora_alpha is .*a number up to 1e"),
+    ({"lora_alpha": 1e14}, "scales its update by"),
+])  # fmt: skip
+def test_numbers_too_large_to_apply(options: dict[str, Any], message: str, llama: Gguf, folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | options))
+    with pytest.raises(FormatError, match=message):
+        import_peft(folder, llama)
+
+
+def test_a_rank_of_zero_is_refused(llama: Gguf, folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 0, "rank_pattern": {}}))
+    path = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    write_safetensors(folder / "adapter_model.safetensors", {
+        f"{path}A.weight": np.zeros((0, 64), np.float32), f"{path}B.weight": np.zeros((64, 0), np.float32)})
+    with pytest.raises(FormatError, match="R >= 1"):
+        import_peft(folder, llama)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_folder_is_not_waited_for(name: str, llama: Gguf, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(FormatError, match="not a regular file"):
+        import_peft(folder, llama)
+
+
+def test_mutated_safetensors_never_crash(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x", {"x": ONES, "y": ONES[:2]})
+    whole = (tmp_path / "x").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(1000):
+        broken = bytearray(whole)
+        broken[rng.integers(0, 200)] = rng.integers(0, 256)
+        (tmp_path / "x").write_bytes(broken)
+        try:
+            read_safetensors(tmp_path / "x")
+        except EdgetuneError:
+            refused += 1
+    assert refused > 300

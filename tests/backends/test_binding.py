@@ -1,0 +1,179 @@
+"""The extension's own doors, driven from binding_ops.def: each argument of each function, wrong in every way."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetune.backends import _native
+from edgetune.backends import cpu as native
+from edgetune.backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
+
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("stub", ROOT / "native" / "stub.py")
+assert _spec
+assert _spec.loader
+stub = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(stub)
+
+OPS = stub.read_ops()
+SIZES = {"T": 2, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1, "C": 4, "A": 2, "P": 3, "B": 5,
+         "S": HEAD_STATE, "n": 6, "r": 2, "u": 1}
+REALS = {"sign": 1.0}
+WHOLES = {"end": -1, "step": 1}
+F32 = native.FORMATS["F32"].id
+DTYPES = {"!": np.float64, "@": np.int32, "?": np.int32}
+
+
+def usual(argument: Any) -> Any:
+    """A value that the op takes."""
+    if argument.kind == ".":
+        return REALS.get(argument.name, 0.5)
+    if argument.kind in "#$":
+        return WHOLES.get(argument.name, 0)
+    if argument.kind == "&":
+        return np.zeros(MOMENT_BYTES, np.uint8)
+    shape = [SIZES[letter] for letter in argument.letters]
+    return np.zeros(int(np.prod(shape)) if argument.flat else shape, DTYPES.get(argument.kind, np.float32))
+
+
+def calls() -> dict[str, list[tuple[Any, Any]]]:
+    """op -> (argument, value) for all that it takes after the context."""
+    found = {}
+    for name, arguments in OPS.items():
+        found[name] = []
+        for argument in arguments:
+            found[name].append((argument, usual(argument)))
+            if argument.kind == "%":
+                found[name].append((argument._replace(kind="format"), F32))
+    return found
+
+
+def wrong(argument: Any) -> list[Any]:
+    """What no op may take for this argument."""
+    if argument.kind == ".":
+        return ["3", None, [1.0], 1j, 10**400]
+    if argument.kind == "$":
+        return ["3", None, 1.5, -1, 2**64]
+    if argument.kind in ("#", "format"):
+        return ["3", None, 1.5, 2**31, -(2**31) - 1, 10**400]
+    right = usual(argument)
+    other = np.float32 if argument.kind == "!" else np.float64
+    values = ["3", 3.5, object(), [1.0], right.astype(other), right.astype(np.int64), right[:0]]
+    if right.size > 1:
+        values.append(np.repeat(right, 2, axis=-1)[..., ::2])
+    if right.itemsize > 1:
+        values.append(right.astype(right.dtype.newbyteorder(">")))
+    if argument.kind not in "?/":
+        values.append(None)
+    if argument.kind in "=^!?&":
+        frozen = right.copy()
+        frozen.flags.writeable = False
+        values.append(frozen)
+    if not argument.flat and argument.kind not in "&%":
+        values.append(right[None])
+    return values
+
+
+@pytest.fixture(scope="module")
+def context() -> Any:
+    made = _native.context(1, None, 0, np.zeros(native.scratch_bytes(1), np.uint8))
+    assert not isinstance(made, int)
+    return made
+
+
+def test_the_stub_is_up_to_date() -> None:
+    assert stub.STUB.read_text() == stub.stub(), "run python native/stub.py"
+
+
+def test_the_stub_names_all_that_the_extension_has() -> None:
+    names = {name for name in dir(_native) if not name.startswith("_")}
+    assert all(f"def {name}(" in stub.stub() or f"\n{name}: " in stub.stub() for name in names)
+    assert set(OPS) < names
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_usual_arguments_are_taken(context: Any, name: str) -> None:
+    assert getattr(_native, name)(context, *(value for _, value in calls()[name])) == 0
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_each_argument_that_is_wrong_is_refused_by_name(context: Any, name: str) -> None:
+    op = getattr(_native, name)
+    call = calls()[name]
+    for i, (argument, _) in enumerate(call):
+        for value in wrong(argument):
+            arguments = [right for _, right in call]
+            arguments[i] = value
+            with pytest.raises((TypeError, ValueError), match=rf"^{name}: \w+ ") as error:
+                op(context, *arguments)
+            if np.size(value):  # of an empty array the first that it does not fit to may be named
+                assert str(error.value).startswith(f"{name}: {argument.name} "), (argument, value)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_call_without_context_or_of_another_length_is_refused(context: Any, name: str) -> None:
+    op = getattr(_native, name)
+    values = [value for _, value in calls()[name]]
+    for other in (None, "context", 3, _native):
+        with pytest.raises(TypeError, match=f"^{name} needs a context, not "):
+            op(other, *values)
+    for arguments in (values[:-1], [*values, 0], []):
+        with pytest.raises(TypeError, match=f"^{name} takes .* not {len(arguments)} arguments"):
+            op(context, *arguments)
+    with pytest.raises(TypeError, match=f"^{name} needs a context"):
+        op()
+
+
+SCRATCH = np.zeros(native.scratch_bytes(1), np.uint8)
+FROZEN = SCRATCH[:0].copy()
+FROZEN.flags.writeable = False
+HUGE = 10**400
+# A function, the arguments that it takes ("context": a context), the place of the wrong one and the values it can have.
+WRONG = [
+    ("context", [1, None, 0, SCRATCH], 0, ["3", None, 1.5, 0, -1, HUGE]),
+    ("context", [1, None, 0, SCRATCH], 1, [3, b"avx2", "\ud800", "scalar\0"]),
+    ("context", [1, None, 0, SCRATCH], 2, ["fast", None, 0.5, -1, 3, HUGE]),
+    ("context", [1, None, 0, SCRATCH], 3, [None, 3, "scratch", FROZEN, np.zeros((9, 9), np.uint8)[:, ::2]]),
+    ("context_isa", ["context"], 0, [None, 3, "context"]),
+    ("context_products", ["context"], 0, [None, 3, "context"]),
+    ("set_precision", ["context", 0], 0, [None, 3, "context"]),
+    ("set_precision", ["context", 0], 1, ["fast", None, 0.5, -1, 3, HUGE]),
+    ("set_threads", ["context", 1], 0, [None, 3, "context"]),
+    ("set_threads", ["context", 1], 1, ["3", None, 1.5, HUGE]),
+    ("register_loop", ["context", False, 10], 0, [None, 3, "context"]),
+    ("register_loop", ["context", False, 10], 1, ["x", None, 0.5, 2, HUGE]),
+    ("register_loop", ["context", False, 10], 2, ["3", None, 1.5, -1, HUGE]),
+    ("scratch_bytes", [1], 0, ["3", None, 1.5, HUGE]),
+]
+
+
+@pytest.mark.parametrize(("name", "usual", "place", "values"), WRONG)
+def test_functions_of_contexts_refuse(context: Any, name: str, usual: list[Any], place: int, values: list[Any]) -> None:
+    function = getattr(_native, name)
+    right = [context if isinstance(value, str) else value for value in usual]
+    assert not isinstance(function(*right), BaseException)
+    for value in values:
+        with pytest.raises((TypeError, ValueError)):
+            function(*right[:place], value, *right[place + 1:])
+
+
+def test_sizes_that_every_backend_has_are_those_of_the_kernels() -> None:
+    assert (HEAD_STATE, MOMENTS, MOMENT_BYTES) == (_native.HEAD_STATE, _native.MOMENTS, _native.MOMENT_BYTES)
+
+
+def test_no_function_of_contexts_is_left_out() -> None:
+    others = {"cpu_features", "kernel_sets"}  # take nothing
+    functions = {name for name in dir(_native) if callable(getattr(_native, name)) and not name.startswith("_")}
+    assert functions - set(OPS) - others == {name for name, *_ in WRONG}
+
+
+def test_scratch_bytes_says_what_it_wants() -> None:
+    with pytest.raises(TypeError, match="scratch_bytes: threads must be a whole number, not str"):
+        native.scratch_bytes("3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="threads must be 1 to 1024, not 1025"):
+        native.scratch_bytes(1025)

@@ -1,0 +1,526 @@
+"""Every op but the products, on every kernel set this CPU can run: torch's autograd, finite differences, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edgetune.backends import cpu as native
+from edgetune.backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
+
+torch = pytest.importorskip("torch", reason="torch is the truth here")
+F = torch.nn.functional
+
+ISAS = [isa for isa in native.isa_names() if native.usable(isa)]
+
+
+@pytest.fixture(params=ISAS)
+def ctx(request: pytest.FixtureRequest) -> native.Cpu:
+    return native.Cpu(2, request.param)
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def leaf(x: np.ndarray) -> torch.Tensor:
+    """In double, so that the error measured is ours."""
+    return torch.from_numpy(x).double().requires_grad_()
+
+
+def close(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> None:
+    truth = want.detach().numpy()
+    assert np.abs(got - truth).max() <= tolerance * np.abs(truth).max()
+
+
+def bf16(x: np.ndarray) -> np.ndarray:
+    """As uint16, rounded by torch."""
+    return torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+
+def floats(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def close_bf16(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> None:
+    """Within the rounding of each value, and what a float would be off."""
+    truth = want.detach().numpy()
+    assert got.dtype == np.uint16
+    assert (np.abs(floats(got) - truth) - 2.0**-8 * np.abs(truth)).max() <= tolerance * np.abs(truth).max()
+
+
+# ---- against autograd ----
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 576), (37, 64), (5, 33)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_rmsnorm(ctx: native.Cpu, rows: int, width: int, accumulate: bool) -> None:
+    inp = noise(0, rows, width)
+    weight = noise(1, width)
+    dout = noise(2, rows, width)
+    before = noise(3, rows, width)
+    out = np.empty_like(inp)
+    rstd = np.empty(rows, np.float32)
+    dinp = before.copy()
+    ctx.rmsnorm_forward(out, rstd, inp, weight, 1e-5)
+    ctx.rmsnorm_backward(dinp, dout, inp, weight, rstd, accumulate)
+    x = leaf(inp)
+    want = F.rms_norm(x, (width,), torch.from_numpy(weight).double(), 1e-5)
+    want.backward(torch.from_numpy(dout).double())
+    close(out, want)
+    close(dinp, x.grad + torch.from_numpy(before) if accumulate else x.grad)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_rmsnorm_bf16(ctx: native.Cpu, hidden: bool) -> None:
+    """hidden: from and to the float residual, else all bf16."""
+    inp = noise(0, 37, 50)
+    weight = noise(1, 50)
+    dout = bf16(noise(2, 37, 50))
+    before = noise(3, 37, 50)
+    x = inp if hidden else bf16(inp)
+    out = np.empty((37, 50), np.uint16)
+    rstd = np.empty(37, np.float32)
+    dinp = before if hidden else np.empty_like(x)
+    ctx.rmsnorm_forward(out, rstd, x, weight, 1e-5)
+    leafs = leaf(x if hidden else floats(x))
+    want = F.rms_norm(leafs, (50,), torch.from_numpy(weight).double(), 1e-5)
+    want.backward(torch.from_numpy(floats(dout)).double())
+    close_bf16(out, want)
+    if hidden:
+        truth = leafs.grad + torch.from_numpy(before)
+        ctx.rmsnorm_backward(dinp, dout, x, weight, rstd, True)
+        close(dinp, truth)
+    else:
+        ctx.rmsnorm_backward(dinp, dout, x, weight, rstd)
+        close_bf16(dinp, leafs.grad)
+
+
+@pytest.mark.parametrize("neox", [False, True])
+@pytest.mark.parametrize(("heads", "width", "n_rot"), [(3, 64, 64), (2, 80, 32), (1, 6, 2)])
+def test_rope(ctx: native.Cpu, neox: bool, heads: int, width: int, n_rot: int) -> None:
+    inp = noise(0, 19, heads, width)
+    dout = noise(1, 19, heads, width)
+    tokens = 19
+    positions = np.random.default_rng(2).integers(0, 50, tokens, dtype=np.int32)
+    angles = np.outer(np.arange(50), 100.0 ** -np.linspace(0, 1, n_rot // 2))
+    cos = np.cos(angles).astype(np.float32)
+    sin = np.sin(angles).astype(np.float32)
+    out = inp.copy()
+    dinp = dout.copy()
+    ctx.rope(out, cos, sin, positions, neox, 1.0)
+    ctx.rope(dinp, cos, sin, positions, neox, -1.0)
+    x = leaf(inp)
+    pairs = x[..., :n_rot].unflatten(-1, (2, -1)).transpose(-1, -2) if neox else x[..., :n_rot].unflatten(-1, (-1, 2))
+    turn = torch.complex(torch.from_numpy(cos).double(), torch.from_numpy(sin).double())[positions][:, None]
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
+    turned = turned.transpose(-1, -2).flatten(-2) if neox else turned.flatten(-2)
+    want = torch.cat([turned, x[..., n_rot:]], -1)
+    want.backward(torch.from_numpy(dout).double())
+    close(out, want)
+    close(dinp, x.grad)
+
+
+@pytest.mark.parametrize("neox", [False, True])
+def test_rope_bf16(ctx: native.Cpu, neox: bool) -> None:
+    x = bf16(noise(0, 19, 3, 80))
+    positions = np.arange(19, dtype=np.int32)[::-1].copy()
+    angles = noise(1, 19, 25)
+    cos = np.cos(angles)
+    sin = np.sin(angles)
+    first, second = (x[..., :25], x[..., 25:50]) if neox else (x[..., :50:2], x[..., 1:50:2])
+    a, b = (torch.from_numpy(floats(part)).double() for part in (first, second))
+    c, s = (torch.from_numpy(table[positions][:, None]).double() for table in (cos, sin))
+    rest = x[..., 50:].copy()
+    ctx.rope(x, cos, sin, positions, neox, 1.0)
+    close_bf16(first, a * c - b * s)
+    close_bf16(second, a * s + b * c)
+    assert (x[..., 50:] == rest).all()
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
+def test_glu_bf16(ctx: native.Cpu, kind: str) -> None:
+    gate = bf16(noise(0, 999) * np.float32(5))
+    up = bf16(noise(1, 999))
+    dout = bf16(noise(2, 999))
+    out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
+    ctx.glu_forward(out, gate, up, kind)
+    ctx.glu_backward(dgate, dup, again, dout, gate, up, kind)
+    g = leaf(floats(gate))
+    u = leaf(floats(up))
+    want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
+    want.backward(torch.from_numpy(floats(dout)).double())
+    close_bf16(out, want)
+    close_bf16(dgate, g.grad)
+    close_bf16(dup, u.grad)
+    close_bf16(again, want)
+
+
+def test_add_bias_bf16(ctx: native.Cpu) -> None:
+    x = bf16(noise(0, 9, 37))
+    bias = noise(1, 37)
+    want = torch.from_numpy(floats(x)).double() + torch.from_numpy(bias)
+    ctx.add_bias(x, bias)
+    close_bf16(x, want)
+
+
+def test_dropout_bf16(ctx: native.Cpu) -> None:
+    """The mask is that of floats; from bf16 to float is the very float."""
+    x = bf16(noise(0, 20_001))
+    want = np.empty(x.size, np.float32)
+    wide = np.empty(x.size, np.float32)
+    narrow = np.empty_like(x)
+    ctx.dropout(want, floats(x), 0.3, 5)
+    ctx.dropout(wide, x, 0.3, 5)
+    ctx.dropout(narrow, x, 0.3, 5)
+    assert (wide == want).all()
+    close_bf16(narrow, torch.from_numpy(want))
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
+@pytest.mark.parametrize("size", [1.0, 20.0])
+def test_glu(ctx: native.Cpu, kind: str, size: float) -> None:
+    gate = noise(0, 9, 111) * np.float32(size)
+    up = noise(1, 9, 111)
+    dout = noise(2, 9, 111)
+    out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
+    ctx.glu_forward(out, gate, up, kind)
+    ctx.glu_backward(dgate, dup, again, dout, gate, up, kind)
+    g = leaf(gate)
+    u = leaf(up)
+    want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
+    want.backward(torch.from_numpy(dout).double())
+    close(out, want)
+    close(dgate, g.grad)
+    close(dup, u.grad)
+    close(again, want)
+
+
+def starts(tokens: int, documents: int) -> np.ndarray:
+    """start [T] of `documents` documents, the first one token long."""
+    begins = np.concatenate([[0], np.linspace(1, tokens, documents, dtype=int)[:-1]])[:documents]
+    return begins[np.searchsorted(begins, np.arange(tokens), side="right") - 1].astype(np.int32)
+
+
+def visible(start: np.ndarray, window: int) -> np.ndarray:
+    """[T, T]: what token t (row) may see."""
+    t, j = np.indices((start.size, start.size))
+    return (j <= t) & (j >= start[:, None]) & ((window == 0) | (t - j < window))
+
+
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80),
+                                                                   (150, 2, 2, 128), (70, 2, 1, 256)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64)])
+def test_attention(ctx: native.Cpu, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
+                   window: int) -> None:
+    q = noise(0, tokens, heads, width)
+    k = noise(1, tokens, kv_heads, width)
+    v = noise(2, tokens, kv_heads, width)
+    dout = noise(3, tokens, heads, width)
+    start = starts(tokens, documents)
+    scale = width**-0.5
+    out = np.empty_like(q)
+    lse = np.empty((heads, tokens), np.float32)
+    delta = np.empty((heads, tokens), np.float32)
+    dq = np.empty_like(q)
+    dk = np.empty_like(k)
+    dv = np.empty_like(v)
+    ctx.attention_forward(out, lse, q, k, v, start, scale, window)
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
+    tq = leaf(q)
+    tk = leaf(k)
+    tv = leaf(v)
+    kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
+    mask = torch.from_numpy(visible(start, window))
+    want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
+    want.backward(torch.from_numpy(dout).double())
+    scores = (tq.transpose(0, 1) @ kh.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
+    close(out, want)
+    close(lse, scores.logsumexp(-1), 1e-5)
+    close(dv, tv.grad, 1e-5)
+    if tokens > 1:
+        close(dq, tq.grad, 1e-5)
+        close(dk, tk.grad, 1e-5)
+    else:  # one key: its probability is 1 whatever q and k are
+        assert np.abs(dq).max() < 1e-5
+        assert np.abs(dk).max() < 1e-5
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20)])
+def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
+                           window: int) -> None:
+    ctx = native.Cpu(2, isa)
+    start = starts(tokens, documents)
+    scale = width**-0.5
+    q = bf16(noise(0, tokens, heads, width))
+    dout = bf16(noise(3, tokens, heads, width))
+    k = bf16(noise(1, tokens, kv_heads, width))
+    v = bf16(noise(2, tokens, kv_heads, width))
+    out = np.empty_like(q)
+    lse = np.empty((heads, tokens), np.float32)
+    delta = np.empty((heads, tokens), np.float32)
+    dq = np.empty_like(q)
+    dk = np.empty_like(k)
+    dv = np.empty_like(v)
+    ctx.attention_forward(out, lse, q, k, v, start, scale, window, "fast")
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window, "fast")
+    tq = leaf(floats(q))
+    tk = leaf(floats(k))
+    tv = leaf(floats(v))
+    kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
+    mask = torch.from_numpy(visible(start, window))
+    want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
+    want.backward(torch.from_numpy(floats(dout)).double())
+    close(floats(out), want, 6e-3)
+    close(floats(dq), tq.grad, 1e-2)
+    close(floats(dk), tk.grad, 1e-2)
+    close(floats(dv), tv.grad, 6e-3)
+
+
+@pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
+                         [(1, 7, 32, 4), (13, 1003, 64, 256), (8, 300, 96, 300)])
+def test_head(ctx: native.Cpu, tokens: int, vocabulary: int, width: int, block: int) -> None:
+    h = noise(0, tokens, width)
+    w = noise(1, vocabulary, width)
+    a = noise(2, tokens)
+    targets = np.random.default_rng(3).integers(0, vocabulary, tokens, dtype=np.int32)
+    logits = np.empty((tokens, block), np.float32)
+    state = np.empty((tokens, HEAD_STATE), np.float32)
+    logp = np.empty(tokens, np.float32)
+    best = np.empty(tokens, np.int32)
+    again = np.empty_like(logp)
+    dh = np.empty_like(h)
+    ctx.head_forward(logp, best, logits, state, h, w, "F32", targets)
+    ctx.head_backward(dh, again, logits, logits, state, h, w, "F32", targets, a)
+    x = leaf(h)
+    z = x @ torch.from_numpy(w).double().T
+    want = z.log_softmax(-1)[torch.arange(tokens), torch.from_numpy(targets).long()]
+    (-want * torch.from_numpy(a)).sum().backward()
+    close(logp, want)
+    close(again, want)
+    close(dh, x.grad, 1e-5)
+    assert (best == z.argmax(-1).numpy()).all()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw(ctx: native.Cpu, weight_decay: float) -> None:
+    param = noise(0, 333)
+    m = np.zeros(333, np.float32)
+    v = np.zeros(333, np.float32)
+    p = leaf(param)
+    optimizer = torch.optim.AdamW([p], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
+    for step in range(1, 6):
+        grad = noise(step, 333)
+        ctx.adamw(param, grad, m, v, 1e-2, 0.9, 0.95, 1e-8, weight_decay, step)
+        p.grad = torch.from_numpy(grad).double()
+        optimizer.step()
+    close(param, p)
+    close(m, optimizer.state[p]["exp_avg"])
+    close(v, optimizer.state[p]["exp_avg_sq"])
+
+
+# ---- what autograd cannot tell ----
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_drops_the_share_it_is_told(ctx: native.Cpu, p: float) -> None:
+    ones, out, other, neighbour = np.ones(200_000, np.float32), *(np.empty(200_000, np.float32) for _ in range(3))
+    ctx.dropout(out, ones, p, 7)
+    ctx.dropout(other, ones, p, 7 + (1 << 40))
+    ctx.dropout(neighbour, ones, p, 8)
+    kept = out > 0
+    sigma = (p * (1 - p) / out.size) ** 0.5
+    np.testing.assert_allclose(out[kept], 1 / (1 - p), rtol=1e-6)
+    assert abs(kept.mean() - (1 - p)) < 5 * sigma
+    for a, b in [(kept[1:], kept[:-1]), (kept[1 << 14:], kept[:-1 << 14]), (kept, other > 0), (kept, neighbour > 0)]:
+        assert abs(np.corrcoef(a, b)[0, 1]) < 5 / a.size**0.5
+
+
+def test_dropout_has_one_mask_on_all_rows_and_calls() -> None:
+    inp = noise(0, 50_000)
+    masks = []
+    for isa in ISAS:
+        for threads in (1, 3):
+            out = np.empty_like(inp)
+            native.Cpu(threads, isa).dropout(out, inp, 0.1, 2**63 + 5)
+            masks.append(out)
+    assert all((mask == masks[0]).all() for mask in masks)
+    nothing = np.empty_like(inp)
+    native.Cpu(1).dropout(nothing, inp, 0.0, 3)
+    assert (nothing == inp).all()
+
+
+def test_sum_squares_is_the_same_on_all_kernel_sets() -> None:
+    x = noise(0, 123_457)
+    sums = {native.Cpu(threads, isa).sum_squares(x) for isa in ISAS for threads in (1, 3)}
+    assert len(sums) == 1
+    assert sums.pop() == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-13)
+
+
+def everything(ctx: native.Cpu) -> list[np.ndarray]:
+    """One call of each op, large enough for several tasks."""
+    tokens = 200
+    heads = 6
+    kv_heads = 2
+    width = 64
+    vocabulary = 500
+    x = noise(0, tokens, heads * width)
+    y = noise(1, tokens, heads * width)
+    weight = noise(2, heads * width)
+    out = np.empty_like(x)
+    rstd = np.empty(tokens, np.float32)
+    dinp = np.empty_like(x)
+    ctx.rmsnorm_forward(out, rstd, x, weight, 1e-6)
+    ctx.rmsnorm_backward(dinp, y, x, weight, rstd)
+    q = x.reshape(tokens, heads, width)
+    k = noise(3, tokens, kv_heads, width)
+    v = noise(4, tokens, kv_heads, width)
+    att = np.empty_like(q)
+    lse = np.empty((heads, tokens), np.float32)
+    delta = np.empty((heads, tokens), np.float32)
+    dq = np.empty_like(q)
+    dk = np.empty_like(k)
+    dv = np.empty_like(v)
+    start = starts(tokens, 3)
+    ctx.attention_forward(att, lse, q, k, v, start, 0.125)
+    ctx.attention_backward(dq, dk, dv, delta, y.reshape(q.shape), att, lse, q, k, v, start, 0.125)
+    turned = q.copy()
+    angles = noise(5, tokens, width // 2)
+    ctx.rope(turned, angles, angles, np.arange(tokens, dtype=np.int32), False, 1.0)
+    act = np.empty_like(x)
+    dgate = np.empty_like(x)
+    dup = np.empty_like(x)
+    ctx.glu_forward(act, x, y, "silu")
+    ctx.glu_backward(dgate, dup, act, out, x, y, "gelu")
+    added = x.copy()
+    biased = x.copy()
+    scaled = x.copy()
+    dropped = np.empty_like(x)
+    ctx.add(added, y)
+    ctx.add_bias(biased, weight)
+    ctx.scale(scaled, 0.3)
+    ctx.dropout(dropped, x, 0.2, 11)
+    w = noise(6, vocabulary, x.shape[1])
+    targets = np.arange(tokens, dtype=np.int32)
+    logits = np.empty((tokens, 128), np.float32)
+    state = np.empty((tokens, HEAD_STATE), np.float32)
+    logp = np.empty(tokens, np.float32)
+    best = np.empty(tokens, np.int32)
+    dh = np.empty_like(x)
+    ctx.head_forward(logp, best, logits, state, x, w, "F32", targets)
+    ctx.head_backward(dh, logp, logits, logits, state, x, w, "F32", targets, weight[:tokens])
+    param = x.copy()
+    m = np.zeros_like(x)
+    var = np.zeros_like(x)
+    ctx.adamw(param, y, m, var, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
+    moments = np.zeros((-(-x.size // MOMENTS), MOMENT_BYTES), np.uint8)
+    ctx.adamw8(added, y, moments, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 5)
+    return [moments, out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act, dgate, dup, added, biased, scaled,
+            dropped, logp, best, dh, param, m, var, np.array(ctx.sum_squares(x))]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_threads_change_no_bit(isa: str) -> None:
+    alone = everything(native.Cpu(1, isa))
+    for threads in (2, 3):
+        for one, many in zip(alone, everything(native.Cpu(threads, isa)), strict=True):
+            assert one.tobytes() == many.tobytes()
+
+
+# ---- finite differences, on the plainest kernel set ----
+
+
+def slope(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray, dout: np.ndarray) -> float:
+    """The derivative of sum(f(x) * dout) along direction."""
+    step = np.float32(2e-3)
+    change = f(x + step * direction).astype(np.float64) - f(x - step * direction)
+    return float((change * dout).sum() / (2 * step))
+
+
+def agree(grad: np.ndarray, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, dout: np.ndarray) -> None:
+    for seed in range(50, 53):
+        direction = noise(seed, *x.shape)
+        want = float((grad.astype(np.float64) * direction).sum())
+        assert slope(f, x, direction, dout) == pytest.approx(want, rel=2e-3, abs=2e-3 * float(np.linalg.norm(grad)))
+
+
+def test_rmsnorm_slope() -> None:
+    ctx = native.Cpu(1, "scalar")
+    x = noise(0, 4, 50)
+    weight = noise(1, 50)
+    dout = noise(2, 4, 50)
+    rstd = np.empty(4, np.float32)
+    grad = np.empty_like(x)
+
+    def f(x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        ctx.rmsnorm_forward(out, rstd, x, weight, 1e-6)
+        return out
+
+    f(x)
+    ctx.rmsnorm_backward(grad, dout, x, weight, rstd)
+    agree(grad, f, x, dout)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
+def test_glu_slope(kind: str) -> None:
+    ctx = native.Cpu(1, "scalar")
+    gate = noise(0, 99)
+    up = noise(1, 99)
+    dout = noise(2, 99)
+    dgate = np.empty_like(gate)
+    dup = np.empty_like(up)
+
+    def f(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        out = np.empty_like(gate)
+        ctx.glu_forward(out, gate, up, kind)
+        return out
+
+    ctx.glu_backward(dgate, dup, np.empty_like(gate), dout, gate, up, kind)
+    agree(dgate, lambda x: f(x, up), gate, dout)
+    agree(dup, lambda x: f(gate, x), up, dout)
+
+
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9)])
+def test_attention_slope(documents: int, window: int) -> None:
+    ctx = native.Cpu(1, "scalar")
+    start = starts(40, documents)
+    inputs = [noise(0, 40, 4, 16), noise(1, 40, 2, 16), noise(2, 40, 2, 16)]
+    dout = noise(3, 40, 4, 16)
+    lse = np.empty((4, 40), np.float32)
+    delta = np.empty((4, 40), np.float32)
+    grads = [np.empty_like(x) for x in inputs]
+
+    def f(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        out = np.empty_like(q)
+        ctx.attention_forward(out, lse, q, k, v, start, 0.25, window)
+        return out
+
+    out = f(*inputs)
+    ctx.attention_backward(*grads, delta, dout, out, lse, *inputs, start, 0.25, window)
+    for i, grad in enumerate(grads):
+        agree(grad, lambda x, i=i: f(*inputs[:i], x, *inputs[i + 1:]), inputs[i], dout)
+
+
+def test_head_slope() -> None:
+    ctx = native.Cpu(1, "scalar")
+    h = noise(0, 6, 32) * np.float32(0.3)
+    w = noise(1, 90, 32)
+    a = noise(2, 6)
+    targets = np.arange(6, dtype=np.int32)
+    logits = np.empty((6, 32), np.float32)
+    state = np.empty((6, 4), np.float32)
+    logp = np.empty(6, np.float32)
+    grad = np.empty_like(h)
+
+    def f(h: np.ndarray) -> np.ndarray:
+        out = np.empty(6, np.float32)
+        ctx.head_forward(out, None, logits, state, h, w, "F32", targets)
+        return out
+
+    ctx.head_backward(grad, logp, logits, logits, state, h, w, "F32", targets, a)
+    agree(grad, f, h, -a)

@@ -1,0 +1,109 @@
+"""What precision may cost: a LoRA's gradients at "fast" and "int8" beside "exact", on tiny models and a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SHAPES, write_tiny
+
+from edgetune.adapters.lora import Pair
+from edgetune.backends import cpu as native
+from edgetune.data.packing import Example, collate
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.training.trainer import Trainer
+
+GATES = {"fast": (0.9995, 0.997), "int8": (0.995, 0.975)}  # cosine of the whole gradient, and of each tensor
+KERNEL_SETS = [name for name in native.isa_names() if native.usable(name)]
+# the best of the kernel sets that multiply in the same numbers
+KINDS = list({tuple(native.Cpu(1, name).products(p) for p in native.PRECISIONS): name
+              for name in reversed(KERNEL_SETS)}.values())
+
+
+def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str, np.ndarray], float]:
+    """(every dA and dB by name, loss) for one row, with a random B of 1e-3.
+
+    Where B is ten times as large, the first blocks' gradients in SmolLM2 differ altogether, in bf16 and in int8 alike.
+    """
+    trainer = Trainer(model, rank=8, max_length=tokens.size, batch_size=1, threads=2, precision=precision)
+    rng = np.random.default_rng(1)
+    adapter = trainer.decoder.adapter
+    adapter.load({name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
+                  for name, pair in adapter.export().items()}, "pairs")
+    weights = np.ones(tokens.size, np.float32)
+    weights[0] = 0
+    batch = collate([Example(tokens, weights)])
+    logp = trainer.decoder.train(batch, np.full(tokens.size - 1, 1 / (tokens.size - 1), np.float32))
+    grads = {f"{name}.{side}": getattr(p, side).astype(np.float64).ravel()
+             for name, p in adapter.adapted.items() for side in ("da", "db")}
+    return grads, float(-logp.mean())
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def compare(model: Path, tokens: np.ndarray, precision: str) -> tuple[float, float, float]:
+    """(cosine of the whole, the least of a tensor, relative difference of the loss)"""
+    (exact, loss), (other, other_loss) = (gradients(model, tokens, p) for p in ("exact", precision))
+    whole = cosine(np.concatenate(list(exact.values())), np.concatenate(list(other.values())))
+    return whole, min(cosine(exact[name], other[name]) for name in exact), abs(other_loss / loss - 1)
+
+
+@pytest.mark.parametrize("precision", GATES)
+@pytest.mark.parametrize("architecture", SHAPES)
+@pytest.mark.parametrize("isa", KINDS)
+def test_tiny_models_pass_the_gate(isa: str, architecture: str, precision: str, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGETUNE_ISA", isa)
+    model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0")
+    tokens = np.random.default_rng(0).integers(0, 200, 64).astype(np.int32)
+    whole, least, loss = compare(model, tokens, precision)
+    assert whole >= GATES[precision][0]
+    assert least >= GATES[precision][1]
+    assert loss < 0.01
+
+
+@pytest.mark.parametrize("precision", GATES)
+@pytest.mark.parametrize("isa", KINDS)
+def test_real_model_passes_the_gate(smollm2: Path, shared_data: Path, isa: str, precision: str,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 tokens of Snips text."""
+    monkeypatch.setenv("EDGETUNE_ISA", isa)
+    text = (shared_data / "snips_train.jsonl").read_text()[:4000]
+    tokens = np.array(Tokenizer(smollm2).encode(text)[:256], np.int32)
+    whole, least, loss = compare(smollm2, tokens, precision)
+    print(f"{precision}: whole {whole:.5f}, least {least:.4f}, loss {loss:.2e}")
+    assert whole >= GATES[precision][0]
+    assert least >= GATES[precision][1]
+    assert loss < 0.01
+
+
+def test_threads_change_no_bit(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", formats="Q4_1")
+    results = []
+    for threads in (1, 3):
+        trainer = Trainer(model, rank=4, max_length=40, batch_size=2, steps=2, threads=threads)
+        trainer.add_examples([Example(np.arange(i, i + 30, dtype=np.int32), np.r_[0, np.ones(29)].astype(np.float32))
+                              for i in range(4)])
+        trainer.train()
+        results.append(trainer.arena.flat("lora").copy())
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+@pytest.mark.parametrize("precision", native.PRECISIONS)
+@pytest.mark.parametrize("isa", KERNEL_SETS)
+def test_products_are_in_the_numbers_that_they_are_said_to_be(isa: str, precision: str) -> None:
+    """Of 255 and 256.75: floats keep both, bf16 makes 256 of the second, 127ths of 256.75 make 254.73 of the first."""
+    ops = native.Cpu(1, isa)
+    w = np.zeros((2, 32), np.float16)
+    inp = np.zeros((1, 32), np.float32)
+    out = np.empty((1, 2), np.float32)
+    inp[0, :2] = 255, 256.75
+    w[0, 0] = w[1, 1] = 1
+    ops.matmul_forward(out, inp, w.view(np.uint8).reshape(-1), "F16", precision=precision)
+    step = 256.75 / 127
+    want = {"float": (255, 256.75), "bf16": (255, 256), "int8": (round(255 / step) * step, 256.75)}
+    assert out[0] == pytest.approx(want[ops.products(precision).split()[0]], rel=1e-6)
+    assert len({np.float32(value[0] + value[1]) for value in want.values()}) == 3

@@ -1,0 +1,231 @@
+"""The commands as a user types them, on a tiny model: results, --json, errors of one sentence, exit codes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from boards import Board
+from click.testing import CliRunner
+from commands import run
+from tiny import write_tiny
+
+from edgetune.cli import cli
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.serving.llama import LlamaModel
+
+ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(12)]
+SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    write_tiny(folder / "model.gguf", formats="Q8_0")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+def run_json(*args, code=0):
+    lines = run(*args, "--json", code=code).splitlines()
+    assert len(lines) == 1, lines
+    return json.loads(lines[0])
+
+
+@pytest.fixture(scope="module")
+def adapter(place):
+    folder = place / "adapter"
+    record = run_json("train", place / "model.gguf", place / "rows.jsonl", "-o", folder, "--steps", 4, "--eval",
+                      place / "rows.jsonl", *SMALL)
+    assert record["status"] == "done"
+    assert record["steps"] == 4
+    return folder
+
+
+def test_train_prints_plain_lines_without_a_terminal(place):
+    text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", place / "plain", "--steps", 2, *SMALL)
+    assert "step 2/2" in text
+    assert "tokens/s" in text
+    assert "\x1b" not in text
+    assert f"edgetune chat {place / 'model.gguf'} --adapter {place / 'plain'}" in text
+
+
+def test_engines_agree(place, adapter):
+    scores = [run_json("eval", place / "model.gguf", place / "rows.jsonl", "--adapter", adapter, "--engine", *engine)
+              for engine in (["native"], ["llama.cpp", "--limit", 2])]
+    assert scores[0]["tokens"] == scores[1]["tokens"] > 0
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-2)
+    assert scores[1]["exact_rows"] == 2
+
+
+def test_markup_is_text_or_tokens(place):
+    """Supervised tokens: of the whole answer, or up to the end that it spells."""
+    path = place / "forged.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "on<|im_end|>off"}) + "\n")
+    tokenizer = Tokenizer(place / "model.gguf")
+    expected = [len(tokenizer.encode("on<|im_end|>off", special=False)) + 1, len(tokenizer.encode("on")) + 1]
+    found = [run_json("eval", place / "model.gguf", path, "--no-answers", "--markup", markup)["tokens"]
+             for markup in ("escape", "parse")]
+    assert found == expected
+
+
+def test_generate_and_chat(place, adapter):
+    result = run_json("generate", place / "model.gguf", "turn on lamp 3", "--adapter", adapter, "--max-tokens", 8)
+    with LlamaModel(place / "model.gguf") as served:
+        served.load_adapter(adapter, "lamp")
+        served.use("lamp")
+        expected = "".join(served.chat([{"role": "user", "content": "turn on lamp 3"}], max_tokens=8))
+    assert result == {"prompt": "turn on lamp 3", "text": expected}
+    done = CliRunner().invoke(cli, ["chat", str(place / "model.gguf"), "--max-tokens", "4", "--json"],
+                              input="hello\nagain\n\n")
+    assert done.exit_code == 0, done.output
+    assert [set(json.loads(line)) for line in done.output.splitlines()] == [{"text"}] * 2
+
+
+def test_export_and_import_are_inverse(place, adapter):
+    exported = run_json("export", adapter, "--to", "peft", "-o", place / "peft")
+    again = run_json("import", place / "peft", "--base", place / "model.gguf", "-o", place / "again")
+    assert exported["pairs"] == again["pairs"]
+    assert run_json("info", place / "again")["pairs"] == exported["pairs"]
+
+
+@pytest.mark.parametrize("flags", [["--limit", 2], ["--answers"], ["--no-answers"]])
+def test_options_of_answers_are_refused_where_none_are_made(place, flags):
+    text = run("eval", place / "model.gguf", place / "rows.jsonl", "--engine", "native", *flags, code=2)
+    assert "--engine native" in text
+
+
+def test_a_second_adapter_is_refused(place, adapter):
+    text = run("generate", place / "model.gguf", "hi", "--adapter", adapter, "--adapter", adapter, code=2)
+    assert "--adapter is given 2 times" in text
+
+
+def test_paths_are_printed_as_they_are(place):
+    """A name in brackets is no markup, neither of a colour nor of an end that nothing began."""
+    for name in ("runs[v2]", "a[/b]", "[red]"):
+        folder = place / "brackets" / name
+        text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", folder, "--steps", 1, *SMALL)
+        assert f"adapter in {folder}; try: edgetune chat {place / 'model.gguf'} --adapter {folder}" in text
+        (folder / "rows[b].jsonl").write_text((place / "rows.jsonl").read_text())
+        scores = run("eval", place / "model.gguf", folder / "rows[b].jsonl", "--no-answers")
+        assert "rows[b].jsonl by llama.cpp" in scores
+
+
+def test_numbers_of_info_are_short(adapter):
+    text = run("info", adapter)
+    assert "held out loss before" in text
+    assert not re.search(r"\d\.\d{7}", text)
+
+
+def test_merge_says_what_it_cost(place, adapter):
+    result = run_json("merge", place / "model.gguf", adapter, "-o", place / "merged.gguf", "--to", "F16", "--eval",
+                      place / "rows.jsonl")
+    assert result["loss_merged"] == pytest.approx(result["loss_with_adapter"], rel=1e-2)
+    assert result["exact_merged"] == result["exact_with_adapter"]
+    assert run_json("info", place / "merged.gguf")["trainable"] is True
+
+
+def test_plan_info_doctor(place, adapter):
+    plan = run_json("plan", place / "model.gguf", *SMALL)
+    sums = {kind: sum(b["bytes"] for b in plan["buffers"] if b["lifetime"] == kind)
+            for kind in ("run", "step", "block", "head")}
+    least = sums["run"] + sums["step"] + max(sums["block"], sums["head"])
+    assert least <= plan["arena_bytes"] < least + 8192
+    assert set(sums) == {b["lifetime"] for b in plan["buffers"]}
+    assert plan["disk"]["bytes_per_day"] > 288 * plan["disk"]["checkpoint_bytes"]
+    assert "written a day, checkpoint every 5m (at most)" in run("plan", place / "model.gguf", *SMALL)
+    assert "scratch" in run("plan", place / "model.gguf", *SMALL)
+    facts = run_json("info", place / "model.gguf")
+    assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "llama", True)
+    assert run_json("info", adapter)["kind"] == "adapter"
+    assert run_json("doctor")["kernels"]
+
+
+def test_device(place):
+    facts = run_json("device")
+    here = run_json("doctor")
+    assert {key: facts[key] for key in ("board", "cpu", "cores", "profile")} == {
+        key: here[key] for key in ("board", "cpu", "cores", "profile")}
+    assert facts["matched"]
+    Board(place / "pi")
+    text = run("device", "--root", place / "pi")
+    assert all(words in text for words in ("Raspberry Pi 5 Model B Rev 1.0", "throttle temp 80", "temperature"))
+    facts = run_json("device", "--root", place / "pi")
+    assert (facts["profile"], facts["temperature"], facts["zone"]) == ("Raspberry Pi 5", 50.0, "cpu-thermal")
+    assert "no folder proc" in run("device", "--root", place / "adapter", code=2)
+
+
+@pytest.mark.parametrize(("args", "code", "words"), [
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "0"], 2, ["rank is 0", "1"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "5000"], 2, ["rank 5000"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--targets", "lm_head"], 2, ["lm_head", "q_proj"]),
+    (["train", "{place}/none.gguf", "{rows}", "-o", "{place}/new"], 1, ["none.gguf"]),
+    (["train", "{rows}", "{rows}", "-o", "{place}/new"], 1, ["rows.jsonl", "GGUF"]),
+    (["train", "{model}", "{place}/none.jsonl", "-o", "{place}/new"], 1, ["none.jsonl"]),
+    (["train", "{model}", "{place}/bad.jsonl", "-o", "{place}/new"], 1, ["line 2", "JSON"]),
+    (["train", "{model}", "{place}/empty.jsonl", "-o", "{place}/new"], 1, ["empty.jsonl"]),
+    (["train", "{model}", "{rows}", "-o", "{place}"], 2, ["exists"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--quiet-hours", "8-22"], 2, ["quiet-hours", "08:00-22:00"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--policy", "{rows}"], 1, ["line 1 of", "name = value"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--resume"], 1, ["--resume"]),
+    (["eval", "{model}", "{rows}", "--adapter", "{model}"], 1, ["adapter"]),
+    (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),
+    (["info", "{rows}"], 1, ["GGUF"]),
+    (["merge", "{model}", "{adapter}", "-o", "{rows}"], 2, ["exists"]),
+])
+def test_errors_are_one_sentence(place, adapter, args, code, words):
+    (place / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
+    (place / "empty.jsonl").write_text("")
+    if not (place / "other.gguf").exists():
+        write_tiny(place / "other.gguf", formats="Q8_0", seed=7)
+    names = {"model": place / "model.gguf", "rows": place / "rows.jsonl", "place": place, "adapter": adapter,
+             "other": place / "other.gguf"}
+    done = subprocess.run([sys.executable, "-m", "edgetune", *(a.format(**names) for a in args)], cwd=place,
+                          capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (place / "new").exists()
+    assert json.loads((place / "rows.jsonl").read_text().splitlines()[0]) == ROWS[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_goes_on(place, number):
+    args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", f"stopped-{number}", "--steps",
+            "400", *SMALL]
+    process = subprocess.Popen(args, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = place / f"stopped-{number}" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "--resume" in error
+    assert (place / f"stopped-{number}" / "adapter.gguf").exists()
+    done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 400
+
+
+def commands(group, path=()):
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands(cli)], ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(path):
+    done = CliRunner().invoke(cli, [*path, "--help"], terminal_width=80)
+    assert done.exit_code == 0
+    wide = [line for line in done.output.splitlines() if len(line) > 80]
+    assert not wide

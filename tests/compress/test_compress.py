@@ -1,0 +1,221 @@
+"""The whole way as a user types it: source, bundle, training, answers; the same bytes again; stopped, and gone on."""
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from commands import run
+from tiny import write_tiny
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("optimum.exporters.onnx")
+pytest.importorskip("matplotlib")
+
+from edgetune.cli import cli
+from edgetune.compress import memory as room
+from edgetune.compress import pipeline as compression
+from edgetune.compress.options import CompressConfig
+from edgetune.errors import Interrupted
+from edgetune.formats.bundle import open_bundle
+from edgetune.machine.device import read_device
+
+WORDS = ["", "the", "light", "off", "on", "set", "to", "turn", "user", "tool", "system", "10", '{"', '":', '"}']
+TRIM = ["--vocab", 340]
+FEWER = ["--drop-blocks", 1, "--width", 0.75]
+HEAL = ["--steps", 4, "--distill-length", 64, "--distill-batch", 2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compress")
+    write_tiny(folder / "model.gguf", formats="F16", n_blocks=4, d_model=256, d_ff=512)
+    rng = np.random.default_rng(0)
+    with (folder / "rows.jsonl").open("w") as file:
+        for _ in range(150):
+            row = {key: " ".join(rng.choice(WORDS, 12)) for key in ("prompt", "completion")}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def compress(place, name, *args, code=0, source="model.gguf", text="--calibrate"):
+    given = [text, place / "rows.jsonl"] if text else []
+    return run("compress", place / source, "-o", place / name, *given, "--measure-tokens", 512, "--calibrate-tokens",
+               1024, "--threads", 1, *args, code=code)
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """Every step at once."""
+    text = compress(place, "whole.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
+                    place / "rows.jsonl", *HEAL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
+    return place / "whole.edge", text
+
+
+def test_the_bundle_holds_what_was_asked_for(place, whole):
+    folder, text = whole
+    assert {path.name for path in folder.iterdir()} == {"model.gguf", "manifest.json", "report.html"}
+    assert not (place / "whole.edge.work").exists()
+    bundle = open_bundle(folder)
+    assert bundle.gguf.path.stat().st_size <= 1_200_000
+    shape = bundle.gguf.metadata
+    assert (shape["llama.block_count"], shape["llama.vocab_size"]) == (3, 340)
+    steps = bundle.manifest["steps"]
+    assert [step["name"] for step in steps] == ["trim", "drop_blocks", "narrow", "heal", "quantize"]
+    assert all(step["cost"]["kl"] > 0 for step in steps[1:])
+    assert len(bundle.manifest["healing"]) > 1
+    assert steps[-1]["cost"] == bundle.manifest["cost"]
+    assert bundle.manifest["source"]["name"] == "model.gguf"
+    assert bundle.manifest["device"]["predicted_peak_bytes"] <= bundle.manifest["device"]["budget_bytes"]
+    assert "perplexity" in text
+    assert str(place) not in json.dumps(bundle.manifest)
+
+
+def test_the_bundle_is_planned_for_trained_and_served(place, whole):
+    folder, _ = whole
+    assert json.loads(run("plan", folder, "--max-length", 64, "--json"))["peak_bytes"] > 0
+    record = json.loads(run("train", folder, place / "rows.jsonl", "-o", place / "adapter", "--steps", 20, "--rank", 4,
+                            "--max-length", 64, "--threads", 1, "--json"))
+    assert record["steps"] == 20
+    losses = [json.loads(line) for line in (place / "adapter/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in losses if line["event"] == "step"]
+    assert losses[-1] < losses[0]
+    answer = json.loads(run("generate", folder, "turn the light", "--adapter", place / "adapter", "--max-tokens", 8,
+                            "--json"))
+    assert answer["prompt"] == "turn the light"
+
+
+def test_the_same_again_gives_the_same_bytes(place, whole):
+    folder, _ = whole
+    compress(place, "again.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
+             place / "rows.jsonl", *HEAL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
+    assert hashes(place / "again.edge") == hashes(folder)
+
+
+def test_stopped_while_healing_it_goes_on_to_the_same_bytes(place, whole):
+    folder, _ = whole
+    rows = str(place / "rows.jsonl")
+    config = CompressConfig(calibrate=rows, measure_tokens=512, calibrate_tokens=1024, threads=1, vocab=340,
+                            vocab_from=rows, drop_blocks=1, width=0.75, distill=rows, steps=4, distill_length=64,
+                            distill_batch=2, target_size="1.2M", device="raspberry-pi-zero-2-w")
+    healed = []
+
+    def progress(what, done, _total):
+        if what == "healing" and done:
+            healed.append(done)
+
+    source = str(place / "model.gguf")
+    out = place / "stopped.edge"
+    with pytest.raises(Interrupted, match="--resume"):
+        compression.compress(source, out, config, on_progress=progress, should_stop=lambda: len(healed) > 1)
+    assert not out.exists()
+    assert not list(place.glob("stopped.edge.*.tmp"))
+    compress(place, "stopped.edge", code=2)  # the work is there, and is not thrown away unasked
+    compression.compress(source, out, config, resume=True)
+    assert hashes(out) == hashes(folder)
+    assert not (place / "stopped.edge.work").exists()
+
+
+def test_what_was_measured_is_kept_where_a_run_is_stopped(place):
+    """Stopped while it quantizes, it has measured; resumed, it measures nothing again and ends in the same bytes."""
+    rows = str(place / "rows.jsonl")
+    source = str(place / "model.gguf")
+    config = CompressConfig(calibrate=rows, measure_tokens=512, calibrate_tokens=1024, threads=1, target_size="1.2M")
+    compression.compress(source, place / "undisturbed.edge", config)
+    said = []
+    with pytest.raises(Interrupted, match="--resume"):
+        compression.compress(source, place / "kept.edge", config, should_stop=lambda: "quantizing" in said,
+                             on_progress=lambda what, _done, _total: said.append(what))
+    assert {"importance", "sensitivity", "trying formats"} <= set(said)
+    said.clear()
+    compression.compress(source, place / "kept.edge", config, resume=True,
+                         on_progress=lambda what, _done, _total: said.append(what))
+    assert not {"importance", "sensitivity", "trying formats"} & set(said)
+    assert hashes(place / "kept.edge") == hashes(place / "undisturbed.edge")
+    assert not (place / "kept.edge.work").exists()
+
+
+def test_the_report_shows_questions_and_no_markup_of_the_template(whole):
+    page = (whole[0] / "report.html").read_text()
+    assert "&lt;|im_start|&gt;" not in page
+    assert "{&#39;" not in page
+
+
+def test_stopped_before_anything_is_measured_nothing_is_left(place):
+    config = CompressConfig(calibrate=str(place / "rows.jsonl"), drop_blocks=1)
+    with pytest.raises(Interrupted):
+        compression.compress(str(place / "model.gguf"), place / "nothing.edge", config, should_stop=lambda: True)
+    assert not list(place.glob("nothing*"))
+
+
+def test_a_stock_type_without_text_is_not_measured_and_says_so(place):
+    text = compress(place, "stock.edge", "--type", "Q8_0", text=None)
+    assert "not measured" in text
+    assert open_bundle(place / "stock.edge").manifest["cost"] is None
+
+
+def test_onnx_answers_on_the_device(place):
+    pytest.importorskip("onnxruntime")
+    compress(place, "onnx.edge", "--format", "onnx")
+    assert {path.name for path in (place / "onnx.edge").iterdir()} == {"model.onnx", "tokenizer.gguf",
+                                                                       "manifest.json", "report.html"}
+    answer = json.loads(run("generate", place / "onnx.edge", "turn", "--max-tokens", 4, "--json"))
+    assert answer["prompt"] == "turn"
+    assert "edgetune generate" in run("train", place / "onnx.edge", place / "rows.jsonl", "-o", place / "no", code=1)
+
+
+def test_a_signed_bundle_is_opened_and_a_changed_one_is_not(place):
+    keys = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization
+    secret = keys.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (place / "key.pem").write_bytes(secret)
+    compress(place, "signed.edge", "--type", "Q8_0", "--sign", place / "key.pem", text=None)
+    folder = place / "signed.edge"
+    assert {path.name for path in folder.iterdir()} == {"model.gguf", "manifest.json", "manifest.sig", "report.html"}
+    assert "signed" in run("info", folder)
+    manifest = folder / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"model.gguf", b"model.gguv", 1))
+    assert "signature" in run("plan", folder, code=1)
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(place, monkeypatch):
+    monkeypatch.setattr(room, "read_device", lambda: replace(read_device(), memory_available=1 << 20))
+    assert "1 are available" in compress(place, "large.edge", code=1)
+    assert not list(place.glob("large*"))
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--target-size", "10K"], "at least 5"),
+    (["--target-size", "8x"], "80M"),
+    (["--type", "Q9_Z"], "Q9_Z"),
+    (["--vocab", 300], "--vocab-from"),
+    (["--type", "Q8_0", "--target-size", "1M"], "--target-size"),
+    (["--drop-blocks", 4], "drop"),
+    (["--steps", 4], "--distill"),
+    (["--distill-lr", 0.1], "--distill"),
+    (["--distill-rank", 4], "--distill"),
+    (["--distill-length", 64], "--distill"),
+    (["--distill-batch", 2], "--distill"),
+    (["--device", "toaster"], "toaster"),
+])
+def test_what_cannot_be_is_one_sentence_and_leaves_nothing(place, args, said):
+    result = CliRunner().invoke(cli, ["compress", str(place / "model.gguf"), "-o", str(place / "bad.edge"),
+                                      "--calibrate", str(place / "rows.jsonl"), *map(str, args)])
+    assert result.exit_code in (1, 2)
+    assert said in result.output
+    assert result.output.count("\n") == 1 or "Usage" not in result.output
+    assert not list(place.glob("bad*"))
+
+
+def test_without_the_extra_it_says_what_to_install(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "edgetune.compress.pipeline", None)
+    assert "edgetune[host]" in compress(place, "x.edge", code=2)

@@ -1,0 +1,89 @@
+"""What is predicted for a board: as `edgetune plan --device` plans it; and a file of the largest size trains there."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny
+
+from edgetune.backends.cpu import Cpu
+from edgetune.compress import fits
+from edgetune.compress.source.floats import read
+from edgetune.errors import UsageError
+from edgetune.formats.gguf import open_gguf
+from edgetune.machine.device import profile_named
+from edgetune.models.stream import Sizes
+from edgetune.models.structure import DecoderStructure
+from edgetune.training import plan
+from edgetune.training.config import TrainConfig
+
+ZERO = "raspberry-pi-zero-2w"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("fits") / "tiny.gguf", formats="Q8_0")
+
+
+def planned(model: Path, *options: str) -> dict:
+    """What a person sees: by a process of its own, as large as it is, not as these tests are."""
+    done = subprocess.run([sys.executable, "-m", "edgetune", "plan", model, *options, "--json"], check=True, cwd="/",
+                          capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny: Path) -> None:
+    said = fits.on_device(open_gguf(tiny), "pi 5")
+    there = planned(tiny, "--device", "pi 5")
+    assert said["traded"] == there["traded"] == []
+    assert said["budget_bytes"] == there["budget_bytes"]
+    assert said["file_bytes"] == tiny.stat().st_size
+    assert said["predicted_peak_bytes"] == there["peak_bytes"]
+    assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
+    here = planned(tiny)["process_bytes"]
+    assert 0 <= there["process_bytes"] - here < 8 << 20  # a little over what Python takes
+
+
+def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2: Path) -> None:
+    said = fits.on_device(open_gguf(smollm2), ZERO)
+    there = planned(smollm2, "--device", ZERO)
+    assert (said["name"], said["memory_bytes"]) == ("Raspberry Pi Zero 2 W", 512 << 20)
+    assert said["predicted_peak_bytes"] <= said["budget_bytes"] == there["budget_bytes"]
+    assert len(said["traded"]) == len(there["traded"]) == 3
+    assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
+    assert said == fits.on_device(open_gguf(smollm2), ZERO)
+
+
+def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> None:
+    model = read(open_gguf(tiny))
+    most = fits.largest_file(model, ZERO)
+    board = profile_named(ZERO)
+    budget = TrainConfig().memory_bytes(board.available)
+
+    def trained_with(nbytes: float) -> plan.Plan:
+        """All of them in memory."""
+        weights = Sizes((0, 0), int(nbytes), 0, 0)
+        return plan.make(DecoderStructure(model.shape), TrainConfig(weights="resident"), ops=Cpu(4), sizes=weights,
+                         room=plan.MemoryLimits(plan.PROCESS, budget=budget))
+
+    assert trained_with(most).peak_bytes <= budget
+    trained_with(most + fits.RESERVE * budget)
+    with pytest.raises(UsageError):
+        trained_with(most + fits.RESERVE * budget + 2 * fits.STEP)
+    assert fits.largest_file(model, "pi 4 2gb") > fits.largest_file(model, "pi 4") > most
+
+
+def test_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = open_gguf(tiny)
+    for call, model in ((fits.on_device, gguf), (fits.largest_file, read(gguf))):
+        with pytest.raises(UsageError, match=r"'abacus' is not known; choose from .*Raspberry Pi Zero 2 W"):
+            call(model, "abacus")  # type: ignore[operator]
+        with pytest.raises(UsageError, match="memory of the device 'generic arm64' is not known"):
+            call(model, "generic arm64")  # type: ignore[operator]
+    small = replace(profile_named(ZERO), memory_mib=(150,))
+    monkeypatch.setattr(fits, "board_named", lambda _: small)
+    with pytest.raises(UsageError, match=r"has 48 MiB for training, which .* drop blocks, make it narrower"):
+        fits.largest_file(read(gguf), ZERO)

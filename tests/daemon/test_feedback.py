@@ -1,0 +1,386 @@
+"""edgetune.daemon.learning.feedback: what is learned of what people say, and which rows a job gets."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tarfile
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune.daemon.learning.feedback import Feedback, question
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.state.database import NAME, Store
+from edgetune.daemon.state.holdout import MOST, open_holdout
+from edgetune.data.rows import check_row
+from edgetune.errors import DataError, NotFoundError, TooMuchError, UsageError
+
+ASKED = [{"role": "user", "content": "lamp on"}]
+
+
+def opened(folder: Path, **options: Any) -> Feedback:
+    store = Store(folder)
+    store.read("PRAGMA synchronous = OFF")  # no power cut is simulated here
+    return Feedback(store, open_holdout(folder), DaemonConfig(**options))
+
+
+@pytest.fixture
+def feedback(tmp_path: Path) -> Feedback:
+    return opened(tmp_path)
+
+
+def answered(text: str) -> dict[str, Any]:
+    return {"messages": [*ASKED, {"role": "assistant", "content": text}]}
+
+
+def give(feedback: Feedback, numbers: range, answer: str = "yes") -> None:
+    for i in numbers:
+        feedback.add(messages=[{"role": "user", "content": f"question {i}"}], answer="no", correction=f"{answer} {i}")
+
+
+def learn(feedback: Feedback, job: str) -> None:
+    """What waits is learned by a job that passes."""
+    feedback.assign(feedback.lesson().ids, job)
+    feedback.settle(job, "used")
+
+
+def questions(rows: Sequence[dict[str, Any]]) -> set[int]:
+    return {int(row["messages"][0]["content"].split()[1]) for row in rows}
+
+
+def test_what_is_learned(feedback: Feedback) -> None:
+    add = feedback.add
+    assert add(messages=ASKED, answer="off", correction="on", rating="down").row == answered("on")
+    assert add(messages=ASKED, answer="on", rating="up").row == answered("on")
+    assert add(prompt="2+2=", answer="5", correction="4").row == {"prompt": "2+2=", "completion": "4"}
+    down = add(messages=ASKED, answer="off", rating="down", model="m")
+    assert down.row is None
+    assert "a correction would say" in down.reason
+    assert down.model == "m"
+    assert feedback.list()[0] == down
+    assert sum(feedback.counts().values()) == 3
+
+
+def test_only_the_last_answer_of_a_conversation_is_learned(feedback: Feedback) -> None:
+    history = [*ASKED, {"role": "assistant", "content": "done"}, {"role": "user", "content": "and off"}]
+    tools = [{"type": "function", "function": {"name": "lamp"}}]
+    row = feedback.add(messages=history, tools=tools, answer="no", correction="off").row
+    assert row is not None
+    assert check_row(row) == "messages"
+    assert [message.get("weight", 1) for message in row["messages"] if message["role"] == "assistant"] == [0, 1]
+    assert row["tools"] == tools
+
+
+@pytest.mark.parametrize(("given", "kind", "says"), [
+    ({"messages": ASKED, "answer": "on"}, UsageError, "neither rating nor correction"),
+    ({"messages": ASKED, "answer": "on", "rating": "great"}, UsageError, "rating is 'great'"),
+    ({"messages": ASKED, "answer": "on", "rating": "up", "correction": "off"}, UsageError, "another answer"),
+    ({"messages": ASKED, "answer": "on", "rating": "down", "correction": "on "}, UsageError, "the same answer"),
+    ({"messages": ASKED, "answer": "on", "correction": " "}, UsageError, "is empty"),
+    ({"messages": ASKED, "answer": "", "rating": "up"}, UsageError, "is empty"),
+    ({"messages": ASKED, "prompt": "x", "correction": "y"}, UsageError, "or both"),
+    ({"correction": "y"}, UsageError, "neither messages nor a prompt"),
+    ({"messages": [], "correction": "y"}, DataError, "begins with an assistant message"),
+    ({"messages": ["x"], "correction": "y"}, DataError, "messages\\[0\\] is a JSON string"),
+    ({"messages": ASKED, "correction": "\ud800"}, DataError, "surrogate"),
+    ({"messages": ASKED, "rating": "down", "model": "\ud800"}, DataError, "surrogate"),
+])
+def test_what_is_refused(feedback: Feedback, given: dict[str, Any], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        feedback.add(**given)
+    assert feedback.list() == []
+
+
+# ---- who judges ------------------------------------------------------------------------------------------------------
+
+
+def sides(feedback: Feedback) -> dict[str, set[bool]]:
+    found: dict[str, set[bool]] = {}
+    for note in feedback.list(limit=10_000):
+        assert note.row is not None
+        found.setdefault(question(note.row), set()).add(note.held)
+    return found
+
+
+def test_a_question_stays_on_its_side(tmp_path: Path) -> None:
+    give(opened(tmp_path), range(200))
+    feedback = opened(tmp_path)  # after a restart
+    give(feedback, range(200), "no,")
+    found = sides(feedback)
+    assert len(found) == 200
+    assert all(len(side) == 1 for side in found.values())
+    assert 20 <= sum(side == {True} for side in found.values()) <= 60  # one in five, give or take three deviations
+
+
+def test_nobody_outside_knows_who_judges(tmp_path: Path) -> None:
+    """Two daemons that were told the same hold out other questions: the key decides, which only the owner can read."""
+    both = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        give(opened(tmp_path / name), range(100))
+        both.append(sides(opened(tmp_path / name)))
+    assert both[0].keys() == both[1].keys()
+    assert sum(both[0][name] != both[1][name] for name in both[0]) > 10  # of 100, 32 on average
+    assert (tmp_path / "a" / "holdout.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lost_key_moves_no_question(tmp_path: Path) -> None:
+    give(opened(tmp_path), range(100))
+    (tmp_path / "holdout.key").write_bytes(b"cut off")
+    feedback = opened(tmp_path)
+    give(feedback, range(100), "no,")
+    assert all(len(side) == 1 for side in sides(feedback).values())
+
+
+def test_rows_of_the_old_version_stay_on_their_side(tmp_path: Path) -> None:
+    """And what was said then can be taken back now. Its sides were computable; they hold for its questions."""
+    with tarfile.open(Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "daemon" / "state"
+    with sqlite3.connect(folder / NAME) as db:
+        before = db.execute("SELECT id, row, held, state FROM feedback ORDER BY rowid").fetchall()
+    assert len(before) == 6
+    feedback = opened(folder)
+    notes = feedback.list()[::-1]
+    assert [(note.id, note.row, note.held, note.state) for note in notes] == [
+        (id, json.loads(row), bool(held), state) for id, row, held, state in before]
+    rows = [note.row for note in notes if note.row]
+    for note, row in zip(notes, rows, strict=True):
+        assert feedback.add(prompt=row["prompt"], correction="another").held == note.held
+    feedback.add(prompt=rows[0]["prompt"], answer=rows[0]["completion"], rating="down")
+    assert {note.id: note.state for note in feedback.list()}[notes[0].id] == "withdrawn"
+
+
+def test_a_flood_does_not_displace_the_judges_of_earlier_rounds(feedback: Feedback) -> None:
+    give(feedback, range(60))
+    learn(feedback, "job1")
+    give(feedback, range(100, 160))
+    learn(feedback, "job2")
+    established = questions(feedback.lesson().established)
+    assert 0 < len(established) < MOST // 2
+    give(feedback, range(1000, 2600))  # some 320 of these are held out
+    flooded = feedback.lesson()
+    assert questions(flooded.established) == established
+    assert len(flooded.held) == MOST
+    learn(feedback, "flood")  # had it passed, it could not displace them in the next round either
+    give(feedback, range(3000, 3100))
+    after = feedback.lesson()
+    assert established < questions(after.established)
+    assert after.fresh
+    assert len(after.held) == MOST
+
+
+def test_rounds_share_the_places_of_judges(feedback: Feedback) -> None:
+    """Against a count by hand: 3 small rounds whole, the two large ones half of what is left each."""
+    names = {"a": 10, "b": 500, "c": 20, "d": 30, "e": 400}
+    groups = {group: [f"{group}{i}" for i in range(size)] for group, size in names.items()}
+    chosen = feedback.holdout.spread(groups, 256)
+    counts = {group: sum(name.startswith(group) for name in chosen) for group in names}
+    assert counts == {"a": 10, "b": 98, "c": 20, "d": 30, "e": 98}
+    assert feedback.holdout.spread(groups, 10_000) == {name for group in groups.values() for name in group}
+
+
+# ---- a later word takes back an earlier one --------------------------------------------------------------------------
+
+WORDS: dict[str, dict[str, Any]] = {
+    "A is right": {"answer": "A", "rating": "up"},
+    "A is wrong": {"answer": "A", "rating": "down"},
+    "B, not A": {"answer": "A", "correction": "B"},
+    "B, A is wrong": {"answer": "A", "rating": "down", "correction": "B"},
+    "B is right": {"answer": "B ", "rating": "up"},
+    "A, not B": {"answer": "B", "correction": "A"},
+    "B is wrong": {"answer": "B", "rating": "down"},
+}
+
+
+def believed(words: Sequence[str]) -> str | None:
+    """What these words leave as right, said once more: the last answer that nobody called wrong later."""
+    right: list[str] = []
+    for word in words:
+        wrong = {"A is wrong": "A", "B, not A": "A", "B, A is wrong": "A", "A, not B": "B", "B is wrong": "B"}.get(word)
+        right = [answer for answer in right if answer != wrong]
+        said = {"A is right": "A", "B, not A": "B", "B, A is wrong": "B", "B is right": "B", "A, not B": "A"}.get(word)
+        right += [said] if said else []
+    return right[-1] if right else None
+
+
+@pytest.mark.parametrize("learned_after", [0, 1, 2, None])
+def test_all_orders_of_words_on_an_answer(feedback: Feedback, learned_after: int | None) -> None:
+    """Each order of three words, on a question of its own; learned after the first, or second, or never."""
+    orders = list(product(WORDS, repeat=3))
+    for turn in range(3):
+        if turn == learned_after:
+            learn(feedback, f"job{turn}")
+        for number, words in enumerate(orders):
+            feedback.add(messages=[{"role": "user", "content": f"question {number}"}], **WORDS[words[turn]])
+    lesson = feedback.lesson()
+    found: dict[int, str] = {}
+    for rows in (lesson.earlier, lesson.new, lesson.established, lesson.fresh):
+        found |= {int(row["messages"][0]["content"].split()[1]): row["messages"][-1]["content"].strip() for row in rows}
+    assert found == {number: right for number, words in enumerate(orders) if (right := believed(words))}
+    assert len(lesson.held) < MOST
+
+
+def test_words_on_prompts_and_conversations_do_not_meet(feedback: Feedback) -> None:
+    """A word speaks of the very question: another history is another question."""
+    history = [*ASKED, {"role": "assistant", "content": "done"}, {"role": "user", "content": "lamp on"}]
+    feedback.add(messages=ASKED, answer="on", rating="up")
+    feedback.add(messages=history, answer="on", rating="down")
+    feedback.add(prompt="lamp on", answer="on", rating="down")
+    assert [note.state for note in feedback.list()] == ["counted", "counted", "new"]
+    feedback.add(messages=ASKED, answer="on", rating="down")
+    assert feedback.list()[-1].reason == "taken back by a later word on the same answer"
+    assert feedback.counts() == {"new": 0, "used": 0, "held": 0, "aside": 0, "withdrawn": 1}
+
+
+# ---- rounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_rounds(feedback: Feedback) -> None:
+    """Three rounds: used, set aside, and one that is asked for before it is settled."""
+    give(feedback, range(50))
+    first = feedback.lesson()
+    assert not first.earlier
+    assert questions(first.new) | questions(first.held) == set(range(50))
+    assert not first.established
+    assert first.held == first.fresh
+    feedback.assign(first.ids, "job1")
+    give(feedback, range(50, 60))  # while it learns
+    feedback.settle("job1", "used")
+
+    second = feedback.lesson()
+    assert questions(second.new) | {i for i in questions(second.held) if i >= 50} == set(range(50, 60))
+    assert questions(second.earlier) == questions(first.new)
+    assert second.held == second.established + second.fresh
+    assert questions(second.established) == questions(first.held)
+    assert not questions(second.fresh) & questions(first.held)
+    feedback.assign(second.ids, "job2")
+    assert feedback.unsettled() == ["job2"]
+    feedback.settle("job2", "aside")
+    assert feedback.counts()["aside"] == 10
+
+    third = feedback.lesson()
+    assert not third.new
+    assert not third.ids
+    assert questions(third.held) == questions(first.held)
+    assert feedback.unsettled() == []
+    assert {note.reason for note in feedback.list(limit=10)} == {"set aside: what job2 learned was found worse"}
+
+
+def test_a_job_that_came_to_nothing_leaves_its_rows_new(feedback: Feedback) -> None:
+    give(feedback, range(10))
+    feedback.assign(feedback.lesson().ids, "job1")
+    feedback.settle("job1", "new")
+    assert len(feedback.lesson().ids) == 10
+    assert feedback.unsettled() == []
+
+
+def test_the_last_answer_to_a_question_counts(feedback: Feedback) -> None:
+    give(feedback, range(20), "old")
+    feedback.assign(feedback.lesson().ids, "job1")
+    feedback.settle("job1", "used")
+    give(feedback, range(20), "newer")
+    give(feedback, range(20), "newest")
+    lesson = feedback.lesson()
+    assert not lesson.earlier  # all of them are answered again
+    assert len(lesson.ids) == 40
+    said = [row["messages"][-1]["content"].split()[0] for row in lesson.new]
+    assert set(said) == {"newest"}
+    judges = [row["messages"][-1]["content"].split()[0] for row in lesson.held]
+    assert sorted(set(judges)) == ["newest", "old"]  # what was established judges too, until the round has passed
+    feedback.assign(lesson.ids, "job2")
+    feedback.settle("job2", "used")
+    assert {row["messages"][-1]["content"].split()[0] for row in feedback.lesson().held} == {"newest"}
+
+
+def test_pages(feedback: Feedback) -> None:
+    give(feedback, range(5))
+    newest = feedback.list(limit=2)
+    assert [note.id for note in feedback.list(after=newest[-1].id, limit=2)] == [n.id for n in feedback.list()[2:4]]
+    with pytest.raises(NotFoundError):
+        feedback.list(after="fb-none")
+
+
+# ---- room ------------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_feedback_has_a_limit(tmp_path: Path) -> None:
+    feedback = opened(tmp_path, feedback_rows=40)
+    give(feedback, range(20))
+    with pytest.raises(TooMuchError, match=r"20 rows of feedback .* wait to be learned, at most 20 .*learn them first"):
+        give(feedback, range(20, 21))
+    feedback.add(messages=ASKED, answer="on", rating="down")  # nothing of it waits
+    learn(feedback, "job1")
+    give(feedback, range(20, 40))
+    with pytest.raises(TooMuchError):
+        give(feedback, range(40, 41))
+
+
+def test_what_was_learned_longest_ago_leaves_first(tmp_path: Path) -> None:
+    feedback = opened(tmp_path, feedback_rows=100)
+    give(feedback, range(40))
+    feedback.add(messages=ASKED, answer="on", rating="down")
+    learn(feedback, "job1")
+    first = feedback.lesson()
+    give(feedback, range(40, 80))
+    learn(feedback, "job2")
+    give(feedback, range(80, 110))
+    kept = feedback.list(limit=1000)
+    assert 98 <= len(kept) <= 100
+    assert all(note.row for note in kept)  # the thumb down went before any row
+    lesson = feedback.lesson()
+    assert questions(first.established) <= questions(lesson.established)  # judges stay
+    assert questions(lesson.new) | questions(lesson.fresh) == set(range(80, 110))
+    gone = questions(first.earlier) - questions(lesson.earlier)
+    assert gone == set(sorted(questions(first.earlier))[: len(gone)]) != set()
+
+
+def test_bytes_have_a_limit_too(tmp_path: Path) -> None:
+    feedback = opened(tmp_path, feedback_size=1)
+    large = "x" * 100_000
+    for number in range(5):
+        feedback.add(prompt=f"{number}", correction=large)
+    with pytest.raises(TooMuchError, match=r"5 rows of feedback \(0.5 MiB\) wait"):
+        feedback.add(prompt="5", correction=large)
+    with pytest.raises(TooMuchError):
+        opened(tmp_path, feedback_size=1).add(prompt="5", correction=large)
+    for turn in range(10):
+        learn(feedback, f"job{turn}")
+        feedback.add(prompt=f"more {turn}", correction=large)
+    assert 5 <= len(feedback.list()) <= 10
+
+
+def test_many_judges_leave_room_but_none_of_the_next_job(tmp_path: Path) -> None:
+    """Where nothing else is left to remove, judges leave, yet of each round those that would be asked stay."""
+    feedback = opened(tmp_path, feedback_rows=1000)
+    for turn in range(3):
+        with feedback.store.write() as db:  # as if all were held out
+            db.executemany("INSERT INTO feedback (id, created_at, model, row, held, state, job, question, size) "
+                           "VALUES (?, 0, '', ?, 1, 'used', ?, ?, 35)",
+                           [(f"fb-{turn}-{i}", '{"prompt": "a", "completion": "b"}', f"job{turn}", f"{turn}-{i}")
+                            for i in range((50, 600, 349)[turn])])
+    give(feedback, range(2))
+    found = feedback.store.read("SELECT job, count(*) AS n FROM feedback WHERE job IS NOT NULL GROUP BY job")
+    left = {row["job"]: row["n"] for row in found}
+    assert left["job0"] == 50
+    assert left["job1"] >= 100
+    assert left["job2"] >= 100
+    assert MOST <= sum(left.values()) < 999
+
+
+def test_a_damaged_row_is_left_out_and_told(tmp_path: Path) -> None:
+    feedback = opened(tmp_path)
+    give(feedback, range(30))
+    with feedback.store.write() as db:
+        db.execute("UPDATE feedback SET row = '{', question = NULL WHERE rowid IN (3, 4)")
+        db.execute("UPDATE feedback SET row = '[]' WHERE rowid = 5")
+    feedback = opened(tmp_path)
+    lesson = feedback.lesson()
+    assert questions(lesson.new) | questions(lesson.held) == set(range(30)) - {2, 3, 4}
+    assert len(feedback.list(limit=100)) == 27
+    assert len(feedback.store.reasons()) == 3
+    feedback.add(messages=[{"role": "user", "content": "question 2"}], answer="yes 2", rating="down")

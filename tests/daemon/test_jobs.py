@@ -1,0 +1,300 @@
+"""Jobs on a tiny model, in real processes: steered, stopped, killed, and the same adapter in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from services import LONG, ROWS, SMALL, answers, open_service, until, upload
+
+from edgetune.daemon.jobs import jobs as jobs_module
+from edgetune.daemon.jobs import queue as work
+from edgetune.daemon.jobs.jobs import Job
+from edgetune.daemon.service import Service
+from edgetune.daemon.state.files import digest
+from edgetune.data.dataset import load_rows
+from edgetune.errors import DataError, NotFoundError, TooMuchError, UnsupportedError, UsageError
+from edgetune.llamacpp.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with open_service(tmp_path) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The SHA-256 of the adapter of a job that nothing disturbed, and its folder, to copy."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with open_service(folder) as service:
+        job = service.jobs.wait(begin(service, steps=200).id, 60)
+        assert job.status == "succeeded", job.error
+        return service.adapters.get(str(job.result)).sha256, folder
+
+
+def begin(service: Service, **changed: object) -> Job:
+    return service.jobs.create(service.name, upload(service), hyperparameters={**SMALL, **changed})
+
+
+def step_of(service: Service, id: str) -> int:
+    return (service.jobs.get(id).progress or {}).get("step", 0)
+
+
+def messages(service: Service, id: str) -> list[str]:
+    return [event["message"] for event in reversed(service.jobs.events(id, limit=1000)) if event["type"] == "message"]
+
+
+def test_a_job_from_file_to_service(service: Service) -> None:
+    done: list[Job] = []
+    service.jobs.on_done.append(done.append)
+    job = service.jobs.create(service.name, upload(service), suffix="home", seed=7, metadata={"why": "\ud800"},
+                              hyperparameters=SMALL)
+    assert (job.status, job.origin, job.seed, job.metadata) == ("queued", "api", 7, {"why": "\ud800"})
+    service.files.delete(str(job.training_file))  # it has rows of its own
+    job = service.jobs.wait(job.id, 60)
+    assert job.status == "succeeded", job.error
+    assert job.started_at
+    assert job.finished_at
+    found = service.adapters.get(str(job.result))
+    assert found.id.startswith("ft:tiny:home:")
+    assert (found.job, found.state) == (job.id, "serving" if found.verdict["passed"] else "candidate")
+    assert service.adapters.serving == (found.id if found.verdict["passed"] else None)
+    until(lambda: done)
+    assert [ended.id for ended in done] == [job.id]
+    assert not (service.jobs.folder / job.id).exists()
+    events = list(reversed(service.jobs.events(job.id, limit=100)))
+    lines = [event["data"] for event in events if event["type"] == "metrics"]
+    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, 21))
+    assert [line["event"] for line in lines][:2] == ["start", "eval"]
+    checkpoints = service.jobs.checkpoints(job.id)
+    measured = [line["step"] for line in lines if line["event"] == "eval"]
+    assert [checkpoint["step_number"] for checkpoint in reversed(checkpoints)] == measured
+    assert checkpoints[0]["fine_tuned_model_checkpoint"] == found.id
+    assert checkpoints[0]["metrics"]["valid_loss"] < checkpoints[-1]["metrics"]["valid_loss"]
+    assert job.trained_tokens == tokens_of(service, events[0]["data"])
+    pages = []
+    last = None
+    while page := service.jobs.events(job.id, last, 7):
+        pages += page
+        last = page[-1]["id"]
+    assert pages == list(reversed(events))
+
+
+def tokens_of(service: Service, created: dict[str, object]) -> int:
+    """Of 20 batches of 4 rows, by llama.cpp's tokenizer: 4 passes over 20 rows."""
+    assert created["rows"]["train"]["rows"] == 20
+    apart = service.holdout.divide([digest(row) for row in ROWS])
+    data = load_rows([row for row in ROWS if digest(row) not in apart], Tokenizer(service.path), max_length=64)
+    return 4 * data.tokens
+
+
+def test_it_takes_an_adapters_options(service: Service) -> None:
+    first = service.jobs.wait(begin(service, rank=2, steps=3).id, 60)
+    job = service.jobs.create(str(first.result), upload(service), hyperparameters={"steps": 2})
+    assert (job.config["rank"], job.config["steps"], job.config["memory"]) == (2, 2, "")
+    assert f"takes the options of {first.result}" in " ".join(messages(service, job.id))
+    assert service.jobs.wait(job.id, 60).status == "succeeded"
+
+
+def test_what_is_refused_leaves_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = upload(service)
+    two = upload(service, ROWS[:1] * 3)
+    for kind, match, options in (
+            (NotFoundError, "no model 'gpt-4o'", {"model": "gpt-4o"}),
+            (NotFoundError, "no file 'file-0'", {"training_file": "file-0"}),
+            (NotFoundError, "no file 'file-1'", {"validation_file": "file-1"}),
+            (UsageError, "suffix is '../x'", {"suffix": "../x"}), (UsageError, "suffix has 41", {"suffix": "a" * 41}),
+            (UsageError, "seed is -1", {"seed": -1}), (UnsupportedError, "'dpo'", {"method": {"type": "dpo"}}),
+            (UsageError, "no hyperparameter 'x'", {"hyperparameters": {"x": 1}}),
+            (DataError, "fewer than 2 different rows", {"training_file": two}),
+            (DataError, "no rows are left to learn", {"validation_file": file})):
+        with pytest.raises(kind, match=match):
+            service.jobs.create(**{"model": "tiny", "training_file": file, **options})
+    monkeypatch.setattr(jobs_module, "UNFINISHED", 0)
+    with pytest.raises(TooMuchError, match="0 jobs are not finished"):
+        service.jobs.create("tiny", file)
+    assert service.jobs.list() == []
+    assert list(service.jobs.folder.iterdir()) == []
+    for ask in (service.jobs.get, service.jobs.events, service.jobs.checkpoints, service.jobs.cancel,
+                service.jobs.wait):
+        with pytest.raises(NotFoundError, match="there is no job 'ftjob-0'"):
+            ask("ftjob-0")
+
+
+def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) -> None:
+    first = begin(service, steps=200, checkpoint_every="0.05s")
+    second = begin(service)
+    third = begin(service)
+    until(lambda: step_of(service, first.id) > 10)
+    assert service.jobs.running.id == first.id
+    assert service.jobs.pause(first.id).status == "paused"
+    assert service.jobs.cancel(third.id).status == "cancelled"
+    assert service.jobs.wait(second.id, 60).status == "succeeded"  # its turn came
+    with pytest.raises(UsageError, match=f"the job {first.id} is paused"):
+        service.jobs.pause(first.id)
+    with pytest.raises(UsageError, match="is succeeded"):
+        service.jobs.cancel(second.id)
+    with pytest.raises(UsageError, match="is cancelled; resume one that is paused"):
+        service.jobs.resume(third.id)
+    assert service.jobs.resume(first.id).status == "queued"
+    job = service.jobs.wait(first.id, 60)
+    assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
+    assert [found.id for found in service.jobs.list()] == [third.id, second.id, first.id]
+    assert [found.id for found in service.jobs.list(third.id, 1)] == [second.id]
+    long = service.jobs.create("tiny", upload(service), hyperparameters=LONG)
+    until(lambda: step_of(service, long.id) > 3)
+    pid = service.jobs.pid
+    assert service.jobs.cancel(long.id).status == "cancelled"
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: not (service.jobs.folder / long.id).exists())
+    until(lambda: service.jobs.running is None)
+    assert len(service.adapters.list()) == 2
+
+
+def test_it_goes_on_after_stop_and_start(tmp_path: Path, undisturbed: tuple[str, Path]) -> None:
+    with open_service(tmp_path) as service:
+        job = begin(service, steps=200)
+        until(lambda: step_of(service, job.id) > 10)
+    with open_service(tmp_path) as service:
+        assert service.jobs.get(job.id).status == "running"
+        job = service.jobs.wait(job.id, 60)
+        assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
+        assert "resumed" in messages(service, job.id)
+        assert any(event["data"].get("event") == "resume" and event["data"]["step"] > 0
+                   for event in service.jobs.events(job.id, limit=1000) if event["type"] == "metrics")
+
+
+def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, Path]) -> None:
+    job = begin(service, steps=200, checkpoint_every="0.02s")
+    until(lambda: step_of(service, job.id) > 10)
+    os.kill(service.jobs.pid, signal.SIGKILL)
+    job = service.jobs.wait(job.id, 60)
+    assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
+    assert "the training process ended with signal 9; it resumes from what was saved" in messages(service, job.id)
+
+
+def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = begin(service, steps=200)
+    until(lambda: step_of(service, job.id) > 10)
+    service.jobs.pause(job.id)
+    until(lambda: service.jobs.running is None)
+    monkeypatch.setenv("EDGETUNE_ISA", "scalar")  # other kernels: the rest would have other bits
+    service.jobs.resume(job.id)
+    assert service.jobs.wait(job.id, 60).status == "succeeded"
+    assert any(message.startswith("begins again, for the run in ") for message in messages(service, job.id))
+    steps = [event["data"]["step"] for event in reversed(service.jobs.events(job.id, limit=1000))
+             if (event["data"] or {}).get("event") == "step"]
+    assert steps.count(1) == 2
+    assert steps[-200:] == list(range(1, 201))
+
+
+def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    open_service(tmp_path)  # writes the model
+    code = ("import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+            "from services import LONG, open_service, upload\n"
+            "with open_service(Path(sys.argv[1])) as s:\n"
+            "    s.jobs.create('tiny', upload(s), hyperparameters=LONG)\n"
+            "    while not s.jobs.pid: time.sleep(0.01)\n"
+            "    print(s.jobs.pid, flush=True); time.sleep(60)")
+    daemon = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[1])],
+                              cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    pid = int(daemon.stdout.readline())
+    daemon.kill()
+    daemon.communicate()
+    until(lambda: not Path(f"/proc/{pid}").exists() or "zombie" in Path(f"/proc/{pid}/status").read_text())
+
+
+def test_a_job_that_fails_makes_room_for_the_next(service: Service) -> None:
+    bad = begin(service, lr=1e30)
+    good = begin(service, steps=2)
+    bad = service.jobs.wait(bad.id, 60)
+    assert (bad.status, bad.error["code"]) == ("failed", "NumericsError")
+    assert bad.error["message"].startswith("the loss is ")
+    assert service.jobs.wait(good.id, 60).status == "succeeded"
+    until(lambda: not any(service.jobs.folder.iterdir()))
+
+
+def test_too_little_memory_says_how_much(tmp_path: Path) -> None:
+    with open_service(tmp_path, memory="60M") as service:
+        job = service.jobs.wait(begin(service).id, 60)
+        assert job.status == "failed"
+        assert "training needs" in job.error["message"]
+
+
+def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(work, "ROOM", shutil.disk_usage("/").total * 2**20)
+    job = begin(service, steps=2)
+    until(lambda: service.jobs.trouble)
+    health = service.health()
+    assert health["status"] == "degraded"
+    assert "MiB free" in health["reasons"][0]
+    assert answers(service)
+    assert service.jobs.get(job.id).status == "queued"
+    monkeypatch.setattr(work, "ROOM", 0)
+    assert service.jobs.wait(job.id, 60).status == "succeeded"
+    assert service.health() == {"status": "ok", "reasons": []}
+
+
+def test_a_run_whose_disk_refuses_goes_on_later(service: Service, undisturbed: tuple[str, Path],
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "RETRY_SECONDS", 1.0)
+    job = begin(service, steps=200, checkpoint_every="0.05s")
+    until(lambda: step_of(service, job.id) > 10)
+    resource.prlimit(service.jobs.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # of this process alone, to its end
+    until(lambda: service.jobs.trouble)
+    assert "cannot write" in service.health()["reasons"][0]
+    assert service.jobs.get(job.id).status == "running"
+    job = service.jobs.wait(job.id, 60)
+    assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
+    assert not service.jobs.trouble
+
+
+def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    with open_service(tmp_path) as service:
+        done = service.jobs.wait(begin(service, steps=1).id, 60)
+    for name in (done.id, "ftjob-1.55.tmp", "ftjob-2"):
+        (tmp_path / "state" / "runs" / name / "run").mkdir(parents=True)
+    with open_service(tmp_path) as service:
+        assert list(service.jobs.folder.iterdir()) == []
+        assert service.jobs.get(done.id) == done
+
+
+def test_rows_of_a_program(service: Service) -> None:
+    job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters={**SMALL, "steps": 2})
+    assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
+    job = service.jobs.wait(job.id, 60)
+    assert job.status == "succeeded"
+    assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4
+
+
+def test_training_advances_while_answers_never_end(tmp_path: Path) -> None:
+    with open_service(tmp_path, govern=True) as service:
+        job = begin(service, steps=15)
+        until(lambda: service.jobs.pid)
+        while service.jobs.wait(job.id, 0).status == "running":
+            service.generate("lamp on", max_tokens=400).text()
+        assert service.jobs.wait(job.id, 1).status == "succeeded"
+        decisions = [event["data"]["action"] for event in service.jobs.events(job.id, limit=200)
+                     if event["type"] == "metrics" and event["data"]["event"] == "governor"]
+        assert "yield" in decisions
+        said = {line["action"]: line for line in service.jobs.governor}["yield"]
+        assert said["cause"].startswith("someone is being answered")
+        assert abs(time.time() - said["at"]) < 600
+        assert json.dumps(service.device())
+
+
+def test_one_process_has_the_state(service: Service, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="another process is writing"):
+        open_service(tmp_path).start()
+    assert answers(service)

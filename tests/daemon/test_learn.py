@@ -1,0 +1,291 @@
+"""edgetune.daemon.learning.learner: which rows a job gets, when it begins by itself, and what becomes of its rows."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from services import same_holdout, until
+from tiny import write_tiny
+
+from edgetune import TrainConfig
+from edgetune.daemon.learning import learner as learn
+from edgetune.daemon.learning.anchors import QUESTIONS, Anchors
+from edgetune.daemon.learning.learner import Learner, alike, anchored, curriculum
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+from edgetune.data.dataset import load_rows
+from edgetune.errors import UsageError
+from edgetune.machine.governor import Governor
+from edgetune.machine.policy import Policy
+
+TRAIN = TrainConfig(lr=2e-2, batch_size=4, max_length=96, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
+
+
+def opened(model: Path, folder: Path, **options: Any) -> Service:
+    """A tiny model has unlearned nothing if it still says "on"."""
+    canary = folder / "canary.txt"
+    canary.write_text("turn the light on, turn the light on")
+    same_holdout(folder / "state")
+    config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1)
+    return Service(model, replace(config, **options), Policy(govern=False), TRAIN)
+
+
+@pytest.fixture
+def service(model: Path, tmp_path: Path) -> Iterator[Service]:
+    with opened(model, tmp_path, learn_rows=10) as service:
+        yield service
+
+
+def give(service: Service, numbers: range, answer: str = "on") -> None:
+    for i in numbers:
+        asked = [{"role": "user", "content": f"turn the light {i}"}]
+        service.feedback.add(messages=asked, answer="", correction=answer)
+
+
+# ---- the rows of a job -----------------------------------------------------------------------------------------------
+
+
+def rows(name: str, n: int) -> list[dict[str, str]]:
+    return [{"prompt": f"{name} {i}", "completion": ""} for i in range(n)]
+
+
+def test_course() -> None:
+    new = rows("new", 10)
+    earlier = rows("earlier", 40)
+    made = curriculum(new, earlier, 1.0, seed=3)
+    assert made == curriculum(new, earlier, 1.0, seed=3) != curriculum(new, earlier, 1.0, seed=4)
+    assert made[:40] == earlier
+    for turn in range(learn.PASSES):
+        block = [row["prompt"] for row in made[40 + 20 * turn :][:20]]
+        assert {row["prompt"] for row in new} <= set(block)
+        assert len(set(block)) == 20  # as many earlier ones, no one twice
+    assert len(made) == 40 + 20 * learn.PASSES
+    assert len(curriculum(new, [], 1.0, 0)) == 10 * learn.PASSES
+    assert len(curriculum(new, earlier[:5], 4.0, 0)) == 5 + 15 * learn.PASSES
+
+
+def test_anchored() -> None:
+    learned = rows("row", 23)
+    anchors = rows("anchor", 3)
+    made = anchored(learned, anchors, seed=3)
+    assert [row for row in made if row not in anchors] == learned
+    found = made[learn.ROWS_AN_ANCHOR :: learn.ROWS_AN_ANCHOR + 1]
+    assert len(found) == len(made) - len(learned) == 4
+    assert sorted(row["prompt"] for row in found[:3]) == [row["prompt"] for row in anchors]  # each, then again
+    assert found[3] == found[0]
+    assert anchored(learned, [], 0) == learned
+
+
+def test_alike() -> None:
+    prompts = rows("a", 2)
+    messages = [{"messages": [{"role": "user", "content": "b"}]}]
+    assert alike(prompts) == prompts
+    text = {"text": "e"}
+    mixed = alike([text, *prompts, {"prompt": "c", "completion": "d", "note": 1}, *messages])
+    assert mixed[0] == text
+    assert all("messages" in row and "prompt" not in row for row in mixed[1:])
+    assert mixed[3] == {"note": 1, "messages": [{"role": "user", "content": "c"},
+                                                {"role": "assistant", "content": "d"}]}
+
+
+# ---- a life in small -------------------------------------------------------------------------------------------------
+
+
+def test_learns_and_refuses(service: Service) -> None:
+    """What is right is learned and serves; what contradicts it does not get through, and is set aside."""
+    learner = service.learner
+    feedback = service.feedback
+    with pytest.raises(UsageError, match="no new feedback"):
+        learner.begin()
+    give(service, range(40))
+    assert learner.why() == {"mode": "off", "new_rows": 40, "needed": 10,
+                             "state": "learns when it is told to, not by itself"}
+    job = learner.begin()
+    assert job.origin == "learn"
+    anchors = learner.anchors.rows(1)
+    texts = [row["text"] for row in anchors if row.get("open")]
+    assert 0 < len(texts) <= len(QUESTIONS)
+    assert all(any(text.startswith(question) for question in QUESTIONS) for text in texts)
+    assert not set(texts) & set(QUESTIONS)  # they go on
+    assert anchors == learner.anchors.rows(1)  # kept
+    more = learner.anchors.rows(len(anchors) + 1)  # the base says other things when it is asked again
+    assert more[: len(anchors)] == anchors
+    assert len({json.dumps(row) for row in more}) == len(more) > len(anchors)
+    assert job.id in learner.why()["state"]
+    with pytest.raises(UsageError, match="is not finished"):
+        learner.begin()
+    job = service.jobs.wait(job.id, 60)
+    assert job.status == "succeeded"
+    verdict = service.adapters.get(job.result).verdict
+    assert service.adapters.serving == job.result, verdict
+    assert verdict["new"]["rows"] == feedback.counts()["held"] == len(verdict["scores"])
+    until(lambda: not feedback.unsettled())
+    assert feedback.counts()["used"] + feedback.counts()["held"] == 40
+    assert {note.reason for note in feedback.list() if not note.held} == {f"learned by {job.id}"}
+
+    give(service, range(100, 130), "off the light off")
+    second = service.jobs.wait(learner.begin().id, 60)
+    assert second.status == "succeeded"
+    assert service.adapters.serving == job.result
+    assert "worse" in service.adapters.get(second.result).verdict["reason"]
+    until(lambda: feedback.counts()["aside"] == 30)
+    assert feedback.waiting() == 0
+    ledger = service.jobs.events(second.id)[0]["data"]["verdict"]
+    assert ledger["against"] == job.result
+    assert len(ledger["scores"]) == ledger["new"]["rows"] > verdict["new"]["rows"]
+
+
+def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    give(service, range(30))
+    job = service.learner.begin()
+    service.jobs.cancel(job.id)
+    service.jobs.wait(job.id, 60)
+    until(lambda: service.feedback.waiting() == 30)
+    assert "waits for more feedback" in service.learner._hindrance(30)
+    assert "waits for more feedback" not in service.learner._hindrance(31)
+
+
+def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    give(service, range(30))
+    long = service.feedback.add(prompt="turn the light " * 200, correction="on")
+    job = service.learner.begin()
+    service.jobs.cancel(job.id)
+    note = next(note for note in service.feedback.list() if note.id == long.id)
+    assert note.reason == "this model cannot learn it"
+
+
+def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a job is begun and cancelled, and whatever came in meanwhile."""
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    tokenized = []
+    monkeypatch.setattr(learn, "load_rows", lambda rows, *args, **options: (
+        tokenized.extend(json.dumps(row) for row in rows), load_rows(rows, *args, **options))[1])
+    for numbers in (range(30), range(30, 40)):
+        give(service, numbers)
+        job = service.learner.begin()
+        service.jobs.cancel(job.id)
+        service.jobs.wait(job.id, 60)
+        until(lambda: not service.feedback.unsettled())
+    assert len(tokenized) == len(set(tokenized)) == 40
+
+
+def test_too_little_to_judge_by(service: Service) -> None:
+    give(service, range(3))
+    with pytest.raises(UsageError, match=r"rows of feedback judge|no new feedback"):
+        service.learner.begin()
+    assert service.feedback.waiting() == 3
+
+
+def test_rows_are_settled_after_a_crash(model: Path, tmp_path: Path) -> None:
+    """The job ended, and the daemon too, before it could say of the rows what became of them."""
+    with opened(model, tmp_path) as service:
+        give(service, range(30))
+        service.jobs.on_done.clear()
+        assert service.jobs.wait(service.learner.begin().id, 60).status == "succeeded"
+        assert service.feedback.unsettled()
+    with opened(model, tmp_path) as service:
+        assert not service.feedback.unsettled()
+        assert service.feedback.counts()["used"] > 0
+
+
+# ---- a person decides ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, deletes: bool) -> None:
+    """The verdict is taken beside what is in service at the end, also where the other adapter was deleted meanwhile."""
+    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(40)]
+    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 20}).id, 60)
+    service.adapters.promote(first.result, "a test")
+    job = service.jobs.create_from_rows(rows, hyperparameters={"steps": 60})
+    until(lambda: (service.jobs.get(job.id).progress or {}).get("step"))
+    assert service.adapters.rollback("a person's word") is None
+    if deletes:
+        service.adapters.delete(str(first.result))
+    job = service.jobs.wait(job.id, 60)
+    verdict = service.adapters.get(str(job.result)).verdict
+    assert verdict["against"] is None
+    assert verdict["old"]["exact"] == 0.0  # of the base
+    said = [event["message"] for event in service.jobs.events(job.id, limit=200)]
+    assert sum("judged again" in message for message in said) == 1
+
+
+# ---- by itself -------------------------------------------------------------------------------------------------------
+
+
+def at(hour: int) -> time.struct_time:
+    return time.struct_time((2026, 1, 1, hour, 30, 0, 3, 1, 0))
+
+
+def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct_time],
+               clock: Callable[[], float]) -> Learner:
+    """Another learner, with a policy and clocks of its own."""
+    governor = Governor(policy, None, local=local, clock=clock)
+    return Learner(service.feedback, service.jobs, service.learner.anchors, service.batcher, governor, service.config,
+                   service.stopping, local=local, clock=clock)
+
+
+def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = service.batcher.idle_since
+    hour = 12
+    learner = learner_of(service, Policy(govern=False), lambda: at(hour), lambda: now)
+    assert learner._hindrance(9) == "waits for 1 more rows of feedback"
+    monkeypatch.setattr(learner, "config", DaemonConfig(learn="idle", learn_rows=10))
+    assert learner._hindrance(10) == "waits until nobody asks for 10 minutes"
+    now += learn.IDLE_SECONDS
+    assert learner._hindrance(10) == ""
+    monkeypatch.setattr(learner, "config", DaemonConfig(learn="nightly", learn_rows=10))
+    assert learner._hindrance(10) == "waits for the hours 01:00-06:00"
+    hour = 3
+    assert learner._hindrance(10) == ""
+    quiet = learner_of(service, Policy(quiet_hours="02:00-04:00"), lambda: at(hour), time.monotonic)
+    monkeypatch.setattr(quiet, "config", learner.config)
+    assert "quiet hours" in quiet._hindrance(10)
+
+
+@pytest.mark.parametrize("table", ["feedback", "jobs"])
+def test_the_thread_survives_what_goes_wrong(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             table: str) -> None:
+    """From its first look on; health says it, and learning begins when it is mended."""
+    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(learn, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    database = tmp_path / "state" / "state.db"
+    with opened(model, tmp_path) as service:
+        give(service, range(40))
+    with opened(model, tmp_path, learn="idle", learn_rows=25) as service, closing(sqlite3.connect(database)) as db:
+        db.execute(f"ALTER TABLE {table} RENAME TO elsewhere")
+        until(lambda: service.learner.trouble)
+        assert any("does not learn by itself" in reason for reason in service.health()["reasons"])
+        db.execute(f"ALTER TABLE elsewhere RENAME TO {table}")
+        until(service.jobs.list)
+        until(lambda: not service.learner.trouble)
+        assert service.health()["status"] == "ok"
+
+
+def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    with opened(model, tmp_path, learn="idle", learn_rows=25) as service:
+        give(service, range(24))
+        assert service.learner.why()["state"] == "waits for 1 more rows of feedback"
+        give(service, range(24, 30))
+        until(service.adapters.list)
+        assert service.adapters.list()[0].job == service.jobs.list()[0].id

@@ -1,0 +1,376 @@
+"""What one client does keeps no other from being answered: any number of connections and requests, of any ill will."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+import httpx
+from daemons import PATIENCE, Daemon, daemon
+from tiny import write_tiny
+
+from edgetune.daemon.api import bodies, connections
+from edgetune.daemon.api.bodies import Bodies
+from edgetune.daemon.api.completions import AnsweredRequest, RecentAnswers
+from edgetune.daemon.options import DaemonConfig
+
+CHAT = "/v1/chat/completions"
+JOBS = "/v1/fine_tuning/jobs"
+ASK = {"messages": [{"role": "user", "content": "the light on"}], "max_tokens": 2}
+DESCRIPTORS = 1024  # what most systems give a process
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0", n_context=512)
+
+
+@dataclass
+class Process:
+    url: str
+    pid: int
+    log: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def place(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def memory(self, name: str) -> int:
+        """Bytes of VmRSS or VmHWM."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+@contextmanager
+def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
+    """A daemon of its own, with so many descriptors as a shell gives it."""
+    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", folder / "state", "--threads", "1",
+               "--port", "0", "--json", *options]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    log = folder / "log"
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            [str(word) for word in command], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, limit[1])))
+    try:
+        assert started.stdout
+        line = started.stdout.readline()
+        assert line, log.read_text()
+        yield Process(json.loads(line)["url"], started.pid, log, started)
+    finally:
+        started.kill()
+        started.wait()
+        started.stdout.close()
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    """For this process, which opens more connections than the daemon can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 4 * DESCRIPTORS
+    if hard not in (resource.RLIM_INFINITY,) and hard < needed:
+        pytest.skip(f"needs {needed} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def health_seconds(url: str) -> float:
+    """Until a stranger who comes now is answered."""
+    start = time.monotonic()
+    assert httpx.get(url + "/healthz", timeout=PATIENCE).status_code == 200
+    return time.monotonic() - start
+
+
+# ---- connections ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("begin", [b"", b"GET /healthz HTTP/1.1\r\nHost: loc",
+                                   b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"])
+def test_more_silent_connections_than_descriptors_keep_nobody_out(model, tmp_path, begin):
+    with process(model, tmp_path) as running, ExitStack() as stack:
+        for _ in range(DESCRIPTORS + 26):
+            silent = stack.enter_context(socket.create_connection(running.place, timeout=PATIENCE))
+            silent.sendall(begin)
+        for _ in range(3):
+            assert health_seconds(running.url) < 1
+        assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+        said = running.log.read_text()
+        assert said.count("connections are open") == 1
+        assert len(said) < 2000
+        running.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert running.process.wait(PATIENCE) == 0
+        assert time.monotonic() - start < 10
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture
+def impatient(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """A daemon that waits for its clients less long than others."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.5)
+    with daemon(model, tmp_path / "state") as running:
+        yield running
+
+
+def connect(running: Daemon) -> socket.socket:
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("begin", [b"", b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"])
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_head_must_come_in_time(impatient, begin, drips):
+    with connect(impatient) as client:
+        client.sendall(begin)
+        assert closed_after(client, b"x" if drips else b"") < 5
+
+
+def test_the_rest_of_a_body_that_nobody_reads_must_come_in_time(impatient):
+    with connect(impatient) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        assert closed_after(client, b"x") < 5
+
+
+def closed_after(client: socket.socket, drip: bytes) -> float:
+    """Seconds until the other end has closed."""
+    start = time.monotonic()
+    while time.monotonic() - start < PATIENCE:
+        try:
+            if drip:
+                client.sendall(drip)
+            if select.select([client], [], [], 0.1)[0] and not client.recv(4096):
+                break
+        except OSError:
+            break
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/feedback", "/v1/files"])
+def test_a_body_must_come_in_time(impatient, path):
+    head = (f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            f"{'multipart/form-data; boundary=x' if path == '/v1/files' else 'application/json'}\r\n"
+            "Content-Length: 100000\r\n\r\n")
+    with connect(impatient) as client:
+        client.sendall(head.encode() + b"--x")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))  # until the other end closes
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"too_slow"' in answer
+    assert httpx.post(impatient.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+
+
+def test_an_answer_must_be_read_in_time(impatient):
+    with connect(impatient) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            ask_for_pages(client, 10_000)
+
+
+def ask_for_pages(client: socket.socket, count: int) -> None:
+    """And read none."""
+    for _ in range(count):
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.01)
+
+
+def test_a_request_between_two_long_pauses_is_answered(impatient):
+    """What limits a head does not limit the time between requests."""
+    with connect(impatient) as client:
+        for _ in range(3):
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(1)
+
+
+# ---- threads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So slow that what the base says to all questions, before a job over feedback begins, takes seconds."""
+    return write_tiny(tmp_path_factory.mktemp("slow") / "tiny.gguf", formats="Q8_0", d_model=512, d_ff=1024,
+                      n_context=4096)
+
+
+def correct(url: str, count: int = 40) -> None:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        for i in range(count):
+            assert client.post("/v1/feedback", json={"prompt": f"lamp {i}", "correction": "on"}).status_code == 200
+
+
+def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path):
+    with process(slow_model, tmp_path, "--context", 512) as running, ThreadPoolExecutor(60) as pool:
+        correct(running.url)
+        asked = [pool.submit(httpx.post, running.url + "/v1/learn", timeout=PATIENCE) for _ in range(60)]
+        time.sleep(0.5)
+        assert not all(answer.done() for answer in asked), "the job has begun already: nothing was tested"
+        for _ in range(3):
+            assert health_seconds(running.url) < 1
+        start = time.monotonic()
+        assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+        assert time.monotonic() - start < 5
+        running.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert running.process.wait(PATIENCE) == 0
+        assert time.monotonic() - start < 10
+        assert "Traceback" not in running.log.read_text()
+        statuses = [answer.result().status_code for answer in asked if not answer.exception()]
+        assert statuses.count(429) == 59
+        assert statuses.count(503) <= 1  # the one that was at it
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path, stream):
+    asked = {**ASK, "max_tokens": 100_000, "stream": stream}
+    with process(slow_model, tmp_path, "--context", 4096) as running, ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(httpx.post, running.url + CHAT, json=asked, timeout=PATIENCE) for _ in range(4)]
+        deadline = time.monotonic() + PATIENCE
+        while httpx.get(running.url + "/v1/device").json()["serving"]["working"] < 4:
+            assert time.monotonic() < deadline
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert running.process.poll() is None  # answers may end
+        running.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert running.process.wait(PATIENCE) == 0
+        assert time.monotonic() - start < 10
+        for answer in answers:
+            assert "the daemon stops" in answer.result().text
+        assert "Traceback" not in running.log.read_text()
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def hostile(kind: str) -> bytes:
+    """A body of nearly a MiB that becomes as many objects, or as many complaints, as can be."""
+    if kind == "messages of nothing":
+        return b'{"messages": [' + b",".join([b"0"] * (500 * 1024)) + b"]}"
+    if kind == "unknown fields":
+        return b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b"}"
+    message = b'{"role":"user","content":""}'
+    return b'{"max_tokens": 1, "messages": [' + b",".join([message] * 30_000) + b"]}"
+
+
+@pytest.mark.parametrize("kind", ["messages of nothing", "unknown fields", "messages without words"])
+def test_many_large_bodies_at_once_take_little_memory_and_give_it_back(model, tmp_path, kind):
+    body = hostile(kind)
+    assert len(body) < MIB
+    with process(model, tmp_path) as running:
+        httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE)
+        before = running.memory("VmRSS")
+
+        def ask(_number: int) -> int:
+            headers = {"Content-Type": "application/json"}
+            return httpx.post(running.url + CHAT, content=body, headers=headers, timeout=PATIENCE).status_code
+
+        with ThreadPoolExecutor(40) as pool:
+            statuses = set(pool.map(ask, range(40)))
+        assert statuses <= {400, 413, 503}
+        assert running.memory("VmHWM") - before < 150 * MIB
+        deadline = time.monotonic() + 10
+        while running.memory("VmRSS") - before > 32 * MIB:
+            assert time.monotonic() < deadline, f"{(running.memory('VmRSS') - before) >> 20} MiB are kept"
+            time.sleep(0.2)
+        assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+
+
+def test_bodies_at_work_are_bounded_together(model, tmp_path):
+    """Of requests that come slowly and are held, those above the sum are refused; when they go, others are let in."""
+    most = Bodies(DaemonConfig()).most
+    length = 1024 * 1024
+    head = (f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {length}\r\n\r\n")
+    with daemon(model, tmp_path / "state") as running, ExitStack() as stack:
+        for _ in range(most // length):
+            held = stack.enter_context(connect(running))
+            held.sendall(head.encode() + b"{")
+        deadline = time.monotonic() + PATIENCE
+        while (refused := httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE)).status_code == 200:
+            assert time.monotonic() < deadline
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert f"{most} bytes together" in refused.json()["error"]["message"]
+        assert httpx.get(running.url + "/healthz").status_code == 200
+        stack.close()
+        while httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 503:
+            assert time.monotonic() < deadline
+
+
+def test_what_the_last_answers_hold_is_counted():
+    """As text: the same as objects would be many times as large."""
+    recent = RecentAnswers(size=MIB)
+    tracemalloc.start()
+    try:
+        for i in range(100):
+            messages = json.loads(json.dumps([{"role": "user", "content": ""}] * 2000))
+            recent.add(f"id-{i}", AnsweredRequest({"messages": messages}, "a", "m"))
+            del messages
+        assert tracemalloc.get_traced_memory()[0] < 3 * MIB
+    finally:
+        tracemalloc.stop()
+    assert recent.get("id-99").question == {"messages": [{"role": "user", "content": ""}] * 2000}
+
+
+@pytest.mark.parametrize(("metadata", "says"), [
+    ({str(i): "x" for i in range(17)}, "metadata has 17 items; it must have 16 items or fewer"),
+    ({"k" * 65: "x"}, "a key of metadata has 65 characters; it must have 64 characters or fewer"),
+    ({"key": "x" * 513}, "metadata.key has 513 characters; it must have 512 characters or fewer"),
+    ({"key": 1}, "metadata.key is 1; it must be text")])
+def test_metadata_has_openais_limits(model, tmp_path, metadata, says):
+    asked = {"model": "tiny", "training_file": "file-1", "metadata": metadata}
+    with daemon(model, tmp_path / "state") as running:
+        refused = httpx.post(running.url + JOBS, json=asked, timeout=PATIENCE)
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, says)
+        most = {"k" * 63 + chr(97 + i): "x" * 512 for i in range(16)}
+        taken = httpx.post(running.url + JOBS, json={**asked, "metadata": most}, timeout=PATIENCE)
+        assert taken.status_code == 404  # there is no such file: that was all
+
+
+def test_a_list_of_feedback_reads_only_what_it_shows(model, tmp_path):
+    """Sixteen at once, over a hundred pieces of a quarter of a megabyte each."""
+    with process(model, tmp_path) as running, httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+        for i in range(100):
+            note = {"prompt": f"lamp {i} " + "on " * 80_000, "correction": "on"}
+            assert client.post("/v1/feedback", json=note).status_code == 200
+        time.sleep(2)  # what those took is given back
+        before = running.memory("VmRSS")
+        with ThreadPoolExecutor(16) as pool:
+            shown = [*pool.map(lambda _: httpx.get(running.url + "/v1/feedback", timeout=PATIENCE), range(16))]
+        assert {len(answer.json()["data"]) for answer in shown} == {100}
+        assert all(note["learns"] and note["reason"] for answer in shown for note in answer.json()["data"])
+        assert running.memory("VmHWM") - before < 64 * MIB
+
+
+def test_a_piece_of_feedback_has_a_largest_size(model, tmp_path):
+    with daemon(model, tmp_path / "state") as running:
+        refused = httpx.post(running.url + "/v1/feedback", json={"prompt": "on " * 100_000, "correction": "on"},
+                             timeout=PATIENCE)
+        assert refused.status_code == 413
+        assert re.match(r"the feedback has 300\d+ bytes, at most 262144 ", refused.json()["error"]["message"])
+        assert httpx.get(running.url + "/v1/feedback").json()["data"] == []

@@ -1,0 +1,116 @@
+"""What a job is made of: hyperparameters of either kind, and rows that stay on their side."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from edgetune.daemon.jobs import recipe
+from edgetune.daemon.jobs.recipe import HELD, TRAIN, divide, held_rows, method_of, options
+from edgetune.daemon.state.files import digest
+from edgetune.daemon.state.holdout import MOST, Holdout
+from edgetune.errors import DataError, UnsupportedError, UsageError
+from edgetune.training.config import TrainConfig
+
+BASE = TrainConfig(lr=1e-3, steps=50, rank=16)
+HOLDOUT = Holdout(b"one key" * 5)
+
+
+def test_openai_names_and_ours() -> None:
+    asked = {"n_epochs": 3, "batch_size": 2, "learning_rate_multiplier": 0.5, "alpha": 8, "packing": True}
+    found = options(BASE, asked)
+    assert (found.epochs, found.steps, found.batch_size, found.lr) == (3.0, 0, 2, 5e-4)
+    assert (found.alpha, found.packing, found.rank) == (8.0, True, 16)
+    assert options(BASE, {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}) == BASE
+    assert options(BASE, {"optimizer_state": "auto"}).optimizer_state == "auto"
+
+
+@pytest.mark.parametrize(("asked", "match"), [
+    ({"beta": 0.1}, "there is no hyperparameter 'beta'; there are n_epochs, batch_size, "),
+    ({"rank": 2.5}, "rank is 2.5, not of type int"),
+    ({"rank": True}, "rank is True, not of type int"),
+    ({"packing": 1}, "packing is 1, not of type bool"),
+    ({"lr": "fast"}, "lr is 'fast', not of type float"),
+    ({"lr": math.inf}, "lr is inf, not a number"),
+    ({"lr": 10**400}, "lr is 1000"),
+    ({"n_epochs": 2, "epochs": 2.0}, "epochs says again"),
+    ({"learning_rate_multiplier": -1}, "lr is -0.001, the least is 0"),
+    ({"n_epochs": 0}, "epochs and steps are both 0"),
+    ({"targets": "all,nothing"}, "'all'"),
+    ({"memory": "much"}, "memory is 'much'"),
+])
+def test_what_is_no_option_is_refused_by_name(asked: dict[str, object], match: str) -> None:
+    with pytest.raises(UsageError, match=match) as caught:
+        options(BASE, asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_methods() -> None:
+    whole = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "rank": 4}}}
+    assert method_of({"type": "supervised", "supervised": {"hyperparameters": {"rank": 4}}}, {"n_epochs": 2}) == whole
+    assert method_of(None, None) == {"type": "supervised", "supervised": {"hyperparameters": {}}}
+    with pytest.raises(UnsupportedError, match="the method 'dpo' does not exist here; choose from supervised"):
+        method_of({"type": "dpo"}, None)
+
+
+def test_a_row_stays_on_its_side() -> None:
+    digests = [digest({"text": str(i)}) for i in range(1000)]
+    all_held = HOLDOUT.divide(digests)
+    assert all_held == {name for name in digests if HOLDOUT.holds(name)}  # as for feedback, one by one
+    assert all_held != Holdout(b"another").divide(digests)
+    assert 150 < len(all_held) < 250
+    for n in (100, 300, 999):
+        assert HOLDOUT.divide(digests[:n]) == all_held & set(digests[:n])
+    for n in range(2, 40):
+        held = HOLDOUT.divide(digests[:n])
+        assert min(4, n // 2) <= len(held) <= max(n // 2, 1)
+    with pytest.raises(DataError, match="fewer than 2 different rows"):
+        HOLDOUT.divide([digests[0]] * 5)
+
+
+def test_held_out_rows_are_never_learned(tmp_path: Path) -> None:
+    rows = [{"prompt": str(i % 600), "completion": "x"} for i in range(1200)] * 2
+    sides = divide(rows, None, tmp_path, HOLDOUT)
+    train, held = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in (TRAIN, HELD))
+    assert sides["train"]["rows"] == len(train)
+    assert sides["held_out"]["rows"] == len(held)
+    learned, asked = ({digest(row) for row in side} for side in (train, held))
+    assert not learned & asked
+    assert learned | asked == {digest(row) for row in rows}
+    many = [{"text": str(i)} for i in range(3000)]
+    assert divide(many, None, tmp_path, HOLDOUT)["held_out"]["rows"] == MOST
+    apart = HOLDOUT.divide([digest(row) for row in many])
+    assert divide(many, None, tmp_path, HOLDOUT)["train"]["rows"] == 3000 - len(apart)
+    assert divide(many[:10], many[8:], tmp_path, HOLDOUT)["train"]["rows"] == 8
+    with pytest.raises(DataError, match="no rows are left to learn"):
+        divide(many[:5], many, tmp_path, HOLDOUT)
+    with pytest.raises(DataError, match="no rows are left to judge by"):
+        divide(many[:5], [], tmp_path, HOLDOUT)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_each_row_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    hashed = []
+    monkeypatch.setattr(recipe, "digest", lambda row: (hashed.append(row), digest(row))[1])
+    rows = [{"text": str(i)} for i in range(50)]
+    held = [{"text": f"held {i}"} for i in range(10)] if named else None
+    divide(rows, held, tmp_path, HOLDOUT)
+    assert sorted(row["text"] for row in hashed) == sorted(row["text"] for row in rows + (held or []))
+
+
+def test_which_rows_are_of_earlier_rounds_is_told_beside_them(tmp_path: Path) -> None:
+    held = [{"text": str(i), "fresh": True} for i in range(9)]  # a key of the user's own
+    divide([{"text": "learned"}], held, tmp_path, HOLDOUT, established=5)
+    assert held_rows(tmp_path) == (held, 5)
+
+
+def test_jobs_of_the_old_version_have_marks_in_their_rows(tmp_path: Path) -> None:
+    rows = [{"text": str(i)} for i in range(9)]
+    marked = [*rows[:5], *({**row, "fresh": True} for row in rows[5:])]
+    (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in marked))
+    assert held_rows(tmp_path) == (rows, 5)
+    (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in rows))  # of a job over a file
+    assert held_rows(tmp_path) == (rows, 0)

@@ -1,0 +1,467 @@
+"""A state folder that was damaged: nothing of it is removed, each thing is told in a sentence, the rest serves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from daemons import PATIENCE, daemon
+from services import LONG, ROWS, SMALL, open_service, until, upload
+
+from edgetune.daemon.jobs import table as job_table
+from edgetune.daemon.service import Service
+from edgetune.daemon.state.database import Store
+from edgetune.errors import FormatError, NotFoundError
+from edgetune.python_child import child
+
+CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and a daemon's state: two files, two jobs that succeeded, their adapters, the second in
+    service, a job that is paused, and three pieces of feedback. Read only: copy it.
+    """
+    folder = tmp_path_factory.mktemp("made")
+    with open_service(folder) as service:
+        for suffix in ("first", "second"):
+            job = service.jobs.create("tiny", upload(service), suffix=suffix, hyperparameters=SMALL)
+            job = service.jobs.wait(job.id, 60)
+            assert job.status == "succeeded", job.error
+            service.adapters.promote(job.result, "for the test")
+        paused = service.jobs.create("tiny", upload(service), hyperparameters=LONG)
+        service.jobs.pause(paused.id)
+        until(lambda: service.jobs.running is None)
+        for number in range(3):
+            service.feedback.add(prompt=f"lamp {number}", answer="off", correction="on", model="tiny")
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def ask(service: Service, model: str = "") -> str:
+    return service.chat(CHAT, model=model, max_tokens=12).text()
+
+
+def contents(folder: Path) -> set[str]:
+    """Digests of all files that are no part of the database."""
+    return {sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith("state.db")}
+
+
+def change(folder: Path, sql: str, *values: Any) -> None:
+    """With the daemon's database while no daemon has it."""
+    with closing(sqlite3.connect(folder / "state/state.db")) as db, db:
+        assert db.execute(sql, values).rowcount
+
+
+# ---- the database is lost -------------------------------------------------------------------------------------------
+
+
+def remove(state: Path) -> None:
+    for path in state.glob("state.db*"):
+        path.unlink()
+
+
+def empty(state: Path) -> None:
+    remove(state)
+    (state / "state.db").touch()
+
+
+def restore(state: Path) -> None:
+    """A copy from before there was anything."""
+    remove(state)
+    shutil.copyfile(state / "earlier.db", state / "state.db")
+
+
+@pytest.mark.parametrize("lose", [remove, empty, restore])
+def test_without_its_database_nothing_is_deleted(folder: Path, caplog: pytest.LogCaptureFixture,
+                                                 lose: Callable[[Path], None]) -> None:
+    shutil.copytree(folder, folder / "other")
+    shutil.rmtree(folder / "other/state")
+    with open_service(folder / "other"):
+        pass
+    shutil.move(folder / "other/state/state.db", folder / "state/earlier.db")
+    with open_service(folder) as service:
+        adapters = {found.id: (found.sha256, found.verdict, ask(service, found.id))
+                    for found in service.adapters.list()}
+        files = [service.files.content(file.id) for file in service.files.list()]
+    assert len(adapters) == 2
+    before = contents(folder / "state")
+    lose(folder / "state")
+    with caplog.at_level(logging.WARNING), open_service(folder) as service:
+        assert contents(folder / "state") >= before
+        assert (service.files.list(), service.jobs.list(), service.adapters.list()) == ([], [], [])
+        health = service.health()
+        assert health["status"] == "degraded"
+        assert "2 of adapters and 3 of files and 1 of runs: set aside in" in " ".join(health["reasons"])
+        for path in files:
+            assert f"{path} is named by no row of the database: set aside as" in caplog.text
+        assert ask(service)
+        found, refused = service.adapters.recover()
+        assert refused == {}
+        assert {made.id: (made.sha256, made.verdict, ask(service, made.id)) for made in found} == adapters
+        assert {made.state for made in found} == {"candidate"}
+        service.adapters.promote(found[0].id, "again")
+    with open_service(folder) as service:
+        assert service.adapters.serving == found[0].id
+        shutil.rmtree(folder / "state/lost")
+        assert service.health() == {"status": "ok", "reasons": []}
+
+
+def test_adapters_of_an_earlier_edgetune_are_taken_back_by_their_run(folder: Path) -> None:
+    with open_service(folder) as service:
+        names = {found.folder for found in service.adapters.list()}
+    first, second = sorted(names)
+    (folder / "state/adapters" / first / "daemon.json").unlink()  # it wrote none
+    (folder / "state/adapters" / second / "adapter.gguf").write_bytes(b"GGUF")
+    remove(folder / "state")
+    with open_service(folder) as service:
+        found, refused = service.adapters.recover()
+        assert [made.id for made in found] == [f"ft:tiny::{first}"]
+        assert "is not known" in found[0].verdict["reason"]
+        (left,) = refused.items()
+        assert left[0] == str(folder / "state/lost/adapters" / second)
+        assert "\n" not in left[1]
+        assert Path(left[0], "adapter.gguf").read_bytes() == b"GGUF"
+        assert ask(service, found[0].id)
+
+
+def test_the_log_of_a_lost_database_is_kept(folder: Path) -> None:
+    state = folder / "state"
+    shutil.copyfile(state / "state.db", state / "state.db-wal")  # something to recognize
+    wal = (state / "state.db-wal").read_bytes()
+    (state / "state.db").unlink()
+    with open_service(folder):
+        kept = list((state / "lost").glob("state.db-wal*"))
+        assert [path.read_bytes() for path in kept] == [wal]
+
+
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    shutil.copyfile(path, path.with_name("copy"))
+    path.with_name("copy").replace(path)
+
+
+@pytest.mark.parametrize("name", ["state.db", "state.db-wal"])
+@pytest.mark.parametrize("happens", [unlink, replace])
+def test_a_database_that_is_removed_or_replaced_is_noticed(folder: Path, name: str,
+                                                           happens: Callable[[Path], None]) -> None:
+    with daemon(folder / "tiny.gguf", folder / "state") as running, \
+            httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+        happens(folder / "state" / name)
+        rows = "".join(json.dumps(row) + "\n" for row in ROWS)
+        refused = [
+            client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a", rows)}),
+            client.post("/v1/feedback", json={"prompt": "a", "answer": "b", "rating": "up"}),
+            client.post("/v1/adapters/rollback"),
+            client.post("/v1/fine_tuning/jobs", json={
+                "model": "tiny", "training_file": client.get("/v1/files").json()["data"][0]["id"]})]
+        assert [answer.status_code for answer in refused] == [507] * 4
+        assert "was removed or replaced while the daemon runs" in refused[0].json()["error"]["message"]
+        health = client.get("/healthz").json()
+        assert health["status"] == "degraded"
+        assert name in health["reasons"][0]
+        body = {"model": "tiny:latest", "messages": CHAT, "max_tokens": 3}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+        assert len(client.get("/v1/files").json()["data"]) == 3  # what it knew
+        assert client.get("/v1/fine_tuning/jobs").status_code == 200
+
+
+# ---- things that are not ours, and things that are gone -------------------------------------------------------------
+
+
+def test_what_is_not_ours_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").write_text("x")
+    strays = []
+    for kind in ("adapters", "files", "runs"):
+        place = folder / "state" / kind
+        (place / ".DS_Store").write_text("x")
+        (place / "lost+found").mkdir()
+        (place / "0badf00d").symlink_to(precious)  # called as an adapter is
+        (place / "file-0.jsonl").symlink_to(precious / "data")
+        (place / "ftjob-0").symlink_to(precious)
+        (place / "gone").symlink_to(tmp_path / "nowhere")
+        strays += [place / name for name in (".DS_Store", "lost+found", "0badf00d", "file-0.jsonl", "ftjob-0", "gone")]
+    with open_service(folder) as service:
+        assert service.health() == {"status": "ok", "reasons": []}
+        assert len(service.adapters.list()) == 2
+    assert all(os.path.lexists(path) for path in strays)
+    assert (precious / "data").read_text() == "x"
+
+
+def test_bytes_of_an_upload_that_are_gone(folder: Path) -> None:
+    with daemon(folder / "tiny.gguf", folder / "state") as running, \
+            httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+        gone, linked, kept = (file["id"] for file in client.get("/v1/files").json()["data"])
+        (folder / "state/files" / f"{gone}.jsonl").unlink()
+        (folder / "state/files" / f"{linked}.jsonl").unlink()
+        (folder / "state/files" / f"{linked}.jsonl").symlink_to("/etc/passwd")
+        for id in (gone, linked):
+            answer = client.get(f"/v1/files/{id}/content")
+            assert answer.status_code == 404
+            assert f"the bytes of the file {id} are gone" in answer.json()["error"]["message"]
+            job = client.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": id})
+            assert job.status_code == 404
+            assert client.delete(f"/v1/files/{id}").status_code == 200
+        assert Path("/etc/passwd").exists()
+        assert client.get(f"/v1/files/{kept}/content").status_code == 200
+        assert [file["id"] for file in client.get("/v1/files").json()["data"]] == [kept]
+
+
+@pytest.mark.parametrize("named", ["../../precious", "", ".", "..", "/tmp", "lost+found"])
+def test_a_folder_outside_is_neither_followed_nor_removed(folder: Path, named: str) -> None:
+    precious = folder / "precious"
+    with open_service(folder) as service:
+        first = service.adapters.list()[-1]
+    shutil.move(folder / "state/adapters" / first.folder, precious)
+    change(folder, "UPDATE adapters SET folder = ? WHERE id = ?", named, first.id)
+    before = contents(folder / "state")
+    with open_service(folder) as service:
+        assert [found.id for found in service.adapters.list()] == [service.adapters.serving]
+        assert f"a row of adapters in state.db is damaged and left out ('{first.id}')" in service.health()["reasons"][0]
+        with pytest.raises(NotFoundError):
+            service.adapters.get(first.id)
+        service.adapters.delete(first.id)
+        assert service.health() == {"status": "ok", "reasons": []}
+        assert ask(service)
+    assert (precious / "adapter.gguf").exists()
+    assert contents(folder / "state") == before
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder, adapters: shutil.rmtree(folder / "state/adapters" / adapters[0].folder),
+    lambda folder, adapters: change(folder, "DELETE FROM adapters WHERE id = ?", adapters[0].id),
+    lambda folder, adapters: change(folder, "UPDATE adapters SET verdict = '{' WHERE id = ?", adapters[0].id)])
+def test_the_adapter_before_answers_where_the_one_in_service_is_gone(
+        folder: Path, damage: Callable[[Path, Any], None]) -> None:
+    with open_service(folder) as service:
+        adapters = service.adapters.list()
+        wanted = ask(service, adapters[1].id)
+    damage(folder, adapters)
+    with daemon(folder / "tiny.gguf", folder / "state") as running:
+        service = running.service
+        assert service.adapters.serving == adapters[1].id
+        assert ask(service) == wanted
+        health = httpx.get(running.url + "/healthz", timeout=PATIENCE).json()
+        assert health["status"] == "degraded"
+        told = f"{adapters[0].id}, which was in service, cannot be loaded: {adapters[1].id} answers instead"
+        assert told in " ".join(health["reasons"])
+
+
+# ---- a row that cannot be read --------------------------------------------------------------------------------------
+
+BROKEN = ["files SET bytes = 'many'", "files SET created_at = 1.5", "files SET name = CAST(x'ff41' AS TEXT)",
+          "jobs SET method = '{'", "jobs SET metadata = '{\"a\": 1}'", "jobs SET metadata = '[]'",
+          "jobs SET config = '{\"colour\": \"red\"}'", "jobs SET config = '[' || config || ']'",
+          "jobs SET status = 'lost'", "jobs SET seed = 'x'", "jobs SET error = '{}'", "jobs SET created_at = 'x'",
+          "adapters SET verdict = 'true'", "adapters SET verdict = ''", "adapters SET created_at = 'x'",
+          "adapters SET job = x'00'", "events SET data = '{'", "events SET level = 'loud'", "events SET data = '3'",
+          "checkpoints SET metrics = '{'", "checkpoints SET step = 'x'", "service SET at = 'x'",
+          "service SET cause = x'ff'", "feedback SET rating = 5", "feedback SET created_at = 'x'",
+          "feedback SET state = 'lost'"]
+LISTS = {"files": "/v1/files?limit=1", "jobs": "/v1/fine_tuning/jobs?limit=1", "adapters": "/v1/adapters?limit=1",
+         "feedback": "/v1/feedback?limit=1"}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_one_row_that_cannot_be_read_is_left_out_alone(folder: Path, broken: str) -> None:
+    table = broken.split()[0]
+    with closing(sqlite3.connect(folder / "state/state.db")) as db:
+        (rowid,) = db.execute(f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1 OFFSET 1").fetchone()
+        (job,) = db.execute("SELECT id FROM jobs ORDER BY rowid LIMIT 1").fetchone()
+        ids = [row[0] for row in db.execute(f"SELECT {'job' if table in ('events', 'checkpoints') else 'rowid'} "
+                                            f"FROM {table} ORDER BY rowid DESC").fetchall()]
+    change(folder, f"UPDATE {broken} WHERE rowid = ?", rowid)
+    lists = {**LISTS, "events": f"/v1/fine_tuning/jobs/{job}/events?limit=7",
+             "checkpoints": f"/v1/fine_tuning/jobs/{job}/checkpoints?limit=7"}
+    with daemon(folder / "tiny.gguf", folder / "state") as running, \
+            httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+        if table in lists:
+            wanted = ids.count(job) - 1 if table in ("events", "checkpoints") else len(ids) - 1
+            assert len(all_pages(client, lists[table])) == wanted
+        for path in (*lists.values(), "/v1/models", "/v1/device", "/metrics"):
+            answer = client.get(path)
+            assert answer.status_code == 200 or (answer.status_code == 404 and table == "jobs"), (path, answer.text)
+        health = client.get("/healthz").json()
+        told = [reason for reason in health["reasons"] if f"a row of {table} in state.db is damaged" in reason]
+        assert len(told) == 1
+        assert client.post("/v1/chat/completions", json={"model": "", "messages": CHAT,
+                                                         "max_tokens": 3}).status_code == 200
+
+
+def all_pages(client: httpx.Client, path: str) -> list[Any]:
+    """Page by page, each beginning after the last one's end."""
+    found: list[Any] = []
+    while True:
+        page = client.get(path, params={**httpx.URL(path).params, **({"after": found[-1]["id"]} if found else {})})
+        assert page.status_code == 200, page.text
+        found += page.json()["data"]
+        if not page.json().get("has_more"):
+            return found
+
+
+def test_a_job_that_cannot_be_read_does_not_stop_the_line(folder: Path) -> None:
+    change(folder, "UPDATE jobs SET status = 'queued', config = '{\"colour\": 1}' WHERE status = 'paused'")
+    with open_service(folder) as service:
+        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 2})
+        assert service.jobs.wait(job.id, 60).status == "succeeded"
+
+
+def test_options_that_another_edgetune_wrote_are_named(folder: Path) -> None:
+    with open_service(folder) as service:
+        found = service.adapters.list()[0]
+        run = service.adapters.path(found.id) / "run.json"
+        record = json.loads(run.read_text())
+        run.write_text(json.dumps({**record, "options": {**record["options"], "colour": "red"}}))
+        with pytest.raises(FormatError, match=f"run.json of {found.id} has the field 'colour', which this edgetune "):
+            service.jobs.create(found.id, upload(service))
+        del record["options"]["rank"]
+        run.write_text(json.dumps(record))
+        job = service.jobs.create(found.id, upload(service), hyperparameters={"steps": 1})
+        assert (job.config["rank"], job.config["lr"]) == (8, SMALL["lr"])
+
+
+# ---- jobs beside each other, the log, the disk ----------------------------------------------------------------------
+
+
+def test_one_jobs_deaths_are_not_another_ones(tmp_path: Path) -> None:
+    def die(service: Service, id: str, seen: set[int]) -> None:
+        pid = until(lambda: service.jobs.running and service.jobs.running.id == id and service.jobs.pid
+                    and service.jobs.pid not in seen and service.jobs.pid)
+        seen.add(pid)
+        os.kill(pid, signal.SIGKILL)
+
+    with open_service(tmp_path) as service:
+        first, second = (service.jobs.create("tiny", upload(service), hyperparameters=SMALL) for _ in range(2))
+        seen: set[int] = set()
+        die(service, first.id, seen)
+        die(service, first.id, seen)
+        until(lambda: len([e for e in service.jobs.events(first.id) if "signal 9" in e["message"]]) == 2)
+        service.jobs.cancel(first.id)
+        die(service, second.id, seen)
+        second = service.jobs.wait(second.id, 60)
+        assert second.status == "succeeded", second.error
+
+
+def test_what_happened_leaves_a_line_each_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "edgetune.daemon"), open_service(tmp_path) as service:
+        good = service.jobs.create("tiny", upload(service), hyperparameters=SMALL)
+        bad = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "lr": 1e30})
+        adapter = service.jobs.wait(good.id, 60).result
+        service.jobs.wait(bad.id, 60)
+        service.adapters.promote(None, "by hand")
+        service.adapters.promote(adapter, "by hand")
+        service.adapters.rollback("asked for")
+        lines = [record.getMessage() for record in caplog.records]
+    for begin in (f"{good.id}: created with ", f"{good.id}: begun", f"{bad.id}: the loss is ",
+                  f"{adapter} is in service: by hand", "the base alone is in service: asked for"):
+        assert len([line for line in lines if line.startswith(begin)]) == 1, (begin, lines)
+    assert any(line.startswith((f"{good.id}: in service: ", f"{good.id}: a candidate: ")) for line in lines)
+
+
+def test_a_job_keeps_the_verdict_on_its_adapter(folder: Path) -> None:
+    with open_service(folder) as service:
+        for job in service.jobs.list():
+            if job.result:
+                verdict = service.adapters.get(job.result).verdict
+                assert job.verdict == {name: value for name, value in verdict.items() if name != "scores"}
+
+
+def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    state = tmp_path / "daemon/state"
+    with closing(sqlite3.connect(state / "state.db")) as db:
+        verdicts = dict(db.execute("SELECT job, verdict FROM adapters").fetchall())
+    store = Store(state)
+    found = {job.id: job.verdict for job in job_table.JobTable(store).list(None, 100) if job.result}
+    store.close()
+    assert found
+    for id, verdict in found.items():
+        assert verdict == {name: value for name, value in json.loads(verdicts[id]).items() if name != "scores"}
+
+
+def test_a_promotion_while_a_job_trains_is_not_overruled(folder: Path) -> None:
+    with open_service(folder) as service:
+        second, first = (found.id for found in service.adapters.list())
+        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 300})
+        until(lambda: (service.jobs.get(job.id).progress or {}).get("step", 0) > 5)
+        assert service.adapters.serving == second
+        service.adapters.promote(first, "by hand")
+        job = service.jobs.wait(job.id, 60)
+        assert job.status == "succeeded"
+        verdict = service.adapters.get(job.result).verdict
+        assert verdict["against"] == first
+        assert any(event["message"].startswith(f"judged again: {first} came into service")
+                   for event in service.jobs.events(job.id))
+        assert service.adapters.serving == (job.result if verdict["passed"] else first)
+
+
+def test_a_full_disk_in_earnest(tmp_path: Path) -> None:
+    """See proofs/mounted_state.py."""
+    apart = ["unshare", "-rm"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare and user namespaces")
+    script = Path(__file__).parents[1] / "proofs" / "mounted_state.py"
+    done = subprocess.run([*apart, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_that_nobody_asks_ends_without_a_word() -> None:
+    done = subprocess.run(**child("edgetune.daemon.jobs.worker"), stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
+
+
+def test_a_worker_of_another_edgetune_says_so() -> None:
+    task = {"version": "0.0.1", "parent": os.getpid(), "policy": {"nice": 0}}
+    with subprocess.Popen(**child("edgetune.daemon.jobs.worker"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as worker:
+        worker.stdin.write(json.dumps(task) + "\n")
+        worker.stdin.flush()
+        said = json.loads(worker.stdout.readline())
+    assert (said["event"], said["kind"]) == ("failed", "MismatchError")
+    assert "the daemon is edgetune 0.0.1" in said["what"]
+
+
+def test_of_old_jobs_nothing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_table, "KEPT", 1)
+    with open_service(folder) as service:
+        before = {job.id for job in service.jobs.list()}
+        gone = [service.jobs.create("tiny", upload(service), hyperparameters=LONG).id for _ in range(3)]
+        for id in gone:
+            service.jobs.pause(id)
+        until(lambda: service.jobs.running is None)
+        for id in gone:
+            service.jobs.cancel(id)
+        left = {job.id for job in service.jobs.list()}
+        assert left == before | {gone[-1]}  # jobs that made an adapter stay as long as it does, and those in line
+        with pytest.raises(NotFoundError):
+            service.jobs.get(gone[0])
+        rows = service.store.read("SELECT DISTINCT job FROM events UNION SELECT DISTINCT job FROM checkpoints")
+        assert {row["job"] for row in rows} == left

@@ -1,0 +1,122 @@
+"""edgetune.evaluation.served: losses against log-probabilities computed here, answers against what the model says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.packing import Example
+from edgetune.errors import DataError
+from edgetune.evaluation.served import Scores, evaluate, exact_match, same, served_loss
+from edgetune.serving.llama import LlamaModel
+
+QUESTIONS = ["turn the light on", "set the light to 10", "turn off the light", "system off", "tool to set"]
+
+
+@pytest.fixture(scope="module")
+def served(tiny_llama: Path) -> Iterator[LlamaModel]:
+    with LlamaModel(tiny_llama, threads=1) as served:
+        yield served
+
+
+def dataset(served: LlamaModel, answers: list[str]) -> Dataset:
+    rows = [{"prompt": question, "completion": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
+    return load_rows(rows, served.tokenizer, max_length=200, system="set the light")
+
+
+def says(served: LlamaModel, question: str, n: int) -> str:
+    messages = [{"role": "system", "content": "set the light"}, {"role": "user", "content": question}]
+    return "".join(served.chat(messages, max_tokens=n))
+
+
+@pytest.mark.parametrize(("expected", "answer", "right"), [
+    ('{"a": 1, "b": [2, "x"]}', ' {"b":[2.0,"x"],\n"a":1.0}\n', True),
+    ('{"a": 1}', '{"a": true}', False),
+    ('{"a": true}', '{"a": 1}', False),
+    ('{"a": true}', '{"a": true}', True),
+    ('{"a": null}', '{"a": false}', False),
+    ('{"a": 1}', '{"a": 1, "b": 2}', False),
+    ('{"a": "1"}', '{"a": 1}', False),
+    ("[1, 2]", "[2, 1]", False),
+    ("[1, 2]", "[1, 2, 3]", False),
+    ('{"a": [{"b": 0}]}', '{"a": [{"b": false}]}', False),
+    ('{"a": 1}', '{"a": 1} and more', False),
+    ('{"a": 1}', "[" * 100_000, False),
+    ('{"a": 1}', '{"a": NaN}', False),
+    ("1", "1.0", True),
+    ("light on", "  light on\n", True),
+    ("light on", "light  on", False),
+    ("NaN", "NaN", True),
+    ("yes", "Yes", False),
+])
+def test_same(expected: str, answer: str, right: bool) -> None:
+    assert same(expected, answer) is right
+
+
+def test_loss_is_the_weighted_mean(served: LlamaModel) -> None:
+    data = dataset(served, ["on", '{"set":"10"}', "off", "off", "10"])
+    weights = [example.weights * np.float32(i + 1) / 2 for i, example in enumerate(data.examples)]
+    examples = [Example(example.tokens, w) for example, w in zip(data.examples, weights, strict=True)]
+    total = 0.0
+    count = 0
+    for example in examples:
+        served.reset()
+        z = served.logits(example.tokens.tolist()).astype(np.float64)
+        logp = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+        for t in np.flatnonzero(example.weights):
+            total -= float(example.weights[t]) * logp[t - 1, example.tokens[t]]
+            count += 1
+    loss, tokens = served_loss(served, replace(data, examples=examples))
+    assert tokens == count > 10
+    assert loss == pytest.approx(total / sum(float(w.sum()) for w in weights), rel=1e-4)
+    assert served_loss(served, replace(data, examples=examples)) == (loss, tokens)
+    unweighted = [Example(example.tokens, np.zeros_like(example.weights)) for example in examples]
+    with pytest.raises(DataError, match="no token to be judged by"):
+        served_loss(served, replace(data, examples=unweighted))
+
+
+def test_loss_does_not_depend_on_what_came_before(served: LlamaModel) -> None:
+    data = dataset(served, ["on", "off", "off", "on", "10"])
+    first = served_loss(served, data)
+    tokens = data.examples[0].tokens.tolist()
+    served.logits(tokens[::-1])
+    served.cache.cached[:] = tokens  # a cache of other values than its tokens have
+    assert served_loss(served, data) == first
+
+
+def test_exact_match_asks_the_served_model(served: LlamaModel) -> None:
+    expected = [says(served, question, 6) for question in QUESTIONS]
+    expected[1] = "wrong"
+    expected[3] = '{"a": 1}'
+    data = dataset(served, expected)
+    answers = exact_match(served, data, system="set the light", max_tokens=6)
+    assert [answer.correct for answer in answers] == [True, False, True, False, True]
+    assert [answer.expected for answer in answers] == [text.strip() for text in expected]
+    assert all(question in answer.prompt for question, answer in zip(QUESTIONS, answers, strict=True))
+    assert exact_match(served, data, system="set the light", max_tokens=6, limit=2) == answers[:2]
+    longer = exact_match(served, data, system="set the light", limit=1)[0].answer
+    assert longer.startswith(answers[0].answer)
+    assert len(longer) > len(answers[0].answer)  # a model that does not stop is wrong, and is cut off
+
+
+def test_evaluate_sums_up(served: LlamaModel) -> None:
+    expected = [says(served, question, 6) for question in QUESTIONS]
+    expected[3] = '{"a": 1}'
+    data = dataset(served, expected)
+    scores = evaluate(served, data, system="set the light", max_tokens=6)
+    loss, tokens = served_loss(served, data)
+    assert scores == Scores("llama.cpp", 5, tokens, loss, 0.8, 5, 0.0)
+    assert scores.to_json()["perplexity"] == scores.perplexity == pytest.approx(math.exp(loss))
+    assert evaluate(served, data, answers=False) == Scores("llama.cpp", 5, tokens, loss)
+
+
+def test_plain_text_has_no_answers(served: LlamaModel) -> None:
+    data = load_rows([{"text": "turn the light on"}], served.tokenizer, max_length=50)
+    assert exact_match(served, data) == []
+    assert evaluate(served, data).exact is None

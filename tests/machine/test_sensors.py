@@ -1,0 +1,206 @@
+"""Readings from made-up device trees, and from this machine."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from boards import MIB, Board
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetune.machine.device import read_profiles
+from edgetune.machine.sensors import Sensors
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path)
+
+
+def test_a_cool_idle_board(board: Board) -> None:
+    sensors = Sensors(board.root, ("cpu-thermal",), local=lambda: time.gmtime(13 * 3600 + 5 * 60))
+    board.tick()
+    r = sensors.read()
+    assert (r.minute, r.total, r.available, r.temperature, r.zone) == (785, 8052 * MIB, 7000 * MIB, 50.0, "cpu-thermal")
+    assert (r.throttled, r.on_battery, r.battery, r.foreground, r.trip) == ("", False, None, False, None)
+    assert (r.processors, r.others_busy, r.cpu_stall, r.memory_stall, r.returned, r.killed) == (4, 0, 0, 0, 0, False)
+
+
+def test_an_empty_root_says_nothing(tmp_path: Path) -> None:
+    r = Sensors(tmp_path, ("*",)).read()
+    assert (r.total, r.temperature, r.cpu_stall, r.throttled) == (0, None, None, "")
+    assert (r.on_battery, r.others_busy, r.processors) == (False, 0, 1)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (0x0, ""), (0x50000, ""), (0x80008, ""), (0x1, "voltage"), (0x50005, "voltage"), (0x2, "caps the clock"),
+    (0xE0006, "caps the clock"), (0x4, "throttles the cores")])
+def test_what_the_firmware_of_a_raspberry_pi_flags(board: Board, flags: int, words: str) -> None:
+    """Bits 16 and up are of the past; bit 3 is a 3B+ at 1.2 instead of 1.4 GHz."""
+    board.throttle(flags)
+    throttled = Sensors(board.root).read().throttled
+    assert bool(throttled) == bool(words)
+    assert words in throttled
+
+
+def test_under_voltage_by_hwmon(board: Board) -> None:
+    board.write({"sys/class/hwmon/hwmon3/name": "rpi_volt\n", "sys/class/hwmon/hwmon3/in0_lcrit_alarm": "0\n"})
+    sensors = Sensors(board.root)
+    assert sensors.read().throttled == ""
+    board.write({"sys/class/hwmon/hwmon3/in0_lcrit_alarm": "1\n"})
+    assert "voltage" in sensors.read().throttled
+
+
+def test_alerts_of_a_jetson_count_when_they_rise(board: Board) -> None:
+    chip = "sys/class/hwmon/hwmon2"
+    board.write({f"{chip}/name": "soctherm_oc\n", f"{chip}/oc1_event_cnt": "0\n", f"{chip}/oc3_event_cnt": "37\n"})
+    sensors = Sensors(board.root)
+    assert sensors.read().throttled == ""
+    board.write({f"{chip}/oc3_event_cnt": "38\n"})
+    assert sensors.read().throttled == "the board slowed down for over-current"
+    assert sensors.read().throttled == ""
+    board.write({f"{chip}/oc1_event_cnt": "1\n"})
+    assert sensors.read().throttled == "the board slowed down for under-voltage"
+
+
+def test_a_cooling_device_that_lowers_the_clock(board: Board) -> None:
+    fan = "sys/class/thermal/cooling_device0"
+    clock = "sys/class/thermal/cooling_device1"
+    board.write({f"{fan}/type": "pwm-fan\n", f"{fan}/cur_state": "4\n", f"{clock}/type": "cpufreq-cpu0\n",
+                 f"{clock}/cur_state": "0\n"})
+    sensors = Sensors(board.root)
+    assert sensors.read().throttled == ""
+    board.write({f"{clock}/cur_state": "2\n"})
+    assert sensors.read().throttled == "the kernel lowers the clock for heat"
+
+
+def test_trip_points_of_the_kernel(board: Board) -> None:
+    zone = "sys/class/thermal/thermal_zone0"
+    for i, (kind, temp) in enumerate([("active", 50000), ("passive", 95000), ("hot", 99000), ("critical", 105000),
+                                      ("passive", -274000)]):
+        board.write({f"{zone}/trip_point_{i}_type": f"{kind}\n", f"{zone}/trip_point_{i}_temp": f"{temp}\n"})
+    assert Sensors(board.root, ("cpu*",)).read().trip == 95
+
+
+def test_the_hottest_zone_or_chip_counts(board: Board) -> None:
+    board.write({"sys/class/hwmon/hwmon0/name": "k10temp\n", "sys/class/hwmon/hwmon0/temp1_input": "61500\n"})
+    r = Sensors(board.root, ("cpu-thermal", "k10temp")).read()
+    assert (r.temperature, r.zone) == (61.5, "k10temp")
+
+
+def test_every_profile_sees_a_zone_of_its_board(tmp_path: Path) -> None:
+    """The types that these boards' kernels register; a Jetson Nano's PMIC-Die is stuck at 100 degrees."""
+    kinds = {"Raspberry": ["cpu-thermal"], "NVIDIA Jetson Nano": ["AO-therm", "CPU-therm", "GPU-therm", "PMIC-Die"],
+             "NVIDIA Jetson Orin": ["cpu-thermal", "gpu-thermal", "soc0-thermal", "tj-thermal"],
+             "NVIDIA Jetson AGX": ["cpu-thermal", "gpu-thermal", "soc0-thermal", "tj-thermal"],
+             "generic arm64": ["soc_thermal", "bigcore0-thermal"], "generic x86": ["acpitz", "x86_pkg_temp"]}
+    for i, profile in enumerate(read_profiles()):
+        root = tmp_path / str(i)
+        for n, kind in enumerate(next(kinds[name] for name in kinds if profile.name.startswith(name))):
+            temp = 100000 if kind == "PMIC-Die" else 40000 + n
+            folder = root / f"sys/class/thermal/thermal_zone{n}"
+            folder.mkdir(parents=True)
+            (folder / "type").write_text(kind)
+            (folder / "temp").write_text(str(temp))
+        temperature = Sensors(root, profile.zones).read().temperature
+        assert temperature is not None
+        assert 40 <= temperature < 41
+
+
+def test_power(board: Board) -> None:
+    sensors = Sensors(board.root)
+    board.power(online=True, percent=80)
+    assert (sensors.read().on_battery, sensors.read().battery) == (False, 80)
+    board.power(online=False, percent=79)
+    assert (sensors.read().on_battery, sensors.read().battery) == (True, 79)
+
+
+def test_load_of_others_is_all_load_but_ours(board: Board) -> None:
+    sensors = Sensors(board.root)
+    for _ in range(20):
+        board.tick(others=1.5, own=2.0)
+        r = sensors.read()
+    assert r.others_busy == pytest.approx(1.5, abs=0.01)
+    for _ in range(20):
+        board.tick(own=4.0)
+        r = sensors.read()
+    assert r.others_busy < 0.01
+
+
+def test_memory_of_cgroups(board: Board) -> None:
+    group = "sys/fs/cgroup/app"
+    board.write({"proc/self/cgroup": "0::/app\n", f"{group}/memory.max": str(400 * MIB),
+                 f"{group}/memory.current": str(300 * MIB),
+                 f"{group}/memory.events": "low 0\nhigh 9\nmax 7\noom_kill 1\n",
+                 f"{group}/memory.pressure": "some avg10=33.00 avg60=0 total=1\nfull avg10=11.00 avg60=0 total=1\n"})
+    sensors = Sensors(board.root)
+    r = sensors.read()
+    assert (r.total, r.available, r.killed) == (400 * MIB, 100 * MIB, False)
+    assert (r.memory_stall, r.memory_stall_full) == (33, 11)
+    board.write({f"{group}/memory.events": "low 0\nhigh 10\nmax 20\noom_kill 2\n"})
+    assert sensors.read().killed
+    assert not sensors.read().killed
+
+
+def test_memory_given_back_is_what_the_process_held_before(board: Board) -> None:
+    sensors = Sensors(board.root)
+    for mib, returned in ((300, 0), (120, 180), (310, 0), (10, 300)):
+        board.anonymous(mib)
+        assert sensors.read().returned == returned * MIB
+
+
+def test_a_busy_file_counts_while_its_process_lives(board: Board) -> None:
+    says: list[bool] = [False]
+    sensors = Sensors(board.root, busy_file="/run/busy", busy=lambda: says[0])
+    assert not sensors.read().foreground
+    board.write({"run/busy": ""})
+    assert sensors.read().foreground
+    board.write({"run/busy": "4711\n"})
+    assert not sensors.read().foreground
+    board.write({"proc/4711/stat": ""})
+    assert sensors.read().foreground
+    board.write({"run/busy": "4712\n4711\n"})  # of two that answer one lives
+    assert sensors.read().foreground
+    board.write({"run/busy": "4712\n471\n"})
+    assert not sensors.read().foreground
+    (board.root / "run/busy").unlink()
+    assert not sensors.read().foreground
+    says[0] = True
+    assert sensors.read().foreground
+
+
+def test_this_machine_agrees_with_psutil() -> None:
+    sensors = Sensors()
+    r = sensors.read()
+    assert 0 < r.available <= r.total <= psutil.virtual_memory().total
+    assert r.processors == psutil.cpu_count()
+    assert 0 <= r.others_busy <= r.processors
+    held = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE)  # not malloc's: what it frees may stay with the process
+    held[::4096] = b"1" * (len(held) // 4096)
+    sensors.read()
+    held.close()
+    assert sensors.read().returned >= 60 * MIB
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_garbage_in_any_file_ends_no_run(data: st.DataObject) -> None:
+    """Whatever these files hold, a look gives readings: a sensor that fails must not end a training of days."""
+    with tempfile.TemporaryDirectory() as folder:
+        board = Board(Path(folder))
+        board.power(online=False, percent=50)
+        board.write({"proc/self/cgroup": "0::/app\n", "sys/fs/cgroup/app/memory.max": str(400 * MIB),
+                     "sys/fs/cgroup/app/memory.events": "oom_kill 1\n",
+                     "sys/fs/cgroup/app/memory.stat": "active_file 7\n"})
+        sensors = Sensors(board.root, ("cpu-thermal",))
+        files = sorted(path for path in board.root.rglob("*") if path.is_file())
+        garbage = st.binary(max_size=30) | st.sampled_from([b"", b"\n", b"cpu  1 x\n", b"-1", b"some avg10="])
+        for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=5)):
+            path.write_bytes(data.draw(garbage))
+        assert sensors.read().processors >= 1
+        Sensors(board.root, ("cpu-thermal",)).read()

@@ -1,0 +1,96 @@
+"""The GGUF files of `families` mean what transformers computes: llama.cpp is the judge, edgetune takes no part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from families import FAMILIES, ROPES_OF, hf_logits, logits_of, make_family
+from tiny import SHAPES, write_tiny
+
+from edgetune.formats.gguf import FORMATS
+
+TOKENS = np.random.default_rng(7).integers(0, 400, size=96).tolist()  # past the original context and the window
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative L2 error of a against b."""
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def check(path: Path, model: object, limit: float = 1e-3) -> None:
+    truth = hf_logits(model, TOKENS)
+    served = logits_of(path, TOKENS)
+    assert truth.std() > 0.5, "flat logits prove nothing"
+    assert distance(served, truth) <= limit
+
+
+@pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
+def test_llama_cpp_agrees_with_transformers(name: str, rope: str, tmp_path: Path) -> None:
+    check(*make_family(name, tmp_path, rope=rope))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 4}),
+        ("qwen2", {"tie_word_embeddings": False}),
+        ("qwen3", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+        ("gemma3", {"rope_local_base_freq": 500.0}),
+        ("gemma3", {"num_hidden_layers": 7, "sliding_window_pattern": 6}),
+        ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        ("gemma3", {"sliding_window": 1}),
+        ("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64}),
+    ],
+)
+def test_variants(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
+    check(*make_family(name, tmp_path, **overrides))
+
+
+@pytest.mark.parametrize(("rope", "key"), [("linear", "rope.scaling.type"), ("none", "attention.key_length")])
+def test_keys_that_files_leave_out(rope: str, key: str, tmp_path: Path) -> None:
+    """A factor alone means linear scaling; a head is D / H wide unless said."""
+    check(*make_family("llama", tmp_path, rope=rope, metadata={f"llama.{key}": None}))
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
+def test_rope_kinds_differ(rope: str, tmp_path: Path) -> None:
+    """The comparison above would be blind to a scaling that changed nothing."""
+    plain, scaled = (hf_logits(make_family("llama", tmp_path, rope=r)[1], TOKENS) for r in ("none", rope))
+    assert distance(scaled, plain) > 0.05
+
+
+def test_window_matters(tmp_path: Path) -> None:
+    near, far = (hf_logits(make_family("gemma3", tmp_path, sliding_window=w)[1], TOKENS) for w in (24, 400))
+    assert np.array_equal(near[:24], far[:24])
+    assert distance(near[24:], far[24:]) > 0.05
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"F32"}))
+def test_quantized_files_hold_the_models_weights(format: str, tmp_path: Path) -> None:
+    """Looser: llama.cpp rounds activations to 8 bits (16 for K-quants) before such a product."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}
+    check(*make_family("llama", tmp_path, formats=format, **sizes), limit=0.07)
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_tiny_models_decode_and_are_deterministic(architecture: str, tmp_path: Path) -> None:
+    paths = [write_tiny(tmp_path / f"{i}.gguf", architecture, seed=i // 2) for i in range(3)]
+    assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
+    logits = logits_of(paths[0], TOKENS)
+    assert logits.shape == (len(TOKENS), 416)
+    assert 0.5 < logits.std() < 2
+
+
+def test_tiny_formats_by_name(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "mixed.gguf", formats={"token_embd": "Q8_0", "attn_v": "F16", "blk": "Q4_1"})
+    from gguf import GGUFReader
+
+    formats = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+    assert formats["token_embd.weight"] == "Q8_0"
+    assert formats["blk.1.attn_v.weight"] == "F16"
+    assert formats["blk.1.ffn_down.weight"] == "Q4_1"
+    assert formats["blk.1.ffn_norm.weight"] == formats["output_norm.weight"] == "F32"

@@ -1,0 +1,124 @@
+"""What is trained is what llama.cpp serves: both take a variant of a tiny model, with equal losses, or neither does."""
+
+import os
+import re
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+from tiny import SHAPES, write_tiny
+
+from edgetune.data.packing import Example, collate
+from edgetune.errors import EdgetuneError
+from edgetune.evaluation.native import open_decoder
+from edgetune.formats.families import FAMILIES
+from edgetune.formats.gguf import check_model, open_gguf, write_gguf
+from edgetune.formats.shape import read_shape
+from edgetune.llamacpp import library as llamacpp
+from edgetune.models.decoder import Model
+from edgetune.serving.llama import LlamaModel
+
+REFUSED = 10
+TAKEN = 11
+PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def variant(path, base, keys=(), tensors=(), types=()):
+    """A copy of a model with other keys and tensors, and the types of these keys."""
+    metadata = {key: base.metadata[key] for key in base.metadata if key != "general.architecture"} | dict(keys)
+    held = {name: tensor.f32() for name, tensor in base.tensors.items()} | dict(tensors)
+    write_gguf(path, base.architecture, metadata, held, base.types | dict(types))
+    return path
+
+
+def we_take(path) -> bool:
+    try:
+        gguf = open_gguf(path)
+        check_model(gguf)
+        read_shape(gguf)
+    except EdgetuneError:
+        return False
+    return True
+
+
+def llama_takes(path) -> bool:
+    """In a process apart, for llama.cpp aborts on some."""
+    child = os.fork()
+    if child == 0:
+        os.close(2)
+        llama = llamacpp.load()
+        model = llama.llama_model_load_from_file(os.fsencode(path), llama.llama_model_default_params())
+        os._exit(TAKEN if model else REFUSED)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == TAKEN
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_optional_tensors(architecture, tmp_path, tiny_models):
+    base = open_gguf(tiny_models[architecture])
+    for name in PROJECTIONS:
+        rows = base.tensors[f"blk.0.{name}.weight"].shape[0]
+        biases = {f"blk.{i}.{name}.bias": np.full(rows, 0.5, np.float32) for i in range(2)}
+        path = variant(tmp_path / "model.gguf", base, tensors=biases)
+        assert we_take(path) == llama_takes(path) == (name in FAMILIES[architecture].biases), name
+    width = base.metadata[f"{architecture}.rope.dimension_count"]
+    for value in (1.0, 3.0, 0.0, np.nan, -np.inf):
+        factors = {"rope_freqs.weight": np.full(width // 2, value, np.float32)}
+        path = variant(tmp_path / "model.gguf", base, tensors=factors)
+        assert we_take(path) == (FAMILIES[architecture].rope_factors and value > 0), value
+        assert not we_take(path) or llama_takes(path)
+        if not value > 0:  # nor is it served
+            with pytest.raises(EdgetuneError), LlamaModel(path):
+                pass
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_key_of_another_type_that_llama_cpp_refuses_is_refused_here(architecture, tmp_path, tiny_models):
+    """All keys that its library names, as text."""
+    base = open_gguf(tiny_models[architecture])
+    library = next(Path(llama_cpp.__file__).parent.rglob("libllama.so*")).read_bytes()
+    names = [f"{architecture}.{m.decode()}" for m in re.findall(rb"%s\.([a-z_0-9.]+)\0", library)]
+    names += [m.decode() for m in re.findall(rb"((?:tokenizer|general)\.[a-z_0-9.]+)\0", library)]
+    assert len(names) > 150
+    text = {"general.architecture", "general.alignment", "tokenizer.ggml.pre"}  # pre is text; the others are read first
+    for key in sorted(set(names) - text):
+        path = variant(tmp_path / "model.gguf", base, {key: "x"}, types={key: "str"})
+        assert not we_take(path) or llama_takes(path), key
+
+
+SCALINGS = [{"attn_factor": 2.0}, {"type": "yarn", "factor": 4.0}, {"type": "yarn", "factor": 4.0, "attn_factor": 1.5},
+            {"type": "linear", "factor": 2.0, "attn_factor": 0.5}]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_losses_are_llama_cpps_however_positions_are_scaled(architecture, scaling, tmp_path):
+    """gemma3's blocks with a window, too."""
+    keys = {f"{architecture}.rope.scaling.{name}": value for name, value in scaling.items()}
+    keys[f"{architecture}.rope.scaling.original_context_length"] = 128
+    path = write_tiny(tmp_path / "model.gguf", architecture, metadata=keys)
+    tokens = np.random.default_rng(3).integers(10, 400, 90).astype(np.int32)
+    with LlamaModel(path) as served:
+        theirs = served.logits(tokens.tolist())
+    decoder = open_decoder(Model(open_gguf(path)), {}, threads=1, max_tokens=90, max_length=90, precision="exact")
+    ours = decoder.logits(collate([Example(tokens, np.ones(90, np.float32))]))
+    assert np.abs(ours - theirs).max() < 1e-2 * np.abs(theirs).max()  # its keys and values are in 16 bits
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 16])
+def test_a_context_shorter_than_the_sequences_answers(length, tmp_path):
+    path = write_tiny(tmp_path / "model.gguf", n_context=length)
+    with LlamaModel(path) as served, LlamaModel(write_tiny(tmp_path / "long.gguf"), context=length) as asked:
+        assert served.context == asked.context == length
+        assert np.allclose(served.logits([5, 6]), asked.logits([5, 6]))
+        with pytest.raises(EdgetuneError, match=f"context of {length}"):
+            served.logits([5] * (length + 1))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("rope.dimension_count_swa", 64), ("rope.dimension_count_swa", 16), ("attention.key_length_swa", 64),
+    ("attention.value_length_swa", 16), ("attention.sliding_window", 2**31 - 1)])
+def test_windows_that_llama_cpp_would_abort_on_are_refused(key, value, tmp_path):
+    path = write_tiny(tmp_path / "model.gguf", "gemma3", metadata={f"gemma3.{key}": value})
+    with pytest.raises(EdgetuneError, match=f"gemma3.{key} is {value}, allowed"):
+        check_model(open_gguf(path))

@@ -1,0 +1,350 @@
+"""The decoder against transformers, PEFT and autograd: logits, log-probabilities, and gradients of A and B."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, GGUF_NAMES, ROPES_OF, hf_logits, logits_of, make_family, row_order
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from edgetune.adapters.lora import TARGETS, Pair
+from edgetune.adapters.low_rank import LoraFamily
+from edgetune.backends.cpu import Cpu
+from edgetune.data.dataset import Batch, Example, collate
+from edgetune.errors import FormatError, UnsupportedError
+from edgetune.evaluation.native import make_arena
+from edgetune.formats.bundle import open_bundle
+from edgetune.formats.gguf import FORMATS
+from edgetune.models.decoder import Decoder, Model
+from edgetune.models.linear import RunShape
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
+
+RANK = 4
+SCALE = 0.75
+LENGTHS = (37, 1, 60, 2, 29)  # documents of one batch: longer than gemma3's window, and too short to predict anything
+ALL = tuple(TARGETS)
+LIMIT = 1e-4  # relative L2; float32 against float32 in another order of summation stays far below
+
+
+@dataclass
+class Case:
+    """A family's file opened by edgetune, the same model in transformers, one adapter for both, one batch."""
+
+    decoder: Decoder
+    model: PreTrainedModel
+    pairs: dict[str, Pair]
+    examples: list[Example]
+
+    @property
+    def batch(self) -> Batch:
+        return collate(self.examples)
+
+
+def make_case(
+    name: str,
+    folder: Path,
+    targets: tuple[str, ...] = ALL,
+    blocks: range | None = None,
+    kept: int = 1,
+    dropout: float = 0.0,
+    threads: int = 2,
+    **family: object,
+) -> Case:
+    path, hf = make_family(name, folder, **family)
+    model = Model(open_bundle(path).gguf)
+    run = RunShape(
+        max_tokens=sum(LENGTHS) + 3,
+        max_length=max(LENGTHS),
+        family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout),
+        targets=tuple(TARGETS[t] for t in targets),
+        blocks=blocks or range(model.shape.n_layer),
+        kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
+        threads=threads,
+        precision="exact",
+    )
+    ops = Cpu(threads)
+    decoder = Decoder(model, run, ops, make_arena(model, run, ops))
+    rng = np.random.default_rng(3)
+    pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
+    decoder.adapter.load(pairs, "pairs")
+    return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
+
+
+def random_pair(rng: np.random.Generator, a: tuple[int, ...], b: tuple[int, ...]) -> Pair:
+    """Strong enough that an adapter forgotten in one place shows."""
+    draw = [rng.standard_normal(shape).astype(np.float32) / np.sqrt(shape[1]) for shape in (a, b)]
+    return Pair(draw[0], draw[1], SCALE)
+
+
+def random_example(rng: np.random.Generator, n: int, n_vocab: int) -> Example:
+    """Signed weights, a third of them zero."""
+    weights = rng.standard_normal(n).astype(np.float32) * (rng.random(n) > 0.3)
+    weights[0] = 0
+    return Example(rng.integers(0, n_vocab, n).astype(np.int32), weights.astype(np.float32))
+
+
+def adapted(case: Case) -> PreTrainedModel:
+    """The transformers model with the same adapter, by PEFT."""
+    names = {v: k for k, v in TARGETS.items()}
+    run = case.decoder.run
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=RANK * SCALE,
+        target_modules=[names[t] for t in run.targets],
+        layers_to_transform=list(run.blocks),
+        layers_pattern="layers",
+    )
+    peft = get_peft_model(case.model, config)
+    with torch.no_grad():
+        for key, pair in case.pairs.items():
+            a, b = lora_parameters(peft, key)
+            order = row_order(hf_projection(key), pair.b.shape[0], case.model)
+            a.copy_(torch.from_numpy(pair.a))
+            b.copy_(torch.from_numpy(pair.b if order is None else pair.b[np.argsort(order)]))
+    return peft
+
+
+def hf_projection(key: str) -> str:
+    """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
+    _, layer, tensor = key.split(".")
+    return f"model.layers.{layer}.{next(hf for hf, name in GGUF_NAMES.items() if name == tensor)}"
+
+
+def lora_parameters(peft: PreTrainedModel, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = peft.get_submodule(f"base_model.model.{hf_projection(key)}")
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
+
+
+def truth(case: Case) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """(logits [T, V], log p [S] of supervised targets, {name: (dA, dB)}): each document in a pass of its own."""
+    peft = adapted(case)
+    logits = []
+    logps = []
+    for example in case.examples:
+        tokens = torch.from_numpy(example.tokens).long()
+        out = peft(tokens[None], use_cache=False).logits[0]
+        logits.append(out.detach().numpy())
+        logp = torch.log_softmax(out[:-1], -1).gather(1, tokens[1:, None])[:, 0]
+        weights = torch.from_numpy(example.weights[1:])
+        logps.append(logp[weights != 0].detach().numpy())
+        (-(weights * logp).sum()).backward()
+    grads = {}
+    for key, pair in case.pairs.items():
+        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
+        order = row_order(hf_projection(key), pair.b.shape[0], case.model)
+        grads[key] = a, b if order is None else b[order]
+    return np.concatenate(logits), np.concatenate(logps), grads
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    assert a.shape == b.shape
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def train_once(case: Case) -> np.ndarray:
+    """log p [S]; gradients start from zero and end in the arena."""
+    case.decoder.arena.flat("dlora").fill(0.0)
+    batch = case.batch
+    return case.decoder.train(batch, batch.weights[batch.weights != 0]).copy()
+
+
+def check(case: Case, limit: float = LIMIT) -> None:
+    logits, logp, grads = truth(case)
+    errors = {
+        "logits": distance(case.decoder.logits(case.batch), logits),
+        "score": distance(case.decoder.score(case.batch), logp),
+        "train": distance(train_once(case), logp),
+    }
+    assert grads.keys() == case.decoder.adapter.adapted.keys()
+    for key, pair in case.decoder.adapter.adapted.items():
+        for kind, ours, theirs in zip("AB", (pair.da, pair.db), grads[key], strict=True):
+            assert np.linalg.norm(theirs) > 1e-3, f"{key} {kind}: no gradient to compare"
+            errors[f"{key} {kind}"] = distance(ours, theirs)
+    assert {what: error for what, error in errors.items() if not error < limit} == {}
+
+
+@pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
+@pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
+def test_families(name: str, rope: str, kept: int, tmp_path: Path) -> None:
+    check(make_case(name, tmp_path, rope=rope, kept=kept))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 4}),
+        ("qwen2", {"tie_word_embeddings": False}),
+        ("qwen3", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+        ("gemma3", {"sliding_window": 3}),
+        ("gemma3", {"rope_local_base_freq": 500.0}),
+        ("gemma3", {"num_hidden_layers": 7, "sliding_window_pattern": 6}),
+        ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    ],
+)
+def test_variants(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
+    check(make_case(name, tmp_path, **overrides))
+
+
+@pytest.mark.parametrize(
+    ("rope", "key"),
+    [("linear", "rope.scaling.type"), ("none", "attention.key_length"), ("none", "rope.dimension_count")],
+)
+def test_keys_that_files_leave_out(rope: str, key: str, tmp_path: Path) -> None:
+    """A factor alone means linear scaling; a head is D / H wide, and all of it rotated, unless said."""
+    case = make_case("llama", tmp_path, rope=rope, metadata={f"llama.{key}": None})
+    assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "key", "value", "refused"),
+    [
+        ("llama", "yarn", "rope.scaling.yarn_beta_fast", 4.0, None),
+        ("llama", "yarn", "rope.scaling.yarn_beta_slow", 4.0, None),
+        ("llama", "yarn", "rope.scaling.attn_factor", 1.5, None),
+        ("llama", "yarn", "rope.scaling.original_context_length", None, None),
+        ("llama", "linear", "rope.scaling.type", "none", None),
+        ("llama", "linear", "rope.scaling.factor", 0.0, None),
+        ("llama", "none", "rope.scaling.type", "longrope", "edgetune knows none, linear, llama3 and yarn"),
+        ("llama", "none", "rope.scale_linear", 4.0, None),
+        ("llama", "none", "attention.causal", False, "trains models where it is True"),
+        ("llama", "none", "attention.sliding_window", 8, None),
+        ("llama", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
+        ("llama", "none", "logit_scale", 0.5, None),
+        ("qwen2", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
+        ("qwen3", "none", "attention.head_count_kv", [2, 2, 2], None),
+        ("qwen3", "none", "attention.value_length", 16, "take a model with equal widths"),
+        ("gemma3", "none", "final_logit_softcapping", 3.0, "trains models where it is 0.0"),
+        ("gemma3", "none", "attn_logit_softcapping", 3.0, "trains models where it is 0.0"),
+        ("gemma3", "none", "attention.sliding_window", 0, None),
+        ("gemma3", "none", "attention.sliding_window_pattern", None, None),
+        ("gemma3", "none", "attention.sliding_window_pattern", 0, None),
+        ("gemma3", "none", "attention.sliding_window_pattern", 1, "must be at least 1"),
+        ("gemma3", "none", "rope.dimension_count_swa", 16, "allowed is 32"),
+        ("gemma3", "none", "attention.key_length_swa", 16, "allowed is 32"),
+    ],
+)
+def test_rare_keys(name: str, rope: str, key: str, value: object, refused: str | None, tmp_path: Path) -> None:
+    """What a key does in llama.cpp it does here, or the file is refused: it is trained as it is served."""
+    if refused:
+        with pytest.raises((FormatError, UnsupportedError), match=refused):
+            make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
+        return
+    case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
+    case.decoder.adapter.load({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()}, "pairs")
+    example = max(case.examples, key=lambda e: e.tokens.size)
+    served = logits_of(case.decoder.model.gguf.path, example.tokens.tolist())
+    assert distance(case.decoder.logits(collate([example])), served) < 5e-4  # llama.cpp looks GELU up in 16 bits
+
+
+def test_gemma3_27b_scales_attention_by_width(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64, "intermediate_size": 64}
+    case = make_case("gemma3", tmp_path, blocks=range(61, 62), **sizes)
+    assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
+
+
+@pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
+@pytest.mark.parametrize("blocks", [range(1), range(2), range(1, 2), range(1, 3), range(2, 3)], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_block_subsets(name: str, blocks: range, kept: int, tmp_path: Path) -> None:
+    check(make_case(name, tmp_path, blocks=blocks, kept=kept))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [*[(t,) for t in ALL], ("q_proj", "v_proj"), ("o_proj", "down_proj"), ("k_proj", "gate_proj")],
+    ids="+".join,
+)
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_target_subsets(name: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    """In the lowest trained block, backward stops below the last trained projection."""
+    check(make_case(name, tmp_path, targets=targets, blocks=range(1, 3)))
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"F32"}))
+def test_quantized(format: str, tmp_path: Path) -> None:
+    """Against transformers on the dequantized weights, with another format for embedding and tied head."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}
+    formats = {"token_embd": "Q6_K" if format != "Q6_K" else "Q8_0", "blk": format}
+    check(make_case("llama", tmp_path, formats=formats, tie_word_embeddings=True, **sizes))
+
+
+def test_packing_equals_documents_alone(tmp_path: Path) -> None:
+    """A packed batch gives the logits of each document by itself, and its gradients add up."""
+    case = make_case("gemma3", tmp_path)
+    whole = case.decoder.logits(case.batch)
+    train_once(case)
+    together = case.decoder.arena.flat("dlora").copy()
+    alone = []
+    grads = np.zeros_like(together)
+    for example in case.examples:
+        one = Case(case.decoder, case.model, case.pairs, [example])
+        alone.append(case.decoder.logits(one.batch))
+        train_once(one)
+        grads += case.decoder.arena.flat("dlora")
+    assert distance(whole, np.concatenate(alone)) < 1e-6
+    assert distance(together, grads) < 1e-5
+
+
+def test_gradients_accumulate(tmp_path: Path) -> None:
+    case = make_case("llama", tmp_path)
+    train_once(case)
+    once = case.decoder.arena.flat("dlora").copy()
+    case.decoder.train(case.batch, case.batch.weights[case.batch.weights != 0])
+    assert distance(case.decoder.arena.flat("dlora"), 2 * once) < 1e-6
+
+
+def test_threads_and_repetition_change_no_bit(tmp_path: Path) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        case = make_case("qwen2", tmp_path, threads=threads)
+        for _ in range(2):
+            results.append((train_once(case).tobytes(), case.decoder.arena.flat("dlora").tobytes()))
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
+def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> None:
+    """The masks are a pure function of the seed, so the loss is one too; its slope along dL is |dL|^2."""
+    case = make_case("gemma3", tmp_path, dropout=0.3, kept=kept)
+    case.decoder.adapter.before_step(11)
+    lora = case.decoder.arena.flat("lora")
+    weights = case.batch.weights[case.batch.weights != 0]
+    masked = train_once(case)
+    gradient = case.decoder.arena.flat("dlora").copy()
+    start = lora.copy()
+    step = 1e-2 / np.linalg.norm(gradient)
+    loss = {}
+    for sign in (1, -1):
+        lora[:] = start + np.float32(sign * step) * gradient
+        loss[sign] = -float(weights.astype(np.float64) @ train_once(case).astype(np.float64))
+    lora[:] = start
+    slope = (loss[1] - loss[-1]) / (2 * step)
+    assert slope == pytest.approx(float(gradient.astype(np.float64) @ gradient.astype(np.float64)), rel=5e-3)
+    case.decoder.adapter.before_step(12)
+    assert distance(train_once(case), masked) > 1e-2
+    case.decoder.adapter.before_step(None)
+    assert distance(train_once(case), truth(case)[1]) < LIMIT
+
+
+def test_no_supervised_token(tmp_path: Path) -> None:
+    case = make_case("llama", tmp_path)
+    for example in case.examples:
+        example.weights[:] = 0
+    assert train_once(case).size == 0
+    assert not case.decoder.arena.flat("dlora").any()
+
+
+def test_adapter_off_is_the_base_model(tmp_path: Path) -> None:
+    case = make_case("qwen3", tmp_path)
+    base = np.concatenate([hf_logits(case.model, example.tokens) for example in case.examples])
+    assert distance(case.decoder.logits(case.batch), base) > 0.05
+    case.decoder.adapter.load({key: Pair(pair.a, 0 * pair.b, SCALE) for key, pair in case.pairs.items()}, "pairs")
+    assert distance(case.decoder.logits(case.batch), base) < LIMIT

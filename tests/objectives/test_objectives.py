@@ -1,0 +1,423 @@
+"""Objectives: gradients against autograd whether or not they need log p, groups that stay whole, and two objectives
+(toy_objectives) that nothing else knows, trained by the library and by the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from test_model import Case, adapted, distance, hf_projection, lora_parameters, make_case, random_example, row_order
+from test_train import OPTIONS, sequences
+from toy_objectives import Focal, Pairs, Preferences
+
+import edgetune
+from edgetune.data import loader as apart
+from edgetune.data.dataset import Dataset, load, load_rows
+from edgetune.data.packing import Batch, Example, collate, lengths_of, micro_batches, pack
+from edgetune.errors import DataError, Interrupted, MismatchError, UsageError
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.objectives import base
+from edgetune.objectives.base import Objective, make_objective, objectives, read_objective, register
+from edgetune.objectives.sft import Sft
+from edgetune.options import option
+from edgetune.training import run as train
+from edgetune.training.config import TrainConfig
+from edgetune.training.passes import Reference, learn, measure
+from edgetune.training.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
+TOYS = {kind.name: base._registered.pop(kind.name) for kind in (Focal, Pairs)}  # known to these tests only
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, kind in TOYS.items():
+        monkeypatch.setitem(base._registered, name, kind)
+
+
+class SlowSft(Sft):
+    """The same, by one more pass of the head."""
+
+    needs_logp: ClassVar[bool] = True
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+Loss = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]  # of each document: log p [S], weights [S]
+
+
+def sft_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    logp = torch.cat(logps)
+    w = torch.cat(weights)
+    return -(w * logp).sum() / w.abs().sum()
+
+
+def focal_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+    logp = torch.cat(logps)
+    w = torch.cat(weights)
+    return -(w * (1 - logp.exp()) ** 1.5 * logp).mean()
+
+
+def pairs_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
+    margins = [0.3 * (better.sum() - worse.sum()) for better, worse in zip(logps[::2], logps[1::2], strict=True)]
+    return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
+
+
+def autograd(
+    case: Case, loss_of: Loss, peft: PeftModel | None = None
+) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The loss and its gradients by transformers, PEFT and autograd, each document in a pass of its own."""
+    peft = peft or adapted(case)
+    logps = []
+    weights = []
+    for example in case.examples:
+        tokens = torch.from_numpy(example.tokens).long()
+        out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
+        w = torch.from_numpy(example.weights[1:])
+        logps.append(out.gather(1, tokens[1:, None])[:, 0][w != 0])
+        weights.append(w[w != 0])
+    loss = loss_of(logps, weights)
+    loss.backward()
+    grads = {}
+    for key, pair in case.pairs.items():
+        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
+        order = row_order(hf_projection(key), pair.b.shape[0], case.model)
+        grads[key] = a, b if order is None else b[order]
+    return loss.item(), grads
+
+
+def flat(grads: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([part.ravel() for key in sorted(grads) for part in grads[key]])
+
+
+def our_gradient(
+    case: Case, objective: Objective, parts: int, reference: Reference | None = None
+) -> tuple[float, np.ndarray]:
+    """Loss and gradient over so many micro-batches."""
+    step = np.array_split(np.arange(len(case.examples) // 2), parts)
+    batches = [collate(case.examples[2 * pairs[0]:2 * pairs[-1] + 2]) for pairs in step]
+    n = objective.count(case.examples)
+    case.decoder.arena.flat("dlora").fill(0.0)
+    loss = sum(learn(case.decoder, objective, batch, n, reference).loss for batch in batches) / n
+    return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("objective", "loss_of"), [
+    (Sft(), sft_loss), (SlowSft(), sft_loss), (Focal(gamma=1.5), focal_loss), (Pairs(beta=0.3), pairs_loss),
+], ids=["sft", "sft in two passes", "focal", "pairs"])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_gradients_equal_autograd(
+    name: str, objective: Objective, loss_of: Loss, parts: int, tmp_path: Path
+) -> None:
+    """Signed weights; over one micro-batch or three the sum is the same."""
+    case = make_case(name, tmp_path, kept=2)
+    rng = np.random.default_rng(7)
+    case.examples[:] = [replace(random_example(rng, n, case.decoder.shape.n_vocab), group=1 + i // 2)
+                        for i, n in enumerate((31, 24, 20, 9, 17, 22))]
+    loss, gradient = our_gradient(case, objective, parts)
+    wanted, truth = autograd(case, loss_of)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert np.linalg.norm(flat(truth)) > 1e-3
+    assert distance(gradient, flat(truth)) < 1e-4
+    assert measure(case.decoder, objective, [case.batch]).loss == pytest.approx(wanted, rel=1e-5)
+
+
+def test_weights_that_depend_on_logp_without_saying_so_are_a_mistake(tmp_path: Path) -> None:
+    class Hasty(Focal):
+        needs_logp: ClassVar[bool] = False
+
+    case = make_case("llama", tmp_path)
+    with pytest.raises(ValueError, match="set needs_logp"):
+        learn(case.decoder, Hasty(), case.batch, 1.0)
+
+
+def test_gradients_relative_to_the_base_equal_autograd(tmp_path: Path) -> None:
+    """The base's log p with the adapter off, by both; and again from the cache, where the adapter has changed."""
+    case = make_case("qwen3", tmp_path, dropout=0.2)
+    rng = np.random.default_rng(8)
+    case.examples[:] = [replace(random_example(rng, n, case.decoder.shape.n_vocab), group=1 + i // 2)
+                        for i, n in enumerate((31, 24, 20, 9))]
+    peft = adapted(case)
+
+    def dpo_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad(), peft.disable_adapter():
+            base_logps = []
+            for example in case.examples:
+                tokens = torch.from_numpy(example.tokens).long()
+                out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
+                base_logps.append(out.gather(1, tokens[1:, None])[:, 0][torch.from_numpy(example.weights[1:]) != 0])
+        ratios = [logp.sum() - of_base.sum() for logp, of_base in zip(logps, base_logps, strict=True)]
+        margins = [0.3 * (better - worse) for better, worse in zip(ratios[::2], ratios[1::2], strict=True)]
+        return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
+
+    wanted, truth = autograd(case, dpo_loss, peft)
+    reference = Reference(case.decoder)
+    loss, gradient = our_gradient(case, Preferences(beta=0.3), 2, reference)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert distance(gradient, flat(truth)) < 1e-4
+    before = reference.add_to(case.batch).reference
+    case.decoder.arena.flat("lora")[:] *= 3
+    assert np.array_equal(Reference(case.decoder).add_to(case.batch).reference, before)
+    assert distance(case.decoder.score(case.batch), before) > 1e-2
+
+
+# ---- what is supervised, what belongs together -----------------------------------------------------------------------
+
+
+def test_weights_that_sum_to_0_are_supervised(bundle: edgetune.Bundle) -> None:
+    """A better answer that counts 1 and a worse one that counts -1: there is a lot to learn."""
+    pair = [Example(e.tokens, sign * np.r_[0, np.ones(e.tokens.size - 1)].astype(np.float32))
+            for e, sign in zip(sequences(2, low=20, high=21), (1, -1), strict=True)]
+    trainer = Trainer(bundle, **{**OPTIONS, "shuffle": False})
+    trainer.add_examples(pair)
+    result = trainer.step()
+    assert result.supervised == 38
+    assert result.grad_norm > 0
+    assert trainer.loss(pair)[1] == 38
+    with pytest.raises(DataError, match="no supervised token"):
+        trainer.loss([replace(e, weights=0 * e.weights) for e in pair])
+
+
+def tokens_of(batches: list[Batch]) -> list[list[int]]:
+    return [[example.tokens.size for example in batch.examples] for batch in batches]
+
+
+def test_no_micro_batch_parts_a_group() -> None:
+    rng = np.random.default_rng(0)
+    examples = [replace(random_example(rng, n, 99), group=g)
+                for n, g in ((6, 0), (5, 1), (4, 1), (3, 2), (3, 2), (3, 2), (2, 0), (2, 0))]
+    assert tokens_of(micro_batches(examples, 12)) == [[6], [5, 4], [3, 3, 3, 2], [2]]
+    alone = [replace(example, group=0) for example in examples]
+    assert tokens_of(micro_batches(alone, 12)) == [[6, 5], [4, 3, 3], [3, 2, 2]]
+    assert lengths_of(examples) == [6, (5, 4), (3, 3, 3), 2, 2]
+    packs = pack(examples, 12)
+    assert sorted(i for one in packs for i in one) == list(range(8))
+    assert any({1, 2} <= set(one) for one in packs)
+    assert any({3, 4, 5} <= set(one) for one in packs)
+    assert pack(alone, 12) != packs
+    with pytest.raises(UsageError, match="2 rows that belong together have 9 tokens and a micro-batch takes 8"):
+        micro_batches(examples, 8)
+
+
+def test_a_plan_has_room_for_the_longest_group(bundle: edgetune.Bundle) -> None:
+    rows = [(40, 44, 30), 20, (24, 24)]
+    trainer = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=rows)
+    assert trainer.plan.run.max_length == 44
+    assert trainer.plan.longest_group == trainer.max_tokens == 114
+    alone = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=[40, 44, 30, 20, 24, 24])
+    assert alone.max_tokens == 48
+
+
+def test_groups_of_two_calls_stay_two(bundle: edgetune.Bundle) -> None:
+    pairs = [replace(e, group=1) for e in sequences(2)]
+    trainer = Trainer(bundle, **{**OPTIONS, "batch_size": 2, "shuffle": False, "steps": 1}, objective=Pairs(),
+                      lengths=lengths_of(pairs))
+    trainer.add_examples(pairs)
+    trainer.add_examples(pairs)
+    assert trainer.steps_per_epoch == 1
+    assert [e.group for e in trainer.batch(1)] == [1, 1, 2, 2]
+    trainer.step()  # Pairs asserts that no pair is parted, and here only one fits into a micro-batch
+    assert trainer.max_tokens < 2 * sum(e.tokens.size for e in pairs)
+
+
+ROWS = [{"prompt": f"set the light {i}", "better": f'{{"on":"{i % 3}"}}', "worse": f"the turn {i}"} for i in range(8)]
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_rows_are_read_by_the_objective(tiny_llama: Path, pairs_file: Path) -> None:
+    """Also in the process that tokenises, whose answer carries every field of an example."""
+    tokenizer = Tokenizer(tiny_llama)
+    here = load(pairs_file, tokenizer, max_length=64, parser=Pairs.rows)
+    assert [e.group for e in here.examples] == [1 + i // 2 for i in range(16)]
+    assert here.kind == "pair"
+    apart_too, none = apart.load(tiny_llama, (pairs_file, None), TrainConfig(max_length=64), parser=Pairs.rows)
+    assert none is None
+    assert apart_too is not None
+    for ours, theirs in zip(here.examples, apart_too.examples, strict=True):
+        assert np.array_equal(ours.tokens, theirs.tokens)
+        assert np.array_equal(ours.weights, theirs.weights)
+        assert ours.group == theirs.group
+    with pytest.raises(DataError, match=r"line 1 of pairs.jsonl: .*unknown shape"):
+        load(pairs_file, tokenizer, max_length=64)
+    with pytest.raises(DataError, match="row 1: the row is no pair; expected is prompt with better and worse"):
+        load_rows([{"prompt": "a", "completion": "b"}], tokenizer, max_length=64, parser=Pairs.rows)
+
+
+def test_of_a_group_that_does_not_fit_nothing_is_kept(tiny_llama: Path) -> None:
+    tokenizer = Tokenizer(tiny_llama)
+    long = {"prompt": "set", "better": "10", "worse": "the light off " * 40}
+    data = load_rows([ROWS[0], long, ROWS[1]], tokenizer, max_length=48, parser=Pairs.rows, overflow="skip")
+    assert [e.group for e in data.examples] == [1, 1, 3, 3]
+    assert (data.skipped, data.truncated, len(data.rows)) == (2, 0, 2)
+    cut = load_rows([ROWS[0], long], tokenizer, max_length=48, parser=Pairs.rows)
+    assert ([e.group for e in cut.examples], cut.truncated) == ([1, 1, 2, 2], 1)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [Focal(gamma=1.0), Pairs(beta=1.0)], ids=["focal", "pairs"])
+def test_a_run_learns_by_it(bundle: edgetune.Bundle, objective: Objective, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(bundle.gguf.path)
+    rows = ROWS if isinstance(objective, Pairs) else [{"prompt": r["prompt"], "completion": r["better"]} for r in ROWS]
+    data, held = (load_rows(part, tokenizer, max_length=48, parser=objective.rows) for part in (rows[:6], rows[6:]))
+    config = TrainConfig(**{**OPTIONS, "steps": 20, "batch_size": 3})
+    events: list[dict[str, object]] = []
+    record = train.run(bundle, data, tmp_path / "out", config, held_out=held, objective=objective,
+                       on_event=events.append)
+    assert record["objective"] == objective.to_json()
+    assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
+    steps = [e for e in events if e["event"] == "step"]
+    (metric,) = {name for e in steps for name in e["metrics"]}  # type: ignore[attr-defined]
+    assert metric == ("accuracy" if isinstance(objective, Pairs) else "sureness")
+    assert all(0 <= e["metrics"][metric] <= 1 for e in events if e["event"] in ("step", "eval"))  # type: ignore[index]
+    assert steps[-1]["loss"] < steps[0]["loss"]  # type: ignore[operator]
+    written = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["metrics"] for e in written if e["event"] == "step"] == [e["metrics"] for e in steps]
+
+
+def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    data = Dataset(sequences(12), [""] * 12, "text", 0, 0, "sha256:12")
+    config = TrainConfig(**{**OPTIONS, "steps": 4})
+    out = tmp_path / "out"
+    calls = iter([False] * 20)
+    with pytest.raises(Interrupted):
+        train.run(bundle, data, out, config, objective=Focal(), should_stop=lambda: next(calls, True))
+    with pytest.raises(MismatchError, match="was started with --objective focal, not sft"):
+        train.run(bundle, data, out, config, resume=True)
+    with pytest.raises(MismatchError, match=r"was started with --gamma 2\.0, not 1\.0"):
+        train.run(bundle, data, out, config, resume=True, objective=Focal(gamma=1.0))
+    resumed = train.run(bundle, data, out, config, resume=True, objective=Focal())
+    whole = train.run(bundle, data, tmp_path / "whole", config, objective=Focal())
+    assert resumed["status"] == whole["status"] == "done"
+    assert (out / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(bundle.gguf.path)
+    data = load_rows(ROWS, tokenizer, max_length=48, parser=Preferences.rows)
+    config = TrainConfig(**{**OPTIONS, "steps": 6, "batch_size": 3})
+    calls = iter([False] * 60)
+    whole = tmp_path / "whole"
+    out = tmp_path / "out"
+    train.run(bundle, data, whole, config, objective=Preferences(beta=1.0))
+    with pytest.raises(Interrupted, match=r"stopped after step [1-5]"):
+        train.run(bundle, data, out, config, objective=Preferences(beta=1.0), should_stop=lambda: next(calls, True))
+    train.run(bundle, data, out, config, objective=Preferences(beta=1.0), resume=True)
+    assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
+    steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)  # B is zero: the adapter is the base
+    assert steps[-1]["loss"] < 0.6
+
+
+def test_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(objectives()) == {"sft", "focal", "pairs"}
+    assert read_objective(Focal(gamma=3.0).to_json()) == Focal(gamma=3.0)
+    with pytest.raises(UsageError, match=r"no objective 'fokal'; choose from focal, pairs, sft"):
+        make_objective("fokal", {})
+    with pytest.raises(UsageError, match=r"'gama' is no option; did you mean gamma\?"):
+        make_objective("focal", {"gama": 1.0})
+    with pytest.raises(UsageError, match=r"gamma is 11\.0, the most is 10"):
+        make_objective("focal", {"gamma": 11.0})
+
+    class Again(Sft):
+        pass
+
+    with pytest.raises(ValueError, match="has the name or method of Sft"):
+        register(Again)
+
+    @dataclass(frozen=True)
+    class Ranked(Focal):
+        name: ClassVar[str] = "ranked"
+        method: ClassVar[str] = "ranked"
+        rank: int = option(1, "An option of every training.")
+
+    monkeypatch.setattr("edgetune.objectives.base._registered", dict(objectives()))
+    register(Ranked)
+    with pytest.raises(ValueError, match="Ranked has an option rank, which every training has"):
+        objectives(TrainConfig)
+    assert objectives()["sft"] is Sft
+
+
+def cli_with_toys(*words: str, toys: bool = True) -> subprocess.CompletedProcess[str]:
+    code = ("import toy_objectives; " if toys else "") + "from edgetune.cli import main; main()"
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"})
+
+
+def test_the_command_line_trains_by_it(bundle: edgetune.Bundle, pairs_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    common = ["train", str(bundle.path), str(pairs_file), "-o", str(out), "--max-length", "64", "--steps", "3",
+              "--threads", "1", "--json"]
+    done = cli_with_toys(*common, "--objective", "pairs", "--beta", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["objective"] == {"name": "pairs", "beta": 0.5}
+    assert json.loads((out / "run.json").read_text())["objective"] == {"name": "pairs", "beta": 0.5}
+    other = cli_with_toys(*common, "--objective", "pairs", "--gamma", "1")
+    assert (other.returncode, json.loads(other.stdout)) == (2, {
+        "error": "--gamma is no option of the objective pairs", "hint": "leave it out, or add --objective focal"})
+
+
+def test_flags_come_and_go_with_what_is_registered() -> None:
+    for command in ("train", "plan"):
+        shown = cli_with_toys(command, "--help").stdout
+        assert "--objective [focal|pairs|sft]" in shown
+        assert "--gamma FLOAT" in shown
+        assert "focal: How little a sure token counts. [2.0]" in shown
+        plain = cli_with_toys(command, "--help", toys=False).stdout
+        assert "--rank" in plain
+        assert "--objective" not in plain
+
+
+JOB = """
+import json, sys
+from pathlib import Path
+from services import SMALL, open_service, upload
+from edgetune.daemon.api.fine_tuning import job_object
+from edgetune.daemon.api.schemas import JobRequest
+with open_service(Path(sys.argv[1])) as service:
+    hyperparameters = {**SMALL, "steps": 3, "gamma": 1.0}
+    body = JobRequest.model_validate({"model": service.name, "training_file": upload(service), "method": {
+        "type": "focal", "focal": {"hyperparameters": hyperparameters}}})
+    job = service.jobs.wait(service.jobs.create(**body.options()).id, 60)
+    run = json.loads((service.adapters.path(job.result) / "run.json").read_text())
+    shown = job_object(job)
+    data = [event["data"] or {} for event in service.jobs.events(job.id, limit=100)]
+    steps = [each for each in data if each.get("event") == "step"]
+    print(json.dumps({"run": run["objective"], "hyperparameters": shown["method"]["focal"]["hyperparameters"],
+                      "metrics": [sorted(step["metrics"]) for step in steps]}))
+"""
+
+
+def test_a_job_of_the_daemon_trains_by_it(tmp_path: Path) -> None:
+    """Every process knows the toys, as each knows the files of edgetune/objectives."""
+    (tmp_path / "sitecustomize.py").write_text("import toy_objectives\n")
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    done = subprocess.run([sys.executable, "-c", JOB, str(tmp_path)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["run"] == {"name": "focal", "gamma": 1.0}
+    assert found["hyperparameters"]["gamma"] == 1.0
+    assert found["metrics"] == [["sureness"]] * 3

@@ -1,0 +1,166 @@
+"""The package's import graph: boxes, arrows, floors and circles. `python tests/structure.py` prints it.
+
+A box is an entry of the package's top folder: a module or a room. An arrow is a pair of boxes of which the first
+imports the second, at a module's top or within a function. Imports for type checkers alone do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1] / "edgetune"
+FLOORS = [
+    ["version", "errors"],
+    ["options", "disk", "console", "persisted"],
+    ["machine", "backends"],
+    ["formats", "python_child"],
+    ["llamacpp"],
+    ["data", "adapters"],
+    ["models", "objectives"],
+    ["training", "serving"],
+    ["evaluation"],
+    ["bench", "demo"],
+    ["compress", "daemon"],
+    ["cli"],
+    ["__main__"],
+]
+"""Rooms and top modules from the lowest to the highest; a module imports only from lower floors, or its own room."""
+
+INSIDE = {
+    "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "peft"]],
+    "backends": [["base"], ["arena", "cpu"]],
+    "bench": [["generate", "ops"], ["kernels", "train"]],
+    "cli": [["app", "info", "objective"], ["answer", "bench", "compress", "daemon", "demo", "learn"], ["files"],
+           ["remote"], ["status"]],
+    "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],
+                ["source"], ["fits", "onnx", "quantize", "shrink"], ["pipeline"]],
+    "daemon": [["keys", "memory", "options"], ["client", "state", "unit"], ["jobs"], ["learning"], ["service"],
+              ["api"], ["server"]],
+    "data": [["packing"], ["rows"], ["dataset"], ["loader"]],
+    "evaluation": [["native", "served"]],
+    "formats": [["families", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
+    "llamacpp": [["context", "library", "markup", "meter", "sampling"], ["divergence", "quantizer", "sandbox"],
+                ["chat_template"], ["tokenizer"]],
+    "machine": [["procfs", "toml"], ["device"], ["policy", "sensors"], ["governor"]],
+    "models": [["linear", "stream"], ["base"], ["structure"], ["decoder"], ["networks"]],
+    "objectives": [["base"], ["sft"]],
+    "serving": [["completion", "kv_cache", "model"], ["llama", "onnx"], ["batcher"]],
+    "training": [["checkpoint", "config", "cost", "metrics", "passes"], ["optim"], ["plan"], ["trainer"], ["resume",
+                "throttle"], ["run"]],
+}
+"""Within a room, its modules and rooms from the lowest to the highest."""
+
+FLOOR = {box: number for number, floor in enumerate(FLOORS) for box in floor}
+FACE = "__init__"
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name below edgetune; a package by its folder's name, edgetune itself as ""."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        if parts[-1] == FACE:
+            parts.pop()
+        found[".".join(parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of edgetune that a module imports, with repetitions."""
+    package = name if path.stem == FACE else name.rpartition(".")[0]
+    for node in _run(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        parts = package.split(".") if package else []
+        base = parts[:len(parts) - node.level + 1] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            inner = ".".join([*base, alias.name])
+            yield inner if inner in known else ".".join(base)
+
+
+def _run(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those below `if TYPE_CHECKING:`."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from _run(other)
+        else:
+            yield from _run(child)
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules that it imports."""
+    known = modules()
+    return {name: {to for to in imports(name, path, known) if to != name} for name, path in known.items()}
+
+
+def box(module: str) -> str:
+    return module.split(".")[0] or FACE
+
+
+def arrows(edges: dict[str, set[str]]) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """(box, box) -> the imports between them. The package's face imports lazily, from everywhere, and is left out."""
+    found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for module, targets in edges.items():
+        for target in targets:
+            if FACE not in (box(module), box(target)) and box(module) != box(target):
+                found[box(module), box(target)].append((module, target))
+    return found
+
+
+def upward(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """Imports that do not go to a lower floor."""
+    return sorted(pair for (here, there), pairs in arrows(edges).items() if FLOOR[there] >= FLOOR[here]
+                  for pair in pairs)
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, by Tarjan's strongly connected components (1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for target in edges[module]:
+            if target not in index:
+                visit(target)
+                low[module] = min(low[module], low[target])
+            elif target in stack:
+                low[module] = min(low[module], index[target])
+        if low[module] == index[module]:
+            start = stack.index(module)
+            group = stack[start:]
+            del stack[start:]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in edges:
+        if module not in index:
+            visit(module)
+    return found
+
+
+def main() -> None:
+    edges = graph()
+    top = sorted(name for name, path in modules().items() if path.parent == ROOT)
+    boxes = {box(name) for name in edges} - {FACE}
+    print(f"modules in the top folder: {len(top)} ({', '.join(name or FACE for name in top)})")
+    print(f"boxes: {len(boxes)}")
+    print(f"arrows: {len(arrows(edges))}")
+    print(f"upward arrows: {len(upward(edges))}")
+    for module, target in upward(edges):
+        print(f"    {module} -> {target}")
+    print(f"circles: {len(circles(edges))}")
+    for group in circles(edges):
+        print(f"    {', '.join(group)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The rooms: a module imports only from lower floors, in its room too; device code never needs torch."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+import structure
+
+EDGES = structure.graph()
+MODULES = structure.modules()
+ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "psutil", "tomli", "safetensors",
+           "typing_extensions"}  # the last for type checkers alone
+COMPRESS = {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "huggingface_hub", "matplotlib",
+            "cryptography"}  # extra: host
+OPTIONAL = {"onnxruntime", "cryptography"}  # the device's own extras, imported where they are used
+DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
+          "httpx"}  # extra: daemon
+
+
+def test_every_box_has_a_floor():
+    boxes = {structure.box(name) for name in MODULES} - {structure.FACE}
+    assert boxes == structure.FLOOR.keys()
+
+
+def test_imports_point_down():
+    assert structure.upward(EDGES) == []
+
+
+def test_nothing_imports_the_face_from_below():
+    below = [name for name, targets in EDGES.items() if "" in targets and name]
+    assert below == []
+
+
+def test_no_circles():
+    assert structure.circles(EDGES) == []
+
+
+@pytest.mark.parametrize("room", list(structure.INSIDE))
+def test_inside_a_room_imports_point_down(room):
+    floor = {f"{room}.{name}": number for number, names in enumerate(structure.INSIDE[room]) for name in names}
+    inside = {name for name in MODULES if name.startswith(f"{room}.")}
+    known = {name for name in inside if any(name == place or name.startswith(f"{place}.") for place in floor)}
+    assert inside == known, "name its floor in structure.INSIDE"
+
+    def floor_of(name):
+        return next(number for place, number in floor.items() if name == place or name.startswith(f"{place}."))
+
+    def place_of(name):
+        return next(place for place in floor if name == place or name.startswith(f"{place}."))
+
+    up = [(name, target) for name in inside for target in EDGES[name] & inside
+          if place_of(name) != place_of(target) and floor_of(target) >= floor_of(name)]
+    assert up == []
+
+
+def test_the_numbers_stay_small():
+    """What a reader has to hold in mind: modules in the top folder, boxes, arrows between them."""
+    top = [name for name, path in MODULES.items() if path.parent == structure.ROOT]
+    assert len(top) <= 14
+    assert len(structure.FLOOR) <= 30
+    assert len(structure.arrows(EDGES)) <= 150
+
+
+def test_code_imports_only_what_is_declared():
+    for name, path in MODULES.items():
+        room = structure.box(name)
+        allowed = ALLOWED | OPTIONAL
+        if room in ("daemon", "cli"):
+            allowed |= DAEMON
+        if room == "compress":
+            allowed |= COMPRESS
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = []
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found = [node.module or ""]
+            for module in found:
+                first = module.split(".")[0]
+                assert first in allowed or first in sys.stdlib_module_names, f"{path.name} imports {first}"
+
+
+def test_training_loads_neither_torch_nor_llama_cpp(tmp_path):
+    code = ("import sys, edgetune; edgetune.Trainer; "
+            "print([m for m in ('torch', 'transformers', 'peft', 'llama_cpp') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("statement", "light"), [("import edgetune", set()), ("import edgetune.cli", {"numpy"})])
+def test_nothing_heavy_is_imported_at_the_start(statement, light, tmp_path):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    heavy = {"numpy", "gguf", "llama_cpp", "torch", "jinja2", "safetensors", "psutil", "fastapi", "httpx"}
+    assert heavy & set(done.stdout.split()) <= light
+
+
+@pytest.mark.parametrize("path", sorted(structure.ROOT.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_is_long(path):
+    assert len(path.read_text().splitlines()) <= 450, "divide it: one idea a file"

@@ -1,0 +1,83 @@
+"""Options given by name: a misspelt one, or one of another type, is one sentence; a type checker finds it too."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from edgetune.errors import UsageError
+from edgetune.training.config import TrainConfig, TrainOptions
+from edgetune.training.run import run
+from edgetune.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"rnak": 8}, ("'rnak' is no option", "did you mean rank")),
+    ({"learning_rate": 1e-3}, ("'learning_rate' is no option", "lr")),
+    ({"rank": "8"}, ("rank is '8'", "str", "a whole number, such as 8")),
+    ({"rank": 8.0}, ("rank is 8.0", "a whole number")),
+    ({"rank": True}, ("rank is True", "a whole number")),
+    ({"lr": "1e-3"}, ("lr is '1e-3'", "a number")),
+    ({"lr": None}, ("lr is None", "a number")),
+    ({"patience": 3}, ("patience is an option of a run", "edgetune.run")),
+    ({"shuffle": 1}, ("shuffle is 1", "True or False")),
+    ({"targets": ["q_proj"]}, ("targets is ['q_proj']", "text")),
+])
+def test_trainer_refuses_in_a_sentence(bundle, options, words):
+    with pytest.raises(UsageError) as caught:
+        Trainer(bundle, **options)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_options_by_name_are_added_to_a_config(bundle):
+    trainer = Trainer(bundle, TrainConfig(rank=2, max_length=32, alpha=4), lr=1, threads=1)
+    assert (trainer.config.rank, trainer.config.alpha, trainer.config.lr) == (2, 4, 1)
+
+
+def test_a_type_checker_knows_every_option(tmp_path):
+    """TrainOptions spells what TrainConfig has; mypy refuses a misspelt one, also where Trainer is given it."""
+    assert get_type_hints(TrainOptions) == {spec.name: get_type_hints(TrainConfig)[spec.name]
+                                            for spec in fields(TrainConfig)}
+    pytest.importorskip("mypy")
+    cases = (("rank=8", ""), ("rnak=8", '"rnak" for "Trainer"'), ('rank="8"', '"str"; expected "int"'))
+    for number, (option, error) in enumerate(cases):
+        program = tmp_path / f"app{number}.py"  # mypy's cache takes a file of the same size and second for unchanged
+        program.write_text(f'import edgetune\nedgetune.Trainer("m.gguf", {option})\n')
+        command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(program)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode != 0) == bool(error), done.stdout + done.stderr
+        assert error in done.stdout
+
+
+@pytest.mark.parametrize("options", [{"patience": 3}, {"eval_every": 10}])
+def test_what_asks_for_measurements_needs_held_out_rows(bundle, tmp_path, options):
+    from test_train import OPTIONS, dataset
+    with pytest.raises(UsageError, match=r"is \d+, and no rows are held out to measure; .*--eval"):
+        run(bundle, dataset(4), tmp_path / "out", TrainConfig(**OPTIONS, **options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_says_so_before_it_reads_a_row(tiny_llama, tmp_path):
+    from click.testing import CliRunner
+
+    from edgetune.cli import cli
+    out = tmp_path / "out"
+    done = CliRunner().invoke(cli, ["train", str(tiny_llama), "missing.jsonl", "-o", str(out), "--patience", "2"])
+    assert done.exit_code == 2
+    assert "patience is 2" in done.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("memory", ["lots", "0M", "101%", "-5M", "500"])
+def test_a_daemon_checks_its_memory_before_it_starts(memory):
+    from edgetune.daemon.options import DaemonConfig
+    with pytest.raises(UsageError, match=f"memory is '{memory}'; give it as"):
+        DaemonConfig(memory=memory).check()
+    assert DaemonConfig(memory="500M").check().memory == "500M"

@@ -1,0 +1,158 @@
+"""Runs on a tiny random model: learning, stopping, resuming, adapters kept; no torch, no SmolLM2."""
+
+import json
+
+import numpy as np
+import pytest
+from counting import OPTIONS, dataset, sequences
+
+import edgetune
+from edgetune.adapters.store import open_adapter
+from edgetune.data.packing import Example
+from edgetune.errors import DataError, MismatchError, NumericsError, UsageError
+from edgetune.evaluation.native import native_loss
+from edgetune.training import run as train
+from edgetune.training.config import TrainConfig
+from edgetune.training.trainer import Trainer
+
+
+def test_learns(bundle):
+    trainer = Trainer(bundle, **OPTIONS)
+    trainer.add_examples(sequences(24))
+    before, tokens = trainer.loss(sequences(8, seed=1))
+    results = trainer.train()
+    after, _ = trainer.loss(sequences(8, seed=1))
+    assert [r.step for r in results] == list(range(1, 13))
+    assert after < before - 1
+    assert tokens == sum(int(np.count_nonzero(e.weights)) for e in sequences(8, seed=1))
+    assert results[0].grad_norm > 0
+    assert trainer.total_steps == 12
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 48}, {"recompute": "none"}, {"threads": 1}])
+def test_what_may_not_change_the_result(bundle, change):
+    """Micro-batches change sums only in the last bits; recomputation and threads change nothing."""
+    pairs = []
+    for options in ({}, change):
+        trainer = Trainer(bundle, **{**OPTIONS, "steps": 3, **options})
+        trainer.add_examples(sequences(12))
+        trainer.train()
+        pairs.append(trainer.pairs)
+    for name, pair in pairs[0].items():
+        other = pairs[1][name]
+        if "micro_batch" in change:
+            assert np.abs(pair.b - other.b).max() < 1e-3 * max(np.abs(pair.b).max(), 1e-6), name
+        else:
+            assert np.array_equal(pair.a, other.a), name
+            assert np.array_equal(pair.b, other.b), name
+
+
+def test_packing_changes_the_batches_not_what_a_document_sees(bundle):
+    trainer = Trainer(bundle, **{**OPTIONS, "packing": True})
+    trainer.add_examples(sequences(40, low=8, high=20))
+    batch = trainer.batch(1)
+    assert sum(e.tokens.size for e in batch) > 0.9 * 4 * 48
+    alone = Trainer(bundle, **OPTIONS)
+    together, _ = trainer.loss(batch)
+    weights = [float(e.weights.sum()) for e in batch]
+    apart = [alone.loss([e])[0] for e in batch]
+    assert together == pytest.approx(np.average(apart, weights=weights), rel=1e-5)
+
+
+def test_blocks_and_targets_train_only_what_they_name(bundle):
+    trainer = Trainer(bundle, **{**OPTIONS, "blocks": "last:1", "targets": "q_proj,down_proj", "steps": 1})
+    trainer.add_examples(sequences(4))
+    trainer.step()
+    last = trainer.model.shape.n_layer - 1
+    assert set(trainer.pairs) == {f"blk.{last}.attn_q", f"blk.{last}.ffn_down"}
+    assert all(np.abs(pair.b).max() > 0 for pair in trainer.pairs.values())
+
+
+def test_dropout_is_seeded_and_off_in_evaluation(bundle):
+    runs = []
+    for seed in (0, 0, 1):
+        trainer = Trainer(bundle, **{**OPTIONS, "dropout": 0.3, "steps": 2, "seed": seed, "shuffle": False})
+        trainer.add_examples(sequences(8))
+        runs.append([r.loss for r in trainer.train()])
+        first = trainer.loss(sequences(4, seed=2))
+        assert first == trainer.loss(sequences(4, seed=2))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_run_writes_an_adapter_that_scores_the_same(bundle, tmp_path):
+    events = []
+    record = train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS), held_out=dataset(6, 1),
+                       on_event=events.append)
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
+    assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["event"] == "step"] == list(range(1, 13))
+    assert events[0]["event"] == "start"
+    assert events[-1]["event"] == "done"
+    opened = open_adapter(out, bundle.gguf)
+    loss, _ = native_loss(bundle, dataset(6, 1), opened.pairs)
+    assert loss == pytest.approx(record["held_out"]["loss_after"], rel=1e-6)
+    with pytest.raises(UsageError, match="exists"):
+        train.run(bundle, dataset(24), out, TrainConfig(**OPTIONS))
+
+
+def test_early_stop_keeps_the_best(bundle, tmp_path):
+    """Held-out rows that count downwards get worse once upwards is learned."""
+    options = {**OPTIONS, "steps": 60, "eval_every": 1, "patience": 3}
+    held_out = dataset(6, 1)
+    for example in held_out.examples:
+        example.tokens[:] = example.tokens[::-1].copy()
+    record = train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**options), held_out=held_out)
+    assert record["steps"] < 60
+    assert record["held_out"]["best_step"] == record["steps"] - 3
+    loss, _ = native_loss(bundle, held_out, open_adapter(tmp_path / "out").pairs)
+    assert loss == pytest.approx(record["held_out"]["loss_after"], rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_adapter(bundle, tmp_path, monkeypatch):
+    before = train.Trainer.step
+
+    def poisoned(self, should_stop=None):
+        if self.steps_done == 3:
+            self.arena.flat("lora")[0] = np.inf
+        return before(self, should_stop)
+
+    monkeypatch.setattr(train.Trainer, "step", poisoned)
+    with pytest.raises(NumericsError, match="step 4"):
+        train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS))
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
+    assert all(np.isfinite(pair.a).all() for pair in open_adapter(tmp_path / "out").pairs.values())
+
+
+def test_rows_save_and_load(bundle, tmp_path):
+    rows = [{"prompt": f"lamp {i}", "completion": "on"} for i in range(8)]
+    trainer = Trainer(bundle, **{**OPTIONS, "steps": 4, "max_length": 64})
+    added = trainer.add(rows)
+    assert added.kind == "prompt"
+    before = trainer.evaluate(rows[:2])
+    trainer.train()
+    after = trainer.evaluate(rows[:2])
+    assert after < before
+    trainer.save(tmp_path / "adapter")
+    other = Trainer(bundle, **{**OPTIONS, "max_length": 64})
+    other.load(tmp_path / "adapter")
+    assert other.evaluate(rows[:2]) == pytest.approx(after, rel=1e-6)
+    with pytest.raises(MismatchError, match="rank 2"):
+        Trainer(bundle, **{**OPTIONS, "rank": 2}).load(tmp_path / "adapter")
+
+
+def test_refused(bundle, tmp_path):
+    with pytest.raises(UsageError, match="rank 100000"):
+        Trainer(bundle, rank=100000)
+    with pytest.raises(DataError, match="nothing to train on"):
+        Trainer(bundle, **OPTIONS).step()
+    trainer = Trainer(bundle, **OPTIONS)
+    with pytest.raises(DataError, match="takes 2 to 48"):
+        trainer.add_examples(sequences(1, low=60, high=61))
+    with pytest.raises(DataError, match="outside"):
+        trainer.add_examples([Example(np.array([1, 10**6], np.int32), np.ones(2, np.float32))])
+    with pytest.raises(edgetune.EdgetuneError, match="cannot be made"):
+        train.run(bundle, dataset(4), "/proc/edgetune/out", TrainConfig(**OPTIONS))
+    assert not (tmp_path / "out").exists()
