@@ -171,7 +171,7 @@ def test_device(place):
     (["train", "{model}", "{place}/empty.jsonl", "-o", "{place}/new"], 1, ["empty.jsonl"]),
     (["train", "{model}", "{rows}", "-o", "{place}"], 2, ["exists"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--quiet-hours", "8-22"], 2, ["quiet-hours", "08:00-22:00"]),
-    (["train", "{model}", "{rows}", "-o", "{place}/new", "--policy", "{rows}"], 1, ["line 1 of", "name = value"]),
+    (["train", "{model}", "{rows}", "-o", "{place}/new", "--policy", "{rows}"], 1, ["is not TOML", "name = value"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--resume"], 1, ["--resume"]),
     (["eval", "{model}", "{rows}", "--adapter", "{model}"], 1, ["adapter"]),
     (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),
