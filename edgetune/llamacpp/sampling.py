@@ -7,12 +7,13 @@ import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:  # numpy takes 100 ms to import: commands read the options of Sampling without it
+    import numpy as np
+    from numpy.typing import NDArray
 
 SEED_LIMIT = 2**32 - 1  # llama.cpp takes 32 bits, and the last value means "a random one"
 
@@ -21,6 +22,8 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Natural log-probabilities of logits [..., V]. Sums are in float64, for the KL of two good models is a small
     difference of large numbers.
     """
+    import numpy as np
+
     shifted = logits - logits.max(-1, keepdims=True)
     total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
     found: NDArray[np.float64] = shifted - np.log(total)
@@ -78,6 +81,8 @@ class Sampler:
 
     def pick(self, logits: NDArray[np.float32]) -> int:
         """The next token by these logits, float32 [V]."""
+        import numpy as np
+
         llama = self._llama
         tokens = np.zeros(len(logits), np.dtype(llama.llama_token_data))
         tokens["id"] = np.arange(len(logits))
