@@ -1,5 +1,5 @@
-"""The options of LoRA, separate from the family that uses them (`low_rank`): `edgetune --help` shows them, and the family
-needs numpy and the kernels, which take 100 ms to import.
+"""The options of LoRA, separate from the family that uses them (`low_rank`): the commands' help shows them, and the
+family needs numpy and the kernels, which take 100 ms to import.
 """
 
 from __future__ import annotations
