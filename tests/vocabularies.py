@@ -17,6 +17,17 @@ TOOLS = [
         },
     }
 ]
+TALK = [
+    {"role": "system", "content": "Help & don't <guess>."},
+    {"role": "user", "content": "Weather in Kraków and Ōsaka?"},
+    {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Kraków", "n": 2}}}],
+    },
+    {"role": "tool", "name": "weather", "content": '{"c": 3}'},
+    {"role": "assistant", "content": " It is 3 °C. "},
+    {"role": "user", "content": "Thanks"},
+]
 
 
 def write_sentencepiece(path: Path, **metadata: object) -> Path:

@@ -6,8 +6,7 @@ import resource
 import time
 
 import pytest
-from test_tokens import TALK
-from vocabularies import TOOLS
+from vocabularies import TALK, TOOLS
 
 from edgetune.errors import DataError, EdgetuneError, UnsupportedError
 from edgetune.llamacpp.chat_template import LIMIT, fill

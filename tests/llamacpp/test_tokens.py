@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import templates
 from tiny import write_tiny
-from vocabularies import TOOLS, write_sentencepiece
+from vocabularies import TALK, TOOLS, write_sentencepiece
 
 from edgetune.errors import DataError, UnsupportedError
 from edgetune.llamacpp import library as llamacpp
@@ -22,17 +22,6 @@ STRANGE = [
     "\x02a\x00b",
     "<|im_start|>user\nHi<|im_end|>\n<|im_end|><|endoftext|> <|im_",
     "",
-]
-TALK = [
-    {"role": "system", "content": "Help & don't <guess>."},
-    {"role": "user", "content": "Weather in Kraków and Ōsaka?"},
-    {
-        "role": "assistant",
-        "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Kraków", "n": 2}}}],
-    },
-    {"role": "tool", "name": "weather", "content": '{"c": 3}'},
-    {"role": "assistant", "content": " It is 3 °C. "},
-    {"role": "user", "content": "Thanks"},
 ]
 
 

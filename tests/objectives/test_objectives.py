@@ -16,9 +16,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from counting import OPTIONS, sequences
+from decoder_cases import Case, adapted, distance, hf_projection, lora_parameters, make_case, random_example, row_order
 from peft import PeftModel
-from test_model import Case, adapted, distance, hf_projection, lora_parameters, make_case, random_example, row_order
-from test_train import OPTIONS, sequences
 from toy_objectives import Focal, Pairs, Preferences
 
 import edgetune

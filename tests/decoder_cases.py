@@ -1,0 +1,164 @@
+"""A decoder and the same model in transformers with PEFT, on one batch: what gradients are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from families import GGUF_NAMES, make_family, row_order
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from edgetune.adapters.lora import TARGETS, Pair
+from edgetune.adapters.low_rank import LoraFamily
+from edgetune.backends.cpu import Cpu
+from edgetune.data.dataset import Batch, Example, collate
+from edgetune.evaluation.native import make_arena
+from edgetune.formats.bundle import open_bundle
+from edgetune.models.decoder import Decoder, Model
+from edgetune.models.linear import RunShape
+
+RANK = 4
+SCALE = 0.75
+LENGTHS = (37, 1, 60, 2, 29)  # documents of one batch: longer than gemma3's window, and too short to predict anything
+ALL = tuple(TARGETS)
+LIMIT = 1e-4  # relative L2; float32 against float32 in another order of summation stays far below
+
+
+@dataclass
+class Case:
+    """A family's file opened by edgetune, the same model in transformers, one adapter for both, one batch."""
+
+    decoder: Decoder
+    model: PreTrainedModel
+    pairs: dict[str, Pair]
+    examples: list[Example]
+
+    @property
+    def batch(self) -> Batch:
+        return collate(self.examples)
+
+
+def make_case(
+    name: str,
+    folder: Path,
+    targets: tuple[str, ...] = ALL,
+    blocks: range | None = None,
+    kept: int = 1,
+    dropout: float = 0.0,
+    threads: int = 2,
+    **family: object,
+) -> Case:
+    path, hf = make_family(name, folder, **family)
+    model = Model(open_bundle(path).gguf)
+    run = RunShape(
+        max_tokens=sum(LENGTHS) + 3,
+        max_length=max(LENGTHS),
+        family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout),
+        targets=tuple(TARGETS[t] for t in targets),
+        blocks=blocks or range(model.shape.n_layer),
+        kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
+        threads=threads,
+        precision="exact",
+    )
+    ops = Cpu(threads)
+    decoder = Decoder(model, run, ops, make_arena(model, run, ops))
+    rng = np.random.default_rng(3)
+    pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
+    decoder.adapter.load(pairs, "pairs")
+    return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
+
+
+def random_pair(rng: np.random.Generator, a: tuple[int, ...], b: tuple[int, ...]) -> Pair:
+    """Strong enough that an adapter forgotten in one place shows."""
+    draw = [rng.standard_normal(shape).astype(np.float32) / np.sqrt(shape[1]) for shape in (a, b)]
+    return Pair(draw[0], draw[1], SCALE)
+
+
+def random_example(rng: np.random.Generator, n: int, n_vocab: int) -> Example:
+    """Signed weights, a third of them zero."""
+    weights = rng.standard_normal(n).astype(np.float32) * (rng.random(n) > 0.3)
+    weights[0] = 0
+    return Example(rng.integers(0, n_vocab, n).astype(np.int32), weights.astype(np.float32))
+
+
+def adapted(case: Case) -> PreTrainedModel:
+    """The transformers model with the same adapter, by PEFT."""
+    names = {v: k for k, v in TARGETS.items()}
+    run = case.decoder.run
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=RANK * SCALE,
+        target_modules=[names[t] for t in run.targets],
+        layers_to_transform=list(run.blocks),
+        layers_pattern="layers",
+    )
+    peft = get_peft_model(case.model, config)
+    with torch.no_grad():
+        for key, pair in case.pairs.items():
+            a, b = lora_parameters(peft, key)
+            order = row_order(hf_projection(key), pair.b.shape[0], case.model)
+            a.copy_(torch.from_numpy(pair.a))
+            b.copy_(torch.from_numpy(pair.b if order is None else pair.b[np.argsort(order)]))
+    return peft
+
+
+def hf_projection(key: str) -> str:
+    """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
+    _, layer, tensor = key.split(".")
+    return f"model.layers.{layer}.{next(hf for hf, name in GGUF_NAMES.items() if name == tensor)}"
+
+
+def lora_parameters(peft: PreTrainedModel, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = peft.get_submodule(f"base_model.model.{hf_projection(key)}")
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
+
+
+def truth(case: Case) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """(logits [T, V], log p [S] of supervised targets, {name: (dA, dB)}): each document in a pass of its own."""
+    peft = adapted(case)
+    logits = []
+    logps = []
+    for example in case.examples:
+        tokens = torch.from_numpy(example.tokens).long()
+        out = peft(tokens[None], use_cache=False).logits[0]
+        logits.append(out.detach().numpy())
+        logp = torch.log_softmax(out[:-1], -1).gather(1, tokens[1:, None])[:, 0]
+        weights = torch.from_numpy(example.weights[1:])
+        logps.append(logp[weights != 0].detach().numpy())
+        (-(weights * logp).sum()).backward()
+    grads = {}
+    for key, pair in case.pairs.items():
+        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
+        order = row_order(hf_projection(key), pair.b.shape[0], case.model)
+        grads[key] = a, b if order is None else b[order]
+    return np.concatenate(logits), np.concatenate(logps), grads
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    assert a.shape == b.shape
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def train_once(case: Case) -> np.ndarray:
+    """log p [S]; gradients start from zero and end in the arena."""
+    case.decoder.arena.flat("dlora").fill(0.0)
+    batch = case.batch
+    return case.decoder.train(batch, batch.weights[batch.weights != 0]).copy()
+
+
+def check(case: Case, limit: float = LIMIT) -> None:
+    logits, logp, grads = truth(case)
+    errors = {
+        "logits": distance(case.decoder.logits(case.batch), logits),
+        "score": distance(case.decoder.score(case.batch), logp),
+        "train": distance(train_once(case), logp),
+    }
+    assert grads.keys() == case.decoder.adapter.adapted.keys()
+    for key, pair in case.decoder.adapter.adapted.items():
+        for kind, ours, theirs in zip("AB", (pair.da, pair.db), grads[key], strict=True):
+            assert np.linalg.norm(theirs) > 1e-3, f"{key} {kind}: no gradient to compare"
+            errors[f"{key} {kind}"] = distance(ours, theirs)
+    assert {what: error for what, error in errors.items() if not error < limit} == {}
