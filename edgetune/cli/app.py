@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from ..training.config import TrainConfig
 from ..version import __version__
 
 out = Console()
+SUMMARY = 60  # letters of a command's line in the list of commands
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -71,9 +73,9 @@ def cli() -> None:
     """Fine-tune a quantized language model (GGUF) with LoRA on the device that runs it.
 
     \b
-    edgetune demo                                        see it work on a small model
-    edgetune train model.gguf rows.jsonl -o my-adapter   learn from examples
-    edgetune chat model.gguf --adapter my-adapter        talk to the result, through llama.cpp
+    edgetune demo                                       see it work
+    edgetune train model.gguf rows.jsonl -o my-adapter  learn from examples
+    edgetune chat model.gguf --adapter my-adapter       talk to the result
     """
 
 
@@ -134,10 +136,17 @@ def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = c
         wrapped: Any = function
         for decorator in reversed((*decorators, json_option)):
             wrapped = decorator(wrapped)
-        group.command(name, cls=cls)(wrapped)
+        group.command(name, cls=cls, short_help=summary(function.__doc__ or ""))(wrapped)
         return function
 
     return register
+
+
+def summary(text: str) -> str:
+    """The longest beginning of a help text that is a whole clause and fits beside a command's name in 80 columns."""
+    first = " ".join(text.split("\n\n")[0].split())
+    ends = [place.start() for place in re.finditer(r"[.:;,]\s| \(|\.?$", first) if place.start() <= SUMMARY]
+    return first[:max(ends, default=SUMMARY)]
 
 
 def show(as_json: bool, result: dict[str, Any], *lines: Any) -> None:

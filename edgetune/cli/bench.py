@@ -39,7 +39,10 @@ save_option = click.option("--save", type=click.Path(path_type=Path), callback=i
 
 @cli.group("bench")
 def bench() -> None:
-    """Measure the speed of this machine: ops alone, a training step, answers through llama.cpp."""
+    """Measure the speed of this machine.
+
+    Ops alone, a training step, answers through llama.cpp.
+    """
 
 
 @command("kernels",

@@ -52,7 +52,10 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
 
 @cli.group("service")
 def service() -> None:
-    """Have systemd run the daemon, as a separate user that sees nothing of people's homes; make keys."""
+    """Run the daemon as a service of systemd; make keys.
+
+    It runs as a separate user that sees nothing of people's homes.
+    """
 
 
 @command("install", MODEL,

@@ -48,7 +48,7 @@ def _base_of(run: dict[str, Any], adapter: Path) -> Path:
          click.option("--base", type=click.Path(path_type=Path), required=True, help="The GGUF that it is for."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."))
 def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -> None:
-    """Turn a PEFT LoRA folder into an adapter for llama.cpp and edgetune."""
+    """Turn a PEFT LoRA folder into an adapter, for llama.cpp and edgetune."""
     from ..adapters.peft import import_peft
     from ..adapters.store import base_name, save_adapter
     from ..formats.bundle import open_bundle
@@ -69,7 +69,7 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
                       help="Held-out rows: measure what merging cost, in loss and exact answers."), system_option)
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
                   as_json: bool) -> None:
-    """Add ADAPTER into the weights of MODEL and write a GGUF that needs no adapter."""
+    """Write a GGUF with ADAPTER added into the weights of MODEL."""
     from ..adapters.merge import merge
     from ..adapters.store import open_adapter
     from ..formats.bundle import open_bundle

@@ -77,7 +77,10 @@ def format_time(seconds: int | None) -> str:
 
 @cli.group("jobs", cls=Listing)
 def jobs() -> None:
-    """The daemon's fine-tuning jobs; without a command: list them."""
+    """The daemon's fine-tuning jobs.
+
+    Without a command: list them.
+    """
 
 
 @command("list", daemon_options, group=jobs)
@@ -189,7 +192,10 @@ _add_action("resume", "Continue JOB where it was paused.")
 
 @cli.group("adapters", cls=Listing)
 def adapters() -> None:
-    """The daemon's adapters, and which answers; without a command: list them."""
+    """The daemon's adapters, and which one answers.
+
+    Without a command: list them.
+    """
 
 
 @command("list", daemon_options, group=adapters)

@@ -223,9 +223,10 @@ def commands(group, path=()):
             yield from commands(command, (*path, name))
 
 
-@pytest.mark.parametrize("path", [path for path, _ in commands(cli)], ids=" ".join)
+@pytest.mark.parametrize("path", [(), *(path for path, _ in commands(cli))], ids=" ".join)
 def test_help_fits_a_terminal_of_80_columns(path):
     done = CliRunner().invoke(cli, [*path, "--help"], terminal_width=80)
     assert done.exit_code == 0
     wide = [line for line in done.output.splitlines() if len(line) > 80]
     assert not wide
+    assert "..." not in done.output.partition("Commands:")[2]
