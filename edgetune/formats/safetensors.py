@@ -1,10 +1,14 @@
-"""Safetensors files in and out, by the package of that name; three float types become float32."""
+"""Safetensors files in and out, checked by the package of that name; three float types become float32.
+
+Tensors are read one at a time from the open file: the package returns either a whole file or no bfloat16.
+"""
 
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,40 +28,79 @@ def write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]]) -> No
 
 
 def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Name -> float32 array for tensors in F32, F16 or BF16, in the order in which they are stored.
+    """Name -> float32 array of every tensor, in the order in which they are stored. Raises as Safetensors does."""
+    with Safetensors(path) as file:
+        return {name: file.read(name) for name in file.shapes}
 
-    Raises FormatError for a missing, truncated or corrupt file, UnsupportedError for another dtype.
+
+class Safetensors:
+    """An open file. `shapes`: of its tensors by name, in the order in which they are stored.
+
+    Raises FormatError for a missing, truncated or corrupt file.
     """
-    from safetensors import SafetensorError, deserialize
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _open(path)
+        try:
+            self._header = self._checked_header()
+        except BaseException:
+            self._file.close()
+            raise
+        self._begin = self._file.tell()  # of the first tensor
+        # the package itself returns the names in another order each time
+        in_order = sorted(self._header, key=lambda name: self._header[name]["data_offsets"])
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(self._header[name]["shape"]) for name in in_order}
+
+    def __enter__(self) -> Safetensors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """The tensor of this name, F32, F16 or BF16, as float32. UnsupportedError for another type."""
+        kind = self._header[name]["dtype"]
+        shape = self.shapes[name]
+        if kind not in _TYPES:
+            raise UnsupportedError(f"{self.path}: {name} is {kind}", f"supported are {', '.join(_TYPES)}")
+        try:
+            self._file.seek(self._begin + self._header[name]["data_offsets"][0])
+            stored: NDArray[Any] = np.fromfile(self._file, _TYPES[kind], prod(shape))
+        except OSError as error:
+            raise FormatError(f"cannot read {self.path}: {error.strerror}", "check the disk") from None
+        if stored.size != prod(shape):
+            raise FormatError(f"{self.path} ends within {name}", _BROKEN)
+        return _f32(stored).reshape(shape)
+
+    def _checked_header(self) -> dict[str, Any]:
+        """Type, shape and offsets by name. The package checks the very file that is read, not what its path names."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(f"/proc/self/fd/{self._file.fileno()}", "numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{self.path} is no safetensors file: {str(error)[:200]}", _BROKEN) from None
+        length = int.from_bytes(self._file.read(8), "little")
+        header: dict[str, Any] = json.loads(self._file.read(length))
+        header.pop("__metadata__", None)
+        return header
+
+
+def _open(path: Path) -> BinaryIO:
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
             raise FormatError(f"{path} is not a regular file", "name a safetensors file")
-        raw = path.read_bytes()
-        found: dict[str, Any] = dict(deserialize(raw))  # type: ignore[no-untyped-call]
+        return path.open("rb")
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    except SafetensorError as error:
-        raise FormatError(f"{path} is no safetensors file: {str(error)[:200]}", _BROKEN) from None
-    tensors = {}
-    for name in _in_order(raw):
-        info = found[name]
-        if info["dtype"] not in _TYPES:
-            raise UnsupportedError(f"{path}: {name} is {info['dtype']}", f"supported are {', '.join(_TYPES)}")
-        stored = np.frombuffer(info["data"], _TYPES[info["dtype"]])
-        tensors[name] = _f32(stored).reshape(info["shape"])
-    return tensors
 
 
-def _in_order(raw: bytes) -> list[str]:
-    """Names by where their data begins: the package gives them in another order each time. `raw` is sound."""
-    header: dict[str, Any] = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
-    header.pop("__metadata__", None)
-    return sorted(header, key=lambda name: header[name]["data_offsets"])
-
-
-def _f32(stored: NDArray[np.generic]) -> NDArray[np.float32]:
+def _f32(stored: NDArray[Any]) -> NDArray[np.float32]:
     """Of F32, F16, or the bits of BF16."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
+    if stored.dtype != np.uint16:
+        return stored.astype(np.float32, copy=False)
+    bits = stored.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)

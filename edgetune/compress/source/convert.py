@@ -17,8 +17,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ...errors import FormatError, UnsupportedError
 from ...formats.families import FAMILIES
-from ...formats.safetensors import read_safetensors
+from ...formats.safetensors import Safetensors
 from ...formats.shape import YARN_FAST, YARN_SLOW
+from ..memory import FLOAT
 from . import huggingface as hf
 from . import vocabulary
 from .floats import Floats
@@ -46,17 +47,31 @@ def convert(folder: Path) -> Floats:
     tensors = _read_tensors(folder, architecture, config)
     if factors:
         tensors["rope_freqs.weight"] = np.array(factors, np.float32)
-    model = Floats(architecture, metadata, {}, tensors)
     try:
-        shape = model.shape  # sizes alone are looked at, so rows may still be in transformers' order
+        # sizes alone are looked at: rows are still in transformers' order
+        shape = Floats(architecture, metadata, {}, tensors).shape
     except FormatError as error:
         raise FormatError(f"{folder}: {error.what}", "config.json and the weights must belong together") from None
     except UnsupportedError as error:
         raise UnsupportedError(f"{folder}: {error.what}", error.hint) from None
-    ordered = {name: array if name == "rope_freqs.weight" else hf.tensor_to_gguf(name, array, shape)
-               for name, array in tensors.items()}
+    ordered = {}
+    for name in list(tensors):
+        array = tensors.pop(name)  # so that one tensor at a time is in memory twice
+        ordered[name] = array if name == "rope_freqs.weight" else hf.tensor_to_gguf(name, array, shape)
+        del array
     metadata |= {f"{architecture}.vocab_size": shape.n_vocab, **vocabulary.read(folder, shape.n_vocab)}
     return Floats(architecture, metadata, {}, ordered)
+
+
+def memory_needed(folder: Path) -> int:
+    """Bytes of memory that convert(folder) takes: all weights in float32, and the largest tensor once more while its
+    rows are ordered. Raises as convert does for weights that are missing or damaged.
+    """
+    sizes = []
+    for path in weight_files(folder):
+        with Safetensors(path) as file:
+            sizes += [math.prod(shape) for name, shape in file.shapes.items() if not _NOT_TEXT.match(name)]
+    return FLOAT * (sum(sizes) + max(sizes, default=0))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -225,14 +240,21 @@ def _read_tensors(folder: Path, architecture: str, config: PretrainedConfig) -> 
     """Every tensor of the text model by its GGUF name, rows in transformers' order."""
     tensors = {}
     for path in weight_files(folder):
-        for name, array in read_safetensors(path).items():
-            if _NOT_TEXT.match(name):
-                continue
-            text = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name).replace("model.lm_head", "lm_head")
-            ours = hf.name_in_gguf(text, architecture)
-            if ours is None:
-                raise UnsupportedError(f"{path} has the tensor {name!r:.80}, llama.cpp's {architecture} has none such",
-                                       "the model is of a variant that cannot be converted")
-            if ours != "output.weight" or not config.tie_word_embeddings:
-                tensors[ours] = array
+        with Safetensors(path) as file:
+            for name in file.shapes:
+                if _NOT_TEXT.match(name):
+                    continue
+                ours = _name_in_gguf(name, architecture)
+                if ours is None:
+                    lack = f"llama.cpp's {architecture} has none such"
+                    raise UnsupportedError(f"{path} has the tensor {name!r:.80}, {lack}",
+                                           "the model is of a variant that cannot be converted")
+                if ours != "output.weight" or not config.tie_word_embeddings:
+                    tensors[ours] = file.read(name)
     return tensors
+
+
+def _name_in_gguf(name: str, architecture: str) -> str | None:
+    """Of a checkpoint's tensor, whose text model may be a part of it; None: a GGUF has no place for it."""
+    text = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name)
+    return hf.name_in_gguf(text.replace("model.lm_head", "lm_head"), architecture)

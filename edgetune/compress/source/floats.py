@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...formats.gguf import Gguf, OpenFile, Tensor, write_gguf
 from ...formats.gguf.read import Metadata
+from ...formats.gguf.write import Deferred
 from ...formats.shape import Shape, read_shape
 
 _F16_MAX = float(np.finfo(np.float16).max)
@@ -62,13 +63,17 @@ def read(gguf: Gguf) -> Floats:
 
 def write(path: str | os.PathLike[str], model: Floats) -> None:
     """A GGUF whose matrices are F16, or BF16 where a weight is too large for that; the rest stays F32."""
-    stored = {name: array if array.ndim == 1 else _half(name, array) for name, array in model.tensors.items()}
+    stored = {name: array if array.ndim == 1 else _half(array) for name, array in model.tensors.items()}
     write_gguf(path, model.architecture, model.metadata, stored, model.types)
 
 
-def _half(name: str, array: NDArray[np.float32]) -> NDArray[np.float16] | Tensor:
-    if np.abs(array).max() <= _F16_MAX:
-        return array.astype(np.float16)
+def _half(array: NDArray[np.float32]) -> Deferred:
+    if array.max() <= _F16_MAX and array.min() >= -_F16_MAX:
+        return Deferred(array.shape, "F16", lambda: array.astype(np.float16))
+    return Deferred(array.shape, "BF16", lambda: _bf16(array))
+
+
+def _bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Its bits, rounded to nearest and even."""
     bits = array.view(np.uint32)
-    rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to nearest and even
-    return Tensor(name, array.shape, "BF16", rounded.reshape(-1).view(np.uint8))
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

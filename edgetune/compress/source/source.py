@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import FormatError, UsageError
 from ...formats.bundle import open_bundle, sha256
-from .. import memory as room
+from .. import memory
 from . import convert, floats
 from .floats import Floats
 
@@ -93,8 +93,7 @@ def download(name: str) -> Path:
 
 
 def _open_folder(name: str, kind: str, folder: Path) -> Source:
-    stored = sum(path.stat().st_size for path in convert.weight_files(folder))
-    room.require_memory(2 * stored, f"{folder} in float32")  # most checkpoints hold 16 bits a weight
+    memory.require_memory(convert.memory_needed(folder), f"{folder} in float32")
     model = convert.convert(folder)
     weights = {path.name: sha256(path) for path in convert.weight_files(folder)}
     keys = {key: value for key, value in model.metadata.items() if not key.startswith("general.")}
@@ -107,8 +106,8 @@ def _open_folder(name: str, kind: str, folder: Path) -> Source:
 
 def _open_gguf(path: Path) -> Source:
     bundle = open_bundle(path)
-    weights = sum(prod(tensor.shape) for tensor in bundle.gguf.tensors.values())
-    room.require_memory(room.FLOAT * weights, f"{path} in float32")
+    sizes = [prod(tensor.shape) for tensor in bundle.gguf.tensors.values()]
+    memory.require_memory(memory.FLOAT * (sum(sizes) + max(sizes, default=0)), f"{path} in float32")
     model = floats.read(bundle.gguf)
     file = bundle.gguf.path
     matrices = [tensor for tensor in bundle.gguf.tensors.values() if len(tensor.shape) > 1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,21 @@ import numpy.typing as npt
 from ...disk import replaced
 from .read import BY_NAME, VALUE_TYPES, Tensor
 
-Weights = Tensor | npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """A tensor [..., K] whose bytes in `format` are made when they are written: only one is in memory at a time."""
+
+    shape: tuple[int, ...]
+    format: str
+    make: Callable[[], npt.NDArray[Any]]
+
+    @property
+    def data(self) -> memoryview:
+        return np.ascontiguousarray(self.make()).data
+
+
+Weights = Tensor | Deferred | npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 
 def write_gguf(
@@ -25,7 +41,8 @@ def write_gguf(
 ) -> None:
     """Write a GGUF version 3: as NAME.tmp beside `path`, synced, then renamed. EdgetuneError and no file if that fails.
 
-    A float32 or float16 array is written as F32 or F16, a Tensor as the bytes and format that it has. An int becomes
+    A float32 or float16 array is written as F32 or F16, a Tensor as the bytes and format that it has, a Deferred as
+    those that it makes. An int becomes
     u32, a float f32, in a list i32 and f32, unless `types` names another type for the key ("u64", "[u32]"). To copy
     another file's keys, hand in its metadata and types; `architecture` wins over general.architecture there.
     """
@@ -70,14 +87,18 @@ def _fill(
             element = numbers[kind.strip("[]")]
             writer.add_key_value(key, _encoded(value), *((numbers["arr"], element) if kind[0] == "[" else (element,)))
     for name, weights in tensors.items():  # not by add_tensor, which knows fewer formats than llama.cpp
-        if isinstance(weights, Tensor):
-            data = weights.data
-            format = weights.format
-        else:
-            data = np.ascontiguousarray(weights)
-            format = {"float32": "F32", "float16": "F16"}[weights.dtype.name]
-        writer.tensors[0][name] = TensorInfo(weights.shape, BY_NAME[format].id, data.nbytes, data)
+        stored = _stored(name, weights)
+        format = BY_NAME[stored.format]
+        nbytes = prod(stored.shape) // format.block * format.size
+        writer.tensors[0][name] = TensorInfo(stored.shape, format.id, nbytes, stored)
     return writer
+
+
+def _stored(name: str, weights: Weights) -> Tensor | Deferred:
+    if not isinstance(weights, np.ndarray):
+        return weights
+    format = {"float32": "F32", "float16": "F16"}[weights.dtype.name]
+    return Tensor(name, weights.shape, format, np.ascontiguousarray(weights).reshape(-1).view(np.uint8))
 
 
 def _type_of(value: object) -> str:
