@@ -23,7 +23,7 @@ from ..formats.gguf import Gguf
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
 from .lora import TARGETS, Lora, Pair, scale_of
-from .store import check_fit
+from .store import base_name, check_fit
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -34,6 +34,9 @@ _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
     r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp)\.[a-z]+_proj))\.lora_(?P<side>[AB])\.weight"
 )
+# Keys of a GGUF that name the model it was made from, the surest first.
+_ORIGINS = ("general.source.huggingface.repository", "general.source.repo_url", "general.base_model.0.repo_url",
+            "general.base_model.0.name", "general.name")
 _LARGEST = 1e6  # scale of an update
 _NUMBER = 1e15  # rank or alpha
 # What PEFT can do and a GGUF cannot hold: options of LoraConfig that must be off.
@@ -46,8 +49,10 @@ _UNSUPPORTED = (
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str]) -> None:
+def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_model: str = "") -> None:
     """Write a new folder for PeftModel.from_pretrained on the transformers model that `base` was made from.
+
+    base_model: the name or folder of that model, which AutoPeftModel loads; "": what origin(base) finds.
 
     Raises UsageError if `folder` exists, MismatchError if the pairs do not fit `base`, EdgetuneError where the disk
     refuses.
@@ -59,9 +64,19 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str]) -> None
         path = f"base_model.model.{_module_path(name)}"
         tensors[f"{path}.lora_A.weight"] = pair.a
         tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
+    config = {**_config_of(pairs, shape.n_layer), "base_model_name_or_path": base_model or origin(base)}
     with new_folder(Path(folder)) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
-        (beside / CONFIG).write_text(json.dumps(_config_of(pairs, shape.n_layer), indent=2) + "\n")
+        (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def origin(base: Gguf) -> str:
+    """The model that a GGUF says it was made from: an id on the Hugging Face hub, else a name, its file's at last."""
+    for key in _ORIGINS:
+        name = base.metadata.get(key)
+        if isinstance(name, str) and name.strip():
+            return name.strip().removeprefix("https://huggingface.co/").rstrip("/")
+    return base_name(base)
 
 
 def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
@@ -126,7 +141,6 @@ def _config_of(pairs: Lora, n_layer: int) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,

@@ -20,26 +20,32 @@ base_option = click.option("--base", type=click.Path(path_type=Path),
 @command("export", click.argument("adapter", type=click.Path(path_type=Path)),
          click.option("--to", "to", type=click.Choice(["peft"]), default="peft", show_default=True,
                       help="What to write."), base_option,
+         click.option("--base-name", default="",
+                      help="The transformers model of it, an id on the Hugging Face hub or a folder, which "
+                           "AutoPeftModel loads [as the GGUF names it]."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
-def export_command(adapter: Path, to: str, base: Path | None, folder: Path | None, as_json: bool) -> None:
+def export_command(adapter: Path, to: str, base: Path | None, base_name: str, folder: Path | None,
+                   as_json: bool) -> None:
     """Write ADAPTER as a PEFT folder, for transformers on the model that the GGUF was made from."""
-    from ..adapters.peft import export_peft
+    from ..adapters.peft import export_peft, origin
     from ..adapters.store import open_adapter
     from ..formats.bundle import open_bundle
     folder = folder or adapter.with_name(f"{adapter.name}-{to}")
     opened = open_adapter(adapter)
     base = base or _base_of(opened.run, adapter)
     gguf = open_bundle(base).gguf
-    export_peft(open_adapter(adapter, gguf).pairs, gguf, folder)
-    show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs)},
-         f"{len(opened.pairs)} pairs written to {folder}; load: peft.PeftModel.from_pretrained(model, {str(folder)!r})")
+    base_name = base_name or origin(gguf)
+    export_peft(open_adapter(adapter, gguf).pairs, gguf, folder, base_name)
+    show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), "base_name": base_name},
+         f"{len(opened.pairs)} pairs written to {folder}; load: peft.PeftModel.from_pretrained(model, {str(folder)!r})",
+         f"for the model {base_name}; another: --base-name")
 
 
 def _base_of(run: dict[str, Any], adapter: Path) -> Path:
     base = run.get("base")
     path = base.get("path") if isinstance(base, dict) else None
     if not isinstance(path, str) or not Path(path).exists():
-        raise UsageError(f"{adapter} was trained on {path or 'a model it does not name'}, which is not there",
+        raise UsageError(f"{adapter} was trained on {path or 'a model it does not name'}, which does not exist here",
                          "name the model with --base")
     return Path(path)
 

@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 FORMATS = {"gguf": (MODEL,), "onnx": (ONNX, TOKENIZER)}  # and the files that each must have
 MAX_MANIFEST = 2**20
 _CHUNK = 2**20
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _AGAIN = "copy the bundle again"
 
 
@@ -53,6 +54,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(path)
     manifest = None
+    _refuse_checkpoint(path)
     if path.is_dir():
         manifest, files = open_files(path)
         if MODEL not in files:
@@ -78,6 +80,7 @@ def open_files(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     Raises as open_bundle does; UnsupportedError is for a format that this edgetune does not know.
     """
     path = Path(path)
+    _refuse_checkpoint(path)
     raw = _read_manifest(path / MANIFEST)
     signature.check(path, raw)  # before any of it is believed
     manifest = _parse(path / MANIFEST, raw)
@@ -127,6 +130,22 @@ def to_plain_json(value: Any) -> Any:
         return Path(value).name if Path(value).is_absolute() else os.fspath(value)
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_checkpoint(path: Path) -> None:
+    """What people have before they have a GGUF: the error says how to make one."""
+    if path.is_dir() and (path / "config.json").is_file() and not (path / MANIFEST).exists():
+        what = f"{path} is a Hugging Face checkpoint, here a bundle or a GGUF is needed"
+        source = path
+    elif path.suffix == ".safetensors":
+        what = f"{path} is a part of a Hugging Face checkpoint, here a bundle or a GGUF is needed"
+        source = path.parent
+    elif _HUB_ID.fullmatch(os.fspath(path)) and path.suffix not in (".gguf", ".edge") and not path.parent.exists():
+        what = f"there is no file or folder {path}"
+        source = path
+    else:
+        return
+    raise UnsupportedError(what, f"make one on a laptop: edgetune compress {source} -o {source.absolute().name}.edge")
 
 
 def _read_manifest(path: Path) -> bytes:

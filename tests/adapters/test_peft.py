@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from families import FAMILIES, hf_logits, logits_of, make_family
+from tiny import write_tiny
 from transformers import PreTrainedModel
 
 from edgetune.adapters.lora import TARGETS, Lora, Pair
@@ -84,6 +85,33 @@ def test_export(family: str, names: list[str], ranks: list[int], scales: list[fl
     assert distance(truth, plain) > 0.1, "an adapter that changes nothing proves nothing"
     assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
     assert same(import_peft(tmp_path / "peft", base), pairs)
+
+
+def test_auto_peft_model_finds_the_base(tmp_path: Path) -> None:
+    """It loads what the adapter names as its base, here a folder."""
+    path, model = make_family("llama", tmp_path)
+    base = open_gguf(path)
+    model.save_pretrained(tmp_path / "base")
+    pairs = random_pairs(base, EVERY, [4], [2.0])
+    export_peft(pairs, base, tmp_path / "peft", str(tmp_path / "base"))
+    truth = hf_logits(peft.PeftModel.from_pretrained(model, tmp_path / "peft"), TOKENS)
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft")
+    assert distance(hf_logits(found, TOKENS), truth) < 1e-5
+
+
+@pytest.mark.parametrize(("keys", "name"), [
+    ({}, "tiny.gguf"),
+    ({"general.name": "Tiny 1M"}, "Tiny 1M"),
+    ({"general.name": "Tiny 1M", "general.base_model.0.name": "Tiny"}, "Tiny"),
+    ({"general.base_model.0.name": "Tiny", "general.base_model.0.repo_url": "https://huggingface.co/maker/tiny"},
+     "maker/tiny"),
+    ({"general.base_model.0.repo_url": "https://huggingface.co/maker/old",
+      "general.source.huggingface.repository": "maker/tiny"}, "maker/tiny"),
+])
+def test_the_base_is_named_as_the_gguf_does(keys: dict[str, str], name: str, tmp_path: Path) -> None:
+    base = open_gguf(write_tiny(tmp_path / "tiny.gguf", metadata={"general.name": ""} | keys))
+    export_peft(random_pairs(base, ["blk.0.attn_q"], [4], [2.0]), base, tmp_path / "peft")
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

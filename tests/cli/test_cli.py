@@ -89,6 +89,11 @@ def test_generate_and_chat(place, adapter):
 
 def test_export_and_import_are_inverse(place, adapter):
     exported = run_json("export", adapter, "--to", "peft", "-o", place / "peft")
+    assert exported["base_name"] == "model.gguf"
+    named = run_json("export", adapter, "--base-name", "maker/tiny", "-o", place / "peft-named")
+    assert named["base_name"] == "maker/tiny"
+    assert json.loads((place / "peft-named" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        "maker/tiny")
     again = run_json("import", place / "peft", "--base", place / "model.gguf", "-o", place / "again")
     assert exported["pairs"] == again["pairs"]
     assert run_json("info", place / "again")["pairs"] == exported["pairs"]
@@ -177,10 +182,17 @@ def test_device(place):
     (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),
     (["info", "{rows}"], 1, ["GGUF"]),
     (["merge", "{model}", "{adapter}", "-o", "{rows}"], 2, ["exists"]),
+    (["merge", "{model}", "{adapter}", "-o", "{place}/new/merged.gguf"], 1, ["make the folder"]),
+    (["merge", "{model}", "{adapter}", "-o", "{place}/new/merged.gguf", "--to", "keep"], 1, ["make the folder"]),
+    (["train", "{place}/checkpoint", "{rows}", "-o", "{place}/new"], 1, [
+        "is a Hugging Face checkpoint", "make one on a laptop: edgetune compress", "checkpoint -o checkpoint.edge"]),
+    (["train", "maker/tiny", "{rows}", "-o", "{place}/new"], 1, ["edgetune compress maker/tiny -o tiny.edge"]),
 ])
 def test_errors_are_one_sentence(place, adapter, args, code, words):
     (place / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
     (place / "empty.jsonl").write_text("")
+    (place / "checkpoint").mkdir(exist_ok=True)
+    (place / "checkpoint" / "config.json").write_text("{}")
     if not (place / "other.gguf").exists():
         write_tiny(place / "other.gguf", formats="Q8_0", seed=7)
     names = {"model": place / "model.gguf", "rows": place / "rows.jsonl", "place": place, "adapter": adapter,

@@ -102,6 +102,25 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
         open_bundle(tmp_path / "lora.gguf")
 
 
+def test_a_checkpoint_is_refused_with_the_command_that_makes_a_bundle(tmp_path: Path, monkeypatch) -> None:
+    checkpoint = tmp_path / "SmolLM2"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    way_out = "make one on a laptop: edgetune compress {} -o {}.edge"
+    for given, source in ((checkpoint, checkpoint), (checkpoint / "model.safetensors", checkpoint),
+                          ("SmolLM2", "SmolLM2"), ("HuggingFaceTB/SmolLM2", "HuggingFaceTB/SmolLM2")):
+        with pytest.raises(UnsupportedError) as error:
+            open_bundle(given)
+        assert error.value.hint == way_out.format(source, "SmolLM2")
+    with pytest.raises(UnsupportedError, match="edgetune compress"):
+        bundles.open_folder(checkpoint)
+    for name in ("models/a.gguf", "models/a.edge", "model.gguf"):
+        with pytest.raises(FormatError, match="No such file"):
+            open_bundle(name)
+
+
 # ---- written ----
 
 
