@@ -65,7 +65,7 @@ crash: ready ## minutes: the daemon killed at KILLS random moments (100), all th
 	$(RUN) tests/proofs/crash.py --kills $(or $(KILLS),100)
 
 pressure: ready ## another process takes the memory of a training in a cgroup, and gives it back (needs root)
-	cd tests && $(RUN) -m pytest -m '' training/test_pace.py
+	cd tests && $(RUN) -m pytest -m '' training/test_throttle.py
 
 peers: ready ## many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 	$(RUN) tests/peers/speed.py

@@ -6,8 +6,8 @@ import pytest
 from counting import dataset
 
 from edgetune.errors import EdgetuneError, Interrupted
-from edgetune.training import run as train
 from edgetune.training.config import TrainConfig
+from edgetune.training.run import run
 
 STEPS = 8
 CONFIG = TrainConfig(rank=4, lr=2e-2, batch_size=4, max_length=48, threads=2, warmup=2, steps=STEPS, dropout=0.1,
@@ -15,7 +15,7 @@ CONFIG = TrainConfig(rank=4, lr=2e-2, batch_size=4, max_length=48, threads=2, wa
 
 
 def go(bundle, out, config=CONFIG, **options):
-    train.run(bundle, dataset(24), out, config, held_out=dataset(6, 1), **options)
+    run(bundle, dataset(24), out, config, held_out=dataset(6, 1), **options)
     return (out / "adapter.gguf").read_bytes()
 
 

@@ -71,10 +71,10 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
 def load_for_training(model: Path, data: Path, held_out: Path | None, config: TrainConfig,
                       console: Console | None, objective: Objective) -> tuple[Any, Any, Any]:
     from ..console import note, say
-    from ..data import loader as apart
+    from ..data import loader
     from ..formats.bundle import open_bundle
     bundle = open_bundle(model)
-    sets = apart.load(bundle.gguf.path, (data, held_out), config, parser=objective.rows)
+    sets = loader.load(bundle.gguf.path, (data, held_out), config, parser=objective.rows)
     for path, rows in zip((data, held_out), sets, strict=True):
         if console and rows and (rows.truncated or rows.skipped):
             say(console, note(f"{path}: {rows.truncated} rows cut to {config.max_length} tokens, {rows.skipped} left "
@@ -136,12 +136,12 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
 
 def totals(plan: Any) -> list[list[str]]:
     from ..console import mib
-    weights = "weights, mapped" + (" (at most)" if plan.choice.streamed else "")
+    weights = "weights, mapped" + (" (at most)" if plan.tradeoffs.streamed else "")
     rows = [["arena", mib(plan.arena_bytes)], [weights, mib(plan.weight_bytes)],
             ["interpreter, libraries, data", mib(plan.to_json()["process_bytes"])]]
-    if plan.room.before == plan.peak_bytes:
-        rows.append(["before training (tokenising)", mib(plan.room.before)])
-    return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.room.asked}", mib(plan.room.budget)]]
+    if plan.limits.before == plan.peak_bytes:
+        rows.append(["before training (tokenising)", mib(plan.limits.before)])
+    return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.limits.asked}", mib(plan.limits.budget)]]
 
 
 def wear_rows(disk: dict[str, Any]) -> list[list[str]]:

@@ -31,7 +31,7 @@ def on_device(gguf: Gguf, name: str) -> dict[str, Any]:
     made = _plan(shape, sizes(gguf.tensors.values(), shape.n_layer), board, TrainConfig())
     speed = profile_speed(board, made.run, made.run.max_tokens)
     rate = tokens_per_s(shape, made.run, speed, made.read_bytes) if speed else None
-    return {"name": board.name, "memory_bytes": min(board.memory_mib) << 20, "budget_bytes": made.room.budget,
+    return {"name": board.name, "memory_bytes": min(board.memory_mib) << 20, "budget_bytes": made.limits.budget,
             "predicted_peak_bytes": made.peak_bytes, "predicted_tokens_per_second": rate,
             "file_bytes": int(gguf.data.size), "traded": list(made.traded)}
 
@@ -66,6 +66,6 @@ def largest_file(model: Floats, name: str) -> int:
 
 
 def _plan(shape: DecoderStructure, weights: Sizes, board: Profile, config: TrainConfig) -> plan.Plan:
-    room = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available),
-                     asked=f"{DEFAULT_MEMORY} of what is available on {board.name}")
-    return plan.make(shape, config, ops=Cpu(board.cores or 1), sizes=weights, room=room)
+    limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available),
+                               asked=f"{DEFAULT_MEMORY} of what is available on {board.name}")
+    return plan.make(shape, config, ops=Cpu(board.cores or 1), sizes=weights, limits=limits)

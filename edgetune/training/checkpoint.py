@@ -1,7 +1,7 @@
-"""The state of a run on disk: files checkpoint-STEP in its folder, the last two of them, each whole under its name.
+"""The state of a run on disk: files checkpoint-STEP in its folder, of which the last two are kept, each written whole.
 
 A file is one line of JSON {"format": 1, "arrays": [[name, bytes], ...], "meta": {...}}, the arrays' bytes one after
-another, and the SHA-256 of all that. Arrays go from memory to the file and back without a copy.
+another, and the SHA-256 of all before it. Arrays go from memory to the file and back without a copy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that was found whole."""
+    """A file whose checksum was right."""
 
     path: Path
     meta: dict[str, Any]
@@ -37,8 +37,8 @@ class Checkpoint:
     def read(self, into: Callable[[str], np.ndarray]) -> None:
         """Fills the array into(name) of every name. Raises MismatchError before that where sizes differ."""
         for name, nbytes in self.arrays:
-            if (room := into(name).nbytes) != nbytes:
-                raise MismatchError(f"{self.path} holds {nbytes} bytes of {name}, this run {room}",
+            if (wanted := into(name).nbytes) != nbytes:
+                raise MismatchError(f"{self.path} holds {nbytes} bytes of {name}, this run {wanted}",
                                     "start a new run in another folder")
         with self.path.open("rb") as file:
             file.seek(self.start)
@@ -50,7 +50,7 @@ class Checkpoint:
 def save(folder: Path, step: int, arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> int:
     """Writes folder/checkpoint-STEP, removes all but it and the one before, and returns its bytes. meta must be JSON.
 
-    Raises DiskError when the disk refuses; the older ones are then still there.
+    Raises DiskError when the disk refuses; the older ones then remain.
     """
     path = folder / f"{PREFIX}{step}"
     sizes = [[name, array.nbytes] for name, array in arrays.items()]
@@ -83,7 +83,7 @@ def newest(folder: Path) -> tuple[Checkpoint, list[str]]:
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the oldest first; whether they are whole is not looked at."""
+    """The checkpoints in `folder`, the oldest first; their checksums are not checked."""
     return sorted((p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()), key=_step)
 
 

@@ -13,7 +13,7 @@ from ..options import check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
-OF_A_RUN = ("eval_every", "patience", "checkpoint_every")  # what `train.run` does beside its steps
+RUN_OPTIONS = ("eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainConfig(LoraOptions):
     beta1: float = option(0.9, "AdamW's beta1.", low=0.0, high=0.9999)
     beta2: float = option(0.999, "AdamW's beta2.", low=0.0, high=0.999999)
     optimizer_state: str = option("auto", "AdamW's moments in float, or in 8bit (a quarter of the memory; the adapter "
-                                  "is another, its loss nearly the same); auto: in 8bit only where memory demands it.",
+                                  "differs, its loss is nearly the same); auto: in 8bit only where memory demands it.",
                                   choices=("auto", "float", "8bit"))
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
     # the data
@@ -40,7 +40,7 @@ class TrainConfig(LoraOptions):
     steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9)
     batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1)
     max_length: int = option(512, "Tokens in a row at most.", low=2)
-    overflow: str = option("truncate", "What becomes of a longer row.", choices=("truncate", "skip"))
+    overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
     system: str = option("", "System message for rows that have none.")
@@ -49,7 +49,7 @@ class TrainConfig(LoraOptions):
                          choices=("escape", "parse"))
     # the run
     memory: str = option("", "Memory of the whole process at most, such as 300M or 1.5G, or 25% of what is available "
-                         "[75%]. What has to be traded for it is printed.")
+                         "[75%]. What is traded for it is printed.")
     micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
                               low=1)
     recompute: str = option("auto", "Compute each block again in backward (little memory), or none (faster); auto: as "
@@ -102,7 +102,7 @@ class TrainConfig(LoraOptions):
         return range(k) if side == "first" else range(n_layer - k, n_layer)
 
     def memory_bytes(self, available: int) -> int:
-        """The budget of the whole process, where so many bytes are available to it."""
+        """The budget of the whole process in bytes, when `available` bytes are available to it."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]|%)", self.memory or DEFAULT_MEMORY, re.IGNORECASE)
         number = float(found[1]) if found else 0.0
         if found is None or number == 0 or (found[2] == "%" and number > 100):
@@ -111,13 +111,13 @@ class TrainConfig(LoraOptions):
         return int(number * unit)
 
     def checkpoint_seconds(self) -> float:
-        """Seconds between two savings of the state; infinite for never."""
+        """Seconds between two checkpoints; infinite for never."""
         if self.checkpoint_every in ("never", "0"):
             return math.inf
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.checkpoint_every)
         seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0.0
         if seconds <= 0:
-            raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is no time", "give 90s, 5m, 2h or never")
+            raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is not a time", "give 90s, 5m, 2h or never")
         return seconds
 
     def check_held_out(self, held_out: bool) -> None:
@@ -134,7 +134,7 @@ class TrainConfig(LoraOptions):
 
 
 class TrainOptions(TypedDict, total=False):
-    """The same names for who gives them one by one, so that a type checker finds a misspelt one."""
+    """The fields of TrainConfig as keyword arguments, so that a type checker finds a misspelt one."""
 
     rank: int
     alpha: float

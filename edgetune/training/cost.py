@@ -14,14 +14,16 @@ from ..models.linear import RunShape
 
 UNPACK_FLOP = 32  # FLOP in the time of unpacking a weight; once a pass over a micro-batch
 READ_FLOP = 500  # FLOP in the time of reading a byte of the file, as from a memory card on a small board
-FLOP_A_CYCLE = {"neon": 8, "dotprod": 16}  # of a core of a board of that row: one pipe of four floats, or two
-REACHED = 0.4  # share of that which a training step reaches
-UNHIDDEN = 0.2  # share of that time which does not hide behind computing
+FLOP_A_CYCLE = {"neon": 8, "dotprod": 16}  # of a core, by its instruction set: one pipe of four floats, or two
+REACHED = 0.4  # share of these FLOP that a training step reaches
+UNHIDDEN = 0.2  # share of the reading time that does not overlap with computing
 
 
 def cost_per_token(s: Structure, run: RunShape, read_bytes: int = 0) -> float:
-    """What a token costs in the time of so many FLOP, in a full micro-batch of full rows: those of its flops, those of
-    blocks that are computed again, unpacking the weights, and, beyond what hides behind all this, reading the file.
+    """The cost of a token in FLOP, or the equivalent of their time, in a full micro-batch of full rows.
+
+    It sums the step's own FLOP, those of blocks that are computed again, unpacking the weights, and the part of reading
+    `read_bytes` a micro-batch from the file that does not overlap with computing.
     """
     flops = s.flops(run, [run.max_length])
     live = s.n_layer - run.lowest
@@ -35,20 +37,20 @@ def cost_per_token(s: Structure, run: RunShape, read_bytes: int = 0) -> float:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a device reached in `edgetune bench train`, and with which of the options that decide it."""
+    """The speed that a device reached in `edgetune bench train`, and the options that decide it."""
 
     device: str
     isa: str
     precision: str
-    kept: int  # blocks whose activations were not computed again, of
-    blocks: int  # so many
+    kept: int  # blocks whose activations were not computed again
+    blocks: int  # all trained blocks
     threads: int
     micro_batch: int  # tokens
     flops_per_s: float  # as Structure.flops counts
 
 
 def state_file() -> Path:
-    """Where `edgetune bench train --save` leaves what it measured, and plans look for it."""
+    """Where `edgetune bench train --save` writes its measurement, and where plans read it."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "edgetune" / "speed.json"
 
@@ -67,7 +69,7 @@ def read_speed(path: Path) -> Speed:
 
 
 def profile_speed(profile: Profile, run: RunShape, micro_batch: int) -> Speed | None:
-    """What its cores and their clock let one expect of a board on which nothing was measured; None: they are not known.
+    """The speed of a board without a measurement, estimated from its cores and their clock; None if unknown.
     """
     if not (profile.ghz and profile.cores and profile.isa in FLOP_A_CYCLE):
         return None
@@ -84,8 +86,8 @@ def check_speed(run: RunShape, speed: Speed) -> None:
 
 
 def tokens_per_s(s: Structure, run: RunShape, speed: Speed, read_bytes: int = 0) -> float:
-    """Of full rows. What other micro-batches, recomputation and streaming change is by the rule of `work`, the rest by
-    FLOP alone: good for models and rows that are not far from the measured ones.
+    """Tokens a second, of full rows. Micro-batches, recomputation and streaming are accounted for by `cost_per_token`,
+    everything else by FLOP alone: good for models and rows that are close to the measured ones.
     """
     check_speed(run, speed)
     kept = max(1, round((s.n_layer - run.lowest) * speed.kept / speed.blocks))  # the same share

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, appended as things happen, cut back to a checkpoint's position on resume."""
+"""metrics.jsonl: one JSON object a line, appended during the run, truncated to a checkpoint's position on resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Metrics:
             raise cannot_write(self.path, error) from None
 
     def position(self) -> int:
-        """The file's length in bytes, all of which now survive a power cut."""
+        """The file's length in bytes, all of it synced to the disk."""
         try:
             if not self.path.exists():
                 return 0
@@ -38,7 +38,7 @@ class Metrics:
             raise cannot_write(self.path, error) from None
 
     def rewind(self, position: int) -> None:
-        """Forgets what was written after `position`, and a torn last line where the file is shorter than that."""
+        """Truncates the file to `position`; where it is shorter, removes an incomplete last line."""
         try:
             if not self.path.exists():
                 return

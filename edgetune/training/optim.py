@@ -21,9 +21,9 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """Of step 1..total, as transformers' schedules give it: the first step of a warm-up of W has lr * 0 / W.
+    """The learning rate of step 1..total, as in transformers' schedules, but for the warm-up of W steps.
 
-    To lose no step to a rate of zero, the warm-up here counts from 1: lr * step / (W + 1) for step <= W.
+    There its first step has lr * 0 / W. Here no step has a rate of zero: it is lr * step / (W + 1) for step <= W.
     """
     warm = warmup_steps(config, total)
     if step <= warm:
@@ -31,11 +31,13 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     if config.schedule == "constant":
         return config.lr
     done = (step - 1 - warm) / max(total - warm, 1)  # 0 at the first step after the warm-up, < 1 at the last
-    return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+    if config.schedule == "linear":
+        return config.lr * (1 - done)
+    return config.lr * (0.5 * (1 + math.cos(math.pi * done)))
 
 
 def clip(ops: Ops, grad: np.ndarray, max_norm: float) -> float:
-    """Scales grad [n] to at most max_norm (0: leaves it) and returns the norm before."""
+    """Scales grad [n] to a norm of at most max_norm (0: no limit) and returns its norm before."""
     norm = math.sqrt(ops.sum_squares(grad))
     if max_norm and norm > max_norm:
         ops.scale(grad, max_norm / norm)
@@ -77,5 +79,5 @@ def _blocks(n: int) -> int:
 
 
 def _rounding(seed: int, step: int, start: int) -> int:
-    """Of its own, beside dropout's seeds, which are of three numbers."""
+    """The seed of adamw8's rounding: made of four numbers, so that it differs from dropout's, made of three."""
     return int(np.random.SeedSequence([seed, step, start, 8]).generate_state(1, np.uint64)[0])

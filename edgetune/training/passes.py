@@ -1,4 +1,4 @@
-"""A decoder and an objective together: a pass over a micro-batch that learns, passes over many that measure."""
+"""A network and an objective together: `learn` from a micro-batch, `measure` over many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..objectives.base import Objective, Signal
 
 @dataclass
 class Totals:
-    """What micro-batches add up to."""
+    """Sums over micro-batches."""
 
     loss: float = 0.0
     tokens: int = 0
@@ -49,8 +49,8 @@ class Measurement:
 class Reference:
     """log p by the base, without the adapter, at the supervised positions of examples: computed once for each example.
 
-    Each is computed by itself, so that its value does not depend on its batch: a run that is resumed has the same.
-    In memory: 4 bytes a supervised position.
+    Each example is a batch of one, so that its value does not depend on other rows: a resumed run gets the same bits.
+    Takes 4 bytes a supervised position.
     """
 
     def __init__(self, decoder: Passes) -> None:
@@ -71,7 +71,7 @@ class Reference:
 
 
 def learn(decoder: Passes, objective: Objective, batch: Batch, n: float, reference: Reference | None = None) -> Signal:
-    """Adds the gradient of the loss, divided by n, to the adapter's.
+    """Adds the gradient of the loss, divided by n, to the adapter's gradient; returns sums that are not divided.
 
     Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
     objective whose `a` does, but that has not set needs_logp: its gradient would be wrong.

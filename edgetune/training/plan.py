@@ -2,11 +2,11 @@
 
 Pure: no I/O. Training carves its arena from `Plan.buffers` and allocates nothing else of size.
 
-What is traded for memory changes speed, not what is learned (some sums are rounded otherwise, no more): which
-activations are kept, how many tokens are computed at a time, which weights stay in memory. Of all that fits, the
-quickest by the rule of `speed.work` is taken, so a bigger budget never makes a slower plan. The optimizer's state in 8
-bits comes last, for it changes the adapter: such a plan counts as slower than it is by a factor. Rows are never padded
-(micro-batches are flat), so there is nothing to sort into buckets: buffers are as large as the longest rows need.
+What is traded for memory changes speed, and the result only by rounding: which activations are kept, how many tokens
+are computed at a time, which weights stay in memory. Of all that fits, the fastest by `cost.cost_per_token` is taken,
+so a bigger budget never makes a slower plan. Optimizer state in 8 bits comes last, because it changes the adapter: the
+cost of such a plan is multiplied by a penalty. Rows are never padded (micro-batches are flat), so buffers are as large
+as the longest rows need.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from .cost import cost_per_token
 MIB = 1 << 20
 PROCESS = 44 * MIB  # Python and its libraries before training, where it is not this process; measured 43
 GROWTH = 6 * MIB  # what Python, threads and the writer of adapters take while training, beyond the table
-STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows in a micro-batch that are looked at
-ROUNDED = 1.25  # moments in 8 bits are taken where a plan with floats is slower by this factor, or does not fit
+ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows in a micro-batch that are considered
+PENALTY_8BIT = 1.25  # moments in 8 bits are taken where a plan with floats is slower by this factor, or does not fit
 UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """What a plan has to fit into. process: bytes of this process before training (interpreter, libraries, data; no
-    weights); before: the most that it has had so far; budget: what it may have; asked: the budget in a person's words.
+    """What a plan has to fit into, in bytes. process: memory of this process before training (interpreter, libraries,
+    data; no weights); before: its peak so far; budget: the most that it may use; asked: the budget as the user gave it.
     """
 
     process: int
@@ -51,8 +51,8 @@ class MemoryLimits:
 
 @dataclass(frozen=True)
 class Tradeoffs:
-    """What was traded: tokens in a micro-batch, blocks whose activations are kept, and whose weights are streamed;
-    whether AdamW's moments lie in "float" or "8bit".
+    """What was traded for memory: tokens in a micro-batch; the number of blocks whose activations are kept, and of
+    those whose weights are streamed; AdamW's moments in "float" or "8bit".
     """
 
     max_tokens: int
@@ -63,14 +63,14 @@ class Tradeoffs:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes everywhere. peak is what the whole process should reach: interpreter, mapped weights, arena."""
+    """All sizes are in bytes. peak: what the whole process should reach: interpreter, mapped weights, arena."""
 
     run: RunShape
     buffers: tuple[Buffer, ...]
     sizes: Sizes
-    choice: Tradeoffs
-    room: MemoryLimits
-    longest_group: int  # tokens: fewer may not be computed at a time
+    tradeoffs: Tradeoffs
+    limits: MemoryLimits
+    longest_group: int  # tokens; a micro-batch may not have fewer
     traded: tuple[str, ...] = ()  # a sentence each
 
     @property
@@ -79,36 +79,36 @@ class Plan:
 
     @property
     def weight_bytes(self) -> int:
-        """In memory at most."""
-        return self.sizes.in_memory(self.choice.streamed, self.run.max_tokens)
+        """The most that is in memory at a time."""
+        return self.sizes.in_memory(self.tradeoffs.streamed, self.run.max_tokens)
 
     @property
     def read_bytes(self) -> int:
-        """From the file, for a micro-batch."""
-        return self.sizes.read(self.choice.streamed, self.run.lowest)
+        """Read from the file in a micro-batch."""
+        return self.sizes.read(self.tradeoffs.streamed, self.run.lowest)
 
     @property
     def peak_bytes(self) -> int:
-        return max(self.room.before, self.room.process + GROWTH + self.weight_bytes + self.arena_bytes)
+        return max(self.limits.before, self.limits.process + GROWTH + self.weight_bytes + self.arena_bytes)
 
     def to_json(self) -> dict[str, object]:
         rows = [{"name": b.name, "shape": list(b.shape), "dtype": b.dtype, "bytes": b.nbytes, "lifetime": b.lifetime}
                 for b in self.buffers]
         return {"buffers": rows, "arena_bytes": self.arena_bytes, "weight_bytes": self.weight_bytes,
-                "process_bytes": self.room.process + GROWTH, "before_bytes": self.room.before,
-                "peak_bytes": self.peak_bytes, "budget_bytes": self.room.budget, "budget": self.room.asked,
-                "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.choice)}
+                "process_bytes": self.limits.process + GROWTH, "before_bytes": self.limits.before,
+                "peak_bytes": self.peak_bytes, "budget_bytes": self.limits.budget, "budget": self.limits.asked,
+                "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.tradeoffs)}
 
 
-def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, room: MemoryLimits,
-         lengths: Lengths = (), like: Tradeoffs | None = None, family: Family | None = None) -> Plan:
-    """The quickest plan that fits into `room`. lengths: tokens of each row, those of a group in a tuple; empty when the
-    data is not known yet.
+def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
+         lengths: Lengths = (), previous: Tradeoffs | None = None, family: Family | None = None) -> Plan:
+    """The fastest plan within `limits`.
 
-    like: an earlier plan's choice; all of it that decides how sums are rounded is taken over. Raises UsageError where
-    nothing fits, and for options that the model cannot fulfil (blocks, rank). family: what is trained; None: LoRA.
+    lengths: tokens of each row, those of a group in a tuple; empty while the data is not known. previous: the tradeoffs
+    of an earlier plan, of which everything that decides rounding is kept. family: what is trained; None: LoRA. Raises
+    UsageError where nothing fits, and for options that the model cannot fulfil (blocks, rank).
     """
-    planner = _Planner(structure, config, ops, sizes, room, lengths, like, family)
+    planner = _Planner(structure, config, ops, sizes, limits, lengths, previous, family)
     run = planner.run(Tradeoffs(1, 1, 0))
     run.family.check_shapes(trained_shapes(structure, run))
     best = planner.best()
@@ -123,9 +123,9 @@ class _Planner:
     config: TrainConfig
     ops: Backend
     sizes: Sizes
-    room: MemoryLimits
+    limits: MemoryLimits
     lengths: Lengths
-    like: Tradeoffs | None
+    previous: Tradeoffs | None
     family: Family | None
 
     @property
@@ -135,24 +135,23 @@ class _Planner:
 
     @property
     def units(self) -> list[list[int]]:
-        """Tokens of the rows of each group, a row without one by itself: what no micro-batch parts."""
+        """Tokens of each row, by groups, which no micro-batch divides; a row without a group is a group of one."""
         units = [list(unit) if isinstance(unit, tuple) else [unit] for unit in self.lengths]
         return [[min(n, self.config.max_length) for n in unit] for unit in units]
 
     @property
     def longest_group(self) -> int:
-        """Tokens of the longest group, a row without one being a group by itself."""
+        """Tokens of the longest group."""
         return max(map(sum, self.units), default=self.longest)
 
-    def plan(self, choice: Tradeoffs) -> Plan:
-        return Plan(self.run(choice), self.table(choice), self.sizes, choice, self.room, self.longest_group)
+    def plan(self, tradeoffs: Tradeoffs) -> Plan:
+        return Plan(self.run(tradeoffs), self.table(tradeoffs), self.sizes, tradeoffs, self.limits, self.longest_group)
 
-    def run(self, choice: Tradeoffs) -> RunShape:
+    def run(self, tradeoffs: Tradeoffs) -> RunShape:
         c = self.config
-        return RunShape(max_tokens=choice.max_tokens, max_length=self.longest,
-                   family=self.family or lora_of(c),
-                   targets=self.targets(), blocks=c.block_range(self.structure.n_layer), 
-                   kept=choice.kept, threads=self.ops.threads, precision=c.precision)
+        return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest, family=self.family or lora_of(c),
+                        targets=self.targets(), blocks=c.block_range(self.structure.n_layer), kept=tradeoffs.kept,
+                        threads=self.ops.threads, precision=c.precision)
 
     def targets(self) -> tuple[str, ...]:
         """The trained projections of a block, by the network's names."""
@@ -165,83 +164,92 @@ class _Planner:
                 raise UsageError(f"this model has no {name} in its blocks", f"it has {', '.join(have)}")
         return asked
 
-    def table(self, choice: Tradeoffs) -> tuple[Buffer, ...]:
-        run = self.run(choice)
+    def table(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
+        run = self.run(tradeoffs)
         groups = run.family.parameters(trained_shapes(self.structure, run))
         parameters = sum(group.size for group in groups)
         return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
                 *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
-                *optim.buffers(choice.optimizer_state, groups),
+                *optim.buffers(tradeoffs.optimizer_state, groups),
                 Buffer("best", (parameters,), "run"))
 
-    def peak(self, choice: Tradeoffs) -> int:
-        return self.plan(choice).peak_bytes
+    def peak(self, tradeoffs: Tradeoffs) -> int:
+        return self.plan(tradeoffs).peak_bytes
 
     def best(self) -> Tradeoffs | None:
-        """Of what fits the quickest."""
+        """The fastest of those that fit; None where none does."""
         return min(self._fitting(), key=self._cost, default=None)
 
-    def _cost(self, choice: Tradeoffs) -> tuple[float, int]:
-        plan = self.plan(choice)
-        worth = ROUNDED if choice.optimizer_state != "float" else 1.0
-        return worth * cost_per_token(self.structure, plan.run, plan.read_bytes), plan.peak_bytes
+    def _cost(self, tradeoffs: Tradeoffs) -> tuple[float, int]:
+        plan = self.plan(tradeoffs)
+        penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
+        return penalty * cost_per_token(self.structure, plan.run, plan.read_bytes), plan.peak_bytes
 
     def _fitting(self) -> Iterator[Tradeoffs]:
-        """For each way to compute, the one that streams least."""
-        ways = product(self.token_counts(), self.kept_counts(), self.states())
-        for tokens, kept, state in ways if self.room.before <= self.room.budget else ():
+        """For each way to compute, the one that streams the fewest blocks."""
+        if self.limits.before > self.limits.budget:
+            return
+        for tokens, kept, state in product(self.token_counts(), self.kept_counts(), self.states()):
             arena = self.plan(Tradeoffs(tokens, kept, 0, state)).arena_bytes
-            left = self.room.budget - self.room.process - GROWTH - arena
+            left = self.limits.budget - self.limits.process - GROWTH - arena
             for streamed in self.streamings():
                 if self.sizes.in_memory(streamed, tokens) <= left:
                     yield Tradeoffs(tokens, kept, streamed, state)
                     break
 
     def kept_counts(self) -> list[int]:
-        """Of how many blocks activations may be kept: those of the last one always are."""
-        if self.like:
-            return [self.like.kept]
+        """The numbers of blocks whose activations may be kept; those of the last block always are."""
+        if self.previous:
+            return [self.previous.kept]
         live = self.structure.n_layer - self.config.block_range(self.structure.n_layer)[0]
-        some = sorted({max(1, live * eighth // 8) for eighth in range(9)})
-        return {"none": [live], "block": [1]}.get(self.config.recompute, some)
+        if self.config.recompute == "none":
+            return [live]
+        if self.config.recompute == "block":
+            return [1]
+        return sorted({max(1, live * eighth // 8) for eighth in range(9)})
 
     def states(self) -> list[str]:
-        """In what the optimizer's state may lie, the largest first."""
-        if self.like:
-            return [self.like.optimizer_state]
-        asked = self.config.optimizer_state
-        return ["float", "8bit"] if asked == "auto" else [asked]
+        """The formats that the optimizer's state may have, the largest first."""
+        if self.previous:
+            return [self.previous.optimizer_state]
+        if self.config.optimizer_state == "auto":
+            return ["float", "8bit"]
+        return [self.config.optimizer_state]
 
     def streamings(self) -> range:
-        """How many blocks may be streamed."""
+        """The numbers of blocks that may be streamed."""
         n = self.structure.n_layer
-        return {"resident": range(1), "streamed": range(n, n + 1)}.get(self.config.weights, range(n + 1))
+        if self.config.weights == "resident":
+            return range(1)
+        if self.config.weights == "streamed":
+            return range(n, n + 1)
+        return range(n + 1)
 
     def token_counts(self) -> list[int]:
-        """Tokens that a micro-batch may hold at most: whole groups of the longest kind, up to a whole batch."""
+        """The limits of tokens in a micro-batch to consider: multiples of the longest group, up to a whole batch."""
         c = self.config
-        if self.like:
-            return [self.like.max_tokens]
+        if self.previous:
+            return [self.previous.max_tokens]
         sums = sorted(map(sum, self.units), reverse=True)[:c.batch_size]
         whole = c.batch_size * c.max_length if c.packing or not sums else sum(sums)
         longest = self.longest_group
         most = max(longest, min(c.micro_batch, whole))
-        return sorted({n * longest for n in STEPS if n * longest < most} | {most})
+        return sorted({n * longest for n in ROW_COUNTS if n * longest < most} | {most})
 
     def least(self) -> int:
-        """The smallest budget that would do."""
-        return self.peak(Tradeoffs(self.token_counts()[0], self.kept_counts()[0], self.streamings()[-1],
-                                self.states()[-1]))
+        """The smallest budget that suffices."""
+        smallest = Tradeoffs(self.token_counts()[0], self.kept_counts()[0], self.streamings()[-1], self.states()[-1])
+        return self.peak(smallest)
 
     def trades(self, best: Tradeoffs) -> Iterator[str]:
-        """What a budget has cost, with the peak before and after, in the order in which it costs little."""
-        at = replace(self, room=replace(self.room, budget=UNLIMITED)).best()
+        """A sentence for each tradeoff that the budget required, with the peak before and after; the cheapest first."""
+        at = replace(self, limits=replace(self.limits, budget=UNLIMITED)).best()
         assert at is not None
         texts = {
             "kept": f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
             "max_tokens": f"{best.max_tokens} tokens are computed at a time, not {at.max_tokens}, for the same batch",
             "streamed": f"{best.streamed} of {self.structure.n_layer} blocks, embedding and head are read at every use",
-            "optimizer_state": "AdamW's moments lie in 8 bits, which changes the adapter a little",
+            "optimizer_state": "AdamW's moments are stored in 8 bits, which changes the adapter a little",
         }
         for name, text in texts.items():
             if getattr(at, name) != (value := getattr(best, name)):
@@ -256,19 +264,20 @@ def mib(n: int) -> int:
 
 
 def _refusal(p: _Planner) -> UsageError:
-    """What would fit, and which one option would help most."""
+    """The budget that would suffice, and the one option that would help most."""
     least = p.least()
-    room = p.room
-    halves: dict[str, Any] = {
+    smaller: dict[str, Any] = {
         "max_length": max(2, p.longest // 2), "rank": max(1, p.config.rank // 2),
         "blocks": f"last:{max(1, p.structure.n_layer // 2)}", "precision": "fast", "recompute": "auto",
         "weights": "auto"}
     if "attn_q" in p.structure.linear_shapes():
-        halves["targets"] = "q_proj,v_proj"
-    changed = {name: replace(p, config=replace(p.config, **{name: value})).least() for name, value in halves.items()
-               if getattr(p.config, name) != value}
-    name = min(changed, key=lambda name: changed[name], default="")
-    help_most = (f"; --{name.replace('_', '-')} {halves[name]} would help most: {mib(changed[name]) + 1}M"
-                 if name and changed[name] < least - MIB else "")
-    return UsageError(f"the budget is {mib(room.budget)} MiB ({room.asked}), training needs {mib(least)} MiB at least",
-                      f"give it --memory {mib(least) + 1}M{help_most}")
+        smaller["targets"] = "q_proj,v_proj"
+    needs = {name: replace(p, config=replace(p.config, **{name: value})).least() for name, value in smaller.items()
+             if getattr(p.config, name) != value}
+    hint = f"give it --memory {mib(least) + 1}M"
+    if needs:
+        name = min(needs, key=lambda name: needs[name])
+        if needs[name] < least - MIB:
+            hint += f"; --{name.replace('_', '-')} {smaller[name]} would help most: {mib(needs[name]) + 1}M"
+    what = f"the budget is {mib(p.limits.budget)} MiB ({p.limits.asked}), training needs {mib(least)} MiB at least"
+    return UsageError(what, hint)

@@ -1,7 +1,7 @@
-"""What must be the same when a run goes on, by the names in which a user speaks of it.
+"""What must be unchanged when a run is resumed, by the names that a user knows.
 
-The state of a run is its adapter and optimizer after so many steps. All else is a pure function of these things and the
-step: the rows of a batch, dropout's masks, the learning rate, in which order sums are taken.
+The state of a run is its adapter, its optimizer and the number of steps. Everything else is a pure function of these
+things and the step: the rows of a batch, dropout's masks, the learning rate, the order of sums.
 """
 
 from __future__ import annotations
@@ -15,34 +15,47 @@ from ..errors import MismatchError, UsageError
 from ..version import __version__
 from .trainer import Trainer
 
-# Options that change speed or when the run looks up, but not what is learned.
+# Options that change speed or when state is saved, but not what is learned.
 FREE = ("memory", "weights", "threads", "checkpoint_every")
-# They decide the shape of what a checkpoint holds.
+# Options that decide the shapes of a checkpoint's arrays.
 FIXED = ("family", "rank", "targets", "blocks", "optimizer-state")
 
 Identity = dict[str, Any]
 
 
 def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Identity:
-    """The options, but of the plan what was decided, whatever decided it: sums are taken in that order."""
-    options = {name.replace("_", "-"): value for name, value in trainer.config.to_json().items() if name not in FREE}
-    options |= {name.replace("_", "-"): value for name, value in trainer.objective.options().items()}
-    options["objective"] = trainer.objective.name
-    family = trainer.plan.run.family
-    options |= {name.replace("_", "-"): value for name, value in family.options().items()}
-    options["family"] = family.name
+    """The options as users spell them; for those that the plan decides, its decision: the order of sums follows it."""
     run = trainer.plan.run
-    live = trainer.model.structure.n_layer - trainer.plan.run.lowest
-    again = {0: "none", live - 1: "block"}.get(live - run.kept, f"{live - run.kept} of {live} blocks")
-    plan = {"micro-batch": run.max_tokens, "recompute": again,
-            "optimizer-state": trainer.plan.choice.optimizer_state}
+    given = {name: value for name, value in trainer.config.to_json().items() if name not in FREE}
+    given |= trainer.objective.options()
+    given |= run.family.options()
+    options = {name.replace("_", "-"): value for name, value in given.items()}
+    options["objective"] = trainer.objective.name
+    options["family"] = run.family.name
+    plan = {"micro-batch": run.max_tokens, "recompute": _recomputed(trainer),
+            "optimizer-state": trainer.plan.tradeoffs.optimizer_state}
     return {"version": __version__, "base": trainer.bundle.fingerprint, "data": data.digest,
             "held-out": held_out.digest if held_out else None, **options, **plan,
             "isa": f"{trainer.ops.isa} ({trainer.ops.products(trainer.config.precision)})"}
 
 
+def _recomputed(trainer: Trainer) -> str:
+    """Which of the trained blocks are computed again in backward, as --recompute names it where it can."""
+    run = trainer.plan.run
+    live = trainer.model.structure.n_layer - run.lowest
+    again = live - run.kept
+    if again == live - 1:  # also where one block is trained, which is never computed again
+        return "block"
+    if again == 0:
+        return "none"
+    return f"{again} of {live} blocks"
+
+
 def differences(folder: Path, was: Identity, now: Identity, allowed: Collection[str]) -> list[dict[str, Any]]:
-    """What differs and is allowed to, as {"name", "was", "now"}. MismatchError for the first that is not allowed."""
+    """The allowed differences as {"name", "was", "now"}.
+
+    Raises MismatchError for the first that is not allowed, UsageError for a name in `allowed` that cannot be.
+    """
     for name in allowed:
         if name not in now or name in FIXED:
             free = ", ".join(key for key in now if key not in FIXED)
@@ -52,11 +65,9 @@ def differences(folder: Path, was: Identity, now: Identity, allowed: Collection[
     for change in found:
         name = change["name"]
         if name not in allowed:
-            begin_anew = "start a new run in another folder"
-            raise MismatchError(
-                f"the run in {folder} was started with {_spoken(name, change['was'])}, not {_value(change['now'])}",
-                f"give what it was started with, or {begin_anew}" if name in FIXED else
-                f"give what it was started with, allow it with --allow-changed {name}, or {begin_anew}")
+            what = f"the run in {folder} was started with {_spoken(name, change['was'])}, not {_value(change['now'])}"
+            allow = "" if name in FIXED else f" allow it with --allow-changed {name},"
+            raise MismatchError(what, f"give what it was started with,{allow} or start a new run in another folder")
     return found
 
 

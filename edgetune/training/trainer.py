@@ -1,6 +1,6 @@
-"""The trainer that an app embeds: add examples, `step()` in its own loop, evaluate, save.
+"""The trainer that an app embeds: add examples, call `step()` in a loop, evaluate, save.
 
-Memory is one arena, carved from the plan. Nothing here writes files; `train.run` adds folder, metrics and resume.
+Memory is one arena, carved from the plan. Only `save` writes files; `run` adds a folder, metrics and resume.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.random
 
-from ..adapters import store as adapter
+from ..adapters import store
 from ..adapters.base import Family
 from ..adapters.lora import Lora, Pair
 from ..backends.arena import Arena
@@ -37,7 +37,7 @@ from ..objectives.sft import Sft
 from ..options import make_options
 from ..version import __version__
 from . import optim, plan
-from .config import DEFAULT_MEMORY, OF_A_RUN, TrainConfig, TrainOptions
+from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
 from .passes import Measurement, Reference, Totals, learn, measure
 
 if TYPE_CHECKING:
@@ -61,21 +61,25 @@ class StepResult:
 class Trainer:
     """Trains a LoRA on one GGUF (a path or an open Bundle).
 
-    Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3). `lengths`, tokens
-    of the rows to come, sizes the buffers (default: rows of max_length). `like` is an earlier plan's choice: its
-    micro-batches are made again, to the same bytes. `objective` says what is learned from the rows (default: to imitate
-    their answers), `backend` is what computes (default: this CPU, with config.threads), `family` what is trained
-    (default: LoRA by the options). Raises EdgetuneError kinds for what a user did, UsageError also where memory is too
-    small.
+    Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3).
+
+    lengths: tokens of the rows that will be added; sizes the buffers (default: rows of max_length).
+    previous: the tradeoffs of an earlier plan, with which its micro-batches are repeated, to the same bytes.
+    tokenizer: of the model; the caller closes it. Default: one is opened when it is needed.
+    objective: what is learned from the rows (default: to imitate their answers).
+    backend: what computes (default: this CPU, with config.threads).
+    family: what is trained (default: LoRA by the options).
+
+    Raises the kinds of EdgetuneError for wrong input, UsageError also where memory is too small.
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Lengths = (),
-                 like: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
+                 previous: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
                  objective: Objective | None = None, backend: Backend | None = None,
                  family: Family | None = None, **options: Unpack[TrainOptions]) -> None:
-        for name in OF_A_RUN:
+        for name in RUN_OPTIONS:
             if name in options:
-                raise UsageError(f"{name} is an option of a run, a Trainer does nothing by it",
+                raise UsageError(f"{name} is an option of a run, a Trainer does not use it",
                                  "leave it out, or use edgetune.run")
         self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.objective = (objective or Sft()).check()
@@ -85,10 +89,10 @@ class Trainer:
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = backend or Cpu(device.thread_count(config.threads))
-        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, like=like, family=family)
+        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, previous=previous, family=family)
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
-        self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.choice.streamed, config.seed)
+        self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
         self._reference = Reference(self.decoder)
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
@@ -120,7 +124,7 @@ class Trainer:
                              system=self.config.system or None, overflow=self.config.overflow,
                              parser=self.objective.rows)
         finally:
-            if self.config.memory and self._own_tokenizer:  # with a budget it makes room for the next step
+            if self.config.memory and self._own_tokenizer:  # the budget needs its memory for the next step
                 self.tokenizer.close()
                 self._tokenizer = None
                 device.trim()
@@ -136,7 +140,7 @@ class Trainer:
             if int(example.tokens.min()) < 0 or int(example.tokens.max()) >= self.model.structure.n_vocab:
                 raise DataError(f"example {i} holds a token id outside 0..{self.model.structure.n_vocab - 1}",
                                 "tokenise it with this model's tokenizer")
-        last = max((example.group for example in self.examples), default=0)  # groups of an earlier call are others
+        last = max((example.group for example in self.examples), default=0)  # numbers of earlier calls are taken
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
         if self.config.packing:
             self._units = pack(self.examples, self.config.max_length)
@@ -153,7 +157,7 @@ class Trainer:
         return self.config.steps or max(1, round(self.config.epochs * self.steps_per_epoch))
 
     def batch(self, step: int) -> list[Example]:
-        """The examples of step 1, 2, ...; the same for the same seed and data."""
+        """The examples of step 1, 2, ...: a function of seed and data."""
         epoch, slot = divmod(step - 1, self.steps_per_epoch)
         rows = order(len(self._units), epoch, self.config.seed, self.config.shuffle)
         size = self.config.batch_size
@@ -164,9 +168,9 @@ class Trainer:
     def step(self, should_stop: Callable[[], bool] | None = None) -> StepResult:
         """One optimizer step on the next batch: bounded work, batch_size rows of at most max_length tokens.
 
-        should_stop is asked before each block; Interrupted is raised when it says yes, the step is then undone.
-        Raises DataError without examples, NumericsError when loss or gradient is not finite (the adapter stays as it
-        was before the step).
+        should_stop is called before each block; where it returns True, the step is undone and Interrupted is raised.
+        Raises DataError without examples, NumericsError when loss or gradient is not finite. After any error the
+        adapter is the one before the step.
         """
         if not self.examples:
             raise DataError("there is nothing to train on", "add rows first")
@@ -231,7 +235,7 @@ class Trainer:
             return measure(self.decoder, self.objective, self._micro_batches(examples), self._reference)
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
-        """Before each one, as before each block, a run may stop; here it may also pause: the arena holds nothing."""
+        """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
         for micro in micro_batches(examples, self.max_tokens):
             self.decoder.before_block()
             self.computing = True
@@ -240,7 +244,7 @@ class Trainer:
 
     @contextmanager
     def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
-        """Passes of the model in here raise Interrupted before the next block when should_stop says yes."""
+        """Within it, passes of the model raise Interrupted before the next block once should_stop returns True."""
         def ask() -> None:
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
@@ -257,24 +261,24 @@ class Trainer:
 
     @property
     def pairs(self) -> Lora:
-        """The adapter as it stands, copied."""
+        """A copy of the current adapter."""
         return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.adapter.export().items()}
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
         self.arena.release()
-        adapter.save_adapter(folder, self.decoder.adapter.export(), self.bundle.gguf, self.record() | (record or {}))
+        store.save_adapter(folder, self.decoder.adapter.export(), self.bundle.gguf, self.record() | (record or {}))
 
     def load(self, path: str | Path) -> None:
-        """Go on from an adapter of the same base, rank and projections. Raises MismatchError for another."""
-        pairs = adapter.open_adapter(path, self.bundle.gguf).pairs
+        """Continue from an adapter of the same base, rank and projections. Raises MismatchError for another."""
+        pairs = store.open_adapter(path, self.bundle.gguf).pairs
         self.decoder.adapter.load(pairs, str(path))
 
     def record(self) -> dict[str, Any]:
-        """What run.json says of the model and the options."""
+        """The part of run.json that describes the model, the options and the plan."""
         gguf = self.bundle.gguf
         return {"edgetune": __version__,
-                "base": {"name": adapter.base_name(gguf), "path": str(self.bundle.path.resolve()),
+                "base": {"name": store.base_name(gguf), "path": str(self.bundle.path.resolve()),
                          "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
                 "options": self.config.to_json(), "objective": self.objective.to_json(),
                 "family": {"name": self.plan.run.family.name, **self.plan.run.family.options()},
@@ -282,21 +286,22 @@ class Trainer:
                 "total_steps": self.total_steps, "isa": self.ops.isa,
                 "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
                 "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "traded": list(self.plan.traded),
-                         **asdict(self.plan.choice)},
+                         **asdict(self.plan.tradeoffs)},
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Lengths = (),
-              like: plan.Tradeoffs | None = None, board: device.Profile | None = None,
+              previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
               family: Family | None = None) -> plan.Plan:
-    """The plan for this model on this machine, in this process as it stands; or on a board with so small a memory as it
-    is sold with, in a process of its own. ops: what will compute (default: the CPU, with config.threads).
+    """The plan for this model on this machine, in this process with what it uses now; or, with `board`, in a new
+    process on that board, with the smallest memory that it is sold with. ops: what will compute (default: the CPU,
+    with config.threads). Raises UsageError where nothing fits the budget.
     """
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     if board is not None:
-        room = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
+        limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
         ops = Cpu(device.thread_count(config.threads or board.cores))
-        return _planned(model, config, room, ops, lengths, like, family)
+        return _planned(model, config, limits, ops, lengths, previous, family)
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
@@ -304,11 +309,11 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     here = device.read_device()
     process = device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
-    room = plan.MemoryLimits(process, before, config.memory_bytes(here.memory_available + process), asked)
-    return _planned(model, config, room, ops or Cpu(config.threads or here.cores), lengths, like, family)
+    limits = plan.MemoryLimits(process, before, config.memory_bytes(here.memory_available + process), asked)
+    return _planned(model, config, limits, ops or Cpu(config.threads or here.cores), lengths, previous, family)
 
 
-def _planned(model: Network, config: TrainConfig, room: plan.MemoryLimits, ops: Backend, lengths: Lengths,
-             like: plan.Tradeoffs | None, family: Family | None) -> plan.Plan:
-    return plan.make(model.structure, config, ops=ops, lengths=lengths, like=like, family=family,
-                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), room=room)
+def _planned(model: Network, config: TrainConfig, limits: plan.MemoryLimits, ops: Backend, lengths: Lengths,
+             previous: plan.Tradeoffs | None, family: Family | None) -> plan.Plan:
+    return plan.make(model.structure, config, ops=ops, lengths=lengths, previous=previous, family=family,
+                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), limits=limits)

@@ -67,7 +67,7 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> 
         """All of them in memory."""
         weights = Sizes((0, 0), int(nbytes), 0, 0)
         return plan.make(DecoderStructure(model.shape), TrainConfig(weights="resident"), ops=Cpu(4), sizes=weights,
-                         room=plan.MemoryLimits(plan.PROCESS, budget=budget))
+                         limits=plan.MemoryLimits(plan.PROCESS, budget=budget))
 
     assert trained_with(most).peak_bytes <= budget
     trained_with(most + fits.RESERVE * budget)

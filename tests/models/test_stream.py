@@ -219,7 +219,7 @@ from edgetune.data.packing import Example
 rng = np.random.default_rng(1)
 t.add_examples([Example(rng.integers(0, 800, 64).astype(np.int32), np.ones(64, np.float32)) for _ in range(8)])
 loss = [t.step().loss for _ in range(2)]
-assert (t.plan.choice.streamed == 0) == (sys.argv[3] == "resident"), "the test needs another budget"
+assert (t.plan.tradeoffs.streamed == 0) == (sys.argv[3] == "resident"), "the test needs another budget"
 print(device.peak_rss(), t.plan.peak_bytes, *loss, t.arena.flat("lora").tobytes().hex()[:400])
 """
 

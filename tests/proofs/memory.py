@@ -82,7 +82,7 @@ def one_run(model: str, options: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer.save(Path(folder) / "adapter")
     return {"predicted": trainer.plan.peak_bytes, "measured": device.peak_rss(), "loss": results[-1].loss,
-            "streamed": trainer.plan.choice.streamed, "max_tokens": trainer.plan.choice.max_tokens}
+            "streamed": trainer.plan.tradeoffs.streamed, "max_tokens": trainer.plan.tradeoffs.max_tokens}
 
 
 def predict(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:

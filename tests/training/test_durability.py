@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proofs.kill import prove
 
-from edgetune.adapters import store as adapter
+from edgetune.adapters import store
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.training import checkpoint
-from edgetune.training import run as train
+from edgetune.training.metrics import Metrics
 
 
 class Disk:
@@ -252,7 +252,7 @@ def test_disk_full_while_a_checkpoint_is_written(bundle, stopped, tmp_path, want
     shutil.copytree(stopped, out)
     size = (out / "checkpoint-5").stat().st_size
     full_at(monkeypatch, checkpoint, "save", place * (size - 200) // 49)  # the sizes of two heads differ a little
-    refused(bundle, out, "cannot write .*checkpoint-6.*; make room, then go on with --resume", resume=True)
+    refused(bundle, out, "cannot write .*checkpoint-6.*; make room, then continue with --resume", resume=True)
     assert [path.name for path in checkpoint.found(out)] == ["checkpoint-4", "checkpoint-5"]
     assert checkpoint.newest(out)[1] == []
     if place % 10 == 0:
@@ -263,7 +263,7 @@ def test_disk_full_while_a_checkpoint_is_written(bundle, stopped, tmp_path, want
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_disk_full_while_the_adapter_is_written(bundle, tmp_path, wanted, monkeypatch, share):
     out = tmp_path / "out"
-    full_at(monkeypatch, adapter, "save_run", int(share * len(wanted)))
+    full_at(monkeypatch, store, "save_run", int(share * len(wanted)))
     refused(bundle, out, r"cannot write .*adapter\.gguf")
     assert not (out / "adapter.gguf").exists()
     assert go(bundle, out, resume=True) == wanted
@@ -275,7 +275,7 @@ def test_disk_full_while_metrics_are_written(bundle, tmp_path, wanted, monkeypat
     out = tmp_path / "out"
     size = [0]
 
-    def tear(self, event, real=train.metrics.Metrics.write):
+    def tear(self, event, real=Metrics.write):
         size[0] += 1
         if size[0] != line + 1:
             return real(self, event)
@@ -286,7 +286,7 @@ def test_disk_full_while_metrics_are_written(bundle, tmp_path, wanted, monkeypat
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(train.metrics.Metrics, "write", tear)
+    monkeypatch.setattr(Metrics, "write", tear)
     refused(bundle, out, r"cannot write .*metrics\.jsonl")
     assert out.exists() == (line > 1)
     if out.exists():

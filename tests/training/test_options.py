@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from counting import OPTIONS, dataset
 
 from edgetune.errors import UsageError
 from edgetune.training.config import TrainConfig, TrainOptions
@@ -58,7 +59,6 @@ def test_a_type_checker_knows_every_option(tmp_path):
 
 @pytest.mark.parametrize("options", [{"patience": 3}, {"eval_every": 10}])
 def test_what_asks_for_measurements_needs_held_out_rows(bundle, tmp_path, options):
-    from test_train import OPTIONS, dataset
     with pytest.raises(UsageError, match=r"is \d+, and no rows are held out to measure; .*--eval"):
         run(bundle, dataset(4), tmp_path / "out", TrainConfig(**OPTIONS, **options))
     assert not (tmp_path / "out").exists()

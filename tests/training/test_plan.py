@@ -28,23 +28,23 @@ WEIGHTS = Sizes((int(2.11 * MIB),) * 30, int(28.69 * MIB), 0, 612)
 OPTIONS = {"batch_size": 4, "max_length": 256}
 
 
-def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, like=None, **options):
+def make(budget=None, lengths=(), process=45, before=0, sizes=WEIGHTS, previous=None, **options):
     limit = plan.UNLIMITED if budget is None else int(budget * MIB)
-    room = plan.MemoryLimits(process * MIB, int(before * MIB), limit, "asked")
+    limits = plan.MemoryLimits(process * MIB, int(before * MIB), limit, "asked")
     return plan.make(DecoderStructure(SMOLLM2), TrainConfig(**{**OPTIONS, **options}), ops=Cpu(2), sizes=sizes,
-                     room=room, lengths=lengths, like=like)
+                     limits=limits, lengths=lengths, previous=previous)
 
 
 def test_enough_memory_trades_nothing():
-    assert make().choice == plan.Tradeoffs(1024, 30, 0)
+    assert make().tradeoffs == plan.Tradeoffs(1024, 30, 0)
     assert make().traded == ()
     assert make().weight_bytes == WEIGHTS.total
 
 
 def test_what_is_traded_is_said_with_what_it_saves():
     tight = make(160)
-    assert tight.choice.kept < 30
-    assert tight.choice.streamed > 0
+    assert tight.tradeoffs.kept < 30
+    assert tight.tradeoffs.streamed > 0
     assert tight.peak_bytes <= 160 * MIB
     first, *_, last = tight.traded
     assert f"{plan.mib(make().peak_bytes)} -> " in first
@@ -59,7 +59,7 @@ def test_what_is_traded_is_said_with_what_it_saves():
     ({"micro_batch": 1}, plan.Tradeoffs(256, 30, 0)),
 ])
 def test_what_is_asked_for_is_done(options, choice):
-    assert make(**options).choice == choice
+    assert make(**options).tradeoffs == choice
 
 
 def test_moments_in_8_bits_come_last():
@@ -67,32 +67,32 @@ def test_moments_in_8_bits_come_last():
     with pytest.raises(UsageError) as refused:
         make(1, optimizer_state="float")
     least = int(refused.value.hint.split("--memory ")[1].split("M")[0])
-    assert make(least).choice.optimizer_state == "float"
+    assert make(least).tradeoffs.optimizer_state == "float"
     tight = make(least - 8)
-    assert tight.choice.optimizer_state == "8bit"
-    assert "AdamW's moments lie in 8 bits" in tight.traded[-1]
+    assert tight.tradeoffs.optimizer_state == "8bit"
+    assert "AdamW's moments are stored in 8 bits" in tight.traded[-1]
     n = sum(b.nbytes for b in tight.buffers if b.name == "lora") // 4
     assert sum(b.nbytes for b in tight.buffers if b.name.startswith("adam_")) == pytest.approx(2 * n, rel=0.02)
     assert make(optimizer_state="8bit").traded == ()
-    assert make(200, like=plan.Tradeoffs(256, 3, 0, "8bit")).choice.optimizer_state == "8bit"
+    assert make(200, previous=plan.Tradeoffs(256, 3, 0, "8bit")).tradeoffs.optimizer_state == "8bit"
 
 
 def test_an_explicit_option_is_not_traded():
-    assert make(300, recompute="block").choice.kept == 1
+    assert make(300, recompute="block").tradeoffs.kept == 1
     for options in ({"recompute": "none"}, {"weights": "resident"}):
         tight = make(260, **options)
-        assert tight.choice.kept == 30 or "recompute" not in options
-        assert tight.choice.streamed == 0 or "recompute" in options
+        assert tight.tradeoffs.kept == 30 or "recompute" not in options
+        assert tight.tradeoffs.streamed == 0 or "recompute" in options
     with pytest.raises(UsageError, match="--weights auto would help most"):
         make(160, weights="resident", recompute="block")
 
 
 def test_buffers_are_as_long_as_the_rows():
-    assert make(lengths=[10, 200, 30, 40, 50]).choice.max_tokens == 200 + 50 + 40 + 30
+    assert make(lengths=[10, 200, 30, 40, 50]).tradeoffs.max_tokens == 200 + 50 + 40 + 30
     assert make(lengths=[10, 20]).run.max_length == 20
     assert make(lengths=[10, 1000]).run.max_length == 256
-    assert make(lengths=[10, 1000], packing=True).choice.max_tokens == 1024
-    assert make(lengths=[1000] * 9, batch_size=8, micro_batch=600).choice.max_tokens == 600
+    assert make(lengths=[10, 1000], packing=True).tradeoffs.max_tokens == 1024
+    assert make(lengths=[1000] * 9, batch_size=8, micro_batch=600).tradeoffs.max_tokens == 600
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,7 +107,7 @@ def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, ra
         except UsageError:
             return float("inf")
         assert made.peak_bytes <= budget * MIB
-        worth = plan.ROUNDED if made.choice.optimizer_state == "8bit" else 1
+        worth = plan.PENALTY_8BIT if made.tradeoffs.optimizer_state == "8bit" else 1
         return worth * cost_per_token(DecoderStructure(SMOLLM2), made.run, made.read_bytes)
 
     assert slowness(budget + more) <= slowness(budget)
@@ -142,11 +142,11 @@ def test_what_was_used_before_training_counts():
 
 def test_an_earlier_choice_is_made_again():
     for budget, streamed in ((plan.UNLIMITED, 0), (200 * MIB, 30)):
-        again = make(budget / MIB, process=10, like=plan.Tradeoffs(512, 8, 3))
+        again = make(budget / MIB, process=10, previous=plan.Tradeoffs(512, 8, 3))
         assert (again.run.max_tokens, again.run.kept) == (512, 8)
-        assert again.choice.streamed <= streamed
+        assert again.tradeoffs.streamed <= streamed
     with pytest.raises(UsageError, match="at least"):
-        make(150, like=plan.Tradeoffs(1024, 30, 0))
+        make(150, previous=plan.Tradeoffs(1024, 30, 0))
 
 
 def test_json_sums_up():
@@ -210,7 +210,7 @@ def test_a_trainer_trades_and_learns_the_same(tmp_path):
         trainer.add_examples(rows)
         losses.append([r.loss for r in trainer.train()])
         losses[-1].append(trainer.loss(rows)[0])
-        choices.append(trainer.plan.choice)
+        choices.append(trainer.plan.tradeoffs)
     assert losses[0] == losses[1]
     assert losses[2] == pytest.approx(losses[0], rel=1e-3)
     assert losses[3] == pytest.approx(losses[0], rel=1e-3)
@@ -244,7 +244,7 @@ def test_default_budget_is_a_share_of_what_is_available(tmp_path, monkeypatch):
     path = write_tiny(tmp_path / "model.gguf")
     here = replace(device.read_device(), memory_available=1 << 30)
     monkeypatch.setattr(device, "read_device", lambda: here)
-    made = Trainer(path, threads=1).plan.room
+    made = Trainer(path, threads=1).plan.limits
     assert made.budget == pytest.approx((made.process + (1 << 30)) * 0.75, abs=1)
     assert "75%" in made.asked
 

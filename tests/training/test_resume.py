@@ -1,4 +1,4 @@
-"""A run that was stopped goes on to the bytes of one that nobody disturbed; what has changed is refused or named."""
+"""A stopped run resumes to the bytes of one that nobody disturbed; what has changed is refused or named."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from edgetune import disk
 from edgetune.errors import FormatError, Interrupted, MismatchError, NumericsError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.training import checkpoint
-from edgetune.training import run as train
+from edgetune.training.run import disk_writes, run
 from edgetune.training.trainer import Trainer
 
 
@@ -46,7 +46,7 @@ def test_a_stop_is_heard_in_every_block_of_a_pass(bundle, tmp_path):
     asked = [0]
     at = []
     config = replace(CONFIG, steps=2, micro_batch=1024, eval_every=0)
-    train.run(bundle, dataset(24), tmp_path / "out", config, on_event=lambda _: at.append(asked[0]),
+    run(bundle, dataset(24), tmp_path / "out", config, on_event=lambda _: at.append(asked[0]),
               should_stop=lambda: asked.__setitem__(0, asked[0] + 1))
     assert at[1:3] == [1 + 1 + 5, 2 * (1 + 1 + 5)]
 
@@ -111,7 +111,7 @@ def test_another_base_data_or_held_out_is_refused(bundle, stopped, tmp_path):
     for inputs, words in (((other, data, held_out), "the base"), ((bundle, data, None), "held-out data .*, not none"),
                           ((bundle, dataset(23), held_out), "the data sha256:24-0, not sha256:23-0")):
         with pytest.raises(MismatchError, match=words):
-            train.run(*inputs[:2], tmp_path / "out", CONFIG, held_out=inputs[2], resume=True)
+            run(*inputs[:2], tmp_path / "out", CONFIG, held_out=inputs[2], resume=True)
     assert len(checkpoint.found(tmp_path / "out")) == 2
 
 
@@ -142,7 +142,7 @@ def test_other_data_allowed_by_name(bundle, stopped, tmp_path):
     """Other held-out rows: the best so far was measured on others and is forgotten."""
     out = tmp_path / "out"
     shutil.copytree(stopped, out)
-    record = train.run(bundle, dataset(12), out, CONFIG, held_out=dataset(4, 3), resume=True,
+    record = run(bundle, dataset(12), out, CONFIG, held_out=dataset(4, 3), resume=True,
                        allow_changed=["data", "held-out"])
     assert record["steps"] == STEPS
     assert record["held_out"]["loss_before"] is None
@@ -152,7 +152,7 @@ def test_other_data_allowed_by_name(bundle, stopped, tmp_path):
 
 def test_fewer_steps_than_are_done_end_at_once(bundle, stopped, tmp_path):
     shutil.copytree(stopped, tmp_path / "out")
-    record = train.run(bundle, dataset(24), tmp_path / "out", replace(CONFIG, steps=3), held_out=dataset(6, 1),
+    record = run(bundle, dataset(24), tmp_path / "out", replace(CONFIG, steps=3), held_out=dataset(6, 1),
                        resume=True, allow_changed=["steps"])
     assert record["steps"] == 5
 
@@ -241,7 +241,7 @@ def test_what_a_day_writes(bundle, tmp_path):
     said = events[0]["disk"]
     lora = Trainer(bundle, config).arena.flat("lora").nbytes
     assert 4 * lora < said["checkpoint_bytes"] < 4 * lora + 5000
-    assert said == train.disk_writes(Trainer(bundle, config).plan, config, held_out=True)  # as edgetune plan says
+    assert said == disk_writes(Trainer(bundle, config).plan, config, held_out=True)  # as edgetune plan says
     assert said["bytes_per_day"] == said["checkpoint_bytes"] * 288 + 4096 * 2880
     record = json.loads((tmp_path / "out" / "run.json").read_text())["disk"]
     assert record["written_bytes"] == (tmp_path / "out" / "metrics.jsonl").stat().st_size  # no checkpoint was due

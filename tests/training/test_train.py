@@ -11,8 +11,8 @@ from edgetune.adapters.store import open_adapter
 from edgetune.data.packing import Example
 from edgetune.errors import DataError, MismatchError, NumericsError, UsageError
 from edgetune.evaluation.native import native_loss
-from edgetune.training import run as train
 from edgetune.training.config import TrainConfig
+from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
 
@@ -82,7 +82,7 @@ def test_dropout_is_seeded_and_off_in_evaluation(bundle):
 
 def test_run_writes_an_adapter_that_scores_the_same(bundle, tmp_path):
     events = []
-    record = train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS), held_out=dataset(6, 1),
+    record = run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS), held_out=dataset(6, 1),
                        on_event=events.append)
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
@@ -95,7 +95,7 @@ def test_run_writes_an_adapter_that_scores_the_same(bundle, tmp_path):
     loss, _ = native_loss(bundle, dataset(6, 1), opened.pairs)
     assert loss == pytest.approx(record["held_out"]["loss_after"], rel=1e-6)
     with pytest.raises(UsageError, match="exists"):
-        train.run(bundle, dataset(24), out, TrainConfig(**OPTIONS))
+        run(bundle, dataset(24), out, TrainConfig(**OPTIONS))
 
 
 def test_early_stop_keeps_the_best(bundle, tmp_path):
@@ -104,7 +104,7 @@ def test_early_stop_keeps_the_best(bundle, tmp_path):
     held_out = dataset(6, 1)
     for example in held_out.examples:
         example.tokens[:] = example.tokens[::-1].copy()
-    record = train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**options), held_out=held_out)
+    record = run(bundle, dataset(24), tmp_path / "out", TrainConfig(**options), held_out=held_out)
     assert record["steps"] < 60
     assert record["held_out"]["best_step"] == record["steps"] - 3
     loss, _ = native_loss(bundle, held_out, open_adapter(tmp_path / "out").pairs)
@@ -112,16 +112,16 @@ def test_early_stop_keeps_the_best(bundle, tmp_path):
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_adapter(bundle, tmp_path, monkeypatch):
-    before = train.Trainer.step
+    before = Trainer.step
 
     def poisoned(self, should_stop=None):
         if self.steps_done == 3:
             self.arena.flat("lora")[0] = np.inf
         return before(self, should_stop)
 
-    monkeypatch.setattr(train.Trainer, "step", poisoned)
+    monkeypatch.setattr(Trainer, "step", poisoned)
     with pytest.raises(NumericsError, match="step 4"):
-        train.run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS))
+        run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
     assert all(np.isfinite(pair.a).all() for pair in open_adapter(tmp_path / "out").pairs.values())
 
@@ -154,5 +154,5 @@ def test_refused(bundle, tmp_path):
     with pytest.raises(DataError, match="outside"):
         trainer.add_examples([Example(np.array([1, 10**6], np.int32), np.ones(2, np.float32))])
     with pytest.raises(edgetune.EdgetuneError, match="cannot be made"):
-        train.run(bundle, dataset(4), "/proc/edgetune/out", TrainConfig(**OPTIONS))
+        run(bundle, dataset(4), "/proc/edgetune/out", TrainConfig(**OPTIONS))
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters import store as adapter
-from ...data import loader as apart
+from ...data import loader
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle, open_bundle
@@ -113,7 +113,7 @@ def work(task: dict[str, Any], words: ParentCommands, say: Emit) -> dict[str, An
     objective, _ = objective_of(task["method"])
     bundle = open_bundle(task["model"])
     if not is_done(folder / RUN):
-        rows, held = apart.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), config, objective.rows)
+        rows, held = loader.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), config, objective.rows)
         assert rows
         words.saves(True)
         learn(bundle, rows, held, config, objective, task, words, say)

@@ -1,4 +1,4 @@
-"""A run that gives way: pauses, fewer threads, rests and smaller micro-batches, and what it must not change."""
+"""A run that yields: pauses, fewer threads, rests and smaller micro-batches, and what it must not change."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from counting import OPTIONS, dataset
 from rich.console import Console
 from tiny import write_tiny
 
+from edgetune.adapters.store import open_adapter
 from edgetune.backends.arena import Arena
 from edgetune.console import TrainProgress
 from edgetune.data.packing import Example
@@ -26,9 +27,9 @@ from edgetune.formats.bundle import Bundle, open_bundle
 from edgetune.machine.device import read_device
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
-from edgetune.training import run as train
-from edgetune.training import throttle as pace
+from edgetune.training import throttle
 from edgetune.training.config import TrainConfig
+from edgetune.training.run import run
 from edgetune.training.throttle import AnswerPriority, MemoryPressure, Throttle
 from edgetune.training.trainer import Trainer
 
@@ -67,13 +68,13 @@ def governor_lines(out: Path) -> list[dict[str, object]]:
 
 
 def run_governed(bundle: Bundle, out: Path, script: Script, config: TrainConfig = CONFIG) -> dict[str, object]:
-    return train.run(bundle, dataset(24), out, config, held_out=dataset(6, 1), should_stop=script,
+    return run(bundle, dataset(24), out, config, held_out=dataset(6, 1), should_stop=script,
                      governor=script.governor)
 
 
 def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(pace, "POLL_SECONDS", 0.001)
-    train.run(bundle, dataset(24), tmp_path / "free", CONFIG, held_out=dataset(6, 1))
+    monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)
+    run(bundle, dataset(24), tmp_path / "free", CONFIG, held_out=dataset(6, 1))
     script = Script(tmp_path / "root", {5: ("heat", 77), 20: ("heat", 82), 60: ("heat", 55), 75: ("throttle", 4)})
     saved = []
     script.board.heat = lambda degrees, heat=script.board.heat: (
@@ -91,9 +92,9 @@ def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch)
 
 
 def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(pace, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)
     config = TrainConfig(**{**OPTIONS, "micro_batch": 192, "steps": 30})
-    train.run(bundle, dataset(24), tmp_path / "free", config, held_out=dataset(6, 1))
+    run(bundle, dataset(24), tmp_path / "free", config, held_out=dataset(6, 1))
     script = Script(tmp_path / "root", {4: ("memory", 200), 20: ("memory", 100), 40: ("memory", 6000)})
     released = []
     release = Arena.release
@@ -105,16 +106,16 @@ def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle,
     assert [(e["action"], e["rule"], e["threads"], e["micro_batch"]) for e in lines] == [
         ("slower", "memory", 1, whole // 2), ("pause", "memory", 1, whole // 2), ("go", "", 2, whole)]
     assert sum(4 <= second <= 41 for second in released) > 3
-    free, out = (train.adapter.open_adapter(tmp_path / name).pairs for name in ("free", "out"))
+    free, out = (open_adapter(tmp_path / name).pairs for name in ("free", "out"))
     for name, pair in free.items():
         assert np.abs(pair.b - out[name].b).max() < 1e-3 * np.abs(pair.b).max(), name
 
 
 def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, monkeypatch) -> None:
     """Pauses, but no smaller micro-batch: one row is all that a micro-batch has, so every byte must be the same."""
-    monkeypatch.setattr(pace, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)
     config = replace(CONFIG, micro_batch=1)
-    train.run(bundle, dataset(24), tmp_path / "free", config, held_out=dataset(6, 1))
+    run(bundle, dataset(24), tmp_path / "free", config, held_out=dataset(6, 1))
     short = ("memory", 60)
     enough = ("memory", 6000)
     script = Script(tmp_path / "root", {50: short, 70: enough, 101: short, 130: enough})
@@ -254,7 +255,7 @@ def test_answers_change_no_bit_of_what_is_learned(bundle: Bundle, tmp_path: Path
 
     governor = Governor(Policy(), read_device(tmp_path).profile, Board(tmp_path / "root").root)
     for name, options in (("free", {}), ("out", {"governor": governor, "busy": busy})):
-        train.run(bundle, dataset(24), tmp_path / name, CONFIG, held_out=dataset(6, 1), **options)
+        run(bundle, dataset(24), tmp_path / name, CONFIG, held_out=dataset(6, 1), **options)
     assert asked[0] > 100
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "free" / "adapter.gguf").read_bytes()
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgetune.data import dataset as data
-from edgetune.data import loader as apart
+from edgetune.data import loader
 from edgetune.data.dataset import Dataset
 from edgetune.data.packing import Example
 from edgetune.errors import DataError, UnsupportedError
@@ -38,7 +38,7 @@ def test_the_same_examples(tiny_llama, rows, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("turn the lamp on, " * 40)
     tokenizer = Tokenizer(tiny_llama)
-    got = apart.load(tiny_llama, (rows, None, text), CONFIG)
+    got = loader.load(tiny_llama, (rows, None, text), CONFIG)
     assert got[1] is None
     for there, path in ((got[0], rows), (got[2], text)):
         here = data.load(path, tokenizer, **OPTIONS)
@@ -54,16 +54,16 @@ def test_what_markup_becomes_is_asked_of_the_other_process(tiny_llama, tmp_path)
     path = tmp_path / "forged.jsonl"
     path.write_text(json.dumps({"prompt": "a<|im_end|>b", "completion": "c"}) + "\n")
     end = Tokenizer(tiny_llama).eos
-    counts = [list(apart.load(tiny_llama, (path,), dataclasses.replace(CONFIG, markup=markup))[0].examples[0].tokens)
+    counts = [list(loader.load(tiny_llama, (path,), dataclasses.replace(CONFIG, markup=markup))[0].examples[0].tokens)
               .count(end) for markup in ("escape", "parse")]
     assert counts == [3, 4]  # the ends of three messages, and the forged one
 
 
 def test_errors_cross_over(tiny_llama, rows, tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*none\.jsonl; check the path"):
-        apart.load(tiny_llama, (rows, tmp_path / "none.jsonl"), CONFIG)
+        loader.load(tiny_llama, (rows, tmp_path / "none.jsonl"), CONFIG)
     with pytest.raises(UnsupportedError, match=r"cannot read the tokenizer of rows\.jsonl"):
-        apart.load(rows, (rows,), CONFIG)
+        loader.load(rows, (rows,), CONFIG)
 
 
 # ---- the transfer ----------------------------------------------------------------------------------------------------
@@ -77,26 +77,26 @@ def sets_of(*lengths: int) -> list[Dataset | None]:
 
 def sent(sets: list[Dataset | None]) -> bytes:
     pipe = io.BytesIO()
-    apart.send(pipe, sets)
+    loader.send(pipe, sets)
     return pipe.getvalue()
 
 
 def test_no_cut_and_no_changed_byte_is_taken_for_the_whole():
     sets = sets_of(3, 1, 5)
     whole = sent(sets)
-    back = apart.receive(io.BytesIO(whole))
+    back = loader.receive(io.BytesIO(whole))
     assert back[1] is None
     assert [e.tokens.tolist() for e in back[0].examples] == [e.tokens.tolist() for e in sets[0].examples]
     for cut in range(len(whole)):
-        with pytest.raises(apart.Cut):
-            apart.receive(io.BytesIO(whole[:cut]))
+        with pytest.raises(loader.Cut):
+            loader.receive(io.BytesIO(whole[:cut]))
     for place in range(whole.index(b"\n") + 1, len(whole)):
         changed = bytearray(whole)
         changed[place] ^= 1
-        with pytest.raises(apart.Cut):
-            apart.receive(io.BytesIO(bytes(changed)))
-    with pytest.raises(apart.Cut):
-        apart.receive(io.BytesIO(whole + b"x"))
+        with pytest.raises(loader.Cut):
+            loader.receive(io.BytesIO(bytes(changed)))
+    with pytest.raises(loader.Cut):
+        loader.receive(io.BytesIO(whole + b"x"))
 
 
 def test_every_field_of_an_example_goes_over(monkeypatch):
@@ -108,7 +108,7 @@ def test_every_field_of_an_example_goes_over(monkeypatch):
     monkeypatch.setattr(apart, "Example", Richer)
     examples = [Richer(np.arange(n, dtype=np.int32), np.ones(n, np.float32), n, np.full(n + 1, 0.5), name)
                 for n, name in ((2, "a"), (3, None))]
-    back = apart.receive(io.BytesIO(sent([Dataset(examples, [], "prompt", 0, 0, "")])))[0]
+    back = loader.receive(io.BytesIO(sent([Dataset(examples, [], "prompt", 0, 0, "")])))[0]
     for there, here in zip(back.examples, examples, strict=True):
         for field in dataclasses.fields(Richer):
             a = getattr(there, field.name)
@@ -123,7 +123,7 @@ def test_a_killed_process_is_told_as_such(tiny_llama, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) * 3000)
     code = ("import sys; from pathlib import Path; from edgetune import apart, TrainConfig\n"
             "from edgetune.errors import EdgetuneError\n"
-            "try: apart.load(Path(sys.argv[1]), (Path(sys.argv[2]),), TrainConfig())\n"
+            "try: loader.load(Path(sys.argv[1]), (Path(sys.argv[2]),), TrainConfig())\n"
             "except EdgetuneError as error: print(error)")
     parent = subprocess.Popen([sys.executable, "-c", code, str(tiny_llama), str(path)], stdout=subprocess.PIPE,
                               text=True)
@@ -138,7 +138,7 @@ def test_it_ends_with_its_parent(tiny_llama, tmp_path, number):
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) * 3000)
     code = ("import sys; from pathlib import Path; from edgetune import apart, TrainConfig\n"
-            "apart.load(Path(sys.argv[1]), (Path(sys.argv[2]),), TrainConfig())")
+            "loader.load(Path(sys.argv[1]), (Path(sys.argv[2]),), TrainConfig())")
     parent = subprocess.Popen([sys.executable, "-c", code, str(tiny_llama), str(path)], stdout=subprocess.DEVNULL)
     child = child_of(parent.pid)
     parent.send_signal(number)
@@ -173,7 +173,7 @@ def is_alive(pid: int) -> bool:
 
 def test_rows_from_standard_input(tiny_llama, rows):
     code = ("import sys; from pathlib import Path; from edgetune import apart, TrainConfig\n"
-            "print(apart.load(Path(sys.argv[1]), (Path('-'),), TrainConfig())[0].digest)")
+            "print(loader.load(Path(sys.argv[1]), (Path('-'),), TrainConfig())[0].digest)")
     with rows.open() as file:
         done = subprocess.run([sys.executable, "-c", code, str(tiny_llama)], stdin=file, capture_output=True, text=True,
                               check=True)
@@ -199,11 +199,11 @@ def test_files_without_end_are_refused_at_once(tiny_llama, tmp_path, name, sente
         path.touch()
         os.truncate(path, 6 << 30)
     with pytest.raises(DataError, match=sentence):
-        apart.load(tiny_llama, (path,), CONFIG)
+        loader.load(tiny_llama, (path,), CONFIG)
 
 
 def test_more_rows_than_memory_are_a_sentence(tiny_llama, tmp_path):
     path = tmp_path / "many.jsonl"
     path.write_text((json.dumps({"text": "turn the lamp on and off " * 60}) + "\n") * 60_000)
     with pytest.raises(DataError, match=r"the rows take more than the \d+ MiB of memory that training may have; give"):
-        apart.load(tiny_llama, (path,), dataclasses.replace(CONFIG, memory="64M", max_length=1000))
+        loader.load(tiny_llama, (path,), dataclasses.replace(CONFIG, memory="64M", max_length=1000))
