@@ -105,7 +105,7 @@ def test_every_field_of_an_example_goes_over(monkeypatch):
         logp: np.ndarray | None = None
         source: str | None = None
 
-    monkeypatch.setattr(apart, "Example", Richer)
+    monkeypatch.setattr(loader, "Example", Richer)
     examples = [Richer(np.arange(n, dtype=np.int32), np.ones(n, np.float32), n, np.full(n + 1, 0.5), name)
                 for n, name in ((2, "a"), (3, None))]
     back = loader.receive(io.BytesIO(sent([Dataset(examples, [], "prompt", 0, 0, "")])))[0]
@@ -121,7 +121,7 @@ def test_a_killed_process_is_told_as_such(tiny_llama, tmp_path):
     """The system takes it, at any moment: never an IndexError, never blamed on the rows."""
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) * 3000)
-    code = ("import sys; from pathlib import Path; from edgetune import apart, TrainConfig\n"
+    code = ("import sys; from pathlib import Path; from edgetune import TrainConfig; from edgetune.data import loader\n"
             "from edgetune.errors import EdgetuneError\n"
             "try: loader.load(Path(sys.argv[1]), (Path(sys.argv[2]),), TrainConfig())\n"
             "except EdgetuneError as error: print(error)")
@@ -137,7 +137,7 @@ def test_a_killed_process_is_told_as_such(tiny_llama, tmp_path):
 def test_it_ends_with_its_parent(tiny_llama, tmp_path, number):
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) * 3000)
-    code = ("import sys; from pathlib import Path; from edgetune import apart, TrainConfig\n"
+    code = ("import sys; from pathlib import Path; from edgetune import TrainConfig; from edgetune.data import loader\n"
             "loader.load(Path(sys.argv[1]), (Path(sys.argv[2]),), TrainConfig())")
     parent = subprocess.Popen([sys.executable, "-c", code, str(tiny_llama), str(path)], stdout=subprocess.DEVNULL)
     child = child_of(parent.pid)
@@ -172,7 +172,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_rows_from_standard_input(tiny_llama, rows):
-    code = ("import sys; from pathlib import Path; from edgetune import apart, TrainConfig\n"
+    code = ("import sys; from pathlib import Path; from edgetune import TrainConfig; from edgetune.data import loader\n"
             "print(loader.load(Path(sys.argv[1]), (Path('-'),), TrainConfig())[0].digest)")
     with rows.open() as file:
         done = subprocess.run([sys.executable, "-c", code, str(tiny_llama)], stdin=file, capture_output=True, text=True,

@@ -213,7 +213,7 @@ import sys
 from edgetune.training.trainer import Trainer
 t = Trainer(sys.argv[1], memory=sys.argv[2], weights=sys.argv[3], max_length=64, rank=2, precision="exact", threads=2,
             micro_batch=64, recompute="block")
-from edgetune import device
+from edgetune.machine import device
 import numpy as np
 from edgetune.data.packing import Example
 rng = np.random.default_rng(1)
