@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -82,46 +82,77 @@ class Result:
     of: str
     shape: tuple[int, ...]
     seconds: float  # the least of several calls
-    gflops: float | None
-    gb_s: float | None
-    peak_share: float | None
+    gflops: float | None = None
+    gb_s: float | None = None
+    peak_share: float | None = None
+
+    @property
+    def backward(self) -> bool:
+        return self.op.endswith("_backward")
 
 
 class KernelSet:
-    """A kernel set in one precision, and what a register loop reaches in its products' numbers, FLOP/s."""
+    """A kernel set in one precision. `peaks`: the best that a register loop has reached in its products' numbers until
+    now, FLOP/s, forward and (True) backward.
+
+    The loop runs again beside each op: the clock of the cores changes, and other programs use them too, so that a rate
+    measured once would be passed by an op that ran in a better moment.
+    """
 
     def __init__(self, threads: int, isa: str, precision: str) -> None:
         self.ops = native.Cpu(threads, isa)
-        self.isa, self.precision, self.products = isa, precision, self.ops.products(precision)
-        self.peaks = {False: self.ops.peak(precision), True: self.ops.peak(precision, True)}  # [backward]
+        self.isa = isa
+        self.precision = precision
+        self.products = self.ops.products(precision)
+        self.peaks = {False: 0.0, True: 0.0}
+        self._measure_peak(False)
+        self._measure_peak(True)
 
     def measure(self, model: str, fmt: str, precision: str, case: Case) -> Result:
+        """All but the share of the peak, which is not known before the last op."""
         function = getattr(self.ops, case.op)
         names = ops.arguments(case.op)
         if "precision" in names:
             function = partial(function, precision=self.precision)
         seconds = _least_seconds(lambda: function(*case.args))
+        result = Result(model, self.isa, fmt, precision, case.op, case.of, case.shape, seconds)
         given = dict(zip(names, case.args, strict=False))
-        work = ops.flops(case.op, given)
+        if work := ops.flops(case.op, given):
+            self._measure_peak(result.backward)
+            return replace(result, gflops=work / seconds / 1e9)
         nbytes = sum(a.nbytes for a in case.args if isinstance(a, np.ndarray))
-        return Result(model, self.isa, fmt, precision, case.op, case.of, case.shape, seconds,
-                      work / seconds / 1e9 if work else None, None if work else nbytes / seconds / 1e9,
-                      work / seconds / self.peaks[case.op.endswith("_backward")] if work else None)
+        return replace(result, gb_s=nbytes / seconds / 1e9)
+
+    def with_share(self, result: Result) -> Result:
+        """The same with its share of the best peak."""
+        if result.gflops is None:
+            return result
+        return replace(result, peak_share=result.gflops * 1e9 / self.peaks[result.backward])
+
+    def facts(self) -> dict[str, Any]:
+        return {"isa": self.isa, "precision": self.precision, "products": self.products,
+                "forward_gflops": self.peaks[False] / 1e9, "backward_gflops": self.peaks[True] / 1e9}
+
+    def _measure_peak(self, backward: bool) -> None:
+        self.peaks[backward] = max(self.peaks[backward], self.ops.peak(self.precision, backward))
 
 
 def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], formats: Sequence[str], threads: int,
         on_result: Callable[[Result], None] = lambda _: None) -> dict[str, Any]:
-    """Measure each of these kernel sets; on_result hears each result as it comes. Weights in F32 are always exact."""
+    """Measure each of these kernel sets; on_result hears each result as it comes, without its share of the peak.
+
+    Weights in F32 are always exact.
+    """
     results = []
     peaks = []
     for isa in isas:
         sets = {precision: KernelSet(threads, isa, precision) for precision in dict.fromkeys(("exact", *precisions))}
-        for name, kernels in sets.items():
-            peaks.append({"isa": isa, "precision": name, "products": kernels.products,
-                          "forward_gflops": kernels.peaks[False] / 1e9, "backward_gflops": kernels.peaks[True] / 1e9})
+        measured = []
         for result in _results(sets, precisions, models, formats):
             on_result(result)
-            results.append(result)
+            measured.append(result)
+        results += [sets[result.precision or "exact"].with_share(result) for result in measured]
+        peaks += [kernels.facts() for kernels in sets.values()]
     here = device.read_device()
     return {"bench": "kernels", "device": here.model or here.cpu or here.machine, "cpu": here.cpu, "threads": threads,
             "tokens": TOKENS, "peaks": peaks, "results": [vars(result) for result in results]}
@@ -246,6 +277,6 @@ def _least_seconds(call: Callable[[], None]) -> float:
         call()
         seconds = time.perf_counter() - began
         least = min(least, seconds)
-        total = total + seconds
-        calls = calls + 1
+        total += seconds
+        calls += 1
     return least

@@ -83,9 +83,9 @@ def _clocked(name: str, function: Callable[..., Any], spent: dict[str, Spent]) -
         result = function(*args, **kwargs)
         seconds = time.perf_counter() - began
         op = spent.setdefault(f"{name} {given['fmt']}" if "fmt" in given else name, Spent())
-        op.calls = op.calls + 1
-        op.seconds = op.seconds + seconds
-        op.flops = op.flops + flops(name, given)
+        op.calls += 1
+        op.seconds += seconds
+        op.flops += flops(name, given)
         return result
 
     return call

@@ -64,7 +64,7 @@ def kernels_command(isa: str | None, precision: str | None, name: str | None, fm
     from ..backends import cpu as native
     from ..bench import kernels
     from ..machine.device import thread_count
-    usable = [row for row in native.isa_names() if native.usable(row)]
+    usable = [name for name in native.isa_names() if native.usable(name)]
     isas = chosen("isa", isa, usable, usable if everything else usable[:1])
     names = chosen("model", name, list(kernels.MODELS), list(kernels.MODELS) if everything else ["SmolLM2-135M"])
     formats = chosen("format", fmt, list(native.FORMATS), list(native.FORMATS) if everything else ["Q4_1"])
@@ -84,10 +84,11 @@ def chosen(option: str, value: str | None, known: list[str], default: list[str])
 
 
 def kernel_tables(result: dict[str, Any]) -> list[Any]:
-    """The register loops; then for each row, model and format its products, a column a precision, and its other ops."""
+    """The register loops; then for each kernel set, model and format its products, a column a precision, and its other
+    ops."""
     from ..console import table
     lines = [f"a loop that stays in registers, GFLOP/s on {result['threads']} threads",
-             table("", ["row", "precision", "products", "forward", "backward"],
+             table("", ["kernel set", "precision", "products", "forward", "backward"],
                    [[p["isa"], p["precision"], p["products"], f"{p['forward_gflops']:.0f}",
                      f"{p['backward_gflops']:.0f}"] for p in result["peaks"]], (3, 4))]
     groups: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, str]]] = {}

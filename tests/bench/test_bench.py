@@ -212,6 +212,18 @@ def test_kernels_rates_by_hand():
         assert words in text
 
 
+@pytest.mark.usefixtures("tiny_sizes")
+def test_kernels_are_compared_with_the_best_that_the_loop_reached(monkeypatch):
+    """A machine whose clock rises after the loops were first measured: no share is of the slow moment's rate."""
+    rates = iter([1e11] * 2 + [4e11] * 1000)
+    monkeypatch.setattr(native.Cpu, "peak", lambda _ops, _precision, _backward=False: next(rates))
+    result = run_json("bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
+    assert [(p["forward_gflops"], p["backward_gflops"]) for p in result["peaks"]] == [(400, 400)]
+    multiplying = [r for r in result["results"] if r["gflops"]]
+    assert all(r["peak_share"] == pytest.approx(r["gflops"] / 400) for r in multiplying)
+    assert {r["op"] for r in multiplying} > {"matmul_forward", "matmul_backward", "attention_backward"}
+
+
 def test_peak_is_a_rate():
     """FLOP/s, of every precision both ways."""
     for precision in native.PRECISIONS:
