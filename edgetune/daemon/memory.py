@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from ..machine.procfs import kib, text
+import psutil
 
 
 def pss(pid: int) -> int:
     """Bytes of a process, of what it shares its part; 0 where it is gone."""
-    return kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+    try:
+        return int(psutil.Process(pid).memory_full_info().pss)
+    except psutil.Error:
+        return 0
 
 
 def give_back() -> None:
@@ -23,12 +26,5 @@ def give_back() -> None:
 def beside(file: Path) -> int:
     """Bytes of this process that are in memory, but for what it has mapped of `file`."""
     give_back()
-    total = 0
-    counts = True
-    for line in text(Path("/proc/self/smaps")).splitlines():
-        key, _, value = line.partition(":")
-        if key == "Rss" and counts:
-            total += int(value.split()[0]) * 1024
-        elif " " in key:  # the first line of a mapping: addresses, rights, offset, device, inode, name
-            counts = not line.endswith(f" {file}")
-    return total
+    mappings = psutil.Process().memory_maps(grouped=False)
+    return sum(mapping.rss for mapping in mappings if mapping.path != str(file))

@@ -1,6 +1,9 @@
 """The machine that we run on: what /proc and /sys say, and the board's profile from devices/*.toml.
 
 Everything is read under `root`, so that a board can be described by a small folder. Bytes are bytes.
+
+psutil serves where a process does not train (the daemon's memory.py). Here and in sensors.py it would not: it reads no
+other root and no limits of cgroups, has no peak of a process, and takes 2 MiB of one that trains.
 """
 
 from __future__ import annotations
