@@ -76,6 +76,10 @@ class TooMuchError(EdgetuneError):
     """A file, a request or a queue is larger than it may be."""
 
 
+class TooLargeError(TooMuchError):
+    """One thing is larger than it may be, whenever it comes."""
+
+
 class Interrupted(EdgetuneError):
     """A run was asked to stop and can be taken up again."""
 

@@ -55,6 +55,13 @@ def shape_of(row: Any) -> str:
     return "pair"
 
 
+def check_learnable(row: Any) -> str:
+    shape = shape_of(row)
+    if not row["better"].strip():
+        raise DataError("the better answer is empty", "write it")
+    return shape
+
+
 def examples_of(row: Any, _shape: str, *options: Any) -> Iterable[Example]:
     for key in ("better", "worse"):
         answered = {"prompt": row["prompt"], "completion": row[key]}

@@ -3,8 +3,8 @@
     with Service("model.gguf", DaemonConfig(state="state", learn="idle")) as service:
         text = "".join(service.chat([{"role": "user", "content": "lamp on"}]))
 
-Three verbs: start (open the state, load the model and the adapter in service, take up what was running), work (threads
-of the batcher, of the jobs and of learning, until) stop (finish answers, save training).
+It has three phases: start (open the state, load the model and the adapter in service, resume what was running), work
+(threads of the batcher, of the jobs and of learning) and stop (finish answers, save training).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from . import memory
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
 from .jobs.jobs import Jobs
-from .jobs.queue import Queue
+from .jobs.queue import Queue, WorkerOptions
 from .jobs.table import JobTable
-from .learning.anchors import Anchors
+from .learning.anchors import Anchors, Base
 from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .options import DaemonConfig, model_name
@@ -45,14 +45,14 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 
-CONTEXT = 4096  # tokens, where none are asked for and the model was trained for as many
+CONTEXT = 4096  # tokens, unless another number is asked for or the model was trained for fewer
 
 
 class Service:
     """See above. policy: what training yields to. train: options of a job that its request leaves open.
 
-    Its parts are open to the app: files, jobs, adapters, feedback, batcher. All of them are for any number of threads.
-    Raises UsageError for options that cannot be kept and where another process has the state folder.
+    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, batcher.
+    Raises UsageError for options out of their range and where another process has the state folder.
     """
 
     def __init__(self, model: str | Path, config: DaemonConfig | None = None, policy: Policy | None = None,
@@ -65,7 +65,7 @@ class Service:
         self.stopping = threading.Event()
         self._opened = ExitStack()
 
-    # ---- the three verbs ----------------------------------------------------------------------------------------
+    # ---- start and stop -----------------------------------------------------------------------------------------
 
     def start(self) -> Service:
         folder = self.config.folder()
@@ -93,15 +93,15 @@ class Service:
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
-        work = Queue(table, runs, self.adapters, self.batcher, model=self.path, policy=self.policy,
-                    canary=self.config.canary, left_for_training=self.left_for_training, stopping=self.stopping)
-        return Jobs(table, runs, work, self.files, self.adapters, self.train, self.holdout)
+        options = WorkerOptions(self.path, self.policy, self.config.canary, self.left_for_training)
+        queue = Queue(table, runs, self.adapters, self.batcher, options, self.stopping)
+        return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout)
 
     def _learner(self, folder: Path) -> Learner:
-        chats = self.served.tokenizer.chat_template is not None
-        anchors = Anchors(self.generate, self.chat if chats else None, name=self.name, folder=folder,
-                          fingerprint=self.bundle.fingerprint, together=min(self.config.parallel // 2,
-                          self.config.queue), system=bool(self.train.system), stopping=self.stopping)
+        chat = None if self.served.tokenizer.chat_template is None else self.chat
+        base = Base(self.name, self.bundle.fingerprint, self.generate, chat,
+                    together=min(self.config.parallel // 2, self.config.queue))
+        anchors = Anchors(base, folder, system=bool(self.train.system), stopping=self.stopping)
         governor = Governor(self.policy, read_device().profile)
         return Learner(self.feedback, self.jobs, anchors, self.batcher, governor, self.config, self.stopping)
 
@@ -118,7 +118,7 @@ class Service:
         self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
 
     def stop(self) -> None:
-        """Finish the answers at work, save what is trained, close. Twice is fine."""
+        """Finish the answers in progress, save what is trained, close. A second call does nothing."""
         self.stopping.set()
         self._opened.close()
 
@@ -141,7 +141,7 @@ class Service:
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
              model: str = "", **options: Any) -> Completion:
-        """The assistant's next message, as a Ticket that yields pieces of text; options are Batcher.submit's.
+        """The assistant's next message, as a Completion that yields pieces of text; options are Batcher.submit's.
 
         model: a name of `models`; "": what is in service.
         """
@@ -152,12 +152,12 @@ class Service:
         """The continuation of a prompt."""
         return self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
 
-    # ---- how it is ----------------------------------------------------------------------------------------------
+    # ---- status -------------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, Any]:
-        """{"status": "ok" or "degraded", "reasons": a sentence each}. Degraded still answers."""
-        troubles = filter(None, [self.jobs.trouble, self.learner.trouble])
-        reasons = [*troubles, *self.store.reasons(), *self.adapters.reasons()]
+        """{"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
+        paused = [reason for reason in (self.jobs.paused_reason, self.learner.paused_reason) if reason]
+        reasons = [*paused, *self.store.reasons(), *self.adapters.reasons()]
         if lost := lost_things(self.store.folder):
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "
@@ -167,12 +167,12 @@ class Service:
         return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 
     def memory(self) -> int:
-        """Bytes of the whole daemon: of this process and of the one that trains, what they share counted once."""
+        """Bytes of the whole daemon: of this process and of the one that trains; what they share counts once."""
         pid = self.jobs.pid
         return memory.pss(os.getpid()) + (memory.pss(pid) if pid else 0)
 
     def left_for_training(self) -> int:
-        """Bytes that a process which trains may have: the weights, which both map, count as its own."""
+        """Bytes that a training process may use: the weights, which both map, count as its own."""
         return self.budget - memory.beside(self.bundle.gguf.path.resolve())
 
     def device(self) -> dict[str, Any]:

@@ -46,6 +46,9 @@ class RowParser(Protocol):
 
     def shape_of(self, row: Row, /) -> str: ...
 
+    def check_learnable(self, row: Row, /) -> str:
+        """The row's shape; DataError for one of which nothing can be learned. Needs no tokenizer."""
+
     def examples_of(self, row: Row, shape: str, tokenizer: Tokenizer, system: str | None, max_length: int,
                     /) -> Iterable[Example]: ...
 
@@ -74,6 +77,29 @@ def check_row(row: Row) -> str:
     else:
         _conversation(row, shape, None)
     return shape
+
+
+def check_learnable(row: Row) -> str:
+    """`check_row`, and that each answer to learn says something: an empty one would teach to say nothing."""
+    shape = check_row(row)
+    if isinstance(row, str):
+        return shape
+    if shape == "messages":
+        for i, message in enumerate(row["messages"]):
+            learned = message["role"] == "assistant" and message.get("weight", 1) and not message.get("tool_calls")
+            if learned and _is_blank(message["content"]):
+                raise DataError(f"messages[{i}], an answer to learn, is empty", "write the answer, or give it weight 0")
+    elif _is_blank(row["completion" if shape == "prompt" else "text"]):
+        raise DataError(f"the {'completion' if shape == 'prompt' else 'text'} is empty", "write it, or remove the row")
+    return shape
+
+
+def _is_blank(content: str | list[Any]) -> bool:
+    """Text, or a list of parts, without a visible character."""
+    if isinstance(content, str):
+        return not content.strip()
+    return all(isinstance(part, dict) and part.get("type") == "text" and _is_blank(str(part.get("text", "")))
+               for part in content)
 
 
 def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:

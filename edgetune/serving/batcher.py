@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, TooMuchError, UsageError
+from ..errors import Interrupted, TooMuchError, UsageError
 from ..llamacpp import library as llamacpp
 from ..llamacpp.sampling import SEED_LIMIT, Sampler
 from . import kv_cache as cells
@@ -188,7 +188,7 @@ class Batcher:
 
     def _check_open(self) -> None:
         if not self._open:
-            raise EdgetuneError("the model takes no requests: it is being stopped", "ask again when it is back")
+            raise Interrupted("the model takes no requests: it is being stopped", "ask again when it is back")
 
     def _notify(self) -> None:
         with self._wake:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from edgetune.daemon.learning.feedback import Feedback, question
+from edgetune.daemon.learning.feedback import Feedback, StoredRow
+from edgetune.daemon.learning.rows import LARGEST, question_of
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.database import NAME, Store
 from edgetune.daemon.state.holdout import MOST, open_holdout
 from edgetune.data.rows import check_row
-from edgetune.errors import DataError, NotFoundError, TooMuchError, UsageError
+from edgetune.errors import DataError, NotFoundError, TooLargeError, TooMuchError, UsageError
 
 ASKED = [{"role": "user", "content": "lamp on"}]
 
@@ -44,12 +45,17 @@ def give(feedback: Feedback, numbers: range, answer: str = "yes") -> None:
 
 def learn(feedback: Feedback, job: str) -> None:
     """What waits is learned by a job that passes."""
-    feedback.assign(feedback.lesson().ids, job)
+    feedback.assign(feedback.training_rows().ids, job)
     feedback.settle(job, "used")
 
 
-def questions(rows: Sequence[dict[str, Any]]) -> set[int]:
-    return {int(row["messages"][0]["content"].split()[1]) for row in rows}
+def questions(feedback: Feedback, rows: Sequence[StoredRow]) -> set[int]:
+    return {int(feedback.row(row)["messages"][0]["content"].split()[1]) for row in rows}
+
+
+def words(feedback: Feedback, rows: Sequence[StoredRow]) -> list[str]:
+    """The first of each answer."""
+    return [feedback.row(row)["messages"][-1]["content"].split()[0] for row in rows]
 
 
 def test_what_is_learned(feedback: Feedback) -> None:
@@ -95,6 +101,21 @@ def test_what_is_refused(feedback: Feedback, given: dict[str, Any], kind: type[E
     assert feedback.list() == []
 
 
+def test_a_piece_has_a_limit_however_it_comes(feedback: Feedback) -> None:
+    """An app that embeds the service gives it without HTTP. All parts count together."""
+    most = LARGEST - len(json.dumps([None, "", None, "", "", ""]))
+    assert feedback.add(prompt="", answer="", correction="é" * (most // 2)).row
+    for given in ({"prompt": "a" * most, "correction": "b"}, {"prompt": "", "answer": "a" * (most + 1), "rating": "up"},
+                  {"prompt": "", "answer": "a" * (most + 1), "rating": "down"},
+                  {"messages": ASKED, "correction": "x", "tools": [{"a": "b" * most}]},
+                  {"messages": ASKED, "rating": "down", "model": "m" * most}):
+        with pytest.raises(TooLargeError, match=f"the feedback has [0-9]+ bytes, at most {LARGEST} are kept; send a"):
+            feedback.add(**given)
+    with pytest.raises(DataError, match="not what JSON can hold"):
+        feedback.add(messages=[{**ASKED[0], "note": {1, 2}}], correction="on")
+    assert len(feedback.list()) == 1
+
+
 # ---- who judges ------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +123,7 @@ def sides(feedback: Feedback) -> dict[str, set[bool]]:
     found: dict[str, set[bool]] = {}
     for note in feedback.list(limit=10_000):
         assert note.row is not None
-        found.setdefault(question(note.row), set()).add(note.held)
+        found.setdefault(question_of(note.row), set()).add(note.held)
     return found
 
 
@@ -160,16 +181,16 @@ def test_a_flood_does_not_displace_the_judges_of_earlier_rounds(feedback: Feedba
     learn(feedback, "job1")
     give(feedback, range(100, 160))
     learn(feedback, "job2")
-    established = questions(feedback.lesson().established)
+    established = questions(feedback, feedback.training_rows().established)
     assert 0 < len(established) < MOST // 2
     give(feedback, range(1000, 2600))  # some 320 of these are held out
-    flooded = feedback.lesson()
-    assert questions(flooded.established) == established
+    flooded = feedback.training_rows()
+    assert questions(feedback, flooded.established) == established
     assert len(flooded.held) == MOST
     learn(feedback, "flood")  # had it passed, it could not displace them in the next round either
     give(feedback, range(3000, 3100))
-    after = feedback.lesson()
-    assert established < questions(after.established)
+    after = feedback.training_rows()
+    assert established < questions(feedback, after.established)
     assert after.fresh
     assert len(after.held) == MOST
 
@@ -217,12 +238,13 @@ def test_all_orders_of_words_on_an_answer(feedback: Feedback, learned_after: int
             learn(feedback, f"job{turn}")
         for number, words in enumerate(orders):
             feedback.add(messages=[{"role": "user", "content": f"question {number}"}], **WORDS[words[turn]])
-    lesson = feedback.lesson()
+    rows = feedback.training_rows()
     found: dict[int, str] = {}
-    for rows in (lesson.earlier, lesson.new, lesson.established, lesson.fresh):
-        found |= {int(row["messages"][0]["content"].split()[1]): row["messages"][-1]["content"].strip() for row in rows}
+    for part in (rows.earlier, rows.new, rows.established, rows.fresh):
+        for row in map(feedback.row, part):
+            found[int(row["messages"][0]["content"].split()[1])] = row["messages"][-1]["content"].strip()
     assert found == {number: right for number, words in enumerate(orders) if (right := believed(words))}
-    assert len(lesson.held) < MOST
+    assert len(rows.held) < MOST
 
 
 def test_words_on_prompts_and_conversations_do_not_meet(feedback: Feedback) -> None:
@@ -243,58 +265,57 @@ def test_words_on_prompts_and_conversations_do_not_meet(feedback: Feedback) -> N
 def test_rounds(feedback: Feedback) -> None:
     """Three rounds: used, set aside, and one that is asked for before it is settled."""
     give(feedback, range(50))
-    first = feedback.lesson()
+    first = feedback.training_rows()
     assert not first.earlier
-    assert questions(first.new) | questions(first.held) == set(range(50))
+    assert questions(feedback, first.new) | questions(feedback, first.held) == set(range(50))
     assert not first.established
     assert first.held == first.fresh
     feedback.assign(first.ids, "job1")
     give(feedback, range(50, 60))  # while it learns
     feedback.settle("job1", "used")
 
-    second = feedback.lesson()
-    assert questions(second.new) | {i for i in questions(second.held) if i >= 50} == set(range(50, 60))
-    assert questions(second.earlier) == questions(first.new)
+    second = feedback.training_rows()
+    of_this_round = {i for i in questions(feedback, second.held) if i >= 50}
+    assert questions(feedback, second.new) | of_this_round == set(range(50, 60))
+    assert questions(feedback, second.earlier) == questions(feedback, first.new)
     assert second.held == second.established + second.fresh
-    assert questions(second.established) == questions(first.held)
-    assert not questions(second.fresh) & questions(first.held)
+    assert questions(feedback, second.established) == questions(feedback, first.held)
+    assert not questions(feedback, second.fresh) & questions(feedback, first.held)
     feedback.assign(second.ids, "job2")
     assert feedback.unsettled() == ["job2"]
     feedback.settle("job2", "aside")
     assert feedback.counts()["aside"] == 10
 
-    third = feedback.lesson()
+    third = feedback.training_rows()
     assert not third.new
     assert not third.ids
-    assert questions(third.held) == questions(first.held)
+    assert questions(feedback, third.held) == questions(feedback, first.held)
     assert feedback.unsettled() == []
     assert {note.reason for note in feedback.list(limit=10)} == {"set aside: what job2 learned was found worse"}
 
 
 def test_a_job_that_came_to_nothing_leaves_its_rows_new(feedback: Feedback) -> None:
     give(feedback, range(10))
-    feedback.assign(feedback.lesson().ids, "job1")
+    feedback.assign(feedback.training_rows().ids, "job1")
     feedback.settle("job1", "new")
-    assert len(feedback.lesson().ids) == 10
+    assert len(feedback.training_rows().ids) == 10
     assert feedback.unsettled() == []
 
 
 def test_the_last_answer_to_a_question_counts(feedback: Feedback) -> None:
     give(feedback, range(20), "old")
-    feedback.assign(feedback.lesson().ids, "job1")
+    feedback.assign(feedback.training_rows().ids, "job1")
     feedback.settle("job1", "used")
     give(feedback, range(20), "newer")
     give(feedback, range(20), "newest")
-    lesson = feedback.lesson()
-    assert not lesson.earlier  # all of them are answered again
-    assert len(lesson.ids) == 40
-    said = [row["messages"][-1]["content"].split()[0] for row in lesson.new]
-    assert set(said) == {"newest"}
-    judges = [row["messages"][-1]["content"].split()[0] for row in lesson.held]
-    assert sorted(set(judges)) == ["newest", "old"]  # what was established judges too, until the round has passed
-    feedback.assign(lesson.ids, "job2")
+    rows = feedback.training_rows()
+    assert not rows.earlier  # all of them are answered again
+    assert len(rows.ids) == 40
+    assert set(words(feedback, rows.new)) == {"newest"}
+    assert set(words(feedback, rows.held)) == {"newest", "old"}  # established ones judge until the round has passed
+    feedback.assign(rows.ids, "job2")
     feedback.settle("job2", "used")
-    assert {row["messages"][-1]["content"].split()[0] for row in feedback.lesson().held} == {"newest"}
+    assert set(words(feedback, feedback.training_rows().held)) == {"newest"}
 
 
 def test_pages(feedback: Feedback) -> None:
@@ -325,18 +346,23 @@ def test_what_was_learned_longest_ago_leaves_first(tmp_path: Path) -> None:
     give(feedback, range(40))
     feedback.add(messages=ASKED, answer="on", rating="down")
     learn(feedback, "job1")
-    first = feedback.lesson()
+    first = feedback.training_rows()
+    learned = questions(feedback, first.earlier)
+    judges = questions(feedback, first.established)
     give(feedback, range(40, 80))
     learn(feedback, "job2")
     give(feedback, range(80, 110))
     kept = feedback.list(limit=1000)
     assert 98 <= len(kept) <= 100
     assert all(note.row for note in kept)  # the thumb down went before any row
-    lesson = feedback.lesson()
-    assert questions(first.established) <= questions(lesson.established)  # judges stay
-    assert questions(lesson.new) | questions(lesson.fresh) == set(range(80, 110))
-    gone = questions(first.earlier) - questions(lesson.earlier)
-    assert gone == set(sorted(questions(first.earlier))[: len(gone)]) != set()
+    rows = feedback.training_rows()
+    assert judges <= questions(feedback, rows.established)  # judges stay
+    assert questions(feedback, rows.new) | questions(feedback, rows.fresh) == set(range(80, 110))
+    gone = learned - questions(feedback, rows.earlier)
+    assert gone == set(sorted(learned)[: len(gone)]) != set()
+    removed = next(row for row in first.earlier if row not in rows.earlier)
+    with pytest.raises(TooMuchError, match="was removed to make room"):
+        feedback.row(removed)
 
 
 def test_bytes_have_a_limit_too(tmp_path: Path) -> None:
@@ -379,8 +405,8 @@ def test_a_damaged_row_is_left_out_and_told(tmp_path: Path) -> None:
         db.execute("UPDATE feedback SET row = '{', question = NULL WHERE rowid IN (3, 4)")
         db.execute("UPDATE feedback SET row = '[]' WHERE rowid = 5")
     feedback = opened(tmp_path)
-    lesson = feedback.lesson()
-    assert questions(lesson.new) | questions(lesson.held) == set(range(30)) - {2, 3, 4}
+    rows = feedback.training_rows()
+    assert questions(feedback, rows.new) | questions(feedback, rows.held) == set(range(30)) - {2, 3, 4}
     assert len(feedback.list(limit=100)) == 27
     assert len(feedback.store.reasons()) == 3
     feedback.add(messages=[{"role": "user", "content": "question 2"}], answer="yes 2", rating="down")

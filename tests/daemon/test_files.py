@@ -53,6 +53,14 @@ def test_text_goes_with_rows_of_any_shape_as_in_training(tmp_path: Path, rows: l
     assert open_files(tmp_path).add("a", "fine-tune", [lines(*rows)]).rows == len(rows)
 
 
+def test_an_empty_answer_that_is_not_learned_is_accepted(tmp_path: Path) -> None:
+    question = CHAT["messages"][0]
+    calls = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    rows = [{"messages": [question, {"role": "assistant", "content": "", "weight": 0}, *CHAT["messages"]]},
+            {"messages": [question, calls]}]
+    assert open_files(tmp_path).add("a", "fine-tune", [lines(*rows)]).rows == 2
+
+
 @pytest.mark.parametrize(("content", "match"), [
     (lines({"text": "a"}, PAIR, {"text": "b"}, CHAT), "line 4: a row of messages among rows of prompt; keep one shape"),
     (lines(PAIR) + b"{", r"line 2: it is not JSON \(b'\{'\)"),
@@ -64,6 +72,12 @@ def test_text_goes_with_rows_of_any_shape_as_in_training(tmp_path: Path, rows: l
     (lines({"text": None}), "line 1: text is a JSON null"),
     (lines({"messages": []}), "line 1: messages is empty"),
     (lines({"messages": [{"role": "user", "content": "a"}]}), "line 1: no message is the assistant's"),
+    (lines(PAIR, {"prompt": "a", "completion": " "}), "line 2: the completion is empty; write it, or remove the row"),
+    (lines({"text": ""}), "line 1: the text is empty"),
+    (lines({"messages": [CHAT["messages"][0], {"role": "assistant", "content": ""}]}),
+     r"line 1: messages\[1\], an answer to learn, is empty; write the answer, or give it weight 0"),
+    (lines({"messages": [*CHAT["messages"], CHAT["messages"][0], {"role": "assistant", "content": [
+        {"type": "text", "text": "\n"}]}]}), r"line 1: messages\[3\], an answer to learn, is empty"),
     (b"[" * 100_000, "line 1: it is not JSON"),
     (b'{"text": ' + b"[" * 100_000 + b"\n", "line 1: it is not JSON"),
     (b"", "the file holds no rows"),

@@ -191,7 +191,7 @@ def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pyt
     monkeypatch.setenv("EDGETUNE_ISA", "scalar")  # other kernels: the rest would have other bits
     service.jobs.resume(job.id)
     assert service.jobs.wait(job.id, 60).status == "succeeded"
-    assert any(message.startswith("begins again, for the run in ") for message in messages(service, job.id))
+    assert any(message.startswith("begins again: the run in ") for message in messages(service, job.id))
     steps = [event["data"]["step"] for event in reversed(service.jobs.events(job.id, limit=1000))
              if (event["data"] or {}).get("event") == "step"]
     assert steps.count(1) == 2
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: p
     monkeypatch.setattr(work, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(work, "ROOM", shutil.disk_usage("/").total * 2**20)
     job = begin(service, steps=2)
-    until(lambda: service.jobs.trouble)
+    until(lambda: service.jobs.paused_reason)
     health = service.health()
     assert health["status"] == "degraded"
     assert "MiB free" in health["reasons"][0]
@@ -252,12 +252,12 @@ def test_a_run_whose_disk_refuses_goes_on_later(service: Service, undisturbed: t
     job = begin(service, steps=200, checkpoint_every="0.05s")
     until(lambda: step_of(service, job.id) > 10)
     resource.prlimit(service.jobs.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # of this process alone, to its end
-    until(lambda: service.jobs.trouble)
+    until(lambda: service.jobs.paused_reason)
     assert "cannot write" in service.health()["reasons"][0]
     assert service.jobs.get(job.id).status == "running"
     job = service.jobs.wait(job.id, 60)
     assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
-    assert not service.jobs.trouble
+    assert not service.jobs.paused_reason
 
 
 def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +19,8 @@ from tiny import write_tiny
 from edgetune import TrainConfig
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.anchors import QUESTIONS, Anchors
-from edgetune.daemon.learning.learner import Learner, alike, anchored, curriculum
+from edgetune.daemon.learning.curriculum import PASSES, ROWS_PER_ANCHOR, JobRows, curriculum, with_anchors
+from edgetune.daemon.learning.learner import Clocks, Learner
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.data.dataset import load_rows
@@ -62,43 +64,67 @@ def rows(name: str, n: int) -> list[dict[str, str]]:
     return [{"prompt": f"{name} {i}", "completion": ""} for i in range(n)]
 
 
-def test_course() -> None:
+def test_curriculum() -> None:
     new = rows("new", 10)
     earlier = rows("earlier", 40)
     made = curriculum(new, earlier, 1.0, seed=3)
     assert made == curriculum(new, earlier, 1.0, seed=3) != curriculum(new, earlier, 1.0, seed=4)
     assert made[:40] == earlier
-    for turn in range(learn.PASSES):
+    for turn in range(PASSES):
         block = [row["prompt"] for row in made[40 + 20 * turn :][:20]]
         assert {row["prompt"] for row in new} <= set(block)
         assert len(set(block)) == 20  # as many earlier ones, no one twice
-    assert len(made) == 40 + 20 * learn.PASSES
-    assert len(curriculum(new, [], 1.0, 0)) == 10 * learn.PASSES
-    assert len(curriculum(new, earlier[:5], 4.0, 0)) == 5 + 15 * learn.PASSES
+    assert len(made) == 40 + 20 * PASSES
+    assert len(curriculum(new, [], 1.0, 0)) == 10 * PASSES
+    assert len(curriculum(new, earlier[:5], 4.0, 0)) == 5 + 15 * PASSES
 
 
-def test_anchored() -> None:
+def test_anchors_are_spread() -> None:
     learned = rows("row", 23)
     anchors = rows("anchor", 3)
-    made = anchored(learned, anchors, seed=3)
+    made = with_anchors(learned, anchors, seed=3)
     assert [row for row in made if row not in anchors] == learned
-    found = made[learn.ROWS_AN_ANCHOR :: learn.ROWS_AN_ANCHOR + 1]
+    found = made[ROWS_PER_ANCHOR :: ROWS_PER_ANCHOR + 1]
     assert len(found) == len(made) - len(learned) == 4
     assert sorted(row["prompt"] for row in found[:3]) == [row["prompt"] for row in anchors]  # each, then again
     assert found[3] == found[0]
-    assert anchored(learned, [], 0) == learned
+    assert with_anchors(learned, [], 0) == learned
 
 
-def test_alike() -> None:
+def test_rows_of_a_job_have_one_shape(service: Service) -> None:
     prompts = rows("a", 2)
-    messages = [{"messages": [{"role": "user", "content": "b"}]}]
-    assert alike(prompts) == prompts
-    text = {"text": "e"}
-    mixed = alike([text, *prompts, {"prompt": "c", "completion": "d", "note": 1}, *messages])
-    assert mixed[0] == text
-    assert all("messages" in row and "prompt" not in row for row in mixed[1:])
-    assert mixed[3] == {"note": 1, "messages": [{"role": "user", "content": "c"},
-                                                {"role": "assistant", "content": "d"}]}
+    assert list(JobRows(service.feedback, prompts)) == prompts
+    service.feedback.add(prompt="e", correction="f")
+    service.feedback.add(messages=[{"role": "user", "content": "g"}], correction="h")
+    found = service.feedback.training_rows()
+    stored = sorted(found.new + found.held, key=lambda row: row.rowid)
+    made = JobRows(service.feedback, [{"text": "c"}, {"prompt": "d", "completion": "d", "note": 1}, *stored])
+    expected = [{"text": "c"}, *({**more, "messages": [{"role": "user", "content": asked},
+                                                        {"role": "assistant", "content": answer}]}
+                                 for asked, answer, more in (("d", "d", {"note": 1}), ("e", "f", {}), ("g", "h", {})))]
+    assert list(made) == list(made) == expected  # they can be gone through again
+
+
+def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece may take 20 times its bytes as objects; all that wait may be 32 MiB as bytes."""
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    pieces = 12
+    for i in range(pieces):
+        asked = {"role": "user", "content": f"turn the light {i}", "note": [[]] * 15_000}
+        service.feedback.add(messages=[asked], correction="on")
+    tracemalloc.start()
+    try:
+        note = json.loads(json.dumps([[]] * 15_000))
+        of_one = tracemalloc.get_traced_memory()[0]
+        del note
+        tracemalloc.reset_peak()
+        job = service.learner.begin()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    service.jobs.cancel(job.id)
+    assert of_one > 8e5
+    assert peak < 4 * of_one  # as JSON text, as objects, and as both again where a row is made of another
 
 
 # ---- a life in small -------------------------------------------------------------------------------------------------
@@ -155,8 +181,8 @@ def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.Monkey
     service.jobs.cancel(job.id)
     service.jobs.wait(job.id, 60)
     until(lambda: service.feedback.waiting() == 30)
-    assert "waits for more feedback" in service.learner._hindrance(30)
-    assert "waits for more feedback" not in service.learner._hindrance(31)
+    assert "waits for more feedback" in service.learner._blocked_by(30)
+    assert "waits for more feedback" not in service.learner._blocked_by(31)
 
 
 def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,25 +263,25 @@ def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct
     """Another learner, with a policy and clocks of its own."""
     governor = Governor(policy, None, local=local, clock=clock)
     return Learner(service.feedback, service.jobs, service.learner.anchors, service.batcher, governor, service.config,
-                   service.stopping, local=local, clock=clock)
+                   service.stopping, Clocks(local, clock))
 
 
 def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     now = service.batcher.idle_since
     hour = 12
     learner = learner_of(service, Policy(govern=False), lambda: at(hour), lambda: now)
-    assert learner._hindrance(9) == "waits for 1 more rows of feedback"
+    assert learner._blocked_by(9) == "waits for 1 more rows of feedback"
     monkeypatch.setattr(learner, "config", DaemonConfig(learn="idle", learn_rows=10))
-    assert learner._hindrance(10) == "waits until nobody asks for 10 minutes"
+    assert learner._blocked_by(10) == "waits until nobody asks for 10 minutes"
     now += learn.IDLE_SECONDS
-    assert learner._hindrance(10) == ""
+    assert learner._blocked_by(10) == ""
     monkeypatch.setattr(learner, "config", DaemonConfig(learn="nightly", learn_rows=10))
-    assert learner._hindrance(10) == "waits for the hours 01:00-06:00"
+    assert learner._blocked_by(10) == "waits for the hours 01:00-06:00"
     hour = 3
-    assert learner._hindrance(10) == ""
+    assert learner._blocked_by(10) == ""
     quiet = learner_of(service, Policy(quiet_hours="02:00-04:00"), lambda: at(hour), time.monotonic)
     monkeypatch.setattr(quiet, "config", learner.config)
-    assert "quiet hours" in quiet._hindrance(10)
+    assert "quiet hours" in quiet._blocked_by(10)
 
 
 @pytest.mark.parametrize("table", ["feedback", "jobs"])
@@ -271,11 +297,11 @@ def test_the_thread_survives_what_goes_wrong(model: Path, tmp_path: Path, monkey
         give(service, range(40))
     with opened(model, tmp_path, learn="idle", learn_rows=25) as service, closing(sqlite3.connect(database)) as db:
         db.execute(f"ALTER TABLE {table} RENAME TO elsewhere")
-        until(lambda: service.learner.trouble)
+        until(lambda: service.learner.paused_reason)
         assert any("does not learn by itself" in reason for reason in service.health()["reasons"])
         db.execute(f"ALTER TABLE elsewhere RENAME TO {table}")
         until(service.jobs.list)
-        until(lambda: not service.learner.trouble)
+        until(lambda: not service.learner.paused_reason)
         assert service.health()["status"] == "ok"
 
 

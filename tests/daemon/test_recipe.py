@@ -48,6 +48,11 @@ def test_what_is_no_option_is_refused_by_name(asked: dict[str, object], match: s
     assert "\n" not in str(caught.value)
 
 
+def test_options_of_the_objective_are_named_too() -> None:
+    with pytest.raises(UsageError, match="; there are n_epochs, batch_size, learning_rate_multiplier, gamma, rank, "):
+        options(BASE, {"beta": 0.1}, ["gamma"])
+
+
 def test_methods() -> None:
     whole = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "rank": 4}}}
     assert method_of({"type": "supervised", "supervised": {"hyperparameters": {"rank": 4}}}, {"n_epochs": 2}) == whole

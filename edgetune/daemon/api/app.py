@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from base64 import b64encode
@@ -15,7 +14,6 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ...errors import NotFoundError, UsageError
@@ -33,7 +31,6 @@ from .pools import Pools, ThePools
 from .security import Guard, Keys
 
 PAGE = Path(__file__).parents[1] / "page" / "page.html"
-LARGEST_NOTE = 256 << 10  # bytes of a piece of feedback with its conversation, as JSON
 router = APIRouter(route_class=JsonRoute)
 
 
@@ -160,10 +157,6 @@ def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheS
         given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
     else:
         given |= {"prompt": body.prompt, "answer": body.answer or ""}
-    size = len(json.dumps(given))
-    if size > LARGEST_NOTE:
-        raise HTTPException(413, f"the feedback has {size} bytes, at most {LARGEST_NOTE} are kept; training reads far "
-                            "less of a row: send a shorter conversation")
     return _heading(service.feedback.add(**given).heading)
 
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooMuchError
+from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooLargeError, TooMuchError
 from . import schemas
-from .security import CODES, UPLOADS, error_body
+from .security import CODES, error_body
 from .validation import sentence_of
 
 log = logging.getLogger("edgetune.daemon")
@@ -66,7 +66,7 @@ def install(app: FastAPI) -> None:
             error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what exists"
             if methods := _methods(app, path):  # the router names those of the first route only
                 headers["Allow"] = ", ".join(methods)
-        status, body = problem(error, uploading=path == UPLOADS, expected=_body_model(request))
+        status, body = problem(error, _body_model(request))
         return JSONResponse(body, status, headers | ({"Retry-After": "1"} if status == 429 else {}))
 
     for kind in (EdgetuneError, RequestValidationError, HTTPException, Exception):
@@ -88,8 +88,7 @@ def _body_model(request: Request) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def problem(error: Exception, uploading: bool = False,
-            expected: type[BaseModel] | None = None) -> tuple[int, dict[str, Any]]:
+def problem(error: Exception, expected: type[BaseModel] | None = None) -> tuple[int, dict[str, Any]]:
     """(status, body) of an error. expected: the model of the request's body."""
     if isinstance(error, RequestValidationError):
         message, param = sentence_of(error, expected)
@@ -101,7 +100,7 @@ def problem(error: Exception, uploading: bool = False,
     if isinstance(error, NotFoundError):
         return 404, error_body(404, str(error), code="not_found")
     if isinstance(error, TooMuchError):
-        status = 413 if uploading else 429
+        status = 413 if isinstance(error, TooLargeError) else 429
         return status, error_body(status, str(error), code="too_much")
     if isinstance(error, DiskError):
         return 507, error_body(507, str(error), code="disk")

@@ -30,6 +30,7 @@ from ...evaluation.served import Answer, exact_match, served_loss
 from ...persisted import from_json
 from ...serving.llama import LlamaModel
 from ..state.files import digest
+from .recipe import check_judgeable
 
 ALPHA = 0.1  # what chance explains in fewer cases than this is no chance
 # instead, of what is worse after a round like those before, and unlike them
@@ -94,10 +95,12 @@ def judge(served: LlamaModel, rows: Sequence[Row], old: str | None, new: str, ca
 
     established: the first `established` rows are of earlier rounds, the others of the round that is judged. canary: a
     text. known: `scores` of the old adapter's own verdict: rows that it was asked then are not asked again.
-    Raises DataError without rows.
+    Raises DataError without rows, and for one that has no answer to compare.
     """
     if not rows:
         raise DataError("there are no rows to judge by", "hold some out")
+    for row in rows:
+        check_judgeable(row)
     fresh = [number >= established for number in range(len(rows))]
     digests = [digest(row) for row in rows]
     found = {d: from_json(Score, score, "the verdict on the adapter in service") for d, score in (known or {}).items()}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...data.rows import Row
+from ...data import rows as supervised_rows
+from ...data.rows import Row, RowParser
 from ...errors import DataError, UnsupportedError, UsageError
 from ...objectives.base import Objective, make_objective, objectives
 from ...objectives.sft import Sft
@@ -52,17 +53,19 @@ def _by_method() -> dict[str, type[Objective]]:
     return {kind.method: kind for kind in objectives(TrainConfig).values()}
 
 
-def options(base: TrainConfig, asked: Mapping[str, Any]) -> TrainConfig:
+def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()) -> TrainConfig:
     """`base` with what is asked for, by OpenAI's names or TrainConfig's; "auto" leaves an option as it is.
 
-    Raises UsageError for a name that is not known, a value of another type or out of its range.
+    own: options of the objective, which a request may name too. Raises UsageError for a name that is not known, a value
+    of another type or out of its range.
     """
     types: dict[str, type] = {spec.name: type(spec.default) for spec in fields(TrainConfig)}
     given: dict[str, Any] = {}
     for name, value in asked.items():
         target = OPENAI.get(name, name)
         if target not in types:
-            raise UsageError(f"there is no hyperparameter {name!r:.80}", f"there are {', '.join([*OPENAI, *types])}")
+            known = ", ".join([*OPENAI, *own, *types])
+            raise UsageError(f"there is no hyperparameter {name!r:.80}", f"there are {known}")
         if value == AUTO and types[target] is not str:
             continue
         if target in given:
@@ -85,6 +88,37 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+class CheckedRows:
+    """Rows that a client gave, to go through as often as needed. Raises DataError, with its number, for a row that
+    `parser` cannot learn from, if there is one, or that the gate cannot judge by, if it may have to.
+    """
+
+    def __init__(self, rows: Iterable[Row], parser: RowParser | None, judges: bool) -> None:
+        self.rows = rows
+        self.parser = parser
+        self.judges = judges
+
+    def __iter__(self) -> Iterator[Row]:
+        for number, row in enumerate(self.rows, start=1):
+            try:
+                if self.parser:
+                    self.parser.check_learnable(row)
+                if self.judges:
+                    check_judgeable(row)
+            except DataError as error:
+                raise DataError(f"row {number}: {error.what}", error.hint) from None
+            yield row
+
+
+def check_judgeable(row: Row) -> None:
+    """The gate asks for an answer, or measures the loss of a text. Raises DataError for a row that has neither."""
+    try:
+        supervised_rows.check_row(row)
+    except DataError as error:
+        raise DataError(f"the gate cannot judge by it, {error.what}",
+                        f"name a validation file with rows of {supervised_rows.EXPECTED}") from None
 
 
 def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,

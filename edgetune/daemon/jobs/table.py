@@ -1,4 +1,4 @@
-"""Jobs as the database has them: rows, events and measurements. Knows nothing of who works on them."""
+"""Jobs in the database: rows, events and checkpoints. Knows nothing of what runs them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ OLD = """SELECT id FROM (SELECT id FROM jobs WHERE finished_at IS NOT NULL
                          ORDER BY finished_at DESC, rowid DESC LIMIT -1 OFFSET ?)
          WHERE id IS NOT ? AND id NOT IN (SELECT job FROM adapters)
          AND id NOT IN (SELECT job FROM feedback WHERE state = 'new' AND job IS NOT NULL)"""
-Said = tuple[str, Any]  # a sentence and its data
+Note = tuple[str, Any]  # a sentence and its data
 
 
 @dataclass(frozen=True)
 class Job:
-    """As the table has it, JSON read; config has every option of TrainConfig. verdict: the gate's, without the scores
-    of rows. progress, while it runs and as far as known: phase, step, steps, loss, held_out_loss, tokens_per_s, eta_s.
+    """A row of the table with its JSON parsed; config has every option of TrainConfig. verdict: the gate's, without the
+    scores of rows. progress, while it runs and as far as known: phase, step, steps, loss, held_out_loss, tokens_per_s,
+    eta_s.
     """
 
     id: str
@@ -100,7 +101,7 @@ class JobTable:
         return self.store.newest("jobs", _job, self.store.before("jobs", after), limit)
 
     def next(self) -> str | None:
-        """The job whose turn it is: one that was begun, else the one that waits longest."""
+        """The next job: one that was begun, else the one that waits longest."""
         found = self.store.read("SELECT id FROM jobs WHERE status IN ('running', 'queued') "
                                 "ORDER BY status = 'queued', rowid LIMIT 1")
         return str(found[0]["id"]) if found else None
@@ -133,20 +134,20 @@ class JobTable:
                                 "give the id of the last one that you got")
         return self.store.newest(table, read, int(number), limit, "job = ?", job)
 
-    def insert(self, columns: Mapping[str, Any], said: Iterable[Said]) -> None:
+    def insert(self, columns: Mapping[str, Any], notes: Iterable[Note]) -> None:
         """A new job, and the first events of its history."""
         names = ", ".join(columns)
         values = ", ".join(f":{name}" for name in columns)
         with self.store.write() as db:
             db.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", dict(columns))
-            for text, data in said:
+            for text, data in notes:
                 add_event(db, columns["id"], "info", "message", text, data)
-        for text, _ in said:
+        for text, _ in notes:
             log.info("%s: %s", columns["id"], text)
         self.changed.notify_all()
 
     def set(self, id: str, status: str, text: str, level: str = "info", data: Any = None, **columns: Any) -> None:
-        """Change a job, and say so in its events and the log; `changed` must be held."""
+        """Change a job, and record it in its events and the log; `changed` must be held."""
         columns["status"] = status
         if status in ENDED:
             columns["finished_at"] = now()
@@ -157,17 +158,17 @@ class JobTable:
         log.log(LEVELS[level], "%s: %s", id, text)
         self.changed.notify_all()
 
-    def remove_old(self, at_work: str | None) -> None:
-        """Of jobs that have ended remain the latest KEPT, the one that is at work, and those whose adapters exist or
+    def remove_old(self, running: str | None) -> None:
+        """Of jobs that have ended remain the latest KEPT, the one that runs, and those whose adapters exist or
         whose feedback is not settled.
         """
         with self.store.write() as db:
-            old = db.execute(OLD, (KEPT, at_work)).fetchall()
+            old = db.execute(OLD, (KEPT, running)).fetchall()
             for table, column in (("events", "job"), ("checkpoints", "job"), ("jobs", "id")):
                 db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(row["id"],) for row in old])
 
-    def note(self, id: str, events: Iterable[tuple[str, str, str, Any]]) -> None:
-        """Lines of a job's history, (level, type, message, data) each; of those that are measurements also these."""
+    def add_events(self, id: str, events: Iterable[tuple[str, str, str, Any]]) -> None:
+        """Lines of a job's history, (level, type, message, data) each; held-out losses become checkpoints too."""
         with self.store.write() as db:
             for level, kind, text, data in events:
                 add_event(db, id, level, kind, text, data)

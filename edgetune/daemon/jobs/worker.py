@@ -21,6 +21,7 @@ from typing import Any
 
 from ...adapters import store as adapter
 from ...data import loader
+from ...data import rows as supervised_rows
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle, open_bundle
@@ -113,7 +114,8 @@ def work(task: dict[str, Any], words: ParentCommands, say: Emit) -> dict[str, An
     objective, _ = objective_of(task["method"])
     bundle = open_bundle(task["model"])
     if not is_done(folder / RUN):
-        rows, held = loader.load(bundle.gguf.path, (folder / TRAIN, folder / HELD), config, objective.rows)
+        judged = folder / HELD if objective.rows is supervised_rows else None  # rows to judge by are of its shapes
+        rows, held = loader.load(bundle.gguf.path, (folder / TRAIN, judged), config, objective.rows)
         assert rows
         words.saves(True)
         learn(bundle, rows, held, config, objective, task, words, say)

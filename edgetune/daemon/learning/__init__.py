@@ -1,1 +1,1 @@
-"""Learning from feedback: what was said, what is learned from it, and when."""
+"""Learning from feedback: what people said, what is learned from it, and when."""

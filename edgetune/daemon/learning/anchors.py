@@ -1,4 +1,4 @@
-"""Anchors: what the base itself says to questions of all kinds, and how it goes on from them as text.
+"""Anchors: what the base itself answers to questions of all kinds, and how it continues them as text.
 
 Learned beside other rows they keep what it says elsewhere as it was.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from ... import disk
 from ...errors import Interrupted
 from ...serving.completion import Completion
 from ..state.files import Rows
+from .rows import Row
 
-Row = dict[str, Any]
 TEXT_TOKENS = 64  # of a text at most; it may end anywhere
 ANSWER_TOKENS = 192  # of an answer at most; it must have ended
-SHEETS = 8  # at most, for the longest lives: each holds what the base says to all QUESTIONS, drawn again
+BATCHES = 8  # at most, for the longest lives: each holds what the base says to all QUESTIONS, drawn again
 QUESTIONS = (
     "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",
     "Why do leaves turn yellow in autumn? Answer briefly.", "Give me one idea for a rainy afternoon.",
@@ -31,70 +32,77 @@ QUESTIONS = (
     "What is the largest ocean?")
 
 
-class Anchors:
-    """Those of the base `name`, made when they are asked for and kept in `folder`. fingerprint: of the base. generate,
-    chat: the service's, chat None where the model has no chat template. together: answers asked for at once, as people
-    are answered meanwhile. system: whether training gives rows a system message.
+@dataclass(frozen=True)
+class Base:
+    """The base as anchors ask it. name, fingerprint: of the model. generate, chat: the service's; chat is None where
+    the model has no chat template. together: answers asked for at once, as people are answered meanwhile.
     """
 
-    def __init__(self, generate: Callable[..., Completion], chat: Callable[..., Completion] | None, *,
-                 name: str, folder: Path,
-                 fingerprint: str, together: int, system: bool, stopping: threading.Event) -> None:
-        self.generate = generate
-        self.chat = chat
-        self.name = name
+    name: str
+    fingerprint: str
+    generate: Callable[..., Completion]
+    chat: Callable[..., Completion] | None
+    together: int
+
+
+class Anchors:
+    """Anchors of a base, made when they are asked for and kept in `folder`. system: whether training gives rows a
+    system message.
+    """
+
+    def __init__(self, base: Base, folder: Path, *, system: bool, stopping: threading.Event) -> None:
+        self.base = base
         self.folder = folder
-        self.fingerprint = fingerprint
-        self.together = max(together, 1)
+        self.together = max(base.together, 1)
         self.system = system
         self.stopping = stopping
 
     def rows(self, count: int) -> list[Row]:
-        """`count` or more, if SHEETS hold them. Raises Interrupted where the service stops, DiskError."""
+        """`count` or more, if BATCHES hold them. Raises Interrupted where the service stops, DiskError."""
         found: list[Row] = []
-        for sheet in range(SHEETS):
+        for number in range(BATCHES):
             if len(found) < count:
-                found += self._sheet(sheet)
+                found += self._batch(number)
         return found
 
-    def _sheet(self, sheet: int) -> list[Row]:
+    def _batch(self, number: int) -> list[Row]:
         """Made once, and kept."""
-        path = self.folder / f"anchors-{self.fingerprint[-8:]}-{sheet}.jsonl"
+        path = self.folder / f"anchors-{self.base.fingerprint[-8:]}-{number}.jsonl"
         if not path.exists():
-            numbers = range(sheet * len(QUESTIONS), (sheet + 1) * len(QUESTIONS))
-            groups = [numbers[i : i + self.together] for i in range(0, len(QUESTIONS), self.together)]
+            seeds = range(number * len(QUESTIONS), (number + 1) * len(QUESTIONS))
+            groups = [seeds[i : i + self.together] for i in range(0, len(QUESTIONS), self.together)]
             rows = [row for make in (self._texts, self._answers) for group in groups for row in make(group)]
             with disk.replaced(path) as beside:
                 beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return [*Rows(path)]
 
-    def _drawn(self, seed: int) -> dict[str, Any]:
-        """Options of an answer by the base, each as likely as the base finds it."""
-        return {"model": self.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed,
+    def _options(self, seed: int) -> dict[str, Any]:
+        """Of an answer by the base, whose tokens are drawn as likely as the base finds them."""
+        return {"model": self.base.name, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": seed,
                 "on_piece": self._check_running}
 
-    def _check_running(self, _ticket: Completion, _piece: str | None) -> None:
+    def _check_running(self, _answer: Completion, _piece: str | None) -> None:
         """Ends an answer of the base when the service stops; who waits for it gets the error."""
         if self.stopping.is_set():
             raise Interrupted("the daemon stops", "ask again when it is back")
 
     def _texts(self, group: range) -> list[Row]:
-        """Those that continue a question as text."""
-        tickets = [self.generate(_question(i), max_tokens=TEXT_TOKENS, **self._drawn(i)) for i in group]
-        texts = [(_question(i), ticket.text()) for i, ticket in zip(group, tickets, strict=True)]
+        """Rows that continue a question as text."""
+        answers = [self.base.generate(_question(i), max_tokens=TEXT_TOKENS, **self._options(i)) for i in group]
+        texts = [(_question(i), answer.text()) for i, answer in zip(group, answers, strict=True)]
         return [{"text": question + text, "open": True} for question, text in texts if text]
 
     def _answers(self, group: range) -> list[Row]:
-        """Those that ended. With their own system message, where training would give them the one of the rows."""
-        if self.chat is None:
+        """Answers that ended. They have their own system message where training would give them that of the rows."""
+        if self.base.chat is None:
             return []
-        own = [{"role": "system", "content": "Answer the question."}] if self.system else []
-        asked = [[*own, {"role": "user", "content": _question(i)}] for i in group]
-        tickets = [self.chat(messages, max_tokens=ANSWER_TOKENS, **self._drawn(i))
+        system = [{"role": "system", "content": "Answer the question."}] if self.system else []
+        asked = [[*system, {"role": "user", "content": _question(i)}] for i in group]
+        answers = [self.base.chat(messages, max_tokens=ANSWER_TOKENS, **self._options(i))
                    for messages, i in zip(asked, group, strict=True)]
-        answers = [(ticket.text(), ticket.finish) for ticket in tickets]
-        return [{"messages": [*messages, {"role": "assistant", "content": answer}]}
-                for messages, (answer, finish) in zip(asked, answers, strict=True) if finish == "stop"]
+        ended = [(answer.text(), answer.finish) for answer in answers]
+        return [{"messages": [*messages, {"role": "assistant", "content": text}]}
+                for messages, (text, finish) in zip(asked, ended, strict=True) if finish == "stop"]
 
 
 def _question(number: int) -> str:

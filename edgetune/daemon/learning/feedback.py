@@ -1,60 +1,71 @@
-"""What people said of answers: corrections and thumbs, as rows to learn from and rows to judge by.
+"""What people say about answers: corrections and ratings, as rows to learn and rows to judge by.
 
-A row is `new` until a job has learned from it and the gate has spoken: then it is `used`, and jobs to come learn it
-again, or, where the job did not pass, set `aside`: nothing is learned from it or judged by it any more. A later word on
-the same answer takes an earlier one back: it is `withdrawn`. One question in five is held out for the gate
-(holdout.py): a question stays on its side.
+A row is `new` until a job has learned it and the gate has judged that job. Then it is `used`, and later jobs learn it
+again; if the job did not pass, it is set `aside`: nothing is learned from it or judged by it any more. A later word on
+the same answer takes back an earlier one, whose row is then `withdrawn`. One question in five is held out for the gate
+(holdout.py), and a question stays on its side.
 
-There are at most `feedback_rows` pieces of `feedback_size` MiB, half of them waiting. Where a new one needs room, those
-of no use leave first, then what was learned longest ago, then judges of earlier rounds but for those that the next job
-would ask.
+At most `feedback_rows` items of `feedback_size` MiB together are kept, half of them waiting to be learned. If a new one
+needs room, items of no use are removed first, then what was learned longest ago, then judges of earlier rounds except
+those that the next job would ask.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from ...data.rows import check_row
-from ...errors import DataError, FormatError, TooMuchError, UsageError
-from ...persisted import from_json
+from ...errors import DataError, NotFoundError, TooMuchError, UsageError
 from ..options import DaemonConfig
 from ..state.database import Store, dump, now
-from ..state.files import MIB, digest
+from ..state.files import MIB
 from ..state.holdout import MOST, Holdout
-from .items import HEADING, FeedbackItem, Heading, Rating, Row, Rows, State, heading_of
+from .items import HEADING, FeedbackItem, Heading, Rating, State, heading_of, item_of
+from .rows import Row, answer_of, check_rating, check_size, make_row, question_of, read_row
 
 REPLAY_MOST = 2000  # rows read for replay, the latest
-SPARE = 0.01  # of the limits is made free at once, so that not each new piece of feedback looks for room
+SPARE = 0.01  # share of the limits that is freed at once, so that not every new item has to search for room
 JUDGES = """SELECT max(rowid) AS rowid, question, job FROM feedback
             WHERE state = 'used' AND held = 1 GROUP BY question ORDER BY 1"""  # the last answer to each question
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 
 
 @dataclass(frozen=True)
-class TrainingRows:
-    """Rows of a job. new, earlier: to learn; established, fresh: to judge by, of earlier rounds and of this one. ids:
-    of its notes.
+class StoredRow:
+    """A row in the database, without its content: all rows of a job together may not fit in memory.
+
+    id, question: of its item. is_chat: whether it is a row of messages.
     """
 
-    new: Rows
-    earlier: Rows
-    established: Rows
-    fresh: Rows
+    rowid: int
+    id: str
+    question: str
+    is_chat: bool
+
+
+StoredRows = list[StoredRow]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows of a job. new, earlier: to learn. established, fresh: to judge by, of earlier rounds and of this one. ids:
+    of the items that this job takes.
+    """
+
+    new: StoredRows
+    earlier: StoredRows
+    established: StoredRows
+    fresh: StoredRows
     ids: list[str]
 
     @property
-    def held(self) -> Rows:
+    def held(self) -> StoredRows:
         """All rows to judge by, those of earlier rounds first."""
         return self.established + self.fresh
-
-
-Notes = list[FeedbackItem]
 
 
 class Feedback:
@@ -64,7 +75,7 @@ class Feedback:
         self.store = store
         self.holdout = holdout
         self.config = config
-        self._name_questions()
+        self._add_missing_questions()
 
     def add(self, *, messages: Sequence[Mapping[str, Any]] | None = None, prompt: str | None = None, answer: str = "",
             rating: Rating | None = None, correction: str | None = None, model: str = "",
@@ -74,42 +85,49 @@ class Feedback:
         A correction is learned; a thumb up without one confirms the answer, which is learned; a thumb down alone is
         counted. A thumb down, or a correction by another text, takes back what was said for that answer before.
         Raises UsageError for feedback that says nothing or contradicts itself, DataError for messages that are none,
-        TooMuchError where no more is kept.
+        TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
         """
-        _check_words(answer, rating, correction)
-        _check_characters(model)
-        right = correction if correction is not None else answer if rating == "up" else None
-        row = _row(messages, prompt, right or "", tools)
+        check_rating(answer, rating, correction)
+        right = answer if rating == "up" else None
+        if correction is not None:
+            right = correction
+        row = make_row(messages, prompt, right or "", tools)
+        check_size(messages, prompt, tools, answer, correction, model)
         if right is not None and not right.strip():
             raise UsageError("the answer to learn is empty", "give it as the correction, or rate the answer 'down'")
-        asked = question(row)
+        question = question_of(row)
         with self.store.write() as db:
             if rating == "down" or (correction is not None and correction.strip() != answer.strip()):
-                _take_back(db, asked, answer)
+                _withdraw(db, question, answer)
             learns = right is not None
-            note = FeedbackItem(f"fb-{secrets.token_hex(12)}", now(), rating, model, row if learns else None,
-                        learns and self._is_held(db, asked), "new" if learns else "counted", None, asked)
-            self._insert(db, note)
-        return note
+            item = FeedbackItem(f"fb-{secrets.token_hex(12)}", now(), rating, model, row if learns else None,
+                                learns and self._is_held(db, question), "new" if learns else "counted", None, question)
+            self._insert(db, item)
+        return item
 
-    def _is_held(self, db: sqlite3.Connection, asked: str) -> bool:
+    def _is_held(self, db: sqlite3.Connection, question: str) -> bool:
         """A question that was answered before stays on its side, also where another rule decided then."""
-        known = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL LIMIT 1", (asked,))
+        known = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL LIMIT 1", (question,))
         found = known.fetchone()
-        return bool(found[0]) if found else self.holdout.holds(asked)
+        return bool(found[0]) if found else self.holdout.holds(question)
 
-    def _insert(self, db: sqlite3.Connection, note: FeedbackItem) -> None:
-        row = dump(note.row) if note.row else None
-        size = len(row or "") + len(note.model.encode())
-        self._make_room(db, size, waits=note.row is not None)
+    def _insert(self, db: sqlite3.Connection, item: FeedbackItem) -> None:
+        row = dump(item.row) if item.row else None
+        size = len(row or "") + len(item.model.encode())
+        self._make_room(db, size, waits=item.row is not None)
         db.execute("INSERT INTO feedback (id, created_at, rating, model, row, held, state, job, question, size) "
                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                   (note.id, note.created_at, note.rating, note.model, row, note.held, note.state, note.job,
-                    note.question, size))
+                   (item.id, item.created_at, item.rating, item.model, row, item.held, item.state, item.job,
+                    item.question, size))
+
+    def get(self, id: str) -> FeedbackItem:
+        """Raises NotFoundError, also for an item that is damaged."""
+        return self.store.one("feedback", self.store.read("SELECT * FROM feedback WHERE id = ?", id), item_of,
+                              NotFoundError(f"there is no feedback {id!r:.80}", "list it to see what exists"))
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[FeedbackItem]:
-        """The newest first, at most `limit` of them, those older than the note `after`. Raises NotFoundError."""
-        return self.store.newest("feedback", _note, self.store.before("feedback", after), limit)
+        """The newest first, at most `limit` of them, those older than the item `after`. Raises NotFoundError."""
+        return self.store.newest("feedback", item_of, self.store.before("feedback", after), limit)
 
     def headings(self, after: str | None = None, limit: int = 100) -> Sequence[Heading]:
         """The same without their rows, which are not read."""
@@ -129,62 +147,74 @@ class Feedback:
 
     # ---- learning -----------------------------------------------------------------------------------------------
 
-    def lesson(self) -> TrainingRows:
+    def training_rows(self) -> TrainingRows:
         """What a job that begins now learns and is judged by. Where a question was answered again, the last answer
         counts; a new one may contradict an earlier one that judges.
 
-        MOST rows judge: this round's have half of the places, those of earlier rounds the other half, and either what
-        the other does not need. So no flood of new rows, and no large round, displaces what was established.
+        MOST rows judge. This round's have half of the places, those of earlier rounds the other half, and either gets
+        what the other does not need: no flood of new rows, and no large round, displaces what was established.
         """
-        new = self._notes("new", 0)
-        held = self._notes("new", 1)
-        asked_again = {note.question for note in new}
-        earlier = [note for note in self._notes("used", 0) if note.question not in asked_again]
+        new = self._stored("new", 0)
+        held = self._stored("new", 1)
+        answered_again = {row.question for row in new}
+        earlier = [row for row in self._stored("used", 0) if row.question not in answered_again]
         judges = self.store.read(JUDGES)
         fresh = latest(held)
         places = max(MOST // 2, MOST - len(judges))
-        chosen = self.holdout.lowest([note.question for note in fresh], places)
-        established = self._established(judges, MOST - len(chosen))
-        return TrainingRows(_rows(latest(new)), _rows(latest(earlier)), _rows(established),
-                      _rows(note for note in fresh if note.question in chosen), [note.id for note in new + held])
+        chosen = self.holdout.lowest([row.question for row in fresh], places)
+        established = self._readable(sorted(self._spread(judges, MOST - len(chosen))))
+        return TrainingRows(latest(new), latest(earlier), established,
+                            [row for row in fresh if row.question in chosen], [row.id for row in new + held])
 
-    def _notes(self, state: State, held: int) -> Notes:
-        """The oldest first."""
-        found = self.store.read("SELECT * FROM feedback WHERE state = ? AND held = ? ORDER BY rowid DESC LIMIT ?",
+    def row(self, stored: StoredRow) -> Row:
+        """Its content. Raises TooMuchError where other feedback took its place meanwhile."""
+        items = self.store.objects("feedback", self._columns(stored.rowid), item_of)
+        if not items or items[0].row is None or items[0].id != stored.id:
+            raise TooMuchError(f"the feedback {stored.id} was removed to make room for newer while a job began",
+                               "ask again")
+        return items[0].row
+
+    def _stored(self, state: State, held: int) -> StoredRows:
+        """The latest REPLAY_MOST, the oldest of them first."""
+        found = self.store.read("SELECT rowid FROM feedback WHERE state = ? AND held = ? ORDER BY rowid DESC LIMIT ?",
                                 state, held, REPLAY_MOST)
-        return self.store.objects("feedback", reversed(found), _note)
+        return self._readable(row["rowid"] for row in reversed(found))
 
-    def _established(self, judges: Sequence[sqlite3.Row], places: int) -> Notes:
-        """At most `places` of them, as evenly from all rounds as there are, in order of time."""
-        kept = self._spread(judges, places)
-        found = self.store.read(f"SELECT * FROM feedback WHERE rowid IN ({', '.join('?' * len(kept))}) ORDER BY rowid",
-                                *kept)
-        return self.store.objects("feedback", found, _note)
+    def _readable(self, rowids: Iterable[int]) -> StoredRows:
+        """Those that are not damaged. One is in memory at a time."""
+        found = []
+        for rowid in rowids:
+            for item in self.store.objects("feedback", self._columns(rowid), item_of):
+                if item.row is not None:
+                    found.append(StoredRow(rowid, item.id, item.question, "messages" in item.row))
+        return found
+
+    def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
+        return self.store.read("SELECT * FROM feedback WHERE rowid = ?", rowid)
 
     def _spread(self, judges: Sequence[sqlite3.Row], places: int) -> Sequence[int]:
-        """The rowids of at most `places` of them."""
+        """The rowids of at most `places` of them, as evenly from all rounds as their sizes allow."""
         rounds: dict[str, list[str]] = {}
         for judge in judges:
             rounds.setdefault(judge["job"], []).append(judge["question"])
         chosen = self.holdout.spread(rounds, places)
         return [judge["rowid"] for judge in judges if judge["question"] in chosen]
 
-    def fresh(self) -> Notes:
-        """Those with a row that waits for a job, the oldest first."""
-        found = self.store.read(f"SELECT * FROM feedback WHERE {WAITS} ORDER BY rowid")
-        return self.store.objects("feedback", found, _note)
+    def waiting_ids(self) -> Sequence[str]:
+        """Of items with a row that waits for a job, the oldest first."""
+        return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {WAITS} ORDER BY rowid")]
 
     def waiting(self) -> int:
-        """Rows that wait for a job, those that will judge included."""
+        """How many rows wait for a job, those that will judge included."""
         return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {WAITS}")[0][0])
 
     def set_aside(self, id: str) -> None:
-        """Learn nothing from this note."""
+        """Learn nothing from this item."""
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
     def assign(self, ids: Iterable[str], job: str) -> None:
-        """These notes' rows are those of a job."""
+        """The rows of these items belong to a job."""
         with self.store.write() as db:
             db.executemany("UPDATE feedback SET job = ? WHERE id = ?", [(job, id) for id in ids])
 
@@ -202,15 +232,15 @@ class Feedback:
     # ---- room ---------------------------------------------------------------------------------------------------
 
     def _make_room(self, db: sqlite3.Connection, size: int, waits: bool) -> None:
-        """For a piece of `size` bytes. Raises TooMuchError where none can be made."""
+        """For an item of `size` bytes. Raises TooMuchError where none can be made."""
         most = self.config.feedback_rows
         most_bytes = self.config.feedback_size * MIB
-        waiting, waiting_bytes = _used(db, "WHERE state = 'new'")
+        waiting, waiting_bytes = _count(db, "WHERE state = 'new'")
         if waits and (waiting >= most // 2 or waiting_bytes + size > most_bytes // 2):
             raise TooMuchError(f"{waiting} rows of feedback ({waiting_bytes / MIB:.1f} MiB) wait to be learned, at "
                                f"most {most // 2} ({most_bytes / 2 / MIB:g} MiB) may wait",
                                "learn them first, or start the daemon with a larger --feedback-rows or --feedback-size")
-        count, nbytes = _used(db, "")
+        count, nbytes = _count(db, "")
         if count < most and nbytes + size <= most_bytes:
             return
         excess = count + 1 - int(most * (1 - SPARE))
@@ -223,7 +253,7 @@ class Feedback:
             excess -= 1
             excess_bytes -= found["size"]
         db.executemany("DELETE FROM feedback WHERE rowid = ?", leaving)
-        count, nbytes = _used(db, "")
+        count, nbytes = _count(db, "")
         if count >= most or nbytes + size > most_bytes:
             raise TooMuchError(f"{count} pieces of feedback are kept ({nbytes / MIB:.1f} MiB), at most {most} "
                                f"({self.config.feedback_size} MiB) may be, and all of them are needed",
@@ -231,7 +261,7 @@ class Feedback:
                                "--feedback-size")
 
     def _dispensable(self, db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
-        """(rowid, size) of what may leave: those of no use first, the oldest of each kind first."""
+        """(rowid, size) of what may be removed: items of no use first, the oldest of each kind first."""
         useless = "state IN ('counted', 'aside', 'withdrawn')"
         for which in (useless, "state = 'used' AND held = 0"):
             yield from db.execute(f"SELECT rowid, size FROM feedback WHERE {which} ORDER BY rowid").fetchall()
@@ -239,109 +269,39 @@ class Feedback:
         held = db.execute("SELECT rowid, size FROM feedback WHERE state = 'used' AND held = 1 ORDER BY rowid")
         yield from (found for found in held.fetchall() if found["rowid"] not in kept)
 
-    def _name_questions(self) -> None:
-        """Of rows that an earlier version wrote. One that cannot be read has none."""
+    def _add_missing_questions(self) -> None:
+        """An earlier version stored none. A row that cannot be read gets an empty one."""
         wanting = "SELECT rowid, row FROM feedback WHERE question IS NULL AND row IS NOT NULL LIMIT 100"
         while found := self.store.read(wanting):
             with self.store.write() as db:
                 for each in found:
                     try:
-                        name = question(_read(each["row"]))
+                        question = question_of(read_row(each["row"]))
                     except (ValueError, DataError, RecursionError):
-                        name = ""
-                    db.execute("UPDATE feedback SET question = ? WHERE rowid = ?", (name, each["rowid"]))
+                        question = ""
+                    db.execute("UPDATE feedback SET question = ? WHERE rowid = ?", (question, each["rowid"]))
 
 
-def question(row: Row) -> str:
-    """Digest of a row without its last answer."""
-    asked = {"messages": row["messages"][:-1]} if "messages" in row else {"prompt": row["prompt"]}
-    return digest(asked)
-
-
-def latest(notes: Iterable[FeedbackItem]) -> Notes:
+def latest(rows: Iterable[StoredRow]) -> StoredRows:
     """The last of each question, in order of time."""
-    found: dict[str, FeedbackItem] = {}
-    for note in notes:
-        found.pop(note.question, None)
-        found[note.question] = note
+    found: dict[str, StoredRow] = {}
+    for row in rows:
+        found.pop(row.question, None)
+        found[row.question] = row
     return [*found.values()]
 
 
-def _rows(notes: Iterable[FeedbackItem]) -> Rows:
-    return [note.row for note in notes if note.row]
-
-
-def _used(db: sqlite3.Connection, where: str) -> tuple[int, int]:
-    """(pieces, their bytes)."""
+def _count(db: sqlite3.Connection, where: str) -> tuple[int, int]:
+    """(items, their bytes)."""
     count, nbytes = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM feedback {where}").fetchone()
     return count, nbytes
 
 
-def _take_back(db: sqlite3.Connection, asked: str, answer: str) -> None:
+def _withdraw(db: sqlite3.Connection, question: str, answer: str) -> None:
     """Nothing more is learned from, or judged by, earlier words that this answer is right."""
-    for found in db.execute("SELECT rowid, row FROM feedback WHERE question = ? AND state IN ('new', 'used')",
-                            (asked,)).fetchall():
+    said = db.execute("SELECT rowid FROM feedback WHERE question = ? AND state IN ('new', 'used')", (question,))
+    for (rowid,) in said.fetchall():
+        (text,) = db.execute("SELECT row FROM feedback WHERE rowid = ?", (rowid,)).fetchone()
         with suppress(ValueError, DataError, RecursionError):  # a damaged row says nothing
-            if _answer(_read(found["row"])).strip() == answer.strip():
-                db.execute("UPDATE feedback SET state = 'withdrawn' WHERE rowid = ?", (found["rowid"],))
-
-
-def _answer(row: Row) -> str:
-    return str(row["messages"][-1]["content"] if "messages" in row else row["completion"])
-
-
-def _check_words(answer: str, rating: str | None, correction: str | None) -> None:
-    """Raises UsageError for feedback that says nothing or contradicts itself."""
-    if rating not in (None, "up", "down"):
-        raise UsageError(f"rating is {rating!r:.40}", "use 'up' or 'down'")
-    if rating is None and correction is None:
-        raise UsageError("neither rating nor correction is given", "give one of them")
-    is_same = correction is not None and correction.strip() == answer.strip()
-    if rating == "up" and correction is not None and not is_same:
-        raise UsageError("the rating is 'up', and the correction is another answer", "leave one of them out")
-    if rating == "down" and is_same:
-        raise UsageError("the rating is 'down', and the correction is the same answer",
-                         "write what is right, or leave one of them out")
-
-
-def _row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, answer: str,
-         tools: Sequence[Mapping[str, Any]] | None) -> Row:
-    """Earlier answers of a conversation are not learned: nobody said that they are right."""
-    if (messages is None) == (prompt is None):
-        raise UsageError("neither messages nor a prompt are given, or both", "give one of them")
-    row: Row = {"prompt": prompt, "completion": answer}
-    if messages is not None:
-        history = [{**message, "weight": 0} if isinstance(message, Mapping) and message.get("role") == "assistant"
-                   else message for message in messages]
-        row = {"messages": [*history, {"role": "assistant", "content": answer}]}
-        row |= {"tools": [*tools]} if tools else {}
-    check_row(row)
-    _check_characters(row)
-    return row
-
-
-def _check_characters(value: Any) -> None:
-    """JSON may hold half a surrogate pair, which neither a tokenizer nor SQLite takes."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise DataError("a text holds half a surrogate pair, which is no character", "send whole ones") from None
-
-
-def _read(text: str) -> Row:
-    """A stored row. Raises ValueError, DataError or RecursionError where it cannot be read."""
-    row: Row = json.loads(text)
-    if check_row(row) not in ("messages", "prompt"):
-        raise ValueError("no row of messages, or of prompt and completion")
-    return row
-
-
-def _note(columns: Mapping[str, Any]) -> FeedbackItem:
-    """Raises FormatError, as Store.objects wants it."""
-    try:
-        row = _read(columns["row"]) if columns["row"] else None
-    except DataError as error:
-        raise FormatError(error.what) from None
-    said = {spec.name: columns[spec.name] for spec in fields(FeedbackItem)}  # an older database has more columns
-    said.update(row=row, held=bool(columns["held"]), question=columns["question"] or "")
-    return from_json(FeedbackItem, said, "the row")
+            if answer_of(read_row(text)).strip() == answer.strip():
+                db.execute("UPDATE feedback SET state = 'withdrawn' WHERE rowid = ?", (rowid,))

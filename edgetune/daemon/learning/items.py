@@ -1,15 +1,15 @@
-"""A piece of feedback as it is kept: whole, or its heading alone, for lists."""
+"""A piece of feedback as it is stored: whole, or its heading alone, for lists."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ...errors import DataError, FormatError
 from ...persisted import from_json
+from .rows import Row, read_row
 
-Row = dict[str, Any]
-Rows = list[Row]
 Rating = Literal["up", "down"]
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
 HEADING = "id, created_at, rating, state, held, job, row IS NOT NULL AS learns"  # what a list shows of it
@@ -72,3 +72,14 @@ class FeedbackItem:
 def heading_of(columns: Mapping[str, Any]) -> Heading:
     """Of the columns HEADING. Raises FormatError."""
     return from_json(Heading, {**columns, "held": bool(columns["held"]), "learns": bool(columns["learns"])}, "the row")
+
+
+def item_of(columns: Mapping[str, Any]) -> FeedbackItem:
+    """Of all columns of a row of the table. Raises FormatError, or what `read_row` raises."""
+    try:
+        row = read_row(columns["row"]) if columns["row"] else None
+    except DataError as error:
+        raise FormatError(error.what) from None
+    named = {spec.name: columns[spec.name] for spec in fields(FeedbackItem)}  # an older database has more columns
+    named.update(row=row, held=bool(columns["held"]), question=columns["question"] or "")
+    return from_json(FeedbackItem, named, "the row")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...data.rows import Row, check_row, json_type
-from ...errors import DataError, NotFoundError, TooMuchError, UsageError
+from ...data import rows as supervised_rows
+from ...data.rows import Row, RowParser, json_type
+from ...errors import DataError, NotFoundError, TooLargeError, UsageError
+from ...objectives.base import objectives
 from ...persisted import from_json
 from ..options import DaemonConfig
 from .database import Store, now
@@ -56,7 +58,7 @@ class Files:
     def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
         """Take a file of JSON Lines in as it comes. Nothing of it remains unless all is well.
 
-        Raises DataError for a line that is no row, with its number; TooMuchError for more bytes or rows than options
+        Raises DataError for a line that is no row, with its number; TooLargeError for more bytes or rows than options
         allow, or a longer line; UsageError for another purpose; DiskError.
         """
         if purpose != PURPOSE:
@@ -123,7 +125,7 @@ def _unknown(id: str) -> NotFoundError:
 
 
 class _Check:
-    """Reads a file piece by piece: counts, and refuses the first line that is no row, or does not fit the others."""
+    """Reads a file piece by piece, counts, and refuses the first line that no method can learn beside the others."""
 
     def __init__(self, config: DaemonConfig) -> None:
         self.config = config
@@ -131,13 +133,13 @@ class _Check:
         self.bytes = 0
         self.rows = 0
         self.lines = 0
-        self.shape = ""
+        self._shapes: dict[RowParser, str] = dict.fromkeys(_parsers(), "")  # of those that can read all rows so far
         self._rest = bytearray()  # the line that has not ended
 
     def take(self, chunk: bytes) -> None:
         self.bytes += len(chunk)
         if self.bytes > self.config.max_upload * MIB:
-            raise TooMuchError(f"the file has more than {self.config.max_upload} MiB",
+            raise TooLargeError(f"the file has more than {self.config.max_upload} MiB",
                                "divide it, or start the daemon with a larger --max-upload")
         self.sha256.update(chunk)
         *ended, rest = chunk.split(b"\n")
@@ -156,24 +158,44 @@ class _Check:
     def _line(self, line: bytes) -> None:
         self.lines += 1
         if len(line) > self.config.max_body * KIB:
-            raise TooMuchError(f"line {self.lines} has more than {self.config.max_body} KiB",
+            raise TooLargeError(f"line {self.lines} has more than {self.config.max_body} KiB",
                                "divide the row, or start the daemon with a larger --max-body")
         if self.lines == 1:
             line = line.removeprefix(BOM)
         if not line.strip():
             return
         try:
-            shape = check_row(parse(line))
-            if shape != "text" and self.shape not in ("", "text", shape):  # as training has it: text goes with any
-                raise DataError(f"a row of {shape} among rows of {self.shape}", "keep one shape in a file")
+            self._check_row(parse(line))
         except DataError as error:
             raise DataError(f"line {self.lines}: {error.what}", error.hint) from None
-        if self.shape in ("", "text"):
-            self.shape = shape
         self.rows += 1
         if self.rows > self.config.max_rows:
-            raise TooMuchError(f"the file has more than {self.config.max_rows} rows",
+            raise TooLargeError(f"the file has more than {self.config.max_rows} rows",
                                "divide it, or start the daemon with a larger --max-rows")
+
+
+    def _check_row(self, row: Row) -> None:
+        """An upload does not say for which method it is, so its rows must be those of any one. Raises DataError."""
+        refusals: list[DataError] = []
+        shapes = {}
+        for parser, before in self._shapes.items():
+            try:
+                shape = parser.check_learnable(row)
+                if shape != "text" and before not in ("", "text", shape):  # as in training: text goes with any
+                    raise DataError(f"a row of {shape} among rows of {before}", "keep one shape in a file")
+            except DataError as error:
+                refusals.append(error)
+            else:
+                shapes[parser] = shape if before in ("", "text") else before
+        if not shapes:
+            raise refusals[0]
+        self._shapes = shapes
+
+
+def _parsers() -> list[RowParser]:
+    """Of all objectives; that of supervised rows first, whose sentence is told where none can read a row."""
+    others = [objective.rows for objective in objectives().values() if objective.rows is not supervised_rows]
+    return [supervised_rows, *others]
 
 
 def parse(line: bytes) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""How far a job is, and its history, from the events of its process (worker.py)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .table import JobTable
+
+TOGETHER_SECONDS = 2.0  # steps are written together: each commit is a sync of the disk
+HistoryLine = tuple[str, str, str, Any]  # level, type, message, data
+
+
+class JobProgress:
+    """Of one job. facts: what is known of it now, as Job.progress."""
+
+    def __init__(self, table: JobTable, job: str) -> None:
+        self.table = table
+        self.job = job
+        self.facts: dict[str, Any] = {}
+        self._pending: list[HistoryLine] = []
+        self._written_at = 0.0
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Raises DiskError where the history cannot be written."""
+        kind = event["event"]
+        if kind == "start":
+            self._start(event)
+        elif kind == "step":
+            self._step(event)
+        elif kind == "eval":
+            self.facts["held_out_loss"] = event["loss"]
+            self._add("metrics", f"after step {event['step']}: held-out loss {event['loss']:.4f}", event)
+        elif kind == "resume":
+            self._add("metrics", f"resumed after step {event['step']}", event)
+        elif kind == "governor":
+            self._add("metrics", f"{event['action']}: {event['cause']}", event)
+        elif kind == "again":
+            self._add("message", f"begins again: {event['what']}", None, "warn")
+        elif kind == "trained":
+            self.facts.update(phase="judging", trained_tokens=event["tokens"], eta_s=None)
+            self._add("message", f"trained on {event['tokens']} tokens, now the gate asks held-out rows",
+                      {"run": event["record"]})
+        if kind != "step" or time.monotonic() - self._written_at >= TOGETHER_SECONDS:
+            self.write()
+
+    def _start(self, event: dict[str, Any]) -> None:
+        event["plan"].pop("buffers")
+        self.facts.update(step=event["done"], steps=event["steps"], phase="training", tokens=0, seconds=0.0)
+        self._add("metrics", f"training {event['rows']} rows in {event['steps']} steps", event)
+
+    def _step(self, event: dict[str, Any]) -> None:
+        facts = self.facts
+        facts["tokens"] += event["tokens"]
+        facts["seconds"] += event["seconds"]
+        facts["step"] = event["step"]
+        facts["loss"] = event["loss"]
+        facts["tokens_per_s"] = round(facts["tokens"] / max(facts["seconds"], 1e-9), 1)
+        facts["eta_s"] = round((facts["steps"] - event["step"]) * event["seconds"])
+        self._add("metrics", f"step {event['step']}/{facts['steps']}: loss {event['loss']:.4f}", event)
+
+    def _add(self, kind: str, text: str, data: Any, level: str = "info") -> None:
+        self._pending.append((level, kind, text, data))
+
+    def write(self) -> None:
+        """What happened goes into the database in one transaction."""
+        pending = self._pending
+        self._pending = []
+        self._written_at = time.monotonic()
+        if pending:
+            self.table.add_events(self.job, pending)

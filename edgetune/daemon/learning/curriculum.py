@@ -1,0 +1,70 @@
+"""The order in which a job learns its rows.
+
+It goes once through everything that was learned before, the oldest first, and then PASSES times through what is new,
+mixed with earlier rows: what is new counts more than its number, so that the gate sees clearly whether it does good or
+harm. In between come anchors.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
+from typing import TypeVar
+
+from ...data.rows import as_messages
+from .feedback import Feedback, StoredRow
+from .rows import Row
+
+T = TypeVar("T")
+U = TypeVar("U")
+PASSES = 2  # through what is new
+ROWS_PER_ANCHOR = 5
+
+
+def curriculum(new: Sequence[T], earlier: Sequence[T], replay: float, seed: int) -> list[T]:
+    """The rows of a job in order. replay: earlier rows mixed with each new one."""
+    dice = random.Random(seed)
+    rows = [*earlier]
+    for _ in range(PASSES):
+        block = [*new, *dice.sample(earlier, min(len(earlier), round(replay * len(new))))]
+        dice.shuffle(block)
+        rows += block
+    return rows
+
+
+def with_anchors(rows: Sequence[T], anchors: Sequence[U], seed: int) -> list[T | U]:
+    """The same with an anchor after each ROWS_PER_ANCHOR; none twice before all were used once."""
+    following = cycle(random.Random(seed).sample(anchors, len(anchors)))
+    mixed: list[T | U] = []
+    for number, row in enumerate(rows, start=1):
+        mixed.append(row)
+        if anchors and number % ROWS_PER_ANCHOR == 0:
+            mixed.append(next(following))
+    return mixed
+
+
+class JobRows:
+    """Rows to go through as often as needed. What is stored is read one row at a time.
+
+    They have one shape, beside text: where some are messages, prompt and completion become messages too, which mean
+    the same.
+    """
+
+    def __init__(self, feedback: Feedback, rows: Iterable[StoredRow | Row]) -> None:
+        self.feedback = feedback
+        self.rows = [*rows]
+        self.is_chat = any(row.is_chat if isinstance(row, StoredRow) else "messages" in row for row in self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        for each in self.rows:
+            row = self.feedback.row(each) if isinstance(each, StoredRow) else each
+            yield as_conversation(row) if self.is_chat else row
+
+
+def as_conversation(row: Row) -> Row:
+    """A row of prompt and completion as one of messages, another as it is."""
+    if "prompt" not in row:
+        return row
+    others = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    return {**others, "messages": as_messages(row["prompt"], row["completion"])}

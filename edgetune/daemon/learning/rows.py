@@ -1,0 +1,85 @@
+"""Feedback as a row of data: made from what a person says about an answer, checked, and read back from the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...data.rows import check_row
+from ...errors import DataError, TooLargeError, UsageError
+from ..state.files import digest
+
+Row = dict[str, Any]
+LARGEST = 256 << 10  # bytes of a piece of feedback with its conversation, as JSON
+
+
+def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, answer: str,
+             tools: Sequence[Mapping[str, Any]] | None) -> Row:
+    """The row that teaches `answer`. Earlier answers of the conversation have weight 0: nobody confirmed them.
+
+    Raises UsageError unless there is either a conversation or a prompt, DataError where it is malformed.
+    """
+    if (messages is None) == (prompt is None):
+        raise UsageError("neither messages nor a prompt are given, or both", "give one of them")
+    row: Row = {"prompt": prompt, "completion": answer}
+    if messages is not None:
+        history = [{**message, "weight": 0} if isinstance(message, Mapping) and message.get("role") == "assistant"
+                   else message for message in messages]
+        row = {"messages": [*history, {"role": "assistant", "content": answer}]}
+        if tools:
+            row["tools"] = [*tools]
+    check_row(row)
+    return row
+
+
+def read_row(text: str) -> Row:
+    """A stored row. Raises ValueError, DataError or RecursionError where it cannot be read."""
+    row: Row = json.loads(text)
+    if check_row(row) not in ("messages", "prompt"):
+        raise ValueError("no row of messages, or of prompt and completion")
+    return row
+
+
+def question_of(row: Row) -> str:
+    """Digest of a row without its last answer."""
+    if "messages" in row:
+        return digest({"messages": row["messages"][:-1]})
+    return digest({"prompt": row["prompt"]})
+
+
+def answer_of(row: Row) -> str:
+    if "messages" in row:
+        return str(row["messages"][-1]["content"])
+    return str(row["completion"])
+
+
+def check_rating(answer: str, rating: str | None, correction: str | None) -> None:
+    """Raises UsageError for feedback that says nothing or contradicts itself."""
+    if rating not in (None, "up", "down"):
+        raise UsageError(f"rating is {rating!r:.40}", "use 'up' or 'down'")
+    if rating is None and correction is None:
+        raise UsageError("neither rating nor correction is given", "give one of them")
+    is_same = correction is not None and correction.strip() == answer.strip()
+    if rating == "up" and correction is not None and not is_same:
+        raise UsageError("the rating is 'up', and the correction is another answer", "leave one of them out")
+    if rating == "down" and is_same:
+        raise UsageError("the rating is 'down', and the correction is the same answer",
+                         "write what is right, or leave one of them out")
+
+
+def check_size(*given: Any) -> None:
+    """Of all parts of a piece of feedback together. Raises TooLargeError, and DataError for what JSON cannot hold.
+
+    JSON may hold half a surrogate pair, which neither a tokenizer nor SQLite accepts.
+    """
+    try:
+        size = len(json.dumps(given, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        raise DataError("a text holds half a surrogate pair, which is no character", "send whole ones") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"the feedback is not what JSON can hold ({error})",
+                        "use str, numbers, lists and dicts") from None
+    if size > LARGEST:
+        raise TooLargeError(f"the feedback has {size} bytes, at most {LARGEST} are kept",
+                            "send a shorter conversation: training reads far less of a row")
