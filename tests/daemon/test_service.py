@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import stat
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from services import ROWS, SMALL, answers, open_service, until, upload
+from structure import graph
 from tiny import write_tiny
 
 from edgetune.daemon import memory
-from edgetune.daemon import service as service_module
 from edgetune.errors import FormatError, NotFoundError, UsageError
 
 APP = """
@@ -28,7 +27,7 @@ from edgetune.daemon.service import Service
 rows = [{"prompt": f"turn on lamp {i}", "completion": f'{{"lamp": {i}}}'} for i in range(24)]
 options = TrainConfig(rank=4, batch_size=4, max_length=64, lr=0.01, steps=20, threads=1)
 with Service("tiny.gguf", DaemonConfig(state="state", threads=1), train=options) as service:
-    job, answers = service.jobs.create_from_rows(rows, suffix="app", origin="api"), 0
+    job, answers = service.jobs.create_from_rows(rows, suffix="app"), 0
     while service.jobs.get(job.id).finished_at is None:  # the app's own loop: it answers meanwhile
         answers += bool(service.chat([{"role": "user", "content": "turn on lamp 3"}], max_tokens=8).text())
         time.sleep(0.05)
@@ -51,13 +50,14 @@ def test_an_app_embeds_it_without_the_extra(tmp_path: Path) -> None:
 
 def test_the_service_alone_puts_its_parts_together() -> None:
     """None of them knows it, not even by its type; the jobs' table knows only the database."""
-    imports = {}
-    for path in Path(service_module.__file__).parent.glob("*.py"):
-        nodes = ast.walk(ast.parse(path.read_text()))
-        imports[path.stem] = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1}
-    for part in ("store", "files", "adapters", "feedback", "jobs", "job_table", "work", "learn", "worker", "gate"):
-        assert "service" not in imports[part], part
-    assert imports["job_table"] == {"store"}
+    imports = {module: targets for module, targets in graph().items() if module.startswith("daemon.")}
+    knowing = {module for module, targets in imports.items() if "daemon.service" in targets}
+    parts = {module for module in imports if module.split(".")[1] in ("state", "jobs", "learning")}
+    assert len(parts) > 15
+    assert not knowing & parts
+    assert "daemon.api.app" in knowing  # what stands before it does
+    assert {target for target in imports["daemon.jobs.table"] if target.startswith("daemon.")} == {
+        "daemon.state.database"}
 
 
 def test_models_and_who_answers(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""A job's own process: it trains in STATE/runs/ID, then lets the gate judge the result. Started by runner.py.
+"""The process of a job: it trains in STATE/runs/ID, then the gate judges the result. Started by process.py.
 
-It reads a line of JSON from stdin, what to do, and then a word a line: `busy` and `free` as people are answered or not,
-`stop`. It says what happens in lines of JSON on stdout: the events of train.run, then one of {"event": "judged",
-"verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether it
-refused}. It ends with its parent, at whatever moment that dies; what it had saved then is taken up by the next one.
+It reads its task from stdin, a line of JSON, and then one command a line: `busy` and `free` as people are answered or
+not, `stop`. It writes events to stdout, a line of JSON each: those of training, then one of {"event": "judged",
+"verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether the
+disk refused}. It ends when its parent dies, at any moment; the next process continues from what it had saved.
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...adapters import store as adapter
+from ...adapters import store
 from ...data import loader
 from ...data import rows as supervised_rows
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
-from ...formats.bundle import Bundle, open_bundle
-from ...machine import device
+from ...formats.bundle import open_bundle
+from ...machine.device import read_device, trim
 from ...machine.governor import Governor
 from ...machine.policy import Policy
-from ...objectives.base import Objective
 from ...persisted import from_json
 from ...python_child import die_with
-from ...training import checkpoint
-from ...training import run as train
+from ...training import checkpoint, run
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...training.throttle import AnswerPriority, be_nice
@@ -45,19 +43,20 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class ParentCommands:
-    """What the parent says meanwhile. A separate thread reads it."""
+    """Commands of the parent while this process works. A separate thread reads them."""
 
     def __init__(self) -> None:
         self.busy = False
         self.stopping = False
-        self._saves = False  # whether whoever is at work asks `stopping`
+        self._saves = False  # whether what runs now looks at `stopping` and saves
         self._lock = threading.Lock()
 
     def listen(self) -> None:
-        for word in sys.stdin:
-            if word.strip() == "stop":
+        for line in sys.stdin:
+            command = line.strip()
+            if command == "stop":
                 break
-            self.busy = word.strip() == "busy"
+            self.busy = command == "busy"
         self.stop()
 
     def stop(self, *_signal: object) -> None:
@@ -66,7 +65,7 @@ class ParentCommands:
             if not self._saves:
                 os._exit(STOPPED)  # nothing is lost: what is done is on disk
 
-    def saves(self, whether: bool) -> None:
+    def set_saves(self, whether: bool) -> None:
         with self._lock:
             self._saves = whether
             if self.stopping and not whether:
@@ -81,98 +80,105 @@ def main() -> None:
 
 
 def _answer() -> None:
-    say = _own_stdout()
+    emit = _take_stdout()
     if not (asked := sys.stdin.readline()):
         os._exit(STOPPED)  # the parent died before it could ask
     task = json.loads(asked)
     die_with(task["parent"], STOPPED)
     be_nice(task["policy"]["nice"])
-    words = ParentCommands()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which says so
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=words.stop).start())  # it may hold the lock
-    threading.Thread(target=words.listen, daemon=True).start()
+    commands = ParentCommands()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which sends a command
+    # the main thread may hold the lock that stop() takes
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=commands.stop).start())
+    threading.Thread(target=commands.listen, daemon=True).start()
     try:
-        say({"event": "judged", **work(task, words, say)})
+        emit({"event": "judged", "verdict": Worker(task, commands, emit).work()})
     except Interrupted:
-        say({"event": "stopped"})
+        emit({"event": "stopped"})
         sys.exit(STOPPED)
     except EdgetuneError as error:
-        say({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
-             "disk": isinstance(error, DiskError)})
+        emit({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
+              "disk": isinstance(error, DiskError)})
     except MemoryError:
-        say({"event": "failed", "kind": "MemoryError", "what": "there was not enough memory",
-             "hint": "lower micro_batch or max_length", "disk": False})
+        emit({"event": "failed", "kind": "MemoryError", "what": "there was not enough memory",
+              "hint": "lower micro_batch or max_length", "disk": False})
 
 
-def work(task: dict[str, Any], words: ParentCommands, say: Emit) -> dict[str, Any]:
-    """Train, unless that is done, and judge."""
-    if task["version"] != __version__:
-        raise MismatchError(f"the daemon is edgetune {task['version']}, what it starts is {__version__}",
-                            "restart the daemon: edgetune was replaced while it ran")
-    folder = Path(task["folder"])
-    config = from_json(TrainConfig, task["config"], "the task")
-    objective, _ = objective_of(task["method"])
-    bundle = open_bundle(task["model"])
-    if not is_done(folder / RUN):
-        judged = folder / HELD if objective.rows is supervised_rows else None  # rows to judge by are of its shapes
-        rows, held = loader.load(bundle.gguf.path, (folder / TRAIN, judged), config, objective.rows)
+class Worker:
+    """A task in progress. Raises MismatchError, or what opening the model raises."""
+
+    def __init__(self, task: dict[str, Any], commands: ParentCommands, emit: Emit) -> None:
+        if task["version"] != __version__:
+            raise MismatchError(f"the daemon is edgetune {task['version']}, what it starts is {__version__}",
+                                "restart the daemon: edgetune was replaced while it ran")
+        self.task = task
+        self.commands = commands
+        self.emit = emit
+        self.folder = Path(task["folder"])
+        self.out = self.folder / RUN
+        self.config = from_json(TrainConfig, task["config"], "the task")
+        self.objective, _ = objective_of(task["method"])
+        self.bundle = open_bundle(task["model"])
+
+    def work(self) -> dict[str, Any]:
+        """Train, unless that is done, and judge: the verdict."""
+        if not is_done(self.out):
+            self.learn()
+        gc.collect()
+        trim()
+        record = json.loads((self.out / store.RUN).read_text())
+        self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
+        return self.judge()
+
+    def learn(self) -> None:
+        """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
+        judging = self.folder / HELD if self.objective.rows is supervised_rows else None  # their shapes are supervised
+        rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, judging), self.config,
+                                 self.objective.rows)
         assert rows
-        words.saves(True)
-        learn(bundle, rows, held, config, objective, task, words, say)
-        words.saves(False)
-        del rows, held
-    gc.collect()
-    device.trim()
-    say({"event": "trained", "tokens": trained_tokens(folder / RUN), "record": json.loads(
-        (folder / RUN / adapter.RUN).read_text())})
-    return {"verdict": judge(bundle, folder, config, task, words)}
+        self.commands.set_saves(True)
+        if not (self.out.exists() and self._resume(rows, held)):
+            self._run(rows, held, resume=False)
+        self.commands.set_saves(False)
 
-
-def learn(bundle: Bundle, rows: Dataset, held: Dataset | None, config: TrainConfig, objective: Objective,
-          task: dict[str, Any], words: ParentCommands, say: Emit) -> None:
-    """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
-    out = Path(task["folder"]) / RUN
-
-    def run(resume: bool) -> None:
-        governor = Governor(from_json(Policy, task["policy"], "the task"), device.read_device().profile)
-        train.run(bundle, rows, out, config, held_out=held, resume=resume, on_event=say,
-                  should_stop=lambda: words.stopping, governor=governor, busy=lambda: words.busy,
-                  objective=objective)
-
-    if out.exists():
+    def _resume(self, rows: Dataset, held: Dataset | None) -> bool:
+        """Whether the run could be resumed; one that could not is removed."""
         try:
-            run(resume=True)
+            self._run(rows, held, resume=True)
         except (MismatchError, UsageError, FormatError) as error:
             # another edgetune, other kernels, less memory than its plan takes, no checkpoint that is whole
-            say({"event": "again", "what": error.what})
-            shutil.rmtree(out)
-        else:
-            return
-    run(resume=False)
+            self.emit({"event": "again", "what": error.what})
+            shutil.rmtree(self.out)
+            return False
+        return True
 
+    def _run(self, rows: Dataset, held: Dataset | None, resume: bool) -> None:
+        governor = Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
+        run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, on_event=self.emit,
+                should_stop=lambda: self.commands.stopping, governor=governor, busy=lambda: self.commands.busy,
+                objective=self.objective)
 
-def judge(bundle: Bundle, folder: Path, config: TrainConfig, task: dict[str, Any],
-          words: ParentCommands) -> dict[str, Any]:
-    """The gate's verdict on what was trained, beside the adapter in service, both answered through llama.cpp."""
-    from ...serving.llama import LlamaModel
-    from . import gate
-    old = task["serving"]
-    rows, established = held_rows(folder)
-    with LlamaModel(bundle.gguf, threads=config.threads or None) as served:
-        served.cache.before_decode = AnswerPriority(lambda: words.busy)
-        if old:
-            served.load_adapter(old["path"], "old")
-        served.load_adapter(folder / RUN, "new")
-        verdict = gate.judge(served, rows, "old" if old else None, "new", task["canary"], established=established,
-                             system=config.system or None, max_length=config.max_length,
-                             known=old["scores"] if old else None)
-    return {**verdict.to_json(), "against": old and old["id"]}
+    def judge(self) -> dict[str, Any]:
+        """The gate's verdict on what was trained, beside the adapter in service, both answered through llama.cpp."""
+        from ...serving.llama import LlamaModel
+        from . import gate
+        old = self.task["serving"]
+        rows, established = held_rows(self.folder)
+        with LlamaModel(self.bundle.gguf, threads=self.config.threads or None) as served:
+            served.cache.before_decode = AnswerPriority(lambda: self.commands.busy)
+            if old:
+                served.load_adapter(old["path"], "old")
+            served.load_adapter(self.out, "new")
+            verdict = gate.judge(served, rows, "old" if old else None, "new", self.task["canary"],
+                                 established=established, system=self.config.system or None,
+                                 max_length=self.config.max_length, known=old["scores"] if old else None)
+        return {**verdict.to_json(), "against": old["id"] if old else None}
 
 
 def is_done(out: Path) -> bool:
-    """Whether a run got through: what is left to do is to judge it."""
+    """Whether a run is complete, so that only judging it remains."""
     try:
-        status = json.loads((out / adapter.RUN).read_text())["status"]
+        status = json.loads((out / store.RUN).read_text())["status"]
     except (OSError, ValueError):
         return False
     return bool(status == "done") and not checkpoint.found(out)
@@ -184,13 +190,13 @@ def trained_tokens(out: Path) -> int:
     return sum(line["tokens"] for line in lines if line["event"] == "step")
 
 
-def _own_stdout() -> Emit:
-    """Lines of JSON to whoever started us; what anything else prints goes to stderr."""
+def _take_stdout() -> Emit:
+    """Events go to the parent as lines of JSON; what anything else prints goes to stderr."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(event: dict[str, Any]) -> None:
+    def emit(event: dict[str, Any]) -> None:
         out.write(json.dumps(event) + "\n")
         out.flush()
 
-    return say
+    return emit
