@@ -10,7 +10,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz-daemon life service cycles clean
+    heal chain memory load fuzz fuzz-daemon life service cycles clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -97,6 +97,9 @@ onnx: ready ## minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, a
 fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
 	$(RUN) tests/proofs/fuzz_daemon.py
 	cd tests && $(RUN) -m pytest -m '' daemon/test_schema.py
+
+fuzz: ready ## minutes: random damage to models, to a daemon's state and to its requests; SEED=0, COUNT of each
+	$(RUN) -W ignore tests/proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 	$(RUN) tests/proofs/service.py

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from edgetune.data.dataset import Dataset
 from edgetune.data.packing import Example
+from edgetune.training.trainer import Trainer
 
 OPTIONS = {"rank": 4, "lr": 2e-2, "batch_size": 4, "max_length": 48, "threads": 2, "warmup": 2, "steps": 12,
            "precision": "exact"}  # held-out scores are, and are compared
@@ -26,3 +30,11 @@ def sequences(n, seed=0, low=8, high=40):
 
 def dataset(n, seed=0, **options):
     return Dataset(sequences(n, seed, **options), [""] * n, "text", 0, 0, f"sha256:{n}-{seed}")
+
+
+def one_step(path: Path, **options: Any) -> Trainer:
+    """A trainer of two rows of 12 tokens, 0 to 23, before its step."""
+    trainer = Trainer(path, **{"rank": 2, "max_length": 16, "batch_size": 2, "steps": 1, "threads": 1, **options})
+    rows = np.arange(24, dtype=np.int32).reshape(2, 12)
+    trainer.add_examples([Example(row, np.r_[0, np.ones(11)].astype(np.float32)) for row in rows])
+    return trainer

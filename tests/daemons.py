@@ -1,19 +1,30 @@
-"""A real daemon in this process, on a port that is free: its address, and its service."""
+"""A real daemon on a free port: in this process, with its service, or in a process that can be measured."""
 
 from __future__ import annotations
 
+import json
 import queue
+import resource
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.server import run
 from edgetune.daemon.service import Service
 from edgetune.training.config import TrainConfig
 
+CHAT = "/v1/chat/completions"
+ASK = {"messages": [{"role": "user", "content": "the light on"}], "max_tokens": 2}
+DESCRIPTORS = 1024  # what most systems give a process
+MIB = 2**20
 PATIENCE = 60  # seconds; nothing here takes nearly so long
 
 
@@ -48,3 +59,60 @@ def daemon(model: Path, state: Path, train: TrainConfig | None = None, **options
         service.stopping.set()
         thread.join(PATIENCE)
         assert not thread.is_alive(), "the daemon does not stop"
+
+
+@dataclass
+class Process:
+    url: str
+    pid: int
+    log: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def place(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def memory(self, name: str) -> int:
+        """Bytes of VmRSS or VmHWM."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+@contextmanager
+def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
+    """A daemon of its own, with so many descriptors as a shell gives it."""
+    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", folder / "state", "--threads", "1",
+               "--port", "0", "--json", *options]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    log = folder / "log"
+    with log.open("w") as errors:
+        started = subprocess.Popen(
+            [str(word) for word in command], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, limit[1])))
+    try:
+        assert started.stdout
+        line = started.stdout.readline()
+        assert line, log.read_text()
+        yield Process(json.loads(line)["url"], started.pid, log, started)
+    finally:
+        started.kill()
+        started.wait()
+        started.stdout.close()
+
+
+def health_seconds(url: str) -> float:
+    """Until a stranger who comes now is answered."""
+    start = time.monotonic()
+    assert httpx.get(url + "/healthz", timeout=PATIENCE).status_code == 200
+    return time.monotonic() - start
+
+
+def hostile(kind: str) -> bytes:
+    """A body of nearly a MiB that becomes as many objects, or as many complaints, as can be."""
+    if kind == "messages of nothing":
+        return b'{"messages": [' + b",".join([b"0"] * (500 * 1024)) + b"]}"
+    if kind == "unknown fields":
+        return b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b"}"
+    message = b'{"role":"user","content":""}'
+    return b'{"max_tokens": 1, "messages": [' + b",".join([message] * 30_000) + b"]}"

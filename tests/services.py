@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,3 +58,27 @@ def until(what: Callable[[], T], seconds: float = 60.0) -> T:
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
     return found
+
+
+def make_state(folder: Path) -> Path:
+    """Makes in a folder a model and a daemon's state: two files, two jobs that succeeded, their adapters, the second in
+    service, a job that is paused, and three pieces of feedback.
+    """
+    with open_service(folder) as service:
+        for suffix in ("first", "second"):
+            job = service.jobs.create("tiny", upload(service), suffix=suffix, hyperparameters=SMALL)
+            job = service.jobs.wait(job.id, 60)
+            assert job.status == "succeeded", job.error
+            service.adapters.promote(job.result, "for the test")
+        paused = service.jobs.create("tiny", upload(service), hyperparameters=LONG)
+        service.jobs.pause(paused.id)
+        until(lambda: service.jobs.running is None)
+        for number in range(3):
+            service.feedback.add(prompt=f"lamp {number}", answer="off", correction="on", model="tiny")
+    return folder
+
+
+def contents(folder: Path) -> set[str]:
+    """Digests of all files that are no part of the database."""
+    return {sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith("state.db")}

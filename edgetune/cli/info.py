@@ -15,6 +15,7 @@ from ..backends import cpu as native
 from ..errors import EdgetuneError, UsageError
 from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_model, open_gguf
+from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..machine.sensors import Sensors
 from ..models.networks import open_network
@@ -48,6 +49,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
     available = device.read_device().memory_available
     try:
         check_model(gguf)
+        Tokenizer(gguf).close()  # llama.cpp may refuse the vocabulary
         needs = make_plan(open_network(gguf), TrainConfig()).peak_bytes
         if needs > available:
             trainable = False

@@ -111,6 +111,7 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     from ..console import mib, plan_lines, table
     from ..data.packing import lengths_of
     from ..formats.bundle import open_bundle
+    from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named
     from ..models.networks import open_network
     from ..training.run import disk_writes
@@ -123,6 +124,8 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     lengths = lengths_of(rows.examples) if rows else []
     network = open_network(bundle.gguf)
     plan = make_plan(network, config, lengths=lengths, board=board)
+    if rows is None:
+        Tokenizer(bundle.gguf).close()  # llama.cpp may refuse the vocabulary; after the plan, which counts memory
     tokens = config.steps * config.batch_size * plan.run.max_length
     predicted = expect(network.structure, plan, speed, board, config.batch_size,
                        rows.tokens * config.epochs if rows and not tokens else tokens)

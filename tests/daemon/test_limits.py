@@ -8,14 +8,11 @@ import resource
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,7 +20,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 import httpx
-from daemons import PATIENCE, Daemon, daemon
+from daemons import ASK, CHAT, DESCRIPTORS, MIB, PATIENCE, Daemon, daemon, health_seconds, hostile, process
 from tiny import write_tiny
 
 from edgetune.daemon.api import bodies, connections
@@ -31,56 +28,12 @@ from edgetune.daemon.api.bodies import Bodies
 from edgetune.daemon.api.completions import AnsweredRequest, RecentAnswers
 from edgetune.daemon.options import DaemonConfig
 
-CHAT = "/v1/chat/completions"
 JOBS = "/v1/fine_tuning/jobs"
-ASK = {"messages": [{"role": "user", "content": "the light on"}], "max_tokens": 2}
-DESCRIPTORS = 1024  # what most systems give a process
-MIB = 2**20
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0", n_context=512)
-
-
-@dataclass
-class Process:
-    url: str
-    pid: int
-    log: Path
-    process: subprocess.Popen[str]
-
-    @property
-    def place(self) -> tuple[str, int]:
-        host, _, port = self.url.removeprefix("http://").partition(":")
-        return host, int(port)
-
-    def memory(self, name: str) -> int:
-        """Bytes of VmRSS or VmHWM."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
-
-
-@contextmanager
-def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
-    """A daemon of its own, with so many descriptors as a shell gives it."""
-    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", folder / "state", "--threads", "1",
-               "--port", "0", "--json", *options]
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    log = folder / "log"
-    with log.open("w") as errors:
-        started = subprocess.Popen(
-            [str(word) for word in command], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, limit[1])))
-    try:
-        assert started.stdout
-        line = started.stdout.readline()
-        assert line, log.read_text()
-        yield Process(json.loads(line)["url"], started.pid, log, started)
-    finally:
-        started.kill()
-        started.wait()
-        started.stdout.close()
 
 
 @pytest.fixture
@@ -93,13 +46,6 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def health_seconds(url: str) -> float:
-    """Until a stranger who comes now is answered."""
-    start = time.monotonic()
-    assert httpx.get(url + "/healthz", timeout=PATIENCE).status_code == 200
-    return time.monotonic() - start
 
 
 # ---- connections ----------------------------------------------------------------------------------------------------
@@ -265,16 +211,6 @@ def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path, strea
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-def hostile(kind: str) -> bytes:
-    """A body of nearly a MiB that becomes as many objects, or as many complaints, as can be."""
-    if kind == "messages of nothing":
-        return b'{"messages": [' + b",".join([b"0"] * (500 * 1024)) + b"]}"
-    if kind == "unknown fields":
-        return b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b"}"
-    message = b'{"role":"user","content":""}'
-    return b'{"max_tokens": 1, "messages": [' + b",".join([message] * 30_000) + b"]}"
 
 
 @pytest.mark.parametrize("kind", ["messages of nothing", "unknown fields", "messages without words"])

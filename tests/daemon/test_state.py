@@ -13,14 +13,13 @@ import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from daemons import PATIENCE, daemon
-from services import LONG, ROWS, SMALL, open_service, until, upload
+from services import LONG, ROWS, SMALL, contents, make_state, open_service, until, upload
 
 from edgetune.daemon.jobs import table as job_table
 from edgetune.daemon.service import Service
@@ -33,22 +32,8 @@ CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and a daemon's state: two files, two jobs that succeeded, their adapters, the second in
-    service, a job that is paused, and three pieces of feedback. Read only: copy it.
-    """
-    folder = tmp_path_factory.mktemp("made")
-    with open_service(folder) as service:
-        for suffix in ("first", "second"):
-            job = service.jobs.create("tiny", upload(service), suffix=suffix, hyperparameters=SMALL)
-            job = service.jobs.wait(job.id, 60)
-            assert job.status == "succeeded", job.error
-            service.adapters.promote(job.result, "for the test")
-        paused = service.jobs.create("tiny", upload(service), hyperparameters=LONG)
-        service.jobs.pause(paused.id)
-        until(lambda: service.jobs.running is None)
-        for number in range(3):
-            service.feedback.add(prompt=f"lamp {number}", answer="off", correction="on", model="tiny")
-    return folder
+    """Read only: copy it."""
+    return make_state(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -60,12 +45,6 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def ask(service: Service, model: str = "") -> str:
     return service.chat(CHAT, model=model, max_tokens=12).text()
-
-
-def contents(folder: Path) -> set[str]:
-    """Digests of all files that are no part of the database."""
-    return {sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*")
-            if path.is_file() and not path.name.startswith("state.db")}
 
 
 def change(folder: Path, sql: str, *values: Any) -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counting import one_step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny
 
-from edgetune.data.packing import Example
 from edgetune.errors import EdgetuneError, NumericsError
 from edgetune.formats.gguf import FORMATS, open_gguf
-from edgetune.training.trainer import Trainer
 
 CASES = settings(max_examples=150, derandomize=True, deadline=None, database=None,
                  suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -25,14 +24,6 @@ def originals(tmp_path_factory):
     paths = [write_tiny(folder / f"{name}.gguf", name, formats="Q8_0", n_blocks=2, n_vocab=384)
              for name in ("llama", "qwen2", "qwen3", "gemma3")]
     return [path.read_bytes() for path in paths]
-
-
-def one_step(path: Path) -> Trainer:
-    """A trainer of two rows, before its step."""
-    trainer = Trainer(path, rank=2, max_length=16, batch_size=2, steps=1, threads=1)
-    rows = np.arange(24, dtype=np.int32).reshape(2, 12)
-    trainer.add_examples([Example(row, np.r_[0, np.ones(11)].astype(np.float32)) for row in rows])
-    return trainer
 
 
 def train_a_step(path: Path) -> bool:

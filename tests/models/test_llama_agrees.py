@@ -1,19 +1,20 @@
 """What is trained is what llama.cpp serves: both take a variant of a tiny model, with equal losses, or neither does."""
 
 import os
-import re
-from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny import SHAPES, write_tiny
+from variants import known_keys, variant
 
+from edgetune.cli import cli
+from edgetune.cli.info import describe
 from edgetune.data.packing import Example, collate
 from edgetune.errors import EdgetuneError
 from edgetune.evaluation.native import open_decoder
 from edgetune.formats.families import FAMILIES
-from edgetune.formats.gguf import check_model, open_gguf, write_gguf
+from edgetune.formats.gguf import check_model, open_gguf
 from edgetune.formats.shape import read_shape
 from edgetune.llamacpp import library as llamacpp
 from edgetune.models.decoder import Model
@@ -22,14 +23,6 @@ from edgetune.serving.llama import LlamaModel
 REFUSED = 10
 TAKEN = 11
 PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-def variant(path, base, keys=(), tensors=(), types=()):
-    """A copy of a model with other keys and tensors, and the types of these keys."""
-    metadata = {key: base.metadata[key] for key in base.metadata if key != "general.architecture"} | dict(keys)
-    held = {name: tensor.f32() for name, tensor in base.tensors.items()} | dict(tensors)
-    write_gguf(path, base.architecture, metadata, held, base.types | dict(types))
-    return path
 
 
 def we_take(path) -> bool:
@@ -72,18 +65,37 @@ def test_optional_tensors(architecture, tmp_path, tiny_models):
                 pass
 
 
+OTHERS = {"str": "x", "u32": 1}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_a_key_of_another_type_that_llama_cpp_refuses_is_refused_here(architecture, tmp_path, tiny_models):
-    """All keys that its library names, as text."""
+def test_a_key_of_another_type_that_llama_cpp_refuses_is_refused_here(architecture, kind, tmp_path, tiny_models):
+    """All keys that its library names, as text and as a number, but for those that are read first, and a text."""
     base = open_gguf(tiny_models[architecture])
-    library = next(Path(llama_cpp.__file__).parent.rglob("libllama.so*")).read_bytes()
-    names = [f"{architecture}.{m.decode()}" for m in re.findall(rb"%s\.([a-z_0-9.]+)\0", library)]
-    names += [m.decode() for m in re.findall(rb"((?:tokenizer|general)\.[a-z_0-9.]+)\0", library)]
+    names = known_keys(architecture)
     assert len(names) > 150
-    text = {"general.architecture", "general.alignment", "tokenizer.ggml.pre"}  # pre is text; the others are read first
-    for key in sorted(set(names) - text):
-        path = variant(tmp_path / "model.gguf", base, {key: "x"}, types={key: "str"})
+    first = {"general.architecture", "general.alignment", "tokenizer.ggml.pre"}
+    for key in sorted(set(names) - first):
+        path = variant(tmp_path / "model.gguf", base, {key: OTHERS[kind]}, types={key: kind})
         assert not we_take(path) or llama_takes(path), key
+
+
+def test_a_vocabulary_that_llama_cpp_refuses_is_neither_trainable_nor_planned(tmp_path, tiny_llama):
+    path = variant(tmp_path / "model.gguf", open_gguf(tiny_llama), {"tokenizer.ggml.pre": "x"})
+    facts = describe(path)
+    assert not facts["trainable"]
+    assert "unknown pre-tokenizer type: 'x'" in facts["why_not"]
+    planned = CliRunner().invoke(cli, ["plan", str(path)])
+    assert planned.exit_code == 1
+    assert "unknown pre-tokenizer type: 'x'" in planned.output
+
+
+@pytest.mark.parametrize(("name", "value"), [("context_length", 1), ("rope.freq_base", 1.0)])
+def test_what_only_one_of_the_two_took_is_refused(name, value, tmp_path):
+    path = write_tiny(tmp_path / "model.gguf", metadata={f"llama.{name}": value})
+    with pytest.raises(EdgetuneError, match=rf"llama.{name} is {value}, allowed are"):
+        check_model(open_gguf(path))
 
 
 SCALINGS = [{"attn_factor": 2.0}, {"type": "yarn", "factor": 4.0}, {"type": "yarn", "factor": 4.0, "attn_factor": 1.5},

@@ -19,13 +19,14 @@ from .read import FORMATS, Gguf
 _BROKEN = "the file was converted wrongly or is damaged: download or convert it again"
 _SIZE = 2**31 - 1
 _FLOAT = 1e30
+_BASE = 1.001  # of 1, all pairs rotate alike, and nothing can be divided by its logarithm
 _WINDOW = 2**24  # llama.cpp multiplies it by its sequences
 _TOKENS = 2**20  # entries of a vocabulary: each becomes a string of Python
 
 # Hyperparameters (after "llama."): the types that llama.cpp reads them as, smallest and largest value.
 _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "block_count": ("u32", 1, 512),
-    "context_length": ("u32", 1, _SIZE),
+    "context_length": ("u32", 2, _SIZE),
     "embedding_length": ("u32", 1, _SIZE),
     "embedding_length_out": ("u32", 1, _SIZE),
     "pooling_type": ("u32", 0, 4),
@@ -49,8 +50,8 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "rope.dimension_count": ("u32", 2, _SIZE),
     "rope.dimension_count_swa": ("u32", 2, _SIZE),
     "rope.dimension_sections": ("[i32] [u32]", 0, _SIZE),
-    "rope.freq_base": ("f32", 1, _FLOAT),
-    "rope.freq_base_swa": ("f32", 1, _FLOAT),
+    "rope.freq_base": ("f32", _BASE, _FLOAT),
+    "rope.freq_base_swa": ("f32", _BASE, _FLOAT),
     "rope.scale_linear": ("f32", 0, _FLOAT),
     "rope.scaling.type": ("str", 0, 0),
     "rope.scaling.factor": ("f32", 0, _FLOAT),
@@ -247,6 +248,7 @@ def _check_tokenizer(gguf: Gguf) -> None:
     at = "tokenizer.ggml."
     _require_type(gguf, "tokenizer.chat_template", "str")
     _require_type(gguf, "general.file_type", "u32")
+    _require_type(gguf, "general.name", "str")
     for name, kind in _TOKENIZER.items():
         _require_type(gguf, at + name, kind)
     for name in _MARKS:
