@@ -1,8 +1,9 @@
-"""The decoder on its quantized weights: the buffers it needs, block forward and backward, head.
+"""The decoder on its quantized weights: forward and backward of the whole, the head, a block and its parts.
 
 Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, changed in place from a block's output
-to its input. Activations are overwritten, gradients of the adapter (da, db) accumulate until the optimizer takes them.
-T is the number of tokens in this micro-batch, documents one after another; the buffers hold `max_tokens`.
+to its input. Activations are overwritten, the adapter's gradients accumulate until the optimizer's update. T is the
+number of tokens in this micro-batch, documents one after another; the buffers hold `max_tokens`. S is the number of
+supervised positions. `k` holds the activations of a block that its backward reads (`structure.kept_widths`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Model(Network):
-    """A GGUF's weights as the kernels take them: mapped bytes with format, norms and biases as float32."""
+    """A GGUF's weights as ops read them: matrices as mapped bytes with their format, norms and biases as float32."""
 
     def __init__(self, gguf: Gguf) -> None:
         self.gguf = gguf
@@ -62,92 +63,14 @@ class Decoder(Passes):
         self.rope = []
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
             cos = arena.view(f"cos{i}", run.max_length, s.n_rot // 2)
-            sin = arena.view(
-                f"sin{i}", run.max_length, s.n_rot // 2)
+            sin = arena.view(f"sin{i}", run.max_length, s.n_rot // 2)
             cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
             self.rope.append((cos, sin))
         self.widths = kept_widths(s, run)
-        self.before_block: Callable[[], None] = lambda: None  # also before the head; who raises here abandons a pass
+        self.before_block: Callable[[], None] = lambda: None
         self._views: dict[tuple[int, int], Activations] = {}
 
     # ---- whole passes -----------------------------------------------------------------------------------------
-
-    def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """log p of each supervised target, float32 [S]; valid until the next pass. best: int32 [S], the likeliest."""
-        self.forward(batch, keep=False)
-        logp = self.head_forward(batch, best)
-        self.stream.leave()
-        return logp
-
-    def train(self, batch: Batch, a: np.ndarray) -> np.ndarray:
-        """Forward and backward: adds to the adapter's gradients. Returns log p [S] as `score`; `a` as in `backward`."""
-        self.forward(batch, keep=True)
-        return self.backward(batch, a)
-
-    def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """After `forward`: log p [S] as `score` returns it."""
-        rows, x, h, rstd = self._gather(batch)
-        logp = self.arena.view("logp", rows.size)
-        if not rows.size:
-            return logp
-        head = self.stream.head
-        self._norm(h, rstd, x, "output_norm")
-        self.stream.enter(self.shape.n_layer)
-        for part in self._head_parts(rows):
-            logits, _, state = self._head_work(rows[part].size)
-            most = None if best is None else best[part]
-            targets = batch.targets[rows[part]]
-            for entries in self.stream.slices(targets):
-                self.ops.head_forward(logp[part], most, logits, state, h[part], head.data, head.format, targets,
-                                      entries, self.run.precision)
-        return logp
-
-    def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:
-        """After `forward` with keep: adds to the adapter's gradients, returns log p [S] as `score` does.
-
-        a: float32 [S], -dL/dlogp of each supervised target. Source: signed token weights, dL/dz_t = a_t (softmax(z_t) -
-        onehot).
-        """
-        t = batch.tokens.size
-        s = self.shape
-        rows, x, h, rstd = self._gather(batch)
-        logp = self.arena.view("logp", rows.size)
-        dx = self.arena.view("dx", t, s.d_model)
-        dx.fill(0.0)
-        if rows.size == 0:
-            self.stream.leave()
-            return logp
-        self._norm(h, rstd, x, "output_norm")
-        dh = self.arena.view("dnorm", rows.size, s.d_model)
-        a = np.ascontiguousarray(a, np.float32)
-        head = self.stream.head
-        self.stream.enter(s.n_layer, s.n_layer - 1)
-        for part in self._head_parts(rows):
-            work = self._head_work(rows[part].size)
-            targets = batch.targets[rows[part]]
-            for entries in self.stream.slices(targets):
-                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets,
-                                       a[part], entries, self.run.precision)
-        self.ops.rmsnorm_backward(dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
-        dx[rows] = dh
-        for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
-            self.before_block()
-            if layer != s.n_layer - 1:  # the last block's activations are still there
-                self._rebuild(layer, batch)
-            self._block_backward(layer, dx, batch)
-        self.stream.leave()
-        return logp
-
-    def logits(self, batch: Batch) -> np.ndarray:
-        """All logits, float32 [T, V]: for tests and tools; T * V floats are allocated."""
-        t = batch.tokens.size
-        s = self.shape
-        self.forward(batch, keep=False)
-        h = np.empty((t, s.d_model), np.float32)
-        out = np.empty((t, s.n_vocab), np.float32)
-        self._norm(h, np.empty(t, np.float32), self.arena.view("x", t, s.d_model), "output_norm")
-        self.ops.matmul_forward(out, h, self.stream.head.data, self.stream.head.format, precision=self.run.precision)
-        return out
 
     def forward(self, batch: Batch, keep: bool) -> None:
         """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
@@ -161,18 +84,166 @@ class Decoder(Passes):
                 self.ops.copy(self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
 
+    def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:
+        """After `forward` with keep: adds to the adapter's gradients, returns log p [S] as `score` does.
+
+        a: float32 [S], -dL/dlogp of each supervised target.
+        """
+        t = batch.tokens.size
+        s = self.shape
+        dx = self.arena.view("dx", t, s.d_model)
+        dx.fill(0.0)
+        if not batch.supervised.size:
+            self.stream.leave()
+            return self.arena.view("logp", 0)
+        logp = self._head_backward(dx, batch, np.ascontiguousarray(a, np.float32))
+        for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
+            self.before_block()
+            if layer != s.n_layer - 1:  # the last block's activations are those of forward
+                self._rebuild(layer, batch)
+            self._block_backward(layer, dx, batch)
+        self.stream.leave()
+        return logp
+
+    def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+        """log p of each supervised target, float32 [S]; valid until the next pass. best: int32 [S], the likeliest."""
+        self.forward(batch, keep=False)
+        logp = self.head_forward(batch, best)
+        self.stream.leave()
+        return logp
+
+    def train(self, batch: Batch, a: np.ndarray) -> np.ndarray:
+        """Forward and backward: adds to the adapter's gradients. Returns log p [S] as `score`; `a` as in `backward`."""
+        self.forward(batch, keep=True)
+        return self.backward(batch, a)
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """All logits, float32 [T, V]: for tests and tools; T * V floats are allocated."""
+        t = batch.tokens.size
+        s = self.shape
+        self.forward(batch, keep=False)
+        h = np.empty((t, s.d_model), np.float32)
+        out = np.empty((t, s.n_vocab), np.float32)
+        self._norm(h, np.empty(t, np.float32), self.arena.view("x", t, s.d_model), "output_norm")
+        self.ops.matmul_forward(out, h, self.stream.head.data, self.stream.head.format, precision=self.run.precision)
+        return out
+
+    # ---- the head ---------------------------------------------------------------------------------------------
+
+    def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+        """After `forward`: log p [S] as `score` returns it."""
+        logp = self.arena.view("logp", batch.supervised.size)
+        if not batch.supervised.size:
+            return logp
+        x, h, rstd = self._gather(batch)
+        head = self.stream.head
+        self._norm(h, rstd, x, "output_norm")
+        self.stream.enter(self.shape.n_layer)
+        for part in self._head_parts(batch):
+            targets = batch.targets[batch.supervised[part]]
+            logits, _, state = self._head_work(targets.size)
+            part_best = None if best is None else best[part]
+            for entries in self.stream.slices(targets):
+                self.ops.head_forward(logp[part], part_best, logits, state, h[part], head.data, head.format, targets,
+                                      entries, self.run.precision)
+        return logp
+
+    def _head_backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray) -> np.ndarray:
+        """dx [T, D] at the supervised positions = gradient of the last block's output. Returns log p [S].
+
+        dL/dz_t = a_t (softmax(z_t) - onehot(target_t)), in one pass over the vocabulary.
+        """
+        s = self.shape
+        x, h, rstd = self._gather(batch)
+        logp = self.arena.view("logp", batch.supervised.size)
+        dh = self.arena.view("dnorm", batch.supervised.size, s.d_model)
+        head = self.stream.head
+        self._norm(h, rstd, x, "output_norm")
+        self.stream.enter(s.n_layer, s.n_layer - 1)
+        for part in self._head_parts(batch):
+            targets = batch.targets[batch.supervised[part]]
+            work = self._head_work(targets.size)
+            for entries in self.stream.slices(targets):
+                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets, a[part],
+                                       entries, self.run.precision)
+        self.ops.rmsnorm_backward(dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
+        dx[batch.supervised] = dh
+        return logp
+
+    def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The residual stream at the supervised positions [S, D], and space for its norm [S, D] and rstd [S]."""
+        n = batch.supervised.size
+        d = self.shape.d_model
+        x = self.arena.view("x", batch.tokens.size, d)
+        picked = self.arena.view("head_x", n, d)
+        np.take(x, batch.supervised, axis=0, out=picked, mode="clip")
+        return picked, self.arena.view("head_h", n, d), self.arena.view("head_rstd", n)
+
+    def _head_parts(self, batch: Batch) -> Iterator[slice]:
+        """Parts of [S], short enough that the pass of the head, too, can be abandoned soon."""
+        for start in range(0, batch.supervised.size, HEAD_TOKENS):
+            self.before_block()
+            yield slice(start, start + HEAD_TOKENS)
+
+    def _head_work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The head's work space for n tokens: logits and their exponentials [n, B], state."""
+        block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
+        view = self.arena.view
+        return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
+
     # ---- a block ----------------------------------------------------------------------------------------------
 
     def _block_forward(self, layer: int, x: np.ndarray, batch: Batch, rebuild: bool = False) -> None:
-        """x [T, D] = block(x). rebuild: only what backward reads; x is then of no use."""
+        """x [T, D] = block(x). rebuild: computes only what backward reads; x is not the block's output then."""
         t = batch.tokens.size
-        k = self._kept(layer, batch.tokens.size)
+        k = self._kept(layer, t)
         self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
-        (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
+        norm1, rstd1 = self._normed(1, t)
         self._norm(norm1, rstd1, x, f"blk.{layer}.attn_norm")
         self._attention_forward(layer, norm1, k, batch)
         self._residual_forward(x, k["att"], k, layer, "attn_output", "post_attention_norm", "att")
         self.ops.copy(k["mid"], x)
+        self._mlp_forward(layer, x, k, rebuild)
+
+    def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
+        """dx [T, D]: from the gradient of the block's output to that of its input."""
+        t = batch.tokens.size
+        k = self._kept(layer, t)
+        deepest = self._deepest_group(layer)
+        self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
+        self._mlp_backward(layer, dx, k, deepest)
+        if deepest < 2:
+            return
+        datt = self.arena.view("datt", t, self.shape.d_q)
+        dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
+        self.linear.backward(datt if deepest > 2 else None, dout, layer, "attn_output", k)
+        self.linear.finish(k["att"], layer, "attn_output")
+        if deepest == 2:
+            return
+        norm1, rstd1 = self._normed(1, t)
+        dnorm = None  # nothing below the lowest trained block is trained
+        if layer > self.run.lowest:
+            dnorm = self.arena.view("dnorm", t, self.shape.d_model)
+        self._attention_backward(dnorm, datt, norm1, layer, k, batch)
+        if dnorm is not None:
+            self._norm_backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm")
+
+    def _rebuild(self, layer: int, batch: Batch) -> None:
+        """The activations of an earlier block: computed again from its input, or, where they were kept, its norms."""
+        t = batch.tokens.size
+        k = self._kept(layer, t)
+        if layer < self.shape.n_layer - self.run.kept:
+            x = self.arena.view("x", t, self.shape.d_model)
+            self.ops.copy(x, self._block_x(layer, batch))
+            self._block_forward(layer, x, batch, rebuild=True)
+            return
+        self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
+        self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
+
+    def _mlp_forward(self, layer: int, x: np.ndarray, k: Activations, rebuild: bool) -> None:
+        """x [T, D] += MLP(norm(x)). rebuild: as in `_block_forward`."""
+        norm2, rstd2 = self._normed(2, len(x))
+        act = self.arena.view("act", len(x), self.shape.d_ff)
         self._norm(norm2, rstd2, x, f"blk.{layer}.ffn_norm")
         self.linear.forward(k["gate"], norm2, layer, "ffn_gate", k)
         self.linear.forward(k["up"], norm2, layer, "ffn_up", k)
@@ -182,56 +253,28 @@ class Decoder(Passes):
         else:
             self.linear.keep(act, layer, "ffn_down", k)
 
-    def _rebuild(self, layer: int, batch: Batch) -> None:
-        """The activations of an earlier block: all of them from its input, or what is cheap from what was kept."""
-        t = batch.tokens.size
-        k = self._kept(layer, batch.tokens.size)
-        if layer < self.shape.n_layer - self.run.kept:
-            x = self.arena.view("x", t, self.shape.d_model)
-            self.ops.copy(x, self._block_x(layer, batch))
-            self._block_forward(layer, x, batch, rebuild=True)
-            return
-        self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
-        self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
-
-    def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
-        """dx [T, D]: from the gradient of the block's output to that of its input."""
-        t = batch.tokens.size
+    def _mlp_backward(self, layer: int, dx: np.ndarray, k: Activations, deepest: int) -> None:
+        """dx [T, D]: from the gradient of the MLP's output to that of its input, unless it stops at `deepest` before."""
+        t = len(dx)
         s = self.shape
-        k = self._kept(layer, batch.tokens.size)
-        view = self.arena.view
-        deepest = self._deepest_group(layer)
-        self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
-        (norm1, rstd1), (norm2, rstd2), act = self._normed(1, t), self._normed(2, t), self._act(t)
-        dnorm = view("dnorm", t, s.d_model)
-        dact = view("dact", t, s.d_ff)
+        norm2, rstd2 = self._normed(2, t)
+        act = self.arena.view("act", t, s.d_ff)
+        dact = self.arena.view("dact", t, s.d_ff)
         dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
         self.linear.backward(dact if deepest > 0 else None, dout, layer, "ffn_down", k)
         if deepest == 0:
             self.ops.glu_forward(act, k["gate"], k["up"], s.act)
-        else:  # k["up"] becomes dup, and act is made again on the way
-            self.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], s.act)
+            self.linear.finish(act, layer, "ffn_down")
+            return
+        self.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], s.act)  # k["up"] becomes dup; fills act
         self.linear.finish(act, layer, "ffn_down")
-        if deepest == 0:
-            return
-        inner = dnorm if deepest > 1 else None
-        self.linear.backward(inner, dact, layer, "ffn_gate", k)
+        dnorm = self.arena.view("dnorm", t, s.d_model) if deepest > 1 else None
+        self.linear.backward(dnorm, dact, layer, "ffn_gate", k)
         self.linear.finish(norm2, layer, "ffn_gate")
-        self.linear.backward(inner, k["up"], layer, "ffn_up", k, accumulate=True)
+        self.linear.backward(dnorm, k["up"], layer, "ffn_up", k, accumulate=True)
         self.linear.finish(norm2, layer, "ffn_up")
-        if deepest == 1:
-            return
-        self._norm_backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm")
-        dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
-        datt = view("datt", t, s.d_q)
-        self.linear.backward(datt if deepest > 2 else None, dout, layer, "attn_output", k)
-        self.linear.finish(k["att"], layer, "attn_output")
-        if deepest == 2:
-            return
-        bottom = layer == self.run.lowest  # nothing below is trained
-        self._attention_backward(None if bottom else dnorm, datt, norm1, layer, k, batch)
-        if not bottom:
-            self._norm_backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm")
+        if dnorm is not None:
+            self._norm_backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm")
 
     def _attention_forward(self, layer: int, norm1: np.ndarray, k: Activations, batch: Batch) -> None:
         t = batch.tokens.size
@@ -248,8 +291,7 @@ class Decoder(Passes):
                                    batch.starts, s.attn_scale, s.windows[layer], forward_precision(self.run, layer))
 
     def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int,
-                            k: Activations,
-                            batch: Batch) -> None:
+                            k: Activations, batch: Batch) -> None:
         """dinp [T, D] (None: not wanted) = gradient of the normed input, from datt [T, H * C]."""
         t = batch.tokens.size
         s = self.shape
@@ -257,8 +299,8 @@ class Decoder(Passes):
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
         dq, dk, dv = (self.arena.view(f"d{name}", t, h, s.d_head) for name, h in heads.items())
         self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", s.n_head, t), datt.reshape(q.shape),
-                                  k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.starts,
-                                  s.attn_scale, s.windows[layer], self.run.precision)
+                                    k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.starts,
+                                    s.attn_scale, s.windows[layer], self.run.precision)
         self._rotate(layer, dq, dk, batch, -1.0)
         for i, (name, grad) in enumerate({"q": dq, "k": dk, "v": dv}.items()):
             if s.qk_norm and name != "v":
@@ -278,21 +320,19 @@ class Decoder(Passes):
         if not self.shape.post_norms:
             self.linear.forward(x, inp, layer, target, k, accumulate=True)
             return
-        # free in forward
         raw = k[f"{kept}_out"]
-        normed = self.arena.view("dnorm", *x.shape)
+        normed = self.arena.view("dnorm", *x.shape)  # unused in forward otherwise
         self.linear.forward(raw, inp, layer, target, k)
         self._norm(normed, k[f"rstd_{kept}"], raw, f"blk.{layer}.{post}")
         self.ops.add(x.reshape(-1), normed.reshape(-1))
 
-    def _residual_backward(self, dx: np.ndarray, k: Activations, layer: int, post: str,
-                           kept: str) -> np.ndarray:
-        """The gradient of the projection's output; dx itself where no norm stands between."""
+    def _residual_backward(self, dx: np.ndarray, k: Activations, layer: int, post: str, kept: str) -> np.ndarray:
+        """The gradient of the projection's output: dx itself, unless a post norm follows the projection."""
         if not self.shape.post_norms:
             return dx
         dpost = self.arena.view("dpost", *dx.shape)
-        self.ops.rmsnorm_backward(dpost, dx, k[f"{kept}_out"], self.model.vectors[f"blk.{layer}.{post}.weight"],
-                                k[f"rstd_{kept}"])
+        weight = self.model.vectors[f"blk.{layer}.{post}.weight"]
+        self.ops.rmsnorm_backward(dpost, dx, k[f"{kept}_out"], weight, k[f"rstd_{kept}"])
         return dpost
 
     # ---- small helpers ----------------------------------------------------------------------------------------
@@ -312,11 +352,8 @@ class Decoder(Passes):
         return self.arena.flat("block_x")[start:start + t * d].reshape(t, d)
 
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Room for the first or second norm of a block: its output [T, D] and rstd [T]."""
+        """The buffers of the first or second norm of a block: its output [T, D] and rstd [T]."""
         return self.arena.view(f"norm{i}", t, self.shape.d_model), self.arena.view(f"rstd{i}", t)
-
-    def _act(self, t: int) -> np.ndarray:
-        return self.arena.view("act", t, self.shape.d_ff)
 
     def _kept(self, layer: int, t: int) -> Activations:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""
@@ -331,27 +368,6 @@ class Decoder(Passes):
             flat = self.arena.flat(name)[start:start + t * width]
             kept[name] = flat if name.startswith("rstd") else flat.reshape(t, width)
         return kept
-
-    def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Supervised positions [S], their residual stream [S, D], and room for its norm [S, D], [S]."""
-        rows = batch.supervised
-        x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
-        shape = (rows.size, self.shape.d_model)
-        picked = self.arena.view("head_x", *shape)
-        np.take(x, rows, axis=0, out=picked, mode="clip")
-        return rows, picked, self.arena.view("head_h", *shape), self.arena.view("head_rstd", rows.size)
-
-    def _head_parts(self, rows: np.ndarray) -> Iterator[slice]:
-        """So many rows at a time that the head, too, is soon abandoned."""
-        for start in range(0, rows.size, HEAD_TOKENS):
-            self.before_block()
-            yield slice(start, start + HEAD_TOKENS)
-
-    def _head_work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The head's work space for n tokens: logits and their exponentials [n, B], state."""
-        block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
-        view = self.arena.view
-        return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
 
     def _deepest_group(self, layer: int) -> int:
         """Index of the last of BACKWARD_GROUPS that backward must reach in this block."""
