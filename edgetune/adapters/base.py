@@ -1,9 +1,19 @@
 """The contract of an adapter family: what is trained beside frozen projections.
 
-A family is a frozen dataclass whose fields are its options, made by `options.option`. It says what it trains and which
-memory that takes, for the planner; carved into an arena it is a Carved, which computes. All its parameters are one flat
-array, `lora` in the arena, its groups one after another, and their gradients are `dlora`; optimizer, plan and
-checkpoints know no more than the groups. Gradients accumulate. Letters: T tokens, N outputs, K inputs of a projection.
+To add one, write two classes in a file of this folder:
+
+- a Family, a frozen dataclass whose fields are its options, made by `options.option`. It says what is trained and how
+  much memory that takes; the planner calls it for many sizes before anything is allocated.
+- a Carved, the family in the memory of an arena, which computes. `Family.carve` makes it.
+
+All parameters of a family are one flat array, `lora` in the arena, its groups one after another, and their gradients
+are `dlora`. The optimizer, the plan and checkpoints know only the groups. Gradients accumulate over a step's
+micro-batches; the trainer sets them to zero before a step.
+
+For each micro-batch that learns, `before_step` is called once, then for each trained projection `forward`, and in the
+opposite order `backward` followed by its `finish`. Where a block is computed again, forward is called again, or `keep`
+where the product itself is not needed. `low_rank.py` is LoRA; tests/adapters/test_family.py has a family that trains
+one scale a projection. Letters: T tokens, N outputs, K inputs of a projection.
 """
 
 from __future__ import annotations
@@ -23,11 +33,12 @@ from .lora import Lora
 Shapes = Mapping[str, tuple[int, int]]
 """[N, K] of every trained projection, by GGUF name without ".weight"."""
 NOTHING: LowRank = (None, None)
+"""A product without a low-rank part."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that the optimizer treats alike: lr_scale multiplies the learning rate; decay: weights decay."""
+    """Parameters that the optimizer treats alike. lr_scale multiplies the learning rate; decay: whether they decay."""
 
     name: str
     size: int
@@ -37,16 +48,20 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """A frozen projection as a family sees it. precision: of products backward; is_careful: but for dinp, exact."""
+    """A frozen projection: its weight, its products and their precision.
 
-    name: str  # blk.0.attn_q
-    target: str  # attn_q
+    name: such as "blk.0.attn_q"; target: such as "attn_q". precision: of a family's products in backward;
+    forward_precision: of all products in forward. needs_exact_dinp: whether dinp is computed exactly.
+    """
+
+    name: str
+    target: str
     ops: Backend
     weight: Tensor
     bias: Array | None
     precision: str
     forward_precision: str
-    is_careful: bool
+    needs_exact_dinp: bool
 
     def forward(self, out: Array, inp: Array, accumulate: bool, low_rank: LowRank = NOTHING) -> None:
         """out [T, N] (+)= inp [T, K] . w^T + low_rank + bias"""
@@ -58,13 +73,16 @@ class Frozen:
     def backward(self, dinp: Array, dout: Array, accumulate: bool, low_rank: LowRank = NOTHING) -> None:
         """dinp [T, K] (+)= dout [T, N] . w + low_rank"""
         w = self.weight
-        precision = "exact" if self.is_careful else self.precision
+        precision = "exact" if self.needs_exact_dinp else self.precision
         self.ops.matmul_backward(dinp, dout, w.data, w.format, 1.0, accumulate, low_rank, precision)
 
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """One way to adapt. An instance holds its options."""
+    """One way to adapt a network. An instance holds its options.
+
+    name: in run.json and in what a resumed run is compared with.
+    """
 
     name: ClassVar[str]
 
@@ -73,27 +91,31 @@ class Family(ABC):
 
     @abstractmethod
     def parameters(self, shapes: Shapes) -> list[Group]:
-        """What is trained, in the order in which it is stored."""
+        """The groups of parameters, in the order in which they are stored."""
 
     @property
     @abstractmethod
     def kept_width(self) -> int:
-        """Floats a token that forward keeps for backward, for each projection, as `kept` of Carved; 0: none."""
+        """Floats a token and projection that forward keeps for backward (`kept` of Carved); 0: none."""
 
     @abstractmethod
     def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:
-        """Work space for T = tokens, of lifetime "block"; widest: the largest K; activations: their numpy type."""
+        """Work space for T = tokens, of lifetime "block". widest: the largest K; activations: their numpy type."""
 
     @abstractmethod
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> Carved:
-        """The parameters as views into the arena's `lora` and `dlora`, at their start by the seed."""
+        """The family in an arena: views into its `lora` and `dlora`, with `lora` set to its start by the seed."""
 
     def options(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Carved(ABC):
-    """A family in the memory of an arena. kept: the projection's kept_width floats a token, [T, kept_width]."""
+    """A family in the memory of an arena.
+
+    kept [T, kept_width], float32: what `forward` fills for `backward`; None where kept_width is 0. accumulate: add to
+    the output instead of overwriting it.
+    """
 
     @abstractmethod
     def forward(self, linear: Frozen, out: Array, inp: Array, kept: Array | None, accumulate: bool) -> None:
@@ -101,22 +123,25 @@ class Carved(ABC):
 
     @abstractmethod
     def keep(self, linear: Frozen, inp: Array, kept: Array | None) -> None:
-        """Fills `kept` as forward does, without the product."""
+        """Fills `kept` as `forward` does, without computing the product."""
 
     @abstractmethod
     def backward(self, linear: Frozen, dinp: Array | None, dout: Array, kept: Array | None, accumulate: bool) -> None:
-        """dinp [T, K] (None: not wanted) (+)= its gradient. `finish` follows, before another projection's backward."""
+        """dinp [T, K] (None: not needed) (+)= its gradient; gradients of parameters that do not need inp accumulate.
+
+        `finish` for the same projection is called before the next one's backward.
+        """
 
     @abstractmethod
     def finish(self, linear: Frozen, inp: Array) -> None:
-        """The rest of backward, which needs the projection's input again."""
+        """The gradients of parameters that need the projection's input [T, K], which is made again only then."""
 
     def before_step(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
-        """Before a micro-batch that learns: the seed of what it draws. None: what follows only measures."""
+        """Before a micro-batch that learns, with the seed for its random numbers; None: passes that follow measure."""
 
     @abstractmethod
     def export(self) -> Lora:
-        """What llama.cpp applies to the base; may be views of the arena."""
+        """The adapter as pairs that llama.cpp applies to the base; may be views of the arena."""
 
     @abstractmethod
     def load(self, pairs: Lora, source: str) -> None:

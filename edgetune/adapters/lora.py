@@ -28,7 +28,7 @@ TARGETS = {
 
 @dataclass
 class Pair:
-    """delta W = scale * b @ a. The arrays may be views of a training arena, changed in place."""
+    """delta W = scale * b @ a. The arrays may be views of a training arena, which changes them in place."""
 
     a: NDArray[np.float32]  # [R, K]
     b: NDArray[np.float32]  # [N, R]
@@ -50,7 +50,7 @@ def scale_of(alpha: float, rank: int, rslora: bool = False) -> float:
 def init_pairs(shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed: int) -> Lora:
     """A pair for each name -> (N, K): A uniform in +-1/sqrt(K) (as PEFT's kaiming_uniform, a = sqrt 5), B zero.
 
-    A depends on (seed, name) alone, so that training other projections too leaves it as it was.
+    A depends only on (seed, name), not on which other projections are trained.
     Raises UsageError for a rank below 1 or above the narrowest K.
     """
     check_rank(shapes, rank)
@@ -59,6 +59,7 @@ def init_pairs(shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed
 
 
 def check_rank(shapes: dict[str, tuple[int, int]], rank: int) -> None:
+    """Raises UsageError for a rank below 1 or above the narrowest K of name -> (N, K)."""
     width, narrow = min((k, name) for name, (_, k) in shapes.items())
     if not 1 <= rank <= width:
         raise UsageError(f"rank {rank} is not between 1 and {width}, the width of {narrow}", "8 or 16 is a usual rank")

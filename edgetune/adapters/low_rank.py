@@ -46,7 +46,7 @@ class LoraFamily(LoraOptions, Family):
 
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> CarvedLora:
         carved = CarvedLora(self, shapes, arena, ops)
-        for name, shape in shapes.items():  # one at a time: no second copy of all is in memory
+        for name, shape in shapes.items():  # one at a time, so that no second copy of all pairs is in memory
             carved.set_pair(name, init_pairs({name: shape}, self.rank, self.scale, seed)[name])
         return carved
 
@@ -58,7 +58,7 @@ def lora_of(config: LoraOptions) -> LoraFamily:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A pair as trained: views into the arena. a, da [R, K]; b, db [N, R]; delta W = scale * b @ a."""
+    """A pair in training: views into the arena. a, da [R, K]; b, db [N, R]; delta W = scale * b @ a."""
 
     a: np.ndarray
     b: np.ndarray
@@ -69,7 +69,7 @@ class Adapted:
 
 
 class CarvedLora(Carved):
-    """The pairs by name in `adapted`."""
+    """LoRA in an arena. adapted: the pairs by the name of their projection."""
 
     def __init__(self, family: LoraFamily, shapes: Shapes, arena: Arena, ops: Backend) -> None:
         self.family = family
@@ -93,7 +93,7 @@ class CarvedLora(Carved):
                                 precision=linear.forward_precision)
 
     def backward(self, linear: Frozen, dinp: Array | None, dout: Array, kept: Array | None, accumulate: bool) -> None:
-        """dinp (+)= dout . w + scale * (dout . b) . a; db accumulates. Leaves du [T, R] = scale * dout . b."""
+        """dinp (+)= dout . w + scale * (dout . b) . a; db accumulates; du [T, R] = scale * dout . b is for `finish`."""
         assert kept is not None
         pair = self.adapted[linear.name]
         masked = self._dropout_seed is not None
@@ -109,7 +109,7 @@ class CarvedLora(Carved):
             self.ops.dropout(dinp.reshape(-1), through.reshape(-1), self.family.dropout, self._mask(pair), True)
 
     def finish(self, linear: Frozen, inp: Array) -> None:
-        """da accumulates, from the du of the backward before."""
+        """da accumulates, from the du of `backward`."""
         pair = self.adapted[linear.name]
         du = self.arena.view("du", inp.shape[0], self.family.rank)
         self.ops.matmul_dweight(pair.da, du, self._dropped(inp, pair), precision=linear.precision)
@@ -126,7 +126,7 @@ class CarvedLora(Carved):
             self.set_pair(name, pair)
 
     def set_pair(self, name: str, pair: Pair) -> None:
-        """Copies values in; B takes up another scale."""
+        """Copies a pair's values; a difference of scales is multiplied into B."""
         to = self.adapted[name]
         to.a[:] = pair.a
         to.b[:] = pair.b * np.float32(pair.scale / to.scale)
@@ -149,13 +149,13 @@ def _carve_pairs(family: LoraFamily, shapes: Shapes, arena: Arena) -> dict[str, 
     all_a, all_b = slices(groups, arena.flat("lora"))
     all_da, all_db = slices(groups, arena.flat("dlora"))
     adapted = {}
-    at = 0
-    bt = 0
+    a_start = 0
+    b_start = 0
     for index, (name, (n, k)) in enumerate(shapes.items()):
-        a = slice(at, at + r * k)
-        b = slice(bt, bt + n * r)
+        a = slice(a_start, a_start + r * k)
+        b = slice(b_start, b_start + n * r)
         adapted[name] = Adapted(all_a[a].reshape(r, k), all_b[b].reshape(n, r), all_da[a].reshape(r, k),
                                 all_db[b].reshape(n, r), family.scale, index)
-        at = a.stop
-        bt = b.stop
+        a_start = a.stop
+        b_start = b.stop
     return adapted

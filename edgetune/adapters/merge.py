@@ -31,7 +31,7 @@ _SLICE = 1 << 22  # weights in memory at a time
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: the file, its type, how many tensors were changed, its size in bytes."""
+    """What was written: the file, its type, the number of changed tensors, its size in bytes."""
 
     path: Path
     to: str
@@ -42,9 +42,9 @@ class Merged:
 def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0", threads: int = 0) -> Merged:
     """Write `base` with `pairs` merged in to a new file `out`.
 
-    to: a llama.cpp type such as Q8_0 or Q4_K_M (each tensor's format is then llama.cpp's choice, as in llama-quantize);
-    F32, F16 or BF16 for all matrices; or "keep": each changed tensor goes back to the format it had, the others keep
-    their bytes. threads: of llama.cpp's quantizer, 0: one a core that this process may use.
+    to: a llama.cpp type such as Q8_0 or Q4_K_M (llama.cpp then chooses each tensor's format, as in llama-quantize);
+    F32, F16 or BF16 for all matrices; or "keep": each changed tensor is written in its earlier format, the others keep
+    their bytes. threads: of llama.cpp's quantizer; 0: one a core that this process may use.
 
     Raises UsageError for an unknown type or if `out` exists, MismatchError if the pairs do not fit, UnsupportedError
     for a tensor in a format that edgetune cannot read, NumericsError for merged weights that are not finite,
@@ -67,7 +67,7 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
 
 
 def _check_kept(base: Gguf, pairs: Lora) -> None:
-    """llama.cpp's encoder of Q2_0 takes the largest weight of a block for its scale: it would lose most of a matrix."""
+    """Refuses Q2_0, of which llama.cpp's encoder would lose most: its scale is the largest weight of a block."""
     for name in pairs:
         if (format := base.tensors[f"{name}.weight"].format) == "Q2_0":
             raise UsageError(f"{name} is {format}, which cannot be written again without losing most of it",
@@ -93,7 +93,7 @@ def _write(path: Path, base: Gguf, pairs: Lora, to: str, changed: str = "") -> N
         if changed and name.removesuffix(".weight") in pairs:
             formats[name] = changed
     alignment = base.metadata.get("general.alignment", 32)
-    assert isinstance(alignment, int)  # the reader has seen to it
+    assert isinstance(alignment, int)  # the reader has checked it
     with path.open("wb") as file:
         file.write(_header(base, formats, None if to == KEEP else TYPES[to], alignment))
         for name, tensor in base.tensors.items():
@@ -119,7 +119,7 @@ def _header(base: Gguf, formats: dict[str, str], file_type: int | None, alignmen
 
 
 def _infos(base: Gguf, formats: dict[str, str], alignment: int) -> bytes:
-    """Name, sizes, format and offset of every tensor; the reader has seen that they follow one another without gaps."""
+    """Name, sizes, format and offset of every tensor; the reader has checked that there are no gaps."""
     infos = b""
     offset = 0
     for name, tensor in base.tensors.items():
@@ -134,7 +134,7 @@ def _infos(base: Gguf, formats: dict[str, str], alignment: int) -> bytes:
 
 
 def _with_file_type(keys: bytes, file_type: int) -> bytes:
-    """general.file_type is what tools show; a file without it has none afterwards either."""
+    """general.file_type is what tools show; it is not added to a file without it."""
     name = b"general.file_type"
     before, key, after = keys.partition(struct.pack("<Q", len(name)) + name + struct.pack("<I", 4))
     return before + key + struct.pack("<I", file_type) + after[4:] if key else keys

@@ -1,4 +1,4 @@
-"""Adapters as PEFT's folders: adapter_model.safetensors and adapter_config.json, out and in.
+"""Export to and import from PEFT's folders: adapter_model.safetensors and adapter_config.json.
 
 A llama GGUF holds the rows of q and k in another order than transformers: llama.cpp rotates neighbours (2i, 2i + 1) of
 a head, transformers (i, i + C/2). The rows of B follow. Source: llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute.
@@ -39,13 +39,13 @@ _ORIGINS = ("general.source.huggingface.repository", "general.source.repo_url", 
             "general.base_model.0.name", "general.name")
 _LARGEST = 1e6  # scale of an update
 _NUMBER = 1e15  # rank or alpha
-# What PEFT can do and a GGUF cannot hold: options of LoraConfig that must be off.
+# Options of PEFT's LoraConfig that must be off, because a LoRA GGUF cannot express them.
 _UNSUPPORTED = (
     "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "target_parameters",
     "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
     "monteclora_config", "velora_config",
 )  # fmt: skip
-# Starts that leave the base as it was; the others (pissa, olora, corda, loftq, ...) train against a changed base.
+# Initialisations that leave the base unchanged; others (pissa, olora, corda, loftq, ...) train against a changed one.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -161,7 +161,7 @@ def _whole(value: float) -> int | float:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
+        if path.exists() and not path.is_file():  # reading a pipe could block for ever
             raise FormatError(f"{path} is not a regular file", "name a folder saved by PEFT")
         config = json.loads(path.read_text())
     except OSError as error:

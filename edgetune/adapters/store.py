@@ -1,8 +1,8 @@
-"""An adapter on disk: a folder with adapter.gguf (what llama.cpp loads), run.json and, from training, metrics.jsonl.
+"""An adapter on disk: a folder with adapter.gguf (which llama.cpp loads), run.json and, from training, metrics.jsonl.
 
 llama.cpp adds user_scale * s * B (A x) with s = alpha / (rank of that tensor), or 1 where alpha is 0. So the file holds
 alpha = scale * rank where one number fits all pairs, which covers alpha / R and rsLoRA's alpha / sqrt(R); for pairs of
-unlike scale * rank, B is multiplied by its scale and alpha is 0. Source: llama.cpp, src/llama-adapter.h, get_scale.
+different scale * rank, B is multiplied by its scale and alpha is 0. Source: llama.cpp, src/llama-adapter.h, get_scale.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = "general.base_model.0.name"
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An opened adapter. `path` is the GGUF file; `fingerprint` and `base_name` are "" where the file does not say."""
+    """An opened adapter. `path` is the GGUF file; `fingerprint` and `base_name` are "" where it has none."""
 
     path: Path
     architecture: str
@@ -111,7 +111,7 @@ def save_adapter(folder: str | os.PathLike[str], pairs: Lora, base: Gguf, run: d
 
 
 def base_name(base: Gguf) -> str:
-    """What people call a base: its file's name, or its bundle's where the file is a bundle's model.gguf."""
+    """The name of a base for people: its file's name, or its bundle's where the file is a bundle's model.gguf."""
     folder = base.path.resolve().parent
     return folder.name if folder.suffix == ".edge" else base.path.name
 
@@ -158,7 +158,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 
 def _check_base(adapter: Adapter, base: Gguf) -> None:
-    """The fingerprint decides where there is one; adapters from elsewhere must fit by architecture and shapes."""
+    """Compares fingerprints where the adapter has one; other adapters must fit by architecture and shapes."""
     trained_on = f"was trained on {adapter.base_name or 'another ' + adapter.architecture}"
     if adapter.fingerprint and adapter.fingerprint != (given := fingerprint(base)):
         raise MismatchError(

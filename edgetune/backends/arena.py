@@ -1,6 +1,6 @@
-"""One allocation, carved from a table of buffers: the plan is the allocation.
+"""One allocation, divided by a table of buffers: the plan is the allocation.
 
-Buffers that are never alive at the same time begin at the same place: those of blocks and those of the head.
+Buffers that are never in use at the same time share memory: those of blocks and those of the head.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from .base import Memory
 
 ALIGN = 64  # bytes; a cache line and the widest vector
-VIEWS = 2048  # kept at most
+VIEWS = 2048  # the most that are cached
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A row of the table. lifetime: run (whole training), step (one micro-batch, through head and blocks), block
+    """An entry of the table. lifetime: run (whole training), step (one micro-batch, through head and blocks), block
     (within a block's pass), head (within the head's pass).
     """
 
@@ -36,15 +36,15 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each buffer begins. What lies from `passing` on holds nothing between two steps."""
+    """The offset of each buffer in bytes. From `temporary` on, nothing is kept between two micro-batches."""
 
     offsets: dict[str, int]
-    passing: int
+    temporary: int
     nbytes: int
 
 
 def lay_out(buffers: Iterable[Buffer]) -> Layout:
-    """First what lives as long as the run, on pages of its own; then a step's; then blocks' and head's at one place."""
+    """First the buffers of the run, on separate pages; then those of a step; then those of blocks and head, shared."""
     table = list(buffers)
     offsets = {}
 
@@ -55,9 +55,9 @@ def lay_out(buffers: Iterable[Buffer]) -> Layout:
                 offset += -(-b.nbytes // ALIGN) * ALIGN
         return offset
 
-    passing = -(-place("run", 0) // mmap.PAGESIZE) * mmap.PAGESIZE
-    shared = place("step", passing)
-    return Layout(offsets, passing, max(place("block", shared), place("head", shared)))
+    temporary = -(-place("run", 0) // mmap.PAGESIZE) * mmap.PAGESIZE
+    shared = place("step", temporary)
+    return Layout(offsets, temporary, max(place("block", shared), place("head", shared)))
 
 
 def arena_bytes(buffers: Iterable[Buffer]) -> int:
@@ -71,17 +71,17 @@ class Arena:
         self.buffers = {b.name: b for b in buffers}
         layout = lay_out(self.buffers.values())
         self.nbytes = layout.nbytes
-        self._passing = layout.passing
+        self._temporary = layout.temporary
         self._memory = allocate(self.nbytes)
         array = self._memory.array
         self._flat = {b.name: array[layout.offsets[b.name]:layout.offsets[b.name] + b.nbytes].view(b.dtype)
                       for b in self.buffers.values()}
-        self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # a step asks for the same ones again and again
+        self._views: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}  # every step uses the same ones
 
     def release(self) -> None:
-        """Between two micro-batches: give back what only these need. The next one gets it again, as zeros."""
-        if self._passing < self.nbytes:
-            self._memory.discard(self._passing)
+        """Between two micro-batches: returns the memory that only these use to the system. It reads as zeros then."""
+        if self._temporary < self.nbytes:
+            self._memory.discard(self._temporary)
 
     def __contains__(self, name: str) -> bool:
         return name in self._flat
@@ -96,5 +96,6 @@ class Arena:
             return found
         if len(self._views) >= VIEWS:
             self._views.clear()
-        found = self._views[name, shape] = self._flat[name][:math.prod(shape)].reshape(shape)
-        return found
+        made = self._flat[name][:math.prod(shape)].reshape(shape)
+        self._views[name, shape] = made
+        return made

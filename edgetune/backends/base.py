@@ -1,11 +1,16 @@
-"""What computes: the contract between training and a device. An op is a method, outputs first, then inputs.
+"""The contract of a backend, the device that computes. An op is a method, outputs first, then inputs.
+
+To add one, write a class that is a Backend in a file of this folder: the ops, memory for arrays (`allocate`), and
+weights in the form that its ops read (`upload`). It is passed as `Trainer(backend=...)`. The trainer reads
+`scratch_bytes`, allocates them with everything else, and calls `use_scratch` before the first op. `cpu.py` is the only
+backend; tests/backends/test_backend.py has one that counts the calls of another.
 
 Arrays are numpy arrays over memory that the device and this process both reach (on a Jetson, its unified memory),
-C-contiguous float32 unless said otherwise; activations float32 or (as uint16) bf16, each array for itself. Nothing is
-copied: a view of an arena is as good as an array. Shapes: T tokens, D model width, H heads, G key/value heads, C head
-width, V vocabulary, R rank; N rows and K columns of a weight. A weight is what `upload` made of its GGUF bytes, with
-the name of its format (for "F32" a float32 array will do too). Outputs are overwritten unless `accumulate` is set or
-the text says that they accumulate.
+C-contiguous float32 unless said otherwise; activations are float32 or (as uint16) bf16, which may differ from array to
+array. Nothing is copied; arrays may be views of an arena. Shapes: T tokens, D model width, H heads, G key/value heads,
+C head width, V vocabulary, R rank; N rows and K columns of a weight. A weight is what `upload` made of its GGUF bytes,
+with the name of its format (for "F32" also a float32 array). Outputs are overwritten unless `accumulate` is set or the
+docstring says that they accumulate.
 
 All ops raise ValueError or TypeError, naming the argument, for a wrong type, shape, contiguity or range, and do not
 hold the GIL while they compute. Results do not depend on the number of threads.
@@ -13,7 +18,7 @@ hold the GIL while they compute. Results do not depend on the number of threads.
 `precision` of an op says how its products with frozen weights are computed: "exact" float; "fast" bf16 where the
 device multiplies it quickly, else float forward and, but for the head, "int8" backward; "int8" 8-bit integers where it
 has dot products of bytes, for weights that are not F32 and sums over multiples of 32, and fast elsewhere. `products`
-says which numbers these are on a device, tests/backends/test_precision.py what they do to a gradient.
+names these numbers for a device; tests/backends/test_precision.py measures their effect on gradients.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ WHOLE = (0, -1)
 MOMENTS = 256
 """Parameters that share the scales of their moments in 8 bits."""
 MOMENT_BYTES = 520
-"""What these take."""
+"""Bytes that MOMENTS parameters' moments take in 8 bits."""
 
 
 class Memory(Protocol):
@@ -45,12 +50,11 @@ class Memory(Protocol):
         """All of it, uint8, zeros at first."""
 
     def discard(self, begin: int) -> None:
-        """Gives back what is stored from byte `begin`, a multiple of the page size, to the end. It reads as zeros then.
-        """
+        """Releases the bytes from `begin`, a multiple of the page size, to the end. They read as zeros afterwards."""
 
 
 class Ops(Protocol):
-    """Everything that is computed."""
+    """The operations."""
 
     def matmul_forward(
         self, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
@@ -119,14 +123,13 @@ class Ops(Protocol):
     def glu_backward(
         self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array, kind: str,
     ) -> None:  # fmt: skip
-        """dgate and dup of glu_forward, and act, which it gave. dgate and dup may be dout or their own forward input.
-        """
+        """dgate and dup of glu_forward, and act, its output. dgate and dup may be dout or their own forward input."""
 
     def add_bias(self, x: Array, bias: Array) -> None:
         """x [T, N], activations, += bias [N]."""
 
     def copy(self, out: Array, inp: Array) -> None:
-        """out = inp, from float32 to bf16, back, or as it is."""
+        """out = inp; each may be float32 or bf16."""
 
     def add(self, x: Array, y: Array) -> None:
         """x += y."""
@@ -147,8 +150,8 @@ class Ops(Protocol):
         """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
 
         h may be bf16. Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
-        `part` is of the vocabulary, first entry and end: of several calls from 0 to V, arrays left as they are, the
-        last finishes.
+        `part`: first entry and end in the vocabulary. Calls for consecutive parts from 0 to V, with the same arrays,
+        are one pass; the last call completes it.
         """
 
     def head_backward(
@@ -173,8 +176,8 @@ class Ops(Protocol):
     ) -> None:  # fmt: skip
         """The same with m and v in 8 bits: moments uint8 [ceil(n / MOMENTS), MOMENT_BYTES], any shape; zeros at first.
 
-        After Dettmers et al. 2022 (2110.02861); native/et.h has the codes. v is rounded at random, as seed and place
-        say.
+        After Dettmers et al. 2022 (2110.02861); native/et.h has the codes. v is rounded at random, by
+        seed and index.
         """
 
     def sum_squares(self, x: Array) -> float:
@@ -186,15 +189,15 @@ class Backend(Ops, Protocol):
 
     @property
     def isa(self) -> str:
-        """The instruction set, or whatever else names the kernels."""
+        """The name of the kernels, such as the instruction set."""
 
     @property
     def threads(self) -> int:
-        """Threads that it was opened with."""
+        """The number of threads that it was opened with."""
 
     @property
     def working(self) -> int:
-        """How many of the threads work; the others sleep. May be changed between two ops; results do not change."""
+        """The number of threads that compute; the others sleep. Can be changed between two ops."""
 
     @working.setter
     def working(self, threads: int) -> None: ...
@@ -216,10 +219,10 @@ class Backend(Ops, Protocol):
         """Before the first op: a writable uint8 array of scratch_bytes. Without it the backend allocates its own."""
 
     def allocate(self, nbytes: int) -> Memory:
-        """Memory for arrays. MemoryError where there is none."""
+        """Memory for arrays. Raises MemoryError."""
 
     def upload(self, mapped: Array) -> Array:
-        """The weight as ops read it, from its GGUF bytes, uint8, mapped from the file."""
+        """A weight as ops read it, from its GGUF bytes, uint8, mapped from the file."""
 
 
 OPS = tuple(name for name in vars(Ops) if not name.startswith("_"))

@@ -1,6 +1,6 @@
-"""The CPU, and the only door to the C extension: one method a C function of native/et.h.
+"""The CPU as a backend, and the only module that imports the C extension: a method for each function of native/et.h.
 
-backend.py says what each does.
+`base` documents the ops.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {name: Format(name, *facts) for name, facts in _native.FORMATS.items()}
-"""What edgetune computes with, by name."""
+"""The formats that ops take, by name."""
 
 GLU_KINDS = {"silu": 0, "gelu": 1}
 
@@ -90,10 +90,20 @@ def scratch_bytes(threads: int) -> int:
     return size
 
 
+def _check_isa(isa: str | None) -> None:
+    have = [name for name in isa_names() if usable(name)]
+    if isa is None and not have:
+        raise UnsupportedError("this CPU or build does not have an instruction set that EDGETUNE_ISA allows",
+                               f"unset it, or name one of {', '.join(isa_names())}")
+    if isa is not None and isa not in have:
+        raise UnsupportedError(f"this CPU or build does not have instruction set {isa!r}",
+                               f"choose from {', '.join(have) or 'none'}")
+
+
 class Pages:
     """An anonymous mapping; its pages cost memory when they are first written.
 
-    It asks for huge pages, which make training faster and never reach beyond it.
+    It asks for huge pages, which make training faster; none extends beyond the mapping.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -103,7 +113,7 @@ class Pages:
         self.array: Array = np.frombuffer(self._mapping, np.uint8)
 
     def discard(self, begin: int) -> None:
-        """See backend.Memory."""
+        """See base.Memory."""
         self._mapping.madvise(mmap.MADV_DONTNEED, begin, len(self._mapping) - begin)
 
 
@@ -111,20 +121,17 @@ class Cpu(Backend):
     """An instruction set, a pool of threads, and the scratch that all ops pack into.
 
     `isa` None takes the best that CPU and EDGETUNE_ISA allow. Threads start with the first op. Raises ValueError for a
-    number of threads that is not 1 to 1024, UnsupportedError for an instruction set that cannot be had here.
+    number of threads that is not 1 to 1024, UnsupportedError for an instruction set that is not available here.
     """
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         self._scratch_bytes = scratch_bytes(threads)
-        have = [name for name in isa_names() if usable(name)]
-        if isa not in have if isa else not have:
-            wanted = f"instruction set {isa!r}" if isa else "an instruction set that EDGETUNE_ISA allows"
-            raise UnsupportedError(f"this CPU or build does not have {wanted}", f"there is {', '.join(have) or 'none'}")
+        _check_isa(isa)
         self._isa = isa
         self._threads = threads
         self._working = threads
         self._scratch: Array | None = None
-        self._precision = "exact"  # of the op before
+        self._precision = "exact"  # that the C context is set to
 
     @cached_property
     def _handle(self) -> _native._Context:

@@ -1,6 +1,6 @@
 """Data files to token ids and token weights: JSON Lines or plain text -> Dataset.
 
-What a row may look like and which of its tokens are supervised: `rows`. Batches of examples: `packing`.
+The shapes of rows, and which of their tokens are supervised: `rows`. Batches of examples: `packing`.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def load(
     parser: RowParser = supervised_rows,
 ) -> Dataset:
     """A data file, tokenized: NAME.txt is plain text, cut into documents of max_length tokens; all else is JSON Lines.
-    "-" is JSON Lines from standard input; of files only regular ones are read.
+    "-" is JSON Lines from standard input; other than that, only regular files are read.
 
-    `system` is the system message of rows that have none. `overflow` says what becomes of a longer row: "truncate"
+    `system` is the system message of rows that have none. `overflow` says what happens to a longer row: "truncate"
     keeps its start, "skip" leaves it out. `parser` reads the rows, an objective's `rows`. Raises DataError, which names
     the line, for what cannot be used.
     """
@@ -116,7 +116,7 @@ def load_rows(
 
 
 def _opened(path: Path) -> BinaryIO:
-    """A regular file, or standard input where it is asked for by its name; all else might never end, or never begin."""
+    """A regular file, or standard input where its name is given; reading anything else could block, or never end."""
     if str(path) == STDIN:
         return os.fdopen(0, "rb", closefd=False)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
@@ -154,7 +154,7 @@ def _text(file: BinaryIO, name: str, digest: hashlib._Hash) -> str:
 
 
 def _decoded(content: bytes, number: int, name: str) -> str:
-    """Bytes that begin in this line of a file as text, without the mark that some editors put first."""
+    """UTF-8 that begins in line `number` of a file, as text, without the byte order mark that some editors write."""
     try:
         return content.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -225,7 +225,7 @@ def _build(
 
 
 def _fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:
-    """(a row's example, what can be learned of it); where one of a group leaves nothing, none of that group."""
+    """(a row's example, what can be learned of it); all of a group or none of it."""
     fits = [(whole, _fit(whole, max_length, overflow)) for whole in made]
     lost = {whole.group for whole, fit in fits if fit is None and whole.group}
     return [(whole, fit) for whole, fit in fits if fit is not None and whole.group not in lost]

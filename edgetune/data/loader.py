@@ -1,9 +1,9 @@
-"""Rows tokenised by a process of its own, so that what llama.cpp and templates take is gone when training begins.
+"""Rows are tokenised by a separate process, so that the memory of llama.cpp and templates is free when training begins.
 
 That process reads a JSON object of arguments from its first line of stdin. It answers on stdout with a line of JSON,
 then the examples of each data set: of every field of Example that is an array the lengths (int64) and the values of all
-examples, one after another; other fields are in the JSON. A CRC-32 of all that came before ends it. What is cut off
-anywhere, or comes from a process that failed, is not taken.
+examples, one after another; other fields are in the JSON. A CRC-32 of everything before it ends the answer. An answer
+that is incomplete, or comes from a process that failed, is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .packing import Example
 from .rows import RowParser
 
 _FACTS = ("kind", "truncated", "skipped", "digest")
-_LEAST = 64 << 20  # bytes that it may take whatever the budget: whether training fits is for the plan to say
+_LEAST = 64 << 20  # bytes that it may use whatever the budget; the plan decides whether training fits
 
 
 class LoadOptions(Protocol):
@@ -50,17 +50,17 @@ class LoadOptions(Protocol):
 
 
 class Cut(Exception):
-    """The answer ends too early, or its bytes are not those that were sent."""
+    """The answer is incomplete or damaged."""
 
 
 def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
          parser: RowParser = supervised_rows) -> list[Dataset | None]:
-    """data.load of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
+    """`dataset.load` of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
 
-    parser: a module, which the process imports. The rows themselves do not come back, only their examples. The process
-    has the memory that config gives to training, and ends with the calling thread. Check the GGUF first: llama.cpp
-    trusts what it reads.
-    Raises what Tokenizer and data.load raise, and EdgetuneError where the process was ended before it was done.
+    parser: a module, which the process imports. The result has the examples of the rows, not the rows. The process may
+    use the memory that config gives to training, and ends with the calling thread. Check the GGUF first: llama.cpp does
+    not validate it.
+    Raises the errors of Tokenizer and `dataset.load`, and EdgetuneError where the process was ended early.
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
              "options": {"max_length": config.max_length, "system": config.system or None, "overflow": config.overflow},
@@ -87,7 +87,7 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
 
 
 def _started(asked: dict[str, Any], reads_stdin: bool) -> subprocess.Popen[bytes]:
-    """The process; where rows come from stdin it has this one's, as another descriptor."""
+    """The process; where rows come from standard input, it inherits this process's as another descriptor."""
     lent = [os.dup(0)] if reads_stdin else []
     asked["stdin"] = lent
     try:
@@ -113,14 +113,14 @@ def send(pipe: IO[bytes], sets: Sequence[Dataset | None]) -> None:
 
 
 def send_error(pipe: IO[bytes], error: EdgetuneError) -> None:
-    """What `receive` raises again."""
+    """Sends an error, which `receive` raises."""
     facts = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
     head = json.dumps(facts).encode() + b"\n"
     pipe.write(head + zlib.crc32(head).to_bytes(4, "little"))
 
 
 def receive(pipe: IO[bytes]) -> list[Dataset | None]:
-    """The sets that were sent, their examples views of a few arrays. Raises the error that was sent, or Cut."""
+    """The sets that were sent; their examples are views of a few arrays. Raises the error that was sent, or Cut."""
     head = pipe.readline()
     reader = _Checked(pipe, zlib.crc32(head))
     if not head.endswith(b"\n"):
@@ -150,7 +150,7 @@ def _facts(data: Dataset) -> dict[str, Any]:
 
 
 def _columns(examples: Sequence[Example]) -> Iterator[tuple[str, list[Any]]]:
-    """Of each field the values of all examples."""
+    """(name, values of all examples) of each field."""
     for field in fields(Example):
         yield field.name, [getattr(example, field.name) for example in examples]
 
@@ -179,7 +179,7 @@ def _received(reader: _Checked, facts: dict[str, Any]) -> Dataset:
 
 
 class _Checked:
-    """Reads exactly what is asked for, and knows the checksum of all of it."""
+    """Reads exact amounts, and updates the checksum of all of it."""
 
     def __init__(self, pipe: IO[bytes], checked: int) -> None:
         self._pipe = pipe

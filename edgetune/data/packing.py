@@ -26,8 +26,8 @@ def is_supervised(weights: NDArray[np.float32]) -> NDArray[np.bool_]:
 class Example:
     """One document of n tokens. `weights[i]` is the weight of predicting `tokens[i]`; `weights[0]` is 0.
 
-    Examples of one `group` (not 0) that follow one another belong together, such as a better and a worse answer: they
-    are computed in one micro-batch.
+    Consecutive examples of one `group` (not 0) belong together, such as a better and a worse answer: they are in the
+    same micro-batch.
     """
 
     tokens: NDArray[np.int32]  # [n]
@@ -42,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass reads. `weights[t]` is the weight of predicting `targets[t]` from position t.
+    """The input of a forward pass. `weights[t]` is the weight of predicting `targets[t]` from position t.
 
     `positions` count from 0 in each document, `starts` holds the index of the document's first token: position t
     attends to starts[t] <= s <= t.
@@ -54,7 +54,7 @@ class Batch:
     positions: NDArray[np.int32]  # [T]
     starts: NDArray[np.int32]  # [T]
     examples: tuple[Example, ...]  # the documents
-    reference: NDArray[np.float32] | None = None  # [S], log p by the base alone, for an objective that needs it
+    reference: NDArray[np.float32] | None = None  # [S], log p by the base without an adapter, if the objective needs it
 
     @cached_property
     def supervised(self) -> NDArray[np.int64]:
@@ -121,7 +121,7 @@ def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[Batch]:
         group = [examples[i] for i in indices]
         n = sum(example.tokens.size for example in group)
         if n > max_tokens:
-            what = "a row has" if len(group) == 1 else f"{len(group)} rows that belong together have"
+            what = "a row has" if len(group) == 1 else f"{len(group)} rows of one group have"
             raise UsageError(f"{what} {n} tokens and a micro-batch takes {max_tokens}", "raise it, or lower max-length")
         if total + n > max_tokens:
             batches.append(collate(members))
@@ -133,10 +133,10 @@ def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[Batch]:
 
 
 def pack(examples: Sequence[Example], max_length: int) -> list[list[int]]:
-    """Packs of indices, at most `max_length` tokens each: the longest row, then those that fill the rest best.
+    """Packs of indices, at most `max_length` tokens each: the longest row, then the rows that best fill what is left.
 
-    Rows of a group are packed as one. Wastes under 5 % where rows are short against max_length: on rows of a third of
-    it, where first-fit decreasing wastes 6 %, half as much. Raises UsageError for a row or a group that is longer.
+    Rows of a group are packed as one. Less than 5 % of a pack stays empty where rows are short: with rows of a third of
+    max_length 3 %, where first-fit decreasing leaves 6 %. Raises UsageError for a row or a group that is longer.
     """
     items = grouped_indices(examples)
     sizes = [sum(examples[i].tokens.size for i in item) for item in items]
@@ -162,15 +162,15 @@ def _take(left: dict[int, list[int]], length: int) -> int:
     return i
 
 
-def _best_fill(left: dict[int, list[int]], room: int) -> list[int]:
-    """Lengths of remaining rows whose sum comes closest to `room` without passing it, long ones first (subset sum)."""
+def _best_fill(left: dict[int, list[int]], space: int) -> list[int]:
+    """Lengths of remaining rows whose sum is closest to `space` without exceeding it, long ones first (subset sum)."""
     offered: list[int] = []
     sums = [1]  # bit s of sums[k]: some of the first k lengths offered add up to s
-    fitting = sorted((length for length in left if length <= room), reverse=True)
-    for length in (same for same in fitting for _ in left[same][: room // same]):
+    fitting = sorted((length for length in left if length <= space), reverse=True)
+    for length in (same for same in fitting for _ in left[same][: space // same]):
         offered.append(length)
-        sums.append((sums[-1] | sums[-1] << length) & ((2 << room) - 1))
-        if sums[-1] >> room:  # full
+        sums.append((sums[-1] | sums[-1] << length) & ((2 << space) - 1))
+        if sums[-1] >> space:  # full
             break
     chosen = []
     rest = sums[-1].bit_length() - 1

@@ -10,12 +10,13 @@ prompt because a model answers after the prompt's tokens. Supervised (weight 1) 
 including the first that ends generation (<|im_end|>, </s>, ...), nothing else; an example ends with its last supervised
 token. `"weight": 0` on an assistant message leaves it out of the loss, as in OpenAI's format.
 
-Where the next prompt goes on from the last answer, all turns share one example. Where the template rewrites history
-(Qwen3 drops earlier reasoning, Mistral moves the system text to the last question), the row becomes several examples,
-each with the prompt of its turn: every answer is still learnt once, from what the model will see.
+Where the next prompt continues the text of the last answer, all turns share one example. Where the template rewrites
+history (Qwen3 drops earlier reasoning, Mistral moves the system text to the last question), the row becomes several
+examples, each with the prompt of its turn: every answer is still learnt once, from what the model will see.
 
-Text rows end with EOS, or say "open": true where the text would go on; all their tokens but the first are supervised.
-Text that spells a special token becomes that token (see `tokens`).
+Text rows end with EOS, or have "open": true where the text would continue; all their tokens but the first are
+supervised.
+Text that spells a special token becomes that token (see `llamacpp.tokenizer`).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ Row = Mapping[str, Any] | str  # a str is plain text of any length
 SHAPES = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text": ("text",)}
 ROLES = ("system", "user", "assistant", "tool")
 EXPECTED = "messages, prompt with completion, or text"
-_UNWRITTEN = "\x02"  # stands for an answer, to see where a template puts it; templates neither write nor trim it
+_UNWRITTEN = "\x02"  # replaces an answer, to find where a template puts it; templates neither write nor trim it
 
 
 class RowParser(Protocol):
-    """A module that reads the rows of an objective, as this one does: which shapes there are, and their examples.
+    """A module that reads the rows of an objective, as this one does: the shapes that exist, and their examples.
 
     Examples of one row that belong together have one `group`, 1, 2, ... in that row.
     """
@@ -68,7 +69,7 @@ def shape_of(row: Row) -> str:
 
 
 def check_row(row: Row) -> str:
-    """Its shape, once all that the shape needs is there in the right type; DataError. Needs no tokenizer."""
+    """Its shape, after checking that its values have the right types. Raises DataError. Needs no tokenizer."""
     shape = shape_of(row)
     if isinstance(row, str):
         return shape
@@ -140,7 +141,7 @@ def prompt_of(row: Row, tokenizer: Tokenizer, system: str | None = None) -> tupl
 
 
 def example(tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray) -> Example:
-    """Ends with the last supervised token: what comes after it teaches nothing."""
+    """An example that ends with the last supervised token; later tokens would not change the loss."""
     w = np.array(weights, np.float32)
     w[0] = 0
     end = int(np.flatnonzero(is_supervised(w)).max(initial=0)) + 1
@@ -148,7 +149,7 @@ def example(tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.nd
 
 
 def _documents(tokenizer: Tokenizer, text: str, max_length: int) -> list[Example]:
-    """Plain text as documents of max_length tokens, without EOS, for the text goes on; a lone last token is dropped."""
+    """Text as documents of max_length tokens, without EOS, as the text continues; a lone last token is dropped."""
     ids = tokenizer.encode(text)
     start = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     size = max_length - len(start)
@@ -180,7 +181,7 @@ def _continuation(tokenizer: Tokenizer, prompt: str, completion: str) -> Example
 def _turns(
     tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
 ) -> Iterator[Example]:
-    """One example, or one for each stretch in which every prompt goes on from the text before it."""
+    """One example, or one for each stretch in which every prompt continues the text before it."""
     tokens: list[int] = []
     weights: list[float] = []
     seen: str | None = None  # the text of `tokens`
@@ -269,7 +270,7 @@ def _conversation(
 
 
 def as_messages(prompt: str, completion: str) -> list[dict[str, Any]]:
-    """A prompt and its completion as the conversation that they stand for."""
+    """A prompt and its completion as a conversation of one turn."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 

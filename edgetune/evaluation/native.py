@@ -1,4 +1,4 @@
-"""Held-out loss by edgetune's own engine, with any adapter, and no training state."""
+"""Held-out loss by edgetune's engine, with any adapter and without training state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, 
 
 def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
                  precision: str = "exact") -> Decoder:
-    """A decoder for forward passes with any adapter: pairs of lesser rank are padded with zeros."""
+    """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
+
+    Raises MismatchError for a pair that does not fit the model.
+    """
     shapes = model.shape.linear_shapes()
     places = {name: name.split(".", 2) for name in pairs}
     for name, (_, block, target) in places.items():
@@ -57,14 +60,14 @@ def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, ma
 
 
 def make_arena(model: Model, run: RunShape, ops: Cpu) -> Arena:
-    """All that forward takes, and the adapter."""
+    """The buffers of forward, and the adapter."""
     parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
     table = [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"), *model.structure.buffers(run)]
     return Arena(table, ops.allocate)
 
 
 def _padded(pair: Pair | None, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> Pair:
-    """The pair at the decoder's rank; a missing one does nothing."""
+    """The pair at the decoder's rank; a missing one changes nothing."""
     a = np.zeros(a_shape, np.float32)
     b = np.zeros(b_shape, np.float32)
     if pair is None:

@@ -1,6 +1,6 @@
-"""How good a model is on held-out rows: loss on their answers, and answers that are exactly right.
+"""How good a model is on held-out rows: the loss of their answers, and the share of exactly right answers.
 
-Both are judged on what is served: through llama.cpp, with the adapter that is in use there.
+Both are measured as the model is served: through llama.cpp, with the adapter in use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NOT_JSON = object()
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated for one row, and what the row says. ended: by itself, before it was cut off."""
+    """The generated answer to one row, and the expected one. ended: whether the model ended it before the limit."""
 
     prompt: str
     expected: str
@@ -95,7 +95,7 @@ def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = No
                 limit: int | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.
 
-    max_tokens: None allows each answer twice the tokens of the expected one and 16 more: a longer one is wrong anyway.
+    max_tokens: None allows each answer twice the tokens of the expected one and 16 more, because a longer one is wrong.
     """
     pairs = [prompt_of(row, served.tokenizer, system) for row in dataset.asking[:limit]]
     budgets = [max_tokens or 2 * len(served.tokenizer.encode(expected)) + 16 for _, expected in pairs]

@@ -1,7 +1,17 @@
 """The contract of a network: what the planner asks of it, and the passes that training makes through it.
 
-A Structure says what a network needs and computes, without its weights. A Network is an opened file; built in an arena
-it is Passes. T tokens of a micro-batch, S its supervised positions.
+To add one, write three classes in a file of this folder, and name it in `networks.NETWORKS`:
+
+- a Structure says what the network needs and computes, without its weights: its projections, buffers, FLOP. The planner
+  compares many RunShapes with it before anything is allocated.
+- a Network is an opened GGUF. The trainer allocates an arena with the buffers of its Structure, those of the adapter
+  and those of the optimizer, and calls `build`.
+- Passes are the network in that arena. For each micro-batch the trainer calls `forward` with keep, for an objective
+  that needs log-probabilities `head_forward`, and then `backward`; for a measurement it calls `score`.
+
+A block's matrices go through `linear.Projections`, which applies the adapter. `decoder.py` is the network of the four
+architectures; tests/models/test_network.py has a small one of another structure. T: tokens of a micro-batch, S: its
+supervised positions.
 """
 
 from __future__ import annotations
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one step: a multiplication and an addition are 2. blocks: forward; head: forward, and as much backward."""
+    """FLOP of one step; a multiplication and its addition are 2. blocks: forward; head: forward, as many backward."""
 
     blocks: int
     blocks_backward: int
@@ -66,7 +76,7 @@ class Structure(ABC):
 
     @abstractmethod
     def buffers(self, run: RunShape) -> list[Buffer]:
-        """Everything of size that forward and backward hold, but for parameters, optimizer and scratch."""
+        """Every large array of forward and backward; parameters, optimizer and scratch are added by the planner."""
 
     @abstractmethod
     def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
@@ -79,23 +89,24 @@ class Structure(ABC):
 
 
 class Network(ABC):
-    """An opened file. gguf: the file; structure: what it needs."""
+    """An opened file. gguf: the file; structure: what its network needs."""
 
     gguf: Gguf
     structure: Structure
 
     @abstractmethod
     def build(self, run: RunShape, ops: Backend, arena: Arena, streamed: int, seed: int) -> Passes:
-        """In an arena of the structure's buffers; streamed: blocks, the first ones, whose weights do not stay in
-        memory; seed: of the adapter's start.
+        """The passes, in an arena that holds the structure's buffers, with an adapter whose start `seed` decides.
+
+        streamed: the number of blocks, from the first, whose weights do not stay in memory; 0: all stay.
         """
 
 
 class Passes(ABC):
     """Forward and backward in the memory of one arena. Not thread-safe.
 
-    adapter: what is trained; linear: the projections, whose `off()` leaves the adapter out of a pass; before_block:
-    called before each block and part of the head, who raises there abandons a pass.
+    adapter: what is trained. linear: the projections, whose `off()` leaves the adapter out of a pass. before_block:
+    a function to call before each block and each part of the head; an exception from it abandons the pass.
     """
 
     adapter: Carved
@@ -104,12 +115,12 @@ class Passes(ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, keep: bool) -> None:
-        """Through all blocks; keep: backward follows."""
+        """Through all blocks. keep: backward follows, so keep what it needs."""
 
     @abstractmethod
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """After `forward`: log p of each supervised target, float32 [S]; valid until the next pass. best: int32 [S],
-        the likeliest.
+        filled with the likeliest tokens.
         """
 
     @abstractmethod
@@ -121,4 +132,4 @@ class Passes(ABC):
 
     @abstractmethod
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """forward and head_forward, and nothing that is streamed stays in memory."""
+        """forward and head_forward; afterwards no streamed weights are in memory."""

@@ -112,11 +112,6 @@ class Decoder(Passes):
         self.stream.leave()
         return logp
 
-    def train(self, batch: Batch, a: np.ndarray) -> np.ndarray:
-        """Forward and backward: adds to the adapter's gradients. Returns log p [S] as `score`; `a` as in `backward`."""
-        self.forward(batch, keep=True)
-        return self.backward(batch, a)
-
     def logits(self, batch: Batch) -> np.ndarray:
         """All logits, float32 [T, V]: for tests and tools; T * V floats are allocated."""
         t = batch.tokens.size
@@ -254,7 +249,7 @@ class Decoder(Passes):
             self.linear.keep(act, layer, "ffn_down", k)
 
     def _mlp_backward(self, layer: int, dx: np.ndarray, k: Activations, deepest: int) -> None:
-        """dx [T, D]: from the gradient of the MLP's output to that of its input, unless it stops at `deepest` before."""
+        """dx [T, D]: from the gradient of the MLP's output to that of its input, or until group `deepest`."""
         t = len(dx)
         s = self.shape
         norm2, rstd2 = self._normed(2, t)

@@ -20,40 +20,42 @@ from ..backends.base import Backend
 from ..formats.gguf import Tensor
 
 Activations = dict[str, np.ndarray]  # a block's activations by name
-# Rounded to 8 bits, the gradient of the residual stream, which a few values dominate, costs by itself what the gate of
-# tests/backends/test_precision.py allows: where "fast" would do so, this projection's backward is exact.
-CAREFUL = ("ffn_down",)
+# A few values dominate the gradient of the residual stream. Rounding it to 8 bits alone causes the error that
+# tests/backends/test_precision.py allows in total: where "fast" rounds so, this projection's backward is exact.
+EXACT_DINP = ("ffn_down",)
 
 
 @dataclass(frozen=True)
 class RunShape:
-    """What decides the buffers beside the model's shape."""
+    """What decides the buffers, together with the structure of the model."""
 
     max_tokens: int  # T, in a micro-batch
     max_length: int  # positions in a document
     family: Family  # what is trained
     targets: tuple[str, ...]  # GGUF names: attn_q, ...
     blocks: range  # trained
-    kept: int  # blocks, the last ones, whose activations are kept and not computed again; at least 1
+    kept: int  # blocks, counted from the last, whose activations are kept; at least 1
     threads: int
     precision: str  # of products: exact, fast or int8
 
     @property
     def activations(self) -> str:
-        """The numpy type in which activations lie: bf16 (as uint16) takes half the memory, and is near enough to what
-        products round to.
+        """The numpy type of activations: bf16 (as uint16) takes half the memory of float32, and products that are not
+        exact round to bf16 or coarser anyway.
         """
         return "float32" if self.precision == "exact" else "uint16"
 
     @property
     def lowest(self) -> int:
-        """The block at which backward stops."""
+        """The lowest trained block, at which backward stops."""
         return self.blocks[0]
 
 
 def forward_precision(run: RunShape, layer: int) -> str:
-    """The first blocks make values hundreds of times as large as others, on which all later ones lean: rounded to 8
-    bits there, they turn the gradient of single tensors by more than tests/backends/test_precision.py allows.
+    """The precision of a block's products in forward: the run's, but "fast" for the first two blocks of an int8 run.
+
+    Their outputs are hundreds of times as large as others and reach all later blocks: rounded to 8 bits, they change
+    some gradients by more than tests/backends/test_precision.py allows.
     """
     return "fast" if run.precision == "int8" and layer < 2 else run.precision
 
@@ -84,11 +86,11 @@ class Projections:
             if (found := re.fullmatch(r"blk\.(\d+)\.(\w+)", name)) is not None:
                 precision = forward_precision(run, int(found[1]))
                 self._linear[name] = Frozen(name, found[2], ops, weight, vectors.get(f"{name}.bias"), run.precision,
-                                            precision, rounds and found[2] in CAREFUL)
+                                            precision, rounds and found[2] in EXACT_DINP)
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Forward passes in here are those of the base: no adapter is applied."""
+        """Within it, forward passes are those of the base: no adapter is applied."""
         self._is_off = True
         try:
             yield
@@ -105,7 +107,7 @@ class Projections:
             linear.forward(out, inp, accumulate)
 
     def keep(self, inp: np.ndarray, layer: int, target: str, kept: Activations) -> None:
-        """Makes again what forward keeps for backward, without the product."""
+        """Computes again what forward keeps for backward, without the product."""
         linear = self._linear[f"blk.{layer}.{target}"]
         if linear.name in self.trained:
             self.adapter.keep(linear, inp, kept.get(f"u_{target}"))
@@ -120,7 +122,7 @@ class Projections:
             linear.backward(dinp, dout, accumulate)
 
     def finish(self, inp: np.ndarray, layer: int, target: str) -> None:
-        """What of backward needs the projection's input."""
+        """The rest of backward, which reads the projection's input."""
         linear = self._linear[f"blk.{layer}.{target}"]
         if linear.name in self.trained:
             self.adapter.finish(linear, inp)

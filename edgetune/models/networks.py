@@ -10,9 +10,11 @@ from .base import Network
 from .decoder import Model
 
 NETWORKS: dict[str, Callable[[Gguf], Network]] = dict.fromkeys(FAMILIES, Model)
-"""What opens the files of an architecture."""
+"""The network that opens a file, by its architecture."""
 
 
 def open_network(gguf: Gguf) -> Network:
-    """Raises UnsupportedError for an architecture that is not in NETWORKS, and as its network does."""
+    """Opens a file with the network of its architecture. Raises UnsupportedError for an architecture that is not in
+    NETWORKS, and the errors of the network.
+    """
     return NETWORKS.get(gguf.architecture, Model)(gguf)

@@ -1,12 +1,13 @@
-"""Weights that stay in memory, and weights that pass through it a part at a time.
+"""Weights that stay in memory, and weights that are streamed: read from the file, a part at a time, at every use.
 
-A model's parts are read in the order of a pass: the embedding, the blocks up, the head, the blocks down. Of those
-that are streamed only the part at hand is in memory: it is read into a buffer; while it is computed with, the kernel
-reads the next one ahead, and when it is left, its pages in the page cache go. So the memory that a model needs does not
-grow with its blocks.
+A model's parts are used in the order of a pass: the embedding, the blocks up, the head, the blocks down. Of the
+streamed parts only the one in use is in memory: it is read into a buffer, the kernel reads the next one ahead
+meanwhile, and after its use its pages leave the page cache. So the memory that a model needs does not grow with the
+number of its blocks.
 
-Streamed weights are not mapped: a fault maps what is around it in the page cache, 64 KiB or 2 MiB as the file came
-there, and nobody could say how much memory that is. Weights that stay are mapped, for they are counted whole.
+Streamed weights are not mapped: a page fault also maps what surrounds it in the page cache, 64 KiB or up to 2 MiB,
+depending on how the file was read or written, so that the memory could not be planned. Weights that stay are mapped:
+the plan counts all of them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from ..formats.gguf import Gguf, Tensor
 
 PAGE = mmap.PAGESIZE
 SLICE = 2 << 20  # bytes of the head in memory at a time
-HEAD_TOKENS = 256  # in one go of the head
-UNIT = 256  # entries of the vocabulary: blocks that the head computes at a time are as many, or a multiple
+HEAD_TOKENS = 256  # in one call of the head's op
+UNIT = 256  # entries of the vocabulary; the head computes a multiple of it at a time
 NORESERVE = 0x4000  # MAP_NORESERVE of Linux: address space, no promise of memory; Python has a name for it from 3.13
 EMBEDDING = -1  # the part before block 0; the head is the one after the last block
 NOWHERE = -2
@@ -36,8 +37,8 @@ NOWHERE = -2
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of the weights of each block, of the embedding and of the head (where these are one, head is 0), and of a
-    row of the embedding.
+    """Bytes of the weights of each block, of the embedding, of the head (0 where it is the embedding), and of a row of
+    the embedding.
     """
 
     blocks: tuple[int, ...]
@@ -76,7 +77,7 @@ class Sizes:
 
 
 def part_of(name: str, n_layer: int) -> int | None:
-    """The part that a tensor belongs to; None for what every pass reads, such as output_norm."""
+    """The part that a tensor belongs to; None for what is always in memory, such as output_norm."""
     if found := re.match(r"blk\.(\d+)\.", name):
         return int(found[1])
     return {"token_embd.weight": EMBEDDING, "output.weight": n_layer}.get(name)
@@ -101,9 +102,9 @@ def slice_entries(row: int) -> int:
 class Stream:
     """Brings the first `streamed` blocks of a model, its embedding and its head into memory when they are used.
 
-    `weights` has every matrix by name: those of a streamed block are in a buffer from `enter` on, the rows of a
-    streamed head as `slices` says. `streamed` 0: all weights stay once they were read, but for an embedding that is not
-    the head.
+    `weights` has every matrix by name. The matrices of a streamed block are valid after `enter`, the rows of a streamed
+    head within `slices`. With `streamed` 0 all weights stay once they were read, but for an embedding that is not the
+    head.
     """
 
     def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0) -> None:
@@ -116,16 +117,16 @@ class Stream:
         for tensor in gguf.tensors.values():
             if (part := part_of(tensor.name, n_layer)) is not None:
                 self._parts.setdefault(part, []).append(tensor)
-        self._passing = {EMBEDDING} if self._reads_rows else set()  # parts that do not stay
+        self._streamed_parts = {EMBEDDING} if self._reads_rows else set()  # the others stay in memory
         if streamed:
             self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
-            self._passing |= {n_layer, *range(streamed)}
+            self._streamed_parts |= {n_layer, *range(streamed)}
         self._bound_faults()
         if streamed:
             self._window = _Window(gguf, self._parts[n_layer][0])
             self._buffer = self._place_blocks(ops)
             self.weights[self._window.tensor.name] = self._window.tensor
-        for part in self._parts.keys() - self._passing:
+        for part in self._parts.keys() - self._streamed_parts:
             for tensor in self._parts[part]:
                 if tensor.name in self.weights:
                     self.weights[tensor.name] = replace(tensor, data=ops.upload(tensor.data))
@@ -136,7 +137,7 @@ class Stream:
         return self.weights.get("output.weight", self.weights["token_embd.weight"])
 
     def enter(self, part: int, then: int | None = None) -> None:
-        """From now on `part` is used, after it (as far as that is known) `then`; what was used before is let go of.
+        """Makes `part` valid and the part before it invalid. then: the part that follows, if known, to read ahead.
 
         Raises FormatError where the file is shorter than it was.
         """
@@ -154,12 +155,14 @@ class Stream:
         self._at = part
 
     def leave(self) -> None:
-        """After a pass: nothing that is streamed stays."""
+        """After a pass: drops all that is streamed."""
         self.enter(NOWHERE)
 
     def rows(self, tokens: NDArray[np.int32]) -> tuple[Tensor, NDArray[np.int32]]:
-        """The embedding and `tokens`; or the rows of it that they need, and their places in these: where weights are
-        streamed, or the head is another tensor. Raises FormatError where the file was changed.
+        """A matrix of embeddings, and the row of each token in it. Raises FormatError where the file was changed.
+
+        That is the whole embedding and `tokens` themselves; or, where weights are streamed or the head is another
+        tensor, only the rows that the tokens need.
         """
         self._gguf.file.check()
         if not self._reads_rows:
@@ -175,8 +178,8 @@ class Stream:
         return read, places.astype(np.int32)
 
     def slices(self, targets: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
-        """First entry and end of parts of the vocabulary. Where the head is streamed, only the part at hand is in
-        memory, and with the last one the rows of `targets`, which the head's pass ends with.
+        """First entry and end of parts of the vocabulary. Where the head is streamed, only the current part is in
+        memory, and with the last one the rows of `targets`, which the end of the head's pass reads.
         """
         n = self.head.shape[0]
         if not self.streamed:
@@ -196,7 +199,7 @@ class Stream:
             self._window.release(0, n)
 
     def _place_blocks(self, ops: Backend) -> Arena:
-        """One buffer for all streamed blocks, as large as the largest; each one's matrices begin at its beginning."""
+        """Places all streamed blocks into one buffer, as large as the largest, each from its beginning."""
         blocks = [[tensor for tensor in self._parts[i] if tensor.name in self.weights] for i in range(self.streamed)]
         nbytes = max(sum(_aligned(tensor.data.nbytes) for tensor in block) for block in blocks)
         arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")], ops.allocate)
@@ -209,22 +212,22 @@ class Stream:
         return arena
 
     def _bound_faults(self) -> None:
-        """Let no fault on weights that stay map any others: it reaches no farther than the advice is the same."""
+        """Keeps a page fault on weights that stay from mapping others: it does not cross a change of the advice."""
         mapping = self._gguf.file.mapping
         mapping.madvise(mmap.MADV_SEQUENTIAL)  # the header, and what is streamed
-        for part in self._parts.keys() - self._passing:
+        for part in self._parts.keys() - self._streamed_parts:
             for begin, end in self._ranges(part):
                 first = begin // PAGE * PAGE
                 mapping.madvise(mmap.MADV_NORMAL, first, end - first)
 
     def _advise(self, part: int | None, advice: int) -> None:
-        """Tell the kernel what becomes of a streamed part's bytes in the page cache."""
-        if part in self._passing:
+        """Tells the kernel whether a streamed part's bytes in the page cache will be needed."""
+        if part in self._streamed_parts:
             for begin, end in self._ranges(part):
                 os.posix_fadvise(self._gguf.file.handle, begin, end - begin, advice)
 
     def _ranges(self, part: int) -> list[tuple[int, int]]:
-        """Where in the file a part is; tensors side by side are one range."""
+        """The ranges of the file that hold a part; adjacent tensors are one range."""
         ranges: list[tuple[int, int]] = []
         for tensor in self._parts[part]:
             begin = self._gguf.offset(tensor)
@@ -235,14 +238,14 @@ class Stream:
 
 
 class _Window:
-    """A stored matrix in address space, of which only the rows that were read take memory, each at its place."""
+    """A stored matrix in address space, each row at its place; only the rows that were read take memory."""
 
     def __init__(self, gguf: Gguf, stored: Tensor) -> None:
         self.row = stored.data.nbytes // stored.shape[0]
         self._file = gguf.file
         self._begin = gguf.offset(stored)
         self._mapping = mmap.mmap(-1, stored.data.nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
-        with contextlib.suppress(OSError):  # a huge page would hold rows that nobody asked for
+        with contextlib.suppress(OSError):  # a huge page would also hold rows that were not read
             self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
         self.tensor = replace(stored, data=np.frombuffer(self._mapping, np.uint8)[:stored.data.nbytes])
 
@@ -252,7 +255,7 @@ class _Window:
         self._file.read_into(self.tensor.data[place], self._begin + place.start)
 
     def release(self, first: int, end: int) -> None:
-        """The pages of these rows: those that they share with others, too."""
+        """Releases the pages of these rows, also those shared with other rows."""
         begin = first * self.row // PAGE * PAGE
         self._mapping.madvise(mmap.MADV_DONTNEED, begin, end * self.row - begin)
 

@@ -18,8 +18,8 @@ BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("at
 
 
 def kept_widths(s: Shape, run: RunShape) -> dict[str, int]:
-    """Activations that a block's backward reads and that cost a product or attention to make again: name -> values a
-    token. All but lse, rstd_* and u_* are of the run's type of activations.
+    """name -> values a token, of the activations that a block's backward reads and that only a product or attention
+    could make again. Those named lse, rstd_* and u_* are float32, the others of the run's type of activations.
     """
     widths = {"q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head, "mid": s.d_model, "gate": s.d_ff,
               "up": s.d_ff}
@@ -78,18 +78,18 @@ def _pairs(n: int, window: int) -> int:
 
 
 def buffers(s: Shape, run: RunShape) -> list[Buffer]:
-    """The table of everything of size that forward and backward hold."""
+    """The table of all large arrays of forward and backward."""
     t = run.max_tokens
     d = s.d_model
     half = run.activations
     at_once = min(t, HEAD_TOKENS)
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
     table = [
-        # what blocks are made again from is exact, what only their backward reads need not be
+        # float32 where blocks are computed again from it; where only backward reads it, the type of activations
         Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
         *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
           for name, width in kept_widths(s, run).items()),
-        # the last block's activations and norms wait for backward while the head is computed
+        # of lifetime "step": backward of the last block reads them after the head's pass
         Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),
         Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
         Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),

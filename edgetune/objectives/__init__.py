@@ -1,1 +1,1 @@
-"""What training aims at: each file of this folder is an objective, found by its name; no other file names it."""
+"""What training aims at: each file of this folder but `base` is an objective, which is found by its name."""

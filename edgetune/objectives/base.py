@@ -5,9 +5,14 @@ The engine turns weights into gradients: dL/dz_t = a_t (softmax(z_t) - onehot(y_
 
 To add one, write a file in this folder with a frozen dataclass that is an Objective, and decorate it with `register`.
 Its fields are its options, made by `options.option`: the flags of `edgetune train`, the method and hyperparameters of a
-daemon's job and the documentation are made from them.
+daemon's job and the documentation are made from them. `sft.py` is the shortest; tests/toy_objectives.py has three more.
 
-S is the number of supervised positions of a batch (`Batch.supervised`), N what a step's loss is divided by.
+In each step the trainer asks `count` for N, by which the step's loss is divided, and then, for each micro-batch,
+`weights`. With `needs_logp` the network first computes log p; without it, `a` must not depend on log p, and one pass of
+the head is saved. A loss L of log-probabilities gives a_t = -dL/dlogp_t: for L = -sum_t w_t logp_t that is a_t = w_t.
+
+A position is supervised if its weight in the row's Example is not 0. S: supervised positions of a batch
+(`Batch.supervised`), in the order of its examples (`Batch.parts` gives each example its part).
 """
 
 from __future__ import annotations
@@ -33,8 +38,8 @@ T = TypeVar("T", bound="Objective")
 
 @dataclass(frozen=True)
 class Signal:
-    """What an objective says of one micro-batch. All are sums: a step adds up its micro-batches, and divides `a` and
-    the loss by N, a metric by its count.
+    """An objective's answer for one micro-batch. All values are sums: the trainer adds up micro-batches, and divides
+    `a` and the loss by N, a metric by its count.
     """
 
     a: NDArray[np.float32]  # [S], -d(loss)/dlogp of each supervised position
@@ -67,7 +72,7 @@ class Objective(ABC):
     def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
         """The weight of each supervised position, from log p [S] (natural) of its target.
 
-        Without needs_logp it is asked for `a` before log p is known, with zeros, and once more for loss and metrics.
+        Without needs_logp it is called twice: with zeros, for `a`, and again with log p, for loss and metrics.
         """
 
     def check(self: T) -> T:
@@ -86,7 +91,7 @@ _registered: dict[str, type[Objective]] = {}
 
 
 def register(kind: type[T]) -> type[T]:
-    """Makes an objective known by its name. Raises ValueError where another has its name or method."""
+    """Registers an objective by its name. Raises ValueError where another has its name or method."""
     for other in _registered.values():
         is_same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
         if not is_same and (other.name == kind.name or other.method == kind.method):
@@ -98,7 +103,7 @@ def register(kind: type[T]) -> type[T]:
 def objectives(common: type | None = None) -> dict[str, type[Objective]]:
     """Every registered objective by name; those of this folder are imported first.
 
-    common: a dataclass of options beside which theirs are given. Raises ValueError where one has an option of its.
+    common: a dataclass of options that are given together with theirs. Raises ValueError for a name in both.
     """
     package = import_module(__package__)
     for module in iter_modules(package.__path__):
@@ -112,7 +117,7 @@ def objectives(common: type | None = None) -> dict[str, type[Objective]]:
 
 
 def make_objective(name: str, options: Mapping[str, Any]) -> Objective:
-    """The objective of that name with these options. Raises UsageError for what does not exist or is out of range."""
+    """The objective of that name with these options. Raises UsageError for an unknown name, or a wrong option."""
     known = objectives()
     if name not in known:
         raise UsageError(f"there is no objective {name!r:.80}", f"choose from {', '.join(known)}")

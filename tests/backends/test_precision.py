@@ -34,7 +34,8 @@ def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str
     weights = np.ones(tokens.size, np.float32)
     weights[0] = 0
     batch = collate([Example(tokens, weights)])
-    logp = trainer.decoder.train(batch, np.full(tokens.size - 1, 1 / (tokens.size - 1), np.float32))
+    trainer.decoder.forward(batch, keep=True)
+    logp = trainer.decoder.backward(batch, np.full(tokens.size - 1, 1 / (tokens.size - 1), np.float32))
     grads = {f"{name}.{side}": getattr(p, side).astype(np.float64).ravel()
              for name, p in adapter.adapted.items() for side in ("da", "db")}
     return grads, float(-logp.mean())

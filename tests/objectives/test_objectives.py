@@ -207,7 +207,7 @@ def test_no_micro_batch_parts_a_group() -> None:
     assert any({1, 2} <= set(one) for one in packs)
     assert any({3, 4, 5} <= set(one) for one in packs)
     assert pack(alone, 12) != packs
-    with pytest.raises(UsageError, match="2 rows that belong together have 9 tokens and a micro-batch takes 8"):
+    with pytest.raises(UsageError, match="2 rows of one group have 9 tokens and a micro-batch takes 8"):
         micro_batches(examples, 8)
 
 
