@@ -85,7 +85,7 @@ load: ready ## seven minutes: 32 clients chat with a daemon that trains and prom
 life: ready ## half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones
 	$(RUN) tests/proofs/life.py
 
-heal: ready ## half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, healed for 20 minutes
+heal: ready ## half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, distilled for 20 minutes
 	$(RUN) tests/proofs/heal.py
 
 quantize: ready ## many minutes, needs ../shared: llama.cpp's types beside --target-size at the bytes of each

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
-BAR_WIDTH = 10  # leaves room for a step's numbers on a terminal of 80 columns
+BAR_WIDTH = 10  # leaves space for a step's numbers on a terminal of 80 columns
 ACTIONS = {"go": "continues", "slower": "slower", "pause": "paused", "yield": "yields"}
 """The governor's decisions, as a person reads them."""
 
@@ -137,7 +137,7 @@ class TrainProgress(_Live):
             say(self.console, f"step {e['step']}/{self.total}  {self.held_out}")
 
     def _governor(self, e: dict[str, Any]) -> None:
-        """The cause is a line above the bar, which has no room for it."""
+        """The cause is a line above the bar, where it would not fit."""
         action = ACTIONS[e["action"]]
         if e["action"] == "slower":
             action += f", {e['threads']} thread{'s' if e['threads'] > 1 else ''}"

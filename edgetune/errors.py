@@ -49,7 +49,7 @@ class UnsupportedError(EdgetuneError):
 
 
 class DataError(EdgetuneError):
-    """Training or evaluation data cannot be used as it stands."""
+    """Training or evaluation data cannot be used."""
 
 
 class MismatchError(EdgetuneError):

@@ -53,7 +53,7 @@ def unknown_option(name: str, known: Iterable[str]) -> UsageError:
 
 
 def check_type(spec: Field[Any], value: Any) -> None:
-    """Raises UsageError where value is not of the type of the default; a whole number may stand for a float."""
+    """Raises UsageError where value is not of the type of the default; a whole number may be given for a float."""
     assert spec.default is not MISSING
     kind = type(spec.default)
     is_number = kind is float and isinstance(value, int) and not isinstance(value, bool)

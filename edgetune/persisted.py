@@ -54,7 +54,7 @@ def _has_default(spec: Field[Any]) -> bool:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON can stand for a type; a whole number may stand for a float. Items are not looked at."""
+    """Whether a value of JSON can be read as a type; a whole number as a float, too. Items are not looked at."""
     origin = get_origin(kind)
     if kind is Any:
         return True

@@ -139,7 +139,7 @@ class KernelSet:
 
 def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], formats: Sequence[str], threads: int,
         on_result: Callable[[Result], None] = lambda _: None) -> dict[str, Any]:
-    """Measure each of these kernel sets; on_result hears each result as it comes, without its share of the peak.
+    """Measure each of these kernel sets; on_result gets each result as it comes, without its share of the peak.
 
     Weights in F32 are always exact.
     """

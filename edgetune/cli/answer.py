@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,40 @@ markup_option = click.option("--markup", type=click.Choice(["escape", "parse"]),
                              help="What control tokens that a message spells become, as in training.")
 
 
+@dataclass(frozen=True)
+class Serving:
+    """The options of a command by which a model is opened for answers."""
+
+    adapter: Path | None = None
+    threads: int = 0
+    busy_file: Path | None = None
+    runtime: str | None = None
+    markup: str = "escape"
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Serving:
+        """Those of a command's options that are here, which are removed there."""
+        return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options})
+
+
 @contextmanager
-def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Path | None = None,
-                 runtime: str | None = None, markup: str = "escape") -> Iterator[Any]:
+def served_model(model: Path, serving: Serving) -> Iterator[Any]:
+    """The model, in the runtime that `serving` or its bundle asks for, with its adapter in use."""
+    adapter = serving.adapter
+    threads = serving.threads or None
     from ..formats.bundle import open_bundle
     from ..serving.llama import LlamaModel
     from ..serving.onnx import OnnxModel, holds_onnx
-    if runtime == "onnx" or (runtime is None and holds_onnx(model)):
+    if serving.runtime == "onnx" or (serving.runtime is None and holds_onnx(model)):
         if adapter is not None:
             raise UsageError(f"--adapter {adapter} is given with ONNX Runtime, adapters work with llama.cpp alone",
                              "leave it out, or use a GGUF of the model")
-        with OnnxModel(model, threads=threads or None, busy_file=busy_file) as served:
-            served.tokenizer.markup = markup
+        with OnnxModel(model, threads=threads, busy_file=serving.busy_file) as served:
+            served.tokenizer.markup = serving.markup
             yield served
         return
-    with LlamaModel(open_bundle(model).gguf, threads=threads or None, busy_file=busy_file) as served:
-        served.tokenizer.markup = markup
+    with LlamaModel(open_bundle(model).gguf, threads=threads, busy_file=serving.busy_file) as served:
+        served.tokenizer.markup = serving.markup
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
@@ -71,8 +90,8 @@ def served_model(model: Path, adapter: Path | None, threads: int, busy_file: Pat
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, markup_option,
          threads_option)
-def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, answers: bool, limit: int | None,
-                 max_length: int, system: str, markup: str, threads: int, as_json: bool) -> None:
+def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, as_json: bool,
+                 **options: Any) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA."""
     from ..adapters import store as adapters
     from ..console import table
@@ -81,21 +100,22 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
     from ..evaluation.served import Scores, evaluate
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
+    serving = Serving.taken_from(options)  # what remains is of answers
     if engine == "native":
-        for flag in explicit({"answers": answers, "limit": limit}):
+        for flag in explicit(options):
             raise UsageError(f"--{flag} is given with --engine native, which makes no answers",
                              "leave one of them out: answers come from llama.cpp")
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
-    tokenizer.markup = markup
+    tokenizer.markup = serving.markup
     rows = load(data, tokenizer, max_length=max_length, system=system or None)
     if engine == "native":
-        pairs = adapters.open_adapter(adapter, bundle.gguf).pairs if adapter else None
-        loss, tokens = native_loss(bundle, rows, pairs, threads=threads)
+        pairs = adapters.open_adapter(serving.adapter, bundle.gguf).pairs if serving.adapter else None
+        loss, tokens = native_loss(bundle, rows, pairs, threads=serving.threads)
         scores = Scores("native", len(rows.examples), tokens, loss)
     else:
-        with served_model(model, adapter, threads, markup=markup) as served:
-            scores = evaluate(served, rows, answers=answers, system=system or None, limit=limit)
+        with served_model(model, serving) as served:
+            scores = evaluate(served, rows, system=system or None, **options)
     lines = [["rows", str(scores.rows)], ["supervised tokens", str(scores.tokens)], ["loss", f"{scores.loss:.4f}"],
              ["perplexity", f"{scores.perplexity:.3f}"]]
     if scores.exact is not None:
@@ -108,10 +128,9 @@ def eval_command(model: Path, data: Path, adapter: Path | None, engine: str, ans
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
          threads_option, busy_file_option, runtime_option, markup_option)
-def generate_command(model: Path, prompt: str, adapter: Path | None, system: str, raw: bool, threads: int,
-                     busy_file: Path | None, runtime: str | None, markup: str, as_json: bool, **options: Any) -> None:
+def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, **options: Any) -> None:
     """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime."""
-    with served_model(model, adapter, threads, busy_file, runtime, markup) as served:
+    with served_model(model, Serving.taken_from(options)) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
@@ -128,8 +147,7 @@ def generate_command(model: Path, prompt: str, adapter: Path | None, system: str
 
 @command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
          runtime_option, markup_option)
-def chat_command(model: Path, adapter: Path | None, system: str, threads: int, busy_file: Path | None,
-                 runtime: str | None, markup: str, as_json: bool, **options: Any) -> None:
+def chat_command(model: Path, system: str, as_json: bool, **options: Any) -> None:
     """Talk to the model. An empty line, /exit or Ctrl-D ends it; /reset forgets what was said.
 
     With --json each answer is a JSON line, for programs that write to standard input.
@@ -137,7 +155,7 @@ def chat_command(model: Path, adapter: Path | None, system: str, threads: int, b
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     interactive = sys.stdin.isatty() and not as_json
-    with served_model(model, adapter, threads, busy_file, runtime, markup) as served:
+    with served_model(model, Serving.taken_from(options)) as served:
         while True:
             if interactive:
                 out.print("[bold green]>[/] ", end="")

@@ -122,7 +122,7 @@ def policy_of(policy_file: Path | None, options: dict[str, Any], **fixed: Any) -
 
 
 def explicit(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that stand on the command line."""
+    """Those that are given on the command line."""
     ctx = click.get_current_context()
     return {name: value for name, value in options.items()
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}

@@ -102,10 +102,10 @@ def _scores(model: Path, adapter: Path, merged: Path, data: Path, system: str) -
     """How good the answers to held-out rows are: with the adapter, and merged."""
     from ..data.dataset import load
     from ..evaluation.served import evaluate
-    from .answer import served_model
+    from .answer import Serving, served_model
     scores = []
     for path, with_adapter in ((model, adapter), (merged, None)):
-        with served_model(path, with_adapter, 0) as served:
+        with served_model(path, Serving(with_adapter)) as served:
             rows = load(data, served.tokenizer, max_length=served.context, system=system or None)
             scores.append(evaluate(served, rows, system=system or None))
     return scores

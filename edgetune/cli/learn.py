@@ -30,7 +30,7 @@ if TYPE_CHECKING:
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New folder for the adapter."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
-                      help="Held-out rows: their loss is watched and the best adapter kept."),
+                      help="Held-out rows: their loss is measured and the best adapter kept."),
          click.option("--resume", is_flag=True, help="Continue the run in the output folder from its last "
                       "checkpoint, to the same bytes; start again if it was killed before the first."),
          click.option("--allow-changed", metavar="NAME", multiple=True, help="With --resume: continue although this "
@@ -158,8 +158,8 @@ def wear_rows(disk: dict[str, Any]) -> list[list[str]]:
 
 def expect(structure: Any, plan: Any, named: Path | None, board: Any, batch_size: int,
            tokens: float) -> dict[str, Any] | None:
-    """Tokens a second, and seconds for so many tokens (0: unknown), by what was measured here, else by the profile of
-    the board; None: that does not say.
+    """Tokens a second, and seconds for a number of tokens (0: unknown), by what was measured here, else by the board's
+    profile; None: that does not say.
     """
     from ..machine.device import read_device
     from ..training.cost import profile_speed, read_speed, state_file, tokens_per_s

@@ -1,4 +1,4 @@
-"""What a model will need on a device that is not at hand, by the planner that trains there."""
+"""What a model will need on another device, by the planner that trains there."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Measured:
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    """An array that stands under several names is written once."""
+    """An array with several names is written once."""
     distinct = {id(array): array for array in arrays.values()}
     numbers = {key: number for number, key in enumerate(distinct)}
     stored = {f"array{numbers[key]}": array for key, array in distinct.items()}

@@ -7,10 +7,10 @@ from ..machine.device import read_device
 from .options import CompressConfig
 
 FLOAT = 4  # bytes of a weight
-# Bytes of a weight beside the model itself: a copy in PyTorch; and to heal, the student with its gradient and AdamW's
-# two moments, the teacher, and what both were made from.
+# Bytes of a weight beside the model itself: a copy in PyTorch; and to distill, the student with its gradient and
+# AdamW's two moments, the teacher, and what both were made from.
 COPIED = FLOAT
-HEALED = 4 * FLOAT + 2 * FLOAT
+DISTILLED = 4 * FLOAT + 2 * FLOAT
 
 
 def require_memory(nbytes: int, what: str) -> None:
@@ -23,6 +23,6 @@ def require_memory(nbytes: int, what: str) -> None:
 def for_steps(config: CompressConfig, weights: int) -> None:
     """The same for all that `config` asks of a model that is in memory already."""
     if config.distill:
-        require_memory(HEALED * weights, f"healing a model of {weights / 1e6:,.0f} million weights")
+        require_memory(DISTILLED * weights, f"distilling a model of {weights / 1e6:,.0f} million weights")
     elif config.calibrate or config.format == "onnx":
         require_memory(COPIED * weights, f"judging a model of {weights / 1e6:,.0f} million weights")

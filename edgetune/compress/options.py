@@ -32,7 +32,7 @@ class CompressConfig:
     drop_blocks: int = option(0, "Number of blocks to drop: those without which the answers change least.", low=0)
     width: float = option(1.0, "Keep this share of MLP channels and attention groups, those that matter most.",
                           low=0.1, high=1.0)
-    # healed
+    # distilled
     distill: str = option("", "Text or rows on which the smaller model learns the answers of the whole one.")
     steps: int = option(400, "Steps of distillation.", low=1)
     distill_lr: float = option(3e-4, "Peak learning rate of distillation; a LoRA takes about ten times that.", low=0.0)
@@ -46,7 +46,7 @@ class CompressConfig:
     target_size: str = option("", "Bytes of the model's file at most, such as 80M (10^6 bytes each): every tensor's "
                               "type is chosen by how much it costs.")
     device: str = option("", "Name of a device, such as raspberry-pi-4-2gb: the report says what training takes there; "
-                         "without --type and --target-size the file becomes as large as leaves room for it.")
+                         "without --type and --target-size the file becomes as large as can be trained there.")
     # the run
     seed: int = option(0, "Seed of everything random. Same source, options and seed: the same bytes.", low=0,
                        high=2**63 - 1)

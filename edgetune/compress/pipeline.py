@@ -1,7 +1,7 @@
-"""From a source to a bundle: trim, prune, heal, store, measure, report. Each step is a module of its own.
+"""From a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module of its own.
 
 All work is done in NAME.edge.work beside the bundle; the bundle appears whole or not at all. A run that is stopped
-while it heals keeps that folder, and resume=True goes on from there: the steps before healing are made again, to the
+while it distills keeps that folder, and resume=True continues from there: the steps before it are made again, to the
 same weights, for the same source, options and seed give the same bytes.
 """
 
@@ -28,8 +28,7 @@ from ..machine.device import thread_count
 from ..serving.llama import LlamaModel
 from ..serving.model import ServedModel
 from ..serving.onnx import OnnxModel
-from . import fits, samples, texts
-from . import memory as room
+from . import fits, memory, samples, texts
 from .measure import compare
 from .measured import Arrays, Measured
 from .onnx import export as export_onnx
@@ -47,7 +46,7 @@ from .source.source import Source, open_source
 DEFAULT_TYPE = "Q4_K_M"
 WINDOW = 256  # tokens of a window to calibrate and measure on
 RUN = "run.json"
-HEALING = "healing"
+DISTILLATION = "healing"  # the folder of its state, as runs that were stopped have it
 MEASURED = "measured"
 REPORT = "report.html"
 
@@ -63,7 +62,7 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     refuse_existing(out)
     private = signature.private_key(key) if key else None  # before hours of work
     source = open_source(name)
-    room.for_steps(config, source.floats.weights)
+    memory.for_steps(config, source.floats.weights)
     with _work_folder(out, config, source, resume) as folder:
         work = _Work(config, source, folder, private, on_progress, should_stop)
         try:
@@ -75,11 +74,11 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
 
 @contextmanager
 def _work_folder(out: Path, config: CompressConfig, source: Source, resume: bool) -> Iterator[Path]:
-    """NAME.edge.work; it stays only where there is something in it to go on with."""
+    """NAME.edge.work; it stays only where it holds something to continue with."""
     folder = out.with_name(f"{out.name}.work")
     run = {"source": source.fingerprint, "options": config.to_json()}
     if folder.exists() and not resume:
-        raise UsageError(f"{folder} holds a run that was stopped", "go on with --resume, or remove it")
+        raise UsageError(f"{folder} holds a run that was stopped", "continue it with --resume, or remove it")
     if resume:
         _check_same(folder, run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +87,7 @@ def _work_folder(out: Path, config: CompressConfig, source: Source, resume: bool
     try:
         yield folder
     except Interrupted as error:
-        keep = (folder / HEALING).exists() or any((folder / MEASURED).glob("*"))
+        keep = (folder / DISTILLATION).exists() or any((folder / MEASURED).glob("*"))
         hint = (f"the same command with --resume continues, from {folder}" if keep
                 else "nothing was measured yet: start again")
         raise Interrupted(error.what, hint) from None
@@ -101,7 +100,7 @@ def _check_same(folder: Path, run: dict[str, Any]) -> None:
     try:
         before = json.loads((folder / RUN).read_text())
     except (OSError, ValueError):
-        raise UsageError(f"{folder} holds no run to go on with", "leave out --resume") from None
+        raise UsageError(f"{folder} holds no run to continue", "leave out --resume") from None
     changed = [key for key, value in run["options"].items() if before["options"].get(key) != value]
     if before["source"] != run["source"]:
         changed.append("source")
@@ -119,16 +118,16 @@ class _Work:
         self.source = source
         self.folder = folder
         self.key = key
-        self.watch: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
+        self.callbacks: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
         self.threads = thread_count(config.threads)
         torch.set_num_threads(self.threads)
-        self.model = self.uncut = source.floats
+        self.model = source.floats
+        self.uncut = source.floats  # but for its vocabulary
         self.measured = Measured(folder / MEASURED)
         self.kept: texts.Windows | None = None  # old ids of the tokens that are left; None: all
         self.steps: list[dict[str, Any]] = []
-        self.healing: list[dict[str, Any]] = []
-        stored = {"gguf": source.path, "bundle": source.path / bundles.MODEL}.get(source.kind)
-        self.reference = stored or self._written("source", self.model)
+        self.curve: list[dict[str, Any]] = []
+        self.reference = self._stored_source()
         self.tokenizer = Tokenizer(self.reference)
         self._read_texts()
 
@@ -136,11 +135,19 @@ class _Work:
         """Every step in order; what the manifest of `out` says."""
         self.trim()
         self.prune()
-        self.heal()
+        self.distill()
         with new_folder(out) as beside:
             facts = self.store_onnx(beside) if self.config.format == "onnx" else self.store_gguf(beside)
             report.write(beside / REPORT, facts)
             return self.seal(beside, facts)
+
+    def _stored_source(self) -> Path:
+        """The source's own GGUF, or one that is written now."""
+        if self.source.kind == "gguf":
+            return self.source.path
+        if self.source.kind == "bundle":
+            return self.source.path / bundles.MODEL
+        return self._written("source", self.model)
 
     # ---- text ---------------------------------------------------------------------------------------------------
 
@@ -163,7 +170,7 @@ class _Work:
         """Of a GGUF of the model as it is now, beside the source; None without text."""
         if self.measuring is None:
             return None
-        return asdict(compare(self.reference, path, self.measuring, self.kept, threads=self.threads, **self.watch))
+        return asdict(compare(self.reference, path, self.measuring, self.kept, threads=self.threads, **self.callbacks))
 
     def _written(self, name: str, model: Floats) -> Path:
         path = self.folder / f"{name}.gguf"
@@ -181,7 +188,7 @@ class _Work:
     def trim(self) -> None:
         if not self.config.vocab:
             return
-        self.watch["on_progress"]("trimming the vocabulary", 0, 1)
+        self.callbacks["on_progress"]("trimming the vocabulary", 0, 1)
         kept_texts = texts.strings(self.config.vocab_from, self.tokenizer)
         model, facts = trim.trim(self.model, kept_texts, self.config.vocab)
         self.kept = facts.kept
@@ -196,21 +203,21 @@ class _Work:
         seen = self.calibration
         if c.drop_blocks:
             assert seen is not None  # config.check has seen to it
-            model, dropped = prune.drop_blocks(self.model, seen, c.drop_blocks, **self.watch)
+            model, dropped = prune.drop_blocks(self.model, seen, c.drop_blocks, **self.callbacks)
             self._did("drop_blocks", model, dropped.to_json())
         if c.width < 1:
             assert seen is not None
-            model, narrowed = prune.narrow(self.model, seen, c.width, **self.watch)
+            model, narrowed = prune.narrow(self.model, seen, c.width, **self.callbacks)
             self._did("narrow", model, narrowed.to_json())
 
-    def heal(self) -> None:
+    def distill(self) -> None:
         c = self.config
         if not c.distill:
             return
         rows = texts.windows(c.distill, self.tokenizer, c.distill_length)
-        model, facts = distill.heal(self.model, self.uncut, rows, c, self.folder / HEALING, threads=self.threads,
-                                    **self.watch)
-        self.healing = [_untimed(asdict(point)) for point in facts.curve]
+        model, facts = distill.distill(self.model, self.uncut, rows, c, self.folder / DISTILLATION,
+                                       threads=self.threads, **self.callbacks)
+        self.curve = [_untimed(asdict(point)) for point in facts.curve]
         self._did("heal", model, {key: value for key, value in facts.to_json().items() if key != "curve"})
 
     # ---- stored -------------------------------------------------------------------------------------------------
@@ -228,7 +235,7 @@ class _Work:
             tensors = []
             facts = {"type": c.type or DEFAULT_TYPE}
             means = self._importance()
-            self.watch["on_progress"]("quantizing", 0, 1)
+            self.callbacks["on_progress"]("quantizing", 0, 1)
             made = quantize.stock(self._written("floats", self.model), path, facts["type"], means, c.threads)
         cost = self._cost(path)
         self.steps.append({"name": "quantize", "weights": self.model.weights, **facts, **asdict(made),
@@ -239,32 +246,32 @@ class _Work:
             "device": fits.on_device(gguf, c.device) if c.device else None}
 
     def _fit(self, path: Path, size: int) -> tuple[list[dict[str, Any]], quantize.Quantized]:
-        """A file of so many bytes at most: formats by what each matrix costs, errors that make up for each other."""
+        """A file of at most `size` bytes: formats by what each matrix costs, errors that make up for each other."""
         seen = self.calibration
         assert seen is not None  # config.check has seen to it
-        moments = self.measured.get("moments", lambda: importance.moments(self.model, seen, **self.watch))
+        moments = self.measured.get("moments", lambda: importance.moments(self.model, seen, **self.callbacks))
         kl = self.measured.get("costs", lambda: self._costs(seen, moments))
         costs = assign.Costs(assign.formats_of(self.model), {name: row.tolist() for name, row in kl.items()})
         chosen = assign.choose(self.model, size, costs)
-        made = quantize.write(path, self.model, chosen.types, moments=moments, threads=self.threads, **self.watch)
+        made = quantize.write(path, self.model, chosen.types, moments=moments, threads=self.threads, **self.callbacks)
         return [asdict(choice) for choice in chosen.choices], made
 
     def _importance(self) -> importance.Columns | None:
         seen = self.calibration
         if seen is None:
             return None
-        return self.measured.get("importance", lambda: importance.collect(self.model, seen, **self.watch))
+        return self.measured.get("importance", lambda: importance.collect(self.model, seen, **self.callbacks))
 
     def _costs(self, seen: texts.Windows, moments: importance.Columns) -> Arrays:
         """What each matrix costs in each format: nats a token, float64 [formats]."""
         curvature = importance.curvature(self.model, texts.at_most(seen, seen.size // 2), moments,
-                                         seed=self.config.seed, **self.watch)
-        costs = assign.measure(self.model, curvature, threads=self.threads, **self.watch)
+                                         seed=self.config.seed, **self.callbacks)
+        costs = assign.measure(self.model, curvature, threads=self.threads, **self.callbacks)
         return {name: np.array(row) for name, row in costs.kl.items()}
 
     def store_onnx(self, bundle: Path) -> dict[str, Any]:
         assert self.measuring is not None  # config.check has seen to it
-        made = export_onnx.export(self.model, bundle, self.measuring, threads=self.threads, **self.watch)
+        made = export_onnx.export(self.model, bundle, self.measuring, threads=self.threads, **self.callbacks)
         cost = {"perplexity": made.int8.perplexity, "source_perplexity": made.source_perplexity, "kl": made.int8.kl,
                 "top1": made.int8.top1, "tokens": made.tokens}
         self.steps.append({"name": "onnx", "weights": self.model.weights, **made.to_json(), "cost": cost})
@@ -280,7 +287,7 @@ class _Work:
 
     def _facts(self, made: ServedModel, cost: dict[str, Any] | None) -> dict[str, Any]:
         """What manifest and report have in common in both formats; closes `made`."""
-        self.watch["on_progress"]("answering", 0, 1)
+        self.callbacks["on_progress"]("answering", 0, 1)
         file = self.config.measure or self.config.calibrate
         asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
         with closing(made), LlamaModel(self.reference) as source:
@@ -288,7 +295,7 @@ class _Work:
             answers = [{"prompt": sample.question, "before": before, "after": after}
                        for sample, before, after in pairs]
         return {"source": self.source.to_json(), "options": self.config.to_json(), "steps": self.steps, "cost": cost,
-                "healing": self.healing, "answers": answers}
+                "healing": self.curve, "answers": answers}
 
 
 def _untimed(facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a long step is watched and stopped."""
+"""How a long step reports its progress and is stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Progress = Callable[[str, float, float], None]  # what is being done, how much o
 
 
 def ignore(what: str, done: float, total: float) -> None:
-    """Progress that nobody watches."""
+    """Progress that is reported to nobody."""
 
 
 def never() -> bool:
@@ -29,7 +29,7 @@ def raise_if_stopped(should_stop: Callable[[], bool]) -> None:
 
 def in_parallel(work: Callable[[str], T], names: list[str], threads: int, what: str, on_progress: Progress,
                 should_stop: Callable[[], bool]) -> dict[str, T]:
-    """{name: work(name)}, in the order of the names, each by one of so many threads."""
+    """{name: work(name)}, in the order of the names, on that number of threads."""
     done: dict[str, T] = {}
     with ThreadPoolExecutor(threads) as pool:
         waiting = {name: pool.submit(work, name) for name in names}

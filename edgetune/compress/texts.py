@@ -1,4 +1,4 @@
-"""Text to judge and to heal by: files as strings, and as windows of tokens."""
+"""Text to judge and to distill by: files as strings, and as windows of tokens."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def free_folder(stem: str = "edgetune-demo") -> Path:
 def run(folder: Path, *, threads: int = 0, seed: int = 0, say: Callable[[str], None] = lambda _: None,
         on_event: Callable[[dict[str, Any]], None] | None = None,
         should_stop: Callable[[], bool] | None = None) -> Result:
-    """Measure, train into `folder`, measure again. `say` hears what is being done."""
+    """Measure, train into `folder`, measure again. `say` is called with what is being done."""
     path = model_path()
     config = replace(CONFIG, threads=threads, seed=seed)
     tokenizer = Tokenizer(path)

@@ -181,7 +181,7 @@ class _Reader:
 
 
 def _refuse_variants(get: _Reader, usual: dict[str, Any]) -> None:
-    """What llama.cpp would compute differently must not be trained as if it were not there."""
+    """What llama.cpp would compute differently must not be trained as if it did not exist."""
     for key, value in usual.items():
         if (found := get.any(key)) is not None and found != value:
             raise UnsupportedError(f"{get.gguf.path} has {get.arch}.{key} = {str(found)[:60]}",

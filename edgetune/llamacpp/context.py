@@ -48,7 +48,7 @@ class Batch:
 
     def add(self, tokens: list[int], start: int, sequence: int,
             wanted: NDArray[np.bool_]) -> None:
-        """Append tokens that stand at positions start, start + 1, ... of a sequence."""
+        """Append tokens at positions start, start + 1, ... of a sequence."""
         new = slice(self.size, self.size + len(tokens))
         self.tokens[new] = tokens
         self.sequences[new] = sequence
@@ -201,7 +201,7 @@ class Context:
         self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def holds(self, sequence: int, count: int) -> bool:
-        """Whether all is there that the token after the first `count` ones of a sequence needs.
+        """Whether the cache has all that the token after the first `count` ones of a sequence needs.
 
         Where blocks see a window, llama.cpp gives a cell away that the sequence's own end does not see any more.
         """

@@ -37,7 +37,7 @@ def load() -> ModuleType:
             _callback = llama_cpp.llama_log_callback(_listen)
             llama_cpp.llama_backend_init()
             _module = llama_cpp
-        _module.llama_log_set(_callback, None)  # again each time: llama_cpp.Llama sets one of its own
+        _module.llama_log_set(_callback, None)  # again each time: llama_cpp.Llama sets another
     return _module
 
 

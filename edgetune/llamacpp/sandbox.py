@@ -235,7 +235,7 @@ def _concat(parts: list[Any]) -> str:
 
 
 class _Metering(NodeTransformer):
-    """Puts the filters above into a template's tree, where Jinja has no door of its own."""
+    """Puts the filters above into a template's tree, where Jinja has no hook for them."""
 
     def visit_For(self, node: nodes.For) -> Any:
         self._count(node)

@@ -74,7 +74,7 @@ class Tokenizer:
         """Token ids of `text`.
 
         `special`: text that spells a special token becomes that token. `bos`: a prompt begins here, so put BOS first if
-        the model wants one and the text does not bring it. `continues`: the text goes on after other tokens, so
+        the model wants one and the text does not bring it. `continues`: the text continues other tokens, so
         SentencePiece vocabularies must not put their space before it. Raises DataError for half a surrogate pair.
         """
         if special and isinstance(text, Rendered) and self.control.spelled(text, text.plain):

@@ -36,7 +36,7 @@ _KERNEL_KEEPS = 0.25  # of the memory that a board has, at most: firmware, video
 class Profile:
     """What devices/NAME.toml says of a board. What is not known is empty or 0.
 
-    `isa` is the row of kernels that it should run at least, `model` a part of the device tree's model (empty: any board
+    `isa` is the kernel set that it should run at least, `model` a part of the device tree's model (empty: any board
     of this machine), `memory_mib` the sizes that it is sold with. Temperatures are in degrees Celsius: from
     throttle_temp on the board slows down by itself, at critical_temp it does all it can or switches off. `zones` are
     the thermal zones (or hwmon chips) that count, as patterns. Training leaves `reserve_mib` to everything else.
@@ -144,7 +144,7 @@ def _has_memory(p: Profile, memory: int) -> bool:
 
 def profile_named(name: str, folder: Path | None = None) -> Profile:
     """The profile of this name, in any case, with or without spaces and dashes; "pi 5" is enough where it is a part of
-    one name only. "pi 4 2gb" is the one with so much memory, where it is sold so; without, it has the least.
+    one name only. "pi 4 2gb" is the one with 2 GiB of memory, if it is sold so; without, it has the least.
 
     Raises UsageError, with the names, for another.
     """

@@ -20,9 +20,9 @@ ACTIONS = ("go", "slower", "pause")
 CHANGE_SECONDS = 10.0  # between two changes, at least
 LOOK_SECONDS = 1.0  # between two looks
 
-HEAT_BAND = 5.0  # degrees: slow down so far below the limit, and go on so far below where it began
+HEAT_BAND = 5.0  # degrees: slow down that far below the limit, and continue that far below where it began
 BATTERY_BAND = 5  # percent
-MEMORY_BAND = 1.5  # go on with so many times the memory
+MEMORY_BAND = 1.5  # continue with that many times the memory
 # percent of the time: slow down where some wait for memory, pause where all do
 STALLED = 20.0
 STALLED_FULL = 50.0
@@ -127,7 +127,7 @@ RULES: dict[str, Callable[[Readings, Policy, int], Level]] = {
 
 
 def _recovery(rule: str, r: Readings) -> str:
-    """Why it goes on, by the rule that held it."""
+    """Why it continues, by the rule that held it."""
     return {"memory": f"{r.available // MIB} MiB of memory are free again", "power": "there is power again",
             "heat": f"cooled down to {r.temperature or 0:.0f} °C", "quiet": "the quiet hours are over",
             "foreground": "nobody is being answered any more", "throttling": "the board is not throttled any more",
@@ -155,7 +155,7 @@ class Governor:
         self._next = -math.inf
 
     def expect(self, nbytes: int) -> None:
-        """The run will take so many bytes more than the process had before. If that leaves less than a reserve by
+        """The run will take `nbytes` more than the process had before. If that leaves less than a reserve by
         default, the reserve becomes smaller: else the run would wait for ever, for memory that it takes itself.
 
         Raises UsageError where it leaves less than the policy asked for.

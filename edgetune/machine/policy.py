@@ -1,4 +1,4 @@
-"""What a run gives way to: every option once, from flags or a policy file."""
+"""What a run yields to: every option once, from flags or a policy file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_hours(name: str, hours: str) -> tuple[int, int]:
 
 
 def within(minute: int, hours: tuple[int, int]) -> bool:
-    """Whether a minute of the day lies in read_hours' result."""
+    """Whether a minute of the day is within read_hours' result."""
     begin, end = hours
     return begin <= minute < end if begin < end else minute >= begin or minute < end
 

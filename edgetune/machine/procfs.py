@@ -1,4 +1,4 @@
-"""The small text files of /proc and /sys below a root; what is not there reads as empty."""
+"""The small text files of /proc and /sys below a root; what does not exist reads as empty."""
 
 from __future__ import annotations
 

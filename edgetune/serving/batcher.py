@@ -1,9 +1,10 @@
 """Many requests answered at once by one llama.cpp context: continuous batching.
 
 Each decode takes one token of every running answer and some of the tokens of prompts that wait to be read, so that
-answers go on while others begin. It computes with one adapter; adapters take turns. What a finished answer left in the
-cache stays for the next request that begins alike (sequences.py). What is computed beside an answer, and the order of
-its cells, only change how its sums are rounded. One thread does all of this; `submit` and tickets are for any thread.
+answers continue while others begin. It computes with one adapter; adapters take turns. What a finished answer left in
+the cache stays for the next request that begins alike (kv_cache.py). What is computed beside an answer, and the order
+of its cells, only change how its sums are rounded. One thread does all of this; `submit` and completions are for any
+thread.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ RECENT = 10.0  # seconds that tokens_per_s looks back
 
 @dataclass(eq=False)
 class _Answer:
-    """A request and where it stands."""
+    """A request and how far it is."""
 
-    ticket: Completion
+    completion: Completion
     request: Request
     sequence: cells.Sequence = field(default_factory=cells.nowhere)
 
@@ -54,12 +55,12 @@ class _Answer:
     @property
     def running(self) -> bool:
         """Whether all of it is read, so that each decode gives a token."""
-        return self.pending == 1 and self.ticket.completion_tokens > 0
+        return self.pending == 1 and self.completion.completion_tokens > 0
 
     @property
     def growth(self) -> int:
         """Tokens to come for which there should be room."""
-        return min(self.request.budget - self.ticket.completion_tokens, GROWTH)
+        return min(self.request.budget - self.completion.completion_tokens, GROWTH)
 
     def pick(self, context: int, place: int, logits: NDArray[np.float32]) -> int:
         """The next token, whose logits are at this place of the batch."""
@@ -86,16 +87,15 @@ class Batcher:
         self._totals = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "completion_tokens"), 0)
         self._recent: deque[tuple[float, float, int]] = deque()  # (end, seconds, tokens) of the latest decodes
         self._wake = threading.Condition(threading.RLock())  # held to change what follows
-        # takes requests; ends those that it took
-        self._open = False
-        self._now = False
+        self._open = False  # whether it takes requests
+        self._now = False  # whether it cancels those that it took
         self._waiting: deque[_Answer] = deque()
         self._cells = cells.KvCache(served.cache)
         self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
         self._leaving: set[str] = set()  # adapters that take no new requests
         self._working: list[_Answer] = []  # the thread's, in the order in which they began
         self._turns: dict[str | None, float] = {}  # when each adapter had its last one
-        self._told = False  # what on_busy heard last
+        self._told = False  # what on_busy was called with last
         self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
 
     # ---- for any thread -----------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class Batcher:
         """Cancel all answers at work and all that wait; others may come."""
         with self._wake:
             for answer in (*self._working, *self._waiting):
-                answer.ticket.cancelled = True
+                answer.completion.cancelled = True
             self._wake.notify()
 
     @property
@@ -127,17 +127,19 @@ class Batcher:
         return bool(self._waiting or self._working)
 
     def submit(self, prompt: str | Sequence[int], *, adapter: str | None = None, max_tokens: int = 256,
-               temperature: float = 0.0, top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05,
-               seed: int | None = None, stop: str | Iterable[str] = (), on_piece: OnPiece | None = None) -> Completion:
+               seed: int | None = None, stop: str | Iterable[str] = (), on_piece: OnPiece | None = None,
+               **sampling: Any) -> Completion:
         """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
 
-        Options and errors are those of `Answers.generate`, but None is a random seed; TooMuchError where the queue is
-        full.
+        Options (sampling: temperature, top_k, top_p and min_p) and errors are those of `ServedModel.generate`, but a
+        seed of None is a random one; TooMuchError where the queue is full.
+
         on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
         """
-        request = self.served.prepare(prompt, max_tokens, stop, temperature=temperature, top_k=top_k, top_p=top_p,
-                                      min_p=min_p, seed=secrets.randbelow(SEED_LIMIT) if seed is None else seed)
-        ticket = Completion(adapter, len(request.tokens), self._notify, on_piece)
+        if seed is None:
+            seed = secrets.randbelow(SEED_LIMIT)
+        request = self.served.prepare(prompt, max_tokens, stop, seed=seed, **sampling)
+        completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
         with self._wake:
             self._check_open()
             self.served.check_adapter(adapter)
@@ -145,13 +147,13 @@ class Batcher:
                 raise UsageError(f"the adapter {adapter!r} is being removed", "choose another one")
             if len(self._waiting) + len(self._working) >= self.queue + self.parallel:
                 raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
-            self._waiting.append(_Answer(ticket, request))
+            self._waiting.append(_Answer(completion, request))
             self._totals["requests"] += 1
             self._wake.notify()
-        return ticket
+        return completion
 
     def load(self, name: str, path: Path) -> None:
-        """Load an adapter beside the others, between two decodes; returns when it is there. Errors: LlamaModel's."""
+        """Load an adapter beside the others, between two decodes; returns when it is loaded. Errors: LlamaModel's."""
         def load() -> bool:
             self.served.load_adapter(path, name)
             return True
@@ -161,7 +163,7 @@ class Batcher:
     def unload(self, name: str) -> None:
         """Take no more requests for an adapter, and free it after its last answer; returns when that is done."""
         def unload() -> bool:
-            if any(answer.ticket.adapter == name for answer in (*self._working, *self._waiting)):
+            if any(answer.completion.adapter == name for answer in (*self._working, *self._waiting)):
                 return False
             self._leaving.discard(name)
             self._turns.pop(name, None)
@@ -177,8 +179,8 @@ class Batcher:
         self._call(unload)
 
     def facts(self) -> dict[str, Any]:
-        """Counts since the start, and what there is now; tokens_per_s: of answers, while they were
-        made in the last seconds; 0 where none was.
+        """Counts since the start, and the current state; tokens_per_s: of answers, while they were made in the last
+        seconds; 0 where none was.
         """
         start = time.monotonic() - RECENT
         recent = [(seconds, count) for end, seconds, count in list(self._recent) if end > start]
@@ -209,7 +211,7 @@ class Batcher:
         while self._prepare():
             try:
                 self._step()
-            except Exception as error:  # llama.cpp's or our own: who waits must hear of it
+            except Exception as error:  # llama.cpp's or our own: whoever waits gets it
                 self._fail(error)
 
     def _prepare(self) -> bool:
@@ -218,7 +220,7 @@ class Batcher:
             self._run_calls()
             with self._wake:
                 for answer in (*self._working, *self._waiting):
-                    if answer.ticket.cancelled or self._now:
+                    if answer.completion.cancelled or self._now:
                         self._end(answer, "cancelled")
                 self._admit()
             self._tell(bool(self._working))
@@ -255,7 +257,7 @@ class Batcher:
         while self._waiting and len(self._working) < self.parallel:
             answer = self._waiting[0]
             promised = answer.growth + sum(other.pending + other.growth for other in self._working)
-            missing = self._cells.missing(answer.ticket.adapter, answer.request.tokens)
+            missing = self._cells.missing(answer.completion.adapter, answer.request.tokens)
             if self._working and missing + promised > self._cells.free:
                 return
             self._working.append(self._waiting.popleft())
@@ -267,8 +269,8 @@ class Batcher:
         while not self._cells.make_room(sum(count for _, count in plan)) and len(self._working) > 1:
             self._put_back(self._working[-1])
             plan = self._plan()
-        self._turns[plan[0][0].ticket.adapter] = time.monotonic()
-        self.served.switch(plan[0][0].ticket.adapter)
+        self._turns[plan[0][0].completion.adapter] = time.monotonic()
+        self.served.switch(plan[0][0].completion.adapter)
         ready = self._fill(plan)
         logits = self.served.cache.decode()
         for answer, count in plan:
@@ -282,8 +284,9 @@ class Batcher:
 
     def _plan(self) -> list[tuple[_Answer, int]]:
         """Whose tokens the next decode takes, and how many: those of the adapter whose last turn is longest ago."""
-        adapter = min((answer.ticket.adapter for answer in self._working), key=lambda name: self._turns.get(name, 0.0))
-        mine = [answer for answer in self._working if answer.ticket.adapter == adapter]
+        adapters = [answer.completion.adapter for answer in self._working]
+        adapter = min(adapters, key=lambda name: self._turns.get(name, 0.0))
+        mine = [answer for answer in self._working if answer.completion.adapter == adapter]
         plan = [(answer, 1) for answer in mine if answer.running]
         left = min(TOGETHER, self.served.cache.room) - len(plan)
         for answer in mine:
@@ -298,13 +301,13 @@ class Batcher:
         """Give it a sequence, if it has none. So late, because those before it may have read what it begins with."""
         if answer.sequence.tokens or answer.sequence in self._cells.working:
             return
-        ticket = answer.ticket
+        completion = answer.completion
         tokens = answer.request.tokens
-        answer.sequence = self._cells.begin(ticket.adapter, tokens)
-        if ticket.completion_tokens == 0:
-            ticket.cached_tokens = len(answer.sequence.tokens)
+        answer.sequence = self._cells.begin(completion.adapter, tokens)
+        if completion.completion_tokens == 0:
+            completion.cached_tokens = len(answer.sequence.tokens)
             self._totals["prompt_tokens"] += len(tokens)
-            self._totals["cached_tokens"] += ticket.cached_tokens
+            self._totals["cached_tokens"] += completion.cached_tokens
 
     def _fill(self, plan: list[tuple[_Answer, int]]) -> list[tuple[_Answer, int]]:
         """Put the tokens into the batch; the answers that get a new one, and the places of their logits."""
@@ -322,18 +325,18 @@ class Batcher:
 
     def _take(self, answer: _Answer, token: int) -> None:
         """Add a token to an answer."""
-        ticket = answer.ticket
+        completion = answer.completion
         request = answer.request
         if self.served.tokenizer.is_end(token):
             return self._end(answer, "stop", request.text.flush())
         request.tokens.append(token)
-        ticket.completion_tokens += 1
+        completion.completion_tokens += 1
         piece = request.text.push(self.served.printed(token))
         if request.text.stopped:
             self._end(answer, "stop", piece)
-        elif ticket.completion_tokens == request.budget:
+        elif completion.completion_tokens == request.budget:
             self._end(answer, "length", piece + request.text.flush())
-        elif piece and not ticket.give(piece):
+        elif piece and not completion.give(piece):
             self._end(answer, "error")
         return None
 
@@ -359,11 +362,11 @@ class Batcher:
         else:
             self._waiting.remove(answer)
         answer.sampler.close()
-        answer.ticket.end(finish, piece)
+        answer.completion.end(finish, piece)
 
     def _fail(self, error: Exception) -> None:
         """End all answers at work with an error; the cache holds nothing any more."""
         self._cells.clear()
         for answer in self._working.copy():
-            answer.ticket.error = error
+            answer.completion.error = error
             self._end(answer, "error")

@@ -51,7 +51,7 @@ class Completion:
         try:
             if self._on_piece:
                 self._on_piece(self, piece)
-        except Exception as error:  # theirs; others' answers must go on
+        except Exception as error:  # theirs; others' answers must continue
             self.error = error
         return self.error is None
 

@@ -95,7 +95,7 @@ class KvCache:
         self._holders.update(cells)
 
     def end(self, sequence: Sequence) -> None:
-        """Keep a sequence that is not in use any more; an older one that it goes on from says nothing more."""
+        """Keep a sequence that is not in use any more; an older one that it continues is of no more use."""
         if sequence not in self.working:  # it is nowhere, or all was cleared
             return
         self.working.remove(sequence)

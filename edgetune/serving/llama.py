@@ -2,7 +2,7 @@
 
 The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded beside them
 and switched without touching them.
-What the last call computed stays in the cache, and a call that begins with the same tokens goes on from there.
+What the last call computed stays in the cache, and a call that begins with the same tokens continues from there.
 The cache depends on the adapter, so switching clears it. A reused beginning changes the last bits of the logits
 (other products are computed together): `reset` first where a result must be exactly repeatable.
 """

@@ -1,4 +1,4 @@
-"""What a served model does with prompts, whoever computes: llama.cpp (serve.py) or ONNX Runtime (onnx_runtime.py)."""
+"""What a served model does with prompts, whoever computes: llama.cpp (llama.py) or ONNX Runtime (onnx.py)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from edgetune.machine.device import read_device
 WORDS = ["", "the", "light", "off", "on", "set", "to", "turn", "user", "tool", "system", "10", '{"', '":', '"}']
 TRIM = ["--vocab", 340]
 FEWER = ["--drop-blocks", 1, "--width", 0.75]
-HEAL = ["--steps", 4, "--distill-length", 64, "--distill-batch", 2]
+DISTILL = ["--steps", 4, "--distill-length", 64, "--distill-batch", 2]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def hashes(folder):
 def whole(place):
     """Every step at once."""
     text = compress(place, "whole.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
-                    place / "rows.jsonl", *HEAL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
+                    place / "rows.jsonl", *DISTILL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
     return place / "whole.edge", text
 
 
@@ -96,26 +96,26 @@ def test_the_bundle_is_planned_for_trained_and_served(place, whole):
 def test_the_same_again_gives_the_same_bytes(place, whole):
     folder, _ = whole
     compress(place, "again.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
-             place / "rows.jsonl", *HEAL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
+             place / "rows.jsonl", *DISTILL, "--target-size", "1.2M", "--device", "raspberry-pi-zero-2-w")
     assert hashes(place / "again.edge") == hashes(folder)
 
 
-def test_stopped_while_healing_it_goes_on_to_the_same_bytes(place, whole):
+def test_stopped_while_it_distills_it_continues_to_the_same_bytes(place, whole):
     folder, _ = whole
     rows = str(place / "rows.jsonl")
     config = CompressConfig(calibrate=rows, measure_tokens=512, calibrate_tokens=1024, threads=1, vocab=340,
                             vocab_from=rows, drop_blocks=1, width=0.75, distill=rows, steps=4, distill_length=64,
                             distill_batch=2, target_size="1.2M", device="raspberry-pi-zero-2-w")
-    healed = []
+    reported = []
 
     def progress(what, done, _total):
-        if what == "healing" and done:
-            healed.append(done)
+        if what == "distilling" and done:
+            reported.append(done)
 
     source = str(place / "model.gguf")
     out = place / "stopped.edge"
     with pytest.raises(Interrupted, match="--resume"):
-        compression.compress(source, out, config, on_progress=progress, should_stop=lambda: len(healed) > 1)
+        compression.compress(source, out, config, on_progress=progress, should_stop=lambda: len(reported) > 1)
     assert not out.exists()
     assert not list(place.glob("stopped.edge.*.tmp"))
     compress(place, "stopped.edge", code=2)  # the work is there, and is not thrown away unasked

@@ -1,4 +1,4 @@
-"""Healing: against steps of PyTorch written out here, stopped and taken up again, and what it is for."""
+"""Distillation: against steps of PyTorch written out here, stopped and taken up again, and what it is for."""
 
 import dataclasses
 import math
@@ -42,8 +42,8 @@ def models(tmp_path_factory):
     return made
 
 
-def heal(pair, folder, config=CONFIG, windows=WINDOWS, **how):
-    return distill.heal(*pair, windows, config, folder, threads=1, **how)
+def distilled(pair, folder, config=CONFIG, windows=WINDOWS, **how):
+    return distill.distill(*pair, windows, config, folder, threads=1, **how)
 
 
 def same(a, b):
@@ -68,7 +68,7 @@ def test_steps_are_adamw_on_the_kl_of_all_tokens(family, models, tmp_path):
     """Two steps over the same two windows: what is trained on does not hang on the order then."""
     windows = np.concatenate([WINDOWS[:2], WINDOWS[-1:]])
     config = dataclasses.replace(CONFIG, steps=2)
-    healed, facts = heal(models[family], tmp_path / "state", config, windows)
+    found, facts = distilled(models[family], tmp_path / "state", config, windows)
     student, teacher = map(hf.to_torch, models[family])
     trained = [*student.model.layers.parameters(), *student.model.norm.parameters()]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95))
@@ -87,32 +87,33 @@ def test_steps_are_adamw_on_the_kl_of_all_tokens(family, models, tmp_path):
     assert facts.weights_trained == sum(parameter.numel() for parameter in trained)
     truth = hf.from_torch(student, models[family][0])
     for name, array in truth.tensors.items():
-        np.testing.assert_allclose(healed.tensors[name], array, rtol=0, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(found.tensors[name], array, rtol=0, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_stopped_run_ends_with_the_same_bytes(rank, models, tmp_path):
     config = dataclasses.replace(CONFIG, distill_rank=rank)
-    whole, facts = heal(models["llama"], tmp_path / "whole", config)
+    whole, facts = distilled(models["llama"], tmp_path / "whole", config)
     for stop in (0, 1, 4):  # calls of should_stop that pass
         calls = iter(range(100))
-        with pytest.raises(Interrupted, match=r"^healing was stopped after step \d of 6; "):
-            heal(models["llama"], tmp_path / "stopped", config, should_stop=lambda: next(calls) >= stop)  # noqa: B023
-    again, facts_again = heal(models["llama"], tmp_path / "stopped", config)
+        with pytest.raises(Interrupted, match=r"^distillation was stopped after step \d of 6; "):
+            distilled(models["llama"], tmp_path / "stopped", config, should_stop=lambda: next(calls) >= stop)  # noqa: B023
+    again, facts_again = distilled(models["llama"], tmp_path / "stopped", config)
     assert same(again, whole)
     assert [(p.step, p.kl) for p in facts_again.curve] == [(p.step, p.kl) for p in facts.curve]
-    done, _ = heal(models["llama"], tmp_path / "stopped", config, should_stop=lambda: True)  # nothing is left to do
+    # nothing is left to do
+    done, _ = distilled(models["llama"], tmp_path / "stopped", config, should_stop=lambda: True)
     assert same(done, whole)
 
 
 def test_the_seed_decides(models, tmp_path):
-    one, other = (heal(models["llama"], tmp_path / str(seed), dataclasses.replace(CONFIG, seed=seed))[0]
+    one, other = (distilled(models["llama"], tmp_path / str(seed), dataclasses.replace(CONFIG, seed=seed))[0]
                   for seed in (0, 1))
     assert not same(one, other)
 
 
 def test_another_run_does_not_take_up_its_state(models, tmp_path):
-    heal(models["llama"], tmp_path / "state", dataclasses.replace(CONFIG, steps=1))
+    distilled(models["llama"], tmp_path / "state", dataclasses.replace(CONFIG, steps=1))
     changed = WINDOWS.copy()
     changed[0, 0] += 1
     for pair, config, windows in [
@@ -121,34 +122,34 @@ def test_another_run_does_not_take_up_its_state(models, tmp_path):
         (models["llama"], dataclasses.replace(CONFIG, steps=1), changed),
         (models["llama"][::-1], dataclasses.replace(CONFIG, steps=1), WINDOWS),
     ]:
-        with pytest.raises(MismatchError, match="holds a healing of other models, text or options"):
-            heal(pair, tmp_path / "state", config, windows)
+        with pytest.raises(MismatchError, match="holds a distillation of other models, text or options"):
+            distilled(pair, tmp_path / "state", config, windows)
 
 
 @pytest.mark.parametrize(("family", "rank"), [(family, rank) for family in FAMILIES for rank in (0, 8)])
-def test_healing_brings_a_pruned_model_nearer(family, rank, models, tmp_path):
+def test_distillation_brings_a_pruned_model_nearer(family, rank, models, tmp_path):
     """Few windows many times over, and the held-out ones among them: whether it learns, not whether it generalises."""
     windows = np.concatenate([WINDOWS[:8], WINDOWS[:1]])
     config = dataclasses.replace(CONFIG, steps=60, distill_batch=4, distill_lr=1e-2 if rank else 3e-3,
                                  distill_rank=rank)
     pair = models[family]
-    healed, facts = heal(pair, tmp_path / "state", config, windows)
+    found, facts = distilled(pair, tmp_path / "state", config, windows)
     assert facts.curve[-1].kl < 0.5 * facts.curve[0].kl
     assert [point.step for point in facts.curve] == list(range(0, 61, 6))
-    assert list(healed.tensors) == list(pair[0].tensors)
-    last = measured(*map(hf.to_torch, (healed, pair[1])), torch.from_numpy(windows[-1:].astype(np.int64)))
+    assert list(found.tensors) == list(pair[0].tensors)
+    last = measured(*map(hf.to_torch, (found, pair[1])), torch.from_numpy(windows[-1:].astype(np.int64)))
     assert (facts.curve[-1].kl, facts.curve[-1].perplexity) == pytest.approx(last[:2], rel=1e-3)
-    assert np.array_equal(healed.tensors["token_embd.weight"], pair[0].tensors["token_embd.weight"])
+    assert np.array_equal(found.tensors["token_embd.weight"], pair[0].tensors["token_embd.weight"])
 
 
 def test_progress_is_told(models, tmp_path):
     told = []
-    heal(models["llama"], tmp_path / "state", on_progress=lambda *what: told.append(what))
-    assert told == [("healing", step, 6) for step in range(6)]
+    distilled(models["llama"], tmp_path / "state", on_progress=lambda *what: told.append(what))
+    assert told == [("distilling", step, 6) for step in range(6)]
 
 
-def test_what_cannot_be_healed_is_said(models, tmp_path):
+def test_what_cannot_be_distilled_is_said(models, tmp_path):
     with pytest.raises(DataError, match="has 1 windows of 24 tokens, at least 2 are needed"):
-        heal(models["llama"], tmp_path / "state", windows=WINDOWS[:1])
+        distilled(models["llama"], tmp_path / "state", windows=WINDOWS[:1])
     with pytest.raises(NumericsError, match="lower --distill-lr"):
-        heal(models["llama"], tmp_path / "state", dataclasses.replace(CONFIG, distill_lr=1e30))
+        distilled(models["llama"], tmp_path / "state", dataclasses.replace(CONFIG, distill_lr=1e30))

@@ -115,14 +115,15 @@ def test_what_was_measured_is_there(html: str) -> None:
                  "0.9120", "61.4%", "243 MiB", "19 tokens/s", "All 211 tensors", "blk.29.ffn_down.weight",
                  "drop-blocks 4", "tokens before 49,152", "the Eiffel Tower"):
         assert said in text, said
-    assert text.count("quantize") >= 1
+    assert " distill " in text
+    assert "heal" not in text
     assert text.index("0.3713 72.8%") > text.index("quantize")  # the last step's cost is the file's
 
 
 def test_four_plots_with_text_that_is_text(html: str) -> None:
     drawn = [attrs for tag, attrs in Page(html).tags if tag == "svg"]
     assert [said["aria-label"].split(",")[0] for said in drawn] == [  # type: ignore[union-attr]
-        "size and bits a weight by part", "cost after each step", "sensitivity of each tensor", "healing"]
+        "size and bits a weight by part", "cost after each step", "sensitivity of each tensor", "distillation"]
     for word in (">mean KL to the source<", ">ffn_down<", ">IQ4_NL<", ">bits a weight<", ">metadata<"):
         assert word in html
     assert "#010203" not in html
@@ -166,7 +167,7 @@ def test_what_is_absent_is_left_out(absent: list[str], tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     Page(page)
     heads = {"answers": "Answers before", "device": "Training on", "steps": "<h2>Steps", "parts": "Parts of the file",
-             "options": "<summary>Options", "tensors": "tensors</summary>", "healing": "Healing:"}
+             "options": "<summary>Options", "tensors": "tensors</summary>", "healing": "Distillation:"}
     for name, head in heads.items():
         assert (head in page) == (name not in absent), name
     assert "None" not in page

@@ -1,8 +1,8 @@
-"""A quarter of SmolLM2's weights taken away, and what healing gives back: `make heal`.
+"""A quarter of SmolLM2's weights taken away, and what distillation gives back: `make heal`.
 
     python tests/proofs/heal.py --minutes 20 [--blocks 10] [--width 0.7] [--lr 3e-4] [--length 256] [--batch 4]
 
-Calibrates and heals on the first part of ../shared/data/wikitext2_valid.txt and measures on its last 4,096 tokens,
+Calibrates and distills on the first part of ../shared/data/wikitext2_valid.txt and measures on its last 4,096 tokens,
 which neither sees. Steps are as many as fit into the minutes at the speed of a few that are tried first, or --steps.
 Exits with 1 unless half of the KL to the whole model that cutting weights away adds is gone in the end. What is left is
 fitted as soon as it is cut (prune.py), so that part comes before the first step; --width is cut without it as well.
@@ -63,7 +63,7 @@ def pruned(model: floats.Floats, windows: np.ndarray, blocks: int, width: float)
 
 def steps_in(minutes: float, config: CompressConfig, *models: floats.Floats, windows: np.ndarray, threads: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        tried = distill.heal(*models, windows[-8:], replace(config, steps=TRIED), Path(folder), threads=threads)[1]
+        tried = distill.distill(*models, windows[-8:], replace(config, steps=TRIED), Path(folder), threads=threads)[1]
     return max(1, int(minutes * 60 * TRAINING_SHARE / (tried.curve[-1].seconds / TRIED)))
 
 
@@ -92,19 +92,19 @@ def main() -> int:
     if args.width < 1 and not args.blocks:
         cut, _ = prune.narrow(model, calibration(windows), args.width, fit=False)
         with tempfile.TemporaryDirectory() as folder:
-            first = distill.heal(cut, model, windows, config, Path(folder), threads=args.threads)[1].curve[0]
+            first = distill.distill(cut, model, windows, config, Path(folder), threads=args.threads)[1].curve[0]
         added = first.kl
         print(f"cut alone: KL {added:.3f}, perplexity {first.perplexity:.1f}", flush=True)
     steps = args.steps or steps_in(args.minutes, config, smaller, model, windows=windows, threads=args.threads)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        _, healed = distill.heal(smaller, model, windows, replace(config, steps=steps), Path(folder),
+        _, facts = distill.distill(smaller, model, windows, replace(config, steps=steps), Path(folder),
                                  threads=args.threads)
-    print(f"healed on {healed.tokens:,} tokens in {(time.monotonic() - begin) / 60:.1f} minutes; perplexity of the "
-          f"whole model {healed.source_perplexity:.1f} ({healed.held_tokens} tokens held out)")
-    for point in healed.curve:
+    print(f"distilled on {facts.tokens:,} tokens in {(time.monotonic() - begin) / 60:.1f} minutes; perplexity of the "
+          f"whole model {facts.source_perplexity:.1f} ({facts.held_tokens} tokens held out)")
+    for point in facts.curve:
         print(f"step {point.step:5}  KL {point.kl:.3f}  perplexity {point.perplexity:7.1f}  {point.seconds:6.0f} s")
-    return 0 if healed.curve[-1].kl <= 0.5 * (added or healed.curve[0].kl) else 1
+    return 0 if facts.curve[-1].kl <= 0.5 * (added or facts.curve[0].kl) else 1
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from . import int8 as onnx_int8
 
 LEAST_TOKENS = 500  # on which agreement is measured
 MOST_TOKENS = 2048
-# so many windows are continued by so many tokens
+# windows that are continued, and tokens by which
 CONTINUED = 8
 CONTINUATION = 32
 MAX_BYTES = 2**31 - 1  # of a protobuf, and so of an ONNX file without others beside it
@@ -87,22 +87,22 @@ def export(model: Floats, folder: Path, windows: NDArray[np.int32], *, threads: 
         raise UnsupportedError(f"{model.weights / 1e9:.1f} billion weights need {nbytes / 1e9:.1f} GB in int8, an ONNX "
                                "file holds 2.1", "choose --format gguf")
     windows = _chosen(windows)
-    watch = _Watch(on_progress, should_stop, 3 + 2 * (len(windows) + _continued(windows)))
+    steps = _Steps(on_progress, should_stop, 3 + 2 * (len(windows) + _continued(windows)))
     source = hf.to_torch(model)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent) as beside:
-        watch.step("exporting to ONNX")
+        steps.step("exporting to ONNX")
         proto = write_floats(Path(beside) / ONNX, source)
-        floats, perplexity = _compare(source, Session(Path(beside) / ONNX, threads), windows, watch)
+        floats, perplexity = _compare(source, Session(Path(beside) / ONNX, threads), windows, steps)
     if floats.top1 < LEAST_AGREEMENT:
         raise EdgetuneError(f"the ONNX export agrees with its source on {floats.top1:.1%} of {windows.size} tokens, at "
                             f"least {LEAST_AGREEMENT:.0%} are expected", "choose --format gguf")
-    watch.step("rounding to int8")
+    steps.step("rounding to int8")
     onnx_int8.quantize(proto, tied="output.weight" not in model.tensors)
     with replaced(folder / ONNX) as target:
         onnx.save(proto, str(target))
     write_tokenizer(folder / TOKENIZER, model)
-    int8, _ = _compare(source, Session(folder / ONNX, threads), windows, watch)
-    watch.step("exported to ONNX")
+    int8, _ = _compare(source, Session(folder / ONNX, threads), windows, steps)
+    steps.step("exported to ONNX")
     return Exported((folder / ONNX).stat().st_size, windows.size, CONTINUATION * _continued(windows), perplexity, int8,
                     floats, proto.opset_import[0].version, onnxruntime.__version__)
 
@@ -125,7 +125,7 @@ def write_tokenizer(path: Path, model: Floats) -> None:
     write_gguf(path, model.architecture, model.metadata, {}, model.types)
 
 
-class _Watch:
+class _Steps:
     def __init__(self, on_progress: Progress, should_stop: Callable[[], bool], total: int) -> None:
         self._on_progress = on_progress
         self._should_stop = should_stop
@@ -169,17 +169,17 @@ def _silent() -> Iterator[None]:
 
 
 def _compare(source: PreTrainedModel, session: Session, windows: NDArray[np.int32],
-             watch: _Watch) -> tuple[Agreement, float]:
+             steps: _Steps) -> tuple[Agreement, float]:
     """And the source's perplexity."""
     sums = np.zeros(5)
     for window in windows:
-        watch.step("comparing with the source")
+        steps.step("comparing with the source")
         session.clear()
         ids = window.tolist()
         sums += divergence(_logits(source, ids), session.feed(ids, len(ids)), window[1:])
     greedy = 0
     for window in windows[: _continued(windows)]:
-        watch.step("continuing as the source")
+        steps.step("continuing as the source")
         greedy += _same(source, session, window.tolist()[: windows.shape[1] // 2])
     total = Divergence(*sums.tolist())
     predicted = windows.size - len(windows)

@@ -21,11 +21,11 @@ from ...serving.onnx import LOGITS
 BLOCK = 32
 BYTES_PER_WEIGHT = 1 + 4 / BLOCK
 _DOMAIN = "com.microsoft"
-_ZERO = 128  # what stands for 0 where no zero points are given
+_ZERO = 128  # the code of 0 where no zero points are given
 
 
 def keep_last_logits(model: ModelProto) -> None:
-    """Give the model an input, int64 [1]: after so many of the last tokens the head computes logits."""
+    """Give the model an input, int64 [1]: the number of last tokens after which the head computes logits."""
     graph = model.graph
     at = max(i for i, node in enumerate(graph.node) if node.op_type == "MatMul")
     head = graph.node[at]
@@ -42,7 +42,7 @@ def keep_last_logits(model: ModelProto) -> None:
 def quantize(model: ModelProto, tied: bool) -> None:
     """Every matrix in int8, in place. tied: the embedding is the head's matrix, and is stored once.
 
-    An embedding whose rows are no whole blocks stays as it is: the lookup could not join them.
+    An embedding whose rows are no whole blocks stays in floats: the lookup could not join them.
     """
     graph = model.graph
     floats = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}

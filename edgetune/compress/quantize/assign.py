@@ -32,7 +32,7 @@ FORMATS_TRIED = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL
 _REFERENCE = "Q4_0"
 _JUDGED = "IQ4_NL"
 _SAMPLE = 1 << 16  # weights of a matrix that are tried
-_GRAINS = 1 << 16  # parts in which the knapsack counts the room at most
+_GRAINS = 1 << 16  # parts in which the knapsack counts the limit at most
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,14 @@ def choose(model: Floats, size: int, costs: Costs) -> Assigned:
     return Assigned(fixed + sum(choice.bytes for choice in choices), sum(choice.kl for choice in choices), choices)
 
 
-def knapsack(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], room: int) -> list[int]:
-    """One option of each item, so that the sizes sum to at most `room` and the costs to the least possible.
+def knapsack(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], limit: int) -> list[int]:
+    """One option of each item, so that the sizes sum to at most `limit` and the costs to the least possible.
 
-    Sizes are counted in what divides all differences between an item's options; where room has more than _GRAINS of
-    that, in room / _GRAINS, rounded up.
+    Sizes are counted in what divides all differences between an item's options; where the limit has more than _GRAINS
+    of that, in limit / _GRAINS, rounded up.
     """
     smallest = [min(row) for row in sizes]
-    spare = room - sum(smallest)
+    spare = limit - sum(smallest)
     grain = max(math.gcd(*(size - least for row, least in zip(sizes, smallest, strict=True) for size in row)),
                 -(-spare // _GRAINS), 1)
     places = spare // grain + 1

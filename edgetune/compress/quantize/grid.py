@@ -74,7 +74,7 @@ def put(blocks: NDArray[np.uint8], codes: NDArray[np.uint8], format: str) -> Non
 
 
 def values(blocks: NDArray[np.uint8], format: str, width: int) -> NDArray[np.float32]:
-    """blocks [n, size] -> what they stand for, float32 [n, B]."""
+    """blocks [n, size] -> their values, float32 [n, B]."""
     one_row = Stored("blocks", (len(blocks) * width,), format, blocks.reshape(-1))
     return one_row.f32().reshape(-1, width)
 

@@ -36,7 +36,7 @@ def write(path: str | os.PathLike[str], model: Floats, types: Mapping[str, str],
     """types: of every matrix, a name in FORMATS whose block divides its rows.
 
     importance: mean squares [K] of inputs by a matrix's name. moments: their second moments [K, K]; a matrix that has
-    them is rounded so that errors make up for each other (rounding.py). Threads change no byte.
+    them is rounded so that errors make up for each other (gptq.py). Threads change no byte.
     """
     def work(name: str) -> Tensor | NDArray[np.float32]:
         array = model.tensors[name]

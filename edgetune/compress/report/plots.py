@@ -1,4 +1,4 @@
-"""The report's plots, as SVG that lies in a page: text in the page's font and colour, no colour behind, no reference to
+"""The report's plots, as SVG within a page: text in the page's font and colour, no colour behind, no reference to
 anything outside, and the same bytes for the same numbers.
 """
 
@@ -71,7 +71,7 @@ def costs(points: Sequence[tuple[str, float | None, float | None]]) -> str:
         return _svg(figure, "cost after each step") if panels else ""
 
 
-def healing(rows: Sequence[dict[str, Any]]) -> str:
+def distillation(rows: Sequence[dict[str, Any]]) -> str:
     """Mean KL and perplexity over the steps of distillation."""
     panels = _panels([row.get("kl") for row in rows], [row.get("perplexity") for row in rows])
     with _style():
@@ -84,7 +84,7 @@ def healing(rows: Sequence[dict[str, Any]]) -> str:
             axes.grid(axis="y")
         if panels:
             axes.set_xlabel("step")
-        return _svg(figure, "healing") if panels else ""
+        return _svg(figure, "distillation") if panels else ""
 
 
 def sensitivity(tensors: Sequence[dict[str, Any]]) -> str:

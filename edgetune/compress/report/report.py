@@ -24,6 +24,7 @@ from ...version import __version__
 Facts = dict[str, Any]
 NOTHING = "–"
 PARTS = ("embedding", "attention", "mlp", "norms", "output", "metadata")
+_PART_OUTSIDE = {"token_embd.weight": "embedding", "output.weight": "output"}
 _PAGE = Path(__file__).with_name("report.html")
 
 
@@ -48,7 +49,7 @@ def _part_of(name: str) -> str:
     if "norm" in name:
         return "norms"
     if not name.startswith("blk."):
-        return {"token_embd.weight": "embedding", "output.weight": "output"}.get(name, "attention")  # rope_freqs
+        return _PART_OUTSIDE.get(name, "attention")  # rope_freqs
     return "mlp" if ".ffn_" in name else "attention"
 
 
@@ -139,10 +140,17 @@ def _steps(facts: Facts) -> list[Facts]:
 
 def _step(step: Facts, cost: Facts) -> Facts:
     said = {key: value for key, value in step.items() if key not in ("name", "weights", "cost")}
-    return {"name": step["name"].replace("_", " "), "facts": "; ".join(f"{key.replace('_', ' ')} {_shown(value)}"
+    return {"name": _title(step), "facts": "; ".join(f"{key.replace('_', ' ')} {_shown(value)}"
                                                                        for key, value in said.items()),
             "weights": _millions(step.get("weights")), "perplexity": _number(cost.get("perplexity"), ",.2f"),
             "kl": _number(cost.get("kl"), ".4f"), "top1": _number(cost.get("top1"), ".1%")}
+
+
+def _title(step: Facts) -> str:
+    """Of a step, for people: manifests name distillation "heal"."""
+    if step["name"] == "heal":
+        return "distill"
+    return str(step["name"]).replace("_", " ")
 
 
 def _with_costs(facts: Facts) -> list[tuple[Facts, Facts]]:
@@ -156,14 +164,15 @@ def _plots(facts: Facts) -> Iterator[tuple[str, str]]:
     """Caption and SVG."""
     from . import plots
     before = (facts.get("cost") or {}).get("source_perplexity")
-    points = [(step["name"], cost.get("kl"), cost.get("perplexity")) for step, cost in _with_costs(facts) if cost]
+    points = [(_title(step), cost.get("kl"), cost.get("perplexity")) for step, cost in _with_costs(facts) if cost]
     tensors = [t for t in facts.get("tensors") or () if t.get("sensitivity")]
     drawn = {
         "Size and bits a weight by part": plots.parts(facts["parts"]) if facts.get("parts") else "",
         "Cost after each step": plots.costs([("source", 0.0, before), *points] if before is not None else points),
         "Sensitivity of each tensor: the higher the bar (on a logarithmic scale), the more it costs to store it in few "
         "bits; the colour is the type that it got": plots.sensitivity(tensors),
-        "Healing: the smaller model learns the answers of the whole one": plots.healing(facts.get("healing") or ()),
+        "Distillation: the smaller model learns the answers of the whole one": plots.distillation(
+            facts.get("healing") or ()),
     }
     yield from ((caption, svg) for caption, svg in drawn.items() if svg)
 

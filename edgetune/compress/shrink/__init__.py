@@ -1,1 +1,1 @@
-"""Fewer weights: vocabulary, blocks, channels and heads, and healing by distillation."""
+"""Fewer weights: vocabulary, blocks, channels and heads, and distillation of what remains."""

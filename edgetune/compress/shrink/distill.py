@@ -1,4 +1,4 @@
-"""Healing: a pruned model learns the answers of the whole one (Hinton et al. 2015), on plain text, without labels.
+"""Distillation: a pruned model learns the answers of the whole one (Hinton et al. 2015), on plain text, without labels.
 
 The loss is the KL from the whole model's next-token distribution to the pruned one's, at temperature 1 over the whole
 vocabulary. Embedding and head stay as they are: they come from the teacher, and cost a tenth of a step. Everything
@@ -48,7 +48,7 @@ LORA_SCALE = 2.0  # alpha / rank
 
 @dataclass(frozen=True)
 class Point:
-    """Of the healing curve, on held-out windows: nats a token, perplexity, seconds of training until then."""
+    """Of the curve, on held-out windows: nats a token, perplexity, seconds of training until then."""
 
     step: int
     kl: float
@@ -57,8 +57,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Healed:
-    """The curve, its first point before and its last after healing, and what was learned from.
+class Distilled:
+    """The curve, its first point before and its last after distillation, and what was learned from.
 
     tokens: that were trained on, repeats counted; held_tokens: that the curve was measured on, never trained on.
     """
@@ -73,14 +73,14 @@ class Healed:
         return asdict(self)
 
 
-def heal(student: Floats, teacher: Floats, windows: NDArray[np.int32], config: CompressConfig, folder: Path, *,
+def distill(student: Floats, teacher: Floats, windows: NDArray[np.int32], config: CompressConfig, folder: Path, *,
          threads: int = 0, on_progress: Progress = ignore,
-         should_stop: Callable[[], bool] = never) -> tuple[Floats, Healed]:
+         should_stop: Callable[[], bool] = never) -> tuple[Floats, Distilled]:
     """`student` after config.steps steps on windows [N, T], the last of which are held out to measure by.
 
     `folder` (made if need be) holds the state, saved every few minutes, when should_stop says so (Interrupted is raised
-    then) and at the end; a call with the same arguments goes on from there and ends with the same bytes as one that was
-    never stopped. The caller removes it. threads 0: one a core that this process may use.
+    then) and at the end; a call with the same arguments continues from there and ends with the same bytes as one that
+    was never stopped. The caller removes it. threads 0: one a core that this process may use.
 
     Raises DataError for fewer than two windows, MismatchError where `folder` holds the state of other models, text or
     options, NumericsError if the loss is not finite, DiskError where the disk refuses.
@@ -144,9 +144,9 @@ class _Run:
         while self.step < steps:
             if should_stop():
                 self._save()
-                raise Interrupted(f"healing was stopped after step {self.step} of {steps}",
-                                  "the same command goes on from there")
-            on_progress("healing", self.step, steps)
+                raise Interrupted(f"distillation was stopped after step {self.step} of {steps}",
+                                  "the same command with --resume continues from there")
+            on_progress("distilling", self.step, steps)
             begin = time.monotonic()
             self._train()
             self.seconds += time.monotonic() - begin
@@ -179,7 +179,7 @@ class _Run:
         self.step += 1
 
     def _rows(self) -> list[int]:
-        """The B windows of this step: every window once an epoch, in an order of that epoch's own."""
+        """The B windows of this step: every window once an epoch, in another order each."""
         rows = []
         n = len(self.ids)
         for at in range(self.step * self.config.distill_batch, (self.step + 1) * self.config.distill_batch):
@@ -207,7 +207,7 @@ class _Run:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Weights and moments, in place: what is read into them is what training goes on with."""
+        """Weights and moments, in place: training continues with what is read into them."""
         arrays = {}
         for name, param in self.params.items():
             state = self.optimizer.state[param]
@@ -226,7 +226,7 @@ class _Run:
             return
         state, _ = checkpoint.newest(self.folder)
         if state.meta["of"] != self.identity:
-            raise MismatchError(f"{self.folder} holds a healing of other models, text or options",
+            raise MismatchError(f"{self.folder} holds a distillation of other models, text or options",
                                 "give what was given then, or remove that folder")
         state.read(self._arrays().__getitem__)
         self.step = state.meta["step"]
@@ -236,11 +236,11 @@ class _Run:
         for param in self.params.values():
             self.optimizer.state[param]["step"].fill_(self.step)
 
-    def result(self, student: Floats) -> tuple[Floats, Healed]:
+    def result(self, student: Floats) -> tuple[Floats, Distilled]:
         trained = sum(param.numel() for param in self.params.values())
         tokens = self.config.steps * self.config.distill_batch * self.ids.shape[1]
         merge_lora(self.student)
-        return hf.from_torch(self.student, student), Healed(self.curve, self.source_perplexity, trained, tokens,
+        return hf.from_torch(self.student, student), Distilled(self.curve, self.source_perplexity, trained, tokens,
                                                             self.held.numel())
 
 

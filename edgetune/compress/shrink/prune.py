@@ -89,11 +89,11 @@ def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, on_progres
     ids = _ids(windows)
     whole = hf.to_torch(model)
     with torch.no_grad():
-        walk = Blocks(whole, ids.shape[1])
+        blocks = Blocks(whole, ids.shape[1])
         with fast():
-            gone, kl = _search(walk, ids[: -(-SEARCH_TOKENS // ids.shape[1])], n, on_progress, should_stop)
+            gone, kl = _search(blocks, ids[: -(-SEARCH_TOKENS // ids.shape[1])], n, on_progress, should_stop)
         kept = [i for i in range(shape.n_layer) if i not in gone]
-        _fit(walk, shape, ids, kept, (shape.n_kv, shape.d_ff), True, on_progress, should_stop)
+        _fit(blocks, shape, ids, kept, (shape.n_kv, shape.d_ff), True, on_progress, should_stop)
     pruned = without_blocks(hf.from_torch(whole, model), kept)
     return pruned, Dropped(gone, kl, model.weights, pruned.weights)
 
@@ -107,10 +107,10 @@ def narrow(model: Floats, windows: NDArray[np.int32], width: float, *, fit: bool
     stays; channels are a multiple of 256 where one lies within 5 % of what was asked (llama.cpp stores no other rows of
     ffn_down in K-quants), of 32 else. What stays is fitted, unless `fit` is False.
 
-    On SmolLM2-135M a width of 0.7 takes as many weights as ten of 30 blocks; before fitting and healing the KL is 1.14
-    there and 1.78 without the ten blocks of least Block Influence (WikiText-2, held out). Fitting takes it from 1.09 to
-    0.67, on other tokens. With 1 of 3 groups and 512 channels of ten blocks gone the KL was 0.53, with no group and 672
-    channels 0.58.
+    On SmolLM2-135M a width of 0.7 takes as many weights as ten of 30 blocks; before fitting and distilling the KL is
+    1.14 there and 1.78 without the ten blocks of least Block Influence (WikiText-2, held out). Fitting takes it from
+    1.09 to 0.67, on other tokens. With 1 of 3 groups and 512 channels of ten blocks gone the KL was 0.53, with no group
+    and 672 channels 0.58.
 
     Raises UsageError for a width that leaves nothing or takes nothing, DataError for too little text, Interrupted.
     """
@@ -206,17 +206,17 @@ def _with(model: Floats, tensors: dict[str, NDArray[np.float32]], values: dict[s
 # ---- which blocks ----------------------------------------------------------------------------------------------------
 
 
-def _search(walk: Blocks, ids: Tensor, n: int, on_progress: Progress,
+def _search(blocks: Blocks, ids: Tensor, n: int, on_progress: Progress,
             should_stop: Stop) -> tuple[list[int], list[float]]:
     """The n blocks to drop, and the KL after each. A candidate costs the blocks behind it and the head."""
-    kept = list(range(len(walk.blocks)))
+    kept = list(range(len(blocks.blocks)))
     inputs = dict[int, Tensor]()
-    hidden = walk.embed(ids)
+    hidden = blocks.embed(ids)
     for i in kept:
         inputs[i] = hidden
-        hidden = walk.block(i, hidden)
-    target = walk.final(hidden).flatten(0, 1)
-    head = walk.model.lm_head
+        hidden = blocks.block(i, hidden)
+    target = blocks.final(hidden).flatten(0, 1)
+    head = blocks.model.lm_head
     gone = list[int]()
     costs = list[float]()
     done = 0
@@ -226,8 +226,8 @@ def _search(walk: Blocks, ids: Tensor, n: int, on_progress: Progress,
         for at, candidate in enumerate(kept):
             raise_if_stopped(should_stop)
             on_progress("choosing blocks", done, total)
-            hidden = _onwards(walk, kept[at + 1 :], inputs[candidate])
-            kl[candidate] = sum(map(float, divergence(target, walk.final(hidden).flatten(0, 1), head, head)))
+            hidden = _onwards(blocks, kept[at + 1 :], inputs[candidate])
+            kl[candidate] = sum(map(float, divergence(target, blocks.final(hidden).flatten(0, 1), head, head)))
             done += 1
         least = min(kept, key=kl.__getitem__)
         gone.append(least)
@@ -237,16 +237,16 @@ def _search(walk: Blocks, ids: Tensor, n: int, on_progress: Progress,
         kept.remove(least)
         for i in kept[at:]:
             inputs[i] = hidden
-            hidden = walk.block(i, hidden)
+            hidden = blocks.block(i, hidden)
     return gone, costs
 
 
 # ---- what is left, fitted --------------------------------------------------------------------------------------------
 
 
-def _fit(walk: Blocks, shape: Shape, ids: Tensor, blocks: Sequence[int], keep: tuple[int, int], fit: bool,
+def _fit(blocks: Blocks, shape: Shape, ids: Tensor, chosen: Sequence[int], keep: tuple[int, int], fit: bool,
          on_progress: Progress, should_stop: Stop) -> list[KeptParts]:
-    """Changes the kept blocks of the walk's model in place and says what each keeps of `keep` groups and channels.
+    """Changes the kept blocks of the model in place and says what each keeps of `keep` groups and channels.
 
     Columns of attn_output and ffn_down that go become 0, the others are solved by ridge regression (in float64, towards
     the weights that they had), on what the smaller model computes before them. Their target is what brings the residual
@@ -254,36 +254,36 @@ def _fit(walk: Blocks, shape: Shape, ids: Tensor, blocks: Sequence[int], keep: t
     normalises before it adds, so there the target is the whole model's own output of the matrix. (He et al. 2017, on
     networks for images.) On SmolLM2's first six blocks, narrowed to 0.7 with 3,072 tokens: KL 0.25 instead of 0.36.
     """
-    small = _over(walk.embed, ids)  # [N, T, D]: the residual stream in the smaller model
-    whole = _onwards(walk, range(blocks[0]), small)
+    small = _over(blocks.embed, ids)  # [N, T, D]: the residual stream in the smaller model
+    whole = _onwards(blocks, range(chosen[0]), small)
     kept = []
-    for at, i in enumerate(blocks):
+    for at, i in enumerate(chosen):
         raise_if_stopped(should_stop)
-        on_progress("fitting blocks", at, len(blocks))
-        block: Any = walk.blocks[i]
+        on_progress("fitting blocks", at, len(chosen))
+        block: Any = blocks.blocks[i]
         o = block.self_attn.o_proj
         down = block.mlp.down_proj
-        (heads, channels), after = _record(walk, i, whole, o, down)
+        (heads, channels), after = _record(blocks, i, whole, o, down)
         groups = _groups(heads, o.weight, shape.n_kv, keep[0])
         kept.append(KeptParts(groups, _strongest(channels, down.weight, keep[1])))
         written = o(heads)
         gated = down(channels)
-        following = blocks[at + 1] if at + 1 < len(blocks) else shape.n_layer
-        after = _onwards(walk, range(i + 1, following), after)
+        following = chosen[at + 1] if at + 1 < len(chosen) else shape.n_layer
+        after = _onwards(blocks, range(i + 1, following), after)
 
         columns = torch.from_numpy(_rows(kept[-1].groups, shape.d_q // shape.n_kv))
         _mask(o, columns)
-        (heads,), _ = _record(walk, i, small, o)
+        (heads,), _ = _record(blocks, i, small, o)
         if fit:
             _solve(o, heads, written if shape.post_norms else written + whole - small, columns)
 
         columns = torch.from_numpy(kept[-1].channels)
         _mask(down, columns)
-        (channels,), out = _record(walk, i, small, down)
+        (channels,), out = _record(blocks, i, small, down)
         if fit:
             _solve(down, channels, gated if shape.post_norms else after - out + down(channels), columns)
         whole = after
-        small = _onwards(walk, [i], small)
+        small = _onwards(blocks, [i], small)
     return kept
 
 
@@ -343,16 +343,16 @@ def _error(change: Tensor, normal: tuple[Tensor, Tensor]) -> float:
     return float((change * (gram @ change - 2 * cross)).sum())
 
 
-def _record(walk: Blocks, i: int, hidden: Tensor, *modules: nn.Module) -> tuple[list[Tensor], Tensor]:
+def _record(blocks: Blocks, i: int, hidden: Tensor, *modules: nn.Module) -> tuple[list[Tensor], Tensor]:
     """What `modules` of block i get, [N, T, K] each, and the block's output."""
     with inputs_of(*modules) as seen:
-        out = _onwards(walk, [i], hidden)
+        out = _onwards(blocks, [i], hidden)
     return [torch.cat(seen[j :: len(modules)]) for j in range(len(modules))], out
 
 
-def _onwards(walk: Blocks, blocks: Sequence[int], hidden: Tensor) -> Tensor:
-    for i in blocks:
-        hidden = _over(partial(walk.block, i), hidden)
+def _onwards(blocks: Blocks, chosen: Sequence[int], hidden: Tensor) -> Tensor:
+    for i in chosen:
+        hidden = _over(partial(blocks.block, i), hidden)
     return hidden
 
 

@@ -75,9 +75,9 @@ def trim(model: Floats, texts: Iterable[str], size: int) -> tuple[Floats, Trimme
 
     First come the tokens that must stay: special ones (but not placeholders such as <unused7>), single bytes, those
     that a key names (bos, eos, ...) and those that the chat template writes around a conversation. Then those of
-    `texts`, the most frequent first; then, if there is room left, those that the tokenizer merges first, for these are
-    the most frequent where it was made. With each comes what is on its path; where that is more than there is room
-    for, it is passed over.
+    `texts`, the most frequent first; then, if there are places left, those that the tokenizer merges first, for these
+    are the most frequent where it was made. With each comes what is on its path; where that is more than there are
+    places for, it is passed over.
 
     Raises UsageError for a size below what must stay or not below the vocabulary, DataError for texts without a token,
     UnsupportedError for a tokenizer that is neither byte-level BPE nor SentencePiece.

@@ -69,7 +69,7 @@ def as_written(path: Path, library: str) -> Iterator[None]:
 
 
 def read(folder: Path, rows: int) -> dict[str, Any]:
-    """Every tokenizer.* key for an embedding of so many rows; rows without a token get unused ones.
+    """Every tokenizer.* key for an embedding of `rows` rows; rows without a token get unused ones.
 
     UnsupportedError for a tokenizer that llama.cpp does not compute, FormatError for a missing or damaged file.
     """

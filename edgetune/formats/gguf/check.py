@@ -1,6 +1,6 @@
 """What a sound file must say before it is used as a model or as a LoRA adapter.
 
-llama.cpp trusts much of this. It ends the whole process on a token that is there twice, an unknown rotary scaling or a
+llama.cpp trusts much of this. It ends the whole process on a token that occurs twice, an unknown rotary scaling or a
 string of another type, and it has read past arrays of the wrong type or length (its issue 26690) and written past its
 512 blocks (25821). So it is asked here, before llama.cpp sees the file. Whether the tensors are those that an
 architecture needs is asked by shape.py.

@@ -5,8 +5,8 @@ string name, u32 dimensions, u64 sizes (fastest first), u32 type, u64 offset | p
 general.alignment. A string is u64 length and bytes; an array is u32 type, u64 count and its values. Sources: ggml's
 docs/gguf.md, and ggml/src/gguf.cpp for what llama.cpp refuses.
 
-No count, length, type or offset is believed before the bytes that it speaks of lie inside the file, so opening costs
-one walk over the header at most. Values stay in the mapping until they are asked for: a vocabulary as Python strings
+No count, length, type or offset is believed before the bytes that it speaks of are inside the file, so opening costs
+one pass over the header at most. Values stay in the mapping until they are asked for: a vocabulary as Python strings
 would take tens of MiB.
 """
 
@@ -199,7 +199,7 @@ def open_gguf(path: str | os.PathLike[str], file: OpenFile | None = None) -> Ggu
     for i in range(n_keys):
         key = cursor.name(f"the name of key {i}", MAX_KEY_LENGTH)
         if key in entries:
-            raise cursor.bad(f"key {key!r} is there twice, allowed is once")
+            raise cursor.bad(f"key {key!r} occurs twice, allowed is once")
         entries[key] = _read_value(cursor, f"key {key!r}")
     metadata = Metadata(cursor.data, entries)
     places, data_start = _read_tensors(cursor, n_tensors, _alignment(cursor, metadata))
@@ -220,7 +220,7 @@ def fingerprint(gguf: Gguf) -> str:
 
 
 class _Cursor:
-    """Walks forward through the mapping; whatever it hands out lies inside the file."""
+    """Reads forward through the mapping; whatever it returns is inside the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path = path
@@ -350,7 +350,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> tuple[dict
         name = cursor.name(f"the name of tensor {i}", MAX_TENSOR_NAME)
         what = f"tensor {name!r}"
         if name in places:
-            raise cursor.bad(f"{what} is there twice, allowed is once")
+            raise cursor.bad(f"{what} occurs twice, allowed is once")
         shape, fmt = _read_shape(cursor, what)
         offset = cursor.u64(f"the offset of {what}")
         if offset != expected:
