@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import structure
 from tiny import write_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +77,59 @@ def test_links_lead_somewhere():
 
 def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= 120
+
+
+# ---- for contributors -----------------------------------------------------------------------------------------------
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("text", [CONTRIBUTING, PAGES["contributing.md"]], ids=["CONTRIBUTING.md", "contributing.md"])
+def test_files_that_contributors_are_sent_to_exist(text):
+    named = re.findall(r"`((?:edgetune|native|tests|docs|devices)/[\w/.-]+)`", text)
+    assert len(named) > (15 if text is not CONTRIBUTING else 2)
+    for path in named:
+        assert (ROOT / path).exists() or ("NAME" in path and (ROOT / path).parent.is_dir()), path
+    for path in re.findall(r"- `([a-z_]+/[\w/]+\.py)`", text):
+        assert (ROOT / "edgetune" / path).exists(), path
+
+
+def test_the_map_has_all_rooms_on_their_floors():
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", CONTRIBUTING, re.M)
+    drawn = [[box for floor, names in rows if int(floor) == number for box in re.findall(r"`(\w+)`", names)]
+             for number in range(len(structure.FLOORS))]
+    assert [sorted(floor) for floor in drawn] == [sorted(floor) for floor in structure.FLOORS]
+
+
+def test_contributing_is_short():
+    assert len(CONTRIBUTING.splitlines()) <= 130
+
+
+def test_the_objective_of_the_page_is_one(tmp_path, tiny_llama, monkeypatch):
+    """As a file of its room, with a = -d(loss)/d(log p) by finite differences, and it learns."""
+    from counting import OPTIONS, sequences
+
+    from edgetune import Trainer
+    from edgetune.data.packing import collate
+    from edgetune.objectives import base
+
+    monkeypatch.setattr(base, "_registered", dict(base._registered))
+    code = next(re.finditer(r"```py\n(.*?)```", PAGES["contributing.md"], re.S))[1]
+    (tmp_path / "probability.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("edgetune.objectives.probability", tmp_path / "probability.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    objective = base.make_objective("probability", {})
+    batch = collate(sequences(2))
+    logp = np.linspace(-5, -0.1, batch.supervised.size).astype(np.float32)
+    for i, a in enumerate(objective.weights(logp, batch).a):
+        step = np.zeros_like(logp)
+        step[i] = 1e-2
+        rise = objective.weights(logp + step, batch).loss - objective.weights(logp - step, batch).loss
+        assert -rise / 2e-2 == pytest.approx(a, rel=1e-2, abs=1e-4)
+    trainer = Trainer(tiny_llama, objective=objective, **{**OPTIONS, "steps": 20})
+    trainer.add_examples(sequences(8))
+    before = trainer.loss(trainer.examples)[0]
+    trainer.train()
+    assert trainer.loss(trainer.examples)[0] < 1.5 * before < 0

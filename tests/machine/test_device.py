@@ -223,7 +223,7 @@ def test_a_profile_by_name() -> None:
 def test_profiles_are_toml_and_sound() -> None:
     folder = Path(__file__).parents[2] / "devices"
     paths = sorted(folder.glob("*.toml"))
-    assert len(paths) == len(read_profiles()) == 9
+    assert len(paths) == len(read_profiles()) >= 9
     for path, p in zip(paths, read_profiles(), strict=True):
         assert p.isa in (*isa_names(), "neon", "dotprod", "avx2"), path  # rows of the other machine are not built here
         assert p.machine in ("aarch64", "x86_64")
