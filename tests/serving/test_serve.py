@@ -6,21 +6,18 @@ import gc
 import json
 import os
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from random_adapters import SEVEN, Pairs, decided_prompts, random_pairs, tokens_of, write_adapter
 
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.context import BATCH, OUTPUTS, PARALLEL
-from edgetune.llamacpp.sampling import Sampling, TextStream
+from edgetune.llamacpp.sampling import Sampling
 from edgetune.machine.sensors import Sensors, answering
 from edgetune.serving.llama import LlamaModel
 
@@ -274,7 +271,7 @@ def test_wrong_adapters_are_refused(served: LlamaModel, tiny_llama: Path, tmp_pa
         served.unload("best")
 
 
-# ---- sampling and text -----------------------------------------------------------------------------------------------
+# ---- sampling -----------------------------------------------------------------------------------------------
 
 
 def test_a_seed_decides(served: LlamaModel) -> None:
@@ -302,31 +299,6 @@ def test_a_stop_string_ends_the_text_and_stays_out(smollm2: Path) -> None:
         assert "".join(served.generate(prompt, max_tokens=16, stop=[", 9"])) == " 7, 8"
         assert "".join(served.generate(prompt, max_tokens=16, stop=", 9")) == " 7, 8"
         assert "".join(served.generate(prompt, max_tokens=16, stop=["absent"])) == whole
-
-
-def split(data: bytes, cuts: list[int]) -> list[bytes]:
-    places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
-    return [data[a:b] for a, b in pairwise(places)]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text("abä€😀", max_size=20), st.lists(st.text("abä😀", min_size=1, max_size=3), max_size=3),
-       st.lists(st.integers(0, 100), max_size=20))
-def test_text_does_not_depend_on_where_tokens_cut(text: str, stop: list[str], cuts: list[int]) -> None:
-    stream = TextStream(stop)
-    pieces = [stream.push(part) for part in split(text.encode(), cuts)]
-    pieces.append(stream.flush())
-    ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
-    assert "".join(pieces) == (text[: min(ends)[1]] if ends else text)
-    assert stream.stopped == bool(ends)
-    assert stream.push(b"x") + stream.flush() == ("" if ends else "x")
-
-
-def test_text_comes_as_soon_as_it_is_certain() -> None:
-    stream = TextStream(["end"])
-    parts = (b"b", b"e", b"e\xe2", b"\x82", b"\xacn", b"en", b"x\xff", b"\xf0")
-    assert [stream.push(part) for part in parts] == ["b", "", "e", "", "e€n", "", "enx\ufffd", ""]
-    assert stream.flush() == "\ufffd"
 
 
 # ---- limits and errors -----------------------------------------------------------------------------------------------
