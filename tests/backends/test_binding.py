@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetune.backends import _native
-from edgetune.backends import cpu as native
+from edgetune.backends import _native, cpu
 from edgetune.backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +24,7 @@ SIZES = {"T": 2, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1, "C": 4,
          "S": HEAD_STATE, "n": 6, "r": 2, "u": 1}
 REALS = {"sign": 1.0}
 WHOLES = {"end": -1, "step": 1}
-F32 = native.FORMATS["F32"].id
+F32 = cpu.FORMATS["F32"].id
 DTYPES = {"!": np.float64, "@": np.int32, "?": np.int32}
 
 
@@ -81,7 +80,7 @@ def wrong(argument: Any) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def context() -> Any:
-    made = _native.context(1, None, 0, np.zeros(native.scratch_bytes(1), np.uint8))
+    made = _native.context(1, None, 0, np.zeros(cpu.scratch_bytes(1), np.uint8))
     assert not isinstance(made, int)
     return made
 
@@ -129,7 +128,7 @@ def test_a_call_without_context_or_of_another_length_is_refused(context: Any, na
         op()
 
 
-SCRATCH = np.zeros(native.scratch_bytes(1), np.uint8)
+SCRATCH = np.zeros(cpu.scratch_bytes(1), np.uint8)
 FROZEN = SCRATCH[:0].copy()
 FROZEN.flags.writeable = False
 HUGE = 10**400
@@ -174,6 +173,6 @@ def test_no_function_of_contexts_is_left_out() -> None:
 
 def test_scratch_bytes_says_what_it_wants() -> None:
     with pytest.raises(TypeError, match="scratch_bytes: threads must be a whole number, not str"):
-        native.scratch_bytes("3")  # type: ignore[arg-type]
+        cpu.scratch_bytes("3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threads must be 1 to 1024, not 1025"):
-        native.scratch_bytes(1025)
+        cpu.scratch_bytes(1025)

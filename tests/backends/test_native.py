@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from tiny import dequantize, ggml_type
 
-from edgetune.backends import cpu as native
+from edgetune.backends import cpu
 from edgetune.errors import UnsupportedError
 
 ROOT = Path(__file__).parents[2]
-KERNEL_SETS = [name for name in native.isa_names() if native.usable(name)]
+KERNEL_SETS = [name for name in cpu.isa_names() if cpu.usable(name)]
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -38,9 +38,9 @@ def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarra
         raw = raw.view(np.uint8).reshape(rows, -1)
     else:
         raw = rng.integers(0, 256, (rows * columns // block, size), np.uint8)
-        for offset in native.FORMATS[fmt].halves:
+        for offset in cpu.FORMATS[fmt].halves:
             raw[:, offset + 1] &= 0xBB  # clears one bit of the exponent: neither infinite nor NaN
-        if native.FORMATS[fmt].scales == "EXPONENT":
+        if cpu.FORMATS[fmt].scales == "EXPONENT":
             raw[:, 0] = raw[:, 0] % 16 + 115  # 2^-12 to 2^3
         raw = raw.reshape(rows, -1)
     return raw.reshape(-1).copy(), dequantize(raw, fmt).reshape(rows, columns)
@@ -51,12 +51,12 @@ def close(got: np.ndarray, want: np.ndarray, tolerance: float = 3e-6) -> bool:
 
 
 @pytest.fixture(params=KERNEL_SETS)
-def ctx(request: pytest.FixtureRequest) -> native.Cpu:
-    return native.Cpu(2, request.param)
+def ctx(request: pytest.FixtureRequest) -> cpu.Cpu:
+    return cpu.Cpu(2, request.param)
 
 
-@pytest.mark.parametrize("fmt", native.FORMATS)
-def test_dequantize_equals_gguf_and_llama_cpp(ctx: native.Cpu, fmt: str) -> None:
+@pytest.mark.parametrize("fmt", cpu.FORMATS)
+def test_dequantize_equals_gguf_and_llama_cpp(ctx: cpu.Cpu, fmt: str) -> None:
     w, want = weights(fmt, 8, 3 * 256)
     out = np.empty_like(want)
     ctx.dequantize(out, w, fmt)
@@ -76,11 +76,11 @@ def influence(fmt: str) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("fmt", sorted(native.FORMATS.keys() - {"F32"}))
+@pytest.mark.parametrize("fmt", sorted(cpu.FORMATS.keys() - {"F32"}))
 def test_scales_are_where_the_list_says(fmt: str) -> None:
     """A byte of codes changes 8 weights at most: whatever changes more is a scale, and must be the block's own."""
     counts, (_, block, size) = influence(fmt), ggml_type(fmt)
-    form = native.FORMATS[fmt]
+    form = cpu.FORMATS[fmt]
     beginning = {"VALUES": 0, "ONE": 2, "ONE_AND_MINIMUM": 4, "EXPONENT": 1}
     assert (form.block, form.size) == (block, size)
     assert all(counts[place] > block // 2 for place in form.halves)
@@ -94,7 +94,7 @@ def test_scales_are_where_the_list_says(fmt: str) -> None:
     assert form.halves == ((0,) if block == 1 and fmt == "F16" else tuple(range(0, len(scales) - 1, 2)))
 
 
-def test_every_scale_of_mxfp4(ctx: native.Cpu) -> None:
+def test_every_scale_of_mxfp4(ctx: cpu.Cpu) -> None:
     raw = np.random.default_rng(0).integers(0, 256, (256, 17), np.uint8)
     raw[:, 0] = np.arange(256)
     out = np.empty((256, 32), np.float32)
@@ -102,8 +102,8 @@ def test_every_scale_of_mxfp4(ctx: native.Cpu) -> None:
     np.testing.assert_array_equal(out, dequantize(raw, "MXFP4"))
 
 
-@pytest.mark.parametrize("fmt", native.FORMATS)
-def test_products_equal_numpy(ctx: native.Cpu, fmt: str) -> None:
+@pytest.mark.parametrize("fmt", cpu.FORMATS)
+def test_products_equal_numpy(ctx: cpu.Cpu, fmt: str) -> None:
     T = 21
     N = 50
     K = 512
@@ -125,9 +125,9 @@ def test_products_equal_numpy(ctx: native.Cpu, fmt: str) -> None:
     assert close(dinp, dout @ wide)
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in native.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
+@pytest.mark.parametrize("fmt", [fmt for fmt in cpu.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
 @pytest.mark.parametrize("precision", ["fast", "int8"])
-def test_rounded_products_are_close(ctx: native.Cpu, fmt: str, precision: str) -> None:
+def test_rounded_products_are_close(ctx: cpu.Cpu, fmt: str, precision: str) -> None:
     """Each as close as the numbers allow that it says it is multiplied in, and no closer unless these are floats."""
     far = {"float": 1e-6, "bf16": 0.004, "int8": 0.015}
     T = 9
@@ -151,20 +151,20 @@ def test_rounded_products_are_close(ctx: native.Cpu, fmt: str, precision: str) -
 
 
 def test_products_of_a_precision() -> None:
-    assert native.Cpu(1).products("exact") == "float forward, float backward"
-    assert native.Cpu(1, "scalar").products("fast") == "float forward, float backward"
-    assert native.Cpu(1, "scalar").products("int8") == "float forward, float backward"
+    assert cpu.Cpu(1).products("exact") == "float forward, float backward"
+    assert cpu.Cpu(1, "scalar").products("fast") == "float forward, float backward"
+    assert cpu.Cpu(1, "scalar").products("int8") == "float forward, float backward"
     for isa in ("amx", "avx512bf16", "avx512vnni", "avxvnni", "i8mm", "dotprod"):
-        if not native.usable(isa):
+        if not cpu.usable(isa):
             continue
-        assert native.Cpu(1, isa).products("int8") == "int8 forward, int8 backward"
+        assert cpu.Cpu(1, isa).products("int8") == "int8 forward, int8 backward"
         fast = "bf16 forward, bf16 backward" if isa in ("amx", "avx512bf16") else "float forward, int8 backward"
-        assert native.Cpu(1, isa).products("fast") == fast
+        assert cpu.Cpu(1, isa).products("fast") == fast
     with pytest.raises(ValueError, match=r"'half'.*exact, fast, int8"):
-        native.Cpu(1).products("half")
+        cpu.Cpu(1).products("half")
 
 
-def test_weight_at_any_address(ctx: native.Cpu) -> None:
+def test_weight_at_any_address(ctx: cpu.Cpu) -> None:
     for fmt in ("F32", "F16", "Q4_1", "Q6_K"):
         w, values = weights(fmt, 9, 256)
         odd = np.zeros(w.size + 1, np.uint8)[1:]
@@ -175,7 +175,7 @@ def test_weight_at_any_address(ctx: native.Cpu) -> None:
         assert close(out, inp.astype(np.float64) @ values.T)
 
 
-def test_nan_and_infinite_scales_survive(ctx: native.Cpu) -> None:
+def test_nan_and_infinite_scales_survive(ctx: cpu.Cpu) -> None:
     w, _ = weights("Q8_0", 3, 32)
     w[:2] = np.array([np.nan], np.float16).view(np.uint8)
     w[34:36] = np.array([np.inf], np.float16).view(np.uint8)
@@ -187,7 +187,7 @@ def test_nan_and_infinite_scales_survive(ctx: native.Cpu) -> None:
     assert np.isfinite(out[:, 2]).all()
 
 
-def test_dweight_and_embed(ctx: native.Cpu) -> None:
+def test_dweight_and_embed(ctx: cpu.Cpu) -> None:
     dout = noise(40, 6)
     inp = noise(40, 70, seed=1)
     dw = noise(6, 70, seed=2)
@@ -207,7 +207,7 @@ def test_threads_change_no_bit() -> None:
     outs = []
     for threads in (1, 2, 5):
         out = np.empty((130, 300), np.float32)
-        native.Cpu(threads).matmul_forward(out, inp, w, "Q5_1")
+        cpu.Cpu(threads).matmul_forward(out, inp, w, "Q5_1")
         outs.append(out.tobytes())
     assert len(set(outs)) == 1
 
@@ -216,7 +216,7 @@ def f32(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
 
-def adamw8(ctx: native.Cpu, moments: np.ndarray) -> None:
+def adamw8(ctx: cpu.Cpu, moments: np.ndarray) -> None:
     ctx.adamw8(f32(300), f32(300), moments, 1, 0.9, 0.9, 1e-8, 0, 1, 0)
 
 
@@ -226,7 +226,7 @@ def i32(*values: int) -> np.ndarray:
 
 VALUE = ValueError
 # What must be refused, the argument that the message must name, and how.
-REFUSED: dict[str, tuple[Callable[[native.Cpu], object], str, type[Exception]]] = {
+REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
     "rows differ": (lambda c: c.matmul_forward(f32(4, 3), f32(5, 8), f32(3, 8), "F32"), "inp", VALUE),
     "width differs": (lambda c: c.matmul_forward(f32(4, 3), f32(4, 8), f32(3, 7), "F32"), "w", VALUE),
     "too few dimensions": (lambda c: c.matmul_backward(f32(8), f32(1, 3), f32(3, 8), "F32"), "dinp", VALUE),
@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[Callable[[native.Cpu], object], str, type[Exception]]] 
 def test_refuses(case: str) -> None:
     call, name, error = REFUSED[case]
     with pytest.raises(error, match=name):
-        call(native.Cpu(1))
+        call(cpu.Cpu(1))
 
 
 def test_views_are_used_in_place() -> None:
@@ -296,26 +296,26 @@ def test_views_are_used_in_place() -> None:
     x = arena[10:22].reshape(3, 4)
     y = arena[501:513].reshape(3, 4)
     y[:] = 2
-    native.Cpu(1).add(x, y)
+    cpu.Cpu(1).add(x, y)
     assert arena[10:22].tolist() == [2] * 12
     assert arena.sum() == 48
 
 
 def test_cpu_refuses() -> None:
     with pytest.raises(UnsupportedError, match=r"mmx.*scalar"):
-        native.Cpu(1, "mmx")
+        cpu.Cpu(1, "mmx")
     with pytest.raises(ValueError, match="threads"):
-        native.Cpu(0)
+        cpu.Cpu(0)
     with pytest.raises(ValueError, match="scratch has 64 bytes"):
-        native.Cpu(1).use_scratch(np.zeros(64, np.uint8))
-    ops = native.Cpu(1)
+        cpu.Cpu(1).use_scratch(np.zeros(64, np.uint8))
+    ops = cpu.Cpu(1)
     ops.scale(f32(1), 2.0)
     with pytest.raises(RuntimeError, match="before the first op"):
         ops.use_scratch(np.zeros(ops.scratch_bytes, np.uint8))
 
 
 def test_context_serves_one_caller_at_a_time() -> None:
-    ctx = native.Cpu(1)
+    ctx = cpu.Cpu(1)
     x = noise(4_000_000)
     errors = []
 
@@ -335,13 +335,13 @@ def test_context_serves_one_caller_at_a_time() -> None:
     assert all("in use by another thread" in error for error in errors)
 
 
-@pytest.mark.parametrize("precision", native.PRECISIONS)
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
 def test_fewer_working_threads_change_no_bit(precision: str) -> None:
     w, _ = weights("Q4_1", 256, 256)
     inp = noise(64, 256)
     want = np.empty((64, 256), np.float32)
-    native.Cpu(1).matmul_forward(want, inp, w, "Q4_1", precision=precision)
-    ctx = native.Cpu(4)
+    cpu.Cpu(1).matmul_forward(want, inp, w, "Q4_1", precision=precision)
+    ctx = cpu.Cpu(4)
     out = np.empty_like(want)
     for threads in [4, 1, 2, 3, 1, 4, 2] * 20:
         ctx.working = threads
@@ -358,11 +358,11 @@ def test_fewer_working_threads_change_no_bit(precision: str) -> None:
 def test_a_thread_that_does_not_work_sleeps() -> None:
     code = """
 import glob, numpy as np
-from edgetune.backends import cpu as native
+from edgetune.backends import cpu
 def ticks():
     texts = [open(f).read().rpartition(")")[2].split() for f in sorted(glob.glob("/proc/self/task/*/stat"))]
     return [int(text[11]) + int(text[12]) for text in texts]
-ctx, x = native.Cpu(3), np.ones(1_000_000, np.float32)
+ctx, x = cpu.Cpu(3), np.ones(1_000_000, np.float32)
 ctx.scale(x, 1.0)
 ctx.working, before = 1, ticks()
 for _ in range(1000):
@@ -396,9 +396,9 @@ def test_environment_hides_kernel_sets() -> None:
 def test_forked_child_computes() -> None:
     code = """
 import os, warnings, numpy as np
-from edgetune.backends import cpu as native
+from edgetune.backends import cpu
 warnings.simplefilter("ignore")
-ctx, x = native.Cpu(3), np.ones(1_000_000, np.float32)
+ctx, x = cpu.Cpu(3), np.ones(1_000_000, np.float32)
 ctx.scale(x, 2.0)
 child = os.fork()
 if child == 0:

@@ -1,28 +1,23 @@
-"""Every op but the products, on every kernel set this CPU can run: torch's autograd, finite differences, threads."""
+"""Every op but the products, on every kernel set this CPU can run: torch's autograd, numbers of threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
+from op_inputs import noise, starts
 
-from edgetune.backends import cpu as native
+from edgetune.backends import cpu
 from edgetune.backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
 
 torch = pytest.importorskip("torch", reason="torch is the truth here")
 F = torch.nn.functional
 
-ISAS = [isa for isa in native.isa_names() if native.usable(isa)]
+ISAS = [isa for isa in cpu.isa_names() if cpu.usable(isa)]
 
 
 @pytest.fixture(params=ISAS)
-def ctx(request: pytest.FixtureRequest) -> native.Cpu:
-    return native.Cpu(2, request.param)
-
-
-def noise(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+def ctx(request: pytest.FixtureRequest) -> cpu.Cpu:
+    return cpu.Cpu(2, request.param)
 
 
 def leaf(x: np.ndarray) -> torch.Tensor:
@@ -56,7 +51,7 @@ def close_bf16(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 576), (37, 64), (5, 33)])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_rmsnorm(ctx: native.Cpu, rows: int, width: int, accumulate: bool) -> None:
+def test_rmsnorm(ctx: cpu.Cpu, rows: int, width: int, accumulate: bool) -> None:
     inp = noise(0, rows, width)
     weight = noise(1, width)
     dout = noise(2, rows, width)
@@ -74,7 +69,7 @@ def test_rmsnorm(ctx: native.Cpu, rows: int, width: int, accumulate: bool) -> No
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_rmsnorm_bf16(ctx: native.Cpu, hidden: bool) -> None:
+def test_rmsnorm_bf16(ctx: cpu.Cpu, hidden: bool) -> None:
     """hidden: from and to the float residual, else all bf16."""
     inp = noise(0, 37, 50)
     weight = noise(1, 50)
@@ -100,7 +95,7 @@ def test_rmsnorm_bf16(ctx: native.Cpu, hidden: bool) -> None:
 
 @pytest.mark.parametrize("neox", [False, True])
 @pytest.mark.parametrize(("heads", "width", "n_rot"), [(3, 64, 64), (2, 80, 32), (1, 6, 2)])
-def test_rope(ctx: native.Cpu, neox: bool, heads: int, width: int, n_rot: int) -> None:
+def test_rope(ctx: cpu.Cpu, neox: bool, heads: int, width: int, n_rot: int) -> None:
     inp = noise(0, 19, heads, width)
     dout = noise(1, 19, heads, width)
     tokens = 19
@@ -124,7 +119,7 @@ def test_rope(ctx: native.Cpu, neox: bool, heads: int, width: int, n_rot: int) -
 
 
 @pytest.mark.parametrize("neox", [False, True])
-def test_rope_bf16(ctx: native.Cpu, neox: bool) -> None:
+def test_rope_bf16(ctx: cpu.Cpu, neox: bool) -> None:
     x = bf16(noise(0, 19, 3, 80))
     positions = np.arange(19, dtype=np.int32)[::-1].copy()
     angles = noise(1, 19, 25)
@@ -141,7 +136,7 @@ def test_rope_bf16(ctx: native.Cpu, neox: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
-def test_glu_bf16(ctx: native.Cpu, kind: str) -> None:
+def test_glu_bf16(ctx: cpu.Cpu, kind: str) -> None:
     gate = bf16(noise(0, 999) * np.float32(5))
     up = bf16(noise(1, 999))
     dout = bf16(noise(2, 999))
@@ -158,7 +153,7 @@ def test_glu_bf16(ctx: native.Cpu, kind: str) -> None:
     close_bf16(again, want)
 
 
-def test_add_bias_bf16(ctx: native.Cpu) -> None:
+def test_add_bias_bf16(ctx: cpu.Cpu) -> None:
     x = bf16(noise(0, 9, 37))
     bias = noise(1, 37)
     want = torch.from_numpy(floats(x)).double() + torch.from_numpy(bias)
@@ -166,7 +161,7 @@ def test_add_bias_bf16(ctx: native.Cpu) -> None:
     close_bf16(x, want)
 
 
-def test_dropout_bf16(ctx: native.Cpu) -> None:
+def test_dropout_bf16(ctx: cpu.Cpu) -> None:
     """The mask is that of floats; from bf16 to float is the very float."""
     x = bf16(noise(0, 20_001))
     want = np.empty(x.size, np.float32)
@@ -181,7 +176,7 @@ def test_dropout_bf16(ctx: native.Cpu) -> None:
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
 @pytest.mark.parametrize("size", [1.0, 20.0])
-def test_glu(ctx: native.Cpu, kind: str, size: float) -> None:
+def test_glu(ctx: cpu.Cpu, kind: str, size: float) -> None:
     gate = noise(0, 9, 111) * np.float32(size)
     up = noise(1, 9, 111)
     dout = noise(2, 9, 111)
@@ -198,12 +193,6 @@ def test_glu(ctx: native.Cpu, kind: str, size: float) -> None:
     close(again, want)
 
 
-def starts(tokens: int, documents: int) -> np.ndarray:
-    """start [T] of `documents` documents, the first one token long."""
-    begins = np.concatenate([[0], np.linspace(1, tokens, documents, dtype=int)[:-1]])[:documents]
-    return begins[np.searchsorted(begins, np.arange(tokens), side="right") - 1].astype(np.int32)
-
-
 def visible(start: np.ndarray, window: int) -> np.ndarray:
     """[T, T]: what token t (row) may see."""
     t, j = np.indices((start.size, start.size))
@@ -213,7 +202,7 @@ def visible(start: np.ndarray, window: int) -> np.ndarray:
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80),
                                                                    (150, 2, 2, 128), (70, 2, 1, 256)])
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64)])
-def test_attention(ctx: native.Cpu, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
+def test_attention(ctx: cpu.Cpu, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
                    window: int) -> None:
     q = noise(0, tokens, heads, width)
     k = noise(1, tokens, kv_heads, width)
@@ -253,7 +242,7 @@ def test_attention(ctx: native.Cpu, tokens: int, heads: int, kv_heads: int, widt
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20)])
 def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
                            window: int) -> None:
-    ctx = native.Cpu(2, isa)
+    ctx = cpu.Cpu(2, isa)
     start = starts(tokens, documents)
     scale = width**-0.5
     q = bf16(noise(0, tokens, heads, width))
@@ -283,7 +272,7 @@ def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, wid
 
 @pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
                          [(1, 7, 32, 4), (13, 1003, 64, 256), (8, 300, 96, 300)])
-def test_head(ctx: native.Cpu, tokens: int, vocabulary: int, width: int, block: int) -> None:
+def test_head(ctx: cpu.Cpu, tokens: int, vocabulary: int, width: int, block: int) -> None:
     h = noise(0, tokens, width)
     w = noise(1, vocabulary, width)
     a = noise(2, tokens)
@@ -307,7 +296,7 @@ def test_head(ctx: native.Cpu, tokens: int, vocabulary: int, width: int, block: 
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adamw(ctx: native.Cpu, weight_decay: float) -> None:
+def test_adamw(ctx: cpu.Cpu, weight_decay: float) -> None:
     param = noise(0, 333)
     m = np.zeros(333, np.float32)
     v = np.zeros(333, np.float32)
@@ -327,7 +316,7 @@ def test_adamw(ctx: native.Cpu, weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_dropout_drops_the_share_it_is_told(ctx: native.Cpu, p: float) -> None:
+def test_dropout_drops_the_share_it_is_told(ctx: cpu.Cpu, p: float) -> None:
     ones, out, other, neighbour = np.ones(200_000, np.float32), *(np.empty(200_000, np.float32) for _ in range(3))
     ctx.dropout(out, ones, p, 7)
     ctx.dropout(other, ones, p, 7 + (1 << 40))
@@ -346,22 +335,22 @@ def test_dropout_has_one_mask_on_all_rows_and_calls() -> None:
     for isa in ISAS:
         for threads in (1, 3):
             out = np.empty_like(inp)
-            native.Cpu(threads, isa).dropout(out, inp, 0.1, 2**63 + 5)
+            cpu.Cpu(threads, isa).dropout(out, inp, 0.1, 2**63 + 5)
             masks.append(out)
     assert all((mask == masks[0]).all() for mask in masks)
     nothing = np.empty_like(inp)
-    native.Cpu(1).dropout(nothing, inp, 0.0, 3)
+    cpu.Cpu(1).dropout(nothing, inp, 0.0, 3)
     assert (nothing == inp).all()
 
 
 def test_sum_squares_is_the_same_on_all_kernel_sets() -> None:
     x = noise(0, 123_457)
-    sums = {native.Cpu(threads, isa).sum_squares(x) for isa in ISAS for threads in (1, 3)}
+    sums = {cpu.Cpu(threads, isa).sum_squares(x) for isa in ISAS for threads in (1, 3)}
     assert len(sums) == 1
     assert sums.pop() == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-13)
 
 
-def everything(ctx: native.Cpu) -> list[np.ndarray]:
+def everything(ctx: cpu.Cpu) -> list[np.ndarray]:
     """One call of each op, large enough for several tasks."""
     tokens = 200
     heads = 6
@@ -425,102 +414,7 @@ def everything(ctx: native.Cpu) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_threads_change_no_bit(isa: str) -> None:
-    alone = everything(native.Cpu(1, isa))
+    alone = everything(cpu.Cpu(1, isa))
     for threads in (2, 3):
-        for one, many in zip(alone, everything(native.Cpu(threads, isa)), strict=True):
+        for one, many in zip(alone, everything(cpu.Cpu(threads, isa)), strict=True):
             assert one.tobytes() == many.tobytes()
-
-
-# ---- finite differences, on the plainest kernel set ----
-
-
-def slope(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray, dout: np.ndarray) -> float:
-    """The derivative of sum(f(x) * dout) along direction."""
-    step = np.float32(2e-3)
-    change = f(x + step * direction).astype(np.float64) - f(x - step * direction)
-    return float((change * dout).sum() / (2 * step))
-
-
-def agree(grad: np.ndarray, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, dout: np.ndarray) -> None:
-    for seed in range(50, 53):
-        direction = noise(seed, *x.shape)
-        want = float((grad.astype(np.float64) * direction).sum())
-        assert slope(f, x, direction, dout) == pytest.approx(want, rel=2e-3, abs=2e-3 * float(np.linalg.norm(grad)))
-
-
-def test_rmsnorm_slope() -> None:
-    ctx = native.Cpu(1, "scalar")
-    x = noise(0, 4, 50)
-    weight = noise(1, 50)
-    dout = noise(2, 4, 50)
-    rstd = np.empty(4, np.float32)
-    grad = np.empty_like(x)
-
-    def f(x: np.ndarray) -> np.ndarray:
-        out = np.empty_like(x)
-        ctx.rmsnorm_forward(out, rstd, x, weight, 1e-6)
-        return out
-
-    f(x)
-    ctx.rmsnorm_backward(grad, dout, x, weight, rstd)
-    agree(grad, f, x, dout)
-
-
-@pytest.mark.parametrize("kind", ["silu", "gelu"])
-def test_glu_slope(kind: str) -> None:
-    ctx = native.Cpu(1, "scalar")
-    gate = noise(0, 99)
-    up = noise(1, 99)
-    dout = noise(2, 99)
-    dgate = np.empty_like(gate)
-    dup = np.empty_like(up)
-
-    def f(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        out = np.empty_like(gate)
-        ctx.glu_forward(out, gate, up, kind)
-        return out
-
-    ctx.glu_backward(dgate, dup, np.empty_like(gate), dout, gate, up, kind)
-    agree(dgate, lambda x: f(x, up), gate, dout)
-    agree(dup, lambda x: f(gate, x), up, dout)
-
-
-@pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9)])
-def test_attention_slope(documents: int, window: int) -> None:
-    ctx = native.Cpu(1, "scalar")
-    start = starts(40, documents)
-    inputs = [noise(0, 40, 4, 16), noise(1, 40, 2, 16), noise(2, 40, 2, 16)]
-    dout = noise(3, 40, 4, 16)
-    lse = np.empty((4, 40), np.float32)
-    delta = np.empty((4, 40), np.float32)
-    grads = [np.empty_like(x) for x in inputs]
-
-    def f(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        out = np.empty_like(q)
-        ctx.attention_forward(out, lse, q, k, v, start, 0.25, window)
-        return out
-
-    out = f(*inputs)
-    ctx.attention_backward(*grads, delta, dout, out, lse, *inputs, start, 0.25, window)
-    for i, grad in enumerate(grads):
-        agree(grad, lambda x, i=i: f(*inputs[:i], x, *inputs[i + 1:]), inputs[i], dout)
-
-
-def test_head_slope() -> None:
-    ctx = native.Cpu(1, "scalar")
-    h = noise(0, 6, 32) * np.float32(0.3)
-    w = noise(1, 90, 32)
-    a = noise(2, 6)
-    targets = np.arange(6, dtype=np.int32)
-    logits = np.empty((6, 32), np.float32)
-    state = np.empty((6, 4), np.float32)
-    logp = np.empty(6, np.float32)
-    grad = np.empty_like(h)
-
-    def f(h: np.ndarray) -> np.ndarray:
-        out = np.empty(6, np.float32)
-        ctx.head_forward(out, None, logits, state, h, w, "F32", targets)
-        return out
-
-    ctx.head_backward(grad, logp, logits, logits, state, h, w, "F32", targets, a)
-    agree(grad, f, h, -a)

@@ -7,7 +7,7 @@ import pytest
 from commands import run
 from tiny import write_tiny
 
-from edgetune.backends import cpu as native
+from edgetune.backends import cpu
 from edgetune.backends.base import OPS
 from edgetune.bench import generate, kernels, ops, train
 from edgetune.formats.gguf import open_gguf
@@ -79,25 +79,25 @@ def test_the_clock_counts_what_the_shapes_say(model):
 
 def test_clocked_puts_the_ops_back():
     x = np.ones(8, np.float32)
-    cpu = native.Cpu(1)
-    before = cpu.add
-    with ops.clocked(cpu) as spent:
-        assert cpu.add != before
-        cpu.add(x, x)
-        cpu.add(x, y=x)
+    opened = cpu.Cpu(1)
+    before = opened.add
+    with ops.clocked(opened) as spent:
+        assert opened.add != before
+        opened.add(x, x)
+        opened.add(x, y=x)
         with pytest.raises(ValueError, match="y"):
-            cpu.add(x, x[:4])
-    assert cpu.add == before
+            opened.add(x, x[:4])
+    assert opened.add == before
     assert spent["add"].calls == 2
     assert (x == 4).all()
-    with pytest.raises(KeyError), ops.clocked(cpu):
+    with pytest.raises(KeyError), ops.clocked(opened):
         raise KeyError
-    assert cpu.add == before
+    assert opened.add == before
 
 
 def test_train(model, tmp_path, monkeypatch):
     peaks = {False: 1e9, True: 4e9}
-    monkeypatch.setattr(native.Cpu, "peak", lambda _ops, _precision, backward=False: peaks[backward])
+    monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, backward=False: peaks[backward])
     result = run_json("bench", "train", model, "--length", 32, "--steps", 3, *SMALL, "--save", tmp_path / "speed.json")
     assert json.loads((tmp_path / "speed.json").read_text()) == result
     flops = flops_of(model, [32, 32], rank=4)
@@ -110,7 +110,7 @@ def test_train(model, tmp_path, monkeypatch):
     assert 0 < sum(op["share"] for op in result["ops"].values()) <= 1
     assert all(op["calls"] > 0 and op["seconds"] > 0 for op in result["ops"].values())
     assert result["ops"]["adamw"]["calls"] == 2  # A and B
-    assert (result["threads"], result["options"]["max_length"], result["isa"]) == (1, 32, native.Cpu(1).isa)
+    assert (result["threads"], result["options"]["max_length"], result["isa"]) == (1, 32, cpu.Cpu(1).isa)
 
 
 def test_train_shows_tables(model):
@@ -177,16 +177,16 @@ def tiny_sizes(monkeypatch):
     sizes = kernels.Sizes(256, 4, 2, 16, 512, 320)  # blocks of all formats divide 256
     for name, value in {"MODELS": {"SmolLM2-135M": sizes}, "TOKENS": 16, "LEAST_SECONDS": 0.0}.items():
         monkeypatch.setattr(kernels, name, value)
-    monkeypatch.setattr(native.Cpu, "peak", lambda _ops, _precision, backward=False: 1e12 if backward else 1e11)
+    monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, backward=False: 1e12 if backward else 1e11)
 
 
 @pytest.mark.usefixtures("tiny_sizes")
 def test_kernels_measures_every_op_format_and_kernel_set():
     results = run_json("bench", "kernels", "--all", "--threads", 1)["results"]
     assert {r["op"] for r in results} == set(OPS)
-    usable = {name for name in native.isa_names() if native.usable(name)}
+    usable = {name for name in cpu.isa_names() if cpu.usable(name)}
     per_format = {(r["isa"], r["op"], r["format"]) for r in results if r["precision"]}
-    assert per_format == {(isa, op, fmt) for isa in usable for fmt in native.FORMATS
+    assert per_format == {(isa, op, fmt) for isa in usable for fmt in cpu.FORMATS
                           for op in ("matmul_forward", "matmul_backward", "head_forward", "head_backward")}
     assert {r["precision"] for r in results if r["format"] == "Q4_0"} == {"exact", "fast", "int8", ""}
     assert {r["precision"] for r in results if r["format"] == "F32"} == {"exact", ""}
@@ -216,7 +216,7 @@ def test_kernels_rates_by_hand():
 def test_kernels_are_compared_with_the_best_that_the_loop_reached(monkeypatch):
     """A machine whose clock rises after the loops were first measured: no share is of the slow moment's rate."""
     rates = iter([1e11] * 2 + [4e11] * 1000)
-    monkeypatch.setattr(native.Cpu, "peak", lambda _ops, _precision, _backward=False: next(rates))
+    monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, _backward=False: next(rates))
     result = run_json("bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
     assert [(p["forward_gflops"], p["backward_gflops"]) for p in result["peaks"]] == [(400, 400)]
     multiplying = [r for r in result["results"] if r["gflops"]]
@@ -226,14 +226,14 @@ def test_kernels_are_compared_with_the_best_that_the_loop_reached(monkeypatch):
 
 def test_peak_is_a_rate():
     """FLOP/s, of every precision both ways."""
-    for precision in native.PRECISIONS:
-        assert all(1e7 < native.Cpu(1).peak(precision, backward) < 1e15 for backward in (False, True))
+    for precision in cpu.PRECISIONS:
+        assert all(1e7 < cpu.Cpu(1).peak(precision, backward) < 1e15 for backward in (False, True))
 
 
 def test_weights_of_every_format_are_ordinary_numbers():
-    for fmt in native.FORMATS:
+    for fmt in cpu.FORMATS:
         out = np.empty((4, 256), np.float32)
-        native.Cpu(1).dequantize(out, kernels.weight(fmt, 4, 256), fmt)
+        cpu.Cpu(1).dequantize(out, kernels.weight(fmt, 4, 256), fmt)
         assert np.isfinite(out).all()
         assert (np.abs(out[out != 0]) > 1e-30).all()
 

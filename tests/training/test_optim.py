@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgetune.adapters.base import Group
-from edgetune.backends import cpu as native
+from edgetune.backends import cpu
 from edgetune.backends.base import MOMENT_BYTES, MOMENTS
 from edgetune.training import optim
 from edgetune.training.config import TrainConfig
@@ -19,7 +19,7 @@ def halves(n_a, n_b, lr_scale=1.0):
 
 @pytest.fixture(scope="module")
 def ctx():
-    return native.Cpu(2)
+    return cpu.Cpu(2)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedModel
 
-from ...backends import cpu as native
+from ...backends import cpu
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 512  # tokens whose float32 logits [CHUNK, V] are in memory at a time
@@ -22,7 +22,7 @@ CHUNK = 512  # tokens whose float32 logits [CHUNK, V] are in memory at a time
 
 def quick() -> bool:
     """Whether the CPU multiplies bf16; where it does not, PyTorch's float32 is faster."""
-    return native.usable("avx512bf16")
+    return cpu.usable("avx512bf16")
 
 
 def fast() -> torch.autocast:

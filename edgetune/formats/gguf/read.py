@@ -26,12 +26,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...backends import cpu as native
+from ...backends import cpu
 from ...backends.cpu import Format
 from ...errors import FormatError, UnsupportedError
 from .file import OpenFile
 
-FORMATS = native.FORMATS  # what edgetune computes with; others it opens and names
+FORMATS = cpu.FORMATS  # what edgetune computes with; others it opens and names
 _NAMED = (
     ("Q8_1", 9, 32, 36), ("Q8_K", 15, 256, 292), ("IQ2_XXS", 16, 256, 66), ("IQ2_XS", 17, 256, 74),
     ("IQ3_XXS", 18, 256, 98), ("IQ1_S", 19, 256, 50), ("IQ3_S", 21, 256, 110), ("IQ2_S", 22, 256, 82),
@@ -129,7 +129,7 @@ class Tensor:
         if self.format == "F32":
             return self.data.view("<f4").reshape(self.shape)
         values = np.empty(self.shape, np.float32)
-        native.Cpu(threads=1).dequantize(values, self.data, self.format)
+        cpu.Cpu(threads=1).dequantize(values, self.data, self.format)
         return values
 
 

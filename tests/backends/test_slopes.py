@@ -1,0 +1,103 @@
+"""Gradients of ops against finite differences, on the plainest kernel set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from op_inputs import noise, starts
+
+from edgetune.backends.cpu import Cpu
+
+
+def slope(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray, dout: np.ndarray) -> float:
+    """The derivative of sum(f(x) * dout) along direction."""
+    step = np.float32(2e-3)
+    change = f(x + step * direction).astype(np.float64) - f(x - step * direction)
+    return float((change * dout).sum() / (2 * step))
+
+
+def agree(grad: np.ndarray, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, dout: np.ndarray) -> None:
+    for seed in range(50, 53):
+        direction = noise(seed, *x.shape)
+        want = float((grad.astype(np.float64) * direction).sum())
+        assert slope(f, x, direction, dout) == pytest.approx(want, rel=2e-3, abs=2e-3 * float(np.linalg.norm(grad)))
+
+
+def test_rmsnorm_slope() -> None:
+    ctx = Cpu(1, "scalar")
+    x = noise(0, 4, 50)
+    weight = noise(1, 50)
+    dout = noise(2, 4, 50)
+    rstd = np.empty(4, np.float32)
+    grad = np.empty_like(x)
+
+    def f(x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        ctx.rmsnorm_forward(out, rstd, x, weight, 1e-6)
+        return out
+
+    f(x)
+    ctx.rmsnorm_backward(grad, dout, x, weight, rstd)
+    agree(grad, f, x, dout)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
+def test_glu_slope(kind: str) -> None:
+    ctx = Cpu(1, "scalar")
+    gate = noise(0, 99)
+    up = noise(1, 99)
+    dout = noise(2, 99)
+    dgate = np.empty_like(gate)
+    dup = np.empty_like(up)
+
+    def f(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        out = np.empty_like(gate)
+        ctx.glu_forward(out, gate, up, kind)
+        return out
+
+    ctx.glu_backward(dgate, dup, np.empty_like(gate), dout, gate, up, kind)
+    agree(dgate, lambda x: f(x, up), gate, dout)
+    agree(dup, lambda x: f(gate, x), up, dout)
+
+
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9)])
+def test_attention_slope(documents: int, window: int) -> None:
+    ctx = Cpu(1, "scalar")
+    start = starts(40, documents)
+    inputs = [noise(0, 40, 4, 16), noise(1, 40, 2, 16), noise(2, 40, 2, 16)]
+    dout = noise(3, 40, 4, 16)
+    lse = np.empty((4, 40), np.float32)
+    delta = np.empty((4, 40), np.float32)
+    grads = [np.empty_like(x) for x in inputs]
+
+    def f(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        out = np.empty_like(q)
+        ctx.attention_forward(out, lse, q, k, v, start, 0.25, window)
+        return out
+
+    out = f(*inputs)
+    ctx.attention_backward(*grads, delta, dout, out, lse, *inputs, start, 0.25, window)
+    for i, grad in enumerate(grads):
+        agree(grad, lambda x, i=i: f(*inputs[:i], x, *inputs[i + 1:]), inputs[i], dout)
+
+
+def test_head_slope() -> None:
+    ctx = Cpu(1, "scalar")
+    h = noise(0, 6, 32) * np.float32(0.3)
+    w = noise(1, 90, 32)
+    a = noise(2, 6)
+    targets = np.arange(6, dtype=np.int32)
+    logits = np.empty((6, 32), np.float32)
+    state = np.empty((6, 4), np.float32)
+    logp = np.empty(6, np.float32)
+    grad = np.empty_like(h)
+
+    def f(h: np.ndarray) -> np.ndarray:
+        out = np.empty(6, np.float32)
+        ctx.head_forward(out, None, logits, state, h, w, "F32", targets)
+        return out
+
+    ctx.head_backward(grad, logp, logits, logits, state, h, w, "F32", targets, a)
+    agree(grad, f, h, -a)

@@ -1,0 +1,85 @@
+"""Examples to flat batches and packs, in an order that only the seed decides."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.data.dataset import load
+from edgetune.data.packing import Example, collate, micro_batches, order, pack
+from edgetune.errors import UsageError
+from edgetune.llamacpp.tokenizer import Tokenizer
+
+
+def example_of(n: int, seed: int = 0) -> Example:
+    rng = np.random.default_rng([n, seed])
+    weights = (rng.random(n) < 0.5).astype(np.float32)
+    weights[0] = 0
+    return Example(rng.integers(0, 99, n, dtype=np.int32), weights)
+
+
+def test_collate_is_documents_one_after_another():
+    examples = [example_of(n) for n in (5, 2, 1, 7)]
+    batch = collate(examples)
+    assert batch.supervised.tolist() == [t for t, weight in enumerate(batch.weights) if weight]
+    assert batch.supervised.size == sum(int(example.weights.sum()) for example in examples)
+    t = 0
+    for example in examples:
+        for i in range(example.tokens.size):
+            last = i + 1 == example.tokens.size
+            assert batch.tokens[t] == example.tokens[i]
+            assert batch.targets[t] == (0 if last else example.tokens[i + 1])
+            assert batch.weights[t] == (0 if last else example.weights[i + 1])
+            assert (batch.positions[t], batch.starts[t]) == (i, t - i)
+            t += 1
+    arrays = (batch.tokens, batch.targets, batch.weights, batch.positions, batch.starts)
+    assert [array.shape for array in arrays] == [(t,)] * 5
+    assert [array.dtype for array in arrays] == [np.int32, np.int32, np.float32, np.int32, np.int32]
+
+
+def test_micro_batches_take_what_fits():
+    examples = [example_of(n) for n in (4, 4, 8, 1, 6, 2)]
+    batches = micro_batches(examples, 8)
+    assert [batch.tokens.size for batch in batches] == [8, 8, 7, 2]
+    assert np.concatenate([batch.tokens for batch in batches]).tolist() == collate(examples).tokens.tolist()
+    assert micro_batches([], 8) == []
+    with pytest.raises(UsageError, match="a row has 8 tokens and a micro-batch takes 7"):
+        micro_batches(examples, 7)
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=60), extra=st.integers(0, 30))
+def test_packs_hold_every_row_once(lengths: list[int], extra: int):
+    limit = max(lengths, default=1) + extra
+    groups = pack([example_of(n) for n in lengths], limit)
+    assert sorted(chain(*groups)) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[i] for i in group) <= limit for group in groups)
+    totals = sorted(sum(lengths[i] for i in group) for group in groups)
+    assert len(totals) < 2 or totals[0] + totals[1] > limit  # no two groups fit into one
+    with pytest.raises(UsageError, match="and a pack takes 40"):
+        pack([example_of(3), example_of(41)], 40)
+
+
+def test_packing_snips_wastes_under_5_percent(smollm2: Path, shared_data: Path):
+    tokenizer = Tokenizer(smollm2)
+    dataset = load(shared_data / "snips_train.jsonl", tokenizer, max_length=512)
+    tokenizer.close()
+    assert (len(dataset.examples), dataset.truncated, dataset.skipped) == (13_484, 0, 0)
+    for max_length in (256, 384, 512, 1024):
+        groups = pack(dataset.examples, max_length)
+        assert groups == pack(dataset.examples, max_length)
+        assert 1 - dataset.tokens / (len(groups) * max_length) < 0.05
+
+
+def test_order_is_repeatable():
+    first = order(100, epoch=0, seed=7, shuffle=True)
+    assert sorted(first.tolist()) == list(range(100))
+    assert first.tolist() == order(100, epoch=0, seed=7, shuffle=True).tolist()
+    assert first.tolist() != order(100, epoch=1, seed=7, shuffle=True).tolist()
+    assert first.tolist() != order(100, epoch=0, seed=8, shuffle=True).tolist()
+    assert order(5, epoch=3, seed=7, shuffle=False).tolist() == [0, 1, 2, 3, 4]
+    assert order(4, epoch=0, seed=0).tolist() == order(4, epoch=0, seed=0, shuffle=True).tolist()
