@@ -240,8 +240,8 @@ def test_weights_of_every_format_are_ordinary_numbers():
 
 def test_generate_reads_every_token_once(model, monkeypatch):
     seen = []
-    plain = generate.Served.generate
-    monkeypatch.setattr(generate.Served, "generate", lambda self, ids, **o: (seen.append(list(ids)),
+    plain = generate.LlamaModel.generate
+    monkeypatch.setattr(generate.LlamaModel, "generate", lambda self, ids, **o: (seen.append(list(ids)),
                                                                              plain(self, ids, **o))[1])
     result = run_json("bench", "generate", model, "--prompt-tokens", 20, "--tokens", 3, "--threads", 1)
     assert [len(ids) for ids in seen] == [1, 20, 21, 22, 23]
