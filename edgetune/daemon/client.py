@@ -1,4 +1,4 @@
-"""A daemon that runs, as its clients see it: over TCP or a Unix socket, errors as our own."""
+"""A running daemon as its clients see it, over TCP or a Unix socket; its errors are raised as EdgetuneError."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageEr
 class Client:
     """Requests to the daemon at `url`: http://HOST:PORT or unix:/PATH. key: what `edgetune service key` printed.
 
-    Raises EdgetuneError where nobody answers, and for every answer that is an error, with the daemon's own words.
+    Raises EdgetuneError where nothing answers, and for every answer that is an error, with the daemon's message.
     """
 
     def __init__(self, url: str = "", key: str = "") -> None:
@@ -52,7 +52,7 @@ class Client:
         return self._ask("DELETE", path)
 
     def upload(self, path: Path) -> str:
-        """The id of the file that the daemon has made of `path`."""
+        """Upload a file of rows and return its id."""
         try:
             with path.open("rb") as file:
                 return str(self._ask("POST", "/v1/files", data={"purpose": "fine-tune"},
@@ -86,11 +86,11 @@ class Client:
 
 
 def _error(status: int, body: Any) -> EdgetuneError:
-    said = body.get("error") if isinstance(body, dict) else None
-    words = said.get("message") if isinstance(said, dict) else said
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
     if status in (401, 403):
-        return UsageError(f"the daemon refuses: {words}", f"give a key with --key-file or {KEY}")
-    return _KINDS.get(status, EdgetuneError)(str(words or f"the daemon answers {status}"))
+        return UsageError(f"the daemon refuses: {message}", f"give a key with --key-file or {KEY}")
+    return _KINDS.get(status, EdgetuneError)(str(message or f"the daemon answers {status}"))
 
 
 def read_key(path: Path | None) -> str:

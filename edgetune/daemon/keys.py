@@ -1,6 +1,6 @@
-"""The keys that clients show: a file with a line for each, `sha256:HEX name`. Empty lines and those with # count not.
+"""The file of keys that clients may use: a line each, `sha256:HEX name`. Empty lines and those with # are skipped.
 
-A key is 32 random bytes: nobody finds it from its hash, so that needs neither salt nor a slow function.
+A key is 32 random bytes, which cannot be found from its hash, so the hash needs neither salt nor a slow function.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def hash_of(key: str) -> str:
 
 
 def default_file() -> Path:
-    """Where keys lie when nobody says otherwise."""
+    """Where keys are stored by default."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
     return Path(config) / "edgetune" / "keys"
 

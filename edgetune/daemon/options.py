@@ -1,4 +1,4 @@
-"""Every option of the daemon once: flags, the unit of `service install` and the documentation are made of these."""
+"""The options of the daemon, defined once: flags, the unit of `service install` and documentation come from here."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class DaemonConfig:
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
                        low=2, high=100)
-    # what it may take
+    # what it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].")
     context: int = option(0, "Tokens of all prompts and answers in progress together, at most; 0: 4096, or what the "
                           "model was trained for.", low=0)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
-    queue: int = option(64, "Requests that may wait; more are told to come again (429).", low=1)
+    queue: int = option(64, "Requests that may wait; more are refused with 429.", low=1)
     threads: int = option(0, "Threads of answers, and of training; 0: one a core that this process may use.", low=0,
                           high=1024)
     max_upload: int = option(64, "MiB of an uploaded file at most.", low=1)

@@ -1,4 +1,4 @@
-"""A daemon is start, loop, stop: uvicorn on a TCP port or a Unix socket; signals only set a flag."""
+"""Start, loop and stop of a daemon: uvicorn on a TCP port or a Unix socket; signals only set a flag."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .memory import give_back
 from .options import DaemonConfig
 from .service import Service
 
-_DRAIN = 30  # seconds that answers may take to their end, of systemd's 90 until it kills
-_LAST = 10  # more that uvicorn waits for requests to end in words, once answers are broken off
+_DRAIN = 30  # seconds that answers may still take, of systemd's 90 until it kills
+_LAST = 10  # more that uvicorn waits for requests to end with an error, once answers are broken off
 _BACKLOG = 128  # connections that the kernel holds until they are accepted
-_TRIM = 1 << 20  # bytes of bodies read, and what they took is given back
+_TRIM = 1 << 20  # bytes of bodies read, after which freed memory is given back
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
 
@@ -50,7 +50,7 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None) -> None
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[None]:
-    """Uploads pass through a nameless file in the state folder: /tmp may lie in memory."""
+    """Uploads pass through a nameless file in the state folder: /tmp may be in memory."""
     disk.private_folder(folder)
     before = tempfile.tempdir
     tempfile.tempdir = str(folder)
@@ -74,8 +74,8 @@ class _Server(uvicorn.Server):
         self._tasks: list[asyncio.Task[None]] = []
         self._systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
 
-    def tell(self, state: str) -> None:
-        """systemd, if it started us and wants to hear."""
+    def notify(self, state: str) -> None:
+        """Tell systemd, if that started this process and asked to be told."""
         if self._systemd:
             self._systemd.notify(state)
 
@@ -106,29 +106,29 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._tasks = [asyncio.create_task(work) for work in (watch(self.server_state), self._trim())]
         if not self.service.stopping.is_set():
-            self.tell(f"READY=1\nSTATUS=answering on {self.address}")
+            self.notify(f"READY=1\nSTATUS=answering on {self.address}")
             if self._on_ready:
                 self._on_ready(self.address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.tell("STOPPING=1")
+        self.notify("STOPPING=1")
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection) and connection.waits():
-                connection.hang_up()  # what has not been asked whole is not answered any more
+                connection.hang_up()  # an incomplete request is not answered any more
         self._tasks.append(asyncio.create_task(self._break_off()))
         await super().shutdown(sockets)
         for task in self._tasks:
             task.cancel()
 
     async def _break_off(self) -> None:
-        """Answers that take too long, or all after a second signal, end with an error that says so."""
+        """Answers that take too long, or all after a second signal, end with an error."""
         start = time.monotonic()
         while not self._hurried and time.monotonic() - start < _DRAIN:
             await asyncio.sleep(0.1)
         self.service.batcher.break_off()
 
     async def _trim(self) -> None:
-        """What large requests took goes back to the kernel once they are answered."""
+        """Memory of large requests goes back to the kernel once they are answered."""
         bodies = self.config.app.state.bodies  # type: ignore[union-attr]
         while True:
             await asyncio.sleep(WATCH_SECONDS)
@@ -138,7 +138,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _LOOKS == 0:
-            self.tell("WATCHDOG=1")
+            self.notify("WATCHDOG=1")
         return await super().on_tick(counter) or self.service.stopping.is_set()
 
 
@@ -175,7 +175,7 @@ def _listening(config: DaemonConfig) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: Path) -> None:
-    """The socket of a daemon that was killed stays, with nobody behind it."""
+    """A daemon that was killed leaves its socket, on which nothing answers."""
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):

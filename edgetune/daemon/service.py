@@ -132,7 +132,7 @@ class Service:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """What a request may name: the base, the base with what is in service, and every adapter."""
+        """Names for requests: the base, the base with what is in service, and every adapter."""
         return self.adapters.models()
 
     def adapter_for(self, model: str) -> str | None:
@@ -176,7 +176,7 @@ class Service:
         return self.budget - memory.beside(self.bundle.gguf.path.resolve())
 
     def device(self) -> dict[str, Any]:
-        """What /v1/device says."""
+        """The content of /v1/device."""
         here = read_device()
         readings = self.sensors.read()
         job = self.jobs.running

@@ -1,7 +1,7 @@
 """The systemd unit of the daemon: devices/edgetune.service with the model, the options and the budget of this device.
 
-The service has a separate user, which sees nothing of people's homes. So what it needs from there is bound into its
-view of the system, and must be readable by all.
+The service has a separate user, which sees nothing of people's homes. What it needs from there is therefore bound into
+its view of the system, and must be readable by all.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
         "command": " ".join(_word(word).replace("$", "$$") for word in command(model, config, policy, budget))
                    + (" --key-file ${CREDENTIALS_DIRECTORY}/keys" if config.key_file else ""),
         "environment": "\n".join(_environment(config)),
-        "memory": f"{min(budget * 3 // 2, device.memory_total // _MIB)}M",  # more than there is would be no limit
+        "memory": f"{min(budget * 3 // 2, device.memory_total // _MIB)}M",  # above the total it would be no limit
         "binds": "\n".join(_binds([path for path in needed if _hidden(path)])),
         "network": "\n".join(_network(config)),
     }
@@ -62,7 +62,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
 
 
 def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> list[str]:
-    """The words that start the daemon with these options and `budget` MiB, without the key file."""
+    """The arguments that start the daemon with these options and `budget` MiB, without the key file."""
     python = Path(sys.executable)  # in a virtual environment a link that must be called by its own name
     return [str(python.parent.resolve() / python.name), "-m", "edgetune", "daemon", str(model.absolute()),
             "--memory", f"{budget}M", *_flags(config, "memory", "key_file", "canary"), *_flags(policy, "nice"),
@@ -70,7 +70,7 @@ def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> l
 
 
 def _flags(options: Any, *left_out: str) -> Iterator[str]:
-    """Every option that is not what it is by default."""
+    """Every option that differs from its default."""
     for spec in fields(options):
         value = getattr(options, spec.name)
         name = spec.name.replace("_", "-")
@@ -87,7 +87,7 @@ def _needed(model: Path, config: DaemonConfig) -> list[Path]:
 
 
 def _check_readable(path: Path) -> None:
-    """For every user. Folders above count where the service sees them as they are."""
+    """For every user. Folders above count unless the service sees others in their place."""
     above = () if _hidden(path) else path.parents
     if not path.exists():
         raise UsageError(f"there is no {path}", "name a file that exists")
@@ -99,7 +99,7 @@ def _check_readable(path: Path) -> None:
 
 def _binds(paths: list[Path]) -> Iterator[str]:
     if any(path.is_relative_to("/root") for path in paths):
-        yield "TemporaryFileSystem=/root:ro,mode=755"  # ProtectHome's lets nobody but root pass through it
+        yield "TemporaryFileSystem=/root:ro,mode=755"  # ProtectHome's can be entered by root alone
     yield from (f"BindReadOnlyPaths={_word(str(path))}" for path in paths)
 
 
@@ -151,8 +151,8 @@ def install(text: str, folder: Path = UNITS) -> Path:
     with disk.replaced(path) as beside:
         beside.write_text(text)
         beside.chmod(0o644)
-    for words in (["daemon-reload"], ["enable", path.name], ["restart", path.name]):
-        _systemctl(*words)
+    for arguments in (["daemon-reload"], ["enable", path.name], ["restart", path.name]):
+        _systemctl(*arguments)
     return path
 
 
@@ -177,8 +177,8 @@ def _require_root(folder: Path) -> None:
         raise UsageError(f"only root may write to {folder}", f"sudo {sys.executable} -m edgetune service ...")
 
 
-def _systemctl(*words: str) -> None:
-    done = subprocess.run(["systemctl", *words], capture_output=True, text=True)
+def _systemctl(*arguments: str) -> None:
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True)
     if done.returncode:
-        said = " ".join(done.stderr.split())
-        raise EdgetuneError(f"systemctl {' '.join(words)} failed: {said:.300}", f"see journalctl -u {NAME}")
+        message = " ".join(done.stderr.split())
+        raise EdgetuneError(f"systemctl {' '.join(arguments)} failed: {message:.300}", f"see journalctl -u {NAME}")

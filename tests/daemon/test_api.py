@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields
@@ -25,6 +25,7 @@ pytest.importorskip("fastapi")
 import httpx
 from daemons import PATIENCE, Daemon, daemon
 from prometheus_client.parser import text_string_to_metric_families
+from services import until
 from tiny import write_tiny
 
 from edgetune.daemon.api.completions import AnsweredRequest, RecentAnswers
@@ -68,13 +69,6 @@ def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 def client(running: Daemon) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=running.url, timeout=PATIENCE) as made:
         yield made
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # ---- feedback -------------------------------------------------------------------------------------------------------
@@ -244,8 +238,8 @@ def test_who_goes_away_is_not_answered_on(client, running, stream):
     place = running.url.removeprefix("http://").split(":")
     with socket.create_connection((place[0], int(place[1])), timeout=PATIENCE) as connection:
         connection.sendall(head.encode() + b"\r\n" + body)
-        wait_until(lambda: facts()["completion_tokens"] > before)
-    wait_until(lambda: facts()["working"] == 0)
+        until(lambda: facts()["completion_tokens"] > before)
+    until(lambda: facts()["working"] == 0)
     assert facts()["completion_tokens"] - before < LONG
     assert client.get("/healthz").status_code == 200
 
@@ -259,7 +253,7 @@ def test_more_than_may_wait_are_told_to_come_again(client, running):
         asked = []
         for at_work in ((1, 0), (2, 0), (2, 1)):
             asked.append(pool.submit(ask))
-            wait_until(lambda at_work=at_work: (facts()["working"], facts()["waiting"]) == at_work)
+            until(lambda at_work=at_work: (facts()["working"], facts()["waiting"]) == at_work)
         refused = client.post(CHAT, json=ASK)
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1

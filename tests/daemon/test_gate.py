@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgetune
-from edgetune.daemon.jobs.gate import Score, Verdict, decide, judge, rank_sum, sign_test
+from edgetune.daemon.jobs.gate import Exam, Score, Verdict, decide, judge, rank_sum, sign_test
 from edgetune.errors import DataError
 from edgetune.serving.llama import LlamaModel
 
@@ -224,38 +224,38 @@ def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_judge(served: LlamaModel) -> None:
     canary = "turn the light off, set the light to 10"
-    first = judge(served, ROWS, None, "right", canary)
+    first = judge(served, Exam(ROWS, canary), None, "right")
     assert first.new["exact"] == first.new["parsed"] == first.new["ended"] == 1.0
     assert first.old["exact"] == 0.0
     assert first.new["loss"] < first.old["loss"]
     assert first.new["canary"] != first.old["canary"]
     assert len(first.scores) == len(ROWS)
-    found = judge(served, ROWS, "right", "wrong", "")
+    found = judge(served, Exam(ROWS), "right", "wrong")
     assert not found.passed
     assert (found.wins, found.losses) == (0, 12)
     assert "worse" in found.reason
     assert "earlier rounds" not in found.reason  # nothing says that there were any
-    assert judge(served, ROWS, "wrong", "right", "").passed
+    assert judge(served, Exam(ROWS), "wrong", "right").passed
 
 
 def test_the_first_rows_are_of_earlier_rounds(served: LlamaModel) -> None:
     """A key `fresh` in a user's rows means nothing to the gate."""
     rows = [{**row, "fresh": number % 2 == 0} for number, row in enumerate(ROWS)]
-    found = judge(served, rows, "right", "wrong", "", established=8)
+    found = judge(served, Exam(rows, established=8), "right", "wrong")
     assert "worse on rows that are right of earlier rounds: 0 better, 8 worse" in found.reason
     assert found.surprise is not None
-    plain = judge(served, ROWS, "right", "wrong", "", established=8)
+    plain = judge(served, Exam(ROWS, established=8), "right", "wrong")
     assert (found.reason, found.surprise) == (plain.reason, plain.surprise)
-    assert judge(served, rows, "right", "wrong", "").surprise is None
+    assert judge(served, Exam(rows), "right", "wrong").surprise is None
 
 
 def test_judge_asks_the_old_one_only_what_is_new(served: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = judge(served, ROWS[:8], "wrong", "right", "").scores
+    known = judge(served, Exam(ROWS[:8]), "wrong", "right").scores
     asked = []
     complete = served.complete
     monkeypatch.setattr(served, "complete", lambda prompts, budgets: (
         asked.append((served.active, len(prompts))), complete(prompts, budgets))[1])
-    again = judge(served, ROWS, "right", "wrong", "", known=known)
+    again = judge(served, Exam(ROWS), "right", "wrong", known=known)
     assert asked == [("right", 4), ("wrong", 12)]
     assert (again.wins, again.losses) == (0, 12)
     assert again.old["exact"] == 1.0
@@ -265,10 +265,14 @@ def test_rows_that_cannot_be_answered(served: LlamaModel) -> None:
     """A row longer than max_length has a loss but no answer; one whose answer is cut off has neither."""
     long = {"prompt": "turn", "completion": " light" * 200}
     cut = {"prompt": " light" * 200, "completion": "on"}
-    found = judge(served, [*ROWS[:2], long, cut], None, "right", "", max_length=64)
+    found = judge(served, Exam([*ROWS[:2], long, cut], max_length=64), None, "right")
     assert [score["loss"] is None for score in found.scores.values()] == [False, False, False, True]
     assert [score["right"] is None for score in found.scores.values()] == [False, False, True, True]
-    text = judge(served, [{"text": "turn the light off"}], None, "right", "")
+    text = judge(served, Exam([{"text": "turn the light off"}]), None, "right")
     assert text.new["exact"] is None
+    mixed = judge(served, Exam([{"text": "turn the light off"}, ROWS[0]]), "wrong", "right")
+    assert [score["right"] for score in mixed.scores.values()] == [None, True]  # each answer is its own row's
+    with pytest.raises(DataError, match=r"the gate cannot judge by it, the row has an unknown shape .*; name a valid"):
+        judge(served, Exam([{"prompt": "a", "better": "b", "worse": "c"}]), None, "right")
     with pytest.raises(DataError, match="no rows"):
-        judge(served, [], None, "right", "")
+        judge(served, Exam([]), None, "right")

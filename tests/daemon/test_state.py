@@ -6,11 +6,7 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-import tarfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,28 +15,12 @@ from typing import Any
 import httpx
 import pytest
 from daemons import PATIENCE, daemon
-from services import LONG, ROWS, SMALL, contents, make_state, open_service, until, upload
+from services import ROWS, SMALL, contents, open_service, upload
 
-from edgetune.daemon.jobs import table as job_table
 from edgetune.daemon.service import Service
-from edgetune.daemon.state.database import Store
 from edgetune.errors import FormatError, NotFoundError
-from edgetune.python_child import child
 
 CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only: copy it."""
-    return make_state(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    shutil.copytree(made, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def ask(service: Service, model: str = "") -> str:
@@ -323,124 +303,3 @@ def test_options_that_another_edgetune_wrote_are_named(folder: Path) -> None:
         run.write_text(json.dumps(record))
         job = service.jobs.create(found.id, upload(service), hyperparameters={"steps": 1})
         assert (job.config["rank"], job.config["lr"]) == (8, SMALL["lr"])
-
-
-# ---- jobs beside each other, the log, the disk ----------------------------------------------------------------------
-
-
-def test_one_jobs_deaths_are_not_another_ones(tmp_path: Path) -> None:
-    def die(service: Service, id: str, seen: set[int]) -> None:
-        pid = until(lambda: service.jobs.running and service.jobs.running.id == id and service.jobs.pid
-                    and service.jobs.pid not in seen and service.jobs.pid)
-        seen.add(pid)
-        os.kill(pid, signal.SIGKILL)
-
-    with open_service(tmp_path) as service:
-        first, second = (service.jobs.create("tiny", upload(service), hyperparameters=SMALL) for _ in range(2))
-        seen: set[int] = set()
-        die(service, first.id, seen)
-        die(service, first.id, seen)
-        until(lambda: len([e for e in service.jobs.events(first.id) if "signal 9" in e["message"]]) == 2)
-        service.jobs.cancel(first.id)
-        die(service, second.id, seen)
-        second = service.jobs.wait(second.id, 60)
-        assert second.status == "succeeded", second.error
-
-
-def test_what_happened_leaves_a_line_each_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "edgetune.daemon"), open_service(tmp_path) as service:
-        good = service.jobs.create("tiny", upload(service), hyperparameters=SMALL)
-        bad = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "lr": 1e30})
-        adapter = service.jobs.wait(good.id, 60).result
-        service.jobs.wait(bad.id, 60)
-        service.adapters.promote(None, "by hand")
-        service.adapters.promote(adapter, "by hand")
-        service.adapters.rollback("asked for")
-        lines = [record.getMessage() for record in caplog.records]
-    for begin in (f"{good.id}: created with ", f"{good.id}: begun", f"{bad.id}: the loss is ",
-                  f"{adapter} is in service: by hand", "the base alone is in service: asked for"):
-        assert len([line for line in lines if line.startswith(begin)]) == 1, (begin, lines)
-    assert any(line.startswith((f"{good.id}: in service: ", f"{good.id}: a candidate: ")) for line in lines)
-
-
-def test_a_job_keeps_the_verdict_on_its_adapter(folder: Path) -> None:
-    with open_service(folder) as service:
-        for job in service.jobs.list():
-            if job.result:
-                verdict = service.adapters.get(job.result).verdict
-                assert job.verdict == {name: value for name, value in verdict.items() if name != "scores"}
-
-
-def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path: Path) -> None:
-    with tarfile.open(Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    state = tmp_path / "daemon/state"
-    with closing(sqlite3.connect(state / "state.db")) as db:
-        verdicts = dict(db.execute("SELECT job, verdict FROM adapters").fetchall())
-    store = Store(state)
-    found = {job.id: job.verdict for job in job_table.JobTable(store).list(None, 100) if job.result}
-    store.close()
-    assert found
-    for id, verdict in found.items():
-        assert verdict == {name: value for name, value in json.loads(verdicts[id]).items() if name != "scores"}
-
-
-def test_a_promotion_while_a_job_trains_is_not_overruled(folder: Path) -> None:
-    with open_service(folder) as service:
-        second, first = (found.id for found in service.adapters.list())
-        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 300})
-        until(lambda: (service.jobs.get(job.id).progress or {}).get("step", 0) > 5)
-        assert service.adapters.serving == second
-        service.adapters.promote(first, "by hand")
-        job = service.jobs.wait(job.id, 60)
-        assert job.status == "succeeded"
-        verdict = service.adapters.get(job.result).verdict
-        assert verdict["against"] == first
-        assert any(event["message"].startswith(f"judged again: {first} came into service")
-                   for event in service.jobs.events(job.id))
-        assert service.adapters.serving == (job.result if verdict["passed"] else first)
-
-
-def test_a_full_disk_in_earnest(tmp_path: Path) -> None:
-    """See proofs/mounted_state.py."""
-    apart = ["unshare", "-rm"]
-    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
-        pytest.skip("needs unshare and user namespaces")
-    script = Path(__file__).parents[1] / "proofs" / "mounted_state.py"
-    done = subprocess.run([*apart, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_worker_that_nobody_asks_ends_without_a_word() -> None:
-    done = subprocess.run(**child("edgetune.daemon.jobs.worker"), stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
-
-
-def test_a_worker_of_another_edgetune_says_so() -> None:
-    task = {"version": "0.0.1", "parent": os.getpid(), "policy": {"nice": 0}}
-    with subprocess.Popen(**child("edgetune.daemon.jobs.worker"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as worker:
-        worker.stdin.write(json.dumps(task) + "\n")
-        worker.stdin.flush()
-        said = json.loads(worker.stdout.readline())
-    assert (said["event"], said["kind"]) == ("failed", "MismatchError")
-    assert "the daemon is edgetune 0.0.1" in said["what"]
-
-
-def test_of_old_jobs_nothing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_table, "KEPT", 1)
-    with open_service(folder) as service:
-        before = {job.id for job in service.jobs.list()}
-        gone = [service.jobs.create("tiny", upload(service), hyperparameters=LONG).id for _ in range(3)]
-        for id in gone:
-            service.jobs.pause(id)
-        until(lambda: service.jobs.running is None)
-        for id in gone:
-            service.jobs.cancel(id)
-        left = {job.id for job in service.jobs.list()}
-        assert left == before | {gone[-1]}  # jobs that made an adapter stay as long as it does, and those in line
-        with pytest.raises(NotFoundError):
-            service.jobs.get(gone[0])
-        rows = service.store.read("SELECT DISTINCT job FROM events UNION SELECT DISTINCT job FROM checkpoints")
-        assert {row["job"] for row in rows} == left

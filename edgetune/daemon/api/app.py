@@ -1,4 +1,4 @@
-"""OpenAI's API in front of a service, and what it has beyond: feedback, adapters, device, health, metrics, the page."""
+"""OpenAI's API in front of a service, and beyond it: feedback, adapters, device, health, metrics, the page."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from ...errors import NotFoundError, UsageError
 from ...version import __version__
 from ..learning.items import Heading
 from ..service import LATEST, Service
-from . import completions, fine_tuning, schemas
-from . import errors as problems
+from . import completions, errors, fine_tuning, schemas
 from .bodies import Bodies
 from .completions import RecentAnswers, TheService
 from .errors import JsonRoute
@@ -38,7 +37,7 @@ def app(service: Service) -> FastAPI:
     """The API of a service, which may start later. Raises UsageError or FormatError for a key file that is none."""
     config = service.config
     keys = Keys(Path(config.key_file).expanduser()) if config.key_file else None
-    made = FastAPI(title="edgetune", version=__version__, responses=problems.RESPONSES, docs_url=None, redoc_url=None,
+    made = FastAPI(title="edgetune", version=__version__, responses=errors.RESPONSES, docs_url=None, redoc_url=None,
                    redirect_slashes=False)
     made.state.service = service
     made.state.recent = RecentAnswers()
@@ -47,7 +46,7 @@ def app(service: Service) -> FastAPI:
     made.state.bodies = Bodies(config)
     for part in (router, completions.router, fine_tuning.router):
         made.include_router(part)
-    problems.install(made)
+    errors.install(made)
     made.openapi = lambda: _openapi(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
     made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies)  # the last one added comes first
@@ -71,7 +70,7 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
 
 
 def _of_type(kind: str) -> dict[int | str, dict[str, Any]]:
-    """That an answer is no JSON; its errors are."""
+    """For answers that are not JSON; their errors are."""
     return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
 
 
@@ -147,8 +146,8 @@ def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheS
     if body.completion_id is not None:
         if body.messages is not None or body.prompt is not None or body.answer is not None:
             raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
-        said = request.app.state.recent.get(body.completion_id)
-        given |= {**said.question, "answer": said.answer, "model": said.model}
+        answered = request.app.state.recent.get(body.completion_id)
+        given |= {**answered.question, "answer": answered.answer, "model": answered.model}
     elif (body.messages is None) == (body.prompt is None):
         raise UsageError("neither completion_id nor messages nor prompt is given, or both of the latter",
                          "name an answer by one of them")
@@ -185,7 +184,7 @@ def list_adapters(service: TheService) -> Any:
     listed = [_adapter(adapter) for adapter in service.adapters.list()]
     serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
     for adapter in listed:
-        adapter["verdict"].pop("scores", None)  # of each row: whoever wants them asks for one adapter
+        adapter["verdict"].pop("scores", None)  # of each row: only the answer for one adapter has them
     return {"data": listed, "serving": serving, "history": service.adapters.history()}
 
 
@@ -210,7 +209,7 @@ def get_adapter(adapter: str, service: TheService) -> Any:
 
 @router.post("/v1/adapters/{adapter}/promote", response_model=schemas.Serving)
 def promote(adapter: str, service: TheService) -> Any:
-    """Let it answer for NAME:latest from now on, whatever the gate said."""
+    """Let it answer for NAME:latest from now on, whatever the gate decided."""
     service.adapters.promote(adapter, "asked for by a client")
     return {"serving": service.adapters.serving}
 
@@ -236,7 +235,7 @@ def device(service: TheService) -> Any:
 
 @router.get("/healthz", response_model=schemas.Health)
 async def health(service: TheService, pools: ThePools) -> Any:
-    """Degraded still serves: the reasons say what does not work."""
+    """A degraded daemon still serves: the reasons name what does not work."""
     return await pools.watch(service.health)
 
 
@@ -249,14 +248,14 @@ async def metrics(request: Request, pools: ThePools) -> Response:
 
 @router.get("/", response_class=Response, responses=_of_type("text/html"))
 async def show_page() -> Response:
-    """For people: all it needs is in it."""
+    """The page, which loads nothing else."""
     html, policy = _page()
     return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
 
 @cache
 def _page() -> tuple[str, str]:
-    """It and its policy, whose hashes are computed once."""
+    """The page and its policy, whose hashes are computed once."""
     html = PAGE.read_text("utf-8")
     return html, policy_of(html)
 

@@ -1,4 +1,4 @@
-"""The bodies of requests: how large and how slow each may be, and how much all of those at work may be together.
+"""The bodies of requests: how large and how slow each may be, and how large those in progress may be together.
 
 A body becomes Python objects of up to 25 times its size, which live until its request is answered. So what bounds the
 memory of the daemon is the sum over all requests, not the size of one.
@@ -16,14 +16,14 @@ from ..options import DaemonConfig
 
 BODY_SECONDS = 30.0  # that a body may keep the daemon waiting,
 BYTES_PER_S = 4096  # and one more for each of these
-AT_ONCE = 4  # bodies of the largest size at work
-LEAST = 4 << 20  # bytes of bodies at work, where the largest size is small
+AT_ONCE = 4  # bodies of the largest size in progress
+LEAST = 4 << 20  # bytes of bodies in progress, where the largest size is small
 RETRY = {"Retry-After": "1"}
 CLOSE = {"Connection": "close"}
 
 
 class Bodies:
-    """The bytes of all bodies at work. For one event loop."""
+    """The bytes of all bodies in progress. For one event loop."""
 
     def __init__(self, config: DaemonConfig) -> None:
         self.largest = config.max_body << 10
@@ -34,8 +34,8 @@ class Bodies:
     def hold(self, nbytes: int) -> None:
         """Raises HTTPException where they are too many together."""
         if self.held + nbytes > self.most:
-            raise HTTPException(503, f"the requests at work have {self.most} bytes together, the most here; ask again "
-                                "in a moment", CLOSE | RETRY)
+            raise HTTPException(503, f"the requests in progress have {self.most} bytes together, the most here; ask "
+                                "again in a moment", CLOSE | RETRY)
         self.held += nbytes
 
     def free(self, nbytes: int) -> None:
@@ -49,7 +49,7 @@ class Body:
     """
 
     def __init__(self, bodies: Bodies, receive: Receive, limit: int, length: int, spooled: bool) -> None:
-        """length: bytes as its head says, 0 where it does not. Raises HTTPException."""
+        """length: bytes by its Content-Length, 0 without. Raises HTTPException."""
         self.bodies = bodies
         self.limit = limit
         self._receive = receive
@@ -81,14 +81,14 @@ class Body:
         return message
 
     def _hold(self, nbytes: int) -> None:
-        """So many in all."""
+        """Count `nbytes` in all for this body."""
         more = min(nbytes, self._memory) - self._held
         if more > 0:
             self.bodies.hold(more)
             self._held += more
 
     def end(self) -> None:
-        """The request is answered, and its objects are gone."""
+        """Call it when the request is answered and its objects are gone."""
         self.bodies.free(self._held)
         self.bodies.read += self._seen
         self._held = 0

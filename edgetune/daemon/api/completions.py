@@ -1,4 +1,4 @@
-"""Chat and completions: an answer whole, or in server-sent events while it comes. Who goes away is not answered on."""
+"""Chat and completions: a whole answer, or server-sent events while it is made. A client that leaves cancels it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...errors import NotFoundError
 from ...serving.completion import Completion
 from ..service import Service
 from . import schemas
-from .errors import JsonRoute, problem
+from .errors import JsonRoute, status_and_body
 from .pools import Pools, ThePools
 
 log = logging.getLogger("edgetune.daemon")
@@ -35,7 +35,7 @@ def service_of(request: Request) -> Service:
     return found
 
 
-Hear = Callable[[Completion, str | None], None]
+OnPiece = Callable[[Completion, str | None], None]
 TheService = Annotated[Service, Depends(service_of)]
 
 
@@ -43,49 +43,49 @@ TheService = Annotated[Service, Depends(service_of)]
 async def chat(body: schemas.ChatRequest, request: Request, service: TheService, pools: ThePools) -> Any:
     messages = [message.plain() for message in body.messages]
     tools = None if body.tool_choice == "none" else body.tools
-    answer = await Answer.begin(service, pools, _CHAT, lambda hear: service.chat(
-        messages, tools, model=body.model, on_piece=hear, **body.options()))
+    answer = await Answer.begin(service, pools, _CHAT, lambda on_piece: service.chat(
+        messages, tools, model=body.model, on_piece=on_piece, **body.options()))
     return await _reply(answer, request, body, messages=messages, tools=tools)
 
 
 @router.post("/v1/completions", response_model=schemas.Completion, responses=_EVENTS)
 async def completions(body: schemas.CompletionRequest, request: Request, service: TheService,
                       pools: ThePools) -> Any:
-    answer = await Answer.begin(service, pools, _TEXT, lambda hear: service.generate(
-        body.prompt, model=body.model, on_piece=hear, **body.options()))
+    answer = await Answer.begin(service, pools, _TEXT, lambda on_piece: service.generate(
+        body.prompt, model=body.model, on_piece=on_piece, **body.options()))
     prompt = body.prompt if isinstance(body.prompt, str) else service.served.tokenizer.decode(body.prompt)
     return await _reply(answer, request, body, prompt=prompt)
 
 
 async def _reply(answer: Answer, request: Request, body: schemas.Generation, **question: Any) -> Any:
     def keep(text: str) -> None:
-        said = AnsweredRequest(question, text, answer.head["model"])
-        request.app.state.recent.add(answer.head["id"], said)
+        answered = AnsweredRequest(question, text, answer.head["model"])
+        request.app.state.recent.add(answer.head["id"], answered)
         if request.app.state.service.config.log_prompts:
             log.info("%s: %s", answer.head["id"], json.dumps({**question, "answer": text}, ensure_ascii=False))
 
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(answer.events(usage, keep), media_type="text/event-stream")
-    watcher = asyncio.create_task(_cancel_when_gone(request, answer.ticket))
+    watcher = asyncio.create_task(_cancel_when_gone(request, answer.completion))
     try:
         return await answer.whole(keep)
     finally:
         watcher.cancel()
 
 
-async def _cancel_when_gone(request: Request, ticket: Completion) -> None:
+async def _cancel_when_gone(request: Request, completion: Completion) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    ticket.cancel()
+    completion.cancel()
 
 
-# ---- an answer in the making ----------------------------------------------------------------------------------------
+# ---- an answer in progress ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How chat and completions differ."""
+    """What differs between chat and completions."""
 
     prefix: str
     object: str
@@ -105,46 +105,47 @@ _TEXT = _Form("cmpl-", "text_completion", "text_completion", whole=lambda text: 
 
 
 class Answer:
-    """A ticket of the batcher on the side of asyncio."""
+    """A completion of the batcher, awaited in asyncio."""
 
-    def __init__(self, form: _Form, head: dict[str, Any], ticket: Completion,
+    def __init__(self, form: _Form, head: dict[str, Any], completion: Completion,
                  pieces: asyncio.Queue[str | None]) -> None:
         self.form = form
         self.head = head
-        self.ticket = ticket
+        self.completion = completion
         self._pieces = pieces
 
     @classmethod
-    async def begin(cls, service: Service, pools: Pools, form: _Form, submit: Callable[[Hear], Completion]) -> Answer:
-        """Raises what is wrong with the request. In a thread, for a long prompt takes a while to become tokens."""
+    async def begin(cls, service: Service, pools: Pools, form: _Form,
+                    submit: Callable[[OnPiece], Completion]) -> Answer:
+        """Raises what is wrong with the request. In a thread, because a long prompt takes a while to tokenize."""
         loop = asyncio.get_running_loop()
         pieces = asyncio.Queue[str | None]()
 
-        def hear(_ticket: Completion, piece: str | None) -> None:  # on the batcher's thread
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        def take(_completion: Completion, piece: str | None) -> None:  # on the batcher's thread
+            with suppress(RuntimeError):  # the loop is closed: the client is gone
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        ticket = await pools.take(lambda: submit(hear))
+        completion = await pools.take(lambda: submit(take))
         head = {"id": form.prefix + secrets.token_hex(12), "object": form.object, "created": int(time.time()),
-                "model": ticket.adapter or service.name}
-        return cls(form, head, ticket, pieces)
+                "model": completion.adapter or service.name}
+        return cls(form, head, completion, pieces)
 
     async def _text(self) -> AsyncIterator[str]:
-        """Its pieces; raises what went wrong meanwhile."""
+        """Its pieces. Raises its error."""
         try:
             while (piece := await self._pieces.get()) is not None:
                 yield piece
         finally:
-            self.ticket.cancel()  # who listens no more wants no more; after the end it changes nothing
-        if self.ticket.error:
-            raise self.ticket.error
-        if self.ticket.finish == "cancelled":
-            raise HTTPException(503, "the answer was broken off, for the daemon stops; ask again")
+            self.completion.cancel()  # the client is gone; after the end this changes nothing
+        if self.completion.error:
+            raise self.completion.error
+        if self.completion.finish == "cancelled":
+            raise HTTPException(503, "the answer was broken off because the daemon stops; ask again")
 
     async def whole(self, keep: Callable[[str], None]) -> dict[str, Any]:
         text = "".join([piece async for piece in self._text()])
         keep(text)
-        choice = {"index": 0, **self.form.whole(text), "finish_reason": self.ticket.finish}
+        choice = {"index": 0, **self.form.whole(text), "finish_reason": self.completion.finish}
         return {**self.head, "choices": [choice], "usage": self._usage()}
 
     async def events(self, usage: bool, keep: Callable[[str], None]) -> AsyncIterator[str]:
@@ -155,11 +156,11 @@ class Answer:
             async for piece in self._text():
                 pieces.append(piece)
                 yield self._event(self.form.part(piece))
-        except Exception as error:  # the head is out already, so a status cannot tell
-            yield f"data: {json.dumps(problem(error)[1])}\n\n"
+        except Exception as error:  # the head is sent already, and with it the status
+            yield f"data: {json.dumps(status_and_body(error)[1])}\n\n"
             return
         keep("".join(pieces))
-        yield self._event(self.form.last, self.ticket.finish)
+        yield self._event(self.form.last, self.completion.finish)
         if usage:
             yield self._line({"choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
@@ -171,9 +172,9 @@ class Answer:
         return f"data: {json.dumps({**self.head, 'object': self.form.chunk, **fields}, ensure_ascii=False)}\n\n"
 
     def _usage(self) -> dict[str, int]:
-        asked = self.ticket.prompt_tokens
-        said = self.ticket.completion_tokens
-        return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+        prompt = self.completion.prompt_tokens
+        answer = self.completion.completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
 # ---- the last answers -----------------------------------------------------------------------------------------------
@@ -181,7 +182,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnsweredRequest:
-    question: dict[str, Any]  # messages and tools, or prompt
+    """question: messages and tools, or prompt."""
+
+    question: dict[str, Any]
     answer: str
     model: str
 
@@ -198,19 +201,19 @@ class RecentAnswers:
     def __init__(self, count: int = 1000, size: int = 4 << 20) -> None:
         self.count = count
         self.size = size
-        self._said: dict[str, str] = {}
-        self._held = 0
+        self._answers: dict[str, str] = {}
+        self._characters = 0
 
-    def add(self, id: str, said: AnsweredRequest) -> None:
-        text = said.to_json()
-        self._said[id] = text
-        self._held += len(text)
-        while len(self._said) > self.count or (self._held > self.size and len(self._said) > 1):
-            self._held -= len(self._said.pop(next(iter(self._said))))
+    def add(self, id: str, answered: AnsweredRequest) -> None:
+        text = answered.to_json()
+        self._answers[id] = text
+        self._characters += len(text)
+        while len(self._answers) > self.count or (self._characters > self.size and len(self._answers) > 1):
+            self._characters -= len(self._answers.pop(next(iter(self._answers))))
 
     def get(self, id: str) -> AnsweredRequest:
         """Raises NotFoundError."""
-        if id not in self._said:
+        if id not in self._answers:
             raise NotFoundError(f"the answer {id!r:.100} is not among the last ones",
                                 "send the messages (or prompt) and the answer themselves")
-        return AnsweredRequest(*json.loads(self._said[id]))
+        return AnsweredRequest(*json.loads(self._answers[id]))

@@ -1,7 +1,7 @@
-"""Connections that cannot keep others out: uvicorn's, with limits on how many there are and how long a client may wait.
+"""uvicorn's connections with limits on their number and on how long a client may keep the server waiting.
 
-Without these a client that connects and says nothing holds a descriptor for as long as it likes, and when none is left
-the daemon answers nobody. Bodies have a limit in `bodies`.
+Without these a client that connects and sends nothing holds a descriptor for as long as it likes, and when none is left
+the daemon cannot answer. Bodies have a limit in `bodies`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEAD_SECONDS = 10.0  # from a connection, or the first byte of a later request, 
 READ_SECONDS = 60.0  # in which a client must take some bytes of an answer that waits for it
 MOST = 512  # connections, where descriptors suffice
 KEEP_ALIVE = 30  # seconds between two requests
-STALLED_SECONDS = 5.0  # without a byte taken of what waits to be sent, and the client does not read
+STALLED_SECONDS = 5.0  # without a byte taken of what waits to be sent, after which the client counts as not reading
 WATCH_SECONDS = 1.0
 
 log = Seldom(logging.getLogger("edgetune.daemon"))
@@ -34,7 +34,7 @@ def most_connections() -> int:
 
 
 class Connection(H11Protocol):
-    """A connection that knows since when it waits for its client."""
+    """A connection that measures how long it waits for its client."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -43,11 +43,11 @@ class Connection(H11Protocol):
         self._unsent = 0
         self._unsent_since = self.heard_at
 
-    # ---- what happens -------------------------------------------------------------------------------------------
+    # ---- called by asyncio and uvicorn --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        make_place(self)
+        make_room_for(self)
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
@@ -60,14 +60,14 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self.heard_at = time.monotonic()
-        # between two requests uvicorn's own limit holds; what is left of a body that nobody read must not drip
+        # between two requests uvicorn's own limit holds; the rest of an unread body must not drip
         self._head_since = self.heard_at if self.conn.their_state is h11.SEND_BODY else None
         super().on_response_complete()
 
-    # ---- what is asked of it ------------------------------------------------------------------------------------
+    # ---- called by the server -----------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> bool:
-        """Whether its client has kept it waiting for too long. To be asked now and then: it compares with last time."""
+        """Whether its client has kept it waiting for too long. Call it regularly: it compares with the last call."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent < self._unsent:
             self._unsent_since = now
@@ -88,7 +88,7 @@ class Connection(H11Protocol):
         self.transport.abort()
 
 
-def make_place(new: Connection) -> None:
+def make_room_for(new: Connection) -> None:
     """Where there are too many connections, hang up on the one that has been silent for longest, or on the new one."""
     others = [other for other in new.connections if isinstance(other, Connection) and other is not new
               and not other.transport.is_closing()]

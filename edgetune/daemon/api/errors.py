@@ -1,4 +1,4 @@
-"""What goes wrong, as a status and OpenAI's error body; and JSON read strictly, so that nothing odd comes in."""
+"""Errors as an HTTP status and OpenAI's error body; and JSON read strictly."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ log = logging.getLogger("edgetune.daemon")
 STATUSES = {
     400: "The request is wrong.", 401: "No key, or a wrong one.", 403: "From a page or under a name that may not.",
     404: "Nothing has this name or id.", 408: "The body came too slowly.", 413: "Too large.",
-    429: "Too busy; come again.", 503: "Too much is at work, or the daemon stops.", 507: "The disk takes no more.",
+    429: "Too busy; ask again later.", 503: "Too much is in progress, or the daemon stops.", 507: "The disk is full.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Error, "description": what} for status, what in STATUSES.items()}
-BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to say so
+BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to report
 
 
 class _Json(Request):
-    """Refuses what Python's parser lets through: NaN, halves of surrogate pairs, nesting or values without end."""
+    """Refuses what Python's parser accepts: NaN, halves of surrogate pairs, unlimited nesting or numbers of values."""
 
     async def json(self) -> Any:
         body = await self.body()
@@ -57,7 +57,7 @@ class JsonRoute(APIRoute):
 
 
 def install(app: FastAPI) -> None:
-    """Every way to fail ends in OpenAI's body."""
+    """Every error is answered with OpenAI's body."""
 
     async def answer(request: Request, error: Exception) -> Response:
         path = request.url.path
@@ -66,7 +66,7 @@ def install(app: FastAPI) -> None:
             error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what exists"
             if methods := _methods(app, path):  # the router names those of the first route only
                 headers["Allow"] = ", ".join(methods)
-        status, body = problem(error, _body_model(request))
+        status, body = status_and_body(error, _body_model(request))
         return JSONResponse(body, status, headers | ({"Retry-After": "1"} if status == 429 else {}))
 
     for kind in (EdgetuneError, RequestValidationError, HTTPException, Exception):
@@ -74,7 +74,7 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """What may be done at a path; one without placeholders comes first."""
+    """The methods of a path; a path without placeholders matches first."""
     paths = app.openapi()["paths"]
     found = [path] if path in paths else [template for template in paths if re.fullmatch(
         re.sub(r"\{\w+\}", "[^/]+", template), path)]
@@ -82,13 +82,13 @@ def _methods(app: FastAPI, path: str) -> list[str]:
 
 
 def _body_model(request: Request) -> type[BaseModel] | None:
-    """Of what a route takes."""
+    """The model of a route's body, if it has one."""
     field = getattr(request.scope.get("route"), "body_field", None)
     kind = field.field_info.annotation if field else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def problem(error: Exception, expected: type[BaseModel] | None = None) -> tuple[int, dict[str, Any]]:
+def status_and_body(error: Exception, expected: type[BaseModel] | None = None) -> tuple[int, dict[str, Any]]:
     """(status, body) of an error. expected: the model of the request's body."""
     if isinstance(error, RequestValidationError):
         message, param = sentence_of(error, expected)

@@ -68,7 +68,7 @@ def page(found: Sequence[Any], limit: int) -> dict[str, Any]:
 
 
 def job_object(job: Any) -> dict[str, Any]:
-    """A job in OpenAI's words."""
+    """A job as OpenAI's API describes it."""
     config = job.config
     progress = job.progress or {}
     eta = progress.get("eta_s")

@@ -1,4 +1,4 @@
-"""/metrics: what the service says of itself when it is asked, and requests and their seconds as they come."""
+"""/metrics: the state of the service when it is asked for, and requests and their seconds as they come."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _TOTALS = {  # of Batcher.facts
     "completion_tokens": "Tokens answered.",
 }
 _NOW = {
-    "waiting": "Requests that wait for their turn.", "working": "Answers that are being made.",
-    "tokens_per_s": "Tokens answered a second while somebody was answered, in the last seconds.",
+    "waiting": "Requests that wait for their turn.", "working": "Answers in progress.",
+    "tokens_per_s": "Tokens answered a second while requests were answered, in the last seconds.",
     "cells_used": "Tokens in the cache.", "cells": "Tokens that the cache holds at most.",
 }
 _MEMORY = {
-    "budget": "What the whole daemon may take, training included.",
-    "used": "What the whole daemon takes, training included.",
+    "budget": "What the whole daemon may use, training included.",
+    "used": "What the whole daemon uses, training included.",
     "available": "What this machine could still give to programs, the daemon or others.",
 }
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class Metrics:
-    """Everything that /metrics tells of one service; a separate registry, for an app may have others."""
+    """The metrics of one service, in a separate registry: an app may have others."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -53,17 +53,17 @@ class Metrics:
     def collect(self) -> Iterator[Any]:
         """Called by the registry at each scrape."""
         service = self.service
-        said = self.service.device()
+        device = service.device()
         yield _gauge("info", "Version, model, and the adapter in service.", 1, version=__version__, model=service.name,
                      adapter=service.adapters.serving or "")
         yield _gauge("healthy", "1: ok, 0: degraded.", service.health()["status"] == "ok")
         for name, help in _MEMORY.items():
-            yield _gauge(f"memory_{name}_bytes", help, said["memory"][name])
-        yield _gauge("temperature_celsius", "The hottest zone that counts.", said["temperature"])
-        yield from self._answers(said["serving"])
+            yield _gauge(f"memory_{name}_bytes", help, device["memory"][name])
+        yield _gauge("temperature_celsius", "The hottest zone that counts.", device["temperature"])
+        yield from self._answers(device["serving"])
         yield _family("jobs", "Jobs by status.", "status", _by_status(service))
         yield _family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
-        progress = (said["job"] or {}).get("progress") or {}
+        progress = (device["job"] or {}).get("progress") or {}
         yield _gauge("training_judging", "1: the job that runs is trained, and being judged.",
                      progress.get("phase") == "judging" if progress else None)
         for name in ("step", "steps", "loss"):

@@ -1,7 +1,7 @@
-"""Threads that nothing may occupy for long: those that take requests of the model, and those that say how it is.
+"""Threads that nothing may occupy for long: those that submit requests to the model, and those that report its state.
 
 What may wait (an upload, a job that begins, an adapter that is removed after its last answer) runs in FastAPI's own
-threads. Were they the same, some dozens of such requests would make the daemon deaf.
+threads. In the same threads, some dozens of such requests would keep the daemon from answering anything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Pools:
         return await asyncio.get_running_loop().run_in_executor(self._takers, work)
 
     async def watch(self, work: Callable[[], T]) -> T:
-        """Run what says how the daemon is."""
+        """Run what reports the daemon's state."""
         return await asyncio.get_running_loop().run_in_executor(self._watchers, work)
 
 

@@ -1,6 +1,6 @@
 """What requests and answers look like: OpenAI's shapes, and ours beyond them. Options come from where they are defined.
 
-What a request names and we do not know is refused, not ignored: nobody shall believe that it was heeded.
+An unknown field of a request is refused, not ignored: a client must not believe that it had an effect.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]  # 
 
 
 class Body(BaseModel):
-    """A request, which is taken at its word: "1" is no number, and there are no more fields than these."""
+    """A request, read strictly: "1" is no number, and other fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Answer(BaseModel):
-    """What we answer."""
+    """A response."""
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
-class Problem(Answer):
-    message: str = Field(description="What was wrong with which value, the limit, and the way out.")
+class ErrorDetail(Answer):
+    message: str = Field(description="What was wrong with which value, the limit, and what to do.")
     type: str
     param: str | None
     code: str | None
 
 
 class Error(Answer):
-    error: Problem
+    error: ErrorDetail
 
 
 # ---- answers of the model -------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ class Generation(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Not used, nor kept.")
-    # what clients send without meaning anything by it; another value is refused
+    # clients send these defaults; another value is refused
     n: Annotated[Whole, Field(ge=1, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None

@@ -1,4 +1,4 @@
-"""What stands before the API, as ASGI middleware: who may ask (key, Host, Origin), how much, and headers for browsers.
+"""ASGI middleware in front of the API: who may ask (key, Host, Origin), how much, and headers for browsers.
 
 A web page in the owner's browser can send requests to a server on loopback. It cannot read the answers (no CORS), its
 writes are refused by their Origin, and a name that it lets point to 127.0.0.1 (DNS rebinding) by the Host.
@@ -47,19 +47,19 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
 
 
 class Seldom:
-    """A log for what strangers cause: it says a thing once a minute, however often it happens."""
+    """A log for what anybody can cause: each message once a minute, however often it happens."""
 
     SECONDS = 60.0
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     def warning(self, text: str) -> None:
         now = time.monotonic()
-        self._said = {said: at for said, at in self._said.items() if now - at < self.SECONDS}
-        if text not in self._said:
-            self._said[text] = now
+        self._logged = {other: at for other, at in self._logged.items() if now - at < self.SECONDS}
+        if text not in self._logged:
+            self._logged[text] = now
             self._log.warning("%s", text)
 
 
@@ -77,14 +77,14 @@ class Keys:
         self._seen: Stamp = ()  # so read again at the first request
 
     def accept(self, key: str) -> bool:
-        """In a time that tells nothing of the keys. Nobody, while the file cannot be read."""
+        """Takes the same time for every key. While the file cannot be read, none is accepted."""
         try:
             stamp = self._stamp()
             if stamp != self._seen:
                 self._hashes = list(read_keys(self.path))
                 self._seen = stamp
         except (OSError, EdgetuneError) as error:
-            log.warning(f"nobody is let in: {error}")
+            log.warning(f"every key is refused: {error}")
             return False
         shown = hash_of(key)
         return sum(hmac.compare_digest(shown, known) for known in self._hashes) > 0
@@ -143,7 +143,7 @@ class Guard:
         self._check_key(scope["path"], headers.get("authorization", ""))
 
     def body(self, scope: Scope, receive: Receive) -> Body:
-        """Raises HTTPException where it is too large, or too much is at work."""
+        """Raises HTTPException where it is too large, or too much is in progress."""
         upload = scope["path"] == UPLOADS
         limit = (self.config.max_upload << 20) + _FORM if upload else self.config.max_body << 10
         length = Headers(scope=scope).get("content-length", "").strip()
@@ -176,7 +176,7 @@ class Guard:
 
 
 async def _answer(refused: HTTPException, send: Send) -> None:
-    """Says no, and closes: what is left of the body is not read."""
+    """Send the error and close: the rest of the body is not read."""
     code = getattr(refused, "code", None) or CODES.get(refused.status_code)
     body = json.dumps(error_body(refused.status_code, refused.detail, code=code)).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}

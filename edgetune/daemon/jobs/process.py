@@ -1,4 +1,4 @@
-"""A job's process as its parent has it: what it says comes as dicts, what it is told does not block."""
+"""A job's process seen from its parent: events come as dicts, sending a command does not block."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from ...python_child import child
 from . import worker
 
-PATIENCE = 60.0  # seconds that saving may take before it is killed
+STOP_SECONDS = 60.0  # that saving may take before the process is killed
 
 
 class WorkerProcess:
-    """Starts worker.py with a task. To be used, and ended, by the thread that makes it: the kernel ends the process
-    with that thread. `tell`, `stop` and `kill` are for any thread.
+    """Starts worker.py with a task. It is for the thread that makes it, which also has to wait for it: the kernel ends
+    the process with that thread. `send`, `stop` and `kill` are for any thread.
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ class WorkerProcess:
                                          stdout=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
         self._lock = threading.Lock()
-        self._killer = threading.Timer(PATIENCE, self.kill)
+        self._killer = threading.Timer(STOP_SECONDS, self.kill)
         self._killer.daemon = True
         assert self._process.stdin
         self._stdin = self._process.stdin.fileno()
@@ -41,19 +41,19 @@ class WorkerProcess:
             with suppress(ValueError):  # a last line that was cut off
                 yield json.loads(line)
 
-    def tell(self, word: str) -> None:
-        """busy, free or stop; one that does not arrive, because it is not read, is no loss."""
+    def send(self, command: str) -> None:
+        """busy, free or stop. One that is not read, and so does not arrive, is not needed either."""
         with self._lock, suppress(OSError):
-            os.write(self._stdin, word.encode() + b"\n")
+            os.write(self._stdin, command.encode() + b"\n")
 
     def stop(self) -> None:
-        """Let it save and end; after PATIENCE it is killed."""
-        with suppress(RuntimeError):  # it was told before
+        """Let it save and end; after STOP_SECONDS it is killed."""
+        with suppress(RuntimeError):  # it was started before
             self._killer.start()
-        self.tell("stop")
+        self.send("stop")
 
     def kill(self) -> None:
-        """At once: what it has saved is whole."""
+        """At once: what it has saved is complete."""
         with self._lock:
             if self._process.returncode is None:
                 self._process.kill()

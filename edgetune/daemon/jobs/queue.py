@@ -73,11 +73,11 @@ class Queue:
         self._process: WorkerProcess | None = None
         self._progress: JobProgress | None = None
         self._deaths: tuple[str, int] = ("", 0)  # of one job's processes, with no step between
-        self._telling = threading.Lock()
+        self._sending = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
     def start(self) -> None:
-        self.batcher.on_busy = self._tell
+        self.batcher.on_busy = self._send_busy
         self._thread.start()
 
     def stop(self) -> None:
@@ -95,11 +95,11 @@ class Queue:
         elif self._process:
             self._process.stop()
 
-    def _tell(self, *_busy: bool) -> None:
-        """The process learns whether somebody is being answered."""
-        with self._telling:  # so that the last word is the true one
+    def _send_busy(self, *_busy: bool) -> None:
+        """Tell the process whether a request is being answered."""
+        with self._sending:  # so that the last word is the true one
             if process := self._process:
-                process.tell("busy" if self.batcher.busy else "free")
+                process.send("busy" if self.batcher.busy else "free")
 
     @property
     def pid(self) -> int | None:
@@ -180,7 +180,7 @@ class Queue:
                                started_at=job.started_at or now())
                 self._process = WorkerProcess(task)
         if self._process:
-            self._tell()
+            self._send_busy()
             against = task["serving"] and task["serving"]["id"]
             self._conclude(job, against, *self._listen(self._process))
         elif status in ENDED:

@@ -39,7 +39,7 @@ def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, An
 
 
 def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
-    """What `method_of` gave, as the objective and what is asked of training beside it. Raises UsageError."""
+    """The objective of a result of `method_of`, and the options of training beside it. Raises UsageError."""
     kind = _by_method()[method["type"]]
     asked = dict(method[method["type"]]["hyperparameters"])
     own: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
-    """A whole number may stand for a float; nothing else may stand for another."""
+    """An integer is accepted for a float; otherwise the type must be the same."""
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not kind:
@@ -91,8 +91,8 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 
 
 class CheckedRows:
-    """Rows that a client gave, to go through as often as needed. Raises DataError, with its number, for a row that
-    `parser` cannot learn from, if there is one, or that the gate cannot judge by, if it may have to.
+    """Rows of a client, to iterate over as often as needed. Raises DataError, with its number, for a row that `parser`
+    (None: not asked) cannot learn from, or, with `judges`, that the gate cannot judge by.
     """
 
     def __init__(self, rows: Iterable[Row], parser: RowParser | None, judges: bool) -> None:
@@ -124,10 +124,10 @@ def check_judgeable(row: Row) -> None:
 def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
            established: int = 0) -> dict[str, dict[str, Any]]:
     """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
-    gate asks MOST at most. A row that is held out is never learned, also where both name it. established: how many rows
+    gate asks MOST at most. A row that is held out is never learned, even if it is in both. established: how many rows
     of `held`, its first ones, are of earlier rounds.
 
-    Both are gone through twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
+    Both are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
     nothing to judge by.
     """
     if held is None:

@@ -169,9 +169,12 @@ class Worker:
             if old:
                 served.load_adapter(old["path"], "old")
             served.load_adapter(self.out, "new")
-            verdict = gate.judge(served, rows, "old" if old else None, "new", self.task["canary"],
-                                 established=established, system=self.config.system or None,
-                                 max_length=self.config.max_length, known=old["scores"] if old else None)
+            exam = gate.Exam(rows, self.task["canary"], established, self.config.system or None,
+                             self.config.max_length)
+            if old:
+                verdict = gate.judge(served, exam, "old", "new", old["scores"])
+            else:
+                verdict = gate.judge(served, exam, None, "new")
         return {**verdict.to_json(), "against": old["id"] if old else None}
 
 

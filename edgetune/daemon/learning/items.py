@@ -18,7 +18,7 @@ HEADING = "id, created_at, rating, state, held, job, row IS NOT NULL AS learns" 
 @dataclass(frozen=True)
 class Heading:
     """A piece of feedback without its row, which may be large. learns: whether there is something to learn. held: it
-    judges and is not learned. state: of the row, as in feedback.py; counted: there is none.
+    judges and is not learned. state: of the row, as in feedback.py; counted: it has none.
     """
 
     id: str
@@ -45,8 +45,8 @@ class Heading:
 
 @dataclass(frozen=True)
 class FeedbackItem:
-    """A piece of feedback. row: what there is to learn, None where nothing is. held: it judges and is not learned.
-    state: of the row, as in feedback.py; counted: there is none. question: digest of what was asked. reason: what
+    """A piece of feedback. row: what to learn, or None. held: it judges and is not learned.
+    state: of the row, as in feedback.py; counted: it has none. question: digest of what was asked. reason: what
     becomes of it, one sentence.
     """
 

@@ -1,4 +1,4 @@
-"""Learning from use: when enough feedback has arrived and it disturbs nobody, a job begins without being asked for.
+"""Learning from use: when enough feedback has arrived and no request is disturbed, a job begins by itself.
 
 A job trains from the base, in the order of curriculum.py.
 """
@@ -35,7 +35,7 @@ RETRY_SECONDS = 60.0  # after the disk refused, or something broke
 
 @dataclass(frozen=True)
 class Clocks:
-    """local: the time of day, for hours. monotonic: seconds, for how long nobody asked."""
+    """local: the time of day, for hours. monotonic: seconds, for how long the daemon was idle."""
 
     local: Callable[[], time.struct_time] = time.localtime
     monotonic: Callable[[], float] = time.monotonic

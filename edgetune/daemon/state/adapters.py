@@ -1,4 +1,4 @@
-"""Every adapter that the daemon keeps, which one is in service, and the way back.
+"""The adapters that the daemon keeps, which one is in service, and how to roll back.
 
 An adapter is never changed after it is written: promoting and rolling back only say which one answers from now on. A
 request that is being answered ends on the adapter that it began with.
@@ -31,7 +31,7 @@ from .shelf import Shelf
 log = logging.getLogger("edgetune.daemon")
 FOLDER = "adapters"
 NAMES = r"[0-9a-f]{8}"
-RECORD = "daemon.json"  # in an adapter's folder: what its row says, for the day when the database is lost
+RECORD = "daemon.json"  # in an adapter's folder: a copy of its row, for when the database is lost
 LATEST = ":latest"
 SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
             id IS (SELECT adapter FROM service ORDER BY seq DESC LIMIT 1) AS serving FROM adapters"""
@@ -113,7 +113,7 @@ class Adapters:
             raise FormatError(f"{path} is a link", "remove it")
         return path
 
-    # ---- what there is ------------------------------------------------------------------------------------------
+    # ---- looking up ---------------------------------------------------------------------------------------------
 
     def ids(self) -> Sequence[str]:
         """Of those that can answer, the newest first."""
@@ -146,12 +146,12 @@ class Adapters:
         return self._place(self.get(id).folder)
 
     def of_job(self, job: str) -> Adapter | None:
-        """The one that a job has made."""
+        """The one that a job made."""
         rows = self.store.read("SELECT id FROM adapters WHERE job = ?", job)
         return self.get(rows[0]["id"]) if rows else None
 
     def reasons(self) -> Sequence[str]:
-        """Why it is not all right, a sentence each."""
+        """Why the daemon is degraded, a sentence each."""
         return [*self.damaged.values(), *([self._missing] if self._missing else [])]
 
     # ---- which one answers --------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Adapters:
         found = self.store.newest("service", lambda columns: from_json(_Switch, columns, "the row"), 2**62, limit)
         return [{"at": switch.at, "adapter": switch.adapter, "cause": switch.cause} for switch in found]
 
-    # ---- what changes -------------------------------------------------------------------------------------------
+    # ---- changing -----------------------------------------------------------------------------------------------
 
     def add(self, job: str, run_folder: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
         """Keep the adapter of a finished run, as a candidate. The second time for a job it returns the first's."""
@@ -301,13 +301,13 @@ class Adapters:
         back = set(self._before()[-1:])
         others = [found.id for found in self.list() if found.state != "serving"]
         for id in sorted(others, key=lambda id: id not in back)[self.keep:]:
-            with suppress(NotFoundError, UsageError):  # somebody was quicker
+            with suppress(NotFoundError, UsageError):  # deleted or promoted meanwhile
                 self.delete(id)
 
     def _before(self) -> Sequence[str | None]:
         """What a rollback leads to, the last first to go: what was promoted, less what was rolled back.
 
-        An adapter that is in service again stands where it stood before.
+        An adapter that is in service again takes its earlier place.
         """
         known = {None, *self.ids()}
         stack: list[str | None] = [None]

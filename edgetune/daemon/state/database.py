@@ -1,4 +1,4 @@
-"""What the daemon must not forget: SQLite in WAL mode, in STATE/state.db.
+"""The daemon's database: SQLite in WAL mode, in STATE/state.db.
 
 A transaction that was committed survives a power cut (synchronous = FULL). Files and adapters are stored beside it, in
 folders of the state, see shelf.py.
@@ -45,7 +45,7 @@ CREATE TABLE jobs (
     config TEXT NOT NULL,           -- JSON of TrainConfig
     trained_tokens INTEGER, result TEXT, -- adapter
     error TEXT,                     -- JSON {code, message, param}
-    verdict TEXT);                  -- JSON: what the gate said of its adapter, without the scores of rows
+    verdict TEXT);                  -- JSON: the gate's verdict on its adapter, without the scores of rows
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     job TEXT NOT NULL REFERENCES jobs(id), created_at INTEGER NOT NULL,
@@ -68,7 +68,7 @@ CREATE TABLE service (              -- what answers since when: the last line ho
 CREATE TABLE feedback (
     id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
     rating TEXT, model TEXT NOT NULL,
-    row TEXT,                       -- JSON of a row to learn from; null where there is none
+    row TEXT,                       -- JSON of a row to learn from, or null
     held INTEGER NOT NULL,          -- 1: never trained on, the gate asks it
     state TEXT NOT NULL,            -- as feedback.State
     job TEXT,                       -- the last one that used it
@@ -142,8 +142,8 @@ class Store:
                 _execute_all(db, UPGRADES[version])
                 version += 1
         except sqlite3.OperationalError as error:
-            if isinstance(told := self._told(error), EdgetuneError):
-                raise told from None
+            if isinstance(known := self._as_known(error), EdgetuneError):
+                raise known from None
             raise FormatError(f"{self.path} is not what its version {version} says: {error}",
                               "restore it, or begin with another state folder") from None
         if version != VERSION:
@@ -181,7 +181,7 @@ class Store:
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
                 db.execute(f"PRAGMA {pragma}")
         except sqlite3.Error as error:
-            raise self._told(error) from None
+            raise self._as_known(error) from None
         return db
 
     def lost(self) -> DiskError | None:
@@ -199,7 +199,7 @@ class Store:
             try:
                 return db.execute(sql, values).fetchall()
             except sqlite3.Error as error:
-                raise self._told(error) from None
+                raise self._as_known(error) from None
             except UnicodeEncodeError:
                 raise UsageError("a value holds half a surrogate pair, which is no character",
                                  "send whole ones") from None
@@ -215,9 +215,9 @@ class Store:
                 yield db
                 db.execute("COMMIT")
             except sqlite3.Error as error:
-                told = self._told(error)
-                self._refusal = told if isinstance(told, DiskError) else None
-                raise told from None
+                known = self._as_known(error)
+                self._refusal = known if isinstance(known, DiskError) else None
+                raise known from None
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -225,27 +225,27 @@ class Store:
         if lost := self.lost():
             raise lost
 
-    def _told(self, error: sqlite3.Error) -> Exception:
-        """The sentence for what a user or a disk did; a mistake of ours stays what it is. By SQLite's own words, as
-        Python 3.10 does not tell its codes.
+    def _as_known(self, error: sqlite3.Error) -> Exception:
+        """The EdgetuneError for what a user or a disk did; a programming error is returned unchanged. Known by SQLite's
+        message, as Python 3.10 does not give its codes.
         """
-        said = str(error)
-        if "disk is full" in said:
-            return DiskFullError(f"cannot write {self.path}: {said}", "make room, or choose another state folder")
-        if "readonly" in said or "disk I/O" in said or "unable to open" in said:
-            return DiskError(f"cannot use {self.path}: {said}", "look at the disk and the folder's rights, or choose "
-                             "another state folder")
-        if "locked" in said:
-            return TooMuchError(f"another program holds {self.path}: {said}", "end it, or try again")
-        if "malformed" in said or "not a database" in said:
-            return FormatError(f"{self.path} is damaged: {said}", "restore it, or begin with another state folder")
+        message = str(error)
+        if "disk is full" in message:
+            return DiskFullError(f"cannot write {self.path}: {message}", "make room, or choose another state folder")
+        if "readonly" in message or "disk I/O" in message or "unable to open" in message:
+            return DiskError(f"cannot use {self.path}: {message}",
+                             "look at the disk and the folder's rights, or choose another state folder")
+        if "locked" in message:
+            return TooMuchError(f"another program holds {self.path}: {message}", "end it, or try again")
+        if "malformed" in message or "not a database" in message:
+            return FormatError(f"{self.path} is damaged: {message}", "restore it, or begin with another state folder")
         return error
 
     # ---- rows as objects ----------------------------------------------------------------------------------------
 
     def objects(self, table: str, rows: Iterable[sqlite3.Row], read: Callable[[dict[str, Any]], T],
                 whole: bool = True) -> list[T]:
-        """What `read` makes of each row's columns. A row that it cannot read is left out, and told in `damaged`, until
+        """What `read` makes of each row's columns. A row that it cannot read is left out, and named in `damaged`, until
         the `whole` of it is read without error.
         """
         found: list[T] = []
@@ -264,8 +264,8 @@ class Store:
 
     def newest(self, table: str, read: Callable[[dict[str, Any]], T], below: int, limit: int, where: str = "1",
                *values: Any, columns: str = "*") -> list[T]:
-        """At most `limit` objects of rows below a rowid, the newest first, as many as there are of those that can be
-        read. columns: what `read` needs of a row; the first of them names it in `damaged`.
+        """At most `limit` objects of rows below a rowid, the newest first, of those that can be read. columns: what
+        `read` needs of a row; the first of them names it in `damaged`.
         """
         found: list[T] = []
         while len(found) < limit:
@@ -279,7 +279,7 @@ class Store:
 
     def one(self, table: str, rows: list[sqlite3.Row], read: Callable[[dict[str, Any]], T],
             unknown: NotFoundError) -> T:
-        """The object of the row that was found. Raises `unknown` where there is none, NotFoundError for a damaged one.
+        """The object of the row that was found. Raises `unknown` without a row, NotFoundError for a damaged one.
         """
         if not rows:
             raise unknown
@@ -300,10 +300,10 @@ class Store:
         raise NotFoundError(f"there is no {id!r:.80} after which to continue",
                             "give the id of the last one that you got")
 
-    # ---- how it is ----------------------------------------------------------------------------------------------
+    # ---- health -------------------------------------------------------------------------------------------------
 
     def reasons(self) -> list[str]:
-        """Why it is not all right, a sentence each."""
+        """Why the daemon is degraded, a sentence each."""
         found = list(self.damaged.values())
         if lost := self.lost():
             found.append(str(lost))
@@ -314,7 +314,7 @@ class Store:
         return found
 
     def _still_refused(self) -> EdgetuneError | None:
-        """The last write's error, unless the disk takes something now."""
+        """The last write's error, unless the disk accepts a write now."""
         if self._refusal and time.monotonic() >= self._probe_at:
             self._probe_at = time.monotonic() + PROBE_SECONDS
             with suppress(EdgetuneError), self.write() as db:
@@ -355,7 +355,7 @@ def _columns_wanted() -> set[tuple[str, str]]:
 
 
 def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
-    """(table, column) of all that there are."""
+    """(table, column) of all tables."""
     tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
     return {(table, row[1]) for table in tables for row in db.execute(f"PRAGMA table_info({table})").fetchall()}
 

@@ -1,6 +1,6 @@
 """Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on.
 
-What a client calls a file is shown and never opened: on disk it has the name that we gave it.
+The name that a client gives a file is shown and never opened: on disk it has another.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Files:
         self._shelf.tidy({_name(row["id"]) for row in store.read("SELECT id FROM files")})
 
     def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
-        """Take a file of JSON Lines in as it comes. Nothing of it remains unless all is well.
+        """Take a file of JSON Lines in as it comes. After an error nothing of it remains.
 
         Raises DataError for a line that is no row, with its number; TooLargeError for more bytes or rows than options
         allow, or a longer line; UsageError for another purpose; DiskError.
@@ -100,7 +100,7 @@ class Files:
         self.store.forget("files", id)
 
     def content(self, id: str) -> Path:
-        """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes somebody removed."""
+        """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes were removed."""
         path = self.path(self.get(id).id)
         if path.is_symlink() or not path.is_file():
             raise NotFoundError(f"the bytes of the file {id} are gone from {self.folder}",
@@ -193,7 +193,7 @@ class _Check:
 
 
 def _parsers() -> list[RowParser]:
-    """Of all objectives; that of supervised rows first, whose sentence is told where none can read a row."""
+    """Of all objectives; that of supervised rows first, whose error is reported where none can read a row."""
     others = [objective.rows for objective in objectives().values() if objective.rows is not supervised_rows]
     return [supervised_rows, *others]
 
@@ -211,7 +211,7 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 class Rows:
-    """Those of a file that was accepted, to go through as often as needed."""
+    """The rows of an accepted file, to iterate over as often as needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -229,5 +229,5 @@ def digest(row: Row) -> str:
 
 
 def printable(name: str) -> str:
-    """A client's word for something, for people to read."""
+    """A name from a client, safe to show."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:NAME_LENGTH])

@@ -1,6 +1,6 @@
 """Which rows judge and are never learned: one in five, by a digest under a key that only this daemon has.
 
-Whoever sends rows cannot compute on which side they will be, so nobody can choose what the gate asks.
+A client that sends rows cannot compute which of them are held out, so it cannot choose what the gate asks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Holdout:
         return hmac.new(self.key, name.encode(), hashlib.sha256).hexdigest()
 
     def holds(self, name: str) -> bool:
-        """Whether it is held out, where it is looked at alone."""
+        """Whether it is held out, by itself."""
         return self.rank(name) < EDGE
 
     def lowest(self, names: Iterable[str], count: int) -> set[str]:
@@ -43,9 +43,9 @@ class Holdout:
         return set(sorted(set(names), key=self.rank)[:count])
 
     def divide(self, names: Iterable[str]) -> set[str]:
-        """Those of a whole data set that are held out: as `holds` says, but LEAST or more, and half of them at most.
+        """Those of a whole data set that are held out: as by `holds`, but LEAST or more, and half of them at most.
 
-        Raises DataError where there are fewer than two names.
+        Raises DataError for fewer than two names.
         """
         ranked = sorted((self.rank(name), name) for name in set(names))
         if len(ranked) < 2:

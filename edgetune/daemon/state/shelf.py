@@ -1,8 +1,8 @@
-"""A folder of the state whose files (or folders) rows of the database name: what is whole, cut off, or lost its row.
+"""A folder of the state whose files (or folders) rows of the database name: what is complete, cut off, or lost its row.
 
-A thing is called NAME.tmp from before its row is written until after that, and again while its row is deleted. So what
-a kill left half done is known by its name. All else that no row names had one once: the database was lost, or restored
-from an earlier day. Such things are never removed; they are set aside in STATE/lost, for a person to decide.
+An entry is called NAME.tmp from before its row is written until after that, and again while its row is deleted, which
+marks what a kill left half done. Any other entry without a row had one once: the database was lost, or restored from an
+earlier copy. Such entries are never removed; they are set aside in STATE/lost, for a person to decide.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _HALF = re.compile(r"(\.\d+)?\.tmp$")
 
 
 class Shelf:
-    """STATE/`kind`, made if it does not exist. names: a pattern of its things' names; whatever is called otherwise (a
-    system's own folders, for instance), and every link, is left alone.
+    """STATE/`kind`, made if it does not exist. names: a pattern of its entries' names; what has another name (a
+    folder of the file system, for instance), and every link, is not touched.
     """
 
     def __init__(self, state: Path, kind: str, names: str) -> None:
@@ -34,7 +34,7 @@ class Shelf:
         disk.private_folder(self.folder)
 
     def path(self, name: str) -> Path:
-        """Where the thing is. Raises FormatError for what is not one of its names, whoever wrote it."""
+        """Of an entry. Raises FormatError for what does not match `names`, even if the database holds it."""
         if not self._names.fullmatch(name):
             raise FormatError(f"{name!r:.80} is not a name in {self.folder}", "restore the database from a copy")
         return self.folder / name
@@ -80,7 +80,7 @@ class Shelf:
             raise
 
     def settle(self, name: str) -> None:
-        """Its row is written: give the thing its name. Where that fails, the next start does it. Raises DiskError."""
+        """Its row is written: give the entry its name. Where that fails, the next start does it. Raises DiskError."""
         try:
             self._half(name).rename(self.path(name))
             disk.sync(self.folder)
@@ -88,8 +88,8 @@ class Shelf:
             raise disk.cannot_write(self.path(name), error) from None
 
     def remove(self, name: str, delete_row: Callable[[], None]) -> None:
-        """Delete a row, then the thing; on a full disk the thing goes first, to make room for the deletion. Where the
-        row names what is not ours, nothing else is removed.
+        """Delete a row, then the entry; on a full disk the entry first, to make room for the deletion. Where the row
+        names something else, only the row is deleted.
         """
         if not self._names.fullmatch(name):
             delete_row()
@@ -119,7 +119,7 @@ class Shelf:
 
 
 def lost_things(state: Path) -> dict[str, int]:
-    """How many things of each kind are set aside."""
+    """How many entries of each kind are set aside."""
     kinds = sorted(path for path in (state / LOST).glob("*") if path.is_dir())
     counts = {path.name: sum(1 for _ in path.iterdir()) for path in kinds}
     return {kind: count for kind, count in counts.items() if count}
