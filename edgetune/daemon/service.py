@@ -157,7 +157,7 @@ class Service:
     def health(self) -> dict[str, Any]:
         """{"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
         paused = [reason for reason in (self.jobs.paused_reason, self.learner.paused_reason) if reason]
-        reasons = [*paused, *self.store.reasons(), *self.adapters.reasons()]
+        reasons = [*paused, *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
         if lost := lost_things(self.store.folder):
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "

@@ -18,6 +18,7 @@ from daemons import PATIENCE, daemon
 from services import ROWS, SMALL, contents, open_service, upload
 
 from edgetune.daemon.service import Service
+from edgetune.daemon.state.holdout import KEY, KEY_BYTES
 from edgetune.errors import FormatError, NotFoundError
 
 CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
@@ -230,6 +231,20 @@ def test_the_adapter_before_answers_where_the_one_in_service_is_gone(
         assert health["status"] == "degraded"
         told = f"{adapters[0].id}, which was in service, cannot be loaded: {adapters[1].id} answers instead"
         assert told in " ".join(health["reasons"])
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 31, b"x" * 33])
+def test_a_damaged_key_of_what_is_held_out_is_kept_and_told(folder: Path, damage: bytes) -> None:
+    key = folder / "state" / KEY
+    key.write_bytes(damage)
+    with open_service(folder) as service:
+        reason, = service.health()["reasons"]
+        assert "holdout.key was damaged and is kept as" in reason
+        kept = folder / "state" / f"{KEY}.damaged"
+        assert kept.read_bytes() == damage
+        assert len(key.read_bytes()) == KEY_BYTES
+        kept.unlink()
+        assert service.health() == {"status": "ok", "reasons": []}
 
 
 # ---- a row that cannot be read --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 from bisect import bisect
@@ -16,7 +17,9 @@ from pathlib import Path
 from ... import disk
 from ...errors import DataError, DiskError
 
+log = logging.getLogger("edgetune.daemon")
 KEY = "holdout.key"  # in the folder of the state
+DAMAGED = "holdout.key.damaged"  # beside it: what it was, where it could not be a key
 KEY_BYTES = 32
 SHARE = 5  # one in five is held out
 LEAST = 4  # rows that judge: fewer tell little
@@ -25,10 +28,20 @@ EDGE = f"{2**256 // SHARE:064x}"  # ranks below it are held out
 
 
 class Holdout:
-    """key: of the digests; another key holds out other rows. Names are digests of what is held out as one."""
+    """key: of the digests; another key holds out other rows. damaged: where an earlier key is kept that was none. Names
+    are digests of what is held out as one.
+    """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, damaged: Path | None = None) -> None:
         self.key = key
+        self.damaged = damaged
+
+    def reasons(self) -> list[str]:
+        """Why it is not all right, a sentence each."""
+        if self.damaged is None or not self.damaged.exists():
+            return []
+        return [f"{KEY} was damaged and is kept as {self.damaged}; under the new key rows may judge that were learned; "
+                "restore the old one from a copy, or remove the damaged one"]
 
     def rank(self, name: str) -> str:
         """64 hexadecimal digits, evenly distributed."""
@@ -68,16 +81,22 @@ class Holdout:
 
 
 def open_holdout(folder: Path) -> Holdout:
-    """With the key that is stored in `folder`. A key that is missing or damaged is made anew. Raises DiskError."""
+    """With the key that is stored in `folder`. A key that is missing or damaged is made anew, and the damaged one kept.
+    Raises DiskError.
+    """
     path = folder / KEY
+    damaged = folder / DAMAGED
     try:
         key = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise DiskError(f"cannot read {path}: {error.strerror}", "make it readable, or remove it") from None
     if len(key) != KEY_BYTES:
+        if path.exists():
+            path.replace(damaged)
+            log.warning("%s", *Holdout(key, damaged).reasons())
         key = secrets.token_bytes(KEY_BYTES)
         with disk.replaced(path) as beside:
             handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(key)
-    return Holdout(key)
+    return Holdout(key, damaged)
