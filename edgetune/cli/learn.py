@@ -54,7 +54,7 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     continues.
     """
     from ..console import TrainProgress
-    from ..training import run as train
+    from ..training.run import run
     governor = governor_of(policy_file, options)
     objective = take_objective(options)
     config = TrainConfig(**options).check()
@@ -63,8 +63,8 @@ def train_command(model: Path, data: Path, folder: Path, held_out: Path | None, 
     bundle, rows, held = load_for_training(model, data, held_out, config, out if not as_json else None,
                                            objective)
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
-        record = train.run(bundle, rows, folder, config, held_out=held, resume=resume, allow_changed=allow_changed,
-                           on_event=progress.event, should_stop=should_stop, governor=governor, objective=objective)
+        record = run(bundle, rows, folder, config, held_out=held, resume=resume, allow_changed=allow_changed,
+                     on_event=progress.event, should_stop=should_stop, governor=governor, objective=objective)
     show(as_json, {"out": str(folder), **record}, *train_summary(folder, model, record))
 
 

@@ -92,7 +92,7 @@ def test_rank_outside_the_width_is_refused(rank: int) -> None:
         init_pairs({"x": (8, 64), "y": (8, 32)}, rank, 1.0, seed=0)
 
 
-def test_scale() -> None:
+def test_scale_is_alpha_over_rank_or_its_root() -> None:
     assert scale_of(16, 8) == 2.0
     assert scale_of(16, 16, rslora=True) == 4.0
     assert tuple(TARGETS) == config.TARGETS
@@ -132,7 +132,7 @@ def test_llama_cpp_scales_every_rank_rightly(
         assert np.array_equal(pair.a, wanted.a)
 
 
-def test_f16(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_an_adapter_is_stored_in_f16(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
     save_gguf(tmp_path / "a.gguf", pairs, base, format="F16")
     assert {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors} == {"F16"}
     back = adapter.load_gguf(tmp_path / "a.gguf")
@@ -163,7 +163,7 @@ def test_adapters_of_llama_cpps_converter(base: Gguf, pairs: Lora, tmp_path: Pat
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
-def test_folder(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_a_folder_is_written_whole_and_opened(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
     save_adapter(tmp_path / "runs" / "first", pairs, base, {"options": {"rank": 4}})
     assert sorted(p.name for p in (tmp_path / "runs").rglob("*")) == ["adapter.gguf", "first", "run.json"]
     for path in (tmp_path / "runs" / "first", tmp_path / "runs" / "first" / "adapter.gguf"):
@@ -192,7 +192,7 @@ def test_a_bundles_model_is_called_by_the_bundles_name(base: Gguf, pairs: Lora, 
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_another_base(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
     save_gguf(tmp_path / "a.gguf", pairs, base)
     other = open_gguf(tiny.write_tiny(tmp_path / "other.gguf", seed=5))
     with pytest.raises(MismatchError, match=r"was trained on llama.gguf \(sha256:.*\), not on .*other.gguf \(sha256:"):
@@ -243,7 +243,8 @@ def test_not_an_adapter(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
         (lambda t: t.clear(), FormatError),
     ],
 )  # fmt: skip
-def test_other_tensors(change: object, error: type[Exception], base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_tensors_that_are_no_pairs_are_refused(change: object, error: type[Exception], base: Gguf, pairs: Lora,
+                                               tmp_path: Path) -> None:
     save_gguf(tmp_path / "a.gguf", pairs, base)
     tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     change(tensors)

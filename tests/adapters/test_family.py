@@ -24,8 +24,8 @@ from edgetune.evaluation.native import native_loss
 from edgetune.formats.bundle import Bundle
 from edgetune.options import option
 from edgetune.training import checkpoint
-from edgetune.training import run as train
 from edgetune.training.config import TrainConfig
+from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
 OPTIONS: dict[str, Any] = {"batch_size": 3, "max_length": 24, "precision": "exact", "threads": 2, "lr": 0.05}
@@ -142,7 +142,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path)
     config = TrainConfig(steps=6, optimizer_state="float", **OPTIONS)
 
     def go(out: Path, resume: bool = False, stop: Callable[[], bool] = lambda: False, width: int = 6) -> None:
-        train.run(bundle, rows, out, config, family=Scales(width), resume=resume, should_stop=stop)
+        run(bundle, rows, out, config, family=Scales(width), resume=resume, should_stop=stop)
 
     go(tmp_path / "whole")
     calls = iter(range(10**6))

@@ -70,7 +70,8 @@ SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
     + [(family, EVERY, [2, 3, 8], [0.5, 2.0]) for family in FAMILIES]
     + [("llama", SOME, [4], [2.0]), ("llama", SOME, [2, 5], [1.0, 3.0]), ("gemma3", SOME, [4], [2.0])],
 )
-def test_export(family: str, names: list[str], ranks: list[int], scales: list[float], tmp_path: Path) -> None:
+def test_export_gives_peft_the_same_logits(family: str, names: list[str], ranks: list[int], scales: list[float],
+                                           tmp_path: Path) -> None:
     path, model = make_family(family, tmp_path)
     base = open_gguf(path)
     pairs = random_pairs(base, names, ranks, scales)
@@ -130,7 +131,7 @@ def test_the_base_is_named_as_the_gguf_does(keys: dict[str, str], name: str, tmp
         },
     ],
 )  # fmt: skip
-def test_import(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_import_gives_the_logits_of_peft(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     path, model = make_family(family, tmp_path)
     tuned = trained_by_peft(model, tmp_path / "peft", **options)
     truth = hf_logits(tuned, TOKENS)
@@ -242,7 +243,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t: t.clear(), FormatError, "no tensors"),
     ],
 )  # fmt: skip
-def test_other_tensors(
+def test_tensors_that_are_no_pairs_are_refused(
     change: Callable[[dict[str, np.ndarray]], None], error: type[Exception], message: str, llama: Gguf, folder: Path
 ) -> None:
     tensors = read_safetensors(folder / "adapter_model.safetensors")

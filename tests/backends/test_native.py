@@ -27,7 +27,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random bytes with finite scales of all sizes, subnormal ones too, and what they stand for."""
+    """Random bytes with finite scales of all sizes, subnormal ones too, and their values."""
     rng = np.random.default_rng(seed)
     _, block, size = ggml_type(fmt)
     if fmt == "F32":
@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
     "moments differ": (lambda c: c.adamw(f32(3), f32(3), f32(2), f32(3), 1, 0.9, 0.9, 1e-8, 0, 1), "m", VALUE),
     "moments are short": (lambda c: adamw8(c, np.zeros(520, np.uint8)), "moments has 520 bytes, expected 1040", VALUE),
     "moments are floats": (lambda c: adamw8(c, f32(260)), "moments must be uint8", VALUE),
-    "moments lie askew": (lambda c: adamw8(c, np.zeros(1041, np.uint8)[1:]), "moments must be uint8 where", VALUE),
+    "moments are misaligned": (lambda c: adamw8(c, np.zeros(1041, np.uint8)[1:]), "moments must be uint8 where", VALUE),
     "nothing to sum": (lambda c: c.sum_squares(f32(0)), "x", VALUE),
 }  # fmt: skip
 

@@ -107,4 +107,3 @@ def test_products_are_in_the_numbers_that_they_are_said_to_be(isa: str, precisio
     step = 256.75 / 127
     want = {"float": (255, 256.75), "bf16": (255, 256), "int8": (round(255 / step) * step, 256.75)}
     assert out[0] == pytest.approx(want[ops.products(precision).split()[0]], rel=1e-6)
-    assert len({np.float32(value[0] + value[1]) for value in want.values()}) == 3

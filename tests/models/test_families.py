@@ -46,7 +46,7 @@ def test_llama_cpp_agrees_with_transformers(name: str, rope: str, tmp_path: Path
         ("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64}),
     ],
 )
-def test_variants(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
+def test_llama_cpp_agrees_on_every_variant(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
     check(*make_family(name, tmp_path, **overrides))
 
 

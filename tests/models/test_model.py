@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
-def test_families(name: str, rope: str, kept: int, tmp_path: Path) -> None:
+def test_gradients_equal_autograd_in_every_family(name: str, rope: str, kept: int, tmp_path: Path) -> None:
     check(make_case(name, tmp_path, rope=rope, kept=kept))
 
 
@@ -48,7 +48,7 @@ def test_families(name: str, rope: str, kept: int, tmp_path: Path) -> None:
         ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
     ],
 )
-def test_variants(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
+def test_gradients_equal_autograd_in_every_variant(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
     check(make_case(name, tmp_path, **overrides))
 
 
@@ -136,7 +136,7 @@ def test_quantized(format: str, tmp_path: Path) -> None:
 
 
 def test_packing_equals_documents_alone(tmp_path: Path) -> None:
-    """A packed batch gives the logits of each document by itself, and its gradients add up."""
+    """A packed batch gives the logits of each document alone, and its gradients add up."""
     case = make_case("gemma3", tmp_path)
     whole = case.decoder.logits(case.batch)
     train_once(case)

@@ -66,7 +66,7 @@ def values(stream, part, n=3):
     return {name: stream.weights[name].data.copy() for name in stream.weights if part_of(name, n) == part}
 
 
-def test_sizes(gguf):
+def test_sizes_are_the_bytes_of_the_tensors(gguf):
     block = 2 * (2 * 512 * 64 + 2 * 512 * 32 + 3 * 512 * 512) + 2 * 512 * 4
     assert sizes(gguf.tensors.values(), 3) == Sizes((block,) * 3, 2 * 800 * 512, 2 * 800 * 512, 1024)
 
@@ -89,7 +89,7 @@ def test_what_is_in_memory_and_read_by_hand():
     assert large.in_memory(1, 256) == 2 * MIB + 256 * around + 3 * PAGE
 
 
-def test_only_the_part_at_hand_is_in_memory(gguf):
+def test_only_the_part_in_use_is_in_memory(gguf):
     gguf.release()
     stream = Stream(gguf, 3, Cpu(1), streamed=3)
     for part, then in ((EMBEDDING, 0), (0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0), (0, None)):

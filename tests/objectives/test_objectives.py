@@ -31,9 +31,9 @@ from edgetune.objectives import base
 from edgetune.objectives.base import Objective, make_objective, objectives, read_objective, register
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
-from edgetune.training import run as train
 from edgetune.training.config import TrainConfig
 from edgetune.training.passes import Reference, learn, measure
+from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
@@ -77,7 +77,7 @@ def pairs_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch
 def autograd(
     case: Case, loss_of: Loss, peft: PeftModel | None = None
 ) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The loss and its gradients by transformers, PEFT and autograd, each document in a pass of its own."""
+    """The loss and its gradients by transformers, PEFT and autograd, each document in a separate pass."""
     peft = peft or adapted(case)
     logps = []
     weights = []
@@ -104,7 +104,7 @@ def flat(grads: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 def our_gradient(
     case: Case, objective: Objective, parts: int, reference: Reference | None = None
 ) -> tuple[float, np.ndarray]:
-    """Loss and gradient over so many micro-batches."""
+    """Loss and gradient over a number of micro-batches."""
     step = np.array_split(np.arange(len(case.examples) // 2), parts)
     batches = [collate(case.examples[2 * pairs[0]:2 * pairs[-1] + 2]) for pairs in step]
     n = objective.count(case.examples)
@@ -134,7 +134,7 @@ def test_gradients_equal_autograd(
     assert measure(case.decoder, objective, [case.batch]).loss == pytest.approx(wanted, rel=1e-5)
 
 
-def test_weights_that_depend_on_logp_without_saying_so_are_a_mistake(tmp_path: Path) -> None:
+def test_weights_that_depend_on_logp_need_needs_logp(tmp_path: Path) -> None:
     class Hasty(Focal):
         needs_logp: ClassVar[bool] = False
 
@@ -211,7 +211,7 @@ def test_no_micro_batch_parts_a_group() -> None:
         micro_batches(examples, 8)
 
 
-def test_a_plan_has_room_for_the_longest_group(bundle: edgetune.Bundle) -> None:
+def test_a_plan_fits_the_longest_group(bundle: edgetune.Bundle) -> None:
     rows = [(40, 44, 30), 20, (24, 24)]
     trainer = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=rows)
     assert trainer.plan.run.max_length == 44
@@ -280,7 +280,7 @@ def test_a_run_learns_by_it(bundle: edgetune.Bundle, objective: Objective, tmp_p
     data, held = (load_rows(part, tokenizer, max_length=48, parser=objective.rows) for part in (rows[:6], rows[6:]))
     config = TrainConfig(**{**OPTIONS, "steps": 20, "batch_size": 3})
     events: list[dict[str, object]] = []
-    record = train.run(bundle, data, tmp_path / "out", config, held_out=held, objective=objective,
+    record = run(bundle, data, tmp_path / "out", config, held_out=held, objective=objective,
                        on_event=events.append)
     assert record["objective"] == objective.to_json()
     assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
@@ -299,13 +299,13 @@ def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path
     out = tmp_path / "out"
     calls = iter([False] * 20)
     with pytest.raises(Interrupted):
-        train.run(bundle, data, out, config, objective=Focal(), should_stop=lambda: next(calls, True))
+        run(bundle, data, out, config, objective=Focal(), should_stop=lambda: next(calls, True))
     with pytest.raises(MismatchError, match="was started with --objective focal, not sft"):
-        train.run(bundle, data, out, config, resume=True)
+        run(bundle, data, out, config, resume=True)
     with pytest.raises(MismatchError, match=r"was started with --gamma 2\.0, not 1\.0"):
-        train.run(bundle, data, out, config, resume=True, objective=Focal(gamma=1.0))
-    resumed = train.run(bundle, data, out, config, resume=True, objective=Focal())
-    whole = train.run(bundle, data, tmp_path / "whole", config, objective=Focal())
+        run(bundle, data, out, config, resume=True, objective=Focal(gamma=1.0))
+    resumed = run(bundle, data, out, config, resume=True, objective=Focal())
+    whole = run(bundle, data, tmp_path / "whole", config, objective=Focal())
     assert resumed["status"] == whole["status"] == "done"
     assert (out / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
 
@@ -320,10 +320,10 @@ def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.B
     calls = iter([False] * 60)
     whole = tmp_path / "whole"
     out = tmp_path / "out"
-    train.run(bundle, data, whole, config, objective=Preferences(beta=1.0))
+    run(bundle, data, whole, config, objective=Preferences(beta=1.0))
     with pytest.raises(Interrupted, match=r"stopped after step [1-5]"):
-        train.run(bundle, data, out, config, objective=Preferences(beta=1.0), should_stop=lambda: next(calls, True))
-    train.run(bundle, data, out, config, objective=Preferences(beta=1.0), resume=True)
+        run(bundle, data, out, config, objective=Preferences(beta=1.0), should_stop=lambda: next(calls, True))
+    run(bundle, data, out, config, objective=Preferences(beta=1.0), resume=True)
     assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
     steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)  # B is zero: the adapter is the base

@@ -20,7 +20,7 @@ from edgetune.training.config import TARGETS, TrainConfig
     ({"checkpoint_every": "-1s"}, ("checkpoint-every", "'-1s'", "never")),
     ({"max_length": 1}, ("max-length", "1", "2")),
 ])
-def test_refused(options, words):
+def test_wrong_options_are_refused_in_one_sentence(options, words):
     with pytest.raises(UsageError) as caught:
         TrainConfig(**options).check()
     message = str(caught.value)
@@ -41,5 +41,5 @@ def test_targets_and_blocks():
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1s", 1), ("0.5s", 0.5), ("5m", 300), ("2h", 7200),
                                                ("1d", 86400), ("never", float("inf")), ("0", float("inf"))])
-def test_times(text, seconds):
+def test_checkpoint_times_are_read(text, seconds):
     assert TrainConfig(checkpoint_every=text).check().checkpoint_seconds() == seconds

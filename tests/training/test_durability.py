@@ -1,4 +1,4 @@
-"""Runs that are killed, damaged or out of disk go on to the bytes of a run that nobody disturbed."""
+"""Runs that are killed, damaged or out of disk resume to the bytes of a run that nobody disturbed."""
 
 import os
 import resource
@@ -247,7 +247,7 @@ def full_at(monkeypatch, module, name, nbytes, call=1):
 
 @pytest.mark.parametrize("place", range(50))
 def test_disk_full_while_a_checkpoint_is_written(bundle, stopped, tmp_path, wanted, monkeypatch, place):
-    """The older ones survive, and with room again the run goes on. Only every tenth place is trained to the end."""
+    """The older ones survive, and with free space the run resumes. Only every tenth case is trained to the end."""
     out = tmp_path / "out"
     shutil.copytree(stopped, out)
     size = (out / "checkpoint-5").stat().st_size

@@ -97,7 +97,7 @@ def eight_bit(n_a, n_b):
 
 
 def places(x, most, codes, root):
-    """Where on the scale of codes the values lie; most: the largest of each value's block."""
+    """The places of the values on the scale of codes; most: the largest of each value's block."""
     return np.sign(x) * codes * (np.abs(x) / most) ** (1 / root)
 
 
@@ -145,7 +145,7 @@ def test_v_is_right_on_average(ctx):
     assert np.mean(shares) == pytest.approx(0.999, abs=2e-4)
 
 
-def test_in_8_bits_a_and_b_have_rates_and_blocks_of_their_own(ctx):
+def test_in_8_bits_a_and_b_have_separate_rates_and_blocks(ctx):
     n_a = 300
     n_b = 700
     config = TrainConfig()

@@ -140,7 +140,7 @@ def test_what_was_used_before_training_counts():
         make(400, before=410)
 
 
-def test_an_earlier_choice_is_made_again():
+def test_earlier_tradeoffs_are_repeated():
     for budget, streamed in ((plan.UNLIMITED, 0), (200 * MIB, 30)):
         again = make(budget / MIB, process=10, previous=plan.Tradeoffs(512, 8, 3))
         assert (again.run.max_tokens, again.run.kept) == (512, 8)
@@ -171,7 +171,7 @@ def test_other_budgets_are_refused(text):
 
 
 @given(st.lists(st.tuples(st.integers(0, 9000), st.sampled_from(["run", "step", "block", "head"])), max_size=12))
-def test_what_is_alive_together_lies_apart(sizes):
+def test_buffers_in_use_together_do_not_overlap(sizes):
     table = [Buffer(str(i), (n,), lifetime, "uint8") for i, (n, lifetime) in enumerate(sizes)]
     layout = lay_out(table)
     spans = [(layout.offsets[b.name], layout.offsets[b.name] + b.nbytes, b.lifetime) for b in table]

@@ -20,7 +20,7 @@ from edgetune.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("answers", [0, 3, 5, 8, 21, 33, 47, 60])
-def test_stopped_anywhere_it_goes_on_to_the_same_bytes(bundle, tmp_path, wanted, answers):
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, tmp_path, wanted, answers):
     stop(bundle, tmp_path / "out", answers)
     stopped = json.loads((tmp_path / "out" / "run.json").read_text())
     assert stopped["status"] == "paused"
@@ -30,7 +30,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(bundle, tmp_path, wanted,
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
 
 
-def test_with_moments_in_8_bits_it_goes_on_to_the_same_bytes(bundle, tmp_path, wanted):
+def test_with_moments_in_8_bits_it_resumes_to_the_same_bytes(bundle, tmp_path, wanted):
     config = replace(CONFIG, optimizer_state="8bit")
     undisturbed = go(bundle, tmp_path / "undisturbed", config)
     assert undisturbed != wanted
@@ -42,7 +42,7 @@ def test_with_moments_in_8_bits_it_goes_on_to_the_same_bytes(bundle, tmp_path, w
 
 
 def test_a_stop_is_heard_in_every_block_of_a_pass(bundle, tmp_path):
-    """Between two answers lies a block or the head at most: both ways through two blocks, before and between steps."""
+    """Between two calls is at most a block or the head: both ways through two blocks, before and between steps."""
     asked = [0]
     at = []
     config = replace(CONFIG, steps=2, micro_batch=1024, eval_every=0)
@@ -63,7 +63,7 @@ def test_a_step_in_flight_is_undone(bundle):
     assert np.array_equal(trainer.arena.flat("lora"), other.arena.flat("lora"))
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(bundle, tmp_path, wanted):
+def test_a_run_killed_before_its_first_checkpoint_restarts(bundle, tmp_path, wanted):
     out = tmp_path / "out"
     out.mkdir()
     (out / "metrics.jsonl").write_text('{"event": "step", "step": 1}\n{"event": "st')
@@ -219,7 +219,7 @@ def test_saving_and_reading_need_a_small_buffer_only(tmp_path):
     assert peak < 2.5 * 2**20
 
 
-def test_the_adapter_is_written_from_where_it_lies(tmp_path):
+def test_the_adapter_is_written_without_a_copy(tmp_path):
     """A wide model, so that a copy of its adapter would be seen: 64 ranks of 7 projections."""
     bundle = open_bundle(write_tiny(tmp_path / "wide.gguf", n_blocks=20))
     trainer = Trainer(bundle, rank=64, max_length=16, batch_size=1)

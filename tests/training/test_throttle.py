@@ -223,7 +223,7 @@ def test_a_tenth_of_the_time_is_kept_from_answers() -> None:
     assert clock.slept == before
 
 
-def test_a_run_gives_way_to_answers_and_says_so_now_and_then(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_run_yields_to_answers_and_says_so_now_and_then(bundle: Bundle, tmp_path: Path) -> None:
     clock = Clock()
     board = Board(tmp_path)
     events = []
@@ -292,7 +292,7 @@ def train_command(*args: str) -> list[str]:
     return [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", *SMALL, *args]
 
 
-def test_the_command_pauses_stops_and_goes_on(tmp_path: Path) -> None:
+def test_the_command_pauses_stops_and_resumes(tmp_path: Path) -> None:
     """A busy file pauses it, all threads are nice, SIGTERM ends the pause, and --resume gives the same bytes."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -353,7 +353,7 @@ def cgroup() -> Path:
 
 @pytest.mark.slow
 def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup: Path, tmp_path: Path) -> None:
-    """Real memory of a real cgroup: training shrinks while it is taken, and goes on when it is back."""
+    """Real memory of a real cgroup: training shrinks while it is taken, and recovers when it is free again."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (cgroup / "memory.limit_in_bytes").write_text(str(600 * MIB))
