@@ -111,16 +111,23 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
     objective = take_objective(options)
     asked = {**explicit(options), **objective.options()}
     with connect(url, key_file) as client:
-        training, validation = (name and (name if name.startswith("file-") else client.upload(Path(name)))
-                                for name in (data, held_out))
-        body = {"model": model or client.get("/v1/device")["model"], "training_file": training,
-                "validation_file": validation, "suffix": suffix or None, "seed": asked.pop("seed", None),
+        body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, data),
+                "validation_file": _file_id(client, held_out) if held_out else None,
+                "suffix": suffix or None, "seed": asked.pop("seed", None),
                 "method": {"type": objective.method, objective.method: {"hyperparameters": asked}}}
         job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
         if follow:
             _follow(client, job["id"], as_json)
         else:
             show(as_json, job, f"{job['id']} is {job['status']}; edgetune jobs follow {job['id']} shows how it goes")
+
+
+def _file_id(client: Any, data: str) -> str:
+    """Of a file that the daemon has, or of one of this machine, which is uploaded."""
+    if data.startswith("file-"):
+        return data
+    uploaded: str = client.upload(Path(data))
+    return uploaded
 
 
 @command("show", click.argument("job"), daemon_options, group=jobs)

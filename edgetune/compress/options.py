@@ -12,6 +12,7 @@ from ..machine.device import board_named
 from ..options import check_options, option
 
 OF_DISTILLATION = ("steps", "distill_lr", "distill_rank", "distill_length", "distill_batch")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class CompressConfig:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", self.target_size, re.IGNORECASE)
         if not found or float(found[1]) == 0:
             raise UsageError(f"target-size is {self.target_size!r}", "give it as 80M or 1.2G")
-        return int(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2].upper()])
+        return int(float(found[1]) * _UNITS[found[2].upper()])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

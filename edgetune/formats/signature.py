@@ -94,7 +94,7 @@ def check(folder: Path, message: bytes) -> Signer | None:
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signed), message)
     except (InvalidSignature, ValueError):
-        raise FormatError(f"{file} is not the signature of what lies beside it", _AGAIN) from None
+        raise FormatError(f"{file} is not the signature of the manifest beside it", _AGAIN) from None
     if trusted is not None and public not in trusted:
         raise MismatchError(f"{folder} is signed by {public}, which is no key in {trusted_folder()}",
                             "put the signer's public key there as NAME.pub if you trust it")

@@ -100,11 +100,12 @@ class Context:
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
         options.n_ctx = max(size, sequences)  # with less than a token a sequence llama.cpp aborts
-        options.n_batch = options.n_ubatch = BATCH
-        # unified: a shared prefix is held once
+        options.n_batch = BATCH
+        options.n_ubatch = BATCH
         options.n_seq_max = sequences
-        options.kv_unified = True
-        options.n_threads = options.n_threads_batch = thread_count(threads)
+        options.kv_unified = True  # a shared prefix is held once
+        options.n_threads = thread_count(threads)
+        options.n_threads_batch = options.n_threads
         self._handle = llama.llama_init_from_model(model, options)
         if not self._handle:
             raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")

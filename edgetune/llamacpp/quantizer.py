@@ -42,7 +42,8 @@ def encode(weights: NDArray[np.float32], format: str, importance: NDArray[np.flo
 
     Each row is made on its own, so threads change nothing but the time.
     """
-    kind, (rows, width) = BY_NAME[format], weights.shape
+    kind = BY_NAME[format]
+    rows, width = weights.shape
     out = np.zeros((rows, width // kind.block * kind.size), np.uint8)
     weights = np.ascontiguousarray(weights, np.float32)
     important = None if importance is None else np.ascontiguousarray(importance, np.float32)

@@ -47,11 +47,14 @@ class Tokenizer:
     """
 
     def __init__(self, file: str | os.PathLike[str] | Gguf, model: int | None = None) -> None:
-        self._llama = llama = load()
+        llama = load()
+        self._llama = llama
         path = file.path if isinstance(file, Gguf) else Path(file)
-        lent = model is not None  # then who lent it frees it
-        model = self._load(file, path) if model is None else model
-        self._free = weakref.finalize(self, int if lent else llama.llama_model_free, model)
+        self._closed = False
+        self._free: weakref.finalize[..., Tokenizer] | None = None  # a model that was lent is freed by its owner
+        if model is None:
+            model = self._load(file, path)
+            self._free = weakref.finalize(self, llama.llama_model_free, model)
         self._vocabulary = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocabulary)
         self._pieces: dict[int, bytes] = {}
@@ -153,14 +156,16 @@ class Tokenizer:
 
     def close(self) -> None:
         """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
-        self._free()
+        self._closed = True
+        if self._free is not None:
+            self._free()
 
     def _load(self, file: str | os.PathLike[str] | Gguf, path: Path) -> int:
         return open_model(file.file.link if isinstance(file, Gguf) else file, path, vocabulary_only=True)
 
     @property
     def _vocab(self) -> Any:
-        if not self._free.alive:
+        if self._closed:
             raise ValueError("this Tokenizer is closed")
         return self._vocabulary
 

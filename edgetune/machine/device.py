@@ -148,7 +148,8 @@ def profile_named(name: str, folder: Path | None = None) -> Profile:
 
     Raises UsageError, with the names, for another.
     """
-    profiles, (wanted, memory) = read_profiles(folder), _name_and_memory(name)
+    profiles = read_profiles(folder)
+    wanted, memory = _name_and_memory(name)
     names = {_letters(p.name): p for p in profiles}
     fitting = [names[wanted]] if wanted in names else [p for key, p in names.items() if wanted and wanted in key]
     if len(fitting) > 1 or not fitting:

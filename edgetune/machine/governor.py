@@ -126,12 +126,18 @@ RULES: dict[str, Callable[[Readings, Policy, int], Level]] = {
     "throttling": _throttling, "load": _load}
 
 
+_OVER = {"power": "there is power again", "quiet": "the quiet hours are over",
+         "foreground": "nobody is being answered any more", "throttling": "the board is not throttled any more",
+         "load": "other programs need less"}
+
+
 def _recovery(rule: str, r: Readings) -> str:
     """Why it continues, by the rule that held it."""
-    return {"memory": f"{r.available // MIB} MiB of memory are free again", "power": "there is power again",
-            "heat": f"cooled down to {r.temperature or 0:.0f} °C", "quiet": "the quiet hours are over",
-            "foreground": "nobody is being answered any more", "throttling": "the board is not throttled any more",
-            "load": "other programs need less"}[rule]
+    if rule == "memory":
+        return f"{r.available // MIB} MiB of memory are free again"
+    if rule == "heat":
+        return f"cooled down to {r.temperature or 0:.0f} °C"
+    return _OVER[rule]
 
 
 class Governor:

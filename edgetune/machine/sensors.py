@@ -76,7 +76,9 @@ class Sensors:
         self._alarms = [chip / "in0_lcrit_alarm" for chip in _chips(self.root, "rpi_volt")]
         self._cooling = [folder / "cur_state" for folder in self.root.glob("sys/class/thermal/cooling_device*")
                          if any(word in text(folder / "type") for word in ("cpufreq", "Processor"))]
-        self._kills, self._ticks, self._anonymous = self._kill_count(), self._cpu_ticks(), 0
+        self._kills = self._kill_count()
+        self._ticks = self._cpu_ticks()
+        self._anonymous = 0
         self._others = 0.0
 
     def read(self) -> Readings:

@@ -56,7 +56,8 @@ class LlamaModel(ServedModel):
         self.path = self.base.path
         check_model(self.base)
         self._adapters: dict[str, _Loaded] = {}
-        self._llama = llama = llamacpp.load()
+        llama = llamacpp.load()
+        self._llama = llama
         with ExitStack() as opened:
             self._model = self._load_model()
             opened.callback(llama.llama_model_free, self._model)

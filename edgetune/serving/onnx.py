@@ -44,7 +44,8 @@ class Session:
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        self._ort = ort = load()
+        ort = load()
+        self._ort = ort
         options = ort.SessionOptions()
         options.intra_op_num_threads = thread_count(threads)
         options.inter_op_num_threads = 1

@@ -97,7 +97,7 @@ def _fill(
 def _stored(name: str, weights: Weights) -> Tensor | Deferred:
     if not isinstance(weights, np.ndarray):
         return weights
-    format = {"float32": "F32", "float16": "F16"}[weights.dtype.name]
+    format = "F32" if weights.dtype == np.float32 else "F16"
     return Tensor(name, weights.shape, format, np.ascontiguousarray(weights).reshape(-1).view(np.uint8))
 
 
