@@ -1,4 +1,6 @@
-"""Words that a person reads are those of the field: not in --help, on the page, in the docs, these idioms."""
+"""Words that a person reads are those of the field: not in --help, on the page, in the docs, these idioms. Nor in the
+docstrings, comments and messages of the rooms from data to training, which a contributor reads.
+"""
 
 import re
 from pathlib import Path
@@ -49,6 +51,15 @@ def test_page():
     page, = ROOT.glob("edgetune/daemon/**/page.html")
     text = re.sub(r"^\s*(?://|\*|/\*).*$", "", page.read_text("utf-8"), flags=re.M)  # what a person does not see
     assert found(text) == []
+
+
+ROOMS = ("adapters", "backends", "data", "evaluation", "models", "objectives", "training")
+MODULES = sorted(path for room in ROOMS for path in (ROOT / "edgetune" / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_modules(module):
+    assert found(" ".join(module.read_text("utf-8").split())) == []
 
 
 def test_the_idioms_are_found():
