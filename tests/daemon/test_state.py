@@ -233,6 +233,32 @@ def test_the_adapter_before_answers_where_the_one_in_service_is_gone(
         assert told in " ".join(health["reasons"])
 
 
+def flip(path: Path) -> None:
+    """One bit of the last byte."""
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def test_one_bit_that_fell_over_is_told_and_not_served(folder: Path) -> None:
+    with open_service(folder) as service:
+        second, first = service.adapters.list()
+        upload = service.files.list()[0]
+        flip(service.adapters.path(second.id) / "adapter.gguf")
+        flip(service.files.content(upload.id))
+    before = contents(folder)
+    with open_service(folder) as service:
+        assert service.adapters.serving == first.id
+        assert [found.id for found in service.adapters.list()] == [first.id]
+        assert f"of {second.id} is damaged: its SHA-256 is not that of its row" in service.health()["reasons"][0]
+        with pytest.raises(NotFoundError, match="are not those that were uploaded"):
+            service.files.content(upload.id)
+        with pytest.raises(NotFoundError, match="are not those that were uploaded"):
+            service.jobs.create("tiny", upload.id)
+        assert ask(service)
+    assert contents(folder) >= before
+
+
 @pytest.mark.parametrize("damage", [b"", b"x" * 31, b"x" * 33])
 def test_a_damaged_key_of_what_is_held_out_is_kept_and_told(folder: Path, damage: bytes) -> None:
     key = folder / "state" / KEY

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -258,13 +259,17 @@ def hurt(victim: Path, damage: str, rng: random.Random) -> None:
 
 
 def inventory(service: Any) -> dict[str, set[str]]:
-    """The ids that it knows. What one of them no longer has is refused in a sentence when it is asked for."""
+    """The ids that it knows. Bytes that are gone or changed are refused in a sentence when they are asked for."""
     adapters = service.adapters.list()
     files = service.files.list()
     for adapter in adapters:
-        refusal(partial(answer, service, adapter.id))
+        if not refusal(partial(answer, service, adapter.id)):
+            path = service.adapters.path(adapter.id) / "adapter.gguf"
+            assert sha256(path.read_bytes()).hexdigest() == adapter.sha256, f"{adapter.id} answers, and is another"
     for file in files:
-        refusal(partial(service.files.content, file.id))
+        if not refusal(partial(service.files.content, file.id)):
+            found = sha256(service.files.content(file.id).read_bytes()).hexdigest()
+            assert found == file.sha256, f"{file.id} is given out, and is another"
     return {"adapters": {adapter.id for adapter in adapters}, "files": {file.id for file in files},
             "jobs": {job.id for job in service.jobs.list()}}
 

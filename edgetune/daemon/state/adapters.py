@@ -97,7 +97,7 @@ class Adapters:
         self._shelf.tidy({row["folder"] for row in self.store.read("SELECT folder FROM adapters")})
         for found in reversed(self.list()):
             try:
-                self.batcher.load(found.id, self._place(found.folder))
+                self.batcher.load(found.id, self._whole(found))
             except (FormatError, UnsupportedError) as error:
                 self.damaged[found.id] = error.what
         while (serving := self.serving) is not None and serving not in self.ids():
@@ -111,6 +111,14 @@ class Adapters:
         """Raises FormatError for a folder that is not ours, or a link."""
         if (path := self._shelf.path(folder)).is_symlink():
             raise FormatError(f"{path} is a link", "remove it")
+        return path
+
+    def _whole(self, found: Adapter) -> Path:
+        """Its folder. Raises FormatError where adapter.gguf is not what its row says."""
+        path = self._place(found.folder)
+        if (file := path / lora.FILE).is_file() and sha256(file) != found.sha256:
+            raise FormatError(f"{file} of {found.id} is damaged: its SHA-256 is not that of its row",
+                              "restore it from a copy, or delete the adapter")
         return path
 
     # ---- looking up ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ... import disk
 from ...data import rows as supervised_rows
 from ...data.rows import Row, RowParser, json_type
 from ...errors import DataError, NotFoundError, TooLargeError, UsageError
+from ...formats.bundle import sha256
 from ...objectives.base import objectives
 from ...persisted import from_json
 from ..options import DaemonConfig
@@ -100,10 +101,14 @@ class Files:
         self.store.forget("files", id)
 
     def content(self, id: str) -> Path:
-        """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes were removed."""
-        path = self.path(self.get(id).id)
+        """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes were removed or changed."""
+        file = self.get(id)
+        path = self.path(id)
         if path.is_symlink() or not path.is_file():
             raise NotFoundError(f"the bytes of the file {id} are gone from {self.folder}",
+                                "delete it and upload it again")
+        if sha256(path) != file.sha256:
+            raise NotFoundError(f"the bytes of the file {id} in {self.folder} are not those that were uploaded",
                                 "delete it and upload it again")
         return path
 
