@@ -93,7 +93,7 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, as_json: bool,
                  **options: Any) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA."""
-    from ..adapters import store as adapters
+    from ..adapters import store
     from ..console import table
     from ..data.dataset import load
     from ..evaluation.native import native_loss
@@ -110,7 +110,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     tokenizer.markup = serving.markup
     rows = load(data, tokenizer, max_length=max_length, system=system or None)
     if engine == "native":
-        pairs = adapters.open_adapter(serving.adapter, bundle.gguf).pairs if serving.adapter else None
+        pairs = store.open_adapter(serving.adapter, bundle.gguf).pairs if serving.adapter else None
         loss, tokens = native_loss(bundle, rows, pairs, threads=serving.threads)
         scores = Scores("native", len(rows.examples), tokens, loss)
     else:

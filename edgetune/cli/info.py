@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..adapters import store as adapter
+from ..adapters import store
 from ..backends import cpu
 from ..errors import EdgetuneError, UsageError
 from ..formats import bundle, signature
@@ -26,7 +26,7 @@ from ..version import __version__
 
 def describe(path: Path) -> dict[str, Any]:
     """Facts about a model, bundle or adapter. Raises FormatError for anything else."""
-    if path.is_dir() and ((path / adapter.FILE).exists() or (path / "adapter_config.json").exists()):
+    if path.is_dir() and ((path / store.FILE).exists() or (path / "adapter_config.json").exists()):
         return _adapter(path)
     if path.is_dir():
         return _bundle(path)
@@ -123,7 +123,7 @@ def _word(value: Any) -> str:
 
 
 def _adapter(path: Path) -> dict[str, Any]:
-    opened = adapter.open_adapter(path)
+    opened = store.open_adapter(path)
     targets = Counter(name.split(".", 2)[-1] for name in opened.pairs)  # blk.3.attn_q, but output too
     held = opened.run.get("held_out") or {}
     facts: dict[str, Any] = {

@@ -34,8 +34,7 @@ from .measured import Arrays, Measured
 from .onnx import export as export_onnx
 from .options import CompressConfig
 from .progress import Progress, ignore, never
-from .quantize import assign
-from .quantize import sensitivity as importance
+from .quantize import assign, sensitivity
 from .quantize import write as quantize
 from .report import report
 from .shrink import distill, prune, trim
@@ -249,22 +248,22 @@ class _Work:
         """A file of at most `size` bytes: formats by what each matrix costs, errors that make up for each other."""
         seen = self.calibration
         assert seen is not None  # config.check has seen to it
-        moments = self.measured.get("moments", lambda: importance.moments(self.model, seen, **self.callbacks))
+        moments = self.measured.get("moments", lambda: sensitivity.moments(self.model, seen, **self.callbacks))
         kl = self.measured.get("costs", lambda: self._costs(seen, moments))
         costs = assign.Costs(assign.formats_of(self.model), {name: row.tolist() for name, row in kl.items()})
         chosen = assign.choose(self.model, size, costs)
         made = quantize.write(path, self.model, chosen.types, moments=moments, threads=self.threads, **self.callbacks)
         return [asdict(choice) for choice in chosen.choices], made
 
-    def _importance(self) -> importance.Columns | None:
+    def _importance(self) -> sensitivity.Columns | None:
         seen = self.calibration
         if seen is None:
             return None
-        return self.measured.get("importance", lambda: importance.collect(self.model, seen, **self.callbacks))
+        return self.measured.get("importance", lambda: sensitivity.collect(self.model, seen, **self.callbacks))
 
-    def _costs(self, seen: texts.Windows, moments: importance.Columns) -> Arrays:
+    def _costs(self, seen: texts.Windows, moments: sensitivity.Columns) -> Arrays:
         """What each matrix costs in each format: nats a token, float64 [formats]."""
-        curvature = importance.curvature(self.model, texts.at_most(seen, seen.size // 2), moments,
+        curvature = sensitivity.curvature(self.model, texts.at_most(seen, seen.size // 2), moments,
                                          seed=self.config.seed, **self.callbacks)
         costs = assign.measure(self.model, curvature, threads=self.threads, **self.callbacks)
         return {name: np.array(row) for name, row in costs.kl.items()}

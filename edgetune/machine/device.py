@@ -95,8 +95,8 @@ class Device:
                          "cgroup")
         if self.power_mode and p and p.power_modes and self.power_mode != p.power_modes[0]:
             found.append(f"power mode {self.power_mode}, not {p.power_modes[0]}: nvpmodel")
-        if rows := os.environ.get("EDGETUNE_ISA"):
-            found.append(f"kernels {rows}: the environment variable EDGETUNE_ISA")
+        if names := os.environ.get("EDGETUNE_ISA"):
+            found.append(f"kernels {names}: the environment variable EDGETUNE_ISA")
         return found
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..errors import Interrupted, TooMuchError, UsageError
 from ..llamacpp import library as llamacpp
 from ..llamacpp.sampling import SEED_LIMIT, Sampler
-from . import kv_cache as cells
+from . import kv_cache
 from .completion import Completion, OnPiece
 from .llama import LlamaModel
 from .model import Request
@@ -42,7 +42,7 @@ class _Answer:
 
     completion: Completion
     request: Request
-    sequence: cells.Sequence = field(default_factory=cells.nowhere)
+    sequence: kv_cache.Sequence = field(default_factory=kv_cache.nowhere)
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(llamacpp.load(), self.request.sampling)
@@ -90,7 +90,7 @@ class Batcher:
         self._open = False  # whether it takes requests
         self._now = False  # whether it cancels those that it took
         self._waiting: deque[_Answer] = deque()
-        self._cells = cells.KvCache(served.cache)
+        self._cells = kv_cache.KvCache(served.cache)
         self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
         self._leaving: set[str] = set()  # adapters that take no new requests
         self._working: list[_Answer] = []  # the thread's, in the order in which they began
@@ -352,7 +352,7 @@ class Batcher:
         """Let an answer wait until there is room again; what it has is kept until somebody needs the cells."""
         self._working.remove(answer)
         self._cells.end(answer.sequence)
-        answer.sequence = cells.nowhere()
+        answer.sequence = kv_cache.nowhere()
         self._waiting.appendleft(answer)
 
     def _end(self, answer: _Answer, finish: str, piece: str = "") -> None:
