@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -188,40 +188,60 @@ def _build(
     overflow: str,
     parser: RowParser,
 ) -> Dataset:
+    """rows: (where, row), where a row's errors are said to be; name: of all rows together. The digest stays empty."""
     if max_length < 2:
         raise UsageError(f"max-length is {max_length}", "choose 2 tokens or more")
     if overflow not in ("truncate", "skip"):
         raise UsageError(f"overflow is {overflow!r}", "choose truncate or skip")
-    examples: list[Example] = []
-    kept: list[Row] = []
-    kind = ""
-    first = ""
-    truncated = 0
-    skipped = 0
-    groups = 0
+    builder = _Builder(tokenizer, max_length, system, overflow, parser)
     for where, row in rows:
         try:
-            shape = parser.shape_of(row)
-            if kind not in ("", "text", shape) and shape != "text":
-                raise DataError(f"a row of {shape} among rows of {kind} ({first})", "keep one shape in a file")
-            made = list(parser.examples_of(row, shape, tokenizer, system, max_length))
+            builder.add(where, row)
         except DataError as error:
             raise DataError(f"{where}: {error.what}", error.hint) from None
-        if kind in ("", "text") and kind != shape:
-            kind = shape
-            first = where
-        fitting = _fitting(made, max_length, overflow)
-        skipped += max(len(made), 1) - len(fitting)  # a row whose answers all have weight 0 makes none
-        truncated += sum(whole.tokens.size > max_length for whole, _ in fitting)
-        examples += [replace(fit, group=groups + fit.group) if fit.group else fit for _, fit in fitting]
-        groups += max((whole.group for whole in made), default=0)
-        kept += [row] if fitting else []
-    if not kind:
+    if not builder.kind:
         raise DataError(f"{name} holds no rows", f"expected are rows of {parser.EXPECTED}")
-    if not examples:
+    if not builder.examples:
         what = f"{name} leaves nothing to learn: no row has a supervised token within {max_length} tokens"
         raise DataError(what, "raise max-length" + (", or truncate long rows" if overflow == "skip" else ""))
-    return Dataset(examples, kept, kind, truncated, skipped, "")
+    return Dataset(builder.examples, builder.rows, builder.kind, builder.truncated, builder.skipped, "")
+
+
+@dataclass
+class _Builder:
+    """A Dataset to which rows are added one at a time; the fields of the same names are the Dataset's."""
+
+    tokenizer: Tokenizer
+    max_length: int
+    system: str | None
+    overflow: str
+    parser: RowParser
+    examples: list[Example] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    kind: str = ""
+    first: str = ""  # where the first row of this kind is
+    truncated: int = 0
+    skipped: int = 0
+    groups: int = 0  # the number of groups so far
+
+    def add(self, where: str, row: Row) -> None:
+        """Raises DataError for a row that cannot be used."""
+        shape = self.parser.shape_of(row)
+        if self.kind not in ("", "text", shape) and shape != "text":
+            what = f"a row of {shape} among rows of {self.kind} ({self.first})"
+            raise DataError(what, "keep one shape in a file")
+        made = list(self.parser.examples_of(row, shape, self.tokenizer, self.system, self.max_length))
+        if self.kind in ("", "text") and self.kind != shape:
+            self.kind = shape
+            self.first = where
+        fitting = _fitting(made, self.max_length, self.overflow)
+        self.skipped += max(len(made), 1) - len(fitting)  # a row whose answers all have weight 0 makes none
+        self.truncated += sum(whole.tokens.size > self.max_length for whole, _ in fitting)
+        for _, fit in fitting:
+            self.examples.append(replace(fit, group=self.groups + fit.group) if fit.group else fit)
+        self.groups += max((whole.group for whole in made), default=0)
+        if fitting:
+            self.rows.append(row)
 
 
 def _fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:
