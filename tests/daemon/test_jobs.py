@@ -183,6 +183,18 @@ def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, P
     assert "the training process ended with signal 9; it resumes from what was saved" in messages(service, job.id)
 
 
+def test_a_job_that_ends_while_the_batcher_stops_is_not_lost(tmp_path: Path) -> None:
+    """Its adapter cannot be loaded then; the next start does it."""
+    with open_service(tmp_path) as service:
+        job = begin(service, steps=5)
+        service.batcher.stop()
+        until(lambda: "it is being stopped" in service.jobs.paused_reason)
+        assert service.jobs.get(job.id).status == "running"
+        assert list(service.adapters.folder.iterdir()) == []
+    with open_service(tmp_path) as service:
+        assert service.jobs.wait(job.id, 60).status == "succeeded"
+
+
 def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     job = begin(service, steps=200)
     until(lambda: step_of(service, job.id) > 10)

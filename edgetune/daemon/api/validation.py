@@ -1,4 +1,4 @@
-"""What is wrong with a request that does not fit its schema, in one sentence of ours."""
+"""What is wrong with a request that does not fit its schema, in one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sentence_of(error: RequestValidationError, body: type[BaseModel] | None) -> 
     """(a sentence for the first thing that is wrong, the name of it). body: the model of the route's body, if any."""
     errors = error.errors()
     name, value = _place(error.body, errors[0])
-    same = [e for e in errors if _place(error.body, e)[0] == name]  # a union's branches each have their say
+    same = [e for e in errors if _place(error.body, e)[0] == name]  # each branch of a union reports an error
     kinds = {e["type"] for e in same}
     if not name and "missing" not in kinds:
         return "the body is no JSON object; send one, with Content-Type: application/json", None

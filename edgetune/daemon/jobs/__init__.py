@@ -1,1 +1,1 @@
-"""Training jobs: what they are made of, their queue, the process that works, and the gate."""
+"""Training jobs: their rows and options, their queue, the process that trains, and the gate."""

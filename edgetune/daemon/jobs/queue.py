@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...errors import DiskError, EdgetuneError, TooMuchError, UsageError
+from ...errors import DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ...machine.policy import Policy
 from ...persisted import from_json
 from ...serving.batcher import Batcher
@@ -50,7 +50,7 @@ class WorkerOptions:
 class Queue:
     """See above; `changed` of the table guards what is here. For any number of threads.
 
-    stopping: is set at the end, by whoever stops the service. on_done: called with each job that ended, on the thread
+    stopping: set when the service stops. on_done: called with each job that ended, on the thread
     that ended it. job: the id of the one that runs. paused_reason: why no job is begun for now, or "". decisions: the
     governor's, the newest first.
     """
@@ -137,7 +137,7 @@ class Queue:
         if id := self._next():
             try:
                 self._run(self.table.get(id))
-            except (DiskError, TooMuchError):
+            except (DiskError, TooMuchError, Interrupted):  # not of the job, which another try may finish
                 raise
             except Exception as error:
                 log.exception("job %s", id)

@@ -1,8 +1,8 @@
 """The order in which a job learns its rows.
 
-It goes once through everything that was learned before, the oldest first, and then PASSES times through what is new,
-mixed with earlier rows: what is new counts more than its number, so that the gate sees clearly whether it does good or
-harm. In between come anchors.
+First come all rows that were learned before, once, the oldest first; then PASSES times the new rows, mixed with earlier
+ones. New rows count more than by their number, so that the gate sees clearly whether they do good or harm. Anchors are
+inserted in between.
 """
 
 from __future__ import annotations
