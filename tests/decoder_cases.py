@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.backends.cpu import Cpu
-from edgetune.data.dataset import Batch, Example, collate
+from edgetune.data.packing import Batch, Example, collate
 from edgetune.evaluation.native import make_arena
 from edgetune.formats.bundle import open_bundle
 from edgetune.models.decoder import Decoder, Model

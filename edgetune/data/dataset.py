@@ -17,15 +17,8 @@ from typing import BinaryIO
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
-from .packing import Batch as Batch
-from .packing import Example as Example
-from .packing import collate as collate
-from .packing import is_supervised
-from .packing import micro_batches as micro_batches
-from .packing import order as order
-from .packing import pack as pack
+from .packing import Example, is_supervised
 from .rows import Row, RowParser, example, json_type, shape_of
-from .rows import prompt_of as prompt_of
 
 STDIN = "-"  # the name by which rows are read from standard input
 LINE_LIMIT = 16 << 20  # bytes of a row

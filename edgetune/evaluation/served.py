@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dataset import Dataset, prompt_of
+from ..data.dataset import Dataset
 from ..data.packing import is_supervised
+from ..data.rows import prompt_of
 from ..errors import DataError
 from ..serving.llama import LlamaModel
 

@@ -36,7 +36,7 @@ def train(path: str) -> None:
 
 def losses(path: str, precision: str) -> list[float]:
     """Of ten steps of everything that a run does: packing, dropout, two micro-batches a step, warm-up and decay."""
-    from edgetune.data.dataset import Example
+    from edgetune.data.packing import Example
     from edgetune.training.trainer import Trainer
 
     trainer = Trainer(

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tiny import write_tiny
 from vocabularies import TOOLS, write_sentencepiece
 
-from edgetune.data.dataset import Dataset, load, load_rows, prompt_of
+from edgetune.data.dataset import Dataset, load, load_rows
 from edgetune.data.packing import Example
+from edgetune.data.rows import prompt_of
 from edgetune.errors import DataError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vocabularies import write_sentencepiece
 
-from edgetune.data.dataset import load_rows, prompt_of
+from edgetune.data.dataset import load_rows
+from edgetune.data.rows import prompt_of
 from edgetune.errors import UsageError
 from edgetune.llamacpp import library as llamacpp
 from edgetune.llamacpp.markup import Rendered

@@ -21,7 +21,7 @@ from decoder_cases import (
 from families import FAMILIES, ROPES_OF, hf_logits, logits_of
 
 from edgetune.adapters.lora import Pair
-from edgetune.data.dataset import collate
+from edgetune.data.packing import collate
 from edgetune.errors import FormatError, UnsupportedError
 from edgetune.formats.gguf import FORMATS
 
