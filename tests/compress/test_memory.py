@@ -55,12 +55,12 @@ def checkpoint(folder, layers, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_folder_takes_what_is_asked_for(dtype, tmp_path):
     small = checkpoint(tmp_path / "small", 1, dtype)
-    large = checkpoint(tmp_path / "large", 8, dtype)
+    large = checkpoint(tmp_path / "large", 4, dtype)
     child = subprocess.run([sys.executable, "-c", PEAK, small, large, tmp_path / "floats.gguf"], check=True,
                            capture_output=True, text=True)
     found = json.loads(child.stdout)
     assert len(found["asked"]) == 1
     weights = sum(array.size for array in convert.convert(large).tensors.values())
-    assert 4 * weights < found["asked"][0] < 4.5 * weights  # float32 and a tensor more
+    assert 4 * weights < found["asked"][0] < 5 * weights  # float32 and a tensor more
     assert found["opened"] < found["asked"][0]
     assert found["written"] < found["asked"][0]  # halves are made one tensor at a time
