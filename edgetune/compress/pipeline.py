@@ -1,4 +1,4 @@
-"""From a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module of its own.
+"""From a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module.
 
 All work is done in NAME.edge.work beside the bundle; the bundle appears whole or not at all. A run that is stopped
 while it distills keeps that folder, and resume=True continues from there: the steps before it are made again, to the
