@@ -53,13 +53,13 @@ def test_page():
     assert found(text) == []
 
 
-ROOMS = ("adapters", "backends", "data", "evaluation", "models", "objectives", "training")
-MODULES = sorted(path for room in ROOMS for path in (ROOT / "edgetune" / room).rglob("*.py"))
+MODULES = sorted((ROOT / "edgetune").rglob("*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_modules(module):
-    assert found(" ".join(module.read_text("utf-8").split())) == []
+    text = " ".join(module.read_text("utf-8").split())
+    assert found(re.sub(r"\bhealing\b", "", text, flags=re.I)) == []  # a key of manifests
 
 
 def test_the_idioms_are_found():

@@ -31,7 +31,7 @@ from .llama import LlamaModel
 from .model import Request
 
 TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama.cpp's attention rounds otherwise
-KEPT = 16  # sequences that a model should be opened with beside those at work, for what finished answers leave
+KEPT = 16  # sequences that a model should be opened with beside those in progress, for what finished answers leave
 GROWTH = 16  # tokens that each answer must have room for when another one begins
 RECENT = 10.0  # seconds that tokens_per_s looks back
 
@@ -115,7 +115,7 @@ class Batcher:
             self._thread.join()
 
     def break_off(self) -> None:
-        """Cancel all answers at work and all that wait; others may come."""
+        """Cancel all answers in progress and all that wait; others may come."""
         with self._wake:
             for answer in (*self._working, *self._waiting):
                 answer.completion.cancelled = True
@@ -365,7 +365,7 @@ class Batcher:
         answer.completion.end(finish, piece)
 
     def _fail(self, error: Exception) -> None:
-        """End all answers at work with an error; the cache holds nothing any more."""
+        """End all answers in progress with an error; the cache holds nothing any more."""
         self._cells.clear()
         for answer in self._working.copy():
             answer.completion.error = error

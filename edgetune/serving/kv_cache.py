@@ -1,4 +1,4 @@
-"""Who holds which cells of a llama.cpp context: sequences at work, and finished ones kept for what begins alike.
+"""Who holds which cells of a llama.cpp context: sequences in progress, and finished ones kept for what begins alike.
 
 Keys and values depend on the adapter, so a beginning is only shared by sequences of one adapter. A shared beginning is
 held once; a cell is free when nobody holds it any more.
@@ -30,7 +30,7 @@ def nowhere() -> Sequence:
 class KvCache:
     """The cache of a context, which is cleared. `working` are in use, `kept` only wait to be useful, oldest first.
 
-    The context must have two sequences more than there are ever at work.
+    The context must have two sequences more than there are ever in progress.
     """
 
     def __init__(self, context: Context) -> None:
@@ -66,7 +66,7 @@ class KvCache:
         return len(tokens) - sum(cell in at_work for cell in (source.cells[:count] if source else []))
 
     def begin(self, adapter: str | None, tokens: list[int]) -> Sequence:
-        """A new sequence at work, which holds what is known of the beginning of `tokens` (never the last one)."""
+        """A new sequence in progress, which holds what is known of the beginning of `tokens` (never the last one)."""
         count, source = self._alike(adapter, tokens)
         if source in self.kept:  # it is the newest now
             self.kept.remove(source)
