@@ -19,6 +19,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_sources_in_the_current_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`python -c` looks there first: in a checkout, programs that tests start would find sources without kernels."""
+    os.chdir(tmp_path_factory.mktemp("current"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_trusted_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whom this user trusts is no matter for tests."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))

@@ -20,7 +20,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        found = tomllib.loads(path.read_text())
+        found: dict[str, Any] = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise FormatError(f"cannot read {path}: {reason}", "check the path") from None

@@ -411,6 +411,7 @@ print(os.waitpid(child, 0)[1], ctx.sum_squares(x))
 
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
+@pytest.mark.slow  # a minute; `make check` and `make sanitize` run the same program
 def test_harness(tmp_path: Path) -> None:
     options = ["-DET_CHECK=ON", "-DET_EXTENSION=OFF", "-G", "Unix Makefiles"]
     subprocess.run(["cmake", "-S", ROOT / "native", "-B", tmp_path, *options], check=True, capture_output=True)

@@ -93,6 +93,7 @@ def test_the_bundle_is_planned_for_trained_and_served(place, whole):
     assert answer["prompt"] == "turn the light"
 
 
+@pytest.mark.slow  # a run that is stopped and resumed ends in these bytes too
 def test_the_same_again_gives_the_same_bytes(place, whole):
     folder, _ = whole
     compress(place, "again.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",

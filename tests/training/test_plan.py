@@ -178,7 +178,7 @@ def test_buffers_in_use_together_do_not_overlap(sizes):
     for i, (begin, end, lifetime) in enumerate(spans):
         assert begin % 64 == 0
         assert end <= layout.nbytes
-        assert end <= layout.passing if lifetime == "run" else begin >= layout.passing
+        assert end <= layout.temporary if lifetime == "run" else begin >= layout.temporary
         for other_begin, other_end, other in spans[:i]:
             assert end <= other_begin or other_end <= begin or {lifetime, other} == {"block", "head"}
 
