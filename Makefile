@@ -54,8 +54,9 @@ arm-kernels: ## the same for aarch64's kernel sets, under qemu, and which of the
 arm-train: ## one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
 	PYTHON=$(PYTHON) tests/arm/run.sh
 
-proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served
+proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served; llama.cpp's perplexity
 	$(RUN) tests/peers/snips.py --serve
+	cd tests && $(RUN) -m pytest -n 0 -s -m '' models/test_parity.py
 
 durability: ready ## minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
 	$(RUN) tests/proofs/kill.py
@@ -65,7 +66,7 @@ crash: ready ## minutes: the daemon killed at KILLS random moments (100), all th
 	$(RUN) tests/proofs/crash.py --kills $(or $(KILLS),100)
 
 pressure: ready ## another process takes the memory of a training in a cgroup, and gives it back (needs root)
-	cd tests && $(RUN) -m pytest -m '' training/test_throttle.py
+	cd tests && $(RUN) -m pytest -n 0 -m '' training/test_throttle.py
 
 peers: ready ## many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 	$(RUN) tests/peers/speed.py
@@ -117,7 +118,7 @@ sanitize: ## the harness, and training on mutated models, under the address and 
 	cp build/sanitize/$(CC)/_native.*.so build/sanitize/python/edgetune/backends/
 	build/sanitize/$(CC)/et_check
 	cd tests && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest models/test_fuzz_model.py training/test_optim.py
+	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest -n 0 models/test_fuzz_model.py training/test_optim.py
 
 clean: ## remove build/ and the extension from the source tree
 	rm -rf build edgetune/backends/_native.*.so
