@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from tiny import SHAPES, write_tiny
 
 if TYPE_CHECKING:
     from edgetune.formats.bundle import Bundle
+    from edgetune.llamacpp.tokenizer import Tokenizer
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -60,6 +63,24 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny_llama(tiny_models: dict[str, Path]) -> Path:
     """A tiny F32 llama. Read only."""
     return tiny_models["llama"]
+
+
+@pytest.fixture
+def tokenizer(tiny_llama: Path) -> Iterator[Tokenizer]:
+    """Of the tiny llama; a test may change it."""
+    from edgetune.llamacpp.tokenizer import Tokenizer
+
+    with closing(Tokenizer(tiny_llama)) as tokenizer:
+        yield tokenizer
+
+
+@pytest.fixture(scope="module")
+def smol(smollm2: Path) -> Iterator[Tokenizer]:
+    """SmolLM2's."""
+    from edgetune.llamacpp.tokenizer import Tokenizer
+
+    with closing(Tokenizer(smollm2)) as tokenizer:
+        yield tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -44,20 +44,6 @@ TALK: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def tokenizer(tiny_llama: Path):
-    tokenizer = Tokenizer(tiny_llama)
-    yield tokenizer
-    tokenizer.close()
-
-
-@pytest.fixture(scope="module")
-def smol(smollm2: Path):
-    tokenizer = Tokenizer(smollm2)
-    yield tokenizer
-    tokenizer.close()
-
-
-@pytest.fixture
 def bare(tmp_path: Path):
     """A SentencePiece tokenizer that wants BOS, of a model without chat template."""
     tokenizer = Tokenizer(write_sentencepiece(tmp_path / "bare.gguf"))

@@ -25,20 +25,6 @@ STRANGE = [
 ]
 
 
-@pytest.fixture
-def tokenizer(tiny_llama: Path):
-    tokenizer = Tokenizer(tiny_llama)
-    yield tokenizer
-    tokenizer.close()
-
-
-@pytest.fixture(scope="module")
-def smol(smollm2: Path):
-    tokenizer = Tokenizer(smollm2)
-    yield tokenizer
-    tokenizer.close()
-
-
 @pytest.fixture(scope="module")
 def hf(smollm2: Path):
     """SmolLM2's tokenizer as HF tokenizers runs it, from the vocabulary and merges in the GGUF."""
