@@ -1,4 +1,5 @@
 PYTHON ?= python3
+override PYTHON := $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON))
 CC ?= cc
 CMAKE = cmake -S native -G "Unix Makefiles" -DCMAKE_C_COMPILER=$(CC) -DET_WERROR=ON
 BUILD = cmake --build
@@ -7,7 +8,8 @@ ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 # The source tree where `make dev` has built its extension, else the edgetune that PYTHON has installed.
 SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
-RUN = PYTHONPATH=$(SOURCES) $(PYTHON)
+# From tests/: in this folder Python would find the sources, which have no kernels, before what is installed.
+RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs durability crash pressure peers trimmed quantize onnx \
     heal chain memory load fuzz fuzz-daemon life service cycles clean
@@ -20,7 +22,7 @@ ready:
 	    { echo "edgetune is not installed for $(PYTHON): run pip install '.[test]', or make dev" >&2; exit 1; }
 
 docs: ready ## docs/cli.md and docs/options.md, from the commands and their options
-	$(RUN) docs/generate.py
+	$(RUN) ../docs/generate.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -28,7 +30,7 @@ dev: ## the extension, into edgetune/backends/, for work in this checkout
 	for so in build/dev/_native.*.so; do cp $$so edgetune/backends/native.tmp && mv edgetune/backends/native.tmp edgetune/backends/$$(basename $$so); done
 
 test: ready ## the tests, against the edgetune that PYTHON has
-	cd tests && $(RUN) -m pytest
+	$(RUN) -m pytest
 
 lint: ## ruff and mypy; warnings are errors
 	$(PYTHON) -m ruff check .
@@ -55,55 +57,55 @@ arm-train: ## one training in an arm64 Python under qemu, its losses beside this
 	PYTHON=$(PYTHON) tests/arm/run.sh
 
 proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served; llama.cpp's perplexity
-	$(RUN) tests/peers/snips.py --serve
-	cd tests && $(RUN) -m pytest -n 0 -s -m '' models/test_parity.py
+	$(RUN) peers/snips.py --serve
+	$(RUN) -m pytest -n 0 -s -m '' models/test_parity.py
 
 durability: ready ## minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
-	$(RUN) tests/proofs/kill.py
-	cd tests && $(RUN) -m pytest -m '' training/test_durability.py training/test_resume.py
+	$(RUN) proofs/kill.py
+	$(RUN) -m pytest -m '' training/test_durability.py training/test_resume.py
 
 crash: ready ## minutes: the daemon killed at KILLS random moments (100), all that it accepted still there
-	$(RUN) tests/proofs/crash.py --kills $(or $(KILLS),100)
+	$(RUN) proofs/crash.py --kills $(or $(KILLS),100)
 
 pressure: ready ## another process takes the memory of a training in a cgroup, and gives it back (needs root)
-	cd tests && $(RUN) -m pytest -n 0 -m '' training/test_throttle.py
+	$(RUN) -m pytest -n 0 -m '' training/test_throttle.py
 
 peers: ready ## many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
-	$(RUN) tests/peers/speed.py
+	$(RUN) peers/speed.py
 
 trimmed: ready ## many minutes, needs ../shared: SmolLM2 with 8,192 tokens from Snips beside the whole, trained on Snips
-	$(RUN) tests/proofs/trimmed.py
+	$(RUN) proofs/trimmed.py
 
 memory: ready ## many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
-	$(RUN) tests/proofs/memory.py
+	$(RUN) proofs/memory.py
 
 chain: ready ## minutes, needs ../shared: compressed for a board of 512 MB, trained in its memory, Snips answered
-	$(RUN) tests/proofs/chain.py
+	$(RUN) proofs/chain.py
 
 load: ready ## seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
-	$(RUN) tests/proofs/load.py
+	$(RUN) proofs/load.py
 
 life: ready ## half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones
-	$(RUN) tests/proofs/life.py
+	$(RUN) proofs/life.py
 
 heal: ready ## half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, distilled for 20 minutes
-	$(RUN) tests/proofs/heal.py
+	$(RUN) proofs/heal.py
 
 quantize: ready ## many minutes, needs ../shared: llama.cpp's types beside --target-size at the bytes of each
-	$(RUN) tests/proofs/quantize.py
+	$(RUN) proofs/quantize.py
 
 onnx: ready ## minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, agreement, size and speed
-	$(RUN) tests/proofs/onnx_int8.py
+	$(RUN) proofs/onnx_int8.py
 
 fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
-	$(RUN) tests/proofs/fuzz_daemon.py
-	cd tests && $(RUN) -m pytest -m '' daemon/test_schema.py
+	$(RUN) proofs/fuzz_daemon.py
+	$(RUN) -m pytest -m '' daemon/test_schema.py
 
 fuzz: ready ## minutes: random damage to models, to a daemon's state and to its requests; SEED=0, COUNT of each
-	$(RUN) -W ignore tests/proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
+	$(RUN) -W ignore proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
-	$(RUN) tests/proofs/service.py
+	$(RUN) proofs/service.py
 
 cycles: ## the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)
