@@ -27,6 +27,7 @@ from ...data.dataset import load_rows
 from ...data.rows import Row
 from ...errors import DataError
 from ...evaluation.served import Answer, exact_match, served_loss
+from ...evaluation.significance import sign_test
 from ...persisted import from_json
 from ...serving.llama import LlamaModel
 from ..state.files import digest
@@ -166,12 +167,6 @@ def perplexity(served: LlamaModel, text: str) -> float:
 
 
 # ---- deciding --------------------------------------------------------------------------------------------------------
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Exact probability of at most `wins` wins where win and loss are equally likely."""
-    n = wins + losses
-    return float(sum(math.comb(n, k) for k in range(wins + 1)) / 2**n)
 
 
 def rank_sum(values: Sequence[float], others: Sequence[float]) -> float:
