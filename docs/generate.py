@@ -53,9 +53,8 @@ def limits(meta: Any) -> str:
     high = meta["high"]
     if low is None and high is None:
         return ""
-    if high is None:
-        return f"from {low:g}"
-    return f"{low or 0:g} to {high:g}"
+    numbers = f"from {low:g}" if high is None else f"{low or 0:g} to {high:g}"
+    return f"`auto`, or {numbers}" if meta["auto"] else numbers
 
 
 def options_page() -> str:

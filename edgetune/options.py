@@ -13,13 +13,27 @@ from typing import Any, TypeVar
 from .errors import UsageError
 
 T = TypeVar("T")
+AUTO = "auto"
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
-           high: float | None = None) -> Any:
-    """A dataclass field that knows how it is shown and what range it has (low and high inclusive)."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+           high: float | None = None, auto: type[int] | type[float] | None = None) -> Any:
+    """A dataclass field that knows how it is shown and what range it has (low and high inclusive).
+
+    auto: the type of number that may be given, where the alternative is "auto".
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "auto": auto})
+
+
+def kind_of(spec: Field[Any]) -> Any:
+    """The type of an option's values; that of the number where it is a number or "auto"."""
+    return spec.metadata["auto"] or type(spec.default)
+
+
+def takes_auto(spec: Field[Any]) -> bool:
+    """Whether the option is a number or "auto"."""
+    return spec.metadata["auto"] is not None
 
 
 def declared(options: Any) -> list[Field[Any]]:
@@ -55,12 +69,14 @@ def unknown_option(name: str, known: Iterable[str]) -> UsageError:
 def check_type(spec: Field[Any], value: Any) -> None:
     """Raises UsageError where value is not of the type of the default; a whole number may be given for a float."""
     assert spec.default is not MISSING
-    kind = type(spec.default)
+    if takes_auto(spec) and value == AUTO:
+        return
+    kind = kind_of(spec)
     is_number = kind is float and isinstance(value, int) and not isinstance(value, bool)
     is_right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not (is_right or is_number):
         what = f"{_flag(spec)} is {value!r:.40}, of type {type(value).__name__}"
-        raise UsageError(what, f"give {_KINDS[kind]}, such as {spec.default!r}")
+        raise UsageError(what, f"give {_KINDS[kind]}{', or' if takes_auto(spec) else ', such as'} {spec.default!r}")
 
 
 def check_range(spec: Field[Any], value: Any) -> None:
@@ -68,6 +84,8 @@ def check_range(spec: Field[Any], value: Any) -> None:
     name = _flag(spec)
     if meta["choices"] and value not in meta["choices"]:
         raise UsageError(f"{name} is {value!r}", f"choose from {', '.join(meta['choices'])}")
+    if takes_auto(spec) and value == AUTO:
+        return
     low = meta["low"]
     high = meta["high"]
     if isinstance(value, float) and not math.isfinite(value):

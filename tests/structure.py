@@ -33,7 +33,7 @@ INSIDE = {
     "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "peft"]],
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["generate", "ops"], ["kernels", "train"]],
-    "cli": [["app", "info", "objective"], ["answer", "bench", "compress", "daemon", "demo", "learn"],
+    "cli": [["app", "info"], ["objective"], ["answer", "bench", "compress", "daemon", "demo", "learn"],
            ["files", "plan"], ["remote"], ["status"]],
     "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],
                 ["source"], ["fits", "onnx", "quantize", "shrink"], ["pipeline"]],
@@ -48,8 +48,8 @@ INSIDE = {
     "models": [["linear", "stream"], ["base"], ["structure"], ["decoder"], ["networks"]],
     "objectives": [["base"], ["sft"]],
     "serving": [["completion", "kv_cache", "model"], ["llama", "onnx"], ["batcher"]],
-    "training": [["checkpoint", "config", "cost", "metrics", "passes"], ["optim"], ["plan"], ["trainer"], ["resume",
-                "throttle"], ["run"]],
+    "training": [["checkpoint", "config", "cost", "metrics", "passes"], ["length", "optim"], ["plan"], ["trainer"],
+                ["resume", "throttle"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

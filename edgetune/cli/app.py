@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from ..errors import EdgetuneError, UsageError
 from ..machine.policy import Policy, read_policy
+from ..options import AUTO, kind_of, takes_auto
 from ..training.config import TrainConfig
 from ..version import __version__
 
@@ -83,6 +84,30 @@ def main() -> None:
     cli()
 
 
+class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # older versions of click are not generic
+    """A number of this kind, or auto."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = f"{'integer' if kind is int else 'float'}|{AUTO}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == AUTO:
+            return value
+        try:
+            return self.kind(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither {AUTO} nor a {'whole number' if self.kind is int else 'number'}.", param,
+                      ctx)
+
+
+def flag_type(spec: Field[Any]) -> Any:
+    """What click reads an option's value as."""
+    if spec.metadata["choices"]:
+        return click.Choice(spec.metadata["choices"])
+    return NumberOrAuto(kind_of(spec)) if takes_auto(spec) else type(spec.default)
+
+
 def config_options(*names: str, of: type = TrainConfig) -> Callable[[F], F]:
     """One flag for each of these fields of a class of options; the command gets them as keyword arguments."""
 
@@ -92,9 +117,8 @@ def config_options(*names: str, of: type = TrainConfig) -> Callable[[F], F]:
             meta = spec.metadata
             if isinstance(spec.default, bool):
                 flag = f"{flag}/--no-{flag[2:]}"
-            kind = click.Choice(meta["choices"]) if meta["choices"] else type(spec.default)
-            command = click.option(flag, spec.name, type=kind, default=spec.default, show_default=spec.default != "",
-                                   help=meta["help"])(command)
+            command = click.option(flag, spec.name, type=flag_type(spec), default=spec.default,
+                                   show_default=spec.default != "", help=meta["help"])(command)
         return command
 
     return add

@@ -9,6 +9,7 @@ import click
 
 from ..errors import UsageError
 from ..training.config import TrainConfig
+from .app import flag_type
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective
@@ -44,9 +45,7 @@ def objective_flags() -> list[click.Option]:
         flag = "--" + name.replace("_", "-")
         if isinstance(spec.default, bool):
             flag = f"{flag}/--no-{flag[2:]}"
-        choices = spec.metadata["choices"]
-        kind_of = click.Choice(choices) if choices else type(spec.default)
-        flags.append(click.Option([flag, name], type=kind_of, default=None, help=" ".join(helps[name])))
+        flags.append(click.Option([flag, name], type=flag_type(spec), default=None, help=" ".join(helps[name])))
     return flags
 
 

@@ -34,6 +34,7 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named
     from ..models.networks import open_network
+    from ..training.length import epochs_of, units_of
     from ..training.run import disk_writes
     from ..training.trainer import make_plan
     objective = take_objective(options)
@@ -46,9 +47,9 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
     plan = make_plan(network, config, lengths=lengths, board=board)
     if rows is None:
         Tokenizer(bundle.gguf).close()  # llama.cpp may refuse the vocabulary; after the plan, which counts memory
-    tokens = config.steps * config.batch_size * plan.run.max_length
-    predicted = expect(network.structure, plan, speed, board, config.batch_size,
-                       rows.tokens * config.epochs if rows and not tokens else tokens)
+    tokens = (rows.tokens * epochs_of(config, len(units_of(rows.examples, config))) if rows else
+              config.steps * config.batch_size * plan.run.max_length)
+    predicted = expect(network.structure, plan, speed, board, config.batch_size, tokens)
     buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
     disk = disk_writes(plan, config, held_out=True)
     show(as_json, plan.to_json() | {"predicted": predicted, "disk": disk},

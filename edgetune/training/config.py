@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from ..adapters.lora_options import LoraOptions
 from ..errors import UsageError
-from ..options import check_options, option
+from ..options import AUTO, check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
@@ -36,7 +36,8 @@ class TrainConfig(LoraOptions):
                                   choices=("auto", "float", "8bit"))
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
     # the data
-    epochs: float = option(1.0, "Passes over the data.", low=0.0, high=1e6)
+    epochs: float | Literal["auto"] = option("auto", "Passes over the data; auto: several where rows are few, one "
+                                             "where they are many.", low=0.0, high=1e6, auto=float)
     steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9)
     batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1)
     max_length: int = option(512, "Tokens in a row at most.", low=2)
@@ -60,8 +61,10 @@ class TrainConfig(LoraOptions):
                             "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers "
                             "where the CPU multiplies them, else as fast).",
                             choices=("fast", "exact", "int8"))
-    eval_every: int = option(0, "Steps between two measurements of the held-out loss; 0: once an epoch.", low=0)
-    patience: int = option(0, "Stop after this number of measurements without improvement; 0: never.", low=0)
+    eval_every: int = option(0, "Steps between two measurements of the held-out loss; 0: once an epoch, with --epochs "
+                             "auto at least five times in a run.", low=0)
+    patience: int | Literal["auto"] = option("auto", "Stop after this number of measurements without improvement; 0: "
+                                             "never; auto: 3 with --epochs auto, else never.", low=0, auto=int)
     checkpoint_every: str = option("5m", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
                                    "is stopped.")
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
@@ -125,7 +128,7 @@ class TrainConfig(LoraOptions):
         if held_out:
             return
         for name, value in (("eval-every", self.eval_every), ("patience", self.patience)):
-            if value:
+            if value not in (0, AUTO):
                 what = f"{name} is {value}, and no rows are held out to measure"
                 raise UsageError(what, f"name held-out rows with --eval, or leave --{name} out")
 
@@ -151,7 +154,7 @@ class TrainOptions(TypedDict, total=False):
     beta2: float
     optimizer_state: str
     max_grad_norm: float
-    epochs: float
+    epochs: float | Literal["auto"]
     steps: int
     batch_size: int
     max_length: int
@@ -166,7 +169,7 @@ class TrainOptions(TypedDict, total=False):
     weights: str
     precision: str
     eval_every: int
-    patience: int
+    patience: int | Literal["auto"]
     checkpoint_every: str
     seed: int
     threads: int

@@ -13,6 +13,7 @@ from typing import Any
 from ..data.dataset import Dataset
 from ..errors import MismatchError, UsageError
 from ..version import __version__
+from . import length
 from .trainer import Trainer
 
 # Options that change speed or when state is saved, but not what is learned.
@@ -29,6 +30,9 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     given = {name: value for name, value in trainer.config.to_json().items() if name not in FREE}
     given |= trainer.objective.options()
     given |= run.family.options()
+    given["patience"] = length.patience(trainer.config)
+    if trainer.config.steps:
+        del given["epochs"]  # steps override them
     options = {name.replace("_", "-"): value for name, value in given.items()}
     options["objective"] = trainer.objective.name
     options["family"] = run.family.name

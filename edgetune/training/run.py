@@ -28,7 +28,7 @@ from ..machine.governor import Governor
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..persisted import from_json
-from . import checkpoint, metrics
+from . import checkpoint, length, metrics
 from .config import TrainConfig
 from .plan import Plan, Tradeoffs
 from .resume import differences, fingerprint_run
@@ -187,11 +187,12 @@ class _Run:
     def _loop(self) -> None:
         t = self.trainer
         s = self.state
+        patience = length.patience(self.config)
         while True:
             with suppress(MemoryPressure):  # the loop repeats what was interrupted
                 if self._measurement_due():
                     self._evaluate()
-                if t.steps_done >= t.total_steps or (self.config.patience and s.misses >= self.config.patience):
+                if t.steps_done >= t.total_steps or (patience and s.misses >= patience):
                     break
                 if self.should_stop():
                     raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
@@ -206,8 +207,7 @@ class _Run:
     def _measurement_due(self) -> bool:
         """Before the first step, every eval_every steps and after the last; only once, also when a run was resumed."""
         t = self.trainer
-        every = self.config.eval_every or self.trainer.steps_per_epoch
-        due = t.steps_done % every == 0 or t.steps_done >= t.total_steps
+        due = t.steps_done % t.eval_every == 0 or t.steps_done >= t.total_steps
         return self.held_out is not None and due and self.state.measured != t.steps_done
 
     def _evaluate(self) -> None:

@@ -23,7 +23,7 @@ from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..backends.cpu import Cpu
 from ..data.dataset import Dataset, load_rows
-from ..data.packing import Batch, Example, Lengths, grouped_indices, micro_batches, order, pack
+from ..data.packing import Batch, Example, Lengths, micro_batches, order
 from ..errors import DataError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
@@ -36,8 +36,9 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import make_options
 from ..version import __version__
-from . import optim, plan
+from . import length, optim, plan
 from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
+from .length import units_of
 from .passes import Measurement, Reference, Totals, learn, measure
 
 if TYPE_CHECKING:
@@ -142,19 +143,21 @@ class Trainer:
                                 "tokenise it with this model's tokenizer")
         last = max((example.group for example in self.examples), default=0)  # numbers of earlier calls are taken
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
-        if self.config.packing:
-            self._units = pack(self.examples, self.config.max_length)
-        else:
-            self._units = grouped_indices(self.examples)
+        self._units = units_of(self.examples, self.config)
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self._units) // self.config.batch_size)
+        return length.steps_per_epoch(len(self._units), self.config.batch_size)
 
     @property
     def total_steps(self) -> int:
         """By config.steps, or config.epochs of what was added so far."""
-        return self.config.steps or max(1, round(self.config.epochs * self.steps_per_epoch))
+        return length.total_steps(self.config, len(self._units))
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between two measurements of a run's held-out loss."""
+        return length.eval_every(self.config, len(self._units))
 
     def batch(self, step: int) -> list[Example]:
         """The examples of step 1, 2, ...: a function of seed and data."""

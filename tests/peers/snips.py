@@ -34,7 +34,7 @@ def load(args: argparse.Namespace) -> Any:
     """(config, training rows, held-out rows) as edgetune tokenises them."""
     import edgetune
     config = edgetune.TrainConfig(rank=8, alpha=16, lr=1e-3, warmup=10, schedule="linear", batch_size=8,
-                                  shuffle=False, max_length=256, system=SYSTEM, max_grad_norm=1.0,
+                                  epochs=1, shuffle=False, max_length=256, system=SYSTEM, max_grad_norm=1.0,
                                   micro_batch=args.micro_batch, recompute=args.recompute, threads=args.threads,
                                   precision=args.precision, optimizer_state=args.optimizer_state)
     tokenizer = edgetune.Tokenizer(model_path())

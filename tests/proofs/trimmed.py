@@ -64,7 +64,7 @@ def store(folder: Path, name: str, model: floats.Floats, type: str) -> tuple[Pat
 def train(path: Path, rows: list[dict[str, str]], dev: list[dict[str, str]], out: Path,
           args: argparse.Namespace) -> dict[str, Any]:
     config = edgetune.TrainConfig(rank=8, alpha=16, lr=1e-3, warmup=10, schedule="linear", batch_size=BATCH,
-                                  shuffle=False, max_length=LENGTH, system=SYSTEM, max_grad_norm=1.0,
+                                  epochs=1, shuffle=False, max_length=LENGTH, system=SYSTEM, max_grad_norm=1.0,
                                   precision=args.precision, threads=args.threads)
     tokenizer = edgetune.Tokenizer(path)
     data, held_out = (edgetune.load_rows(part, tokenizer, max_length=LENGTH, system=SYSTEM) for part in (rows, dev))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ...objectives.base import Objective, objectives
 from ...objectives.sft import Sft
-from ...options import declared
+from ...options import declared, kind_of, takes_auto
 from ...training.config import TrainConfig
 
 T = TypeVar("T")
@@ -207,10 +207,11 @@ class Deleted(Answer):
 def _kind(spec: Any) -> Any:
     """The type of a field of TrainConfig, with its range."""
     meta = spec.metadata
-    kind = type(spec.default)
     if meta["choices"]:
         return Literal[meta["choices"]]
-    return Annotated[Whole if kind is int else kind, Field(ge=meta["low"], le=meta["high"])]
+    number: Any = Whole if kind_of(spec) is int else kind_of(spec)
+    ranged: Any = Annotated[number, Field(ge=meta["low"], le=meta["high"])]
+    return ranged | Auto if takes_auto(spec) else ranged
 
 
 def _hyperparameters(objective: type[Objective]) -> type[Body]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from ...data.rows import Row, RowParser
 from ...errors import DataError, UnsupportedError, UsageError
 from ...objectives.base import Objective, make_objective, objectives
 from ...objectives.sft import Sft
-from ...options import declared
+from ...options import AUTO, declared, kind_of, takes_auto
 from ...training.config import TrainConfig
 from ..state.files import Rows, digest
 from ..state.holdout import MOST, Holdout
 
 OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
-AUTO = "auto"  # leaves an option open
 TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
 HELD = "held.jsonl"  # rows to judge by
 ROUNDS = "rounds.json"  # {"established": how many of HELD, its first rows, are of earlier rounds}
@@ -45,7 +44,7 @@ def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
     own: dict[str, Any] = {}
     for spec in declared(kind):
         if spec.name in asked:
-            own[spec.name] = _typed(spec.name, asked.pop(spec.name), type(spec.default))
+            own[spec.name] = _typed(spec.name, asked.pop(spec.name), spec)
     return make_objective(kind.name, own), asked
 
 
@@ -54,23 +53,25 @@ def _by_method() -> dict[str, type[Objective]]:
 
 
 def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()) -> TrainConfig:
-    """`base` with what is asked for, by OpenAI's names or TrainConfig's; "auto" leaves an option as it is.
+    """`base` with what is asked for, by OpenAI's names or TrainConfig's; "auto" leaves a number as it is that cannot
+    be "auto" itself.
 
     own: options of the objective, which a request may name too. Raises UsageError for a name that is not known, a value
     of another type or out of its range.
     """
-    types: dict[str, type] = {spec.name: type(spec.default) for spec in fields(TrainConfig)}
+    specs = {spec.name: spec for spec in fields(TrainConfig)}
     given: dict[str, Any] = {}
     for name, value in asked.items():
         target = OPENAI.get(name, name)
-        if target not in types:
-            known = ", ".join([*OPENAI, *own, *types])
+        if target not in specs:
+            known = ", ".join([*OPENAI, *own, *specs])
             raise UsageError(f"there is no hyperparameter {name!r:.80}", f"there are {known}")
-        if value == AUTO and types[target] is not str:
+        spec = specs[target]
+        if value == AUTO and not takes_auto(spec) and kind_of(spec) is not str:
             continue
         if target in given:
             raise UsageError(f"{name} says again what another hyperparameter says", "give one of them")
-        given[target] = _typed(name, value, types[target])
+        given[target] = _typed(name, value, spec)
         if name == "learning_rate_multiplier":
             given[target] *= base.lr
     if "epochs" in given:
@@ -78,8 +79,11 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
     return replace(base, **given).check()
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
-    """An integer is accepted for a float; otherwise the type must be the same."""
+def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
+    """An integer is accepted for a float; otherwise the type must be the option's."""
+    kind = kind_of(spec)
+    if takes_auto(spec) and value == AUTO:
+        return value
     if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not kind:

@@ -1,0 +1,67 @@
+"""How long a run is, and when its held-out loss is measured: by the options, or by how much data there is.
+
+A unit is what a batch counts: a row, a group of rows, or with packing a pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..data.packing import Example, grouped_indices, pack
+from ..options import AUTO
+from .config import TrainConfig
+
+ENOUGH_STEPS = 150  # what --epochs auto reaches where the data is small
+MOST_EPOCHS = 15  # but it passes over the data this often at most
+PATIENCE = 3  # measurements without improvement that end a run of --epochs auto
+LEAST_MEASUREMENTS = 5  # in such a run, after the one before the first step
+MOST_MEASUREMENTS = 30
+
+
+def units_of(examples: Sequence[Example], config: TrainConfig) -> list[list[int]]:
+    """The indices of the examples in each unit."""
+    return pack(examples, config.max_length) if config.packing else grouped_indices(examples)
+
+
+def steps_per_epoch(units: int, batch_size: int) -> int:
+    return -(-units // batch_size)
+
+
+def auto_epochs(units: int, batch_size: int) -> int:
+    """Whole passes over the data, so that all rows are seen equally often: ENOUGH_STEPS, within 1 to MOST_EPOCHS."""
+    steps = max(steps_per_epoch(units, batch_size), 1)
+    return min(-(-ENOUGH_STEPS // steps), MOST_EPOCHS)
+
+
+def epochs_of(config: TrainConfig, units: int) -> float:
+    """How often a run passes over this data; a part of a pass where that is so."""
+    if config.steps:
+        return config.steps / max(steps_per_epoch(units, config.batch_size), 1)
+    return auto_epochs(units, config.batch_size) if isinstance(config.epochs, str) else config.epochs
+
+
+def total_steps(config: TrainConfig, units: int) -> int:
+    return config.steps or max(1, round(epochs_of(config, units) * steps_per_epoch(units, config.batch_size)))
+
+
+def is_auto(config: TrainConfig) -> bool:
+    """Whether the data decides how long the run is."""
+    return not config.steps and config.epochs == AUTO
+
+
+def eval_every(config: TrainConfig, units: int) -> int:
+    """Steps between two measurements: an epoch where the options leave it open. Where the data decides how long the run
+    is, an epoch that is a large or a tiny part of it is divided or joined with others.
+    """
+    epoch = steps_per_epoch(units, config.batch_size)
+    if config.eval_every or not is_auto(config):
+        return config.eval_every or epoch
+    total = total_steps(config, units)
+    return min(max(epoch, -(-total // MOST_MEASUREMENTS)), -(-total // LEAST_MEASUREMENTS))
+
+
+def patience(config: TrainConfig) -> int:
+    """Measurements without improvement that end the run; 0: it is not ended by them."""
+    if isinstance(config.patience, str):
+        return PATIENCE if is_auto(config) else 0
+    return config.patience

@@ -1,0 +1,104 @@
+"""How long a run is by its data, when it is measured, and when it ends by itself."""
+
+import json
+
+import pytest
+from counting import OPTIONS, dataset, sequences
+
+from edgetune.errors import UsageError
+from edgetune.training import length
+from edgetune.training.config import TrainConfig
+from edgetune.training.run import run
+from edgetune.training.trainer import Trainer
+
+AUTO = {**OPTIONS, "steps": 0, "epochs": "auto"}
+
+
+@pytest.mark.parametrize(("units", "batch", "passes", "steps"), [
+    (1, 8, 15, 15), (18, 8, 15, 45), (54, 8, 15, 105), (180, 8, 7, 161), (900, 8, 2, 226), (1192, 8, 2, 298),
+    (1200, 8, 1, 150), (4744, 8, 1, 593), (54, 1, 3, 162), (0, 8, 15, 1)])
+def test_few_rows_are_passed_over_often(units, batch, passes, steps):
+    config = TrainConfig(batch_size=batch)
+    assert length.auto_epochs(units, batch) == passes
+    assert length.epochs_of(config, units) == passes
+    assert length.total_steps(config, units) == steps
+
+
+@pytest.mark.parametrize(("options", "steps"), [
+    ({"epochs": 1.0}, 7), ({"epochs": 2}, 14), ({"epochs": 0.5}, 4), ({"epochs": 0.01}, 1), ({"steps": 20}, 20),
+    ({"steps": 20, "epochs": 3.0}, 20)])
+def test_a_number_is_kept(options, steps):
+    config = TrainConfig(**options).check()
+    assert length.total_steps(config, 54) == steps
+    assert length.eval_every(config, 54) == 7
+    assert length.patience(config) == 0
+
+
+def test_packs_are_what_is_counted(bundle):
+    """40 rows of 8 to 19 tokens are about 12 packs of 48."""
+    trainer = Trainer(bundle, **{**AUTO, "packing": True})
+    trainer.add_examples(sequences(40, low=8, high=20))
+    packs = length.units_of(trainer.examples, trainer.config)
+    assert len(packs) < 20
+    assert trainer.total_steps == 15 * -(-len(packs) // 4)
+    assert trainer.steps_per_epoch == -(-len(packs) // 4)
+
+
+@pytest.mark.parametrize("units", [1, 6, 54, 200, 400, 900, 1192, 1200, 5000, 100_000])
+def test_a_run_by_its_data_is_measured_often_enough_and_not_too_often(units):
+    config = TrainConfig()
+    total = length.total_steps(config, units)
+    every = length.eval_every(config, units)
+    measured = {step for step in range(1, total + 1) if step % every == 0} | {total}
+    assert min(5, total) <= len(measured) <= 30
+    if 5 <= length.auto_epochs(units, 8) <= 30:
+        assert every == length.steps_per_epoch(units, 8)
+    assert length.eval_every(TrainConfig(eval_every=3), units) == 3
+
+
+def test_patience_follows_epochs():
+    assert length.patience(TrainConfig()) == 3
+    assert length.patience(TrainConfig(steps=5)) == 0
+    assert length.patience(TrainConfig(epochs=2)) == 0
+    assert length.patience(TrainConfig(patience=0)) == 0
+    assert length.patience(TrainConfig(epochs=2, patience=1)) == 1
+
+
+def test_a_run_by_its_data_ends_three_measurements_after_the_best(bundle, tmp_path):
+    """Held-out rows count downwards, and get worse once upwards is learned."""
+    held_out = dataset(6, 1)
+    for example in held_out.examples:
+        example.tokens[:] = example.tokens[::-1].copy()
+    record = run(bundle, dataset(24), tmp_path / "out", TrainConfig(**AUTO), held_out=held_out)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    measured = [line["step"] for line in lines if line["event"] == "eval"]
+    assert record["total_steps"] == 90
+    assert measured == list(range(0, record["steps"] + 1, 6))
+    assert record["steps"] < 90
+    assert record["held_out"]["best_step"] == measured[-4]
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"epochs": "many"}, "epochs is 'many', of type str; give a number, or 'auto'"),
+    ({"epochs": True}, "epochs is True, of type bool; give a number, or 'auto'"),
+    ({"epochs": -1.0}, "epochs is -1.0, the least is 0"),
+    ({"patience": 1.5}, "patience is 1.5, of type float; give a whole number, or 'auto'"),
+    ({"patience": -1}, "patience is -1, the least is 0"),
+    ({"lr": "auto"}, "lr is 'auto', of type str"),
+])
+def test_neither_a_number_nor_auto(options, words):
+    with pytest.raises(UsageError, match=words):
+        TrainConfig(**options).check()
+
+
+@pytest.mark.parametrize(("flags", "code", "words"), [
+    (["--epochs", "much"], 2, "'much' is neither auto nor a number"),
+    (["--patience", "2.5"], 2, "'2.5' is neither auto nor a whole number"),
+    (["--epochs", "2", "--patience", "auto"], 0, ""), (["--epochs", "auto"], 0, "")])
+def test_the_command_line_takes_a_number_or_auto(tiny_llama, flags, code, words):
+    from click.testing import CliRunner
+
+    from edgetune.cli import cli
+    done = CliRunner().invoke(cli, ["plan", str(tiny_llama), "--max-length", "32", *flags])
+    assert done.exit_code == code, done.output
+    assert words in done.output
