@@ -10,6 +10,8 @@ from typing import Any
 from ..disk import cannot_write, sync
 
 NAME = "metrics.jsonl"
+CSV = "metrics.csv"  # this one and the next are written from it, when a run has ended
+REPORT = "report.html"
 # A line is not synced: the kernel writes the file's last page when it has been dirty for half a minute.
 BYTES_PER_DAY = 4096 * 2 * 60 * 24
 

@@ -1,0 +1,1 @@
+"""What is done around a training: answers before and after, reports, comparisons of runs."""
