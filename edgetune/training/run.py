@@ -293,8 +293,8 @@ class _Run:
         return [self.config.micro_batch, self.config.recompute, self.config.optimizer_state]
 
     def _restart(self) -> None:
-        """After a kill before the first checkpoint, which leaves metrics, and maybe an adapter without run.json. A report
-        may have been asked for since.
+        """After a kill before the first checkpoint, which leaves metrics, and maybe an adapter without run.json.
+        A report may have been asked for since.
         """
         if not {path.name for path in self.out.iterdir()} <= {metrics.NAME, store.FILE, metrics.CSV, metrics.REPORT}:
             raise FormatError(f"{self.out} holds no checkpoint: it is finished, or no run", "start in another folder")
