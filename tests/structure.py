@@ -39,7 +39,7 @@ INSIDE = {
                 ["source"], ["fits", "onnx", "quantize", "shrink"], ["pipeline"]],
     "daemon": [["keys", "memory", "options"], ["client", "state", "unit"], ["jobs"], ["learning"], ["service"],
               ["api"], ["server"]],
-    "data": [["packing"], ["rows"], ["dataset"], ["loader"]],
+    "data": [["packing"], ["rows"], ["holdout"], ["dataset"], ["loader"]],
     "evaluation": [["native", "served", "significance"]],
     "formats": [["families", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
     "llamacpp": [["context", "library", "markup", "meter", "sampling"], ["divergence", "quantizer", "sandbox"],

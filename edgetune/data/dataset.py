@@ -10,13 +10,14 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
+from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
 from .rows import Row, RowParser, example, json_type, shape_of
 
@@ -71,9 +72,27 @@ def load(
     keeps its start, "skip" leaves it out. `parser` reads the rows, an objective's `rows`. Raises DataError, which names
     the line, for what cannot be used.
     """
-    path = Path(path)
+    return _read(Path(path), tokenizer, max_length, system, overflow, parser).dataset()
+
+
+def load_divided(
+    path: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    system: str | None = None,
+    overflow: str = "truncate",
+    parser: RowParser = supervised_rows,
+) -> tuple[Dataset, Dataset | None]:
+    """(rows to learn, rows held out): the file as `load` reads it, divided as `holdout` says, among the rows of which
+    something can be learned. Either side's digest is of its rows. (All of the file, None) where none can be held out.
+    """
+    return _read(Path(path), tokenizer, max_length, system, overflow, parser).divided()
+
+
+def _read(path: Path, *options: Any) -> _Tokenized:
+    """The file, with the digest of its bytes. options: those of _tokenized."""
     digest = hashlib.sha256()
-    options = (max_length, system, overflow, parser)
     try:
         with _opened(path) as file:
             rows: Iterable[tuple[str, Row]]
@@ -81,12 +100,12 @@ def load(
                 rows = [(path.name, _text(file, path.name, digest))]
             else:
                 rows = _parse(_lines(file, path.name, digest), path.name)
-            dataset = _build(rows, path.name, tokenizer, *options)
+            made = _tokenized(rows, path.name, *options)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}", "check the path") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})", "name a .jsonl or .txt file") from None
-    return replace(dataset, digest=f"sha256:{digest.hexdigest()}")
+    return replace(made, digest=f"sha256:{digest.hexdigest()}")
 
 
 def load_rows(
@@ -99,13 +118,10 @@ def load_rows(
     parser: RowParser = supervised_rows,
 ) -> Dataset:
     """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
-    try:
-        written = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts") from None
+    digest = digest_of(rows)
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
-    dataset = _build(named, "the data", tokenizer, max_length, system, overflow, parser)
-    return replace(dataset, digest=f"sha256:{hashlib.sha256(written.encode()).hexdigest()}")
+    return replace(_tokenized(named, "the data", tokenizer, max_length, system, overflow, parser),
+                   digest=digest).dataset()
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -172,7 +188,45 @@ def _parse(lines: Iterable[str], name: str) -> Iterator[tuple[str, Row]]:
         yield where, row
 
 
-def _build(
+@dataclass(frozen=True)
+class _TokenizedRow:
+    """A row with the examples that can be learned of it, whose groups are 1, 2, ... up to `groups`."""
+
+    row: Row
+    examples: list[Example]
+    groups: int
+    truncated: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    """All rows of a data set, in their order; the other fields are a Dataset's."""
+
+    rows: list[_TokenizedRow]
+    kind: str
+    digest: str = ""
+
+    def dataset(self) -> Dataset:
+        examples: list[Example] = []
+        groups = 0
+        for made in self.rows:
+            examples += [replace(one, group=groups + one.group) if one.group else one for one in made.examples]
+            groups += made.groups
+        return Dataset(examples, [made.row for made in self.rows if made.examples], self.kind,
+                       sum(made.truncated for made in self.rows), sum(made.skipped for made in self.rows), self.digest)
+
+    def divided(self) -> tuple[Dataset, Dataset | None]:
+        learnable = [i for i, made in enumerate(self.rows) if made.examples]
+        chosen = {learnable[i] for i in held_out_indices([self.rows[i].row for i in learnable])}
+        if not chosen:
+            return self.dataset(), None
+        learned, held = (_Tokenized([made for i, made in enumerate(self.rows) if (i in chosen) == side], self.kind)
+                         .dataset() for side in (False, True))
+        return replace(learned, digest=digest_of(learned.rows)), replace(held, digest=digest_of(held.rows))
+
+
+def _tokenized(
     rows: Iterable[tuple[str, Row]],
     name: str,
     tokenizer: Tokenizer,
@@ -180,44 +234,40 @@ def _build(
     system: str | None,
     overflow: str,
     parser: RowParser,
-) -> Dataset:
+) -> _Tokenized:
     """rows: (where, row), where a row's errors are said to be; name: of all rows together. The digest stays empty."""
     if max_length < 2:
         raise UsageError(f"max-length is {max_length}", "choose 2 tokens or more")
     if overflow not in ("truncate", "skip"):
         raise UsageError(f"overflow is {overflow!r}", "choose truncate or skip")
-    builder = _Builder(tokenizer, max_length, system, overflow, parser)
+    reader = _RowReader(tokenizer, max_length, system, overflow, parser)
+    made = []
     for where, row in rows:
         try:
-            builder.add(where, row)
+            made.append(reader.read(where, row))
         except DataError as error:
             raise DataError(f"{where}: {error.what}", error.hint) from None
-    if not builder.kind:
+    if not made:
         raise DataError(f"{name} holds no rows", f"expected are rows of {parser.EXPECTED}")
-    if not builder.examples:
+    if not any(row.examples for row in made):
         what = f"{name} leaves nothing to learn: no row has a supervised token within {max_length} tokens"
         raise DataError(what, "raise max-length" + (", or truncate long rows" if overflow == "skip" else ""))
-    return Dataset(builder.examples, builder.rows, builder.kind, builder.truncated, builder.skipped, "")
+    return _Tokenized(made, reader.kind)
 
 
 @dataclass
-class _Builder:
-    """A Dataset to which rows are added one at a time; the fields of the same names are the Dataset's."""
+class _RowReader:
+    """Reads rows one at a time, which must be of one shape, or text."""
 
     tokenizer: Tokenizer
     max_length: int
     system: str | None
     overflow: str
     parser: RowParser
-    examples: list[Example] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    kind: str = ""
+    kind: str = ""  # the shape so far
     first: str = ""  # where the first row of this kind is
-    truncated: int = 0
-    skipped: int = 0
-    groups: int = 0  # the number of groups so far
 
-    def add(self, where: str, row: Row) -> None:
+    def read(self, where: str, row: Row) -> _TokenizedRow:
         """Raises DataError for a row that cannot be used."""
         shape = self.parser.shape_of(row)
         if self.kind not in ("", "text", shape) and shape != "text":
@@ -228,13 +278,10 @@ class _Builder:
             self.kind = shape
             self.first = where
         fitting = _fitting(made, self.max_length, self.overflow)
-        self.skipped += max(len(made), 1) - len(fitting)  # a row whose answers all have weight 0 makes none
-        self.truncated += sum(whole.tokens.size > self.max_length for whole, _ in fitting)
-        for _, fit in fitting:
-            self.examples.append(replace(fit, group=self.groups + fit.group) if fit.group else fit)
-        self.groups += max((whole.group for whole in made), default=0)
-        if fitting:
-            self.rows.append(row)
+        return _TokenizedRow(
+            row, [fit for _, fit in fitting], groups=max((whole.group for whole in made), default=0),
+            truncated=sum(whole.tokens.size > self.max_length for whole, _ in fitting),
+            skipped=max(len(made), 1) - len(fitting))  # a row whose answers all have weight 0 makes none
 
 
 def _fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:

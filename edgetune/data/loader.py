@@ -14,8 +14,9 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, Protocol, cast
@@ -29,9 +30,10 @@ from ..python_child import child, die_with, how_it_ended, limit_memory, unlimit_
 from . import rows as supervised_rows
 from .dataset import STDIN, Dataset
 from .packing import Example
-from .rows import RowParser
+from .rows import Row, RowParser
 
-_FACTS = ("kind", "truncated", "skipped", "digest")
+ROWS_LIMIT = 1 << 20  # characters of the held-out rows, as JSON, that come with their examples: memory holds them
+_FACTS = ("rows", "kind", "truncated", "skipped", "digest")
 _LEAST = 64 << 20  # bytes that it may use whatever the budget; the plan decides whether training fits
 
 
@@ -54,17 +56,21 @@ class Cut(Exception):
 
 
 def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
-         parser: RowParser = supervised_rows) -> list[Dataset | None]:
+         parser: RowParser = supervised_rows, hold_out: bool = False) -> list[Dataset | None]:
     """`dataset.load` of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
 
-    parser: a module, which the process imports. The result has the examples of the rows, not the rows. The process may
-    use the memory that config gives to training, and ends with the calling thread. Check the GGUF first: llama.cpp does
-    not validate it.
+    parser: a module, which the process imports. The process may use the memory that config gives to training, and ends
+    with the calling thread. Check the GGUF first: llama.cpp does not validate it.
+
+    The result has the examples of the rows, not the rows. hold_out: paths are (data, held-out); where the second is
+    None, rows of the first are held out (`dataset.load_divided`), None if there are too few. The second set then has
+    its rows too, for whoever grades answers: all of them, or the first that fit into ROWS_LIMIT.
+
     Raises the errors of Tokenizer and `dataset.load`, and EdgetuneError where the process was ended early.
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
              "options": {"max_length": config.max_length, "system": config.system or None, "overflow": config.overflow},
-             "parser": cast(ModuleType, parser).__name__,
+             "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out,
              "memory": config.memory_bytes(read_device().memory_available + rss()), "parent": os.getpid()}
     with _started(asked, Path(STDIN) in paths) as process:
         assert process.stdin
@@ -175,7 +181,7 @@ def _received(reader: _Checked, facts: dict[str, Any]) -> Dataset:
             raise Cut
         columns[name] = np.split(reader.array(size, kind), ends[:-1])
     examples = [Example(**{name: column[i] for name, column in columns.items()}) for i in range(facts["examples"])]
-    return Dataset(examples, [], **{name: facts[name] for name in _FACTS})
+    return Dataset(examples, **{name: facts[name] for name in _FACTS})
 
 
 class _Checked:
@@ -228,16 +234,32 @@ def _answer() -> None:
 
 def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
     from ..llamacpp.tokenizer import Tokenizer
-    from .dataset import load
     tokenizer = Tokenizer(asked["model"])
     tokenizer.markup = asked["markup"]
     try:
         limit_memory(asked["memory"], _LEAST)
-        parser = cast(RowParser, import_module(asked["parser"]))
-        sets = [path and load(path, tokenizer, parser=parser, **asked["options"]) for path in asked["paths"]]
+        sets = _sets(asked["paths"], asked["hold_out"], tokenizer=tokenizer,
+                     parser=cast(RowParser, import_module(asked["parser"])), **asked["options"])
         unlimit_memory()
     except MemoryError:
         unlimit_memory()
         what = f"the rows take more than the {asked['memory'] >> 20} MiB of memory that training may have"
         raise DataError(what, "give fewer rows, or raise --memory") from None
     return sets
+
+
+def _sets(paths: Sequence[str | None], hold_out: bool, **options: Any) -> list[Dataset | None]:
+    """The sets with the rows that go over."""
+    from .dataset import load, load_divided
+    if not hold_out:
+        return [replace(load(path, **options), rows=[]) if path else None for path in paths]
+    data, held_out = paths
+    assert data
+    learned, held = (load(data, **options), load(held_out, **options)) if held_out else load_divided(data, **options)
+    return [replace(learned, rows=[]), held and replace(held, rows=_first(held.rows))]
+
+
+def _first(rows: Sequence[Row]) -> list[Row]:
+    """The first rows, together of at most ROWS_LIMIT characters as JSON."""
+    sizes = accumulate(len(json.dumps(row)) for row in rows)
+    return [row for row, size in zip(rows, sizes, strict=True) if size <= ROWS_LIMIT]
