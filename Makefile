@@ -11,7 +11,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 # From tests/: in this folder Python would find the sources, which have no kernels, before what is installed.
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
-.PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs durability crash pressure peers trimmed quantize onnx \
+.PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
     heal chain memory load fuzz fuzz-daemon life service cycles clean
 
 help: ## this list
@@ -59,6 +59,9 @@ arm-train: ## one training in an arm64 Python under qemu, its losses beside this
 proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served; llama.cpp's perplexity
 	$(RUN) peers/snips.py --serve
 	$(RUN) -m pytest -n 0 -s -m '' models/test_parity.py
+
+slow: ready ## many minutes: the tests that `pytest` leaves out, marked slow
+	$(RUN) -m pytest -m slow
 
 durability: ready ## minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
 	$(RUN) proofs/kill.py

@@ -101,6 +101,7 @@ def test_the_same_again_gives_the_same_bytes(place, whole):
     assert hashes(place / "again.edge") == hashes(folder)
 
 
+@pytest.mark.slow
 def test_stopped_while_it_distills_it_continues_to_the_same_bytes(place, whole):
     folder, _ = whole
     rows = str(place / "rows.jsonl")
@@ -125,6 +126,7 @@ def test_stopped_while_it_distills_it_continues_to_the_same_bytes(place, whole):
     assert not (place / "stopped.edge.work").exists()
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_where_a_run_is_stopped(place):
     """Stopped while it quantizes, it has measured; resumed, it measures nothing again and ends in the same bytes."""
     rows = str(place / "rows.jsonl")

@@ -52,8 +52,9 @@ def descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("descriptors")
-@pytest.mark.parametrize("begin", [b"", b"GET /healthz HTTP/1.1\r\nHost: loc",
-                                   b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"])
+@pytest.mark.parametrize("begin", [pytest.param(b"", marks=pytest.mark.slow), b"GET /healthz HTTP/1.1\r\nHost: loc",
+                                   pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n",
+                                                marks=pytest.mark.slow)])
 def test_more_silent_connections_than_descriptors_keep_nobody_out(model, tmp_path, begin):
     with process(model, tmp_path) as running, ExitStack() as stack:
         for _ in range(DESCRIPTORS + 26):

@@ -239,6 +239,7 @@ def larger(tmp_path_factory):
     return in_large_folios(write_tiny(path, formats="F16", n_blocks=12, d_model=512, d_ff=2048, n_vocab=4096, seed=2))
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_however_the_page_cache_holds_the_file(larger):
     """Of blocks, head and embedding in folios of 2 MiB no more is in memory than was planned, and what is learnt is the
     same, whether some blocks stay or none.
