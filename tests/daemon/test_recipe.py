@@ -25,9 +25,10 @@ def test_openai_names_and_ours() -> None:
     found = options(BASE, asked)
     assert (found.epochs, found.steps, found.batch_size, found.lr) == (3.0, 0, 2, 5e-4)
     assert (found.alpha, found.packing, found.rank) == (8.0, True, 16)
-    assert options(BASE, {"batch_size": "auto", "learning_rate_multiplier": "auto"}) == BASE
+    assert options(BASE, {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}) == BASE
     by_data = replace(BASE, epochs="auto", steps=0)
-    assert options(replace(BASE, epochs=2.0), {"n_epochs": "auto", "batch_size": "auto"}) == by_data
+    assert options(replace(BASE, epochs=2.0), {"epochs": "auto"}) == by_data
+    assert options(TrainConfig(), {"n_epochs": "auto"}).epochs == "auto"
     assert options(BASE, {"patience": "auto"}).patience == "auto"
     assert options(BASE, {"optimizer_state": "auto"}).optimizer_state == "auto"
 

@@ -53,8 +53,8 @@ def _by_method() -> dict[str, type[Objective]]:
 
 
 def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()) -> TrainConfig:
-    """`base` with what is asked for, by OpenAI's names or TrainConfig's; "auto" leaves a number as it is that cannot
-    be "auto" itself.
+    """`base` with what is asked for, by OpenAI's names or TrainConfig's. "auto" leaves what OpenAI names, and any other
+    number, as `base` has it; only where TrainConfig's own option may be "auto" it becomes that.
 
     own: options of the objective, which a request may name too. Raises UsageError for a name that is not known, a value
     of another type or out of its range.
@@ -67,7 +67,8 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
             known = ", ".join([*OPENAI, *own, *specs])
             raise UsageError(f"there is no hyperparameter {name!r:.80}", f"there are {known}")
         spec = specs[target]
-        if value == AUTO and not takes_auto(spec) and kind_of(spec) is not str:
+        left_open = name in OPENAI or not takes_auto(spec)
+        if value == AUTO and left_open and kind_of(spec) is not str:
             continue
         if target in given:
             raise UsageError(f"{name} says again what another hyperparameter says", "give one of them")
