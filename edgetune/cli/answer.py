@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
 from .app import MODEL, F, adapter_option, command, explicit, out, show, system_option, threads_option
+from .graded import answer_json, exact_text, save_answers, wrong_table
+
+if TYPE_CHECKING:
+    from ..evaluation.served import Answer, Graded
 
 
 def answer_options(command: F) -> F:
@@ -82,47 +86,94 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
         yield served
 
 
+def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refused before anything is measured: what exists, or has no folder."""
+    from ..disk import refuse_existing
+    if path is not None:
+        refuse_existing(path)
+        if not path.parent.is_dir():
+            raise UsageError(f"save is {path}, there is no folder {path.parent}", "make it first")
+    return path
+
+
 @command("eval", MODEL, click.argument("data", type=click.Path(path_type=Path)), adapter_option,
          click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
                       help="What computes the loss. Answers always come from llama.cpp."),
          click.option("--answers/--no-answers", default=True, help="Also generate answers and count exact ones."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
+         click.option("--show-wrong", type=click.IntRange(1), metavar="N",
+                      help="Show the first N wrong answers, and of JSON what is missing, extra or different."),
+         click.option("--save", type=click.Path(path_type=Path), callback=new_file,
+                      help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, markup_option,
          threads_option)
-def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, as_json: bool,
-                 **options: Any) -> None:
-    """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA."""
+def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, show_wrong: int | None,
+                 save: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA.
+
+    In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval).
+    """
     from ..adapters import store
-    from ..console import table
     from ..data.dataset import load
     from ..evaluation.native import native_loss
-    from ..evaluation.served import Scores, evaluate
+    from ..evaluation.served import Graded, Scores, exact_match, grade
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     serving = Serving.taken_from(options)  # what remains is of answers
-    if engine == "native":
-        for flag in explicit(options):
-            raise UsageError(f"--{flag} is given with --engine native, which makes no answers",
-                             "leave one of them out: answers come from llama.cpp")
+    of_answers = options | {"show_wrong": show_wrong, "save": save}
+    check_answers_asked(engine, **of_answers)
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
     rows = load(data, tokenizer, max_length=max_length, system=system or None)
+    if (save or show_wrong) and not rows.asking:
+        raise UsageError(f"{data} has no row with a question and an answer", "leave --save and --show-wrong out")
+    base: Sequence[Answer] = ()
     if engine == "native":
         pairs = store.open_adapter(serving.adapter, bundle.gguf).pairs if serving.adapter else None
         loss, tokens = native_loss(bundle, rows, pairs, threads=serving.threads)
-        scores = Scores("native", len(rows.examples), tokens, loss)
+        graded = Graded(Scores("native", len(rows.examples), tokens, loss), [], [])
     else:
         with served_model(model, serving) as served:
-            scores = evaluate(served, rows, system=system or None, **options)
+            graded = grade(served, rows, system=system or None, **options)
+            base = graded.answers
+            if save and serving.adapter:
+                served.use(None)
+                base = exact_match(served, rows, system=system or None, limit=options["limit"])
+    if save:
+        save_answers(save, base, graded.answers if serving.adapter else ())
+    show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
+
+
+def check_answers_asked(engine: str, answers: bool, **options: Any) -> None:
+    """Raises UsageError for an option of answers where none are made."""
+    given = explicit({"answers": answers, **options})
+    if engine == "native":
+        for name in given:
+            raise UsageError(f"--{name.replace('_', '-')} is given with --engine native, which makes no answers",
+                             "leave one of them out: answers come from llama.cpp")
+    for name in given if not answers else ():
+        if name != "answers":
+            raise UsageError(f"--{name.replace('_', '-')} is given with --no-answers", "leave one of them out")
+
+
+def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: bool) -> None:
+    from ..console import table
+    scores = graded.scores
     lines = [["rows", str(scores.rows)], ["supervised tokens", str(scores.tokens)], ["loss", f"{scores.loss:.4f}"],
              ["perplexity", f"{scores.perplexity:.3f}"]]
     if scores.exact is not None:
-        lines.append(["exact answers", f"{scores.exact:.1%} of {scores.exact_rows}"])
+        lines.append(["exact answers", exact_text(scores)])
     if scores.parsed is not None:
         lines.append(["answers that are JSON", f"{scores.parsed:.1%}"])
-    show(as_json, scores.to_json(), f"{data} by {scores.engine}", table("", ["", ""], lines))
+    result = scores.to_json()
+    shown = [title, table("", ["", ""], lines)]
+    if show_wrong:
+        wrong = [answer for answer in graded.answers if not answer.correct]
+        result["wrong"] = [answer_json(answer) for answer in wrong[:show_wrong]]
+        shown += [f"\n{min(show_wrong, len(wrong))} of {len(wrong)} wrong answers", wrong_table(wrong[:show_wrong])]
+    show(as_json, result, *shown)
 
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -12,6 +12,10 @@ from rich.text import Text
 
 from ..errors import UsageError
 from .app import MODEL, command, out, show, system_option
+from .graded import SHOWN, comparison_lines, discordant_table, exact_text
+
+if TYPE_CHECKING:
+    from ..evaluation.served import Graded
 
 base_option = click.option("--base", type=click.Path(path_type=Path),
                            help="The model that the adapter was trained on; default: where it was then.")
@@ -83,32 +87,45 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     with nullcontext() if as_json else out.status("merging"):
         merge(gguf, open_adapter(adapter, gguf).pairs, target, to)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
-    lines = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
+    lines: list[Any] = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
     if held_out is None:
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
-        before, after = _scores(model, adapter, target, held_out, system)
-        result |= {"loss_with_adapter": before.loss, "loss_merged": after.loss,
-                   "exact_with_adapter": before.exact, "exact_merged": after.exact}
-        lines.append(f"held-out loss {before.loss:.4f} with the adapter, {after.loss:.4f} merged: "
-                     f"{(after.loss / before.loss - 1) * 100:+.1f} %")
-        if before.exact is not None and after.exact is not None:
-            lines.append(f"exact answers {before.exact:.1%} with the adapter, {after.exact:.1%} merged, of "
-                         f"{before.exact_rows}")
+        before, after = _graded(model, adapter, target, held_out, system)
+        facts, said = _cost(before, after)
+        result |= facts
+        lines += said
     show(as_json, result, *lines)
 
 
-def _scores(model: Path, adapter: Path, merged: Path, data: Path, system: str) -> list[Any]:
+def _graded(model: Path, adapter: Path, merged: Path, data: Path, system: str) -> list[Graded]:
     """How good the answers to held-out rows are: with the adapter, and merged."""
     from ..data.dataset import load
-    from ..evaluation.served import evaluate
+    from ..evaluation.served import grade
     from .answer import Serving, served_model
-    scores = []
+    found = []
     for path, with_adapter in ((model, adapter), (merged, None)):
         with served_model(path, Serving(with_adapter)) as served:
             rows = load(data, served.tokenizer, max_length=served.context, system=system or None)
-            scores.append(evaluate(served, rows, system=system or None))
-    return scores
+            found.append(grade(served, rows, system=system or None))
+    return found
+
+
+def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
+    """What merging cost, as JSON and as lines."""
+    from ..evaluation.compare import compare
+    names = ("with the adapter", "merged")
+    found = compare(before, after)
+    old = before.scores
+    new = after.scores
+    facts = {"loss_with_adapter": old.loss, "loss_merged": new.loss, "exact_with_adapter": old.exact,
+             "exact_merged": new.exact, "exact_rows": old.exact_rows, "compared": found.to_json(SHOWN)}
+    lines: list[Any] = [f"held-out loss {old.loss:.4f} with the adapter, {new.loss:.4f} merged: "
+                        f"{(new.loss / old.loss - 1) * 100:+.1f} %"]
+    if found.answers:
+        lines.append(f"exact answers {exact_text(old)} with the adapter, {exact_text(new)} merged")
+    lines += comparison_lines(found, *names)
+    return facts, [*lines, "", discordant_table(found, *names)] if found.discordant else lines
 
 
 @command("info", click.argument("file", type=click.Path(path_type=Path)))

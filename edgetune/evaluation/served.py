@@ -5,8 +5,8 @@ Both are measured as the model is served: through llama.cpp, with the adapter in
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,27 +14,36 @@ import numpy as np
 
 from ..data.dataset import Dataset
 from ..data.packing import is_supervised
-from ..data.rows import prompt_of
+from ..data.rows import Row, prompt_of
 from ..errors import DataError
 from ..serving.llama import LlamaModel
-
-_NOT_JSON = object()
+from .judge import differences, is_json, same
+from .significance import wilson
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The generated answer to one row, and the expected one. ended: whether the model ended it before the limit."""
+    """The generated answer to one row, and the expected one. ended: whether the model ended it before the limit.
+
+    prompt: all that the model was given. question: what the row asks, as it is written there.
+    """
 
     prompt: str
     expected: str
     answer: str
     correct: bool
     ended: bool
+    question: str
 
     @property
     def parsed(self) -> bool | None:
         """Whether the answer is JSON; None where the row's is not."""
-        return None if _parse(self.expected) is _NOT_JSON else _parse(self.answer) is not _NOT_JSON
+        return is_json(self.answer) if is_json(self.expected) else None
+
+    @property
+    def differences(self) -> list[str]:
+        """What is wrong with an answer that should be some JSON; see `judge.differences`."""
+        return differences(self.expected, self.answer)
 
 
 @dataclass(frozen=True)
@@ -57,19 +66,49 @@ class Scores:
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `exact` by Wilson: what share these rows say all rows of their kind would give."""
+        return None if self.exact is None else wilson(round(self.exact * self.exact_rows), self.exact_rows)
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "perplexity": self.perplexity}
+        return {**asdict(self), "perplexity": self.perplexity, "exact_interval": self.interval}
 
 
-def evaluate(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system: str | None = None,
-             max_tokens: int | None = None, limit: int | None = None) -> Scores:
+@dataclass(frozen=True)
+class Loss:
+    """Of one example: the sum of -w log p over its supervised tokens, the sum of |w|, and their number."""
+
+    total: float
+    weight: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats a token; an example without weight has none."""
+        return self.total / self.weight if self.weight else math.nan
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A model's scores, and what they were computed from: the loss of each example, and the answers to the rows."""
+
+    scores: Scores
+    losses: list[Loss]
+    answers: list[Answer]
+
+
+def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system: str | None = None,
+          max_tokens: int | None = None, limit: int | None = None) -> Graded:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows, with the adapter in use."""
-    loss, tokens = served_loss(served, dataset)
+    losses = example_losses(served, dataset)
+    loss, tokens = mean_loss(losses)
     given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit) if answers else []
-    return Scores(
+    scores = Scores(
         "llama.cpp", len(dataset.examples), tokens, loss, _share([answer.correct for answer in given]), len(given),
         _share([answer.parsed for answer in given if answer.parsed is not None]),
     )
+    return Graded(scores, losses, given)
 
 
 def served_loss(served: LlamaModel, dataset: Dataset) -> tuple[float, int]:
@@ -77,19 +116,31 @@ def served_loss(served: LlamaModel, dataset: Dataset) -> tuple[float, int]:
 
     The same rows give the same bits. Raises EdgetuneError for a row longer than the context.
     """
+    return mean_loss(example_losses(served, dataset))
+
+
+def example_losses(served: LlamaModel, dataset: Dataset) -> list[Loss]:
+    """Of each example, with the adapter in use."""
     served.reset()
-    total = 0.0
-    weight = 0.0
-    tokens = 0
+    losses = []
     for example in dataset.examples:
         wanted = is_supervised(example.weights)
         logp = served.logprobs(example.tokens.tolist(), wanted)
-        total -= float(np.dot(example.weights.astype(np.float64), logp))
-        weight += float(np.abs(example.weights).sum(dtype=np.float64))
-        tokens += int(wanted.sum())
+        total = -float(np.dot(example.weights.astype(np.float64), logp))
+        losses.append(Loss(total, float(np.abs(example.weights).sum(dtype=np.float64)), int(wanted.sum())))
+    return losses
+
+
+def mean_loss(losses: Sequence[Loss]) -> tuple[float, int]:
+    """(nats a token, tokens) of examples together. Raises DataError where nothing is supervised."""
+    total = 0.0
+    weight = 0.0
+    for loss in losses:
+        total += loss.total
+        weight += loss.weight
     if weight == 0.0:
         raise DataError("the data has no token to be judged by", "give it rows with an answer")
-    return total / weight, tokens
+    return total / weight, sum(loss.tokens for loss in losses)
 
 
 def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = None, max_tokens: int | None = None,
@@ -98,47 +149,26 @@ def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = No
 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more, because a longer one is wrong.
     """
-    pairs = [prompt_of(row, served.tokenizer, system) for row in dataset.asking[:limit]]
+    rows = dataset.asking[:limit]
+    pairs = [prompt_of(row, served.tokenizer, system) for row in rows]
     budgets = [max_tokens or 2 * len(served.tokenizer.encode(expected)) + 16 for _, expected in pairs]
     answers: dict[int, Answer] = {}
     for index, text in served.complete([prompt for prompt, _ in pairs], budgets):
         prompt, expected = pairs[index]
         ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
-        answers[index] = Answer(prompt, expected, text, same(expected, text), ended)
+        answers[index] = Answer(prompt, expected, text, same(expected, text), ended, question_of(rows[index]))
     return [answers[index] for index in range(len(pairs))]
 
 
-def same(expected: str, answer: str) -> bool:
-    """Whether an answer is right: equal as JSON if the expected one is JSON, else equal but for outer white space.
-
-    JSON's key order, spacing and number notation are free (1 is 1.0), its types are not (true is not 1).
-    """
-    value = _parse(expected)
-    if value is _NOT_JSON:
-        return expected.strip() == answer.strip()
-    return _equal(value, _parse(answer))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)
-
-
-def _parse(text: str) -> Any:
-    """The JSON value of a text, _NOT_JSON if it is none (a model's answer may be anything, also nested without end)."""
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return _NOT_JSON
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
+def question_of(row: Row) -> str:
+    """What a row with an answer asks: its prompt, or the message before the last answer."""
+    assert not isinstance(row, str)
+    if "prompt" in row:
+        return str(row["prompt"])
+    messages = row["messages"]
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    content = messages[last - 1]["content"] if last else ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
 
 
 def _share(flags: list[bool]) -> float | None:

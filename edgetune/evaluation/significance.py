@@ -1,11 +1,27 @@
-"""Whether a difference that was counted may be chance."""
+"""What counts of right answers say: how sure a share is, and whether a difference may be chance."""
 
 from __future__ import annotations
 
 import math
+
+Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
 
 def sign_test(wins: int, losses: int) -> float:
     """Exact probability of at most `wins` wins where win and loss are equally likely."""
     n = wins + losses
     return float(sum(math.comb(n, k) for k in range(wins + 1)) / 2**n)
+
+
+def two_sided(wins: int, losses: int) -> float:
+    """Exact probability of a difference as large as this one, in either direction, where both are equally likely."""
+    return min(1.0, 2 * sign_test(min(wins, losses), max(wins, losses)))
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of the share of which `right` of n is a sample (Wilson, 1927); n > 0."""
+    share = right / n
+    middle = share + Z**2 / (2 * n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    scale = 1 + Z**2 / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

@@ -13,7 +13,7 @@ import pytest
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
 from edgetune.errors import DataError
-from edgetune.evaluation.served import Scores, evaluate, exact_match, same, served_loss
+from edgetune.evaluation.served import Scores, exact_match, grade, served_loss
 from edgetune.serving.llama import LlamaModel
 
 QUESTIONS = ["turn the light on", "set the light to 10", "turn off the light", "system off", "tool to set"]
@@ -33,30 +33,6 @@ def dataset(served: LlamaModel, answers: list[str]) -> Dataset:
 def says(served: LlamaModel, question: str, n: int) -> str:
     messages = [{"role": "system", "content": "set the light"}, {"role": "user", "content": question}]
     return "".join(served.chat(messages, max_tokens=n))
-
-
-@pytest.mark.parametrize(("expected", "answer", "right"), [
-    ('{"a": 1, "b": [2, "x"]}', ' {"b":[2.0,"x"],\n"a":1.0}\n', True),
-    ('{"a": 1}', '{"a": true}', False),
-    ('{"a": true}', '{"a": 1}', False),
-    ('{"a": true}', '{"a": true}', True),
-    ('{"a": null}', '{"a": false}', False),
-    ('{"a": 1}', '{"a": 1, "b": 2}', False),
-    ('{"a": "1"}', '{"a": 1}', False),
-    ("[1, 2]", "[2, 1]", False),
-    ("[1, 2]", "[1, 2, 3]", False),
-    ('{"a": [{"b": 0}]}', '{"a": [{"b": false}]}', False),
-    ('{"a": 1}', '{"a": 1} and more', False),
-    ('{"a": 1}', "[" * 100_000, False),
-    ('{"a": 1}', '{"a": NaN}', False),
-    ("1", "1.0", True),
-    ("light on", "  light on\n", True),
-    ("light on", "light  on", False),
-    ("NaN", "NaN", True),
-    ("yes", "Yes", False),
-])
-def test_same(expected: str, answer: str, right: bool) -> None:
-    assert same(expected, answer) is right
 
 
 def test_loss_is_the_weighted_mean(served: LlamaModel) -> None:
@@ -109,14 +85,18 @@ def test_evaluate_sums_up(served: LlamaModel) -> None:
     expected = [says(served, question, 6) for question in QUESTIONS]
     expected[3] = '{"a": 1}'
     data = dataset(served, expected)
-    scores = evaluate(served, data, system="set the light", max_tokens=6)
+    graded = grade(served, data, system="set the light", max_tokens=6)
+    scores = graded.scores
     loss, tokens = served_loss(served, data)
     assert scores == Scores("llama.cpp", 5, tokens, loss, 0.8, 5, 0.0)
     assert scores.to_json()["perplexity"] == scores.perplexity == pytest.approx(math.exp(loss))
-    assert evaluate(served, data, answers=False) == Scores("llama.cpp", 5, tokens, loss)
+    assert [answer.question for answer in graded.answers] == QUESTIONS
+    alone = [served_loss(served, replace(data, examples=[example])) for example in data.examples]
+    assert [(each.mean, each.tokens) for each in graded.losses] == alone
+    assert grade(served, data, answers=False).scores == Scores("llama.cpp", 5, tokens, loss)
 
 
 def test_plain_text_has_no_answers(served: LlamaModel) -> None:
     data = load_rows([{"text": "turn the light on"}], served.tokenizer, max_length=50)
     assert exact_match(served, data) == []
-    assert evaluate(served, data).exact is None
+    assert grade(served, data).scores.exact is None

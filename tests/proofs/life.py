@@ -23,7 +23,7 @@ from edgetune import TrainConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.holdout import KEY, KEY_BYTES
-from edgetune.evaluation.served import same
+from edgetune.evaluation.judge import same
 from edgetune.machine.policy import Policy
 
 SYSTEM = "Extract the intent and slots as JSON."

@@ -1,0 +1,67 @@
+"""compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import UsageError
+from .answer import markup_option
+from .app import MODEL, command, out, show, system_option, threads_option
+from .graded import SHOWN, comparison_lines, discordant_table, exact_text
+
+
+def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> list[Path | None]:
+    """What A and B answer with; None: the base."""
+    if not 1 <= len(paths) <= 2:
+        raise UsageError(f"--adapter is given {len(paths)} times",
+                         "name two adapters, or one to compare it with the base")
+    return [*([None] if len(paths) == 1 else []), *paths]
+
+
+@command("compare", MODEL, click.argument("data", type=click.Path(path_type=Path)),
+         click.option("--adapter", "adapters", type=click.Path(path_type=Path), multiple=True, callback=one_or_two,
+                      help="Adapter folder (or adapter.gguf): named twice for A and B, once for B beside the base."),
+         click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
+         click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
+                      help="Tokens in a row at most; longer ones are cut."), system_option, markup_option,
+         threads_option)
+def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], limit: int | None, max_length: int,
+                    system: str, markup: str, threads: int, as_json: bool) -> None:
+    """Say which of two adapters answers the rows of DATA better, and whether the difference is chance.
+
+    Both are asked the same rows. What counts are rows that are right with one alone: an exact sign test says how often
+    chance makes a difference as large as theirs. In brackets: Wilson's 95 % interval of a share.
+    """
+    from ..console import table
+    from ..data.dataset import load
+    from ..evaluation.compare import compare
+    from ..evaluation.served import grade
+    from ..formats.bundle import open_bundle
+    from ..serving.llama import LlamaModel
+    with LlamaModel(open_bundle(model).gguf, threads=threads or None) as served:
+        served.tokenizer.markup = markup
+        for letter, path in zip("AB", adapters, strict=True):
+            if path is not None:
+                served.load_adapter(path, letter)
+        rows = load(data, served.tokenizer, max_length=max_length, system=system or None)
+        graded = []
+        for letter, path in zip("AB", adapters, strict=True):
+            served.use(letter if path else None)
+            with nullcontext() if as_json else out.status(f"asking {letter}"):
+                graded.append(grade(served, rows, system=system or None, limit=limit))
+    found = compare(*graded)
+    names = [str(path or "the base") for path in adapters]
+    sides = [{"adapter": path and str(path), **one.scores.to_json()}
+             for path, one in zip(adapters, graded, strict=True)]
+    lines: list[Any] = [f"{data} by llama.cpp", table("", ["", "", "exact answers", "loss"], [
+        [letter, name, exact_text(one.scores), f"{one.scores.loss:.4f}"]
+        for letter, name, one in zip("AB", names, graded, strict=True)])]
+    lines += comparison_lines(found, "with A", "with B")
+    if found.discordant:
+        lines += ["", discordant_table(found, "with A", "with B")]
+    show(as_json, {"first": sides[0], "second": sides[1], **found.to_json(SHOWN)}, *lines)

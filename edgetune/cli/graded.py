@@ -1,0 +1,84 @@
+"""How grades are shown by eval, compare and merge, and how answers are saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..evaluation.compare import Comparison
+    from ..evaluation.served import Answer, Scores
+
+SHOWN = 3  # rows of each kind in which two models differ
+
+
+def exact_text(scores: Scores) -> str:
+    """The share of right answers, with its 95 % interval."""
+    if scores.exact is None or scores.interval is None:
+        return "none was asked for"
+    low, high = scores.interval
+    return f"{scores.exact:.1%} of {scores.exact_rows} ({low:.0%} to {high:.0%})"
+
+
+def comparison_lines(found: Comparison, first: str, second: str) -> list[str]:
+    """On how many rows each is better, and whether that is chance. first, second: as in "right with A"."""
+    right = found.right
+    lower = found.lower
+    lines = [f"rows of lower loss {first}: {lower.first}, {second}: {lower.second}; {lower.verdict(first, second)}"]
+    if found.answers:
+        lines.insert(0, f"rows right only {first}: {right.first}, only {second}: {right.second}; "
+                     f"{right.verdict(first, second)}")
+    return lines
+
+
+def discordant_table(found: Comparison, first: str, second: str) -> Table:
+    """The first rows that are right with one alone, and what both say."""
+    return _blocks([[("prompt", a.question), ("expected", a.expected), *_judged(first, a), *_judged(second, b)]
+                    for a, b in found.some(SHOWN)])
+
+
+def wrong_table(answers: Sequence[Answer]) -> Table:
+    """Of each answer the prompt, the answer that was expected, the one given and, of JSON, what differs."""
+    return _blocks([[("prompt", a.question), ("expected", a.expected), *_said("answer", a)] for a in answers])
+
+
+def _judged(name: str, answer: Answer) -> list[tuple[str, str]]:
+    return _said(f"{name}, {'right' if answer.correct else 'wrong'}", answer)
+
+
+def _said(name: str, answer: Answer) -> list[tuple[str, str]]:
+    found = answer.differences
+    return [(name, answer.answer.strip()), *([("", "; ".join(found))] if found else [])]
+
+
+def _blocks(blocks: Sequence[Sequence[tuple[str, str]]]) -> Table:
+    """Blocks of (name, text), an empty line between them."""
+    from ..console import table
+    lines: list[tuple[str, str]] = []
+    for block in blocks:
+        lines += [("", ""), *((name, printable(text)) for name, text in block)]
+    return table("", ["", ""], lines[1:])
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """A wrong answer, as --show-wrong --json gives it."""
+    return {"prompt": answer.question, "expected": answer.expected, "answer": answer.answer,
+            "differences": answer.differences}
+
+
+def save_answers(path: Path, base: Sequence[Answer], adapter: Sequence[Answer]) -> None:
+    """A JSON line a row: prompt, expected, the base's answer and, where there is one, the adapter's; which are right.
+    """
+    from ..disk import refuse_existing, replaced
+    rows = [{"prompt": b.question, "expected": b.expected, "base": b.answer, "base_correct": b.correct} for b in base]
+    for row, a in zip(rows, adapter, strict=False):
+        row |= {"adapter": a.answer, "adapter_correct": a.correct}
+    refuse_existing(path)
+    with replaced(path) as beside:
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,84 @@
+"""Whether an answer is right, and what is wrong with it: JSON is compared as JSON, all else as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+_NOT_JSON = object()
+_LONGEST = 40  # characters of a value that is shown
+
+
+def is_json(text: str) -> bool:
+    return _parse(text) is not _NOT_JSON
+
+
+def same(expected: str, answer: str) -> bool:
+    """Whether an answer is right: equal as JSON if the expected one is JSON, else equal but for outer white space.
+
+    JSON's key order, spacing and number notation are free (1 is 1.0), its types are not (true is not 1).
+    """
+    value = _parse(expected)
+    if value is _NOT_JSON:
+        return expected.strip() == answer.strip()
+    return _equal(value, _parse(answer))
+
+
+def differences(expected: str, answer: str) -> list[str]:
+    """What is wrong with an answer where JSON is expected: keys and items that are missing, extra or different, by
+    their path. Empty where it is right, or the expected answer is no JSON.
+    """
+    wanted = _parse(expected)
+    if wanted is _NOT_JSON:
+        return []
+    given = _parse(answer)
+    return ["not JSON"] if given is _NOT_JSON else list(_differences(wanted, given, ""))
+
+
+def _differences(wanted: Any, given: Any, path: str) -> Iterator[str]:
+    if isinstance(wanted, dict) and isinstance(given, dict):
+        yield from _parts(wanted, given, {key: f"{path}.{key}" if path else key for key in (*wanted, *given)})
+    elif isinstance(wanted, list) and isinstance(given, list):
+        most = max(len(wanted), len(given))
+        yield from _parts(dict(enumerate(wanted)), dict(enumerate(given)), {i: f"{path}[{i}]" for i in range(most)})
+    elif not _equal(wanted, given):
+        yield f"different: {path + ' is ' if path else ''}{_short(given)}, not {_short(wanted)}"
+
+
+def _parts(wanted: dict[Any, Any], given: dict[Any, Any], paths: dict[Any, str]) -> Iterator[str]:
+    """Of what two objects or lists hold, at these paths."""
+    for key, path in paths.items():
+        if key not in given:
+            yield f"missing: {path}"
+        elif key not in wanted:
+            yield f"extra: {path}"
+        else:
+            yield from _differences(wanted[key], given[key], path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else text[:_LONGEST - 3] + "..."
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+def _parse(text: str) -> Any:
+    """The JSON value of a text, _NOT_JSON if it is none (a model's answer may be anything, also nested without end)."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return _NOT_JSON
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
