@@ -94,7 +94,7 @@ class Service:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
         options = WorkerOptions(self.path, self.policy, self.config.canary, self.left_for_training)
-        queue = Queue(table, runs, self.adapters, self.batcher, options, self.stopping)
+        queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping)
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout)
 
     def _learner(self, folder: Path) -> Learner:

@@ -14,6 +14,7 @@ from .events import Measurement, Step, read_events
 
 COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "memory_mib")
 OPENAI_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+MOST = 10_000  # rows of step_metrics.csv, of which a daemon keeps many
 Line = tuple[Any, ...]
 
 
@@ -35,8 +36,7 @@ def read_rows(folder: Path) -> Iterator[Row]:
         elif isinstance(event, Step | Measurement):
             if last:
                 yield last
-            trained = isinstance(event, Step)
-            last = Row(event.step, event if trained else None, None if trained else event.loss)
+            last = Row(event.step, event, None) if isinstance(event, Step) else Row(event.step, None, event.loss)
     if last:
         yield last
 
@@ -67,7 +67,12 @@ def _line(row: Row) -> Line:
             step.rss_mib)
 
 
-def openai_lines(folder: Path) -> Iterator[Line]:
-    """By OPENAI_COLUMNS; accuracies are not measured."""
-    for row in read_rows(folder):
-        yield row.step, row.trained.loss if row.trained else None, None, row.valid_loss, None
+def write_step_metrics(folder: Path, path: Path) -> int:
+    """OpenAI's table of a run's steps; accuracies are not measured. Of more than MOST rows every second, third, ... is
+    written, and the last. Returns the number of rows.
+    """
+    count = sum(1 for _ in read_rows(folder))
+    every = -(-count // MOST)
+    kept = (row for number, row in enumerate(read_rows(folder)) if number % every == 0 or number == count - 1)
+    return write_csv(path, OPENAI_COLUMNS, ((row.step, row.trained.loss if row.trained else None, None, row.valid_loss,
+                                             None) for row in kept))

@@ -142,7 +142,7 @@ def test_lists_and_deletion(tmp_path: Path) -> None:
     assert files.list(purpose="batch") == []
     files.delete(ids[0])
     assert [file.id for file in files.list()] == ids[1:]
-    assert not files.path(ids[0]).exists()
+    assert not (files.folder / f"{ids[0]}.jsonl").exists()
     for ask in (files.get, files.delete, files.content, lambda id: files.list(after=id)):
         with pytest.raises(NotFoundError):
             ask(ids[0])

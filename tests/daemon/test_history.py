@@ -140,3 +140,22 @@ def test_of_old_jobs_nothing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPat
             service.jobs.get(gone[0])
         rows = service.store.read("SELECT DISTINCT job FROM events UNION SELECT DISTINCT job FROM checkpoints")
         assert {row["job"] for row in rows} == left
+
+
+def test_results_are_removed_with_their_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_table, "KEPT", 1)
+    with open_service(folder) as service:
+        adapters = {adapter.state: adapter for adapter in service.adapters.list()}
+        gone = adapters["retired"]
+        kept = adapters["serving"]
+        for adapter in (gone, kept):
+            id, = service.jobs.get(adapter.job).result_files
+            assert service.files.content(id).name == f"{id}.csv"
+        service.adapters.delete(gone.id)
+        other = next(job for job in service.jobs.list() if job.status == "paused")
+        service.jobs.cancel(other.id)  # the end of a job removes old ones
+        left = [id for job in service.jobs.list() for id in job.result_files]
+        assert left == [f"file-{kept.job.removeprefix('ftjob-')}"]
+        assert [path.name for path in service.files.folder.glob("*.csv")] == [f"{left[0]}.csv"]
+        service.files.delete(left[0])
+        assert service.jobs.get(kept.job).result_files == []

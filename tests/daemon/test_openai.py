@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from collections.abc import Iterator
@@ -122,6 +123,29 @@ def test_a_job_ends_in_an_adapter_with_all_that_was_asked(client, trained):
     found = client.fine_tuning.jobs.checkpoints.list(trained.id).data
     assert found
     assert found[0].metrics
+
+
+def test_a_jobs_results_are_a_table_of_its_steps(client, trained):
+    id, = trained.result_files
+    file = client.files.retrieve(id)
+    assert (file.purpose, file.filename) == ("fine-tune-results", "step_metrics.csv")
+    assert [found.id for found in client.files.list(purpose="fine-tune-results")] == [id]
+    content = client.files.content(id)
+    assert content.response.headers["content-type"].startswith("text/csv")
+    raw = content.read()
+    assert file.bytes == len(raw)
+    rows = list(csv.DictReader(raw.decode().splitlines(), strict=True))
+    assert list(rows[0]) == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+    assert [int(row["step"]) for row in rows] == list(range(STEPS + 1))
+    assert len(rows) == file.rows
+    lines = [event.data for event in client.fine_tuning.jobs.list_events(trained.id, limit=100)
+             if event.type == "metrics"]
+    for kind, column in (("step", "train_loss"), ("eval", "valid_loss")):
+        said = {line["step"]: line["loss"] for line in lines if line["event"] == kind}
+        assert {int(row["step"]): float(row[column]) for row in rows if row[column]} == said
+    assert not any(row["train_accuracy"] or row["valid_mean_token_accuracy"] for row in rows)
+    with pytest.raises(openai.BadRequestError, match="holds the results of a job, no rows"):
+        client.fine_tuning.jobs.create(model="tiny", training_file=id)
 
 
 def test_the_result_answers_what_it_was_taught(client, trained, running, model):

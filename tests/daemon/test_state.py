@@ -22,6 +22,7 @@ from edgetune.daemon.state.holdout import KEY, KEY_BYTES
 from edgetune.errors import FormatError, NotFoundError
 
 CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
+UPLOADED = "/v1/files?purpose=fine-tune"
 
 
 def ask(service: Service, model: str = "") -> str:
@@ -73,7 +74,7 @@ def test_without_its_database_nothing_is_deleted(folder: Path, caplog: pytest.Lo
         assert (service.files.list(), service.jobs.list(), service.adapters.list()) == ([], [], [])
         health = service.health()
         assert health["status"] == "degraded"
-        assert "2 of adapters and 3 of files and 1 of runs: set aside in" in " ".join(health["reasons"])
+        assert "2 of adapters and 5 of files and 1 of runs: set aside in" in " ".join(health["reasons"])
         for path in files:
             assert f"{path} is named by no row of the database: set aside as" in caplog.text
         assert ask(service)
@@ -138,7 +139,7 @@ def test_a_database_that_is_removed_or_replaced_is_noticed(folder: Path, name: s
             client.post("/v1/feedback", json={"prompt": "a", "answer": "b", "rating": "up"}),
             client.post("/v1/adapters/rollback"),
             client.post("/v1/fine_tuning/jobs", json={
-                "model": "tiny", "training_file": client.get("/v1/files").json()["data"][0]["id"]})]
+                "model": "tiny", "training_file": client.get(UPLOADED).json()["data"][0]["id"]})]
         assert [answer.status_code for answer in refused] == [507] * 4
         assert "was removed or replaced while the daemon runs" in refused[0].json()["error"]["message"]
         health = client.get("/healthz").json()
@@ -146,7 +147,7 @@ def test_a_database_that_is_removed_or_replaced_is_noticed(folder: Path, name: s
         assert name in health["reasons"][0]
         body = {"model": "tiny:latest", "messages": CHAT, "max_tokens": 3}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
-        assert len(client.get("/v1/files").json()["data"]) == 3  # what it knew
+        assert len(client.get("/v1/files").json()["data"]) == 5  # what it knew
         assert client.get("/v1/fine_tuning/jobs").status_code == 200
 
 
@@ -177,7 +178,7 @@ def test_what_is_not_ours_is_left_alone(folder: Path, tmp_path: Path) -> None:
 def test_bytes_of_an_upload_that_are_gone(folder: Path) -> None:
     with daemon(folder / "tiny.gguf", folder / "state") as running, \
             httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
-        gone, linked, kept = (file["id"] for file in client.get("/v1/files").json()["data"])
+        gone, linked, kept = (file["id"] for file in client.get(UPLOADED).json()["data"])
         (folder / "state/files" / f"{gone}.jsonl").unlink()
         (folder / "state/files" / f"{linked}.jsonl").unlink()
         (folder / "state/files" / f"{linked}.jsonl").symlink_to("/etc/passwd")
@@ -190,7 +191,7 @@ def test_bytes_of_an_upload_that_are_gone(folder: Path) -> None:
             assert client.delete(f"/v1/files/{id}").status_code == 200
         assert Path("/etc/passwd").exists()
         assert client.get(f"/v1/files/{kept}/content").status_code == 200
-        assert [file["id"] for file in client.get("/v1/files").json()["data"]] == [kept]
+        assert [file["id"] for file in client.get(UPLOADED).json()["data"]] == [kept]
 
 
 @pytest.mark.parametrize("named", ["../../precious", "", ".", "..", "/tmp", "lost+found"])

@@ -10,9 +10,10 @@ import pytest
 from durable import go, metrics, stop_after
 
 from edgetune.errors import EdgetuneError, FormatError
+from edgetune.runs import tables
 from edgetune.runs.events import LONGEST, Decision
 from edgetune.runs.history import DECISIONS, SHOWN, read_history
-from edgetune.runs.tables import COLUMNS, OPENAI_COLUMNS, openai_lines, write_csv, write_metrics
+from edgetune.runs.tables import COLUMNS, write_metrics, write_step_metrics
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz"
 
@@ -185,9 +186,19 @@ def test_metrics_csv_says_what_metrics_jsonl_says(done):
 
 
 def test_step_metrics_as_openai_has_them(done, tmp_path):
-    assert write_csv(tmp_path / "a.csv", OPENAI_COLUMNS, openai_lines(done)) == 9
+    assert write_step_metrics(done, tmp_path / "a.csv") == 9
     lines = (tmp_path / "a.csv").read_text().splitlines()
     assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
     before = of_kind(metrics(done), "eval")[0]["loss"]
     assert lines[1] == f"0,,,{before!r},"
     assert lines[2] == f"1,{of_kind(metrics(done), 'step')[0]['loss']!r},,,"
+
+
+@pytest.mark.parametrize("count", [9, 10, 11, 25])
+def test_step_metrics_are_bounded(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(tables, "MOST", 10)
+    out = write(tmp_path / "out", *(step(number) for number in range(1, count + 1)))
+    write_step_metrics(out, tmp_path / "a.csv")
+    steps = [int(line.split(",")[0]) for line in (tmp_path / "a.csv").read_text().splitlines()[1:]]
+    every = {9: 1, 10: 1, 11: 2, 25: 3}[count]
+    assert steps == sorted({*range(1, count + 1, every), count})

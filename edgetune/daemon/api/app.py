@@ -20,6 +20,7 @@ from ...errors import NotFoundError, UsageError
 from ...version import __version__
 from ..learning.items import Heading
 from ..service import LATEST, Service
+from ..state.files import RESULTS
 from . import completions, errors, fine_tuning, schemas
 from .bodies import Bodies
 from .completions import RecentAnswers, TheService
@@ -29,6 +30,8 @@ from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
 from .security import Guard, Keys
 
+JSONL = "application/jsonl"
+CSV = "text/csv"
 PAGE = Path(__file__).parents[1] / "page" / "page.html"
 router = APIRouter(route_class=JsonRoute)
 
@@ -69,9 +72,9 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
     return made.openapi_schema
 
 
-def _of_type(kind: str) -> dict[int | str, dict[str, Any]]:
+def _of_type(*kinds: str) -> dict[int | str, dict[str, Any]]:
     """For answers that are not JSON; their errors are."""
-    return {200: {"content": {kind: {"schema": {"type": "string"}}}}}
+    return {200: {"content": {kind: {"schema": {"type": "string"}} for kind in kinds}}}
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -122,9 +125,11 @@ def delete_file(file_id: str, service: TheService) -> Any:
     return {"id": file_id, "object": "file"}
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response, responses=_of_type("application/jsonl"))
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses=_of_type(JSONL, CSV))
 def file_content(file_id: str, service: TheService) -> Response:
-    return FileResponse(service.files.content(file_id), media_type="application/jsonl")
+    """Rows as they were uploaded; of a job's results a table of its steps."""
+    kind = CSV if service.files.get(file_id).purpose == RESULTS else JSONL
+    return FileResponse(service.files.content(file_id), media_type=kind)
 
 
 def _file(file: Any) -> dict[str, Any]:

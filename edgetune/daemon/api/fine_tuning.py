@@ -83,6 +83,7 @@ def job_object(job: Any) -> dict[str, Any]:
                             "learning_rate_multiplier": _multiplier(job)},
         "method": {"type": kind, kind: {"hyperparameters": {**config, **objective.options()}}},
         "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
+        "result_files": job.result_files,
     }
 
 

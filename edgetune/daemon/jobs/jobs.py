@@ -21,7 +21,7 @@ from ...persisted import from_json
 from ...training.config import TrainConfig
 from ..state.adapters import Adapters
 from ..state.database import dump, now
-from ..state.files import Files, Rows
+from ..state.files import Files
 from ..state.holdout import Holdout
 from ..state.shelf import Shelf
 from . import recipe
@@ -100,12 +100,12 @@ class Jobs:
         """A job over uploaded rows. model: the base or an adapter, whose options are then taken where none are asked
         for; training begins from the base.
 
-        Raises NotFoundError for a model or file, UsageError for options, UnsupportedError for a method, DataError for
-        too few rows, TooMuchError for too many jobs, DiskError.
+        Raises NotFoundError for a model or file, UsageError for options and for a file of results, UnsupportedError for
+        a method, DataError for too few rows, TooMuchError for too many jobs, DiskError.
         """
         method = recipe.method_of(method, hyperparameters)
-        held = Rows(self.files.content(validation_file)) if validation_file is not None else None
-        data = _checked(Rows(self.files.content(training_file)), held, method)
+        held = self.files.rows(validation_file) if validation_file is not None else None
+        data = _checked(self.files.rows(training_file), held, method)
         return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), "api", training_file,
                                         validation_file))
 
@@ -185,14 +185,15 @@ class Jobs:
 
     def get(self, id: str) -> Job:
         """Raises NotFoundError."""
-        return self._with_progress(self.table.get(id))
+        return self._whole(self.table.get(id))
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[Job]:
         """The newest first, at most `limit` of them, those older than the job `after`."""
-        return [self._with_progress(job) for job in self.table.list(after, limit)]
+        return [self._whole(job) for job in self.table.list(after, limit)]
 
-    def _with_progress(self, job: Job) -> Job:
-        return replace(job, progress=self._queue.progress_of(job.id))
+    def _whole(self, job: Job) -> Job:
+        """With what its row does not hold."""
+        return replace(job, progress=self._queue.progress_of(job.id), result_files=self.files.results(job.id))
 
     def events(self, id: str, after: str | None = None, limit: int = 20) -> Sequence[dict[str, Any]]:
         """What happened to a job, the latest first, as OpenAI has it: id, created_at, level, type, message, data.

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from ... import disk
 from ...errors import DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ...machine.policy import Policy
 from ...persisted import from_json
+from ...runs.tables import write_step_metrics
 from ...serving.batcher import Batcher
 from ...training.config import TrainConfig
+from ...training.metrics import NAME as METRICS
 from ...version import __version__
 from ..state.adapters import Adapters
 from ..state.database import dump, now
+from ..state.files import Files
 from ..state.shelf import Shelf
 from .process import WorkerProcess
 from .progress import JobProgress
@@ -55,11 +59,12 @@ class Queue:
     governor's, the newest first.
     """
 
-    def __init__(self, table: JobTable, runs: Shelf, adapters: Adapters, batcher: Batcher, options: WorkerOptions,
-                 stopping: threading.Event) -> None:
+    def __init__(self, table: JobTable, runs: Shelf, files: Files, adapters: Adapters, batcher: Batcher,
+                 options: WorkerOptions, stopping: threading.Event) -> None:
         self.table = table
         self.changed = table.changed
         self.runs = runs
+        self.files = files
         self.adapters = adapters
         self.batcher = batcher
         self.options = options
@@ -111,7 +116,9 @@ class Queue:
         return dict(progress.facts) if progress and id == self.job else None
 
     def forget(self, id: str) -> None:
-        """Remove the rows and the run of a job that has ended, call on_done, and remove old jobs altogether."""
+        """Remove the rows and the run of a job that has ended, call on_done, and remove old jobs altogether, with their
+        results.
+        """
         self.runs.discard(id)
         for call in self.on_done:
             try:
@@ -120,6 +127,17 @@ class Queue:
                 log.exception("after job %s", id)
         with suppress(EdgetuneError):  # the next job's end does it
             self.table.remove_old(self.job)
+            self.files.remove_results_of_no_job()
+
+    def _keep_results(self, id: str) -> None:
+        """Of what was trained, as far as it went, before the job's end is recorded."""
+        run = self.runs.path(id) / RUN
+        if not (run / METRICS).exists():
+            return
+        try:
+            self.files.add_result(id, partial(write_step_metrics, run))
+        except EdgetuneError as error:  # no reason to fail, or to train again
+            log.warning("%s: its table of steps is not kept: %s", id, error)
 
     # ---- the queue ----------------------------------------------------------------------------------------------
 
@@ -254,6 +272,7 @@ class Queue:
         serves = made.state == "serving"
         if verdict["passed"] and made.state == "candidate":
             serves = self.adapters.admit(made.id, f"{job.id}: {verdict['reason']}", against)
+        self._keep_results(job.id)
         brief = {name: value for name, value in verdict.items() if name != "scores"}
         self.table.set(job.id, "succeeded", f"{'in service' if serves else 'a candidate'}: {verdict['reason']}",
                        data={"adapter": made.id, "verdict": verdict}, result=made.id, verdict=dump(brief),
@@ -269,6 +288,7 @@ class Queue:
         return "running"
 
     def _fail(self, id: str, code: str, text: str) -> str:
+        self._keep_results(id)
         with self.changed:
             self.table.set(id, "failed", text, "error", error=dump({"code": code, "message": text, "param": None}))
         return "failed"

@@ -29,7 +29,7 @@ Note = tuple[str, Any]  # a sentence and its data
 class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. verdict: the gate's, without the
     scores of rows. progress, while it runs and as far as known: phase, step, steps, loss, held_out_loss, tokens_per_s,
-    eta_s.
+    eta_s. result_files: ids, of a job that has ended.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Job:
     error: dict[str, Any] | None
     verdict: dict[str, Any] | None = None
     progress: dict[str, Any] | None = field(default=None, compare=False)
+    result_files: Sequence[str] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on.
+"""Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on. And the
+results of jobs, a table of steps each, which are kept as long as the job is.
 
 The name that a client gives a file is shown and never opened: on disk it has another.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from .database import Store, now
 from .shelf import Shelf
 
 FOLDER = "files"
-NAMES = r"file-[0-9a-z]+\.jsonl"
+NAMES = r"file-[0-9a-z]+\.(jsonl|csv)"
 PURPOSE = "fine-tune"
+RESULTS = "fine-tune-results"
+RESULT_NAME = "step_metrics.csv"
 NAME_LENGTH = 255  # of what a client calls it; the rest is cut
 BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
 MIB = 2**20
@@ -54,7 +57,7 @@ class Files:
         self.config = config
         self._shelf = Shelf(folder, FOLDER, NAMES)
         self.folder = self._shelf.folder
-        self._shelf.tidy({_name(row["id"]) for row in store.read("SELECT id FROM files")})
+        self._shelf.tidy({_name(row["id"], row["purpose"]) for row in store.read("SELECT id, purpose FROM files")})
 
     def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
         """Take a file of JSON Lines in as it comes. After an error nothing of it remains.
@@ -65,8 +68,9 @@ class Files:
         if purpose != PURPOSE:
             raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r}, all that files are for here")
         file_id = f"file-{secrets.token_hex(12)}"
+        stored = _name(file_id, purpose)
         check = _Check(self.config)
-        with self._shelf.filling(_name(file_id)) as path:
+        with self._shelf.filling(stored) as path:
             with path.open("xb") as out:
                 for chunk in chunks:
                     check.take(chunk)
@@ -74,11 +78,38 @@ class Files:
                 check.end()
             disk.sync(path)
             file = File(file_id, printable(name), purpose, check.bytes, check.rows, check.sha256.hexdigest(), now())
-            with self.store.write() as db:
-                db.execute("INSERT INTO files (id, name, purpose, bytes, rows, sha256, created_at) "
-                           "VALUES (:id, :name, :purpose, :bytes, :rows, :sha256, :created_at)", vars(file))
-        self._shelf.settle(_name(file_id))
+            self._insert(file)
+        self._shelf.settle(stored)
         return file
+
+    def add_result(self, job: str, write: Callable[[Path], int]) -> None:
+        """Keep the results of a job, unless they are kept already. write: writes them to a path, and returns the
+        number of rows. Raises DiskError.
+        """
+        file_id = _result_of(job)
+        if self.results(job):
+            return
+        stored = _name(file_id, RESULTS)
+        with self._shelf.filling(stored) as path:
+            rows = write(path)
+            disk.sync(path)
+            self._insert(File(file_id, RESULT_NAME, RESULTS, path.stat().st_size, rows, sha256(path), now()))
+        self._shelf.settle(stored)
+
+    def _insert(self, file: File) -> None:
+        with self.store.write() as db:
+            db.execute("INSERT INTO files (id, name, purpose, bytes, rows, sha256, created_at) "
+                       "VALUES (:id, :name, :purpose, :bytes, :rows, :sha256, :created_at)", vars(file))
+
+    def results(self, job: str) -> Sequence[str]:
+        """The ids of a job's results: one, or none where they were deleted or nothing was trained."""
+        return [row["id"] for row in self.store.read("SELECT id FROM files WHERE id = ?", _result_of(job))]
+
+    def remove_results_of_no_job(self) -> None:
+        """Remove the results of jobs that exist no more."""
+        for row in self.store.read("SELECT id FROM files WHERE purpose = ? AND 'ftjob-' || substr(id, 6) NOT IN "
+                                   "(SELECT id FROM jobs)", RESULTS):
+            self.delete(row["id"])
 
     def get(self, id: str) -> File:
         """Raises NotFoundError."""
@@ -95,15 +126,15 @@ class Files:
             with self.store.write() as db:
                 db.execute("DELETE FROM files WHERE id = ?", (id,))
 
-        if not self.store.read("SELECT 1 FROM files WHERE id = ?", id):
+        if not (rows := self.store.read("SELECT purpose FROM files WHERE id = ?", id)):
             raise _unknown(id)
-        self._shelf.remove(_name(id), delete_row)
+        self._shelf.remove(_name(id, rows[0]["purpose"]), delete_row)
         self.store.forget("files", id)
 
     def content(self, id: str) -> Path:
         """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes were removed or changed."""
         file = self.get(id)
-        path = self.path(id)
+        path = self._shelf.path(_name(id, file.purpose))
         if path.is_symlink() or not path.is_file():
             raise NotFoundError(f"the bytes of the file {id} are gone from {self.folder}",
                                 "delete it and upload it again")
@@ -112,13 +143,20 @@ class Files:
                                 "delete it and upload it again")
         return path
 
-    def path(self, id: str) -> Path:
-        """id: one of ours."""
-        return self._shelf.path(_name(id))
+    def rows(self, id: str) -> Rows:
+        """Of an uploaded file. Raises NotFoundError, and UsageError for results."""
+        if self.get(id).purpose == RESULTS:
+            raise UsageError(f"the file {id} holds the results of a job, no rows", "name a file that was uploaded")
+        return Rows(self.content(id))
 
 
-def _name(id: str) -> str:
-    return f"{id}.jsonl"
+def _name(id: str, purpose: str) -> str:
+    return f"{id}.csv" if purpose == RESULTS else f"{id}.jsonl"
+
+
+def _result_of(job: str) -> str:
+    """The id of a job's results: written twice after a kill, they are one file."""
+    return f"file-{job.removeprefix('ftjob-')}"
 
 
 def _file(columns: dict[str, Any]) -> File:
