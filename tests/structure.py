@@ -49,8 +49,8 @@ INSIDE = {
     "objectives": [["base"], ["sft"]],
     "runs": [["events"], ["history", "tables"]],
     "serving": [["completion", "kv_cache", "model"], ["llama", "onnx"], ["batcher"]],
-    "training": [["checkpoint", "config", "cost", "metrics", "passes"], ["length", "optim"], ["plan"], ["trainer"],
-                ["resume", "throttle"], ["run"]],
+    "training": [["checkpoint", "config", "cost", "metrics", "passes", "state", "verdict"], ["length", "optim"],
+                ["plan"], ["trainer"], ["resume", "throttle"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

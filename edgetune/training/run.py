@@ -5,11 +5,11 @@ Stopped at any moment, by a signal, an error or a power cut, it resumes from its
 
 from __future__ import annotations
 
-import math
+import shlex
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from . import checkpoint, length, metrics
 from .config import TrainConfig
 from .plan import Plan, Tradeoffs
 from .resume import differences, fingerprint_run
+from .state import RunState
 from .throttle import MemoryPressure, Throttle, be_nice
 from .trainer import StepResult, Trainer
+from .verdict import Course, Verdict, diverged, judge
 
 Event = dict[str, Any]
 
@@ -53,21 +55,6 @@ class _Task:
     should_stop: Callable[[], bool]
     governor: Governor | None
     busy: Callable[[], bool]
-
-
-@dataclass
-class _State:
-    """The part of a checkpoint that is not an array."""
-
-    eval_before: float | None = None
-    eval_now: float | None = None
-    best: float | None = None
-    best_step: int = 0
-    misses: int = 0  # measurements since the best
-    measured: int = -1  # the last step after which the held-out loss was measured
-    seconds: float = 0.0
-    written: int = 0  # bytes of checkpoints
-    changed: list[dict[str, Any]] = field(default_factory=list)  # what resumes were allowed to change: name, was, now
 
 
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
@@ -117,7 +104,7 @@ class _Run:
         self.config = task.config
         self.held_out = task.held_out
         self.should_stop = task.should_stop
-        self.state = _State()
+        self.state = RunState()
         self.metrics = metrics.Metrics(task.out)
         self.saved: tuple[int, int] | None = None  # steps done and step measured, in the newest checkpoint
         self.resumed_at = 0  # steps that were done before this process
@@ -169,7 +156,7 @@ class _Run:
         except BaseException:
             self._remove_if_empty()
             raise
-        record = self._save("done")
+        record = self._save("done", judge(self._course()))
         checkpoint.remove_all(self.out)
         self.task.on_event({"event": "done", **record})
         return record
@@ -199,7 +186,7 @@ class _Run:
                 self._report(t.step(self.should_stop))
                 if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds():
                     self.save_state()
-        if s.best_step:
+        if s.best is not None:
             np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
 
     # ---- measuring ----------------------------------------------------------------------------------------------
@@ -217,22 +204,14 @@ class _Run:
         s = self.state
         measured = t.measure(self.held_out.examples, self.should_stop)
         loss = measured.loss
-        if t.steps_done == 0:
-            s.eval_before = loss
-        elif math.isfinite(loss) and (s.best is None or loss < s.best):
-            s.best = loss
-            s.best_step = t.steps_done
-            s.misses = 0
+        if s.measure(t.steps_done, loss):
             t.best_known = True
             np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
-        else:
-            s.misses += 1
-        s.measured = t.steps_done
-        s.eval_now = loss
         self._write({"event": "eval", "step": t.steps_done, "loss": loss, "tokens": measured.supervised, "best": s.best,
                      **_named(measured.metrics)})
 
     def _report(self, r: StepResult) -> None:
+        self.state.learn(r.loss)
         self._write({"event": "step", "step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
                      "tokens": r.tokens, "supervised": r.supervised, "tokens_per_s": r.tokens / r.seconds,
                      "seconds": r.seconds, "rss_mib": device.rss() / 2**20, **_named(r.metrics)})
@@ -261,7 +240,7 @@ class _Run:
         """The arrays that a checkpoint must hold now, because nothing else determines them."""
         if not self.trainer.steps_done:
             return []  # the seed determines them
-        best = self.state.best_step not in (0, self.trainer.steps_done)
+        best = self.state.best is not None and self.state.best_step not in (0, self.trainer.steps_done)
         return [name for name in self.trainer.arena.buffers if _is_state(name) or (best and name == "best")]
 
     def _disk(self) -> dict[str, Any]:
@@ -304,16 +283,17 @@ class _Run:
 
     def _restore(self, found: checkpoint.Checkpoint, changed: list[dict[str, Any]]) -> None:
         t = self.trainer
+        np.copyto(t.arena.flat("best"), t.arena.flat("lora"))  # of step 0, which the seed determines
         found.read(t.arena.flat)
         t.steps_done = int(found.meta["step"])
         self.resumed_at = t.steps_done
-        s = from_json(_State, found.meta["state"], f"the state in {found.path}")
-        if any(change["name"] == "held-out" for change in changed):  # the best was measured on other rows
-            s = _State(seconds=s.seconds, written=s.written, changed=s.changed)
+        s = from_json(RunState, found.meta["state"], f"the state in {found.path}")
+        if any(change["name"] == "held-out" for change in changed):
+            s = s.forget_measurements()
         self.state = s
-        if s.best_step and "best" not in dict(found.arrays):
+        if s.best_step == t.steps_done:
             np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
-        t.best_known = s.best_step > 0
+        t.best_known = s.best is not None
         s.changed += [{**change, "after_step": t.steps_done} for change in changed]
         self.saved = None if changed else (t.steps_done, s.measured)
 
@@ -329,7 +309,13 @@ class _Run:
         except OSError as error:
             raise DiskError(f"the folder {self.out} cannot be made: {error.strerror}", "name another") from error
 
-    def _save(self, status: str) -> dict[str, Any]:
+    def _course(self) -> Course:
+        t = self.trainer
+        history = [(int(step), loss) for step, loss in self.state.history]
+        return Course(history, 0, t.steps_done, t.total_steps, self.config.lr,
+                      f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned)
+
+    def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
         """Writes adapter.gguf and run.json, with the arena's adapter."""
         t = self.trainer
         s = self.state
@@ -340,8 +326,8 @@ class _Run:
             "data": {"digest": data.digest, "rows": len(data.examples), "tokens": data.tokens,
                      "supervised": data.supervised, "truncated": data.truncated, "skipped": data.skipped},
             "held_out": None if self.held_out is None else {
-                "digest": self.held_out.digest, "rows": len(self.held_out.examples), "loss_before": s.eval_before,
-                "loss_after": s.best if s.best_step else s.eval_now, "best_step": s.best_step},
+                "digest": self.held_out.digest, "rows": len(self.held_out.examples), **s.measurements()},
+            "verdict": asdict(verdict) if verdict else None,
             "seconds": s.seconds + time.monotonic() - self.began, "changed": s.changed,
             "disk": self._disk() | {"written_bytes": s.written + self.metrics.position()},
         }
@@ -353,7 +339,8 @@ class _Run:
         t = self.trainer
         if t.best_known or t.steps_done > self.resumed_at:
             np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
-            self._save("failed")
+            kept = self.state.best_step if t.best_known else max(t.steps_done - 1, 0)
+            self._save("failed", diverged(self._course(), kept))
         else:
             self._remove_if_empty()
 

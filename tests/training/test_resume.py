@@ -168,8 +168,11 @@ def test_what_cannot_be_allowed(bundle, stopped, tmp_path, name):
 def test_a_run_that_fails_right_after_resume_keeps_its_checkpoints(bundle, tmp_path, monkeypatch):
     """No step of this process has shown that the adapter is good, so none is written over the paused one."""
     out = tmp_path / "out"
-    config = replace(CONFIG, eval_every=100)
-    stop_after(2, bundle, out, config)
+    done = []
+    config = replace(CONFIG, eval_every=0)
+    with pytest.raises(Interrupted):
+        run(bundle, dataset(24), out, config, should_stop=lambda: 2 in done,
+            on_event=lambda e: done.append(e.get("step")))
     paused = (out / "adapter.gguf").read_bytes()
     real = Trainer.step
 
@@ -179,7 +182,7 @@ def test_a_run_that_fails_right_after_resume_keeps_its_checkpoints(bundle, tmp_p
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     with pytest.raises(NumericsError, match="step 3"):
-        go(bundle, out, config, resume=True)
+        run(bundle, dataset(24), out, config, resume=True)
     assert (out / "adapter.gguf").read_bytes() == paused
     assert [path.name for path in checkpoint.found(out)] == ["checkpoint-1", "checkpoint-2"]
 

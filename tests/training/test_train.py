@@ -13,6 +13,7 @@ from edgetune.errors import DataError, MismatchError, NumericsError, UsageError
 from edgetune.evaluation.native import native_loss
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
+from edgetune.training.state import RunState
 from edgetune.training.trainer import Trainer
 
 
@@ -124,6 +125,70 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_adapter(bundle, tmp_path, 
         run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
     assert all(np.isfinite(pair.a).all() for pair in open_adapter(tmp_path / "out").pairs.values())
+
+
+def of_one_token(n, token):
+    data = dataset(n, 3)
+    for example in data.examples:
+        example.tokens[:] = token
+    return data
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_where_nothing_is_better_the_adapter_of_step_0_is_kept(bundle, tmp_path, patience):
+    """It changes nothing: the loss of a model without adapter, measured apart, is the loss with it, to the bit."""
+    held_out = of_one_token(6, 40)
+    options = {**OPTIONS, "eval_every": 4, "patience": patience}
+    record = run(bundle, of_one_token(24, 5), tmp_path / "out", TrainConfig(**options), held_out=held_out)
+    pairs = open_adapter(tmp_path / "out").pairs
+    assert all(not pair.b.any() and pair.a.any() for pair in pairs.values())
+    assert record["held_out"]["loss_before"] == record["held_out"]["loss_after"]
+    assert native_loss(bundle, held_out, pairs)[0] == native_loss(bundle, held_out, None)[0]
+    history = record["held_out"]["history"]
+    assert [step for step, _ in history] == [0, 4, 8, 12]
+    assert min(loss for _, loss in history[1:]) > history[0][1]
+    assert record["held_out"]["best_step"] == record["verdict"]["step"] == 0
+    assert record["verdict"]["kind"] == "worse"
+    assert "lower --lr, now 0.02" in record["verdict"]["sentence"]
+
+
+def test_misses_are_counted_from_the_lowest_after_step_0():
+    """A loss above step 0's that keeps falling does not end the run, as it never did."""
+    state = RunState()
+    assert [state.measure(step, loss) for step, loss in enumerate((2.0, 5.0, 4.0, 3.0))] == [True, False, False, False]
+    assert (state.best_step, state.misses) == (0, 0)
+    assert state.measure(4, 1.0)
+    assert not state.measure(5, float("nan"))
+    assert (state.best, state.best_step, state.misses) == (1.0, 4, 1)
+    assert state.measurements() == {"loss_before": 2.0, "loss_after": 1.0, "best_step": 4, "history": [
+        [0, 2.0], [1, 5.0], [2, 4.0], [3, 3.0], [4, 1.0], [5, None]]}
+
+
+@pytest.mark.parametrize(("eval_every", "kept"), [(2, 4), (100, 0)])
+def test_a_loss_that_is_no_number_keeps_the_best_that_was_measured(bundle, tmp_path, monkeypatch, eval_every, kept):
+    """Kept is what a run of `kept` steps ends with, and the verdict says so."""
+    config = TrainConfig(**OPTIONS, eval_every=eval_every, schedule="constant")
+    held_out = dataset(6, 1)
+    wanted = Trainer(bundle, config)
+    wanted.add_examples(dataset(24).examples)
+    for _ in range(kept):
+        wanted.step()
+    before = Trainer.step
+
+    def poisoned(self, should_stop=None):
+        if self.steps_done == 5:
+            self.arena.flat("lora")[0] = np.inf
+        return before(self, should_stop)
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    with pytest.raises(NumericsError, match="step 6"):
+        run(bundle, dataset(24), tmp_path / "out", config, held_out=held_out)
+    found = open_adapter(tmp_path / "out").pairs
+    assert all(np.array_equal(found[name].b, pair.b) for name, pair in wanted.pairs.items())
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["verdict"]["kind"] == "worse"
+    assert f"step 6, and the adapter of step {kept} is kept" in record["verdict"]["sentence"]
 
 
 def test_rows_save_and_load(bundle, tmp_path):

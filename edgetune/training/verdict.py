@@ -1,0 +1,109 @@
+"""What a run has come to, in a sentence that a person can act on: by held-out losses, else by those of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["learned", "still falling", "overfitted", "worse", "unmeasured"]
+SHARE = 0.03  # of a loss: a smaller difference is not clear,
+OF_FALL = 0.01  # nor is one below this share of what training has lowered it by
+ROSE = 0.25  # the share by which the loss of learned rows is higher at the end of a ruined run,
+LEAST_RISE = 0.1  # and at least this much
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """step: whose adapter is kept."""
+
+    kind: Kind
+    sentence: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run that has ended. history: (step, held-out loss) of all measurements, the one before the first step too.
+    learned: the loss of the rows of its first and of its last steps. more: the command that trains on.
+    """
+
+    history: Sequence[tuple[int, float]]
+    start: int  # steps that were done before it
+    steps: int  # and in the end
+    total: int  # and would have been, had it not ended by itself
+    lr: float
+    more: str
+    learned: tuple[float, float] | None = None
+
+    @property
+    def way_out(self) -> str:
+        return f"lower --lr, now {self.lr:g}, and look at the rows with edgetune data check"
+
+
+def judge(course: Course) -> Verdict:
+    """The verdict on a run that has done all its steps, or has ended by itself."""
+    if not course.history:
+        return _unmeasured(course)
+    finite = [(step, loss) for step, loss in course.history if math.isfinite(loss)]
+    first, before = course.history[0]
+    if first != course.start or first == course.history[-1][0]:
+        return Verdict("unmeasured", "Nobody knows whether it learned: the held-out loss is "
+                       f"{_number(course.history[-1][1])}, and was not measured on these rows before.",
+                       min(finite, key=lambda found: found[1])[0] if finite else course.steps)
+    if not finite or min(loss for _, loss in finite) == before:
+        return _worse(course, before)
+    best_step, best = min(finite, key=lambda found: found[1])
+    return _better(course, before, best_step, best)
+
+
+def diverged(course: Course, kept: int) -> Verdict:
+    """The verdict on a run whose loss was no number in the step after course.steps; the adapter of step `kept` is kept.
+    """
+    return Verdict("worse", f"The loss was no longer a number in step {course.steps + 1}, and the adapter of step "
+                   f"{kept} is kept: {course.way_out}.", kept)
+
+
+def _better(course: Course, before: float, best_step: int, best: float) -> Verdict:
+    fall = before - best if math.isfinite(before) else 0.0
+    last_step, last = course.history[-1]
+    fell = f"the held-out loss fell from {_number(before)} to {_number(best)}"
+    if best_step < last_step and (not math.isfinite(last) or _clear(last, best, fall)):
+        return Verdict("overfitted", f"Overfitted from step {best_step} on: {fell}, and was {_number(last)} after step "
+                       f"{last_step}; the adapter of step {best_step} is kept. More rows help, and fewer epochs.",
+                       best_step)
+    earlier = course.history[-2][1]
+    if best_step == last_step and course.steps >= course.total and _clear(earlier, best, fall):
+        return Verdict("still falling", f"Still falling: {fell}, and from {_number(earlier)} in the last "
+                       f"{last_step - course.history[-2][0]} steps; train on with {course.more}.", best_step)
+    early = f"; no later one was lower, so it ended after step {course.steps}" if course.steps < course.total else ""
+    return Verdict("learned", f"Learned: {fell}, the lowest after step {best_step} of {course.total}{early}.",
+                   best_step)
+
+
+def _worse(course: Course, before: float) -> Verdict:
+    step, last = course.history[-1]
+    how = "No better" if last == before else "Worse"
+    return Verdict("worse", f"{how} than before: the held-out loss was {_number(before)} before the first step and "
+                   f"{_number(last)} after step {step}, and never lower; what it began with is kept. Begin again: "
+                   f"{course.way_out}.", course.start)
+
+
+def _unmeasured(course: Course) -> Verdict:
+    if course.learned is None:
+        return Verdict("unmeasured", "Nothing was trained and nothing was measured.", course.steps)
+    first, last = course.learned
+    if not math.isfinite(last) or last - first > max(ROSE * abs(first), LEAST_RISE):
+        return Verdict("worse", f"Worse than before: the loss of the rows that it learned was {_number(first)} in the "
+                       f"first steps and {_number(last)} in the last. Begin again: {course.way_out}.", course.steps)
+    return Verdict("unmeasured", "Nobody knows whether it learned more than these rows by heart, whose loss went from "
+                   f"{_number(first)} to {_number(last)}: no rows were held out; name some with --eval.", course.steps)
+
+
+def _clear(higher: float, lower: float, fall: float) -> bool:
+    return not math.isfinite(higher) or higher - lower > max(SHARE * abs(lower), OF_FALL * fall)
+
+
+def _number(loss: float) -> str:
+    return f"{loss:.2f}" if not math.isfinite(loss) or abs(loss) >= 1 else f"{loss:.3g}"
