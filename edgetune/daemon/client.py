@@ -48,6 +48,9 @@ class Client:
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._ask("POST", path, json=body or {})
 
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("PATCH", path, json=body)
+
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
 

@@ -111,6 +111,29 @@ def test_feedback_is_listed_in_pages_with_counts(client):
     assert sum(first["counts"].values()) >= 4
 
 
+def test_feedback_is_read_edited_and_deleted(client):
+    given = {"messages": [*ASK["messages"]], "correction": "on " * 200, "model": "tiny"}
+    made = client.post("/v1/feedback", json=given).json()
+    whole = client.get(f"/v1/feedback/{made['id']}").json()
+    assert {**whole, "row": None} == {**made, "row": None}
+    assert whole["row"]["messages"][-1]["content"] == given["correction"]
+    assert whole["answer"] == given["correction"][:300]
+    assert whole["question"] == ASK["messages"][-1]["content"]
+    assert (whole["state"], whole["job"], whole["model"]) == ("new", None, "tiny")
+    edited = client.patch(f"/v1/feedback/{made['id']}", json={"correction": "off"}).json()
+    assert edited == client.get(f"/v1/feedback/{made['id']}").json()
+    assert edited["answer"] == "off"
+    assert edited["id"] == client.get("/v1/feedback").json()["data"][0]["id"] == made["id"]
+    assert client.delete(f"/v1/feedback/{made['id']}").json() == {
+        "id": made["id"], "object": "feedback", "deleted": True, "remains": ""}
+    for asked in (client.get, client.delete, lambda path: client.patch(path, json={"correction": "on"})):
+        refused = asked(f"/v1/feedback/{made['id']}")
+        assert refused.status_code == 404
+        assert refused.json()["error"]["message"] == f"there is no feedback '{made['id']}'; list it to see what exists"
+    for body in ({}, {"correction": " "}, {"correction": 1}, {"correction": "x", "rating": "up"}):
+        assert client.patch(f"/v1/feedback/{made['id']}", json=body).status_code in (400, 404)
+
+
 @pytest.mark.parametrize(("body", "status"), [
     ({}, 400), ({"rating": "up"}, 400), ({"completion_id": "chatcmpl-1", "rating": "up"}, 404), ({"prompt": "a"}, 400),
     ({"prompt": "a", "messages": ASK["messages"], "correction": "b"}, 400), ({"prompt": "a", "rating": "good"}, 400),

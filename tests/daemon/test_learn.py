@@ -210,11 +210,21 @@ def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monke
     assert len(tokenized) == len(set(tokenized)) == 40
 
 
-def test_too_little_to_judge_by(service: Service) -> None:
-    give(service, range(3))
-    with pytest.raises(UsageError, match=r"rows of feedback judge|no new feedback"):
-        service.learner.begin()
-    assert service.feedback.waiting() == 3
+def test_too_little_to_judge_by(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five questions are enough, whichever is held out; fewer are where one of them is."""
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    held: list[bool] = []
+    while not any(held):
+        with pytest.raises(UsageError, match=r"no new feedback|on \d questions, and none is held out to judge"):
+            service.learner.begin()
+        held.append(service.feedback.add(prompt=f"turn the light {len(held)}", correction="on").held)
+    assert len(held) <= 5
+    assert service.feedback.waiting() == len(held)
+    if len(held) == 1:
+        with pytest.raises(UsageError, match="all new feedback, on 1 questions, is held out to judge by; correct"):
+            service.learner.begin()
+        service.feedback.add(prompt="turn the light off", correction="on")
+    service.jobs.cancel(service.learner.begin().id)
 
 
 def test_rows_are_settled_after_a_crash(model: Path, tmp_path: Path) -> None:
@@ -270,7 +280,7 @@ def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     now = service.batcher.idle_since
     hour = 12
     learner = learner_of(service, Policy(govern=False), lambda: at(hour), lambda: now)
-    assert learner._blocked_by(9) == "waits for 1 more rows of feedback"
+    assert learner._blocked_by(9) == "waits for 1 more piece of feedback"
     monkeypatch.setattr(learner, "config", DaemonConfig(learn="idle", learn_rows=10))
     assert learner._blocked_by(10) == "waits until nobody asks for 10 minutes"
     now += learn.IDLE_SECONDS
@@ -311,7 +321,7 @@ def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     with opened(model, tmp_path, learn="idle", learn_rows=25) as service:
         give(service, range(24))
-        assert service.learner.why()["state"] == "waits for 1 more rows of feedback"
+        assert service.learner.why()["state"] == "waits for 1 more piece of feedback"
         give(service, range(24, 30))
         until(service.adapters.list)
         assert service.adapters.list()[0].job == service.jobs.list()[0].id

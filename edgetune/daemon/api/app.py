@@ -1,4 +1,4 @@
-"""OpenAI's API in front of a service, and beyond it: feedback, adapters, device, health, metrics, the page."""
+"""OpenAI's API in front of a service, and beyond it: adapters, device, health, metrics, the page."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.responses import Response
 
-from ...errors import NotFoundError, UsageError
+from ...errors import NotFoundError
 from ...version import __version__
-from ..learning.items import Heading
 from ..service import LATEST, Service
 from ..state.files import RESULTS
-from . import completions, errors, fine_tuning, schemas
+from . import completions, errors, feedback, fine_tuning, schemas
 from .bodies import Bodies
 from .completions import RecentAnswers, TheService
 from .errors import JsonRoute
-from .fine_tuning import After, Limit, job_object, page
+from .fine_tuning import After, Limit, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
 from .security import Guard, Keys
@@ -47,7 +46,7 @@ def app(service: Service) -> FastAPI:
     made.state.metrics = Metrics(service)
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (router, completions.router, fine_tuning.router):
+    for part in (router, completions.router, feedback.router, fine_tuning.router):
         made.include_router(part)
     errors.install(made)
     made.openapi = lambda: _openapi(made, keyed=keys is not None)  # type: ignore[method-assign]
@@ -140,45 +139,6 @@ def _file(file: Any) -> dict[str, Any]:
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
     while chunk := file.read(1 << 16):
         yield chunk
-
-
-# ---- feedback and learning ------------------------------------------------------------------------------------------
-
-
-@router.post("/v1/feedback", response_model=schemas.FeedbackObject)
-def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheService) -> Any:
-    given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "model": body.model or ""}
-    if body.completion_id is not None:
-        if body.messages is not None or body.prompt is not None or body.answer is not None:
-            raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
-        answered = request.app.state.recent.get(body.completion_id)
-        given |= {**answered.question, "answer": answered.answer, "model": answered.model}
-    elif (body.messages is None) == (body.prompt is None):
-        raise UsageError("neither completion_id nor messages nor prompt is given, or both of the latter",
-                         "name an answer by one of them")
-    elif body.messages is not None:
-        messages = [message.plain() for message in body.messages]
-        given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
-    else:
-        given |= {"prompt": body.prompt, "answer": body.answer or ""}
-    return _heading(service.feedback.add(**given).heading)
-
-
-@router.get("/v1/feedback", response_model=schemas.FeedbackPage)
-def list_feedback(service: TheService, after: After = None, limit: Limit = 100) -> Any:
-    found = [_heading(heading) for heading in service.feedback.headings(after, limit + 1)]
-    return {**page(found, limit), "counts": service.feedback.counts()}
-
-
-def _heading(heading: Heading) -> dict[str, Any]:
-    return {"id": heading.id, "created_at": heading.created_at, "rating": heading.rating, "learns": heading.learns,
-            "reason": heading.reason}
-
-
-@router.post("/v1/learn", response_model=schemas.Job)
-def learn_now(service: TheService) -> Any:
-    """Begin a job from the feedback so far."""
-    return job_object(service.learner.begin())
 
 
 # ---- adapters -------------------------------------------------------------------------------------------------------

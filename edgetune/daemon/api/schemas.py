@@ -338,8 +338,26 @@ class FeedbackObject(Answer):
     object: Literal["feedback"] = "feedback"
     created_at: int
     rating: Literal["up", "down"] | None
+    model: str = Field(description="Whose answer it is about.")
     learns: bool = Field(description="Whether there is a row to learn from.")
-    reason: str
+    state: Literal["new", "used", "aside", "withdrawn", "counted"]
+    held_out: bool = Field(description="It judges what is learned, and is never learned.")
+    job: str | None = Field(description="The training that took it.")
+    question: str | None = Field(description="What was asked last; in lists its beginning.")
+    answer: str | None = Field(description="What is learned as its answer; in lists its beginning.")
+    reason: str = Field(description="What becomes of it.")
+
+
+class WholeFeedback(FeedbackObject):
+    row: dict[str, Any] | None = Field(description="The row to learn, whole.")
+
+
+class FeedbackEdit(Body):
+    correction: str = Field(description="What should have been answered.")
+
+
+class DeletedFeedback(Deleted):
+    remains: str = Field(description="What the daemon still has of it, a sentence; empty: nothing.")
 
 
 class FeedbackPage(Page[FeedbackObject]):

@@ -3,34 +3,29 @@
 A row is `new` until a job has learned it and the gate has judged that job. Then it is `used`, and later jobs learn it
 again; if the job did not pass, it is set `aside`: nothing is learned from it or judged by it any more. A later word on
 the same answer takes back an earlier one, whose row is then `withdrawn`. One question in five is held out for the gate
-(holdout.py), and a question stays on its side.
+(holdout.py), and a question stays on its side. How much is kept, limits.py says.
 
-At most `feedback_rows` items of `feedback_size` MiB together are kept, half of them waiting to be learned. If a new one
-needs room, items of no use are removed first, then what was learned longest ago, then judges of earlier rounds except
-those that the next job would ask.
+People can read, edit and delete what they gave. What is deleted leaves the disk, and the next job learns without it.
 """
 
 from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import DataError, NotFoundError, TooMuchError, UsageError
 from ..options import DaemonConfig
 from ..state.database import Store, dump, now
-from ..state.files import MIB
 from ..state.holdout import MOST, Holdout
-from .items import HEADING, FeedbackItem, Heading, Rating, State, heading_of, item_of
-from .rows import Row, answer_of, check_rating, check_size, make_row, question_of, read_row
+from .items import HEADING, FeedbackItem, Heading, Rating, State, heading_of, item_of, remains
+from .limits import JUDGES, make_room, spread
+from .rows import Row, answer_of, check_rating, check_size, make_row, question_of, read_row, with_answer
 
 REPLAY_MOST = 2000  # rows read for replay, the latest
-SPARE = 0.01  # share of the limits that is freed at once, so that not every new item has to search for room
-JUDGES = """SELECT max(rowid) AS rowid, question, job FROM feedback
-            WHERE state = 'used' AND held = 1 GROUP BY question ORDER BY 1"""  # the last answer to each question
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 
 
@@ -52,15 +47,15 @@ StoredRows = list[StoredRow]
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Rows of a job. new, earlier: to learn. established, fresh: to judge by, of earlier rounds and of this one. ids:
-    of the items that this job takes.
+    """Rows of a job. new, earlier: to learn. established, fresh: to judge by, of earlier rounds and of this one. taken:
+    all that this job takes, also where a later answer to the same question counts.
     """
 
     new: StoredRows
     earlier: StoredRows
     established: StoredRows
     fresh: StoredRows
-    ids: list[str]
+    taken: StoredRows
 
     @property
     def held(self) -> StoredRows:
@@ -100,30 +95,64 @@ class Feedback:
             if rating == "down" or (correction is not None and correction.strip() != answer.strip()):
                 _withdraw(db, question, answer)
             learns = right is not None
-            item = FeedbackItem(f"fb-{secrets.token_hex(12)}", now(), rating, model, row if learns else None,
-                                learns and self._is_held(db, question), "new" if learns else "counted", None, question)
+            held = learns and self.holdout.side(db, question)
+            item = FeedbackItem(f"fb-{secrets.token_hex(12)}", now(), rating, model, row if learns else None, held,
+                                "new" if learns else "counted", None, question)
             self._insert(db, item)
         return item
 
-    def _is_held(self, db: sqlite3.Connection, question: str) -> bool:
-        """A question that was answered before stays on its side, also where another rule decided then."""
-        known = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL LIMIT 1", (question,))
-        found = known.fetchone()
-        return bool(found[0]) if found else self.holdout.holds(question)
-
-    def _insert(self, db: sqlite3.Connection, item: FeedbackItem) -> None:
+    def _insert(self, db: sqlite3.Connection, item: FeedbackItem, rowid: int | None = None) -> None:
+        """rowid: None takes the next one."""
         row = dump(item.row) if item.row else None
         size = len(row or "") + len(item.model.encode())
-        self._make_room(db, size, waits=item.row is not None)
-        db.execute("INSERT INTO feedback (id, created_at, rating, model, row, held, state, job, question, size) "
-                   "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                   (item.id, item.created_at, item.rating, item.model, row, item.held, item.state, item.job,
-                    item.question, size))
+        make_room(db, self.config, self.holdout, size, waits=item.row is not None)
+        heading = item.heading
+        db.execute("INSERT INTO feedback (rowid, id, created_at, rating, model, row, held, state, job, question, size, "
+                   "asked, answer) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                   (rowid, item.id, item.created_at, item.rating, item.model, row, item.held, item.state, item.job,
+                    item.question, size, heading.asked, heading.answer))
 
     def get(self, id: str) -> FeedbackItem:
         """Raises NotFoundError, also for an item that is damaged."""
         return self.store.one("feedback", self.store.read("SELECT * FROM feedback WHERE id = ?", id), item_of,
-                              NotFoundError(f"there is no feedback {id!r:.80}", "list it to see what exists"))
+                              _unknown(id))
+
+    def edit(self, id: str, correction: str) -> FeedbackItem:
+        """What should have been answered, in other words: the latest word on its question, which waits to be learned.
+
+        Raises NotFoundError, and UsageError for an empty correction, or feedback of which nothing is learned;
+        TooLargeError and TooMuchError as `add`.
+        """
+        if not correction.strip():
+            raise UsageError("the correction is empty", "write what should have been answered, or delete the feedback")
+        with self.store.write() as db:
+            old = self.get(id)
+            if old.row is None:
+                raise UsageError(f"the feedback {id} is a thumb down, whose conversation is not kept",
+                                 "send a correction with its messages, or prompt")
+            row = with_answer(old.row, correction)
+            check_size(row, old.model)
+            rating = None if old.rating == "up" else old.rating
+            item = replace(old, row=row, rating=rating, created_at=now(), state="new", job=None)
+            (last,) = db.execute("SELECT max(rowid) FROM feedback").fetchone()
+            db.execute("DELETE FROM feedback WHERE id = ?", (id,))
+            self._insert(db, item, last + 1)  # a job that begins now has read another rowid
+        self.store.wipe()
+        return item
+
+    def delete(self, id: str) -> str:
+        """Remove it for good; what is said of what remains, a sentence or "". Raises NotFoundError.
+
+        A damaged one can be deleted too. Only the digest of its question is kept, so that it stays on its side.
+        """
+        with self.store.write() as db:
+            found = db.execute("SELECT state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
+            if found is None:
+                raise _unknown(id)
+            db.execute("DELETE FROM feedback WHERE id = ?", (id,))
+        self.store.forget("feedback", id)
+        self.store.wipe()
+        return remains(*found)
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[FeedbackItem]:
         """The newest first, at most `limit` of them, those older than the item `after`. Raises NotFoundError."""
@@ -162,16 +191,15 @@ class Feedback:
         fresh = latest(held)
         places = max(MOST // 2, MOST - len(judges))
         chosen = self.holdout.lowest([row.question for row in fresh], places)
-        established = self._readable(sorted(self._spread(judges, MOST - len(chosen))))
+        established = self._readable(sorted(spread(judges, self.holdout, MOST - len(chosen))))
         return TrainingRows(latest(new), latest(earlier), established,
-                            [row for row in fresh if row.question in chosen], [row.id for row in new + held])
+                            [row for row in fresh if row.question in chosen], new + held)
 
     def row(self, stored: StoredRow) -> Row:
-        """Its content. Raises TooMuchError where other feedback took its place meanwhile."""
+        """Its content. Raises TooMuchError where it was removed meanwhile."""
         items = self.store.objects("feedback", self._columns(stored.rowid), item_of)
         if not items or items[0].row is None or items[0].id != stored.id:
-            raise TooMuchError(f"the feedback {stored.id} was removed to make room for newer while a job began",
-                               "ask again")
+            raise TooMuchError(f"the feedback {stored.id} was removed while a job began", "ask again")
         return items[0].row
 
     def _stored(self, state: State, held: int) -> StoredRows:
@@ -192,14 +220,6 @@ class Feedback:
     def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
         return self.store.read("SELECT * FROM feedback WHERE rowid = ?", rowid)
 
-    def _spread(self, judges: Sequence[sqlite3.Row], places: int) -> Sequence[int]:
-        """The rowids of at most `places` of them, as evenly from all rounds as their sizes allow."""
-        rounds: dict[str, list[str]] = {}
-        for judge in judges:
-            rounds.setdefault(judge["job"], []).append(judge["question"])
-        chosen = self.holdout.spread(rounds, places)
-        return [judge["rowid"] for judge in judges if judge["question"] in chosen]
-
     def waiting_ids(self) -> Sequence[str]:
         """Of items with a row that waits for a job, the oldest first."""
         return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {WAITS} ORDER BY rowid")]
@@ -213,10 +233,11 @@ class Feedback:
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
-    def assign(self, ids: Iterable[str], job: str) -> None:
-        """The rows of these items belong to a job."""
+    def assign(self, rows: Iterable[StoredRow], job: str) -> None:
+        """These rows belong to a job; not those that were edited or deleted since it read them."""
         with self.store.write() as db:
-            db.executemany("UPDATE feedback SET job = ? WHERE id = ?", [(job, id) for id in ids])
+            db.executemany("UPDATE feedback SET job = ? WHERE rowid = ? AND id = ?",
+                           [(job, row.rowid, row.id) for row in rows])
 
     def settle(self, job: str, state: State) -> None:
         """The job is over: its new rows were used, or are set aside; new: they wait for another job."""
@@ -228,46 +249,6 @@ class Feedback:
         """Jobs whose rows wait to be settled."""
         return [row["job"] for row in self.store.read(
             "SELECT DISTINCT job FROM feedback WHERE state = 'new' AND job IS NOT NULL")]
-
-    # ---- room ---------------------------------------------------------------------------------------------------
-
-    def _make_room(self, db: sqlite3.Connection, size: int, waits: bool) -> None:
-        """For an item of `size` bytes. Raises TooMuchError where none can be made."""
-        most = self.config.feedback_rows
-        most_bytes = self.config.feedback_size * MIB
-        waiting, waiting_bytes = _count(db, "WHERE state = 'new'")
-        if waits and (waiting >= most // 2 or waiting_bytes + size > most_bytes // 2):
-            raise TooMuchError(f"{waiting} rows of feedback ({waiting_bytes / MIB:.1f} MiB) wait to be learned, at "
-                               f"most {most // 2} ({most_bytes / 2 / MIB:g} MiB) may wait",
-                               "learn them first, or start the daemon with a larger --feedback-rows or --feedback-size")
-        count, nbytes = _count(db, "")
-        if count < most and nbytes + size <= most_bytes:
-            return
-        excess = count + 1 - int(most * (1 - SPARE))
-        excess_bytes = nbytes + size - int(most_bytes * (1 - SPARE))
-        leaving = []
-        for found in self._dispensable(db):
-            if excess <= 0 and excess_bytes <= 0:
-                break
-            leaving.append((found["rowid"],))
-            excess -= 1
-            excess_bytes -= found["size"]
-        db.executemany("DELETE FROM feedback WHERE rowid = ?", leaving)
-        count, nbytes = _count(db, "")
-        if count >= most or nbytes + size > most_bytes:
-            raise TooMuchError(f"{count} pieces of feedback are kept ({nbytes / MIB:.1f} MiB), at most {most} "
-                               f"({self.config.feedback_size} MiB) may be, and all of them are needed",
-                               "learn those that wait, or start the daemon with a larger --feedback-rows or "
-                               "--feedback-size")
-
-    def _dispensable(self, db: sqlite3.Connection) -> Iterator[sqlite3.Row]:
-        """(rowid, size) of what may be removed: items of no use first, the oldest of each kind first."""
-        useless = "state IN ('counted', 'aside', 'withdrawn')"
-        for which in (useless, "state = 'used' AND held = 0"):
-            yield from db.execute(f"SELECT rowid, size FROM feedback WHERE {which} ORDER BY rowid").fetchall()
-        kept = {*self._spread(db.execute(JUDGES).fetchall(), MOST)}
-        held = db.execute("SELECT rowid, size FROM feedback WHERE state = 'used' AND held = 1 ORDER BY rowid")
-        yield from (found for found in held.fetchall() if found["rowid"] not in kept)
 
     def _add_missing_questions(self) -> None:
         """An earlier version stored none. A row that cannot be read gets an empty one."""
@@ -291,10 +272,8 @@ def latest(rows: Iterable[StoredRow]) -> StoredRows:
     return [*found.values()]
 
 
-def _count(db: sqlite3.Connection, where: str) -> tuple[int, int]:
-    """(items, their bytes)."""
-    count, nbytes = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM feedback {where}").fetchone()
-    return count, nbytes
+def _unknown(id: str) -> NotFoundError:
+    return NotFoundError(f"there is no feedback {id!r:.80}", "list it to see what exists")
 
 
 def _withdraw(db: sqlite3.Connection, question: str, answer: str) -> None:

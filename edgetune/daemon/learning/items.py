@@ -8,26 +8,31 @@ from typing import Any, Literal
 
 from ...errors import DataError, FormatError
 from ...persisted import from_json
-from .rows import Row, read_row
+from .rows import Row, answer_of, asked_of, read_row
 
 Rating = Literal["up", "down"]
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
-HEADING = "id, created_at, rating, state, held, job, row IS NOT NULL AS learns"  # what a list shows of it
+SHOWN = 300  # characters of a question and of an answer in a list; an upgrade of the database says the same
+HEADING = "id, created_at, rating, model, state, held, job, row IS NOT NULL AS learns, asked, answer"  # for a list
 
 
 @dataclass(frozen=True)
 class Heading:
     """A piece of feedback without its row, which may be large. learns: whether there is something to learn. held: it
-    judges and is not learned. state: of the row, as in feedback.py; counted: it has none.
+    judges and is not learned. state: of the row, as in feedback.py; counted: it has none. asked, answer: the last
+    question and what is learned as its answer, SHOWN characters at most.
     """
 
     id: str
     created_at: int
     rating: Rating | None
+    model: str
     state: State
     held: bool
     job: str | None
     learns: bool
+    asked: str | None
+    answer: str | None
 
     @property
     def reason(self) -> str:
@@ -40,7 +45,9 @@ class Heading:
             return f"set aside: what {self.job} learned was found worse" if self.job else "this model cannot learn it"
         if self.held:
             return "held out: it judges what is learned"
-        return f"learned by {self.job}" if self.state == "used" else "waits to be learned"
+        if self.state == "used":
+            return f"learned by {self.job}"
+        return f"is being learned by {self.job}" if self.job else "waits to be learned"
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,23 @@ class FeedbackItem:
 
     @property
     def heading(self) -> Heading:
-        return Heading(self.id, self.created_at, self.rating, self.state, self.held, self.job, self.row is not None)
+        asked, answer = (None, None) if self.row is None else (asked_of(self.row)[:SHOWN], answer_of(self.row)[:SHOWN])
+        return Heading(self.id, self.created_at, self.rating, self.model, self.state, self.held, self.job,
+                       self.row is not None, asked, answer)
 
     @property
     def reason(self) -> str:
         return self.heading.reason
+
+
+def remains(state: State, held: bool, job: str | None) -> str:
+    """Of deleted feedback, where the daemon still has something of it: a sentence, or ""."""
+    if state == "new" and job:
+        use = "is judged by" if held else "learns"
+        return f"{job} is not finished and {use} it all the same; cancel it, and the next training is without it"
+    if state == "used" and not held:
+        return f"adapters remain that learned it, from {job} on; the next training is without it"
+    return ""
 
 
 def heading_of(columns: Mapping[str, Any]) -> Heading:

@@ -21,7 +21,7 @@ from ...serving.batcher import Batcher
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..options import DaemonConfig
-from ..state.holdout import LEAST
+from ..state.holdout import SHARE
 from .anchors import Anchors
 from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, with_anchors
 from .feedback import Feedback, TrainingRows
@@ -97,13 +97,9 @@ class Learner:
             self._settle_ended()
             self._set_aside_unlearnable()
             rows = self.feedback.training_rows()
-            if not rows.new:
-                raise UsageError("there is no new feedback to learn", "correct some answers")
-            if len(rows.held) < LEAST:
-                raise UsageError(f"{len(rows.held)} rows of feedback judge, {LEAST} are needed",
-                                 "correct more answers: one in five is held out")
+            _check_enough(rows)
             job = self._create(rows)
-            self.feedback.assign(rows.ids, job.id)
+            self.feedback.assign(rows.taken, job.id)
             return job
 
     def _create(self, rows: TrainingRows) -> Job:
@@ -166,7 +162,8 @@ class Learner:
         if job := self._unfinished():
             return f"learns: {job}"
         if waiting < needed:
-            return f"waits for {needed - waiting} more rows of feedback"
+            missing = needed - waiting
+            return f"waits for {missing} more {'piece' if missing == 1 else 'pieces'} of feedback"
         if self._failed and waiting <= self._failed[0]:
             return f"waits for more feedback, since {self._failed[1]}"
         return self.jobs.paused_reason or self._too_early() or self._too_much()
@@ -237,3 +234,15 @@ class Learner:
             self.feedback.settle(job.id, "new")
             why = job.error["message"] if job.error else "it was cancelled"
             self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
+
+
+def _check_enough(rows: TrainingRows) -> None:
+    """Raises UsageError where there is nothing to learn, or nothing to judge by."""
+    if not rows.taken:
+        raise UsageError("there is no new feedback to learn", "correct some answers")
+    if not rows.new:
+        raise UsageError(f"all new feedback, on {len(rows.fresh)} questions, is held out to judge by",
+                         "correct answers to other questions")
+    if not rows.held:
+        raise UsageError(f"there is feedback on {len(rows.new)} questions, and none is held out to judge by",
+                         f"correct answers to more questions: one of each {SHARE} is held out")

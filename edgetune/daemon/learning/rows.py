@@ -8,6 +8,7 @@ from typing import Any
 
 from ...data.rows import check_row
 from ...errors import DataError, TooLargeError, UsageError
+from ..state.database import dump
 from ..state.files import digest
 
 Row = dict[str, Any]
@@ -52,6 +53,21 @@ def answer_of(row: Row) -> str:
     if "messages" in row:
         return str(row["messages"][-1]["content"])
     return str(row["completion"])
+
+
+def asked_of(row: Row) -> str:
+    """The last question: its text, or that of its first part."""
+    asked = row["messages"][-2]["content"] if "messages" in row else row["prompt"]
+    if isinstance(asked, list) and asked and isinstance(asked[0], dict):
+        asked = asked[0].get("text", asked)
+    return asked if isinstance(asked, str) else dump(asked)
+
+
+def with_answer(row: Row, answer: str) -> Row:
+    """The row with another last answer."""
+    if "messages" in row:
+        return {**row, "messages": [*row["messages"][:-1], {**row["messages"][-1], "content": answer}]}
+    return {**row, "completion": answer}
 
 
 def check_rating(answer: str, rating: str | None, correction: str | None) -> None:

@@ -25,7 +25,7 @@ from .shelf import LOST
 log = logging.getLogger("edgetune.daemon")
 T = TypeVar("T")
 NAME = "state.db"
-VERSION = 2  # of the schema, in user_version; see UPGRADES
+VERSION = 3  # of the schema, in user_version; see UPGRADES
 LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be able to write
 PROBE_SECONDS = 1.0  # between two tries whether a disk that refused takes something again
 SCHEMA = """
@@ -73,9 +73,15 @@ CREATE TABLE feedback (
     state TEXT NOT NULL,            -- as feedback.State
     job TEXT,                       -- the last one that used it
     question TEXT,                  -- digest of what was asked; null where an earlier version wrote the row
-    size INTEGER NOT NULL);         -- bytes of row and model
+    size INTEGER NOT NULL,          -- bytes of row and model
+    asked TEXT, answer TEXT);       -- their beginnings, for lists; null without a row
 CREATE INDEX feedback_by_state ON feedback(state, held, size);
 CREATE INDEX feedback_by_question ON feedback(question);
+CREATE INDEX feedback_by_job ON feedback(job);
+CREATE TABLE questions (            -- of feedback with a row, in the order of their arrival
+    place INTEGER PRIMARY KEY,      -- 0, 1, ...; below 0: of an earlier version, which held out by another rule
+    name TEXT NOT NULL UNIQUE,      -- digest of what was asked, as in feedback
+    held INTEGER NOT NULL);         -- 1: it judges, for ever
 """
 UPGRADES = {  # from a version of the schema to the next
     1: """
@@ -91,6 +97,19 @@ UPDATE feedback SET state = 'counted' WHERE row IS NULL;
 DROP INDEX feedback_by_state;
 CREATE INDEX feedback_by_state ON feedback(state, held, size);
 CREATE INDEX feedback_by_question ON feedback(question);
+""",
+    2: """
+ALTER TABLE feedback ADD COLUMN asked TEXT;
+ALTER TABLE feedback ADD COLUMN answer TEXT;
+UPDATE feedback SET
+    asked = substr(coalesce(json_extract(row, '$.prompt'), json_extract(row, '$.messages[#-2].content[0].text'),
+                            json_extract(row, '$.messages[#-2].content')), 1, 300),
+    answer = substr(coalesce(json_extract(row, '$.completion'), json_extract(row, '$.messages[#-1].content')), 1, 300)
+    WHERE json_valid(row);
+CREATE INDEX feedback_by_job ON feedback(job);
+CREATE TABLE questions (place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, held INTEGER NOT NULL);
+INSERT INTO questions (place, name, held) SELECT -max(rowid), question, held FROM feedback
+    WHERE question != '' AND row IS NOT NULL GROUP BY question;
 """}
 
 
@@ -178,7 +197,8 @@ class Store:
             db = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
             db.row_factory = sqlite3.Row
             db.text_factory = _text
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON",
+                           "secure_delete = ON"):
                 db.execute(f"PRAGMA {pragma}")
         except sqlite3.Error as error:
             raise self._as_known(error) from None
@@ -224,6 +244,16 @@ class Store:
         self._refusal = None
         if lost := self.lost():
             raise lost
+
+    def wipe(self) -> None:
+        """What was deleted leaves the log of SQLite too, where it would stay until something else is written there. If
+        the disk refuses now, it happens later: deleted it is all the same.
+        """
+        with self._connection() as db, self._writing:
+            try:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                log.warning("%s is not emptied yet: %s", _wal(self.path), error)
 
     def _as_known(self, error: sqlite3.Error) -> Exception:
         """The EdgetuneError for what a user or a disk did; a programming error is returned unchanged. Known by SQLite's

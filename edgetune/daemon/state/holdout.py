@@ -1,6 +1,8 @@
-"""Which rows judge and are never learned: one in five, by a digest under a key that only this daemon has.
+"""Which rows judge and are never learned: one in five, by a key that only this daemon has.
 
-A client that sends rows cannot compute which of them are held out, so it cannot choose what the gate asks.
+Of a file each row is ranked by its digest under the key. Questions of feedback are counted as they arrive: of each five
+that follow one another one is held out, at a position that the key decides. So what 20 people said holds out 4,
+whatever they asked, and a client that sends rows cannot compute which of them the gate will ask.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import hmac
 import logging
 import os
 import secrets
+import sqlite3
 from bisect import bisect
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -25,6 +28,7 @@ SHARE = 5  # one in five is held out
 LEAST = 4  # rows that judge: fewer tell little
 MOST = 256  # rows that judge: more take long to answer
 EDGE = f"{2**256 // SHARE:064x}"  # ranks below it are held out
+REMEMBERED = 100_000  # questions whose side is kept after their feedback is gone: some 20 MB
 
 
 class Holdout:
@@ -47,16 +51,32 @@ class Holdout:
         """64 hexadecimal digits, evenly distributed."""
         return hmac.new(self.key, name.encode(), hashlib.sha256).hexdigest()
 
-    def holds(self, name: str) -> bool:
-        """Whether it is held out, by itself."""
-        return self.rank(name) < EDGE
+    def side(self, db: sqlite3.Connection, question: str) -> bool:
+        """Whether a question of feedback is held out. A new one takes the next place, and stays on its side: also where
+        its feedback is deleted and given again, or where another rule or another key decided then. `db`: a transaction.
+        """
+        found = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL UNION ALL "
+                           "SELECT held FROM questions WHERE name = ? LIMIT 1", (question, question)).fetchone()
+        if found:
+            return bool(found[0])
+        (last,) = db.execute("SELECT max(place) FROM questions WHERE place >= 0").fetchone()
+        place = 0 if last is None else last + 1
+        held = self.holds_place(place)
+        db.execute("INSERT INTO questions (place, name, held) VALUES (?, ?, ?)", (place, question, held))
+        db.execute("DELETE FROM questions WHERE place <= ?", (place - REMEMBERED,))
+        return held
+
+    def holds_place(self, place: int) -> bool:
+        """Whether the question that arrived at this place is held out: one of each SHARE."""
+        run, position = divmod(place, SHARE)
+        return int(self.rank(f"run {run}"), 16) % SHARE == position
 
     def lowest(self, names: Iterable[str], count: int) -> set[str]:
         """The `count` names with the lowest ranks: those that are held out come first."""
         return set(sorted(set(names), key=self.rank)[:count])
 
     def divide(self, names: Iterable[str]) -> set[str]:
-        """Those of a whole data set that are held out: as by `holds`, but LEAST or more, and half of them at most.
+        """Those of a whole data set that are held out: those below EDGE, but LEAST or more, and half of them at most.
 
         Raises DataError for fewer than two names.
         """

@@ -1,0 +1,75 @@
+"""/v1/feedback: given, read, edited and deleted; /v1/learn begins a training from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from ...errors import UsageError
+from ..learning.items import FeedbackItem, Heading
+from . import schemas
+from .completions import TheService
+from .errors import JsonRoute
+from .fine_tuning import After, Limit, job_object, page
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/v1/feedback", response_model=schemas.FeedbackObject)
+def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheService) -> Any:
+    given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "model": body.model or ""}
+    if body.completion_id is not None:
+        if body.messages is not None or body.prompt is not None or body.answer is not None:
+            raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
+        answered = request.app.state.recent.get(body.completion_id)
+        given |= {**answered.question, "answer": answered.answer, "model": answered.model}
+    elif (body.messages is None) == (body.prompt is None):
+        raise UsageError("neither completion_id nor messages nor prompt is given, or both of the latter",
+                         "name an answer by one of them")
+    elif body.messages is not None:
+        messages = [message.plain() for message in body.messages]
+        given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
+    else:
+        given |= {"prompt": body.prompt, "answer": body.answer or ""}
+    return _heading(service.feedback.add(**given).heading)
+
+
+@router.get("/v1/feedback", response_model=schemas.FeedbackPage)
+def list_feedback(service: TheService, after: After = None, limit: Limit = 100) -> Any:
+    """The newest first; of questions and answers the beginnings."""
+    found = [_heading(heading) for heading in service.feedback.headings(after, limit + 1)]
+    return {**page(found, limit), "counts": service.feedback.counts()}
+
+
+@router.get("/v1/feedback/{feedback_id}", response_model=schemas.WholeFeedback)
+def get_feedback(feedback_id: str, service: TheService) -> Any:
+    return _whole(service.feedback.get(feedback_id))
+
+
+@router.patch("/v1/feedback/{feedback_id}", response_model=schemas.WholeFeedback)
+def edit_feedback(feedback_id: str, body: schemas.FeedbackEdit, service: TheService) -> Any:
+    """What should have been answered, in other words. It waits to be learned again."""
+    return _whole(service.feedback.edit(feedback_id, body.correction))
+
+
+@router.delete("/v1/feedback/{feedback_id}", response_model=schemas.DeletedFeedback)
+def delete_feedback(feedback_id: str, service: TheService) -> Any:
+    """The next training is without it."""
+    return {"id": feedback_id, "object": "feedback", "remains": service.feedback.delete(feedback_id)}
+
+
+def _heading(heading: Heading) -> dict[str, Any]:
+    return {"id": heading.id, "created_at": heading.created_at, "rating": heading.rating, "model": heading.model,
+            "learns": heading.learns, "state": heading.state, "held_out": heading.held, "job": heading.job,
+            "question": heading.asked, "answer": heading.answer, "reason": heading.reason}
+
+
+def _whole(item: FeedbackItem) -> dict[str, Any]:
+    return {**_heading(item.heading), "row": item.row}
+
+
+@router.post("/v1/learn", response_model=schemas.Job)
+def learn_now(service: TheService) -> Any:
+    """Begin a job from the feedback so far."""
+    return job_object(service.learner.begin())

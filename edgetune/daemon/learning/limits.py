@@ -1,0 +1,74 @@
+"""How much feedback is kept: at most `feedback_rows` items of `feedback_size` MiB, half of them waiting to be learned.
+
+If a new one needs room, items of no use are removed first, then what was learned longest ago, then judges of earlier
+rounds except those that the next job would ask.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+from ...errors import TooMuchError
+from ..options import DaemonConfig
+from ..state.files import MIB
+from ..state.holdout import MOST, Holdout
+
+SPARE = 0.01  # share of the limits that is freed at once, so that not every new item has to search for room
+JUDGES = """SELECT max(rowid) AS rowid, question, job FROM feedback
+            WHERE state = 'used' AND held = 1 GROUP BY question ORDER BY 1"""  # the last answer to each question
+
+
+def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, size: int, waits: bool) -> None:
+    """For an item of `size` bytes. waits: whether it is to be learned. Raises TooMuchError where none can be made."""
+    most = config.feedback_rows
+    most_bytes = config.feedback_size * MIB
+    waiting, waiting_bytes = _count(db, "WHERE state = 'new'")
+    if waits and (waiting >= most // 2 or waiting_bytes + size > most_bytes // 2):
+        raise TooMuchError(f"{waiting} rows of feedback ({waiting_bytes / MIB:.1f} MiB) wait to be learned, at "
+                           f"most {most // 2} ({most_bytes / 2 / MIB:g} MiB) may wait",
+                           "learn them first, or start the daemon with a larger --feedback-rows or --feedback-size")
+    count, nbytes = _count(db, "")
+    if count < most and nbytes + size <= most_bytes:
+        return
+    excess = count + 1 - int(most * (1 - SPARE))
+    excess_bytes = nbytes + size - int(most_bytes * (1 - SPARE))
+    leaving = []
+    for found in _dispensable(db, holdout):
+        if excess <= 0 and excess_bytes <= 0:
+            break
+        leaving.append((found["rowid"],))
+        excess -= 1
+        excess_bytes -= found["size"]
+    db.executemany("DELETE FROM feedback WHERE rowid = ?", leaving)
+    count, nbytes = _count(db, "")
+    if count >= most or nbytes + size > most_bytes:
+        raise TooMuchError(f"{count} pieces of feedback are kept ({nbytes / MIB:.1f} MiB), at most {most} "
+                           f"({config.feedback_size} MiB) may be, and all of them are needed",
+                           "learn those that wait, or start the daemon with a larger --feedback-rows or "
+                           "--feedback-size")
+
+
+def spread(judges: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Sequence[int]:
+    """The rowids of at most `places` of JUDGES, as evenly from all rounds as their sizes allow."""
+    rounds: dict[str, list[str]] = {}
+    for judge in judges:
+        rounds.setdefault(judge["job"], []).append(judge["question"])
+    chosen = holdout.spread(rounds, places)
+    return [judge["rowid"] for judge in judges if judge["question"] in chosen]
+
+
+def _dispensable(db: sqlite3.Connection, holdout: Holdout) -> Iterator[sqlite3.Row]:
+    """(rowid, size) of what may be removed: items of no use first, the oldest of each kind first."""
+    useless = "state IN ('counted', 'aside', 'withdrawn')"
+    for which in (useless, "state = 'used' AND held = 0"):
+        yield from db.execute(f"SELECT rowid, size FROM feedback WHERE {which} ORDER BY rowid").fetchall()
+    kept = {*spread(db.execute(JUDGES).fetchall(), holdout, MOST)}
+    held = db.execute("SELECT rowid, size FROM feedback WHERE state = 'used' AND held = 1 ORDER BY rowid")
+    yield from (found for found in held.fetchall() if found["rowid"] not in kept)
+
+
+def _count(db: sqlite3.Connection, where: str) -> tuple[int, int]:
+    """(items, their bytes)."""
+    count, nbytes = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM feedback {where}").fetchone()
+    return count, nbytes

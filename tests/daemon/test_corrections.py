@@ -1,0 +1,231 @@
+"""Feedback that is read, edited and deleted: what a list shows, what the next job learns, what is left on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune.daemon.learning.feedback import Feedback
+from edgetune.daemon.learning.items import SHOWN
+from edgetune.daemon.learning.rows import LARGEST
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.state.database import Store
+from edgetune.daemon.state.holdout import open_holdout
+from edgetune.errors import NotFoundError, TooLargeError, TooMuchError, UsageError
+
+
+def opened(folder: Path, **options: Any) -> Feedback:
+    return Feedback(Store(folder), open_holdout(folder), DaemonConfig(**options))
+
+
+@pytest.fixture
+def feedback(tmp_path: Path) -> Feedback:
+    return opened(tmp_path)
+
+
+def asked(number: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"question {number}"}]
+
+
+def give(feedback: Feedback, count: int) -> list[str]:
+    """Ids of corrections, in order."""
+    return [feedback.add(messages=asked(i), answer="no", correction=f"yes {i}", model="m").id for i in range(count)]
+
+
+def learn(feedback: Feedback, job: str, state: Any = "used") -> None:
+    feedback.assign(feedback.training_rows().taken, job)
+    feedback.settle(job, state)
+
+
+def learned(feedback: Feedback) -> dict[str, str]:
+    """What the next job learns or is judged by, by its question."""
+    rows = feedback.training_rows()
+    found = [feedback.row(row) for row in rows.new + rows.earlier + rows.held]
+    return {row["messages"][0]["content"]: row["messages"][1]["content"] for row in found}
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_list_shows_the_beginnings_of_question_and_answer(feedback: Feedback, version: int) -> None:
+    """As the whole rows have them; those of an earlier version are found by SQLite in the rows' JSON."""
+    parts = [{"type": "text", "text": "what is é 😀?"}]
+    history = [{"role": "system", "content": "be brief"}, *asked(1), {"role": "assistant", "content": "yes"}, *asked(2)]
+    for given in ({"messages": history, "correction": "é" * 1000},
+                  {"prompt": "p" * 1000, "correction": "\u0001 'x' 😀"},
+                  {"messages": [{"role": "user", "content": parts}], "correction": "an \"e\""},
+                  {"prompt": "", "correction": "x"}, {"prompt": "a", "answer": "b", "rating": "down"}):
+        feedback.add(**given)
+    if version == 2:
+        as_version_2(feedback.store)
+        feedback = opened(feedback.store.folder)
+    headings = feedback.headings()
+    assert headings == [item.heading for item in feedback.list()]
+    down, empty, of_parts, prompt, chat = headings
+    assert (chat.asked, chat.answer) == ("question 2", "é" * SHOWN)
+    assert (prompt.asked, prompt.answer) == ("p" * SHOWN, "\u0001 'x' 😀")
+    assert (of_parts.asked, of_parts.answer) == ("what is é 😀?", 'an "e"')
+    assert (empty.asked, empty.answer) == ("", "x")
+    assert (down.asked, down.answer) == (None, None)
+
+
+def as_version_2(store: Store) -> None:
+    with store.write() as db:
+        for statement in ("DROP TABLE questions", "DROP INDEX feedback_by_job",
+                          "ALTER TABLE feedback DROP COLUMN asked",
+                          "ALTER TABLE feedback DROP COLUMN answer", "PRAGMA user_version = 2"):
+            db.execute(statement)
+    store.close()
+
+
+def test_what_cannot_be_read_is_listed_and_can_be_deleted(feedback: Feedback) -> None:
+    ids = give(feedback, 3)
+    with feedback.store.write() as db:
+        db.execute("UPDATE feedback SET row = '{' WHERE id = ?", (ids[0],))
+        db.execute("UPDATE feedback SET row = '[]' WHERE id = ?", (ids[1],))
+    as_version_2(feedback.store)
+    feedback = opened(feedback.store.folder)
+    assert [(found.asked, found.answer) for found in feedback.headings()] == [
+        ("question 2", "yes 2"), (None, None), (None, None)]
+    with pytest.raises(NotFoundError, match="damaged"):
+        feedback.get(ids[0])
+    for id in ids[:2]:
+        feedback.delete(id)
+    assert feedback.store.reasons() == []
+    assert [item.id for item in feedback.list()] == ids[2:]
+
+
+def test_a_database_of_version_2_keeps_its_sides(feedback: Feedback) -> None:
+    """Where each question's digest was asked for itself. They hold also after their feedback is deleted."""
+    give(feedback, 20)
+    with feedback.store.write() as db:
+        db.execute("UPDATE feedback SET held = rowid IN (1, 2, 3)")
+    as_version_2(feedback.store)
+    feedback = opened(feedback.store.folder)
+    for note in feedback.list():
+        feedback.delete(note.id)
+    give(feedback, 40)
+    found = [note.held for note in feedback.list()][::-1]
+    assert found[:20] == [True] * 3 + [False] * 17
+    assert [sum(found[i : i + 5]) for i in range(20, 40, 5)] == [1] * 4
+
+
+# ---- editing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["new", "used", "aside", "withdrawn"])
+def test_an_edit_is_the_latest_word(feedback: Feedback, state: str) -> None:
+    """It waits to be learned, whatever became of the earlier one, and keeps its id and its side."""
+    ids = give(feedback, 10)
+    if state in ("used", "aside"):
+        learn(feedback, "job1", state)
+    if state == "withdrawn":
+        feedback.add(messages=asked(3), answer="yes 3", rating="down")
+    old = feedback.get(ids[3])
+    assert old.state == state
+    feedback.add(messages=asked(3), correction="another answer")
+    new = feedback.edit(ids[3], "edited")
+    assert new == feedback.get(ids[3])
+    assert (new.id, new.held, new.state, new.job, new.model) == (old.id, old.held, "new", None, "m")
+    assert learned(feedback)["question 3"] == "edited"
+    assert feedback.list()[0].id == ids[3]
+    learn(feedback, "job2")
+    assert learned(feedback)["question 3"] == "edited"
+
+
+def test_the_rest_of_a_row_stays_when_it_is_edited(feedback: Feedback) -> None:
+    tools = [{"type": "function", "function": {"name": "lamp"}}]
+    chat = feedback.add(messages=asked(1), tools=tools, answer="on", rating="up")
+    prompt = feedback.add(prompt="a", answer="b", correction="c", rating="down")
+    edited = feedback.edit(chat.id, "off")
+    assert edited.row == {"messages": [*asked(1), {"role": "assistant", "content": "off"}], "tools": tools}
+    assert edited.rating is None  # that thumb was for the other answer
+    assert feedback.edit(prompt.id, "d").row == {"prompt": "a", "completion": "d"}
+    assert feedback.get(prompt.id).rating == "down"
+
+
+def test_what_cannot_be_edited(tmp_path: Path) -> None:
+    feedback = opened(tmp_path, feedback_rows=10)
+    ids = give(feedback, 4)
+    down = feedback.add(messages=asked(1), answer="on", rating="down")
+    for id, text, kind, says in ((ids[0], " ", UsageError, "the correction is empty"),
+                                 (down.id, "on", UsageError, "is a thumb down"),
+                                 ("fb-none", "on", NotFoundError, "there is no feedback 'fb-none'"),
+                                 (ids[0], "x" * LARGEST, TooLargeError, "at most 262144")):
+        with pytest.raises(kind, match=says):
+            feedback.edit(id, text)
+    learn(feedback, "job1")
+    give(feedback, 5)
+    with pytest.raises(TooMuchError, match="5 rows of feedback"):
+        feedback.edit(ids[0], "one more that waits")
+    assert feedback.get(ids[0]).state == "used"
+    assert len(feedback.list()) == 10
+
+
+def test_an_edit_or_a_deletion_while_a_job_begins(feedback: Feedback) -> None:
+    """The job has read the earlier words: the new ones wait for the next job."""
+    ids = give(feedback, 10)
+    rows = feedback.training_rows()
+    feedback.edit(ids[9], "edited")
+    feedback.delete(ids[8])
+    gone = [row for row in rows.taken if row.id in ids[8:]]
+    for row in gone:
+        with pytest.raises(TooMuchError, match="was removed while a job began; ask again"):
+            feedback.row(row)
+    feedback.assign(rows.taken, "job1")
+    feedback.settle("job1", "used")
+    assert feedback.get(ids[9]).state == "new"
+    assert feedback.waiting() == 1
+
+
+# ---- deleting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["new", "used"])
+def test_what_is_deleted_is_not_learned_again(feedback: Feedback, state: str) -> None:
+    ids = give(feedback, 20)
+    if state == "used":
+        learn(feedback, "job1")
+    for id in ids[::2]:
+        feedback.delete(id)
+    assert learned(feedback) == {f"question {i}": f"yes {i}" for i in range(1, 20, 2)}
+    with pytest.raises(NotFoundError, match="list it to see what exists"):
+        feedback.delete(ids[0])
+
+
+def test_nothing_of_it_remains_on_the_disk(tmp_path: Path) -> None:
+    """Whatever its size: rows of a page of the database, and rows of many."""
+    feedback = opened(tmp_path)
+    secret = "my number is "
+    ids = []
+    for i in range(60):
+        text = f"{secret}{i:04} " * (200 if i % 7 == 0 else 1)
+        ids.append(feedback.add(messages=[{"role": "user", "content": text}], correction=f"{secret} too").id)
+    feedback.edit(ids[1], "said otherwise")
+    learn(feedback, "job1")
+    kept = feedback.add(prompt="what stays", correction="stays").id
+    for id in ids:
+        feedback.delete(id)
+    found = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"what stays" in found
+    assert secret.encode() not in found
+    assert [item.id for item in feedback.list()] == [kept]
+
+
+def test_what_else_the_daemon_has_of_it_is_said(feedback: Feedback) -> None:
+    ids = give(feedback, 10)
+    held = {id for id in ids if feedback.get(id).held}
+    first, second = [id for id in ids if id not in held][:2]
+    assert feedback.delete(first) == ""
+    feedback.assign(feedback.training_rows().taken, "job1")
+    assert feedback.delete(second) == (
+        "job1 is not finished and learns it all the same; cancel it, and the next training is without it")
+    judge = held.pop()
+    assert feedback.delete(judge).startswith("job1 is not finished and is judged by it")
+    feedback.settle("job1", "used")
+    third = next(id for id in ids if id not in (first, second, judge) and not feedback.get(id).held)
+    assert feedback.delete(third) == "adapters remain that learned it, from job1 on; the next training is without it"
+    assert feedback.delete(held.pop()) == ""
