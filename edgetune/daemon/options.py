@@ -45,7 +45,10 @@ class DaemonConfig:
     learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
                         "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"))
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.")
-    learn_rows: int = option(20, "New rows of feedback that start a job.", low=1)
+    learn_rows: int = option(20, "New pieces of feedback that start a training, those that are held out included.",
+                             low=1)
+    recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
+                          "learned it.")
     feedback_rows: int = option(20_000, "Pieces of feedback kept at most, half of them waiting to be learned; the "
                                 "oldest that were learned leave first.", low=2)
     feedback_size: int = option(64, "MiB of feedback kept at most, half of them waiting to be learned.", low=1)

@@ -37,6 +37,7 @@ from .jobs.table import JobTable
 from .learning.anchors import Anchors, Base
 from .learning.feedback import Feedback
 from .learning.learner import Learner
+from .learning.recall import Recall
 from .options import DaemonConfig, model_name
 from .state.adapters import LATEST as LATEST
 from .state.adapters import Adapters
@@ -81,6 +82,7 @@ class Service:
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.holdout = open_holdout(folder)
             self.feedback = Feedback(self.store, self.holdout, self.config)
+            self.recall = Recall(self.feedback, self.adapters, self.served)
             self.jobs = self._jobs(folder)
             self.learner = self._learner(folder)
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
@@ -145,12 +147,19 @@ class Service:
 
         model: a name of `models`; "": what is in service.
         """
-        return self.generate(self.served.tokenizer.render(messages, tools, add_generation_prompt=True), model=model,
-                             **options)
+        prompt = self.served.tokenizer.render(messages, tools, add_generation_prompt=True)
+        return self._answer({"messages": messages, "tools": tools}, prompt, model, options)
 
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
         """The continuation of a prompt."""
-        return self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
+        return self._answer({"prompt": prompt} if isinstance(prompt, str) else {}, prompt, model, options)
+
+    def _answer(self, question: dict[str, Any], prompt: str | Sequence[int], model: str,
+                options: dict[str, Any]) -> Completion:
+        """As people corrected it, where that is what to answer; else by the model."""
+        recalls = self.config.recall and question and model in ("", self.name + LATEST)
+        recalled = self.recall.answer(question, prompt, **options) if recalls else None
+        return recalled or self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
 
     # ---- status -------------------------------------------------------------------------------------------------
 

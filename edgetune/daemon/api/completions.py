@@ -14,10 +14,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from ...errors import NotFoundError
 from ...serving.completion import Completion
+from ..learning.recall import RecalledAnswer
 from ..service import Service
 from . import schemas
 from .errors import JsonRoute, status_and_body
@@ -40,33 +41,37 @@ TheService = Annotated[Service, Depends(service_of)]
 
 
 @router.post("/v1/chat/completions", response_model=schemas.Chat, responses=_EVENTS)
-async def chat(body: schemas.ChatRequest, request: Request, service: TheService, pools: ThePools) -> Any:
+async def chat(body: schemas.ChatRequest, request: Request, response: Response, service: TheService,
+               pools: ThePools) -> Any:
     messages = [message.plain() for message in body.messages]
     tools = None if body.tool_choice == "none" else body.tools
     answer = await Answer.begin(service, pools, _CHAT, lambda on_piece: service.chat(
         messages, tools, model=body.model, on_piece=on_piece, **body.options()))
-    return await _reply(answer, request, body, messages=messages, tools=tools)
+    return await _reply(answer, request, response, body, messages=messages, tools=tools)
 
 
 @router.post("/v1/completions", response_model=schemas.Completion, responses=_EVENTS)
-async def completions(body: schemas.CompletionRequest, request: Request, service: TheService,
+async def completions(body: schemas.CompletionRequest, request: Request, response: Response, service: TheService,
                       pools: ThePools) -> Any:
     answer = await Answer.begin(service, pools, _TEXT, lambda on_piece: service.generate(
         body.prompt, model=body.model, on_piece=on_piece, **body.options()))
     prompt = body.prompt if isinstance(body.prompt, str) else service.served.tokenizer.decode(body.prompt)
-    return await _reply(answer, request, body, prompt=prompt)
+    return await _reply(answer, request, response, body, prompt=prompt)
 
 
-async def _reply(answer: Answer, request: Request, body: schemas.Generation, **question: Any) -> Any:
+async def _reply(answer: Answer, request: Request, response: Response, body: schemas.Generation,
+                 **question: Any) -> Any:
     def keep(text: str) -> None:
         answered = AnsweredRequest(question, text, answer.head["model"])
         request.app.state.recent.add(answer.head["id"], answered)
         if request.app.state.service.config.log_prompts:
             log.info("%s: %s", answer.head["id"], json.dumps({**question, "answer": text}, ensure_ascii=False))
 
+    recalled = {"X-Edgetune-Recalled": answer.recalled} if answer.recalled else {}
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(answer.events(usage, keep), media_type="text/event-stream")
+        return StreamingResponse(answer.events(usage, keep), headers=recalled, media_type="text/event-stream")
+    response.headers.update(recalled)
     watcher = asyncio.create_task(_cancel_when_gone(request, answer.completion))
     try:
         return await answer.whole(keep)
@@ -128,7 +133,15 @@ class Answer:
         completion = await pools.take(lambda: submit(take))
         head = {"id": form.prefix + secrets.token_hex(12), "object": form.object, "created": int(time.time()),
                 "model": completion.adapter or service.name}
-        return cls(form, head, completion, pieces)
+        answer = cls(form, head, completion, pieces)
+        if answer.recalled:
+            head["edgetune"] = {"recalled": answer.recalled}
+        return answer
+
+    @property
+    def recalled(self) -> str | None:
+        """The id of the feedback that it was taken from; None: the model makes it."""
+        return self.completion.feedback if isinstance(self.completion, RecalledAnswer) else None
 
     async def _text(self) -> AsyncIterator[str]:
         """Its pieces. Raises its error."""

@@ -142,6 +142,10 @@ class ChatChoice(Answer):
     finish_reason: Literal["stop", "length"]
 
 
+class FromFeedback(Answer):
+    recalled: str = Field(description="The feedback from which the answer was taken; the model made none.")
+
+
 class Chat(Answer):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -149,6 +153,7 @@ class Chat(Answer):
     model: str = Field(description="Who answered: the base or an adapter.")
     choices: list[ChatChoice]
     usage: Usage
+    edgetune: FromFeedback | None = Field(None, description="Of an answer that people gave as a correction.")
 
 
 class CompletionChoice(Answer):
@@ -165,6 +170,7 @@ class Completion(Answer):
     model: str = Field(description="Who answered: the base or an adapter.")
     choices: list[CompletionChoice]
     usage: Usage
+    edgetune: FromFeedback | None = Field(None, description="Of an answer that people gave as a correction.")
 
 
 # ---- lists, models, files -------------------------------------------------------------------------------------------

@@ -1,0 +1,83 @@
+"""Corrections that answer: an exact repeat of a question is answered as people said, until a training has learned it.
+
+What counts is the latest word on the very question, its messages and its tools, and that nothing asks for variety. The
+base alone, and adapters by their names, answer for themselves. One row is read, by the digest of its question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...errors import DataError, UsageError
+from ...serving.completion import Completion, OnPiece
+from ...serving.model import ServedModel
+from ..state.adapters import Adapters
+from .feedback import Feedback
+from .items import FeedbackItem, item_of
+from .rows import answer_of, make_row, question_of
+
+LATEST_WORD = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND state != 'withdrawn'
+                 ORDER BY rowid DESC LIMIT 1"""
+LEARNED_BY = """SELECT 1 FROM feedback WHERE id = ? AND rowid <= (SELECT max(rowid) FROM feedback
+                WHERE state = 'used' AND job = (SELECT job FROM adapters WHERE id = ?))"""
+
+
+class RecalledAnswer(Completion):
+    """An answer that people gave. feedback: the id of what they said."""
+
+    def __init__(self, adapter: str | None, prompt_tokens: int, item: FeedbackItem, on_piece: OnPiece | None) -> None:
+        super().__init__(adapter, prompt_tokens, wake=lambda: None, on_piece=on_piece)
+        self.feedback = item.id
+
+
+class Recall:
+    """The corrections of a service's feedback as answers. For any number of threads."""
+
+    def __init__(self, feedback: Feedback, adapters: Adapters, served: ServedModel) -> None:
+        self.feedback = feedback
+        self.store = feedback.store
+        self.adapters = adapters
+        self.served = served
+
+    def answer(self, question: Mapping[str, Any], text: str | Sequence[int], *, max_tokens: int = 256,
+               stop: str | Iterable[str] = (), seed: int | None = None, temperature: float = 0.0,
+               on_piece: OnPiece | None = None, **sampling: Any) -> RecalledAnswer | None:
+        """What people said, as the answer to a question (messages and tools, or a prompt), of which `text` is what the
+        model would read; None: the model is to answer. Options and errors are those of Batcher.submit.
+
+        A temperature above 0 asks for variety, and what a stop string or `max_tokens` would cut is no correction.
+        """
+        if temperature != 0 or (item := self.find(question)) is None:
+            return None
+        assert item.row is not None
+        answer = answer_of(item.row)
+        tokens = len(self.served.tokenizer.encode(answer, continues=True))
+        stops = [stop] if isinstance(stop, str) else [*stop]
+        request = self.served.prepare(text, max_tokens, stops, temperature=temperature, seed=seed or 0, **sampling)
+        if tokens > request.budget or any(each in answer for each in stops):
+            return None
+        made = RecalledAnswer(self.adapters.serving, len(request.tokens), item, on_piece)
+        made.completion_tokens = tokens
+        made.end("stop", answer)
+        return made
+
+    def find(self, question: Mapping[str, Any]) -> FeedbackItem | None:
+        """The latest word on it, unless the adapter in service has learned it, or it was set aside."""
+        try:
+            row = make_row(question.get("messages"), question.get("prompt"), "", question.get("tools"))
+            name = question_of(row)
+        except (DataError, UsageError, TypeError, ValueError, RecursionError):  # nothing that feedback could be about
+            return None
+        found = self.store.objects("feedback", self.store.read(LATEST_WORD, name), item_of)
+        if not found or found[0].state == "aside" or self._is_learned(found[0]):
+            return None
+        assert found[0].row is not None
+        return found[0] if found[0].row.get("tools") == row.get("tools") else None
+
+    def _is_learned(self, item: FeedbackItem) -> bool:
+        """By what is in service: a training learns all that was learned before it too, but never what is held out."""
+        serving = self.adapters.serving
+        if serving is None or item.held or item.state != "used":
+            return False
+        return bool(self.store.read(LEARNED_BY, item.id, serving))
