@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own service cycles clean
+    heal chain memory load fuzz fuzz-daemon life own corrections service cycles clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -90,6 +90,9 @@ load: ready ## seven minutes: 32 clients chat with a daemon that trains and prom
 
 life: ready ## half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones
 	$(RUN) proofs/life.py
+
+corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
+	$(RUN) proofs/corrections.py
 
 own: ready ## half an hour: five small data sets trained without an option, their held-out rows answered; OWN=--grid
 	$(RUN) proofs/own.py $(OWN)

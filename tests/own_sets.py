@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetune.evaluation.served import same
+from edgetune.evaluation.judge import same
 
 FOLDER = Path(__file__).parent / "proofs" / "data"
 Row = dict[str, str]
@@ -60,4 +60,4 @@ def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
     middle = share + z * z / (2 * of)
     spread = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     scale = 1 + z * z / of
-    return (middle - spread) / scale, (middle + spread) / scale
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from own_sets import SETS, OwnSet, wilson
+from own_sets import SETS, OwnSet, Row, wilson
 
 from edgetune.data.dataset import load_rows
 from edgetune.evaluation.served import exact_match
@@ -50,33 +50,37 @@ def model_path() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def trained(model: Path, own: OwnSet, out: Path, options: list[str]) -> tuple[dict[str, Any], float]:
+def trained(model: Path, rows: Path, system: str, out: Path, options: list[str]) -> tuple[dict[str, Any], float]:
     """(run.json's content, seconds of the command). A process of its own, so that its peak of memory is its own."""
-    command = [sys.executable, "-m", "edgetune", "train", str(model), str(own.path("train")), "-o", str(out),
-               "--system", own.system, "--json", *options]
+    command = [sys.executable, "-m", "edgetune", "train", str(model), str(rows), "-o", str(out), "--system", system,
+               "--json", *options]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - began
     if done.returncode not in (0, 1) or not (out / "run.json").is_file():  # 1: trained, and worse than before
-        sys.exit(f"{own.name}: {' '.join(options)}: {done.stdout}{done.stderr}")
+        sys.exit(f"{rows.name}: {done.stdout}{done.stderr}")
     return json.loads((out / "run.json").read_text()), seconds
 
 
-def right_answers(served: LlamaModel, own: OwnSet) -> int:
-    """Of the held-out rows."""
-    rows = load_rows(own.rows("heldout"), served.tokenizer, max_length=512, system=own.system)
-    return sum(own.right(answer.expected, answer.answer) for answer in exact_match(served, rows, system=own.system))
+def right_answers(model: Path, adapter: Path, own: OwnSet, *asked: list[Row]) -> list[int]:
+    """Of each list of rows, how many are answered rightly by llama.cpp with the adapter."""
+    with LlamaModel(model) as served:
+        served.load_adapter(adapter, own.name)
+        served.use(own.name)
+        sets = [load_rows(rows, served.tokenizer, max_length=512, system=own.system) for rows in asked]
+        answers = [exact_match(served, rows, system=own.system) for rows in sets]
+    return [sum(own.right(answer.expected, answer.answer) for answer in given) for given in answers]
 
 
 def measured(model: Path, own: OwnSet, variant: str, seed: int, options: list[str]) -> Result:
-    with tempfile.TemporaryDirectory() as folder, LlamaModel(model, context=1024) as served:
+    rows = own.rows("heldout")
+    with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "adapter"
-        record, seconds = trained(model, own, out, [*options, "--seed", str(seed)])
-        served.load_adapter(out, own.name)
-        served.use(own.name)
-        return {"set": own.name, "variant": variant, "seed": seed, "right": right_answers(served, own),
-                "of": len(own.rows("heldout")), "seconds": seconds, "steps": record["steps"],
-                "peak_mib": record["peak_rss_mib"], "held_out": record["held_out"], "verdict": record.get("verdict")}
+        record, seconds = trained(model, own.path("train"), own.system, out, [*options, "--seed", str(seed)])
+        right, = right_answers(model, out, own, rows)
+    return {"set": own.name, "variant": variant, "seed": seed, "right": right, "of": len(rows), "seconds": seconds,
+            "steps": record["steps"], "peak_mib": record["peak_rss_mib"], "held_out": record["held_out"],
+            "verdict": record["verdict"]}
 
 
 def variants(args: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
