@@ -60,9 +60,14 @@ def count(service: Service, own: OwnSet, rows: list[Row]) -> int:
     return sum(own.right(row["completion"], answer(service, own, row)) for row in rows)
 
 
+def config_of(state: str) -> DaemonConfig:
+    """Without recall: what is answered as corrected has been learned, not looked up."""
+    return DaemonConfig(state=state, recall=False)
+
+
 def by_lesson(model: Path, own: OwnSet, rows: list[Row], unseen: list[Row]) -> Result:
     policy = Policy(govern=False, nice=19)
-    with tempfile.TemporaryDirectory() as state, Service(model, DaemonConfig(state=state), policy) as service:
+    with tempfile.TemporaryDirectory() as state, Service(model, config_of(state), policy) as service:
         for row in rows:
             correct(service, own, row)
         began = time.monotonic()
