@@ -39,7 +39,7 @@ INSIDE = {
                 ["source"], ["fits", "onnx", "quantize", "shrink"], ["pipeline"]],
     "daemon": [["keys", "memory", "options"], ["client", "state", "unit"], ["jobs"], ["learning"], ["service"],
               ["api"], ["server"]],
-    "data": [["packing"], ["rows"], ["holdout"], ["dataset"], ["loader"]],
+    "data": [["packing"], ["rows"], ["files", "formats", "holdout"], ["dataset"], ["loader"]],
     "evaluation": [["judge", "native", "significance"], ["served"], ["compare"]],
     "formats": [["families", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
     "llamacpp": [["context", "library", "markup", "meter", "sampling"], ["divergence", "quantizer", "sandbox"],

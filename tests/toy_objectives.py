@@ -1,22 +1,20 @@
 """Two objectives that no other file knows: their registration alone brings them to library, command line and daemon.
 
-Focal weighs tokens by their own log-probability; Pairs learns which of two answers is better, from rows that this
-module reads.
+Focal weighs tokens by their own log-probability; Pairs learns which of two answers is better, from rows that
+pair_rows reads.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import numpy as np
+import pair_rows
 
-from edgetune.data import rows
 from edgetune.data.packing import Batch, Example
 from edgetune.data.rows import RowParser
-from edgetune.errors import DataError
 from edgetune.objectives.base import Objective, Signal, register
 from edgetune.options import option
 
@@ -44,30 +42,6 @@ class Focal(Objective):
         return Signal(a.astype(np.float32), loss, {"sureness": (float(p.sum()), p.size)})
 
 
-# ---- pairs, whose rows this module reads -----------------------------------------------------------------------------
-
-EXPECTED = "prompt with better and worse"
-
-
-def shape_of(row: Any) -> str:
-    if not isinstance(row, Mapping) or set(row) != {"prompt", "better", "worse"}:
-        raise DataError("the row is no pair", f"expected is {EXPECTED}")
-    return "pair"
-
-
-def check_learnable(row: Any) -> str:
-    shape = shape_of(row)
-    if not row["better"].strip():
-        raise DataError("the better answer is empty", "write it")
-    return shape
-
-
-def examples_of(row: Any, _shape: str, *options: Any) -> Iterable[Example]:
-    for key in ("better", "worse"):
-        answered = {"prompt": row["prompt"], "completion": row[key]}
-        yield from (replace(e, group=1) for e in rows.examples_of(answered, "prompt", *options))
-
-
 @register
 @dataclass(frozen=True)
 class Pairs(Objective):
@@ -76,7 +50,7 @@ class Pairs(Objective):
     name: ClassVar[str] = "pairs"
     method: ClassVar[str] = "pairs"
     needs_logp: ClassVar[bool] = True
-    rows: ClassVar[RowParser] = cast(RowParser, sys.modules[__name__])
+    rows: ClassVar[RowParser] = cast(RowParser, pair_rows)
     beta: float = option(0.1, "How sharply a pair counts.", low=0.0)
 
     def count(self, examples: Sequence[Example]) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .app import MODEL, F, adapter_option, command, explicit, out, show, system_option, threads_option
+from .app import MODEL, F, adapter_option, column_options, command, explicit, out, show, system_option, threads_option
 from .graded import answer_json, exact_text, save_answers, wrong_table
 
 if TYPE_CHECKING:
@@ -106,16 +106,18 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
          click.option("--save", type=click.Path(path_type=Path), callback=new_file,
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
-                      help="Tokens in a row at most; longer ones are cut."), system_option, markup_option,
-         threads_option)
-def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, show_wrong: int | None,
-                 save: Path | None, as_json: bool, **options: Any) -> None:
+                      help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
+         markup_option, threads_option)
+def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
+                 completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool,
+                 **options: Any) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA.
 
     In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval).
     """
     from ..adapters import store
     from ..data.dataset import load
+    from ..data.formats import Columns
     from ..evaluation.native import native_loss
     from ..evaluation.served import Graded, Scores, exact_match, grade
     from ..formats.bundle import open_bundle
@@ -126,7 +128,8 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
-    rows = load(data, tokenizer, max_length=max_length, system=system or None)
+    rows = load(data, tokenizer, max_length=max_length, system=system or None,
+                columns=Columns(prompt_column, completion_column))
     if (save or show_wrong) and not rows.asking:
         raise UsageError(f"{data} has no row with a question and an answer", "leave --save and --show-wrong out")
     base: Sequence[Answer] = ()

@@ -20,7 +20,7 @@ from rich.text import Text
 from ..errors import EdgetuneError, UsageError
 from ..machine.policy import Policy, read_policy
 from ..options import AUTO, kind_of, takes_auto
-from ..training.config import TrainConfig
+from ..training.config import FILE_OPTIONS, TrainConfig
 from ..version import __version__
 
 out = Console()
@@ -125,6 +125,8 @@ def config_options(*names: str, of: type = TrainConfig) -> Callable[[F], F]:
 
 
 train_options = config_options(*(spec.name for spec in fields(TrainConfig)))
+job_options = config_options(*(spec.name for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS))
+column_options = config_options(*FILE_OPTIONS)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
 policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),
                                   help="File with the options below, a line each, such as max-temp = 75; flags win.")

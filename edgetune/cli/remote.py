@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from ..errors import NotFoundError
-from .app import F, cli, command, explicit, out, show, train_options
+from .app import F, cli, command, explicit, job_options, out, show
 from .files import shown
 from .objective import ObjectiveCommand, take_objective
 
@@ -104,7 +104,7 @@ def _outcome(job: dict[str, Any]) -> str:
          click.option("--model", default="", help="What to train, by the daemon's name of it [what it serves]."),
          click.option("--suffix", default="", help="A word for the adapter's name."),
          click.option("--follow", is_flag=True, help="Show how it goes until it ends."),
-         daemon_options, train_options, group=jobs, cls=ObjectiveCommand)
+         daemon_options, job_options, group=jobs, cls=ObjectiveCommand)
 def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow: bool, url: str,
                 key_file: Path | None, as_json: bool, **options: Any) -> None:
     """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has."""

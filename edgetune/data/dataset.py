@@ -1,29 +1,26 @@
-"""Data files to token ids and token weights: JSON Lines or plain text -> Dataset.
+"""Data files, or rows, to token ids and token weights: a Dataset.
 
-The shapes of rows, and which of their tokens are supervised: `rows`. Batches of examples: `packing`.
+Files: `files`. The shapes of rows, and which of their tokens are supervised: `rows`; rows of other shapes: `formats`.
+Batches of examples: `packing`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
+from .files import place, read_rows
+from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
-from .rows import Row, RowParser, example, json_type, shape_of
-
-STDIN = "-"  # the name by which rows are read from standard input
-LINE_LIMIT = 16 << 20  # bytes of a row
-TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
+from .rows import Row, RowParser, example, shape_of
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,18 @@ def load(
     system: str | None = None,
     overflow: str = "truncate",
     parser: RowParser = supervised_rows,
+    columns: Columns = BY_KEYS,
+    learnable: bool = False,
 ) -> Dataset:
-    """A data file, tokenized: NAME.txt is plain text, cut into documents of max_length tokens; all else is JSON Lines.
-    "-" is JSON Lines from standard input; other than that, only regular files are read.
+    """A data file, tokenized: .jsonl, .json, .csv, .tsv or .txt, as `files` reads it, plain text cut into documents of
+    max_length tokens.
 
     `system` is the system message of rows that have none. `overflow` says what happens to a longer row: "truncate"
-    keeps its start, "skip" leaves it out. `parser` reads the rows, an objective's `rows`. Raises DataError, which names
-    the line, for what cannot be used.
+    keeps its start, "skip" leaves it out. `parser` reads the rows, an objective's `rows`; rows of other `formats` are
+    converted for it, `columns` names their keys. `learnable` refuses what can be measured and not learned: an answer
+    that is empty. Raises DataError, which names the line, for what cannot be used.
     """
-    return _read(Path(path), tokenizer, max_length, system, overflow, parser).dataset()
+    return _read(Path(path), tokenizer, max_length, system, overflow, parser, columns, learnable).dataset()
 
 
 def load_divided(
@@ -83,28 +83,19 @@ def load_divided(
     system: str | None = None,
     overflow: str = "truncate",
     parser: RowParser = supervised_rows,
+    columns: Columns = BY_KEYS,
+    learnable: bool = False,
 ) -> tuple[Dataset, Dataset | None]:
     """(rows to learn, rows held out): the file as `load` reads it, divided as `holdout` says, among the rows of which
     something can be learned. Either side's digest is of its rows. (All of the file, None) where none can be held out.
     """
-    return _read(Path(path), tokenizer, max_length, system, overflow, parser).divided()
+    return _read(Path(path), tokenizer, max_length, system, overflow, parser, columns, learnable).divided()
 
 
 def _read(path: Path, *options: Any) -> _Tokenized:
     """The file, with the digest of its bytes. options: those of _tokenized."""
     digest = hashlib.sha256()
-    try:
-        with _opened(path) as file:
-            rows: Iterable[tuple[str, Row]]
-            if path.suffix.lower() == ".txt":
-                rows = [(path.name, _text(file, path.name, digest))]
-            else:
-                rows = _parse(_lines(file, path.name, digest), path.name)
-            made = _tokenized(rows, path.name, *options)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}", "check the path") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})", "name a .jsonl or .txt file") from None
+    made = _tokenized(((place(line, path.name), row) for line, row in read_rows(path, digest)), path.name, *options)
     return replace(made, digest=f"sha256:{digest.hexdigest()}")
 
 
@@ -116,76 +107,14 @@ def load_rows(
     system: str | None = None,
     overflow: str = "truncate",
     parser: RowParser = supervised_rows,
+    columns: Columns = BY_KEYS,
+    learnable: bool = False,
 ) -> Dataset:
     """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
     digest = digest_of(rows)
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
-    return replace(_tokenized(named, "the data", tokenizer, max_length, system, overflow, parser),
-                   digest=digest).dataset()
-
-
-def _opened(path: Path) -> BinaryIO:
-    """A regular file, or standard input where its name is given; reading anything else could block, or never end."""
-    if str(path) == STDIN:
-        return os.fdopen(0, "rb", closefd=False)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
-    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if kind == stat.S_IFREG:
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    names = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
-    what = f"{path} is a {names.get(kind, 'special file')}, not a regular file"
-    raise DataError(what, f"name a .jsonl or .txt file, or {STDIN} to read rows from standard input")
-
-
-def _lines(file: BinaryIO, name: str, digest: hashlib._Hash) -> Iterator[str]:
-    """The lines of a file, read one at a time; `digest` sees all bytes. Raises DataError for one that is no UTF-8 or
-    longer than LINE_LIMIT."""
-    number = 0
-    while line := file.readline(LINE_LIMIT + 1):
-        number += 1
-        if len(line) > LINE_LIMIT:
-            what = f"line {number} of {name} is longer than {LINE_LIMIT >> 20} MiB"
-            raise DataError(what, "write one JSON object a line, and cut what is longer")
-        digest.update(line)
-        yield _decoded(line, number, name)
-
-
-def _text(file: BinaryIO, name: str, digest: hashlib._Hash) -> str:
-    """All of a file of plain text."""
-    size = os.fstat(file.fileno()).st_size
-    if size > TEXT_LIMIT:
-        what = f"{name} has {size >> 20} MiB of text, the limit is {TEXT_LIMIT >> 20}"
-        raise DataError(what, "train on parts of it, or write it as rows of text")
-    content = file.read(TEXT_LIMIT)
-    digest.update(content)
-    return _decoded(content, 1, name)
-
-
-def _decoded(content: bytes, number: int, name: str) -> str:
-    """UTF-8 that begins in line `number` of a file, as text, without the byte order mark that some editors write."""
-    try:
-        return content.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        line = number + content.count(b"\n", 0, error.start)
-        raise DataError(f"line {line} of {name} is not UTF-8", "save the file as UTF-8") from None
-
-
-def _parse(lines: Iterable[str], name: str) -> Iterator[tuple[str, Row]]:
-    """(where, row) of each line that is not blank."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {name}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            start = line.strip()[:40]
-            hint = "write one JSON object a line; a file of plain text must be named .txt"
-            raise DataError(f"{where} is not JSON ({start!r})", hint) from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is a JSON {json_type(row)}, not an object", "write one JSON object a line")
-        yield where, row
+    made = _tokenized(named, "the data", tokenizer, max_length, system, overflow, parser, columns, learnable)
+    return replace(made, digest=digest).dataset()
 
 
 @dataclass(frozen=True)
@@ -234,13 +163,15 @@ def _tokenized(
     system: str | None,
     overflow: str,
     parser: RowParser,
+    columns: Columns,
+    learnable: bool,
 ) -> _Tokenized:
     """rows: (where, row), where a row's errors are said to be; name: of all rows together. The digest stays empty."""
     if max_length < 2:
         raise UsageError(f"max-length is {max_length}", "choose 2 tokens or more")
     if overflow not in ("truncate", "skip"):
         raise UsageError(f"overflow is {overflow!r}", "choose truncate or skip")
-    reader = _RowReader(tokenizer, max_length, system, overflow, parser)
+    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
     made = []
     for where, row in rows:
         try:
@@ -264,15 +195,20 @@ class _RowReader:
     system: str | None
     overflow: str
     parser: RowParser
+    columns: Columns
+    learnable: bool
     kind: str = ""  # the shape so far
     first: str = ""  # where the first row of this kind is
 
-    def read(self, where: str, row: Row) -> _TokenizedRow:
+    def read(self, where: str, given: Row) -> _TokenizedRow:
         """Raises DataError for a row that cannot be used."""
+        row = recognised(given, [self.parser], self.columns)
         shape = self.parser.shape_of(row)
         if self.kind not in ("", "text", shape) and shape != "text":
             what = f"a row of {shape} among rows of {self.kind} ({self.first})"
             raise DataError(what, "keep one shape in a file")
+        if self.learnable:
+            self.parser.check_learnable(row)
         made = list(self.parser.examples_of(row, shape, self.tokenizer, self.system, self.max_length))
         if self.kind in ("", "text") and self.kind != shape:
             self.kind = shape

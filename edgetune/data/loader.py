@@ -28,7 +28,9 @@ from ..errors import DataError, EdgetuneError
 from ..machine.device import read_device, rss
 from ..python_child import child, die_with, how_it_ended, limit_memory, unlimit_memory
 from . import rows as supervised_rows
-from .dataset import STDIN, Dataset
+from .dataset import Dataset
+from .files import STDIN
+from .formats import Columns
 from .packing import Example
 from .rows import Row, RowParser
 
@@ -48,6 +50,10 @@ class LoadOptions(Protocol):
     def overflow(self) -> str: ...
     @property
     def markup(self) -> str: ...
+    @property
+    def prompt_column(self) -> str: ...
+    @property
+    def completion_column(self) -> str: ...
     def memory_bytes(self, available: int, /) -> int: ...
 
 
@@ -56,7 +62,7 @@ class Cut(Exception):
 
 
 def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
-         parser: RowParser = supervised_rows, hold_out: bool = False) -> list[Dataset | None]:
+         parser: RowParser = supervised_rows, hold_out: bool = False, learnable: bool = True) -> list[Dataset | None]:
     """`dataset.load` of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
 
     parser: a module, which the process imports. The process may use the memory that config gives to training, and ends
@@ -66,11 +72,14 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
     None, rows of the first are held out (`dataset.load_divided`), None if there are too few. The second set then has
     its rows too, for whoever grades answers: all of them, or the first that fit into ROWS_LIMIT.
 
+    learnable: an empty answer is refused, where nobody has looked at the rows before.
+
     Raises the errors of Tokenizer and `dataset.load`, and EdgetuneError where the process was ended early.
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
              "options": {"max_length": config.max_length, "system": config.system or None, "overflow": config.overflow},
-             "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out,
+             "columns": [config.prompt_column, config.completion_column],
+             "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out, "learnable": learnable,
              "memory": config.memory_bytes(read_device().memory_available + rss()), "parent": os.getpid()}
     with _started(asked, Path(STDIN) in paths) as process:
         assert process.stdin
@@ -239,7 +248,8 @@ def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
     try:
         limit_memory(asked["memory"], _LEAST)
         sets = _sets(asked["paths"], asked["hold_out"], tokenizer=tokenizer,
-                     parser=cast(RowParser, import_module(asked["parser"])), **asked["options"])
+                     parser=cast(RowParser, import_module(asked["parser"])), columns=Columns(*asked["columns"]),
+                     learnable=asked["learnable"], **asked["options"])
         unlimit_memory()
     except MemoryError:
         unlimit_memory()

@@ -14,6 +14,7 @@ from ..options import AUTO, check_options, option
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
 RUN_OPTIONS = ("eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
+FILE_OPTIONS = ("prompt_column", "completion_column")  # of files of rows: a job's are in a known shape when it begins
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class TrainConfig(LoraOptions):
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
     system: str = option("", "System message for rows that have none.")
+    prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
+    completion_column: str = option("", "Key of a row's answer, likewise.")
     markup: str = option("escape", "What text in a message that spells a control token such as <|im_end|> becomes: "
                          "escape keeps it text, parse makes it the token, so that a message can forge a turn.",
                          choices=("escape", "parse"))
@@ -162,6 +165,8 @@ class TrainOptions(TypedDict, total=False):
     packing: bool
     shuffle: bool
     system: str
+    prompt_column: str
+    completion_column: str
     markup: str
     memory: str
     micro_batch: int

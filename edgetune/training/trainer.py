@@ -23,6 +23,7 @@ from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..backends.cpu import Cpu
 from ..data.dataset import Dataset, load_rows
+from ..data.formats import Columns
 from ..data.packing import Batch, Example, Lengths, micro_batches, order
 from ..errors import DataError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
@@ -123,7 +124,8 @@ class Trainer:
         try:
             return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
                              system=self.config.system or None, overflow=self.config.overflow,
-                             parser=self.objective.rows)
+                             parser=self.objective.rows, learnable=True,
+                             columns=Columns(self.config.prompt_column, self.config.completion_column))
         finally:
             if self.config.memory and self._own_tokenizer:  # the budget needs its memory for the next step
                 self.tokenizer.close()

@@ -53,6 +53,15 @@ def test_text_goes_with_rows_of_any_shape_as_in_training(tmp_path: Path, rows: l
     assert open_files(tmp_path).add("a", "fine-tune", [lines(*rows)]).rows == len(rows)
 
 
+def test_rows_of_other_formats_are_read_as_training_reads_them(tmp_path: Path) -> None:
+    rows = [{"instruction": "a", "input": "b", "output": "c"}, {"question": "d", "answer": "e"}, PAIR]
+    files = open_files(tmp_path)
+    file = files.add("a", "fine-tune", [lines(*rows)])
+    model = write_tiny(tmp_path / "tiny.gguf")
+    assert list(Rows(files.content(file.id))) == load_rows(rows, Tokenizer(model), max_length=64).rows
+    assert files.content(file.id).read_bytes() == lines(*rows)
+
+
 def test_an_empty_answer_that_is_not_learned_is_accepted(tmp_path: Path) -> None:
     question = CHAT["messages"][0]
     calls = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
@@ -67,6 +76,7 @@ def test_an_empty_answer_that_is_not_learned_is_accepted(tmp_path: Path) -> None
     (b"\xff\n", "line 1: it is not UTF-8"),
     (b"[1]\n", "line 1: it is a JSON list, not an object"),
     (lines(PAIR, CHAT), "line 2: a row of messages among rows of prompt; keep one shape"),
+    (lines({"question": "a", "answer": ""}), "line 1: the completion is empty"),
     (lines({"prompt": "a"}), r"line 1: the row has an unknown shape \(its keys: prompt\)"),
     (lines({"prompt": "a", "completion": 1}), "line 1: completion is a JSON number"),
     (lines({"text": None}), "line 1: text is a JSON null"),

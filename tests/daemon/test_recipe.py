@@ -34,6 +34,7 @@ def test_openai_names_and_ours() -> None:
 
 
 @pytest.mark.parametrize(("asked", "match"), [
+    ({"prompt_column": "a"}, "there is no hyperparameter 'prompt_column'"),
     ({"beta": 0.1}, "there is no hyperparameter 'beta'; there are n_epochs, batch_size, "),
     ({"rank": 2.5}, "rank is 2.5, not of type int"),
     ({"rank": True}, "rank is True, not of type int"),

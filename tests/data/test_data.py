@@ -270,7 +270,7 @@ def test_long_rows_are_truncated_or_skipped(tokenizer: Tokenizer):
         ([b"[" * 100_000], "line 2 .* is not JSON"),
         ([b"[1]"], "line 2 .* is a JSON list, not an object"),
         ([b'"hello"'], "line 2 .* is a JSON string, not an object"),
-        ([b'{"question": "a", "answer": "b"}'], r"unknown shape \(its keys: question, answer\); expected is messages"),
+        ([b'{"ask": "a", "answer": "b"}'], r"unknown shape \(its keys: ask, answer\); expected is messages"),
         ([b"{}"], r"line 2 .*unknown shape \(its keys: none\)"),
         ([b'{"text": "a", "messages": []}'], "line 2 .*fits several shapes"),
         ([b'{"text": "a"}', b'{"messages": []}'],

@@ -6,8 +6,8 @@ import random
 from collections import Counter
 
 import numpy as np
+import pair_rows
 import pytest
-from toy_objectives import Pairs
 
 from edgetune.data import dataset, loader
 from edgetune.data.holdout import divide, held_out_count, held_out_indices
@@ -97,7 +97,7 @@ def assert_same(there, here):
         assert a.group == b.group
 
 
-@pytest.mark.parametrize(("rows", "parser"), [(ROWS, dataset.supervised_rows), (PAIRS, Pairs.rows)])
+@pytest.mark.parametrize(("rows", "parser"), [(ROWS, dataset.supervised_rows), (PAIRS, pair_rows)])
 def test_both_sides_come_from_the_other_process(tiny_llama, tmp_path, rows, parser):
     """As if each side had been given by itself; examples of a pair stay together."""
     tokenizer = Tokenizer(tiny_llama)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from ...objectives.base import Objective, objectives
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
-from ...training.config import TrainConfig
+from ...training.config import FILE_OPTIONS, TrainConfig
 
 T = TypeVar("T")
 
@@ -221,8 +221,8 @@ def _kind(spec: Any) -> Any:
 
 
 def _hyperparameters(objective: type[Objective]) -> type[Body]:
-    """Every option of training, those of the objective, and OpenAI's three."""
-    specs = [*fields(TrainConfig), *declared(objective)]
+    """Every option of training but those of files, those of the objective, and OpenAI's three."""
+    specs = [*(spec for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS), *declared(objective)]
     named: dict[str, Any] = {spec.name: (_kind(spec) | None, Field(None, description=spec.metadata["help"]))
                              for spec in specs}
     named["batch_size"] = (_kind(next(spec for spec in specs if spec.name == "batch_size")) | Auto | None,

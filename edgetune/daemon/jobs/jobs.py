@@ -155,7 +155,7 @@ class Jobs:
             return self.train, []
         run = lora.open_adapter(self.adapters.path(found)).run
         options = from_json(TrainConfig, run.get("options", {}), f"{lora.RUN} of {found}")
-        return replace(options, memory=""), [(
+        return replace(options, memory="", prompt_column="", completion_column=""), [(
             f"takes the options of {found} where none are given; training begins from the base", None)]
 
     # ---- looking up ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ...errors import DataError, UnsupportedError, UsageError
 from ...objectives.base import Objective, make_objective, objectives
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, kind_of, takes_auto
-from ...training.config import TrainConfig
+from ...training.config import FILE_OPTIONS, TrainConfig
 from ..state.files import Rows, digest
 from ..state.holdout import MOST, Holdout
 
@@ -59,7 +59,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
     own: options of the objective, which a request may name too. Raises UsageError for a name that is not known, a value
     of another type or out of its range.
     """
-    specs = {spec.name: spec for spec in fields(TrainConfig)}
+    specs = {spec.name: spec for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS}
     given: dict[str, Any] = {}
     for name, value in asked.items():
         target = OPENAI.get(name, name)

@@ -134,7 +134,7 @@ class Worker:
         """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
         judging = self.folder / HELD if self.objective.rows is supervised_rows else None  # their shapes are supervised
         rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, judging), self.config,
-                                 self.objective.rows)
+                                 self.objective.rows, learnable=False)  # clients' rows were checked when they came
         assert rows
         self.commands.set_saves(True)
         if not (self.out.exists() and self._resume(rows, held)):

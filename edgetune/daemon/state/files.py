@@ -12,10 +12,11 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ... import disk
 from ...data import rows as supervised_rows
+from ...data.formats import recognised
 from ...data.rows import Row, RowParser, json_type
 from ...errors import DataError, NotFoundError, TooLargeError, UsageError
 from ...formats.bundle import sha256
@@ -208,7 +209,7 @@ class _Check:
         if not line.strip():
             return
         try:
-            self._check_row(parse(line))
+            self._check_row(recognised(parse(line), list(self._shapes)))
         except DataError as error:
             raise DataError(f"line {self.lines}: {error.what}", error.hint) from None
         self.rows += 1
@@ -254,16 +255,17 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 class Rows:
-    """The rows of an accepted file, to iterate over as often as needed."""
+    """The rows of an accepted file, those of other formats as rows that we know, to iterate over as often as needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        parsers = _parsers()
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 if (text := line if number else line.removeprefix(BOM)).strip():
-                    yield parse(text)
+                    yield cast(dict[str, Any], recognised(parse(text), parsers))
 
 
 def digest(row: Row) -> str:

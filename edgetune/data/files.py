@@ -1,0 +1,204 @@
+"""Rows of a file, read one at a time: JSON Lines, an array of JSON, CSV, TSV or plain text, by the file's name.
+
+What a file may hold is bounded, so that no file takes memory without limit before it is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import DataError
+from .rows import Row, json_type
+
+STDIN = "-"  # the name by which rows are read from standard input
+LINE_LIMIT = 16 << 20  # bytes of a line
+TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
+ARRAY_LIMIT = 64 << 20  # bytes of a file that is one array of JSON
+KINDS = "name a .jsonl, .json, .csv, .tsv or .txt file"
+LINES = "write one JSON object a line; a file of plain text must be named .txt"
+_SPACE = re.compile(r"[ \t\r\n]*")  # between values of JSON
+_START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")  # of an array
+
+
+def read_rows(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, Row]]:
+    """(line, row) of each row of a file, where its line is, 0 for plain text. `digest` sees all bytes.
+
+    NAME.txt is one row of plain text; NAME.csv and NAME.tsv have a header; NAME.json is an array or JSON Lines; all
+    else is JSON Lines. "-" is JSON Lines from standard input; other than that, only regular files are read. Raises
+    DataError, which names the line, for what cannot be read.
+    """
+    kind = path.suffix.lower()
+    try:
+        with _opened(path) as file:
+            if kind == ".txt":
+                hint = "train on parts of it, or write it as rows of text"
+                yield 0, _whole(file, path.name, digest, TEXT_LIMIT, hint)
+            elif kind in (".csv", ".tsv"):
+                yield from _table(_lines(file, path.name, digest), path.name, "\t" if kind == ".tsv" else ",")
+            elif kind == ".json" and _is_array(file):
+                text = _whole(file, path.name, digest, ARRAY_LIMIT, "write it as JSON Lines, one object a line")
+                yield from _array(text, path.name)
+            else:
+                yield from _objects(_lines(file, path.name, digest), path.name)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}", "check the path") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})", KINDS) from None
+
+
+def place(line: int, name: str) -> str:
+    """Where a row of `read_rows` is, for a sentence."""
+    return f"line {line} of {name}" if line else name
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A regular file, or standard input where its name is given; reading anything else could block, or never end."""
+    if str(path) == STDIN:
+        return os.fdopen(0, "rb", closefd=False)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind == stat.S_IFREG:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    names = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+    what = f"{path} is a {names.get(kind, 'special file')}, not a regular file"
+    raise DataError(what, f"{KINDS}, or {STDIN} to read rows from standard input")
+
+
+def _lines(file: BinaryIO, name: str, digest: hashlib._Hash) -> Iterator[str]:
+    """The lines of a file, read one at a time; `digest` sees all bytes. Raises DataError for one that is no UTF-8 or
+    longer than LINE_LIMIT."""
+    number = 0
+    while line := file.readline(LINE_LIMIT + 1):
+        number += 1
+        if len(line) > LINE_LIMIT:
+            what = f"line {number} of {name} is longer than {LINE_LIMIT >> 20} MiB"
+            raise DataError(what, "write one row a line, and cut what is longer")
+        digest.update(line)
+        yield _decoded(line, number, name)
+
+
+def _whole(file: BinaryIO, name: str, digest: hashlib._Hash, limit: int, hint: str) -> str:
+    """All of a file that has at most `limit` bytes."""
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        raise DataError(f"{name} has {size >> 20} MiB, the limit is {limit >> 20}", hint)
+    content = file.read(limit)
+    digest.update(content)
+    return _decoded(content, 1, name)
+
+
+def _decoded(content: bytes, number: int, name: str) -> str:
+    """UTF-8 that begins in line `number` of a file, as text, without the byte order mark that some editors write."""
+    try:
+        return content.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line = number + content.count(b"\n", 0, error.start)
+        raise DataError(f"line {line} of {name} is not UTF-8", "save the file as UTF-8") from None
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _objects(lines: Iterable[str], name: str) -> Iterator[tuple[int, Row]]:
+    """The object of each line that is not blank."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise _not_json(number, name, line, LINES) from None
+        yield number, _object(row, number, name, "write one JSON object a line")
+
+
+def _is_array(file: BinaryIO) -> bool:
+    return bool(_START.match(file.peek(512)))  # type: ignore[attr-defined]
+
+
+def _array(text: str, name: str) -> Iterator[tuple[int, Row]]:
+    """The objects of an array, decoded one at a time, with the line in which each begins."""
+    hint = "write an array of objects, [{...}, {...}], or one object a line"
+    decode = json.JSONDecoder().raw_decode
+    line = 1
+    counted = 0  # where in the text that line is
+    at = _after_space(text, text.index("[") + 1)
+    more = not text.startswith("]", at)
+    while more:
+        line += text.count("\n", counted, at)
+        counted = at
+        try:
+            row, at = decode(text, at)
+        except (ValueError, RecursionError):
+            raise _not_json(line, name, text[at : at + 80], hint) from None
+        yield line, _object(row, line, name, hint)
+        at = _after_space(text, at)
+        more = text.startswith(",", at)
+        if more:
+            at = _after_space(text, at + 1)
+    if text[at:].strip() != "]":
+        raise _not_json(line + text.count("\n", counted, at), name, text[at : at + 80], hint)
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _object(row: Any, line: int, name: str, hint: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{place(line, name)} is a JSON {json_type(row)}, not an object", hint)
+    return row
+
+
+def _not_json(line: int, name: str, text: str, hint: str) -> DataError:
+    start = text.strip()[:40]
+    return DataError(f"{place(line, name)} is not JSON ({start!r})", hint)
+
+
+# ---- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def _table(lines: Iterator[str], name: str, delimiter: str) -> Iterator[tuple[int, Row]]:
+    """The rows below a header, whose cells are texts; of a .csv file without commas, semicolons divide the cells."""
+    first = next(lines, "")
+    if delimiter == "," and "," not in first and ";" in first:
+        delimiter = ";"
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for cells in reader:
+            if not header:
+                header = _header(cells, name)
+            elif any(cells):
+                yield line, _cells(header, cells, line, name)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        hint = f"put cells that hold {delimiter!r}, quotes or line ends between quotes, and keep a cell under 128 KiB"
+        raise DataError(f"{place(line, name)} is not CSV ({error})", hint) from None
+
+
+def _header(cells: list[str], name: str) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    twice = next((column for column, times in Counter(header).most_common(1) if times > 1), None)
+    if twice is not None:
+        raise DataError(f"the header of {name} names {twice!r:.80} twice", "give each column another name")
+    return header
+
+
+def _cells(header: list[str], cells: list[str], line: int, name: str) -> Row:
+    if len(cells) != len(header):
+        what = f"{place(line, name)} has {len(cells)} cells, the header has {len(header)}"
+        raise DataError(what, "put cells that hold separators or line ends between quotes")
+    return dict(zip(header, cells, strict=True))
