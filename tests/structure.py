@@ -34,7 +34,7 @@ INSIDE = {
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["generate", "ops"], ["kernels", "train"]],
     "cli": [["app", "graded", "info"], ["objective"], ["answer", "bench", "compress", "daemon", "demo", "learn"],
-           ["compare", "files", "plan"], ["remote"], ["status"]],
+           ["compare", "files", "plan"], ["remote"], ["feedback", "status"]],
     "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],
                 ["source"], ["fits", "onnx", "quantize", "shrink"], ["pipeline"]],
     "daemon": [["keys", "memory", "options"], ["client", "state", "unit"], ["jobs"], ["learning"], ["service"],

@@ -50,7 +50,8 @@ class Commands(click.Group):
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return ["demo", "compress", "train", "plan", "eval", "compare", "generate", "chat", "daemon", "service",
-                "status", "jobs", "adapters", "export", "import", "merge", "info", "device", "doctor", "bench"]
+                "status", "jobs", "adapters", "feedback", "export", "import", "merge", "info", "device", "doctor",
+                "bench"]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,0 +1,108 @@
+"""feedback: what people said about a daemon's answers: read, edited, deleted, learned."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from ..errors import UsageError, printable
+from .app import cli, command, show
+from .remote import Listing, connect, daemon_options, entries, format_time, url_path
+
+FEEDBACK = "/v1/feedback"
+BRIEF = 60  # characters of a question, and of an answer, in a list
+ID = click.argument("feedback_id", metavar="ID")
+
+
+@cli.group("feedback", cls=Listing)
+def feedback() -> None:
+    """What people said about the daemon's answers, and what becomes of it.
+
+    Without a command: list the latest.
+    """
+
+
+@command("list", click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
+                              help="Pieces at most; 0: all."), daemon_options, group=feedback)
+def feedback_list(limit: int, url: str, key_file: Path | None, as_json: bool) -> None:
+    """The latest first."""
+    with connect(url, key_file) as client:
+        counts = client.get(FEEDBACK, limit=1)["counts"]
+        found = list(islice(client.all(FEEDBACK), limit or None))
+    rows = [([each["id"], each["state"], format_time(each["created_at"])], _brief(each)) for each in found]
+    counted = ", ".join(f"{count} {name}" for name, count in counts.items())
+    show(as_json, {"object": "list", "data": found, "counts": counts},
+         *(entries(rows) if rows else ["there is no feedback"]), counted)
+
+
+def _brief(found: dict[str, Any]) -> str:
+    if not found["learns"]:
+        return str(found["reason"])
+    return f"{_short(found['question'])} → {_short(found['answer'])}: {found['reason']}"
+
+
+def _short(text: str | None) -> str:
+    line = printable(" ".join((text or "").split()))
+    return line if len(line) <= BRIEF else f"{line[: BRIEF - 1]}…"
+
+
+@command("show", ID, daemon_options, group=feedback)
+def feedback_show(feedback_id: str, url: str, key_file: Path | None, as_json: bool) -> None:
+    """A piece of feedback whole: the conversation, and what is learned as its answer."""
+    with connect(url, key_file) as client:
+        found = client.get(url_path(FEEDBACK, feedback_id))
+    show(as_json, found, Text("\n".join([*_conversation(found["row"] or {}), f"state: {found['state']}: "
+                                         f"{found['reason']}"])))
+
+
+def _conversation(row: dict[str, Any]) -> list[str]:
+    if "prompt" in row:
+        return [f"prompt: {_lines(row['prompt'])}", f"answer: {_lines(row['completion'])}"]
+    return [f"{message['role']}: {_lines(message['content'])}" for message in row.get("messages", [])]
+
+
+def _lines(content: Any) -> str:
+    """As it is written, without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else printable(c) for c in str(content))
+
+
+@command("edit", ID, click.argument("correction", required=False), daemon_options, group=feedback)
+def feedback_edit(feedback_id: str, correction: str | None, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Replace what should have been answered by CORRECTION; without it an editor opens.
+
+    It is the latest word on its question, and waits to be learned again.
+    """
+    with connect(url, key_file) as client:
+        path = url_path(FEEDBACK, feedback_id)
+        if correction is None:
+            correction = _edited(client.get(path)["row"] or {})
+        found = client.patch(path, {"correction": correction})
+    show(as_json, found, f"{feedback_id} {found['reason']}")
+
+
+def _edited(row: dict[str, Any]) -> str:
+    before = row["messages"][-1]["content"] if "messages" in row else row.get("completion", "")
+    after = click.edit(str(before))
+    if after is None:
+        raise UsageError("nothing was saved in the editor", "save the text to change it, or give it as CORRECTION")
+    return after.rstrip("\n")
+
+
+@command("delete", ID, daemon_options, group=feedback)
+def feedback_delete(feedback_id: str, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Remove it for good: the next training is without it."""
+    with connect(url, key_file) as client:
+        found = client.delete(url_path(FEEDBACK, feedback_id))
+    show(as_json, found, "; ".join(filter(None, [f"{feedback_id} is removed", found["remains"]])))
+
+
+@command("learn", daemon_options, group=feedback)
+def feedback_learn(url: str, key_file: Path | None, as_json: bool) -> None:
+    """Begin a training from the feedback so far."""
+    with connect(url, key_file) as client:
+        job = client.post("/v1/learn")
+    show(as_json, job, f"{job['id']} is {job['status']}; edgetune jobs follow {job['id']} shows how it goes")
