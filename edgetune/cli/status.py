@@ -80,7 +80,7 @@ def _memory(memory: dict[str, Any]) -> str:
 
 def _answers(serving: dict[str, Any]) -> str:
     return (f"{serving['working']} in progress, {serving['waiting']} waiting, {serving['requests']} in all; "
-            f"{serving['tokens_per_s']:.1f} tokens/s while answering")
+            f"{serving['tokens_per_s']:.1f} tokens/s in the last one")
 
 
 def _job(job: dict[str, Any]) -> str:

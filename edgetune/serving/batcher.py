@@ -33,7 +33,6 @@ from .model import Request
 TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama.cpp's attention rounds otherwise
 KEPT = 16  # sequences that a model should be opened with beside those in progress, for what finished answers leave
 GROWTH = 16  # tokens that each answer must have room for when another one begins
-RECENT = 10.0  # seconds that tokens_per_s looks back
 
 
 @dataclass(eq=False)
@@ -43,6 +42,7 @@ class _Answer:
     completion: Completion
     request: Request
     sequence: kv_cache.Sequence = field(default_factory=kv_cache.nowhere)
+    first_at: float = 0.0  # when its first token was made, on the monotonic clock
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(llamacpp.load(), self.request.sampling)
@@ -85,7 +85,7 @@ class Batcher:
         self.on_busy: Callable[[bool], None] | None = None
         self.idle_since = time.monotonic()  # meaningful while nobody is answered
         self._totals = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "completion_tokens"), 0)
-        self._recent: deque[tuple[float, float, int]] = deque()  # (end, seconds, tokens) of the latest decodes
+        self._speed = 0.0  # tokens a second of the answer that got the latest token
         self._wake = threading.Condition(threading.RLock())  # held to change what follows
         self._open = False  # whether it takes requests
         self._now = False  # whether it cancels those that it took
@@ -179,14 +179,11 @@ class Batcher:
         self._call(unload)
 
     def facts(self) -> dict[str, Any]:
-        """Counts since the start, and the current state; tokens_per_s: of answers, while they were made in the last
-        seconds; 0 where none was.
+        """Counts since the start, and the current state; tokens_per_s: of the last answer, from its first token to its
+        latest; 0 where none had two.
         """
-        start = time.monotonic() - RECENT
-        recent = [(seconds, count) for end, seconds, count in list(self._recent) if end > start]
-        per_s = sum(count for _, count in recent) / max(sum(seconds for seconds, _ in recent), 1e-6)
         return {**self._totals, "waiting": len(self._waiting), "working": len(self._working),
-                "tokens_per_s": round(per_s, 1), "cells_used": self._cells.used, "cells": self._cells.size}
+                "tokens_per_s": round(self._speed, 1), "cells_used": self._cells.used, "cells": self._cells.size}
 
     def _check_open(self) -> None:
         if not self._open:
@@ -264,7 +261,6 @@ class Batcher:
 
     def _step(self) -> None:
         """One decode of one adapter's answers."""
-        began = time.monotonic()
         plan = self._plan()
         while not self._cells.make_room(sum(count for _, count in plan)) and len(self._working) > 1:
             self._put_back(self._working[-1])
@@ -280,7 +276,7 @@ class Batcher:
                   for (answer, place), row in zip(ready, logits, strict=True)]
         for answer, token in picked:
             self._take(answer, token)
-        self._count(began, len(picked))
+        self._totals["completion_tokens"] += len(picked)
 
     def _plan(self) -> list[tuple[_Answer, int]]:
         """Whose tokens the next decode takes, and how many: those of the adapter whose last turn is longest ago."""
@@ -331,6 +327,10 @@ class Batcher:
             return self._end(answer, "stop", request.text.flush())
         request.tokens.append(token)
         completion.completion_tokens += 1
+        now = time.monotonic()
+        answer.first_at = answer.first_at or now
+        if completion.completion_tokens > 1:
+            self._speed = (completion.completion_tokens - 1) / max(now - answer.first_at, 1e-6)
         piece = request.text.push(self.served.printed(token))
         if request.text.stopped:
             self._end(answer, "stop", piece)
@@ -339,14 +339,6 @@ class Batcher:
         elif piece and not completion.give(piece):
             self._end(answer, "error")
         return None
-
-    def _count(self, began: float, tokens: int) -> None:
-        """A decode that began then has made tokens of answers."""
-        now = time.monotonic()
-        self._totals["completion_tokens"] += tokens
-        self._recent.append((now, now - began, tokens))
-        while self._recent[0][0] < now - RECENT:
-            self._recent.popleft()
 
     def _put_back(self, answer: _Answer) -> None:
         """Let an answer wait until there is room again; what it has is kept until somebody needs the cells."""

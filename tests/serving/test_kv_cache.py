@@ -7,6 +7,7 @@ import time
 
 import llama_cpp
 import numpy as np
+import pytest
 from batchers import ADAPTERS, DEADLINE
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,18 +38,23 @@ def test_what_begins_alike_is_computed_once(batcher: Batcher, decoded: list) -> 
     assert (facts["completion_tokens"], facts["waiting"], facts["working"]) == (4, 0, 0)
     assert facts["cells_used"] == 100 + 9 + 100 == 209  # of 512; shared ones count once
     assert facts["cells"] == 512
-    assert facts["tokens_per_s"] > 0
+    assert facts["tokens_per_s"] == 0  # none of these had a second token
 
 
-def test_tokens_per_second_are_of_the_time_in_which_somebody_is_answered(batcher: Batcher) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.02])
+def test_tokens_per_second_are_those_of_the_last_answer(batcher: Batcher, pause: float) -> None:
+    """Whatever came before it and however long ago it ended. pause: its reader's, a piece, in seconds."""
+    pieces: list[str | None] = []
+    batcher.submit(tokens_of(8), max_tokens=20, seed=0, temperature=5.0).text()
     start = time.monotonic()
-    for seed in range(3):
-        batcher.submit(tokens_of(8, seed), max_tokens=100, seed=0, temperature=5.0).text()
-    seconds = time.monotonic() - start
-    tokens = batcher.facts()["completion_tokens"]
-    time.sleep(4 * seconds + 0.5)
-    batcher.submit(tokens_of(8, 9), max_tokens=1).text()
-    assert batcher.facts()["tokens_per_s"] > 0.8 * tokens / seconds  # the pause does not count
+    answer = batcher.submit(tokens_of(8, 1), max_tokens=40, seed=0, temperature=5.0,
+                            on_piece=lambda _, piece: (pieces.append(piece), time.sleep(pause)))
+    answer.text()
+    least = (answer.completion_tokens - 1) / (time.monotonic() - start)
+    time.sleep(0.5)
+    found = batcher.facts()["tokens_per_s"]
+    assert found >= round(least, 1) > 0
+    assert found * pause * (len(pieces) - 2) <= answer.completion_tokens
 
 
 def test_those_who_come_together_share_too(batcher: Batcher, decoded: list) -> None:

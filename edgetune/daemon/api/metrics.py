@@ -20,7 +20,7 @@ _TOTALS = {  # of Batcher.facts
 }
 _NOW = {
     "waiting": "Requests that wait for their turn.", "working": "Answers in progress.",
-    "tokens_per_s": "Tokens answered a second while requests were answered, in the last seconds.",
+    "tokens_per_s": "Of the last answer, from its first token to its latest.",
     "cells_used": "Tokens in the cache.", "cells": "Tokens that the cache holds at most.",
 }
 _MEMORY = {
