@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
+from .errors import printable
+
 PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
 BAR_WIDTH = 10  # leaves space for a step's numbers on a terminal of 80 columns
 ACTIONS = {"go": "continues", "slower": "slower", "pause": "paused", "yield": "yields"}
@@ -67,6 +69,17 @@ def checkpoint_line(disk: dict[str, Any]) -> str:
     return f"checkpoints every {disk['checkpoint_every']}: {size} each, at most {mib(disk['bytes_per_day'])} a day"
 
 
+def pair_lines(pairs: Sequence[dict[str, str]], width: int) -> list[Text]:
+    """Questions with the answers before and after, of which the second is green where it is the expected one."""
+    lines = []
+    for pair in pairs:
+        before = printable(" ".join(pair["before"].split())[:width - 10])
+        style = "green" if pair["right"] else "red"
+        lines.append(Text.assemble("\n", (printable(pair["prompt"]), "bold"), "\n  before  ", before, "\n  after   ",
+                                   (printable(pair["after"]), style)))
+    return lines
+
+
 class _Numbers(ProgressColumn):
     """The latest numbers of a run, and what the governor does to it."""
 
@@ -113,10 +126,16 @@ class TrainProgress(_Live):
         self.last = 0.0
 
     def event(self, e: dict[str, Any]) -> None:
-        handlers = {"start": self._start, "resume": self._resume, "eval": self._eval, "governor": self._governor,
-                    "step": self._step, "done": self._done}
+        handlers = {"rows": self._rows, "start": self._start, "resume": self._resume, "eval": self._eval,
+                    "governor": self._governor, "step": self._step, "done": self._done, "answers": self._answers,
+                    "answers_missing": self._missing}
         if not self.quiet and e["event"] in handlers:
             handlers[e["event"]](e)
+
+    def _rows(self, e: dict[str, Any]) -> None:
+        if e["truncated"] or e["skipped"]:
+            say(self.console, note(f"{e['path']}: {e['truncated']} rows cut to {e['max_length']} tokens, "
+                                   f"{e['skipped']} left out"))
 
     def _start(self, e: dict[str, Any]) -> None:
         self.total = e["steps"]
@@ -171,6 +190,12 @@ class TrainProgress(_Live):
     def _done(self, _e: dict[str, Any]) -> None:
         if self.live:
             self.bar.stop()
+
+    def _answers(self, e: dict[str, Any]) -> None:
+        say(self.console, f"{e['rows']} held-out questions are answered, as before training and with the adapter")
+
+    def _missing(self, e: dict[str, Any]) -> None:
+        say(self.console, note(e["reason"]))
 
 
 class StepProgress(_Live):

@@ -100,6 +100,11 @@ def save_gguf(path: str | os.PathLike[str], pairs: Lora, base: Gguf, format: str
 def save_run(folder: Path, pairs: Lora, base: Gguf, run: dict[str, Any]) -> None:
     """Write adapter.gguf and run.json into a folder that exists; each file is replaced at once or not at all."""
     save_gguf(folder / FILE, pairs, base)
+    save_record(folder, run)
+
+
+def save_record(folder: Path, run: dict[str, Any]) -> None:
+    """Write run.json into a folder that exists; it is replaced at once or not at all."""
     with replaced(folder / RUN) as beside:
         beside.write_text(json.dumps(run, indent=2) + "\n")
 

@@ -109,8 +109,12 @@ def flag_type(spec: Field[Any]) -> Any:
     return NumberOrAuto(kind_of(spec)) if takes_auto(spec) else type(spec.default)
 
 
-def config_options(*names: str, of: type = TrainConfig) -> Callable[[F], F]:
-    """One flag for each of these fields of a class of options; the command gets them as keyword arguments."""
+def config_options(*names: str, of: type = TrainConfig, typed: Callable[[Field[Any]], Any] = flag_type,
+                   defaults: bool = True) -> Callable[[F], F]:
+    """One flag for each of these fields of a class of options; the command gets them as keyword arguments.
+
+    typed: what click reads a flag's value as. defaults: those of the class; without, a flag that is not given is None.
+    """
 
     def add(command: F) -> F:
         for spec in reversed([spec for spec in fields(of) if spec.name in names]):
@@ -118,15 +122,17 @@ def config_options(*names: str, of: type = TrainConfig) -> Callable[[F], F]:
             meta = spec.metadata
             if isinstance(spec.default, bool):
                 flag = f"{flag}/--no-{flag[2:]}"
-            command = click.option(flag, spec.name, type=flag_type(spec), default=spec.default,
-                                   show_default=spec.default != "", help=meta["help"])(command)
+            default = spec.default if defaults else None
+            command = click.option(flag, spec.name, type=typed(spec), default=default,
+                                   show_default=default not in ("", None), help=meta["help"])(command)
         return command
 
     return add
 
 
-train_options = config_options(*(spec.name for spec in fields(TrainConfig)))
-job_options = config_options(*(spec.name for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS))
+TRAIN_OPTIONS = tuple(spec.name for spec in fields(TrainConfig))
+train_options = config_options(*TRAIN_OPTIONS)
+job_options = config_options(*(name for name in TRAIN_OPTIONS if name not in FILE_OPTIONS))
 column_options = config_options(*FILE_OPTIONS)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
 policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),

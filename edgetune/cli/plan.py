@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from ..training.config import TrainConfig
 from .app import MODEL, command, out, show, train_options
-from .learn import load_for_training
 from .objective import ObjectiveCommand, take_objective
+
+if TYPE_CHECKING:
+    from ..objectives.base import Objective
 
 
 @command("plan", MODEL,
@@ -56,6 +59,20 @@ def plan_command(model: Path, data: Path | None, speed: Path | None, device: str
          table("", ["buffer", "shape", "type", "lifetime", "size"], buffers, (4,)), "",
          table("", ["", ""], [*totals(plan), *wear_rows(disk)], (1,)), *plan_lines(plan.to_json()),
          *expected_lines(predicted))
+
+
+def load_for_training(model: Path, data: Path, held_out: Path | None, config: TrainConfig,
+                      console: Console | None, objective: Objective) -> tuple[Any, Any, Any]:
+    from ..console import note, say
+    from ..data import loader
+    from ..formats.bundle import open_bundle
+    bundle = open_bundle(model)
+    sets = loader.load(bundle.gguf.path, (data, held_out), config, parser=objective.rows)
+    for path, rows in zip((data, held_out), sets, strict=True):
+        if console and rows and (rows.truncated or rows.skipped):
+            say(console, note(f"{path}: {rows.truncated} rows cut to {config.max_length} tokens, {rows.skipped} left "
+                              "out"))
+    return bundle, sets[0], sets[1]
 
 
 def totals(plan: Any) -> list[list[str]]:

@@ -69,7 +69,8 @@ def test_the_command_line_says_so_before_it_reads_a_row(tiny_llama, tmp_path):
 
     from edgetune.cli import cli
     out = tmp_path / "out"
-    done = CliRunner().invoke(cli, ["train", str(tiny_llama), "missing.jsonl", "-o", str(out), "--patience", "2"])
+    done = CliRunner().invoke(cli, ["train", str(tiny_llama), "missing.jsonl", "-o", str(out), "--patience", "2",
+                                   "--eval", "none"])
     assert done.exit_code == 2
     assert "patience is 2" in done.output
     assert not out.exists()

@@ -1,0 +1,142 @@
+"""What a run did to answers: the held-out questions put to the model as it was, and with the new adapter.
+
+llama.cpp answers, as it will when the adapter is served, once the trainer's memory is free again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.dataset import load_rows
+from ..data.rows import Row
+from ..errors import DataError, EdgetuneError, Interrupted
+from ..evaluation.served import Answer, exact_match
+from ..evaluation.significance import sign_test
+from ..formats.gguf import Gguf
+from ..formats.shape import read_shape
+from ..llamacpp.context import BATCH, OUTPUTS
+from ..machine import device
+from ..serving.llama import LlamaModel
+from ..training.config import TrainConfig
+
+MOST = 64  # questions
+SHOWN = 3  # of them, in run.json
+WORSE = 0.05  # level of significance at which fewer right answers are no chance
+CONTEXT = 1024  # tokens, in which several questions are answered together
+ROOM = 64  # tokens after the longest row: an answer that needs more is wrong
+_LIBRARY = 24 << 20  # bytes of llama.cpp's code and of its Python module
+_TOKEN = 160  # bytes that a vocabulary takes a token
+_PLAIN = ("F32", "F16", "BF16")  # weights that llama.cpp never copies to another order
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Who is asked what. start: the adapter that the run began with, None: the base alone answers before. longest:
+    tokens of the longest row.
+    """
+
+    base: Gguf
+    adapter: Path
+    start: Path | None
+    rows: Sequence[Row]
+    longest: int
+    config: TrainConfig
+
+
+def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """The "answers" of run.json: {rows, before, after, wins, losses, pairs}, before and after as shares of the rows.
+
+    begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
+    Interrupted where should_stop returns True.
+    """
+    context = min(read_shape(exam.base).context, max(exam.longest + ROOM, CONTEXT))
+    _require_memory(exam, context)
+    device.trim()
+
+    def look() -> None:
+        if should_stop():
+            raise Interrupted("they were stopped")
+
+    with LlamaModel(exam.base, context=context, threads=exam.config.threads or None) as served:
+        served.tokenizer.markup = exam.config.markup
+        served.cache.before_decode = look
+        if exam.start:
+            served.load_adapter(exam.start, "before")
+        served.load_adapter(exam.adapter, "after")
+        rows = _answerable(exam, served)
+        begin(len(rows))
+        said = []
+        for name in ("before" if exam.start else None, "after"):
+            served.use(name)
+            data = load_rows(rows, served.tokenizer, max_length=context, system=exam.config.system or None)
+            said.append(exact_match(served, data, system=exam.config.system or None))
+    return summary(*said)
+
+
+def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
+    """Of the same questions; the pairs shown are those that changed, as far as there are any."""
+    asked = list(zip(before, after, strict=True))
+    changed = sorted(asked, key=lambda pair: pair[0].correct == pair[1].correct)
+    return {"rows": len(asked), "before": _share(before), "after": _share(after),
+            "wins": sum(b.correct and not a.correct for a, b in asked),
+            "losses": sum(a.correct and not b.correct for a, b in asked),
+            "pairs": [{"prompt": a.question, "expected": a.expected, "before": a.answer.strip(),
+                       "after": b.answer.strip(), "right": b.correct} for a, b in changed[:SHOWN]]}
+
+
+def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+    """The verdict by losses, completed by answers: worse where clearly fewer of them are right than before."""
+    rows = answers["rows"]
+    before, after = (round(answers[when] * rows) for when in ("before", "after"))
+    than = "fewer than the " if after < before else ""
+    said = f"{after} of {rows} held-out rows are answered exactly, {than}{before} before"
+    if after < before and sign_test(answers["wins"], answers["losses"]) < WORSE:
+        return {**verdict, "kind": "worse", "sentence": f"Worse than before, although the held-out loss fell: {said}; "
+                "lower --lr or --epochs, and look at the rows with edgetune data check."}
+    return {**verdict, "sentence": f"{verdict['sentence']} {said}."}
+
+
+def memory_needed(base: Gguf, context: int) -> int:
+    """Bytes that llama.cpp adds to this process at most, for answers in a context of this number of tokens.
+
+    The file is mapped whole; matrices in blocks may be copied to another order for this CPU; keys and values are 16-bit
+    floats; a batch has BATCH tokens, and of at most OUTPUTS of them logits are held.
+    """
+    shape = read_shape(base)
+    copies = sum(t.data.nbytes for t in base.tensors.values() if t.format not in _PLAIN)
+    cells = 2 * 2 * context * shape.n_layer * shape.d_kv
+    batch = 4 * BATCH * (8 * shape.d_model + 4 * shape.d_ff)
+    return base.data.nbytes + copies + cells + batch + (4 * OUTPUTS + _TOKEN) * shape.n_vocab + _LIBRARY
+
+
+def _require_memory(exam: Exam, context: int) -> None:
+    used = device.rss()
+    budget = exam.config.memory_bytes(device.read_device().memory_available + used)
+    needed = used + memory_needed(exam.base, context)
+    if needed > budget:
+        raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB",
+                            "edgetune eval compares them where there is more memory")
+
+
+def _answerable(exam: Exam, served: LlamaModel) -> list[Row]:
+    """The first MOST rows that have a question, and are not longer than what was trained."""
+    found: list[Row] = []
+    for row in exam.rows:
+        try:
+            data = load_rows([row], served.tokenizer, max_length=exam.longest, system=exam.config.system or None)
+        except DataError:  # nothing of its answer is within that length
+            continue
+        if data.asking and not data.truncated:
+            found.append(row)
+        if len(found) == MOST:
+            break
+    if not found:
+        raise DataError("no held-out row has a question and an answer", "give some that have")
+    return found
+
+
+def _share(answers: Sequence[Answer]) -> float:
+    return sum(answer.correct for answer in answers) / len(answers)

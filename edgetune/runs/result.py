@@ -1,0 +1,100 @@
+"""What a run came to, for a person and for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+WORSE = "worse"  # the kind of a verdict
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """A finished run. folder: of the adapter; record: run.json's content. Losses are natural, a token; None where no
+    rows were held out. Exact answers are shares of the held-out questions, None where they were not compared.
+    """
+
+    folder: Path
+    record: dict[str, Any] = field(repr=False)
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, and what to do next, in a sentence."""
+        return str(self.record["verdict"]["sentence"])
+
+    @property
+    def kind(self) -> str:
+        """learned, still falling, overfitted, worse or unmeasured."""
+        return str(self.record["verdict"]["kind"])
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is worse than no training."""
+        return self.kind == WORSE
+
+    @property
+    def loss_before(self) -> float | None:
+        return self._held_out("loss_before")
+
+    @property
+    def loss_after(self) -> float | None:
+        """Of the adapter in the folder: the best that was measured."""
+        return self._held_out("loss_after")
+
+    @property
+    def exact_before(self) -> float | None:
+        return self._answers.get("before")
+
+    @property
+    def exact_after(self) -> float | None:
+        return self._answers.get("after")
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Up to three held-out questions: {prompt, expected, before, after, right}, right: of the answer after."""
+        return list(self._answers.get("pairs", []))
+
+    @property
+    def steps(self) -> int:
+        return int(self.record["steps"])
+
+    @property
+    def seconds(self) -> float:
+        """Of training."""
+        return float(self.record["seconds"])
+
+    @property
+    def _answers(self) -> dict[str, Any]:
+        return self.record.get("answers") or {}
+
+    def _held_out(self, name: str) -> float | None:
+        value = (self.record["held_out"] or {}).get(name)
+        return None if value is None else float(value)
+
+    def facts(self) -> Iterator[tuple[str, str, str]]:
+        """(what, before, after), as far as it was measured."""
+        if self.loss_after is not None:
+            yield "held-out loss", _loss(self.loss_before), _loss(self.loss_after)
+        if self.exact_before is not None and self.exact_after is not None:
+            yield "exact answers", f"{self.exact_before:.0%}", f"{self.exact_after:.0%}"
+
+    def __repr__(self) -> str:
+        lines = [f"{what} {before} -> {after}" for what, before, after in self.facts()]
+        return "\n".join([f"{self.verdict}", *lines, f"adapter in {self.folder}"])
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        rows = [_row("th", "", "before", "after"), *(_row("td", *fact) for fact in self.facts()),
+                *(_row("td", pair["prompt"], pair["before"], pair["after"]) for pair in self.pairs)]
+        return (f"<p>{escape(self.verdict)}<br>adapter in <code>{escape(str(self.folder))}</code></p>"
+                f"<table>{''.join(rows)}</table>")
+
+
+def _loss(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+def _row(cell: str, *texts: str) -> str:
+    return f"<tr>{''.join(f'<{cell}>{escape(text)}</{cell}>' for text in texts)}</tr>"

@@ -1,0 +1,140 @@
+"""Several runs that differ in numbers such as the learning rate, a table of what became of each, and which is best.
+
+The folder has one of each run, sweep.json, and `best`, a link to the folder of the best run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from .. import disk
+from ..errors import NumericsError, UsageError
+from ..formats.bundle import Bundle
+from ..options import make_options
+from ..training.config import TrainConfig
+from .result import Result
+from .train import NONE, OnEvent, Rows, train
+
+MOST = 32  # runs
+FILE = "sweep.json"
+BEST = "best"
+Point = dict[str, Any]  # the options of a run that differ from those of others
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A run of a sweep. result: None where its loss was no number."""
+
+    point: Point
+    folder: Path
+    result: Result | None
+
+    def to_json(self) -> dict[str, Any]:
+        r = self.result
+        facts = {"loss": r.loss_after, "exact": r.exact_after, "steps": r.steps, "seconds": r.seconds,
+                 "verdict": r.record["verdict"]} if r else {}
+        return {"folder": self.folder.name, "options": self.point, "failed": r is None, **facts}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was tried in a folder, and the best of it: that with the most exact answers, of these the lowest loss on
+    held-out rows.
+    """
+
+    folder: Path
+    tried: list[Tried]
+
+    @property
+    def best(self) -> Tried | None:
+        """None where no run gave numbers."""
+        measured = [tried for tried in self.tried if tried.result and tried.result.loss_after is not None]
+        return min(measured, key=_rank, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"runs": [tried.to_json() for tried in self.tried], "best": self.best.folder.name if self.best else None}
+
+
+def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | None = None, *,
+          grid: Mapping[str, Sequence[Any]], on_event: OnEvent | None = None, resume: bool = False,
+          **arguments: Any) -> Sweep:
+    """A run of `train` for each combination of the values in `grid`, {option: values}, in a folder of `out`.
+
+    resume: runs in `out` that are complete stay, the others are continued or started. arguments: all others of `train`.
+    A run whose loss is no number counts as failed. Raises UsageError for more than MOST runs, and where nothing could
+    tell which is best.
+    """
+    out = Path(out)
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    _check(points, data, eval)
+    if not resume:
+        disk.refuse_existing(out)
+    found = Sweep(out, [])
+    for number, point in enumerate(points, start=1):
+        folder = out / folder_name(point)
+        if on_event:
+            on_event({"event": "sweep", "number": number, "of": len(points), "options": point})
+        result = None
+        with suppress(NumericsError):
+            result = train(model, data, folder, eval, resume=resume and folder.exists(), on_event=on_event,
+                           **arguments, **point)
+        found.tried.append(Tried(point, folder, result))
+        _save(found)
+    return found
+
+
+def folder_name(point: Point) -> str:
+    """Such as lr-1e-4, or lr-1e-4,rank-8."""
+    return ",".join(f"{name.replace('_', '-')}-{short(value)}" for name, value in point.items())
+
+
+def short(value: Any) -> str:
+    """A number as briefly as it can be written: 1e-4, 0.05, 8."""
+    if not isinstance(value, float):
+        return str(value)
+    digits, _, exponent = f"{value:e}".partition("e")
+    scientific = f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return min(f"{value:g}", scientific, key=len)
+
+
+def _check(points: Sequence[Point], data: Rows, eval: Rows | None) -> None:
+    if len(points) > MOST:
+        raise UsageError(f"{len(points)} combinations of options are asked for, the most is {MOST}",
+                         "name fewer values")
+    if eval == NONE:
+        raise UsageError("no rows are held out, so nothing would tell which run is best", f"leave out --eval {NONE}")
+    if str(data) == "-":
+        raise UsageError("rows from standard input can be read once, several runs are asked for",
+                         "write them to a file")
+    names = [folder_name(point) for point in points]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is asked for twice", "name each value once")
+    for point in points:
+        make_options(TrainConfig, point).check()
+
+
+def _rank(tried: Tried) -> tuple[bool, float, float]:
+    assert tried.result
+    r = tried.result
+    loss = r.loss_after if r.loss_after is not None else math.inf
+    return r.is_worse, -(r.exact_after or 0.0), loss
+
+
+def _save(found: Sweep) -> None:
+    """sweep.json and the link to the best run so far."""
+    with disk.replaced(found.folder / FILE) as beside:
+        beside.write_text(json.dumps(found.to_json(), indent=2) + "\n")
+    if found.best:
+        link = found.folder / f"{BEST}.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(found.best.folder.name)
+        link.replace(found.folder / BEST)
+        disk.sync(found.folder)

@@ -1,0 +1,171 @@
+"""A run in one call: what is held out, answers before and after, what is said of them, and what a program gets."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny import write_tiny
+
+from edgetune.errors import EdgetuneError, UsageError
+from edgetune.evaluation.served import Answer
+from edgetune.runs.answers import compare, complete, memory_needed, summary
+from edgetune.runs.result import Result
+from edgetune.runs.train import train
+from edgetune.serving.llama import LlamaModel
+
+ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(20)]
+HELD = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(30, 36)]
+OPTIONS = {"rank": 4, "lr": 2e-2, "steps": 30, "batch_size": 4, "max_length": 64, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
+
+
+@pytest.fixture(scope="module")
+def learned(model, tmp_path_factory):
+    return train(model, ROWS, tmp_path_factory.mktemp("learned") / "out", HELD, **OPTIONS)
+
+
+def answers_of(model, adapter=None):
+    """Asked one by one, as a program would."""
+    with LlamaModel(model) as served:
+        if adapter:
+            served.load_adapter(adapter, "a")
+            served.use("a")
+        return ["".join(served.chat([{"role": "user", "content": row["prompt"]}], max_tokens=20)) for row in HELD]
+
+
+def test_answers_before_and_after_are_those_of_llama_cpp(model, learned):
+    before = answers_of(model)
+    after = answers_of(model, learned.folder)
+    assert learned.exact_before == sum(answer == "on" for answer in before) / 6 == 0
+    assert learned.exact_after == sum(answer == "on" for answer in after) / 6 > 0.9
+    assert [pair["prompt"] for pair in learned.pairs] == [row["prompt"] for row in HELD[:3]]
+    assert [pair["after"] for pair in learned.pairs] == after[:3]
+    assert all(pair["expected"] == "on" and pair["right"] for pair in learned.pairs)
+    assert learned.loss_after < learned.loss_before
+
+
+def test_the_record_on_disk_is_the_result(learned):
+    assert json.loads((learned.folder / "run.json").read_text()) == learned.record
+    assert not list(learned.folder.glob("*.tmp"))
+    assert learned.record["answers"]["rows"] == 6
+
+
+def test_a_result_reads_well(learned):
+    text = repr(learned)
+    assert learned.verdict in text
+    assert "6 of 6 held-out rows are answered exactly, 0 before." in learned.verdict
+    assert "exact answers 0% -> 100%" in text
+    assert str(learned.folder) in text
+
+
+def test_in_a_notebook_text_is_no_markup(learned):
+    pair = {**learned.pairs[0], "after": "<script>alert(1)</script>"}
+    record = {**learned.record, "answers": {**learned.record["answers"], "pairs": [pair]}}
+    html = Result(learned.folder, record)._repr_html_()
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "src=" not in html
+    assert "href=" not in html
+
+
+def test_a_tenth_is_held_out_where_nothing_is_said(model, tmp_path):
+    result = train(model, ROWS, tmp_path / "tenth", **{**OPTIONS, "steps": 1})
+    assert (result.record["data"]["rows"], result.record["held_out"]["rows"]) == (16, 4)
+    assert result.record["answers"]["rows"] == 4
+    everything = train(model, ROWS, tmp_path / "all", "none", **{**OPTIONS, "steps": 1})
+    assert (everything.record["data"]["rows"], everything.record["held_out"]) == (20, None)
+    assert (everything.loss_after, everything.exact_after, everything.pairs) == (None, None, [])
+
+
+def test_files_give_what_rows_give(model, learned, tmp_path):
+    for name, rows in (("rows", ROWS), ("held", HELD)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = train(model, tmp_path / "rows.jsonl", tmp_path / "out", str(tmp_path / "held.jsonl"), **OPTIONS)
+    assert (again.folder / "adapter.gguf").read_bytes() == (learned.folder / "adapter.gguf").read_bytes()
+    assert again.record["answers"] == learned.record["answers"]
+
+
+def test_answers_may_be_left_out(model, tmp_path):
+    result = train(model, ROWS, tmp_path / "out", HELD, answers=False, **{**OPTIONS, "steps": 1})
+    assert "answers" not in result.record
+    assert result.exact_after is None
+
+
+def test_stopped_while_answering_the_adapter_stays(model, tmp_path):
+    events = []
+    result = train(model, ROWS, tmp_path / "out", HELD, on_event=lambda e: events.append(e["event"]),
+                   should_stop=lambda: "answers" in events, **{**OPTIONS, "steps": 1})
+    assert events[-1] == "answers_missing"
+    assert result.record["answers"] is None
+    assert result.record["answers_missing"] == "answers were not compared: they were stopped"
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "done"
+    assert (tmp_path / "out" / "adapter.gguf").exists()
+
+
+def test_a_small_budget_is_kept_and_said(model, learned):
+    from edgetune.formats.bundle import open_bundle
+    from edgetune.runs.answers import Exam
+    from edgetune.training.config import TrainConfig
+    exam = Exam(open_bundle(model).gguf, learned.folder, None, HELD, 64, TrainConfig(memory="40M"))
+    with pytest.raises(EdgetuneError, match=r"llama.cpp would need up to .* MiB, the budget is 40 MiB"):
+        compare(exam, lambda _: None, lambda: False)
+
+
+def test_what_llama_cpp_needs_is_within_what_is_counted(smollm2):
+    """In a new process, with answers to as many questions as are answered together."""
+    program = f"""
+from edgetune.formats.bundle import open_bundle
+from edgetune.machine import device
+from edgetune.serving.llama import LlamaModel
+base = open_bundle({str(smollm2)!r}).gguf
+import numpy
+before = device.rss()
+with LlamaModel(base, context=1024, threads=2) as served:
+    for _ in served.complete([f"{{i}} " + "word " * 30 for i in range(16)], 2):
+        pass
+print(device.peak_rss() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    from edgetune.formats.gguf import open_gguf
+    counted = memory_needed(open_gguf(smollm2), 1024)
+    assert 0.4 * counted < int(done.stdout) < counted
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def answered(*rights):
+    return [Answer("<prompt>", "yes", "yes" if right else "no", bool(right), True, f"q{i}")
+            for i, right in enumerate(rights)]
+
+
+def test_pairs_that_changed_come_first():
+    found = summary(answered(0, 0, 1, 1, 0), answered(0, 0, 1, 0, 1))
+    assert [pair["prompt"] for pair in found["pairs"]] == ["q3", "q4", "q0"]
+    assert (found["rows"], found["before"], found["after"], found["wins"], found["losses"]) == (5, 0.4, 0.4, 1, 1)
+
+
+@pytest.mark.parametrize(("before", "after", "kind", "words"), [
+    ([0] * 6, [1] * 5 + [0], "learned", "Learned. 5 of 6 held-out rows are answered exactly, 0 before."),
+    ([1] * 6, [1] * 5 + [0], "learned", "Learned. 5 of 6 held-out rows are answered exactly, fewer than the 6 before."),
+    ([1] * 6, [0] * 6, "worse", "Worse than before, although the held-out loss fell: 0 of 6 held-out rows are answered "
+     "exactly, fewer than the 6 before; lower --lr or --epochs, and look at the rows with edgetune data check."),
+])
+def test_fewer_exact_answers_are_said_and_clearly_fewer_are_worse(before, after, kind, words):
+    verdict = {"kind": "learned", "sentence": "Learned.", "step": 4}
+    found = complete(verdict, summary(answered(*before), answered(*after)))
+    assert found == {"kind": kind, "sentence": words, "step": 4}
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"rnak": 8}, "'rnak' is no option; did you mean rank"),
+    ({"eval": "none", "patience": 2}, "patience is 2, and no rows are held out"),
+])
+def test_what_cannot_be_is_said_before_a_row_is_read(model, tmp_path, change, words):
+    with pytest.raises(UsageError, match=words):
+        train(model, "missing.jsonl", tmp_path / "out", **change)
