@@ -49,7 +49,7 @@ class Commands(click.Group):
     """Commands in the order in which people need them; errors are one sentence on stderr."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return ["demo", "compress", "train", "plan", "eval", "compare", "generate", "chat", "daemon", "service",
+        return ["demo", "compress", "data", "train", "plan", "eval", "compare", "generate", "chat", "daemon", "service",
                 "status", "jobs", "adapters", "feedback", "export", "import", "merge", "info", "device", "doctor",
                 "bench"]
 

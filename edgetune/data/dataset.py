@@ -213,14 +213,14 @@ class _RowReader:
         if self.kind in ("", "text") and self.kind != shape:
             self.kind = shape
             self.first = where
-        fitting = _fitting(made, self.max_length, self.overflow)
+        fitted = fitting(made, self.max_length, self.overflow)
         return _TokenizedRow(
-            row, [fit for _, fit in fitting], groups=max((whole.group for whole in made), default=0),
-            truncated=sum(whole.tokens.size > self.max_length for whole, _ in fitting),
-            skipped=max(len(made), 1) - len(fitting))  # a row whose answers all have weight 0 makes none
+            row, [fit for _, fit in fitted], groups=max((whole.group for whole in made), default=0),
+            truncated=sum(whole.tokens.size > self.max_length for whole, _ in fitted),
+            skipped=max(len(made), 1) - len(fitted))  # a row whose answers all have weight 0 makes none
 
 
-def _fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:
+def fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:
     """(a row's example, what can be learned of it); all of a group or none of it."""
     fits = [(whole, _fit(whole, max_length, overflow)) for whole in made]
     lost = {whole.group for whole, fit in fits if fit is None and whole.group}

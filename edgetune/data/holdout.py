@@ -34,10 +34,15 @@ def held_out_indices(rows: Sequence[Row]) -> set[int]:
     """The indices of the held-out rows: of the questions with the lowest digests, at most `held_out_count(len(rows))`
     rows. A question that more rows ask than may still be held out is learned. Empty where all rows ask the same.
     """
+    return indices_by_name([name_of_question(row) for row in rows])
+
+
+def indices_by_name(names: Sequence[str]) -> set[int]:
+    """The same of rows whose questions have these names (`name_of_question`)."""
     asking: dict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        asking[hashlib.sha256(canonical(question_of(row)).encode()).hexdigest()].append(i)
-    left = held_out_count(len(rows))
+    for i, name in enumerate(names):
+        asking[name].append(i)
+    left = held_out_count(len(names))
     chosen: set[int] = set()
     for name in sorted(asking):
         if len(asking[name]) <= left:
@@ -51,6 +56,11 @@ def divide(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     chosen = held_out_indices(rows)
     learned = [row for i, row in enumerate(rows) if i not in chosen]
     return learned, [rows[i] for i in sorted(chosen)]
+
+
+def name_of_question(row: Row) -> str:
+    """64 hexadecimal digits, equal for rows that ask the same. Raises DataError for what JSON cannot hold."""
+    return hashlib.sha256(canonical(question_of(row)).encode()).hexdigest()
 
 
 def question_of(row: Row) -> Any:

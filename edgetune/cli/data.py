@@ -1,0 +1,146 @@
+"""data check."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import UsageError
+from ..training.config import FILE_OPTIONS
+from .app import cli, command, config_options, explicit, out, show
+from .objective import ObjectiveCommand, take_objective
+
+if TYPE_CHECKING:
+    from ..data.check import Finding
+    from ..data.facts import Inspection, Part, Tokens
+
+TOKENIZING = ("max_length", "overflow", "system", "markup")  # options that need a model
+SAMPLE = 1500  # characters of the row that is shown
+
+
+@cli.group("data")
+def data() -> None:
+    """Look at rows before training on them."""
+
+
+@command("check", click.argument("data", type=click.Path(path_type=Path)),
+         click.argument("model", type=click.Path(path_type=Path), required=False),
+         click.option("--eval", "held_out", type=click.Path(path_type=Path), metavar="DATA",
+                      help="Held-out rows, none of which may ask what DATA teaches."),
+         config_options(*TOKENIZING, *FILE_OPTIONS), group=data, cls=ObjectiveCommand)
+def data_check(data: Path, model: Path | None, held_out: Path | None, max_length: int, overflow: str, system: str,
+               markup: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
+    """Say what may keep training on DATA from working, with the lines.
+
+    That is: rows that cannot be used, empty answers, repeats, questions with several answers, answers that are no JSON
+    among JSON, of quite another length, or asked in the held-out rows too. With MODEL (a GGUF or a bundle) rows are
+    tokenized as for training: how long they are, what is cut, and one as the model sees it. Exits with 1 if training
+    would fail or be of no use. Whether answers are right cannot be seen in rows.
+    """
+    from ..data.check import findings
+    from ..data.facts import Tokens, inspect
+    from ..data.files import read_rows
+    from ..data.formats import Columns
+    parser = take_objective(options).rows
+    given = {"max_length": max_length, "overflow": overflow, "system": system, "markup": markup}
+    if model is None and (named := list(explicit(given))):
+        raise UsageError(f"--{named[0].replace('_', '-')} is given without MODEL, and no row is tokenized",
+                         "name the model too, or leave it out")
+    columns = Columns(prompt_column, completion_column)
+    tokens = Tokens(tokenizer_of(model, markup), max_length, system or None, overflow) if model else None
+    found = [inspect(path.name, read_rows(path, hashlib.sha256()), tokens, parser, columns)
+             for path in (data, held_out) if path]
+    problems = findings(found[0], found[1] if held_out else None, tokens)
+    facts = [facts_of(each) for each in found]
+    result = {"data": facts[0], "held_out": facts[1] if held_out else None, "max_length": max_length if model else None,
+              "held_out_by_default": None if held_out else found[0].held_out(),
+              "findings": [asdict(finding) for finding in problems],
+              "sample": [asdict(part) for part in found[0].sample]}
+    show(as_json, result, *described(found, tokens), *(sentence(finding) for finding in problems),
+         *([] if problems else ["nothing was found that would keep training from working"]), *sample_lines(found[0]))
+    sys.exit(1 if any(finding.fatal for finding in problems) else 0)
+
+
+def tokenizer_of(model: Path, markup: str) -> Any:
+    from ..formats.bundle import open_bundle
+    from ..llamacpp.tokenizer import Tokenizer
+    tokenizer = Tokenizer(open_bundle(model).gguf)
+    tokenizer.markup = markup
+    return tokenizer
+
+
+def facts_of(found: Inspection) -> dict[str, Any]:
+    return {"name": found.name, "rows": found.count, "shape": shape_of(found), "usable": len(found.rows),
+            "tokens": spread(found.lengths), "cut": sum(row.is_cut for row in found.rows),
+            "left_out": sum(row.is_lost for row in found.rows)}
+
+
+def shape_of(found: Inspection) -> str:
+    """The shape of all rows, or the first that is not text."""
+    shapes = {row.shape: None for row in found.rows}
+    return next((shape for shape in shapes if shape != "text"), next(iter(shapes), ""))
+
+
+def spread(lengths: list[int]) -> dict[str, int] | None:
+    from ..data.check import quantile
+    if not lengths:
+        return None
+    return {"min": lengths[0], "median": quantile(lengths, 0.5), "p95": quantile(lengths, 0.95), "max": lengths[-1]}
+
+
+def described(found: list[Inspection], tokens: Tokens | None) -> list[str | Table]:
+    """What the files are, a line each, and how long their rows."""
+    from ..console import table
+    from ..data.check import SHAPES
+    lines: list[str | Table] = []
+    for each in found:
+        shape = shape_of(each)
+        lines.append(f"{each.name}: {each.count} rows" + (f" of {SHAPES.get(shape, shape)}" if shape else ""))
+    if len(found) == 1 and (count := found[0].held_out()):
+        lines.append(f"held out by default: {count} of them")
+    lengths = [(each.name, spread(each.lengths)) for each in found]
+    if tokens:
+        cells = [[name, *(str(n) for n in of_one.values())] for name, of_one in lengths if of_one]
+        lines += ["", table("", ["tokens in a row", "least", "median", "95 %", "most"], cells, (1, 2, 3, 4)), ""]
+    return lines
+
+
+def sentence(finding: Finding) -> Text:
+    word, style = ("error: ", "bold red") if finding.fatal else ("note: ", "yellow")
+    return Text.assemble((word, style), escaped(str(finding)))
+
+
+def sample_lines(found: Inspection) -> list[str | Text]:
+    """A row as the model sees it. What is learned is in colour on a terminal, else in brackets."""
+    if not found.sample:
+        return []
+    how = "in colour" if out.is_terminal else "in [brackets]"
+    text = Text()
+    for part in shortened(found.sample):
+        shown = escaped(part.text)
+        if out.is_terminal:
+            text.append(shown, "bold green" if part.learned else "")
+        else:
+            text.append(f"[{shown}]" if part.learned else shown)
+    return ["", f"line {found.sample_line} as the model sees it, {how} what is learned:", text]
+
+
+def shortened(parts: list[Part]) -> list[Part]:
+    """The parts with at most SAMPLE characters: of a long one its start and its end."""
+    from ..data.facts import Part
+    room = max(SAMPLE // len(parts), 40)
+    return [part if len(part.text) <= room else Part(f"{part.text[:room // 2]} ... {part.text[-room // 2:]}",
+                                                     part.learned) for part in parts[:SAMPLE // 40]]
+
+
+def escaped(text: str) -> str:
+    """Without what a terminal would obey, but for the ends of lines."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode("ascii")
+                   for letter in text)

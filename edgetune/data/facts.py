@@ -1,0 +1,158 @@
+"""Facts of the rows of a file, read without stopping at one that cannot be used; `check` says what they mean.
+
+Of a row its digests, lengths and place are kept, not the row, so that a file of any size can be checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DataError
+from ..llamacpp.tokenizer import Tokenizer
+from . import rows as supervised_rows
+from .dataset import fitting
+from .formats import BY_KEYS, Columns, recognised
+from .holdout import canonical, indices_by_name, name_of_question
+from .packing import Example, is_supervised
+from .rows import Row, RowParser, check_row
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How rows are tokenized; the fields are those of `dataset.load`."""
+
+    tokenizer: Tokenizer
+    max_length: int
+    system: str | None = None
+    overflow: str = "truncate"
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """A row that can be used: where it is, and digests of what it says. `letters` is its answer's length."""
+
+    line: int
+    shape: str
+    digest: str
+    question: str
+    answer: str | None  # digest; None where a row has no answer of text
+    letters: int = 0
+    is_json: bool = False
+    tokens: tuple[int, ...] = ()  # of its examples, at full length
+    is_cut: bool = False  # to max_length
+    is_lost: bool = False  # nothing to learn is left within max_length
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a tokenized row; whether its tokens are supervised."""
+
+    text: str
+    learned: bool
+
+
+@dataclass
+class Inspection:
+    """A file's rows. `refused`: (line, error) of those that cannot be used; `empty`: (line, error) of those that say
+    nothing; `sample`: the first usable row as the model sees it.
+    """
+
+    name: str
+    rows: list[RowFacts] = field(default_factory=list)
+    refused: list[tuple[int, DataError]] = field(default_factory=list)
+    empty: list[tuple[int, DataError]] = field(default_factory=list)
+    sample: list[Part] = field(default_factory=list)
+    sample_line: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) + len(self.refused) + len(self.empty)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of all examples, ascending; empty without a tokenizer."""
+        return sorted(n for row in self.rows for n in row.tokens)
+
+    def held_out(self) -> int:
+        """How many rows are held out where no file is named."""
+        return len(indices_by_name([row.question for row in self.rows if not row.is_lost]))
+
+
+def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: Tokens | None = None,
+            parser: RowParser = supervised_rows, columns: Columns = BY_KEYS) -> Inspection:
+    """rows: (line, row), as `files.read_rows` gives them. Raises nothing that it does not raise."""
+    found = Inspection(name)
+    for line, given in rows:
+        try:
+            row = recognised(given, [parser], columns)
+            shape = parser.shape_of(row)
+            if parser is supervised_rows:
+                check_row(row)
+        except DataError as error:
+            found.refused.append((line, error))
+            continue
+        try:
+            parser.check_learnable(row)
+        except DataError as error:
+            found.empty.append((line, error))
+            continue
+        try:
+            found.rows.append(_facts(line, row, shape, tokens, parser, found))
+        except DataError as error:
+            found.refused.append((line, error))
+    return found
+
+
+def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowParser, found: Inspection) -> RowFacts:
+    answer = answer_of(row)
+    said: dict[str, Any] = {"answer": None}
+    if answer is not None:
+        said = {"answer": _digest(answer), "letters": len(answer), "is_json": _is_json(answer)}
+    if tokens is not None:
+        made = list(parser.examples_of(row, shape, tokens.tokenizer, tokens.system, tokens.max_length))
+        kept = fitting(made, tokens.max_length, tokens.overflow)
+        said |= {"tokens": tuple(whole.tokens.size for whole in made), "is_lost": not kept,
+                 "is_cut": any(whole.tokens.size > tokens.max_length for whole, _ in kept)}
+        if kept and not found.sample:
+            found.sample = parts_of(kept[0][1], tokens.tokenizer)
+            found.sample_line = line
+    return RowFacts(line, shape, _digest(canonical(row)), name_of_question(row), **said)
+
+
+def answer_of(row: Row) -> str | None:
+    """The text of a row's last answer."""
+    if isinstance(row, str):
+        return None
+    if isinstance(row.get("completion"), str):
+        return str(row["completion"])
+    answers = [message for message in row.get("messages", ()) if message.get("role") == "assistant"]
+    content = answers[-1].get("content") if answers else None
+    return content if isinstance(content, str) else None
+
+
+def parts_of(example: Example, tokenizer: Tokenizer) -> list[Part]:
+    """The text of an example, divided where supervision begins and ends."""
+    learned = is_supervised(example.weights)
+    parts = []
+    begin = 0
+    for end in range(1, learned.size + 1):
+        if end == learned.size or learned[end] != learned[begin]:
+            parts.append(Part(tokenizer.decode(example.tokens[begin:end].tolist()), bool(learned[begin])))
+            begin = end
+    return parts
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _is_json(text: str) -> bool:
+    """Whether it is an object or a list; a bare number or word is as well plain text."""
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False

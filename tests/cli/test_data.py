@@ -1,0 +1,71 @@
+"""edgetune data check, as a user types it."""
+
+import json
+
+import pytest
+from commands import run
+
+ROWS = [{"question": f"turn on lamp {i}", "answer": json.dumps({"lamp": i})} for i in range(30)]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return written(tmp_path / "rows.jsonl", ROWS)
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_good_rows(rows, tiny_llama):
+    printed = run("data", "check", rows, tiny_llama)
+    assert printed.startswith("rows.jsonl: 30 rows of prompt and completion\nheld out by default: 4 of them\n")
+    assert "nothing was found that would keep training from working" in printed
+    assert 'assistant\n[{"lamp": 0}<|im_end|>]\n' in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
+
+
+def test_rows_that_training_refuses(rows, tmp_path, tiny_llama):
+    bad = written(tmp_path / "bad.jsonl", [*ROWS, {"question": "lamp", "answer": ""}])
+    printed = run("data", "check", bad, code=1)
+    assert ("error: 1 row of bad.jsonl cannot be used: the completion is empty (line 31); write it, or remove the row"
+            in printed)
+    found = json.loads(run("data", "check", bad, tiny_llama, "--eval", rows, "--json", code=1))
+    assert [finding["kind"] for finding in found["findings"]] == ["empty", "overlap"]
+    assert (found["data"]["rows"], found["data"]["usable"], found["held_out"]["rows"]) == (31, 30, 30)
+    assert found["data"]["tokens"]["min"] <= found["data"]["tokens"]["median"] <= found["data"]["tokens"]["max"]
+    assert [part["text"] for part in found["sample"] if part["learned"]] == ['{"lamp": 0}<|im_end|>']
+
+
+def test_what_only_a_person_can_judge_is_a_note(tmp_path):
+    printed = run("data", "check", written(tmp_path / "rows.jsonl", [*ROWS, ROWS[0]]))
+    assert "note: 1 row repeats an earlier one (line 31)" in printed
+
+
+def test_a_terminal_is_not_obeyed(tmp_path, tiny_llama):
+    rows = [{"prompt": f"\x1b[31m {i}", "completion": "\x07on"} for i in range(30)]
+    printed = run("data", "check", written(tmp_path / "rows.jsonl", rows), tiny_llama)
+    assert "\\x1b[31m 0" in printed
+    assert not {"\x1b", "\x07"} & set(printed)
+
+
+def test_columns_of_a_table(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("Frage;Antwort\n" + "".join(f"Lampe {i};an {i}\n" for i in range(30)))
+    assert "error: 30 rows of rows.csv cannot be used" in run("data", "check", path, code=1)
+    assert "30 rows of prompt" in run("data", "check", path, "--prompt-column", "Frage", "--completion-column",
+                                      "Antwort")
+
+
+def test_options_without_a_model_are_refused(rows):
+    assert "without MODEL" in str(run_error("data", "check", rows, "--max-length", 9))
+
+
+def run_error(*args):
+    from click.testing import CliRunner
+
+    from edgetune.cli import cli
+    done = CliRunner().invoke(cli, [str(arg) for arg in args])
+    assert done.exit_code == 2
+    return done.output
