@@ -2,17 +2,22 @@
 
 The library an app embeds:
 
+    train          rows in, an adapter and a verdict out: what `edgetune train` does
+    Result         what came of it
     Trainer        open a model, add examples, step(), loss(), pairs
-    run            a whole run on disk: adapter, metrics, checkpoint, resume
+    run            a whole run on disk of rows that are tokens already
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
     EdgetuneError  what a user can cause; edgetune.errors has its kinds
+
+>>> import edgetune
+>>> result = edgetune.train("model.gguf", "rows.jsonl", "my-adapter", progress=True)
+>>> print(result)  # the verdict; loss and exact answers on held-out rows before and after
 
 Names are imported when first used, so that `import edgetune` costs little on a small board.
 """
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +28,12 @@ _HOME = {
     "Bundle": "formats.bundle", "open_bundle": "formats.bundle", "Tokenizer": "llamacpp.tokenizer",
     "load": "data.dataset", "load_rows": "data.dataset", "Trainer": "training.trainer",
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
-    "Served": "serving.llama:LlamaModel",
+    "Served": "serving.llama:LlamaModel", "train": "runs.train", "Result": "runs.result",
 }
+__all__ = [
+    "Bundle", "EdgetuneError", "Result", "Served", "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__",
+    "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "run", "train",
+]
 
 if TYPE_CHECKING:
     from .adapters.store import open_adapter as open_adapter
@@ -35,7 +44,9 @@ if TYPE_CHECKING:
     from .formats.bundle import open_bundle as open_bundle
     from .formats.gguf import open_gguf as open_gguf
     from .llamacpp.tokenizer import Tokenizer as Tokenizer
-    from .serving.llama import LlamaModel as Served  # noqa: F401  its public name
+    from .runs.result import Result as Result
+    from .runs.train import train as train
+    from .serving.llama import LlamaModel as Served
     from .training.config import TrainConfig as TrainConfig
     from .training.run import run as run
     from .training.trainer import StepResult as StepResult
@@ -50,11 +61,7 @@ if not TYPE_CHECKING:  # a checker takes the names above
             return getattr(import_module(f".{module}", __name__), renamed or name)
         if name == "errors":
             return import_module(".errors", __name__)
-        if name == "train":  # the module of runs, which this docstring named first
-            warnings.warn("edgetune.train is now edgetune.run, and will be removed in the next version",
-                          DeprecationWarning, stacklevel=2)
-            return import_module(f".{_HOME['run']}", __name__)
         raise AttributeError(f"module 'edgetune' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted([*_HOME, "errors", "__version__"])
+        return sorted([*__all__, "errors"])

@@ -2,6 +2,7 @@
 generated pages are current."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -19,19 +20,44 @@ PAGES = {path.name: path.read_text("utf-8") for path in [ROOT / "README.md", *so
 WRITTEN = {name: text for name, text in PAGES.items() if "docs/generate.py; `make docs`" not in text}
 
 
-@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "```python" in text])
-def test_programs_run(page, tmp_path):
-    write_tiny(tmp_path / "model.gguf", formats="Q8_0")
+def outputs(page, folder):
+    """What each program of a page prints."""
+    printed = []
     for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
         command = [sys.executable, "-W", "error", "-c", block]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout
-    assert (tmp_path / "lamp-adapter" / "adapter.gguf").exists()
+        printed.append(done.stdout)
+    assert (folder / "lamp-adapter" / "adapter.gguf").exists()
+    return printed
+
+
+def test_programs_run(tmp_path):
+    write_tiny(tmp_path / "model.gguf", formats="Q8_0")
+    assert len(outputs("library.md", tmp_path)) == 3
+
+
+def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
+    """A real model: some twenty seconds, for what a newcomer tries first."""
+    (tmp_path / "model.gguf").symlink_to(smollm2)
+    rows = [{"prompt": f"{verb} the {thing}", "completion": f'{{"device":"{thing}","action":"{action}"}}'}
+            for thing in ("lamp", "fan", "radio", "pump")
+            for verb, action in (("turn on", "on"), ("switch off", "off"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, steps = outputs("README.md", tmp_path)
+    assert "2 of 2 held-out rows are answered exactly, 0 before." in whole
+    answers = re.findall(r"^  before: (.*)\n  after: (.*)$", whole, re.M)
+    assert len(answers) == 2
+    assert all("device" not in before and json.loads(after)["action"] in ("on", "off") for before, after in answers)
+    before, after = steps.splitlines()[-2:]
+    assert before.startswith("before ")
+    assert "device" not in before
+    assert after == 'after {"device":"lamp","action":"on"}'
 
 
 def test_programs_are_in_readme_and_library():
-    assert {name for name, text in PAGES.items() if "```python" in text} >= {"README.md", "library.md"}
+    assert {name for name, text in PAGES.items() if "```python" in text} == {"README.md", "library.md"}
 
 
 def test_commands_exist():

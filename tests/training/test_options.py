@@ -43,18 +43,20 @@ def test_options_by_name_are_added_to_a_config(bundle):
 
 
 def test_a_type_checker_knows_every_option(tmp_path):
-    """TrainOptions spells what TrainConfig has; mypy refuses a misspelt one, also where Trainer is given it."""
+    """TrainOptions spells what TrainConfig has; mypy refuses a misspelt one, where Trainer or train is given it."""
     assert get_type_hints(TrainOptions) == {spec.name: get_type_hints(TrainConfig)[spec.name]
                                             for spec in fields(TrainConfig)}
     pytest.importorskip("mypy")
     cases = (("rank=8", ""), ("rnak=8", '"rnak" for "Trainer"'), ('rank="8"', '"str"; expected "int"'))
     for number, (option, error) in enumerate(cases):
         program = tmp_path / f"app{number}.py"  # mypy's cache takes a file of the same size and second for unchanged
-        program.write_text(f'import edgetune\nedgetune.Trainer("m.gguf", {option})\n')
+        program.write_text(f'import edgetune\nedgetune.Trainer("m.gguf", {option})\n'
+                           f'edgetune.train("m.gguf", "rows.jsonl", "out", {option})\n')
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(program)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (done.returncode != 0) == bool(error), done.stdout + done.stderr
         assert error in done.stdout
+        assert done.stdout.count("error:") == (2 if error else 0), done.stdout
 
 
 @pytest.mark.parametrize("options", [{"patience": 3}, {"eval_every": 10}])

@@ -1,0 +1,33 @@
+"""The package's face: its names, what a misspelt one says, and that importing it costs little."""
+
+import subprocess
+import sys
+
+import pytest
+
+import edgetune
+
+
+def test_every_public_name_is_there_and_listed():
+    assert set(edgetune.__all__) <= set(dir(edgetune))
+    for name in edgetune.__all__:
+        assert getattr(edgetune, name) is not None
+    assert issubclass(edgetune.errors.UsageError, edgetune.EdgetuneError)
+
+
+def test_names_are_told_from_a_docstring_that_names_them():
+    for name in ("train", "Result", "Trainer", "run", "Served", "EdgetuneError"):
+        assert f"\n    {name} " in edgetune.__doc__
+        assert name in edgetune.__all__
+
+
+def test_a_misspelt_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'trian'"):
+        edgetune.trian  # noqa: B018
+
+
+def test_importing_it_loads_no_library():
+    program = "import edgetune, sys; dir(edgetune); print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    for library in ("numpy", "llama_cpp", "gguf", "jinja2", "rich", "click"):
+        assert f"'{library}'" not in loaded
