@@ -32,7 +32,7 @@ FLOORS = [
 INSIDE = {
     "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "peft"]],
     "backends": [["base"], ["arena", "cpu"]],
-    "bench": [["generate", "ops"], ["kernels", "train"]],
+    "bench": [["generate", "ops"], ["kernels", "train"], ["steps"]],
     "cli": [["app", "graded", "info"], ["objective", "sweep"],
            ["answer", "bench", "compress", "daemon", "data", "demo", "learn"], ["compare", "files", "plan"], ["remote"],
            ["feedback", "status"]],
@@ -52,7 +52,7 @@ INSIDE = {
     "runs": [["answers", "events", "result"], ["history", "tables", "train"], ["sweep"]],
     "serving": [["completion", "kv_cache", "model"], ["llama", "onnx"], ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "passes", "state", "verdict"], ["length", "optim"],
-                ["plan"], ["trainer"], ["resume", "throttle"], ["run"]],
+                ["forecast", "plan"], ["trainer"], ["resume", "throttle"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

@@ -1,4 +1,4 @@
-"""plan."""
+"""plan: whether a training fits, what it will do and how long that takes; then what it holds."""
 
 from __future__ import annotations
 
@@ -6,122 +6,200 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
+from ..errors import EdgetuneError, UsageError
 from ..training.config import TrainConfig
-from .app import MODEL, command, out, show, train_options
+from .app import MODEL, command, show, train_options
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
+    from ..data.dataset import Dataset
+    from ..formats.bundle import Bundle
+    from ..machine.device import Profile
+    from ..models.base import Structure
     from ..objectives.base import Objective
+    from ..training.forecast import Forecast
+    from ..training.plan import Plan
+
+NONE = "none"  # as --eval: no rows are held out
+UNITS = (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
 
 
 @command("plan", MODEL,
          click.option("--data", type=click.Path(path_type=Path),
-                      help="Rows to train on: buffers are sized for them, and the time that they take is predicted."),
+                      help="Rows to train on: memory, steps and time are those of a run over them."),
+         click.option("--eval", "held_out", metavar="FILE|none",
+                      help="Held-out rows, as train has them; none: all rows are learned [a tenth of DATA]."),
+         click.option("--measure/--no-measure", default=True, show_default=True,
+                      help="Measure two steps where no speed is known."),
          click.option("--speed", type=click.Path(path_type=Path),
                       help="What edgetune bench train --save FILE wrote [what --save alone left for this device]."),
          click.option("--device", metavar="NAME", help="Plan for such a board, the one with the least memory, as "
                       "edgetune device lists them [this machine]."),
+         click.option("--buffers", is_flag=True, help="Also list every buffer, and what the memory is made of."),
          train_options, cls=ObjectiveCommand)
-def plan_command(model: Path, data: Path | None, speed: Path | None, device: str | None, as_json: bool,
-                 **options: Any) -> None:
-    """Print every buffer that training MODEL would hold, what was traded for --memory, and what to expect.
+def plan_command(model: Path, data: Path | None, held_out: str | None, measure: bool, speed: Path | None,
+                 device: str | None, buffers: bool, as_json: bool, **options: Any) -> None:
+    """Say whether training MODEL fits the memory, in how many steps and how long it trains, and what is traded.
 
-    A buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the head; these two
-    share one place. Without --data rows are taken to be max-length long.
+    Without --data rows are taken to be max-length long. Where no speed is known for this device and these options, two
+    steps are measured, within --memory.
+
+    --buffers: a buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the
+    head; these two share one place.
     """
-    from ..console import mib, plan_lines, table
+    from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
+    from ..console import checkpoint_line, plan_lines
     from ..data.packing import lengths_of
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named
     from ..models.networks import open_network
-    from ..training.length import epochs_of, units_of
+    from ..training.forecast import forecast
     from ..training.run import disk_writes
     from ..training.trainer import make_plan
     objective = take_objective(options)
     config = TrainConfig(**options).check()
+    if held_out and not data:
+        raise UsageError("--eval is given without --data", "name the rows to train on, too")
     board = board_named(device, options["memory"]) if device else None
-    bundle, rows, _ = (load_for_training(model, data, None, config, out if not as_json else None, objective) if data
-                       else (open_bundle(model), None, None))
-    lengths = lengths_of(rows.examples) if rows else []
+    bundle = open_bundle(model)
+    rows, held = load_rows(bundle, data, held_out, config, objective) if data else (None, None)
+    examples = [example for found in (rows, held) if found for example in found.examples]
     network = open_network(bundle.gguf)
-    plan = make_plan(network, config, lengths=lengths, board=board)
+    plan = make_plan(network, config, lengths=lengths_of(examples), board=board)
+    work = forecast(config, rows, held, plan.run.max_length)
+    predicted = known_speed(network.structure, plan, speed, board)
+    why_not = ""
+    if predicted is None and measure and board is None:
+        predicted, why_not = measured_speed(bundle, config, plan, objective, rows, as_json)
     if rows is None:
         Tokenizer(bundle.gguf).close()  # llama.cpp may refuse the vocabulary; after the plan, which counts memory
-    tokens = (rows.tokens * epochs_of(config, len(units_of(rows.examples, config))) if rows else
-              config.steps * config.batch_size * plan.run.max_length)
-    predicted = expect(network.structure, plan, speed, board, config.batch_size, tokens)
-    buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
-    disk = disk_writes(plan, config, held_out=True)
-    show(as_json, plan.to_json() | {"predicted": predicted, "disk": disk},
-         table("", ["buffer", "shape", "type", "lifetime", "size"], buffers, (4,)), "",
-         table("", ["", ""], [*totals(plan), *wear_rows(disk)], (1,)), *plan_lines(plan.to_json()),
-         *expected_lines(predicted))
+    if predicted is not None:
+        rate = predicted["tokens_per_s"]
+        predicted |= {"step_s": config.batch_size * plan.run.max_length / rate,
+                      "seconds": work.seconds(network.structure, plan.run, rate)}
+    disk = disk_writes(plan, config, held_out=held is not None or data is None)
+    facts = {"fits": True, "rows": work.rows, "held_out_rows": work.held_out, "steps": work.steps,
+             "measurements": work.measurements, "predicted": predicted, "disk": disk}
+    lines: list[Any] = [answer(plan, work, predicted, device), *plan_lines(plan.to_json()),
+                        *row_lines(work, rows, held, held_out), *speed_lines(predicted, why_not), checkpoint_line(disk)]
+    show(as_json, plan.to_json() | facts, *lines, *(buffer_tables(plan) if buffers else ()))
 
 
-def load_for_training(model: Path, data: Path, held_out: Path | None, config: TrainConfig,
-                      console: Console | None, objective: Objective) -> tuple[Any, Any, Any]:
-    from ..console import note, say
+def load_rows(bundle: Bundle, data: Path, held_out: str | None, config: TrainConfig,
+              objective: Objective) -> tuple[Dataset | None, Dataset | None]:
+    """The rows that train would learn, and those that it would hold out."""
     from ..data import loader
-    from ..formats.bundle import open_bundle
-    bundle = open_bundle(model)
-    sets = loader.load(bundle.gguf.path, (data, held_out), config, parser=objective.rows)
-    for path, rows in zip((data, held_out), sets, strict=True):
-        if console and rows and (rows.truncated or rows.skipped):
-            say(console, note(f"{path}: {rows.truncated} rows cut to {config.max_length} tokens, {rows.skipped} left "
-                              "out"))
-    return bundle, sets[0], sets[1]
+    config.check_held_out(held_out != NONE)
+    paths = (data, None if held_out in (None, NONE) else Path(held_out))
+    rows, held = loader.load(bundle.gguf.path, paths, config, objective.rows, hold_out=held_out != NONE)
+    return rows, held
 
 
-def totals(plan: Any) -> list[list[str]]:
-    from ..console import mib
-    weights = "weights, mapped" + (" (at most)" if plan.tradeoffs.streamed else "")
-    rows = [["arena", mib(plan.arena_bytes)], [weights, mib(plan.weight_bytes)],
-            ["interpreter, libraries, data", mib(plan.to_json()["process_bytes"])]]
-    if plan.limits.before == plan.peak_bytes:
-        rows.append(["before training (tokenising)", mib(plan.limits.before)])
-    return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.limits.asked}", mib(plan.limits.budget)]]
+# ---- speed -----------------------------------------------------------------------------------------------------------
 
 
-def wear_rows(disk: dict[str, Any]) -> list[list[str]]:
-    """With --eval; without, a checkpoint never holds a best adapter beside the last."""
-    from ..console import mib
-    if disk["checkpoint_every"] in ("never", "0"):
-        return [["a checkpoint, on disk (at most)", mib(disk["checkpoint_bytes"])]]
-    return [["a checkpoint, on disk (at most)", mib(disk["checkpoint_bytes"])],
-            [f"written a day, checkpoint every {disk['checkpoint_every']} (at most)", mib(disk["bytes_per_day"])]]
-
-
-def expect(structure: Any, plan: Any, named: Path | None, board: Any, batch_size: int,
-           tokens: float) -> dict[str, Any] | None:
-    """Tokens a second, and seconds for a number of tokens (0: unknown), by what was measured here, else by the board's
-    profile; None: that does not say.
-    """
+def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Profile | None) -> dict[str, Any] | None:
+    """Tokens a second by what was measured here and kept, else by the board's profile; None: that does not say."""
     from ..machine.device import read_device
     from ..training.cost import profile_speed, read_speed, state_file, tokens_per_s
-    measured = named or (state_file() if board is None and state_file().exists() else None)
+    kept = named or (state_file() if board is None and state_file().exists() else None)
     profile = board or read_device().profile
-    speed = read_speed(measured) if measured else (
+    speed = read_speed(kept) if kept else (
         profile_speed(profile, plan.run, plan.run.max_tokens) if profile else None)
     if speed is None:
         return None
-    if measured and not named and (speed.precision, speed.threads) != (plan.run.precision, plan.run.threads):
+    if kept and not named and (speed.precision, speed.threads) != (plan.run.precision, plan.run.threads):
         return None
-    rate = tokens_per_s(structure, plan.run, speed, plan.read_bytes)
-    return {"tokens_per_s": rate, "step_s": batch_size * plan.run.max_length / rate,
-            "seconds": tokens / rate if tokens else None, "measured": measured is not None, "speed": vars(speed)}
+    return {"tokens_per_s": tokens_per_s(structure, plan.run, speed, plan.read_bytes), "measured": kept is not None,
+            "source": "saved" if kept else "profile", "speed": vars(speed)}
 
 
-def expected_lines(expected: dict[str, Any] | None) -> list[str]:
-    from ..console import duration
-    if expected is None:
-        return ["no speed is known for this: edgetune bench train MODEL --save measures it"]
-    speed = expected["speed"]
-    seconds = expected["seconds"]
-    in_all = f", {duration(seconds)} in all" if seconds else ""
-    source = "reached" if expected["measured"] else "has by its profile, nothing was measured,"
-    return [f"expected: {expected['tokens_per_s']:.0f} tokens/s{in_all}, as {speed['device']} {source} "
-            f"{speed['flops_per_s'] / 1e9:.0f} GFLOP/s ({speed['isa']}, {speed['precision']}, "
-            f"{speed['threads']} threads)"]
+def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, rows: Dataset | None,
+                   quiet: bool) -> tuple[dict[str, Any] | None, str]:
+    """What two steps reach, and "", or None and why they could not be made."""
+    from rich.console import Console
+
+    from ..bench import steps
+    from ..console import StepProgress
+    from ..data import rows as supervised_rows
+    if rows is None and objective.rows is not supervised_rows:
+        return None, "this objective is measured on rows: name them with --data"
+    try:
+        with StepProgress(Console(stderr=True), quiet=quiet) as progress:  # the answer is the first line of stdout
+            rate, speed = steps.run(bundle, config, plan, objective, rows.examples if rows else (),
+                                    lambda done: progress.step("measuring two steps", done, steps.STEPS))
+    except EdgetuneError as error:
+        return None, f"two steps could not be measured: {error}"
+    return {"tokens_per_s": rate, "measured": True, "source": "two steps", "speed": vars(speed)}, ""
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device: str | None) -> str:
+    """In a sentence: whether it fits, steps and time."""
+    from ..training.plan import MIB, mib
+    said = f"fits: {mib(plan.peak_bytes)} of {plan.limits.budget // MIB} MiB"
+    place = f"on {predicted['speed']['device']}" if predicted and device else "here"
+    if work.steps is not None:
+        said += f"; {'at most ' if work.stops_early else ''}{work.steps} steps"
+        said += f", about {about(predicted['seconds'])} {place}" if predicted else ""
+    elif predicted:
+        said += f"; {predicted['tokens_per_s']:.0f} tokens/s {place}"
+    return said
+
+
+def about(seconds: float) -> str:
+    """A time in the largest unit of which there are at least one and a half."""
+    for unit, size in UNITS:
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}s"
+    return "a second"
+
+
+def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_out: str | None) -> list[str]:
+    """How many rows are learned and held out, and what became of long ones."""
+    if rows is None:
+        return []
+    lines = [f"rows: {work.rows} to learn, none held out"]
+    if held is not None:
+        whose = "" if held_out else ", a tenth of the data"
+        early = "; training ends where their loss no longer falls" if work.stops_early else ""
+        lines = [f"rows: {work.rows} to learn, {work.held_out} held out{whose}, measured {work.measurements} "
+                 f"times{early}"]
+    found = [one for one in (rows, held) if one is not None]
+    cut = sum(one.truncated for one in found)
+    skipped = sum(one.skipped for one in found)
+    return [*lines, f"{cut} rows are cut to --max-length, {skipped} left out"] if cut or skipped else lines
+
+
+def speed_lines(predicted: dict[str, Any] | None, why_not: str) -> list[str]:
+    if predicted is None:
+        return [why_not or "no speed is known for this: edgetune bench train MODEL --save measures it"]
+    speed = predicted["speed"]
+    rate = f"{predicted['tokens_per_s']:.0f} tokens/s"
+    how = f"({speed['isa']}, {speed['precision']}, {speed['threads']} threads)"
+    if predicted["source"] == "two steps":
+        return [f"speed: {rate} in the second of two steps {how}; edgetune bench train MODEL --save measures more of "
+                "them, for all plans"]
+    source = "reached" if predicted["measured"] else "has by its profile, nothing was measured,"
+    return [f"speed: {rate}, as {speed['device']} {source} {speed['flops_per_s'] / 1e9:.0f} GFLOP/s {how}"]
+
+
+def buffer_tables(plan: Plan) -> list[Any]:
+    from ..console import mib, table
+    buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
+    return ["", table("", ["buffer", "shape", "type", "lifetime", "size"], buffers, (4,)), "",
+            table("", ["", ""], totals(plan), (1,))]
+
+
+def totals(plan: Plan) -> list[list[str]]:
+    from ..console import mib
+    weights = "weights, mapped" + (" (at most)" if plan.tradeoffs.streamed else "")
+    rows = [["arena", mib(plan.arena_bytes)], [weights, mib(plan.weight_bytes)],
+            ["interpreter, libraries, data", mib(plan.process_bytes)]]
+    if plan.limits.before == plan.peak_bytes:
+        rows.append(["before training (tokenising)", mib(plan.limits.before)])
+    return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.limits.asked}", mib(plan.limits.budget)]]

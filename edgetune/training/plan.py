@@ -88,14 +88,19 @@ class Plan:
         return self.sizes.read(self.tradeoffs.streamed, self.run.lowest)
 
     @property
+    def process_bytes(self) -> int:
+        """Neither arena nor weights: interpreter, libraries, data."""
+        return self.limits.process + GROWTH
+
+    @property
     def peak_bytes(self) -> int:
-        return max(self.limits.before, self.limits.process + GROWTH + self.weight_bytes + self.arena_bytes)
+        return max(self.limits.before, self.process_bytes + self.weight_bytes + self.arena_bytes)
 
     def to_json(self) -> dict[str, object]:
         rows = [{"name": b.name, "shape": list(b.shape), "dtype": b.dtype, "bytes": b.nbytes, "lifetime": b.lifetime}
                 for b in self.buffers]
         return {"buffers": rows, "arena_bytes": self.arena_bytes, "weight_bytes": self.weight_bytes,
-                "process_bytes": self.limits.process + GROWTH, "before_bytes": self.limits.before,
+                "process_bytes": self.process_bytes, "before_bytes": self.limits.before,
                 "peak_bytes": self.peak_bytes, "budget_bytes": self.limits.budget, "budget": self.limits.asked,
                 "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.tradeoffs)}
 
@@ -279,5 +284,6 @@ def _refusal(p: _Planner) -> UsageError:
         name = min(needs, key=lambda name: needs[name])
         if needs[name] < least - MIB:
             hint += f"; --{name.replace('_', '-')} {smaller[name]} would help most: {mib(needs[name]) + 1}M"
-    what = f"the budget is {mib(p.limits.budget)} MiB ({p.limits.asked}), training needs {mib(least)} MiB at least"
+    what = (f"this does not fit: training needs {mib(least)} MiB at least, the budget is {mib(p.limits.budget)} MiB "
+            f"({p.limits.asked})")
     return UsageError(what, hint)

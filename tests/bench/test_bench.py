@@ -148,14 +148,17 @@ def test_plan_refuses_another_speed(model, tmp_path):
 def test_saved_without_a_name_it_is_found_by_itself(model, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     plan = ["plan", model, *SMALL, "--max-length", 32, "--steps", 10]
-    assert "no speed is known" in run(*plan)
+    assert "no speed is known" in run(*plan, "--no-measure")
     made = run_json("bench", "train", model, "--length", 32, "--steps", 1, *SMALL, "--save")
     assert json.loads((tmp_path / "state" / "edgetune" / "speed.json").read_text()) == made
     found = run_json(*plan)["predicted"]
     assert found["tokens_per_s"] == pytest.approx(made["tokens_per_s"])
     assert found["seconds"] == pytest.approx(10 * made["step_s"])
     assert found["measured"] is True
-    assert run_json(*plan, "--precision", "exact")["predicted"] is None
+    assert found["source"] == "saved"
+    other = [*plan, "--precision", "exact"]  # than was measured
+    assert run_json(*other, "--no-measure")["predicted"] is None
+    assert run_json(*other)["predicted"]["source"] == "two steps"
 
 
 def test_plan_for_a_board(model, tmp_path, monkeypatch):

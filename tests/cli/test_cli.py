@@ -136,15 +136,13 @@ def test_merge_says_what_it_cost(place, adapter):
 
 
 def test_plan_info_doctor(place, adapter):
-    plan = run_json("plan", place / "model.gguf", *SMALL)
+    plan = run_json("plan", place / "model.gguf", *SMALL, "--no-measure")
     sums = {kind: sum(b["bytes"] for b in plan["buffers"] if b["lifetime"] == kind)
             for kind in ("run", "step", "block", "head")}
     least = sums["run"] + sums["step"] + max(sums["block"], sums["head"])
     assert least <= plan["arena_bytes"] < least + 8192
     assert set(sums) == {b["lifetime"] for b in plan["buffers"]}
     assert plan["disk"]["bytes_per_day"] > 288 * plan["disk"]["checkpoint_bytes"]
-    assert "written a day, checkpoint every 5m (at most)" in run("plan", place / "model.gguf", *SMALL)
-    assert "scratch" in run("plan", place / "model.gguf", *SMALL)
     facts = run_json("info", place / "model.gguf")
     assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "llama", True)
     assert run_json("info", adapter)["kind"] == "adapter"

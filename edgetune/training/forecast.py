@@ -1,0 +1,49 @@
+"""What a run will do, and how long that takes: steps and measurements by the options and the rows, time by a speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..data.dataset import Dataset
+from ..models.base import Structure
+from ..models.linear import RunShape
+from . import length
+from .config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """steps: None without rows, where no option says how many. tokens: those learned in all steps, every pass counted;
+    measurements: of the held-out loss; measured_tokens: in all of them. stops_early: whether a held-out loss that no
+    longer falls ends the run before.
+    """
+
+    rows: int
+    held_out: int
+    steps: int | None
+    tokens: float
+    measurements: int = 0
+    measured_tokens: int = 0
+    stops_early: bool = False
+
+    def seconds(self, structure: Structure, run: RunShape, tokens_per_s: float) -> float | None:
+        """At a speed of training. A measurement has no backward pass: it takes forward's share of FLOP."""
+        if self.steps is None:
+            return None
+        flops = structure.flops(run, [run.max_length])
+        return (self.tokens + self.measured_tokens * flops.forward / flops.total) / tokens_per_s
+
+
+def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None, longest: int) -> Forecast:
+    """Of a run over these rows; without any, of rows of `longest` tokens."""
+    if rows is None:
+        return Forecast(0, 0, config.steps or None, float(config.steps * config.batch_size * longest))
+    units = len(length.units_of(rows.examples, config))
+    steps = length.total_steps(config, units)
+    passes, rest = divmod(steps, length.steps_per_epoch(units, config.batch_size))
+    tokens = rows.tokens * (passes + min(1.0, rest * config.batch_size / units))
+    if held_out is None:
+        return Forecast(len(rows.examples), 0, steps, tokens)
+    times = 1 + -(-steps // length.eval_every(config, units))  # before the first step, and always after the last
+    return Forecast(len(rows.examples), len(held_out.examples), steps, tokens, times, times * held_out.tokens,
+                    length.patience(config) > 0)
