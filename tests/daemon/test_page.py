@@ -134,6 +134,21 @@ def test_an_answer_comes_and_its_thumb_and_its_correction_are_kept(page, url):
     assert kept[0]["learns"]
 
 
+def test_a_corrected_question_asked_again_is_answered_from_the_correction(page, url):
+    answer = ask(page, "which lamp?", longest=64)
+    answer.get_by_role("button", name="Correct it").click()
+    answer.get_by_label("What it should have answered").fill("the left one")
+    answer.get_by_role("button", name="Save correction").click()
+    expect(answer.locator(".said")).to_have_text("the left one")
+    page.get_by_role("button", name="New chat").click()
+    again = ask(page, "which lamp?", longest=64)
+    expect(again.locator(".said")).to_have_text("the left one")
+    expect(again).to_contain_text("from a correction")
+    again.get_by_role("button", name="Wrong answer").click()
+    expect(again).to_contain_text("Nothing to learn")
+    assert [note["state"] for note in get(url, "/v1/feedback")["data"][:2]] == ["counted", "withdrawn"]
+
+
 def test_what_was_corrected_is_what_the_next_question_follows(page):
     answer = ask(page, "one")
     answer.get_by_role("button", name="Correct it").click()
@@ -160,6 +175,80 @@ def test_a_request_that_is_refused_says_why_and_can_be_sent_again(page):
     expect(page.locator("#log .bad")).to_have_text(re.compile(r"\b4096\b.*\.$"))
     assert page.input_value("#text") == ("on and " * 4096).strip()
     assert page.locator("#log .user").count() == 0
+
+
+# ---- feedback --------------------------------------------------------------------------------------------------------
+
+
+def test_feedback_is_listed_edited_and_deleted(page, url):
+    given = {"messages": [{"role": "user", "content": f"Which {HOSTILE}?"}], "correction": f"the left\n{HOSTILE}"}
+    made = httpx.post(f"{url}/v1/feedback", json=given).raise_for_status().json()
+    path = f"/v1/feedback/{made['id']}"
+    page.click("#given summary")
+    card = page.locator("#feedback > li").first
+    expect(card).to_contain_text(f"Which {HOSTILE}?")
+    expect(card).to_contain_text(HOSTILE)
+    expect(card.locator(".badge")).to_have_text("judges" if made["held_out"] else "waits")
+    expect(card).to_contain_text(re.compile("held out|Waits to be learned"))
+    card.get_by_role("button", name="Edit").click()
+    box = card.get_by_label("What it should have answered")
+    expect(box).to_have_value(f"the left\n{HOSTILE}")
+    box.fill("   ")
+    card.get_by_role("button", name="Save correction").click()
+    expect(page.locator("#notice")).to_contain_text("The correction is empty")
+    box.fill("the right one")
+    card.get_by_role("button", name="Save correction").click()
+    expect(card).to_contain_text("the right one")
+    expect(card.locator("form")).to_have_count(0)
+    assert get(url, path)["answer"] == "the right one"
+    card.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Leave it").click()
+    assert get(url, path)["id"] == made["id"]
+    card.get_by_role("button", name="Delete").click()
+    page.locator("#sure").get_by_role("button", name="Delete").click()
+    until(lambda: httpx.get(url + path).status_code == 404)
+    expect(page.locator("#feedback")).not_to_contain_text("the right one")
+
+
+def test_more_feedback_is_shown_when_asked_for(page, url):
+    before = len(get(url, "/v1/feedback")["data"])
+    for i in range(25):
+        httpx.post(f"{url}/v1/feedback", json={"prompt": f"number {i}", "answer": "x", "rating": "down"})
+    page.click("#given summary")
+    expect(page.locator("#feedback > li")).to_have_count(20)
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator("#feedback > li")).to_have_count(min(before + 25, 40))
+    assert page.locator("#feedback > li").first.get_by_role("button", name="Edit").count() == 0  # nothing is learned
+
+
+def test_feedback_is_edited_on_a_phone_with_a_keyboard(browser, url):
+    given = {"prompt": "w" * 200 + " which?", "correction": "long " * 100}
+    made = httpx.post(f"{url}/v1/feedback", json=given).raise_for_status().json()
+    with opened(browser, url, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True) as page:
+        expect(page.locator("#health")).to_have_text("running")
+        page.locator("nav").get_by_role("button", name="Learning").tap()
+        page.locator("#given summary").focus()
+        page.keyboard.press("Enter")
+        card = page.locator("#feedback > li").first
+        edit = card.get_by_role("button", name="Edit")
+        expect(edit).to_be_visible()
+        page.keyboard.press("Tab")
+        expect(edit).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(card.get_by_label("What it should have answered")).to_be_focused()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        ratio, where = page.evaluate(CONTRAST)
+        assert ratio >= 4.5, where
+        page.keyboard.press("Escape")
+        expect(card.locator("form")).to_have_count(0)
+        expect(edit).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(card.get_by_label("What it should have answered")).to_be_focused()
+        page.keyboard.press("Control+a")
+        page.keyboard.type("short")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        until(lambda: get(url, f"/v1/feedback/{made['id']}")["answer"] == "short")
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
