@@ -88,7 +88,8 @@ def _job(job: dict[str, Any]) -> str:
     parts = [job["id"], job["status"]]
     progress = job.get("progress") or {}
     if progress.get("phase") == "judging":
-        parts.append("judging: the trained adapter answers held-out rows beside what is in service")
+        of = f" {progress['judged']} of {progress['judging']}" if "judging" in progress else ""
+        parts.append(f"judging{of}: the trained adapter answers held-out rows beside what is in service")
     elif "step" in progress:
         parts.append(f"step {progress['step']}/{progress['steps']}")
         for name, form in (("loss", "loss {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):

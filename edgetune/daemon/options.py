@@ -55,16 +55,28 @@ class DaemonConfig:
     replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
                            "rows.", low=0.0, high=100.0)
     canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
+    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter; four "
+                              "times as far where clearly more answers are right; off: it is not measured.")
 
     def check(self) -> DaemonConfig:
         """Returns self; raises UsageError for the first option out of its range."""
         check_options(self)
         TrainConfig(memory=self.memory).memory_bytes(2**40)
         read_hours("learn-hours", self.learn_hours)
+        self.canary_limit()
         if not self.socket and self.host not in LOOPBACK and not self.key_file:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
         return self
+
+    def canary_limit(self) -> float | None:
+        """The share by which the canary's perplexity may rise; None: any. Raises UsageError."""
+        if self.canary_rise == "off":
+            return None
+        found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)%", self.canary_rise)
+        if not found:
+            raise UsageError(f"canary-rise is {self.canary_rise!r:.40}", "give a share such as 5%, or off")
+        return float(found[1]) / 100
 
     def folder(self) -> Path:
         """Of the state."""

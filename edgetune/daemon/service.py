@@ -95,7 +95,8 @@ class Service:
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
-        options = WorkerOptions(self.path, self.policy, self.config.canary, self.left_for_training)
+        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.canary_limit(),
+                                self.left_for_training)
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping)
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout)
 

@@ -6,7 +6,7 @@ Both are measured as the model is served: through llama.cpp, with the adapter in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,10 +144,11 @@ def mean_loss(losses: Sequence[Loss]) -> tuple[float, int]:
 
 
 def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = None, max_tokens: int | None = None,
-                limit: int | None = None) -> list[Answer]:
+                limit: int | None = None, on_answer: Callable[[], None] | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.
 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more, because a longer one is wrong.
+    on_answer: called after each.
     """
     rows = dataset.asking[:limit]
     pairs = [prompt_of(row, served.tokenizer, system) for row in rows]
@@ -157,6 +158,8 @@ def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = No
         prompt, expected = pairs[index]
         ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
         answers[index] = Answer(prompt, expected, text, same(expected, text), ended, question_of(rows[index]))
+        if on_answer:
+            on_answer()
     return [answers[index] for index in range(len(pairs))]
 
 

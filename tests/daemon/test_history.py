@@ -18,6 +18,7 @@ import pytest
 from services import LONG, SMALL, open_service, until, upload
 
 from edgetune.daemon.jobs import table as job_table
+from edgetune.daemon.jobs.decide import without_scores
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.database import Store
 from edgetune.errors import NotFoundError
@@ -56,7 +57,7 @@ def test_what_happened_leaves_a_line_each_in_the_log(tmp_path: Path, caplog: pyt
     for begin in (f"{good.id}: created with ", f"{good.id}: begun", f"{bad.id}: the loss is ",
                   f"{adapter} is in service: by hand", "the base alone is in service: asked for"):
         assert len([line for line in lines if line.startswith(begin)]) == 1, (begin, lines)
-    assert any(line.startswith((f"{good.id}: in service: ", f"{good.id}: a candidate: ")) for line in lines)
+    assert any(line.startswith((f"{good.id}: activated: ", f"{good.id}: not activated: ")) for line in lines)
 
 
 def test_a_job_keeps_the_verdict_on_its_adapter(folder: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_job_keeps_the_verdict_on_its_adapter(folder: Path) -> None:
         for job in service.jobs.list():
             if job.result:
                 verdict = service.adapters.get(job.result).verdict
-                assert job.verdict == {name: value for name, value in verdict.items() if name != "scores"}
+                assert job.verdict == without_scores(verdict)
 
 
 def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path: Path) -> None:

@@ -158,6 +158,9 @@ def test_learns_and_refuses(service: Service) -> None:
     verdict = service.adapters.get(job.result).verdict
     assert service.adapters.serving == job.result, verdict
     assert verdict["new"]["rows"] == feedback.counts()["held"] == len(verdict["scores"])
+    corrected = verdict["corrected"]
+    assert corrected["rows"] == 40 - feedback.counts()["held"]
+    assert verdict["reason"].startswith(f"{corrected['kept']} of {corrected['rows']} corrected answers kept; ")
     until(lambda: not feedback.unsettled())
     assert feedback.counts()["used"] + feedback.counts()["held"] == 40
     assert {note.reason for note in feedback.list() if not note.held} == {f"learned by {job.id}"}
@@ -166,7 +169,7 @@ def test_learns_and_refuses(service: Service) -> None:
     second = service.jobs.wait(learner.begin().id, 60)
     assert second.status == "succeeded"
     assert service.adapters.serving == job.result
-    assert "worse" in service.adapters.get(second.result).verdict["reason"]
+    assert "of earlier lessons" in service.adapters.get(second.result).verdict["reason"]
     until(lambda: feedback.counts()["aside"] == 30)
     assert feedback.waiting() == 0
     ledger = service.jobs.events(second.id)[0]["data"]["verdict"]

@@ -84,3 +84,13 @@ def test_a_daemon_checks_its_memory_before_it_starts(memory):
     with pytest.raises(UsageError, match=f"memory is '{memory}'; give it as"):
         DaemonConfig(memory=memory).check()
     assert DaemonConfig(memory="500M").check().memory == "500M"
+
+
+def test_how_far_the_canary_may_rise():
+    from edgetune.daemon.options import DaemonConfig
+    assert DaemonConfig().check().canary_limit() == 0.05
+    for text, limit in (("off", None), ("0%", 0.0), ("12.5%", 0.125)):
+        assert DaemonConfig(canary_rise=text).check().canary_limit() == limit
+    for text in ("5", "", "-1%", "five%", "1e2%", "inf%"):
+        with pytest.raises(UsageError, match=r"canary-rise is .*; give a share such as 5%, or off"):
+            DaemonConfig(canary_rise=text).check()

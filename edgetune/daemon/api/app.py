@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from ...errors import NotFoundError
 from ...version import __version__
+from ..jobs.decide import without_scores
 from ..service import LATEST, Service
 from ..state.files import RESULTS
 from . import completions, errors, feedback, fine_tuning, schemas
@@ -149,7 +150,7 @@ def list_adapters(service: TheService) -> Any:
     listed = [_adapter(adapter) for adapter in service.adapters.list()]
     serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
     for adapter in listed:
-        adapter["verdict"].pop("scores", None)  # of each row: only the answer for one adapter has them
+        adapter["verdict"] = without_scores(adapter["verdict"])  # only the answer for one adapter has them
     return {"data": listed, "serving": serving, "history": service.adapters.history()}
 
 

@@ -68,8 +68,11 @@ class Metrics:
                      progress.get("phase") == "judging" if progress else None)
         for name in ("step", "steps", "loss"):
             yield _gauge(f"training_{name}", "Of the job that runs.", progress.get(name))
+        yield _gauge("training_judging_rows", "Rows that are asked to judge the job that runs.",
+                     progress.get("judging"))
+        yield _gauge("training_judged_rows", "Of these, rows that were asked.", progress.get("judged"))
         speed = progress.get("tokens_per_s") if progress.get("phase") == "training" else None
-        yield _gauge("training_tokens_per_s", "Of the job that runs, while it trains.", speed)
+        yield _gauge("training_tokens_per_s", "Of the last step of the job that runs, while it trains.", speed)
 
     def _answers(self, facts: dict[str, Any]) -> Iterator[Any]:
         for name, help in _TOTALS.items():

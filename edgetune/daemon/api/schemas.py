@@ -297,7 +297,8 @@ class Job(Answer):
     metadata: dict[str, str]
     trained_tokens: int | None
     error: JobError | None
-    progress: dict[str, Any] | None = Field(description="While it runs: step, steps, loss, tokens_per_s, eta_s.")
+    progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, "
+                                                       "tokens_per_s, eta_s, judged, judging.")
     organization_id: str = ""
     result_files: list[str] = []
     integrations: list[Any] = []

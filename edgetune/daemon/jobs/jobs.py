@@ -38,12 +38,14 @@ SUFFIX = 40  # letters at most
 @dataclass(frozen=True)
 class JobData:
     """Rows of a job, iterated over twice. held: those to judge by, of which the first `established` are of earlier
-    rounds of feedback; None: a part of `rows`.
+    rounds of feedback; None: a part of `rows`. corrected: rows that people corrected, which must be answered so in the
+    end.
     """
 
     rows: Iterable[Row]
     held: Iterable[Row] | None
     established: int = 0
+    corrected: Iterable[Row] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class Jobs:
                "method": dump(request.method), "config": dump(config.to_json()), "metadata": dump(request.metadata)}
         with self._runs.filling(job) as beside:
             beside.mkdir()
-            sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.established)
+            sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.established,
+                                  data.corrected)
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out",
                        {"rows": sides, "config": config.to_json()})

@@ -35,10 +35,16 @@ class JobProgress:
             self._add("metrics", f"resumed after step {event['step']}", event)
         elif kind == "governor":
             self._add("metrics", f"{event['action']}: {event['cause']}", event)
+        elif kind == "longer":
+            self._add("message", f"{event['what']}: trains longer", None)
+        elif kind == "judging":
+            self.facts.update(judged=event["done"], judging=event["of"])
         elif kind == "again":
             self._add("message", f"begins again: {event['what']}", None, "warn")
         elif kind == "trained":
-            self.facts.update(phase="judging", trained_tokens=event["tokens"], eta_s=None)
+            for name in ("judged", "judging"):
+                self.facts.pop(name, None)
+            self.facts.update(phase="judging", trained_tokens=event["tokens"], tokens_per_s=None, eta_s=None)
             self._add("message", f"trained on {event['tokens']} tokens, now the gate asks held-out rows",
                       {"run": event["record"]})
         if kind != "step" or time.monotonic() - self._written_at >= TOGETHER_SECONDS:
@@ -46,16 +52,14 @@ class JobProgress:
 
     def _start(self, event: dict[str, Any]) -> None:
         event["plan"].pop("buffers")
-        self.facts.update(step=event["done"], steps=event["steps"], phase="training", tokens=0, seconds=0.0)
+        self.facts.update(step=event["done"], steps=event["steps"], phase="training")
         self._add("metrics", f"training {event['rows']} rows in {event['steps']} steps", event)
 
     def _step(self, event: dict[str, Any]) -> None:
         facts = self.facts
-        facts["tokens"] += event["tokens"]
-        facts["seconds"] += event["seconds"]
         facts["step"] = event["step"]
         facts["loss"] = event["loss"]
-        facts["tokens_per_s"] = round(facts["tokens"] / max(facts["seconds"], 1e-9), 1)
+        facts["tokens_per_s"] = round(event["tokens_per_s"], 1)
         facts["eta_s"] = round((facts["steps"] - event["step"]) * event["seconds"])
         self._add("metrics", f"step {event['step']}/{facts['steps']}: loss {event['loss']:.4f}", event)
 

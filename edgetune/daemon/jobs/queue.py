@@ -26,6 +26,7 @@ from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
 from ..state.shelf import Shelf
+from .decide import without_scores
 from .process import WorkerProcess
 from .progress import JobProgress
 from .table import ENDED, Job, JobTable
@@ -36,18 +37,21 @@ ROOM = 64 * 2**20  # bytes that must be free before a job begins
 RETRY_SECONDS = 60.0  # after the disk refused
 DEATHS = 3  # of the process with no step between: then the job has failed
 SPARE = 0.9  # of the memory that is left, so that the run can resume when the daemon is a little larger
+REJUDGED = 3  # times that a job is judged again because what is in service changed
 KEPT = 20  # decisions of the governor
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
     """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours.
-    left_for_training: bytes that a process may have.
+    canary_limit: the share by which its perplexity may rise; None: any. left_for_training: bytes that a process may
+    have.
     """
 
     model: Path
     policy: Policy
     canary: str
+    canary_limit: float | None
     left_for_training: Callable[[], int]
 
 
@@ -78,6 +82,7 @@ class Queue:
         self._process: WorkerProcess | None = None
         self._progress: JobProgress | None = None
         self._deaths: tuple[str, int] = ("", 0)  # of one job's processes, with no step between
+        self._rejudged: tuple[str, int] = ("", 0)  # a job, and how often it was judged again
         self._sending = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
@@ -237,10 +242,12 @@ class Queue:
         serving = self.adapters.serving
         old = None
         if serving:
+            verdict = self.adapters.get(serving).verdict
             old = {"id": serving, "path": str(self.adapters.path(serving)),
-                   "scores": self.adapters.get(serving).verdict.get("scores", {})}
+                   **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
-                "policy": asdict(self.options.policy), "canary": self.canary, "serving": old,
+                "policy": asdict(self.options.policy), "canary": self.canary, "limit": self.options.canary_limit,
+                "serving": old,
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:
@@ -265,24 +272,34 @@ class Queue:
         """Each part may be done twice: a kill can come between any two of them."""
         made = self.adapters.of_job(job.id)
         against = verdict.get("against")
-        if made is None and self.adapters.serving != against:
+        if made is None and self._may_be_judged_again(job.id, against):
             return self._judge_again(job.id, against)
         run = self.runs.path(job.id) / RUN
         made = made or self.adapters.add(job.id, run, job.suffix, verdict)
         serves = made.state == "serving"
+        reason = verdict["reason"]
         if verdict["passed"] and made.state == "candidate":
-            serves = self.adapters.admit(made.id, f"{job.id}: {verdict['reason']}", against)
+            serves = self.adapters.admit(made.id, f"{job.id}: {reason}", against)
+            if not serves and self._may_be_judged_again(job.id, against):  # it changed while this one was loaded
+                self.adapters.delete(made.id)
+                return self._judge_again(job.id, against)
+            if not serves:
+                reason = f"what is in service changed {REJUDGED + 1} times while it was judged; promote it if you like"
         self._keep_results(job.id)
-        brief = {name: value for name, value in verdict.items() if name != "scores"}
-        self.table.set(job.id, "succeeded", f"{'in service' if serves else 'a candidate'}: {verdict['reason']}",
-                       data={"adapter": made.id, "verdict": verdict}, result=made.id, verdict=dump(brief),
-                       trained_tokens=trained_tokens(run))
+        self.table.set(job.id, "succeeded", f"{'activated' if serves else 'not activated'}: {reason}",
+                       data={"adapter": made.id, "verdict": verdict}, result=made.id,
+                       verdict=dump(without_scores(verdict)), trained_tokens=trained_tokens(run))
         return "succeeded"
 
     def _may_be_judged_again(self, id: str, against: str | None) -> bool:
-        return self.adapters.serving != against and is_done(self.runs.path(id) / RUN)
+        """Whether something else than `against` came into service meanwhile, not too often."""
+        job, times = self._rejudged
+        changed = self.adapters.serving != against and is_done(self.runs.path(id) / RUN)
+        return changed and (job != id or times < REJUDGED)
 
     def _judge_again(self, id: str, against: str | None) -> str:
+        job, times = self._rejudged
+        self._rejudged = (id, times + 1 if job == id else 1)
         self.table.set(id, "running", f"judged again: {self.adapters.serving or 'the base'} came into service while it "
                        f"was compared with {against or 'the base'}")
         return "running"

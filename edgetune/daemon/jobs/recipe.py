@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ..state.holdout import MOST, Holdout
 OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
 TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
 HELD = "held.jsonl"  # rows to judge by
+CORRECTED = "corrected.jsonl"  # of a lesson: corrections that it learns, which its adapter is asked, too
+CORRECTED_MOST = 64
 ROUNDS = "rounds.json"  # {"established": how many of HELD, its first rows, are of earlier rounds}
 _MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier rounds
 
@@ -127,12 +130,13 @@ def check_judgeable(row: Row) -> None:
 
 
 def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
-           established: int = 0) -> dict[str, dict[str, Any]]:
+           established: int = 0, corrected: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
     """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
     gate asks MOST at most. A row that is held out is never learned, even if it is in both. established: how many rows
-    of `held`, its first ones, are of earlier rounds.
+    of `held`, its first ones, are of earlier rounds. corrected: corrections among the rows to learn, of which
+    CORRECTED_MOST are kept apart.
 
-    Both are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
+    Rows are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
     nothing to judge by.
     """
     if held is None:
@@ -150,6 +154,7 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
         if not side["rows"]:
             raise DataError(f"no rows are left to {'learn' if name == 'train' else 'judge by'}",
                             "a row that is held out is not learned: give other rows")
+    _write(folder / CORRECTED, islice(corrected, CORRECTED_MOST))
     _write_lines(folder / ROUNDS, [json.dumps({"established": established})])
     return sides
 
@@ -163,6 +168,12 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
     marked = sum(_MARK in row for row in rows)
     unmarked = [{key: value for key, value in row.items() if key != _MARK} for row in rows]
     return unmarked, len(rows) - marked if marked else 0
+
+
+def corrected_rows(folder: Path) -> list[dict[str, Any]]:
+    """Corrections that the job learns; none for jobs that are no lessons, and of an earlier version."""
+    path = folder / CORRECTED
+    return list(Rows(path)) if path.exists() else []
 
 
 def _write(path: Path, rows: Iterable[Row]) -> dict[str, Any]:

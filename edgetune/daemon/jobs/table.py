@@ -28,8 +28,9 @@ Note = tuple[str, Any]  # a sentence and its data
 @dataclass(frozen=True)
 class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. verdict: the gate's, without the
-    scores of rows. progress, while it runs and as far as known: phase, step, steps, loss, held_out_loss, tokens_per_s,
-    eta_s. result_files: ids, of a job that has ended.
+    scores of rows. progress, while it runs and as far as known: phase (training, judging), step, steps, loss,
+    held_out_loss, tokens_per_s (of the last step), eta_s, and of `judging` rows that are asked, how many were (judged).
+    result_files: ids, of a job that has ended.
     """
 
     id: str

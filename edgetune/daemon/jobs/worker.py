@@ -35,10 +35,13 @@ from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
-from .recipe import HELD, TRAIN, held_rows, objective_of
+from .decide import Verdict
+from .exam import Asked, Exam, read_scores
+from .recipe import HELD, TRAIN, corrected_rows, held_rows, objective_of
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
+OLD, NEW = "old", "new"  # what the gate calls adapters
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -119,16 +122,20 @@ class Worker:
         self.config = from_json(TrainConfig, task["config"], "the task")
         self.objective, _ = objective_of(task["method"])
         self.bundle = open_bundle(task["model"])
+        serving = task["serving"] or {"scores": {}, "base_scores": {}}
+        self.base = Asked(None, read_scores(serving["base_scores"]))
+        self.old = Asked(OLD, read_scores(serving["scores"])) if task["serving"] else self.base
 
     def work(self) -> dict[str, Any]:
-        """Train, unless that is done, and judge: the verdict."""
+        """Train, unless that is done, and judge: the verdict as JSON, and the adapter that served."""
         if not is_done(self.out):
             self.learn()
         gc.collect()
         trim()
         record = json.loads((self.out / store.RUN).read_text())
         self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
-        return self.judge()
+        serving = self.task["serving"]
+        return {**self.judge().to_json(), "against": serving and serving["id"]}
 
     def learn(self) -> None:
         """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
@@ -158,24 +165,22 @@ class Worker:
                 should_stop=lambda: self.commands.stopping, governor=governor, busy=lambda: self.commands.busy,
                 objective=self.objective)
 
-    def judge(self) -> dict[str, Any]:
-        """The gate's verdict on what was trained, beside the adapter in service, both answered through llama.cpp."""
+    def judge(self) -> Verdict:
+        """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""
         from ...serving.llama import LlamaModel
         from . import gate
-        old = self.task["serving"]
         rows, established = held_rows(self.folder)
+        exam = Exam(rows, self.task["canary"], established, corrected_rows(self.folder), self.config.system or None,
+                    self.config.max_length)
         with LlamaModel(self.bundle.gguf, threads=self.config.threads or None) as served:
             served.cache.before_decode = AnswerPriority(lambda: self.commands.busy)
-            if old:
-                served.load_adapter(old["path"], "old")
-            served.load_adapter(self.out, "new")
-            exam = gate.Exam(rows, self.task["canary"], established, self.config.system or None,
-                             self.config.max_length)
-            if old:
-                verdict = gate.judge(served, exam, "old", "new", old["scores"])
-            else:
-                verdict = gate.judge(served, exam, None, "new")
-        return {**verdict.to_json(), "against": old["id"] if old else None}
+            if self.old is not self.base:
+                served.load_adapter(self.task["serving"]["path"], OLD)
+            served.load_adapter(self.out, NEW)
+            return gate.judge(served, exam, self.base, self.old, Asked(NEW), self.task["limit"], self._on_asked)
+
+    def _on_asked(self, done: int, of: int) -> None:
+        self.emit({"event": "judging", "done": done, "of": of})
 
 
 def is_done(out: Path) -> bool:

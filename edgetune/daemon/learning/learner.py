@@ -107,7 +107,8 @@ class Learner:
         learned = curriculum(rows.new, rows.earlier, self.config.replay, seed)
         mixed = with_anchors(learned, self.anchors.rows(len(learned) // ROWS_PER_ANCHOR), seed)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held))}
-        data = JobData(JobRows(self.feedback, mixed), JobRows(self.feedback, rows.held), len(rows.established))
+        data = JobData(JobRows(self.feedback, mixed), JobRows(self.feedback, rows.held), len(rows.established),
+                       JobRows(self.feedback, rows.new))
         return self.jobs.create_from_feedback(data, suffix=SUFFIX, metadata=counts,
                                               hyperparameters={"epochs": 1.0, "steps": 0, "shuffle": False})
 

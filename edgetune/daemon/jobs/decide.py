@@ -1,0 +1,324 @@
+"""Whether a new adapter may take over, from what was measured of it and of the one in service.
+
+Rows are compared in pairs, so that hard and easy ones count the same: a row is won where the new adapter does better,
+lost where it does worse, and a sign test says whether that is chance. The new adapter is refused where
+
+- it is found worse: in rows that are right, in how far answers are right, in the loss of rows, in answers that end, in
+  answers that are JSON. Rows that earlier lessons established are tested alone too: a lesson of wrong answers holds out
+  wrong ones as well, which would speak for what was learned from it;
+- nothing is right, neither before nor after, where answers can be compared;
+- nothing speaks for it: answers are not right further than before on the whole, nor is the loss lower; if the lesson
+  is unlike those before, the same holds for the rows of earlier lessons alone;
+- it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, is higher than
+  the base's by more than a limit, or by more than SECOND times that where clearly more answers are right than the
+  base's. Both are measured from the base, so that it does not matter which adapter happened to serve.
+
+The significance that is required depends on the lesson. If its rows surprise the old adapter no more than earlier rows,
+neither of which it was trained on, they are more of the same, and a slip is forgiven. Rows that surprise it are either
+news or wrong. News does not harm earlier rows, so the first sign that these get worse is enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...evaluation.significance import sign_test
+from .exam import Score
+
+ALPHA = 0.1  # level of significance: a difference that chance makes less often counts
+# the level for what is worse after a lesson like those before, and unlike them
+ALPHA_LIKE_BEFORE = 0.02
+ALPHA_UNLIKE_BEFORE = 0.25
+# a lesson is like those before, or unlike them, if rows as surprising come from their source more, or less often
+LIKE_BEFORE = 0.1
+UNLIKE_BEFORE = 0.01
+SURE = 0.01  # level at which right answers, or a lower loss, make up for what is worse elsewhere
+MOST = 0.5  # of the answers must end, and be JSON, whatever became better
+SECOND = 4  # times its limit the canary may rise where clearly more answers are right
+KEPT = 0.9  # of the corrected answers at least; a lesson that keeps fewer trains longer
+BETTER = {"right": 1, "reach": 1, "loss": -1, "ended": 1, "parsed": 1}  # the sign of a difference that is better
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured. old, new: each row's Score under what serves and under the new adapter. fresh: whether a row
+    is of the job that is judged. serving: whether an adapter is in service, else `old` is of the base. canary: its
+    perplexity under the base and the new adapter; None: not asked. base: each row's Score under the base, where it is
+    known. corrected: Scores, under the new adapter, of corrections that it learned.
+    """
+
+    old: Sequence[Score]
+    new: Sequence[Score]
+    fresh: Sequence[bool]
+    serving: bool = False
+    canary: tuple[float, float] | None = None
+    base: Sequence[Score] | None = None
+    corrected: Sequence[Score] = ()
+
+    @property
+    def who(self) -> str:
+        """What serves, for a sentence."""
+        return "the active adapter" if self.serving else "the base model"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. old, new:
+    {rows, answered, right, loss, exact, reach, ended, parsed}, counts, and means over the rows for which each was
+    measured. canary: {base, new, rise, limit}, None: not asked. corrected: {rows, kept}, of corrections that were
+    learned; None: there are none.
+
+    wins, losses: rows right under one adapter alone (where no row differs: rows with a lower loss, and a higher);
+    p: probability of that number of wins or fewer without a difference. surprise: probability that rows of this lesson
+    surprise the old adapter as much as they do, or more, if they are like earlier ones; None: there are no rows of one
+    kind. tests: by rows (all, earlier) and measure, {wins, losses, p}. scores, base_scores: by digest, each row's Score
+    under the new adapter and, where known, the base.
+    """
+
+    passed: bool
+    reason: str
+    old: dict[str, Any]
+    new: dict[str, Any]
+    wins: int
+    losses: int
+    p: float
+    surprise: float | None
+    scores: dict[str, Any] = field(default_factory=dict)
+    unfinished: str = ""
+    canary: dict[str, Any] | None = None
+    corrected: dict[str, Any] | None = None
+    tests: dict[str, Any] = field(default_factory=dict)
+    base_scores: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def without_scores(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict as JSON without what it says of each row."""
+    return {name: value for name, value in verdict.items() if name not in ("scores", "base_scores")}
+
+
+def needs_base(canary: tuple[float, float] | None, limit: float | None) -> bool:
+    """Whether the base's answers decide, because the canary is between both limits."""
+    return canary is not None and limit is not None and limit < _rise(canary) <= SECOND * limit
+
+
+def decide(found: Findings, limit: float | None = None) -> Verdict:
+    """The verdict. limit: what share the canary may rise by; None: any."""
+    earlier = [i for i, is_fresh in enumerate(found.fresh) if not is_fresh]
+    everything = _compare(found.old, found.new, range(len(found.old)))
+    established = _compare(found.old, found.new, earlier)
+    decisive = everything["right" if everything["right"].differ else "loss"]
+    surprise = _surprise(found)
+    worse = _unsound(found) or _first_worse(found, everything, established, _alpha(surprise))
+    nothing_right = _nothing_right(found)
+    reason = worse or nothing_right or _useless(found, everything, established, surprise) or _unlearned(found, limit)
+    kept = sum(score.right is True for score in found.corrected)
+    asked = sum(score.right is not None for score in found.corrected)
+    unfinished = ""
+    if nothing_right:
+        unfinished = f"0 of {_comparable(found)} right yet"
+    elif kept < KEPT * asked:
+        unfinished = f"{kept} of {asked} corrected answers kept yet"
+    return Verdict(
+        not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
+        decisive.wins, decisive.losses, decisive.p, surprise, unfinished="" if worse else unfinished,
+        canary=_canary(found, limit), corrected={"rows": asked, "kept": kept} if found.corrected else None,
+        tests={"all": _numbers(everything), "earlier": _numbers(established)})
+
+
+# ---- counting --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Count:
+    """Of rows measured under both: how many, wins and losses of the new one, and its sum and the old one's."""
+
+    rows: int
+    wins: int
+    losses: int
+    before: float
+    after: float
+
+    @property
+    def differ(self) -> bool:
+        return self.wins + self.losses > 0
+
+    @property
+    def p(self) -> float:
+        """Probability of at most as many wins without a difference."""
+        return sign_test(self.wins, self.losses)
+
+    @property
+    def p_better(self) -> float:
+        """Probability of at least as many wins without a difference."""
+        return sign_test(self.losses, self.wins)
+
+
+Counts = Mapping[str, Count]  # by measure
+
+
+def _compare(old: Sequence[Score], new: Sequence[Score], rows: Sequence[int]) -> Counts:
+    counts = {}
+    for name, better in BETTER.items():
+        both = [(getattr(old[i], name), getattr(new[i], name)) for i in rows]
+        both = [(before, after) for before, after in both if None not in (before, after)]
+        signs = [(after > before) - (after < before) for before, after in both]
+        counts[name] = Count(len(both), signs.count(better), signs.count(-better), sum(before for before, _ in both),
+                             sum(after for _, after in both))
+    return counts
+
+
+def rank_sum(values: Sequence[float], others: Sequence[float]) -> float:
+    """Probability that the values exceed the others as often as they do, or more often, if all have one distribution.
+
+    Mann and Whitney (1947), by the normal approximation with correction for continuity.
+    """
+    n = len(values)
+    m = len(others)
+    exceeds = sum((a > b) + (a == b) / 2 for a in values for b in others)
+    deviation = math.sqrt(n * m * (n + m + 1) / 12)
+    return 0.5 * math.erfc((exceeds - n * m / 2 - 0.5) / deviation / math.sqrt(2))
+
+
+def _surprise(found: Findings) -> float | None:
+    fresh: list[float] = []
+    earlier: list[float] = []
+    for score, is_fresh in zip(found.old, found.fresh, strict=True):
+        if score.loss is not None:
+            (fresh if is_fresh else earlier).append(score.loss)
+    return rank_sum(fresh, earlier) if fresh and earlier else None
+
+
+def _alpha(surprise: float | None) -> float:
+    if surprise is None or UNLIKE_BEFORE <= surprise <= LIKE_BEFORE:
+        return ALPHA
+    return ALPHA_UNLIKE_BEFORE if surprise < UNLIKE_BEFORE else ALPHA_LIKE_BEFORE
+
+
+def _comparable(found: Findings) -> int:
+    """Rows whose answer can be the expected one."""
+    return sum(score.right is not None and not score.prose for score in found.new)
+
+
+def _rise(canary: tuple[float, float]) -> float:
+    base, new = canary
+    return new / base - 1
+
+
+# ---- objections: "" or a sentence ------------------------------------------------------------------------------------
+
+
+def _unsound(found: Findings) -> str:
+    measured = [score.loss for score in found.new if score.loss is not None]
+    sound = all(map(math.isfinite, [*measured, *(found.canary or ())]))
+    return "" if sound else "its losses are no numbers"
+
+
+def _first_worse(found: Findings, everything: Counts, established: Counts, alpha: float) -> str:
+    new = _summary(found.new)
+    unlike = ", after corrections unlike earlier ones" if alpha == ALPHA_UNLIKE_BEFORE else ""
+    for compared, which in ((established, " of earlier lessons"), (everything, "")):
+        for name, count in compared.items():
+            if count.p < alpha and not _outweighed(name, compared, new):
+                return _worse(name, count, found.who, which) + unlike
+    return ""
+
+
+def _worse(name: str, count: Count, who: str, which: str) -> str:
+    examples = f"of {count.rows} validation examples{which}"
+    return {
+        "right": f"{count.after} {examples} are answered exactly, {count.before} by {who}",
+        "reach": f"its answers go wrong sooner than those of {who} on {count.losses} {examples}",
+        "loss": f"less sure than {who} on {count.losses} {examples}",
+        "ended": f"{count.losses} {examples} have answers that no longer end",
+        "parsed": f"{count.losses} {examples} have answers that are no longer JSON",
+    }[name]
+
+
+def _outweighed(name: str, compared: Counts, new: Mapping[str, Any]) -> bool:
+    """The loss may rise if significantly more answers are right: an adapter that knows more is surer of its mistakes
+    too. A few more do not suffice, because a poisoned lesson learns the good rows again as well.
+
+    Answers may be right less often if the loss is significantly lower and they are not significantly worse: the old
+    adapter was chosen for its answers to these same rows, partly by luck. Some answers, not most, may not end, or not
+    be JSON, if other rows became right or likelier, as in the first lessons.
+    """
+    right = compared["right"].p_better
+    likelier = compared["loss"].p_better
+    if name in ("ended", "parsed"):
+        return min(right, likelier) < ALPHA and bool(new[name] > MOST)
+    return right < SURE or (name == "right" and likelier < SURE <= compared[name].p)
+
+
+def _nothing_right(found: Findings) -> str:
+    """Where the answers of most rows can be compared; others are judged by their loss."""
+    count = _comparable(found)
+    if 2 * count <= len(found.new) or any(score.right for score in (*found.old, *found.new)):
+        return ""
+    return f"0 of {count} validation examples are answered exactly, as before"
+
+
+def _useless(found: Findings, everything: Counts, established: Counts, surprise: float | None) -> str:
+    strict = _alpha(surprise) > ALPHA_LIKE_BEFORE
+    for compared, which in ((established if strict else {}, " of earlier lessons"), (everything, "")):
+        if compared and not (compared["reach"].wins > compared["reach"].losses
+                             or compared["loss"].wins >= compared["loss"].losses):
+            loss = compared["loss"]
+            return (f"no more right than {found.who}, and less sure on {loss.losses} of {loss.rows} validation "
+                    f"examples{which}")
+    return ""
+
+
+def _unlearned(found: Findings, limit: float | None) -> str:
+    if found.canary is None or limit is None or (rise := _rise(found.canary)) <= limit:
+        return ""
+    base = found.base if found.serving else found.old
+    if rise <= SECOND * limit and base is not None:
+        right = _compare(base, found.new, range(len(base)))["right"]
+        if right.p_better < ALPHA:
+            return ""
+        return (f"it unlearned other things: unrelated text surprises it {100 * rise:.1f} % more than the base model, "
+                f"and it does not answer clearly more validation examples than that; {100 * limit:g} % are allowed")
+    return (f"it unlearned other things: unrelated text surprises it {100 * rise:.1f} % more than the base model; "
+            f"{100 * limit:g} % are allowed, {100 * SECOND * limit:g} % where clearly more answers are right")
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+def _praise(found: Findings, compared: Counts, kept: int, asked: int) -> str:
+    right = compared["right"]
+    loss = compared["loss"]
+    if right.before or right.after:
+        praise = f"{right.after} of {right.rows} validation examples are answered exactly, {right.before} before"
+    elif loss.wins:
+        praise = f"more sure than {found.who} on {loss.wins} of {loss.rows} validation examples"
+    else:
+        praise = f"not worse than {found.who} on {len(found.new)} validation examples"
+    return f"{kept} of {asked} corrected answers kept; {praise}" if asked else praise
+
+
+def _numbers(compared: Counts) -> dict[str, Any]:
+    return {name: {"wins": count.wins, "losses": count.losses, "p": count.p} for name, count in compared.items()}
+
+
+def _canary(found: Findings, limit: float | None) -> dict[str, Any] | None:
+    if found.canary is None:
+        return None
+    base, new = found.canary
+    return {"base": base, "new": new, "rise": _rise(found.canary), "limit": limit}
+
+
+def _summary(scores: Sequence[Score]) -> dict[str, Any]:
+    def mean(name: str) -> float | None:
+        values = [getattr(score, name) for score in scores if getattr(score, name) is not None]
+        return sum(values) / len(values) if values else None
+
+    answered = [score.right for score in scores if score.right is not None]
+    return {"rows": len(scores), "answered": len(answered), "right": sum(answered), "loss": mean("loss"),
+            "exact": mean("right"), "reach": mean("reach"), "ended": mean("ended"), "parsed": mean("parsed")}

@@ -1,0 +1,56 @@
+"""What adapters are asked before one takes over, and what was found: plain data, without llama.cpp, for a process that
+trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...data.rows import Row
+from ...persisted import from_json
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row under one adapter. loss: nats a token of the answer. reach: how much of the right answer it says before
+    its first mistake, 0 to 1. prose: the right answer is a longer text, which is not expected word for word. None: not
+    measured for this row.
+    """
+
+    loss: float | None
+    right: bool | None = None
+    reach: float | None = None
+    ended: bool | None = None
+    parsed: bool | None = None
+    prose: bool = False
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What adapters are asked. The first `established` rows are of earlier lessons, the others of the job that is
+    judged, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in training.
+    """
+
+    rows: Sequence[Row]
+    canary: str = ""
+    established: int = 0
+    corrected: Sequence[Row] = ()
+    system: str | None = None
+    max_length: int = 512
+
+
+@dataclass
+class Asked:
+    """An adapter by its name in the model that serves (None: the base alone), and its Scores of the rows that it was
+    asked, by their digests: those are not asked again.
+    """
+
+    name: str | None
+    scores: dict[str, Score] = field(default_factory=dict)
+
+
+def read_scores(found: Mapping[str, Any]) -> dict[str, Score]:
+    """Of a verdict."""
+    return {row: from_json(Score, score, "the verdict on the adapter in service") for row, score in found.items()}
