@@ -51,8 +51,8 @@ INSIDE = {
     "objectives": [["base"], ["sft"]],
     "runs": [["answers", "events", "result"], ["history", "tables", "train"], ["sweep"]],
     "serving": [["completion", "kv_cache", "model"], ["llama", "onnx"], ["batcher"]],
-    "training": [["checkpoint", "config", "cost", "metrics", "passes", "state", "verdict"], ["length", "optim"],
-                ["forecast", "plan"], ["trainer"], ["resume", "throttle"], ["run"]],
+    "training": [["checkpoint", "config", "cost", "metrics", "origin", "passes", "state", "verdict"],
+                ["length", "optim"], ["forecast", "plan"], ["trainer"], ["resume", "throttle"], ["begin"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

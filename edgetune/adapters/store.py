@@ -57,7 +57,7 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
         pairs=_read_pairs(gguf),
         fingerprint=str(gguf.metadata.get(_BASE, "")),
         base_name=str(gguf.metadata.get(_NAME, "")),
-        run=_read_run(file.with_name(RUN)) if file.name == FILE else {},
+        run=read_run(file.parent) if file.name == FILE else {},
     )
     if base is not None:
         _check_base(adapter, base)
@@ -121,6 +121,20 @@ def base_name(base: Gguf) -> str:
     return folder.name if folder.suffix == ".edge" else base.path.name
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json's content; {} where the folder has none. Raises FormatError for a damaged one."""
+    path = folder / RUN
+    if not path.exists():
+        return {}
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged: {error}", "remove it to use the adapter without its record") from None
+    if not isinstance(run, dict):
+        raise FormatError(f"{path} is not a JSON object", "remove it to use the adapter without its record")
+    return run
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,18 +162,6 @@ def _read_pairs(gguf: Gguf) -> Lora:
                 raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
             pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
     return pairs
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        run = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged: {error}", "remove it to use the adapter without its record") from None
-    if not isinstance(run, dict):
-        raise FormatError(f"{path} is not a JSON object", "remove it to use the adapter without its record")
-    return run
 
 
 def _check_base(adapter: Adapter, base: Gguf) -> None:

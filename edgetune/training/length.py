@@ -40,8 +40,11 @@ def epochs_of(config: TrainConfig, units: int) -> float:
     return auto_epochs(units, config.batch_size) if isinstance(config.epochs, str) else config.epochs
 
 
-def total_steps(config: TrainConfig, units: int) -> int:
-    return config.steps or max(1, round(epochs_of(config, units) * steps_per_epoch(units, config.batch_size)))
+def total_steps(config: TrainConfig, units: int, more: float = 0.0) -> int:
+    """more: passes that are asked for in place of the options'."""
+    if config.steps and not more:
+        return config.steps
+    return max(1, round((more or epochs_of(config, units)) * steps_per_epoch(units, config.batch_size)))
 
 
 def is_auto(config: TrainConfig) -> bool:
@@ -49,14 +52,13 @@ def is_auto(config: TrainConfig) -> bool:
     return not config.steps and config.epochs == AUTO
 
 
-def eval_every(config: TrainConfig, units: int) -> int:
+def eval_every(config: TrainConfig, units: int, total: int) -> int:
     """Steps between two measurements: an epoch where the options leave it open. Where the data decides how long the run
-    is, an epoch that is a large or a tiny part of it is divided or joined with others.
+    is, an epoch that is a large or a tiny part of its total steps is divided or joined with others.
     """
     epoch = steps_per_epoch(units, config.batch_size)
     if config.eval_every or not is_auto(config):
         return config.eval_every or epoch
-    total = total_steps(config, units)
     return min(max(epoch, -(-total // MOST_MEASUREMENTS)), -(-total // LEAST_MEASUREMENTS))
 
 

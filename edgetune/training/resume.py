@@ -18,8 +18,8 @@ from .trainer import Trainer
 
 # Options that change speed or when state is saved, but not what is learned.
 FREE = ("memory", "weights", "threads", "checkpoint_every")
-# Options that decide the shapes of a checkpoint's arrays.
-FIXED = ("family", "rank", "targets", "blocks", "optimizer-state")
+# What decides the shapes of a checkpoint's arrays, or what they began with.
+FIXED = ("family", "rank", "targets", "blocks", "optimizer-state", "start")
 
 Identity = dict[str, Any]
 

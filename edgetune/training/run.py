@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +18,39 @@ import numpy as np
 from .. import disk
 from ..adapters import store
 from ..adapters.base import Family
-from ..adapters.low_rank import LoraFamily
 from ..data.dataset import Dataset
-from ..data.packing import lengths_of
 from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle
 from ..machine import device
 from ..machine.governor import Governor
 from ..objectives.base import Objective
-from ..objectives.sft import Sft
-from ..persisted import from_json
-from . import checkpoint, length, metrics
+from . import begin, checkpoint, length, metrics
+from .begin import Event, Task
 from .config import TrainConfig
-from .plan import Plan, Tradeoffs
-from .resume import differences, fingerprint_run
-from .state import RunState
+from .origin import Origin
+from .origin import read_origin as read_origin
+from .plan import Plan
 from .throttle import MemoryPressure, Throttle, be_nice
-from .trainer import StepResult, Trainer
+from .trainer import StepResult
 from .verdict import Course, Verdict, diverged, judge
 
-Event = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """The arguments of `run`."""
-
-    bundle: Bundle
-    data: Dataset
-    out: Path
-    config: TrainConfig
-    held_out: Dataset | None
-    objective: Objective | None
-    family: Family | None
-    on_event: Callable[[Event], None]
-    should_stop: Callable[[], bool]
-    governor: Governor | None
-    busy: Callable[[], bool]
+MOST_EPOCHS = 1e6  # that may be added at once
 
 
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
-        resume: bool = False, allow_changed: Collection[str] = (), on_event: Callable[[Event], None] | None = None,
-        should_stop: Callable[[], bool] | None = None, governor: Governor | None = None,
-        busy: Callable[[], bool] = lambda: False, objective: Objective | None = None,
-        family: Family | None = None) -> dict[str, Any]:
+        start: str | Path | None = None, resume: bool = False, more: float = 0.0,
+        allow_changed: Collection[str] = (), origin: Origin | None = None,
+        on_event: Callable[[Event], None] | None = None, should_stop: Callable[[], bool] | None = None,
+        governor: Governor | None = None, busy: Callable[[], bool] = lambda: False,
+        objective: Objective | None = None, family: Family | None = None) -> dict[str, Any]:
     """Train, and write the adapter to the folder `out`. Returns run.json's content.
 
     held_out: rows on which the loss is measured, and by it the best adapter chosen.
-    resume: continue the run in `out`; allow_changed: names of what may differ from its start (see `resume`).
+    start: an adapter of the same base, rank and projections to begin from; None: one that changes nothing. A resumed
+    run has its own, and refuses another.
+    resume: continue the run in `out`; allow_changed: names of what may differ from its start (see `resume`). more:
+    epochs to add to a run that is finished, with a new schedule from its adapter on.
+    origin: what run.json says of where the run comes from.
     on_event: called with {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and
     done are lines of metrics.jsonl.
     should_stop: called before each block; where it returns True, the state is saved and Interrupted raised.
@@ -74,19 +59,31 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     objective: what is learned from the rows, which were read by its parser; None: to imitate their answers.
     family: what is trained; None: LoRA by the config.
 
-    Raises UsageError where `out` exists, and for options that do nothing without held_out; MismatchError for a resume
-    with a difference that allow_changed does not name; NumericsError when the loss is not finite (the last good adapter
+    Raises UsageError where `out` exists, for options that do nothing without held_out, and for a finished run without
+    `more`; MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of another
+    base; NumericsError when the loss is not finite (the last good adapter
     is kept); DiskError when the disk refuses (the last checkpoint is kept).
     """
     if not resume:
         config.check_held_out(held_out is not None)
-    if allow_changed and not resume:
-        raise UsageError("allow-changed is for a run that is resumed", "add --resume")
+    for name, value in (("allow-changed", allow_changed), ("more", more)):
+        if value and not resume:
+            raise UsageError(f"{name} is for a run that is resumed", "add --resume")
+    if more and not 0 < more <= MOST_EPOCHS:
+        raise UsageError(f"more is {more:g} epochs", f"give a number above 0, at most {MOST_EPOCHS:g}")
     if governor:
         be_nice(governor.policy.nice)
-    task = _Task(bundle, data, Path(out), config, held_out, objective, family, on_event or (lambda _: None),
-                 should_stop or (lambda: False), governor, busy)
-    return _Run(task).go(resume, allow_changed)
+    task = Task(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin, allow_changed,
+                objective, family, on_event or (lambda _: None), should_stop or (lambda: False), governor, busy)
+    if not resume:
+        prepared = _Run(task, begin.anew(task))
+        _create(task.out)
+        with _alone(task.out):
+            return prepared.train()
+    if not task.out.is_dir():
+        raise FormatError(f"{task.out} is no folder of a run", "start the run without --resume")
+    with _alone(task.out):
+        return _Run(task, begin.resumed(task)).train()
 
 
 def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
@@ -97,51 +94,50 @@ def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, An
             "bytes_per_day": int(nbytes * 86400 / config.checkpoint_seconds()) + metrics.BYTES_PER_DAY}
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Holds the folder; where the disk refuses and a state is in it, the error says how to continue."""
+    with disk.alone(out):
+        try:
+            yield
+        except DiskError as error:
+            if not checkpoint.found(out):
+                raise
+            way_out = "make room" if isinstance(error, DiskFullError) else "let it be written to"
+            raise type(error)(error.what, f"{way_out}, then continue with --resume") from None
+
+
+def _create(out: Path) -> None:
+    if out.exists():
+        raise UsageError(f"the output folder {out} exists",
+                         "name another with -o, remove it, or add --resume to continue a run that was stopped")
+    try:
+        out.mkdir(parents=True)
+        disk.sync(out.parent)
+    except OSError as error:
+        raise DiskError(f"the folder {out} cannot be made: {error.strerror}", "name another") from error
+
+
 class _Run:
-    def __init__(self, task: _Task) -> None:
+    def __init__(self, task: Task, begun: begin.Begun) -> None:
         self.task = task
+        self.begun = begun
         self.out = task.out
         self.config = task.config
         self.held_out = task.held_out
-        self.should_stop = task.should_stop
-        self.state = RunState()
+        self.trainer = begun.trainer
+        self.state = begun.state
+        self.saved = begun.saved
+        self.resumed_at = begun.trainer.steps_done  # steps that were done before this process
         self.metrics = metrics.Metrics(task.out)
-        self.saved: tuple[int, int] | None = None  # steps done and step measured, in the newest checkpoint
-        self.resumed_at = 0  # steps that were done before this process
-
-    def go(self, resume: bool, allow_changed: Collection[str]) -> dict[str, Any]:
-        if not resume:
-            self._build()
-            self._create()
-        elif not self.out.is_dir():
-            raise FormatError(f"{self.out} is no folder of a run", "start the run without --resume")
-        with disk.alone(self.out):
-            try:
-                if resume:
-                    self._resume(allow_changed)
-                return self._train()
-            except DiskError as error:
-                if not checkpoint.found(self.out):
-                    raise
-                way_out = "make room" if isinstance(error, DiskFullError) else "let it be written to"
-                raise type(error)(error.what, f"{way_out}, then continue with --resume") from None
-
-    def _build(self, previous: Tradeoffs | None = None) -> None:
-        task = self.task
-        lengths = lengths_of(task.data.examples)
-        if self.held_out:
-            lengths += lengths_of(self.held_out.examples)
-        self.trainer = Trainer(task.bundle, self.config, lengths=lengths, previous=previous, objective=task.objective,
-                               family=task.family)
-        self.trainer.add_examples(task.data.examples)
-        self.fingerprint = fingerprint_run(self.trainer, task.data, self.held_out)
         self.began = time.monotonic()
         self.saved_at = self.began
+        self.should_stop = task.should_stop
         if task.governor and task.governor.policy.govern:
             self.should_stop = Throttle(task.governor, self.trainer, task.should_stop, self.save_state, self._write,
                                         busy=task.busy)
 
-    def _train(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         try:
             self._start()
             self._loop()
@@ -163,6 +159,9 @@ class _Run:
 
     def _start(self) -> None:
         t = self.trainer
+        self.metrics.rewind(self.begun.position)
+        if self.begun.event:
+            self._write(self.begun.event)
         largest = self._disk()["checkpoint_bytes"]
         copies = max(1, checkpoint.KEPT + 1 - len(checkpoint.found(self.out)))  # one more while it is written
         disk.require_room(self.out, copies * largest + t.arena.flat("lora").nbytes)
@@ -170,6 +169,9 @@ class _Run:
         self.task.on_event({"event": "start", "steps": t.total_steps, "done": t.steps_done, "rows": len(data.examples),
                             "tokens": data.tokens, "supervised": data.supervised, "plan": t.plan.to_json(),
                             "isa": t.ops.isa, "disk": self._disk()})
+        if t.steps_done == t.begun_at and not self.state.from_seed:
+            self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
+        store.save_record(self.out, self._record("running"))
 
     def _loop(self) -> None:
         t = self.trainer
@@ -194,7 +196,7 @@ class _Run:
     def _measurement_due(self) -> bool:
         """Before the first step, every eval_every steps and after the last; only once, also when a run was resumed."""
         t = self.trainer
-        due = t.steps_done % t.eval_every == 0 or t.steps_done >= t.total_steps
+        due = (t.steps_done - t.begun_at) % t.eval_every == 0 or t.steps_done >= t.total_steps
         return self.held_out is not None and due and self.state.measured != t.steps_done
 
     def _evaluate(self) -> None:
@@ -230,7 +232,8 @@ class _Run:
             s.seconds += time.monotonic() - self.began
             self.began = time.monotonic()
             meta = {"step": t.steps_done, "state": vars(s), "metrics": self.metrics.position(),
-                    "identity": self.fingerprint, "plan": asdict(t.plan.tradeoffs), "asked": self._asked()}
+                    "identity": self.begun.identity, "plan": asdict(t.plan.tradeoffs),
+                    "asked": begin.asked(self.config.to_json())}
             t.arena.release()  # writing a checkpoint needs memory that otherwise only a step uses
             s.written += checkpoint.save(self.out, t.steps_done, {n: t.arena.flat(n) for n in self._arrays()}, meta)
             self.saved = (t.steps_done, s.measured)
@@ -238,101 +241,48 @@ class _Run:
 
     def _arrays(self) -> list[str]:
         """The arrays that a checkpoint must hold now, because nothing else determines them."""
-        if not self.trainer.steps_done:
-            return []  # the seed determines them
-        best = self.state.best is not None and self.state.best_step not in (0, self.trainer.steps_done)
-        return [name for name in self.trainer.arena.buffers if _is_state(name) or (best and name == "best")]
+        t = self.trainer
+        s = self.state
+        names = [name for name in t.arena.buffers if _is_state(name)]
+        if t.steps_done == t.begun_at:  # the moments are 0
+            names = [] if s.from_seed else ["lora"]
+        from_seed = s.from_seed and s.best_step == 0
+        if s.best is not None and s.best_step != t.steps_done and not from_seed:
+            names.append("best")
+        return names
 
     def _disk(self) -> dict[str, Any]:
         return disk_writes(self.trainer.plan, self.config, self.held_out is not None)
 
-    def _resume(self, allow_changed: Collection[str]) -> None:
-        """Continues from the newest undamaged checkpoint; a run that was killed before its first one starts again."""
-        for stale in (*self.out.glob(f"{checkpoint.PREFIX}*.tmp"), *self.out.glob(f"{store.FILE}.tmp"),
-                      *self.out.glob(f"{store.RUN}.tmp")):
-            with suppress(OSError):
-                stale.unlink()
-        if not checkpoint.found(self.out):
-            self._restart()
-            return
-        found, damaged = checkpoint.newest(self.out)
-        previous = None
-        if found.meta["asked"] == self._asked():  # then the plan is kept, too, whatever memory is available now
-            previous = from_json(Tradeoffs, found.meta["plan"], f"the plan in {found.path}")
-        self._build(previous)
-        defaults = {"objective": Sft.name, "family": LoraFamily.name}  # of runs older than these two
-        was = {**defaults, **found.meta["identity"]}
-        changed = differences(self.out, was, self.fingerprint, allow_changed)
-        self._restore(found, changed)
-        self.metrics.rewind(int(found.meta["metrics"]))
-        self._write({"event": "resume", "step": self.trainer.steps_done, "damaged": damaged, "changed": changed})
-
-    def _asked(self) -> list[Any]:
-        """The options that decide the plan, beside memory."""
-        return [self.config.micro_batch, self.config.recompute, self.config.optimizer_state]
-
-    def _restart(self) -> None:
-        """After a kill before the first checkpoint, which leaves metrics, and maybe an adapter without run.json.
-        A report may have been asked for since.
-        """
-        if not {path.name for path in self.out.iterdir()} <= {metrics.NAME, store.FILE, metrics.CSV, metrics.REPORT}:
-            raise FormatError(f"{self.out} holds no checkpoint: it is finished, or no run", "start in another folder")
-        self._build()
-        self.metrics.rewind(0)
-        self._write({"event": "resume", "step": 0, "damaged": [], "changed": []})
-
-    def _restore(self, found: checkpoint.Checkpoint, changed: list[dict[str, Any]]) -> None:
-        t = self.trainer
-        np.copyto(t.arena.flat("best"), t.arena.flat("lora"))  # of step 0, which the seed determines
-        found.read(t.arena.flat)
-        t.steps_done = int(found.meta["step"])
-        self.resumed_at = t.steps_done
-        s = from_json(RunState, found.meta["state"], f"the state in {found.path}")
-        if any(change["name"] == "held-out" for change in changed):
-            s = s.forget_measurements()
-        self.state = s
-        if s.best_step == t.steps_done:
-            np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
-        t.best_known = s.best is not None
-        s.changed += [{**change, "after_step": t.steps_done} for change in changed]
-        self.saved = None if changed else (t.steps_done, s.measured)
-
     # ---- the folder ---------------------------------------------------------------------------------------------
-
-    def _create(self) -> None:
-        if self.out.exists():
-            raise UsageError(f"the output folder {self.out} exists",
-                             "name another with -o, remove it, or add --resume to continue a run that was stopped")
-        try:
-            self.out.mkdir(parents=True)
-            disk.sync(self.out.parent)
-        except OSError as error:
-            raise DiskError(f"the folder {self.out} cannot be made: {error.strerror}", "name another") from error
 
     def _course(self) -> Course:
         t = self.trainer
-        history = [(int(step), loss) for step, loss in self.state.history]
-        return Course(history, 0, t.steps_done, t.total_steps, self.config.lr,
+        return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.config.lr,
                       f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
         """Writes adapter.gguf and run.json, with the arena's adapter."""
-        t = self.trainer
+        self.trainer.arena.release()
+        record = self._record(status, verdict)
+        store.save_run(self.out, self.trainer.decoder.adapter.export(), self.task.bundle.gguf, record)
+        return record
+
+    def _record(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
+        """run.json's content."""
         s = self.state
-        t.arena.release()
         data = self.task.data
-        record = {
-            "status": status, **t.record(),
+        return {
+            "status": status, **self.trainer.record(), "origin": self.begun.origin,
             "data": {"digest": data.digest, "rows": len(data.examples), "tokens": data.tokens,
                      "supervised": data.supervised, "truncated": data.truncated, "skipped": data.skipped},
             "held_out": None if self.held_out is None else {
                 "digest": self.held_out.digest, "rows": len(self.held_out.examples), **s.measurements()},
             "verdict": asdict(verdict) if verdict else None,
+            "start": s.start, "begun_at": s.begun_at, "more": s.more, "legs": s.legs, "identity": self.begun.identity,
             "seconds": s.seconds + time.monotonic() - self.began, "changed": s.changed,
             "disk": self._disk() | {"written_bytes": s.written + self.metrics.position()},
         }
-        store.save_run(self.out, t.decoder.adapter.export(), self.task.bundle.gguf, record)
-        return record
 
     def _keep_last_good(self) -> None:
         """Saves the measured best, else the last adapter whose loss was finite; where neither is known, nothing."""
@@ -349,6 +299,7 @@ class _Run:
         if not checkpoint.found(self.out) and not (self.out / store.FILE).exists():
             with suppress(OSError):
                 self.metrics.path.unlink(missing_ok=True)
+                (self.out / store.RUN).unlink(missing_ok=True)
                 self.out.rmdir()
 
 

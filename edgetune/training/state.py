@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -12,8 +13,10 @@ WINDOW = 5  # steps whose losses are averaged at the beginning and at the end of
 
 @dataclass
 class RunState:
-    """best, best_step: the lowest held-out loss, and the step after which it was measured; the measurement before the
-    first step counts. lowest: of those after it, by which misses, measurements without improvement, are counted.
+    """A run has legs: the first, and one for each time that more epochs were asked for after its end.
+
+    best, best_step: the leg's lowest held-out loss, and the step after which it was measured; what the leg began with
+    counts. lowest: of those after it, by which misses, measurements without improvement, are counted.
     """
 
     eval_before: float | None = None
@@ -26,6 +29,12 @@ class RunState:
     history: list[list[float]] = field(default_factory=list)  # [step, held-out loss] of every measurement
     first_losses: list[float] = field(default_factory=list)  # of the first steps, WINDOW at most
     last_losses: list[float] = field(default_factory=list)
+    start: dict[str, Any] | None = None  # the adapter that the run began from: path and fingerprint; None: the seed's
+    begun_at: int = 0  # steps before this leg
+    more: float = 0.0  # epochs of this leg; 0: what the options say
+    loss_at_start: float | None = None  # of this leg, where an earlier one has measured it
+    measured_before: int = 0  # measurements of earlier legs
+    legs: list[dict[str, Any]] = field(default_factory=list)  # the earlier ones
     seconds: float = 0.0
     written: int = 0  # bytes of checkpoints
     changed: list[dict[str, Any]] = field(default_factory=list)  # what resumes were allowed to change: name, was, now
@@ -37,16 +46,20 @@ class RunState:
         self.eval_now = loss
         if step == 0:
             self.eval_before = loss
-        elif math.isfinite(loss) and (self.lowest is None or loss < self.lowest):
-            self.lowest = loss
-            self.misses = 0
-        else:
-            self.misses += 1
+        if step > self.begun_at:
+            self._count(loss)
         if not math.isfinite(loss) or (self.best is not None and loss >= self.best):
             return False
         self.best = loss
         self.best_step = step
         return True
+
+    def _count(self, loss: float) -> None:
+        if math.isfinite(loss) and (self.lowest is None or loss < self.lowest):
+            self.lowest = loss
+            self.misses = 0
+        else:
+            self.misses += 1
 
     def learn(self, loss: float) -> None:
         """Takes the loss of a step."""
@@ -56,8 +69,20 @@ class RunState:
 
     def forget_measurements(self) -> RunState:
         """The state where other rows are held out from now on."""
-        return RunState(first_losses=self.first_losses, last_losses=self.last_losses, seconds=self.seconds,
+        return RunState(first_losses=self.first_losses, last_losses=self.last_losses, start=self.start,
+                        begun_at=self.begun_at, more=self.more, legs=self.legs, seconds=self.seconds,
                         written=self.written, changed=self.changed)
+
+    @property
+    def from_seed(self) -> bool:
+        """Whether the seed determines the adapter that this leg began with."""
+        return self.start is None and self.begun_at == 0
+
+    @property
+    def leg_history(self) -> list[tuple[int, float]]:
+        """(step, held-out loss) of this leg, with what it began with."""
+        before = [] if self.loss_at_start is None else [(self.begun_at, self.loss_at_start)]
+        return [*before, *((int(step), loss) for step, loss in self.history[self.measured_before:])]
 
     @property
     def learned(self) -> tuple[float, float] | None:
@@ -69,6 +94,20 @@ class RunState:
         after = self.eval_now if self.best is None else self.best
         return {"loss_before": _finite(self.eval_before), "loss_after": _finite(after), "best_step": self.best_step,
                 "history": [[int(step), _finite(loss)] for step, loss in self.history]}
+
+
+def next_leg(record: Mapping[str, Any], more: float) -> RunState:
+    """The state at the beginning of `more` epochs after the end of a run, of which `record` is run.json's content."""
+    held = record["held_out"] or {"loss_before": None, "loss_after": None, "best_step": 0, "history": []}
+    done = int(record["steps"])
+    leg = {"begun_at": record["begun_at"], "steps": done, "more": record["more"], "best_step": held["best_step"],
+           "loss_after": held["loss_after"], "verdict": record["verdict"]}
+    loss = held["loss_after"]
+    history = [[step, math.nan if loss is None else loss] for step, loss in held["history"]]
+    return RunState(eval_before=held["loss_before"], best=loss, best_step=done, eval_now=loss, loss_at_start=loss,
+                    measured=-1 if loss is None else done, history=history, measured_before=len(history),
+                    start=record["start"], begun_at=done, more=more, legs=[*record["legs"], leg],
+                    seconds=record["seconds"], changed=record["changed"])
 
 
 def _finite(loss: float | None) -> float | None:

@@ -99,6 +99,8 @@ class Trainer:
         self.examples: list[Example] = []
         self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
         self.steps_done = 0
+        self.begun_at = 0  # the step after which the optimizer and its schedule began
+        self.more = 0.0  # epochs from there; 0: what the options say
         self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to plan.longest_group
         self.computing = False  # whether the arena holds activations
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
@@ -153,13 +155,13 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """By config.steps, or config.epochs of what was added so far."""
-        return length.total_steps(self.config, len(self._units))
+        """By config.steps, or config.epochs of what was added so far; after begun_at, by `more` epochs."""
+        return self.begun_at + length.total_steps(self.config, len(self._units), self.more)
 
     @property
     def eval_every(self) -> int:
         """Steps between two measurements of a run's held-out loss."""
-        return length.eval_every(self.config, len(self._units))
+        return length.eval_every(self.config, len(self._units), self.total_steps - self.begun_at)
 
     def batch(self, step: int) -> list[Example]:
         """The examples of step 1, 2, ...: a function of seed and data."""
@@ -193,7 +195,7 @@ class Trainer:
                 self.decoder.adapter.before_step(self._seed(step, number))
                 totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference))
         loss = totals.loss / n
-        lr = optim.learning_rate(self.config, step, self.total_steps)
+        lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
         norm = self._update(grad, loss, lr, step)
         self.steps_done = step
         return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
@@ -209,7 +211,8 @@ class Trainer:
         run = self.plan.run
         groups = run.family.parameters(trained_shapes(self.model.structure, run))
         moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
-        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr, step)
+        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr,
+                    step - self.begun_at)
         return norm
 
     def _seed(self, step: int, micro_batch: int) -> int:

@@ -32,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import write_tiny
 
+from edgetune.daemon.jobs.worker import is_done
+
 TARGETS = {"start": 2.0, "upload": 4.0, "promotion": 4.0, "rollback": 4.0, "training": 8.0}  # seconds to a kill
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
 OPTIONS = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 150, "eval_every": 50,
@@ -249,7 +251,7 @@ class Proof:
         names = {path.name for run in runs for path in (run / "run").iterdir()}
         if any(name.endswith(".tmp") for name in names):
             return "saving"
-        return "judging" if "run.json" in names else "training"
+        return "judging" if all(is_done(run / "run") for run in runs) else "training"
 
     def processes(self) -> list[int]:
         """Those that the daemon left: they have its folder."""

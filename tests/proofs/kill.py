@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import write_tiny
 
+from edgetune.adapters.store import read_run
 from edgetune.training import checkpoint
 
 STEPS = 240
@@ -62,7 +63,7 @@ def kill_until_done(folder: Path, out: Path, rng: random.Random, most: int) -> C
             process.kill()
         error = process.communicate()[1]
         if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0 or "it is finished" in error, error
+            assert process.returncode == 0 or "is finished" in error, error
             return met
         met[moment(out)] += 1
         safe = check(out, safe)
@@ -103,7 +104,7 @@ def moment(out: Path) -> str:
 
 def check(out: Path, safe: int) -> int:
     """The newest step that is safe: not less than before; no checkpoint is damaged."""
-    if (out / "run.json").exists():  # done: the checkpoints may go
+    if read_run(out).get("status") == "done":  # the checkpoints may go
         return safe
     if not checkpoint.found(out):
         assert safe < 0, f"{out} lost its checkpoints"

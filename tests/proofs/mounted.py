@@ -39,7 +39,7 @@ def main(place):
         print(refused(bundle, out, "cannot write",
                       on_event=lambda e, befall=befall: befall() if e.get("step") == 4 else None))
         names = sorted(path.name for path in out.iterdir())
-        assert names == ["checkpoint-2", "checkpoint-3", "metrics.jsonl"], names
+        assert names == ["checkpoint-2", "checkpoint-3", "metrics.jsonl", "run.json"], names
         assert checkpoint.newest(out)[1] == []
         heal()
         assert go(bundle, out, resume=True) == wanted

@@ -30,7 +30,7 @@ def test_few_rows_are_passed_over_often(units, batch, passes, steps):
 def test_a_number_is_kept(options, steps):
     config = TrainConfig(**options).check()
     assert length.total_steps(config, 54) == steps
-    assert length.eval_every(config, 54) == 7
+    assert length.eval_every(config, 54, steps) == 7
     assert length.patience(config) == 0
 
 
@@ -48,12 +48,12 @@ def test_packs_are_what_is_counted(bundle):
 def test_a_run_by_its_data_is_measured_often_enough_and_not_too_often(units):
     config = TrainConfig()
     total = length.total_steps(config, units)
-    every = length.eval_every(config, units)
+    every = length.eval_every(config, units, total)
     measured = {step for step in range(1, total + 1) if step % every == 0} | {total}
     assert min(5, total) <= len(measured) <= 30
     if 5 <= length.auto_epochs(units, 8) <= 30:
         assert every == length.steps_per_epoch(units, 8)
-    assert length.eval_every(TrainConfig(eval_every=3), units) == 3
+    assert length.eval_every(TrainConfig(eval_every=3), units, total) == 3
 
 
 def test_patience_follows_epochs():

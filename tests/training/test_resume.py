@@ -70,13 +70,13 @@ def test_a_run_killed_before_its_first_checkpoint_restarts(bundle, tmp_path, wan
     (out / "checkpoint-1.tmp").write_text("half")
     assert go(bundle, out, resume=True) == wanted
     check_metrics(out)
-    with pytest.raises(FormatError, match="finished"):
+    with pytest.raises(UsageError, match="is finished, after step 8; train on with edgetune resume"):
         go(bundle, out, resume=True)
     with pytest.raises(FormatError, match="without --resume"):
         go(bundle, tmp_path / "none", resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(FormatError, match="or no run"):
+    with pytest.raises(FormatError, match="or it is no run"):
         go(bundle, tmp_path / "other", resume=True)
     assert (tmp_path / "other" / "notes.txt").read_text() == "mine"
 

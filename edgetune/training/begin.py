@@ -1,0 +1,235 @@
+"""How a run begins: anew, or again after a kill, from its newest checkpoint, or with more epochs where it had ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapters import store
+from ..adapters.base import Family
+from ..adapters.low_rank import LoraFamily
+from ..data.dataset import Dataset
+from ..data.packing import lengths_of
+from ..errors import FormatError, UsageError
+from ..formats.bundle import Bundle
+from ..formats.gguf import fingerprint, open_gguf
+from ..machine.governor import Governor
+from ..objectives.base import Objective
+from ..objectives.sft import Sft
+from ..persisted import from_json
+from . import checkpoint, metrics
+from .config import TrainConfig
+from .origin import Origin
+from .plan import Tradeoffs
+from .resume import Identity, differences, fingerprint_run
+from .state import RunState, next_leg
+from .trainer import Trainer
+
+Event = dict[str, Any]
+OLDER = {"objective": Sft.name, "family": LoraFamily.name, "start": None}  # what runs before these names were
+
+
+@dataclass(frozen=True)
+class Task:
+    """The arguments of `run`."""
+
+    bundle: Bundle
+    data: Dataset
+    out: Path
+    config: TrainConfig
+    held_out: Dataset | None
+    start: Path | None
+    more: float
+    origin: Origin | None
+    allow_changed: Collection[str]
+    objective: Objective | None
+    family: Family | None
+    on_event: Callable[[Event], None]
+    should_stop: Callable[[], bool]
+    governor: Governor | None
+    busy: Callable[[], bool]
+
+
+@dataclass
+class Begun:
+    """A run in memory before its next step. saved: steps done and step measured in the newest checkpoint, None where
+    what is in memory is in none. position: of metrics.jsonl, where the run goes on. event: its first line.
+    """
+
+    trainer: Trainer
+    identity: Identity
+    state: RunState
+    origin: dict[str, Any] | None
+    saved: tuple[int, int] | None = None
+    position: int = 0
+    event: Event = field(default_factory=dict)
+
+
+def anew(task: Task) -> Begun:
+    begun = _open(task, None)
+    if task.start:
+        begun.state.start = {"path": str(task.start.resolve()), "fingerprint": begun.identity["start"]}
+        begun.trainer.load(task.start)
+    return begun
+
+
+def resumed(task: Task) -> Begun:
+    """From what is in the folder: the newest undamaged checkpoint; nothing yet, after a kill before the first one; or
+    the finished adapter, if there are to be more epochs.
+    """
+    for stale in (*task.out.glob(f"{checkpoint.PREFIX}*.tmp"), *task.out.glob(f"{store.FILE}.tmp"),
+                  *task.out.glob(f"{store.RUN}.tmp")):
+        with suppress(OSError):
+            stale.unlink()
+    record = store.read_run(task.out)
+    saved = checkpoint.found(task.out)
+    if record.get("status") == "done" and (task.more or not saved):
+        return _next_leg(task, record)
+    return _from_checkpoint(task, record) if saved else _again(task, record)
+
+
+def _open(task: Task, previous: Tradeoffs | None) -> Begun:
+    lengths = lengths_of(task.data.examples)
+    if task.held_out:
+        lengths += lengths_of(task.held_out.examples)
+    trainer = Trainer(task.bundle, task.config, lengths=lengths, previous=previous, objective=task.objective,
+                      family=task.family)
+    trainer.add_examples(task.data.examples)
+    identity = fingerprint_run(trainer, task.data, task.held_out)
+    if task.start:
+        identity["start"] = fingerprint(open_gguf(store.open_adapter(task.start).path))
+    return Begun(trainer, identity, RunState(), _origin(task, trainer, None))
+
+
+def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What run.json will say; it was started when it says so already."""
+    if task.origin is None:
+        return dict(before) if before else None
+    policy = task.governor.policy.to_json() if task.governor else {}
+    started = before["started"] if before else task.origin.started
+    return vars(replace(task.origin, objective=trainer.objective.to_json(), policy=policy, started=started))
+
+
+def asked(options: Mapping[str, Any]) -> list[Any]:
+    """The options that decide the plan, beside memory."""
+    return [options["micro_batch"], options["recompute"], options["optimizer_state"]]
+
+
+def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan: Mapping[str, Any], was: Identity,
+              source: str) -> tuple[Begun, list[Event]]:
+    """The run with the plan that it had, whatever memory is available now, unless another is asked for; and what has
+    changed since. Raises MismatchError for a change that is not allowed.
+    """
+    previous = from_json(Tradeoffs, plan, source) if was_asked == asked(task.config.to_json()) else None
+    begun = _open(task, previous)
+    begun.origin = _origin(task, begun.trainer, record.get("origin"))
+    was = {**OLDER, **was}
+    changed = differences(task.out, was, begun.identity, task.allow_changed)
+    begun.identity.setdefault("start", was["start"])
+    begun.event = {"event": "resume", "step": 0, "damaged": [], "changed": changed}
+    return begun, changed
+
+
+def _from_record(task: Task, record: Mapping[str, Any]) -> tuple[Begun, list[Event]]:
+    kept = {spec.name: record["plan"][spec.name] for spec in fields(Tradeoffs)}
+    return _reopened(task, record, asked(record["options"]), kept, record["identity"],
+                     f"the plan in {task.out / store.RUN}")
+
+
+# ---- after a kill before the first checkpoint ------------------------------------------------------------------------
+
+
+def _again(task: Task, record: Mapping[str, Any]) -> Begun:
+    """Such a kill leaves metrics, and maybe an adapter that run.json does not call done."""
+    names = {path.name for path in task.out.iterdir()}
+    is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
+    if not (is_begun and names <= {metrics.NAME, store.FILE, store.RUN}):
+        raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
+                          "start in another folder")
+    if not record:
+        begun = anew(task)
+        begun.event = {"event": "resume", "step": 0, "damaged": [], "changed": []}
+        return begun
+    if task.start is None and record["start"]:
+        task = replace(task, start=Path(record["start"]["path"]))
+    begun, changed = _from_record(task, record)
+    begun.state.start = record["start"]
+    begun.state.changed = [{**change, "after_step": 0} for change in changed]
+    if task.start:
+        begun.trainer.load(task.start)
+    return begun
+
+
+# ---- from a checkpoint -----------------------------------------------------------------------------------------------
+
+
+def _from_checkpoint(task: Task, record: Mapping[str, Any]) -> Begun:
+    found, damaged = checkpoint.newest(task.out)
+    meta = found.meta
+    begun, changed = _reopened(task, record, meta["asked"], meta["plan"], meta["identity"],
+                               f"the plan in {found.path}")
+    begun.state = from_json(RunState, meta["state"], f"the state in {found.path}")
+    if task.more and task.more != begun.state.more:
+        raise UsageError(f"the run in {task.out} has not ended, it is after step {meta['step']}",
+                         "continue it before more epochs are added: resume without them")
+    if any(change["name"] == "held-out" for change in changed):
+        begun.state = begun.state.forget_measurements()
+    _restore(begun, found)
+    t = begun.trainer
+    begun.state.changed += [{**change, "after_step": t.steps_done} for change in changed]
+    begun.saved = None if changed else (t.steps_done, begun.state.measured)
+    begun.position = int(meta["metrics"])
+    begun.event |= {"step": t.steps_done, "damaged": damaged}
+    return begun
+
+
+def _restore(begun: Begun, found: checkpoint.Checkpoint) -> None:
+    """Fills the arena; a best adapter that is not in the file is the seed's or the newest one."""
+    t = begun.trainer
+    s = begun.state
+    np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+    found.read(t.arena.flat)
+    t.steps_done = int(found.meta["step"])
+    t.begun_at = s.begun_at
+    t.more = s.more
+    if s.best_step == t.steps_done:
+        np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+    t.best_known = s.best is not None
+
+
+# ---- more epochs -----------------------------------------------------------------------------------------------------
+
+
+def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
+    """More epochs after the end: from the adapter in the folder, with an optimizer and a schedule of their own, on the
+    rows that would have come next.
+    """
+    if not task.more:
+        raise UsageError(f"the run in {task.out} is finished, after step {record['steps']}",
+                         f"train on with edgetune resume {task.out} --epochs +4, or begin another run elsewhere")
+    if "identity" not in record:
+        raise FormatError(f"the run in {task.out} was finished by an edgetune that kept too little to go on",
+                          f"begin another run from its adapter: --start {task.out}")
+    begun, changed = _from_record(task, record)
+    t = begun.trainer
+    s = next_leg(record, task.more)
+    if any(change["name"] == "held-out" for change in changed):
+        s = s.forget_measurements()
+    s.changed = s.changed + [{**change, "after_step": s.begun_at} for change in changed]
+    checkpoint.remove_all(task.out)
+    t.load(task.out)
+    np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+    t.best_known = s.best is not None
+    t.steps_done = s.begun_at
+    t.begun_at = s.begun_at
+    t.more = s.more
+    begun.state = s
+    begun.position = metrics.Metrics(task.out).position()
+    s.written = max(record["disk"]["written_bytes"] - begun.position, 0)
+    begun.event |= {"step": s.begun_at, "more": task.more}
+    return begun

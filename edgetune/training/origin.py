@@ -1,0 +1,44 @@
+"""Where a run comes from. run.json says so from the run's start, so that its folder alone is enough to go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..adapters.store import RUN, read_run
+from ..errors import FormatError
+from ..persisted import from_json
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """model, data: paths, such that they can be opened from any folder. held_out: a path, or "tenth" or "none".
+
+    started: ISO 8601. objective: its name and options. policy: the governor's options. `run` fills in these two.
+    """
+
+    model: str
+    data: str
+    held_out: str
+    command: list[str] = field(default_factory=list)
+    started: str = field(default_factory=_now)
+    objective: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+
+
+def read_origin(folder: str | Path) -> Origin:
+    """Of the run in `folder`. Raises FormatError where there is none, or where it does not say."""
+    folder = Path(folder)
+    record = read_run(folder)
+    if not record:
+        raise FormatError(f"{folder} holds no run: there is no {RUN}", "name the output folder of a training")
+    if record.get("origin") is None:
+        raise FormatError(f"the run in {folder} does not say which files it was made from",
+                          "give them again: edgetune train MODEL DATA -o OUT --resume")
+    return from_json(Origin, record["origin"], f"the origin in {folder / RUN}")
