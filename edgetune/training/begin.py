@@ -58,7 +58,7 @@ class Task:
 @dataclass
 class Begun:
     """A run in memory before its next step. saved: steps done and step measured in the newest checkpoint, None where
-    what is in memory is in none. position: of metrics.jsonl, where the run goes on. event: its first line.
+    what is in memory is in none. position: of metrics.jsonl, where the run continues. event: its first line.
     """
 
     trainer: Trainer
@@ -145,10 +145,12 @@ def _from_record(task: Task, record: Mapping[str, Any]) -> tuple[Begun, list[Eve
 
 
 def _again(task: Task, record: Mapping[str, Any]) -> Begun:
-    """Such a kill leaves metrics, and maybe an adapter that run.json does not call done."""
+    """Such a kill leaves metrics, and maybe an adapter that run.json does not call done. A report may have been asked
+    for since.
+    """
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
-    if not (is_begun and names <= {metrics.NAME, store.FILE, store.RUN}):
+    if not (is_begun and names <= {metrics.NAME, metrics.CSV, metrics.REPORT, store.FILE, store.RUN}):
         raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
                           "start in another folder")
     if not record:
@@ -206,14 +208,14 @@ def _restore(begun: Begun, found: checkpoint.Checkpoint) -> None:
 
 
 def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
-    """More epochs after the end: from the adapter in the folder, with an optimizer and a schedule of their own, on the
-    rows that would have come next.
+    """More epochs after the end: from the adapter in the folder, with a new optimizer and a new schedule, on the rows
+    that would have come next.
     """
     if not task.more:
         raise UsageError(f"the run in {task.out} is finished, after step {record['steps']}",
                          f"train on with edgetune resume {task.out} --epochs +4, or begin another run elsewhere")
     if "identity" not in record:
-        raise FormatError(f"the run in {task.out} was finished by an edgetune that kept too little to go on",
+        raise FormatError(f"the run in {task.out} was finished by an edgetune that kept too little to continue it",
                           f"begin another run from its adapter: --start {task.out}")
     begun, changed = _from_record(task, record)
     t = begun.trainer

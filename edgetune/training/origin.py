@@ -1,4 +1,4 @@
-"""Where a run comes from. run.json says so from the run's start, so that its folder alone is enough to go on."""
+"""Where a run comes from. run.json says so from the run's start, so that its folder alone is enough to continue it."""
 
 from __future__ import annotations
 

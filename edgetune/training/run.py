@@ -25,7 +25,8 @@ from ..machine import device
 from ..machine.governor import Governor
 from ..objectives.base import Objective
 from . import begin, checkpoint, length, metrics
-from .begin import Event, Task
+from .begin import Event as Event
+from .begin import Task
 from .config import TrainConfig
 from .origin import Origin
 from .origin import read_origin as read_origin
@@ -61,8 +62,8 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
 
     Raises UsageError where `out` exists, for options that do nothing without held_out, and for a finished run without
     `more`; MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of another
-    base; NumericsError when the loss is not finite (the last good adapter
-    is kept); DiskError when the disk refuses (the last checkpoint is kept).
+    base; NumericsError when the loss is not finite (the best adapter that was measured is kept, else the last good
+    one); DiskError when the disk refuses (the last checkpoint is kept).
     """
     if not resume:
         config.check_held_out(held_out is not None)
