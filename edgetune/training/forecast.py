@@ -44,6 +44,6 @@ def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None
     tokens = rows.tokens * (passes + min(1.0, rest * config.batch_size / units))
     if held_out is None:
         return Forecast(len(rows.examples), 0, steps, tokens)
-    times = 1 + -(-steps // length.eval_every(config, units))  # before the first step, and always after the last
+    times = 1 + -(-steps // length.eval_every(config, units, steps))  # before the first step, and always after the last
     return Forecast(len(rows.examples), len(held_out.examples), steps, tokens, times, times * held_out.tokens,
                     length.patience(config) > 0)
