@@ -60,12 +60,13 @@ Event = Step | Measurement | Decision | Resumption
 
 
 def read_events(folder: Path) -> Iterator[Event | None]:
-    """The events of a run in their order; none where it has no metrics.jsonl. A step that does not follow the one
-    before is damage, too. A last line that has not ended is left out: a running run may be writing it.
+    """The events of a run in their order; none where it has no metrics.jsonl. A last line that has not ended is left
+    out: a running run may be writing it. A step or a measurement that does not follow the one before is damage, too;
+    after a resumption a step may be measured again, on other rows.
 
     Raises DiskError where the file cannot be read.
     """
-    last = {Step: 0, Measurement: -1}
+    last: dict[type, int] = {Step: 0, Measurement: -1}
     for line in _lines(folder / NAME):
         try:
             event = _event(json.loads(line))
@@ -80,6 +81,8 @@ def read_events(folder: Path) -> Iterator[Event | None]:
             continue
         if kind in last:
             last[kind] = event.step
+        if isinstance(event, Resumption):
+            last[Measurement] = event.step - 1
         yield event
 
 

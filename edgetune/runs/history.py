@@ -28,6 +28,7 @@ T = TypeVar("T")
 class HeldOut:
     """Of the rows that judge. The losses are unknown until they are measured."""
 
+    digest: str = ""
     rows: int = 0
     loss_before: float | None = None
     loss_after: float | None = None
@@ -102,6 +103,10 @@ class History:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def last_step(self) -> int:
+        return self.steps[-1].step if self.steps else self.record.steps
 
     @property
     def tokens_per_s(self) -> float | None:

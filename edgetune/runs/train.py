@@ -28,6 +28,7 @@ from ..training import checkpoint
 from ..training.config import TrainConfig, TrainOptions
 from ..training.run import Event, run
 from .answers import Exam, compare, complete
+from .reported import reported
 from .result import WORSE, Result
 
 if TYPE_CHECKING:
@@ -69,15 +70,16 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
         with _file(data, "data") as rows_file, _file(eval, "held-out") as held_file:
             assert rows_file
             rows, held = _load(bundle, rows_file, held_file, config, objective, show)
-        record = run(bundle, rows, out, config, held_out=held, resume=resume, allow_changed=allow_changed,
-                     on_event=show, should_stop=should_stop, governor=governor, objective=objective)
-        exam = None
-        if answers and held and objective.rows is supervised_rows:
-            longest = max(example.tokens.size for example in held.examples)
-            exam = Exam(bundle.gguf, out, Path(start) if start else None, held.rows, longest, config)
-        del rows, held
-        if exam and record["verdict"]["kind"] != WORSE:  # which keeps what it began with
-            record = _judge(exam, record, show, should_stop or (lambda: False))
+        with reported(out):
+            record = run(bundle, rows, out, config, held_out=held, resume=resume, allow_changed=allow_changed,
+                         on_event=show, should_stop=should_stop, governor=governor, objective=objective)
+            exam = None
+            if answers and held and objective.rows is supervised_rows:
+                longest = max(example.tokens.size for example in held.examples)
+                exam = Exam(bundle.gguf, out, Path(start) if start else None, held.rows, longest, config)
+            del rows, held
+            if exam and record["verdict"]["kind"] != WORSE:  # which keeps what it began with
+                record = _judge(exam, record, show, should_stop or (lambda: False))
     return Result(out, record)
 
 

@@ -293,8 +293,8 @@ class Trainer:
                 "seed": self.config.seed, "steps": self.steps_done,
                 "total_steps": self.total_steps, "isa": self.ops.isa,
                 "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
-                "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "traded": list(self.plan.traded),
-                         **asdict(self.plan.tradeoffs)},
+                "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "budget_mib": self.plan.limits.budget / 2**20,
+                         "traded": list(self.plan.traded), **asdict(self.plan.tradeoffs)},
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 

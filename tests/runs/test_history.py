@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from durable import go, metrics, stop_after
+from run_folders import measured, step, write
 
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.runs import tables
@@ -24,19 +25,6 @@ def done(bundle, tmp_path_factory):
     out = tmp_path_factory.mktemp("done") / "out"
     go(bundle, out)
     return out
-
-
-def step(number, **changes):
-    line = {"event": "step", "step": number, "loss": 1 / number, "lr": 1e-3, "grad_norm": 0.5, "tokens": 10,
-            "supervised": 5, "tokens_per_s": 20.0, "seconds": 0.5, "rss_mib": 64.0}
-    return {**line, **changes}
-
-
-def write(folder, *lines):
-    folder.mkdir(exist_ok=True)
-    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    (folder / "metrics.jsonl").write_text("".join(f"{text}\n" for text in texts))
-    return folder
 
 
 def of_kind(lines, kind):
@@ -91,7 +79,7 @@ def test_what_0_1_0_wrote(tmp_path):
 
 def test_a_run_that_still_writes(tmp_path):
     """There is no run.json yet, and the last line has not ended."""
-    out = write(tmp_path / "out", {"event": "eval", "step": 0, "loss": 2.0, "tokens": 3, "best": None}, step(1))
+    out = write(tmp_path / "out", measured(0, 2.0), step(1))
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"event": "step", "st')
     history = read_history(out)
@@ -116,6 +104,14 @@ def test_other_events_and_numbers_that_are_none(tmp_path):
     history = read_history(write(tmp_path / "out", later, step(1, loss=math.nan), step(2, more=1)))
     assert (history.step_count, history.damaged) == (2, 0)
     assert math.isnan(history.steps[0].loss)
+
+
+def test_after_a_resumption_the_same_step_may_be_measured_on_other_rows(tmp_path):
+    first = measured(1, 2.0)
+    resumed = {"event": "resume", "step": 1, "changed": [{"name": "held-out"}]}
+    history = read_history(write(tmp_path / "out", step(1), first, resumed, {**first, "loss": 3.0}, step(2)))
+    assert [(found.step, found.loss) for found in history.measurements] == [(1, 2.0), (1, 3.0)]
+    assert (history.damaged, history.resumes[0].changed) == (0, ("held-out",))
 
 
 @pytest.mark.parametrize("count", [1, SHOWN - 1, SHOWN, SHOWN + 1, 2 * SHOWN, 20_000])

@@ -30,6 +30,7 @@ from ...machine.governor import Governor
 from ...machine.policy import Policy
 from ...persisted import from_json
 from ...python_child import die_with
+from ...runs.reported import reported
 from ...training import checkpoint, run
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
@@ -128,8 +129,9 @@ class Worker:
 
     def work(self) -> dict[str, Any]:
         """Train, unless that is done, and judge: the verdict as JSON, and the adapter that served."""
-        if not is_done(self.out):
-            self.learn()
+        with reported(self.out):
+            if not is_done(self.out):
+                self.learn()
         gc.collect()
         trim()
         record = json.loads((self.out / store.RUN).read_text())

@@ -23,6 +23,7 @@ from ...errors import EdgetuneError, FormatError, NotFoundError, UnsupportedErro
 from ...formats.bundle import sha256
 from ...persisted import from_json
 from ...serving.batcher import Batcher
+from ...training.metrics import CSV, REPORT
 from ...training.metrics import NAME as METRICS
 from ..options import DaemonConfig
 from .database import Store, dump, now
@@ -150,7 +151,7 @@ class Adapters:
         return found
 
     def path(self, id: str) -> Path:
-        """The folder of adapter.gguf, run.json and metrics.jsonl. Raises NotFoundError."""
+        """The folder of adapter.gguf, run.json, metrics.jsonl and the report. Raises NotFoundError."""
         return self._place(self.get(id).folder)
 
     def of_job(self, job: str) -> Adapter | None:
@@ -201,6 +202,9 @@ class Adapters:
             path.mkdir()
             for name in (lora.FILE, lora.RUN, METRICS):
                 shutil.copyfile(run_folder / name, path / name)
+            for name in (CSV, REPORT):
+                if (run_folder / name).exists():
+                    shutil.copyfile(run_folder / name, path / name)
             (path / RECORD).write_text(json.dumps(asdict(record)) + "\n")
             disk.sync_whole(path)
             self._load_and_insert(record, folder, path)

@@ -1,0 +1,252 @@
+"""Line charts as SVG within a page: axes with names, units and ticks, lines told apart by colour and dashes.
+
+Sizes are in units of the drawing, which a page scales to its width: on a telephone one is about a pixel. Colours are
+classes of the page's style sheet, so that a chart follows light and dark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .elements import Html, element, join, text
+
+WIDTH = 360
+HEIGHT = 216
+LEFT = 46
+RIGHT = WIDTH - 12
+TOP = 24
+BOTTOM = HEIGHT - 36
+CLEAR = 4  # above the top, for dots
+TICKS = 6  # pieces of an axis, at most
+COLOURS = 8  # of the style sheet
+DASHES = 4
+FAR = 3.0  # a limit that is higher than the values by this factor is named, and not drawn
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Style:
+    """Of a line: a colour and a pattern of dashes (0: none) of the style sheet."""
+
+    colour: int
+    dash: int = 0
+
+    @property
+    def classes(self) -> str:
+        return f"line c{self.colour} d{self.dash}"
+
+
+STYLES = [Style(number % COLOURS, (number + number // COLOURS) % DASHES) for number in range(COLOURS * DASHES)]
+"""As many as can be told apart; neighbours differ in both."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """points: (x, y) in order of x; one whose y is no finite number breaks the line. dots: whether each point is drawn,
+    with its values shown where the pointer rests.
+    """
+
+    name: str
+    points: Points
+    style: Style
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at x. kind: a class of the style sheet; name: what the legend says of the kind."""
+
+    x: float
+    kind: str
+    name: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """x, y: names of the axes, with their units. limit: a line across, (name, value). from_zero: of the y axis. top:
+    the highest value that is drawn; None: that of the lines.
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    limit: tuple[str, float] | None = None
+    marks: Sequence[Mark] = ()
+    from_zero: bool = False
+    top: float | None = None
+
+    @property
+    def limit_drawn(self) -> float | None:
+        """The limit's value, unless it is far above all that was measured."""
+        if self.limit is None or self.limit[1] > FAR * max(_finite(self), default=0.0):
+            return None
+        return self.limit[1]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Places values from low to high between two places of the drawing. ticks: round values."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: list[float]
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def figure(chart: Chart) -> Html | None:
+    """A chart with its caption and legend; None where there is no finite value to draw."""
+    if not _finite(chart):
+        return None
+    return element("figure", element("figcaption", chart.title), _drawing(chart), _legend(chart))
+
+
+def swatch(style: Style) -> Html:
+    """A short piece of a line, for legends and tables."""
+    return _sample(style.classes)
+
+
+def scale(low: float, high: float, start: float, end: float, whole: bool = False) -> Scale:
+    """From round values at or beyond low and high. whole: ticks are whole numbers, and both ends stay as they are."""
+    if high <= low:
+        pad = abs(low) / 10 or 1.0
+        low, high = (low, low + 1.0) if whole else (low - pad, high + pad)
+    step = _round_step((high - low) / TICKS)
+    if whole:
+        step = max(step, 1.0)
+        first = math.ceil(low / step)
+        last = math.floor(high / step)
+    else:
+        first = math.floor(low / step + 1e-9)
+        last = math.ceil(high / step - 1e-9)
+        low = first * step
+        high = last * step
+    return Scale(low, high, start, end, [number * step for number in range(first, last + 1)])
+
+
+def _round_step(step: float) -> float:
+    """The next of 1, 2, 5, 10, ... times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+
+
+def _finite(chart: Chart) -> list[float]:
+    return [y for line in chart.lines for _, y in line.points if math.isfinite(y)]
+
+
+def _drawing(chart: Chart) -> Html:
+    values = _finite(chart)
+    if chart.limit_drawn is not None:
+        values.append(chart.limit_drawn)
+    xs = [x for line in chart.lines for x, _ in line.points]
+    across = scale(min(xs), max(xs), LEFT, RIGHT, whole=True)
+    highest = max(values) if chart.top is None else min(max(values), chart.top)
+    up = scale(min(0.0, *values) if chart.from_zero else min(values), highest, BOTTOM, TOP)
+    parts = [*_grid(across, up), _name(chart.y, 4, 12), _name(chart.x, RIGHT, HEIGHT - 4, "end"),
+             *(_mark(mark, across) for mark in chart.marks if across.low <= mark.x <= across.high)]
+    if chart.limit_drawn is not None:
+        y = _place(up(chart.limit_drawn))
+        parts.append(element("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, class_="limit"))
+    parts.append(_cut_at_the_top([_curve(line, across, up) for line in chart.lines]))
+    return element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_spoken(chart))
+
+
+def _cut_at_the_top(curves: Sequence[Html]) -> Html:
+    """An svg within an svg shows nothing beyond its edges."""
+    height = HEIGHT - TOP + CLEAR
+    return element("svg", *curves, y=TOP - CLEAR, width=WIDTH, height=height,
+                   viewBox=f"0 {TOP - CLEAR} {WIDTH} {height}")
+
+
+def _grid(across: Scale, up: Scale) -> Iterator[Html]:
+    for value, label in zip(up.ticks, labels(up.ticks), strict=True):
+        y = _place(up(value))
+        yield element("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, class_="grid")
+        yield element("text", label, x=LEFT - 6, y=_place(up(value) + 4), text_anchor="end", class_="y")
+    for value, label in zip(across.ticks, labels(across.ticks), strict=True):
+        x = _place(across(value))
+        yield element("line", x1=x, x2=x, y1=BOTTOM, y2=BOTTOM + 4, class_="axis")
+        yield element("text", label, x=x, y=BOTTOM + 16, text_anchor="middle", class_="x")
+    yield element("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, class_="axis")
+
+
+def labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks as people read them, all in the same form: 1,000; 0.05; 2e-4."""
+    largest = max((abs(tick) for tick in ticks), default=0.0)
+    step = min((b - a for a, b in pairwise(ticks)), default=1.0)
+    if largest and largest < 0.01:
+        power = math.floor(math.log10(largest) + 1e-9)
+        return [f"{round(tick / 10.0**power, 6):g}e{power}" if tick else "0" for tick in ticks]
+    if largest >= 1e6:
+        return [f"{tick:.3g}" for tick in ticks]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{tick:,.{digits}f}" for tick in ticks]
+
+
+def _name(name: str, x: float, y: float, anchor: str = "start") -> Html:
+    return element("text", name, x=x, y=y, text_anchor=anchor, class_="name")
+
+
+def _mark(mark: Mark, across: Scale) -> Html:
+    x = _place(across(mark.x))
+    line = element("line", x1=x, x2=x, y1=TOP, y2=BOTTOM)
+    return element("g", element("title", f"step {mark.x:,.0f}: {mark.cause}"), line, class_=f"mark {mark.kind}")
+
+
+def _curve(line: Line, across: Scale, up: Scale) -> Html:
+    """A path of straight pieces; single points, and all where the line has dots, as circles."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in line.points:
+        if math.isfinite(y):
+            pieces[-1].append((x, y))
+        else:
+            pieces.append([])
+    data = "".join("M" + "L".join(f"{_place(across(x))} {_place(up(y))}" for x, y in piece)
+                   for piece in pieces if piece)
+    alone = [point for piece in pieces for point in piece if line.dots or len(piece) == 1]
+    dots = (element("circle", cx=_place(across(x)), cy=_place(up(y)), r=3) if not line.dots else element(
+        "g", element("title", f"{line.name}, step {x:,.0f}: {y:.4g}"),
+        element("circle", cx=_place(across(x)), cy=_place(up(y)), r=3)) for x, y in alone)
+    return element("g", element("path", d=data), *dots, class_=line.style.classes)
+
+
+def _place(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _legend(chart: Chart) -> Html | None:
+    """None where the caption says it all."""
+    items = [join([swatch(line.style), line.name]) for line in chart.lines if line.points]
+    if chart.limit is not None:
+        name, value = chart.limit
+        said = f"{name}: {value:,.0f} {chart.y}"
+        drawn = chart.limit_drawn is not None
+        items.append(join([_sample("limit"), said]) if drawn else text(f"{said}, above this chart"))
+    kinds = {mark.kind: mark.name for mark in chart.marks}
+    items += [join([_sample(f"mark {kind}", upright=True), name]) for kind, name in kinds.items()]
+    return element("ul", *(element("li", item) for item in items), class_="legend") if len(items) > 1 else None
+
+
+def _sample(classes: str, upright: bool = False) -> Html:
+    line = element("path", d="M14 0V10" if upright else "M1 5H27")
+    return element("svg", element("g", line, class_=classes), viewBox="0 0 28 10", class_="swatch", aria_hidden="true")
+
+
+def _spoken(chart: Chart) -> str:
+    """For who cannot see it: where each line begins and ends."""
+    said = []
+    for line in chart.lines:
+        known = [(x, y) for x, y in line.points if math.isfinite(y)]
+        if known:
+            said.append(f"{line.name} from {known[0][1]:.4g} at {known[0][0]:,.0f} to {known[-1][1]:.4g} at "
+                        f"{known[-1][0]:,.0f}")
+    return f"{chart.title}: {'; '.join(said)}"

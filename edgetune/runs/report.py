@@ -1,0 +1,240 @@
+"""report.html of a run: what it came to, how it went, what it answers now, and what it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..console import ACTIONS, duration
+from ..training.config import TrainConfig
+from ..training.metrics import REPORT
+from ..version import __version__
+from .chart import Chart, Line, Mark, Style, figure
+from .elements import Content, Html, element, join
+from .history import Answers, History, read_history
+from .page import NOTHING, details, number, section, table, tiles, write_page
+from .tables import write_metrics
+
+DOTS = 100  # measurements that are drawn as dots at most
+LONGEST = 600  # characters of an answer that are shown
+KINDS = {"learned": "good", "still falling": "fair", "overfitted": "fair", "worse": "bad"}
+DEFAULTS = {spec.name: spec.default for spec in fields(TrainConfig)}
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.html and metrics.csv into the folder of a run in any state; each is replaced at once or not at all.
+    Returns the report's path. Raises FormatError for a folder without a run, DiskError.
+    """
+    folder = Path(folder)
+    history = read_history(folder)
+    write_metrics(folder)
+    write_html(folder / REPORT, history)
+    return folder / REPORT
+
+
+def write_html(path: Path, history: History) -> None:
+    """The report alone, as a file. Raises DiskError."""
+    write_page(path, title(history), parts(history))
+
+
+def title(history: History) -> str:
+    return f"{history.name}: a training of {history.record.base.get('name') or 'a model'}"
+
+
+def parts(history: History) -> Iterator[Content]:
+    yield element("p", " · ".join(_described(history)), class_="dim")
+    yield _verdict(history)
+    yield tiles(_tiles(history))
+    yield section("How it went", *in_columns(charts(history)))
+    yield section("Answers on held-out rows, before and after", *_answers(history.answers))
+    yield section("What it yielded to", _decisions(history))
+    yield section("Resumed", table(["after step", "changed"], (
+        [f"{found.step:,}", ", ".join(found.changed) or NOTHING] for found in history.resumes), (0,)))
+    yield section("Options", *_options(history))
+    yield section("Data, model, memory", table([], _facts(history)))
+    yield element("p", element("small", _footer(history)))
+
+
+def _described(history: History) -> Iterator[str]:
+    record = history.record
+    yield str(record.base.get("architecture") or "unknown architecture")
+    yield f"objective {(record.objective or {}).get('name', 'sft')}"
+    if started := (record.origin or {}).get("started"):
+        yield f"started {str(started)[:16].replace('T', ' ')}"
+    yield f"edgetune {record.edgetune or 'unknown'}"
+
+
+def _verdict(history: History) -> Html:
+    """The verdict where there is one, else the state."""
+    record = history.record
+    done = f"step {history.last_step:,}" + (f" of {record.total_steps:,}" if record.total_steps else "")
+    if history.verdict:
+        kind = KINDS.get(history.verdict.kind, "")
+        said = history.verdict.sentence
+    else:
+        kind = {"failed": "bad", "paused": "fair"}.get(record.status, "")
+        said = f"{record.status.capitalize()}: {done}."
+    head, colon, rest = said.partition(":")
+    return element("p", element("b", head), f"{colon}{rest}", class_=f"verdict {kind}")
+
+
+def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
+    record = history.record
+    if held := history.held_out:
+        yield ("held-out loss", f"{number(held.loss_before, '.3f')} → {number(held.loss_after, '.3f')}",
+               f"{held.rows:,} rows, best at step {held.best_step:,}")
+    if answers := history.answers:
+        yield ("exact answers", f"{number(answers.before, '.0%')} → {number(answers.after, '.0%')}",
+               f"of {answers.rows:,} held-out rows")
+    total = f"of {record.total_steps:,}" if record.total_steps else ""
+    yield "steps", f"{history.last_step:,}", total
+    yield "time", duration(history.seconds), _rate(history)
+    if peak := _peak(history):
+        budget = _budget(history)
+        yield "peak memory", f"{peak:,.0f} MiB", f"of {budget:,.0f} MiB" if budget else ""
+
+
+def _rate(history: History) -> str:
+    return f"{history.tokens_per_s:,.0f} tokens/s" if history.tokens_per_s else ""
+
+
+def _peak(history: History) -> float:
+    return max(history.record.peak_rss_mib, *(step.rss_mib for step in history.steps), 0.0)
+
+
+def _budget(history: History) -> float | None:
+    """MiB; None where the version did not record it."""
+    found = history.record.plan.get("budget_mib")
+    return float(found) if isinstance(found, int | float) else None
+
+
+# ---- charts ---------------------------------------------------------------------------------------------------------
+
+
+def charts(history: History) -> Iterator[Html | None]:
+    """Loss, learning rate, memory and speed over the steps."""
+    steps = history.steps
+    learned = Line("training rows", [(step.step, step.loss) for step in steps], Style(0))
+    held = [(found.step, found.loss) for found in history.measurements]
+    lines = [learned, Line("held-out rows", held, Style(1, 1), dots=len(held) <= DOTS)]
+    yield figure(Chart("Loss", "step", loss_axis(history), lines, from_zero=from_zero(lines)))
+    rates = Line("learning rate", [(step.step, step.lr) for step in steps], Style(2))
+    yield figure(Chart("Learning rate", "step", "rate of AdamW", [rates], from_zero=True))
+    budget = _budget(history)
+    memory = Line("memory of the process", [(step.step, step.rss_mib) for step in steps], Style(3))
+    yield figure(Chart("Memory", "step", "MiB", [memory], ("budget", budget) if budget else None, marks(history),
+                       from_zero=True))
+    speed = Line("speed", [(step.step, step.tokens_per_s) for step in steps], Style(7))
+    yield figure(Chart("Speed", "step", "tokens/s", [speed], None, marks(history), from_zero=True))
+
+
+def in_columns(figures: Iterable[Html | None]) -> Iterator[Html]:
+    """Side by side where the page is wide; nothing where there is nothing to draw."""
+    if drawn := [found for found in figures if found is not None]:
+        yield element("div", *drawn, class_="charts")
+
+
+def loss_axis(history: History) -> str:
+    """The loss of supervised rows has a unit."""
+    return "nats a token" if (history.record.objective or {}).get("name", "sft") == "sft" else "loss"
+
+
+def from_zero(lines: list[Line]) -> bool:
+    """Whether an axis that begins at zero leaves the lines at least half of it."""
+    values = [y for line in lines for _, y in line.points if y == y]
+    return bool(values) and 0 <= min(values) < max(values) / 2
+
+
+def marks(history: History) -> list[Mark]:
+    return [Mark(found.step, found.action, f"governor: {ACTIONS[found.action]}", found.cause)
+            for found in history.decisions if found.action in ACTIONS]
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _answers(answers: Answers | None) -> Iterator[Html]:
+    for pair in answers.pairs if answers else ():
+        if isinstance(pair, dict):
+            shown = [element("div", element("small", name), _quoted(pair.get(name)))
+                     for name in ("expected", "before", "after")]
+            yield element("div", _quoted(pair.get("prompt")), element("div", *shown), class_="answer")
+
+
+def _quoted(value: Any) -> Html:
+    """What a row or the model says, as it is written there."""
+    said = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    if len(said) > LONGEST:
+        said = f"{said[:LONGEST]} … ({len(said):,} characters)"
+    return element("p", said or NOTHING, class_="text", dir="auto")
+
+
+def _decisions(history: History) -> Html | None:
+    shown = table(["after step", "", "because"], (
+        [f"{found.step:,}", ACTIONS.get(found.action, found.action), found.cause] for found in history.decisions), (0,))
+    if history.decision_count > len(history.decisions):
+        return join([element("p", f"The last {len(history.decisions)} of {history.decision_count:,} decisions.",
+                             class_="dim"), shown])
+    return shown
+
+
+def _options(history: History) -> Iterator[Content]:
+    """Those that were chosen, and below them the others."""
+    given = history.record.options
+    chosen = {name: value for name, value in given.items() if name not in DEFAULTS or DEFAULTS[name] != value}
+    rows = [[shown_name(name), shown(value), shown(DEFAULTS.get(name))] for name, value in chosen.items()]
+    yield table(["option", "here", "default"], rows) or element("p", "All are at their defaults.", class_="dim")
+    others = [[shown_name(name), shown(value)] for name, value in given.items() if name not in chosen]
+    yield details(f"{len(others)} options at their defaults", table(["option", "value"], others))
+
+
+def shown_name(option: str) -> str:
+    return option.replace("_", "-")
+
+
+def shown(value: Any) -> str:
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _facts(history: History) -> Iterator[tuple[str, str]]:
+    record = history.record
+    base = record.base
+    origin = record.origin or {}
+    yield "model", f"{base.get('name', NOTHING)} ({str(base.get('fingerprint', ''))[:19]})"
+    if origin.get("data"):
+        yield "file of rows", str(origin["data"])
+    if data := record.data:
+        yield "rows to learn", ", ".join(_data(data))
+    if held := history.held_out:
+        yield "held-out rows", f"{held.rows:,}" + (f" ({origin['held_out']})" if origin.get("held_out") else "")
+    for change in record.changed:
+        if isinstance(change, dict):
+            yield "changed", f"{change.get('name')}: {change.get('was')} → {change.get('now')}"
+    if record.isa:
+        yield "computed by", f"{record.isa} ({record.products}), {record.threads} threads"
+    if isinstance(planned := record.plan.get("peak_mib"), int | float):
+        yield "memory by the plan", f"{planned:,.0f} MiB"
+    traded = record.plan.get("traded") or []
+    yield "traded for memory", "; ".join(map(str, traded)) if isinstance(traded, list) and traded else "nothing"
+    if command := origin.get("command"):
+        yield "command", " ".join(map(str, command)) if isinstance(command, list) else str(command)
+
+
+def _data(data: dict[str, Any]) -> Iterator[str]:
+    for name, words in (("rows", "{} rows"), ("tokens", "{} tokens"), ("supervised", "{} of them supervised"),
+                        ("truncated", "{} rows cut"), ("skipped", "{} left out")):
+        if isinstance(value := data.get(name), int) and (value or name not in ("truncated", "skipped")):
+            yield words.format(f"{value:,}")
+
+
+def _footer(history: History) -> str:
+    drawn = f" Of {history.step_count:,} steps every {history.every}th is drawn." if history.every > 1 else ""
+    damaged = f" {history.damaged:,} damaged lines of metrics.jsonl are left out." if history.damaged else ""
+    return f"Made by edgetune {__version__} from run.json and metrics.jsonl.{drawn}{damaged} metrics.csv has all steps."
