@@ -17,9 +17,10 @@ from services import same_holdout, until
 from tiny import write_tiny
 
 from edgetune import TrainConfig
+from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.anchors import QUESTIONS, Anchors
-from edgetune.daemon.learning.curriculum import PASSES, ROWS_PER_ANCHOR, JobRows, curriculum, with_anchors
+from edgetune.daemon.learning.curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, with_anchors
 from edgetune.daemon.learning.learner import Clocks, Learner
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -27,8 +28,9 @@ from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
+from edgetune.training.length import auto_epochs
 
-TRAIN = TrainConfig(lr=2e-2, batch_size=4, max_length=96, threads=1)
+TRAIN = TrainConfig(lr=2e-2, epochs=2.0, batch_size=4, max_length=96, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +66,31 @@ def rows(name: str, n: int) -> list[dict[str, str]]:
     return [{"prompt": f"{name} {i}", "completion": ""} for i in range(n)]
 
 
-def test_curriculum() -> None:
+@pytest.mark.parametrize("passes", [1, 4])
+def test_curriculum(passes: int) -> None:
     new = rows("new", 10)
     earlier = rows("earlier", 40)
-    made = curriculum(new, earlier, 1.0, seed=3)
-    assert made == curriculum(new, earlier, 1.0, seed=3) != curriculum(new, earlier, 1.0, seed=4)
+    made = curriculum(new, earlier, passes, 1.0, seed=3)
+    assert made == curriculum(new, earlier, passes, 1.0, seed=3) != curriculum(new, earlier, passes, 1.0, seed=4)
     assert made[:40] == earlier
-    for turn in range(PASSES):
+    for turn in range(passes):
         block = [row["prompt"] for row in made[40 + 20 * turn :][:20]]
         assert {row["prompt"] for row in new} <= set(block)
         assert len(set(block)) == 20  # as many earlier ones, no one twice
-    assert len(made) == 40 + 20 * PASSES
-    assert len(curriculum(new, [], 1.0, 0)) == 10 * PASSES
-    assert len(curriculum(new, earlier[:5], 4.0, 0)) == 5 + 15 * PASSES
+    assert len(made) == 40 + 20 * passes
+    assert len(curriculum(new, [], passes, 1.0, 0)) == 10 * passes
+    assert len(curriculum(new, earlier[:5], passes, 4.0, 0)) == 5 + 15 * passes
+
+
+def test_new_rows_are_gone_through_as_often_as_by_a_training_on_them_alone() -> None:
+    """However many earlier ones there are; what the service's options ask for counts too."""
+    for count in (1, 5, 40, 64, 100, 400, 3000):
+        config = TrainConfig(batch_size=8)
+        assert passes_over(count, config) == auto_epochs(count, 8)
+        assert passes_over(count, replace(config, epochs=4.0)) == 4
+        assert passes_over(count, replace(config, epochs=0.1)) == 1
+    assert passes_over(40, TrainConfig(batch_size=8)) == 15
+    assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
 
 
 def test_anchors_are_spread() -> None:
@@ -125,6 +139,20 @@ def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: p
     service.jobs.cancel(job.id)
     assert of_one > 8e5
     assert peak < 4 * of_one  # as JSON text, as objects, and as both again where a row is made of another
+
+
+def test_a_job_has_its_new_rows_as_often_as_the_options_say(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    give(service, range(10))
+    for epochs, times in ((2.0, 2), ("auto", 15)):
+        service.jobs.train = replace(TRAIN, epochs=epochs)
+        job = service.learner.begin()
+        learned = (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()
+        service.jobs.cancel(job.id)
+        service.jobs.wait(job.id, 60)
+        until(lambda: not service.feedback.unsettled())
+        assert len(learned) == 8 * times
+        assert {learned.count(row) for row in learned} == {times}
 
 
 # ---- a life in small -------------------------------------------------------------------------------------------------

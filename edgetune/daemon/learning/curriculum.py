@@ -1,8 +1,8 @@
 """The order in which a job learns its rows.
 
-First come all rows that were learned before, once, the oldest first; then PASSES times the new rows, mixed with earlier
-ones. New rows count more than by their number, so that the gate sees clearly whether they do good or harm. Anchors are
-inserted in between.
+First come all rows that were learned before, once, the oldest first; then several passes over the new rows, each mixed
+with earlier ones. There are as many passes as a training on the new rows alone would take: so they are learned, however
+many earlier rows there are, and the gate sees clearly whether they do good or harm. Anchors are inserted in between.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from itertools import cycle
 from typing import TypeVar
 
 from ...data.rows import as_messages
+from ...training.config import TrainConfig
+from ...training.length import epochs_of
 from .feedback import Feedback, StoredRow
 from .rows import Row
 
 T = TypeVar("T")
 U = TypeVar("U")
-PASSES = 2  # through what is new
 ROWS_PER_ANCHOR = 5
 
 
-def curriculum(new: Sequence[T], earlier: Sequence[T], replay: float, seed: int) -> list[T]:
-    """The rows of a job in order. replay: earlier rows mixed with each new one."""
+def passes_over(new: int, config: TrainConfig) -> int:
+    """How often a job goes through this number of new rows: as often as a training on them alone, by these options."""
+    return max(1, round(epochs_of(config, new)))
+
+
+def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int) -> list[T]:
+    """The rows of a job in order. passes: over what is new. replay: earlier rows mixed with each new one."""
     dice = random.Random(seed)
     rows = [*earlier]
-    for _ in range(PASSES):
+    for _ in range(passes):
         block = [*new, *dice.sample(earlier, min(len(earlier), round(replay * len(new))))]
         dice.shuffle(block)
         rows += block

@@ -23,7 +23,7 @@ from ..jobs.table import Job
 from ..options import DaemonConfig
 from ..state.holdout import SHARE
 from .anchors import Anchors
-from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, with_anchors
+from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, with_anchors
 from .feedback import Feedback, TrainingRows
 
 log = logging.getLogger("edgetune.daemon")
@@ -103,9 +103,11 @@ class Learner:
             return job
 
     def _create(self, rows: TrainingRows) -> Job:
-        seed = self.jobs.train.seed
-        learned = curriculum(rows.new, rows.earlier, self.config.replay, seed)
-        mixed = with_anchors(learned, self.anchors.rows(len(learned) // ROWS_PER_ANCHOR), seed)
+        train = self.jobs.train
+        passes = passes_over(len(rows.new), train)
+        learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed)
+        anchors = self.anchors.rows(len(rows.new + rows.earlier) // ROWS_PER_ANCHOR)
+        mixed = with_anchors(learned, anchors, train.seed)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held))}
         data = JobData(JobRows(self.feedback, mixed), JobRows(self.feedback, rows.held), len(rows.established),
                        JobRows(self.feedback, rows.new))
