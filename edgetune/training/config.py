@@ -67,7 +67,8 @@ class TrainConfig(LoraOptions):
     eval_every: int = option(0, "Steps between two measurements of the held-out loss; 0: once an epoch, with --epochs "
                              "auto at least five times in a run.", low=0)
     patience: int | Literal["auto"] = option("auto", "Stop after this number of measurements without improvement; 0: "
-                                             "never; auto: 3 with --epochs auto, else never.", low=0, auto=int)
+                                             "never; auto: with --epochs auto after 3 in a row that are worse than "
+                                             "the lowest by more than chance, else never.", low=0, auto=int)
     checkpoint_every: str = option("5m", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
                                    "is stopped.")
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,

@@ -13,7 +13,7 @@ from .config import TrainConfig
 
 ENOUGH_STEPS = 150  # what --epochs auto reaches where the data is small
 MOST_EPOCHS = 15  # but it passes over the data this often at most
-PATIENCE = 3  # measurements without improvement that end a run of --epochs auto
+PATIENCE = 3  # measurements in a row that are worse than the lowest one end a run of --epochs auto
 LEAST_MEASUREMENTS = 5  # in such a run, after the one before the first step
 MOST_MEASUREMENTS = 30
 
@@ -63,7 +63,15 @@ def eval_every(config: TrainConfig, units: int, total: int) -> int:
 
 
 def patience(config: TrainConfig) -> int:
-    """Measurements without improvement that end the run; 0: it is not ended by them."""
+    """Measurements that end the run, as `is_enough` counts them; 0: it is not ended by them."""
     if isinstance(config.patience, str):
         return PATIENCE if is_auto(config) else 0
     return config.patience
+
+
+def is_enough(config: TrainConfig, misses: int, worse: int) -> bool:
+    """Whether measurements end the run: as many without improvement as were asked for, or with auto as many that are
+    worse (see `state`).
+    """
+    count = worse if config.patience == AUTO else misses
+    return 0 < patience(config) <= count

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
 
-from ..data.packing import Batch, Example, collate, is_supervised
+from ..data.packing import Batch, Example, collate, grouped_indices, is_supervised
 from ..errors import DataError
 from ..models.base import Passes
 from ..objectives.base import Objective, Signal
@@ -39,11 +39,15 @@ class Totals:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The objective's loss (natural log) and metrics over held-out examples, and the number of supervised tokens."""
+    """The objective's loss (natural log) and metrics over held-out examples, and the number of supervised tokens.
+
+    rows: the loss of each row, or group of rows, in the order in which they were measured.
+    """
 
     loss: float
     supervised: int
     metrics: Mapping[str, float]
+    rows: tuple[float, ...] = ()
 
 
 class Reference:
@@ -96,11 +100,26 @@ def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch],
     """No gradient. Raises DataError where nothing is supervised."""
     totals = Totals()
     n = 0.0
+    rows: list[float] = []
     for batch in batches:
         if objective.needs_reference:
             batch = (reference or Reference(decoder)).add_to(batch)
         n += objective.count(batch.examples)
-        totals.add(batch, objective.weights(decoder.score(batch), batch))
+        logp = decoder.score(batch)
+        totals.add(batch, objective.weights(logp, batch))
+        rows += _loss_of_rows(objective, batch, logp)
     if not n:
         raise DataError("the rows have no supervised token", "check their completions")
-    return Measurement(totals.loss / n, totals.supervised, totals.metrics)
+    return Measurement(totals.loss / n, totals.supervised, totals.metrics, tuple(rows))
+
+
+def _loss_of_rows(objective: Objective, batch: Batch, logp: np.ndarray) -> Iterator[float]:
+    """The objective's loss of each row, or group of rows, of a batch; logp [S] is of all of them."""
+    parts = [part for _, part in batch.parts()]
+    for indices in grouped_indices(batch.examples):
+        row = collate([batch.examples[i] for i in indices])
+        wanted = slice(parts[indices[0]].start, parts[indices[-1]].stop)
+        if batch.reference is not None:
+            row = replace(row, reference=batch.reference[wanted])
+        if count := objective.count(row.examples):
+            yield objective.weights(logp[wanted], row).loss / count

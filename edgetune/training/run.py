@@ -177,12 +177,11 @@ class _Run:
     def _loop(self) -> None:
         t = self.trainer
         s = self.state
-        patience = length.patience(self.config)
         while True:
             with suppress(MemoryPressure):  # the loop repeats what was interrupted
                 if self._measurement_due():
                     self._evaluate()
-                if t.steps_done >= t.total_steps or (patience and s.misses >= patience):
+                if t.steps_done >= t.total_steps or length.is_enough(self.config, s.misses, s.worse):
                     break
                 if self.should_stop():
                     raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
@@ -201,13 +200,13 @@ class _Run:
         return self.held_out is not None and due and self.state.measured != t.steps_done
 
     def _evaluate(self) -> None:
-        """Measures the held-out loss, and keeps the best adapter so far."""
+        """Measures the held-out loss, and keeps the adapter if it is the one to keep so far."""
         assert self.held_out is not None
         t = self.trainer
         s = self.state
         measured = t.measure(self.held_out.examples, self.should_stop)
         loss = measured.loss
-        if s.measure(t.steps_done, loss):
+        if s.measure(t.steps_done, loss, measured.rows):
             t.best_known = True
             np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
         self._write({"event": "eval", "step": t.steps_done, "loss": loss, "tokens": measured.supervised, "best": s.best,
@@ -259,8 +258,8 @@ class _Run:
 
     def _course(self) -> Course:
         t = self.trainer
-        return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.config.lr,
-                      f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned)
+        return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
+                      self.config.lr, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
         """Writes adapter.gguf and run.json, with the arena's adapter."""

@@ -26,13 +26,15 @@ class Verdict:
 @dataclass(frozen=True)
 class Course:
     """A run that has ended. history: (step, held-out loss) of all measurements, the one before the first step too.
-    learned: the loss of the rows of its first and of its last steps. more: the command that trains on.
+    kept: the step whose adapter is kept. learned: the loss of the rows of its first and of its last steps. more: the
+    command that trains on.
     """
 
     history: Sequence[tuple[int, float]]
     start: int  # steps that were done before it
     steps: int  # and in the end
     total: int  # and would have been, had it not ended by itself
+    kept: int
     lr: float
     more: str
     learned: tuple[float, float] | None = None
@@ -46,16 +48,14 @@ def judge(course: Course) -> Verdict:
     """The verdict on a run that has done all its steps, or has ended by itself."""
     if not course.history:
         return _unmeasured(course)
-    finite = [(step, loss) for step, loss in course.history if math.isfinite(loss)]
     first, before = course.history[0]
     if first != course.start or first == course.history[-1][0]:
         return Verdict("unmeasured", "Nobody knows whether it learned: the held-out loss is "
                        f"{_number(course.history[-1][1])}, and was not measured on these rows before.",
-                       min(finite, key=lambda found: found[1])[0] if finite else course.steps)
-    if not finite or min(loss for _, loss in finite) == before:
+                       course.kept)
+    if course.kept == course.start:
         return _worse(course, before)
-    best_step, best = min(finite, key=lambda found: found[1])
-    return _better(course, before, best_step, best)
+    return _better(course, before, dict(course.history)[course.kept])
 
 
 def diverged(course: Course, kept: int) -> Verdict:
@@ -65,21 +65,21 @@ def diverged(course: Course, kept: int) -> Verdict:
                    f"{kept} is kept: {course.way_out}.", kept)
 
 
-def _better(course: Course, before: float, best_step: int, best: float) -> Verdict:
-    fall = before - best if math.isfinite(before) else 0.0
+def _better(course: Course, before: float, loss: float) -> Verdict:
+    """loss: of the adapter that is kept."""
+    kept = course.kept
+    fall = before - loss if math.isfinite(before) else 0.0
     last_step, last = course.history[-1]
-    fell = f"the held-out loss fell from {_number(before)} to {_number(best)}"
-    if best_step < last_step and (not math.isfinite(last) or _clear(last, best, fall)):
-        return Verdict("overfitted", f"Overfitted from step {best_step} on: {fell}, and was {_number(last)} after step "
-                       f"{last_step}; the adapter of step {best_step} is kept. More rows help, and fewer epochs.",
-                       best_step)
+    fell = f"the held-out loss fell from {_number(before)} to {_number(loss)}"
+    if kept < last_step and _clear(last, loss, fall):
+        return Verdict("overfitted", f"Overfitted from step {kept} on: {fell}, and was {_number(last)} after step "
+                       f"{last_step}; the adapter of step {kept} is kept. More rows help, and fewer epochs.", kept)
     earlier = course.history[-2][1]
-    if best_step == last_step and course.steps >= course.total and _clear(earlier, best, fall):
+    if kept == last_step and course.steps >= course.total and _clear(earlier, loss, fall):
         return Verdict("still falling", f"Still falling: {fell}, and from {_number(earlier)} in the last "
-                       f"{last_step - course.history[-2][0]} steps; train on with {course.more}.", best_step)
-    early = f"; no later one was lower, so it ended after step {course.steps}" if course.steps < course.total else ""
-    return Verdict("learned", f"Learned: {fell}, the lowest after step {best_step} of {course.total}{early}.",
-                   best_step)
+                       f"{last_step - course.history[-2][0]} steps; train on with {course.more}.", kept)
+    early = f"; later ones were no better, so it ended after step {course.steps}" if course.steps < course.total else ""
+    return Verdict("learned", f"Learned: {fell} in {kept} of {course.total} steps{early}.", kept)
 
 
 def _worse(course: Course, before: float) -> Verdict:

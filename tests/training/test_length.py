@@ -64,9 +64,9 @@ def test_patience_follows_epochs():
     assert length.patience(TrainConfig(epochs=2, patience=1)) == 1
 
 
-def test_a_run_by_its_data_ends_three_measurements_after_the_best(bundle, tmp_path):
+def test_a_run_by_its_data_ends_after_three_measurements_that_are_worse(bundle, tmp_path):
     """Held-out rows count downwards, and get worse once upwards is learned."""
-    held_out = dataset(6, 1)
+    held_out = dataset(24, 1)
     for example in held_out.examples:
         example.tokens[:] = example.tokens[::-1].copy()
     record = run(bundle, dataset(24), tmp_path / "out", TrainConfig(**AUTO), held_out=held_out)
@@ -75,7 +75,7 @@ def test_a_run_by_its_data_ends_three_measurements_after_the_best(bundle, tmp_pa
     assert record["total_steps"] == 90
     assert measured == list(range(0, record["steps"] + 1, 6))
     assert record["steps"] < 90
-    assert record["held_out"]["best_step"] == measured[-4]
+    assert record["held_out"]["best_step"] in measured[1:-3]
 
 
 @pytest.mark.parametrize(("options", "words"), [

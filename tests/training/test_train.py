@@ -1,6 +1,8 @@
 """Runs on a tiny random model: learning, stopping, resuming, adapters kept; no torch, no SmolLM2."""
 
 import json
+import math
+from statistics import mean, stdev
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from edgetune.errors import DataError, MismatchError, NumericsError, UsageError
 from edgetune.evaluation.native import native_loss
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
-from edgetune.training.state import RunState
+from edgetune.training.state import RunState, few
 from edgetune.training.trainer import Trainer
 
 
@@ -107,9 +109,44 @@ def test_early_stop_keeps_the_best(bundle, tmp_path):
         example.tokens[:] = example.tokens[::-1].copy()
     record = run(bundle, dataset(24), tmp_path / "out", TrainConfig(**options), held_out=held_out)
     assert record["steps"] < 60
-    assert record["held_out"]["best_step"] == record["steps"] - 3
+    losses = dict(record["held_out"]["history"])
+    lowest = min(losses, key=losses.__getitem__)
+    assert record["steps"] == lowest + 3
+    assert lowest <= record["held_out"]["best_step"]
     loss, _ = native_loss(bundle, held_out, open_adapter(tmp_path / "out").pairs)
     assert loss == pytest.approx(record["held_out"]["loss_after"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("last", "kept"), [
+    ((0.1, 0.1, 0.1, 0.9, 0.1, 0.1), 2),  # one row of six: chance
+    ((0.2, 0.3, 0.2, 0.3, 0.2, 0.3), 1),  # all of them
+    ((0.2, 0.1, 0.0, 0.1, 0.2, 0.1), 2),
+    ((0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 2),
+])
+def test_kept_is_the_last_that_rows_do_not_find_worse(last, kept):
+    """t of the paired differences by the statistics module; the critical value is 2."""
+    lowest = (0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+    state = RunState()
+    for step, rows in enumerate(((2.0,) * 6, lowest, last)):
+        state.measure(step, mean(rows), rows)
+    differences = [a - b for a, b in zip(last, lowest, strict=True)]
+    spread = stdev(differences) / math.sqrt(6)
+    assert (mean(differences) > 2 * spread) == (kept == 1)
+    assert state.best_step == kept
+    assert state.best == pytest.approx(mean(last if kept == 2 else lowest))
+
+
+def test_each_row_of_a_measurement_has_the_loss_that_it_has_alone(bundle):
+    trainer = Trainer(bundle, TrainConfig(**OPTIONS))
+    examples = dataset(5, 1).examples
+    measured = trainer.measure(examples)
+    assert measured.rows == pytest.approx([trainer.loss([example])[0] for example in examples], rel=1e-5)
+
+
+def test_of_many_rows_means_of_neighbours_are_kept():
+    rows = list(np.random.default_rng(0).random(1000))
+    assert few(rows[:256]) == rows[:256]
+    assert few(rows) == pytest.approx(np.array(rows).reshape(250, 4).mean(axis=1))
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_adapter(bundle, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What is said of a run's losses: each kind at its limits, with the numbers and a way out."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,11 @@ MORE = "edgetune resume out --epochs +4"
 
 
 def course(*history, start=0, total=None, **rest):
+    """Kept is the lowest of `history`, as where its rows agree."""
     steps = history[-1][0] if history else 8
-    return Course(history, start, rest.pop("steps", steps), total or steps, 5e-4, MORE, **rest)
+    finite = [(loss, step) for step, loss in history if math.isfinite(loss)]
+    kept = rest.pop("kept", min(finite, default=(0.0, start))[1])
+    return Course(history, start, rest.pop("steps", steps), total or steps, kept, 5e-4, MORE, **rest)
 
 
 @pytest.mark.parametrize(("losses", "kind", "step", "words"), [
@@ -23,11 +27,11 @@ def course(*history, start=0, total=None, **rest):
     ([(0, 3.38), (8, 1.80)], "still falling", 8, ["3.38 to 1.80", "in the last 8 steps", MORE]),
     ([(0, 3.38), (4, 0.5), (8, 0.4)], "still falling", 8, ["3.38 to 0.4", "from 0.5 in the last 4 steps"]),
     # the last interval lowers it by 2 % only, or by less than a hundredth of the fall
-    ([(0, 3.38), (4, 0.408), (8, 0.4)], "learned", 8, ["3.38 to 0.4", "the lowest after step 8 of 8"]),
+    ([(0, 3.38), (4, 0.408), (8, 0.4)], "learned", 8, ["3.38 to 0.4", "in 8 of 8 steps"]),
     ([(0, 3.0), (4, 0.02), (8, 0.005)], "learned", 8, ["0.005"]),
     # it rises again: by half, by a few per cent, by much of very little
     ([(0, 3.38), (4, 0.2), (8, 0.3)], "overfitted", 4, ["from step 4 on", "0.2, and was 0.3 after step 8"]),
-    ([(0, 3.38), (4, 0.2), (8, 0.204)], "learned", 4, ["the lowest after step 4 of 8"]),
+    ([(0, 3.38), (4, 0.2), (8, 0.204)], "learned", 4, ["in 4 of 8 steps"]),
     ([(0, 3.38), (4, 0.001), (8, 0.002)], "learned", 4, []),
     ([(0, 3.38), (4, 0.2), (8, NAN)], "overfitted", 4, ["was nan after step 8"]),
     # nothing is better than before
