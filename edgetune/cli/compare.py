@@ -11,7 +11,7 @@ import click
 
 from ..errors import UsageError
 from .answer import markup_option
-from .app import MODEL, command, out, show, system_option, threads_option
+from .app import MODEL, column_options, command, out, show, system_option, threads_option
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 
 
@@ -28,10 +28,11 @@ def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path,
                       help="Adapter folder (or adapter.gguf): named twice for A and B, once for B beside the base."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
-                      help="Tokens in a row at most; longer ones are cut."), system_option, markup_option,
-         threads_option)
+                      help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
+         markup_option, threads_option)
 def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], limit: int | None, max_length: int,
-                    system: str, markup: str, threads: int, as_json: bool) -> None:
+                    system: str, prompt_column: str, completion_column: str, markup: str, threads: int,
+                    as_json: bool) -> None:
     """Say which of two adapters answers the rows of DATA better, and whether the difference is chance.
 
     Both are asked the same rows. What counts are rows that are right with one alone: an exact sign test says how often
@@ -39,6 +40,7 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
     """
     from ..console import table
     from ..data.dataset import load
+    from ..data.formats import Columns
     from ..evaluation.compare import compare
     from ..evaluation.served import grade
     from ..formats.bundle import open_bundle
@@ -48,7 +50,8 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
         for letter, path in zip("AB", adapters, strict=True):
             if path is not None:
                 served.load_adapter(path, letter)
-        rows = load(data, served.tokenizer, max_length=max_length, system=system or None)
+        rows = load(data, served.tokenizer, max_length=max_length, system=system or None,
+                    columns=Columns(prompt_column, completion_column))
         graded = []
         for letter, path in zip("AB", adapters, strict=True):
             served.use(letter if path else None)

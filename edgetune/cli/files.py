@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UsageError
-from .app import MODEL, command, out, show, system_option
+from .app import MODEL, column_options, command, out, show, system_option
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 
 if TYPE_CHECKING:
+    from ..data.formats import Columns
     from ..evaluation.served import Graded
 
 base_option = click.option("--base", type=click.Path(path_type=Path),
@@ -76,13 +77,18 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
          click.option("--to", "to", default="Q8_0", show_default=True,
                       help="llama.cpp's name of the type to requantize to, or F32, F16, keep."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
-                      help="Held-out rows: measure what merging cost, in loss and exact answers."), system_option)
+                      help="Held-out rows: measure what merging cost, in loss and exact answers."), system_option,
+         column_options)
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
-                  as_json: bool) -> None:
+                  prompt_column: str, completion_column: str, as_json: bool) -> None:
     """Write a GGUF with ADAPTER added into the weights of MODEL."""
     from ..adapters.merge import merge
     from ..adapters.store import open_adapter
+    from ..data.formats import BY_KEYS, Columns
     from ..formats.bundle import open_bundle
+    columns = Columns(prompt_column, completion_column)
+    if held_out is None and columns != BY_KEYS:
+        raise UsageError("columns are named, and no rows are read", "name held-out rows with --eval, or leave them out")
     gguf = open_bundle(model).gguf
     with nullcontext() if as_json else out.status("merging"):
         merge(gguf, open_adapter(adapter, gguf).pairs, target, to)
@@ -91,14 +97,15 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     if held_out is None:
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
-        before, after = _graded(model, adapter, target, held_out, system)
+        before, after = _graded(model, adapter, target, held_out, system, columns)
         facts, said = _cost(before, after)
         result |= facts
         lines += said
     show(as_json, result, *lines)
 
 
-def _graded(model: Path, adapter: Path, merged: Path, data: Path, system: str) -> list[Graded]:
+def _graded(model: Path, adapter: Path, merged: Path, data: Path, system: str,
+            columns: Columns) -> list[Graded]:
     """How good the answers to held-out rows are: with the adapter, and merged."""
     from ..data.dataset import load
     from ..evaluation.served import grade
@@ -106,7 +113,8 @@ def _graded(model: Path, adapter: Path, merged: Path, data: Path, system: str) -
     found = []
     for path, with_adapter in ((model, adapter), (merged, None)):
         with served_model(path, Serving(with_adapter)) as served:
-            rows = load(data, served.tokenizer, max_length=served.context, system=system or None)
+            rows = load(data, served.tokenizer, max_length=served.context, system=system or None,
+                        columns=columns)
             found.append(grade(served, rows, system=system or None))
     return found
 

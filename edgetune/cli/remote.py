@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
 from rich.text import Text
 
-from ..errors import NotFoundError
-from .app import F, cli, command, explicit, job_options, out, show
+from ..errors import DataError, NotFoundError, UsageError
+from .app import F, cli, column_options, command, explicit, job_options, out, show
 from .files import shown
 from .objective import ObjectiveCommand, take_objective
+
+if TYPE_CHECKING:
+    from ..data.formats import Columns
 
 JOBS = "/v1/fine_tuning/jobs"
 ADAPTERS = "/v1/adapters"
 ENDED = ("succeeded", "failed", "cancelled")
+OTHER_FILES = (".json", ".csv", ".tsv")  # of rows, which the daemon does not take
 POLL = 1.0  # seconds
 BASE = "the base alone"
 TIMES = ("_at", "_finish")  # how such fields of a job end
@@ -104,15 +111,21 @@ def _outcome(job: dict[str, Any]) -> str:
          click.option("--model", default="", help="What to train, by the daemon's name of it [what it serves]."),
          click.option("--suffix", default="", help="A word for the adapter's name."),
          click.option("--follow", is_flag=True, help="Show how it goes until it ends."),
-         daemon_options, job_options, group=jobs, cls=ObjectiveCommand)
+         daemon_options, column_options, job_options, group=jobs, cls=ObjectiveCommand)
 def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow: bool, url: str,
-                key_file: Path | None, as_json: bool, **options: Any) -> None:
-    """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has."""
+                key_file: Path | None, prompt_column: str, completion_column: str, as_json: bool,
+                **options: Any) -> None:
+    """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has.
+
+    A .json, .csv or .tsv file, or one with named columns, is sent as JSON Lines.
+    """
+    from ..data.formats import Columns
+    columns = Columns(prompt_column, completion_column)
     objective = take_objective(options)
     asked = {**explicit(options), **objective.options()}
     with connect(url, key_file) as client:
-        body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, data),
-                "validation_file": _file_id(client, held_out) if held_out else None,
+        body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, data, columns),
+                "validation_file": _file_id(client, held_out, columns) if held_out else None,
                 "suffix": suffix or None, "seed": asked.pop("seed", None),
                 "method": {"type": objective.method, objective.method: {"hyperparameters": asked}}}
         job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
@@ -122,12 +135,35 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
             show(as_json, job, f"{job['id']} is {job['status']}; edgetune jobs follow {job['id']} shows how it goes")
 
 
-def _file_id(client: Any, data: str) -> str:
+def _file_id(client: Any, data: str, columns: Columns) -> str:
     """Of a file that the daemon has, or of one of this machine, which is uploaded."""
+    from ..data.formats import BY_KEYS
     if data.startswith("file-"):
+        if columns != BY_KEYS:
+            raise UsageError(f"columns are named, and {data} is a file that the daemon has",
+                             "name a file of this machine, or leave them out")
         return data
-    uploaded: str = client.upload(Path(data))
-    return uploaded
+    path = Path(data)
+    if columns == BY_KEYS and path.suffix.lower() not in OTHER_FILES:
+        return str(client.upload(path))
+    with TemporaryDirectory() as folder:
+        lines = Path(folder) / f"{path.stem}.jsonl"
+        _write_lines(lines, path, columns)
+        return str(client.upload(lines))
+
+
+def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
+    """A file of rows as JSON Lines, of prompt and completion where columns are named. Raises DataError."""
+    from ..data import rows as supervised_rows
+    from ..data.files import place, read_rows
+    from ..data.formats import BY_KEYS, recognised
+    with lines.open("w") as written:
+        for number, row in read_rows(path, hashlib.sha256()):
+            try:
+                known = row if columns == BY_KEYS else recognised(row, [supervised_rows], columns)
+                written.write(json.dumps(known) + "\n")
+            except DataError as error:
+                raise DataError(f"{place(number, path.name)}: {error.what}", error.hint) from None
 
 
 @command("show", click.argument("job"), daemon_options, group=jobs)

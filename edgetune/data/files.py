@@ -24,6 +24,7 @@ STDIN = "-"  # the name by which rows are read from standard input
 LINE_LIMIT = 16 << 20  # bytes of a line
 TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
 ARRAY_LIMIT = 64 << 20  # bytes of a file that is one array of JSON
+NESTED = 100  # levels of a row: whatever writes or reads it again needs some of Python's stack for each
 KINDS = "name a .jsonl, .json, .csv, .tsv or .txt file"
 LINES = "write one JSON object a line; a file of plain text must be named .txt"
 _SPACE = re.compile(r"[ \t\r\n]*")  # between values of JSON
@@ -119,7 +120,8 @@ def _objects(lines: Iterable[str], name: str) -> Iterator[tuple[int, Row]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise _not_json(number, name, line, LINES) from None
-        yield number, _object(row, number, name, "write one JSON object a line")
+        brackets = line.count("[") + line.count("{")
+        yield number, _object(row, number, name, "write one JSON object a line", brackets)
 
 
 def _is_array(file: BinaryIO) -> bool:
@@ -138,11 +140,11 @@ def _array(text: str, name: str) -> Iterator[tuple[int, Row]]:
         line += text.count("\n", counted, at)
         counted = at
         try:
-            row, at = decode(text, at)
+            row, end = decode(text, at)
         except (ValueError, RecursionError):
             raise _not_json(line, name, text[at : at + 80], hint) from None
-        yield line, _object(row, line, name, hint)
-        at = _after_space(text, at)
+        yield line, _object(row, line, name, hint, text.count("[", at, end) + text.count("{", at, end))
+        at = _after_space(text, end)
         more = text.startswith(",", at)
         if more:
             at = _after_space(text, at + 1)
@@ -155,10 +157,23 @@ def _after_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _object(row: Any, line: int, name: str, hint: str) -> Row:
+def _object(row: Any, line: int, name: str, hint: str, brackets: int) -> Row:
+    """brackets: how many there are in its text, as many levels as it could have."""
     if not isinstance(row, dict):
         raise DataError(f"{place(line, name)} is a JSON {json_type(row)}, not an object", hint)
+    if brackets > NESTED and _levels_exceed(row, NESTED):
+        what = f"{place(line, name)} is nested more than {NESTED} levels deep"
+        raise DataError(what, "leave out what is not learned")
     return row
+
+
+def _levels_exceed(value: Any, limit: int) -> bool:
+    """Whether lists and objects are within one another more than `limit` times."""
+    level = [value]
+    for _ in range(limit):
+        level = [inner for outer in level if isinstance(outer, dict | list)
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return any(isinstance(inner, dict | list) for inner in level)
 
 
 def _not_json(line: int, name: str, text: str, hint: str) -> DataError:

@@ -80,7 +80,7 @@ def canonical(value: Any) -> str:
     """JSON in which equal values are equal text. Raises DataError for what JSON cannot hold."""
     try:
         return json.dumps(value, sort_keys=True)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts") from None
 
 

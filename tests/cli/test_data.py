@@ -58,14 +58,28 @@ def test_columns_of_a_table(tmp_path):
                                       "Antwort")
 
 
+def test_every_command_reads_named_columns(tmp_path, tiny_llama):
+    """The same rows, by their own keys and by ours, end in the same bytes and the same measurements."""
+    ours = [{"prompt": f"turn on lamp {i}", "completion": f"lamp {i}"} for i in range(12)]
+    theirs = [{"Frage": row["prompt"], "Antwort": row["completion"]} for row in ours]
+    named = ["--prompt-column", "Frage", "--completion-column", "Antwort"]
+    training = ["--steps", 1, "--rank", 2, "--max-length", 64]
+    said = []
+    for name, rows, flags in (("ours", ours, []), ("theirs", theirs, named)):
+        path = written(tmp_path / f"{name}.jsonl", rows)
+        one = written(tmp_path / f"one-{name}.jsonl", rows[:1])
+        run("train", tiny_llama, path, "-o", tmp_path / name, *training, *flags)
+        adapter = ["--adapter", tmp_path / name]
+        measured = [json.loads(run(*args, *flags, "--json")) for args in (
+            ["eval", tiny_llama, path, *adapter, "--no-answers"], ["compare", tiny_llama, one, *adapter],
+            ["plan", tiny_llama, "--data", path])]
+        said.append([(tmp_path / name / "adapter.gguf").read_bytes(), measured[0], measured[1]["second"]["loss"],
+                     measured[2]["buffers"]])
+    assert said[0] == said[1]
+    merged = ["merge", tiny_llama, tmp_path / "ours", "-o", tmp_path / "x.gguf"]
+    assert "columns are named, and no rows are read" in run(*merged, *named, code=2)
+
+
 def test_options_without_a_model_are_refused(rows):
-    assert "without MODEL" in str(run_error("data", "check", rows, "--max-length", 9))
-
-
-def run_error(*args):
-    from click.testing import CliRunner
-
-    from edgetune.cli import cli
-    done = CliRunner().invoke(cli, [str(arg) for arg in args])
-    assert done.exit_code == 2
-    return done.output
+    said = run("data", "check", rows, "--max-length", 9, code=2)
+    assert "--max-length is given without MODEL, and no row is tokenized; name the model too, or leave it out" in said

@@ -281,6 +281,19 @@ def test_sigterm_saves_a_job_that_goes_on_later(place, monkeypatch):
         end(process)
 
 
+def test_a_table_of_this_machine_is_sent_as_json_lines(place, daemon):
+    (place / "rows.csv").write_text("Frage;Antwort\n" + "".join(f"Lampe {i};an {i}\n" for i in range(24)))
+    named = ["--prompt-column", "Frage", "--completion-column", "Antwort"]
+    job = json.loads(run("jobs", "create", place / "rows.csv", *named, "--steps", 1, *SMALL, "--json"))
+    content = httpx.get(f"{daemon}/v1/files/{job['training_file']}/content").text
+    assert [json.loads(line) for line in content.splitlines()] == [
+        {"prompt": f"Lampe {i}", "completion": f"an {i}"} for i in range(24)]
+    run("jobs", "cancel", job["id"])
+    said = run("jobs", "create", place / "rows.csv", "--prompt-column", "Wort", code=1)
+    assert "line 2 of rows.csv: the row has no key 'Wort' (its keys: Frage, Antwort)" in said
+    assert "a file that the daemon has" in run("jobs", "create", job["training_file"], *named, code=2)
+
+
 def test_without_the_extra_it_says_what_to_install(place):
     code = ("import sys; sys.modules['uvicorn'] = None; from edgetune.cli import cli; "
             f"cli(['daemon', {str(place / 'model.gguf')!r}])")

@@ -137,6 +137,22 @@ def test_what_the_json_module_refuses_is_refused(tmp_path):
                 assert [row for _, row in read(path)] == expected
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_rows_nested_without_end_are_refused(tmp_path, name):
+    """What is read here is written and read again, deeper in Python's stack."""
+    def content(levels: int) -> str:
+        row = '{"a": ' + "[" * (levels - 1) + "]" * (levels - 1) + "}"
+        return row if name == "rows.jsonl" else f"[{row}]"
+
+    path = tmp_path / name
+    path.write_text(content(files.NESTED))
+    assert len(read(path)) == 1
+    assert refused(path, content(files.NESTED + 1)) == (
+        f"line 1 of {name} is nested more than 100 levels deep; leave out what is not learned")
+    path.write_text(json.dumps({"text": "[" * 999}) if name == "rows.jsonl" else json.dumps([{"text": "{" * 999}]))
+    assert len(read(path)) == 1
+
+
 # ---- bounds ----------------------------------------------------------------------------------------------------------
 
 

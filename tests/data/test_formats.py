@@ -4,6 +4,8 @@ import json
 
 import pair_rows
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgetune.data import loader
 from edgetune.data import rows as supervised
@@ -12,6 +14,12 @@ from edgetune.data.formats import Columns, recognised
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_models):
+    return Tokenizer(tiny_models["llama"])
+
 
 ALPACA = {"instruction": "Create a classification task by clustering the given list of items.",
           "input": "Apples, oranges, bananas, strawberries, pineapples",
@@ -120,6 +128,25 @@ def test_each_format_is_trained_as_the_row_that_it_stands_for(tiny_llama, tmp_pa
         assert there.rows == here.rows
         assert there.examples[0].tokens.tolist() == here.examples[0].tokens.tolist()
         assert there.examples[0].weights.tolist() == here.examples[0].weights.tolist()
+
+
+KEYS = st.sampled_from(["conversations", "from", "value", "role", "content", "instruction", "input", "output",
+                        "history", "system", "question", "answer", "tools", "weight"])
+JSON = st.recursive(st.none() | st.integers() | st.sampled_from(["human", "gpt", "user", "assistant", "", "lamp"]),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=12)
+TURN = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]) | JSON, "value": st.just("lamp") | JSON},
+                             optional={"weight": JSON})
+ROW = st.fixed_dictionaries({"conversations": st.lists(TURN, max_size=3)}, optional={"tools": JSON, "system": JSON})
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=JSON | ROW | st.dictionaries(KEYS, JSON, max_size=6))
+def test_any_json_is_a_row_that_trains_or_a_sentence(tokenizer, row):
+    try:
+        data = load_rows([recognised(row, [supervised])], tokenizer, max_length=64)
+    except DataError:
+        return
+    assert all(example.weights.any() for example in data.examples)
 
 
 def test_an_error_names_the_line(tiny_llama, tmp_path):
