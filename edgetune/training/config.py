@@ -25,7 +25,7 @@ class TrainConfig(LoraOptions):
     targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.")
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
     # the optimizer
-    lr: float = option(5e-4, "Peak learning rate of AdamW.", low=0.0)
+    lr: float = option(1e-3, "Peak learning rate of AdamW.", low=0.0)
     schedule: str = option("linear", "What the learning rate does after the warm-up.",
                            choices=("constant", "linear", "cosine"))
     warmup: float = option(0.05, "Warm-up: below 1 a share of all steps, from 1 on a number of steps.", low=0.0)
