@@ -43,7 +43,7 @@ def test_openai_names_and_ours() -> None:
     ({"lr": math.inf}, "lr is inf, not a number"),
     ({"lr": 10**400}, "lr is 1000"),
     ({"n_epochs": 2, "epochs": 2.0}, "epochs says again"),
-    ({"learning_rate_multiplier": -1}, "lr is -0.001, the least is 0"),
+    ({"learning_rate_multiplier": -1}, "lr is -0.002, the least is 0"),
     ({"n_epochs": 0}, "epochs and steps are both 0"),
     ({"targets": "all,nothing"}, "'all'"),
     ({"memory": "much"}, "memory is 'much'"),
