@@ -46,7 +46,8 @@ def findings(data: Inspection, held_out: Inspection | None = None, tokens: Token
     found = [*_unusable(data), *_too_long(data, tokens)]
     if held_out is not None:
         found += [*_unusable(held_out), *_overlap(data, held_out)]
-    found += [*_few(data, held_out), *_repeated(data), *_contradictory(data), *_other_than_json(data), *_far(data)]
+    found += [*_few(data, held_out), *_repeated(data), *_alike(data), *_contradictory(data), *_other_than_json(data),
+              *_far(data)]
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
@@ -118,6 +119,13 @@ def _repeated(data: Inspection) -> Iterable[Finding]:
     if lines:
         repeat = "repeats an earlier one" if len(lines) == 1 else "repeat earlier ones"
         yield Finding("repeated", f"{_rows(len(lines))} {repeat}", "remove them, unless they are to count more", lines)
+
+
+def _alike(data: Inspection) -> Iterable[Finding]:
+    answers = [row.answer for row in data.rows if row.answer is not None]
+    if len(answers) > 1 and len(set(answers)) == 1:
+        yield Finding("alike", f"all {len(answers)} answers are the same",
+                      "add rows with other answers, or the model learns to give this one to every question", [])
 
 
 def _contradictory(data: Inspection) -> Iterable[Finding]:

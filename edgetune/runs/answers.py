@@ -5,6 +5,7 @@ llama.cpp answers, as it will when the adapter is served, once the trainer's mem
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ class Exam:
 
 
 def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """The "answers" of run.json: {rows, before, after, wins, losses, pairs}, before and after as shares of the rows.
+    """The "answers" of run.json: {rows, before, after, wins, losses, commonest, pairs}. before, after: shares of the
+    rows; commonest: the number of rows that the same answer is right for.
 
     begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
     Interrupted where should_stop returns True.
@@ -83,12 +85,15 @@ def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]
     return {"rows": len(asked), "before": _share(before), "after": _share(after),
             "wins": sum(b.correct and not a.correct for a, b in asked),
             "losses": sum(a.correct and not b.correct for a, b in asked),
+            "commonest": max(Counter(answer.expected for answer in after).values()),
             "pairs": [{"prompt": a.question, "expected": a.expected, "before": a.answer.strip(),
                        "after": b.answer.strip(), "right": b.correct} for a, b in changed[:SHOWN]]}
 
 
 def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
-    """The verdict by losses, completed by answers: worse where clearly fewer of them are right than before."""
+    """The verdict by losses, completed by answers: worse where clearly fewer of them are right than before. Losses fall
+    on the form of answers alone, so it did not learn for certain what one answer to all questions would do as well.
+    """
     rows = answers["rows"]
     before, after = (round(answers[when] * rows) for when in ("before", "after"))
     than = "fewer than the " if after < before else ""
@@ -96,7 +101,15 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]
     if after < before and sign_test(answers["wins"], answers["losses"]) < WORSE:
         return {**verdict, "kind": "worse", "sentence": f"Worse than before, although the held-out loss fell: {said}; "
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}
-    return {**verdict, "sentence": f"{verdict['sentence']} {said}."}
+    kind = verdict["kind"]
+    sentence = verdict["sentence"]
+    if kind in ("learned", "overfitted") and 1 < answers["commonest"] >= after < rows:
+        said += (f", and always the same answer would be right for {answers['commonest']}: see whether the rows' "
+                 "answers fit their questions")
+        if kind == "learned":
+            kind = "unmeasured"
+            sentence = "Nobody knows whether it learned more than the form of answers."
+    return {**verdict, "kind": kind, "sentence": f"{sentence} {said}."}
 
 
 def memory_needed(base: Gguf, context: int) -> int:

@@ -55,6 +55,9 @@ def test_flawless_rows_are_left_alone(tokenizer):
      "2 rows repeat earlier ones (lines 41, 42); remove them, unless they are to count more"),
     ([*GOOD, GOOD[0] | {"completion": "[]"}], "contradictory", [1, 41], False,
      "1 question has several different answers (lines 1, 41); keep the right one, unless any of them will do"),
+    ([row | {"completion": "{}"} for row in GOOD], "alike", [], False,
+     "all 40 answers are the same; add rows with other answers, or the model learns to give this one to every "
+     "question"),
     (changed(7, completion="lamp 7 on"), "not-json", [7], False,
      "1 answer is not JSON, as the other 39 are (line 7); mend them, or the model learns to answer both ways"),
     (changed(7, completion=json.dumps(["lamp"] * 100)), "long", [7], False,

@@ -139,9 +139,11 @@ print(device.peak_rss() - before)
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 
-def answered(*rights):
-    return [Answer("<prompt>", "yes", "yes" if right else "no", bool(right), True, f"q{i}")
-            for i, right in enumerate(rights)]
+def answered(*rights, expected=None):
+    """expected: of each; None: another one of each."""
+    expected = expected or [f"yes {i}" for i in range(len(rights))]
+    return [Answer("<prompt>", wanted, wanted if right else "no", bool(right), True, f"q{i}")
+            for i, (right, wanted) in enumerate(zip(rights, expected, strict=True))]
 
 
 def test_pairs_that_changed_come_first():
@@ -160,6 +162,30 @@ def test_fewer_exact_answers_are_said_and_clearly_fewer_are_worse(before, after,
     verdict = {"kind": "learned", "sentence": "Learned.", "step": 4}
     found = complete(verdict, summary(answered(*before), answered(*after)))
     assert found == {"kind": kind, "sentence": words, "step": 4}
+
+
+@pytest.mark.parametrize(("expected", "right", "kind"), [
+    ("aaabbc", 3, "unmeasured"),  # as many as by answering a to all
+    ("aaabbc", 4, "learned"),
+    ("aaaaaa", 5, "unmeasured"),
+    ("aaaaaa", 6, "learned"),  # all are right
+    ("abcdef", 0, "learned"),  # of texts none is exact, and this says nothing about them
+])
+def test_what_one_answer_to_all_questions_would_do_is_not_called_learned(expected, right, kind):
+    after = answered(*[1] * right, *[0] * (6 - right), expected=expected)
+    found = complete({"kind": "learned", "sentence": "Learned.", "step": 4}, summary(answered(*[0] * 6), after))
+    assert found["kind"] == kind
+    assert f"{right} of 6 held-out rows are answered exactly, 0 before" in found["sentence"]
+    assert ("always the same answer" in found["sentence"]) == (kind == "unmeasured")
+
+
+@pytest.mark.parametrize("kind", ["overfitted", "worse", "still falling", "unmeasured"])
+def test_other_verdicts_stay(kind):
+    after = answered(1, 0, 0, expected="aab")
+    found = complete({"kind": kind, "sentence": "So it is.", "step": 4}, summary(answered(0, 0, 0), after))
+    assert found["kind"] == kind
+    assert found["sentence"].startswith("So it is. 1 of 3 held-out rows are answered exactly, 0 before")
+    assert ("always the same answer would be right for 2: see" in found["sentence"]) == (kind == "overfitted")
 
 
 @pytest.mark.parametrize(("change", "words"), [
