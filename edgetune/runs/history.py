@@ -67,6 +67,7 @@ class Record:
     objective: dict[str, Any] | None = None
     family: dict[str, Any] | None = None
     origin: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     steps: int = 0

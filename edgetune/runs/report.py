@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -208,6 +209,8 @@ def _facts(history: History) -> Iterator[tuple[str, str]]:
     base = record.base
     origin = record.origin or {}
     yield "model", f"{base.get('name', NOTHING)} ({str(base.get('fingerprint', ''))[:19]})"
+    if start := record.start:
+        yield "began from", str(start.get("path"))
     if origin.get("data"):
         yield "file of rows", str(origin["data"])
     if data := record.data:
@@ -223,8 +226,11 @@ def _facts(history: History) -> Iterator[tuple[str, str]]:
         yield "memory by the plan", f"{planned:,.0f} MiB"
     traded = record.plan.get("traded") or []
     yield "traded for memory", "; ".join(map(str, traded)) if isinstance(traded, list) and traded else "nothing"
-    if command := origin.get("command"):
-        yield "command", " ".join(map(str, command)) if isinstance(command, list) else str(command)
+    if isinstance(policy := origin.get("policy"), dict) and policy.get("govern"):
+        yield "yields", ", ".join(f"{shown_name(name)} {shown(value)}" for name, value in policy.items()
+                                  if value and name != "govern")
+    if isinstance(command := origin.get("command"), list) and command:
+        yield "command", shlex.join(map(str, command))
 
 
 def _data(data: dict[str, Any]) -> Iterator[str]:

@@ -153,12 +153,15 @@ def test_a_real_run_with_all_that_it_says(out):
     run = json.loads((out / "run.json").read_text())
     pairs = [{"prompt": "lamp on?", "expected": "on", "before": "lamp?", "after": "on"}]
     change(out, answers={"rows": 12, "before": 0.0, "after": 0.75, "pairs": pairs},
-           origin={"data": "rows.jsonl", "command": ["edgetune", "train"], "started": "2026-01-02T03:04:05+00:00"})
+           origin={"data": "rows.jsonl", "command": ["edgetune", "train", "my rows.jsonl"],
+                   "started": "2026-01-02T03:04:05+00:00", "policy": {"govern": True, "max_temp": 75.0, "nice": 0}},
+           start={"path": "an-earlier-adapter", "fingerprint": "f"})
     _, text = parsed(write_report(out))
     held = run["held_out"]
     for said in (f"{held['loss_before']:.3f} → {held['loss_after']:.3f}", run["verdict"]["sentence"], "0% → 75%",
-                 "lamp on?", "lamp?", "edgetune train", "rows.jsonl", "started 2026-01-02 03:04", "24 rows, 511 tokens",
-                 f"of {run['plan']['budget_mib']:,.0f} MiB", run["isa"], "exact answers"):
+                 "lamp on?", "lamp?", "edgetune train 'my rows.jsonl'", "max-temp 75", "an-earlier-adapter",
+                 "started 2026-01-02 03:04", "24 rows, 511 tokens", f"of {run['plan']['budget_mib']:,.0f} MiB",
+                 run["isa"], "exact answers"):
         assert said in text, said
     chosen = re.search(r"optionheredefault(.*?)\d+ options at their defaults", text)[1]
     assert chosen.startswith("rank48dropout0.10lr0.020.0005")  # option, here, default
@@ -215,6 +218,20 @@ def test_a_training_that_could_not_begin_leaves_no_report(tmp_path):
     with pytest.raises(UsageError), reported(out):
         raise UsageError("the output folder exists")
     assert not (out / "report.html").exists()
+
+
+def test_a_run_in_progress(bundle, tmp_path):
+    """It is read while it trains, and is none the worse for it."""
+    out = tmp_path / "out"
+    said = []
+
+    def look(event):
+        if event["event"] == "step" and event["step"] == 5:
+            said.append(parsed(write_report(out))[1])
+
+    go(bundle, out, on_event=look)
+    assert "Running: step 5 of 8." in said[0]
+    assert json.loads((out / "run.json").read_text())["verdict"]["sentence"] in parsed(write_report(out))[1]
 
 
 @pytest.mark.parametrize("stopped", [1, 4])
