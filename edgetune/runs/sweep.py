@@ -1,6 +1,6 @@
 """Several runs that differ in numbers such as the learning rate, a table of what became of each, and which is best.
 
-The folder has one of each run, sweep.json, and `best`, a link to the folder of the best run.
+The folder has one of each run, sweep.json, `best`, a link to the folder of the best run, and report.html.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from ..errors import NumericsError, UsageError
+from ..errors import EdgetuneError, NumericsError, UsageError
 from ..formats.bundle import Bundle
 from ..options import make_options
 from ..training.config import TrainConfig
+from ..training.metrics import REPORT
 from .result import Result
 from .train import NONE, OnEvent, Rows, train
 
@@ -87,6 +88,7 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                            **arguments, **point)
         found.tried.append(Tried(point, folder, result))
         _save(found)
+    _report(found)
     return found
 
 
@@ -138,3 +140,12 @@ def _save(found: Sweep) -> None:
         link.symlink_to(found.best.folder.name)
         link.replace(found.folder / BEST)
         disk.sync(found.folder)
+
+
+def _report(found: Sweep) -> None:
+    """The runs over one another; a sweep does not fail for it. One whose loss was no number at once has no folder."""
+    from .comparison import write_comparison
+    from .history import read_history
+    with suppress(EdgetuneError):
+        write_comparison(found.folder / REPORT, [read_history(tried.folder) for tried in found.tried
+                                                 if tried.folder.exists()])

@@ -25,6 +25,7 @@ from edgetune.runs.elements import element
 from edgetune.runs.history import read_history
 from edgetune.runs.report import write_html, write_report
 from edgetune.runs.reported import reported
+from edgetune.runs.sweep import sweep
 from edgetune.runs.train import train
 
 SVG = "svg"
@@ -398,6 +399,17 @@ def test_a_page_of_many_long_runs_stays_small(tmp_path):
     parsed(tmp_path / "all.html")
     with pytest.raises(UsageError, match="33 runs are named, 32 can be told apart"):
         comparison.write_comparison(tmp_path / "more.html", [*runs, runs[0]])
+
+
+def test_a_sweep_ends_in_a_comparison(bundle, tmp_path):
+    rows = [{"prompt": f"turn on lamp {number}", "completion": "on"} for number in range(40)]
+    sweep(bundle, rows, tmp_path / "out", grid={"lr": [1e-3, 1e-2]}, answers=False, rank=4, steps=2, threads=1)
+    root, text = parsed(tmp_path / "out" / "report.html")
+    assert "2 runs compared" in text
+    assert "Options that differrunlrlr-1e-30.001lr-0.010.01" in text
+    steps = [line for line in metrics(tmp_path / "out" / "lr-0.01") if line["event"] == "step"]
+    drawn = figures(root)["Loss of the rows that are learned"]
+    assert_drawn(drawn, 1, [(line["step"], line["loss"]) for line in steps])
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
