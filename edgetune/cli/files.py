@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UsageError
-from .app import MODEL, column_options, command, out, show, system_option
+from .answer import Serving, served_model
+from .app import MODEL, column_options, command, explicit, out, show, system_option, threads_option
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 
 if TYPE_CHECKING:
@@ -77,46 +78,42 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
          click.option("--to", "to", default="Q8_0", show_default=True,
                       help="llama.cpp's name of the type to requantize to, or F32, F16, keep."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
-                      help="Held-out rows: measure what merging cost, in loss and exact answers."), system_option,
-         column_options)
+                      help="Held-out rows: measure what merging cost, in loss and exact answers."),
+         system_option, column_options, threads_option)
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
-                  prompt_column: str, completion_column: str, as_json: bool) -> None:
+                  prompt_column: str, completion_column: str, threads: int, as_json: bool) -> None:
     """Write a GGUF with ADAPTER added into the weights of MODEL."""
     from ..adapters.merge import merge
     from ..adapters.store import open_adapter
-    from ..data.formats import BY_KEYS, Columns
+    from ..data.formats import Columns
     from ..formats.bundle import open_bundle
-    columns = Columns(prompt_column, completion_column)
-    if held_out is None and columns != BY_KEYS:
-        raise UsageError("columns are named, and no rows are read", "name held-out rows with --eval, or leave them out")
+    of_rows = {"system": system, "prompt_column": prompt_column, "completion_column": completion_column}
+    for name in explicit(of_rows) if held_out is None else ():
+        raise UsageError(f"--{name.replace('_', '-')} is given without --eval", "name the held-out rows, too")
     gguf = open_bundle(model).gguf
     with nullcontext() if as_json else out.status("merging"):
-        merge(gguf, open_adapter(adapter, gguf).pairs, target, to)
+        merge(gguf, open_adapter(adapter, gguf).pairs, target, to, threads)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
     lines: list[Any] = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
     if held_out is None:
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
-        before, after = _graded(model, adapter, target, held_out, system, columns)
+        columns = Columns(prompt_column, completion_column)
+        before, after = (_graded(path, serving, held_out, system, columns) for path, serving in (
+            (model, Serving(adapter, threads)), (target, Serving(None, threads))))
         facts, said = _cost(before, after)
         result |= facts
         lines += said
     show(as_json, result, *lines)
 
 
-def _graded(model: Path, adapter: Path, merged: Path, data: Path, system: str,
-            columns: Columns) -> list[Graded]:
-    """How good the answers to held-out rows are: with the adapter, and merged."""
+def _graded(model: Path, serving: Serving, data: Path, system: str, columns: Columns) -> Graded:
+    """How good the answers to held-out rows are."""
     from ..data.dataset import load
     from ..evaluation.served import grade
-    from .answer import Serving, served_model
-    found = []
-    for path, with_adapter in ((model, adapter), (merged, None)):
-        with served_model(path, Serving(with_adapter)) as served:
-            rows = load(data, served.tokenizer, max_length=served.context, system=system or None,
-                        columns=columns)
-            found.append(grade(served, rows, system=system or None))
-    return found
+    with served_model(model, serving) as served:
+        rows = load(data, served.tokenizer, max_length=served.context, system=system or None, columns=columns)
+        return grade(served, rows, system=system or None)
 
 
 def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:

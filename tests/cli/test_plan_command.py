@@ -98,7 +98,7 @@ def divided(place: Path) -> dict[str, list[Dataset | None]]:
 
 
 @pytest.mark.parametrize(("held_out", "options"), [
-    ("tenth", {}), ("none", {}), ("file", {"epochs": 2.5}), ("none", {"epochs": 2.5}),
+    ("tenth", {}), ("none", {"epochs": 2.5}),
     ("tenth", {"steps": 7, "eval_every": 3}), ("tenth", {"epochs": 2.0, "packing": True}),
     ("file", {"eval_every": 4, "batch_size": 3, "patience": 0})], ids=str)
 def test_steps_and_measurements_are_those_of_a_run(
