@@ -185,7 +185,8 @@ def test_learns_and_refuses(service: Service) -> None:
     assert job.status == "succeeded"
     verdict = service.adapters.get(job.result).verdict
     assert service.adapters.serving == job.result, verdict
-    assert verdict["new"]["rows"] == feedback.counts()["held"] == len(verdict["scores"])
+    assert verdict["new"]["rows"] == feedback.counts()["held"]
+    assert len(verdict["scores"]) == 40  # what it learned was asked too
     corrected = verdict["corrected"]
     assert corrected["rows"] == 40 - feedback.counts()["held"]
     assert verdict["reason"].startswith(f"{corrected['kept']} of {corrected['rows']} corrected answers kept; ")
@@ -202,7 +203,8 @@ def test_learns_and_refuses(service: Service) -> None:
     assert feedback.waiting() == 0
     ledger = service.jobs.events(second.id)[0]["data"]["verdict"]
     assert ledger["against"] == job.result
-    assert len(ledger["scores"]) == ledger["new"]["rows"] > verdict["new"]["rows"]
+    assert len(ledger["scores"]) == ledger["new"]["rows"] + ledger["corrected"]["rows"]
+    assert ledger["new"]["rows"] > verdict["new"]["rows"]
 
 
 def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from tiny import write_tiny
 from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.learning.recall import RecalledAnswer
 from edgetune.daemon.service import Service
+from edgetune.daemon.state.files import digest
 from edgetune.errors import EdgetuneError
 
 RIGHT = "a lamp, of course"
@@ -144,6 +145,7 @@ def test_what_a_training_has_learned_the_model_answers(service: Service, monkeyp
         adapters.append(job.result)
         with feedback.store.write() as db:  # whatever the gate thought of a tiny model
             db.execute("UPDATE feedback SET state = 'used' WHERE job = ?", (job.id,))
+            db.execute("UPDATE adapters SET verdict = json_remove(verdict, '$.scores')")
         service.adapters.promote(job.result, "for the test")
         assert recalled() == {note.id for note in made if note.held}
         if turn == 0:
@@ -153,6 +155,30 @@ def test_what_a_training_has_learned_the_model_answers(service: Service, monkeyp
     assert recalled() == {note.id for i, note in enumerate(made) if note.held or i >= 10}
     service.adapters.promote(None, "for the test")
     assert recalled() == {note.id for note in made}
+
+
+def test_what_a_training_failed_to_learn_is_recalled(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the gate found out: of two corrections one is another answer than what the model says afterwards."""
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    made = [service.feedback.add(messages=asked(f"turn on light {i}"), correction="on") for i in range(10)]
+    learned = [i for i, note in enumerate(made) if not note.held]
+    kept, missed = learned[0], learned[-1]
+    job = service.jobs.wait(service.learner.begin().id, 60)
+    until(lambda: not service.feedback.unsettled())
+    scores = service.adapters.get(job.result).verdict["scores"]
+    names = [digest(service.feedback.get(made[i].id).row) for i in (kept, missed)]
+    assert set(names) <= scores.keys()
+    for prose in (False, True):
+        for name, right in zip(names, (True, False), strict=True):
+            scores[name] |= {"right": right, "prose": prose}
+        with service.feedback.store.write() as db:
+            db.execute("UPDATE feedback SET state = 'used' WHERE job = ?", (job.id,))
+            db.execute("UPDATE adapters SET verdict = json_set(verdict, '$.scores', json(?))",
+                       (json.dumps(scores),))
+        service.adapters.promote(job.result, "for the test")
+        assert said(service, asked(f"turn on light {kept}")) is None
+        recalled = said(service, asked(f"turn on light {missed}"))
+        assert recalled == (None if prose else "on")  # prose is not expected by the word
 
 
 # ---- as clients see it -----------------------------------------------------------------------------------------------

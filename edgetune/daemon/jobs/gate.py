@@ -36,7 +36,7 @@ def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, l
         raise DataError("there are no rows to judge by", "hold some out")
     for row in rows:
         check_judgeable(row)
-    digests = [digest(row) for row in rows]
+    digests = [digest(row) for row in [*rows, *exam.corrected]]
     examiner = Examiner(served, exam, on_asked)
     examiner.planned = len(examiner.missing(old, rows)) + len(examiner.missing(new, [*rows, *exam.corrected]))
     before = examiner.scores(old, rows)

@@ -1,7 +1,8 @@
 """Corrections that answer: an exact repeat of a question is answered as people said, until a training has learned it.
 
 What counts is the latest word on the very question, its messages and its tools, and that nothing asks for variety. The
-base alone, and adapters by their names, answer for themselves. One row is read, by the digest of its question.
+base alone, and adapters by their names, answer for themselves. What the gate found the adapter in service not to have
+learned is recalled as before. One row is read, by the digest of its question.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...errors import DataError, UsageError
+from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...serving.completion import Completion, OnPiece
 from ...serving.model import ServedModel
+from ..jobs.exam import read_scores
 from ..state.adapters import Adapters
+from ..state.files import digest
+from .curriculum import as_conversation
 from .feedback import Feedback
 from .items import FeedbackItem, item_of
 from .rows import answer_of, make_row, question_of
@@ -80,4 +84,14 @@ class Recall:
         serving = self.adapters.serving
         if serving is None or item.held or item.state != "used":
             return False
-        return bool(self.store.read(LEARNED_BY, item.id, serving))
+        return bool(self.store.read(LEARNED_BY, item.id, serving)) and not self._was_missed(item, serving)
+
+    def _was_missed(self, item: FeedbackItem, serving: str) -> bool:
+        """Whether the gate asked what is in service this question, and got another answer."""
+        assert item.row is not None
+        try:
+            scores = read_scores(self.adapters.get(serving).verdict.get("scores", {}))
+        except (NotFoundError, FormatError):  # deleted meanwhile; of another version
+            return False
+        asked = [scores.get(digest(row)) for row in (item.row, as_conversation(item.row))]
+        return any(score is not None and score.right is False and not score.prose for score in asked)
