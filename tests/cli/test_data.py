@@ -77,7 +77,7 @@ def test_every_command_reads_named_columns(tmp_path, tiny_llama):
                      measured[2]["buffers"]])
     assert said[0] == said[1]
     merged = ["merge", tiny_llama, tmp_path / "ours", "-o", tmp_path / "x.gguf"]
-    assert "columns are named, and no rows are read" in run(*merged, *named, code=2)
+    assert "--prompt-column is given without --eval" in run(*merged, *named, code=2)
 
 
 def test_options_without_a_model_are_refused(rows):

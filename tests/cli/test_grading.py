@@ -16,7 +16,6 @@ import edgetune
 from edgetune.cli import app
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i, "on": i % 2 == 0})} for i in range(8)]
-COLUMNS = ["--prompt-column", "say", "--completion-column", "do"]  # of other.jsonl
 KNOWN = {"first": range(7), "second": range(6, 8)}  # the rows that each adapter learned
 
 
@@ -25,8 +24,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grading")
     write_tiny(folder / "model.gguf", formats="F16")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    other = [{"say": row["prompt"], "do": row["completion"]} for row in ROWS]
-    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
     (folder / "text.jsonl").write_text(json.dumps({"text": "turn the light on"}) + "\n")
     for name, known in KNOWN.items():
         trainer = edgetune.Trainer(folder / "model.gguf", rank=8, lr=1e-2, steps=150, max_length=64, threads=1)
@@ -69,12 +66,6 @@ def test_compare_with_the_base(place: Path) -> None:
     assert "not chance (exact sign test, p = 0.016), better with B" in run(*args)
     limited = run_json(*args, "--limit", 3)
     assert (limited["second"]["exact_rows"], limited["right"]["second_alone"]) == (3, 3)
-
-
-def test_rows_of_other_keys(place: Path) -> None:
-    """The same as of the keys that we know."""
-    args = ["compare", place / "model.gguf", place / "other.jsonl", "--adapter", place / "first", "--threads", 1]
-    assert run_json(*args, *COLUMNS) == run_json(*grading(place, "compare", "first"))
 
 
 @pytest.mark.parametrize("adapters", [(), ("first", "second", "first")])
@@ -130,8 +121,7 @@ def test_options_of_answers_are_refused_where_none_are_made(place: Path, flags: 
 
 def test_merge_names_the_rows_that_it_cost(place: Path, tmp_path: Path) -> None:
     """In 2 bits a weight hardly anything is left of what was learned."""
-    args = ["merge", place / "model.gguf", place / "first", "--eval", place / "other.jsonl", *COLUMNS, "--threads", 1,
-            "-o"]
+    args = ["merge", place / "model.gguf", place / "first", "--eval", place / "rows.jsonl", "--threads", 1, "-o"]
     found = run_json(*args, tmp_path / "whole.gguf", "--to", "F32")
     assert found["exact_with_adapter"] == found["exact_merged"] == 7 / 8
     assert found["compared"]["right"] == {"first_alone": 0, "second_alone": 0, "p": 1.0, "chance": True}
