@@ -40,10 +40,12 @@ def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None
         return Forecast(0, 0, config.steps or None, float(config.steps * config.batch_size * longest))
     units = len(length.units_of(rows.examples, config))
     steps = length.total_steps(config, units)
-    passes, rest = divmod(steps, length.steps_per_epoch(units, config.batch_size))
+    epoch = length.steps_per_epoch(units, config.batch_size)
+    passes, rest = divmod(steps, epoch)
     tokens = rows.tokens * (passes + min(1.0, rest * config.batch_size / units))
     if held_out is None:
         return Forecast(len(rows.examples), 0, steps, tokens)
-    times = 1 + -(-steps // length.eval_every(config, units, steps))  # before the first step, and always after the last
+    every = length.eval_every(config, epoch, steps, held_out.tokens / rows.tokens)
+    times = 1 + -(-steps // every)  # before the first step, and always after the last
     return Forecast(len(rows.examples), len(held_out.examples), steps, tokens, times, times * held_out.tokens,
                     length.patience(config) > 0)

@@ -5,6 +5,7 @@ A unit is what a batch counts: a row, a group of rows, or with packing a pack.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..data.packing import Example, grouped_indices, pack
@@ -16,6 +17,8 @@ MOST_EPOCHS = 15  # but it passes over the data this often at most
 PATIENCE = 3  # measurements in a row that are worse than the lowest one end a run of --epochs auto
 LEAST_MEASUREMENTS = 5  # in such a run, after the one before the first step
 MOST_MEASUREMENTS = 30
+MEASURING = 0.25  # of the time of the steps may be spent on measurements
+FORWARD = 1 / 3  # of a step's time is its forward pass, about
 
 
 def units_of(examples: Sequence[Example], config: TrainConfig) -> list[list[int]]:
@@ -52,14 +55,18 @@ def is_auto(config: TrainConfig) -> bool:
     return not config.steps and config.epochs == AUTO
 
 
-def eval_every(config: TrainConfig, units: int, total: int) -> int:
+def eval_every(config: TrainConfig, epoch: int, total: int, held_out: float) -> int:
     """Steps between two measurements: an epoch where the options leave it open. Where the data decides how long the run
-    is, an epoch that is a large or a tiny part of its total steps is divided or joined with others.
+    is, they are more or fewer: such that measuring takes MEASURING of the time of the steps at most, but within
+    LEAST_MEASUREMENTS and MOST_MEASUREMENTS.
+
+    epoch, total: steps of an epoch and of the run. held_out: held-out tokens as a share of those of an epoch.
     """
-    epoch = steps_per_epoch(units, config.batch_size)
     if config.eval_every or not is_auto(config):
         return config.eval_every or epoch
-    return min(max(epoch, -(-total // MOST_MEASUREMENTS)), -(-total // LEAST_MEASUREMENTS))
+    cost = held_out * epoch * FORWARD  # of a measurement, in steps
+    most = min(MEASURING * total / cost if cost else MOST_MEASUREMENTS, MOST_MEASUREMENTS)
+    return min(max(epoch, math.ceil(total / most)), -(-total // LEAST_MEASUREMENTS))
 
 
 def patience(config: TrainConfig) -> int:

@@ -196,8 +196,11 @@ class _Run:
     def _measurement_due(self) -> bool:
         """Before the first step, every eval_every steps and after the last; only once, also when a run was resumed."""
         t = self.trainer
-        due = (t.steps_done - t.begun_at) % t.eval_every == 0 or t.steps_done >= t.total_steps
-        return self.held_out is not None and due and self.state.measured != t.steps_done
+        if self.held_out is None or self.state.measured == t.steps_done:
+            return False
+        every = length.eval_every(self.config, t.steps_per_epoch, t.total_steps - t.begun_at,
+                                  self.held_out.tokens / self.task.data.tokens)
+        return (t.steps_done - t.begun_at) % every == 0 or t.steps_done >= t.total_steps
 
     def _evaluate(self) -> None:
         """Measures the held-out loss, and keeps the adapter if it is the one to keep so far."""

@@ -61,8 +61,8 @@ class RunState:
             self.eval_before = loss
         if step > self.begun_at:
             self._count(loss, few(rows))
-        before = self.loss_at_start if self.begun_at else self.eval_before
-        is_no_better = step > self.begun_at and before is not None and loss >= before
+        started, before = self.leg_history[0]
+        is_no_better = step > self.begun_at == started and loss >= before
         if not math.isfinite(loss) or self.worse or is_no_better:
             return False
         self.best = loss

@@ -158,11 +158,6 @@ class Trainer:
         """By config.steps, or config.epochs of what was added so far; after begun_at, by `more` epochs."""
         return self.begun_at + length.total_steps(self.config, len(self._units), self.more)
 
-    @property
-    def eval_every(self) -> int:
-        """Steps between two measurements of a run's held-out loss."""
-        return length.eval_every(self.config, len(self._units), self.total_steps - self.begun_at)
-
     def batch(self, step: int) -> list[Example]:
         """The examples of step 1, 2, ...: a function of seed and data."""
         epoch, slot = divmod(step - 1, self.steps_per_epoch)

@@ -30,7 +30,7 @@ def test_few_rows_are_passed_over_often(units, batch, passes, steps):
 def test_a_number_is_kept(options, steps):
     config = TrainConfig(**options).check()
     assert length.total_steps(config, 54) == steps
-    assert length.eval_every(config, 54, steps) == 7
+    assert length.eval_every(config, 7, steps, 0.1) == 7
     assert length.patience(config) == 0
 
 
@@ -45,15 +45,25 @@ def test_packs_are_what_is_counted(bundle):
 
 
 @pytest.mark.parametrize("units", [1, 6, 54, 200, 400, 900, 1192, 1200, 5000, 100_000])
-def test_a_run_by_its_data_is_measured_often_enough_and_not_too_often(units):
+@pytest.mark.parametrize("held_out", [0.0, 0.05, 0.1])
+def test_a_run_by_its_data_is_measured_often_enough_and_not_too_often(units, held_out):
     config = TrainConfig()
     total = length.total_steps(config, units)
-    every = length.eval_every(config, units, total)
+    epoch = length.steps_per_epoch(units, 8)
+    every = length.eval_every(config, epoch, total, held_out)
     measured = {step for step in range(1, total + 1) if step % every == 0} | {total}
     assert min(5, total) <= len(measured) <= 30
     if 5 <= length.auto_epochs(units, 8) <= 30:
-        assert every == length.steps_per_epoch(units, 8)
-    assert length.eval_every(TrainConfig(eval_every=3), units, total) == 3
+        assert every == epoch
+    assert length.eval_every(TrainConfig(eval_every=3), epoch, total, held_out) == 3
+
+
+@pytest.mark.parametrize(("held_out", "measured"), [(0.1, 15), (0.5, 15), (1.0, 11), (3.0, 5), (20.0, 5)])
+def test_many_held_out_rows_are_measured_less_often(held_out, measured):
+    """54 rows, 15 passes of 7 steps: a pass over as many held-out tokens takes a third of a pass of training."""
+    every = length.eval_every(TrainConfig(), 7, 105, held_out)
+    assert -(-105 // every) == measured
+    assert measured == 5 or measured * held_out / 3 <= 0.25 * 15  # passes
 
 
 def test_patience_follows_epochs():
