@@ -279,6 +279,11 @@ def test_other_held_out_rows_in_a_leg_are_measured_before_it(bundle, finished, t
                  allow_changed=["held-out"])
     assert [step for step, _ in record["held_out"]["history"]] == [8, 11, 14]
     assert record["verdict"]["kind"] == "still falling"
+    out = copied(finished, tmp_path / "ruined")
+    record = run(bundle, dataset(24), out, replace(CONFIG, lr=1.0), held_out=dataset(5, 2), resume=True, more=1.0,
+                 allow_changed=["held-out", "lr"])
+    assert (record["verdict"]["kind"], record["held_out"]["best_step"]) == ("worse", 8)
+    assert (out / "adapter.gguf").read_bytes() == (finished / "adapter.gguf").read_bytes()
 
 
 def test_a_run_of_an_earlier_version_says_how_to_go_on(bundle, finished, tmp_path):
