@@ -3,6 +3,7 @@
 The library an app embeds:
 
     train          rows in, an adapter and a verdict out: what `edgetune train` does
+    resume         continue such a run, also with more epochs after its end
     Result         what came of it
     Trainer        open a model, add examples, step(), loss(), pairs
     run            a whole run on disk of rows that are tokens already
@@ -28,11 +29,12 @@ _HOME = {
     "Bundle": "formats.bundle", "open_bundle": "formats.bundle", "Tokenizer": "llamacpp.tokenizer",
     "load": "data.dataset", "load_rows": "data.dataset", "Trainer": "training.trainer",
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
-    "Served": "serving.llama:LlamaModel", "train": "runs.train", "Result": "runs.result",
+    "Served": "serving.llama:LlamaModel", "train": "runs.train",
+    "resume": "runs.train", "Result": "runs.result",
 }
 __all__ = [
     "Bundle", "EdgetuneError", "Result", "Served", "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__",
-    "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "run", "train",
+    "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "resume", "run", "train",
 ]
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from .formats.gguf import open_gguf as open_gguf
     from .llamacpp.tokenizer import Tokenizer as Tokenizer
     from .runs.result import Result as Result
+    from .runs.train import resume as resume
     from .runs.train import train as train
     from .serving.llama import LlamaModel as Served
     from .training.config import TrainConfig as TrainConfig

@@ -126,11 +126,16 @@ class TrainProgress(_Live):
         self.last = 0.0
 
     def event(self, e: dict[str, Any]) -> None:
-        handlers = {"rows": self._rows, "start": self._start, "resume": self._resume, "eval": self._eval,
-                    "governor": self._governor, "step": self._step, "done": self._done, "answers": self._answers,
-                    "answers_missing": self._missing}
+        handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
+                    "eval": self._eval, "governor": self._governor, "step": self._step, "done": self._done,
+                    "answers": self._answers, "answers_missing": self._missing}
         if not self.quiet and e["event"] in handlers:
             handlers[e["event"]](e)
+
+    def _sweep(self, e: dict[str, Any]) -> None:
+        """A run of several begins."""
+        named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in e["options"].items())
+        say(self.console, Text(f"\nrun {e['number']} of {e['of']}: {named}", style="bold"))
 
     def _rows(self, e: dict[str, Any]) -> None:
         if e["truncated"] or e["skipped"]:
@@ -138,6 +143,9 @@ class TrainProgress(_Live):
                                    f"{e['skipped']} left out"))
 
     def _start(self, e: dict[str, Any]) -> None:
+        self.tokens = 0
+        self.seconds = 0.0
+        self.held_out = ""
         self.total = e["steps"]
         p = e["plan"]
         for line in (
@@ -148,7 +156,10 @@ class TrainProgress(_Live):
                 *plan_lines(p), checkpoint_line(e["disk"])):
             say(self.console, line)
         if self.live:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
             self.task = self.bar.add_task("", total=e["steps"], completed=e["done"], numbers="", action="")
+            self.bar.start()
 
     def _eval(self, e: dict[str, Any]) -> None:
         self.held_out = f"held-out {e['loss']:.3f}"

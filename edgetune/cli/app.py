@@ -49,9 +49,9 @@ class Commands(click.Group):
     """Commands in the order in which people need them; errors are one sentence on stderr."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return ["demo", "compress", "data", "train", "report", "plan", "eval", "compare", "generate", "chat", "daemon",
-                "service", "status", "jobs", "adapters", "feedback", "export", "import", "merge", "info", "device",
-                "doctor", "bench"]
+        return ["demo", "compress", "data", "train", "resume", "report", "plan", "eval", "compare", "generate", "chat",
+                "daemon", "service", "status", "jobs", "adapters", "feedback", "export", "import", "merge", "info",
+                "device", "doctor", "bench"]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,19 +1,45 @@
-"""train."""
+"""train and resume."""
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .app import MODEL, command, governor_of, out, policy_file_option, policy_options, show, stop_on_signals
+from ..errors import UsageError
+from ..machine.policy import Policy
+from .app import (
+    MODEL,
+    TRAIN_OPTIONS,
+    command,
+    config_options,
+    explicit,
+    governor_of,
+    out,
+    policy_file_option,
+    policy_options,
+    show,
+    stop_on_signals,
+)
 from .objective import ObjectiveCommand, take_objective
 from .sweep import sweep_options, sweep_table, take_grid
 
 if TYPE_CHECKING:
     from ..runs.result import Result
+
+
+
+def allow_changed_option(begin: str) -> Any:
+    return click.option("--allow-changed", metavar="NAME", multiple=True, help=f"{begin} although this has changed "
+                        "since the run was started: data, held-out, base, isa, version or the name of an option. Steps "
+                        "done stay, the rest uses the new value: the adapter is none that an uninterrupted run would "
+                        "give; run.json lists what changed.")
+
 
 answers_option = click.option("--answers/--no-answers", default=True, show_default=True,
                               help="Put held-out questions to the model before and after.")
@@ -24,13 +50,12 @@ answers_option = click.option("--answers/--no-answers", default=True, show_defau
                       help="New folder for the adapter."),
          click.option("--eval", "held_out", metavar="FILE|none", help="Held-out rows: their loss is measured, the best "
                       "adapter kept and their questions answered; none: learn all rows [a tenth of DATA]."),
+         click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from, such as one that "
+                      "learned other rows; the new one has its rank and projections."),
          answers_option,
          click.option("--resume", is_flag=True, help="Continue the run in the output folder from its last "
                       "checkpoint, to the same bytes; start again if it was killed before the first."),
-         click.option("--allow-changed", metavar="NAME", multiple=True, help="With --resume: continue although this "
-                      "has changed since the run was started: data, held-out, base, isa, version or the name of an "
-                      "option. Steps done stay, the rest uses the new value: the adapter is none that an uninterrupted "
-                      "run would give; run.json lists what changed."), sweep_options,
+         allow_changed_option("With --resume: continue"), sweep_options,
          policy_file_option, policy_options, cls=ObjectiveCommand)
 def train_command(model: Path, data: Path, folder: Path, held_out: str | None, policy_file: Path | None, as_json: bool,
                   **options: Any) -> None:
@@ -51,26 +76,79 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     from ..console import TrainProgress
     from ..runs.sweep import BEST, sweep
     from ..runs.train import train
-    options["governor"] = governor_of(policy_file, options)
-    options["objective"] = take_objective(options)
+    arguments = {"governor": governor_of(policy_file, options), "objective": take_objective(options),
+                 "start": options.pop("start"), "answers": options.pop("answers"), "resume": options.pop("resume"),
+                 "allow_changed": options.pop("allow_changed"), "command": typed()}
+    options = explicit(options)  # an adapter to begin from may decide others
     grid = take_grid(options)
     with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
-        options |= {"should_stop": should_stop, "on_event": progress.event}
+        arguments |= {"should_stop": should_stop, "on_event": progress.event}
         if grid:
-            found = sweep(model, data, folder, held_out, grid=grid, **options)
+            found = sweep(model, data, folder, held_out, grid=grid, **arguments, **options)
         else:
-            result = train(model, data, folder, held_out, **options)
+            result = train(model, data, folder, held_out, **arguments, **options)
     if not grid:
-        show(as_json, {"out": str(folder), **result.record}, *result_lines(result), *try_lines(result, model, folder))
-        end(result)
+        finish(as_json, result, model)
     elif found.best and found.best.result:
         best = found.best.result
         show(as_json, {"out": str(folder), **found.to_json()}, sweep_table(found), *result_lines(best),
              *try_lines(best, model, folder / BEST))
-        end(best)
+        exit_if_worse(best)
     else:
         show(as_json, {"out": str(folder), **found.to_json()}, sweep_table(found))
         click.get_current_context().exit(1)
+
+
+@command("resume", click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)),
+         click.option("--epochs", metavar="+N", help="Epochs to add to a run that is finished, with a new schedule of "
+                      "the learning rate."),
+         allow_changed_option("Continue"), answers_option,
+         config_options(*(name for name in TRAIN_OPTIONS if name != "epochs"), defaults=False),
+         config_options(*(spec.name for spec in fields(Policy)), of=Policy, defaults=False))
+def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, ...], answers: bool, as_json: bool,
+                   **options: Any) -> None:
+    """Continue the run in OUT, which knows its model, rows and options.
+
+    They are compared by hash. A run that was stopped or killed ends with the bytes of one that was not; one that is
+    finished is continued with --epochs +N. Options that are named change from here on; those that change what is
+    learned need --allow-changed too.
+    """
+    from ..console import TrainProgress
+    from ..machine.device import read_device
+    from ..machine.governor import Governor
+    from ..options import make_options
+    from ..runs.train import resume
+    from ..training.origin import read_origin
+    origin = read_origin(folder)
+    given = {name: value for name, value in options.items() if value is not None}
+    policy = {**origin.policy, **{spec.name: given.pop(spec.name) for spec in fields(Policy) if spec.name in given}}
+    governor = Governor(make_options(Policy, policy).check(), read_device().profile)
+    with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
+        result = resume(folder, more=more_epochs(epochs), allow_changed=allow_changed, answers=answers,
+                        on_event=progress.event, should_stop=should_stop, governor=governor, command=typed(), **given)
+    finish(as_json, result, Path(origin.model))
+
+
+def more_epochs(text: str | None) -> float:
+    """+4, as a number."""
+    if text is None:
+        return 0.0
+    number = re.fullmatch(r"\+(\d+(?:\.\d+)?)", text)
+    if number is None:
+        raise UsageError(f"epochs is {text!r}", "give the number to add, such as --epochs +4")
+    return float(number[1])
+
+
+def typed() -> list[str]:
+    """The command line."""
+    return ["edgetune", *sys.argv[1:]]
+
+
+def finish(as_json: bool, result: Result, model: Path) -> None:
+    """Say what became of a run; the exit code is 1 where it is worse than no training."""
+    show(as_json, {"out": str(result.folder), **result.record}, *result_lines(result),
+         *try_lines(result, model, result.folder))
+    exit_if_worse(result)
 
 
 def result_lines(result: Result) -> list[Any]:
@@ -91,7 +169,6 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
             f"{f' --system {shlex.quote(system)}' if system else ''}"]
 
 
-def end(result: Result) -> None:
-    """The exit code of a command that trained."""
+def exit_if_worse(result: Result) -> None:
     if result.is_worse:
         click.get_current_context().exit(1)

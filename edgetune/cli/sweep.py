@@ -38,7 +38,7 @@ sweep_options = config_options(*TRAIN_OPTIONS, typed=several)
 
 def take_grid(options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The options of which several values are given; takes them out of `options`."""
-    return {name: options.pop(name) for name in TRAIN_OPTIONS if isinstance(options[name], tuple)}
+    return {name: options.pop(name) for name in TRAIN_OPTIONS if isinstance(options.get(name), tuple)}
 
 
 def sweep_table(found: Sweep) -> Any:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from ..errors import EdgetuneError, NumericsError, UsageError
-from ..formats.bundle import Bundle
+from ..adapters import store
+from ..errors import DataError, EdgetuneError, MismatchError, NumericsError, UsageError
+from ..formats.bundle import Bundle, open_bundle, sha256
 from ..options import make_options
 from ..training.config import TrainConfig
 from ..training.metrics import REPORT
+from ..training.resume import FREE
 from .result import Result
-from .train import NONE, OnEvent, Rows, train
+from .train import NONE, OnEvent, Rows, as_file, train
 
 MOST = 32  # runs
 FILE = "sweep.json"
@@ -51,6 +53,7 @@ class Sweep:
     """
 
     folder: Path
+    made_from: dict[str, Any]  # hashes of base, data and held-out rows
     tried: list[Tried]
 
     @property
@@ -60,7 +63,8 @@ class Sweep:
         return min(measured, key=_rank, default=None)
 
     def to_json(self) -> dict[str, Any]:
-        return {"runs": [tried.to_json() for tried in self.tried], "best": self.best.folder.name if self.best else None}
+        return {"made_from": self.made_from, "runs": [tried.to_json() for tried in self.tried],
+                "best": self.best.folder.name if self.best else None}
 
 
 def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | None = None, *,
@@ -70,24 +74,29 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
 
     resume: runs in `out` that are complete stay, the others are continued or started. arguments: all others of `train`.
     A run whose loss is no number counts as failed. Raises UsageError for more than MOST runs, and where nothing could
-    tell which is best.
+    tell which is best; MismatchError for a resumed sweep of another model or other rows.
     """
-    out = Path(out)
     points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     _check(points, data, eval)
-    if not resume:
-        disk.refuse_existing(out)
-    found = Sweep(out, [])
-    for number, point in enumerate(points, start=1):
-        folder = out / folder_name(point)
-        if on_event:
-            on_event({"event": "sweep", "number": number, "of": len(points), "options": point})
-        result = None
-        with suppress(NumericsError):
-            result = train(model, data, folder, eval, resume=resume and folder.exists(), on_event=on_event,
-                           **arguments, **point)
-        found.tried.append(Tried(point, folder, result))
-        _save(found)
+    bundle = model if isinstance(model, Bundle) else open_bundle(model)
+    with as_file(data, "data") as rows, as_file(eval, "held-out") as held:
+        assert rows
+        made_from = {"base": bundle.fingerprint, "data": _hash(rows), "held_out": _hash(held)}
+        found = Sweep(Path(out), made_from, [])
+        _begin(found, resume)
+        for number, point in enumerate(points, start=1):
+            if on_event:
+                on_event({"event": "sweep", "number": number, "of": len(points),
+                          "options": {name: short(value) for name, value in point.items()}})
+            folder = found.folder / folder_name(point)
+            options = {**arguments, **point}
+            if _has_ended(folder, options):
+                record = store.read_run(folder)
+                result = Result(folder, record) if record["status"] == "done" else None
+            else:
+                result = _run(bundle, rows, folder, held, on_event=on_event, resume=folder.exists(), **options)
+            found.tried.append(Tried(point, folder, result))
+            _save(found)
     _report(found)
     return found
 
@@ -121,6 +130,50 @@ def _check(points: Sequence[Point], data: Rows, eval: Rows | None) -> None:
             raise UsageError(f"{name} is asked for twice", "name each value once")
     for point in points:
         make_options(TrainConfig, point).check()
+
+
+def _hash(rows: Path | None) -> str | None:
+    if rows is None:
+        return None
+    if not rows.is_file():
+        raise DataError(f"there is no file {rows}", "check the path")
+    return sha256(rows)
+
+
+def _begin(found: Sweep, resume: bool) -> None:
+    """Makes the folder; one that exists must have been made from the same."""
+    if not resume:
+        disk.refuse_existing(found.folder)
+    path = found.folder / FILE
+    if not path.exists():
+        found.folder.mkdir(parents=True, exist_ok=True)
+        _save(found)
+        return
+    was = json.loads(path.read_text())["made_from"]
+    for name, value in found.made_from.items():
+        if was[name] != value:
+            raise MismatchError(f"the runs in {found.folder} were made from {name.replace('_', '-')} "
+                                f"{str(was[name])[:19]}, not {str(value)[:19]}", "begin in another folder")
+
+
+def _run(*arguments: Any, **options: Any) -> Result | None:
+    """None where the loss was no number."""
+    with suppress(NumericsError):
+        return train(*arguments, **options)
+    return None
+
+
+def _has_ended(folder: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether a run is done, or has failed; MismatchError where that was with other options."""
+    record = store.read_run(folder)
+    if record.get("status") not in ("done", "failed"):
+        return False
+    config = {name: value for name, value in asked.items() if name in record["options"] and name not in FREE}
+    for name, value in config.items():
+        if record["options"][name] != value:
+            raise MismatchError(f"the run in {folder} was made with --{name.replace('_', '-')} "
+                                f"{record['options'][name]}, not {value}", "begin in another folder")
+    return True
 
 
 def _rank(tried: Tried) -> tuple[bool, float, float]:

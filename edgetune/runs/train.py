@@ -17,77 +17,127 @@ from ..adapters import store
 from ..data import loader
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
-from ..errors import DataError, EdgetuneError
+from ..data.files import STDIN
+from ..errors import DataError, EdgetuneError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..machine.governor import Governor
-from ..objectives.base import Objective
+from ..objectives.base import Objective, read_objective
 from ..objectives.sft import Sft
 from ..options import make_options
+from ..persisted import from_json
 from ..training import checkpoint
+from ..training.begin import Event
 from ..training.config import TrainConfig, TrainOptions
-from ..training.run import Event, run
+from ..training.origin import Origin, read_origin
+from ..training.run import run
 from .answers import Exam, compare, complete
 from .reported import reported
-from .result import WORSE, Result
+from .result import Result
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 NONE = "none"  # as `eval`: all rows are learned
+TENTH = "tenth"  # as an origin's: nothing was said
+SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options that an adapter to begin from decides
 Rows = str | Path | Sequence[Mapping[str, Any]]  # a file, or rows
 OnEvent = Callable[[Event], None]
 
 
 def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | None = None, *,
-          start: str | Path | None = None, resume: bool = False, allow_changed: Collection[str] = (),
-          answers: bool = True, progress: bool = False, on_event: OnEvent | None = None,
-          should_stop: Callable[[], bool] | None = None, governor: Governor | None = None,
-          objective: Objective | None = None, **options: Unpack[TrainOptions]) -> Result:
+          start: str | Path | None = None, resume: bool = False, more: float = 0.0,
+          allow_changed: Collection[str] = (), answers: bool = True, progress: bool = False,
+          on_event: OnEvent | None = None, should_stop: Callable[[], bool] | None = None,
+          governor: Governor | None = None, objective: Objective | None = None, command: Sequence[str] = (),
+          **options: Unpack[TrainOptions]) -> Result:
     """Train a LoRA adapter on `data`, write it to the new folder `out`, and say what became of it.
 
     >>> result = edgetune.train("model.gguf", "rows.jsonl", "my-adapter")
     >>> print(result)
 
-    data: a file of rows (.jsonl, .txt), or a list of them: {"prompt": ..., "completion": ...}, {"messages": [...]} or
-    {"text": ...}. eval: held-out rows, by which the best adapter is chosen: a file, a list, "none" to learn all rows;
-    default: a tenth of `data`. start: an adapter to begin from. answers: whether held-out questions are answered before
-    and after. resume, allow_changed: continue the run in `out`, as `edgetune.run` does. progress: print it.
-    on_event, should_stop, governor, objective: as in `edgetune.run`. options: those of `edgetune train`, with
-    underscores.
+    data: a file of rows (.jsonl, .csv, .txt), or a list of them: {"prompt": ..., "completion": ...},
+    {"messages": [...]} or {"text": ...}. eval: held-out rows, by which the best adapter is chosen: a file, a list,
+    "none" to learn all rows; default: a tenth of `data`, or what a resumed run had. start: an adapter to begin from;
+    the new one has its size. answers: whether held-out questions are answered before and after. resume, more,
+    allow_changed: continue the run in `out`, as `edgetune.run` does. progress: print it. on_event, should_stop,
+    governor, objective: as in `edgetune.run`. command: what run.json says was typed. options: those of `edgetune
+    train`, with underscores.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where it was stopped
     before its end, and can be resumed.
     """
-    config = make_options(TrainConfig, options).check()
+    config = make_options(TrainConfig, {**_size_of(start), **options}).check()
     objective = objective or Sft()
     out = Path(out)
-    if resume and eval is None and _learns_all(out):
-        eval = NONE
+    if resume and eval is None:
+        eval = _recorded_eval(out)
     config.check_held_out(eval != NONE)
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
+    origin = Origin(str(bundle.path.absolute()), _place(data), TENTH if eval is None else _place(eval), list(command))
     with _shown(progress, on_event) as show:
-        with _file(data, "data") as rows_file, _file(eval, "held-out") as held_file:
+        with as_file(data, "data") as rows_file, as_file(eval, "held-out") as held_file:
             assert rows_file
             rows, held = _load(bundle, rows_file, held_file, config, objective, show)
         with reported(out):
-            record = run(bundle, rows, out, config, held_out=held, resume=resume, allow_changed=allow_changed,
-                         on_event=show, should_stop=should_stop, governor=governor, objective=objective)
-            exam = None
-            if answers and held and objective.rows is supervised_rows:
-                longest = max(example.tokens.size for example in held.examples)
-                exam = Exam(bundle.gguf, out, Path(start) if start else None, held.rows, longest, config)
+            record = run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
+                         allow_changed=allow_changed, origin=origin, on_event=show, should_stop=should_stop,
+                         governor=governor, objective=objective)
+            exam = _exam(bundle, record, out, held, config) if answers and objective.rows is supervised_rows else None
             del rows, held
-            if exam and record["verdict"]["kind"] != WORSE:  # which keeps what it began with
+            if exam:
                 record = _judge(exam, record, show, should_stop or (lambda: False))
     return Result(out, record)
 
 
-def _learns_all(out: Path) -> bool:
-    """Whether the run in a folder was started without held-out rows."""
-    if not checkpoint.found(out):
-        return False
-    return checkpoint.newest(out)[0].meta["identity"]["held-out"] is None
+def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str] = (), answers: bool = True,
+           progress: bool = False, on_event: OnEvent | None = None, should_stop: Callable[[], bool] | None = None,
+           governor: Governor | None = None, command: Sequence[str] = (), **changed: Unpack[TrainOptions]) -> Result:
+    """Continue the run in the folder `out`, which knows its model, rows and options; they are compared by hash.
+
+    >>> result = edgetune.resume("my-adapter", more=4)  # epochs, after the end
+
+    more: epochs to add to a run that is finished. changed: options that are to differ from here on, each named in
+    allow_changed too where it changes what is learned. All others as in `train`.
+    """
+    origin = read_origin(out)
+    if not origin.data:
+        raise UsageError(f"the rows of the run in {out} came from a program", "continue it there, by "
+                         "edgetune.train(..., resume=True)")
+    was = vars(from_json(TrainConfig, store.read_run(Path(out))["options"], f"the options in {Path(out) / store.RUN}"))
+    options = {**was, **changed}
+    return train(origin.model, origin.data, out, resume=True, more=more, allow_changed=allow_changed, answers=answers,
+                 progress=progress, on_event=on_event, should_stop=should_stop, governor=governor,
+                 objective=read_objective(origin.objective), command=command or origin.command, **options)
+
+
+# ---- what a run begins with ------------------------------------------------------------------------------------------
+
+
+def _size_of(start: str | Path | None) -> dict[str, Any]:
+    """The options that say what is trained, of the run that made an adapter, as far as it is known."""
+    if start is None:
+        return {}
+    options = store.read_run(Path(start)).get("options", {})
+    return {name: options[name] for name in SIZE if name in options}
+
+
+def _recorded_eval(out: Path) -> str | None:
+    """`eval` of the run in a folder. One of an earlier version says only whether it had held-out rows."""
+    if origin := store.read_run(out).get("origin"):
+        if not origin["held_out"]:
+            raise UsageError(f"the held-out rows of the run in {out} came from a program", "give them again, as eval")
+        return None if origin["held_out"] == TENTH else str(origin["held_out"])
+    if checkpoint.found(out) and checkpoint.newest(out)[0].meta["identity"]["held-out"] is None:
+        return NONE
+    return None
+
+
+def _place(rows: Rows) -> str:
+    """Where rows are, such that they can be opened from any folder; "" where a program gave them."""
+    if not isinstance(rows, str | Path):
+        return ""
+    return str(rows) if str(rows) in (NONE, STDIN) else str(Path(rows).absolute())
 
 
 def _load(bundle: Bundle, data: Path, eval: Path | None, config: TrainConfig, objective: Objective,
@@ -102,6 +152,16 @@ def _load(bundle: Bundle, data: Path, eval: Path | None, config: TrainConfig, ob
             show({"event": "rows", "path": str(path), "rows": len(found.examples), "truncated": found.truncated,
                   "skipped": found.skipped, "max_length": config.max_length})
     return rows, held
+
+
+def _exam(bundle: Bundle, record: Mapping[str, Any], out: Path, held: Dataset | None,
+          config: TrainConfig) -> Exam | None:
+    """Nobody is asked where nothing was held out, or where the adapter is what the run began with."""
+    if held is None or not record["verdict"]["step"]:
+        return None
+    longest = max(example.tokens.size for example in held.examples)
+    start = record["start"]
+    return Exam(bundle.gguf, out, Path(start["path"]) if start else None, held.rows, longest, config)
 
 
 def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Callable[[], bool]) -> dict[str, Any]:
@@ -123,7 +183,7 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
 
 
 @contextmanager
-def _file(rows: Rows | None, name: str) -> Iterator[Path | None]:
+def as_file(rows: Rows | None, name: str) -> Iterator[Path | None]:
     """The file that is named; one that holds the rows that are given."""
     if rows is None or isinstance(rows, str | Path):
         yield Path(rows) if rows is not None else None

@@ -5,13 +5,16 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
+from commands import run
 from tiny import write_tiny
 
-from edgetune.errors import EdgetuneError, UsageError
+from edgetune.cli import cli
+from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.evaluation.served import Answer
 from edgetune.runs.answers import compare, complete, memory_needed, summary
 from edgetune.runs.result import Result
-from edgetune.runs.train import train
+from edgetune.runs.train import resume, train
 from edgetune.serving.llama import LlamaModel
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(20)]
@@ -195,3 +198,93 @@ def test_other_verdicts_stay(kind):
 def test_what_cannot_be_is_said_before_a_row_is_read(model, tmp_path, change, words):
     with pytest.raises(UsageError, match=words):
         train(model, "missing.jsonl", tmp_path / "out", **change)
+
+
+# ---- from an adapter, and continued ----------------------------------------------------------------------------------
+
+
+def test_from_an_adapter_answers_before_are_its_own(model, learned, tmp_path):
+    options = {name: value for name, value in OPTIONS.items() if name != "rank"}  # it is the adapter's
+    rows = [{"prompt": f"turn off lamp {i}", "completion": "off"} for i in range(20)]
+    result = train(model, rows, tmp_path / "out", HELD + rows[:3], start=learned.folder, **{**options, "steps": 2})
+    assert result.record["options"]["rank"] == 4
+    assert result.record["origin"]["data"] == ""
+    if result.record["verdict"]["step"]:
+        assert result.exact_before == pytest.approx(6 / 9)
+
+
+def test_a_ruined_run_keeps_what_it_began_with_and_asks_nobody(model, learned, tmp_path):
+    result = train(model, ROWS, tmp_path / "out", HELD, start=learned.folder, **{**OPTIONS, "lr": 1000.0, "steps": 1})
+    assert result.is_worse
+    assert "than before" in repr(result)
+    assert "answers" not in result.record
+
+
+@pytest.fixture
+def stopped(model, tmp_path, monkeypatch):
+    """The folder of a run by relative paths, stopped after 5 of 8 steps, and what it should become."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "model.gguf").symlink_to(model)
+    options = {**OPTIONS, "steps": 8, "answers": False}
+    monkeypatch.chdir(tmp_path)
+    whole = train("model.gguf", "rows.jsonl", "whole", **options)
+    steps = []
+    with pytest.raises(Interrupted):
+        train("model.gguf", "rows.jsonl", "out", should_stop=lambda: len(steps) == 5, command=["edgetune", "train"],
+              on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **options)
+    monkeypatch.chdir("/")
+    return tmp_path / "out", (tmp_path / whole.folder / "adapter.gguf").read_bytes()
+
+
+def test_a_folder_is_enough_to_continue(stopped):
+    out, wanted = stopped
+    text = run("resume", out)
+    assert "resumes after step 5" in text
+    assert "held-out rows are answered exactly" in text
+    assert (out / "adapter.gguf").read_bytes() == wanted
+    assert "is finished" in run("resume", out, code=2)
+    done = CliRunner().invoke(cli, ["resume", str(out), "--epochs", "+1", "--no-answers", "--json"])
+    more = json.loads(done.output)
+    assert (more["steps"], more["status"]) == (12, "done")
+    assert done.exit_code == (more["verdict"]["kind"] == "worse")
+    assert more["origin"]["command"][1:2] != ["train"]
+    assert more["options"]["lr"] == OPTIONS["lr"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--lr", "1"], ["was started with --lr 0.02, not 1.0", "--allow-changed lr"]),
+    (["--epochs", "4"], ["epochs is '4'", "such as --epochs +4"]),
+    (["--epochs", "+2"], ["has not ended, it is after step 5"]),
+])
+def test_what_cannot_be_continued_is_a_sentence(stopped, flags, words):
+    result = CliRunner().invoke(cli, ["resume", str(stopped[0]), *flags])
+    assert result.exit_code in (1, 2)
+    assert all(word in result.output for word in words), result.output
+
+
+def test_a_changed_option_is_named_and_noted(stopped):
+    out, wanted = stopped
+    record = json.loads(run("resume", out, "--lr", "1e-4", "--allow-changed", "lr", "--threads", "2", "--json"))
+    assert [(change["name"], change["was"], change["now"]) for change in record["changed"]] == [("lr", 0.02, 1e-4)]
+    assert record["options"]["threads"] == 2
+    assert (out / "adapter.gguf").read_bytes() != wanted
+
+
+def test_changed_rows_are_refused(stopped):
+    out, _ = stopped
+    (out.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:]))
+    with pytest.raises(MismatchError, match="was started with the data"):
+        resume(out)
+
+
+def test_rows_of_a_program_are_given_again(model, tmp_path):
+    steps = []
+    arguments = (model, ROWS, tmp_path / "out")
+    with pytest.raises(Interrupted):
+        train(*arguments, HELD, should_stop=lambda: len(steps) == 2,
+              on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **{**OPTIONS, "steps": 4})
+    with pytest.raises(UsageError, match="came from a program; continue it there"):
+        resume(tmp_path / "out")
+    with pytest.raises(UsageError, match="give them again, as eval"):
+        train(*arguments, resume=True, **{**OPTIONS, "steps": 4})
+    assert train(*arguments, HELD, resume=True, **{**OPTIONS, "steps": 4}).steps == 4
