@@ -94,7 +94,7 @@ life: ready ## half an hour, needs ../shared: a daemon learns Snips from correct
 corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
 	$(RUN) proofs/corrections.py
 
-own: ready ## half an hour: five small data sets trained without an option, their held-out rows answered; OWN=--grid
+own: ready ## an hour: five small data sets trained without an option, their held-out rows answered; OWN=--grid: a grid's
 	$(RUN) proofs/own.py $(OWN)
 
 heal: ready ## half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, distilled for 20 minutes
