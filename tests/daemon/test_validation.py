@@ -60,6 +60,9 @@ def said(client: httpx.Client, path: str, body: Any) -> tuple[str, str | None]:
     (JOBS, {**JOB, "hyperparameters": {"batch_size": "x"}},
      "hyperparameters.batch_size is 'x'; it must be an integer or 'auto'"),
     (JOBS, {**JOB, "hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs is 0; it must be 1 or more"),
+    (JOBS, {**JOB, "hyperparameters": {"epochs": "many"}},
+     "hyperparameters.epochs is 'many'; it must be a number or 'auto'"),
+    (JOBS, {**JOB, "hyperparameters": {"patience": -1}}, "hyperparameters.patience is -1; it must be 0 or more"),
     (JOBS, {**JOB, "hyperparameters": {"learning_rate_multiplier": 0}},
      "hyperparameters.learning_rate_multiplier is 0; it must be more than 0"),
     (FEEDBACK, {"prompt": "a", "rating": "good"}, "rating is 'good'; it must be 'up' or 'down'"),
@@ -95,7 +98,8 @@ SOUND = [(CHAT, {"messages": USER, "tools": [{}], "stop": ["x"], "seed": 1, "str
          (COMPLETIONS, {"prompt": [3, 4], "stream": False, "stop": "x", "max_tokens": 3, "min_p": 0.1}),
          (JOBS, {**JOB, "method": {"type": "supervised", "supervised": {"hyperparameters": {
              "rank": 4, "n_epochs": 1, "batch_size": "auto", "learning_rate_multiplier": 2.0, "schedule": "linear",
-             "targets": "all", "dropout": 0.1, "shuffle": True}}}, "metadata": {"a": "b"}, "integrations": []}),
+             "targets": "all", "dropout": 0.1, "shuffle": True, "patience": "auto"}}}, "metadata": {"a": "b"},
+              "integrations": []}),
          (FEEDBACK, {"messages": USER, "tools": [{}], "answer": "a", "rating": "up", "model": "m"})]
 ODD: list[Any] = [None, True, -1, 0, 1.5, 10**30, -1e308, "", "x" * 2000, [], {}, [[]], [None], {"a": 1}, [1, "a"]]
 
