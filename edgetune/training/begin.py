@@ -82,8 +82,8 @@ def resumed(task: Task) -> Begun:
     """From what is in the folder: the newest undamaged checkpoint; nothing yet, after a kill before the first one; or
     the finished adapter, if there are to be more epochs.
     """
-    for stale in (*task.out.glob(f"{checkpoint.PREFIX}*.tmp"), *task.out.glob(f"{store.FILE}.tmp"),
-                  *task.out.glob(f"{store.RUN}.tmp")):
+    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.RUN, metrics.CSV, metrics.REPORT)
+    for stale in (path for name in whole for path in task.out.glob(f"{name}.tmp")):
         with suppress(OSError):
             stale.unlink()
     record = store.read_run(task.out)
