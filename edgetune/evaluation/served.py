@@ -164,14 +164,16 @@ def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = No
 
 
 def question_of(row: Row) -> str:
-    """What a row with an answer asks: its prompt, or the message before the last answer."""
+    """What a row with an answer asks: its prompt, or the text of the message before the last answer."""
     assert not isinstance(row, str)
     if "prompt" in row:
         return str(row["prompt"])
     messages = row["messages"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     content = messages[last - 1]["content"] if last else ""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
+    parts = [content] if isinstance(content, str) else content or ()
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _share(flags: list[bool]) -> float | None:
