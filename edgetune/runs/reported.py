@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ def reported(folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path) -> None:
-    from .report import write_report  # not before: while it trains its memory is the plan's
+    gc.collect()  # the trainer, whose parts point to one another, makes place within the memory that was planned
+    from .report import write_report  # for the same reason not before
     with suppress(EdgetuneError):
         write_report(folder)
