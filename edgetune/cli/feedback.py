@@ -20,7 +20,7 @@ ID = click.argument("feedback_id", metavar="ID")
 
 @cli.group("feedback", cls=Listing)
 def feedback() -> None:
-    """What people said about the daemon's answers, and what becomes of it.
+    """What people said about answers, and what becomes of it.
 
     Without a command: list the latest.
     """

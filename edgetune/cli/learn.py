@@ -62,8 +62,9 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
 
     \b
-    DATA is .jsonl, one row a line, in one of three shapes; plain .txt; or - for
-    rows from standard input:
+    DATA is .jsonl, one row a line, or .json, .csv, .tsv; plain .txt; or - for
+    lines from standard input. Rows have one of three shapes, or keys that are
+    known, as those of Alpaca, of ShareGPT, or of question and answer:
       {"messages": [{"role": "user", "content": "..."}, ...]}
       {"prompt": "...", "completion": "..."}
       {"text": "..."}
