@@ -155,7 +155,9 @@ def test_status():
 def test_status_of_a_job_that_is_judged_says_so():
     job = {"id": "ftjob-1", "status": "running", "progress": {
         "phase": "judging", "step": 8, "steps": 8, "loss": 0.5, "tokens_per_s": 304.2, "eta_s": None}}
-    assert "judging" in _job(job)
+    assert "judging: the trained" in _job(job)
+    asked = {**job["progress"], "judged": 5, "judging": 20}
+    assert "judging 5 of 20: the trained" in _job({**job, "progress": asked})
     assert "tokens/s" not in _job(job)
     training = {**job, "progress": {**job["progress"], "phase": "training"}}
     assert "step 8/8" in _job(training)

@@ -19,6 +19,7 @@ from services import LONG, ROWS, SMALL, answers, open_service, until, upload
 from edgetune.daemon.jobs import jobs as jobs_module
 from edgetune.daemon.jobs import queue as work
 from edgetune.daemon.jobs.jobs import Job
+from edgetune.daemon.jobs.progress import JobProgress
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.files import digest
 from edgetune.data.dataset import load_rows
@@ -313,3 +314,22 @@ def test_one_process_has_the_state(service: Service, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another process is writing"):
         open_service(tmp_path).start()
     assert answers(service)
+
+
+def test_what_is_shown_of_a_job(service: Service) -> None:
+    """The speed of the last step, and of judging how far it is, without a speed."""
+    job = begin(service, steps=2)
+    progress = JobProgress(service.jobs.table, job.id)
+    progress.take({"event": "start", "done": 0, "steps": 2, "rows": 9, "plan": {"buffers": []}})
+    for step, speed in ((1, 900.0), (2, 100.04)):
+        progress.take({"event": "step", "step": step, "loss": 1.5, "seconds": 2.0, "tokens": 9, "tokens_per_s": speed})
+    assert progress.facts == {"phase": "training", "step": 2, "steps": 2, "loss": 1.5, "tokens_per_s": 100.0,
+                              "eta_s": 0}
+    progress.take({"event": "trained", "tokens": 18, "record": {}})
+    progress.take({"event": "judging", "done": 5, "of": 20})
+    assert progress.facts == {"phase": "judging", "step": 2, "steps": 2, "loss": 1.5, "tokens_per_s": None,
+                              "eta_s": None, "trained_tokens": 18, "judged": 5, "judging": 20}
+    progress.take({"event": "longer", "what": "0 of 4 right yet"})
+    assert messages(service, job.id)[-1] == "0 of 4 right yet: trains longer"
+    progress.take({"event": "trained", "tokens": 36, "record": {}})
+    assert "judged" not in progress.facts

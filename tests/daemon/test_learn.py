@@ -17,6 +17,7 @@ from services import same_holdout, until
 from tiny import write_tiny
 
 from edgetune import TrainConfig
+from edgetune.daemon.jobs.queue import REJUDGED
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.anchors import QUESTIONS, Anchors
@@ -292,6 +293,37 @@ def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, delet
     assert verdict["old"]["exact"] == 0.0  # of the base
     said = [event["message"] for event in service.jobs.events(job.id, limit=200)]
     assert sum("judged again" in message for message in said) == 1
+
+
+@pytest.mark.parametrize("changes", [1, 9])
+def test_a_word_at_the_last_moment_is_not_overruled(service: Service, monkeypatch: pytest.MonkeyPatch,
+                                                    changes: int) -> None:
+    """What serves changes after the verdict, while the new adapter is loaded: it is judged again, not for ever."""
+    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(40)]
+    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 20}).id, 60).result
+    load = service.batcher.load
+    left = changes
+
+    def load_and_change(name: str, path: Path) -> None:
+        nonlocal left
+        load(name, path)
+        if left:
+            left -= 1
+            service.adapters.promote(None if service.adapters.serving else first, "a person's word")
+
+    monkeypatch.setattr(service.batcher, "load", load_and_change)
+    service.adapters.promote(first, "a test")
+    job = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 60}).id, 120)
+    said = [event["message"] for event in service.jobs.events(job.id, limit=200)]
+    assert sum("judged again" in message for message in said) == min(changes, REJUDGED)
+    made = service.adapters.get(str(job.result))
+    assert len(service.adapters.list()) == 2
+    if changes == 1:
+        assert made.verdict["against"] is None
+        assert made.state == ("serving" if made.verdict["passed"] else "candidate")
+    else:
+        assert made.state == "candidate"
+        assert said[0].startswith("not activated: what is in service changed 4 times while it was judged")
 
 
 # ---- by itself -------------------------------------------------------------------------------------------------------

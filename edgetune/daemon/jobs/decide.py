@@ -107,6 +107,11 @@ def needs_base(canary: tuple[float, float] | None, limit: float | None) -> bool:
     return canary is not None and limit is not None and limit < _rise(canary) <= SECOND * limit
 
 
+def _is_far(found: Findings, limit: float | None) -> bool:
+    """Whether the canary is beyond both limits."""
+    return found.canary is not None and limit is not None and _rise(found.canary) > SECOND * limit
+
+
 def decide(found: Findings, limit: float | None = None) -> Verdict:
     """The verdict. limit: what share the canary may rise by; None: any."""
     earlier = [i for i, is_fresh in enumerate(found.fresh) if not is_fresh]
@@ -120,13 +125,13 @@ def decide(found: Findings, limit: float | None = None) -> Verdict:
     kept = sum(score.right is True for score in found.corrected)
     asked = sum(score.right is not None for score in found.corrected)
     unfinished = ""
-    if nothing_right:
+    if nothing_right and not worse and not _is_far(found, limit):
         unfinished = f"0 of {_comparable(found)} right yet"
-    elif kept < KEPT * asked:
+    elif not reason and kept < KEPT * asked:
         unfinished = f"{kept} of {asked} corrected answers kept yet"
     return Verdict(
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
-        decisive.wins, decisive.losses, decisive.p, surprise, unfinished="" if worse else unfinished,
+        decisive.wins, decisive.losses, decisive.p, surprise, unfinished=unfinished,
         canary=_canary(found, limit), corrected={"rows": asked, "kept": kept} if found.corrected else None,
         tests={"all": _numbers(everything), "earlier": _numbers(established)})
 

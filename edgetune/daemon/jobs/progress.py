@@ -37,6 +37,8 @@ class JobProgress:
             self._add("metrics", f"{event['action']}: {event['cause']}", event)
         elif kind == "longer":
             self._add("message", f"{event['what']}: trains longer", None)
+        elif kind == "dropped":
+            self._add("message", f"{event['what']}; what was learned before remains", None, "warn")
         elif kind == "judging":
             self.facts.update(judged=event["done"], judging=event["of"])
         elif kind == "again":

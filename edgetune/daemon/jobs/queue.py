@@ -20,6 +20,7 @@ from ...persisted import from_json
 from ...runs.tables import write_step_metrics
 from ...serving.batcher import Batcher
 from ...training.config import TrainConfig
+from ...training.length import is_auto
 from ...training.metrics import NAME as METRICS
 from ...version import __version__
 from ..state.adapters import Adapters
@@ -247,7 +248,7 @@ class Queue:
                    **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
                 "policy": asdict(self.options.policy), "canary": self.canary, "limit": self.options.canary_limit,
-                "serving": old,
+                "serving": old, "longer": is_auto(config) or job.origin == "learn",
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:

@@ -23,7 +23,7 @@ from ...adapters import store
 from ...data import loader
 from ...data import rows as supervised_rows
 from ...data.dataset import Dataset
-from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
+from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, NumericsError, UsageError
 from ...formats.bundle import open_bundle
 from ...machine.device import read_device, trim
 from ...machine.governor import Governor
@@ -36,6 +36,7 @@ from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
+from . import longer
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
 from .recipe import HELD, TRAIN, corrected_rows, held_rows, objective_of
@@ -128,32 +129,65 @@ class Worker:
         self.old = Asked(OLD, read_scores(serving["scores"])) if task["serving"] else self.base
 
     def work(self) -> dict[str, Any]:
-        """Train, unless that is done, and judge: the verdict as JSON, and the adapter that served."""
+        """Train, unless that is done, and judge; train longer where that may help. The verdict, as JSON."""
+        if longer.is_being_taken(self.out):
+            longer.take_best(self.out)
         with reported(self.out):
             if not is_done(self.out):
                 self.learn()
+        verdict = self._judged()
+        legs = longer.legs_done(self.out)
+        while self.task["longer"] and (legs or verdict["unfinished"]):
+            longer.keep_best(self.out, verdict)
+            if not verdict["unfinished"] or legs >= longer.LEGS or not self._extra_leg(verdict["unfinished"]):
+                break
+            legs += 1
+            verdict = self._judged()
+        if longer.has_best(self.out):
+            verdict = longer.take_best(self.out)
+        if legs and verdict["unfinished"] and not verdict["passed"]:
+            verdict["reason"] += f", after training longer {legs} time{'s' if legs > 1 else ''}"
+        return verdict
+
+    def _extra_leg(self, why: str) -> bool:
+        """Train longer; whether that led to an adapter."""
+        self.emit({"event": "longer", "what": why})
+        try:
+            with reported(self.out):
+                self.learn(longer.epochs_to_add(self.out))
+        except NumericsError as error:
+            self.emit({"event": "dropped", "what": error.what})
+            return False
+        return True
+
+    def _judged(self) -> dict[str, Any]:
+        """The verdict as JSON; against: the adapter that served."""
         gc.collect()
         trim()
-        record = json.loads((self.out / store.RUN).read_text())
+        record = store.read_run(self.out)
         self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
         serving = self.task["serving"]
         return {**self.judge().to_json(), "against": serving and serving["id"]}
 
-    def learn(self) -> None:
-        """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
+    def learn(self, more: int = 0) -> None:
+        """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed.
+
+        more: epochs to add to a run that is done. No held-out loss is measured in these.
+        """
         judging = self.folder / HELD if self.objective.rows is supervised_rows else None  # their shapes are supervised
         rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, judging), self.config,
                                  self.objective.rows, learnable=False)  # clients' rows were checked when they came
         assert rows
         self.commands.set_saves(True)
-        if not (self.out.exists() and self._resume(rows, held)):
+        if not (self.out.exists() and self._resume(rows, held, more)):
             self._run(rows, held, resume=False)
         self.commands.set_saves(False)
 
-    def _resume(self, rows: Dataset, held: Dataset | None) -> bool:
+    def _resume(self, rows: Dataset, held: Dataset | None, more: int) -> bool:
         """Whether the run could be resumed; one that could not is removed."""
         try:
-            self._run(rows, held, resume=True)
+            is_extra = more or longer.legs_done(self.out)
+            self._run(rows, None if is_extra else held, resume=True, more=more)
         except (MismatchError, UsageError, FormatError) as error:
             # another edgetune, other kernels, less memory than its plan takes, no checkpoint that is whole
             self.emit({"event": "again", "what": error.what})
@@ -161,9 +195,10 @@ class Worker:
             return False
         return True
 
-    def _run(self, rows: Dataset, held: Dataset | None, resume: bool) -> None:
+    def _run(self, rows: Dataset, held: Dataset | None, resume: bool, more: int = 0) -> None:
         governor = Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
-        run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, on_event=self.emit,
+        run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, more=more,
+                allow_changed=("held-out",) if resume and held is None else (), on_event=self.emit,
                 should_stop=lambda: self.commands.stopping, governor=governor, busy=lambda: self.commands.busy,
                 objective=self.objective)
 
