@@ -121,7 +121,7 @@ def charts(history: History) -> Iterator[Html | None]:
     learned = Line("training rows", [(step.step, step.loss) for step in steps], Style(0))
     held = [(found.step, found.loss) for found in history.measurements]
     lines = [learned, Line("held-out rows", held, Style(1, 1), dots=len(held) <= DOTS)]
-    yield figure(Chart("Loss", "step", loss_axis(history), lines, from_zero=from_zero(lines)))
+    yield figure(Chart("Loss", "step", loss_axis(history), lines, marks=_kept(history), from_zero=from_zero(lines)))
     rates = Line("learning rate", [(step.step, step.lr) for step in steps], Style(2))
     yield figure(Chart("Learning rate", "step", "rate of AdamW", [rates], from_zero=True))
     budget = _budget(history)
@@ -147,6 +147,14 @@ def from_zero(lines: list[Line]) -> bool:
     """Whether an axis that begins at zero leaves the lines at least half of it."""
     values = [y for line in lines for _, y in line.points if y == y]
     return bool(values) and 0 <= min(values) < max(values) / 2
+
+
+def _kept(history: History) -> list[Mark]:
+    """The step whose adapter is kept, where it was chosen."""
+    if history.held_out is None or history.verdict is None or history.verdict.step is None:
+        return []
+    step = history.verdict.step
+    return [Mark(step, "go", f"kept: step {step:,}", "this adapter is kept")]
 
 
 def marks(history: History) -> list[Mark]:

@@ -27,6 +27,7 @@ from edgetune.runs.report import write_html, write_report
 from edgetune.runs.reported import reported
 from edgetune.runs.sweep import sweep
 from edgetune.runs.train import train
+from edgetune.training.config import TrainConfig
 
 SVG = "svg"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"&amp;\x1b[31m\x00\u202e\ud800\n]]>--></style>"
@@ -141,8 +142,10 @@ def test_charts_draw_what_was_measured(out):
         assert_drawn(found[title], 0, [(line["step"], line[name]) for line in steps])
     held = [(line["step"], line["loss"]) for line in lines if line["event"] == "eval"]
     assert_drawn(found["Loss"], 1, held)
+    kept = json.loads((out / "run.json").read_text())["verdict"]["step"]
     shown = [title.text for title in found["Loss"].iter("title")]
-    assert shown == [f"held-out rows, step {number}: {loss:.4g}" for number, loss in held]
+    assert shown == [f"step {kept}: this adapter is kept",
+                     *(f"held-out rows, step {number}: {loss:.4g}" for number, loss in held)]
     names = {figure: [text.text for text in group.iter("text") if text.get("class") == "name"]
              for figure, group in found.items()}
     assert names == {"Loss": ["nats a token", "step"], "Learning rate": ["rate of AdamW", "step"],
@@ -165,7 +168,7 @@ def test_a_real_run_with_all_that_it_says(out):
                  run["isa"], "exact answers"):
         assert said in text, said
     chosen = re.search(r"optionheredefault(.*?)\d+ options at their defaults", text)[1]
-    assert chosen.startswith("rank48dropout0.10lr0.020.0005")  # option, here, default
+    assert chosen.startswith(f"rank4{TrainConfig.rank}dropout0.10lr0.02{TrainConfig.lr:g}")  # option, here, default
     assert "schedule" not in chosen
 
 
