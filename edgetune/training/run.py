@@ -145,7 +145,8 @@ class _Run:
         except Interrupted as stop:
             self.save_state()
             self._save("paused")
-            hint = f"the state is in {self.out}: continue with the same command and --resume"
+            short = f"edgetune resume {shlex.quote(str(self.out))}, or " if self.begun.origin else ""
+            hint = f"the state is in {self.out}: continue with {short}the same command and --resume"
             raise Interrupted(stop.what, hint) from None
         except NumericsError:
             self._keep_last_good()

@@ -79,7 +79,8 @@ def _better(course: Course, before: float, loss: float) -> Verdict:
         return Verdict("still falling", f"Still falling: {fell}, and from {_number(earlier)} in the last "
                        f"{last_step - course.history[-2][0]} steps; train on with {course.more}.", kept)
     early = f"; later ones were no better, so it ended after step {course.steps}" if course.steps < course.total else ""
-    return Verdict("learned", f"Learned: {fell} in {kept} of {course.total} steps{early}.", kept)
+    return Verdict("learned", f"Learned: {fell} in {kept - course.start} of {course.total - course.start} "
+                   f"steps{early}.", kept)
 
 
 def _worse(course: Course, before: float) -> Verdict:

@@ -68,6 +68,7 @@ def test_a_leg_is_measured_from_where_it_began():
     found = judge(course((40, 0.5), (48, 0.6), start=40))
     assert (found.kind, found.step) == ("worse", 40)
     assert judge(course((40, 0.5), (48, 0.3), start=40)).kind == "still falling"
+    assert "0.5 to 0.3 in 4 of 8 steps" in judge(course((40, 0.5), (44, 0.3), (48, 0.3), start=40)).sentence
 
 
 @pytest.mark.parametrize(("learned", "kind", "words"), [
