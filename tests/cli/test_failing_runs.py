@@ -25,14 +25,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def taught(model: Path) -> Path:
-    """The model after it has learned the rows: there is something to ruin."""
+def learned(model: Path) -> Path:
+    """An adapter that knows the rows: there is something to ruin."""
     folder = model.parent
     said = run("train", model, file(folder, ROWS), "-o", folder / "learned", *OPTIONS)
     assert "Learned: the held-out loss fell from" in said
     assert "6 of 6 held-out rows are answered exactly, 0 before" in said
-    run("merge", model, folder / "learned", "-o", folder / "taught.gguf")
-    return folder / "taught.gguf"
+    return folder / "learned"
 
 
 def file(folder: Path, rows: list[Row], name: str = "rows.jsonl") -> Path:
@@ -55,9 +54,10 @@ def long(rows: list[Row]) -> list[Row]:
 
 
 @pytest.mark.parametrize("rate", [0.5, 50.0])
-def test_a_rate_that_is_too_high(taught: Path, tmp_path: Path, rate: float) -> None:
+def test_a_rate_that_is_too_high(model: Path, learned: Path, tmp_path: Path, rate: float) -> None:
     out = tmp_path / "out"
-    said = run("train", taught, file(tmp_path, ROWS), "-o", out, *OPTIONS, "--lr", rate, code=1)
+    rows = file(tmp_path, ROWS)
+    said = run("train", model, rows, "-o", out, "--start", learned, *OPTIONS, "--lr", rate, code=1)
     assert "Worse than before" in said
     assert f"lower --lr, now {rate:g}" in said
     assert "try: edgetune chat" not in said
