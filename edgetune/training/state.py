@@ -41,6 +41,7 @@ class RunState:
     history: list[list[float]] = field(default_factory=list)  # [step, held-out loss] of every measurement
     first_losses: list[float] = field(default_factory=list)  # of the first steps, WINDOW at most
     last_losses: list[float] = field(default_factory=list)
+    losses: int = 0  # steps whose loss was taken
     start: dict[str, Any] | None = None  # the adapter that the run began from: path and fingerprint; None: the seed's
     begun_at: int = 0  # steps before this leg
     more: float = 0.0  # epochs of this leg; 0: what the options say
@@ -85,15 +86,16 @@ class RunState:
 
     def learn(self, loss: float) -> None:
         """Takes the loss of a step."""
+        self.losses += 1
         if len(self.first_losses) < WINDOW:
             self.first_losses.append(loss)
         self.last_losses = [*self.last_losses, loss][-WINDOW:]
 
     def forget_measurements(self) -> RunState:
         """The state where other rows are held out from now on."""
-        return RunState(first_losses=self.first_losses, last_losses=self.last_losses, start=self.start,
-                        begun_at=self.begun_at, more=self.more, legs=self.legs, seconds=self.seconds,
-                        written=self.written, changed=self.changed)
+        return RunState(first_losses=self.first_losses, last_losses=self.last_losses, losses=self.losses,
+                        start=self.start, begun_at=self.begun_at, more=self.more, legs=self.legs,
+                        seconds=self.seconds, written=self.written, changed=self.changed)
 
     @property
     def from_seed(self) -> bool:
@@ -108,8 +110,11 @@ class RunState:
 
     @property
     def learned(self) -> tuple[float, float] | None:
-        """The mean loss of the first and of the last steps; None where none was done."""
-        return (fmean(self.first_losses), fmean(self.last_losses)) if self.first_losses else None
+        """The mean loss of the first and of the last steps, which are different ones; None where none was done."""
+        if not self.first_losses:
+            return None
+        each = max(min(WINDOW, self.losses // 2), 1)
+        return fmean(self.first_losses[:each]), fmean(self.last_losses[-each:])
 
     def measurements(self) -> dict[str, Any]:
         """What run.json says of the held-out rows; null for a loss that is unknown or no number."""

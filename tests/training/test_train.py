@@ -143,6 +143,16 @@ def test_each_row_of_a_measurement_has_the_loss_that_it_has_alone(bundle):
     assert measured.rows == pytest.approx([trainer.loss([example])[0] for example in examples], rel=1e-5)
 
 
+@pytest.mark.parametrize(("losses", "first", "last"), [
+    ((3.0,), 3.0, 3.0), ((10.0, 5.0), 10.0, 5.0), ((9.0, 5.0, 1.0), 9.0, 1.0), ((4.0, 2.0, 1.0, 1.0), 3.0, 1.0),
+    (tuple(range(20, 0, -1)), 18.0, 3.0)])
+def test_the_first_and_the_last_steps_are_different_ones(losses, first, last):
+    state = RunState()
+    for loss in losses:
+        state.learn(loss)
+    assert state.learned == (first, last)
+
+
 def test_of_many_rows_means_of_neighbours_are_kept():
     rows = list(np.random.default_rng(0).random(1000))
     assert few(rows[:256]) == rows[:256]
