@@ -39,13 +39,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
 
 
-def opened(model: Path, folder: Path, **options: Any) -> Service:
+def opened(model: Path, folder: Path, train: TrainConfig = TRAIN, **options: Any) -> Service:
     """A tiny model has unlearned nothing if it still says "on"."""
     canary = folder / "canary.txt"
     canary.write_text("turn the light on, turn the light on")
     same_holdout(folder / "state")
     config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1)
-    return Service(model, replace(config, **options), Policy(govern=False), TRAIN)
+    return Service(model, replace(config, **options), Policy(govern=False), train)
 
 
 @pytest.fixture
@@ -206,6 +206,20 @@ def test_learns_and_refuses(service: Service) -> None:
     assert ledger["against"] == job.result
     assert len(ledger["scores"]) == ledger["new"]["rows"] + ledger["corrected"]["rows"]
     assert ledger["new"]["rows"] > verdict["new"]["rows"]
+
+
+def test_rows_of_which_nothing_is_right_yet_wait_for_others(model: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are too few, or the training is too short; they are not set aside as wrong."""
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    with opened(model, tmp_path, replace(TRAIN, lr=1e-6, epochs=1.0)) as service:
+        give(service, range(20))
+        job = service.jobs.wait(service.learner.begin().id, 60)
+        assert job.verdict["unfinished"] == "0 of 4 right yet"
+        until(lambda: not service.feedback.unsettled())
+        assert service.feedback.waiting() == 20
+        assert service.feedback.counts()["aside"] == 0
+        assert "came to nothing: 0 of 4 validation examples are answered exactly" in service.learner._blocked_by(20)
 
 
 def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

