@@ -108,8 +108,9 @@ def told(result: Result) -> str:
     for way in ("lesson", "file"):
         found = result[way]
         low, high = wilson(found["unseen"], UNSEEN)
+        refused = f", refused: {found['verdict']['reason']}" if found.get("in_service") is False else ""
         parts.append(f"{way}: {found['corrected']} of {CORRECTED} as corrected, {found['unseen']} of {UNSEEN} unseen "
-                     f"({low:.0%}-{high:.0%}), {found['seconds']:.0f} s")
+                     f"({low:.0%}-{high:.0%}), {found['seconds']:.0f} s{refused}")
     return f"{result['set']}: " + "; ".join(parts)
 
 
