@@ -41,8 +41,9 @@ def load() -> ModuleType:
     return _module
 
 
-def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool = False) -> int:
+def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool = False, repack: bool = True) -> int:
     """A llama_model, which the caller frees by llama_model_free. shown: the path by which errors name the file.
+    repack: whether weights may be copied to an order that this CPU multiplies more quickly.
 
     Check the file first: llama.cpp trusts what it reads. Raises UnsupportedError with llama.cpp's reason.
     """
@@ -50,6 +51,7 @@ def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool 
     complaint()
     options = llama.llama_model_default_params()
     options.vocab_only = vocabulary_only
+    options.use_extra_bufts = repack
     model = llama.llama_model_load_from_file(os.fsencode(file), options)
     if model:
         return int(model)

@@ -55,14 +55,13 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
     Interrupted where should_stop returns True.
     """
     context = min(read_shape(exam.base).context, max(exam.longest + ROOM, CONTEXT))
-    _require_memory(exam, context)
-    device.trim()
+    repack = _may_repack(exam, context)
 
     def look() -> None:
         if should_stop():
             raise Interrupted("they were stopped")
 
-    with LlamaModel(exam.base, context=context, threads=exam.config.threads or None) as served:
+    with LlamaModel(exam.base, context=context, threads=exam.config.threads or None, repack=repack) as served:
         served.tokenizer.markup = exam.config.markup
         served.cache.before_decode = look
         if exam.start:
@@ -112,26 +111,28 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]
     return {**verdict, "kind": kind, "sentence": f"{sentence} {said}."}
 
 
-def memory_needed(base: Gguf, context: int) -> int:
+def memory_needed(base: Gguf, context: int, repack: bool) -> int:
     """Bytes that llama.cpp adds to this process at most, for answers in a context of this number of tokens.
 
-    The file is mapped whole; matrices in blocks may be copied to another order for this CPU; keys and values are 16-bit
-    floats; a batch has BATCH tokens, and of at most OUTPUTS of them logits are held.
+    The file is mapped whole; with repack matrices in blocks may be copied to another order for this CPU; keys and
+    values are 16-bit floats; a batch has BATCH tokens, and of at most OUTPUTS of them logits are held.
     """
     shape = read_shape(base)
-    copies = sum(t.data.nbytes for t in base.tensors.values() if t.format not in _PLAIN)
+    copies = sum(t.data.nbytes for t in base.tensors.values() if t.format not in _PLAIN) if repack else 0
     cells = 2 * 2 * context * shape.n_layer * shape.d_kv
     batch = 4 * BATCH * (8 * shape.d_model + 4 * shape.d_ff)
     return base.data.nbytes + copies + cells + batch + (4 * OUTPUTS + _TOKEN) * shape.n_vocab + _LIBRARY
 
 
-def _require_memory(exam: Exam, context: int) -> None:
+def _may_repack(exam: Exam, context: int) -> bool:
+    """Whether the budget has room for copies of the weights; EdgetuneError where it has none for the model at all."""
     used = device.rss()
     budget = exam.config.memory_bytes(device.read_device().memory_available + used)
-    needed = used + memory_needed(exam.base, context)
+    needed = used + memory_needed(exam.base, context, repack=False)
     if needed > budget:
         raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB",
                             "edgetune eval compares them where there is more memory")
+    return used + memory_needed(exam.base, context, repack=True) <= budget
 
 
 def _answerable(exam: Exam, served: LlamaModel) -> list[Row]:

@@ -178,6 +178,7 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
         record = {**record, "answers": None, "answers_missing": reason}
     else:
         record = {**record, "answers": found, "verdict": complete(record["verdict"], found)}
+    record["peak_rss_mib"] = device.peak_rss() / 2**20
     store.save_record(exam.adapter, record)
     return record
 

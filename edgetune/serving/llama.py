@@ -42,13 +42,15 @@ class LlamaModel(ServedModel):
     context: tokens that prompt and answer may have together (None: 2048, or fewer if the model was trained on
     fewer). threads: None for one a physical core. seed: of sampling, where a call names none. busy_file: exists while
     `generate` or `chat` streams an answer, so that training that was given the same file pauses.
-    sequences: how many a Batcher may keep in the cache. path: may be what `open_gguf` or a Bundle has open: then
-    llama.cpp is given that very file, whatever its path names by now.
+    sequences: how many a Batcher may keep in the cache. repack: whether llama.cpp may copy weights to an order that is
+    quicker here; without, the file's pages are all that the weights take. path: may be what `open_gguf` or a Bundle has
+    open: then llama.cpp is given that very file, whatever its path names by now.
     Raises FormatError or UnsupportedError for a file that cannot be served, before llama.cpp sees it.
     """
 
     def __init__(self, path: str | Path | Gguf, *, context: int | None = None, threads: int | None = None,
-                 seed: int = 0, busy_file: str | Path | None = None, sequences: int = PARALLEL) -> None:
+                 seed: int = 0, busy_file: str | Path | None = None, sequences: int = PARALLEL,
+                 repack: bool = True) -> None:
         self.busy_file = Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
@@ -59,7 +61,7 @@ class LlamaModel(ServedModel):
         llama = llamacpp.load()
         self._llama = llama
         with ExitStack() as opened:
-            self._model = self._load_model()
+            self._model = self._load_model(repack)
             opened.callback(llama.llama_model_free, self._model)
             opened.callback(self._free_adapters)
             size = context_size(context, int(llama.llama_model_n_ctx_train(self._model)))
@@ -69,8 +71,8 @@ class LlamaModel(ServedModel):
             opened.callback(self.tokenizer.close)
             self._opened = opened.pop_all()
 
-    def _load_model(self) -> int:
-        model = llamacpp.open_model(self.base.file.link, self.path)
+    def _load_model(self, repack: bool) -> int:
+        model = llamacpp.open_model(self.base.file.link, self.path, repack=repack)
         try:
             self.base.file.check(strictly=True)  # what was hashed and checked is what was loaded
         except FormatError:

@@ -128,15 +128,31 @@ from edgetune.serving.llama import LlamaModel
 base = open_bundle({str(smollm2)!r}).gguf
 import numpy
 before = device.rss()
-with LlamaModel(base, context=1024, threads=2) as served:
+with LlamaModel(base, context=1024, threads=2, repack=False) as served:
     for _ in served.complete([f"{{i}} " + "word " * 30 for i in range(16)], 2):
         pass
 print(device.peak_rss() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     from edgetune.formats.gguf import open_gguf
-    counted = memory_needed(open_gguf(smollm2), 1024)
+    counted = memory_needed(open_gguf(smollm2), 1024, repack=False)
     assert 0.4 * counted < int(done.stdout) < counted
+
+
+@pytest.mark.parametrize(("budget", "compares"), [(300, True), (190, False)])
+def test_the_budget_holds_for_answers_too(smollm2, tmp_path, budget, compares):
+    """The whole process of a real model, by the kernel's count; some ten seconds each."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = [sys.executable, "-m", "edgetune", "train", str(smollm2), str(tmp_path / "rows.jsonl"), "-o",
+               str(tmp_path / "out"), "--memory", f"{budget}M", "--steps", "1", "--batch-size", "1", "--max-length",
+               "64", "--json"]
+    record = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert max(record["peak_rss_mib"], record["peak_children_mib"]) <= budget
+    if compares:
+        assert record["answers"]["rows"] == 4
+    else:
+        assert record["answers"] is None
+        assert "the budget is 190 MiB" in record["answers_missing"]
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------------
@@ -213,11 +229,29 @@ def test_from_an_adapter_answers_before_are_its_own(model, learned, tmp_path):
         assert result.exact_before == pytest.approx(6 / 9)
 
 
-def test_a_ruined_run_keeps_what_it_began_with_and_asks_nobody(model, learned, tmp_path):
-    result = train(model, ROWS, tmp_path / "out", HELD, start=learned.folder, **{**OPTIONS, "lr": 1000.0, "steps": 1})
-    assert result.is_worse
-    assert "than before" in repr(result)
-    assert "answers" not in result.record
+def test_a_ruined_run_fails_and_there_is_nothing_to_try(model, learned, tmp_path):
+    for name, rows in (("rows", ROWS), ("held", HELD)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    text = run("train", model, tmp_path / "rows.jsonl", "-o", out, "--eval", tmp_path / "held.jsonl", "--start",
+               learned.folder, "--lr", 1000, "--steps", 1, "--max-length", 64, code=1)
+    assert "than before" in text
+    assert "edgetune chat" not in text
+    assert "answers" not in json.loads((out / "run.json").read_text())  # the adapter is what it began with
+
+
+def test_a_run_of_before_without_held_out_rows_continues_as_it_was(model, tmp_path):
+    """0.1.0 held nothing out where nothing was named, and its run.json does not say where the run comes from."""
+    steps = []
+    arguments = (model, ROWS, tmp_path / "out")
+    with pytest.raises(Interrupted):
+        train(*arguments, "none", should_stop=lambda: len(steps) == 2,
+              on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **{**OPTIONS, "steps": 4})
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["origin"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    result = train(*arguments, resume=True, **{**OPTIONS, "steps": 4})
+    assert (result.steps, result.record["held_out"], result.record["data"]["rows"]) == (4, None, 20)
 
 
 @pytest.fixture
