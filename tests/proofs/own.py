@@ -36,6 +36,7 @@ from edgetune.serving.llama import LlamaModel
 
 GRID = {"lr": (5e-4, 1e-3, 2e-3), "epochs": (8, 16), "batch-size": (4, 8)}
 DEFAULT = "default"
+BUILD = Path(__file__).parents[2] / "build"  # which git ignores
 RIGHT = 0.8  # of the held-out answers, where the grid's best reaches
 REACHABLE = 0.9
 MINUTES = 5
@@ -160,9 +161,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--memory", default="300M", metavar="MIB", help="such as 300M")
-    parser.add_argument("--out", type=Path, default=Path("own.jsonl"), help="results, one a line [own.jsonl]")
+    parser.add_argument("--out", type=Path, default=BUILD / "own.jsonl", help="results, one a line [build/own.jsonl]")
     args = parser.parse_args()
     model = args.model or model_path()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
     done = {(result["set"], result["variant"], result["seed"]) for result in results}
     for name in args.only:
