@@ -1,8 +1,8 @@
 """The order in which a job learns its rows.
 
 First come all rows that were learned before, once, the oldest first; then several passes over the new rows, each mixed
-with earlier ones. There are as many passes as a training on the new rows alone would take: so they are learned, however
-many earlier rows there are, and the gate sees clearly whether they do good or harm. Anchors are inserted in between.
+with earlier ones. Their number follows from how many rows are new: so these are learned, however many earlier rows
+exist, and the gate sees clearly whether they do good or harm. Anchors are inserted in between.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from typing import TypeVar
 
 from ...data.rows import as_messages
 from ...training.config import TrainConfig
-from ...training.length import epochs_of
+from ...training.length import epochs_of, is_auto
 from .feedback import Feedback, StoredRow
 from .rows import Row
 
 T = TypeVar("T")
 U = TypeVar("U")
 ROWS_PER_ANCHOR = 5
+FIRST_SHARE = 0.4  # of the passes of --epochs auto: each unlearns other things, and the gate asks for more if needed
+LEAST_PASSES = 2
 
 
 def passes_over(new: int, config: TrainConfig) -> int:
-    """How often a job goes through this number of new rows: as often as a training on them alone, by these options."""
-    return max(1, round(epochs_of(config, new)))
+    """How often a job goes through this number of new rows: as the options say; FIRST_SHARE of what auto would take."""
+    passes = epochs_of(config, new)
+    return max(LEAST_PASSES, round(FIRST_SHARE * passes)) if is_auto(config) else max(1, round(passes))
 
 
 def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int) -> list[T]:
