@@ -123,7 +123,7 @@ def lines_of(rows: list[dict[str, str]]) -> bytes:
 def test_learning_without_rows_says_what_is_missing(page):
     """The first of this file: later ones give feedback to the same daemon."""
     page.get_by_role("button", name="Learn now").click()
-    expect(page.locator("#notice")).to_contain_text(re.compile(r"rows"))
+    expect(page.locator("#notice")).to_contain_text(re.compile(r"no new feedback to learn"))
     page.locator("#notice").get_by_role("button", name="Close").click()
     expect(page.locator("#notice")).to_be_hidden()
 
@@ -197,7 +197,7 @@ def test_feedback_is_listed_edited_and_deleted(page, url):
     expect(card).to_contain_text(f"Which {HOSTILE}?")
     expect(card).to_contain_text(HOSTILE)
     expect(card.locator(".badge")).to_have_text("judges" if made["held_out"] else "waits")
-    expect(card).to_contain_text(re.compile("held out|Waits to be learned"))
+    expect(card).to_contain_text(re.compile("Held out: it judges|Waits to be learned"))
     card.get_by_role("button", name="Edit").click()
     box = card.get_by_label("What it should have answered")
     expect(box).to_have_value(f"the left\n{HOSTILE}")

@@ -144,7 +144,7 @@ def test_what_a_training_has_learned_the_model_answers(service: Service, monkeyp
         until(lambda: not feedback.unsettled())
         adapters.append(job.result)
         with feedback.store.write() as db:  # whatever the gate thought of a tiny model
-            db.execute("UPDATE feedback SET state = 'used' WHERE job = ?", (job.id,))
+            db.execute("UPDATE feedback SET state = 'used', job = ? WHERE state IN ('new', 'aside')", (job.id,))
             db.execute("UPDATE adapters SET verdict = json_remove(verdict, '$.scores')")
         service.adapters.promote(job.result, "for the test")
         assert recalled() == {note.id for note in made if note.held}
@@ -172,7 +172,7 @@ def test_what_a_training_failed_to_learn_is_recalled(service: Service, monkeypat
         for name, right in zip(names, (True, False), strict=True):
             scores[name] |= {"right": right, "prose": prose}
         with service.feedback.store.write() as db:
-            db.execute("UPDATE feedback SET state = 'used' WHERE job = ?", (job.id,))
+            db.execute("UPDATE feedback SET state = 'used', job = ? WHERE state IN ('new', 'aside')", (job.id,))
             db.execute("UPDATE adapters SET verdict = json_set(verdict, '$.scores', json(?))",
                        (json.dumps(scores),))
         service.adapters.promote(job.result, "for the test")
