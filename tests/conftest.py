@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from edgetune.formats.bundle import Bundle
     from edgetune.llamacpp.tokenizer import Tokenizer
 
+# Two tests run at a time, each on its core: a pool of threads in each would wait for the other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
