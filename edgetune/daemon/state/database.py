@@ -30,7 +30,7 @@ LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be
 PROBE_SECONDS = 1.0  # between two tries whether a disk that refused takes something again
 SCHEMA = """
 CREATE TABLE files (
-    id TEXT PRIMARY KEY,            -- file-...; its rows are stored in STATE/files/ID.jsonl
+    id TEXT PRIMARY KEY,            -- file-...; stored in STATE/files/ID.jsonl, the results of a job in ID.csv
     name TEXT NOT NULL,             -- as the client called it: shown, never opened
     purpose TEXT NOT NULL,
     bytes INTEGER NOT NULL, rows INTEGER NOT NULL, sha256 TEXT NOT NULL, created_at INTEGER NOT NULL);
