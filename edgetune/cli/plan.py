@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..training.forecast import Forecast
     from ..training.plan import Plan
 
-NONE = "none"  # as --eval: no rows are held out
 UNITS = (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
 
 
@@ -50,6 +49,7 @@ def plan_command(model: Path, data: Path | None, held_out: str | None, measure: 
     """
     from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
     from ..console import checkpoint_line, plan_lines
+    from ..data import loader
     from ..data.packing import lengths_of
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
@@ -64,7 +64,11 @@ def plan_command(model: Path, data: Path | None, held_out: str | None, measure: 
         raise UsageError("--eval is given without --data", "name the rows to train on, too")
     board = board_named(device, options["memory"]) if device else None
     bundle = open_bundle(model)
-    rows, held = load_rows(bundle, data, held_out, config, objective) if data else (None, None)
+    rows: Dataset | None = None
+    held: Dataset | None = None
+    if data:
+        config.check_held_out(held_out != loader.NONE)
+        rows, held = loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
     examples = [example for found in (rows, held) if found for example in found.examples]
     network = open_network(bundle.gguf)
     plan = make_plan(network, config, lengths=lengths_of(examples), board=board)
@@ -85,16 +89,6 @@ def plan_command(model: Path, data: Path | None, held_out: str | None, measure: 
     lines: list[Any] = [answer(plan, work, predicted, device), *plan_lines(plan.to_json()),
                         *row_lines(work, rows, held, held_out), *speed_lines(predicted, why_not), checkpoint_line(disk)]
     show(as_json, plan.to_json() | facts, *lines, *(buffer_tables(plan) if buffers else ()))
-
-
-def load_rows(bundle: Bundle, data: Path, held_out: str | None, config: TrainConfig,
-              objective: Objective) -> tuple[Dataset | None, Dataset | None]:
-    """The rows that train would learn, and those that it would hold out."""
-    from ..data import loader
-    config.check_held_out(held_out != NONE)
-    paths = (data, None if held_out in (None, NONE) else Path(held_out))
-    rows, held = loader.load(bundle.gguf.path, paths, config, objective.rows, hold_out=held_out != NONE)
-    return rows, held
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------
@@ -166,7 +160,7 @@ def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_o
     lines = [f"rows: {work.rows} to learn, none held out"]
     if held is not None:
         whose = "" if held_out else ", a tenth of the data"
-        early = "; training ends where their loss no longer falls" if work.stops_early else ""
+        early = "; training ends early where their loss rises" if work.stops_early else ""
         lines = [f"rows: {work.rows} to learn, {work.held_out} held out{whose}, measured {work.measurements} "
                  f"times{early}"]
     found = [one for one in (rows, held) if one is not None]

@@ -34,6 +34,7 @@ from .formats import Columns
 from .packing import Example
 from .rows import Row, RowParser
 
+NONE = "none"  # as the name of a file of held-out rows: all rows are learned
 ROWS_LIMIT = 1 << 20  # characters of the held-out rows, as JSON, that come with their examples: memory holds them
 _FACTS = ("rows", "kind", "truncated", "skipped", "digest")
 _LEAST = 64 << 20  # bytes that it may use whatever the budget; the plan decides whether training fits
@@ -59,6 +60,19 @@ class LoadOptions(Protocol):
 
 class Cut(Exception):
     """The answer is incomplete or damaged."""
+
+
+def load_run(model: Path, data: Path, held_out: str | Path | None, config: LoadOptions,
+             parser: RowParser) -> tuple[Dataset, Dataset | None]:
+    """The rows that a run learns and those that it holds out: a file of them, NONE, or by default a tenth of `data`.
+
+    Raises what `load` raises.
+    """
+    is_none = str(held_out) == NONE
+    paths = (data, None if held_out is None or is_none else Path(held_out))
+    rows, held = load(model, paths, config, parser, hold_out=not is_none)
+    assert rows
+    return rows, held
 
 
 def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,

@@ -10,6 +10,7 @@ from typing import Any
 
 WORSE = "worse"  # the kind of a verdict
 
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """A finished run. folder: of the adapter; record: run.json's content. Losses are natural, a token; None where no

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import disk
 from ..adapters import store
+from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, MismatchError, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle, sha256
 from ..options import make_options
@@ -23,7 +24,7 @@ from ..training.config import TrainConfig
 from ..training.metrics import REPORT
 from ..training.resume import FREE
 from .result import Result
-from .train import NONE, OnEvent, Rows, as_file, train
+from .train import OnEvent, Rows, as_file, train
 
 MOST = 32  # runs
 FILE = "sweep.json"

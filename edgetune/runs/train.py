@@ -18,6 +18,7 @@ from ..data import loader
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.files import STDIN
+from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
@@ -38,7 +39,6 @@ from .result import Result
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-NONE = "none"  # as `eval`: all rows are learned
 TENTH = "tenth"  # as an origin's: nothing was said
 SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options that an adapter to begin from decides
 Rows = str | Path | Sequence[Mapping[str, Any]]  # a file, or rows
@@ -143,10 +143,7 @@ def _place(rows: Rows) -> str:
 def _load(bundle: Bundle, data: Path, eval: Path | None, config: TrainConfig, objective: Objective,
           show: OnEvent) -> tuple[Dataset, Dataset | None]:
     """The rows to learn and those held out."""
-    all_rows = str(eval) == NONE
-    paths = (data, None if all_rows else eval)
-    rows, held = loader.load(bundle.gguf.path, paths, config, objective.rows, hold_out=not all_rows)
-    assert rows
+    rows, held = loader.load_run(bundle.gguf.path, data, eval, config, objective.rows)
     for path, found in zip((data, eval or data), (rows, held), strict=True):
         if found:
             show({"event": "rows", "path": str(path), "rows": len(found.examples), "truncated": found.truncated,

@@ -14,8 +14,8 @@ from .config import TrainConfig
 @dataclass(frozen=True)
 class Forecast:
     """steps: None without rows, where no option says how many. tokens: those learned in all steps, every pass counted;
-    measurements: of the held-out loss; measured_tokens: in all of them. stops_early: whether a held-out loss that no
-    longer falls ends the run before.
+    measurements: of the held-out loss; measured_tokens: in all of them. stops_early: whether a held-out loss that
+    rises ends the run before.
     """
 
     rows: int
