@@ -1,0 +1,30 @@
+"""torch and llama.cpp compute in one process, on the same threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny import write_tiny
+
+BOTH = """
+import sys
+import edgetune.compress  # before torch, as its modules do
+import torch
+from edgetune.serving.llama import LlamaModel
+
+half = torch.randn(1024, 1024, dtype=torch.bfloat16)
+with LlamaModel(sys.argv[1]) as model:
+    for _ in range(3):
+        half @ half
+        model.generate("one two three " * 30, max_tokens=4)
+print("both")
+"""
+
+
+def test_llama_answers_after_torch_has_multiplied(tmp_path: Path) -> None:
+    """Where the CPU has AMX, llama.cpp otherwise ends with an illegal instruction."""
+    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
+    done = subprocess.run([sys.executable, "-c", BOTH, model], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert (done.returncode, done.stdout) == (0, "both\n"), done.stderr
