@@ -1,9 +1,8 @@
-"""eval, generate and chat."""
+"""eval and generate, and what every command that answers shares."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .app import MODEL, F, adapter_option, column_options, command, explicit, out, show, system_option, threads_option
+from .app import MODEL, F, adapter_option, column_options, command, explicit, show, system_option, threads_option
 from .graded import answer_json, exact_text, save_answers, wrong_table
 
 if TYPE_CHECKING:
@@ -197,33 +196,3 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
         click.echo(json.dumps({"prompt": prompt, "text": text}))
     else:
         click.echo()
-
-
-@command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
-         runtime_option, markup_option)
-def chat_command(model: Path, system: str, as_json: bool, **options: Any) -> None:
-    """Talk to the model. An empty line, /exit or Ctrl-D ends it; /reset forgets what was said.
-
-    With --json each answer is a JSON line, for programs that write to standard input.
-    """
-    start = [{"role": "system", "content": system}] if system else []
-    messages = list(start)
-    interactive = sys.stdin.isatty() and not as_json
-    with served_model(model, Serving.taken_from(options)) as served:
-        while True:
-            if interactive:
-                out.print("[bold green]>[/] ", end="")
-            line = sys.stdin.readline().strip()
-            if line in ("", "/exit"):
-                return
-            if line == "/reset":
-                messages = list(start)
-                continue
-            messages.append({"role": "user", "content": line})
-            answer = ""
-            for piece in served.chat(messages, **options):
-                answer += piece
-                if not as_json:
-                    click.echo(piece, nl=False)
-            click.echo(json.dumps({"text": answer}) if as_json else "")
-            messages.append({"role": "assistant", "content": answer})
