@@ -51,7 +51,8 @@ INSIDE = {
     "objectives": [["base"], ["sft"]],
     "runs": [["answers", "elements", "events", "result"], ["chart", "history", "page", "tables"], ["report"],
             ["comparison", "reported"], ["train"], ["sweep"]],
-    "serving": [["completion", "kv_cache", "model"], ["llama", "onnx"], ["batcher"]],
+    "serving": [["call_form", "completion", "kv_cache", "model", "question", "tool_calls"], ["llama", "onnx"],
+               ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "passes", "state", "verdict"],
                 ["length", "optim"], ["forecast", "plan"], ["trainer"], ["resume", "throttle"], ["begin"], ["run"]],
 }

@@ -14,19 +14,24 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 from .. import disk
 from ..formats.bundle import open_bundle
+from ..llamacpp.sampling import SEED_LIMIT
 from ..machine.device import read_device, rss
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
 from ..serving.batcher import KEPT, Batcher
-from ..serving.completion import Completion
+from ..serving.call_form import CallForm, call_form
+from ..serving.completion import Completion, OnPiece
 from ..serving.llama import LlamaModel
+from ..serving.question import Question
+from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
 from .jobs.jobs import FOLDER as RUNS
@@ -154,6 +159,31 @@ class Service:
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
         """The continuation of a prompt."""
         return self._answer({"prompt": prompt} if isinstance(prompt, str) else {}, prompt, model, options)
+
+    def ask(self, question: Question, on_piece: OnPiece | None = None, number: int = 0) -> Completion:
+        """One of the answers to a question; number: which of its `n`, that each has another seed."""
+        options = dict(question.options)
+        if number and options.get("seed") is not None:
+            options["seed"] = (options["seed"] + number) % SEED_LIMIT
+        prompt = self._prompt(question)
+        content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
+        return self._answer(content, prompt, question.model, options | {"on_piece": on_piece})
+
+    def _prompt(self, question: Question) -> str | Sequence[int]:
+        if question.messages is None:
+            return question.prompt or ""
+        messages = list(question.messages)
+        return self.served.tokenizer.render(messages, question.shown_tools, add_generation_prompt=True)
+
+    def call_reader(self, question: Question) -> CallReader | None:
+        """What finds calls in the answers to a question; None where none can be."""
+        names = {tool["function"]["name"] for tool in question.shown_tools or ()}
+        return CallReader(self.call_form.begin, self.call_form.end, names) if names else None
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """How the model writes calls of tools."""
+        return call_form(self.served.tokenizer)
 
     def _answer(self, question: dict[str, Any], prompt: str | Sequence[int], model: str,
                 options: dict[str, Any]) -> Completion:

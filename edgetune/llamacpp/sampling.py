@@ -135,11 +135,11 @@ class TextStream:
         if found:
             self.stopped = True
             return text[: min(found)[1]]  # the one that ends first, however the tokens happened to cut the text
-        keep = 0 if last else max((_overlap(text, stop) for stop in self._stop), default=0)
+        keep = 0 if last else max((overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

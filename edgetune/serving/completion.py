@@ -5,6 +5,17 @@ from __future__ import annotations
 import queue
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer: its bytes, its natural log-probability, and those of the likeliest tokens there."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
 
 
 class Completion:
@@ -22,6 +33,7 @@ class Completion:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.logprobs: list[TokenLogprob] = []  # where they were asked for
         self.finish: str | None = None
         self.error: Exception | None = None
         self.cancelled = False

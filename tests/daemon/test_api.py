@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services import until
 from tiny import write_tiny
 
-from edgetune.daemon.api.completions import AnsweredRequest, RecentAnswers
+from edgetune.daemon.api.recent import AnsweredRequest, RecentAnswers
 from edgetune.data.dataset import load_rows
 from edgetune.errors import NotFoundError, UsageError
 from edgetune.formats.bundle import open_bundle

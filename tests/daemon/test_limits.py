@@ -25,7 +25,7 @@ from tiny import write_tiny
 
 from edgetune.daemon.api import bodies, connections
 from edgetune.daemon.api.bodies import Bodies
-from edgetune.daemon.api.completions import AnsweredRequest, RecentAnswers
+from edgetune.daemon.api.recent import AnsweredRequest, RecentAnswers
 from edgetune.daemon.options import DaemonConfig
 
 JOBS = "/v1/fine_tuning/jobs"

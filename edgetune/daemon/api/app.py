@@ -23,11 +23,12 @@ from ..service import LATEST, Service
 from ..state.files import RESULTS
 from . import completions, errors, feedback, fine_tuning, schemas
 from .bodies import Bodies
-from .completions import RecentAnswers, TheService
+from .completions import TheService
 from .errors import JsonRoute
 from .fine_tuning import After, Limit, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
+from .recent import RecentAnswers
 from .security import Guard, Keys
 
 JSONL = "application/jsonl"

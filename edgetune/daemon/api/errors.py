@@ -16,8 +16,8 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooLargeError, TooMuchError
-from . import schemas
 from .security import CODES, error_body
+from .shapes import Error
 from .validation import sentence_of
 
 log = logging.getLogger("edgetune.daemon")
@@ -27,7 +27,7 @@ STATUSES = {
     429: "Too busy; ask again later.", 503: "Too much is in progress, or the daemon stops.", 507: "The disk is full.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.Error, "description": what} for status, what in STATUSES.items()}
+    status: {"model": Error, "description": what} for status, what in STATUSES.items()}
 BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to report
 
 

@@ -1,6 +1,6 @@
 """What requests and answers look like: OpenAI's shapes, and ours beyond them. Options come from where they are defined.
 
-An unknown field of a request is refused, not ignored: a client must not believe that it had an effect.
+Those of chat and completions are in generation.py, what all have in common in shapes.py.
 """
 
 from __future__ import annotations
@@ -8,169 +8,22 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import Field, create_model
 
 from ...objectives.base import Objective, objectives
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, TrainConfig
+from .generation import ChatMessage
+from .shapes import Answer, Body, Whole
 
 T = TypeVar("T")
 
 
-def _whole(value: Any) -> Any:
-    """In JSON 3.0 is an integer too."""
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-No = Annotated[Literal[False], BeforeValidator(lambda value: value if isinstance(value, bool) else None)]  # 0 is not no
 Auto = Literal["auto"]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]  # as OpenAI has it
-
-
-class Body(BaseModel):
-    """A request, read strictly: "1" is no number, and other fields are refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class Answer(BaseModel):
-    """A response."""
-
-
-# ---- errors ---------------------------------------------------------------------------------------------------------
-
-
-class ErrorDetail(Answer):
-    message: str = Field(description="What was wrong with which value, the limit, and what to do.")
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(Answer):
-    error: ErrorDetail
-
-
-# ---- answers of the model -------------------------------------------------------------------------------------------
-
-
-class StreamOptions(Body):
-    include_usage: bool = False
-
-
-class ResponseFormat(Body):
-    type: Literal["text"]
-
-
-class Generation(Body):
-    """What chat and completions share. What is left out or null has the default of `Batcher.submit`."""
-
-    model: str = Field("", description="The base, an adapter, or NAME:latest: the base with the adapter in service, as "
-                       "for an empty one.")
-    max_tokens: Whole | None = Field(None, description="Tokens of the answer at most.")
-    temperature: float | None = Field(None, description="0: always the likeliest token, which is the default.")
-    top_p: float | None = None
-    top_k: Whole | None = None
-    min_p: float | None = None
-    seed: Whole | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = Field(None, description="The answer ends before "
-                                                                          "such a text.")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Not used, nor kept.")
-    # clients send these defaults; another value is refused
-    n: Annotated[Whole, Field(ge=1, le=1)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Those that Batcher.submit takes, as far as they are given."""
-        names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-
-class ChatMessage(BaseModel):
-    """As in OpenAI's API; what else it has is for the model's chat template."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """For the template, which knows no developer: OpenAI's newer name of the system."""
-        return {**self.model_dump(), "role": "system" if self.role == "developer" else self.role}
-
-
-class ChatRequest(Generation):
-    messages: list[ChatMessage] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = Field(None, description="Shown to the model by its chat template; calls come "
-                                               "as text, in the form that the model was trained on.")
-    tool_choice: Literal["auto", "none"] | None = None
-    max_completion_tokens: Whole | None = Field(None, description="The newer name of max_tokens.")
-    response_format: ResponseFormat | None = None
-    logprobs: No | None = None
-
-    def options(self) -> dict[str, Any]:
-        newer = {} if self.max_completion_tokens is None else {"max_tokens": self.max_completion_tokens}
-        return super().options() | newer
-
-
-class CompletionRequest(Generation):
-    prompt: str | list[Whole] = Field(description="Text, or token ids.")
-
-
-class Usage(Answer):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class SaidMessage(Answer):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(Answer):
-    index: int = 0
-    message: SaidMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class FromFeedback(Answer):
-    recalled: str = Field(description="The feedback from which the answer was taken; the model made none.")
-
-
-class Chat(Answer):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str = Field(description="Who answered: the base or an adapter.")
-    choices: list[ChatChoice]
-    usage: Usage
-    edgetune: FromFeedback | None = Field(None, description="Of an answer that people gave as a correction.")
-
-
-class CompletionChoice(Answer):
-    index: int = 0
-    text: str
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class Completion(Answer):
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str = Field(description="Who answered: the base or an adapter.")
-    choices: list[CompletionChoice]
-    usage: Usage
-    edgetune: FromFeedback | None = Field(None, description="Of an answer that people gave as a correction.")
 
 
 # ---- lists, models, files -------------------------------------------------------------------------------------------
@@ -300,8 +153,8 @@ class Job(Answer):
     progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, "
                                                        "tokens_per_s, eta_s, judged, judging.")
     organization_id: str = ""
-    result_files: list[str] = []
-    integrations: list[Any] = []
+    result_files: list[str] = Field(default_factory=list)
+    integrations: list[Any] = Field(default_factory=list)
 
 
 class JobEvent(Answer):

@@ -1,0 +1,218 @@
+"""Questions of an API answered by the service: pieces of the answers as they are made, or whole answers.
+
+Every API of the daemon asks through `Asked.begin` and reads `pieces` or `whole`; only the shapes differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from ...serving.completion import Completion, TokenLogprob
+from ...serving.question import Question
+from ...serving.tool_calls import Call, CallPiece, join
+from ..learning.recall import RecalledAnswer
+from ..service import Service
+from .pools import Pools
+from .recent import AnsweredRequest, RecentAnswers
+
+log = logging.getLogger("edgetune.daemon")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What became certain of an answer. The last one of each has `finish`: stop, length or tool_calls."""
+
+    index: int  # of the answer
+    text: str = ""
+    calls: Sequence[CallPiece] = ()
+    logprobs: Sequence[TokenLogprob] = ()
+    finish: str | None = None
+
+
+@dataclass
+class Said:
+    """A whole answer."""
+
+    text: str = ""
+    calls: list[Call] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str = ""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the batcher's thread gave: text of an answer, or None at its end; how many tokens it had by then."""
+
+    index: int
+    text: str | None
+    tokens: int
+
+
+class Asked:
+    """Questions in progress; their answers are numbered through, `n` of the first question before the second's.
+
+    id, created and model are for the head of a response; the last names who answers: the base or an adapter.
+    recalled: the id of the feedback that the answer was taken from, None where the model makes it.
+    """
+
+    def __init__(self, questions: Sequence[Question], service: Service, recent: RecentAnswers, id: str) -> None:
+        self.questions = questions
+        self.service = service
+        self.id = id
+        self.created = int(time.time())
+        self.completions: list[Completion] = []
+        self._recent = recent
+        self._given = asyncio.Queue[_Given]()
+        self._raw: list[str] = []  # the text of each answer, with its calls
+
+    @classmethod
+    async def begin(cls, questions: Sequence[Question], request: Request, prefix: str) -> Asked:
+        """Raises what is wrong with the questions. prefix: of the id. In a thread, because a long prompt takes a while
+        to tokenize.
+        """
+        state = request.app.state
+        service: Service = state.service
+        pools: Pools = state.pools
+        asked = cls(questions, service, state.recent, prefix + secrets.token_hex(12))
+        loop = asyncio.get_running_loop()
+        await pools.take(lambda: asked._submit(loop))
+        asked._raw = [""] * len(asked.completions)
+        return asked
+
+    def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
+        def taker(index: int) -> Callable[[Completion, str | None], None]:
+            def take(completion: Completion, text: str | None) -> None:  # on the batcher's thread
+                with suppress(RuntimeError):  # the loop is closed: the client is gone
+                    given = _Given(index, text, len(completion.logprobs))
+                    loop.call_soon_threadsafe(self._given.put_nowait, given)
+
+            return take
+
+        try:
+            for question in self.questions:
+                for number in range(question.n):
+                    on_piece = taker(len(self.completions))
+                    self.completions.append(self.service.ask(question, on_piece, number))
+        except Exception:
+            self.cancel()
+            raise
+
+    @property
+    def model(self) -> str:
+        return self.completions[0].adapter or self.service.name
+
+    @property
+    def recalled(self) -> str | None:
+        first = self.completions[0]
+        return first.feedback if isinstance(first, RecalledAnswer) else None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all questions; of one that has several answers they count once."""
+        firsts = {id(self._question(i)): each.prompt_tokens for i, each in enumerate(self.completions)}
+        return sum(firsts.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(completion.completion_tokens for completion in self.completions)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts', those that were in the cache."""
+        return sum(completion.cached_tokens for completion in self.completions)
+
+    def cancel(self) -> None:
+        """End all soon. After the end this changes nothing."""
+        for completion in self.completions:
+            completion.cancel()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """All answers' pieces, in the order in which they come. Raises an answer's error, after which nothing comes."""
+        readers = [self.service.call_reader(self._question(i)) for i in range(len(self.completions))]
+        seen = [0] * len(readers)
+        running = len(readers)
+        try:
+            while running:
+                given = await self._given.get()
+                i = given.index
+                completion = self.completions[i]
+                if given.text is None:
+                    running -= 1
+                    self._check(completion)
+                text = given.text or ""
+                self._raw[i] += text
+                reader = readers[i]
+                said, calls = reader.push(text, given.text is None) if reader else (text, [])
+                finish = completion.finish if given.text is None else None
+                if finish == "stop" and reader and reader.count:
+                    finish = "tool_calls"
+                logprobs = completion.logprobs[seen[i] : given.tokens]
+                seen[i] = given.tokens
+                if said or calls or logprobs or finish:
+                    yield Piece(i, said, calls, logprobs, finish)
+            self._keep()
+        finally:
+            self.cancel()  # the client is gone
+
+    async def whole(self, request: Request) -> list[Said]:
+        """All answers; a client that leaves meanwhile cancels them."""
+        watcher = asyncio.create_task(self._cancel_when_gone(request))
+        found = [Said() for _ in self.completions]
+        calls: list[list[CallPiece]] = [[] for _ in self.completions]
+        try:
+            async for piece in self.pieces():
+                said = found[piece.index]
+                said.text += piece.text
+                said.logprobs += piece.logprobs
+                said.finish = piece.finish or ""
+                calls[piece.index] += piece.calls
+        finally:
+            watcher.cancel()
+        for said, parts in zip(found, calls, strict=True):
+            said.calls = join(parts)
+        return found
+
+    async def _cancel_when_gone(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.cancel()
+
+    def _question(self, index: int) -> Question:
+        for question in self.questions:
+            if index < question.n:
+                return question
+            index -= question.n
+        raise IndexError(index)
+
+    @staticmethod
+    def _check(completion: Completion) -> None:
+        if completion.error:
+            raise completion.error
+        if completion.finish == "cancelled":
+            raise HTTPException(503, "the answer was broken off because the daemon stops; ask again")
+
+    def _keep(self) -> None:
+        """The first answer, for feedback, which names it by its id."""
+        content = self._readable(self.questions[0])
+        self._recent.add(self.id, AnsweredRequest(content, self._raw[0], self.model))
+        if self.service.config.log_prompts:
+            for i, answer in enumerate(self._raw):
+                line = {**self._readable(self._question(i)), "answer": answer}
+                log.info("%s: %s", self.id, json.dumps(line, ensure_ascii=False))
+
+    def _readable(self, question: Question) -> dict[str, Any]:
+        content = question.content
+        if content.get("prompt") is not None and not isinstance(content["prompt"], str):
+            content["prompt"] = self.service.served.tokenizer.decode(content["prompt"])
+        return content

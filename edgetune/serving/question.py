@@ -1,0 +1,53 @@
+"""What is asked of a served model, with all that decides the answers, as APIs hand it to whoever answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = Mapping[str, Any]  # in OpenAI's shape
+Tool = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Messages, with tools, or a prompt: text or token ids.
+
+    tool_choice: "auto" (the model decides), "none" (tools are hidden), "required" (one of them is called), or the name
+    of the function that is called: `function`.
+    schema: a JSON schema that the answers obey; grammar: a GBNF that they obey. At most one of the two and of a call
+    that must be.
+    n: number of answers. logprobs: for each token its log-probability, and those of this many likeliest ones.
+    options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
+    """
+
+    messages: Sequence[Message] | None = None
+    prompt: str | Sequence[int] | None = None
+    model: str = ""  # "": what is in service
+    tools: Sequence[Tool] | None = None
+    tool_choice: str = "auto"
+    function: str | None = None
+    schema: Mapping[str, Any] | None = None
+    grammar: str = ""
+    n: int = 1
+    logprobs: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown_tools(self) -> Sequence[Tool] | None:
+        """Those that the model sees."""
+        return None if self.tool_choice == "none" else self.tools or None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is asked, without how it is to be answered: messages and tools, or a prompt."""
+        if self.messages is None:
+            return {"prompt": self.prompt}
+        return {"messages": self.messages, "tools": self.shown_tools}
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing but the model decides the form of the answer, and nothing but its text is asked for."""
+        forced = self.schema is not None or self.grammar or self.function or self.tool_choice == "required"
+        return not forced and self.n == 1 and self.logprobs is None
