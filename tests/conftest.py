@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 # Two tests run at a time, each on its core: a pool of threads in each would wait for the other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# As edgetune/compress sets it, for the tests that import torch themselves beside llama.cpp.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 

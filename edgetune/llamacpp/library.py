@@ -6,11 +6,13 @@ Importing it costs 16 MiB and some 50 ms on a laptop, so nothing in edgetune imp
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..backends.cpu import cpu_features
 from ..errors import UnsupportedError
 
 _lock = threading.Lock()
@@ -51,7 +53,7 @@ def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool 
     complaint()
     options = llama.llama_model_default_params()
     options.vocab_only = vocabulary_only
-    options.use_extra_bufts = repack
+    options.use_extra_bufts = repack and not _may_lose_tiles()
     model = llama.llama_model_load_from_file(os.fsencode(file), options)
     if model:
         return int(model)
@@ -60,6 +62,14 @@ def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool 
         raise UnsupportedError(f"llama.cpp cannot read the tokenizer of {shown.name} ({reason})",
                                "convert the model again with a current llama.cpp")
     raise UnsupportedError(f"llama.cpp cannot load {shown} ({reason})", "edgetune info FILE says what the file holds")
+
+
+def _may_lose_tiles() -> bool:
+    """Whether AMX's tiles, which llama.cpp sets up once for each thread, may be gone when it multiplies with them again:
+    torch resets those of the threads that both use, after products in bf16, and llama.cpp then dies of an illegal
+    instruction. It uses tiles for copied weights alone.
+    """
+    return "torch" in sys.modules and "amx" in cpu_features()
 
 
 def complaint() -> str:

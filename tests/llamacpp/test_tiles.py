@@ -9,22 +9,20 @@ from tiny import write_tiny
 
 BOTH = """
 import sys
-import edgetune.compress  # before torch, as its modules do
 import torch
 from edgetune.serving.llama import LlamaModel
 
-half = torch.randn(1024, 1024, dtype=torch.bfloat16)
+half = torch.randn(512, 512, dtype=torch.bfloat16)
 with LlamaModel(sys.argv[1]) as model:
-    for _ in range(3):
+    for turn in range(3):
+        list(model.generate(f"one two {turn} three " * 30, max_tokens=4))
         half @ half
-        model.generate("one two three " * 30, max_tokens=4)
-print("both")
 """
 
 
-def test_llama_answers_after_torch_has_multiplied(tmp_path: Path) -> None:
+def test_llama_answers_after_torch_has_multiplied_in_bf16(tmp_path: Path) -> None:
     """Where the CPU has AMX, llama.cpp otherwise ends with an illegal instruction."""
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     done = subprocess.run([sys.executable, "-c", BOTH, model], capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "2"})
-    assert (done.returncode, done.stdout) == (0, "both\n"), done.stderr
+    assert done.returncode == 0, done.stderr
