@@ -65,7 +65,7 @@ def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool 
 
 
 def _may_lose_tiles() -> bool:
-    """Whether AMX's tiles, which llama.cpp sets up once for each thread, may be gone when it multiplies with them again:
+    """Whether AMX's tiles, which llama.cpp sets up once for each thread, may be gone when it multiplies again:
     torch resets those of the threads that both use, after products in bf16, and llama.cpp then dies of an illegal
     instruction. It uses tiles for copied weights alone.
     """
