@@ -30,7 +30,8 @@ FLOORS = [
 """Rooms and top modules from the lowest to the highest; a module imports only from lower floors, or its own room."""
 
 INSIDE = {
-    "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "peft"]],
+    "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "published"],
+                 ["peft"]],
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["generate", "ops"], ["kernels", "train"], ["steps"]],
     "cli": [["app", "graded", "info"], ["objective", "sweep"],

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from ..formats.gguf import Gguf
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
 from .lora import TARGETS, Lora, Pair, scale_of
-from .store import base_name, check_fit
+from .published import CARD, model_card, origin
+from .store import check_fit
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -34,9 +36,6 @@ _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
     r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp)\.[a-z]+_proj))\.lora_(?P<side>[AB])\.weight"
 )
-# Keys of a GGUF that name the model it was made from, the surest first.
-_ORIGINS = ("general.source.huggingface.repository", "general.source.repo_url", "general.base_model.0.repo_url",
-            "general.base_model.0.name", "general.name")
 _LARGEST = 1e6  # scale of an update
 _NUMBER = 1e15  # rank or alpha
 # Options of PEFT's LoraConfig that must be off, because a LoRA GGUF cannot express them.
@@ -49,10 +48,12 @@ _UNSUPPORTED = (
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_model: str = "") -> None:
+def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_model: str = "",
+                run: Mapping[str, Any] | None = None) -> None:
     """Write a new folder for PeftModel.from_pretrained on the transformers model that `base` was made from.
 
-    base_model: the name or folder of that model, which AutoPeftModel loads; "": what origin(base) finds.
+    base_model: the name or folder of that model, which AutoPeftModel loads; "": what origin(base) finds. run: the
+    adapter's record, for the model card.
 
     Raises UsageError if `folder` exists, MismatchError if the pairs do not fit `base`, EdgetuneError where the disk
     refuses.
@@ -64,19 +65,15 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_mo
         path = f"base_model.model.{_module_path(name)}"
         tensors[f"{path}.lora_A.weight"] = pair.a
         tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
-    config = {**_config_of(pairs, shape.n_layer), "base_model_name_or_path": base_model or origin(base)}
+    base_model = base_model or origin(base)
+    config = {**_config_of(pairs, shape.n_layer), "base_model_name_or_path": base_model}
+    use = f"AutoPeftModelForCausalLM.from_pretrained({Path(folder).name!r})"
+    code = f"```py\nfrom peft import AutoPeftModelForCausalLM\n\nmodel = {use}\n```"
+    card = model_card(run or {}, base, code, base_model)
     with new_folder(Path(folder)) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
         (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def origin(base: Gguf) -> str:
-    """The model that a GGUF says it was made from: an id on the Hugging Face hub, else a name, its file's at last."""
-    for key in _ORIGINS:
-        name = base.metadata.get(key)
-        if isinstance(name, str) and name.strip():
-            return name.strip().removeprefix("https://huggingface.co/").rstrip("/")
-    return base_name(base)
+        (beside / CARD).write_text(card)
 
 
 def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:

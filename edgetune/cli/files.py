@@ -33,7 +33,8 @@ base_option = click.option("--base", type=click.Path(path_type=Path),
 def export_command(adapter: Path, to: str, base: Path | None, base_name: str, folder: Path | None,
                    as_json: bool) -> None:
     """Write ADAPTER as a PEFT folder, for transformers on the model that the GGUF was made from."""
-    from ..adapters.peft import export_peft, origin
+    from ..adapters.peft import export_peft
+    from ..adapters.published import origin
     from ..adapters.store import open_adapter
     from ..formats.bundle import open_bundle
     folder = folder or adapter.with_name(f"{adapter.name}-{to}")
@@ -41,7 +42,7 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, fo
     base = base or _base_of(opened.run, adapter)
     gguf = open_bundle(base).gguf
     base_name = base_name or origin(gguf)
-    export_peft(open_adapter(adapter, gguf).pairs, gguf, folder, base_name)
+    export_peft(open_adapter(adapter, gguf).pairs, gguf, folder, base_name, opened.run)
     show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), "base_name": base_name},
          f"{len(opened.pairs)} pairs written to {folder}; load: peft.PeftModel.from_pretrained(model, {str(folder)!r})",
          f"for the model {base_name}; another: --base-name")

@@ -246,8 +246,8 @@ def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
     """All adapters, and why each is in service or not."""
     with connect(url, key_file) as client:
         found = client.get(ADAPTERS)
-    rows = [([a["id"], a["state"], format_time(a["created_at"])], str((a.get("verdict") or {}).get("reason", "")))
-            for a in found["data"]]
+    rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or ""],
+             str((a.get("verdict") or {}).get("reason", ""))) for a in found["data"]]
     show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
 
 
@@ -290,3 +290,22 @@ def adapters_delete(adapter: str, url: str, key_file: Path | None, as_json: bool
     with connect(url, key_file) as client:
         found = client.delete(url_path(ADAPTERS, adapter))
     show(as_json, found, f"{adapter} is removed")
+
+
+@command("rename", click.argument("adapter"), click.argument("name"), daemon_options, group=adapters)
+def adapters_rename(adapter: str, name: str, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Give ADAPTER a NAME, by which requests may call it too; "" takes it away."""
+    with connect(url, key_file) as client:
+        found = client.patch(url_path(ADAPTERS, adapter), {"name": name})
+    show(as_json, found, f"{adapter} is called {found['name']}" if found["name"] else f"{adapter} has no other name")
+
+
+@command("download", click.argument("adapter"),
+         click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="New zip file."),
+         daemon_options, group=adapters)
+def adapters_download(adapter: str, target: Path, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Write ADAPTER as a zip: adapter.gguf, a model card, and run.json without questions, answers and paths."""
+    with connect(url, key_file) as client:
+        client.download(url_path(ADAPTERS, adapter, "download"), target)
+    show(as_json, {"out": str(target), "bytes": target.stat().st_size},
+         f"{target}: {target.stat().st_size / 2**20:.1f} MiB")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import disk
 from ..errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
 from .keys import PREFIX
 from .options import DaemonConfig
@@ -53,6 +54,21 @@ class Client:
 
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
+
+    def download(self, path: str, target: Path) -> None:
+        """Write what `path` answers into a new file, whole or not at all. Raises UsageError where it exists."""
+        import httpx
+        disk.refuse_existing(target)
+        try:
+            with self._http.stream("GET", path) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise _error(answer.status_code, answer.json())
+                with disk.replaced(target) as beside, beside.open("wb") as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+        except httpx.HTTPError as error:
+            raise EdgetuneError(f"the download from {self.url} broke off ({error})", "try again") from None
 
     def upload(self, path: Path) -> str:
         """Upload a file of rows and return its id."""

@@ -78,7 +78,8 @@ def test_export_gives_peft_the_same_logits(family: str, names: list[str], ranks:
     plain = hf_logits(model, TOKENS)
     save_gguf(tmp_path / "a.gguf", pairs, base)
     export_peft(pairs, base, tmp_path / "peft")
-    assert sorted(p.name for p in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    written = {path.name for path in (tmp_path / "peft").iterdir()}
+    assert written == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
     tuned = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
     assert sum("lora_A" in name for name, _ in tuned.named_parameters()) == len(names)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services import until
 from tiny import write_tiny
 
+from edgetune.adapters.store import open_adapter
 from edgetune.daemon.api.recent import AnsweredRequest, RecentAnswers
 from edgetune.data.dataset import load_rows
 from edgetune.errors import NotFoundError, UsageError
@@ -188,6 +192,41 @@ def test_adapters_are_promoted_rolled_back_and_deleted(client, running, runs):
     assert [switch["adapter"] for switch in history] == [None, first, second, first]
 
 
+def test_an_adapter_is_renamed_and_downloaded(client, running, runs, model, tmp_path):
+    """What is downloaded is an adapter for the same model, and tells nothing of rows or of this machine."""
+    record = json.loads((runs[0] / "run.json").read_text())
+    record |= {"origin": {"data": "/secret/rows.jsonl"}, "answers": {"rows": 1, "pairs": [{"prompt": "a secret"}]}}
+    private = shutil.copytree(runs[0], tmp_path / "run")
+    (private / "run.json").write_text(json.dumps(record))
+    id = running.service.adapters.add("job-7", private, "s", {"passed": True, "reason": "a test"}).id
+    place = f"/v1/adapters/{id}"
+    assert client.get(place).json()["name"] is None
+    assert client.patch(place, json={"name": "Home lamps"}).json()["name"] == "Home lamps"
+    assert client.post(CHAT, json={**ASK, "model": "Home lamps", "max_tokens": 1}).json()["model"] == id
+    assert client.get("/v1/models/Home lamps").status_code == 200
+    for name in ("tiny", "tiny:latest", "../x", "a" * 65, id):
+        refused = client.patch(place, json={"name": name})
+        assert refused.status_code == 400, name
+        assert "name" in refused.json()["error"]["message"]
+    download = client.get(f"{place}/download")
+    assert download.headers["Content-Disposition"] == "attachment; filename*=UTF-8''Home-lamps.zip"
+    with zipfile.ZipFile(io.BytesIO(download.content)) as archive:
+        archive.extractall(tmp_path)
+    unpacked = tmp_path / "Home-lamps"
+    assert {path.name for path in unpacked.iterdir()} == {"adapter.gguf", "run.json", "README.md"}
+    opened = open_adapter(unpacked, open_bundle(model).gguf)
+    assert opened.run["steps"] == 2
+    assert opened.run["answers"] == {"rows": 1}
+    assert (unpacked / "adapter.gguf").read_bytes() == (runs[0] / "adapter.gguf").read_bytes()
+    texts = (unpacked / "run.json").read_text() + (unpacked / "README.md").read_text()
+    assert "secret" not in texts
+    assert str(model.parent) not in texts
+    assert client.patch(place, json={"name": ""}).json()["name"] is None
+    assert client.post(CHAT, json={**ASK, "model": "Home lamps"}).status_code == 404
+    client.delete(place)
+    assert client.get(f"{place}/download").status_code == 404
+
+
 def answers(client: httpx.Client) -> str:
     said = client.post(CHAT, json={**ASK, "model": "tiny:latest", "max_tokens": 1}).json()
     assert said["usage"]["completion_tokens"] == 1
@@ -241,7 +280,7 @@ def test_the_schema_has_every_option_once_and_no_422(client):
 
 
 @pytest.mark.parametrize(("path", "methods"), [
-    ("/v1/files", "GET, POST"), ("/v1/files/file-1", "DELETE, GET"), ("/v1/adapters/rollback", "POST"),
+    ("/v1/files", "GET, POST"), ("/v1/files/file-1", "DELETE, GET"), ("/v1/adapters/x/promote", "POST"),
     ("/healthz", "GET"), (CHAT, "POST")])
 def test_what_may_be_done_at_a_place_is_told(client, path, methods):
     refused = client.patch(path)

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -117,8 +118,13 @@ def test_only_options_that_are_given_are_sent():
     assert (asked["steps"], asked["rank"], asked["max_length"]) == (3, 2, 64)
 
 
-def test_adapters_change_place(trained):
+def test_adapters_change_place(trained, tmp_path):
     _, (one, two) = trained
+    assert f"{one} is called lamps" in run("adapters", "rename", one, "lamps")
+    assert "lamps" in run("adapters")
+    run("adapters", "download", "lamps", "-o", tmp_path / "lamps.zip")
+    assert zipfile.ZipFile(tmp_path / "lamps.zip").testzip() is None
+    assert "exists" in run("adapters", "download", one, "-o", tmp_path / "lamps.zip", code=2)
     while json.loads(run("adapters", "--json"))["serving"]:  # what passed the gate
         run("adapters", "rollback")
     for name in (one, two):

@@ -10,18 +10,21 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
+from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Form, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from starlette.responses import Response
 
+from ...adapters.published import public_files
 from ...errors import NotFoundError
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..service import LATEST, Service
 from ..state.files import RESULTS
 from . import completions, errors, feedback, fine_tuning, schemas
+from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
 from .errors import JsonRoute
@@ -33,6 +36,7 @@ from .security import Guard, Keys
 
 JSONL = "application/jsonl"
 CSV = "text/csv"
+ZIP = "application/zip"
 PAGE = Path(__file__).parents[1] / "page" / "page.html"
 router = APIRouter(route_class=JsonRoute)
 
@@ -97,7 +101,8 @@ def get_model(model: str, service: TheService) -> Any:
 def _models(service: Service) -> list[dict[str, Any]]:
     made = int(service.path.stat().st_mtime) if service.path.exists() else int(time.time())
     names = [(service.name, made), (service.name + LATEST, made)]
-    names += [(adapter.id, adapter.created_at) for adapter in service.adapters.list()]
+    for adapter in service.adapters.list():
+        names += [(name, adapter.created_at) for name in (adapter.id, adapter.name) if name]
     return [{"id": name, "created": created} for name, created in names]
 
 
@@ -146,6 +151,13 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 # ---- adapters -------------------------------------------------------------------------------------------------------
 
 
+def _id_of(adapter: str, service: TheService) -> str:
+    return service.adapters.id_of(adapter)
+
+
+AnAdapter = Annotated[str, Depends(_id_of)]  # in a path: an adapter's id, or what people call it
+
+
 @router.get("/v1/adapters", response_model=schemas.AdapterList)
 def list_adapters(service: TheService) -> Any:
     listed = [_adapter(adapter) for adapter in service.adapters.list()]
@@ -170,26 +182,43 @@ def recover_adapters(service: TheService) -> Any:
 
 
 @router.get("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
-def get_adapter(adapter: str, service: TheService) -> Any:
+def get_adapter(adapter: AnAdapter, service: TheService) -> Any:
     return _adapter(service.adapters.get(adapter))
 
 
+@router.patch("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
+def rename_adapter(adapter: AnAdapter, body: schemas.AdapterName, service: TheService) -> Any:
+    """Give it a name for people, by which requests may call it too; its id stays."""
+    return _adapter(service.adapters.rename(adapter, body.name))
+
+
+@router.get("/v1/adapters/{adapter}/download", response_class=Response, responses=_of_type(ZIP))
+def download_adapter(adapter: AnAdapter, service: TheService) -> Response:
+    """A zip of its folder: adapter.gguf, a model card, and run.json without questions, answers and paths."""
+    found = service.adapters.get(adapter)
+    name = found.name.replace(" ", "-") or f"adapter-{found.folder}"
+    files = public_files(service.adapters.path(adapter), service.bundle.gguf, name)
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}.zip"}
+    return StreamingResponse(zipped({f"{name}/{file}": content for file, content in files.items()}),
+                             media_type=ZIP, headers=headers)
+
+
 @router.post("/v1/adapters/{adapter}/promote", response_model=schemas.Serving)
-def promote(adapter: str, service: TheService) -> Any:
+def promote(adapter: AnAdapter, service: TheService) -> Any:
     """Let it answer for NAME:latest from now on, whatever the gate decided."""
     service.adapters.promote(adapter, "asked for by a client")
     return {"serving": service.adapters.serving}
 
 
 @router.delete("/v1/adapters/{adapter}", response_model=schemas.Deleted)
-def delete_adapter(adapter: str, service: TheService) -> Any:
+def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
     service.adapters.delete(adapter)
     return {"id": adapter, "object": "adapter"}
 
 
 def _adapter(adapter: Any) -> dict[str, Any]:
-    return {"id": adapter.id, "created_at": adapter.created_at, "state": adapter.state, "job": adapter.job,
-            "verdict": adapter.verdict}
+    return {"id": adapter.id, "name": adapter.name or None, "created_at": adapter.created_at, "state": adapter.state,
+            "job": adapter.job, "verdict": adapter.verdict}
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

@@ -224,8 +224,14 @@ class FeedbackPage(Page[FeedbackObject]):
     counts: dict[str, int]
 
 
+class AdapterName(Body):
+    name: str = Field(max_length=64, description="What people call it, for requests as good as its id: letters, "
+                      "digits, spaces and . _ -; empty: none.")
+
+
 class AdapterObject(Answer):
     id: str
+    name: str | None = Field(description="What people call it: for requests as good as its id.")
     object: Literal["adapter"] = "adapter"
     created_at: int
     state: Literal["serving", "candidate", "retired"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import shutil
 import threading
@@ -34,14 +35,16 @@ FOLDER = "adapters"
 NAMES = r"[0-9a-f]{8}"
 RECORD = "daemon.json"  # in an adapter's folder: a copy of its row, for when the database is lost
 LATEST = ":latest"
+_PEOPLES_NAME = re.compile(r"[^\W_][\w. -]{0,63}")
 SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
             id IS (SELECT adapter FROM service ORDER BY seq DESC LIMIT 1) AS serving FROM adapters"""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """id: ft:MODEL:SUFFIX:xxxxxxxx, what clients name it. folder: in STATE/adapters. sha256: of its adapter.gguf.
-    verdict: what the gate found. state: serving, candidate (it never served) or retired.
+    """id: ft:MODEL:SUFFIX:xxxxxxxx, what clients name it. name: what people call it, for requests as good as its id;
+    "": none. folder: in STATE/adapters. sha256: of its adapter.gguf. verdict: what the gate found. state: serving,
+    candidate (it never served) or retired.
     """
 
     id: str
@@ -50,6 +53,7 @@ class Adapter:
     created_at: int
     sha256: str
     verdict: dict[str, Any]
+    name: str
     state: str
 
 
@@ -166,8 +170,10 @@ class Adapters:
     # ---- which one answers --------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """What a request may name: the base, the base with what is in service, and every adapter."""
-        return [self.name, self.name + LATEST, *self.ids()]
+        """What a request may name: the base, the base with what is in service, and every adapter, also by its name."""
+        ids = self.ids()
+        names = {found.id: found.name for found in self.list() if found.name}
+        return [self.name, self.name + LATEST, *ids, *(names[id] for id in ids if id in names)]
 
     def named(self, model: str) -> str | None:
         """The adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
@@ -175,9 +181,14 @@ class Adapters:
             return None
         if model in (self.name + LATEST, ""):
             return self.serving
-        if model in self.ids():
-            return model
+        if (id := self.id_of(model)) in self.ids():
+            return id
         raise NotFoundError(f"there is no model {model!r:.200}", f"there are {', '.join(self.models()[:8])}")
+
+    def id_of(self, name: str) -> str:
+        """The id of the adapter that people call so; of any other name, an id for instance, itself."""
+        rows = self.store.read("SELECT id FROM adapters WHERE name = ? AND name != ''", name)
+        return str(rows[0]["id"]) if rows else name
 
     @property
     def serving(self) -> str | None:
@@ -215,7 +226,7 @@ class Adapters:
         self.batcher.load(record.id, path)
         try:
             with self.store.write() as db:
-                db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?, ?)", (
+                db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?, ?, '')", (
                     record.id, folder, record.job, record.created_at, sha256(path / lora.FILE), dump(record.verdict)))
         except BaseException:
             self.batcher.unload(record.id)
@@ -290,6 +301,22 @@ class Adapters:
                 raise UsageError("nothing was in service before", "promote an adapter by its id")
             self.promote(before[-1], cause)
             return self.get(before[-1]) if before[-1] else None
+
+    def rename(self, id: str, name: str) -> Adapter:
+        """Give an adapter a name for people, which requests may use like its id; "": none. Raises NotFoundError, and
+        UsageError for a name that is taken or cannot be one.
+        """
+        name = name.strip()
+        if name and not _PEOPLES_NAME.fullmatch(name):
+            raise UsageError(f"the name is {name!r:.80}", "take up to 64 letters, digits, spaces, dots, dashes and "
+                             "underscores, a letter or digit first")
+        with self._changing:
+            self.get(id)
+            if name and any(model == name and self.named(model) != id for model in self.models()):
+                raise UsageError(f"there is a model {name!r} already", "choose another name")
+            with self.store.write() as db:
+                db.execute("UPDATE adapters SET name = ? WHERE id = ?", (name, id))
+        return self.get(id)
 
     def delete(self, id: str) -> None:
         """Remove an adapter, after its last answer. Raises NotFoundError, and UsageError for the one in service."""

@@ -25,7 +25,7 @@ from .shelf import LOST
 log = logging.getLogger("edgetune.daemon")
 T = TypeVar("T")
 NAME = "state.db"
-VERSION = 3  # of the schema, in user_version; see UPGRADES
+VERSION = 4  # of the schema, in user_version; see UPGRADES
 LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be able to write
 PROBE_SECONDS = 1.0  # between two tries whether a disk that refused takes something again
 SCHEMA = """
@@ -60,7 +60,8 @@ CREATE TABLE adapters (
     id TEXT PRIMARY KEY,            -- ft:MODEL:SUFFIX:...; its folder is STATE/adapters/FOLDER
     folder TEXT NOT NULL UNIQUE, job TEXT NOT NULL, created_at INTEGER NOT NULL,
     sha256 TEXT NOT NULL,           -- of adapter.gguf
-    verdict TEXT NOT NULL);         -- JSON: whether the gate let it pass, why, scores of both
+    verdict TEXT NOT NULL,          -- JSON: whether the gate let it pass, why, scores of both
+    name TEXT NOT NULL DEFAULT ''); -- what people call it; '': its id alone
 CREATE TABLE service (              -- what answers since when: the last line holds
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     at INTEGER NOT NULL, adapter TEXT, -- null: the base alone
@@ -110,7 +111,8 @@ CREATE INDEX feedback_by_job ON feedback(job);
 CREATE TABLE questions (place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, held INTEGER NOT NULL);
 INSERT INTO questions (place, name, held) SELECT -max(rowid), question, held FROM feedback
     WHERE question != '' AND row IS NOT NULL GROUP BY question;
-"""}
+""",
+    3: "ALTER TABLE adapters ADD COLUMN name TEXT NOT NULL DEFAULT ''"}
 
 
 class Store:
