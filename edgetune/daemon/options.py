@@ -29,6 +29,9 @@ class DaemonConfig:
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
                        low=2, high=100)
+    # what it answers with, beside the model
+    embeddings: str = option("", "GGUF of an encoder (BERT) or another model for vectors, for /v1/embeddings [the "
+                             "model's own hidden states].")
     # what it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].")

@@ -34,6 +34,7 @@ from ..serving.question import Question
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
+from .embeddings import Embedded, Embeddings, Text
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
 from .jobs.jobs import Jobs
@@ -57,7 +58,7 @@ CONTEXT = 4096  # tokens, unless another number is asked for or the model was tr
 class Service:
     """See above. policy: what training yields to. train: options of a job that its request leaves open.
 
-    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, batcher.
+    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, batcher, embeddings.
     Raises UsageError for options out of their range and where another process has the state folder.
     """
 
@@ -83,6 +84,8 @@ class Service:
             opened.callback(self.store.close)
             self._open_model()
             opened.callback(self.served.close)
+            self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
+            opened.callback(self.embeddings.close)
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.holdout = open_holdout(folder)
@@ -191,6 +194,10 @@ class Service:
         recalls = self.config.recall and question and model in ("", self.name + LATEST)
         recalled = self.recall.answer(question, prompt, **options) if recalls else None
         return recalled or self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
+
+    def embed(self, texts: Sequence[Text], model: str = "") -> Embedded:
+        """Vectors of texts; errors as Embeddings.embed's."""
+        return self.embeddings.embed(texts, model)
 
     # ---- status -------------------------------------------------------------------------------------------------
 

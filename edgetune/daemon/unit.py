@@ -27,6 +27,7 @@ from .keys import read_keys
 from .options import LOOPBACK, DaemonConfig
 
 NAME = "edgetune"
+FILES = ("canary", "embeddings")  # options that name a file
 UNITS = Path("/etc/systemd/system")
 RUN = Path("/run") / NAME
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome and PrivateTmp
@@ -65,8 +66,13 @@ def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> l
     """The arguments that start the daemon with these options and `budget` MiB, without the key file."""
     python = Path(sys.executable)  # in a virtual environment a link that must be called by its own name
     return [str(python.parent.resolve() / python.name), "-m", "edgetune", "daemon", str(model.absolute()),
-            "--memory", f"{budget}M", *_flags(config, "memory", "key_file", "canary"), *_flags(policy, "nice"),
-            *(["--canary", str(Path(config.canary).absolute())] if config.canary else [])]
+            "--memory", f"{budget}M", *_flags(config, "memory", "key_file", *FILES), *_flags(policy, "nice"),
+            *(word for name, path in _files(config) for word in (f"--{name}", str(path.absolute())))]
+
+
+def _files(config: DaemonConfig) -> list[tuple[str, Path]]:
+    """Files that options name, the keys apart."""
+    return [(name, Path(getattr(config, name))) for name in FILES if getattr(config, name)]
 
 
 def _flags(options: Any, *left_out: str) -> Iterator[str]:
@@ -81,7 +87,7 @@ def _flags(options: Any, *left_out: str) -> Iterator[str]:
 def _needed(model: Path, config: DaemonConfig) -> list[Path]:
     """What the service reads: Python, edgetune, the model, whom it trusts; by name, and where a link leads."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
-             *([Path(config.canary)] if config.canary else []), *([] if trusted_keys() is None else [trusted_folder()])]
+             *(path for _, path in _files(config)), *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}
     return sorted(path for path in paths if not paths.intersection(path.parents))
 

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -198,20 +199,7 @@ class Tokenizer:
         return ids
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            half = text[error.start]
-            raise DataError(f"character {error.start} of the text is half a surrogate pair ({half!r})") from None
-        room = len(data) + 8
-        while True:
-            buffer = np.empty(room, np.int32)
-            into = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            count = self._llama.llama_tokenize(self._vocab, data, len(data), into, room, False, special)
-            if count >= 0:
-                ids: list[int] = buffer[:count].tolist()
-                return ids
-            room = -count  # normalization made it longer than its bytes
+        return cut(self._llama, self._vocab, text, special)
 
     def _piece(self, token: int) -> bytes:
         room = 64
@@ -252,6 +240,26 @@ class Tokenizer:
     def _speaks_chatml(self) -> bool:
         marks = [self.encode(mark) for mark in ("<|im_start|>", "<|im_end|>")]
         return all(len(mark) == 1 and self.is_control(mark[0]) for mark in marks)
+
+
+def cut(llama: ModuleType, vocabulary: Any, text: str, special: bool = False, marks: bool = False) -> list[int]:
+    """Token ids of `text` by a llama_vocab. special: text that spells a special token becomes that token. marks: those
+    that the vocabulary wants around a text are added. Raises DataError for half a surrogate pair.
+    """
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise DataError(f"character {error.start} of the text is half a surrogate pair ({half!r})") from None
+    room = len(data) + 8
+    while True:
+        buffer = np.empty(room, np.int32)
+        into = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = llama.llama_tokenize(vocabulary, data, len(data), into, room, marks, special)
+        if count >= 0:
+            ids: list[int] = buffer[:count].tolist()
+            return ids
+        room = -count  # normalization made it longer than its bytes
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,8 +123,8 @@ class Batcher:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is being answered or waits."""
-        return bool(self._waiting or self._working)
+        """Whether somebody is being answered or waits, or other work is done between decodes."""
+        return bool(self._waiting or self._working or self._calls)
 
     def submit(self, prompt: str | Sequence[int], *, adapter: str | None = None, max_tokens: int = 256,
                seed: int | None = None, stop: str | Iterable[str] = (), on_piece: OnPiece | None = None,
@@ -178,6 +178,13 @@ class Batcher:
             self._leaving.add(name)
         self._call(unload)
 
+    def between(self, step: Callable[[], bool]) -> None:
+        """Have a step of other work done after each decode until one returns True; returns then, with its error raised.
+
+        Raises Interrupted where the batcher stops.
+        """
+        self._call(step)
+
     def facts(self) -> dict[str, Any]:
         """Counts since the start, and the current state; tokens_per_s: of the last answer, from its first token to its
         latest; 0 where none had two.
@@ -220,7 +227,7 @@ class Batcher:
                     if answer.completion.cancelled or self._now:
                         self._end(answer, "cancelled")
                 self._admit()
-            self._tell(bool(self._working))
+            self._tell(bool(self._working or self._calls))
             if self._working:
                 return True
             with self._wake:

@@ -25,6 +25,7 @@ from ..errors import FormatError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp import library as llamacpp
 from ..llamacpp.context import PARALLEL, Context, context_size
+from ..llamacpp.embedding import Embedder
 from ..llamacpp.sampling import Sampler, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 from .model import ServedModel
@@ -58,6 +59,7 @@ class LlamaModel(ServedModel):
         self.path = self.base.path
         check_model(self.base)
         self._adapters: dict[str, _Loaded] = {}
+        self._threads = threads or 0
         llama = llamacpp.load()
         self._llama = llama
         with ExitStack() as opened:
@@ -96,6 +98,12 @@ class LlamaModel(ServedModel):
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.cache.size
+
+    def embedder(self) -> Embedder:
+        """Vectors of texts by these weights, without an adapter: the mean of the hidden states. Close it before this.
+        """
+        self.cache.handle  # noqa: B018 - refuses a closed model
+        return Embedder(self._model, self.context, whole=False, threads=self._threads)
 
     # adapters
 

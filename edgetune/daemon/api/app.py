@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 from urllib.parse import quote
@@ -23,13 +20,14 @@ from ...version import __version__
 from ..jobs.decide import without_scores
 from ..service import LATEST, Service
 from ..state.files import RESULTS
-from . import completions, errors, feedback, fine_tuning, schemas
+from . import completions, embeddings, errors, feedback, fine_tuning, reference, schemas
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
 from .errors import JsonRoute
 from .fine_tuning import After, Limit, page
 from .metrics import Counted, Metrics
+from .policy import policy_of
 from .pools import Pools, ThePools
 from .recent import RecentAnswers
 from .security import Guard, Keys
@@ -52,7 +50,8 @@ def app(service: Service) -> FastAPI:
     made.state.metrics = Metrics(service)
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (router, completions.router, feedback.router, fine_tuning.router):
+    for part in (router, completions.router, embeddings.router, feedback.router, fine_tuning.router,
+                 reference.router):
         made.include_router(part)
     errors.install(made)
     made.openapi = lambda: _openapi(made, keyed=keys is not None)  # type: ignore[method-assign]
@@ -103,6 +102,8 @@ def _models(service: Service) -> list[dict[str, Any]]:
     names = [(service.name, made), (service.name + LATEST, made)]
     for adapter in service.adapters.list():
         names += [(name, adapter.created_at) for name in (adapter.id, adapter.name) if name]
+    if service.embeddings.file:
+        names.append((service.embeddings.name, made))
     return [{"id": name, "created": created} for name, created in names]
 
 
@@ -254,15 +255,3 @@ def _page() -> tuple[str, str]:
     """The page and its policy, whose hashes are computed once."""
     html = PAGE.read_text("utf-8")
     return html, policy_of(html)
-
-
-def policy_of(html: str) -> str:
-    """A Content-Security-Policy under which the page's own scripts and styles run, and nothing else does."""
-
-    def hashes(tag: str) -> str:
-        found = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", html, re.DOTALL)
-        return " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in found) or "'none'"
-
-    return (f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
-            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-            "require-trusted-types-for 'script'")

@@ -24,10 +24,15 @@ class Pools:
     def __init__(self) -> None:
         self._takers = ThreadPoolExecutor(TAKERS, "take")
         self._watchers = ThreadPoolExecutor(WATCHERS, "watch")
+        self._embedder = ThreadPoolExecutor(1, "embed")  # in the order in which they came
 
     async def take(self, work: Callable[[], T]) -> T:
         """Run what puts a request into the batcher's queue."""
         return await asyncio.get_running_loop().run_in_executor(self._takers, work)
+
+    async def embed(self, work: Callable[[], T]) -> T:
+        """Run what computes vectors, when those that came before are done."""
+        return await asyncio.get_running_loop().run_in_executor(self._embedder, work)
 
     async def watch(self, work: Callable[[], T]) -> T:
         """Run what reports the daemon's state."""

@@ -3,12 +3,13 @@
 """
 
 from ...backends.cpu import Format
-from .check import check_adapter, check_model, check_vocabulary
+from .check import ENCODER, check_adapter, check_encoder, check_model, check_vocabulary
 from .file import OpenFile
 from .read import FORMATS, Gguf, Metadata, Tensor, fingerprint, open_gguf
 from .write import write_gguf
 
 __all__ = [
+    "ENCODER",
     "FORMATS",
     "Format",
     "Gguf",
@@ -16,6 +17,7 @@ __all__ = [
     "OpenFile",
     "Tensor",
     "check_adapter",
+    "check_encoder",
     "check_model",
     "check_vocabulary",
     "fingerprint",

@@ -88,6 +88,7 @@ _TOKENIZER = {
 _MARKS = ("fim_mid", "fim_pad", "fim_pre", "fim_rep", "fim_sep", "fim_suf", "mask", "middle", "padding", "prefix",
           "seperator", "suffix", "unknown", "cls")
 _TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which the supported families use
+ENCODER = "bert"  # the architecture of encoders, and their tokenizer's name: WordPiece
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
 
 
@@ -97,8 +98,22 @@ def check_model(gguf: Gguf) -> None:
     _check_weights(gguf, _text(gguf, "general.architecture"))
 
 
+def check_encoder(gguf: Gguf) -> None:
+    """As check_model, for a BERT, which makes vectors of texts."""
+    arch = _text(gguf, "general.architecture")
+    if arch != ENCODER:
+        raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no encoder", f"take one of {ENCODER!r}")
+    _check_facts(gguf, (ENCODER,))
+    _check_weights(gguf, arch)
+
+
 def check_vocabulary(gguf: Gguf) -> None:
     """As check_model, but for the weights: what llama.cpp needs to be given the vocabulary alone."""
+    _check_facts(gguf, _TOKENIZER_MODELS)
+
+
+def _check_facts(gguf: Gguf, tokenizers: tuple[str, ...]) -> None:
+    """All but the weights. tokenizers: those that it may have."""
     kind = _text(gguf, "general.type", "model")
     if kind != "model":
         raise UnsupportedError(f"{gguf.path} holds general.type {kind!r}, not 'model'", "name the base model's file")
@@ -107,7 +122,7 @@ def check_vocabulary(gguf: Gguf) -> None:
             raise UnsupportedError(f"{gguf.path} is one of {parts} parts", "join them with llama-gguf-split --merge")
     arch = _text(gguf, "general.architecture")
     _check_hyperparameters(gguf, arch)
-    _check_tokenizer(gguf)
+    _check_tokenizer(gguf, tokenizers)
 
 
 def check_adapter(gguf: Gguf) -> None:
@@ -244,7 +259,7 @@ def _head_widths(found: dict[str, list[Any]]) -> tuple[int, int]:
     return keys[0], values[0]
 
 
-def _check_tokenizer(gguf: Gguf) -> None:
+def _check_tokenizer(gguf: Gguf, supported: tuple[str, ...]) -> None:
     at = "tokenizer.ggml."
     _require_type(gguf, "tokenizer.chat_template", "str")
     _require_type(gguf, "general.file_type", "u32")
@@ -254,10 +269,8 @@ def _check_tokenizer(gguf: Gguf) -> None:
     for name in _MARKS:
         _require_type(gguf, f"{at}{name}_token_id", "u32")
     model = _text(gguf, at + "model")
-    if model not in _TOKENIZER_MODELS:
-        raise UnsupportedError(
-            f"{gguf.path}: {at}model is {model!r:.60}", f"supported are {', '.join(_TOKENIZER_MODELS)}"
-        )
+    if model not in supported:
+        raise UnsupportedError(f"{gguf.path}: {at}model is {model!r:.60}", f"supported are {', '.join(supported)}")
     for name in ("tokens", "merges") if model == "gpt2" else ("tokens",):
         if at + name not in gguf.metadata:
             raise FormatError(f"{gguf.path}: {at}{name} is missing", _BROKEN)

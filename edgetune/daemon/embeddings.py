@@ -1,0 +1,112 @@
+"""Vectors of texts for clients: by the model that answers, without its adapters, or by a file of --embeddings.
+
+An adapter would move the vectors of texts that a client compares with those that it keeps, so none is used. One request
+is computed at a time, a step of it between two decodes of answers: neither waits for all of the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Interrupted, NotFoundError, TooMuchError
+from ..llamacpp.embedding import Embedder
+from ..serving.batcher import Batcher
+from ..serving.embedding import EncoderFile
+from .options import DaemonConfig, model_name
+
+Text = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """vectors: float32 [n, D], each of length 1. tokens: of all texts."""
+
+    model: str
+    vectors: NDArray[np.float32]
+    tokens: int
+
+
+class Embeddings:
+    """The embedders of a service. base: names of the model that answers, the first one its own. Close it before that.
+
+    Raises what EncoderFile raises for the file of --embeddings.
+    """
+
+    def __init__(self, batcher: Batcher, config: DaemonConfig, base: Sequence[str]) -> None:
+        self.base = base
+        self.file = Path(config.embeddings).expanduser() if config.embeddings else None
+        self.name = model_name(self.file) if self.file else base[0]
+        self._batcher = batcher
+        self._most = config.queue
+        self.waiting = 0  # requests, with that in progress
+        self._count = threading.Lock()
+        self._turn = threading.Lock()
+        self._opened = ExitStack()
+        self._of_base = batcher.served.embedder()
+        self._opened.callback(self._of_base.close)
+        self._own: Embedder | None = None
+        if self.file:
+            encoder = EncoderFile(self.file, config.threads)
+            self._opened.callback(encoder.close)
+            self._own = encoder.embedder
+
+    def close(self) -> None:
+        """Free llama.cpp's memory."""
+        self._opened.close()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Held by each request of a client from its beginning to its end. Raises TooMuchError where too many wait."""
+        with self._count:
+            if self.waiting > self._most:
+                raise TooMuchError(f"{self._most} requests for vectors wait already", "ask again in a few seconds")
+            self.waiting += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self.waiting -= 1
+
+    def width(self, model: str = "") -> int:
+        """Numbers of a vector; errors as in `embed`."""
+        return self._named(model)[1].width
+
+    def embed(self, texts: Sequence[Text], model: str = "", cancelled: threading.Event | None = None) -> Embedded:
+        """The vectors of texts, or of token ids, by the file of --embeddings or, under its name, the base.
+
+        cancelled: set when nobody wants them any more. Raises NotFoundError for a model's name, UsageError for a text
+        that is empty or too long, and Interrupted where it is cancelled or the service stops.
+        """
+        name, embedder = self._named(model)
+        tokens = [_tokens(embedder, text) for text in texts]
+        vectors = np.empty((len(tokens), embedder.width), np.float32)
+        with self._turn, closing(embedder.embed(vectors, tokens)) as steps:
+            def step() -> bool:
+                if cancelled and cancelled.is_set():
+                    raise Interrupted("the vectors are not computed any more", "ask again")
+                return next(steps, True) is True  # a decode gives None
+
+            self._batcher.between(step)
+        return Embedded(name, vectors, sum(map(len, tokens)))
+
+    def _named(self, model: str) -> tuple[str, Embedder]:
+        if self._own and model in ("", self.name):
+            return self.name, self._own
+        if model in ("", *self.base):
+            return self.base[0], self._of_base
+        names = " or ".join(dict.fromkeys((self.name, self.base[0])))
+        raise NotFoundError(f"{model!r:.200} makes no vectors", f"ask {names}; adapters do not change vectors")
+
+
+def _tokens(embedder: Embedder, text: Text) -> list[int]:
+    """Checked ids; marks alone are no text."""
+    tokens = embedder.encode(text) if isinstance(text, str) and text else [*map(int, text)]
+    embedder.check(tokens)
+    return tokens

@@ -1,0 +1,48 @@
+"""A file that makes vectors of texts, beside the model that answers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+from ..errors import UnsupportedError
+from ..formats.gguf import ENCODER, Gguf, check_encoder, check_model, open_gguf
+from ..llamacpp import library as llamacpp
+from ..llamacpp.embedding import Embedder, Pooling
+
+POOLINGS: dict[int, Pooling] = {1: "mean", 2: "first", 3: "last"}  # as files number them
+
+
+class EncoderFile:
+    """A GGUF opened for vectors: a BERT, or a decoder that was trained for vectors and says how they are pooled.
+
+    Close it. threads: 0 for one a physical core. Raises FormatError or UnsupportedError for a file that makes none.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        gguf = open_gguf(path)
+        whole = gguf.architecture == ENCODER
+        (check_encoder if whole else check_model)(gguf)
+        pooling = _pooling(gguf)
+        size = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
+        llama = llamacpp.load()
+        with ExitStack() as opened:
+            model = llamacpp.open_model(gguf.file.link, path)
+            opened.callback(llama.llama_model_free, model)
+            gguf.file.check(strictly=True)  # what was checked is what was loaded
+            self.embedder = Embedder(model, size, whole=whole, pooling=pooling, threads=threads)
+            opened.callback(self.embedder.close)
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def _pooling(gguf: Gguf) -> Pooling:
+    number = cast(int, gguf.metadata.get(f"{gguf.architecture}.pooling_type", 0))
+    if number not in POOLINGS:
+        known = ", ".join(f"{each} ({name})" for each, name in POOLINGS.items())
+        raise UnsupportedError(f"{gguf.path} has the pooling_type {number!r:.40}, which makes no vector of a text",
+                               f"take a model for vectors, of {known}")
+    return POOLINGS[number]

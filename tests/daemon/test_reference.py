@@ -1,0 +1,72 @@
+"""/docs in a browser: it shows every call of /openapi.json, asks for nothing else, and runs no script."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+import httpx
+from daemons import daemon
+from tiny import write_tiny
+
+from edgetune.daemon.keys import add_key
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """One that asks for keys: the page shows no data, and a browser cannot send a key for it."""
+    folder = tmp_path_factory.mktemp("docs")
+    key = add_key(folder / "keys", "me")
+    model = write_tiny(folder / "tiny.gguf", formats="Q8_0", n_context=64)
+    with daemon(model, folder / "state", key_file=str(folder / "keys")) as made:
+        yield made.url, key
+
+
+def test_every_call_and_every_shape_is_there(running):
+    url, key = running
+    page = httpx.get(f"{url}/docs")
+    assert page.status_code == 200
+    schema = httpx.get(f"{url}/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()
+    calls = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
+    assert set(re.findall(r"<summary><code>([A-Z]+ [^<]+)</code>", page.text)) == calls
+    ids = re.findall(r' id="([^"]+)"', page.text)
+    assert len(ids) == len(set(ids))
+    assert set(schema["components"]["schemas"]) < set(ids)
+    assert set(re.findall(r'href="#([^"]+)"', page.text)) <= set(ids)
+    assert "{" + "{" not in page.text
+    assert "Authorization: Bearer KEY" in page.text
+
+
+def test_nothing_is_loaded_and_nothing_runs(running):
+    page = httpx.get(f"{running[0]}/docs")
+    assert "<script" not in page.text
+    policy = page.headers["Content-Security-Policy"]
+    assert "script-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert set(re.findall(r'(?:src|href)="([^"#][^"]*)"', page.text)) == {"data:,", "openapi.json"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium in the PATH")
+def test_a_browser_shows_it(running):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        page = browser.new_page(viewport={"width": 360, "height": 640})
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{running[0]}/docs")
+        assert page.evaluate("getComputedStyle(document.querySelector('details')).borderRadius") == "8px"
+        page.get_by_text("POST /v1/embeddings").click()
+        assert page.get_by_text("A text, token ids, or a list of either.").first.is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert asked == [f"{running[0]}/docs"]
+        assert said == []
+        browser.close()
