@@ -49,7 +49,7 @@ def learned(feedback: Feedback) -> dict[str, str]:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_a_list_shows_the_beginnings_of_question_and_answer(feedback: Feedback, version: int) -> None:
     """As the whole rows have them; those of an earlier version are found by SQLite in the rows' JSON."""
     parts = [{"type": "text", "text": "what is é 😀?"}]
@@ -74,7 +74,8 @@ def test_a_list_shows_the_beginnings_of_question_and_answer(feedback: Feedback, 
 
 def as_version_2(store: Store) -> None:
     with store.write() as db:
-        for statement in ("DROP TABLE questions", "DROP INDEX feedback_by_job",
+        for statement in ("DROP TABLE questions", "DROP INDEX feedback_by_job", "DROP INDEX feedback_by_pair",
+                          "ALTER TABLE feedback DROP COLUMN pair", "ALTER TABLE adapters DROP COLUMN name",
                           "ALTER TABLE feedback DROP COLUMN asked",
                           "ALTER TABLE feedback DROP COLUMN answer", "PRAGMA user_version = 2"):
             db.execute(statement)

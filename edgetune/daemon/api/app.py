@@ -1,17 +1,16 @@
-"""OpenAI's API in front of a service, and beyond it: adapters, device, health, metrics, the page."""
+"""OpenAI's API in front of a service, and beyond it: adapters, device, health, metrics."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from starlette.responses import Response
 
 from ...adapters.published import public_files
@@ -20,14 +19,13 @@ from ...version import __version__
 from ..jobs.decide import without_scores
 from ..service import LATEST, Service
 from ..state.files import RESULTS
-from . import completions, embeddings, errors, feedback, fine_tuning, reference, schemas
+from . import completions, embeddings, errors, feedback, fine_tuning, pages, reference, schemas
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
-from .errors import JsonRoute
+from .errors import JsonRoute, of_type
 from .fine_tuning import After, Limit, page
 from .metrics import Counted, Metrics
-from .policy import policy_of
 from .pools import Pools, ThePools
 from .recent import RecentAnswers
 from .security import Guard, Keys
@@ -35,7 +33,6 @@ from .security import Guard, Keys
 JSONL = "application/jsonl"
 CSV = "text/csv"
 ZIP = "application/zip"
-PAGE = Path(__file__).parents[1] / "page" / "page.html"
 router = APIRouter(route_class=JsonRoute)
 
 
@@ -50,7 +47,7 @@ def app(service: Service) -> FastAPI:
     made.state.metrics = Metrics(service)
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (router, completions.router, embeddings.router, feedback.router, fine_tuning.router,
+    for part in (router, completions.router, embeddings.router, feedback.router, fine_tuning.router, pages.router,
                  reference.router):
         made.include_router(part)
     errors.install(made)
@@ -74,11 +71,6 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
             schema["security"] = [{"key": []}]
         made.openapi_schema = schema
     return made.openapi_schema
-
-
-def _of_type(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """For answers that are not JSON; their errors are."""
-    return {200: {"content": {kind: {"schema": {"type": "string"}} for kind in kinds}}}
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -132,7 +124,7 @@ def delete_file(file_id: str, service: TheService) -> Any:
     return {"id": file_id, "object": "file"}
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response, responses=_of_type(JSONL, CSV))
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses=of_type(JSONL, CSV))
 def file_content(file_id: str, service: TheService) -> Response:
     """Rows as they were uploaded; of a job's results a table of its steps."""
     kind = CSV if service.files.get(file_id).purpose == RESULTS else JSONL
@@ -193,7 +185,7 @@ def rename_adapter(adapter: AnAdapter, body: schemas.AdapterName, service: TheSe
     return _adapter(service.adapters.rename(adapter, body.name))
 
 
-@router.get("/v1/adapters/{adapter}/download", response_class=Response, responses=_of_type(ZIP))
+@router.get("/v1/adapters/{adapter}/download", response_class=Response, responses=of_type(ZIP))
 def download_adapter(adapter: AnAdapter, service: TheService) -> Response:
     """A zip of its folder: adapter.gguf, a model card, and run.json without questions, answers and paths."""
     found = service.adapters.get(adapter)
@@ -236,22 +228,8 @@ async def health(service: TheService, pools: ThePools) -> Any:
     return await pools.watch(service.health)
 
 
-@router.get("/metrics", response_class=Response, responses=_of_type("text/plain"))
+@router.get("/metrics", response_class=Response, responses=of_type("text/plain"))
 async def metrics(request: Request, pools: ThePools) -> Response:
     """In Prometheus' text format."""
     text, kind = await pools.watch(request.app.state.metrics.text)
     return Response(text, media_type=kind)
-
-
-@router.get("/", response_class=Response, responses=_of_type("text/html"))
-async def show_page() -> Response:
-    """The page, which loads nothing else."""
-    html, policy = _page()
-    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
-
-
-@cache
-def _page() -> tuple[str, str]:
-    """The page and its policy, whose hashes are computed once."""
-    html = PAGE.read_text("utf-8")
-    return html, policy_of(html)

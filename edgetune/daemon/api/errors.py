@@ -88,6 +88,11 @@ def _body_model(request: Request) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
+def of_type(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """For answers that are not JSON; their errors are."""
+    return {200: {"content": {kind: {"schema": {"type": "string"}} for kind in kinds}}}
+
+
 def status_and_body(error: Exception, expected: type[BaseModel] | None = None) -> tuple[int, dict[str, Any]]:
     """(status, body) of an error. expected: the model of the request's body."""
     if isinstance(error, RequestValidationError):

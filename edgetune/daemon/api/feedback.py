@@ -18,7 +18,8 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/feedback", response_model=schemas.FeedbackObject)
 def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheService) -> Any:
-    given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "model": body.model or ""}
+    given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "rejected": body.rejected,
+                             "model": body.model or ""}
     if body.completion_id is not None:
         if body.messages is not None or body.prompt is not None or body.answer is not None:
             raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
@@ -62,7 +63,7 @@ def delete_feedback(feedback_id: str, service: TheService) -> Any:
 def _heading(heading: Heading) -> dict[str, Any]:
     return {"id": heading.id, "created_at": heading.created_at, "rating": heading.rating, "model": heading.model,
             "learns": heading.learns, "state": heading.state, "held_out": heading.held, "job": heading.job,
-            "question": heading.asked, "answer": heading.answer, "reason": heading.reason}
+            "question": heading.asked, "answer": heading.answer, "pair": heading.pair, "reason": heading.reason}
 
 
 def _whole(item: FeedbackItem) -> dict[str, Any]:

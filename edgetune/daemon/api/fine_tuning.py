@@ -84,6 +84,7 @@ def job_object(job: Any) -> dict[str, Any]:
         "method": {"type": kind, kind: {"hyperparameters": {**config, **objective.options()}}},
         "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
         "result_files": job.result_files,
+        "report": f"/v1/fine_tuning/jobs/{job.id}/report" if job.report else None,
     }
 
 

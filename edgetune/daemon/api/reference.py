@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from starlette.responses import Response
 
 from ...version import __version__
+from .errors import of_type
 from .policy import policy_of
 
 PAGE = Path(__file__).parents[1] / "page" / "docs.html"
@@ -29,8 +30,7 @@ class Row:
     required: bool = False
 
 
-@router.get("/docs", response_class=Response, responses={200: {"content": {"text/html": {"schema": {
-    "type": "string"}}}}})
+@router.get("/docs", response_class=Response, responses=of_type("text/html"))
 async def show_docs(request: Request) -> Response:
     """This page."""
     state = request.app.state

@@ -154,6 +154,7 @@ class Job(Answer):
                                                        "tokens_per_s, eta_s, judged, judging.")
     organization_id: str = ""
     result_files: list[str] = Field(default_factory=list)
+    report: str | None = Field(description="Where a page shows how the training of an adapter went.")
     integrations: list[Any] = Field(default_factory=list)
 
 
@@ -181,7 +182,7 @@ class Checkpoint(Answer):
 
 
 class FeedbackRequest(Body):
-    """A correction or a thumb for an answer: one of the last 1,000, by its id, or one that is given whole."""
+    """A correction, a thumb, or a worse answer beside an answer: one of the last 1,000, by its id, or given whole."""
 
     completion_id: str | None = None
     messages: list[ChatMessage] | None = None
@@ -190,6 +191,8 @@ class FeedbackRequest(Body):
     answer: str | None = None
     rating: Literal["up", "down"] | None = None
     correction: str | None = Field(None, description="What should have been answered: this is learnt.")
+    rejected: str | None = Field(None, description="Another answer, which is worse: it is kept as a thumb down, beside "
+                                 "the better one as a thumb up, both with one `pair`.")
     model: str | None = None
 
 
@@ -205,6 +208,7 @@ class FeedbackObject(Answer):
     job: str | None = Field(description="The training that took it.")
     question: str | None = Field(description="What was asked last; in lists its beginning.")
     answer: str | None = Field(description="What is learned as its answer; in lists its beginning.")
+    pair: str | None = Field(description="Two pieces of feedback have it: which of two answers is better.")
     reason: str = Field(description="What becomes of it.")
 
 

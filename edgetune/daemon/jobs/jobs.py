@@ -196,7 +196,8 @@ class Jobs:
 
     def _whole(self, job: Job) -> Job:
         """With what its row does not hold."""
-        return replace(job, progress=self._queue.progress_of(job.id), result_files=self.files.results(job.id))
+        return replace(job, progress=self._queue.progress_of(job.id), result_files=self.files.results(job.id),
+                       report=self.adapters.report_of(job.id))
 
     def events(self, id: str, after: str | None = None, limit: int = 20) -> Sequence[dict[str, Any]]:
         """What happened to a job, the latest first, as OpenAI has it: id, created_at, level, type, message, data.

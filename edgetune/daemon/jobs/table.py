@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import FormatError, NotFoundError
@@ -30,7 +31,7 @@ class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. verdict: the gate's, without the
     scores of rows. progress, while it runs and as far as known: phase (training, judging), step, steps, loss,
     held_out_loss, tokens_per_s (of the last step), eta_s, and of `judging` rows that are asked, how many were (judged).
-    result_files: ids, of a job that has ended.
+    result_files: ids, of a job that has ended. report: a file of HTML beside the adapter that it made.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Job:
     verdict: dict[str, Any] | None = None
     progress: dict[str, Any] | None = field(default=None, compare=False)
     result_files: Sequence[str] = field(default=(), compare=False)
+    report: Path | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from ...errors import DataError, NotFoundError, TooMuchError, UsageError
 from ..options import DaemonConfig
 from ..state.database import Store, dump, now
 from ..state.holdout import MOST, Holdout
-from .items import HEADING, FeedbackItem, Heading, Rating, State, heading_of, item_of, remains
+from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
 from .limits import JUDGES, make_room, spread
-from .rows import Row, answer_of, check_rating, check_size, make_row, question_of, read_row, with_answer
+from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, question_of, read_row, with_answer
 
 REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
+TOGETHER = """SELECT id, state, held, job FROM feedback
+              WHERE id = ? OR pair = (SELECT pair FROM feedback WHERE id = ?)"""
 
 
 @dataclass(frozen=True)
@@ -74,20 +76,21 @@ class Feedback:
 
     def add(self, *, messages: Sequence[Mapping[str, Any]] | None = None, prompt: str | None = None, answer: str = "",
             rating: Rating | None = None, correction: str | None = None, model: str = "",
-            tools: Sequence[Mapping[str, Any]] | None = None) -> FeedbackItem:
-        """Feedback for an answer to messages (and tools), or to a prompt.
+            tools: Sequence[Mapping[str, Any]] | None = None, rejected: str | None = None) -> FeedbackItem:
+        """Feedback for an answer to messages (and tools), or to a prompt. rejected: another answer, which is worse.
 
         A correction is learned; a thumb up without one confirms the answer, which is learned; a thumb down alone is
         counted. A thumb down, or a correction by another text, takes back what was said for that answer before.
+        Of two answers the better one is a thumb up, the `rejected` one a thumb down with its row, both with one `pair`.
         Raises UsageError for feedback that says nothing or contradicts itself, DataError for messages that are none,
         TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
         """
-        check_rating(answer, rating, correction)
+        rating = check_rating(answer, rating, correction, rejected)
         right = answer if rating == "up" else None
         if correction is not None:
             right = correction
         row = make_row(messages, prompt, right or "", tools)
-        check_size(messages, prompt, tools, answer, correction, model)
+        check_size(messages, prompt, tools, answer, correction, model, *([rejected] if rejected else []))
         if right is not None and not right.strip():
             raise UsageError("the answer to learn is empty", "give it as the correction, or rate the answer 'down'")
         question = question_of(row)
@@ -96,8 +99,13 @@ class Feedback:
                 _withdraw(db, question, answer)
             learns = right is not None
             held = learns and self.holdout.side(db, question)
-            item = FeedbackItem(f"fb-{secrets.token_hex(12)}", now(), rating, model, row if learns else None, held,
+            item = FeedbackItem(_new_id("fb"), now(), rating, model, row if learns else None, held,
                                 "new" if learns else "counted", None, question)
+            if rejected is not None:
+                _withdraw(db, question, rejected)
+                item = replace(item, pair=_new_id("pair"))
+                self._insert(db, replace(item, id=_new_id("fb"), rating="down", row=with_answer(row, rejected),
+                                         state="counted"))
             self._insert(db, item)
         return item
 
@@ -105,12 +113,12 @@ class Feedback:
         """rowid: None takes the next one."""
         row = dump(item.row) if item.row else None
         size = len(row or "") + len(item.model.encode())
-        make_room(db, self.config, self.holdout, size, waits=item.row is not None)
+        make_room(db, self.config, self.holdout, size, waits=item.learns)
         heading = item.heading
         db.execute("INSERT INTO feedback (rowid, id, created_at, rating, model, row, held, state, job, question, size, "
-                   "asked, answer) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                   "asked, answer, pair) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                    (rowid, item.id, item.created_at, item.rating, item.model, row, item.held, item.state, item.job,
-                    item.question, size, heading.asked, heading.answer))
+                    item.question, size, heading.asked, heading.answer, item.pair))
 
     def get(self, id: str) -> FeedbackItem:
         """Raises NotFoundError, also for an item that is damaged."""
@@ -127,8 +135,8 @@ class Feedback:
             raise UsageError("the correction is empty", "write what should have been answered, or delete the feedback")
         with self.store.write() as db:
             old = self.get(id)
-            if old.row is None:
-                raise UsageError(f"the feedback {id} is a thumb down, whose conversation is not kept",
+            if old.row is None or not old.learns:
+                raise UsageError(f"the feedback {id} is a thumb down, of which nothing is learned",
                                  "send a correction with its messages, or prompt")
             row = with_answer(old.row, correction)
             check_size(row, old.model)
@@ -141,18 +149,20 @@ class Feedback:
         return item
 
     def delete(self, id: str) -> str:
-        """Remove it for good; what is said of what remains, a sentence or "". Raises NotFoundError.
+        """Remove it for good, and with it the other one of its pair; what is said of what remains, a sentence or "".
+        Raises NotFoundError.
 
         A damaged one can be deleted too. Only the digest of its question is kept, so that it stays on its side.
         """
         with self.store.write() as db:
-            found = db.execute("SELECT state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
-            if found is None:
+            found = db.execute(TOGETHER, (id, id)).fetchall()
+            if not found:
                 raise _unknown(id)
-            db.execute("DELETE FROM feedback WHERE id = ?", (id,))
-        self.store.forget("feedback", id)
+            db.executemany("DELETE FROM feedback WHERE id = ?", [(each["id"],) for each in found])
+        for each in found:
+            self.store.forget("feedback", each["id"])
         self.store.wipe()
-        return remains(*found)
+        return next(filter(None, (remains(each["state"], each["held"], each["job"]) for each in found)), "")
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[FeedbackItem]:
         """The newest first, at most `limit` of them, those older than the item `after`. Raises NotFoundError."""
@@ -270,6 +280,10 @@ def latest(rows: Iterable[StoredRow]) -> StoredRows:
         found.pop(row.question, None)
         found[row.question] = row
     return [*found.values()]
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{secrets.token_hex(12)}"
 
 
 def _unknown(id: str) -> NotFoundError:

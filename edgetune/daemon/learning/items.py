@@ -8,19 +8,19 @@ from typing import Any, Literal
 
 from ...errors import DataError, FormatError
 from ...persisted import from_json
-from .rows import Row, answer_of, asked_of, read_row
+from .rows import Rating, Row, answer_of, asked_of, read_row
 
-Rating = Literal["up", "down"]
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
 SHOWN = 300  # characters of a question and of an answer in a list; an upgrade of the database says the same
-HEADING = "id, created_at, rating, model, state, held, job, row IS NOT NULL AS learns, asked, answer"  # for a list
+HEADING = """id, created_at, rating, model, state, held, job, row IS NOT NULL AND state != 'counted' AS learns, asked,
+             answer, pair"""  # for a list
 
 
 @dataclass(frozen=True)
 class Heading:
     """A piece of feedback without its row, which may be large. learns: whether there is something to learn. held: it
-    judges and is not learned. state: of the row, as in feedback.py; counted: it has none. asked, answer: the last
-    question and what is learned as its answer, SHOWN characters at most.
+    judges and is not learned. state: of the row, as in feedback.py; counted: nothing is learned from it. asked, answer:
+    the last question and its answer, SHOWN characters at most. pair: which two answers were compared, or None.
     """
 
     id: str
@@ -33,10 +33,13 @@ class Heading:
     learns: bool
     asked: str | None
     answer: str | None
+    pair: str | None = None
 
     @property
     def reason(self) -> str:
         """What becomes of it, one sentence."""
+        if not self.learns and self.pair:
+            return "the worse of two answers: kept beside the better one"
         if not self.learns:
             return "nothing to learn: a thumb down says that an answer is wrong, a correction would say what is right"
         if self.state == "withdrawn":
@@ -52,9 +55,9 @@ class Heading:
 
 @dataclass(frozen=True)
 class FeedbackItem:
-    """A piece of feedback. row: what to learn, or None. held: it judges and is not learned.
-    state: of the row, as in feedback.py; counted: it has none. question: digest of what was asked. reason: what
-    becomes of it, one sentence.
+    """A piece of feedback. row: what to learn, or None; of the worse of two answers what not to answer. held: it judges
+    and is not learned. state: of the row, as in feedback.py; counted: nothing is learned from it. question: digest of
+    what was asked. pair: which two answers were compared, or None. reason: what becomes of it, one sentence.
     """
 
     id: str
@@ -66,12 +69,18 @@ class FeedbackItem:
     state: State
     job: str | None
     question: str
+    pair: str | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is something to learn."""
+        return self.row is not None and self.state != "counted"
 
     @property
     def heading(self) -> Heading:
         asked, answer = (None, None) if self.row is None else (asked_of(self.row)[:SHOWN], answer_of(self.row)[:SHOWN])
         return Heading(self.id, self.created_at, self.rating, self.model, self.state, self.held, self.job,
-                       self.row is not None, asked, answer)
+                       self.learns, asked, answer, self.pair)
 
     @property
     def reason(self) -> str:

@@ -21,7 +21,7 @@ from .feedback import Feedback
 from .items import FeedbackItem, item_of
 from .rows import answer_of, make_row, question_of
 
-LATEST_WORD = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND state != 'withdrawn'
+LATEST_WORD = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND state NOT IN ('withdrawn', 'counted')
                  ORDER BY rowid DESC LIMIT 1"""
 LEARNED_BY = """SELECT 1 FROM feedback WHERE id = ? AND rowid <= (SELECT max(rowid) FROM feedback
                 WHERE state = 'used' AND job = (SELECT job FROM adapters WHERE id = ?))"""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ...data.rows import check_row
 from ...errors import DataError, TooLargeError, UsageError
 from ..state.database import dump
 from ..state.files import digest
 
+Rating = Literal["up", "down"]
 Row = dict[str, Any]
 LARGEST = 256 << 10  # bytes of a piece of feedback with its conversation, as JSON
 
@@ -70,10 +71,14 @@ def with_answer(row: Row, answer: str) -> Row:
     return {**row, "completion": answer}
 
 
-def check_rating(answer: str, rating: str | None, correction: str | None) -> None:
-    """Raises UsageError for feedback that says nothing or contradicts itself."""
+def check_rating(answer: str, rating: Rating | None, correction: str | None, rejected: str | None) -> Rating | None:
+    """The rating: up for an answer that is better than another. Raises UsageError for feedback that says nothing or
+    contradicts itself.
+    """
     if rating not in (None, "up", "down"):
         raise UsageError(f"rating is {rating!r:.40}", "use 'up' or 'down'")
+    if rejected is not None:
+        return _check_better(answer, rating, correction, rejected)
     if rating is None and correction is None:
         raise UsageError("neither rating nor correction is given", "give one of them")
     is_same = correction is not None and correction.strip() == answer.strip()
@@ -82,6 +87,16 @@ def check_rating(answer: str, rating: str | None, correction: str | None) -> Non
     if rating == "down" and is_same:
         raise UsageError("the rating is 'down', and the correction is the same answer",
                          "write what is right, or leave one of them out")
+    return rating
+
+
+def _check_better(answer: str, rating: Rating | None, correction: str | None, rejected: str) -> Rating:
+    if rating == "down" or correction is not None:
+        raise UsageError("an answer is rejected for a better one, which is rated 'down' or corrected",
+                         "leave rejected out, or the other")
+    if rejected.strip() == answer.strip():
+        raise UsageError("the answer and the rejected one are the same", "give two that differ")
+    return "up"
 
 
 def check_size(*given: Any) -> None:

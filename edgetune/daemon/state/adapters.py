@@ -163,6 +163,14 @@ class Adapters:
         rows = self.store.read("SELECT id FROM adapters WHERE job = ?", job)
         return self.get(rows[0]["id"]) if rows else None
 
+    def report_of(self, job: str) -> Path | None:
+        """The file of HTML that says how the training of an adapter went; None where there is none."""
+        for row in self.store.read("SELECT folder FROM adapters WHERE job = ?", job):
+            with suppress(FormatError):
+                path = self._place(row["folder"]) / REPORT
+                return path if path.is_file() else None
+        return None
+
     def reasons(self) -> Sequence[str]:
         """Why the daemon is degraded, a sentence each."""
         return [*self.damaged.values(), *([self._missing] if self._missing else [])]

@@ -75,10 +75,12 @@ CREATE TABLE feedback (
     job TEXT,                       -- the last one that used it
     question TEXT,                  -- digest of what was asked; null where an earlier version wrote the row
     size INTEGER NOT NULL,          -- bytes of row and model
-    asked TEXT, answer TEXT);       -- their beginnings, for lists; null without a row
+    asked TEXT, answer TEXT,        -- their beginnings, for lists; null without a row
+    pair TEXT);                     -- of two answers to one question: the better, thumb up, and the worse, thumb down
 CREATE INDEX feedback_by_state ON feedback(state, held, size);
 CREATE INDEX feedback_by_question ON feedback(question);
 CREATE INDEX feedback_by_job ON feedback(job);
+CREATE INDEX feedback_by_pair ON feedback(pair);
 CREATE TABLE questions (            -- of feedback with a row, in the order of their arrival
     place INTEGER PRIMARY KEY,      -- 0, 1, ...; below 0: of an earlier version, which held out by another rule
     name TEXT NOT NULL UNIQUE,      -- digest of what was asked, as in feedback
@@ -112,7 +114,11 @@ CREATE TABLE questions (place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, he
 INSERT INTO questions (place, name, held) SELECT -max(rowid), question, held FROM feedback
     WHERE question != '' AND row IS NOT NULL GROUP BY question;
 """,
-    3: "ALTER TABLE adapters ADD COLUMN name TEXT NOT NULL DEFAULT ''"}
+    3: """
+ALTER TABLE adapters ADD COLUMN name TEXT NOT NULL DEFAULT '';
+ALTER TABLE feedback ADD COLUMN pair TEXT;
+CREATE INDEX feedback_by_pair ON feedback(pair);
+"""}
 
 
 class Store:

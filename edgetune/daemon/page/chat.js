@@ -1,0 +1,201 @@
+"use strict";
+// Chat: questions, answers as they come, thumbs, corrections, and which of two answers is better.
+
+let turns = []; // {role, content} of the conversation
+let answering = null; // the AbortController of the answer that is being written
+let choosing = null; // takes the first of two answers, while the person has chosen none
+const LIVELY = 0.8; // temperature of two answers, where the likeliest one alone is asked for
+
+function bubble(role) {
+  const said = el("div", { class: "said" });
+  const who = el("span", { class: "hush", text: role === "user" ? "You: " : "Answer: " });
+  const node = el("div", { class: role }, who, said);
+  node.said = said;
+  const empty = $("log").querySelector(".empty");
+  if (empty) empty.hidden = true;
+  $("log").append(node);
+  return node;
+}
+
+/** Follows what is written, unless the person has scrolled up to read. */
+function follow(change) {
+  const log = $("log"), below = log.scrollHeight - log.scrollTop - log.clientHeight;
+  change();
+  if (below < 48) log.scrollTop = log.scrollHeight;
+}
+
+async function say(text) {
+  if (choosing) choosing();
+  const system = $("system").value.trim(), talk = turns, control = (answering = new AbortController());
+  const messages = [...(system ? [{ role: "system", content: system }] : []), ...talk, { role: "user", content: text }]
+    .map((turn) => ({ ...turn })); // as they are now: a turn may be corrected later
+  bubble("user").said.textContent = text;
+  const node = bubble("answer"), answers = drafts(node, $("twice").checked ? 2 : 1);
+  const temperature = Number($("temperature").value) || (answers.length > 1 ? LIVELY : 0);
+  node.classList.add("waiting");
+  $("log").scrollTop = $("log").scrollHeight;
+  $("log").setAttribute("aria-busy", "true");
+  put($("send"), "Stop");
+  let wrong = "";
+  try {
+    await Promise.all(answers.map((answer) => stream({ messages, temperature }, answer, control.signal,
+      () => follow(() => put(answer.said, answer.text)))));
+  } catch (error) {
+    if (error.name === "AbortError") answers[0].finish = "stopped";
+    else wrong = error.message;
+    control.abort(); // the other one
+  }
+  node.classList.remove("waiting");
+  if (answering === control) {
+    answering = null;
+    put($("send"), "Send");
+    $("log").removeAttribute("aria-busy");
+  }
+  if (talk === turns) follow(() => (wrong ? fail(node, text, wrong) : choose(node, messages, answers)));
+}
+
+/** Answers to be written into `node`: one in its place, or two side by side. */
+function drafts(node, count) {
+  const answers = Array.from({ length: count }, () => ({ text: "", model: "", finish: null, usage: null }));
+  answers[0].said = node.said;
+  if (count === 1) return answers;
+  answers.forEach((answer, i) => {
+    answer.said = el("div", { class: "said" });
+    answer.box = el("div", { role: "group", "aria-label": `Answer ${i + 1}` }, answer.said);
+  });
+  node.pair = el("div", { class: "pair" }, ...answers.map((answer) => answer.box));
+  node.said.hidden = true;
+  node.append(node.pair);
+  return answers;
+}
+
+/** Reads the answer to what was asked as it comes; `grown` after each piece. */
+async function stream(asked, answer, signal, grown) {
+  const json = { model: $("model").value, ...asked, stream: true, stream_options: { include_usage: true },
+    max_tokens: Number($("longest").value) || 256 };
+  const response = await call("/v1/chat/completions", { method: "POST", json, signal });
+  const reader = response.body.getReader(), decoder = new TextDecoder();
+  for (let rest = ""; ;) {
+    const { value, done } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : new Error("The answer broke off; the daemon went away.");
+    });
+    rest += decoder.decode(value, { stream: !done });
+    const lines = rest.split(/\r?\n/);
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:") || line.slice(5).trim() === "[DONE]") continue;
+      const chunk = JSON.parse(line.slice(5));
+      if (chunk.error) throw new Error(sentence(chunk.error.message));
+      take(answer, chunk);
+    }
+    grown();
+    if (done) return;
+  }
+}
+
+function take(answer, chunk) {
+  answer.model = chunk.model;
+  answer.recalled = Boolean(chunk.edgetune);
+  answer.usage = chunk.usage || answer.usage;
+  for (const choice of chunk.choices) {
+    answer.text += choice.delta.content || "";
+    answer.finish = choice.finish_reason || answer.finish;
+  }
+}
+
+function fail(node, text, wrong) {
+  node.previousElementSibling.remove();
+  node.replaceWith(el("p", { class: "small bad", text: wrong }));
+  if (!$("text").value) $("text").value = text; // to be sent again
+}
+
+/** Lets the person pick the better of two answers, with which the conversation continues. Of one there is no choice. */
+function choose(node, messages, answers) {
+  const [first, second] = answers;
+  const settle = (answer, ...said) => {
+    choosing = null;
+    if (node.pair) node.pair.remove();
+    node.said.hidden = false;
+    put(node.said, answer.text);
+    return finish(node, messages, answer, ...said);
+  };
+  if (!second || first.finish === "stopped") return settle(first);
+  if (first.text.trim() === second.text.trim()) return settle(first, "Both answers were the same.");
+  choosing = () => settle(first);
+  answers.forEach((answer) => answer.text || put(answer.said, "(no words)"));
+  async function prefer(answer, { text }) {
+    const given = { messages, answer: answer.text, rejected: text, model: answer.model };
+    const saved = await post("/v1/feedback", given);
+    settle(answer, sentence(saved.reason), "up");
+    $("text").focus();
+  }
+  const button = (text, onclick) => el("button", { class: "quiet", type: "button", text, onclick });
+  for (const [answer, other, text] of [[first, second, "The first is better"], [second, first, "The second is better"]])
+    answer.box.append(button(text, (event) => act(event.currentTarget, () => prefer(answer, other))));
+  const neither = button("Neither: correct it", () => settle(first).correct());
+  node.pair.append(el("div", { class: "row small-buttons" }, neither));
+}
+
+/** Below an answer: who gave it, thumbs, and the way to correct it. said, rated: if it was rated
+ *  already. */
+function finish(node, messages, answer, said, rated) {
+  const turn = { role: "assistant", content: answer.text };
+  turns.push(messages[messages.length - 1], turn);
+  const note = el("span", { class: "small soft", role: "status", text: said || credit(answer) });
+  if (!answer.text) node.said.append(el("span", { class: "soft", text: "(no words)" }));
+  const thumbs = ["up", "down"].map((rating) => el("button", { class: `quiet ${rating}`, type: "button",
+    "aria-label": rating === "up" ? "Good answer" : "Wrong answer", "aria-pressed": String(rating === rated),
+    onclick: (event) => act(event.currentTarget, () => rate(rating)) }, thumb()));
+  const edit = el("button", { class: "quiet", type: "button", text: "Correct it", onclick: () => correct() });
+  const under = el("div", { class: "row under small-buttons" }, ...thumbs, edit, note);
+  node.append(under);
+
+  async function tell(given) {
+    const saved = await post("/v1/feedback", { messages, answer: answer.text, model: answer.model, ...given });
+    put(note, saved.reason ? sentence(saved.reason) : saved.learns ? "Kept to learn from." : "Noted.");
+  }
+  async function rate(rating) {
+    await tell({ rating });
+    thumbs.forEach((button) => button.setAttribute("aria-pressed", String(button.classList.contains(rating))));
+    if (rating === "down") correct();
+  }
+  function correct() {
+    const rows = Math.min(Math.max(turn.content.split("\n").length, 2), 8);
+    const box = el("textarea", { rows, value: turn.content });
+    const form = editor(box, async (value) => {
+      await tell({ correction: value });
+      turn.content = value;
+      put(node.said, value);
+    }, () => { node.said.hidden = under.hidden = false; edit.focus(); });
+    follow(() => { node.said.hidden = under.hidden = true; node.append(form); });
+    box.focus();
+  }
+  return { correct };
+}
+
+/** A form in which a correction is written: `save` keeps its text, `closed` is called when the form is gone. */
+function editor(box, save, closed) {
+  const button = el("button", { class: "main", type: "submit", text: "Save correction" });
+  const close = () => { form.remove(); closed(); };
+  const form = el("form", { class: "stack", onkeydown: (event) => event.key === "Escape" && close(),
+    onsubmit: (event) => {
+      event.preventDefault();
+      act(button, async () => { await save(box.value); close(); });
+    } }, el("label", {}, "What it should have answered", box),
+  el("div", { class: "row small-buttons" }, button,
+    el("button", { type: "button", text: "Leave it", onclick: close })));
+  return form;
+}
+
+function credit(answer) {
+  if (answer.recalled) return "from a correction";
+  const by = answer.model.startsWith("ft:") ? short(answer.model) : "base model";
+  const ended = { length: ", cut off at its longest", stopped: ", stopped" }[answer.finish] || "";
+  return answer.usage ? `${by}, ${answer.usage.completion_tokens} tokens${ended}` : by + ended;
+}
+
+function thumb() {
+  const icon = draw("svg", { class: "icon", "aria-hidden": "true" });
+  icon.append(draw("use", { href: "#thumb" }));
+  return icon;
+}

@@ -1,0 +1,125 @@
+"use strict";
+// Trainings: their progress, what happened, and a new one on a file.
+
+const names = new Map(); // of uploaded files, by id
+const ALIVE = ["queued", "running", "paused"];
+const COLOURS = { succeeded: "good", running: "good", paused: "warm", failed: "bad" };
+
+async function showJobs(jobs) {
+  $("no-jobs").hidden = jobs.length > 0;
+  const unknown = jobs.map((job) => job.training_file).filter((id) => id && !names.has(id));
+  unknown.forEach((id) => names.set(id, id)); // it may be deleted by now
+  if (unknown.length) for (const file of (await get("/v1/files")).data) names.set(file.id, file.filename);
+  list($("jobs"), jobs, (job) => job.id, jobCard);
+}
+
+function jobCard(first) {
+  const title = el("h3"), badge = el("span"), wrong = el("p", { class: "small bad" });
+  const bar = el("progress", { max: 1, value: 0, "aria-label": "Steps done" });
+  const facts = el("p", { class: "small soft number" }), story = jobStory(first);
+  const [pause, resume, cancel] = ["pause", "resume", "cancel"].map((verb) => el("button", { type: "button",
+    text: sentence(verb).slice(0, -1), onclick: (event) => steer(event.currentTarget, first.id, verb) }));
+  const path = `/v1/fine_tuning/jobs/${encodeURIComponent(first.id)}/report`;
+  const report = fileLink("Report", path, { name: "report.html" });
+  const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, title, badge),
+    el("div", { class: "row small-buttons" }, report, pause, resume, cancel)), bar, facts, wrong, story);
+  card.show = (job) => {
+    const { progress, status } = job, alive = ALIVE.includes(status);
+    put(title, job.origin === "learn" ? "From feedback" : job.suffix || names.get(job.training_file));
+    put(badge, status);
+    badge.className = `badge ${COLOURS[status] || ""}`;
+    bar.hidden = !alive;
+    bar.value = progress && progress.steps ? progress.step / progress.steps : 0;
+    put(facts, progress && alive ? pace(progress) : ended(job));
+    wrong.hidden = !job.error;
+    put(wrong, job.error ? sentence(job.error.message) : "");
+    pause.hidden = !["running", "queued"].includes(status);
+    resume.hidden = status !== "paused";
+    cancel.hidden = !alive;
+    report.hidden = !job.report;
+  };
+  card.learn = (job) => story.learn(job);
+  return card;
+}
+
+/** The loss curve and what happened, fetched while somebody looks. */
+function jobStory({ id, status }) {
+  const curve = lossCurve(), events = new Map();
+  const lines = el("ol", { class: "lines", tabIndex: 0, "aria-label": "What happened" }); // it scrolls
+  const story = el("details", { open: ALIVE.includes(status), ontoggle: () => story.open && look() },
+    el("summary", { class: "small soft", text: "Loss and events" }), el("div", { class: "stack" }, curve, lines));
+  let whole = false; // nothing more will happen
+  story.learn = async (job) => {
+    if (!story.open || whole) return;
+    await fetchEvents(id, events);
+    whole = !ALIVE.includes(job.status);
+    const all = [...events.values()].sort((a, b) => a.created_at - b.created_at);
+    const of = (type) => all.filter((event) => event.type === type);
+    curve.show(of("metrics").map((event) => event.data));
+    showLines(lines, of("message").map((event) => [event.created_at, event.message]).reverse());
+  };
+  return story;
+}
+
+async function steer(button, id, verb) {
+  if (verb !== "cancel" || (await sure("Cancel this training?", "What it has learned so far is lost.", "Cancel it")))
+    await act(button, () => post(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}/${verb}`));
+}
+
+function pace({ phase, step, steps, loss, tokens_per_s: speed, eta_s: left, judged, judging }) {
+  const asked = judging ? ` (${judged} of ${judging})` : "";
+  if (phase === "judging") return `trained, now judged beside what is in service${asked}`;
+  if (!step) return "begins";
+  const parts = [`step ${step} of ${steps}`, `loss ${number(loss)}`, `${number(speed, 0)} tokens/s`];
+  return parts.concat(left ? [`${lasting(left)} left`] : []).join(" · ");
+}
+
+function ended(job) {
+  const time = job.finished_at ? `ended ${when(job.finished_at)}` : `asked for ${when(job.created_at)}`;
+  return job.fine_tuned_model ? `${time} · made ${short(job.fine_tuned_model)}` : time;
+}
+
+/** Adds what happened since the last time; events come newest first, in pages. */
+async function fetchEvents(id, events) {
+  for (let after = ""; ;) {
+    const path = `/v1/fine_tuning/jobs/${encodeURIComponent(id)}/events?limit=100`;
+    const page = await get(after ? `${path}&after=${encodeURIComponent(after)}` : path);
+    const fresh = page.data.filter((event) => !events.has(event.id));
+    fresh.forEach((event) => events.set(event.id, event));
+    if (!page.has_more || fresh.length < page.data.length) return;
+    after = page.data[page.data.length - 1].id;
+  }
+}
+
+async function train() {
+  const note = (text, bad) => {
+    put($("train-note"), text);
+    $("train-note").classList.toggle("bad", Boolean(bad));
+    if (bad) $("train-note").scrollIntoView({ block: "nearest" }); // the button may be the last thing on the screen
+  };
+  const sent = [];
+  $("start").disabled = true;
+  try {
+    for (const input of [$("file"), $("held")]) {
+      if (!input.files[0]) continue;
+      note(`Sending ${input.files[0].name} …`);
+      const body = new FormData();
+      body.append("purpose", "fine-tune");
+      body.append("file", input.files[0]);
+      sent.push((await (await call("/v1/files", { method: "POST", body })).json()).id);
+    }
+    const asked = ["epochs", "lr"].filter((name) => $(name).value).map((name) => [name, Number($(name).value)]);
+    await post("/v1/fine_tuning/jobs", { model: base, training_file: sent[0],
+      ...(sent[1] && { validation_file: sent[1] }), ...($("suffix").value && { suffix: $("suffix").value }),
+      method: { type: "supervised", supervised: { hyperparameters: Object.fromEntries(asked) } } });
+    note("");
+    $("train").reset();
+    $("begin").open = false;
+  } catch (error) {
+    note(error.message, true);
+    for (const id of sent) // of no use without a job
+      await call(`/v1/files/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
+  }
+  $("start").disabled = false;
+  await look();
+}

@@ -1,0 +1,82 @@
+"use strict";
+// What is shown is asked for again and again; listeners of what page.html holds.
+
+const EVERY = 2500; // ms between two looks at the daemon, while somebody sees the page
+let looking = null, lost = false;
+
+/** Asks the daemon how things are, once at a time, and shows it. */
+const look = () => (looking ||= lookNow().finally(() => (looking = null)));
+
+async function lookNow() {
+  try {
+    const [device, adapters, jobs, health] = await Promise.all([get("/v1/device"), get("/v1/adapters"),
+      get("/v1/fine_tuning/jobs?limit=20"), get("/healthz")]);
+    base = device.model;
+    showDevice(device);
+    showAdapters(adapters);
+    await showJobs(jobs.data);
+    await showFeedback();
+    for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
+    showHealth(health);
+    if (lost) notice("");
+    lost = false;
+  } catch (error) {
+    if (!lost) notice(error.message, true);
+    lost = true;
+    $("health").className = "badge bad";
+    put($("health"), error.away ? "not reached" : "not working");
+  }
+}
+
+async function watch() {
+  for (;;) {
+    if (!document.hidden) await look();
+    await new Promise((done) => setTimeout(done, EVERY));
+  }
+}
+
+$("say").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (answering) return answering.abort();
+  const text = $("text").value.trim();
+  if (!text) return $("text").focus();
+  $("text").value = "";
+  say(text);
+});
+$("text").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!answering) $("say").requestSubmit();
+});
+$("anew").addEventListener("click", () => {
+  if (answering) answering.abort();
+  answering = null;
+  put($("send"), "Send");
+  turns = [];
+  choosing = null;
+  [...$("log").children].forEach((node) => (node.className === "empty" ? (node.hidden = false) : node.remove()));
+  $("text").focus();
+});
+$("given").addEventListener("toggle", () => $("given").open && look());
+$("more").addEventListener("click", () => { wanted += MORE; act($("more"), () => {}); });
+$("train").addEventListener("submit", (event) => { event.preventDefault(); train(); });
+$("learn").addEventListener("click", async () => {
+  put($("learn"), "Beginning …"); // the first time it takes a while
+  await act($("learn"), () => post("/v1/learn"));
+  put($("learn"), "Learn now");
+});
+$("back").addEventListener("click", async (event) => {
+  const button = event.currentTarget;
+  if (await sure("Roll back?", "What was in service before answers again from the next request on.", "Roll back"))
+    await act(button, () => post("/v1/adapters/rollback"));
+});
+$("notice").querySelector("button").addEventListener("click", () => notice(""));
+document.addEventListener("visibilitychange", () => document.hidden || look());
+for (const button of document.querySelectorAll("nav button"))
+  button.addEventListener("click", () => {
+    document.body.dataset.view = button.dataset.to;
+    document.querySelectorAll("nav button").forEach((other) => other.removeAttribute("aria-current"));
+    button.setAttribute("aria-current", "true");
+    window.scrollTo(0, 0);
+  });
+watch();

@@ -1,0 +1,147 @@
+"""How the page looks and is used: no sideways scrolling, contrast, axe-core, the keyboard alone, its own policy."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from pages import LAPTOP, ROWS, SMALL_PHONE, ask, expect, get, go_to, is_sideways, opened, runs, sync_api
+from services import SMALL
+
+
+@pytest.fixture(scope="module")
+def url(running):
+    """With a bit of everything to be seen."""
+    service = running.service
+    job = service.jobs.create_from_rows(ROWS, suffix="lamp", hyperparameters=SMALL)
+    made = service.jobs.wait(job.id, 60).result
+    service.adapters.promote(made, "for the test")
+    service.feedback.add(prompt="which?", answer="this", rejected="that")
+    service.feedback.add(prompt="where?", correction="here")
+    return running.url
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (900, 700), (390, 844), (360, 600)])
+def test_a_notice_covers_no_button_that_sends_and_leaves_by_itself(browser, url, size):
+    with opened(browser, url, viewport={"width": size[0], "height": size[1]}) as page:
+        expect(page.locator("#health")).to_have_text("running")
+        page.clock.install()
+        page.evaluate("notice('A sentence that is long enough for several lines on any screen. '.repeat(3))")
+        expect(page.locator("#notice")).to_be_visible()
+        for name in ("#send", "#text"):
+            assert apart(page.locator("#notice").bounding_box(), page.locator(name).bounding_box()), name
+        page.clock.run_for(15_000)
+        expect(page.locator("#notice")).to_be_hidden()
+
+
+def apart(a: dict[str, float], b: dict[str, float]) -> bool:
+    beside = a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"]
+    return beside or a["y"] + a["height"] <= b["y"] or b["y"] + b["height"] <= a["y"]
+
+
+def test_nothing_but_its_own_script_runs_and_markup_is_refused(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    policy = page.goto(url).headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    for markup in ("document.body.innerHTML = '<b>x</b>'", "document.body.setAttribute('onclick', 'x()')",
+                   "document.createElement('script').text = 'x()'"):
+        with pytest.raises(sync_api.Error, match="Trusted"):
+            page.evaluate(f"() => {{ {markup} }}")
+    context.close()
+
+
+# The least contrast of any text with the ground behind it, as WCAG 2 defines it; controls at rest are exempt.
+CONTRAST = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map((part) => part / 255)
+      .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (node) => {
+    const colour = getComputedStyle(node).backgroundColor;
+    return /, 0\\)$/.test(colour) && node.parentElement ? ground(node.parentElement) : colour;
+  };
+  let worst = [21, ""];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+    if (!own || !node.checkVisibility() || node.matches(":disabled, script, style")) continue;
+    const style = getComputedStyle(node), ink = node.closest("svg") ? style.fill : style.color;
+    const [high, low] = [light(ink), light(ground(node))].sort((a, b) => b - a);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < worst[0]) worst = [ratio, node.outerHTML.slice(0, 200)];
+  }
+  return worst;
+}"""
+
+
+def check_looks(page: Any) -> None:
+    """No sideways scrolling, contrast, and nothing that axe-core complains of."""
+    assert not is_sideways(page)
+    ratio, where = page.evaluate(CONTRAST)
+    assert ratio >= 4.5, where
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def unfold(page: Any) -> None:
+    page.evaluate("document.querySelectorAll('main details').forEach((fold) => (fold.open = true))")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_each_part_whole_and_readable(browser, url, scheme):
+    with opened(browser, url, color_scheme=scheme, **SMALL_PHONE) as page:
+        runs(page)
+        ask(page, "Hello").get_by_role("button", name="Wrong answer").tap()
+        expect(page.get_by_label("What it should have answered")).to_be_focused()
+        for part in ("Chat", "Learning", "Adapters", "Device"):
+            go_to(page, part)
+            shown = page.locator("main section:visible h2")
+            expect(shown).to_have_count(1)
+            expect(shown).to_contain_text(part)
+            unfold(page)
+            if part == "Chat":
+                assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+            if part == "Learning":
+                expect(page.locator("#feedback > li").first).to_be_visible()
+                expect(page.locator("#jobs svg path.train")).to_be_visible()
+            check_looks(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_laptop_shows_all_at_once(browser, url, scheme):
+    with opened(browser, url, color_scheme=scheme, **LAPTOP) as page:
+        runs(page)
+        page.select_option("#model", "tiny")  # whose answers vary
+        page.click("#options summary")
+        page.get_by_label("Two answers, to pick the better one").check()
+        expect(ask(page, "Hello").get_by_role("button", name="The first is better")).to_be_visible()
+        unfold(page)
+        page.get_by_role("button", name="Edit", exact=True).first.click()
+        expect(page.locator("#jobs svg path.train")).to_be_visible()
+        check_looks(page)
+        page.get_by_role("button", name="Delete", exact=True).first.click()
+        check_looks(page)
+
+
+def test_it_is_used_with_the_keyboard_alone(page):
+    for reached in ("#model", "#anew", "#log", "#options summary", "#text"):
+        page.keyboard.press("Tab")
+        expect(page.locator(reached)).to_be_focused()
+    page.keyboard.type("Hi")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("there")
+    page.keyboard.press("Enter")
+    expect(page.locator("#log .user .said")).to_have_text("Hi\nthere", use_inner_text=True)
+
+
+def test_facts_are_those_of_the_device(page, url):
+    device = get(url, "/v1/device")
+    expect(page.locator("#name")).to_have_text(re.compile(f"on {device['model']}$"))
+    expect(page.locator("#budget")).to_contain_text("of ")
+    warm = device["temperature"]
+    expect(page.locator("#heat-note")).to_have_text("no sensor" if warm is None else "")
+    assert 0 < page.locator("#meter").evaluate("(meter) => meter.value") <= 1

@@ -1,0 +1,168 @@
+"""Trainings and adapters on the page by real clicks, who may use it, and a daemon that was away."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import HOSTILE, PHONE, ROWS, begin_training, expect, get, go_to, httpx, lines_of, opened, runs
+from services import until
+
+
+def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, url):
+    begin_training(page, f"{HOSTILE}.jsonl", lines_of(ROWS), epochs=2, suffix="lamp")
+    job = page.locator("#jobs > li").first
+    expect(job.locator("h3")).to_have_text("lamp")
+    expect(job.locator(".badge")).to_have_text("succeeded", timeout=60_000)
+    made = get(url, "/v1/fine_tuning/jobs")["data"][0]
+    assert get(url, f"/v1/files/{made['training_file']}")["filename"] == f"{HOSTILE}.jsonl"
+
+    events = get(url, f"/v1/fine_tuning/jobs/{made['id']}/events?limit=100")["data"]
+    kinds = [event["data"]["event"] for event in events if event["type"] == "metrics"]
+    expect(job.locator("svg circle")).to_have_count(kinds.count("eval"))
+    drawn = job.locator("svg path.train").get_attribute("d")
+    assert drawn.count("M") + drawn.count("L") == kinds.count("step") == 4  # 16 rows in batches of 8, twice
+    names = job.locator("svg text").all_text_contents()
+    assert "loss" in names  # each axis has a name
+    assert any(name.startswith("step ") for name in names)
+
+    read_the_report(page, url, made)
+    (adapter,) = get(url, "/v1/adapters")["data"]
+    card = page.locator("#adapters > li").first
+    expect(card).to_contain_text(adapter["verdict"]["reason"])
+    go_in_and_out_of_service(page, url, adapter)
+
+
+def read_the_report(page, url: str, job: dict[str, Any]) -> None:
+    """In a new tab, under a policy of its own by which nothing runs."""
+    with page.context.expect_page() as opened:
+        page.locator("#jobs > li").first.get_by_role("link", name="Report").click()
+    report = opened.value
+    expect(report.locator("h1")).to_contain_text("a training of tiny")
+    assert report.url == url + job["report"]
+    answer = httpx.get(report.url)
+    policy = answer.headers["content-security-policy"]
+    (own,) = re.findall(r"style-src '[^']*'", policy)
+    assert own in report.locator("meta[http-equiv]").get_attribute("content")
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+    assert report.locator("h1").evaluate("(node) => getComputedStyle(node).marginTop") == "0px"  # its styles hold
+    report.close()
+    assert httpx.get(f"{url}/v1/fine_tuning/jobs/nothing/report").status_code == 404
+
+
+def go_in_and_out_of_service(page, url: str, adapter: dict[str, Any]) -> None:
+    def serving() -> Any:
+        return get(url, "/v1/adapters")["serving"]
+
+    if adapter["state"] == "serving":  # the gate let it pass
+        httpx.post(f"{url}/v1/adapters/rollback").raise_for_status()
+    promote = page.locator("#adapters > li").first.get_by_role("button", name="Put into service")
+    promote.click()
+    page.get_by_role("button", name="Leave it").click()
+    expect(page.locator("#sure")).to_be_hidden()
+    assert serving() is None
+    promote.click()
+    page.locator("#sure").get_by_role("button", name="Put into service").click()
+    until(lambda: serving() == adapter["id"])
+    expect(page.locator("#name")).to_have_text(re.compile("^lamp "))
+    page.get_by_role("button", name="Roll back").click()
+    page.locator("#sure").get_by_role("button", name="Roll back").click()
+    until(lambda: serving() is None)
+    expect(page.locator("#name")).to_have_text("tiny")
+
+
+def test_a_training_is_paused_resumed_and_cancelled(page, url):
+    begin_training(page, f"{HOSTILE}.jsonl", lines_of(ROWS), epochs=5000)
+    job = page.locator("#jobs > li").first
+    expect(job.locator("h3")).to_have_text(f"{HOSTILE}.jsonl")
+
+    def becomes(status: str) -> None:
+        expect(job.locator(".badge")).to_have_text(status, timeout=60_000)
+        assert get(url, "/v1/fine_tuning/jobs")["data"][0]["status"] == status
+
+    becomes("running")
+    expect(job.locator("svg path.train")).to_have_attribute("d", re.compile("L"), timeout=60_000)
+    job.get_by_role("button", name="Pause").click()
+    becomes("paused")
+    job.get_by_role("button", name="Resume").click()
+    becomes("running")
+    job.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel it").click()
+    becomes("cancelled")
+    expect(job.get_by_role("button", name="Cancel")).to_be_hidden()
+
+
+def test_a_file_that_cannot_be_used_is_refused_in_a_sentence_and_leaves_nothing(page, url):
+    before = get(url, "/v1/files")["data"]
+    begin_training(page, "notes.txt", b"just some words\n")
+    expect(page.locator("#train-note")).to_have_text(re.compile(r"^Line 1: .*\.$"))
+    page.fill("#epochs", "")
+    page.set_input_files("#file", {"name": "one.jsonl", "mimeType": "", "buffer": lines_of(ROWS[:1])})
+    page.click("#start")  # sound, but there is nothing to judge by
+    expect(page.locator("#train-note")).to_have_text(re.compile(r"fewer than 2 .*\.$"))
+    until(lambda: get(url, "/v1/files")["data"] == before)
+
+
+@pytest.mark.parametrize("height", [500, 600, 844])
+def test_what_is_wrong_with_an_upload_is_seen_where_one_looks(browser, url, height):
+    with opened(browser, url, **{**PHONE, "viewport": {"width": 390, "height": height}}) as page:
+        runs(page)
+        go_to(page, "Learning")
+        begin_training(page, "notes.txt", b"just some words\n")
+        note = page.locator("#train-note")
+        expect(note).to_have_text(re.compile(r"^Line 1: .*\.$"))
+        box = note.bounding_box()
+        nav = page.locator("nav").bounding_box()
+        assert page.locator("header").bounding_box()["height"] <= box["y"]
+        assert box["y"] + box["height"] <= nav["y"]
+
+
+# ---- who may, and what is wrong --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def started(model: Path, state: Path, *options: object) -> Iterator[str]:
+    """A daemon as a user starts it; its URL. It must end well."""
+    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", state, "--json", *options]
+    process = subprocess.Popen([str(part) for part in command], cwd=state.parent, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        yield json.loads(process.stdout.readline())["url"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_key_is_asked_for_until_it_is_right_and_a_daemon_that_was_away_is_found_again(browser, model, tmp_path):
+    from edgetune.daemon.keys import add_key
+
+    key = add_key(tmp_path / "keys", "me")
+    options = tmp_path / "state", "--key-file", tmp_path / "keys", "--port"
+    with ExitStack() as stack:
+        with started(model, *options, 0) as url:
+            page = stack.enter_context(opened(browser, url))
+            page.get_by_label("Key", exact=True).fill("wrong")
+            page.keyboard.press("Enter")
+            expect(page.locator("#key-text")).to_have_text("That key was refused.")
+            expect(page.locator("#ask-key")).to_contain_text("edgetune service key NAME")
+            page.get_by_label("Key", exact=True).fill(key)
+            page.keyboard.press("Enter")
+            expect(page.locator("#health")).to_have_text("running")
+            assert page.evaluate("[sessionStorage.getItem('key'), localStorage.length]") == [key, 0]
+        expect(page.locator("#health")).to_have_text("not reached")
+        expect(page.locator("#notice")).to_contain_text("The daemon does not answer")
+        stack.enter_context(started(model, *options, url.rpartition(":")[2]))
+        expect(page.locator("#health")).to_have_text("running")
+        expect(page.locator("#notice")).to_be_hidden()
