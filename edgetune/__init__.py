@@ -5,6 +5,7 @@ The library an app embeds:
     train          rows in, an adapter and a verdict out: what `edgetune train` does
     resume         continue such a run, also with more epochs after its end
     Result         what came of it
+    pull           get a model by its name; names work wherever a model is opened
     Trainer        open a model, add examples, step(), loss(), pairs
     run            a whole run on disk of rows that are tokens already
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
@@ -30,11 +31,11 @@ _HOME = {
     "load": "data.dataset", "load_rows": "data.dataset", "Trainer": "training.trainer",
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
     "Served": "serving.llama:LlamaModel", "train": "runs.train",
-    "resume": "runs.train", "Result": "runs.result",
+    "resume": "runs.train", "Result": "runs.result", "pull": "hub",
 }
 __all__ = [
     "Bundle", "EdgetuneError", "Result", "Served", "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__",
-    "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "resume", "run", "train",
+    "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "pull", "resume", "run", "train",
 ]
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .formats.bundle import Bundle as Bundle
     from .formats.bundle import open_bundle as open_bundle
     from .formats.gguf import open_gguf as open_gguf
+    from .hub import pull as pull
     from .llamacpp.tokenizer import Tokenizer as Tokenizer
     from .runs.result import Result as Result
     from .runs.train import resume as resume

@@ -86,7 +86,8 @@ def test_commands_have_the_options_that_the_pages_give():
     assert checked >= 15
 
 
-def test_generated_pages_are_current():
+def test_generated_pages_are_current(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)

@@ -42,7 +42,22 @@ adapter_option = click.option("--adapter", type=click.Path(path_type=Path), mult
 threads_option = click.option("--threads", type=click.IntRange(0, 1024), default=0,
                               help="Threads; 0: one a core that this process may use.")
 system_option = click.option("--system", default="", help="System message.")
-MODEL = click.argument("model", type=click.Path(path_type=Path))
+
+
+class ModelPath(click.Path):
+    """A file or folder, or the name of a model that is on this device."""
+
+    name = "model"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..formats.named import find_model
+        return super().convert(find_model(value), param, ctx)
+
+
+MODEL = click.argument("model", type=ModelPath())
 
 
 class Commands(click.Group):
@@ -50,8 +65,8 @@ class Commands(click.Group):
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return ["demo", "compress", "data", "train", "resume", "report", "plan", "eval", "compare", "generate", "chat",
-                "daemon", "service", "status", "jobs", "adapters", "feedback", "export", "import", "merge", "info",
-                "device", "doctor", "bench"]
+                "daemon", "service", "status", "jobs", "adapters", "feedback", "export", "import", "merge", "pull",
+                "models", "info", "device", "doctor", "bench"]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

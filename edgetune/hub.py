@@ -1,0 +1,211 @@
+"""Gets models from the Hugging Face hub into the cache of named models, with resume.
+
+A file of the hub is other people's bytes: it is put into its place once its SHA-256 is what the hub says and it is a
+whole GGUF of a model that llama.cpp may be given. Until then it lies apart, under no model's name, for the next try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import disk
+from .errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError
+from .formats import named
+from .formats.gguf import Gguf, OpenFile, check_model, open_gguf
+from .formats.named import Source
+
+PARTIAL = ".partial"  # in the cache: a folder for each file that is not whole yet
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A model on this device. licence: as its file or the hub says it, "" where neither does. revision: the commit of
+    its repository. downloaded: whether this call brought it.
+    """
+
+    name: str
+    path: str
+    bytes: int
+    sha256: str
+    licence: str
+    revision: str
+    downloaded: bool
+
+
+def pull(name: str, progress: bool = False) -> Pulled:
+    """Get a model by its name, hf:ORG/REPO:FILE or a known one, unless it is on this device already.
+
+    progress: show a bar on stderr. Raises UsageError for what is no name, NotFoundError for what does not exist,
+    FormatError and UnsupportedError for a file that cannot be used, DiskError, and EdgetuneError where the hub does not
+    answer or the library for it is not installed: then what has come so far remains, and the next call continues.
+    """
+    if name.lower() == named.PACKAGED:
+        return _packaged()
+    source = named.source_of(name)
+    if source is None:
+        known = ", ".join([named.PACKAGED, *named.KNOWN])
+        raise NotFoundError(f"no model is called {name!r:.80}", f"known are {known}, and {named.HUB}ORG/REPO:FILE.gguf")
+    if source.file and (path := named.place_of(source)).is_file() and (record := named.read_record(path)):
+        return _from_record(name, path, record)
+    with _asking(source):
+        repository = _Repository(source)
+    return _download(name, repository, progress)
+
+
+def _packaged() -> Pulled:
+    path = named.packaged_model()
+    file = OpenFile(path, "install the package again")
+    return Pulled(named.PACKAGED, str(path), path.stat().st_size, file.sha256(), _licence(open_gguf(path)), "", False)
+
+
+def _from_record(name: str, path: Path, record: dict[str, Any]) -> Pulled:
+    texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
+    return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
+
+
+def _licence(gguf: Gguf) -> str:
+    found = gguf.metadata.get("general.license")
+    return found.strip() if isinstance(found, str) else ""
+
+
+# ---- the hub ---------------------------------------------------------------------------------------------------------
+
+
+class _Repository:
+    """What the hub says of a source: the commit to take, the file's size and hash, the licence."""
+
+    def __init__(self, source: Source) -> None:
+        hub = _library()
+        self.hub = hub
+        self.endpoint = os.environ.get("HF_ENDPOINT") or None
+        info = hub.HfApi(endpoint=self.endpoint).model_info(source.repo)
+        self.source = Source(source.repo, source.file or _only_gguf(source, info))
+        self.revision = str(info.sha)
+        card = info.card_data or {}
+        self.licence = str(card.get("license") or "")
+        url = hub.hf_hub_url(source.repo, self.source.file, revision=self.revision, endpoint=self.endpoint)
+        found = hub.get_hf_file_metadata(url)
+        self.size = int(found.size or 0)
+        self.sha256 = etag if (etag := str(found.etag or "")) and _SHA256.fullmatch(etag) else ""
+
+    def download(self, folder: Path) -> Path:
+        """Into `folder`, continuing what lies there."""
+        return Path(self.hub.hf_hub_download(self.source.repo, self.source.file, revision=self.revision,
+                                             local_dir=folder, endpoint=self.endpoint))
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise EdgetuneError("huggingface-hub, which downloads models, is not installed",
+                            "pip install 'edgetune[hub]'") from None
+    return huggingface_hub
+
+
+def _only_gguf(source: Source, info: Any) -> str:
+    """The file of a source that names none."""
+    files = [sibling.rfilename for sibling in info.siblings or [] if sibling.rfilename.lower().endswith(".gguf")]
+    if len(files) == 1:
+        return str(files[0])
+    instead = f"edgetune compress {source.repo} makes one of a checkpoint"
+    listed = f"it has {', '.join(files[:12])}" if files else instead
+    raise UsageError(f"{named.HUB}{source.repo} names no file, and the repository has {len(files)} GGUF files",
+                     f"name one as {named.HUB}{source.repo}:FILE; {listed}")
+
+
+@contextmanager
+def _asking(source: Source) -> Iterator[None]:
+    """Errors of the library, which are many classes in each of its versions, as one sentence."""
+    try:
+        yield
+    except EdgetuneError:
+        raise
+    except Exception as error:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403, 404):
+            raise NotFoundError(f"the hub does not give {source.name} ({said})", "look at the name; a gated repository "
+                                "needs its licence accepted there and a token in HF_TOKEN") from None
+        raise EdgetuneError(f"{source.name} is not downloaded ({type(error).__name__}: {said})",
+                            "what has come so far is kept; the same command continues") from None
+
+
+# ---- from the hub to its place ---------------------------------------------------------------------------------------
+
+
+def _download(name: str, repository: _Repository, progress: bool) -> Pulled:
+    source = repository.source
+    target = named.place_of(source)
+    beside = named.cache_folder() / PARTIAL / hashlib.sha256(source.name.encode()).hexdigest()[:16]
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        present = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
+    except OSError as error:
+        raise disk.cannot_write(beside, error) from None
+    disk.require_room(beside, repository.size - present)
+    with disk.alone(beside):
+        return _into_place(name, repository, beside, target, progress)
+
+
+def _into_place(name: str, repository: _Repository, beside: Path, target: Path, progress: bool) -> Pulled:
+    source = repository.source
+    with _asking(source), _bars(repository.hub, progress):
+        file = repository.download(beside)
+    try:
+        gguf, digest = _checked(file, repository)
+        found = Pulled(name if name in named.KNOWN else source.name, str(target), file.stat().st_size, digest,
+                       _licence(gguf) or repository.licence, repository.revision, True)
+        _put(file, target, {"source": source.name, **asdict(found)})
+    finally:  # whole or of no use
+        shutil.rmtree(beside, ignore_errors=True)
+    return found
+
+
+def _checked(file: Path, repository: _Repository) -> tuple[Gguf, str]:
+    """The file, opened, and its SHA-256. Raises FormatError where it is not what the hub said."""
+    digest = OpenFile(file, "pull it again").sha256()
+    if repository.sha256 and digest != repository.sha256:
+        raise FormatError(f"{repository.source.name} arrived with the SHA-256 {digest}, the hub says "
+                          f"{repository.sha256}", "pull it again; nothing of it is kept")
+    try:
+        gguf = open_gguf(file)
+        check_model(gguf)
+    except (FormatError, UnsupportedError) as error:
+        what = error.what.replace(str(file), repository.source.name)
+        raise type(error)(f"{what}; nothing of it is kept", error.hint) from None
+    return gguf, digest
+
+
+def _put(file: Path, target: Path, record: dict[str, Any]) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        disk.sync(file)
+        with disk.replaced(target.with_name(target.name + named.RECORD)) as beside:
+            beside.write_text(json.dumps(record, indent=2) + "\n")
+        file.replace(target)
+        disk.sync(target.parent)
+    except OSError as error:
+        raise disk.cannot_write(target, error) from None
+
+
+@contextmanager
+def _bars(hub: Any, shown: bool) -> Iterator[None]:
+    """The library's progress bars, on or off for a while."""
+    were_off = hub.utils.are_progress_bars_disabled()
+    switch = {True: hub.utils.enable_progress_bars, False: hub.utils.disable_progress_bars}
+    switch[shown]()
+    try:
+        yield
+    finally:
+        switch[not were_off]()

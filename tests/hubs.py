@@ -1,0 +1,95 @@
+"""A hub of one repository on this machine: what huggingface-hub asks of Hugging Face's, over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+REPO = "some/tiny-GGUF"
+COMMIT = "c" * 40
+
+
+@dataclass
+class Hub:
+    """files: by name. digest: what it says a file's SHA-256 is, unless that is true. breaks: after that many bytes the
+    next download breaks off. gets: (name, Range) of each download.
+    """
+
+    files: dict[str, bytes]
+    licence: str = "mit"
+    digest: str = ""
+    breaks: int | None = None
+    gets: list[tuple[str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
+            if self.path.startswith(f"/api/models/{REPO}"):
+                self._send(200, json.dumps({
+                    "id": REPO, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files],
+                    "cardData": {"license": hub.licence}}).encode())
+                return
+            prefix = f"/{REPO}/resolve/{COMMIT}/"
+            name = self.path.removeprefix(prefix)
+            if not self.path.startswith(prefix) or name not in hub.files:
+                self._send(404, b"", **{"X-Error-Code": "EntryNotFound"})
+                return
+            self._file(name, hub.files[name])
+
+        def _file(self, name: str, content: bytes) -> None:
+            etag = hub.digest or hashlib.sha256(content).hexdigest()
+            about = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{etag}"', "ETag": f'"{etag}"',
+                     "X-Linked-Size": str(len(content)), "Accept-Ranges": "bytes"}
+            asked = self.headers.get("Range")
+            if self.command == "GET":
+                hub.gets.append((name, asked))
+            if asked is None:
+                self._send(200, content, **about)
+            else:
+                begin = int(asked.removeprefix("bytes=").partition("-")[0])
+                about["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                self._send(206, content[begin:], **about)
+
+        def _send(self, status: int, body: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if hub.breaks is not None and "X-Linked-Etag" in headers:
+                body = body[:hub.breaks]
+                hub.breaks = None
+                self.close_connection = True
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

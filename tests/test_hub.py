@@ -1,0 +1,137 @@
+"""Models by name: pulled by huggingface-hub from a hub of this machine, checked, put into place, and opened by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import run
+from hubs import COMMIT, REPO, Hub, serving
+from huggingface_hub import constants
+from tiny import write_tiny
+
+import edgetune
+from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
+from edgetune.formats import named
+from edgetune.formats.named import find_model
+from edgetune.hub import pull
+
+NAME = f"hf:{REPO}:sub/tiny.Q8_0.gguf"
+CHUNK = 1 << 14
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)  # what arrives whole is kept
+    content = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0").read_bytes()
+    assert len(content) > 4 * CHUNK
+    with serving(Hub({"README.md": b"# hi", "sub/tiny.Q8_0.gguf": content})) as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        yield made
+
+
+def cached() -> set[str]:
+    """The files of the cache, but for those of the library."""
+    folder = named.cache_folder()
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_model_is_pulled_once_and_opened_by_its_name(hub):
+    with pytest.raises(NotFoundError, match=f"edgetune pull {NAME}"):
+        edgetune.open_bundle(NAME)
+    found = pull(NAME)
+    content = hub.files["sub/tiny.Q8_0.gguf"]
+    assert found.downloaded
+    assert (found.bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert (found.licence, found.revision) == ("mit", COMMIT)
+    assert Path(found.path).read_bytes() == content
+    assert cached() == {f"{REPO}/sub/tiny.Q8_0.gguf", f"{REPO}/sub/tiny.Q8_0.gguf.json"}
+    assert edgetune.open_bundle(NAME).path == Path(found.path)
+    gets = len(hub.gets)
+    again = pull(NAME)
+    assert (again.downloaded, again.sha256, again.licence) == (False, found.sha256, "mit")
+    assert len(hub.gets) == gets
+    with edgetune.Served(NAME, threads=1) as served:
+        assert "".join(served.generate("the", max_tokens=2))
+
+
+def test_the_only_gguf_need_not_be_named(hub):
+    assert pull(f"hf:{REPO}").name == NAME
+    hub.files["other.gguf"] = b""
+    with pytest.raises(UsageError, match=r"2 GGUF files.*sub/tiny\.Q8_0\.gguf, other\.gguf"):
+        pull(f"hf:{REPO}")
+
+
+def test_a_download_that_broke_off_continues(hub):
+    hub.breaks = 3 * CHUNK + 5
+    with pytest.raises(EdgetuneError, match="the same command continues"):
+        pull(NAME)
+    with pytest.raises(NotFoundError):
+        find_model(NAME)
+    found = pull(NAME)
+    assert hub.gets == [("sub/tiny.Q8_0.gguf", None), ("sub/tiny.Q8_0.gguf", f"bytes={3 * CHUNK}-")]
+    assert found.sha256 == hashlib.sha256(hub.files["sub/tiny.Q8_0.gguf"]).hexdigest()
+    assert not (named.cache_folder() / ".partial").exists() or not any((named.cache_folder() / ".partial").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["hash", "no gguf", "cut"])
+def test_what_is_not_as_it_should_be_leaves_nothing(hub, damage):
+    content = hub.files["sub/tiny.Q8_0.gguf"]
+    if damage == "hash":
+        hub.digest = "0" * 64
+    else:
+        hub.files["sub/tiny.Q8_0.gguf"] = content[:-100] if damage == "cut" else b"#!/bin/sh\n" * 99
+    with pytest.raises(FormatError, match="nothing of it is kept") as refused:
+        pull(NAME)
+    assert str(named.cache_folder()) not in str(refused.value)
+    assert cached() == set()
+
+
+@pytest.mark.parametrize("name", ["hf:some/none:a.gguf", f"hf:{REPO}:none.gguf", "nosuch"])
+@pytest.mark.usefixtures("hub")
+def test_what_does_not_exist_is_said(name):
+    with pytest.raises(NotFoundError, match=r"none|nosuch"):
+        pull(name)
+    assert cached() == set()
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:a", "hf:a/b:../c.gguf", "hf:a/b:/etc/x.gguf", "hf:../b:c.gguf",
+                                  "hf:a/b:c.bin", "hf:a/..:c.gguf"])
+def test_names_stay_within_the_cache(name):
+    with pytest.raises(UsageError, match="name it hf:ORG/REPO:FILE"):
+        find_model(name)
+
+
+@pytest.mark.usefixtures("hub")
+def test_without_its_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(EdgetuneError, match=r"pip install 'edgetune\[hub\]'"):
+        pull(NAME)
+
+
+def test_the_demonstrations_model_needs_no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    found = pull("smollm2")
+    assert (found.licence, found.downloaded) == ("apache-2.0", False)
+    assert find_model("SmolLM2") == Path(found.path)
+    (tmp_path / "smollm2").touch()
+    assert find_model("smollm2") == Path("smollm2")  # a file of that name comes first
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_commands(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "on", "completion": "off"}\n' * 3)
+    assert f"edgetune pull {NAME}" in run("plan", NAME, code=1)
+    assert json.loads(run("pull", NAME, "--json"))["sha256"] in run("pull", NAME)
+    listed = json.loads(run("models", "--json"))["models"]
+    assert [model["name"] for model in listed if model["licence"] == "mit"] == [NAME]
+    run("train", NAME, rows, "-o", tmp_path / "out", "--steps", 1, "--eval", "none", "--max-length", 32, "--threads", 1)
+    assert json.loads((tmp_path / "out/run.json").read_text())["base"]["path"] == str(find_model(NAME))
+    assert "compress" in run("train", "some/checkpoint", rows, "-o", tmp_path / "no", code=1)
