@@ -19,7 +19,18 @@ from ...version import __version__
 from ..jobs.decide import without_scores
 from ..service import LATEST, Service
 from ..state.files import RESULTS
-from . import completions, embeddings, errors, feedback, fine_tuning, pages, reference, schemas
+from . import (
+    completions,
+    embeddings,
+    errors,
+    feedback,
+    fine_tuning,
+    ollama,
+    ollama_models,
+    pages,
+    reference,
+    schemas,
+)
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
@@ -47,9 +58,9 @@ def app(service: Service) -> FastAPI:
     made.state.metrics = Metrics(service)
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (router, completions.router, embeddings.router, feedback.router, fine_tuning.router, pages.router,
-                 reference.router):
-        made.include_router(part)
+    for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages, reference):
+        made.include_router(part.router)
+    made.include_router(router)
     errors.install(made)
     made.openapi = lambda: _openapi(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)

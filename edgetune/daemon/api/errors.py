@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooLargeError, TooMuchError
-from .security import CODES, error_body
+from .security import CODES, error_body, error_for
 from .shapes import Error
 from .validation import sentence_of
 
@@ -67,7 +67,7 @@ def install(app: FastAPI) -> None:
             if methods := _methods(app, path):  # the router names those of the first route only
                 headers["Allow"] = ", ".join(methods)
         status, body = status_and_body(error, _body_model(request))
-        return JSONResponse(body, status, headers | ({"Retry-After": "1"} if status == 429 else {}))
+        return JSONResponse(error_for(path, body), status, headers | ({"Retry-After": "1"} if status == 429 else {}))
 
     for kind in (EdgetuneError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

@@ -26,6 +26,7 @@ from .bodies import Bodies, Body
 
 OPEN = ("/", "/docs", "/healthz")  # without a key: the pages, which hold no data, and whether the daemon is well
 UPLOADS = "/v1/files"
+OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
@@ -44,6 +45,16 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     """An error in OpenAI's shape."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def plain_error(body: dict[str, Any]) -> dict[str, Any]:
+    """The same in Ollama's shape."""
+    return {"error": body["error"]["message"]}
+
+
+def error_for(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """An error of OpenAI's shape in that of the clients which ask this path."""
+    return plain_error(body) if path.startswith(OLLAMA) else body
 
 
 class Seldom:
@@ -128,7 +139,7 @@ class Guard:
             self.check(scope)
             body = self.body(scope, receive)
         except HTTPException as refused:
-            await _answer(refused, with_headers)
+            await _answer(refused, scope["path"], with_headers)
             return
         try:
             await self.app(scope, body, with_headers)
@@ -175,10 +186,10 @@ class Guard:
                           "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
 
-async def _answer(refused: HTTPException, send: Send) -> None:
+async def _answer(refused: HTTPException, path: str, send: Send) -> None:
     """Send the error and close: the rest of the body is not read."""
     code = getattr(refused, "code", None) or CODES.get(refused.status_code)
-    body = json.dumps(error_body(refused.status_code, refused.detail, code=code)).encode()
+    body = json.dumps(error_for(path, error_body(refused.status_code, refused.detail, code=code))).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     headers |= {name.lower(): value for name, value in (refused.headers or {}).items()}
     await send({"type": "http.response.start", "status": refused.status_code,

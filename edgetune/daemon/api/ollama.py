@@ -1,0 +1,142 @@
+"""Ollama's /api/chat and /api/generate: lines of JSON while the answer is made, or one when it is whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from ...serving.tool_calls import Call, CallPiece, join
+from ..service import Service
+from .asking import Asked
+from .completions import TheService
+from .errors import STATUSES, JsonRoute, status_and_body
+from .ollama_bodies import ChatAnswer, ChatBody, GenerateAnswer, GenerateBody, PlainError, named
+from .security import plain_error
+
+LINES = "application/x-ndjson"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": PlainError, "description": what} for status, what in STATUSES.items()}
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer; without stream false lines of its pieces, the last one with done.",
+          "content": {LINES: {}}}}
+
+
+class AnyTypeRoute(JsonRoute):
+    """Takes a body as JSON whatever its Content-Type: curl -d says that it is a form."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handler = super().get_route_handler()
+
+        async def typed(request: Request) -> Response:
+            headers = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
+            scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+            answered: Response = await handler(Request(scope, request.receive))
+            return answered
+
+        return typed
+
+
+router = APIRouter(route_class=AnyTypeRoute, responses=ERRORS)
+
+
+@router.post("/api/chat", response_model=ChatAnswer, response_model_exclude_none=True, responses=_STREAM)
+async def ollama_chat(body: ChatBody, request: Request, response: Response, service: TheService) -> Any:
+    """The assistant's next message."""
+    return await _reply(body, request, response, service, _message)
+
+
+@router.post("/api/generate", response_model=GenerateAnswer, response_model_exclude_none=True, responses=_STREAM)
+async def ollama_generate(body: GenerateBody, request: Request, response: Response, service: TheService) -> Any:
+    """The answer to a prompt in the model's chat template or, raw, its continuation."""
+    return await _reply(body, request, response, service, lambda text, _calls: {"response": text})
+
+
+Part = Callable[[str, Sequence[Call]], dict[str, Any]]
+
+
+async def _reply(body: ChatBody | GenerateBody, request: Request, response: Response, service: Service,
+                 part: Part) -> Any:
+    if not body.asks:
+        service.adapter_for(named(service, body.model))
+        loaded = {**_head(body.model), **part("", ()), "done": True, "done_reason": _loaded(body.keep_alive)}
+        return loaded if body.stream is False else StreamingResponse(iter([_line(loaded)]), media_type=LINES)
+    times = _Times()
+    asked = await Asked.begin([body.asked(service)], request, "ollama-")
+    recalled = {"X-Edgetune-Recalled": asked.recalled} if asked.recalled else {}
+    if body.stream is not False:
+        return StreamingResponse(_lines(asked, body.model, part, times), headers=recalled, media_type=LINES)
+    response.headers.update(recalled)
+    said, = await asked.whole(request)
+    times.first = times.first or time.monotonic_ns()
+    return {**_head(body.model), **part(said.text, said.calls), **_end(asked, said.finish, times)}
+
+
+async def _lines(asked: Asked, model: str, part: Part, times: _Times) -> AsyncIterator[str]:
+    calls: list[CallPiece] = []
+    try:
+        async for piece in asked.pieces():
+            times.first = times.first or time.monotonic_ns()
+            calls += piece.calls
+            if piece.text:
+                yield _line({**_head(model), **part(piece.text, ()), "done": False})
+            if piece.finish:
+                if calls:
+                    yield _line({**_head(model), **part("", join(calls)), "done": False})
+                yield _line({**_head(model), **part("", ()), **_end(asked, piece.finish, times)})
+    except Exception as error:  # the head is sent already, and with it the status
+        yield _line(plain_error(status_and_body(error)[1]))
+
+
+# ---- parts of a line ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Times:
+    """In nanoseconds of the monotonic clock. first: when the first piece came; 0: not yet."""
+
+    begin: int = field(default_factory=time.monotonic_ns)
+    first: int = 0
+
+
+def _head(model: str) -> dict[str, Any]:
+    return {"model": model, "created_at": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")}
+
+
+def _message(text: str, calls: Sequence[Call]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [{"function": {"name": call.name, "arguments": _arguments(call)}} for call in calls]
+    return {"message": message}
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    """Empty where the answer ended within them."""
+    try:
+        found = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _end(asked: Asked, finish: str, times: _Times) -> dict[str, Any]:
+    now = time.monotonic_ns()
+    return {"done": True, "done_reason": "length" if finish == "length" else "stop",
+            "total_duration": now - times.begin, "load_duration": 0,
+            "prompt_eval_count": asked.prompt_tokens, "prompt_eval_duration": times.first - times.begin,
+            "eval_count": asked.completion_tokens, "eval_duration": now - times.first}
+
+
+def _loaded(keep_alive: float | str | None) -> str:
+    """What a client hears who only wants the model loaded, or unloaded, which it is not."""
+    return "unload" if keep_alive in (0, "0", "0s") else "load"
+
+
+def _line(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False) + "\n"

@@ -1,0 +1,165 @@
+"""Ollama's /api/tags, /api/show, /api/ps and /api/version: which models answer, and what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from datetime import datetime, timezone
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from ...errors import NotFoundError
+from ...formats.gguf import Gguf
+from ..service import LATEST, Service
+from .completions import TheService
+from .ollama import ERRORS, AnyTypeRoute
+from .ollama_bodies import BASE, named
+from .shapes import Answer, Body
+
+SPOKEN = "0.12.0"  # the version of Ollama whose calls these are: clients ask for a least one
+FOREVER = "9999-12-31T23:59:59Z"
+router = APIRouter(route_class=AnyTypeRoute, responses=ERRORS)
+
+
+class Details(Answer):
+    parent_model: str
+    format: str = "gguf"
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class Tag(Answer):
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+
+
+class Tags(Answer):
+    models: list[Tag]
+
+
+class Loaded(Tag):
+    expires_at: str = FOREVER
+    size_vram: int = 0
+    context_length: int
+
+
+class Processes(Answer):
+    models: list[Loaded]
+
+
+class ShowBody(Body):
+    model: str | None = None
+    name: str | None = Field(None, description="The older name of model.")
+    verbose: bool | None = Field(None, description="Also the lists of the file's metadata that are not its vocabulary.")
+
+
+class Shown(Answer):
+    modelfile: str
+    parameters: str
+    template: str
+    details: Details
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
+
+
+class Version(Answer):
+    version: str = Field(description="Of Ollama, whose calls these are.")
+
+
+@router.get("/api/version", response_model=Version)
+def ollama_version() -> Any:
+    return {"version": SPOKEN}
+
+
+@router.get("/api/tags", response_model=Tags)
+def ollama_tags(service: TheService) -> Any:
+    """What answers: NAME:latest with the adapter in service, NAME:base without, and every adapter."""
+    return {"models": _tags(service)}
+
+
+@router.get("/api/ps", response_model=Processes)
+def ollama_ps(service: TheService) -> Any:
+    """All of them: they share the base, which stays loaded."""
+    return {"models": [tag | {"context_length": service.served.context} for tag in _tags(service)]}
+
+
+@router.post("/api/show", response_model=Shown)
+def ollama_show(body: ShowBody, service: TheService) -> Any:
+    """What one is: its chat template, what it can do, and the file's metadata."""
+    asked = body.model or body.name or ""
+    name = named(service, asked)
+    service.adapter_for(name)
+    tag = next((tag for tag in _tags(service) if named(service, tag["name"]) == name), None)
+    if tag is None:
+        raise NotFoundError(f"there is no model {asked!r:.200}", "/api/tags lists those that exist")
+    tokenizer = service.served.tokenizer
+    template = tokenizer.chat_template or ""
+    takes_tools = "tools" in (tokenizer.tool_template or template)
+    return {"modelfile": f"FROM {service.name}{BASE}\n", "parameters": "temperature 0", "template": template,
+            "details": tag["details"], "model_info": _facts(service.bundle.gguf, bool(body.verbose)),
+            "capabilities": ["completion", *(["tools"] if takes_tools else [])], "modified_at": tag["modified_at"]}
+
+
+def _tags(service: Service) -> list[dict[str, Any]]:
+    gguf = service.bundle.gguf
+    digest = service.bundle.fingerprint.removeprefix("sha256:")
+    size = int(gguf.data.nbytes)
+    made = int(service.path.stat().st_mtime) if service.path.exists() else 0
+    names = [(service.name + LATEST, made), (service.name + BASE, made)]
+    for adapter in service.adapters.list():
+        names += [(name, adapter.created_at) for name in (adapter.id, adapter.name) if name]
+    details = _details(gguf)
+    return [{"name": name, "model": name, "modified_at": _time(at), "size": size,
+             "digest": digest if name.endswith(BASE) else hashlib.sha256(f"{digest} {name}".encode()).hexdigest(),
+             "details": details | {"parent_model": "" if name.endswith(BASE) else service.name + BASE}}
+            for name, at in names]
+
+
+def _details(gguf: Gguf) -> dict[str, Any]:
+    formats: Counter[str] = Counter()
+    for tensor in gguf.tensors.values():
+        formats[tensor.format] += _count(tensor.shape)
+    count = sum(formats.values())
+    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
+    return {"family": gguf.architecture, "families": [gguf.architecture], "parameter_size": size,
+            "quantization_level": formats.most_common(1)[0][0]}
+
+
+def _facts(gguf: Gguf, verbose: bool) -> dict[str, Any]:
+    """Metadata of the file, as Ollama names it; the vocabulary is left out."""
+    facts: dict[str, Any] = {"general.parameter_count": sum(_count(t.shape) for t in gguf.tensors.values())}
+    for key in gguf.metadata:
+        is_list = gguf.metadata.type(key).startswith("[")
+        if not key.startswith("tokenizer.") and (verbose or not is_list):
+            facts[key] = gguf.metadata[key]
+    return {key: value for key, value in facts.items() if _is_json(value)}
+
+
+def _is_json(value: object) -> bool:
+    """Whether JSON can say it: no number that is not finite, no text that is not UTF-8."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        return False
+    return True
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
