@@ -34,9 +34,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def say(console: Console, line: str | Text) -> None:
-    """Print one line."""
-    console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+def say(console: Console, line: str | Text, whole: bool = False) -> None:
+    """Print one line. whole: as one that a person may copy, such as a command, which the terminal alone breaks."""
+    console.print(line, highlight=False, markup=False, soft_wrap=whole or not console.is_terminal)
 
 
 def note(text: str) -> Text:

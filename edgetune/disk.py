@@ -111,6 +111,12 @@ def sync_whole(path: Path) -> None:
     sync(path)
 
 
+def state_folder() -> Path:
+    """Where what a user's commands remember is kept: edgetune/ in the folder that XDG names for it."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "edgetune"
+
+
 def private_folder(path: Path) -> None:
     """Make a folder that only its owner may look into, or make it so. Raises DiskError."""
     try:

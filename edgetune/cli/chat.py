@@ -3,41 +3,188 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
+from ..console import say, table
+from ..errors import EdgetuneError
 from .answer import Serving, answer_options, busy_file_option, markup_option, runtime_option, served_model
 from .app import MODEL, adapter_option, command, out, system_option, threads_option
+from .judged import judged_to
+from .prose import Prose
+from .slash import COMMANDS, ENDS, NONE, Talk, is_command, obey
+from .typed import TypedLines, history_file
+
+AGAIN = "Ctrl-C again leaves"
 
 
 @command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
-         runtime_option, markup_option)
-def chat_command(model: Path, system: str, as_json: bool, **options: Any) -> None:
-    """Talk to the model. An empty line, /exit or Ctrl-D ends it; /reset forgets what was said.
+         runtime_option, markup_option,
+         click.option("--feedback", metavar="FILE|URL", default="", help="Where /good, /bad and /fix go: a file of "
+                      "rows for edgetune train, or a daemon [the model's file in ~/.local/state/edgetune/feedback]."),
+         click.option("--history/--no-history", default=True, show_default=True,
+                      help="Remember the lines that are typed, in ~/.local/state/edgetune/chat_history."))
+def chat_command(model: Path, system: str, feedback: str, history: bool, as_json: bool, **options: Any) -> None:
+    """Talk to the model. /help lists what a line can do besides.
 
-    With --json each answer is a JSON line, for programs that write to standard input.
+    Ctrl-C stops an answer, twice leaves; so do Ctrl-D and /exit. Lines can be edited, the arrow keys bring back earlier
+    ones. Without a terminal each line is a question, and an empty one ends it.
+
+    With --json each line is answered by a JSON line, for programs that write to standard input.
     """
-    start = [{"role": "system", "content": system}] if system else []
-    messages = list(start)
-    interactive = sys.stdin.isatty() and not as_json
-    with served_model(model, Serving.taken_from(options)) as served:
-        while True:
-            if interactive:
-                out.print("[bold green]>[/] ", end="")
-            line = sys.stdin.readline().strip()
-            if line in ("", "/exit"):
-                return
-            if line == "/reset":
-                messages = list(start)
-                continue
-            messages.append({"role": "user", "content": line})
-            answer = ""
-            for piece in served.chat(messages, **options):
-                answer += piece
-                if not as_json:
-                    click.echo(piece, nl=False)
-            click.echo(json.dumps({"text": answer}) if as_json else "")
-            messages.append({"role": "assistant", "content": answer})
+    from ..daemon.client import read_key
+    serving = Serving.taken_from(options)
+    with judged_to(feedback, model, read_key(None)) as judged, served_model(model, serving) as served:
+        talk = Talk(served, judged, str(serving.adapter or NONE), options)
+        talk.set_system(system)
+        if sys.stdin.isatty() and out.is_terminal and not as_json:
+            _with_a_person(talk, model, history)
+        else:
+            _with_a_program(talk, as_json)
+
+
+# ---- a program ------------------------------------------------------------------------------------------------------
+
+
+def _with_a_program(talk: Talk, as_json: bool) -> None:
+    """A line of standard input is a question, or a command; an empty one ends it."""
+    while (line := sys.stdin.readline().strip()) and line not in ENDS:
+        if is_command(line):
+            told = obey(talk, line)
+            if line != "/reset":
+                click.echo(json.dumps({"command": line.split()[0], "text": told}) if as_json else told)
+            continue
+        answer = ""
+        for piece in _asked(talk, line):
+            answer += piece
+            if not as_json:
+                click.echo(piece, nl=False)
+        click.echo(json.dumps({"text": answer}) if as_json else "")
+        talk.messages.append({"role": "assistant", "content": answer})
+
+
+def _asked(talk: Talk, question: str) -> Iterator[str]:
+    talk.messages.append({"role": "user", "content": question})
+    return iter(talk.served.chat(talk.messages, **talk.options))
+
+
+# ---- a person -------------------------------------------------------------------------------------------------------
+
+
+def _with_a_person(talk: Talk, model: Path, history: bool) -> None:
+    lines = TypedLines(history_file() if history else None, [*COMMANDS, "/exit"])
+    _banner(talk, model)
+    leaving = False  # whether Ctrl-C was the last that came
+    while True:
+        try:
+            line = _whole_line(lines)
+        except EOFError:
+            click.echo()
+            break
+        except KeyboardInterrupt:
+            if leaving:
+                click.echo()
+                break
+            _dim(f"\n{AGAIN}")
+            leaving = True
+            continue
+        if line in ENDS:
+            break
+        leaving = bool(line) and _line(talk, line, lines)
+    if told := talk.judged.learn(str(model)):
+        say(out, Text(told, style="dim"), whole=True)
+
+
+def _whole_line(lines: TypedLines) -> str:
+    r"""A line and, after a \ at its end, those that continue it."""
+    line = lines.ask("> ")
+    while line.endswith("\\"):
+        line = f"{line[:-1]}\n{lines.ask('. ')}"
+    return line.strip()
+
+
+def _line(talk: Talk, line: str, lines: TypedLines) -> bool:
+    """Answer a line or obey it; whether Ctrl-C stopped that."""
+    said = len(talk.messages)
+    try:
+        if not is_command(line):
+            return _answer(talk, line)
+        _dim(obey(talk, line, lines.ask))
+    except KeyboardInterrupt:
+        click.echo()
+        return True
+    except EdgetuneError as error:
+        del talk.messages[said:]
+        click.echo(f"edgetune: {error}", err=True)
+    return False
+
+
+def _answer(talk: Talk, question: str) -> bool:
+    """Print the answer as it comes, and how quickly it did; whether Ctrl-C stopped it."""
+    began = time.monotonic()
+    first = began
+    answer = ""
+    prose = Prose(out)
+    with _ctrl_c() as stopped, closing(_asked(talk, question)) as pieces:  # type: ignore[type-var]
+        for piece in pieces:
+            if not answer:
+                first = time.monotonic()
+            answer += piece
+            prose.write(piece)
+            if stopped():
+                break
+        prose.end()
+        ended = time.monotonic()
+        was_stopped = stopped()
+    if answer:
+        talk.messages.append({"role": "assistant", "content": answer})
+    else:
+        talk.messages.pop()
+    tokens = len(talk.served.tokenizer.encode(answer, special=False))
+    rate = f", {(tokens - 1) / max(ended - first, 1e-9):.1f} tokens/s" if tokens > 1 else ""
+    _dim(f"{tokens} tokens{rate}, the first after {first - began:.1f} s"
+         f"{f'; stopped, {AGAIN}' if was_stopped else ''}")
+    return was_stopped
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C came; a second one raises KeyboardInterrupt."""
+    came: list[int] = []
+
+    def note(_number: int, _frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(1)
+
+    before = signal.signal(signal.SIGINT, note)
+    shown = termios.tcgetattr(sys.stdin)
+    quiet = [*shown[:3], shown[3] & ~termios.ECHO, *shown[4:]]  # ^C and keys that are pressed too early
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield lambda: bool(came)
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, shown)
+        signal.signal(signal.SIGINT, before)
+
+
+def _banner(talk: Talk, model: Path) -> None:
+    base = getattr(talk.served, "base", None)
+    name = str(base.metadata.get("general.name", "")) if base is not None else ""
+    out.print(table("", ["", ""], [
+        ["model", f"{name}, {model.name}" if name else model.name], ["adapter", talk.adapter],
+        ["context", f"{talk.served.context:,} tokens"],
+        ["", Text("/help lists commands; Ctrl-C stops an answer, twice leaves", style="dim")]]))
+
+
+def _dim(text: str) -> None:
+    say(out, Text(text, style="dim"))

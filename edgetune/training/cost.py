@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from ..disk import state_folder
 from ..errors import FormatError, MismatchError
 from ..machine.device import Profile
 from ..models.base import Structure
@@ -51,8 +51,7 @@ class Speed:
 
 def state_file() -> Path:
     """Where `edgetune bench train --save` writes its measurement, and where plans read it."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "edgetune" / "speed.json"
+    return state_folder() / "speed.json"
 
 
 def read_speed(path: Path) -> Speed:

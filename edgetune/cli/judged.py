@@ -1,0 +1,111 @@
+"""Where a chat's feedback goes: to a daemon that learns, or into a file of rows that `edgetune train` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..disk import private_folder, replaced, state_folder
+from ..errors import DataError, DiskError
+
+if TYPE_CHECKING:
+    from ..daemon.client import Client
+
+REMOTE = ("http://", "https://", "unix:")
+Messages = Sequence[dict[str, Any]]
+
+
+class Judged(Protocol):
+    """Takes feedback."""
+
+    def add(self, messages: Messages, answer: str, rating: str | None, correction: str | None) -> str:
+        """Feedback for the answer to messages: a rating, up or down, or what is right. Says what becomes of it.
+
+        Raises EdgetuneError.
+        """
+
+    def learn(self, model: str) -> str:
+        """How what was given is learned, a sentence; empty: there is nothing."""
+
+
+@contextmanager
+def judged_to(where: str, model: Path, key: str) -> Iterator[Judged]:
+    """Where feedback goes: a daemon's address, a file, or "": the file of this model below the state folder."""
+    if where.startswith(REMOTE):
+        from ..daemon.client import Client
+        with Client(where, key) as client:
+            yield JudgedByDaemon(client)
+    else:
+        yield JudgedInFile(Path(where).expanduser() if where else feedback_file(model))
+
+
+def feedback_file(model: Path) -> Path:
+    """Where feedback on a model's answers is kept unless another file is named."""
+    from ..daemon.options import model_name
+    return state_folder() / "feedback" / f"{model_name(model)}.jsonl"
+
+
+class JudgedInFile:
+    """Rows in a file that its owner alone may read. Of a question the last word counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.changed = False
+
+    def add(self, messages: Messages, answer: str, rating: str | None, correction: str | None) -> str:
+        from ..daemon.learning.rows import check_rating, make_row
+        check_rating(answer, rating, correction)
+        right = answer if correction is None else correction
+        row = make_row(messages, None, right, None)
+        rows = self._read()
+        others = [other for other in rows if other["messages"][:-1] != row["messages"][:-1]]
+        if rating == "down":
+            if len(others) != len(rows):
+                self._write(others)
+            return "nothing is learned from it; /fix says what is right"
+        self._write([*others, row])
+        self.changed = True
+        return f"kept in {self.path}"
+
+    def learn(self, model: str) -> str:
+        count = len(self._read()) if self.changed else 0
+        return f"to learn: edgetune train {model} {self.path} -o NEW" if count else ""
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Raises DataError for what is no such row, which is not overwritten."""
+        try:
+            rows = [json.loads(line) for line in self.path.read_text("utf-8").splitlines() if line.strip()]
+            for row in rows:
+                row["messages"][:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise DiskError(f"cannot read {self.path}: {error.strerror}", "name another with --feedback") from None
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{self.path} holds more than rows of messages", "name another with --feedback") from None
+        return rows
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        if not self.path.parent.is_dir():
+            private_folder(self.path.parent)
+        with replaced(self.path) as beside:
+            beside.touch(0o600)
+            beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+class JudgedByDaemon:
+    """A daemon's feedback, where its page's goes, too."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def add(self, messages: Messages, answer: str, rating: str | None, correction: str | None) -> str:
+        given = {"messages": list(messages), "answer": answer, "rating": rating, "correction": correction}
+        found = self.client.post("/v1/feedback", {name: value for name, value in given.items() if value is not None})
+        return str(found["reason"])
+
+    def learn(self, model: str) -> str:  # noqa: ARG002 (it knows what it serves, and when it learns)
+        return ""
