@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -23,11 +23,15 @@ from ..options import AUTO, kind_of, takes_auto
 from ..training.config import FILE_OPTIONS, TrainConfig
 from ..version import __version__
 
+if TYPE_CHECKING:
+    from ..progress import JsonProgress, StepProgress, TrainProgress
+
 out = Console()
 SUMMARY = 60  # letters of a command's line in the list of commands
 F = TypeVar("F", bound=Callable[..., Any])
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else. Progress, "
+                           "where there is any, is JSON lines on stderr.")
 
 
 def one_adapter(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> Path | None:
@@ -75,13 +79,19 @@ class Commands(click.Group):
             if "--json" in sys.argv:
                 click.echo(json.dumps({"error": error.what, "hint": error.hint}))
             else:
-                click.echo(f"edgetune: {error}", err=True)
+                complain(error)
             sys.exit(error.exit_code)
         except MemoryError:
-            click.echo("edgetune: there is not enough memory; lower --micro-batch or --max-length", err=True)
+            complain("there is not enough memory; lower --micro-batch or --max-length")
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
+
+
+def complain(error: object) -> None:
+    """A sentence on stderr."""
+    from ..console import say
+    say(Console(stderr=True), Text(f"edgetune: {error}"))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -207,6 +217,18 @@ def show(as_json: bool, result: dict[str, Any], *lines: Any) -> None:
                 say(out, line)
             else:
                 out.print(line)
+
+
+def train_progress(as_json: bool) -> TrainProgress | JsonProgress:
+    """What shows the events of a run, on stdout; with --json lines on stderr, for stdout has the result alone."""
+    from ..progress import JsonProgress, TrainProgress
+    return JsonProgress(sys.stderr) if as_json else TrainProgress(out)
+
+
+def step_progress(console: Console, as_json: bool) -> StepProgress | JsonProgress:
+    """The same for other long steps."""
+    from ..progress import JsonProgress, StepProgress
+    return JsonProgress(sys.stderr) if as_json else StepProgress(console)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from rich.text import Text
 from ..console import say, table
 from ..errors import EdgetuneError
 from .answer import Serving, answer_options, busy_file_option, markup_option, runtime_option, served_model
-from .app import MODEL, adapter_option, command, out, system_option, threads_option
+from .app import MODEL, adapter_option, command, complain, out, system_option, threads_option
 from .judged import judged_to
 from .prose import Prose
 from .slash import COMMANDS, ENDS, NONE, Talk, is_command, obey
@@ -124,7 +124,7 @@ def _line(talk: Talk, line: str, lines: TypedLines) -> bool:
         return True
     except EdgetuneError as error:
         del talk.messages[said:]
-        click.echo(f"edgetune: {error}", err=True)
+        complain(error)
     return False
 
 

@@ -10,7 +10,7 @@ import click
 
 from ..compress.options import CompressConfig
 from ..errors import UsageError
-from .app import command, config_options, out, show, stop_on_signals
+from .app import command, config_options, out, show, step_progress, stop_on_signals
 
 
 @command("compress", click.argument("source"),
@@ -35,8 +35,8 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     except ModuleNotFoundError as error:
         raise UsageError(f"compress needs the package {error.name}, which is not installed",
                          "pip install 'edgetune[host]'") from None
-    from ..console import StepProgress, note
-    with stop_on_signals() as should_stop, StepProgress(out, quiet=as_json) as progress:
+    from ..console import note
+    with stop_on_signals() as should_stop, step_progress(out, as_json) as progress:
         facts = compress(source, folder, config, key=key, resume=resume, on_progress=progress.step,
                          should_stop=should_stop)
     notes = []

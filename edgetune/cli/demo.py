@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .app import command, out, show, stop_on_signals, threads_option
+from .app import command, out, show, stop_on_signals, threads_option, train_progress
 
 
 @command("demo", click.option("-o", "--out", "folder", type=click.Path(path_type=Path),
@@ -20,10 +20,10 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     It trains a LoRA on 400 rows, answers 60 others through llama.cpp as before training and with the adapter, and shows
     three of them with both answers.
     """
-    from ..console import TrainProgress, duration, pair_lines
+    from ..console import duration, pair_lines
     from ..demo import run as demo
     began = time.monotonic()
-    with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
+    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed, on_event=progress.event,
                           should_stop=should_stop)
     seconds = time.monotonic() - began

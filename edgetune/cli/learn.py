@@ -25,6 +25,7 @@ from .app import (
     policy_options,
     show,
     stop_on_signals,
+    train_progress,
 )
 from .objective import ObjectiveCommand, take_objective
 from .sweep import sweep_options, sweep_table, take_grid
@@ -74,7 +75,6 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     continues. Several numbers, as in --lr 1e-4,5e-4, make a run each in a folder of OUT, and a table. The exit code is
     1 where the adapter is worse than no training.
     """
-    from ..console import TrainProgress
     from ..runs.sweep import BEST, sweep
     from ..runs.train import train
     arguments = {"governor": governor_of(policy_file, options), "objective": take_objective(options),
@@ -82,7 +82,7 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
                  "allow_changed": options.pop("allow_changed"), "command": typed()}
     options = explicit(options)  # an adapter to begin from may decide others
     grid = take_grid(options)
-    with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
+    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         arguments |= {"should_stop": should_stop, "on_event": progress.event}
         if grid:
             found = sweep(model, data, folder, held_out, grid=grid, **arguments, **options)
@@ -114,7 +114,6 @@ def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, .
     finished is continued with --epochs +N. Options that are named change from here on; those that change what is
     learned need --allow-changed too.
     """
-    from ..console import TrainProgress
     from ..machine.device import read_device
     from ..machine.governor import Governor
     from ..options import make_options
@@ -124,7 +123,7 @@ def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, .
     given = {name: value for name, value in options.items() if value is not None}
     policy = {**origin.policy, **{spec.name: given.pop(spec.name) for spec in fields(Policy) if spec.name in given}}
     governor = Governor(make_options(Policy, policy).check(), read_device().profile)
-    with stop_on_signals() as should_stop, TrainProgress(out, quiet=as_json) as progress:
+    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         result = resume(folder, more=more_epochs(epochs), allow_changed=allow_changed, answers=answers,
                         on_event=progress.event, should_stop=should_stop, governor=governor, command=typed(), **given)
     finish(as_json, result, Path(origin.model))

@@ -9,7 +9,7 @@ import click
 
 from ..errors import EdgetuneError, UsageError
 from ..training.config import TrainConfig
-from .app import MODEL, command, show, train_options
+from .app import MODEL, command, show, step_progress, train_options
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def plan_command(model: Path, data: Path | None, held_out: str | None, measure: 
     head; these two share one place.
     """
     from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
-    from ..console import checkpoint_line, plan_lines
+    from ..console import plan_lines
     from ..data import loader
     from ..data.packing import lengths_of
     from ..formats.bundle import open_bundle
@@ -87,7 +87,8 @@ def plan_command(model: Path, data: Path | None, held_out: str | None, measure: 
     facts = {"fits": True, "rows": work.rows, "held_out_rows": work.held_out, "steps": work.steps,
              "measurements": work.measurements, "predicted": predicted, "disk": disk}
     lines: list[Any] = [answer(plan, work, predicted, device), *plan_lines(plan.to_json()),
-                        *row_lines(work, rows, held, held_out), *speed_lines(predicted, why_not), checkpoint_line(disk)]
+                        *row_lines(work, rows, held, held_out), *speed_lines(predicted, why_not),
+                        *wear_lines(disk, predicted)]
     show(as_json, plan.to_json() | facts, *lines, *(buffer_tables(plan) if buffers else ()))
 
 
@@ -111,17 +112,16 @@ def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Pro
 
 
 def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, rows: Dataset | None,
-                   quiet: bool) -> tuple[dict[str, Any] | None, str]:
+                   as_json: bool) -> tuple[dict[str, Any] | None, str]:
     """What two steps reach, and "", or None and why they could not be made."""
     from rich.console import Console
 
     from ..bench import steps
-    from ..console import StepProgress
     from ..data import rows as supervised_rows
     if rows is None and objective.rows is not supervised_rows:
         return None, "this objective is measured on rows: name them with --data"
     try:
-        with StepProgress(Console(stderr=True), quiet=quiet) as progress:  # the answer is the first line of stdout
+        with step_progress(Console(stderr=True), as_json) as progress:  # the answer is the first line of stdout
             rate, speed = steps.run(bundle, config, plan, objective, rows.examples if rows else (),
                                     lambda done: progress.step("measuring two steps", done, steps.STEPS))
     except EdgetuneError as error:
@@ -167,6 +167,15 @@ def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_o
     cut = sum(one.truncated for one in found)
     skipped = sum(one.skipped for one in found)
     return [*lines, f"{cut} rows are cut to --max-length, {skipped} left out"] if cut or skipped else lines
+
+
+def wear_lines(disk: dict[str, Any], predicted: dict[str, Any] | None) -> list[str]:
+    """What checkpoints write, unless the run is known to end before the first is due."""
+    from ..console import checkpoint_line
+    interval = disk["checkpoint_seconds"]
+    seconds = predicted["seconds"] if predicted else None
+    is_short = interval is None or (seconds is not None and seconds <= interval)
+    return [] if is_short else [checkpoint_line(disk)]
 
 
 def speed_lines(predicted: dict[str, Any] | None, why_not: str) -> list[str]:

@@ -15,7 +15,7 @@ import click
 from rich.text import Text
 
 from ..errors import DataError, NotFoundError, UsageError
-from .app import F, cli, column_options, command, explicit, job_options, out, show
+from .app import F, cli, column_options, command, explicit, job_options, out, show, train_progress
 from .files import shown
 from .objective import ObjectiveCommand, take_objective
 
@@ -186,9 +186,8 @@ def jobs_follow(job: str, url: str, key_file: Path | None, as_json: bool) -> Non
 
 def _follow(client: Any, name: str, as_json: bool) -> None:
     """The view of edgetune train, made from the events; the daemon's own sentences between."""
-    from ..console import TrainProgress
     last = None
-    with TrainProgress(out, quiet=as_json) as progress:
+    with train_progress(as_json) as progress:
         while True:
             job = client.get(url_path(JOBS, name))  # before its events: what ended has no later ones
             for event in _events_after(client, name, last):

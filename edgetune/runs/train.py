@@ -204,7 +204,7 @@ def _shown(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
         return
     from rich.console import Console
 
-    from ..console import TrainProgress
+    from ..progress import TrainProgress
     with TrainProgress(Console(file=sys.stderr)) as shown:
         def both(event: Event) -> None:
             shown.event(event)

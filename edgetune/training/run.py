@@ -5,6 +5,7 @@ Stopped at any moment, by a signal, an error or a power cut, it resumes from its
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -91,8 +92,10 @@ def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, An
     """What a run writes: the bytes of a checkpoint and, at most, those of a day."""
     nbytes = sum(b.nbytes for b in plan.buffers if _is_state(b.name) or (b.name == "best" and held_out))
     nbytes += 4096  # the first line and the checksum
-    return {"checkpoint_every": config.checkpoint_every, "checkpoint_bytes": nbytes,
-            "bytes_per_day": int(nbytes * 86400 / config.checkpoint_seconds()) + metrics.BYTES_PER_DAY}
+    interval = config.checkpoint_seconds()
+    return {"checkpoint_every": config.checkpoint_every,
+            "checkpoint_seconds": interval if math.isfinite(interval) else None, "checkpoint_bytes": nbytes,
+            "bytes_per_day": int(nbytes * 86400 / interval) + metrics.BYTES_PER_DAY}
 
 
 @contextmanager

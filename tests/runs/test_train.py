@@ -278,7 +278,7 @@ def test_a_folder_is_enough_to_continue(stopped):
     assert (out / "adapter.gguf").read_bytes() == wanted
     assert "is finished" in run("resume", out, code=2)
     done = CliRunner().invoke(cli, ["resume", str(out), "--epochs", "+1", "--no-answers", "--json"])
-    more = json.loads(done.output)
+    more = json.loads(done.stdout)
     assert (more["steps"], more["status"]) == (12, "done")
     assert done.exit_code == (more["verdict"]["kind"] == "worse")
     assert more["origin"]["command"][1:2] != ["train"]

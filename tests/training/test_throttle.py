@@ -21,12 +21,12 @@ from tiny import write_tiny
 
 from edgetune.adapters.store import open_adapter
 from edgetune.backends.arena import Arena
-from edgetune.console import TrainProgress
 from edgetune.data.packing import Example
 from edgetune.formats.bundle import Bundle, open_bundle
 from edgetune.machine.device import read_device
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
+from edgetune.progress import TrainProgress
 from edgetune.training import throttle
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
@@ -389,18 +389,22 @@ def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup: Path, tmp_pat
                 started.communicate()
 
 
+START = {"event": "start", "steps": 3, "done": 0, "rows": 9, "tokens": 99, "supervised": 9, "isa": "avx2",
+         "disk": {"checkpoint_every": "5m", "checkpoint_seconds": 300.0, "checkpoint_bytes": MIB, "bytes_per_day": MIB},
+         "plan": {"peak_bytes": MIB, "budget_bytes": MIB, "budget": "1M", "arena_bytes": MIB, "weight_bytes": MIB,
+                  "process_bytes": MIB, "traded": []}}
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_progress_line_says_why(terminal: bool) -> None:
     shown = io.StringIO()
     step = {"event": "step", "tokens": 9, "seconds": 1.0, "loss": 1.0, "rss_mib": 9.0}
     decision = {"event": "governor", "step": 1, "threads": 1, "action": "slower", "cause": "the cpu is at 77 °C [x]"}
     with TrainProgress(Console(file=shown, force_terminal=terminal, width=160)) as progress:
-        progress.total = 3
-        if terminal:
-            progress.task = progress.bar.add_task("", total=3, numbers="", action="")
-        for event in (step | {"step": 1}, decision, step | {"step": 2}):
+        for event in (START, step | {"step": 1}, decision, step | {"step": 2}):
             progress.event(event)
-        progress.bar.refresh()
+        if progress.live:
+            progress.live.refresh()
         said = shown.getvalue()
         progress.event(decision | {"action": "go", "cause": "cooled down to 60 °C"})
         progress.event(step | {"step": 3})

@@ -1,0 +1,287 @@
+"""How long work goes: for a person live on a terminal and in plain lines elsewhere, for a program in JSON lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TextIO, TypeVar
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .console import ACTIONS, checkpoint_line, duration, note, say, start_lines
+
+PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
+JSON_SECONDS = 1.0  # between JSON lines of steps
+BAR_WIDTH = 10  # leaves space for a step's name on a terminal of 60 columns
+WIDEST_BAR = 30
+
+
+@dataclass
+class Pace:
+    """What the steps of a run took so far. done, total: steps, those of earlier legs too."""
+
+    total: int = 0
+    done: int = 0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def step(self, e: dict[str, Any]) -> None:
+        self.done = e["step"]
+        self.steps += 1
+        self.tokens += e["tokens"]
+        self.seconds += e["seconds"]
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
+    def left(self) -> float:
+        """Seconds, without pauses."""
+        return self.seconds / max(self.steps, 1) * (self.total - self.done)
+
+
+P = TypeVar("P", bound="TrainProgress")
+
+
+class TrainProgress:
+    """Shows a run's events within a `with`; give `event` to train.run as on_event.
+
+    On a terminal its last lines are step and time left; the latest numbers; and why the run does not go as it could.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.pace = Pace()
+        self.numbers = ""  # of the last step
+        self.held_out = ""
+        self.hindered = ""  # what the governor does to it, and why
+        self.since = (0, 0.0)  # the step and the time of that decision
+        self.last = 0.0
+        self.disk: dict[str, Any] | None = None  # what it writes, until that is said
+        self.live: Live | None = None
+
+    def __enter__(self: P) -> P:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._stop()
+
+    def event(self, e: dict[str, Any]) -> None:
+        handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
+                    "eval": self._eval, "governor": self._governor, "step": self._step, "done": self._done,
+                    "answers": self._answers, "answers_missing": self._missing}
+        if e["event"] in handlers:
+            handlers[e["event"]](e)
+
+    # ---- the last lines of a terminal ---------------------------------------------------------------------------
+
+    def _view(self) -> RenderableType:
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_row(Text(f"step {self.pace.done}/{self.pace.total}", style="bold"),
+                     ProgressBar(max(self.pace.total, 1), self.pace.done, min(self.console.width // 3, WIDEST_BAR)),
+                     Text(f"{duration(self.pace.left)} left" if self.pace.steps else ""))
+        hindered = [Text(self.hindered, style="yellow")] if self.hindered else []
+        return Group(line, Text(self.numbers), *hindered)
+
+    def _stop(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    def _sweep(self, e: dict[str, Any]) -> None:
+        """A run of several begins."""
+        named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in e["options"].items())
+        say(self.console, Text(f"\nrun {e['number']} of {e['of']}: {named}", style="bold"))
+
+    def _rows(self, e: dict[str, Any]) -> None:
+        if e["truncated"] or e["skipped"]:
+            say(self.console, note(f"{e['path']}: {e['truncated']} rows cut to {e['max_length']} tokens, "
+                                   f"{e['skipped']} left out"))
+
+    def _start(self, e: dict[str, Any]) -> None:
+        self._stop()
+        self.pace = Pace(e["steps"], e["done"])
+        self.numbers = ""
+        self.held_out = ""
+        self.hindered = ""
+        self.disk = e["disk"]
+        for line in start_lines(e):
+            say(self.console, line)
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, get_renderable=self._view, refresh_per_second=4)
+            self.live.start()
+
+    def _eval(self, e: dict[str, Any]) -> None:
+        self.held_out = f"held-out {e['loss']:.3f}"
+        if not self.console.is_terminal:
+            say(self.console, f"step {e['step']}/{self.pace.total}  {self.held_out}")
+
+    def _governor(self, e: dict[str, Any]) -> None:
+        """On a terminal a decision is shown while it lasts, and is a line when it is over."""
+        action = ACTIONS[e["action"]]
+        if e["action"] == "slower":
+            action += f", {e['threads']} thread{'s' if e['threads'] > 1 else ''}"
+        told = f"{action}: {e['cause']}"
+        if not self.console.is_terminal:
+            say(self.console, f"step {e['step']}/{self.pace.total}  {told}")
+        elif self.hindered:
+            step, began = self.since
+            lasted = duration(time.monotonic() - began)
+            say(self.console, f"step {step}/{self.pace.total}  for {lasted} {self.hindered}")
+        self.hindered = "" if e["action"] == "go" else told
+        self.since = (e["step"], time.monotonic())
+
+    def _resume(self, e: dict[str, Any]) -> None:
+        for what in e["damaged"]:
+            say(self.console, note(f"{what}: an older one is taken"))
+        for change in e["changed"]:
+            say(self.console, note(f"{change['name']} has changed: the steps done stay as they are"))
+        say(self.console, f"resumes after step {e['step']}" if e["step"] else "starts again: no step was saved")
+
+    def _step(self, e: dict[str, Any]) -> None:
+        self.pace.step(e)
+        parts = [f"loss {e['loss']:.3f}", self.held_out, f"{self.pace.rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
+        self.numbers = "  ".join(part for part in parts if part)
+        self._say_wear()
+        if not self.console.is_terminal and (time.monotonic() - self.last > PLAIN_SECONDS
+                                             or e["step"] == self.pace.total):
+            self.last = time.monotonic()
+            say(self.console, f"step {e['step']}/{self.pace.total}  {self.numbers}  {duration(self.pace.left)} left")
+
+    def _say_wear(self) -> None:
+        """Once it is known that the run lasts until a checkpoint is due: a short one writes none."""
+        interval = (self.disk or {}).get("checkpoint_seconds")
+        if self.disk and interval and self.pace.seconds + self.pace.left > interval:
+            say(self.console, checkpoint_line(self.disk))
+            self.disk = None
+
+    def _done(self, _e: dict[str, Any]) -> None:
+        self._stop()
+
+    def _answers(self, e: dict[str, Any]) -> None:
+        say(self.console, f"{e['rows']} held-out questions are answered, as before training and with the adapter")
+
+    def _missing(self, e: dict[str, Any]) -> None:
+        say(self.console, note(e["reason"]))
+
+
+S = TypeVar("S", bound="StepProgress")
+
+
+class StepProgress:
+    """Shows long steps one after another within a `with`; give `step` to what calls it with (what, done, total)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=BAR_WIDTH),
+                            TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(compact=True), console=console)
+        self.task: TaskID | None = None
+        self.what = ""
+        self.began = 0.0
+        self.last = 0.0
+
+    def __enter__(self: S) -> S:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if kind is None:
+            self._complete()
+        if self.live:
+            self.bar.stop()
+
+    def step(self, what: str, done: float, total: float) -> None:
+        """Of the step `what`, `done` of `total` is done; a new name begins a new line."""
+        now = time.monotonic()
+        new = what != self.what
+        if new:
+            self.what = what
+            self.began = now
+        if self.live:
+            if new:
+                self._complete()
+                self.task = self.bar.add_task(what, total=total)
+            assert self.task is not None
+            self.bar.update(self.task, completed=done, total=total)
+        elif new or now - self.last > PLAIN_SECONDS:
+            self.last = now
+            rest = f"  {done / total:.0%}  {duration(seconds_left(now - self.began, done, total))} left" if done else ""
+            say(self.console, f"{what}{rest}")
+
+    def _complete(self) -> None:
+        """What ended may not have said that it had."""
+        if self.live and self.task is not None:
+            self.bar.update(self.task, completed=self.bar.tasks[self.task].total)
+
+
+def seconds_left(passed: float, done: float, total: float) -> float:
+    """Of a step of which `done` of `total` took `passed` seconds."""
+    return passed / done * (total - done)
+
+
+class JsonProgress:
+    """The same for a program: a JSON line an event; of steps that follow one another quickly, one a second.
+
+    A step of training has `steps`, all of the run, and `left_s` besides its numbers. Other long steps are
+    {"event": "progress", "what", "done", "total", "left_s"}.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.pace = Pace()
+        self.what = ""
+        self.began = 0.0
+        self.last = 0.0
+
+    def __enter__(self) -> JsonProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        pass
+
+    def event(self, e: dict[str, Any]) -> None:
+        """Of a run; that it is done is its result."""
+        if e["event"] == "start":
+            self.pace = Pace(e["steps"], e["done"])
+        if e["event"] == "step":
+            self.pace.step(e)
+            if self._is_due(e["step"] in (1, self.pace.total)):
+                self._write({**e, "steps": self.pace.total, "left_s": round(self.pace.left, 1)})
+        elif e["event"] != "done":
+            self._write(e)
+
+    def step(self, what: str, done: float, total: float) -> None:
+        new = what != self.what
+        if new:
+            self.what = what
+            self.began = time.monotonic()
+        if self._is_due(new or done == total):
+            left = round(seconds_left(time.monotonic() - self.began, done, total), 1) if done else None
+            self._write({"event": "progress", "what": what, "done": done, "total": total, "left_s": left})
+
+    def _is_due(self, always: bool) -> bool:
+        now = time.monotonic()
+        if not always and now - self.last < JSON_SECONDS:
+            return False
+        self.last = now
+        return True
+
+    def _write(self, line: dict[str, Any]) -> None:
+        print(json.dumps(line), file=self.file, flush=True)

@@ -1,0 +1,95 @@
+"""How long work goes, as a person sees it in 60 and 80 columns, and as a program reads it."""
+
+import io
+import json
+
+import pyte
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from tiny import write_tiny
+
+from edgetune.cli import cli
+from edgetune.progress import JsonProgress, StepProgress, TrainProgress
+
+MIB = 2**20
+START = {"event": "start", "steps": 12000, "done": 0, "rows": 90000, "tokens": 9900000, "supervised": 900000,
+         "isa": "avx512vnni", "disk": {"checkpoint_every": "5m", "checkpoint_seconds": 300.0, "checkpoint_bytes": MIB,
+                                       "bytes_per_day": 99 * MIB},
+         "plan": {"peak_bytes": 999 * MIB, "budget_bytes": 1999 * MIB, "budget": "75% of what is available",
+                  "arena_bytes": MIB, "weight_bytes": MIB, "process_bytes": MIB, "traded": []}}
+STEP = {"event": "step", "step": 1100, "tokens": 44000, "seconds": 9.0, "loss": 11.25, "rss_mib": 1234.0}
+PAUSE = {"event": "governor", "step": 1100, "threads": 1, "action": "pause",
+         "cause": "the zone soc-thermal is at 86 °C, the limit is 85 °C, and it cools down slowly"}
+
+
+def screen(events, columns):
+    """What a terminal shows after these events, while the run goes."""
+    file = io.StringIO()
+    with TrainProgress(Console(file=file, force_terminal=True, width=columns)) as progress:
+        for event in events:
+            progress.event(event)
+        progress.live.refresh()
+        shown = file.getvalue()
+    terminal = pyte.Screen(columns, 24)
+    pyte.Stream(terminal).feed(shown.replace("\n", "\r\n"))
+    return [line.rstrip() for line in terminal.display if line.strip()]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_step_time_left_and_cause_are_always_visible(columns):
+    events = [START, {"event": "eval", "step": 1000, "loss": 12.345}, STEP]
+    *_, place, numbers = screen(events, columns)
+    assert place.startswith("step 1100/12000  ")
+    assert place.endswith("  27:15:00 left")
+    assert numbers == "loss 11.250  held-out 12.345  4889 tokens/s  1234 MiB"
+    lines = screen([*events, PAUSE], columns)
+    at = lines.index(place)
+    assert lines[at + 1] == numbers
+    assert " ".join(lines[at + 2:]) == f"paused: {PAUSE['cause']}"
+    lines = screen([*events, PAUSE, PAUSE | {"action": "go", "cause": "it is cool"}], columns)
+    assert lines[-2:] == [place, numbers]
+    assert f"step 1100/12000  for 0:00 paused: {PAUSE['cause']}" in " ".join(lines)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.001, False), (9.0, True)])
+def test_wear_is_said_where_a_checkpoint_is_due(seconds, said):
+    lines = screen([START, STEP | {"seconds": seconds}, STEP | {"step": 1101, "seconds": seconds}], 80)
+    assert [line for line in lines if "checkpoints every" in line] == [
+        "checkpoints every 5m: 1.0 MiB each, at most 99 MiB a day"][:said]
+
+
+def test_events_of_training_are_json_lines_on_stderr(tmp_path):
+    write_tiny(tmp_path / "model.gguf")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "on", "completion": "off"}\n' * 8)
+    args = ["train", tmp_path / "model.gguf", tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--steps", 3, "--eval",
+            "none", "--batch-size", 2, "--threads", 1, "--json"]
+    done = CliRunner().invoke(cli, list(map(str, args)))
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["steps"] == 3
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert next(event for event in events if event["event"] == "start")["steps"] == 3
+    steps = [event for event in events if event["event"] == "step"]
+    assert (steps[0]["step"], steps[-1]["step"], steps[-1]["steps"], steps[-1]["left_s"]) == (1, 3, 3, 0.0)
+
+
+def test_long_steps_are_json_lines():
+    file = io.StringIO()
+    with JsonProgress(file) as progress:
+        for done in range(1001):
+            progress.step("measuring", done, 1000)
+        progress.step("writing", 0, 1)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [(line["what"], line["done"]) for line in lines] == [("measuring", 0), ("measuring", 1000), ("writing", 0)]
+    assert lines[1]["left_s"] == 0
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_long_step_fits(columns):
+    file = io.StringIO()
+    with StepProgress(Console(file=file, force_terminal=True, width=columns)) as progress:
+        progress.step("what each matrix costs in each format", 3, 10)
+    terminal = pyte.Screen(columns, 24)
+    pyte.Stream(terminal).feed(file.getvalue().replace("\n", "\r\n"))
+    assert terminal.display[0].startswith("what each matrix costs in each format ━")
+    assert "100 %" in terminal.display[0]
