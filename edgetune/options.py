@@ -18,12 +18,15 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or 
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
-           high: float | None = None, auto: type[int] | type[float] | None = None) -> Any:
+           high: float | None = None, auto: type[int] | type[float] | None = None, common: bool = False,
+           group: str = "") -> Any:
     """A dataclass field that knows how it is shown and what range it has (low and high inclusive).
 
-    auto: the type of number that may be given, where the alternative is "auto".
+    auto: the type of number that may be given, where the alternative is "auto". common: --help shows it, and not only
+    --help-all. group: a group of this title begins with it.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "auto": auto})
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "auto": auto,
+                                            "common": common, "group": group})
 
 
 def kind_of(spec: Field[Any]) -> Any:
@@ -39,6 +42,16 @@ def takes_auto(spec: Field[Any]) -> bool:
 def declared(options: Any) -> list[Field[Any]]:
     """The fields of a dataclass of options, or of its instance, that were made by `option`."""
     return [spec for spec in fields(options) if "help" in spec.metadata]
+
+
+def groups_of(options: Any) -> dict[str, str]:
+    """{field: title of its group} of a dataclass of options."""
+    found: dict[str, str] = {}
+    title = ""
+    for spec in declared(options):
+        title = spec.metadata["group"] or title
+        found[spec.name] = title
+    return found
 
 
 def check_options(options: Any) -> None:

@@ -34,7 +34,7 @@ INSIDE = {
                  ["peft"]],
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["generate", "ops"], ["kernels", "train"], ["steps"]],
-    "cli": [["app", "graded", "info", "judged", "prose", "typed"], ["objective", "slash", "sweep"],
+    "cli": [["graded", "grouped", "info", "judged", "prose", "typed"], ["app"], ["objective", "slash", "sweep"],
            ["answer", "bench", "compress", "daemon", "data", "demo", "learn", "models"],
            ["chat", "compare", "files", "plan", "report"], ["remote"], ["feedback", "status"]],
     "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],

@@ -34,7 +34,8 @@ def found(text):
 
 @pytest.mark.parametrize("path", [(), *commands(cli)], ids=" ".join)
 def test_help(path):
-    text = " ".join(CliRunner().invoke(cli, [*path, "--help"], terminal_width=10_000).output.split())
+    texts = [CliRunner().invoke(cli, [*path, flag], terminal_width=10_000).output for flag in ("--help", "--help-all")]
+    text = " ".join(" ".join(texts).split())
     assert "Usage" in text
     assert found(text) == []
 

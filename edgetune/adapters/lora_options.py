@@ -13,7 +13,7 @@ from ..options import option
 class LoraOptions:
     """After Hu et al. 2021 (arXiv:2106.09685)."""
 
-    rank: int = option(8, "LoRA rank R of every trained projection.", low=1)
+    rank: int = option(8, "LoRA rank R of every trained projection.", low=1, common=True, group="The adapter")
     alpha: float = option(16.0, "LoRA alpha; the adapter is scaled by alpha / rank.", low=0.0)
     dropout: float = option(0.0, "Dropout on the input of the adapter, as a probability.", low=0.0, high=0.95)
     rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023).")

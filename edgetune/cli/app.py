@@ -19,9 +19,10 @@ from rich.text import Text
 
 from ..errors import EdgetuneError, UsageError
 from ..machine.policy import Policy, read_policy
-from ..options import AUTO, kind_of, takes_auto
+from ..options import AUTO, groups_of, kind_of, takes_auto
 from ..training.config import FILE_OPTIONS, TrainConfig
 from ..version import __version__
+from .grouped import GroupedCommand, GroupedOption
 
 if TYPE_CHECKING:
     from ..progress import JsonProgress, StepProgress, TrainProgress
@@ -100,9 +101,9 @@ def cli() -> None:
     """Fine-tune a quantized language model (GGUF) with LoRA on the device that runs it.
 
     \b
-    edgetune demo                                       see it work
-    edgetune train model.gguf rows.jsonl -o my-adapter  learn from examples
-    edgetune chat model.gguf --adapter my-adapter       talk to the result
+    edgetune demo                                 see it work
+    edgetune train model.gguf rows.jsonl -o NEW   learn rows
+    edgetune chat model.gguf --adapter NEW        talk to it
     """
 
 
@@ -135,11 +136,13 @@ def flag_type(spec: Field[Any]) -> Any:
 
 
 def config_options(*names: str, of: type = TrainConfig, typed: Callable[[Field[Any]], Any] = flag_type,
-                   defaults: bool = True) -> Callable[[F], F]:
+                   defaults: bool = True, grouped: bool = True) -> Callable[[F], F]:
     """One flag for each of these fields of a class of options; the command gets them as keyword arguments.
 
     typed: what click reads a flag's value as. defaults: those of the class; without, a flag that is not given is None.
+    grouped: in the groups of the class, and those that are not common in --help-all alone.
     """
+    groups = groups_of(of) if grouped else {}
 
     def add(command: F) -> F:
         for spec in reversed([spec for spec in fields(of) if spec.name in names]):
@@ -148,7 +151,8 @@ def config_options(*names: str, of: type = TrainConfig, typed: Callable[[Field[A
             if isinstance(spec.default, bool):
                 flag = f"{flag}/--no-{flag[2:]}"
             default = spec.default if defaults else None
-            command = click.option(flag, spec.name, type=typed(spec), default=default,
+            command = click.option(flag, spec.name, type=typed(spec), default=default, cls=GroupedOption,
+                                   group=groups.get(spec.name, ""), common=meta["common"] or not grouped,
                                    show_default=default not in ("", None), help=meta["help"])(command)
         return command
 
@@ -158,10 +162,11 @@ def config_options(*names: str, of: type = TrainConfig, typed: Callable[[Field[A
 TRAIN_OPTIONS = tuple(spec.name for spec in fields(TrainConfig))
 train_options = config_options(*TRAIN_OPTIONS)
 job_options = config_options(*(name for name in TRAIN_OPTIONS if name not in FILE_OPTIONS))
-column_options = config_options(*FILE_OPTIONS)
+column_options = config_options(*FILE_OPTIONS, grouped=False)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
 policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),
-                                  help="File with the options below, a line each, such as max-temp = 75; flags win.")
+                                  help="File with options of what it yields to, a line each, such as max-temp = "
+                                       "75; flags win.")
 
 
 def governor_of(policy_file: Path | None, options: dict[str, Any]) -> Any:
@@ -187,7 +192,7 @@ def explicit(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = cli,
-            cls: type[click.Command] = click.Command) -> Callable[[F], F]:
+            cls: type[click.Command] = GroupedCommand) -> Callable[[F], F]:
     """A command with its arguments and options in the order given, --json last."""
 
     def register(function: F) -> F:

@@ -62,10 +62,10 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
                   **options: Any) -> None:
     """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
 
+    DATA is .jsonl, one row a line, or .json, .csv, .tsv; plain .txt; or - for lines from standard input. Rows have one
+    of three shapes, or keys that are known, as those of Alpaca, of ShareGPT, or of question and answer:
+
     \b
-    DATA is .jsonl, one row a line, or .json, .csv, .tsv; plain .txt; or - for
-    lines from standard input. Rows have one of three shapes, or keys that are
-    known, as those of Alpaca, of ShareGPT, or of question and answer:
       {"messages": [{"role": "user", "content": "..."}, ...]}
       {"prompt": "...", "completion": "..."}
       {"text": "..."}

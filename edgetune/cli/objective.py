@@ -10,6 +10,7 @@ import click
 from ..errors import UsageError
 from ..training.config import TrainConfig
 from .app import flag_type
+from .grouped import GroupedCommand, GroupedOption
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT = "sft"
 
 
-class ObjectiveCommand(click.Command):
+class ObjectiveCommand(GroupedCommand):
     """A command that takes an objective: its function is given `objective` and each option that was named."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -45,7 +46,8 @@ def objective_flags() -> list[click.Option]:
         flag = "--" + name.replace("_", "-")
         if isinstance(spec.default, bool):
             flag = f"{flag}/--no-{flag[2:]}"
-        flags.append(click.Option([flag, name], type=flag_type(spec), default=None, help=" ".join(helps[name])))
+        flags.append(GroupedOption([flag, name], type=flag_type(spec), default=None, help=" ".join(helps[name]),
+                                   group="The objective", common=False))
     return flags
 
 

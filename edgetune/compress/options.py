@@ -21,37 +21,41 @@ class CompressConfig:
 
     # text
     calibrate: str = option("", "Text (.txt) or rows (.jsonl) by which weights are judged: needed to prune, for an "
-                            "importance matrix and for --target-size.")
+                            "importance matrix and for --target-size.", common=True, group="Text")
     measure: str = option("", "Text or rows by which the cost is measured; [the last fifth of --calibrate, which is "
-                          "then not calibrated on].")
+                          "then not calibrated on].", common=True)
     calibrate_tokens: int = option(16384, "Tokens to calibrate on at most.", low=256)
     measure_tokens: int = option(4096, "Tokens to measure on at most.", low=256)
     # vocabulary
-    vocab: int = option(0, "Trim the vocabulary to this number of tokens; 0: keep it.", low=0)
-    vocab_from: str = option("", "Text or rows whose tokens are kept, the most frequent first.")
+    vocab: int = option(0, "Trim the vocabulary to this number of tokens; 0: keep it.", low=0,
+                        common=True, group="Fewer weights")
+    vocab_from: str = option("", "Text or rows whose tokens are kept, the most frequent first.", common=True)
     # weights taken away
-    drop_blocks: int = option(0, "Number of blocks to drop: those without which the answers change least.", low=0)
+    drop_blocks: int = option(0, "Number of blocks to drop: those without which the answers change least.", low=0,
+                              common=True)
     width: float = option(1.0, "Keep this share of MLP channels and attention groups, those that matter most.",
-                          low=0.1, high=1.0)
+                          low=0.1, high=1.0, common=True)
     # distilled
-    distill: str = option("", "Text or rows on which the smaller model learns the answers of the whole one.")
-    steps: int = option(400, "Steps of distillation.", low=1)
+    distill: str = option("", "Text or rows on which the smaller model learns the answers of the whole one.",
+                          common=True, group="Distillation")
+    steps: int = option(400, "Steps of distillation.", low=1, common=True)
     distill_lr: float = option(3e-4, "Peak learning rate of distillation; a LoRA takes about ten times that.", low=0.0)
     distill_rank: int = option(0, "Rank of a LoRA that distillation trains; 0: all weights of the blocks.", low=0)
     distill_length: int = option(256, "Tokens in a row of distillation.", low=16)
     distill_batch: int = option(4, "Rows in a step of distillation.", low=1)
     # stored
     format: str = option("gguf", "What the bundle holds: gguf for llama.cpp and training, or onnx for ONNX Runtime.",
-                         choices=("gguf", "onnx"))
-    type: str = option("", "llama.cpp's type, such as Q4_K_M or Q8_0 [Q4_K_M].")
+                         choices=("gguf", "onnx"), common=True, group="What is stored")
+    type: str = option("", "llama.cpp's type, such as Q4_K_M or Q8_0 [Q4_K_M].", common=True)
     target_size: str = option("", "Bytes of the model's file at most, such as 80M (10^6 bytes each): every tensor's "
-                              "type is chosen by how much it costs.")
+                              "type is chosen by how much it costs.", common=True)
     device: str = option("", "Name of a device, such as raspberry-pi-4-2gb: the report says what training takes there; "
-                         "without --type and --target-size the file becomes as large as can be trained there.")
+                         "without --type and --target-size the file becomes as large as can be trained there.",
+                         common=True)
     # the run
     seed: int = option(0, "Seed of everything random. Same source, options and seed: the same bytes.", low=0,
-                       high=2**63 - 1)
-    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
+                       high=2**63 - 1, group="The run")
+    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024, common=True)
 
     def check(self) -> CompressConfig:
         """Returns self; raises UsageError for the first option out of range or without what it needs."""

@@ -20,34 +20,39 @@ class DaemonConfig:
     """Options of a daemon, or of a service within an app. Immutable."""
 
     # where it listens
-    host: str = option("127.0.0.1", "Address to listen on; any but loopback needs --key-file.")
-    port: int = option(8642, "Port to listen on; 0: one that is free, which is printed.", low=0, high=65535)
-    socket: str = option("", "Listen on this Unix socket instead.")
-    key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.")
+    host: str = option("127.0.0.1", "Address to listen on; any but loopback needs --key-file.",
+                       common=True, group="Where it listens")
+    port: int = option(8642, "Port to listen on; 0: one that is free, which is printed.", low=0, high=65535,
+                       common=True)
+    socket: str = option("", "Listen on this Unix socket instead.", common=True)
+    key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.",
+                           common=True)
     # what it keeps
-    state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].")
+    state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
+                        common=True, group="What it keeps")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
                        low=2, high=100)
     # what it answers with, beside the model
     embeddings: str = option("", "GGUF of an encoder (BERT) or another model for vectors, for /v1/embeddings [the "
-                             "model's own hidden states].")
+                             "model's own hidden states].", group="What it answers with")
     # what it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
-                         "available [75%].")
+                         "available [75%].", common=True, group="What it may use")
     context: int = option(0, "Tokens of all prompts and answers in progress together, at most; 0: 4096, or what the "
-                          "model was trained for.", low=0)
+                          "model was trained for.", low=0, common=True)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
     queue: int = option(64, "Requests that may wait; more are refused with 429.", low=1)
     threads: int = option(0, "Threads of answers, and of training; 0: one a core that this process may use.", low=0,
-                          high=1024)
+                          high=1024, common=True)
     max_upload: int = option(64, "MiB of an uploaded file at most.", low=1)
     max_body: int = option(1024, "KiB of any other request at most.", low=1)
     max_rows: int = option(100_000, "Rows of an uploaded file at most.", low=1)
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
-                        "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"))
-    learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.")
+                        "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"),
+                        common=True, group="How it learns")
+    learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.", common=True)
     learn_rows: int = option(20, "New pieces of feedback that start a training, those that are held out included.",
                              low=1)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "

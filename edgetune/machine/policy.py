@@ -23,15 +23,16 @@ class Policy:
 
     govern: bool = option(True, "Yield: slow down or pause for heat, throttling, other programs, lack of memory or an "
                           "empty battery. Pauses and fewer threads change no bit of the result; a smaller "
-                          "micro-batch, used only when memory is short, changes the last bits.")
+                          "micro-batch, used only when memory is short, changes the last bits.",
+                          group="What it yields to")
     max_temp: float = option(0.0, "Pause at this temperature in degrees Celsius, slow down 5 below it; 0: where the "
-                             "board starts to slow down by itself.", low=0.0, high=120.0)
+                             "board starts to slow down by itself.", low=0.0, high=120.0, common=True)
     min_free: int = option(0, "MiB of memory to leave to others: pause below, slow down below twice as much; 0: what "
                            "the device's profile says, at most an eighth of what is available.", low=0)
-    only_on_power: bool = option(False, "Pause while running on battery.")
+    only_on_power: bool = option(False, "Pause while running on battery.", common=True)
     min_battery: int = option(20, "Pause on battery below this percentage.", low=0, high=100)
     quiet_hours: str = option("", "No training in these hours of the day, local time: 08:00-22:00, or 22:00-07:00 over "
-                              "midnight.")
+                              "midnight.", common=True)
     nice: int = option(0, "Niceness of the process: 19 computes only where nobody else wants to.", low=0, high=19)
     busy_file: str = option("", "Pause while this file exists, for whoever answers questions meanwhile. It may hold "
                             "process numbers, one a line: then it counts while one of them lives.")

@@ -25,7 +25,7 @@ class TrainConfig(LoraOptions):
     targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.")
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
     # the optimizer
-    lr: float = option(1e-3, "Peak learning rate of AdamW.", low=0.0)
+    lr: float = option(1e-3, "Peak learning rate of AdamW.", low=0.0, common=True, group="The optimizer")
     schedule: str = option("linear", "What the learning rate does after the warm-up.",
                            choices=("constant", "linear", "cosine"))
     warmup: float = option(0.05, "Warm-up: below 1 a share of all steps, from 1 on a number of steps.", low=0.0)
@@ -38,14 +38,15 @@ class TrainConfig(LoraOptions):
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
     # the data
     epochs: float | Literal["auto"] = option("auto", "Passes over the data; auto: several where rows are few, one "
-                                             "where they are many.", low=0.0, high=1e6, auto=float)
-    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9)
-    batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1)
-    max_length: int = option(512, "Tokens in a row at most.", low=2)
+                                             "where they are many.", low=0.0, high=1e6, auto=float,
+                                             common=True, group="The data")
+    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9, common=True)
+    batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1, common=True)
+    max_length: int = option(512, "Tokens in a row at most.", low=2, common=True)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
-    system: str = option("", "System message for rows that have none.")
+    system: str = option("", "System message for rows that have none.", common=True)
     prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
     completion_column: str = option("", "Key of a row's answer, likewise.")
     markup: str = option("escape", "What text in a message that spells a control token such as <|im_end|> becomes: "
@@ -53,7 +54,7 @@ class TrainConfig(LoraOptions):
                          choices=("escape", "parse"))
     # the run
     memory: str = option("", "Memory of the whole process at most, such as 300M or 1.5G, or 25% of what is available "
-                         "[75%]. What is traded for it is printed.")
+                         "[75%]. What is traded for it is printed.", common=True, group="The run")
     micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
                               low=1)
     recompute: str = option("auto", "Compute each block again in backward (little memory), or none (faster); auto: as "
@@ -73,7 +74,7 @@ class TrainConfig(LoraOptions):
                                    "is stopped.")
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
                        high=2**63 - 1)
-    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024)
+    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024, common=True)
 
     def check(self) -> TrainConfig:
         """Returns self; raises UsageError for the first option of another type or out of its range."""

@@ -234,9 +234,10 @@ def commands(group, path=()):
 
 
 @pytest.mark.parametrize("path", [(), *(path for path, _ in commands(cli))], ids=" ".join)
-def test_help_fits_a_terminal_of_80_columns(path):
-    done = CliRunner().invoke(cli, [*path, "--help"], terminal_width=80)
-    assert done.exit_code == 0
-    wide = [line for line in done.output.splitlines() if len(line) > 80]
-    assert not wide
+def test_help_fits_a_terminal(path):
+    for width in (60, 80):
+        done = CliRunner().invoke(cli, [*path, "--help"], terminal_width=width)
+        assert done.exit_code == 0
+        wide = [line for line in done.output.splitlines() if len(line) > width]
+        assert not wide
     assert "..." not in done.output.partition("Commands:")[2]

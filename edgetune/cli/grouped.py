@@ -1,0 +1,63 @@
+"""--help in groups with the options that are common, and --help-all with all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import click
+
+OWN = "Options"
+COMMON = "Common options"
+ALL = "edgetune.help_all"  # of a context: whether all options are to be shown
+
+
+class GroupedOption(click.Option):
+    """An option of a group. common: --help shows it."""
+
+    def __init__(self, *names: Any, group: str = "", common: bool = True, **options: Any) -> None:
+        super().__init__(*names, **options)
+        self.group = group
+        self.common = common
+
+
+class GroupedCommand(click.Command):
+    """A command whose options may be in groups; --help-all exists where --help leaves some out."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        found = super().get_params(ctx)
+        if not any(is_rare(param) for param in self.params):
+            return found
+        return [*found[:-1], click.Option(["--help-all"], is_flag=True, expose_value=False, is_eager=True,
+                                          callback=_show_all, help="Show all options and exit."), *found[-1:]]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        everything = ctx.meta.get(ALL)
+        groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        left_out = 0
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is None:
+                continue
+            if is_rare(param) and not everything:
+                left_out += 1
+                continue
+            group = getattr(param, "group", "")
+            groups[(group if everything else COMMON) if group else OWN].append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if left_out:
+            formatter.write_paragraph()
+            formatter.write_text(f"{ctx.command_path} --help-all shows {left_out} more.")
+
+
+def is_rare(param: click.Parameter) -> bool:
+    return isinstance(param, GroupedOption) and not param.common
+
+
+def _show_all(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        ctx.meta[ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()

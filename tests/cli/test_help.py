@@ -1,0 +1,64 @@
+"""--help with the common options, --help-all with all of them in groups, in terminals of 60 and 80 columns."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from edgetune.cli import cli
+from edgetune.compress.options import CompressConfig
+from edgetune.daemon.options import DaemonConfig
+from edgetune.machine.policy import Policy
+from edgetune.options import groups_of
+from edgetune.training.config import TrainConfig
+
+GROUPED = {("train",): (TrainConfig, Policy), ("resume",): (TrainConfig, Policy), ("plan",): (TrainConfig,),
+           ("jobs", "create"): (TrainConfig,), ("compress",): (CompressConfig,), ("daemon",): (DaemonConfig, Policy)}
+
+
+def shown(*args, width=80):
+    done = CliRunner().invoke(cli, list(args), terminal_width=width)
+    assert done.exit_code == 0
+    return done.output
+
+
+def found(path):
+    command = cli
+    for name in path:
+        command = command.get_command(None, name)
+    return command
+
+
+@pytest.mark.parametrize("path", GROUPED, ids=" ".join)
+def test_all_options_are_in_groups(path):
+    everything = shown(*path, "--help-all")
+    command = found(path)
+    flags = [param.opts[0] for param in command.params if isinstance(param, click.Option)]
+    assert [flag for flag in flags if f"  {flag} " not in everything.replace("\n", " \n") and f", {flag} " not in
+            everything and not flag.startswith("-o")] == []
+    titles = [f"\n{title}:\n" for kind in GROUPED[path] for title in dict.fromkeys(groups_of(kind).values())]
+    assert "" not in [title.strip("\n:") for title in titles]
+    places = [everything.find(title) for title in titles]
+    assert sorted(places) == places
+    assert places[0] > 0
+
+
+@pytest.mark.parametrize("path", GROUPED, ids=" ".join)
+def test_help_has_the_common_options_and_says_how_many_are_left_out(path):
+    short = shown(*path, "--help", width=1000)
+    rare = [param for param in found(path).params if not getattr(param, "common", True)]
+    assert rare
+    assert [param.opts[0] for param in rare if f"  {param.opts[0]} " in short] == []
+    assert f"--help-all shows {len(rare)} more." in short
+    assert "Common options:" in short
+    assert len(short.splitlines()) < len(shown(*path, "--help-all", width=1000).splitlines())
+
+
+def test_an_option_that_help_leaves_out_is_taken():
+    done = CliRunner().invoke(cli, ["plan", "nowhere.gguf", "--beta1", "0.8"])
+    assert "nowhere" in done.output
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("path", GROUPED, ids=" ".join)
+def test_all_options_fit(path, columns):
+    assert [line for line in shown(*path, "--help-all", width=columns).splitlines() if len(line) > columns] == []
