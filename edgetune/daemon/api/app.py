@@ -29,6 +29,7 @@ from . import (
     ollama_models,
     pages,
     reference,
+    responses,
     schemas,
 )
 from .archive import zipped
@@ -58,7 +59,8 @@ def app(service: Service) -> FastAPI:
     made.state.metrics = Metrics(service)
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages, reference):
+    for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages, reference,
+                 responses):
         made.include_router(part.router)
     made.include_router(router)
     errors.install(made)

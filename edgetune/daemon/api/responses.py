@@ -1,0 +1,157 @@
+"""OpenAI's /v1/responses: a whole response, or its events while it is made. Responses are not stored."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from ...serving.tool_calls import CallPiece
+from .asking import Asked
+from .errors import JsonRoute, status_and_body
+from .responses_bodies import ResponseObject, ResponseRequest
+
+router = APIRouter(route_class=JsonRoute)
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The response; with stream events from response.created to response.completed, "
+                         "response.incomplete or response.failed.",
+          "content": {"text/event-stream": {}}}}
+Fields = dict[str, Any]
+
+
+@router.post("/v1/responses", response_model=ResponseObject, responses=_EVENTS)
+async def responses(body: ResponseRequest, request: Request, response: Response) -> Any:
+    """An answer to text or to the items of a conversation; calls of tools are items of its output."""
+    asked = await Asked.begin([body.question()], request, "resp_")
+    recalled = {"X-Edgetune-Recalled": asked.recalled} if asked.recalled else {}
+    if body.stream:
+        return StreamingResponse(_events(body, asked), headers=recalled, media_type="text/event-stream")
+    response.headers.update(recalled)
+    said, = await asked.whole(request)
+    output = Output()
+    parts = [CallPiece(index, call.id, call.name, call.arguments) for index, call in enumerate(said.calls)]
+    list(output.take(said.text, parts))
+    list(output.end(said.finish))
+    return _response(body, asked, output.items, said.finish)
+
+
+async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
+    number = -1
+
+    def event(kind: str, fields: Fields) -> str:
+        nonlocal number
+        number += 1
+        data = {"type": kind, "sequence_number": number, **fields}
+        return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+    output = Output()
+    for kind in ("response.created", "response.in_progress"):
+        yield event(kind, {"response": _response(body, asked, [], "")})
+    finish = ""
+    try:
+        async for piece in asked.pieces():
+            for kind, fields in output.take(piece.text, piece.calls):
+                yield event(kind, fields)
+            finish = piece.finish or finish
+    except Exception as error:  # the head is sent already, and with it the status
+        told = status_and_body(error)[1]["error"]
+        failed = {"status": "failed", "error": {"code": "server_error", "message": told["message"]}}
+        yield event("response.failed", {"response": _response(body, asked, output.items, "") | failed})
+        return
+    for kind, fields in output.end(finish):
+        yield event(kind, fields)
+    whole = _response(body, asked, output.items, finish)
+    yield event(f"response.{whole['status']}", {"response": whole})
+
+
+def _response(body: ResponseRequest, asked: Asked, items: Sequence[Fields], finish: str) -> Fields:
+    """finish: "" while it is made."""
+    incomplete = finish == "length"
+    status = "incomplete" if incomplete else "completed" if finish else "in_progress"
+    given = body.model_dump(include={"instructions", "max_output_tokens", "metadata", "temperature", "top_p"})
+    choice = body.tool_choice or "auto"
+    form = body.text.format.model_dump(by_alias=True, exclude_none=True) if body.text and body.text.format else None
+    made = ResponseObject(
+        id=asked.id, created_at=asked.created, status=status, model=asked.model, output=list(items), **given,  # type: ignore[arg-type]
+        incomplete_details={"reason": "max_output_tokens"} if incomplete else None,  # type: ignore[arg-type]
+        usage=_usage(asked) if finish else None, text={"format": form or {"type": "text"}},  # type: ignore[arg-type]
+        tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
+        tools=[tool.model_dump() for tool in body.tools or ()])
+    return made.model_dump()
+
+
+def _usage(asked: Asked) -> Fields:
+    prompt = asked.prompt_tokens
+    answer = asked.completion_tokens
+    return {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": asked.cached_tokens},
+            "output_tokens": answer, "output_tokens_details": {}, "total_tokens": prompt + answer}
+
+
+class Output:
+    """The items of a response, which grow piece by piece; what changes is told as events: (type, fields)."""
+
+    def __init__(self) -> None:
+        self.items: list[Fields] = []
+        self._open = False  # whether the last item is in progress
+
+    def take(self, text: str, calls: Sequence[CallPiece]) -> Iterator[tuple[str, Fields]]:
+        if text:
+            yield from self._text(text)
+        for part in calls:
+            yield from self._call(part)
+
+    def end(self, finish: str) -> Iterator[tuple[str, Fields]]:
+        """finish: length leaves the last item incomplete. Where nothing was said, that is a message."""
+        if not self.items:
+            yield from self._begin_message()
+        yield from self._close("incomplete" if finish == "length" else "completed")
+
+    def _text(self, text: str) -> Iterator[tuple[str, Fields]]:
+        if not self._open or self.items[-1]["type"] != "message":
+            yield from self._begin_message()
+        self.items[-1]["content"][0]["text"] += text
+        yield "response.output_text.delta", {**self._at, "content_index": 0, "delta": text, "logprobs": []}
+
+    def _begin_message(self) -> Iterator[tuple[str, Fields]]:
+        yield from self._begin({"id": "msg_" + secrets.token_hex(12), "type": "message", "role": "assistant",
+                                "status": "in_progress", "content": []})
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        yield "response.content_part.added", {**self._at, "content_index": 0, "part": dict(part)}
+        self.items[-1]["content"].append(part)
+
+    def _call(self, part: CallPiece) -> Iterator[tuple[str, Fields]]:
+        if part.id:
+            yield from self._begin({"id": "fc_" + secrets.token_hex(12), "type": "function_call", "call_id": part.id,
+                                    "name": part.name, "arguments": "", "status": "in_progress"})
+        if part.arguments:
+            self.items[-1]["arguments"] += part.arguments
+            yield "response.function_call_arguments.delta", {**self._at, "delta": part.arguments}
+
+    def _begin(self, item: Fields) -> Iterator[tuple[str, Fields]]:
+        yield from self._close("completed")
+        self.items.append(item)
+        self._open = True
+        yield "response.output_item.added", {"output_index": len(self.items) - 1, "item": {**item}}
+
+    def _close(self, status: str) -> Iterator[tuple[str, Fields]]:
+        if not self._open:
+            return
+        self._open = False
+        item = self.items[-1]
+        item["status"] = status
+        if item["type"] == "message":
+            part = item["content"][0]
+            yield "response.output_text.done", {**self._at, "content_index": 0, "text": part["text"], "logprobs": []}
+            yield "response.content_part.done", {**self._at, "content_index": 0, "part": {**part}}
+        else:
+            yield "response.function_call_arguments.done", {**self._at, "name": item["name"],
+                                                            "arguments": item["arguments"]}
+        yield "response.output_item.done", {"output_index": len(self.items) - 1, "item": {**item}}
+
+    @property
+    def _at(self) -> Fields:
+        return {"output_index": len(self.items) - 1, "item_id": self.items[-1]["id"]}
