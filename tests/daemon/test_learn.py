@@ -21,7 +21,14 @@ from edgetune.daemon.jobs.queue import REJUDGED
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.anchors import QUESTIONS, Anchors
-from edgetune.daemon.learning.curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, with_anchors
+from edgetune.daemon.learning.curriculum import (
+    ROWS_PER_ANCHOR,
+    JobRows,
+    curriculum,
+    passes_over,
+    rate_of,
+    with_anchors,
+)
 from edgetune.daemon.learning.learner import Clocks, Learner
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -85,10 +92,16 @@ def test_curriculum(passes: int) -> None:
 def test_few_new_rows_are_gone_through_often() -> None:
     """However many earlier ones there are; what the service's options ask for counts too."""
     passes = [passes_over(count, TrainConfig(batch_size=8)) for count in (1, 32, 80, 120, 400, 3000)]
-    assert passes == [6, 6, 6, 4, 2, 2]
+    assert passes == [15, 15, 15, 10, 3, 2]
     assert passes_over(40, TrainConfig(epochs=4.0)) == 4
     assert passes_over(40, TrainConfig(epochs=0.1)) == 1
     assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
+
+
+def test_many_passes_are_made_at_half_the_rate() -> None:
+    assert rate_of(TrainConfig(lr=2e-3)) == 1e-3
+    assert rate_of(TrainConfig(lr=2e-3, epochs=4.0)) == 2e-3
+    assert rate_of(TrainConfig(lr=2e-3, steps=30)) == 2e-3
 
 
 def test_anchors_are_spread() -> None:
@@ -142,7 +155,7 @@ def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: p
 def test_a_job_has_its_new_rows_as_often_as_the_options_say(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     give(service, range(10))
-    for epochs, times in ((2.0, 2), ("auto", 6)):
+    for epochs, times in ((2.0, 2), ("auto", 15)):
         service.jobs.train = replace(TRAIN, epochs=epochs)
         job = service.learner.begin()
         learned = (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()

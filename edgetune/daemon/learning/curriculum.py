@@ -21,14 +21,18 @@ from .rows import Row
 T = TypeVar("T")
 U = TypeVar("U")
 ROWS_PER_ANCHOR = 5
-FIRST_SHARE = 0.4  # of the passes of --epochs auto: each unlearns other things, and the gate asks for more if needed
 LEAST_PASSES = 2
+RATE = 0.5  # of the learning rate, where passes are many: as much is learned, and less of all else unlearned
 
 
 def passes_over(new: int, config: TrainConfig) -> int:
-    """How often a job goes through this number of new rows: as the options say; FIRST_SHARE of what auto would take."""
-    passes = epochs_of(config, new)
-    return max(LEAST_PASSES, round(FIRST_SHARE * passes)) if is_auto(config) else max(1, round(passes))
+    """How often a job goes through this number of new rows: as the options say, with auto LEAST_PASSES at least."""
+    return max(LEAST_PASSES if is_auto(config) else 1, round(epochs_of(config, new)))
+
+
+def rate_of(config: TrainConfig) -> float:
+    """The learning rate of a job over feedback: RATE of the options' where these leave its length to the data."""
+    return RATE * config.lr if is_auto(config) else config.lr
 
 
 def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int) -> list[T]:
