@@ -31,7 +31,7 @@ FLOORS = [
 
 INSIDE = {
     "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "published"],
-                 ["peft"]],
+                 ["ollama", "peft"]],
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["generate", "ops"], ["kernels", "train"], ["steps"]],
     "cli": [["graded", "grouped", "info", "judged", "prose", "typed"], ["app"], ["objective", "slash", "sweep"],

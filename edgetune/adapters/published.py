@@ -41,7 +41,7 @@ llama-cli -m {base_name(base)} --lora {name}/{FILE}
 ```"""
     files: dict[str, Path | bytes] = {
         FILE: folder / FILE,
-        RUN: (json.dumps(public_record(run), indent=2) + "\n").encode(),
+        RUN: record_text(run).encode(),
         CARD: model_card(run, base, use).encode(),
     }
     if (folder / SCHEMA).is_file():
@@ -59,6 +59,11 @@ def public_record(run: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[key] = value
     return found
+
+
+def record_text(run: Mapping[str, Any]) -> str:
+    """The same as the text of a run.json."""
+    return json.dumps(public_record(run), indent=2) + "\n"
 
 
 def origin(base: Gguf) -> str:

@@ -16,36 +16,62 @@ from .app import MODEL, ModelPath, column_options, command, explicit, out, show,
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 
 if TYPE_CHECKING:
+    from ..adapters.store import Adapter
     from ..data.formats import Columns
     from ..evaluation.served import Graded
+    from ..formats.gguf import Gguf
 
 base_option = click.option("--base", type=ModelPath(),
                            help="The model that the adapter was trained on; default: where it was then.")
 
 
 @command("export", click.argument("adapter", type=click.Path(path_type=Path)),
-         click.option("--to", "to", type=click.Choice(["peft"]), default="peft", show_default=True,
-                      help="What to write."), base_option,
+         click.option("--to", "to", type=click.Choice(["peft", "ollama"]), default="peft", show_default=True,
+                      help="For which program."), base_option,
          click.option("--base-name", default="",
-                      help="The transformers model of it, an id on the Hugging Face hub or a folder, which "
-                           "AutoPeftModel loads [as the GGUF names it]."),
+                      help="The base as that program knows it. peft: an id on the Hugging Face hub or a folder, which "
+                           "AutoPeftModel loads [as the GGUF names it]. ollama: a model's name [the GGUF's path]."),
+         click.option("--system", default=None, help="ollama: the system message of every chat [that of training]."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
-def export_command(adapter: Path, to: str, base: Path | None, base_name: str, folder: Path | None,
+def export_command(adapter: Path, to: str, base: Path | None, base_name: str, system: str | None, folder: Path | None,
                    as_json: bool) -> None:
-    """Write ADAPTER as a PEFT folder, for transformers on the model that the GGUF was made from."""
-    from ..adapters.peft import export_peft
-    from ..adapters.published import origin
+    """Write ADAPTER as a folder for another program, with a model card.
+
+    peft: for transformers on the model that the GGUF was made from. ollama: a Modelfile for ollama create.
+    """
     from ..adapters.store import open_adapter
     from ..formats.bundle import open_bundle
+    if system is not None and to != "ollama":
+        raise UsageError(f"--system is given with --to {to}, which has no place for it", "leave it out")
     folder = folder or adapter.with_name(f"{adapter.name}-{to}")
     opened = open_adapter(adapter)
     base = base or _base_of(opened.run, adapter)
     gguf = open_bundle(base).gguf
-    base_name = base_name or origin(gguf)
-    export_peft(open_adapter(adapter, gguf).pairs, gguf, folder, base_name, opened.run)
-    show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), "base_name": base_name},
-         f"{len(opened.pairs)} pairs written to {folder}; load: peft.PeftModel.from_pretrained(model, {str(folder)!r})",
-         f"for the model {base_name}; another: --base-name")
+    if to == "peft":
+        facts, lines = _to_peft(open_adapter(adapter, gguf), gguf, folder, base_name)
+    else:
+        facts, lines = _to_ollama(adapter, gguf, folder, base_name, system)
+    show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), **facts}, *lines)
+
+
+def _to_peft(adapter: Adapter, base: Gguf, folder: Path, base_name: str) -> tuple[dict[str, Any], list[str]]:
+    from ..adapters.peft import export_peft
+    from ..adapters.published import origin
+    base_name = base_name or origin(base)
+    export_peft(adapter.pairs, base, folder, base_name, adapter.run)
+    return {"base_name": base_name}, [
+        f"{len(adapter.pairs)} pairs written to {folder}; load: peft.PeftModel.from_pretrained(model, {str(folder)!r})",
+        f"for the model {base_name}; another: --base-name"]
+
+
+def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
+               system: str | None) -> tuple[dict[str, Any], list[str]]:
+    from ..adapters.ollama import export_ollama
+    mapped = export_ollama(adapter, base, folder, model=base_name, system=system)
+    said = "" if mapped else ("the base's chat template writes more than Ollama's can, or there is none: the Modelfile "
+                              "has no TEMPLATE, and Ollama chooses one, which may differ from that of training")
+    return {"template": mapped}, [f"written to {folder}; next: cd {folder} && ollama create {folder.name} -f Modelfile",
+                                  *([said] if said else [])]
 
 
 def _base_of(run: dict[str, Any], adapter: Path) -> Path:

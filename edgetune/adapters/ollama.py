@@ -1,0 +1,168 @@
+"""Export for Ollama: a folder with a Modelfile, the adapter and a model card, for `ollama create NAME -f Modelfile`.
+
+Ollama fills chat templates in Go's language, a GGUF has them in jinja2's. What stands around the messages is found by
+filling the GGUF's own template with marks, and put into Go's; the result is compared with the GGUF's template on other
+conversations, and left out where it differs: then Ollama chooses a template by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..disk import new_folder
+from ..errors import DataError, UnsupportedError, UsageError
+from ..formats.gguf import Gguf
+from ..llamacpp.tokenizer import Tokenizer
+from .published import CARD, model_card, record_text
+from .store import FILE, RUN, open_adapter
+
+MODELFILE = "Modelfile"
+_QUOTES = '"""'
+_MARKS = ("first3question", "first3answer", "second3question", "the3system")
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a chat template writes around messages. opening: at the beginning, before and after a system message;
+    without: at the beginning, where there is none. The last question's end is followed by what begins an answer.
+    """
+
+    opening: str
+    system_end: str
+    without: str
+    question: str
+    question_end: str
+    answer_end: str
+
+    def fill(self, messages: Messages) -> str:
+        """As Ollama fills `go`; a conversation that ends with a question."""
+        system = next((message["content"] for message in messages if message["role"] == "system"), "")
+        text = self.opening + system + self.system_end if system else self.without
+        for message in messages:
+            if message["role"] == "user":
+                text += self.question + message["content"] + self.question_end
+            elif message["role"] == "assistant":
+                text += message["content"] + self.answer_end
+        return text
+
+    def go(self) -> str:
+        """The same as a program for Ollama."""
+        return (f"{{{{ if .System }}}}{self.opening}{{{{ .System }}}}{self.system_end}{{{{ else }}}}{self.without}"
+                f'{{{{ end }}}}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{self.question}{{{{ .Content }}}}'
+                f'{self.question_end}{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{self.answer_end}'
+                "{{ end }}{{ end }}")
+
+
+def export_ollama(adapter: str | os.PathLike[str], base: Gguf, folder: str | os.PathLike[str], *, model: str = "",
+                  system: str | None = None) -> bool:
+    """Write a new folder for `ollama create`; returns whether the base's chat template could be put into Ollama's.
+
+    model: what Ollama knows the base as; "": the path of the GGUF. system: the system message of every chat; None: that
+    of training. Raises UsageError if `folder` exists or the system message cannot be written in a Modelfile, else as
+    open_adapter does.
+    """
+    opened = open_adapter(adapter, base)
+    options = opened.run.get("options")
+    if system is None:
+        system = str(options.get("system", "")) if isinstance(options, dict) else ""
+    tokenizer = Tokenizer(base)
+    try:
+        frame = frame_of(tokenizer)
+        lines = _modelfile(model or str(base.path.resolve()), frame, system, _stops(tokenizer))
+    finally:
+        tokenizer.close()
+    name = Path(folder).name
+    use = f"```sh\nollama create {name} -f {MODELFILE}\nollama run {name}\n```"
+    with new_folder(Path(folder)) as beside:
+        shutil.copyfile(opened.path, beside / FILE)
+        (beside / RUN).write_text(record_text(opened.run))
+        (beside / CARD).write_text(model_card(opened.run, base, use))
+        (beside / MODELFILE).write_text(lines)
+    return frame is not None
+
+
+def frame_of(tokenizer: Tokenizer) -> Frame | None:
+    """What the model's chat template writes around messages; None where it has none, or one that writes more than that.
+    """
+    try:
+        frame = _read_frame(tokenizer)
+        if frame is None or not all(_text(tokenizer, chat) == frame.fill(chat) for chat in _CHATS):
+            return None
+    except (DataError, UnsupportedError):
+        return None
+    texts = (frame.opening, frame.system_end, frame.without, frame.question, frame.question_end, frame.answer_end)
+    return None if any("{{" in text or _QUOTES in text for text in texts) else frame
+
+
+def _read_frame(tokenizer: Tokenizer) -> Frame | None:
+    first, answer, second, system = _MARKS
+    chat = [{"role": "user", "content": first}, {"role": "assistant", "content": answer},
+            {"role": "user", "content": second}]
+    with_system = _between(_text(tokenizer, [{"role": "system", "content": system}, *chat]),
+                           (system, first, answer, second))
+    without = _between(_text(tokenizer, chat[:1]), (first,))
+    if with_system is None or without is None:
+        return None
+    opening, before_first, question_end, before_second, end = with_system
+    question = _common_end(before_first, before_second, without[0])
+    if not question_end == end == without[1]:
+        return None
+    cut = -len(question) or None
+    return Frame(opening, before_first[:cut], without[0][:cut], question, question_end, before_second[:cut])
+
+
+def _between(text: str, marks: Sequence[str]) -> list[str] | None:
+    """The pieces of a text around these marks, each once and in this order."""
+    pieces = []
+    for mark in marks:
+        piece, found, text = text.partition(mark)
+        if not found:
+            return None
+        pieces.append(piece)
+    return [*pieces, text]
+
+
+def _common_end(*texts: str) -> str:
+    shortest = min(texts, key=len)
+    ends = (shortest[i:] for i in range(len(shortest)))
+    return next((end for end in ends if all(text.endswith(end) for text in texts)), "")
+
+
+def _text(tokenizer: Tokenizer, messages: Messages) -> str:
+    """As the model's own template writes it, without the mark that begins every text: Ollama adds that."""
+    text = str(tokenizer.render(messages, add_generation_prompt=True))
+    bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
+    return text.removeprefix(bos) if tokenizer.add_bos else text
+
+
+_CHATS: Sequence[Messages] = (
+    [{"role": "user", "content": "Hi"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
+     {"role": "assistant", "content": "d\n\ne"}, {"role": "user", "content": "f\ng"}],
+    [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+     {"role": "user", "content": "c"}],
+)
+
+
+def _stops(tokenizer: Tokenizer) -> list[str]:
+    """The texts of the tokens that end an answer."""
+    ends = [tokenizer.decode([token]) for token in (tokenizer.eot, tokenizer.eos) if token is not None]
+    return list(dict.fromkeys(text for text in ends if text and '"' not in text and "\n" not in text))
+
+
+def _modelfile(model: str, frame: Frame | None, system: str, stops: Sequence[str]) -> str:
+    """Answers are what edgetune measured: the likeliest token always, without Ollama's penalty for repetition."""
+    if _QUOTES in system:
+        raise UsageError(f"the system message holds {_QUOTES}, which ends a text in a Modelfile",
+                         "give another one with --system")
+    lines = [f"FROM {model}", f"ADAPTER ./{FILE}"]
+    lines += [f"TEMPLATE {_QUOTES}{frame.go()}{_QUOTES}"] if frame else []
+    lines += [f"SYSTEM {_QUOTES}{system}{_QUOTES}"] if system else []
+    lines += ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]
+    return "\n".join([*lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"
