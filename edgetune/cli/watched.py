@@ -1,0 +1,34 @@
+"""Facts that change, shown anew every second: live on a terminal, as JSON lines for a program."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import click
+from rich.console import RenderableType
+from rich.live import Live
+
+from .app import out
+
+SECONDS = 1.0  # between two looks
+Facts = dict[str, Any]
+
+watch_option = click.option("--watch", is_flag=True, help="Stay until Ctrl-C, and show it anew every second; with "
+                            "--json a line each.")
+
+
+def watch(look: Callable[[], Facts], view: Callable[[Facts], RenderableType], as_json: bool) -> None:
+    """Until Ctrl-C. Raises what `look` raises."""
+    with suppress(KeyboardInterrupt):
+        if as_json:
+            while True:
+                click.echo(json.dumps(look()))
+                time.sleep(SECONDS)
+        with Live(view(look()), console=out, auto_refresh=False) as live:
+            while True:
+                time.sleep(SECONDS)
+                live.update(view(look()), refresh=True)
