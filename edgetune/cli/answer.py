@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ import click
 
 from ..errors import UsageError
 from .app import MODEL, F, adapter_option, column_options, command, explicit, show, system_option, threads_option
+from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
 
 if TYPE_CHECKING:
+    from ..data.formats import Columns
     from ..evaluation.served import Answer, Graded
 
 
@@ -54,6 +57,8 @@ class Serving:
     busy_file: Path | None = None
     runtime: str | None = None
     markup: str = "escape"
+    url: str = ""
+    key_file: Path | None = None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Serving:
@@ -63,7 +68,12 @@ class Serving:
 
 @contextmanager
 def served_model(model: Path, serving: Serving) -> Iterator[Any]:
-    """The model, in the runtime that `serving` or its bundle asks for, with its adapter in use."""
+    """The model, in the runtime that `serving` or its bundle asks for, with its adapter in use; or a daemon's."""
+    refuse_beside(**asdict(serving))
+    if serving.url:
+        with remote_model(model, serving.url, serving.key_file) as served:
+            yield served
+        return
     adapter = serving.adapter
     threads = serving.threads or None
     from ..formats.bundle import open_bundle
@@ -106,13 +116,14 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, threads_option)
+         markup_option, threads_option, url_options)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool,
                  **options: Any) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA.
 
-    In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval).
+    In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval). With
+    --url a daemon answers, and the loss is not measured.
     """
     from ..adapters import store
     from ..data.dataset import load
@@ -123,6 +134,11 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     from ..llamacpp.tokenizer import Tokenizer
     serving = Serving.taken_from(options)  # what remains is of answers
     of_answers = options | {"show_wrong": show_wrong, "save": save}
+    refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length)
+    if serving.url:
+        _ask_daemon(model, serving, data, Columns(prompt_column, completion_column), system, options["limit"],
+                    show_wrong, save, as_json)
+        return
     check_answers_asked(engine, **of_answers)
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
@@ -148,6 +164,22 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
 
 
+def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: str, limit: int | None,
+                show_wrong: int | None, save: Path | None, as_json: bool) -> None:
+    """eval --url"""
+    from ..evaluation.asked import asked_match, asking_rows
+    from ..evaluation.served import Graded, Scores, share
+    rows = asking_rows(data, columns)
+    with remote_model(model, serving.url, serving.key_file) as served:
+        answers = asked_match(rows, lambda messages, tools, most: "".join(
+            served.chat(messages, tools, max_tokens=most)), system or None, limit)
+    if save:
+        save_answers(save, answers, ())
+    scores = Scores(f"{model} at {serving.url}", len(rows), 0, math.nan, share([a.correct for a in answers]),
+                    len(answers), share([a.parsed for a in answers if a.parsed is not None]))
+    show_grades(f"{data} by {scores.engine}", Graded(scores, [], answers), show_wrong, as_json)
+
+
 def check_answers_asked(engine: str, answers: bool, **options: Any) -> None:
     """Raises UsageError for an option of answers where none are made."""
     given = explicit({"answers": answers, **options})
@@ -163,13 +195,17 @@ def check_answers_asked(engine: str, answers: bool, **options: Any) -> None:
 def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: bool) -> None:
     from ..console import table
     scores = graded.scores
-    lines = [["rows", str(scores.rows)], ["supervised tokens", str(scores.tokens)], ["loss", f"{scores.loss:.4f}"],
-             ["perplexity", f"{scores.perplexity:.3f}"]]
+    lines = [["rows", str(scores.rows)]]
+    if scores.tokens:  # of what is only asked none is seen
+        lines += [["supervised tokens", str(scores.tokens)], ["loss", f"{scores.loss:.4f}"],
+                  ["perplexity", f"{scores.perplexity:.3f}"]]
     if scores.exact is not None:
         lines.append(["exact answers", exact_text(scores)])
     if scores.parsed is not None:
         lines.append(["answers that are JSON", f"{scores.parsed:.1%}"])
     result = scores.to_json()
+    if not scores.tokens:
+        result |= {"tokens": None, "loss": None, "perplexity": None}
     shown = [title, table("", ["", ""], lines)]
     if show_wrong:
         wrong = [answer for answer in graded.answers if not answer.correct]
@@ -180,7 +216,7 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
-         threads_option, busy_file_option, runtime_option, markup_option)
+         threads_option, busy_file_option, runtime_option, markup_option, url_options)
 def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, **options: Any) -> None:
     """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime."""
     with served_model(model, Serving.taken_from(options)) as served:

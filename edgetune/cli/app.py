@@ -59,6 +59,8 @@ class ModelPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from ..formats.named import find_model
+        if ctx is not None and ctx.params.get("url"):  # a name of that daemon's
+            return Path(value)
         return super().convert(find_model(value), param, ctx)
 
 

@@ -19,6 +19,7 @@ from ..console import say, table
 from ..errors import EdgetuneError
 from .answer import Serving, answer_options, busy_file_option, markup_option, runtime_option, served_model
 from .app import MODEL, adapter_option, command, complain, out, system_option, threads_option
+from .elsewhere import url_options
 from .judged import judged_to
 from .prose import Prose
 from .slash import COMMANDS, ENDS, NONE, Talk, is_command, obey
@@ -28,9 +29,10 @@ AGAIN = "Ctrl-C again leaves"
 
 
 @command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
-         runtime_option, markup_option,
+         runtime_option, markup_option, url_options,
          click.option("--feedback", metavar="FILE|URL", default="", help="Where /good, /bad and /fix go: a file of "
-                      "rows for edgetune train, or a daemon [the model's file in ~/.local/state/edgetune/feedback]."),
+                      "rows for edgetune train, or a daemon [--url, or the model's file in "
+                      "~/.local/state/edgetune/feedback]."),
          click.option("--history/--no-history", default=True, show_default=True,
                       help="Remember the lines that are typed, in ~/.local/state/edgetune/chat_history."))
 def chat_command(model: Path, system: str, feedback: str, history: bool, as_json: bool, **options: Any) -> None:
@@ -43,7 +45,8 @@ def chat_command(model: Path, system: str, feedback: str, history: bool, as_json
     """
     from ..daemon.client import read_key
     serving = Serving.taken_from(options)
-    with judged_to(feedback, model, read_key(None)) as judged, served_model(model, serving) as served:
+    key = read_key(serving.key_file)
+    with judged_to(feedback or serving.url, model, key) as judged, served_model(model, serving) as served:
         talk = Talk(served, judged, str(serving.adapter or NONE), options)
         talk.set_system(system)
         if sys.stdin.isatty() and out.is_terminal and not as_json:
@@ -149,11 +152,17 @@ def _answer(talk: Talk, question: str) -> bool:
         talk.messages.append({"role": "assistant", "content": answer})
     else:
         talk.messages.pop()
-    tokens = len(talk.served.tokenizer.encode(answer, special=False))
+    tokens = _count(talk.served, answer)
     rate = f", {(tokens - 1) / max(ended - first, 1e-9):.1f} tokens/s" if tokens > 1 else ""
     _dim(f"{tokens} tokens{rate}, the first after {first - began:.1f} s"
          f"{f'; stopped, {AGAIN}' if was_stopped else ''}")
     return was_stopped
+
+
+def _count(served: Any, answer: str) -> int:
+    """Tokens of the last answer; a daemon's model has counted them."""
+    counted: int | None = getattr(served, "said_tokens", None)
+    return len(served.tokenizer.encode(answer, special=False)) if counted is None else counted
 
 
 @contextmanager

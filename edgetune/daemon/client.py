@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from .options import DaemonConfig
 URL = "EDGETUNE_URL"
 KEY = "EDGETUNE_KEY"
 UNIX = "unix:"
+EVENT = "data: "
+END = EVENT + "[DONE]"
 DEFAULT = f"http://{DaemonConfig.host}:{DaemonConfig.port}"
 _KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageError}
 
@@ -89,16 +92,41 @@ class Client:
                 return
             after = page["data"][-1]["id"]
 
+    def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of an answer that is streamed, as they come; closing the iterator ends the answer."""
+        import httpx
+        try:
+            with self._http.stream("POST", path, json=body) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise _error(answer.status_code, answer.json())
+                for line in answer.iter_lines():
+                    if line.startswith(EVENT) and line != END:
+                        event = json.loads(line.removeprefix(EVENT))
+                        if "error" in event:
+                            raise _error(503, event)
+                        yield event
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._no_daemon(error) from None
+        except ValueError:
+            raise self._no_edgetune() from None
+
+    def _no_daemon(self, error: Exception) -> EdgetuneError:
+        return EdgetuneError(f"no daemon answers at {self.url} ({error})",
+                             "start one with edgetune daemon MODEL, or name it with --url")
+
+    def _no_edgetune(self) -> EdgetuneError:
+        return EdgetuneError(f"what answers at {self.url} is no daemon of edgetune", "name it with --url")
+
     def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         import httpx
         try:
             answer = self._http.request(method, path, **content)
             body = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise EdgetuneError(f"no daemon answers at {self.url} ({error})",
-                                "start one with edgetune daemon MODEL, or name it with --url") from None
+            raise self._no_daemon(error) from None
         except ValueError:
-            raise EdgetuneError(f"what answers at {self.url} is no daemon of edgetune", "name it with --url") from None
+            raise self._no_edgetune() from None
         if answer.is_success:
             return dict(body)
         raise _error(answer.status_code, body)

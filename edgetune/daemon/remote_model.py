@@ -1,0 +1,55 @@
+"""A daemon's model with the face of one that is served here: `chat` and `generate` stream its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from .client import Client
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
+
+class RemoteModel:
+    """The model `name` of the daemon that `client` asks; "": what is in service. Raises NotFoundError.
+
+    said_tokens: of the last answer, where it was read to its end; else the number of its pieces.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client = client
+        self.name = name
+        self.said_tokens = 0
+        if name:
+            client.get(f"/v1/models/{quote(name, safe=':')}")
+        self.context = int(client.get("/v1/device")["serving"]["cells"])
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
+             **options: Any) -> Iterator[str]:
+        """Stream the assistant's next message; options and errors are those of ServedModel.generate. Calls of tools are
+        left out.
+        """
+        asked = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
+        for choice in self._choices(CHAT, asked, options):
+            if text := choice["delta"].get("content"):
+                self.said_tokens += 1
+                yield text
+
+    def generate(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Stream the continuation of a prompt."""
+        for choice in self._choices(TEXT, {"prompt": prompt}, options):
+            if text := choice["text"]:
+                self.said_tokens += 1
+                yield text
+
+    def _choices(self, path: str, asked: dict[str, Any], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        given = {name: list(value) if name == "stop" else value for name, value in options.items()
+                 if value is not None and value != ()}
+        body = {"model": self.name, **asked, **given, "stream": True, "stream_options": {"include_usage": True}}
+        self.said_tokens = 0
+        for event in self.client.events(path, body):
+            yield from event["choices"]
+            if usage := event.get("usage"):
+                self.said_tokens = usage["completion_tokens"]
