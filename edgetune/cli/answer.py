@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -167,16 +166,15 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
 def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: str, limit: int | None,
                 show_wrong: int | None, save: Path | None, as_json: bool) -> None:
     """eval --url"""
-    from ..evaluation.asked import asked_match, asking_rows
-    from ..evaluation.served import Graded, Scores, share
+    from ..evaluation.asked import asked_match, asked_scores, asking_rows
+    from ..evaluation.served import Graded
     rows = asking_rows(data, columns)
     with remote_model(model, serving.url, serving.key_file) as served:
         answers = asked_match(rows, lambda messages, tools, most: "".join(
             served.chat(messages, tools, max_tokens=most)), system or None, limit)
     if save:
         save_answers(save, answers, ())
-    scores = Scores(f"{model} at {serving.url}", len(rows), 0, math.nan, share([a.correct for a in answers]),
-                    len(answers), share([a.parsed for a in answers if a.parsed is not None]))
+    scores = asked_scores(f"{model} at {serving.url}", len(rows), answers)
     show_grades(f"{data} by {scores.engine}", Graded(scores, [], answers), show_wrong, as_json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -15,7 +16,7 @@ from ..data.formats import BY_KEYS, Columns, recognised
 from ..data.rows import Row
 from ..errors import DataError
 from .judge import same
-from .served import Answer, question_of
+from .served import Answer, Scores, question_of
 
 TOGETHER = 8  # questions in progress
 Messages = list[dict[str, Any]]
@@ -52,6 +53,14 @@ def asked_match(rows: Iterable[Row], ask: Ask, system: str | None = None, limit:
 
     with ThreadPoolExecutor(TOGETHER) as pool:
         return list(pool.map(answer, questions))
+
+
+def asked_scores(engine: str, rows: int, answers: Sequence[Answer]) -> Scores:
+    """No tokens, and a loss that is not known."""
+    right = [answer.correct for answer in answers]
+    parsed = [answer.parsed for answer in answers if answer.parsed is not None]
+    return Scores(engine, rows, 0, math.nan, sum(right) / len(right), len(right),
+                  sum(parsed) / len(parsed) if parsed else None)
 
 
 def _question(row: Row, system: str | None) -> tuple[Row, Messages, Sequence[dict[str, Any]], str]:

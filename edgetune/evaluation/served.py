@@ -105,8 +105,8 @@ def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system:
     loss, tokens = mean_loss(losses)
     given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit) if answers else []
     scores = Scores(
-        "llama.cpp", len(dataset.examples), tokens, loss, share([answer.correct for answer in given]), len(given),
-        share([answer.parsed for answer in given if answer.parsed is not None]),
+        "llama.cpp", len(dataset.examples), tokens, loss, _share([answer.correct for answer in given]), len(given),
+        _share([answer.parsed for answer in given if answer.parsed is not None]),
     )
     return Graded(scores, losses, given)
 
@@ -176,6 +176,5 @@ def question_of(row: Row) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def share(flags: list[bool]) -> float | None:
-    """Of those that are true; None of none."""
+def _share(flags: list[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
