@@ -11,7 +11,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 # From tests/: in this folder Python would find the sources, which have no kernels, before what is installed.
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
-.PHONY: help ready docs dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
+.PHONY: help ready docs picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
     heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles clean
 
 help: ## this list
@@ -23,6 +23,9 @@ ready:
 
 docs: ready ## docs/cli.md and docs/options.md, from the commands and their options
 	$(RUN) ../docs/generate.py
+
+picture: ready ## docs/page.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
+	$(RUN) ../docs/picture.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))

@@ -19,6 +19,7 @@ if CHROMIUM is None:
     pytest.skip("needs Chromium in the PATH", allow_module_level=True)
 
 expect = sync_api.expect
+expect.set_options(timeout=20_000)  # ms; a busy machine takes longer than the 5 s of the default
 HOSTILE = "<img src=x onerror=alert(1)>"  # what must stay text
 ROWS = [{"prompt": f"turn light {i}", "completion": " on" if i % 2 else " off"} for i in range(20)]
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}

@@ -162,26 +162,30 @@ function finish(node, messages, answer, said, rated) {
   function correct() {
     const rows = Math.min(Math.max(turn.content.split("\n").length, 2), 8);
     const box = el("textarea", { rows, value: turn.content });
-    const form = editor(box, async (value) => {
+    const save = async (value) => {
       await tell({ correction: value });
       turn.content = value;
       put(node.said, value);
-    }, () => { node.said.hidden = under.hidden = false; edit.focus(); });
+    };
+    const closed = () => { node.said.hidden = under.hidden = false; edit.focus(); };
+    const form = editor({ box, save, closed });
     follow(() => { node.said.hidden = under.hidden = true; node.append(form); });
     box.focus();
   }
   return { correct };
 }
 
-/** A form in which a correction is written: `save` keeps its text, `closed` is called when the form is gone. */
-function editor(box, save, closed) {
-  const button = el("button", { class: "main", type: "submit", text: "Save correction" });
+/** A form around the box in which something is written: `save` keeps its text, `closed` is called when it is gone;
+ *  what is wrong is said below the box. */
+function editor({ box, label = "What it should have answered", verb = "Save correction", save, closed }) {
+  const button = el("button", { class: "main", type: "submit", text: verb });
+  const wrong = el("p", { class: "small bad", role: "alert" });
   const close = () => { form.remove(); closed(); };
   const form = el("form", { class: "stack", onkeydown: (event) => event.key === "Escape" && close(),
     onsubmit: (event) => {
       event.preventDefault();
-      act(button, async () => { await save(box.value); close(); });
-    } }, el("label", {}, "What it should have answered", box),
+      act(button, () => save(box.value).then(close, (error) => put(wrong, error.message)));
+    } }, el("label", {}, label, box), wrong,
   el("div", { class: "row small-buttons" }, button,
     el("button", { type: "button", text: "Leave it", onclick: close })));
   return form;

@@ -15,7 +15,7 @@ function showDevice(state) {
   put($("heat-note"), felt ? "" : "no sensor");
   put($("speed"), serving.tokens_per_s ? number(serving.tokens_per_s, 1) : "–");
   put($("working"), String(serving.working));
-  put($("waiting"), `in progress, ${serving.waiting} waiting`);
+  put($("waiting"), `${serving.waiting} waiting`);
   $("calm").hidden = state.governor.length > 0;
   showLines($("governor"), together(state.governor));
   const { learning } = state;

@@ -63,9 +63,12 @@ function lasting(seconds) {
 const number = (value, digits = 3) => (typeof value === "number" ? value.toFixed(digits) : "–");
 const share = (value) => (typeof value === "number" ? `${Math.round(100 * value)} %` : "–");
 
-/** What people call an adapter: its suffix and the end of its id. */
+const called = new Map(); // names that people gave to adapters, by id
+
+/** What people call an adapter: the name that it got, else its suffix and the end of its id. */
 function short(id) {
   if (!id) return "Base model alone";
+  if (called.has(id)) return called.get(id);
   const [, , suffix, mark] = id.split(":");
   return mark ? `${suffix || "adapter"} ${mark}` : id;
 }

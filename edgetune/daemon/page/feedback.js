@@ -45,10 +45,8 @@ function feedbackCard({ id, learns, pair }) {
       const { row } = await get(path);
       const said = row.messages ? row.messages[row.messages.length - 1].content : row.completion;
       const box = el("textarea", { rows: Math.min(Math.max(said.split("\n").length, 2), 8), value: said });
-      const form = editor(box, (value) => call(path, { method: "PATCH", json: { correction: value } }), () => {
-        answer.hidden = false;
-        edit.focus();
-      });
+      const save = (value) => call(path, { method: "PATCH", json: { correction: value } });
+      const form = editor({ box, save, closed: () => { answer.hidden = false; edit.focus(); } });
       answer.hidden = true;
       answer.after(form);
       box.focus();

@@ -150,7 +150,7 @@ def test_feedback_is_listed_edited_and_deleted(page, url):
     expect(box).to_have_value(f"the left\n{HOSTILE}")
     box.fill("   ")
     card.get_by_role("button", name="Save correction").click()
-    expect(page.locator("#notice")).to_contain_text("The correction is empty")
+    expect(card.get_by_role("alert")).to_contain_text("The correction is empty")
     box.fill("the right one")
     card.get_by_role("button", name="Save correction").click()
     expect(card).to_contain_text("the right one")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from pages import HOSTILE, PHONE, ROWS, begin_training, expect, get, go_to, httpx, lines_of, opened, runs
@@ -39,6 +40,7 @@ def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, ur
     card = page.locator("#adapters > li").first
     expect(card).to_contain_text(adapter["verdict"]["reason"])
     go_in_and_out_of_service(page, url, adapter)
+    is_named_taken_away_and_deleted(page, url)
 
 
 def read_the_report(page, url: str, job: dict[str, Any]) -> None:
@@ -78,6 +80,35 @@ def go_in_and_out_of_service(page, url: str, adapter: dict[str, Any]) -> None:
     page.locator("#sure").get_by_role("button", name="Roll back").click()
     until(lambda: serving() is None)
     expect(page.locator("#name")).to_have_text("tiny")
+
+
+def is_named_taken_away_and_deleted(page, url: str) -> None:
+    card = page.locator("#adapters > li").first
+    for name, said in ((HOSTILE, "take up to 64 letters"), ("Lamps at home", "")):
+        card.get_by_role("button", name="Rename").click()
+        card.get_by_label("Name, which requests may use").fill(name)
+        page.keyboard.press("Enter")
+        if said:
+            expect(card.get_by_role("alert")).to_contain_text(said)
+            page.keyboard.press("Escape")
+    expect(card.locator("h3")).to_have_text("Lamps at home")
+    expect(page.locator("#model option").last).to_have_text("Lamps at home")
+    assert get(url, "/v1/adapters")["data"][0]["name"] == "Lamps at home"
+
+    with page.expect_download() as taken:
+        card.get_by_role("link", name="Download").click()
+    assert taken.value.suggested_filename == "Lamps-at-home.zip"
+    with ZipFile(taken.value.path()) as archive:
+        assert "Lamps-at-home/adapter.gguf" in archive.namelist()
+
+    card.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Leave it").click()
+    card.get_by_role("button", name="Delete").click()
+    page.locator("#sure").get_by_role("button", name="Delete").click()
+    expect(page.locator("#adapters > li")).to_have_count(0)
+    expect(page.locator("#adapters-title")).to_be_focused()
+    assert get(url, "/v1/adapters")["data"] == []
+    expect(page.locator("#jobs > li").first.get_by_role("link", name="Report")).to_be_hidden()
 
 
 def test_a_training_is_paused_resumed_and_cancelled(page, url):
@@ -161,6 +192,10 @@ def test_a_key_is_asked_for_until_it_is_right_and_a_daemon_that_was_away_is_foun
             page.keyboard.press("Enter")
             expect(page.locator("#health")).to_have_text("running")
             assert page.evaluate("[sessionStorage.getItem('key'), localStorage.length]") == [key, 0]
+            page.evaluate("$('name').append(fileLink('Facts', '/v1/device', { name: 'facts.json' }))")
+            with page.expect_download() as taken:  # a link alone would send no key
+                page.get_by_role("link", name="Facts").click()
+            assert json.loads(Path(taken.value.path()).read_text())["model"] == "tiny"
         expect(page.locator("#health")).to_have_text("not reached")
         expect(page.locator("#notice")).to_contain_text("The daemon does not answer")
         stack.enter_context(started(model, *options, url.rpartition(":")[2]))
