@@ -63,7 +63,7 @@ class DaemonConfig:
     replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
                            "rows.", low=0.0, high=100.0)
     canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
-    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter; four "
+    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter; six "
                               "times as far where clearly more answers are right; off: it is not measured.")
 
     def check(self) -> DaemonConfig:

@@ -254,7 +254,7 @@ def test_corrections_that_are_not_kept() -> None:
 
 
 def test_canary() -> None:
-    """It may rise by the limit, and by four times that where clearly more is right than under the base."""
+    """It may rise by the limit, and by six times that where clearly more is right than under the base."""
     base = rows((9, False, 1.0))
     few = rows((2, True, 0.5), (7, False, 0.5))
     many = rows((8, True, 0.5), (1, False, 0.5))
@@ -268,11 +268,11 @@ def test_canary() -> None:
     assert refused.reason == ("it unlearned other things: unrelated text surprises it 6.0 % more than the base model, "
                               "and it does not answer clearly more validation examples than that; 5 % are allowed")
     assert refused.canary == {"base": 20.0, "new": pytest.approx(21.2), "rise": pytest.approx(0.06), "limit": LIMIT}
-    assert judged(few, many, 0.19, base).passed
-    assert judged(many, many, 0.19, base).passed  # no more than what serves, which has earned it already
-    assert not judged(many, many, 0.19, many).passed  # the base says as much
-    beyond = judged(few, many, 0.21, base)
-    assert beyond.reason.endswith("surprises it 21.0 % more than the base model; 5 % are allowed, 20 % where clearly "
+    assert judged(few, many, 0.29, base).passed
+    assert judged(many, many, 0.29, base).passed  # no more than what serves, which has earned it already
+    assert not judged(many, many, 0.29, many).passed  # the base says as much
+    beyond = judged(few, many, 0.31, base)
+    assert beyond.reason.endswith("surprises it 31.0 % more than the base model; 5 % are allowed, 30 % where clearly "
                                   "more answers are right")
     of_base = Findings(base, many, [True] * 9, False, (20.0, 23.0))  # the base serves
     assert decide(of_base, LIMIT).passed
@@ -282,7 +282,7 @@ def test_canary() -> None:
 
 
 def test_the_base_is_asked_where_it_decides() -> None:
-    assert [needs_base((20.0, new), LIMIT) for new in (19.0, 20.9, 21.1, 23.9, 24.1)] == [False, False, True, True,
+    assert [needs_base((20.0, new), LIMIT) for new in (19.0, 20.9, 21.1, 25.9, 26.1)] == [False, False, True, True,
                                                                                         False]
     assert not needs_base(None, LIMIT)
     assert not needs_base((20.0, 22.0), None)

@@ -65,7 +65,7 @@ def test_the_canary_is_measured_from_the_base(served: LlamaModel) -> None:
     between = ask(served, Exam(ROWS, text), "wrong", "right", limit=rise / 2)
     assert between.passed  # 12 right, none by the base
     assert len(between.base_scores) == 12
-    assert ask(served, Exam(ROWS, text), "wrong", "right", limit=rise / 5).base_scores == {}
+    assert ask(served, Exam(ROWS, text), "wrong", "right", limit=rise / 7).base_scores == {}
 
 
 def test_the_first_rows_are_of_earlier_lessons(served: LlamaModel) -> None:

@@ -37,7 +37,7 @@ LIKE_BEFORE = 0.1
 UNLIKE_BEFORE = 0.01
 SURE = 0.01  # level at which right answers, or a lower loss, make up for what is worse elsewhere
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
-SECOND = 4  # times its limit the canary may rise where clearly more answers are right
+SECOND = 6  # times its limit the canary may rise where clearly more answers are right
 KEPT = 0.9  # of the corrected answers at least; a lesson that keeps fewer trains longer
 BETTER = {"right": 1, "reach": 1, "loss": -1, "ended": 1, "parsed": 1}  # the sign of a difference that is better
 
