@@ -26,7 +26,7 @@ from edgetune.objectives.base import objectives
 from edgetune.training.config import TrainConfig
 
 FOLDER = Path(__file__).parent
-HELP = ("help", "help_all")
+HELP = {"--help", "--help-all"}
 NOTE = "<!-- Written by docs/generate.py; `make docs` writes it again. -->"
 CLASSES = {
     "Training": (TrainConfig, "`edgetune train`, `plan`, `jobs create`, `Trainer(...)`, a job's `hyperparameters`"),
@@ -98,7 +98,7 @@ def command_lines(path: str, command: click.Command) -> Iterator[str]:
     yield from (f"## {path}", "", f"    {path} {usage}", "", text, "")
     rows = []
     for parameter in command.get_params(context):
-        if isinstance(parameter, click.Option) and parameter.name not in HELP and not parameter.hidden:
+        if isinstance(parameter, click.Option) and HELP.isdisjoint(parameter.opts) and not parameter.hidden:
             flags = "`, `".join((*parameter.opts, *parameter.secondary_opts))
             rows.append(f"| `{flags}` | {shown_default(parameter)} | {cell(parameter.help or '')} |")
     if rows:
