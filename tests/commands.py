@@ -6,9 +6,9 @@ from edgetune.cli import cli
 
 
 def run(*args, code=0):
-    """What it prints, with --json on stdout alone; its exit code must be `code`."""
+    """What it prints, with --json the result alone; its exit code must be `code`."""
     result = CliRunner().invoke(cli, [str(a) for a in args])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
-    return result.stdout if "--json" in args else result.output
+    return (result.stdout if "--json" in args else "") or result.output

@@ -16,7 +16,8 @@ from .app import command, config_options, out, show, step_progress, stop_on_sign
 @command("compress", click.argument("source"),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New bundle, such as NAME.edge."),
-         click.option("--resume", is_flag=True, help="Continue a run that was stopped while it distilled."),
+         click.option("--resume", is_flag=True, help="Continue a run that was stopped, with "
+                      "what it had measured and distilled by then."),
          click.option("--sign", "key", type=click.Path(path_type=Path),
                       help="File of an Ed25519 private key (PEM or OpenSSH) to sign the bundle with."),
          config_options(*(spec.name for spec in fields(CompressConfig)), of=CompressConfig))
