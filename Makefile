@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles clean
+    heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles wheels clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -136,6 +136,9 @@ sanitize: ## the harness, and training on mutated models, under the address and 
 	build/sanitize/$(CC)/et_check
 	cd tests && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest -n 0 models/test_fuzz_model.py training/test_optim.py
+
+wheels: ## manylinux wheels of edgetune for x86-64 and aarch64, into dist/, for the Pythons named in PYTHONS
+	$(PYTHON) packaging/wheels.py --jobs $(JOBS) $(or $(PYTHONS),$(PYTHON))
 
 clean: ## remove build/ and the extension from the source tree
 	rm -rf build edgetune/backends/_native.*.so

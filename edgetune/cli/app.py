@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 out = Console()
 SUMMARY = 60  # letters of a command's line in the list of commands
+EXTRAS = {  # packages that not everybody installs, and the extra of each
+    "fastapi": "daemon", "httpx": "daemon", "prometheus_client": "daemon", "uvicorn": "daemon", "sdnotify": "daemon",
+    "torch": "host", "transformers": "host", "optimum": "host", "onnx": "host", "matplotlib": "host",
+    "onnxruntime": "onnx", "cryptography": "sign", "huggingface_hub": "hub"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else. Progress, "
@@ -77,7 +81,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx)
         except EdgetuneError as error:
             if "--json" in sys.argv:
                 click.echo(json.dumps({"error": error.what, "hint": error.hint}))
@@ -89,6 +93,17 @@ class Commands(click.Group):
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        """Raises EdgetuneError, with the extra to install, where a package of one is missing."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = (error.name or "").split(".")[0]
+            if name not in EXTRAS:
+                raise
+            raise EdgetuneError(f"edgetune {ctx.invoked_subcommand} needs the package {name}, which is not installed",
+                                f"pip install 'edgetune[{EXTRAS[name]}]'") from None
 
 
 def complain(error: object) -> None:

@@ -267,3 +267,13 @@ def test_help_fits_a_terminal(path):
         wide = [line for line in done.output.splitlines() if len(line) > width]
         assert not wide
     assert "..." not in done.output.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(("command", "package", "extra"), [
+    (("jobs",), "httpx", "daemon"), (("status",), "httpx", "daemon"),
+    (("pull", "qwen3-0.6b"), "huggingface_hub", "hub"), (("compress", "a", "-o", "b.edge"), "torch", "host")])
+def test_a_missing_extra_is_named(monkeypatch, command, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if name.startswith("edgetune.compress")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert f"pip install 'edgetune[{extra}]'" in run(*command, code=2 if extra == "host" else 1)

@@ -1,0 +1,126 @@
+"""Wheels of edgetune that install without a compiler: `make wheels` writes them into dist/.
+
+One for each Python and architecture: manylinux, named by the newest glibc that the extension asks for, which must not
+be newer than GLIBC: Debian 12, Ubuntu 22.04 and all later ones take them. The kernels are compiled once for each
+architecture, the binding once for each Python. aarch64 is cross-compiled. Needs cmake, and of Python scikit-build-core,
+wheel and pyelftools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
+from scikit_build_core.build import prepare_metadata_for_build_wheel
+
+TOP = Path(__file__).resolve().parents[1]
+GLIBC = (2, 34)  # of Ubuntu 22.04 it is 2.35, of Debian 12 2.36
+OLDEST = (2, 17)  # what manylinux has names for
+COMPILERS = {"x86_64": "gcc", "aarch64": "aarch64-linux-gnu-gcc"}
+ASK = """
+import json, sys, sysconfig
+print(json.dumps([sys.version_info[:2], sysconfig.get_path("include"), sysconfig.get_config_var("SOABI")]))
+"""
+
+
+class Python:
+    """An interpreter with its headers, which serve both architectures: each has 64-bit pointers and longs."""
+
+    def __init__(self, name: str) -> None:
+        self.executable = shutil.which(name) or sys.exit(f"{name}: there is no such Python")
+        version, self.include, self.soabi = json.loads(run(self.executable, "-c", ASK))
+        self.tag = "cp" + "".join(map(str, version))
+        if not (Path(self.include) / "Python.h").exists():
+            sys.exit(f"{name} has no {self.include}/Python.h: install its headers")
+
+    def extension(self, machine: str) -> str:
+        """The file name that it imports on a machine."""
+        return f"_native.{self.soabi.replace('x86_64', machine)}.so"
+
+
+def run(*command: object) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=TOP, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def compiled(python: Python, machine: str, jobs: int) -> Path:
+    """The extension. In a folder that has the kernels already, only the binding is compiled."""
+    build = TOP / "build" / "wheels" / machine
+    (build / "CMakeCache.txt").unlink(missing_ok=True)  # it remembers the Python before
+    for old in build.glob("_native*.so"):
+        old.unlink()
+    run("cmake", "-S", "native", "-B", build, "-G", "Unix Makefiles", "-DET_WERROR=ON", "-DCMAKE_SYSTEM_NAME=Linux",
+        f"-DCMAKE_SYSTEM_PROCESSOR={machine}", f"-DCMAKE_C_COMPILER={COMPILERS[machine]}",
+        f"-DPython_EXECUTABLE={python.executable}", f"-DPython_INCLUDE_DIR={python.include}")
+    run("cmake", "--build", build, "--parallel", jobs)
+    (found,) = build.glob("_native*.so")
+    return found
+
+
+def newest_glibc(library: Path) -> tuple[int, int]:
+    """That its symbols need. Exits for a library that the C library's package does not have."""
+    versions = [OLDEST]
+    with library.open("rb") as file:
+        elf = ELFFile(file)
+        for needed in (tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")):
+            if not needed.startswith(("libc.so", "libm.so", "ld-linux")):
+                sys.exit(f"{library} needs {needed}, which a device may not have")
+        for section in elf.iter_sections():
+            if isinstance(section, GNUVerNeedSection):
+                for _, names in section.iter_versions():
+                    for name in names:
+                        if name.name.startswith("GLIBC_2."):
+                            versions.append((2, int(name.name.split(".")[1])))
+    return max(versions)
+
+
+def packed(python: Python, machine: str, library: Path, out: Path) -> Path:
+    """The wheel, of the package's files, the library and the metadata that pip's own build would have."""
+    glibc = newest_glibc(library)
+    if glibc > GLIBC:
+        sys.exit(f"{library} needs glibc {glibc[0]}.{glibc[1]}, at most {GLIBC[0]}.{GLIBC[1]} may be needed")
+    platform = f"manylinux_{glibc[0]}_{glibc[1]}_{machine}"
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        shutil.copytree(TOP / "edgetune", tree / "edgetune", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(TOP / "devices", tree / "edgetune" / "devices")
+        target = tree / "edgetune" / "backends" / python.extension(machine)
+        shutil.copy(library, target)
+        run(COMPILERS[machine].replace("gcc", "strip"), "--strip-unneeded", target)
+        with redirect_stdout(sys.stderr):
+            info = tree / prepare_metadata_for_build_wheel(folder)
+        (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: edgetune\nRoot-Is-Purelib: false\n"
+                                    f"Tag: {python.tag}-{python.tag}-{platform}\n")
+        (info / "RECORD").unlink(missing_ok=True)
+        run(sys.executable, "-m", "wheel", "pack", tree, "--dest-dir", out)
+    (found,) = out.glob(f"edgetune-*-{python.tag}-{python.tag}-{platform}.whl")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=TOP / "dist")
+    parser.add_argument("--machine", nargs="*", choices=list(COMPILERS), default=list(COMPILERS))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("python", nargs="*", default=[sys.executable], help="Pythons to build for, by name or path")
+    args = parser.parse_args()
+    pythons = [Python(name) for name in args.python or [sys.executable]]
+    args.out.mkdir(exist_ok=True)
+    for machine in args.machine:
+        for python in pythons:
+            wheel = packed(python, machine, compiled(python, machine, args.jobs), args.out)
+            print(f"{wheel}  {wheel.stat().st_size / 2**20:.1f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
