@@ -11,7 +11,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 # From tests/: in this folder Python would find the sources, which have no kernels, before what is installed.
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
-.PHONY: help ready docs picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
+.PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
     heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles wheels clean
 
 help: ## this list
@@ -26,6 +26,9 @@ docs: ready ## docs/cli.md and docs/options.md, from the commands and their opti
 
 picture: ready ## docs/page.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
 	$(RUN) ../docs/picture.py
+
+captures: ready ## the terminals of docs/terminal.md, made in tmux
+	$(RUN) ../docs/captures.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -202,8 +203,8 @@ def examine() -> dict[str, Any]:
     ready = True
     try:
         from ..llamacpp import library as llamacpp
-        build = llamacpp.load().llama_print_system_info().decode().strip()
-        llama = f"{importlib.metadata.version('llama-cpp-python')}: {build}"
+        has = re.findall(r"(\w+) = 1\b", llamacpp.load().llama_print_system_info().decode())
+        llama = f"{importlib.metadata.version('llama-cpp-python')}: {', '.join(has)}"
     except (ImportError, OSError, RuntimeError) as error:
         llama = "not usable"
         ready = False
