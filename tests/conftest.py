@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from edgetune.formats.bundle import Bundle
     from edgetune.llamacpp.tokenizer import Tokenizer
 
-# Two tests run at a time, each on its core: a pool of threads in each would wait for the other's.
+# Two tests run at a time, each on its core: a pool of threads in each would wait for the other's. llama.cpp's threads,
+# as many as there are cores, would do so in a loop that computes nothing: 20 times the seconds where models are tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+
+# They are hundreds, and each would compile this checkout again: half of the time until it does something.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,11 +100,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def wanted(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """adapter.gguf of durable.py's run when nothing disturbs it."""
+def finished(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of durable.py's run of 8 steps that nothing disturbed. Read only: copy it."""
     from durable import go
 
-    return go(bundle, tmp_path_factory.mktemp("whole") / "out")
+    out = tmp_path_factory.mktemp("finished") / "out"
+    go(bundle, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def wanted(finished: Path) -> bytes:
+    """Its adapter.gguf."""
+    return (finished / "adapter.gguf").read_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -180,6 +180,9 @@ def test_learns_and_refuses(service: Service) -> None:
                              "state": "learns when it is told to, not by itself"}
     job = learner.begin()
     assert job.origin == "learn"
+    assert job.id in learner.why()["state"]
+    with pytest.raises(UsageError, match="is not finished"):
+        learner.begin()
     anchors = learner.anchors.rows(1)
     texts = [row["text"] for row in anchors if row.get("open")]
     assert 0 < len(texts) <= len(QUESTIONS)
@@ -189,9 +192,6 @@ def test_learns_and_refuses(service: Service) -> None:
     more = learner.anchors.rows(len(anchors) + 1)  # the base says other things when it is asked again
     assert more[: len(anchors)] == anchors
     assert len({json.dumps(row) for row in more}) == len(more) > len(anchors)
-    assert job.id in learner.why()["state"]
-    with pytest.raises(UsageError, match="is not finished"):
-        learner.begin()
     job = service.jobs.wait(job.id, 60)
     assert job.status == "succeeded"
     verdict = service.adapters.get(job.result).verdict
