@@ -7,7 +7,6 @@ import sys
 import pytest
 import structure
 
-EDGES = structure.graph()
 MODULES = structure.modules()
 ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "psutil", "tomli", "safetensors",
            "typing_extensions"}  # the last for type checkers alone
@@ -18,26 +17,31 @@ DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11",
           "httpx"}  # extra: daemon
 
 
+@pytest.fixture(scope="module")
+def edges():
+    return structure.graph()
+
+
 def test_every_box_has_a_floor():
     boxes = {structure.box(name) for name in MODULES} - {structure.FACE}
     assert boxes == structure.FLOOR.keys()
 
 
-def test_imports_point_down():
-    assert structure.upward(EDGES) == []
+def test_imports_point_down(edges):
+    assert structure.upward(edges) == []
 
 
-def test_nothing_imports_the_face_from_below():
-    below = [name for name, targets in EDGES.items() if "" in targets and name]
+def test_nothing_imports_the_face_from_below(edges):
+    below = [name for name, targets in edges.items() if "" in targets and name]
     assert below == []
 
 
-def test_no_circles():
-    assert structure.circles(EDGES) == []
+def test_no_circles(edges):
+    assert structure.circles(edges) == []
 
 
 @pytest.mark.parametrize("room", list(structure.INSIDE))
-def test_inside_a_room_imports_point_down(room):
+def test_inside_a_room_imports_point_down(room, edges):
     floor = {f"{room}.{name}": number for number, names in enumerate(structure.INSIDE[room]) for name in names}
     inside = {name for name in MODULES if name.startswith(f"{room}.")}
     known = {name for name in inside if any(name == place or name.startswith(f"{place}.") for place in floor)}
@@ -49,17 +53,17 @@ def test_inside_a_room_imports_point_down(room):
     def place_of(name):
         return next(place for place in floor if name == place or name.startswith(f"{place}."))
 
-    up = [(name, target) for name in inside for target in EDGES[name] & inside
+    up = [(name, target) for name in inside for target in edges[name] & inside
           if place_of(name) != place_of(target) and floor_of(target) >= floor_of(name)]
     assert up == []
 
 
-def test_the_numbers_stay_small():
+def test_the_numbers_stay_small(edges):
     """What a reader has to hold in mind: modules in the top folder, boxes, arrows between them."""
     top = [name for name, path in MODULES.items() if path.parent == structure.ROOT]
     assert len(top) <= 14
     assert len(structure.FLOOR) <= 30
-    assert len(structure.arrows(EDGES)) <= 150
+    assert len(structure.arrows(edges)) <= 150
 
 
 def test_code_imports_only_what_is_declared():
