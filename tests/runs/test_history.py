@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -19,22 +20,14 @@ from edgetune.runs.tables import COLUMNS, write_metrics, write_step_metrics
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz"
 
 
-@pytest.fixture(scope="module")
-def done(bundle, tmp_path_factory):
-    """The folder of a finished run. Read only."""
-    out = tmp_path_factory.mktemp("done") / "out"
-    go(bundle, out)
-    return out
-
-
 def of_kind(lines, kind):
     return [line for line in lines if line["event"] == kind]
 
 
-def test_a_finished_run(done):
-    lines = metrics(done)
-    run = json.loads((done / "run.json").read_text())
-    history = read_history(done)
+def test_a_finished_run(finished):
+    lines = metrics(finished)
+    run = json.loads((finished / "run.json").read_text())
+    history = read_history(finished)
     for name in ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds", "rss_mib"):
         assert [getattr(found, name) for found in history.steps] == [line[name] for line in of_kind(lines, "step")]
     assert [(found.step, found.loss) for found in history.measurements] == [
@@ -160,7 +153,8 @@ def test_a_folder_without_a_run(tmp_path, made):
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_csv_says_what_metrics_jsonl_says(done):
+def test_metrics_csv_says_what_metrics_jsonl_says(finished, tmp_path):
+    done = shutil.copytree(finished, tmp_path / "out")
     write_metrics(done)
     raw = (done / "metrics.csv").read_bytes()
     assert raw.count(b"\r\n") == raw.count(b"\n")
@@ -181,13 +175,13 @@ def test_metrics_csv_says_what_metrics_jsonl_says(done):
     assert sorted(path.name for path in done.iterdir()) == ["adapter.gguf", "metrics.csv", "metrics.jsonl", "run.json"]
 
 
-def test_step_metrics_as_openai_has_them(done, tmp_path):
-    assert write_step_metrics(done, tmp_path / "a.csv") == 9
+def test_step_metrics_as_openai_has_them(finished, tmp_path):
+    assert write_step_metrics(finished, tmp_path / "a.csv") == 9
     lines = (tmp_path / "a.csv").read_text().splitlines()
     assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
-    before = of_kind(metrics(done), "eval")[0]["loss"]
+    before = of_kind(metrics(finished), "eval")[0]["loss"]
     assert lines[1] == f"0,,,{before!r},"
-    assert lines[2] == f"1,{of_kind(metrics(done), 'step')[0]['loss']!r},,,"
+    assert lines[2] == f"1,{of_kind(metrics(finished), 'step')[0]['loss']!r},,,"
 
 
 @pytest.mark.parametrize("count", [9, 10, 11, 25])

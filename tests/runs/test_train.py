@@ -1,6 +1,7 @@
 """A run in one call: what is held out, answers before and after, what is said of them, and what a program gets."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -254,20 +255,32 @@ def test_a_run_of_before_without_held_out_rows_continues_as_it_was(model, tmp_pa
     assert (result.steps, result.record["held_out"], result.record["data"]["rows"]) == (4, None, 20)
 
 
-@pytest.fixture
-def stopped(model, tmp_path, monkeypatch):
-    """The folder of a run by relative paths, stopped after 5 of 8 steps, and what it should become."""
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (tmp_path / "model.gguf").symlink_to(model)
+@pytest.fixture(scope="module")
+def stopped_once(model, tmp_path_factory):
+    """A folder with a run by relative paths, stopped after 5 of 8 steps, and what it should become."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "model.gguf").symlink_to(model)
     options = {**OPTIONS, "steps": 8, "answers": False}
-    monkeypatch.chdir(tmp_path)
-    whole = train("model.gguf", "rows.jsonl", "whole", **options)
     steps = []
-    with pytest.raises(Interrupted):
-        train("model.gguf", "rows.jsonl", "out", should_stop=lambda: len(steps) == 5, command=["edgetune", "train"],
-              on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **options)
-    monkeypatch.chdir("/")
-    return tmp_path / "out", (tmp_path / whole.folder / "adapter.gguf").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        whole = train("model.gguf", "rows.jsonl", "whole", **options)
+        with pytest.raises(Interrupted):
+            train("model.gguf", "rows.jsonl", "out", should_stop=lambda: len(steps) == 5, command=["edgetune", "train"],
+                  on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **options)
+    return folder, (folder / whole.folder / "adapter.gguf").read_bytes()
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """The run's folder, which is the same again after the test: it names its model and its rows."""
+    folder, wanted = stopped_once
+    shutil.copytree(folder / "out", tmp_path / "before")
+    yield folder / "out", wanted
+    shutil.rmtree(folder / "out")
+    shutil.copytree(tmp_path / "before", folder / "out")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
 
 def test_a_folder_is_enough_to_continue(stopped):

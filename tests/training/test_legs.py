@@ -21,14 +21,6 @@ MORE = 2.0  # epochs of 24 rows in batches of 4: 12 steps
 ORIGIN = Origin("/models/m.gguf", "/rows.jsonl", "tenth", ["edgetune", "train", "m.gguf", "rows.jsonl"])
 
 
-@pytest.fixture(scope="module")
-def finished(bundle, tmp_path_factory):
-    """The folder of a whole run of 8 steps. Read only: copy it."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    go(bundle, out)
-    return out
-
-
 def copied(folder, to):
     shutil.copytree(folder, to)
     return to
