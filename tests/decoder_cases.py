@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +63,25 @@ def make_case(
         threads=threads,
         precision="exact",
     )
-    ops = Cpu(threads)
-    decoder = Decoder(model, run, ops, make_arena(model, run, ops))
+    decoder = make_decoder(model, run)
     rng = np.random.default_rng(3)
     pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
     decoder.adapter.load(pairs, "pairs")
     return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
+
+
+def make_decoder(model: Model, run: RunShape) -> Decoder:
+    ops = Cpu(run.threads)
+    return Decoder(model, run, ops, make_arena(model, run, ops))
+
+
+def keeping(case: Case, kept: int) -> Case:
+    """The case with a decoder that keeps activations of `kept` blocks, or of all; the others are computed again."""
+    run = case.decoder.run
+    model = case.decoder.model
+    decoder = make_decoder(model, replace(run, kept=min(kept, model.shape.n_layer - run.blocks[0])))
+    decoder.adapter.load(case.pairs, "pairs")
+    return replace(case, decoder=decoder)
 
 
 def random_pair(rng: np.random.Generator, a: tuple[int, ...], b: tuple[int, ...]) -> Pair:
@@ -154,8 +167,15 @@ def pass_once(case: Case) -> np.ndarray:
     return case.decoder.backward(case.batch, case.batch.supervised_weights)
 
 
-def check(case: Case, limit: float = LIMIT) -> None:
-    logits, logp, grads = truth(case)
+def check(case: Case, *kept: int) -> None:
+    """Of the case, and with activations of this many blocks kept. The truth, which takes longest, is asked once."""
+    found = truth(case)
+    compare(case, *found)
+    for blocks in kept:
+        compare(keeping(case, blocks), *found)
+
+
+def compare(case: Case, logits: np.ndarray, logp: np.ndarray, grads: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     errors = {
         "logits": distance(case.decoder.logits(case.batch), logits),
         "score": distance(case.decoder.score(case.batch), logp),
@@ -166,4 +186,4 @@ def check(case: Case, limit: float = LIMIT) -> None:
         for kind, ours, theirs in zip("AB", (pair.da, pair.db), grads[key], strict=True):
             assert np.linalg.norm(theirs) > 1e-3, f"{key} {kind}: no gradient to compare"
             errors[f"{key} {kind}"] = distance(ours, theirs)
-    assert {what: error for what, error in errors.items() if not error < limit} == {}
+    assert {what: error for what, error in errors.items() if not error < LIMIT} == {}
