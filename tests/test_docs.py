@@ -20,32 +20,38 @@ PAGES = {path.name: path.read_text("utf-8") for path in [ROOT / "README.md", *so
 WRITTEN = {name: text for name, text in PAGES.items() if "docs/generate.py; `make docs`" not in text}
 
 
-def outputs(page, folder):
-    """What each program of a page prints."""
-    printed = []
-    for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S):
-        command = [sys.executable, "-W", "error", "-c", block]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
-        printed.append(done.stdout)
-    assert (folder / "lamp-adapter" / "adapter.gguf").exists()
-    return printed
+def programs(page):
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
 
 
-def test_programs_run(tmp_path):
-    write_tiny(tmp_path / "model.gguf", formats="Q8_0")
-    assert len(outputs("library.md", tmp_path)) == 3
-
-
-def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
-    """A real model: some twenty seconds, for what a newcomer tries first."""
-    (tmp_path / "model.gguf").symlink_to(smollm2)
+def write_rows(folder):
+    """Eight of them, as both pages have them."""
     rows = [{"prompt": f"{verb} the {thing}", "completion": f'{{"device":"{thing}","action":"{action}"}}'}
             for thing in ("lamp", "fan", "radio", "pump")
             for verb, action in (("turn on", "on"), ("switch off", "off"))]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole, steps = outputs("README.md", tmp_path)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("library.md", 3)])
+def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
+    """In this process, on a tiny model."""
+    write_tiny(tmp_path / "model.gguf", formats="Q8_0")
+    write_rows(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert len(programs(page)) == count
+    for number, program in enumerate(programs(page)):
+        exec(compile(program, f"{page}, program {number}", "exec"), {"__name__": "__main__"})
+        assert capsys.readouterr().out
+    assert (tmp_path / "lamp-adapter" / "adapter.gguf").exists()
+
+
+@pytest.mark.slow  # twenty seconds; `make corrections` and `make own` show on more rows that real models learn
+def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
+    """What a newcomer tries first, on a real model."""
+    (tmp_path / "model.gguf").symlink_to(smollm2)
+    write_rows(tmp_path)
+    whole, steps = (subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True,
+                                   text=True, check=True).stdout for program in programs("README.md"))
     assert "2 of 2 held-out rows are answered exactly, 0 before." in whole
     answers = re.findall(r"^  before: (.*)\n  after: (.*)$", whole, re.M)
     assert len(answers) == 2
