@@ -249,11 +249,9 @@ def test_errors_are_one_sentence(place, args, code, words):
 ])
 def test_a_daemon_that_cannot_start_says_why(place, args, code, words):
     names = {"model": place / "model.gguf", "rows": place / "rows.jsonl", "place": place}
-    done = subprocess.run([*EDGETUNE, *(arg.format(**names) for arg in args)], cwd=place, capture_output=True,
-                          text=True)
-    assert done.returncode == code, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
+    said = run(*(arg.format(**names) for arg in args), code=code)
+    assert len(said.strip().splitlines()) == 1, said
+    assert all(word in said for word in words), said
 
 
 def test_keys_over_a_unix_socket(place, monkeypatch):

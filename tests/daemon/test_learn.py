@@ -133,7 +133,7 @@ def test_rows_of_a_job_have_one_shape(service: Service) -> None:
 def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece may take 20 times its bytes as objects; all that wait may be 32 MiB as bytes."""
     monkeypatch.setattr(Anchors, "rows", lambda *_: [])
-    pieces = 12
+    pieces = 8
     for i in range(pieces):
         asked = {"role": "user", "content": f"turn the light {i}", "note": [[]] * 15_000}
         service.feedback.add(messages=[asked], correction="on")

@@ -47,16 +47,21 @@ def test_a_type_checker_knows_every_option(tmp_path):
     assert get_type_hints(TrainOptions) == {spec.name: get_type_hints(TrainConfig)[spec.name]
                                             for spec in fields(TrainConfig)}
     pytest.importorskip("mypy")
-    cases = (("rank=8", ""), ("rnak=8", '"rnak" for "Trainer"'), ('rank="8"', '"str"; expected "int"'))
-    for number, (option, error) in enumerate(cases):
-        program = tmp_path / f"app{number}.py"  # mypy's cache takes a file of the same size and second for unchanged
-        program.write_text(f'import edgetune\nedgetune.Trainer("m.gguf", {option})\n'
-                           f'edgetune.train("m.gguf", "rows.jsonl", "out", {option})\n')
-        command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(program)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert (done.returncode != 0) == bool(error), done.stdout + done.stderr
-        assert error in done.stdout
-        assert done.stdout.count("error:") == (2 if error else 0), done.stdout
+    cases = {"right": ("rank=8", ""), "name": ("rnak=8", '"rnak" for "Trainer"'),
+             "kind": ('rank="8"', '"str"; expected "int"')}
+    for name, (option, _) in cases.items():
+        (tmp_path / f"{name}.py").write_text(f'import edgetune\nedgetune.Trainer("m.gguf", {option})\n'
+                                             f'edgetune.train("m.gguf", "rows.jsonl", "out", {option})\n')
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"),
+               *(str(tmp_path / f"{name}.py") for name in cases)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert len(said) == 4, done.stdout
+    for name, (_, error) in cases.items():
+        found = [line for line in said if f"{name}.py:" in line]
+        assert len(found) == (2 if error else 0), done.stdout
+        assert error in "".join(found)
 
 
 @pytest.mark.parametrize("options", [{"patience": 3}, {"eval_every": 10}])
