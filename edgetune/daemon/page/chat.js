@@ -61,7 +61,7 @@ function drafts(node, count) {
   if (count === 1) return answers;
   answers.forEach((answer, i) => {
     answer.said = el("div", { class: "said" });
-    answer.box = el("div", { role: "group", "aria-label": `Answer ${i + 1}` }, answer.said);
+    answer.box = el("div", { class: "small-buttons", role: "group", "aria-label": `Answer ${i + 1}` }, answer.said);
   });
   node.pair = el("div", { class: "pair" }, ...answers.map((answer) => answer.box));
   node.said.hidden = true;
@@ -129,7 +129,7 @@ function choose(node, messages, answers) {
     settle(answer, sentence(saved.reason), "up");
     $("text").focus();
   }
-  const button = (text, onclick) => el("button", { class: "quiet", type: "button", text, onclick });
+  const button = (text, onclick) => el("button", { type: "button", text, onclick });
   for (const [answer, other, text] of [[first, second, "The first is better"], [second, first, "The second is better"]])
     answer.box.append(button(text, (event) => act(event.currentTarget, () => prefer(answer, other))));
   const neither = button("Neither: correct it", () => settle(first).correct());

@@ -93,7 +93,7 @@ def two_answers(page, text):
 
 def test_the_better_of_two_answers_is_kept_beside_the_worse(page, url):
     page.click("#options summary")
-    page.get_by_label("Two answers, to pick the better one").check()
+    page.get_by_label("Two answers to choose from").check()
     answer, (first, second) = two_answers(page, "which lamp is on?")
     answer.get_by_role("button", name="The second is better").click()
     expect(answer.locator(".pair")).to_have_count(0)
@@ -111,13 +111,14 @@ def test_the_better_of_two_answers_is_kept_beside_the_worse(page, url):
     cards.nth(1).get_by_role("button", name="Delete").click()
     expect(page.locator("#sure-text")).to_contain_text("other one of the two answers")
     page.locator("#sure").get_by_role("button", name="Delete").click()
-    until(lambda: get(url, "/v1/feedback")["data"][0]["id"] not in (better["id"], worse["id"]))
+    pair = {better["id"], worse["id"]}
+    until(lambda: pair.isdisjoint(item["id"] for item in get(url, "/v1/feedback")["data"]))
 
 
 def test_of_two_answers_neither_need_be_chosen(page, url):
     """The first is the conversation's then."""
     page.click("#options summary")
-    page.get_by_label("Two answers, to pick the better one").check()
+    page.get_by_label("Two answers to choose from").check()
     before = get(url, "/v1/feedback")["data"]
     _, (first, _) = two_answers(page, "one")
     with page.expect_request("**/v1/chat/completions") as asked:

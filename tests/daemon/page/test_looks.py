@@ -117,7 +117,7 @@ def test_a_laptop_shows_all_at_once(browser, url, scheme):
         runs(page)
         page.select_option("#model", "tiny")  # whose answers vary
         page.click("#options summary")
-        page.get_by_label("Two answers, to pick the better one").check()
+        page.get_by_label("Two answers to choose from").check()
         expect(ask(page, "Hello").get_by_role("button", name="The first is better")).to_be_visible()
         unfold(page)
         page.get_by_role("button", name="Edit", exact=True).first.click()
