@@ -165,7 +165,7 @@ def test_what_does_not_change_the_answer_is_taken(client):
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"think": True}, "think"), ({"options": {"mirostat": 2}}, "mirostat"), ({"options": {"warp": 2}}, "warp"),
     ({"options": {"temperature": -1}}, "temperature"), ({"options": {"num_predict": 0}}, "max_tokens"),
-    ({"logprobs": True}, "logprobs"),
+    ({"logprobs": True}, "logprobs"), ({"format": "json"}, "format"), ({"options": {"repeat_penalty": 1.1}}, "repeat"),
     ({"messages": [{"role": "user", "content": "what?", "images": [b"x"]}]}, "images"),
     ({"messages": [{"role": "user", "content": "the light " * 500}]}, "context")])
 def test_what_would_change_the_answer_is_refused_in_a_sentence(client, wrong, says):

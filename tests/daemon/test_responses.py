@@ -157,6 +157,7 @@ def test_an_answer_can_be_corrected_by_its_id(client):
     ({"reasoning": {"effort": "high"}}, "reasoning"), ({"max_output_tokens": 0}, "max_tokens is 0"),
     ({"tools": [{"type": "web_search"}]}, "tools"), ({"input": [{"type": "item_reference", "id": "x"}]}, "reference"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input_image"),
+    ({"text": {"format": {"type": "json_object"}}}, "text.format"), ({"tool_choice": "required"}, "tool_choice"),
     ({"input": []}, "input"), ({"input": "the light " * 900}, "context")])
 def test_what_cannot_be_done_is_refused(client, wrong, says):
     with pytest.raises(openai.BadRequestError, match=says):

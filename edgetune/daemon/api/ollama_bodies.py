@@ -64,7 +64,10 @@ class Options(Body):
         for name, value in NEUTRAL.items():
             if getattr(self, name) not in (None, value):
                 raise UsageError(f"options.{name} is {getattr(self, name)}", f"leave it out: {value} is what is done")
-        given = {name: value for name in AS_HERE if (value := getattr(self, name)) is not None}
+        for name in ("repeat_penalty", "presence_penalty", "frequency_penalty"):
+            if getattr(self, name) not in (None, 0, 1):
+                raise UsageError(f"options.{name} is {getattr(self, name)}", "leave it out: nothing is penalized here")
+        given = {name: value for name in AS_HERE[:7] if (value := getattr(self, name)) is not None}
         most = given.pop("num_predict", -1)
         return given | {"max_tokens": context if most in (-1, -2) else most}
 
@@ -87,9 +90,9 @@ class _Request(Body):
             raise UsageError(f"think is {self.think!r}, {self.model!r:.100} does not support thinking", "leave it out")
         if self.logprobs or self.top_logprobs:
             raise UsageError("logprobs are asked for", "ask /v1/chat/completions for them")
-        schema: dict[str, Any] | None = self.format if isinstance(self.format, dict) else None
-        if self.format == "json":
-            schema = {"type": "object"}
+        if self.format:
+            raise UsageError("format is given", "leave it out: answers are not held to a form here")
+        schema: dict[str, Any] | None = None
         options = (self.options or Options.model_validate({})).here(service.served.context)
         return Question(model=named(service, self.model), schema=schema, options=options)
 

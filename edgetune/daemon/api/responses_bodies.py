@@ -114,6 +114,8 @@ class ResponseRequest(Body):
         names = {"max_tokens": self.max_output_tokens, "temperature": self.temperature, "top_p": self.top_p,
                  "top_k": self.top_k, "min_p": self.min_p, "seed": self.seed}
         choice = self.tool_choice or "auto"
+        if choice not in ("auto", "none"):
+            raise UsageError("tool_choice asks for a call", "choose auto or none: none can be required here")
         function = choice.name if isinstance(choice, ChosenFunction) else None
         return Question(messages=self._messages(), model=self.model, tools=[tool.plain() for tool in self.tools or ()],
                         tool_choice=choice if isinstance(choice, str) else "auto", function=function,
@@ -122,6 +124,8 @@ class ResponseRequest(Body):
 
     def _schema(self) -> dict[str, Any] | None:
         form = self.text.format if self.text else None
+        if form and form.type != "text":
+            raise UsageError(f"text.format is {form.type}", "leave it out: answers are not held to a form here")
         if isinstance(form, JsonSchemaFormat):
             return form.json_schema
         return {"type": "object"} if form and form.type == "json_object" else None
