@@ -25,6 +25,7 @@ from .lora import Lora, Pair
 
 FILE = "adapter.gguf"
 RUN = "run.json"
+SCHEMA = "schema.json"  # of the answers that it learned, where all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
 _NAME = "general.base_model.0.name"
@@ -40,6 +41,7 @@ class Adapter:
     fingerprint: str = ""  # of the base that it was trained on
     base_name: str = ""
     run: dict[str, Any] = field(default_factory=dict)  # run.json; {} for a bare file
+    schema: dict[str, Any] | None = None  # schema.json: the JSON schema of the answers that it learned
 
 
 def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adapter:
@@ -58,6 +60,7 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
         fingerprint=str(gguf.metadata.get(_BASE, "")),
         base_name=str(gguf.metadata.get(_NAME, "")),
         run=read_run(file.parent) if file.name == FILE else {},
+        schema=read_schema(file.parent) if file.name == FILE else None,
     )
     if base is not None:
         _check_base(adapter, base)
@@ -109,6 +112,15 @@ def save_record(folder: Path, run: dict[str, Any]) -> None:
         beside.write_text(json.dumps(run, indent=2) + "\n")
 
 
+def save_schema(folder: Path, schema: dict[str, Any] | None) -> None:
+    """Write schema.json into a folder that exists, replaced at once or not at all; None: remove it."""
+    if schema is None:
+        (folder / SCHEMA).unlink(missing_ok=True)
+        return
+    with replaced(folder / SCHEMA) as beside:
+        beside.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def save_adapter(folder: str | os.PathLike[str], pairs: Lora, base: Gguf, run: dict[str, Any]) -> None:
     """Write a new adapter folder, whole or not at all. Raises UsageError if `folder` exists, else as save_gguf."""
     with new_folder(Path(folder)) as beside:
@@ -123,16 +135,24 @@ def base_name(base: Gguf) -> str:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """run.json's content; {} where the folder has none. Raises FormatError for a damaged one."""
-    path = folder / RUN
+    return _read_object(folder / RUN, "remove it to use the adapter without its record") or {}
+
+
+def read_schema(folder: Path) -> dict[str, Any] | None:
+    """schema.json's content; None where the folder has none. Raises FormatError for a damaged one."""
+    return _read_object(folder / SCHEMA, "remove it to use the adapter without its schema")
+
+
+def _read_object(path: Path, hint: str) -> dict[str, Any] | None:
     if not path.exists():
-        return {}
+        return None
     try:
-        run = json.loads(path.read_text())
+        found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged: {error}", "remove it to use the adapter without its record") from None
-    if not isinstance(run, dict):
-        raise FormatError(f"{path} is not a JSON object", "remove it to use the adapter without its record")
-    return run
+        raise FormatError(f"{path} is damaged: {error}", hint) from None
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} is not a JSON object", hint)
+    return found
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -47,6 +47,11 @@ markup_option = click.option("--markup", type=click.Choice(["escape", "parse"]),
                              help="What control tokens that a message spells become, as in training.")
 
 
+structured_option = click.option("--structured", type=click.Choice(["auto", "off"]), default="auto", show_default=True,
+                                 help="Hold answers to the schema of the adapter's training rows, where all of these "
+                                 "are JSON.")
+
+
 @dataclass(frozen=True)
 class Serving:
     """The options of a command by which a model is opened for answers."""
@@ -58,6 +63,7 @@ class Serving:
     markup: str = "escape"
     url: str = ""
     key_file: Path | None = None
+    structured: str = "auto"
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Serving:
@@ -88,6 +94,7 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
         return
     with LlamaModel(open_bundle(model).gguf, threads=threads, busy_file=serving.busy_file) as served:
         served.tokenizer.markup = serving.markup
+        served.structured = serving.structured == "auto"
         if adapter is not None:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
@@ -115,7 +122,7 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, threads_option, url_options)
+         markup_option, structured_option, threads_option, url_options)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool,
                  **options: Any) -> None:
@@ -153,7 +160,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         graded = Graded(Scores("native", len(rows.examples), tokens, loss), [], [])
     else:
         with served_model(model, serving) as served:
-            graded = grade(served, rows, system=system or None, **options)
+            graded = grade(served, rows, system=system or None, structured=serving.structured == "auto", **options)
             base = graded.answers
             if save and serving.adapter:
                 served.use(None)
@@ -201,6 +208,10 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
         lines.append(["exact answers", exact_text(scores)])
     if scores.parsed is not None:
         lines.append(["answers that are JSON", f"{scores.parsed:.1%}"])
+    if scores.structured is not None:
+        lines.append(["exact answers, held to the schema", f"{scores.structured:.1%} of {scores.exact_rows}"])
+    if scores.structured_parsed is not None:
+        lines.append(["of them JSON", f"{scores.structured_parsed:.1%}"])
     result = scores.to_json()
     if not scores.tokens:
         result |= {"tokens": None, "loss": None, "perplexity": None}
@@ -214,7 +225,7 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
-         threads_option, busy_file_option, runtime_option, markup_option, url_options)
+         threads_option, busy_file_option, runtime_option, markup_option, structured_option, url_options)
 def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, **options: Any) -> None:
     """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime."""
     with served_model(model, Serving.taken_from(options)) as served:

@@ -17,7 +17,15 @@ from rich.text import Text
 
 from ..console import say, table
 from ..errors import EdgetuneError
-from .answer import Serving, answer_options, busy_file_option, markup_option, runtime_option, served_model
+from .answer import (
+    Serving,
+    answer_options,
+    busy_file_option,
+    markup_option,
+    runtime_option,
+    served_model,
+    structured_option,
+)
 from .app import MODEL, adapter_option, command, complain, out, system_option, threads_option
 from .elsewhere import url_options
 from .judged import judged_to
@@ -29,7 +37,7 @@ AGAIN = "Ctrl-C again leaves"
 
 
 @command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
-         runtime_option, markup_option, url_options,
+         runtime_option, markup_option, structured_option, url_options,
          click.option("--feedback", metavar="FILE|URL", default="", help="Where /good, /bad and /fix go: a file of "
                       "rows for edgetune train, or a daemon [--url, or the model's file in "
                       "~/.local/state/edgetune/feedback]."),

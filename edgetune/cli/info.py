@@ -140,6 +140,8 @@ def _adapter(path: Path) -> dict[str, Any]:
         "targets": dict(targets), "ranks": sorted({pair.rank for pair in opened.pairs.values()}),
         "parameters": sum(pair.a.size + pair.b.size for pair in opened.pairs.values()),
         "bytes": opened.path.stat().st_size, "status": opened.run.get("status", "")}
+    if opened.schema is not None:
+        facts["schema"] = opened.schema
     if held:
         facts |= {"held_out_loss_before": held["loss_before"], "held_out_loss_after": held["loss_after"]}
     return facts

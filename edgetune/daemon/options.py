@@ -48,6 +48,9 @@ class DaemonConfig:
     max_upload: int = option(64, "MiB of an uploaded file at most.", low=1)
     max_body: int = option(1024, "KiB of any other request at most.", low=1)
     max_rows: int = option(100_000, "Rows of an uploaded file at most.", low=1)
+    structured: str = option("auto", "Hold the answers of an adapter to the schema of its training rows, where all of "
+                             "these are JSON and a request asks for no other form: auto, or off.",
+                             choices=("auto", "off"))
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
                         "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"),

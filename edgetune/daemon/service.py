@@ -30,6 +30,7 @@ from ..machine.sensors import Sensors
 from ..serving.batcher import KEPT, Batcher
 from ..serving.call_form import CallForm, call_form
 from ..serving.completion import Completion, OnPiece
+from ..serving.constraint import grammar_of
 from ..serving.llama import LlamaModel
 from ..serving.question import Question
 from ..serving.tool_calls import CallReader
@@ -169,9 +170,14 @@ class Service:
         options = dict(question.options)
         if number and options.get("seed") is not None:
             options["seed"] = (options["seed"] + number) % SEED_LIMIT
+        if grammar := grammar_of(question, self.call_form):
+            options["grammar"] = grammar
+        if question.logprobs is not None:
+            options["logprobs"] = question.logprobs
         prompt = self._prompt(question)
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
-        return self._answer(content, prompt, question.model, options | {"on_piece": on_piece})
+        options |= {"on_piece": on_piece, "free": question.free or bool(question.shown_tools)}
+        return self._answer(content, prompt, question.model, options)
 
     def _prompt(self, question: Question) -> str | Sequence[int]:
         if question.messages is None:
@@ -191,10 +197,20 @@ class Service:
 
     def _answer(self, question: dict[str, Any], prompt: str | Sequence[int], model: str,
                 options: dict[str, Any]) -> Completion:
-        """As people corrected it, where that is what to answer; else by the model."""
+        """As people corrected it, where that is what to answer; else by the model, in its adapter's form."""
         recalls = self.config.recall and question and model in ("", self.name + LATEST)
+        free = options.pop("free", False) or bool(question.get("tools"))
         recalled = self.recall.answer(question, prompt, **options) if recalls else None
-        return recalled or self.batcher.submit(prompt, adapter=self.adapter_for(model), **options)
+        if recalled:
+            return recalled
+        adapter = self.adapter_for(model)
+        if form := self._form(adapter, free):
+            options.setdefault("grammar", form)
+        return self.batcher.submit(prompt, adapter=adapter, **options)
+
+    def _form(self, adapter: str | None, free: bool) -> str:
+        """The grammar of the answers that an adapter learned, where they are held to it."""
+        return "" if free or self.config.structured == "off" else self.served.grammar_of(adapter)
 
     def embed(self, texts: Sequence[Text], model: str = "") -> Embedded:
         """Vectors of texts; errors as Embeddings.embed's."""

@@ -51,7 +51,8 @@ class Scores:
     """The result of an evaluation. Counts are of rows and of supervised tokens; the loss is natural.
 
     exact: share of the exact_rows answers that are right, None if none was generated. parsed: share of answers that
-    are JSON among the rows whose expected answer is, None without such rows.
+    are JSON among the rows whose expected answer is, None without such rows. structured, structured_parsed: the same of
+    answers that are held to the schema of the adapter's rows, None where it has none.
     """
 
     engine: str
@@ -61,6 +62,8 @@ class Scores:
     exact: float | None = None
     exact_rows: int = 0
     parsed: float | None = None
+    structured: float | None = None
+    structured_parsed: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -99,15 +102,19 @@ class Graded:
 
 
 def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system: str | None = None,
-          max_tokens: int | None = None, limit: int | None = None) -> Graded:
-    """Held-out loss, and with `answers` the exact match of the first `limit` rows, with the adapter in use."""
+          max_tokens: int | None = None, limit: int | None = None, structured: bool = True) -> Graded:
+    """Held-out loss, and with `answers` the exact match of the first `limit` rows, with the adapter in use.
+
+    structured: also of answers that are held to the schema of the adapter's rows, where it has one.
+    """
     losses = example_losses(served, dataset)
     loss, tokens = mean_loss(losses)
     given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit) if answers else []
-    scores = Scores(
-        "llama.cpp", len(dataset.examples), tokens, loss, _share([answer.correct for answer in given]), len(given),
-        _share([answer.parsed for answer in given if answer.parsed is not None]),
-    )
+    grammar = served.grammar_of(served.active) if answers and structured else ""
+    held = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit, grammar=grammar
+                       ) if grammar else []
+    scores = Scores("llama.cpp", len(dataset.examples), tokens, loss, exact_share(given), len(given),
+                    parsed_share(given), exact_share(held), parsed_share(held))
     return Graded(scores, losses, given)
 
 
@@ -144,17 +151,18 @@ def mean_loss(losses: Sequence[Loss]) -> tuple[float, int]:
 
 
 def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = None, max_tokens: int | None = None,
-                limit: int | None = None, on_answer: Callable[[], None] | None = None) -> list[Answer]:
+                limit: int | None = None, grammar: str = "",
+                on_answer: Callable[[], None] | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.
 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more, because a longer one is wrong.
-    on_answer: called after each.
+    grammar: GBNF that all obey. on_answer: called after each.
     """
     rows = dataset.asking[:limit]
     pairs = [prompt_of(row, served.tokenizer, system) for row in rows]
     budgets = [max_tokens or 2 * len(served.tokenizer.encode(expected)) + 16 for _, expected in pairs]
     answers: dict[int, Answer] = {}
-    for index, text in served.complete([prompt for prompt, _ in pairs], budgets):
+    for index, text in served.complete([prompt for prompt, _ in pairs], budgets, grammar):
         prompt, expected = pairs[index]
         ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
         answers[index] = Answer(prompt, expected, text, same(expected, text), ended, question_of(rows[index]))
@@ -176,5 +184,15 @@ def question_of(row: Row) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _share(flags: list[bool]) -> float | None:
+def exact_share(answers: Sequence[Answer]) -> float | None:
+    """The share of right answers; None without answers."""
+    return share([answer.correct for answer in answers])
+
+
+def parsed_share(answers: Sequence[Answer]) -> float | None:
+    """The share that is JSON of the answers that should be; None where none should."""
+    return share([answer.parsed for answer in answers if answer.parsed is not None])
+
+
+def share(flags: list[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None

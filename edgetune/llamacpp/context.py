@@ -24,6 +24,7 @@ DEFAULT_CONTEXT = 2048
 BATCH = 512  # tokens that one llama_decode takes at most
 OUTPUTS = 64  # logits held at a time at most: float32 [OUTPUTS, V]
 PARALLEL = 16  # answers that `greedy` works on together
+Pick = Callable[[int, "NDArray[np.float32]"], int]
 
 
 class Batch:
@@ -166,8 +167,9 @@ class Context:
         deque(self.feed(tokens, wanted), maxlen=0)
 
     def greedy(self, prompts: list[list[int]], budgets: list[int],
-               is_end: Callable[[int], bool]) -> Iterator[tuple[int, list[int]]]:
-        """Greedy answers of many prompts, PARALLEL at a time; yields (index of the prompt, its answer) when done.
+               is_end: Callable[[int], bool], pick: Pick) -> Iterator[tuple[int, list[int]]]:
+        """Answers to many prompts, PARALLEL at a time; yields (index of the prompt, its answer) when done. pick: the
+        next token for the prompt of an index, by its logits.
 
         An answer ends before the token that `is_end` names, after its budget of tokens, or where the context ends.
         What all prompts begin with is computed once. To be exhausted before any other call.
@@ -188,7 +190,7 @@ class Context:
                 ready = self._gather(active)
                 for sequence, logits in zip(ready, self.decode(), strict=True):
                     answer = active[sequence]
-                    if answer.take(int(logits.argmax()), is_end):
+                    if answer.take(pick(answer.index, logits), is_end):
                         self.drop(sequence)
                         del active[sequence]
                         yield answer.index, answer.tokens

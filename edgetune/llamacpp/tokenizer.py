@@ -17,12 +17,14 @@ import json
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError, UnsupportedError
 from ..formats.gguf import Gguf
@@ -35,6 +37,18 @@ CHATML = """\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 _SPACES = " \t\n\r\v\f"
 _UNMERGED = "\x02"  # no vocabulary merges this control character with its neighbours
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Of each token the byte that it begins with, 256 for those that end an answer; whether readers do not see it, and
+    whether it holds parts of characters, [V]. Of each byte the token that is this byte alone, -1 without, [256].
+    """
+
+    firsts: NDArray[np.intp]
+    hidden: NDArray[np.bool_]
+    partial: NDArray[np.bool_]
+    alone: NDArray[np.intp]
 
 
 class Tokenizer:
@@ -106,6 +120,19 @@ class Tokenizer:
         """Bytes of the longest token: text of more than n times as many characters is surely more than n tokens."""
         return max(len(self._piece(token)) for token in range(self.n_vocab))
 
+    @cached_property
+    def table(self) -> TokenTable:
+        """What grammars know of all tokens; made once, which takes a moment."""
+        pieces = [b"" if self.is_end(token) else self._piece(token) for token in range(self.n_vocab)]
+        alone = np.full(256, -1, np.intp)
+        for token, piece in enumerate(pieces):
+            if len(piece) == 1:
+                alone[piece[0]] = token
+        return TokenTable(
+            firsts=np.array([piece[0] if piece else 256 for piece in pieces], np.intp), alone=alone,
+            hidden=np.array([bool(piece) and self.is_control(token) for token, piece in enumerate(pieces)]),
+            partial=np.array([not _is_utf8(piece) for piece in pieces]))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens, special tokens spelled out, bytes that are not UTF-8 replaced."""
         return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
@@ -164,6 +191,11 @@ class Tokenizer:
 
     def _load(self, file: str | os.PathLike[str] | Gguf, path: Path) -> int:
         return open_model(file.file.link if isinstance(file, Gguf) else path, path, vocabulary_only=True)
+
+    @property
+    def vocabulary(self) -> Any:
+        """llama.cpp's pointer to it."""
+        return self._vocab
 
     @property
     def _vocab(self) -> Any:
@@ -261,6 +293,14 @@ def cut(llama: ModuleType, vocabulary: Any, text: str, special: bool = False, ma
             ids: list[int] = buffer[:count].tolist()
             return ids
         room = -count  # normalization made it longer than its bytes
+
+
+def _is_utf8(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from ..data.dataset import load_rows
 from ..data.rows import Row
 from ..errors import DataError, EdgetuneError, Interrupted
-from ..evaluation.served import Answer, exact_match
+from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
 from ..evaluation.significance import sign_test
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
@@ -49,7 +49,8 @@ class Exam:
 
 def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[], bool]) -> dict[str, Any]:
     """The "answers" of run.json: {rows, before, after, wins, losses, commonest, pairs}. before, after: shares of the
-    rows; commonest: the number of rows that the same answer is right for.
+    rows; commonest: the number of rows that the same answer is right for. Where the run's rows have a schema, also
+    {structured, structured_parsed}: the shares that are exact, and JSON, of the answers after that are held to it.
 
     begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
     Interrupted where should_stop returns True.
@@ -74,6 +75,9 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
             served.use(name)
             data = load_rows(rows, served.tokenizer, max_length=context, system=exam.config.system or None)
             said.append(exact_match(served, data, system=exam.config.system or None))
+        if grammar := served.grammar_of("after"):
+            held = exact_match(served, data, system=exam.config.system or None, grammar=grammar)
+            return summary(*said) | {"structured": exact_share(held), "structured_parsed": parsed_share(held)}
     return summary(*said)
 
 

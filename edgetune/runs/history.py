@@ -46,13 +46,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Answers:
-    """Held-out rows answered before and after. before, after: the share that is exact; pairs: {prompt, expected,
-    before, after}.
+    """Held-out rows answered before and after. before, after: the share that is exact; structured: that of answers that
+    are held to the schema of the rows; pairs: {prompt, expected, before, after}.
     """
 
     rows: int = 0
     before: float | None = None
     after: float | None = None
+    structured: float | None = None
     pairs: list[Any] = field(default_factory=list)
 
 

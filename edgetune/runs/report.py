@@ -90,6 +90,8 @@ def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
     if answers := history.answers:
         yield ("exact answers", f"{number(answers.before, '.0%')} → {number(answers.after, '.0%')}",
                f"of {answers.rows:,} held-out rows")
+        if answers.structured is not None:
+            yield ("held to their schema", number(answers.structured, ".0%"), "exact answers, all of them JSON")
     total = f"of {record.total_steps:,}" if record.total_steps else ""
     yield "steps", f"{history.last_step:,}", total
     yield "time", duration(history.seconds), _rate(history)

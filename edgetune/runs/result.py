@@ -53,6 +53,11 @@ class Result:
         return self._answers.get("after")
 
     @property
+    def exact_structured(self) -> float | None:
+        """Of answers that are held to the schema of the training rows; None where not all of these are JSON."""
+        return self._answers.get("structured")
+
+    @property
     def pairs(self) -> list[dict[str, Any]]:
         """Up to three held-out questions: {prompt, expected, before, after, right}, right: of the answer after."""
         return list(self._answers.get("pairs", []))
@@ -80,6 +85,9 @@ class Result:
             yield "held-out loss", _loss(self.loss_before), _loss(self.loss_after)
         if self.exact_before is not None and self.exact_after is not None:
             yield "exact answers", f"{self.exact_before:.0%}", f"{self.exact_after:.0%}"
+            if self.exact_structured is not None:
+                yield ("exact answers, held to their schema", f"{self.exact_before:.0%}",
+                       f"{self.exact_structured:.0%}")
 
     def __repr__(self) -> str:
         lines = [f"{what} {before} -> {after}" for what, before, after in self.facts()]

@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Interrupted, TooMuchError, UsageError
-from ..llamacpp import library as llamacpp
-from ..llamacpp.sampling import SEED_LIMIT, Sampler
+from ..errors import EdgetuneError, Interrupted, TooMuchError, UsageError
+from ..llamacpp.sampling import SEED_LIMIT
 from . import kv_cache
-from .completion import Completion, OnPiece
+from .completion import Completion, OnPiece, logprob_of
 from .llama import LlamaModel
 from .model import Request
 
@@ -44,9 +43,6 @@ class _Answer:
     sequence: kv_cache.Sequence = field(default_factory=kv_cache.nowhere)
     first_at: float = 0.0  # when its first token was made, on the monotonic clock
 
-    def __post_init__(self) -> None:
-        self.sampler = Sampler(llamacpp.load(), self.request.sampling)
-
     @property
     def pending(self) -> int:
         """Tokens that are not in the cache."""
@@ -62,11 +58,13 @@ class _Answer:
         """Tokens to come for which there should be room."""
         return min(self.request.budget - self.completion.completion_tokens, GROWTH)
 
-    def pick(self, context: int, place: int, logits: NDArray[np.float32]) -> int:
-        """The next token, whose logits are at this place of the batch."""
-        if self.request.sampling.temperature == 0.0:
-            return int(logits.argmax())  # as llama.cpp's, in a tenth of the time
-        return self.sampler.sample(context, place)
+    def pick(self, logits: NDArray[np.float32]) -> int | None:
+        """The next token by these logits; None: there is none, the completion has the error."""
+        try:
+            return self.request.sampler.pick(logits)
+        except EdgetuneError as error:  # of its grammar
+            self.completion.error = error
+            return None
 
 
 class Batcher:
@@ -127,18 +125,19 @@ class Batcher:
         return bool(self._waiting or self._working or self._calls)
 
     def submit(self, prompt: str | Sequence[int], *, adapter: str | None = None, max_tokens: int = 256,
-               seed: int | None = None, stop: str | Iterable[str] = (), on_piece: OnPiece | None = None,
-               **sampling: Any) -> Completion:
+               seed: int | None = None, stop: str | Iterable[str] = (), logprobs: int | None = None,
+               on_piece: OnPiece | None = None, **sampling: Any) -> Completion:
         """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
 
-        Options (sampling: temperature, top_k, top_p and min_p) and errors are those of `ServedModel.generate`, but a
-        seed of None is a random one; TooMuchError where the queue is full.
+        Options (sampling: fields of Sampling) and errors are those of `ServedModel.generate`, but a seed of None is a
+        random one; TooMuchError where the queue is full. logprobs: the completion has the log-probability of each
+        token, and those of this many likeliest ones there.
 
         on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
         """
         if seed is None:
             seed = secrets.randbelow(SEED_LIMIT)
-        request = self.served.prepare(prompt, max_tokens, stop, seed=seed, **sampling)
+        request = self.served.prepare(prompt, max_tokens, stop, logprobs, seed=seed, **sampling)
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
         with self._wake:
             self._check_open()
@@ -279,11 +278,13 @@ class Batcher:
         for answer, count in plan:
             start = len(answer.sequence.tokens)
             self._cells.extend(answer.sequence, answer.request.tokens[start : start + count])
-        picked = [(answer, answer.pick(self.served.cache.handle, place, row))
-                  for (answer, place), row in zip(ready, logits, strict=True)]
-        for answer, token in picked:
-            self._take(answer, token)
-        self._totals["completion_tokens"] += len(picked)
+        for answer, row in zip(ready, logits, strict=True):
+            token = answer.pick(row)
+            if token is None:
+                self._end(answer, "error")
+            else:
+                self._take(answer, token, row)
+        self._totals["completion_tokens"] += len(ready)
 
     def _plan(self) -> list[tuple[_Answer, int]]:
         """Whose tokens the next decode takes, and how many: those of the adapter whose last turn is longest ago."""
@@ -312,8 +313,8 @@ class Batcher:
             self._totals["prompt_tokens"] += len(tokens)
             self._totals["cached_tokens"] += completion.cached_tokens
 
-    def _fill(self, plan: list[tuple[_Answer, int]]) -> list[tuple[_Answer, int]]:
-        """Put the tokens into the batch; the answers that get a new one, and the places of their logits."""
+    def _fill(self, plan: list[tuple[_Answer, int]]) -> list[_Answer]:
+        """Put the tokens into the batch; the answers that get a new one, in the order of their logits."""
         batch = self.served.cache.batch
         ready = []
         batch.size = 0
@@ -323,11 +324,11 @@ class Batcher:
             wanted[-1] = count == answer.pending
             batch.add(answer.request.tokens[start : start + count], start, answer.sequence.id, wanted)
             if wanted[-1]:
-                ready.append((answer, batch.size - 1))
+                ready.append(answer)
         return ready
 
-    def _take(self, answer: _Answer, token: int) -> None:
-        """Add a token to an answer."""
+    def _take(self, answer: _Answer, token: int, logits: NDArray[np.float32]) -> None:
+        """Add a token, picked by these logits, to an answer."""
         completion = answer.completion
         request = answer.request
         if self.served.tokenizer.is_end(token):
@@ -338,6 +339,8 @@ class Batcher:
         answer.first_at = answer.first_at or now
         if completion.completion_tokens > 1:
             self._speed = (completion.completion_tokens - 1) / max(now - answer.first_at, 1e-6)
+        if request.logprobs is not None:
+            completion.logprobs.append(logprob_of(token, logits, request.logprobs, self.served.tokenizer))
         piece = request.text.push(self.served.printed(token))
         if request.text.stopped:
             self._end(answer, "stop", piece)
@@ -360,7 +363,7 @@ class Batcher:
             self._cells.end(answer.sequence)
         else:
             self._waiting.remove(answer)
-        answer.sampler.close()
+        answer.request.sampler.close()
         answer.completion.end(finish, piece)
 
     def _fail(self, error: Exception) -> None:

@@ -7,6 +7,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..llamacpp.sampling import log_softmax
+from ..llamacpp.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -16,6 +22,15 @@ class TokenLogprob:
     piece: bytes
     logprob: float
     top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+def logprob_of(token: int, logits: NDArray[np.float32], count: int, tokenizer: Tokenizer) -> TokenLogprob:
+    """Of a token after which the model computed these logits, float32 [V], before anything changed them."""
+    logp = log_softmax(logits)
+    ids = np.argpartition(-logp, min(count, len(logp) - 1))[:count]
+    ids = ids[np.lexsort((ids, -logp[ids]))]
+    top = tuple((int(i), tokenizer.piece(int(i)), float(logp[i])) for i in ids)
+    return TokenLogprob(token, tokenizer.piece(token), float(logp[token]), top)
 
 
 class Completion:

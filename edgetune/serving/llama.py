@@ -26,7 +26,8 @@ from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp import library as llamacpp
 from ..llamacpp.context import PARALLEL, Context, context_size
 from ..llamacpp.embedding import Embedder
-from ..llamacpp.sampling import Sampler, log_softmax
+from ..llamacpp.json_schema import grammar_of
+from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 from .model import ServedModel
 
@@ -35,6 +36,7 @@ from .model import ServedModel
 class _Loaded:
     pointer: Any  # of llama_adapter_lora
     scale: float
+    grammar: str  # of its schema.json; "" without
 
 
 class LlamaModel(ServedModel):
@@ -55,6 +57,7 @@ class LlamaModel(ServedModel):
         self.busy_file = Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
+        self.structured = False  # whether `generate` and `chat` hold to the schema of its rows, where it has one
         self.base = path if isinstance(path, Gguf) else open_gguf(path)
         self.path = self.base.path
         check_model(self.base)
@@ -116,13 +119,15 @@ class LlamaModel(ServedModel):
         if name in self._adapters:
             raise UsageError(f"an adapter named {name!r} is loaded already", "unload it first or choose another name")
         self.cache.handle  # noqa: B018 - refuses a closed model
-        file = open_adapter(path, self.base).path
+        adapter = open_adapter(path, self.base)
+        grammar = grammar_of(adapter.schema) if adapter.schema is not None else ""
+        file = adapter.path
         llamacpp.complaint()
         pointer = self._llama.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not pointer:
             reason = llamacpp.complaint() or "no reason given"
             raise UnsupportedError(f"llama.cpp cannot load the adapter {path} ({reason})", "train or convert it again")
-        self._adapters[name] = _Loaded(pointer, scale)
+        self._adapters[name] = _Loaded(pointer, scale, grammar)
 
     def use(self, name: str | None) -> None:
         """Answer with this adapter from now on; None for the base alone."""
@@ -158,6 +163,15 @@ class LlamaModel(ServedModel):
             self.use(None)
         self._llama.llama_adapter_lora_free(self._adapters.pop(name).pointer)
 
+    def grammar_of(self, name: str | None) -> str:
+        """The grammar of the answers that an adapter learned, where all were JSON; "" for others, and for the base."""
+        self.check_adapter(name)
+        loaded = None if name is None else self._adapters.get(name)
+        return loaded.grammar if loaded else ""
+
+    def _form(self) -> str:
+        return self.grammar_of(self.active) if self.structured else ""
+
     def adapters(self) -> list[str]:
         """Names of the loaded adapters."""
         return list(self._adapters)
@@ -172,12 +186,17 @@ class LlamaModel(ServedModel):
         self.cache.check(tokens, room)
 
     def _next(self, tokens: list[int], sampler: Sampler) -> int:
-        self.cache.advance(tokens)
-        return sampler.sample(self.cache.handle)
+        wanted = np.zeros(len(tokens), np.bool_)
+        wanted[-1] = True
+        token = -1
+        for _, logits in self.cache.feed(tokens, wanted):
+            token = sampler.pick(logits[-1])
+        return token
 
-    def complete(self, prompts: Sequence[str | Sequence[int]],
-                 max_tokens: int | Sequence[int] = 256) -> Iterator[tuple[int, str]]:
+    def complete(self, prompts: Sequence[str | Sequence[int]], max_tokens: int | Sequence[int] = 256,
+                 grammar: str = "") -> Iterator[tuple[int, str]]:
         """Greedy answers to many prompts, computed together; yields (index of the prompt, its answer) when done.
+        grammar: GBNF that all obey.
 
         Several times as fast as one by one. The cache is empty before, so the same prompts give the same
         answers. To be exhausted before any other call.
@@ -185,7 +204,9 @@ class LlamaModel(ServedModel):
         budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
         if min(budgets, default=1) < 1:
             raise UsageError(f"max_tokens is {min(budgets)}", "choose 1 or more")
-        answers = self.cache.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end)
+        samplers = [Sampler(self._llama, Sampling(grammar=grammar), self.tokenizer) for _ in prompts]
+        answers = self.cache.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end,
+                                    lambda index, logits: samplers[index].pick(logits))
         return ((i, b"".join(map(self.printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
 
     # measures

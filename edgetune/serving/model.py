@@ -15,6 +15,8 @@ from ..llamacpp.sampling import Sampler, Sampling, TextStream
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine.sensors import answering
 
+MOST_LOGPROBS = 100  # likeliest tokens of which they are given
+
 
 @dataclass
 class Request:
@@ -22,8 +24,9 @@ class Request:
 
     tokens: list[int]  # the prompt's, then those of the answer too
     budget: int  # tokens that the answer may have
-    sampling: Sampling
+    sampler: Sampler
     text: TextStream
+    logprobs: int | None = None  # for each token its log-probability, and those of this many likeliest ones
 
 
 class ServedModel(ABC):
@@ -61,31 +64,40 @@ class ServedModel(ABC):
                  trace: TracebackType | None) -> None:
         self.close()
 
-    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 256, temperature: float = 0.0,
-                 top_k: int = 40, top_p: float = 0.95, min_p: float = 0.05, seed: int | None = None,
-                 stop: str | Iterable[str] = ()) -> Iterator[str]:
+    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 256, seed: int | None = None,
+                 stop: str | Iterable[str] = (), **sampling: Any) -> Iterator[str]:
         """Stream the continuation of a prompt (text, or token ids) in pieces of whole characters.
 
-        Greedy at temperature 0; the same seed and cache give the same text. It ends before a stop string, at a token
-        that ends a turn, after max_tokens, or where the context ends. Raises, before anything is streamed, UsageError
-        for an option out of its range and EdgetuneError for a prompt that leaves no room in the context.
+        sampling: fields of Sampling. Greedy at temperature 0; the same seed and cache give the same text. It ends
+        before a stop string, at a token that ends a turn, after max_tokens, or where the context ends. Raises, before
+        anything is streamed, UsageError for an option out of its range and EdgetuneError for a prompt that leaves no
+        room in the context.
         """
-        return self._stream(self.prepare(prompt, max_tokens, stop, temperature=temperature, top_k=top_k, top_p=top_p,
-                                         min_p=min_p, seed=self.seed if seed is None else seed))
+        sampling.setdefault("grammar", self._form())
+        return self._stream(self.prepare(prompt, max_tokens, stop, seed=self.seed if seed is None else seed,
+                                         **sampling))
+
+    def _form(self) -> str:
+        """The grammar of answers that are asked for without one; "" for none."""
+        return ""
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
-                **sampling: Any) -> Request:
+                logprobs: int | None = None, **sampling: Any) -> Request:
         """What was asked for, checked; errors as in `generate`. For any thread."""
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
+        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
+            raise UsageError(f"logprobs of {logprobs} tokens are asked for", f"choose from 0 to {MOST_LOGPROBS}")
         checked = Sampling(**sampling).check()
+        text = TextStream(stop)
         tokens = self._tokens(prompt)
-        return Request(tokens, min(max_tokens, self.context - len(tokens)), checked, TextStream(stop))
+        sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens)
+        return Request(tokens, min(max_tokens, self.context - len(tokens)), sampler, text, logprobs)
 
     def _stream(self, request: Request) -> Iterator[str]:
         tokens = request.tokens
         text = request.text
-        with Sampler(llamacpp.load(), request.sampling) as sampler, answering(self.busy_file):
+        with request.sampler as sampler, answering(self.busy_file):
             for _ in range(request.budget):
                 token = self._next(tokens, sampler)
                 if self.tokenizer.is_end(token):

@@ -18,6 +18,7 @@ class Question:
     of the function that is called: `function`.
     schema: a JSON schema that the answers obey; grammar: a GBNF that they obey. At most one of the two and of a call
     that must be.
+    free: the model decides the form, also where an adapter's schema would.
     n: number of answers. logprobs: for each token its log-probability, and those of this many likeliest ones.
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
     """
@@ -30,6 +31,7 @@ class Question:
     function: str | None = None
     schema: Mapping[str, Any] | None = None
     grammar: str = ""
+    free: bool = False
     n: int = 1
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -64,6 +64,7 @@ class CallReader:
         self._read: Callable[[list[CallPiece]], str] = self._text if begin else self._call
         self._arguments = _ObjectEnd()
         self._last = False
+        self._behind_call = False
 
     def push(self, text: str, last: bool = False) -> tuple[str, list[CallPiece]]:
         """(text that belongs to no call, parts of calls). last: no more comes."""
@@ -79,7 +80,10 @@ class CallReader:
     # what may be next; each takes its part of the held text, gives what is text of it, and says what may follow
 
     def _text(self, _calls: list[CallPiece]) -> str:
-        """Up to where a call begins."""
+        """Up to where a call begins. Space between and behind calls is nothing that the model says."""
+        if self._behind_call:
+            self._held = self._held.lstrip()
+            self._behind_call = not self._held
         place = self._held.find(self.begin) if self.begin else -1
         if place >= 0:
             self._read = self._call
@@ -88,7 +92,7 @@ class CallReader:
             end = len(self._held) - (0 if self._last else overlap(self._held, self.begin))
         said = self._held[:end]
         self._held = self._held[end:]
-        return "" if (self.count or place >= 0) and not said.strip() else said
+        return "" if place >= 0 and not said.strip() else said
 
     def _call(self, calls: list[CallPiece]) -> str:
         """Up to the arguments of a call; over whole calls, where the arguments do not come last."""
@@ -132,6 +136,7 @@ class CallReader:
 
     def _after(self, _calls: list[CallPiece]) -> str:
         """What closes a call; in a list another one may follow."""
+        self._behind_call = True
         self._held = self._held.lstrip(" \r\n\t}]")
         if self._held.startswith(","):
             self._read = self._call

@@ -216,17 +216,20 @@ def test_the_tokenizer_is_the_sources(made):
 
 
 def test_tokens_are_picked_as_llama_cpp_picks_them(tiny_llama):
+    llama = llamacpp.load()
     with LlamaModel(tiny_llama, threads=1) as served:
         logits = served.logits(TOKENS)[-1]
         picked = []
         for seed in range(30):
             sampling = Sampling(temperature=0.9, top_k=50, top_p=0.9, min_p=0.02, seed=seed)
-            with Sampler(llamacpp.load(), sampling) as ours, Sampler(llamacpp.load(), sampling) as theirs:
+            made = [Sampler(llama, sampling, served.tokenizer) for _ in range(2)]
+            with made[0] as ours, made[1] as theirs:
                 picked.append(ours.pick(logits))
-                assert picked[-1] == theirs.sample(served.cache.handle)
-                assert ours.pick(logits) == theirs.sample(served.cache.handle)  # the generator has gone on alike
+                assert picked[-1] == llama.llama_sampler_sample(theirs._choice, served.cache.handle, -1)
+                again = llama.llama_sampler_sample(theirs._choice, served.cache.handle, -1)
+                assert ours.pick(logits) == again  # the generator has gone on alike
         assert len(set(picked)) > 10
-        with Sampler(llamacpp.load(), Sampling()) as greedy:
+        with Sampler(llama, Sampling(), served.tokenizer) as greedy:
             assert greedy.pick(logits) == logits.argmax()
 
 

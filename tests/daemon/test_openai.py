@@ -250,11 +250,11 @@ def test_files_come_in_pages(client, rows):
 
 
 @pytest.mark.parametrize(("wrong", "says"), [
-    ({"n": 2}, "n"), ({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"),
-    ({"logprobs": True}, "logprobs"), ({"logprobs": 0}, "logprobs"),
+    ({"n": 0}, "n"), ({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"),
+    ({"logprobs": 0}, "logprobs"),
     ({"extra_body": {"best_of": 3}}, "best_of"), ({"stop": [""]}, "stop"), ({"temperature": "1"}, "temperature"),
-    ({"frequency_penalty": 1.0}, "frequency_penalty"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"frequency_penalty": 3.0}, "frequency_penalty"),
+    ({"response_format": {"type": "yaml"}}, "response_format"),
     ({"messages": []}, "messages"), ({"messages": [{"role": "user", "content": "the light " * 500}]}, "context")])
 def test_what_cannot_be_done_is_refused_by_name(client, wrong, says):
     with pytest.raises(openai.BadRequestError, match=rf"400 - .*\b{says}\b"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from batchers import DEADLINE, Known, opened, started, until
 from random_adapters import random_pairs, tokens_of, write_adapter
+from tiny import write_tiny
 
 from edgetune.errors import EdgetuneError, MismatchError, TooMuchError, UsageError
+from edgetune.llamacpp.json_schema import grammar_of
 from edgetune.serving import batcher as batching
 from edgetune.serving.batcher import Batcher
 from edgetune.serving.completion import Completion
@@ -82,6 +86,28 @@ def test_a_seed_decides_as_alone(served: LlamaModel, batcher: Batcher) -> None:
         served.reset()
         assert "".join(served.generate(prompt, seed=seed, **options)) == text
     assert len(set(texts)) == len(texts)
+
+
+def test_a_grammar_gives_the_same_alone_and_beside_others(tmp_path: Path) -> None:
+    """Others with other grammars, adapters and no grammar at all; those that are greedy and those that are sampled.
+    The weights are floats, and answers are short: sums are rounded otherwise beside others, which may decide a race.
+    """
+    model = write_tiny(tmp_path / "tiny.gguf", n_context=1024)
+    grammars = ["", "root ::= [a-e]{12}", grammar_of({"type": "array", "items": {"enum": ["x", 7]}, "maxItems": 9})]
+    asked = [{"prompt": tokens_of(12, seed), "grammar": grammars[seed % 3], "adapter": (None, "a", "b")[seed % 5 % 3],
+              "max_tokens": 16, "temperature": (seed % 3 == 1) * 1.0, "seed": seed, "presence_penalty": seed % 4 / 2,
+              "logit_bias": ((5, 3.0),) * (seed % 2)} for seed in range(16)]
+    with LlamaModel(model, context=1024, threads=1, sequences=32) as served:
+        for seed, name in enumerate("ab"):
+            served.load_adapter(write_adapter(tmp_path / name, random_pairs(model, {"attn_q": 4}, seed), 8.0), name)
+        with started(served, parallel=16) as batcher:
+            alone = [batcher.submit(**options).text() for options in asked]
+            together = [batcher.submit(**options) for options in asked]
+            assert [completion.text() for completion in together] == alone
+    assert [completion.finish for completion in together[1::3]] == ["stop"] * 5
+    assert all(re.fullmatch("[a-e]{12}", text) for text in alone[1::3])
+    for text, completion in zip(alone[2::3], together[2::3], strict=True):
+        assert completion.finish == "length" or set(json.loads(text)) <= {"x", 7}
 
 
 def test_ends(served: LlamaModel, batcher: Batcher, known: list, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ def app(service: Service) -> FastAPI:
     made.state.service = service
     made.state.recent = RecentAnswers()
     made.state.metrics = Metrics(service)
+    made.state.ignored = set()
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
     for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages, reference,

@@ -18,6 +18,7 @@ from typing import Any
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
+from ...errors import UsageError
 from ...serving.completion import Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.tool_calls import Call, CallPiece, join
@@ -27,6 +28,15 @@ from .pools import Pools
 from .recent import AnsweredRequest, RecentAnswers
 
 log = logging.getLogger("edgetune.daemon")
+
+
+def note_ignored(request: Request, names: Sequence[str]) -> None:
+    """Write into the log, once for each option, that it has no effect."""
+    noted: set[str] = request.app.state.ignored
+    for name in names:
+        if name not in noted:
+            noted.add(name)
+            log.info("a client gave the option %s, which has no effect here", name)
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,9 @@ class Asked:
 
             return take
 
+        most = self.service.batcher.parallel + self.service.batcher.queue
+        if (count := sum(question.n for question in self.questions)) > most:
+            raise UsageError(f"{count} answers are asked for at once", f"ask for at most {most}, as --queue allows")
         try:
             for question in self.questions:
                 for number in range(question.n):

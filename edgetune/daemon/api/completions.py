@@ -10,11 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response, StreamingResponse
 
+from ...serving.completion import TokenLogprob
 from ...serving.question import Question
 from ..service import Service
 from . import generation
-from .asking import Asked, Piece, Said
+from .asking import Asked, Piece, Said, note_ignored
 from .errors import JsonRoute, status_and_body
+from .logprobs import chat_logprobs, completion_logprobs
 
 router = APIRouter(route_class=JsonRoute)
 _EVENTS: dict[int | str, dict[str, Any]] = {
@@ -42,6 +44,7 @@ async def completions(body: generation.CompletionRequest, request: Request, resp
 
 async def _reply(form: _Form, questions: Sequence[Question], request: Request, response: Response,
                  body: generation.Generation) -> Any:
+    note_ignored(request, body.ignored())
     asked = await Asked.begin(questions, request, form.prefix)
     recalled = {"X-Edgetune-Recalled": asked.recalled} if asked.recalled else {}
     if body.stream:
@@ -49,7 +52,9 @@ async def _reply(form: _Form, questions: Sequence[Question], request: Request, r
         return StreamingResponse(_events(form, asked, bool(usage)), headers=recalled, media_type="text/event-stream")
     response.headers.update(recalled)
     found = await asked.whole(request)
-    choices = [{"index": i, **form.whole(said), "finish_reason": said.finish} for i, said in enumerate(found)]
+    measured = asked.questions[0].logprobs is not None
+    choices = [{"index": i, **form.whole(said), "logprobs": form.logprobs(said.logprobs, 0) if measured else None,
+                "finish_reason": said.finish} for i, said in enumerate(found)]
     return {**_head(form, asked), "choices": choices, "usage": _usage(asked)}
 
 
@@ -66,6 +71,7 @@ class _Form:
     whole: Callable[[Said], dict[str, Any]]
     part: Callable[[Piece], dict[str, Any]]
     first: dict[str, Any] | None  # before all pieces of a choice
+    logprobs: Callable[[Sequence[TokenLogprob], int], dict[str, Any]]  # and characters that came before
 
 
 def _message(said: Said) -> dict[str, Any]:
@@ -91,9 +97,10 @@ def _delta(piece: Piece) -> dict[str, Any]:
 
 
 _CHAT = _Form("chatcmpl-", "chat.completion", "chat.completion.chunk", whole=_message, part=_delta,
-              first={"delta": {"role": "assistant", "content": ""}})
+              first={"delta": {"role": "assistant", "content": ""}},
+              logprobs=lambda found, _: chat_logprobs(found))
 _TEXT = _Form("cmpl-", "text_completion", "text_completion", whole=lambda said: {"text": said.text},
-              part=lambda piece: {"text": piece.text}, first=None)
+              part=lambda piece: {"text": piece.text}, first=None, logprobs=completion_logprobs)
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------
@@ -104,10 +111,13 @@ async def _events(form: _Form, asked: Asked, usage: bool) -> AsyncIterator[str]:
     if form.first:
         for i in range(len(asked.completions)):
             yield _line(head, choices=[_choice(i, form.first)])
+    offsets = [0] * len(asked.completions)
     try:
         async for piece in asked.pieces():
             if piece.text or piece.calls or piece.logprobs:
-                yield _line(head, choices=[_choice(piece.index, form.part(piece))])
+                logprobs = form.logprobs(piece.logprobs, offsets[piece.index]) if piece.logprobs else None
+                offsets[piece.index] += len(piece.text)
+                yield _line(head, choices=[_choice(piece.index, form.part(piece), logprobs=logprobs)])
             if piece.finish:
                 yield _line(head, choices=[_choice(piece.index, form.part(Piece(piece.index)), piece.finish)])
     except Exception as error:  # the head is sent already, and with it the status
@@ -118,8 +128,9 @@ async def _events(form: _Form, asked: Asked, usage: bool) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def _choice(index: int, part: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    return {"index": index, **part, "logprobs": None, "finish_reason": finish}
+def _choice(index: int, part: dict[str, Any], finish: str | None = None,
+            logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, **part, "logprobs": logprobs, "finish_reason": finish}
 
 
 def _line(head: dict[str, Any], **fields: Any) -> str:

@@ -221,7 +221,7 @@ class Adapters:
             path.mkdir()
             for name in (lora.FILE, lora.RUN, METRICS):
                 shutil.copyfile(run_folder / name, path / name)
-            for name in (CSV, REPORT):
+            for name in (CSV, REPORT, lora.SCHEMA):
                 if (run_folder / name).exists():
                     shutil.copyfile(run_folder / name, path / name)
             (path / RECORD).write_text(json.dumps(asdict(record)) + "\n")

@@ -1,0 +1,105 @@
+"""The JSON schema that the answers of rows have in common: their keys, types and, where few occur, their values."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .rows import Row, shape_of
+
+LEAST = 8  # answers from which a schema is derived
+MOST_VALUES = 48  # of an enumeration
+MOST_KEYS = 64  # of an object: with more they are no names of fields
+OFTEN = 3  # times that a value of an enumeration occurs, on average
+DEEPEST = 16
+LARGEST = 10**15  # of whole numbers: what a grammar writes
+ROOM = 4  # times the longest text, or list, that occurred
+
+
+def derive(rows: Iterable[Row]) -> dict[str, Any] | None:
+    """A schema under which all answers are valid; None where not all are objects or lists of JSON, or they are few.
+
+    A text is held to the values that occurred where all occurred twice at least: by Good and Turing's estimate another
+    one is unlikely then.
+    """
+    values = []
+    for answer in _answers(rows):
+        value = _parsed(answer)
+        if not isinstance(value, dict | list) or not _is_plain(value, DEEPEST):
+            return None
+        values.append(value)
+    return _schema(values) if len(values) >= LEAST else None
+
+
+def _answers(rows: Iterable[Row]) -> Iterable[str]:
+    """All that is learned as an answer; what is no text of an answer is no JSON."""
+    for row in rows:
+        if isinstance(row, str) or shape_of(row) == "text":
+            yield ""
+        elif "completion" in row:
+            yield str(row["completion"])
+        else:
+            for message in [message for message in row["messages"] if message["role"] == "assistant"]:
+                content = message.get("content")
+                yield content if isinstance(content, str) and not message.get("tool_calls") else ""
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a grammar can write it."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(each, depth - 1) for each in inner)
+    return not isinstance(value, int | float) or abs(value) < LARGEST
+
+
+def _schema(values: Sequence[Any]) -> dict[str, Any]:
+    """Of values at the same place of all answers."""
+    parts: list[dict[str, Any]] = []
+    if objects := [value for value in values if isinstance(value, dict)]:
+        parts.append(_object(objects))
+    if lists := [value for value in values if isinstance(value, list)]:
+        parts.append(_array(lists))
+    if texts := [value for value in values if isinstance(value, str)]:
+        parts.append(_text(texts))
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if numbers:
+        parts.append({"type": "integer" if all(isinstance(value, int) for value in numbers) else "number"})
+    if any(isinstance(value, bool) for value in values):
+        parts.append({"type": "boolean"})
+    if any(value is None for value in values):
+        parts.append({"type": "null"})
+    return parts[0] if len(parts) == 1 else {"anyOf": parts}
+
+
+def _object(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, list[Any]] = {}
+    for value in sorted(values, key=len, reverse=True):  # the longest say in which order keys come
+        for key, inner in value.items():
+            found.setdefault(key, []).append(inner)
+    if len(found) > MOST_KEYS:
+        return {"type": "object", "additionalProperties": _schema([inner for each in found.values() for inner in each])}
+    return {"type": "object", "properties": {key: _schema(inner) for key, inner in found.items()},
+            "required": [key for key, inner in found.items() if len(inner) == len(values)],
+            "additionalProperties": False}
+
+
+def _array(values: Sequence[list[Any]]) -> dict[str, Any]:
+    items = [item for value in values for item in value]
+    longest = max(map(len, values))
+    return {"type": "array", "items": _schema(items) if items else {}, "maxItems": ROOM * longest}
+
+
+def _text(values: Sequence[str]) -> dict[str, Any]:
+    counts = Counter(values)
+    if len(counts) <= MOST_VALUES and min(counts.values()) > 1 and len(values) >= OFTEN * len(counts):
+        return {"type": "string", "enum": sorted(counts)}
+    return {"type": "string", "maxLength": max(ROOM * max(map(len, values)), 64)}

@@ -1,0 +1,136 @@
+"""llama.cpp's grammar beside one answer: which tokens may follow, and which one did.
+
+A token is looked up alone first: in most places the model's choice is what the grammar allows, and to look up one token
+takes microseconds where the whole vocabulary takes 16 ms. Only allowed tokens are accepted: llama.cpp ends the process
+at others.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import re
+import time
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from . import gbnf
+from .library import complaint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .tokenizer import Tokenizer
+
+HALF_PAIR = re.compile(rb"\xed[\xa0-\xbf]")
+SLOWEST = 2.0  # seconds of a core that one look-up may take: an ambiguous grammar takes longer with each character
+LIKELIEST = 64  # tokens that are looked up before all are
+
+
+class Grammar:
+    """A grammar in GBNF, and how far an answer has followed it. Close it. Raises UsageError for one that is not valid.
+
+    Control tokens that do not end an answer are never allowed: readers do not see them.
+    """
+
+    def __init__(self, llama: ModuleType, tokenizer: Tokenizer, text: str) -> None:
+        import numpy as np
+
+        self._llama = llama
+        self._tokenizer = tokenizer
+        gbnf.check(text)
+        complaint()
+        self._sampler = llama.llama_sampler_init_grammar(tokenizer.vocabulary, text.encode(), b"root")
+        if not self._sampler:
+            raise UsageError(f"llama.cpp does not take the grammar ({complaint() or 'no reason given'})", gbnf.HINT)
+        self._table = tokenizer.table
+        self._begun = b""  # of a character whose last bytes are still to come
+        self._tokens = np.zeros(tokenizer.n_vocab, np.dtype(llama.llama_token_data))
+
+    def allowed(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Which of these tokens may follow, bool [n]."""
+        import numpy as np
+
+        tokens = self._tokens[: len(ids)]
+        tokens["id"] = ids
+        tokens["logit"] = 0.0
+        data = ctypes.cast(tokens.ctypes.data, ctypes.POINTER(self._llama.llama_token_data))
+        choice = self._llama.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
+        start = time.thread_time()
+        self._llama.llama_sampler_apply(self._sampler, ctypes.byref(choice))
+        self._check_time(start)
+        found: NDArray[np.bool_] = np.isfinite(tokens["logit"])
+        found &= ~self._table.hidden[ids]
+        unsure = found if self._begun else found & self._table.partial[ids]
+        for place in np.flatnonzero(unsure):
+            found[place] = self._makes_characters(int(ids[place]))
+        return found
+
+    def _makes_characters(self, token: int) -> bool:
+        """Whether it continues the bytes so far as UTF-8: llama.cpp takes longer codes for characters too."""
+        if self._tokenizer.is_end(token):
+            return not self._begun
+        data = self._begun + self._tokenizer.piece(token)
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(data)
+        except UnicodeDecodeError:
+            return False
+        return not HALF_PAIR.search(data)  # which the decoder refuses with its last byte only
+
+    def allows(self, token: int) -> bool:
+        import numpy as np
+
+        return bool(self.allowed(np.array([token]))[0])
+
+    def likeliest(self, logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+        """The `count` likeliest of the tokens that may follow (0: all of them), or as many as there are, descending."""
+        import numpy as np
+
+        if 0 < count <= LIKELIEST < len(logits):
+            ids = _descending(np.argpartition(-logits, LIKELIEST)[:LIKELIEST], logits)
+            ids = ids[self.allowed(ids)]
+            if len(ids) >= count:
+                return ids[:count]
+        ids = self._candidates()
+        ids = _descending(ids[self.allowed(ids)], logits)
+        if not len(ids):
+            raise UsageError("no token of the model can continue what the grammar asks for", "choose another grammar")
+        return ids[:count] if count else ids
+
+    def _candidates(self) -> NDArray[np.intp]:
+        """All tokens but those that begin with a byte that cannot follow."""
+        import numpy as np
+
+        table = self._table
+        possible = np.ones(257, np.bool_)  # by byte; 256: none
+        known = np.flatnonzero(table.alone >= 0)
+        possible[known] = self.allowed(table.alone[known])
+        return np.flatnonzero(possible[table.firsts])
+
+    def accept(self, token: int) -> None:
+        """Follow it with a token that `allows` allowed."""
+        start = time.thread_time()
+        self._llama.llama_sampler_accept(self._sampler, token)
+        self._check_time(start)
+        if self._begun or self._table.partial[token]:
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            decoder.decode(self._begun + self._tokenizer.piece(token))
+            self._begun = decoder.getstate()[0]
+
+    @staticmethod
+    def _check_time(start: float) -> None:
+        if time.thread_time() - start > SLOWEST:
+            raise UsageError("the grammar can be followed in too many ways at once",
+                             "let its alternatives and repetitions begin with different characters")
+
+    def close(self) -> None:
+        self._llama.llama_sampler_free(self._sampler)
+
+
+def _descending(ids: NDArray[np.intp], logits: NDArray[np.float32]) -> NDArray[np.intp]:
+    """By logit; of equal ones the first token first, as argmax has it."""
+    import numpy as np
+
+    return ids[np.lexsort((ids, -logits[ids]))]

@@ -1,0 +1,53 @@
+"""The grammar that the answers to a question obey: of its schema, of the calls that it asks for, or its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from ..errors import UsageError
+from ..llamacpp.json_pattern import text
+from ..llamacpp.json_schema import Rules
+from .call_form import CallForm
+from .question import Question, Tool
+
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def grammar_of(question: Question, form: CallForm) -> str:
+    """In GBNF; "" where the model is free. form: how it writes calls. Raises UsageError for what cannot be held to."""
+    called = question.function is not None or question.tool_choice == "required"
+    if question.grammar and (called or question.schema is not None):
+        raise UsageError("a grammar is given, and another form that the answer is to have", "leave one of them out")
+    if called:
+        return _calls(_callable(question), form)
+    if question.schema is None:
+        return question.grammar
+    tools = question.shown_tools
+    return _calls(tools, form, Rules(question.schema)) if tools else Rules(question.schema).grammar()
+
+
+def _callable(question: Question) -> list[Tool]:
+    """The tools of which one must be called."""
+    tools = [tool for tool in question.shown_tools or ()
+             if question.function is None or tool["function"]["name"] == question.function]
+    if not tools:
+        named = f"the function {question.function!r:.100}" if question.function else "a function"
+        raise UsageError(f"tool_choice asks for {named}, and tools has none such", "add it to tools")
+    return tools
+
+
+def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) -> str:
+    """One call of one of the tools, or an answer by other rules."""
+    rules = other or Rules(True)
+    roots = [rules.rule(rules.root, "")] if other else []
+    for tool in tools:
+        function = tool["function"]
+        schema = function.get("parameters") or NO_ARGUMENTS
+        if schema.get("type", "object") != "object":
+            raise UsageError(f"the parameters of the function {function['name']!r:.100} are no object",
+                             "let their type be object")
+        arguments = rules.rule_of_other({"type": "object", **schema}, f" of {function['name']:.100}")
+        start = text(f"{form.before}{json.dumps(function['name'], ensure_ascii=False)}{form.between}")
+        roots.append(f"{start} {arguments} {text(form.after)}")
+    return rules.whole(" | ".join(roots))

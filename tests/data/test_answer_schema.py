@@ -1,0 +1,65 @@
+"""The schema of rows' answers: all of them are valid under it, and a grammar can hold to it."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+
+pytest.importorskip("jsonschema_rs")
+
+import jsonschema_rs
+from own_sets import SETS
+
+from edgetune.data.answer_schema import derive
+from edgetune.llamacpp.gbnf import check
+from edgetune.llamacpp.json_schema import grammar_of
+
+
+def row(answer: object) -> dict[str, object]:
+    return {"prompt": "a", "completion": json.dumps(answer)}
+
+
+def test_keys_types_and_few_values_are_those_that_occurred():
+    answers = [{"device": ["lamp", "door"][i % 2], "note": f"text {i}", "level": i, "list": [0.5] * (i % 3),
+                **({"on": None if i % 4 else True} if i % 2 else {})} for i in range(12)]
+    assert derive([row(answer) for answer in answers]) == {
+        "type": "object", "additionalProperties": False, "required": ["device", "note", "level", "list"],
+        "properties": {
+            "device": {"type": "string", "enum": ["door", "lamp"]}, "note": {"type": "string", "maxLength": 64},
+            "level": {"type": "integer"}, "list": {"type": "array", "items": {"type": "number"}, "maxItems": 8},
+            "on": {"type": "null"}}}
+
+
+@pytest.mark.parametrize("other", [{"prompt": "a", "completion": "yes"}, {"prompt": "a", "completion": "3"}, "a text",
+                                   {"text": "{}"}, row({"n": 10**20}), {"messages": [
+                                       {"role": "user", "content": "a"}, {"role": "assistant", "content": "Hello."}]}])
+def test_one_answer_of_another_kind_and_there_is_no_schema(other):
+    rows = [row({"a": 1})] * 20
+    assert derive(rows)
+    assert derive([*rows, other]) is None
+    assert derive(rows[:3]) is None  # too few to say
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_held_out_answers_are_valid_under_the_schema_of_those_learned(name):
+    """Values that the schema would take from a model that knows better would cost exact answers."""
+    schema = derive(SETS[name].rows("train"))
+    assert (schema is None) == (name in ("tickets", "library", "log_lines"))
+    if schema is not None:
+        assert any("enum" in part for part in schema["properties"].values())
+        check_all(schema, SETS[name].rows("train") + SETS[name].rows("heldout"))
+
+
+def test_the_demonstrations_answers_are_valid():
+    train, held = ([json.loads(line) for line in files("edgetune.demo").joinpath(f"data/home_{part}.jsonl").read_text(
+        encoding="utf-8").splitlines()] for part in ("train", "heldout"))
+    check_all(derive(train), train + held)
+
+
+def check_all(schema: dict, rows: list[dict]) -> None:
+    validator = jsonschema_rs.validator_for(schema)
+    for each in rows:
+        validator.validate(json.loads(each["completion"] if "completion" in each else each["messages"][-1]["content"]))
+    assert check(grammar_of(schema))

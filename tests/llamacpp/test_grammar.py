@@ -1,0 +1,233 @@
+"""Grammars and schemas: what is let through is valid, what cannot be held to is refused, nothing ends the process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jsonschema_rs")
+
+import jsonschema_rs
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from llama_cpp import llama_grammar
+from schemas import SCHEMAS, say_anything
+from tiny import write_tiny
+
+from edgetune.errors import UsageError
+from edgetune.llamacpp import gbnf, library
+from edgetune.llamacpp.grammar import Grammar
+from edgetune.llamacpp.json_schema import grammar_of
+from edgetune.llamacpp.sampling import Sampler, Sampling
+from edgetune.llamacpp.tokenizer import Tokenizer
+
+THEIRS = ("ARITHMETIC_GBNF", "C_GBNF", "CHESS_GBNF", "JAPANESE_GBNF", "JSON_ARR_GBNF", "JSON_GBNF", "LIST_GBNF")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
+    made = Tokenizer(write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf"))
+    yield made
+    made.close()
+
+
+def lets_through(tokenizer: Tokenizer, grammar: str, text: str) -> bool:
+    """Whether llama.cpp can follow the text to an end."""
+    followed = Grammar(library.load(), tokenizer, grammar)
+    try:
+        for token in tokenizer.encode(text, special=False):
+            if not followed.allows(token):
+                return False
+            followed.accept(token)
+        return followed.allows(tokenizer.eot)
+    finally:
+        followed.close()
+
+
+# ---- schemas --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, phases=[Phase.generate], derandomize=True, database=None,
+          suppress_health_check=list(HealthCheck))
+@given(schema=SCHEMAS, seed=st.integers(0, 2**31))
+def test_whatever_is_said_is_valid(tokenizer, schema, seed):
+    said, ended = say_anything(tokenizer, grammar_of(schema), seed)
+    if ended:
+        jsonschema_rs.validator_for(schema, validate_formats=True).validate(json.loads(said))
+    assert ended or len(said) > 1000
+
+
+@pytest.mark.parametrize(("schema", "right", "wrong"), [
+    ({"type": "object"}, ['{}', '{"a": [1, {"b": null}]}', '{\n  "a": "\\u00e4"\n}'],
+     ["[]", '{"a"}', "{} ", '{"a":01}']),
+    ({"type": "string", "pattern": "b+"}, ['"abc"', '"b"'], ['"a"', '"']),
+    ({"type": "string", "maxLength": 2}, ['"ä€"', '"\\n"'], ['"abc"']),
+    ({"type": "integer", "minimum": -3, "maximum": 12}, ["-3", "0", "12"], ["-4", "13", "1.0", "007"]),
+    ({"type": "number", "minimum": 0.5, "exclusiveMaximum": 3}, ["1", "2.75"], ["0.4", "3", "-1"]),
+    ({"$ref": "#/$defs/tree", "$defs": {"tree": {
+        "type": "object", "required": ["v"], "additionalProperties": False,
+        "properties": {"v": {"type": "null"}, "t": {"$ref": "#/$defs/tree"}}}}},
+     ['{"v":null}', '{"v":null,"t":{"v":null}}'], ['{"t":{"v":null}}', '{"v":null,"t":{}}']),
+    ({"type": "object", "properties": {"a": {"const": 1}, "b": {"enum": ["x", "y"]}}, "required": ["b"]},
+     ['{"b":"x"}', '{"a":1,"b": "y"}'], ['{"a":1}', '{"b":"z"}', '{"b":"x","c":1}']),
+    ({"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}}, "required": ["k"]}, {"type": "null"}]},
+     ['{"k":"a"}', "null"], ['{"k":"b"}', "1"]),
+    ({"allOf": [{"properties": {"a": {"type": "null"}}, "required": ["a"]}], "type": "object"}, ['{"a":null}'], ["{}"]),
+])
+def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
+    grammar = grammar_of(schema)
+    for text in right:
+        assert lets_through(tokenizer, grammar, text), text
+        assert jsonschema_rs.is_valid(schema, json.loads(text))
+    for text in wrong:
+        assert not lets_through(tokenizer, grammar, text), text
+
+
+@pytest.mark.parametrize(("schema", "says"), [
+    ({"not": {}}, "not"), ({"type": "text"}, "type 'text'"), ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"properties": {"a": {"multipleOf": 2}}}, "at /properties/a has multipleOf|/properties/a has multipleOf"),
+    ({"type": "string", "pattern": "(?=a)"}, "pattern"), ({"type": "string", "format": "json-pointer"}, "json-pointer"),
+    ({"$ref": "http://x/y"}, "http://x/y"), ({"$ref": "#/$defs/a"}, "#/\\$defs/a"), ({"enum": []}, "enum"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"), ({"type": "integer", "minimum": "1"}, "minimum"),
+    ({"type": "object", "required": ["a"], "additionalProperties": False}, "requires a key"),
+    ({"type": "string", "minimum": 1}, "minimum for another type"), (3, "schema is 3"),
+    ({"type": "integer", "minimum": 3, "maximum": 2}, "no number is")])
+def test_what_cannot_be_held_to_is_refused(schema, says):
+    with pytest.raises(UsageError, match=says):
+        grammar_of(schema)
+
+
+# ---- grammars -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_llama_cpps_own_grammars_are_taken(tokenizer, name):
+    Grammar(library.load(), tokenizer, getattr(llama_grammar, name)).close()
+
+
+@pytest.mark.parametrize(("grammar", "says"), [
+    ("", "no rule named root"), ("root ::= a", "no rule 'a'"), ('root ::= "a', "line 1 .* cannot be read at '\"a'"),
+    ("root ::= " + "(" * 100, "parentheses within"), ('root ::= root "a"', "begins with itself"),
+    ('root ::= ("a"?)*', "repeats what may be empty"), ('root ::= "a"{9999}', "repeats"), ("root ::= (", "ends within"),
+    ('root ::= "a"\n"b"', "line 2"), ("root ::= *", r"\*"), ("root ::= " + "[a-z]? " * 65, "may be absent"),
+    ("root ::= r0\n" + "".join(f"r{i} ::= r{i + 1} | r{i + 1} [b]\n" for i in range(20)) + "r20 ::= [a]",
+     "in 2048 ways"),
+    ("root ::= <[3]>", "cannot be read"), ('root ::= "\\q"', "cannot be read"), ("root ::= []", "cannot be read")])
+def test_a_grammar_that_is_none_is_refused_in_a_sentence(grammar, says):
+    with pytest.raises(UsageError, match=says):
+        gbnf.check(grammar)
+
+
+FUZZ = """
+    import random, sys
+    from edgetune.errors import UsageError
+    from edgetune.llamacpp import library
+    from edgetune.llamacpp.sampling import Sampler, Sampling
+    from edgetune.llamacpp.tokenizer import Tokenizer
+    import numpy as np
+    tokenizer = Tokenizer(sys.argv[1])
+    parts = ['root', 'a', '::=', '"x"', '""', '[a-z]', '[^b]', '.', '(', ')', '|', '*', '+', '?', '{2}', '{1,3}',
+             '{2,}', '\\n', ' ', '"\\\\x41"', '#c', '\\\\', '"', '[', ']', '{', '}', '<', '!',
+             'root ::= a\\na ::= "y"', '\\t', '-']
+    taken = 0
+    for seed in range(500):
+        dice = random.Random(seed)
+        text = "root ::= " + " ".join(dice.choices(parts[:17] if seed % 2 else parts, k=dice.randint(1, 12)))
+        text += "\\na ::= [b-d] root | \\"z\\""
+        try:
+            sampler = Sampler(library.load(), Sampling(temperature=1.0, grammar=text), tokenizer)
+        except UsageError as error:
+            assert "llama.cpp does not take" not in str(error), (text, error)
+            continue
+        taken += 1
+        logits = np.random.default_rng(seed)
+        with sampler:
+            for _ in range(20):
+                token = sampler.pick(logits.standard_normal(tokenizer.n_vocab).astype(np.float32))
+                if tokenizer.is_end(token):
+                    break
+    print(taken)
+"""
+
+
+def test_no_grammar_ends_the_process_or_writes_to_it(tmp_path):
+    """What is refused is refused before llama.cpp's parser, which writes to stderr; what is taken can be followed."""
+    model = write_tiny(tmp_path / "tiny.gguf")
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(FUZZ), str(model)], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2], check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 25
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 5}, {"temperature": 0.8, "top_k": 0}])
+def test_penalties_and_biases_are_llama_cpps(tokenizer, options):
+    """Against its chain, link by link, over logits of noise."""
+    llama = library.load()
+    sampling = Sampling(**options, seed=3, repeat_penalty=1.4, presence_penalty=0.7, frequency_penalty=-0.4,
+                        repeat_last_n=8, logit_bias=((5, 2.5), (17, -100)))
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    biases = (llama.llama_logit_bias * 2)((5, 2.5), (17, -100))
+    links = [llama.llama_sampler_init_logit_bias(tokenizer.n_vocab, 2, biases),
+             llama.llama_sampler_init_penalties(tokenizer.n_vocab, 8, 1.4, -0.4, 0.7)]
+    if options:
+        links += [llama.llama_sampler_init_top_k(options["top_k"]), llama.llama_sampler_init_top_p(0.95, 1),
+                  llama.llama_sampler_init_min_p(0.05, 1), llama.llama_sampler_init_temp(options["temperature"]),
+                  llama.llama_sampler_init_dist(3)]
+    else:
+        links.append(llama.llama_sampler_init_greedy())
+    for link in links:
+        llama.llama_sampler_chain_add(chain, link)
+    before = [7, 8, 9, 9, 30]
+    for token in before:
+        llama.llama_sampler_accept(chain, token)
+    rng = np.random.default_rng(0)
+    picked = []
+    with Sampler(llama, sampling, tokenizer, before) as ours:
+        for _ in range(40):
+            logits = rng.standard_normal(tokenizer.n_vocab).astype(np.float32)
+            logits[9] += 2
+            picked.append(ours.pick(logits))
+            assert picked[-1] == apply(llama, chain, logits)
+    llama.llama_sampler_free(chain)
+    assert len(set(picked)) > 8
+
+
+def apply(llama, chain, logits: np.ndarray) -> int:
+    import ctypes
+
+    tokens = (llama.llama_token_data * len(logits))(*((i, float(logit), 0.0) for i, logit in enumerate(logits)))
+    choice = llama.llama_token_data_array(data=tokens, size=len(logits), selected=-1, sorted=False)
+    llama.llama_sampler_apply(chain, ctypes.byref(choice))
+    token = tokens[choice.selected].id
+    llama.llama_sampler_accept(chain, token)
+    return token
+
+
+def test_the_likeliest_allowed_token_is_found_without_asking_for_all(tokenizer):
+    """The same as where the grammar is applied to the whole vocabulary, whichever of the short ways applies."""
+    followed = Grammar(library.load(), tokenizer, 'root ::= [a-d]+ "x" | "10"')
+    rng = np.random.default_rng(1)
+    every = followed.allowed(np.arange(tokenizer.n_vocab))
+    for count in (1, 3, 0):
+        for _ in range(20):
+            logits = rng.standard_normal(tokenizer.n_vocab).astype(np.float32)
+            expected = np.argsort(np.where(every, -logits, np.inf))[: count or every.sum()]
+            assert followed.likeliest(logits, count).tolist() == expected.tolist()
+    followed.close()
+
+
+@pytest.mark.parametrize("wrong", [{"presence_penalty": 3.0}, {"repeat_penalty": 0.0}, {"repeat_last_n": -2},
+                                   {"logit_bias": ((1, 101.0),)}, {"logit_bias": ((999, 1.0),)}])
+def test_options_out_of_range_are_refused(tokenizer, wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Sampler(library.load(), Sampling(**wrong), tokenizer)
