@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from edgetune.training.config import TrainConfig
 FOLDER = Path(__file__).parent
 HELP = {"--help", "--help-all"}
 NOTE = "<!-- Written by docs/generate.py; `make docs` writes it again. -->"
+FIELDS = """\
+supported: it has its effect. ignored: it is taken, changes no answer, and is named once in the log. refused: the
+request is answered with 400 and a sentence; so is every field that is not listed. null is as good as absent.
+`tests/daemon/test_api_fields.py` asks a daemon for each line."""
 CLASSES = {
     "Training": (TrainConfig, "`edgetune train`, `plan`, `jobs create`, `Trainer(...)`, a job's `hyperparameters`"),
     "What training yields to": (Policy, "`edgetune train`, and a file given by `--policy`"),
@@ -131,7 +135,22 @@ def models_page() -> str:
     return text
 
 
-PAGES = {"cli.md": cli_page, "options.md": options_page, "models.md": models_page}
+def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
+    for each in fields:
+        yield f"| `{prefix}{each.name}` | {each.becomes} | {cell(each.remark)} |"
+
+
+def api_page() -> str:
+    sys.path.insert(0, str(FOLDER.parent / "tests"))
+    from api_fields import ENDPOINTS
+    lines = ["# Fields of requests", "", NOTE, "", *FIELDS.splitlines(), ""]
+    for endpoint in ENDPOINTS:
+        lines += [f"## {endpoint.path}", "", "| field | | remarks |", "|---|---|---|", *field_lines(endpoint.fields),
+                  *field_lines(endpoint.inner, f"{endpoint.within}."), ""]
+    return "\n".join(lines)
+
+
+PAGES = {"api.md": api_page, "cli.md": cli_page, "options.md": options_page, "models.md": models_page}
 
 
 def stale() -> list[str]:

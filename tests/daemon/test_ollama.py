@@ -138,6 +138,25 @@ def test_tools_are_called_and_their_results_go_back(client, stream):
     assert after.prompt_eval_count > lines[-1].prompt_eval_count
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_obey_a_schema(client, stream):
+    """As the tasks of Home Assistant ask: the base alone never says JSON."""
+    schema = {"type": "object", "properties": {"on": {"type": "boolean"}, "where": {"enum": ["hall", "attic"]}},
+              "required": ["on", "where"], "additionalProperties": False}
+    said = client.chat("tiny:base", ASK, format=schema, stream=stream)
+    found = json.loads("".join(line.message.content for line in (said if stream else [said])))
+    assert found.keys() == {"on", "where"}
+    assert type(found["on"]) is bool
+    assert found["where"] in ("hall", "attic")
+    assert client.generate("tiny:base", "turn", format="json", options={"num_predict": 20}).response.startswith("{")
+
+
+def test_penalties_change_what_is_said(client):
+    plain, penalized = (client.generate("tiny:base", "turn", options={"num_predict": 40, **more}).response
+                        for more in ({}, {"repeat_penalty": 1.9, "repeat_last_n": -1}))
+    assert plain != penalized
+
+
 def test_sampling_comes_again_with_its_seed(client):
     said = [client.chat("tiny:base", ASK, options={"seed": seed, "temperature": 1.5, "top_p": 1.0, "top_k": 0,
                                                    "min_p": 0.0, "num_predict": 12}).message.content
@@ -153,8 +172,12 @@ def test_an_answer_ends_before_a_stop_and_by_default_at_the_end_of_the_context(c
     assert (cut.response, cut.done_reason) == (whole.response.partition(stop)[0], "stop")
 
 
-def test_what_does_not_change_the_answer_is_taken(client):
+def test_what_does_not_change_the_answer_is_taken_and_named_once(client, caplog):
     """Home Assistant sends num_ctx, keep_alive and think with every request."""
+    with caplog.at_level("INFO", "edgetune.daemon"):
+        for _ in range(2):
+            client.chat("tiny", ASK, options={"num_gpu": 1})
+    assert caplog.text.count("options.num_gpu") == 1
     said = client.chat("tiny", ASK, think=False, keep_alive="-1s", options={"num_ctx": 8192, "num_thread": 4})
     assert said.message.content == TAUGHT
     assert client.generate("tiny", keep_alive=0).done_reason == "unload"
@@ -165,7 +188,7 @@ def test_what_does_not_change_the_answer_is_taken(client):
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"think": True}, "think"), ({"options": {"mirostat": 2}}, "mirostat"), ({"options": {"warp": 2}}, "warp"),
     ({"options": {"temperature": -1}}, "temperature"), ({"options": {"num_predict": 0}}, "max_tokens"),
-    ({"logprobs": True}, "logprobs"), ({"format": "json"}, "format"), ({"options": {"repeat_penalty": 1.1}}, "repeat"),
+    ({"logprobs": True}, "logprobs"),
     ({"messages": [{"role": "user", "content": "what?", "images": [b"x"]}]}, "images"),
     ({"messages": [{"role": "user", "content": "the light " * 500}]}, "context")])
 def test_what_would_change_the_answer_is_refused_in_a_sentence(client, wrong, says):

@@ -4,8 +4,10 @@ with llama.cpp; the official client reads every event.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,6 +16,7 @@ pytest.importorskip("openai")
 
 import openai
 from daemons import PATIENCE, Daemon, daemon
+from pydantic import BaseModel
 from tiny import write_tiny
 
 from edgetune.serving.llama import LlamaModel
@@ -129,6 +132,30 @@ def test_tools_are_called_and_their_outputs_are_items(client, stream):
     assert after.usage.input_tokens == chat.usage.prompt_tokens
 
 
+class Lamp(BaseModel):
+    on: bool
+    where: Literal["hall", "attic"]
+
+
+def test_answers_obey_a_schema(client):
+    """The model alone never says JSON."""
+    said = client.responses.parse(model="tiny", input="turn", text_format=Lamp)
+    assert isinstance(said.output_parsed, Lamp)
+    assert said.text.format.name == "Lamp"
+    with client.responses.stream(model="tiny", input="turn", text_format=Lamp) as stream:
+        assert stream.get_final_response().output_parsed == said.output_parsed
+    free = client.responses.create(model="tiny", input="turn", text={"format": {"type": "json_object"}},
+                                   max_output_tokens=20)
+    assert free.output_text.startswith("{")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "lamp"}])
+def test_a_call_can_be_required(client, choice):
+    call, = client.responses.create(model="tiny", input="turn", tools=[LAMP], tool_choice=choice).output
+    assert (call.type, call.name) == ("function_call", "lamp")
+    assert type(json.loads(call.arguments)["on"]) is bool
+
+
 def test_tools_may_be_hidden(client):
     shown, hidden, none = (client.responses.create(model="tiny", input="turn", max_output_tokens=1, **more).usage
                            for more in ({"tools": [LAMP]}, {"tools": [LAMP], "tool_choice": "none"}, {}))
@@ -157,7 +184,6 @@ def test_an_answer_can_be_corrected_by_its_id(client):
     ({"reasoning": {"effort": "high"}}, "reasoning"), ({"max_output_tokens": 0}, "max_tokens is 0"),
     ({"tools": [{"type": "web_search"}]}, "tools"), ({"input": [{"type": "item_reference", "id": "x"}]}, "reference"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input_image"),
-    ({"text": {"format": {"type": "json_object"}}}, "text.format"), ({"tool_choice": "required"}, "tool_choice"),
     ({"input": []}, "input"), ({"input": "the light " * 900}, "context")])
 def test_what_cannot_be_done_is_refused(client, wrong, says):
     with pytest.raises(openai.BadRequestError, match=says):

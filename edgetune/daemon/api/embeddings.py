@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from ...errors import UsageError
+from .asking import note_ignored
 from .completions import TheService
 from .errors import JsonRoute
 from .pools import ThePools
@@ -29,7 +30,7 @@ class EmbeddingRequest(Body):
     input: (str | Annotated[list[str], Field(min_length=1, max_length=TEXTS)] | Tokens
             | Annotated[list[Tokens], Field(min_length=1, max_length=TEXTS)]) = Field(
         description="A text, token ids, or a list of either.")
-    model: str = Field("", description="The base, or the file of --embeddings, as for an empty one where there is one.")
+    model: str | None = Field(None, description="The base, or the file of --embeddings, which answers without a name.")
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64: of float32, the lowest byte "
                                                                "first.")
     dimensions: Whole | None = Field(None, description="All that the model has: vectors are not cut.")
@@ -62,9 +63,11 @@ class EmbeddingList(Answer):
 @router.post("/v1/embeddings", response_model=EmbeddingList)
 async def embeddings(body: EmbeddingRequest, request: Request, service: TheService, pools: ThePools) -> Any:
     """Vectors of length 1: the mean of the model's hidden states, or what the file of --embeddings was trained for."""
+    note_ignored(request, ["user"] if body.user is not None else [])
     made = service.embeddings
+    model = body.model or ""
     texts = body.texts()
-    width = made.width(body.model)
+    width = made.width(model)
     if body.dimensions not in (None, width):
         raise UsageError(f"dimensions is {body.dimensions}, vectors have {width} here", "leave it out")
     data: list[dict[str, Any]] = []
@@ -73,7 +76,7 @@ async def embeddings(body: EmbeddingRequest, request: Request, service: TheServi
         async with _until_gone(request) as cancelled:
             for start in range(0, len(texts), TOGETHER):
                 part = texts[start : start + TOGETHER]
-                found = await pools.embed(lambda part=part: made.embed(part, body.model, cancelled))  # type: ignore[misc]
+                found = await pools.embed(lambda part=part: made.embed(part, model, cancelled))  # type: ignore[misc]
                 data += [{"index": start + i, "embedding": _written(vector, body.encoding_format)}
                          for i, vector in enumerate(found.vectors)]
                 tokens += found.tokens

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from ...serving.tool_calls import Call, CallPiece, join
 from ..service import Service
-from .asking import Asked
+from .asking import Asked, note_ignored
 from .completions import TheService
 from .errors import STATUSES, JsonRoute, status_and_body
 from .ollama_bodies import ChatAnswer, ChatBody, GenerateAnswer, GenerateBody, PlainError, named
@@ -63,6 +63,7 @@ Part = Callable[[str, Sequence[Call]], dict[str, Any]]
 
 async def _reply(body: ChatBody | GenerateBody, request: Request, response: Response, service: Service,
                  part: Part) -> Any:
+    note_ignored(request, body.ignored())
     if not body.asks:
         service.adapter_for(named(service, body.model))
         loaded = {**_head(body.model), **part("", ()), "done": True, "done_reason": _loaded(body.keep_alive)}

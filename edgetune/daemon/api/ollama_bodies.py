@@ -64,10 +64,7 @@ class Options(Body):
         for name, value in NEUTRAL.items():
             if getattr(self, name) not in (None, value):
                 raise UsageError(f"options.{name} is {getattr(self, name)}", f"leave it out: {value} is what is done")
-        for name in ("repeat_penalty", "presence_penalty", "frequency_penalty"):
-            if getattr(self, name) not in (None, 0, 1):
-                raise UsageError(f"options.{name} is {getattr(self, name)}", "leave it out: nothing is penalized here")
-        given = {name: value for name in AS_HERE[:7] if (value := getattr(self, name)) is not None}
+        given = {name: value for name in AS_HERE if (value := getattr(self, name)) is not None}
         most = given.pop("num_predict", -1)
         return given | {"max_tokens": context if most in (-1, -2) else most}
 
@@ -84,15 +81,22 @@ class _Request(Body):
     logprobs: bool | None = Field(None, description="false alone.")
     top_logprobs: Whole | None = Field(None, description="0 alone.")
 
+    def ignored(self) -> list[str]:
+        """The options that are given and have no effect."""
+        given = self.options.model_dump(exclude_none=True) if self.options else {}
+        unused = [name for name in given if name not in (*AS_HERE, *NEUTRAL)]
+        return [*(f"options.{name}" for name in unused), *(["keep_alive"] if self.keep_alive is not None else [])]
+
     def question(self, service: Service) -> Question:
         """Raises UsageError."""
         if self.think:
             raise UsageError(f"think is {self.think!r}, {self.model!r:.100} does not support thinking", "leave it out")
-        if self.logprobs or self.top_logprobs:
-            raise UsageError("logprobs are asked for", "ask /v1/chat/completions for them")
-        if self.format:
-            raise UsageError("format is given", "leave it out: answers are not held to a form here")
-        schema: dict[str, Any] | None = None
+        for name in ("logprobs", "top_logprobs"):
+            if value := getattr(self, name):
+                raise UsageError(f"{name} is {value}", "leave it out, or ask /v1/chat/completions for it")
+        schema: dict[str, Any] | None = self.format if isinstance(self.format, dict) else None
+        if self.format == "json":
+            schema = {"type": "object"}
         options = (self.options or Options.model_validate({})).here(service.served.context)
         return Question(model=named(service, self.model), schema=schema, options=options)
 

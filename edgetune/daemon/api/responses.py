@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from ...serving.tool_calls import CallPiece
-from .asking import Asked
+from .asking import Asked, note_ignored
 from .errors import JsonRoute, status_and_body
 from .responses_bodies import ResponseObject, ResponseRequest
 
@@ -26,6 +26,7 @@ Fields = dict[str, Any]
 @router.post("/v1/responses", response_model=ResponseObject, responses=_EVENTS)
 async def responses(body: ResponseRequest, request: Request, response: Response) -> Any:
     """An answer to text or to the items of a conversation; calls of tools are items of its output."""
+    note_ignored(request, body.ignored())
     asked = await Asked.begin([body.question()], request, "resp_")
     recalled = {"X-Edgetune-Recalled": asked.recalled} if asked.recalled else {}
     if body.stream:

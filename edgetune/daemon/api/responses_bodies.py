@@ -13,6 +13,7 @@ from .schemas import Metadata
 from .shapes import Answer, Body, Whole
 
 NOT_USED = "Taken and not used: "
+IGNORED = ("user", "safety_identifier", "prompt_cache_key", "store", "stream_options")
 PARTS = ("input_text", "output_text", "text")
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -74,7 +75,7 @@ class Item(BaseModel):
 
 
 class ResponseRequest(Body):
-    model: str = Field("", description="The base, an adapter, or NAME:latest, as for an empty one.")
+    model: str | None = Field(None, description="The base, an adapter, or NAME:latest, as without.")
     input: str | Annotated[list[Item], Field(min_length=1)] = Field(description="A user's message, or items of a "
                                                                                 "conversation.")
     instructions: str | None = Field(None, description="A system message before all others.")
@@ -105,6 +106,10 @@ class ResponseRequest(Body):
     previous_response_id: str | None = Field(None, description="null alone: responses are not stored.")
     conversation: str | dict[str, Any] | None = Field(None, description="null alone: responses are not stored.")
 
+    def ignored(self) -> list[str]:
+        """The options that are given and have no effect."""
+        return [name for name in IGNORED if getattr(self, name) is not None]
+
     def question(self) -> Question:
         """Raises UsageError for an item that cannot be shown to the model, and where a stored one is asked for."""
         for name in ("previous_response_id", "conversation"):
@@ -114,18 +119,15 @@ class ResponseRequest(Body):
         names = {"max_tokens": self.max_output_tokens, "temperature": self.temperature, "top_p": self.top_p,
                  "top_k": self.top_k, "min_p": self.min_p, "seed": self.seed}
         choice = self.tool_choice or "auto"
-        if choice not in ("auto", "none"):
-            raise UsageError("tool_choice asks for a call", "choose auto or none: none can be required here")
         function = choice.name if isinstance(choice, ChosenFunction) else None
-        return Question(messages=self._messages(), model=self.model, tools=[tool.plain() for tool in self.tools or ()],
+        tools = [tool.plain() for tool in self.tools or ()]
+        return Question(messages=self._messages(), model=self.model or "", tools=tools,
                         tool_choice=choice if isinstance(choice, str) else "auto", function=function,
                         schema=self._schema(),
                         options={name: value for name, value in names.items() if value is not None})
 
     def _schema(self) -> dict[str, Any] | None:
         form = self.text.format if self.text else None
-        if form and form.type != "text":
-            raise UsageError(f"text.format is {form.type}", "leave it out: answers are not held to a form here")
         if isinstance(form, JsonSchemaFormat):
             return form.json_schema
         return {"type": "object"} if form and form.type == "json_object" else None
