@@ -80,7 +80,7 @@ class CallReader:
     # what may be next; each takes its part of the held text, gives what is text of it, and says what may follow
 
     def _text(self, _calls: list[CallPiece]) -> str:
-        """Up to where a call begins. Space between and behind calls is nothing that the model says."""
+        """Up to where a call begins. Space behind a call is nothing that the model says."""
         if self._behind_call:
             self._held = self._held.lstrip()
             self._behind_call = not self._held
@@ -92,7 +92,7 @@ class CallReader:
             end = len(self._held) - (0 if self._last else overlap(self._held, self.begin))
         said = self._held[:end]
         self._held = self._held[end:]
-        return "" if place >= 0 and not said.strip() else said
+        return said
 
     def _call(self, calls: list[CallPiece]) -> str:
         """Up to the arguments of a call; over whole calls, where the arguments do not come last."""

@@ -86,7 +86,7 @@ def test_judge_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.Mon
     asked = []
     counted: list[tuple[int, int]] = []
     complete = served.complete
-    monkeypatch.setattr(served, "complete", lambda prompts, budgets: (
+    monkeypatch.setattr(served, "complete", lambda prompts, budgets, _grammar: (
         asked.append((served.active, len(prompts))), complete(prompts, budgets))[1])
     old = Asked("right", read_scores(json.loads(json.dumps(known))))
     new = Asked("wrong")

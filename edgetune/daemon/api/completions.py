@@ -77,7 +77,7 @@ class _Form:
 def _message(said: Said) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": said.text}
     if said.calls:
-        message["content"] = said.text or None
+        message["content"] = said.text if said.text.strip() else None
         message["tool_calls"] = [_call({"id": call.id, "type": "function"}, call.name, call.arguments)
                                  for call in said.calls]
     return {"message": message}

@@ -121,16 +121,14 @@ def decide(found: Findings, limit: float | None = None) -> Verdict:
     surprise = _surprise(found)
     worse = _unsound(found) or _first_worse(found, everything, established, _alpha(surprise))
     nothing_right = _nothing_right(found)
-    useless = _useless(found, everything, established, surprise)
-    reason = worse or nothing_right or useless or _unlearned(found, limit)
+    reason = worse or nothing_right or _useless(found, everything, established, surprise) or _unlearned(found, limit)
     kept = sum(score.right is True for score in found.corrected)
     asked = sum(score.right is not None for score in found.corrected)
     unfinished = ""
-    if not worse and not _is_far(found, limit):
-        if nothing_right:
-            unfinished = f"0 of {_comparable(found)} right yet"
-        elif not useless and kept < KEPT * asked:  # right answers can outweigh the canary, too
-            unfinished = f"{kept} of {asked} corrected answers kept yet"
+    if nothing_right and not worse and not _is_far(found, limit):
+        unfinished = f"0 of {_comparable(found)} right yet"
+    elif not reason and kept < KEPT * asked:
+        unfinished = f"{kept} of {asked} corrected answers kept yet"
     return Verdict(
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
         decisive.wins, decisive.losses, decisive.p, surprise, unfinished=unfinished,
