@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 # Two tests run at a time, each on its core: a pool of threads in each would wait for the other's. llama.cpp's threads,
 # as many as there are cores, would do so in a loop that computes nothing: 20 times the seconds where models are tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Some tests let llama_cpp compute by itself beside torch, whose products by AMX reset the tiles that it has set up.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX512")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
