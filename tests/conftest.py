@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -31,6 +32,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 # They are hundreds, and each would compile this checkout again: half of the time until it does something.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+# What a shell runs in the background ignores Ctrl-C, and so would the programs that tests start and stop by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
