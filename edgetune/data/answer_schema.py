@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..errors import DataError
 from .rows import Row, shape_of
 
 LEAST = 8  # answers from which a schema is derived
@@ -36,7 +37,7 @@ def derive(rows: Iterable[Row]) -> dict[str, Any] | None:
 def _answers(rows: Iterable[Row]) -> Iterable[str]:
     """All that is learned as an answer; what is no text of an answer is no JSON."""
     for row in rows:
-        if isinstance(row, str) or shape_of(row) == "text":
+        if isinstance(row, str) or _shape(row) not in ("messages", "prompt"):
             yield ""
         elif "completion" in row:
             yield str(row["completion"])
@@ -44,6 +45,14 @@ def _answers(rows: Iterable[Row]) -> Iterable[str]:
             for message in [message for message in row["messages"] if message["role"] == "assistant"]:
                 content = message.get("content")
                 yield content if isinstance(content, str) and not message.get("tool_calls") else ""
+
+
+def _shape(row: Row) -> str:
+    """"" for rows of an objective that has its own."""
+    try:
+        return shape_of(row)
+    except DataError:
+        return ""
 
 
 def _parsed(text: str) -> Any:

@@ -380,11 +380,11 @@ def test_the_command_line_trains_by_it(bundle: edgetune.Bundle, pairs_file: Path
 
 def test_flags_come_and_go_with_what_is_registered() -> None:
     for command in ("train", "plan"):
-        shown = cli_with_toys(command, "--help").stdout
+        shown = cli_with_toys(command, "--help-all").stdout
         assert "--objective [focal|pairs|sft]" in shown
         assert "--gamma FLOAT" in shown
         assert "focal: How little a sure token counts. [2.0]" in shown
-        plain = cli_with_toys(command, "--help", toys=False).stdout
+        plain = cli_with_toys(command, "--help-all", toys=False).stdout
         assert "--rank" in plain
         assert "--objective" not in plain
 

@@ -31,7 +31,7 @@ class Row:
 
 
 @router.get("/docs", response_class=Response, responses=of_type("text/html"))
-async def show_docs(request: Request) -> Response:
+def show_docs(request: Request) -> Response:
     """This page."""
     state = request.app.state
     if not hasattr(state, "docs"):
