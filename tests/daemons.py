@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -20,6 +21,9 @@ from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.server import run
 from edgetune.daemon.service import Service
 from edgetune.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import openai
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "the light on"}], "max_tokens": 2}
@@ -99,6 +103,12 @@ def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
         started.kill()
         started.wait()
         started.stdout.close()
+
+
+def openai_client(url: str, key: str = "none") -> openai.OpenAI:
+    """OpenAI's own client, of the daemon at `url`. It is imported late: proofs that use this module do without."""
+    import openai
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
 
 def health_seconds(url: str) -> float:

@@ -18,7 +18,7 @@ pytest.importorskip("openai")
 
 import httpx
 import openai
-from daemons import ASK, CHAT, PATIENCE, Daemon, daemon
+from daemons import ASK, CHAT, PATIENCE, Daemon, daemon, openai_client
 from encoders import WORDS, tiny_bert, write_encoder
 from services import until
 from tiny import write_tiny
@@ -42,7 +42,7 @@ def running(folder: Path) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def client(running: Daemon) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
+    with openai_client(running.url) as made:
         yield made
 
 

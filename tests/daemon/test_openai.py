@@ -14,7 +14,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("openai")
 
 import openai
-from daemons import PATIENCE, Daemon, daemon
+from daemons import PATIENCE, Daemon, daemon, openai_client
 from tiny import write_tiny
 
 from edgetune.daemon.keys import add_key
@@ -50,7 +50,7 @@ def running(model: Path, keys: tuple[Path, str], tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def client(running: Daemon, keys: tuple[Path, str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=keys[1], max_retries=0, timeout=PATIENCE) as made:
+    with openai_client(running.url, keys[1]) as made:
         yield made
 
 

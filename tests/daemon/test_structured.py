@@ -17,7 +17,7 @@ pytest.importorskip("jsonschema_rs")
 import jsonschema_rs
 import numpy as np
 import openai
-from daemons import PATIENCE, Daemon, daemon
+from daemons import Daemon, daemon, openai_client
 from pydantic import BaseModel, Field
 from tiny import write_tiny
 
@@ -60,7 +60,7 @@ def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 
 @pytest.fixture(scope="module")
 def client(running: Daemon) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
+    with openai_client(running.url) as made:
         yield made
 
 
