@@ -274,11 +274,25 @@ def test_canary() -> None:
     beyond = judged(few, many, 0.31, base)
     assert beyond.reason.endswith("surprises it 31.0 % more than the base model; 5 % are allowed, 30 % where clearly "
                                   "more answers are right")
+    further = [replace(score, reach=0.5) for score in few]
+    assert judged(few, further, 0.29, base).passed  # surely right further than under the base
     of_base = Findings(base, many, [True] * 9, False, (20.0, 23.0))  # the base serves
     assert decide(of_base, LIMIT).passed
     assert decide(replace(of_base, new=few), LIMIT).passed is False
     assert decide(replace(of_base, new=few, canary=(20.0, 40.0)), None).passed
     assert decide(replace(of_base, new=few, canary=None), None).canary is None
+
+
+def test_rows_wait_unless_something_speaks_against_them() -> None:
+    """What is refused for other text alone is learned again, with what comes."""
+    base = rows((9, False, 1.0))
+    few = rows((1, True, 0.5), (8, False, 0.5))
+    wrong = rows((1, True, 0.5), (8, False, 2.0))
+    for new, canary, waits in ((few, (20.0, 20.1), False), (few, (20.0, 22.0), True), (few, (20.0, 40.0), True),
+                               (rows((9, False, 0.5)), CANARY, True), (wrong, CANARY, False),
+                               (wrong, (20.0, 40.0), False)):
+        found = decide(Findings(base, new, [True] * 9, False, canary), LIMIT)
+        assert (found.waits, found.passed) == (waits, new is few and not waits), found.reason
 
 
 def test_the_base_is_asked_where_it_decides() -> None:

@@ -18,7 +18,7 @@ from vocabularies import TOOLS, write_sentencepiece
 
 from edgetune.data.dataset import Dataset, load, load_rows
 from edgetune.data.packing import Example
-from edgetune.data.rows import prompt_of
+from edgetune.data.rows import as_messages, prompt_of
 from edgetune.errors import DataError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 
@@ -413,8 +413,10 @@ def test_text_among_other_rows(tokenizer):
     assert load_rows(["on the", {"text": "the light"}], tokenizer, max_length=100).kind == "text"
 
 
-def test_an_open_text_does_not_end(tokenizer):
-    ended, open_text = (load_rows([{"text": "the light", "open": is_open}], tokenizer, max_length=100).examples[0]
-                        for is_open in (False, True))
-    assert ended.tokens.tolist() == [*open_text.tokens.tolist(), tokenizer.eos]
-    assert np.array_equal(ended.weights[:-1], open_text.weights)
+@pytest.mark.parametrize("row", [{"text": "the light"}, {"messages": as_messages("lamp", "on")}])
+def test_an_open_row_does_not_end(tokenizer, row):
+    ended, is_open = (load_rows([{**row, "open": how}], tokenizer, max_length=100).examples[0]
+                      for how in (False, True))
+    assert tokenizer.is_end(ended.tokens[-1])
+    assert ended.tokens[:-1].tolist() == is_open.tokens.tolist()
+    assert np.array_equal(ended.weights[:-1], is_open.weights)

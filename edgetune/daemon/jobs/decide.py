@@ -11,7 +11,8 @@ lost where it does worse, and a sign test says whether that is chance. The new a
   is unlike those before, the same holds for the rows of earlier lessons alone;
 - it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, is higher than
   the base's by more than a limit, or by more than SECOND times that where clearly more answers are right than the
-  base's. Both are measured from the base, so that it does not matter which adapter happened to serve.
+  base's, or surely right further. Both are measured from the base, so that it does not matter which adapter happened
+  to serve.
 
 The significance that is required depends on the lesson. If its rows surprise the old adapter no more than earlier rows,
 neither of which it was trained on, they are more of the same, and a slip is forgiven. Rows that surprise it are either
@@ -66,7 +67,8 @@ class Findings:
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. old, new:
+    """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. waits: it did
+    not pass, but nothing speaks against its rows, which are to be learned with the next ones. old, new:
     {rows, answered, right, loss, exact, reach, ended, parsed}, counts, and means over the rows for which each was
     measured. canary: {base, new, rise, limit}, None: not asked. corrected: {rows, kept}, of corrections that were
     learned; None: there are none.
@@ -88,6 +90,7 @@ class Verdict:
     surprise: float | None
     scores: dict[str, Any] = field(default_factory=dict)
     unfinished: str = ""
+    waits: bool = False
     canary: dict[str, Any] | None = None
     corrected: dict[str, Any] | None = None
     tests: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +124,8 @@ def decide(found: Findings, limit: float | None = None) -> Verdict:
     surprise = _surprise(found)
     worse = _unsound(found) or _first_worse(found, everything, established, _alpha(surprise))
     nothing_right = _nothing_right(found)
-    reason = worse or nothing_right or _useless(found, everything, established, surprise) or _unlearned(found, limit)
+    useless = _useless(found, everything, established, surprise)
+    reason = worse or nothing_right or useless or _unlearned(found, limit)
     kept = sum(score.right is True for score in found.corrected)
     asked = sum(score.right is not None for score in found.corrected)
     unfinished = ""
@@ -132,6 +136,7 @@ def decide(found: Findings, limit: float | None = None) -> Verdict:
     return Verdict(
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
         decisive.wins, decisive.losses, decisive.p, surprise, unfinished=unfinished,
+        waits=bool(reason) and not worse and (bool(nothing_right) or not useless),
         canary=_canary(found, limit), corrected={"rows": asked, "kept": kept} if found.corrected else None,
         tests={"all": _numbers(everything), "earlier": _numbers(established)})
 
@@ -284,8 +289,8 @@ def _unlearned(found: Findings, limit: float | None) -> str:
         return ""
     base = found.base if found.serving else found.old
     if rise <= SECOND * limit and base is not None:
-        right = _compare(base, found.new, range(len(base)))["right"]
-        if right.p_better < ALPHA:
+        compared = _compare(base, found.new, range(len(base)))
+        if compared["right"].p_better < ALPHA or compared["reach"].p_better < SURE:
             return ""
         return (f"it unlearned other things: unrelated text surprises it {100 * rise:.1f} % more than the base model, "
                 f"and it does not answer clearly more validation examples than that; {100 * limit:g} % are allowed")

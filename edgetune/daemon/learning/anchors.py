@@ -1,6 +1,7 @@
 """Anchors: what the base itself answers to questions of all kinds, and how it continues them as text.
 
-Learned beside other rows they keep what it says elsewhere as it was.
+Learned beside other rows they keep what it says elsewhere as it was, if each is learned once or twice: those that are
+learned again and again are learned by heart, and all that they do not say suffers.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from ...serving.completion import Completion
 from ..state.files import Rows
 from .rows import Row
 
-TEXT_TOKENS = 64  # of a text at most; it may end anywhere
-ANSWER_TOKENS = 192  # of an answer at most; it must have ended
-BATCHES = 8  # at most, for the longest lives: each holds what the base says to all QUESTIONS, drawn again
+TOKENS = 32  # of an anchor at most: it may end anywhere, as many short ones say more of the base than few long ones
+BATCHES = 8  # at most: each holds what the base says to all QUESTIONS, drawn again
 QUESTIONS = (
     "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",
     "Why do leaves turn yellow in autumn? Answer briefly.", "Give me one idea for a rainy afternoon.",
@@ -67,7 +67,7 @@ class Anchors:
 
     def _batch(self, number: int) -> list[Row]:
         """Made once, and kept."""
-        path = self.folder / f"anchors-{self.base.fingerprint[-8:]}-{number}.jsonl"
+        path = self.folder / f"anchors-{self.base.fingerprint[-8:]}-{TOKENS}-{number}.jsonl"
         if not path.exists():
             seeds = range(number * len(QUESTIONS), (number + 1) * len(QUESTIONS))
             groups = [seeds[i : i + self.together] for i in range(0, len(QUESTIONS), self.together)]
@@ -88,7 +88,7 @@ class Anchors:
 
     def _texts(self, group: range) -> list[Row]:
         """Rows that continue a question as text."""
-        answers = [self.base.generate(_question(i), max_tokens=TEXT_TOKENS, **self._options(i)) for i in group]
+        answers = [self.base.generate(_question(i), max_tokens=TOKENS, **self._options(i)) for i in group]
         texts = [(_question(i), answer.text()) for i, answer in zip(group, answers, strict=True)]
         return [{"text": question + text, "open": True} for question, text in texts if text]
 
@@ -98,11 +98,12 @@ class Anchors:
             return []
         system = [{"role": "system", "content": "Answer the question."}] if self.system else []
         asked = [[*system, {"role": "user", "content": _question(i)}] for i in group]
-        answers = [self.base.chat(messages, max_tokens=ANSWER_TOKENS, **self._options(i))
+        answers = [self.base.chat(messages, max_tokens=TOKENS, **self._options(i))
                    for messages, i in zip(asked, group, strict=True)]
         ended = [(answer.text(), answer.finish) for answer in answers]
-        return [{"messages": [*messages, {"role": "assistant", "content": text}]}
-                for messages, (text, finish) in zip(asked, ended, strict=True) if finish == "stop"]
+        return [{"messages": [*messages, {"role": "assistant", "content": text}],
+                 **({} if finish == "stop" else {"open": True})}
+                for messages, (text, finish) in zip(asked, ended, strict=True) if text.strip()]
 
 
 def _question(number: int) -> str:

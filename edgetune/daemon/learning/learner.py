@@ -106,7 +106,7 @@ class Learner:
         train = self.jobs.train
         passes = passes_over(len(rows.new), train)
         learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed)
-        anchors = self.anchors.rows(len(rows.new + rows.earlier) // ROWS_PER_ANCHOR)
+        anchors = self.anchors.rows(len(learned) // ROWS_PER_ANCHOR)
         mixed = with_anchors(learned, anchors, train.seed)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held))}
         data = JobData(JobRows(self.feedback, mixed), JobRows(self.feedback, rows.held), len(rows.established),
@@ -236,7 +236,7 @@ class Learner:
             self._wait_for_more(job, job.error["message"] if job.error else "it was cancelled")
         elif verdict["passed"]:
             self.feedback.settle(job.id, "used")
-        elif verdict.get("unfinished"):  # too few to learn from, not wrong
+        elif verdict.get("waits") or verdict.get("unfinished"):  # too few to learn from, not wrong
             self._wait_for_more(job, verdict["reason"])
         else:
             self.feedback.settle(job.id, "aside")
