@@ -126,7 +126,9 @@ def test_another_run_does_not_take_up_its_state(models, tmp_path):
             distilled(pair, tmp_path / "state", config, windows)
 
 
-@pytest.mark.parametrize(("family", "rank"), [(family, rank) for family in FAMILIES for rank in (0, 8)])
+@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize("family", [pytest.param(family, marks=[pytest.mark.slow] if family != "llama" else [])
+                                    for family in FAMILIES])
 def test_distillation_brings_a_pruned_model_nearer(family, rank, models, tmp_path):
     """Few windows many times over, and the held-out ones among them: whether it learns, not whether it generalises."""
     windows = np.concatenate([WINDOWS[:8], WINDOWS[:1]])

@@ -296,7 +296,7 @@ def test_rows_of_a_program(service: Service) -> None:
 
 def test_training_advances_while_answers_never_end(tmp_path: Path) -> None:
     with open_service(tmp_path, govern=True) as service:
-        job = begin(service, steps=6)
+        job = begin(service, steps=3)
         until(lambda: service.jobs.pid)
         while service.jobs.wait(job.id, 0).status == "running":
             service.generate("lamp on", max_tokens=400).text()
