@@ -34,7 +34,7 @@ INSIDE = {
                  ["ollama", "peft"]],
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["generate", "ops"], ["kernels", "train"], ["steps"]],
-    "cli": [["graded", "grouped", "info", "judged", "prose", "typed"], ["app"],
+    "cli": [["extras"], ["graded", "grouped", "info", "judged", "prose", "typed"], ["app"],
            ["elsewhere", "objective", "slash", "sweep", "watched"],
            ["answer", "bench", "compress", "daemon", "data", "demo", "learn", "models"],
            ["chat", "compare", "files", "plan", "report"], ["remote"], ["feedback", "status"]],

@@ -22,6 +22,7 @@ from ..machine.policy import Policy, read_policy
 from ..options import AUTO, groups_of, kind_of, takes_auto
 from ..training.config import FILE_OPTIONS, TrainConfig
 from ..version import __version__
+from .extras import extra_of
 from .grouped import GroupedCommand, GroupedOption
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 
 out = Console()
 SUMMARY = 60  # letters of a command's line in the list of commands
-EXTRAS = {  # packages that not everybody installs, and the extra of each
-    "fastapi": "daemon", "httpx": "daemon", "prometheus_client": "daemon", "uvicorn": "daemon", "sdnotify": "daemon",
-    "torch": "host", "transformers": "host", "optimum": "host", "onnx": "host", "matplotlib": "host",
-    "onnxruntime": "onnx", "cryptography": "sign", "huggingface_hub": "hub"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else. Progress, "
@@ -100,10 +97,11 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
             name = (error.name or "").split(".")[0]
-            if name not in EXTRAS:
+            extra = extra_of(name)
+            if extra is None:
                 raise
             raise EdgetuneError(f"edgetune {ctx.invoked_subcommand} needs the package {name}, which is not installed",
-                                f"pip install 'edgetune[{EXTRAS[name]}]'") from None
+                                extra.install) from None
 
 
 def complain(error: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..daemon.options import DaemonConfig
 from ..errors import EdgetuneError
 from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
+from .extras import EXTRAS
 
 NICE = 19  # a training beside answers computes where nobody else wants to
 
@@ -41,9 +41,9 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
     save what is trained and end with 0; started again, the daemon continues.
     """
     config, policy = options_of(policy_file, options)
-    if missing := [name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify")
-                   if importlib.util.find_spec(name) is None]:
-        raise EdgetuneError(f"the daemon needs {', '.join(missing)}", "pip install 'edgetune[daemon]'")
+    needed = next(extra for extra in EXTRAS if extra.name == "daemon")
+    if missing := needed.missing():
+        raise EdgetuneError(f"the daemon needs {', '.join(missing)}", needed.install)
     from ..daemon.server import run
     from ..daemon.service import Service
     run(Service(model, config, policy), on_ready=lambda url: show(

