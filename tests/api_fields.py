@@ -153,4 +153,11 @@ OLLAMA_GENERATE = Endpoint("/api/generate", {**LEAST, "prompt": "turn"}, [
     Field("context", REFUSED, [1, 2], "/api/chat takes earlier turns"), Field("images", REFUSED, ["eA=="]),
 ], ("response",), "options", OLLAMA_OPTIONS)
 
-ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, OLLAMA_CHAT, OLLAMA_GENERATE)
+OLLAMA_EMBED = Endpoint("/api/embed", {"model": "tiny:base", "input": "turn"}, [
+    Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),
+    Field("input", SUPPORTED, ["turn", "the light"], "a text, or a list of up to 2,048"),
+    Field("truncate", SUPPORTED, False, "true unless given"), Field("dimensions", REFUSED, 3, "but what the model has"),
+    Field("options", IGNORED, {"num_ctx": 512}), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
+], ("embeddings", 0))
+
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED)

@@ -16,7 +16,7 @@ KEYS = st.text('abü "\\\n/{', min_size=1, max_size=4)
 CONSTANTS = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text('aß"\\\n😀', max_size=4),
                       st.lists(st.integers(0, 3), max_size=2))
 PATTERNS = (r"^[a-f0-9]{2,4}$", r"^(ab|c\d)+x?$", r"^\w{1,3}@[^@\"]{1,4}$", r'^"\\"[\s\-\]]{2}$', "^$")
-FORMATS = ("date", "time", "date-time", "uuid", "email", "ipv4", "hostname")
+FORMATS = ("date", "time", "date-time", "duration", "uuid", "email", "ipv4", "ipv6", "hostname")
 
 
 def _numbers() -> st.SearchStrategy[Any]:
@@ -50,7 +50,9 @@ def _inner(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 LEAVES = st.one_of(_strings(), _numbers(), st.just({"type": ["boolean", "null"]}),
                    CONSTANTS.map(lambda c: {"const": c}),
-                   st.lists(CONSTANTS, min_size=1, max_size=4).map(lambda c: {"enum": c}))
+                   st.lists(CONSTANTS, min_size=1, max_size=4).map(lambda c: {"enum": c}),
+                   st.lists(CONSTANTS, min_size=1, max_size=5).map(
+                       lambda c: {"type": "array", "items": {"enum": c}, "uniqueItems": True}))
 SCHEMAS = st.recursive(LEAVES, _inner, max_leaves=8)
 
 

@@ -62,8 +62,10 @@ def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
     assert after == 'after {"device":"lamp","action":"on"}'
 
 
-def test_programs_are_in_readme_and_library():
-    assert {name for name, text in PAGES.items() if "```python" in text} == {"README.md", "library.md"}
+def test_programs_are_in_pages_whose_programs_are_run():
+    """Those of integrations.md by daemon/test_integrations.py."""
+    with_programs = {name for name, text in PAGES.items() if "```python" in text}
+    assert with_programs == {"README.md", "library.md", "integrations.md"}
 
 
 def test_commands_exist():

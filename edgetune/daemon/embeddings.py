@@ -51,11 +51,10 @@ class Embeddings:
         self._opened = ExitStack()
         self._of_base = batcher.served.embedder()
         self._opened.callback(self._of_base.close)
-        self._own: Embedder | None = None
+        self.encoder: EncoderFile | None = None
         if self.file:
-            encoder = EncoderFile(self.file, config.threads)
-            self._opened.callback(encoder.close)
-            self._own = encoder.embedder
+            self.encoder = EncoderFile(self.file, config.threads)
+            self._opened.callback(self.encoder.close)
 
     def close(self) -> None:
         """Free llama.cpp's memory."""
@@ -78,14 +77,16 @@ class Embeddings:
         """Numbers of a vector; errors as in `embed`."""
         return self._named(model)[1].width
 
-    def embed(self, texts: Sequence[Text], model: str = "", cancelled: threading.Event | None = None) -> Embedded:
+    def embed(self, texts: Sequence[Text], model: str = "", cancelled: threading.Event | None = None,
+              truncate: bool = False) -> Embedded:
         """The vectors of texts, or of token ids, by the file of --embeddings or, under its name, the base.
 
-        cancelled: set when nobody wants them any more. Raises NotFoundError for a model's name, UsageError for a text
-        that is empty or too long, and Interrupted where it is cancelled or the service stops.
+        cancelled: set when nobody wants them any more. truncate: cut a text that is too long. Raises NotFoundError for
+        a model's name, UsageError for a text that is empty or too long, and Interrupted where it is cancelled or the
+        service stops.
         """
         name, embedder = self._named(model)
-        tokens = [_tokens(embedder, text) for text in texts]
+        tokens = [_tokens(embedder, text, truncate) for text in texts]
         vectors = np.empty((len(tokens), embedder.width), np.float32)
         with self._turn, closing(embedder.embed(vectors, tokens)) as steps:
             def step() -> bool:
@@ -97,16 +98,18 @@ class Embeddings:
         return Embedded(name, vectors, sum(map(len, tokens)))
 
     def _named(self, model: str) -> tuple[str, Embedder]:
-        if self._own and model in ("", self.name):
-            return self.name, self._own
+        if self.encoder and model in ("", self.name):
+            return self.name, self.encoder.embedder
         if model in ("", *self.base):
             return self.base[0], self._of_base
         names = " or ".join(dict.fromkeys((self.name, self.base[0])))
         raise NotFoundError(f"{model!r:.200} makes no vectors", f"ask {names}; adapters do not change vectors")
 
 
-def _tokens(embedder: Embedder, text: Text) -> list[int]:
+def _tokens(embedder: Embedder, text: Text, truncate: bool) -> list[int]:
     """Checked ids; marks alone are no text."""
     tokens = embedder.encode(text) if isinstance(text, str) and text else [*map(int, text)]
+    if truncate:
+        tokens = embedder.truncate(tokens)
     embedder.check(tokens)
     return tokens

@@ -71,6 +71,14 @@ class Embedder:
         """Token ids of a text with the marks that the model wants around it; what spells a mark stays text."""
         return cut(self._llama, self._vocabulary, text, marks=True)
 
+    def truncate(self, tokens: list[int]) -> list[int]:
+        """The beginning of a text that is too long, with the mark that the model wants at its end."""
+        if len(tokens) <= self.size:
+            return tokens
+        is_mark = self._llama.llama_vocab_is_control(self._vocabulary, tokens[-1])
+        end = tokens[-1:] if is_mark else []
+        return tokens[: self.size - len(end)] + end
+
     def check(self, tokens: Sequence[int]) -> None:
         """Raises UsageError for a text without tokens, with too many, or with one outside the vocabulary."""
         if not tokens:

@@ -20,11 +20,11 @@ MOST_RULES = 4000
 REPEATED = json_pattern.REPEATED
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 REFUSED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "patternProperties",
-           "propertyNames", "minProperties", "maxProperties", "contains", "uniqueItems", "multipleOf",
+           "propertyNames", "minProperties", "maxProperties", "contains", "multipleOf",
            "additionalItems", "unevaluatedItems", "$dynamicRef", "$recursiveRef")
 OF_TYPE = {
     "object": ("properties", "required", "additionalProperties", "unevaluatedProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
@@ -40,9 +40,13 @@ FORMATS = {
     "email": rf"^{LABEL}(\.{LABEL})?@{LABEL}(\.[a-z]{{2,12}}){{1,2}}$",
     "hostname": rf"^{LABEL}(\.{LABEL}){{0,3}}$",
     "ipv4": r"^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$",
+    "ipv6": r"^([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$",
+    "duration": r"^P([0-9]{1,3}W|[0-9]{1,3}D(T[0-9]{1,2}H)?|T([0-9]{1,2}H)?[0-9]{1,2}M([0-9]{1,2}S)?|T[0-9]{1,2}[HS])$",
     "uri": rf"^https?://{LABEL}(\.{LABEL}){{0,3}}(/[a-zA-Z0-9._~-]*)*$",
 }
 FORMATS["date-time"] = FORMATS["date"][:-1] + "T" + FORMATS["time"][1:]
+OTHER_FORMATS = ("idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer",
+                 "relative-json-pointer", "regex")  # of the standard too; any other name is a remark
 
 COMMON = {
     "ws": r'(" " | "\n" (" "{0,16} | "\t"{1,4}))?',
@@ -117,6 +121,7 @@ class Rules:
         return name
 
     def _visit(self, schema: Schema, place: str) -> str:
+        schema = _without_remark(schema)
         for word in REFUSED:
             if word in schema and schema[word] not in (False, 0, None):
                 raise _cannot(word, place)
@@ -153,12 +158,19 @@ class Rules:
             target = target[part]
         return target
 
+    def _followed(self, part: Any, place: str) -> Any:
+        """What a part refers to, where it is a reference."""
+        for _ in range(DEEPEST):
+            if not isinstance(part, Mapping) or "$ref" not in part:
+                return part
+            part = self._target(part["$ref"], place)
+        raise UsageError(f"the schema{place} refers to itself", "let the reference lead to a type")
+
     def _merged(self, schema: Schema, place: str) -> Schema:
         """allOf as one schema, where no two parts say something about the same."""
         merged: dict[str, Any] = {key: value for key, value in schema.items() if key != "allOf"}
         for part in _list(schema["allOf"], "allOf", place):
-            while isinstance(part, Mapping) and "$ref" in part:
-                part = self._target(part["$ref"], place)
+            part = self._followed(part, place)
             if not isinstance(part, Mapping) or "allOf" in part:
                 raise _cannot("such an allOf", place)
             for key, value in part.items():
@@ -173,14 +185,7 @@ class Rules:
         return merged
 
     def _constants(self, schema: Schema, word: str, place: str) -> str:
-        values = [schema["const"]] if word == "const" else _list(schema["enum"], "enum", place)
-        if ASSERTIONS & schema.keys() - {word}:
-            raise _cannot(f"keys beside {word}", place)
-        kinds = _types(schema, place)
-        fitting = [value for value in values if any(_is(value, kind) for kind in kinds)]
-        if not fitting:
-            raise UsageError(f"the schema{place} allows no value", f"give {word} a value of its type")
-        return self.named(" | ".join(text(json.dumps(value, ensure_ascii=False)) for value in fitting))
+        return self.named(" | ".join(_literal(value) for value in _fitting(schema, word, place)))
 
     def _union(self, schema: Schema, word: str, place: str) -> str:
         parts = _list(schema[word], word, place)
@@ -199,11 +204,10 @@ class Rules:
 
     def _tags(self, part: Any, place: str) -> dict[str, set[str]]:
         """What a value of it has in any case: key -> possible values; "" for its type."""
-        while isinstance(part, Mapping) and "$ref" in part:
-            part = self._target(part["$ref"], place)
+        part = self._followed(part, place)
         if not isinstance(part, Mapping):
             return {}
-        kinds = {"number" if kind == "integer" else kind for kind in _types(part, place)}
+        kinds = {"number" if kind == "integer" else kind for kind in _types(_without_remark(part), place)}
         tags = {"": kinds, "=": _constants_of(part)}
         for key in part.get("required", ()) if kinds == {"object"} else ():
             tags[f".{key}"] = _constants_of(part.get("properties", {}).get(key))
@@ -250,6 +254,8 @@ class Rules:
         return f'"{{" ws ({pair} ("," ws {pair})*)? "}}"'
 
     def _array(self, schema: Schema, place: str) -> str:
+        if schema.get("uniqueItems"):
+            return self._set(schema, place)
         firsts = schema.get("prefixItems", [])
         items = schema.get("items", True)
         if isinstance(items, list):  # as drafts before 2020-12 had it
@@ -274,6 +280,34 @@ class Rules:
         some = f"{item} {_repeated(again, max(least - 1, 0), None if most is None else most - 1)}"
         return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
 
+    def _set(self, schema: Schema, place: str) -> str:
+        """Items that differ: some of the constants of an enum, in its order."""
+        items = self._followed(schema.get("items"), place)
+        word = next((word for word in ("enum", "const") if isinstance(items, Mapping) and word in items), None)
+        if word is None or "prefixItems" in schema:
+            raise _cannot("uniqueItems of items without an enum", place)
+        assert isinstance(items, Mapping)
+        values = _different(_fitting(items, word, f"{place}/items"))
+        least, most = _bounds(schema, "minItems", "maxItems", place)
+        if least > len(values):
+            raise UsageError(f"the schema{place} asks for {least} different items of {len(values)}", "lower minItems")
+        if most == 0:
+            return '"[" ws "]"'
+        highest = most or max(least, 1)  # from here on it does not matter how many there are
+        rest = [self.named('"]"') if count >= least else "" for count in range(highest + 1)]  # "": no way to the end
+        for value in reversed(values):
+            rest = [self._rest_of_set(value, count, rest, most) for count in range(highest + 1)]
+        return f'"[" ws {rest[0]}'
+
+    def _rest_of_set(self, value: Any, count: int, behind: Sequence[str], most: int | None) -> str:
+        """The rule for what may follow `count` items of a set, this value or what comes behind it; "" for nothing."""
+        ways = [behind[count]] if behind[count] else []
+        after = behind[min(count + 1, len(behind) - 1)]
+        if after and (most is None or count < most):
+            comma = '"," ws ' if count else ""
+            ways.append(f"{comma}{_literal(value)} ws {after}")
+        return self.named(" | ".join(ways)) if ways else ""
+
     def _string(self, schema: Schema, place: str) -> str:
         pattern = schema.get("pattern")
         if (wanted := schema.get("format")) is not None:
@@ -290,6 +324,39 @@ class Rules:
             raise _cannot("a length beside pattern or format", place)
         body = self.named(json_pattern.rule_of(pattern, "char"))
         return rf'"\"" {body} "\""'
+
+
+def _without_remark(schema: Schema) -> Schema:
+    """Without a format that says nothing of strings, or that the standard does not know: Home Assistant has such."""
+    kinds = schema.get("type") or "string"
+    of_strings = kinds == "string" or (isinstance(kinds, list) and "string" in kinds)
+    holds = of_strings and schema.get("format") in (*FORMATS, *OTHER_FORMATS)
+    return schema if holds or "format" not in schema else {k: v for k, v in schema.items() if k != "format"}
+
+
+def _fitting(schema: Schema, word: str, place: str) -> list[Any]:
+    """The constants of const or enum that are of the schema's type."""
+    values = [schema["const"]] if word == "const" else _list(schema["enum"], "enum", place)
+    if ASSERTIONS & schema.keys() - {word}:
+        raise _cannot(f"keys beside {word}", place)
+    kinds = _types(schema, place)
+    fitting = [value for value in values if any(_is(value, kind) for kind in kinds)]
+    if not fitting:
+        raise UsageError(f"the schema{place} allows no value", f"give {word} a value of its type")
+    return fitting
+
+
+def _different(values: Sequence[Any]) -> list[Any]:
+    """Without those that JSON takes for equal: 1 and 1.0 are, 1 and true are not."""
+    kept: list[Any] = []
+    for value in values:
+        if not any(other == value and isinstance(other, bool) == isinstance(value, bool) for other in kept):
+            kept.append(value)
+    return kept
+
+
+def _literal(value: Any) -> str:
+    return text(json.dumps(value, ensure_ascii=False))
 
 
 def _cannot(what: str, place: str) -> UsageError:

@@ -31,6 +31,7 @@ class EncoderFile:
             model = llamacpp.open_model(gguf.file.link, path)
             opened.callback(llama.llama_model_free, model)
             gguf.file.check(strictly=True)  # what was checked is what was loaded
+            self.gguf = gguf
             self.embedder = Embedder(model, size, whole=whole, pooling=pooling, threads=threads)
             opened.callback(self.embedder.close)
             self._opened = opened.pop_all()

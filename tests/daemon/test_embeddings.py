@@ -15,8 +15,10 @@ import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("openai")
+pytest.importorskip("ollama")
 
 import httpx
+import ollama
 import openai
 from daemons import ASK, CHAT, PATIENCE, Daemon, daemon, openai_client
 from encoders import WORDS, tiny_bert, write_encoder
@@ -43,6 +45,12 @@ def running(folder: Path) -> Iterator[Daemon]:
 @pytest.fixture(scope="module")
 def client(running: Daemon) -> Iterator[openai.OpenAI]:
     with openai_client(running.url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def ollamas(running: Daemon) -> Iterator[ollama.Client]:
+    with ollama.Client(host=running.url, timeout=PATIENCE) as made:
         yield made
 
 
@@ -87,6 +95,44 @@ def test_the_file_answers_where_no_model_is_named(client):
     assert unnamed.data[0].embedding == named.data[0].embedding
     assert "enc" in [model.id for model in client.models.list()]
     assert client.embeddings.create(model="tiny:latest", input="kitchen").model == "tiny"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny:base", "enc", "enc:latest"])
+def test_ollamas_client_gets_the_same(ollamas, client, name):
+    said = ollamas.embed(name, TEXTS[:3])
+    truth = client.embeddings.create(model=name[:4].rstrip(":"), input=TEXTS[:3], encoding_format="float")
+    np.testing.assert_allclose(said.embeddings, [item.embedding for item in truth.data], atol=1e-5)
+    assert (said.model, said.prompt_eval_count) == (name, truth.usage.total_tokens)
+    assert said.total_duration > 0
+    assert ollamas.embed(name, TEXTS[0], keep_alive="5m", options={"num_ctx": 64}).embeddings == [
+        pytest.approx(said.embeddings[0], abs=1e-5)]
+    assert ollamas.embed(name, "").embeddings == []  # as one asks for a model to be loaded
+
+
+def test_ollamas_client_has_long_texts_cut(ollamas, folder):
+    """To what the encoder takes, with the mark at its end."""
+    said = ollamas.embed("enc", ["on " * 200]).embeddings
+    np.testing.assert_allclose(said, expected(folder / "Enc.gguf", [" ".join(["on"] * 94)]), atol=2e-3)
+    with pytest.raises(ollama.ResponseError, match="96 is the most"):
+        ollamas.embed("enc", ["on " * 200], truncate=False)
+    with pytest.raises(ollama.ResponseError, match="dimensions is 32, vectors have 64"):
+        ollamas.embed("enc", "on", dimensions=32)
+    with pytest.raises(ollama.ResponseError, match="makes no vectors") as caught:
+        ollamas.embed("nomic-embed-text", "on")
+    assert caught.value.status_code == 404
+
+
+def test_ollamas_client_sees_what_makes_vectors(ollamas, folder):
+    listed = {found.model: found for found in ollamas.list().models}
+    assert listed["enc:latest"].size == pytest.approx((folder / "Enc.gguf").stat().st_size, rel=0.5)
+    assert listed["enc:latest"].details.family == "bert"
+    shown = ollamas.show("enc")
+    assert shown.capabilities == ["embedding"]
+    assert shown.modelinfo["bert.context_length"] == 96
+    loaded = {found.model: found.context_length for found in ollamas.ps().models}
+    assert (loaded["enc:latest"], loaded["tiny:latest"]) == (96, 512)
+    with pytest.raises(ollama.ResponseError, match="enc"):
+        ollamas.generate("enc", "on")
 
 
 def test_dimensions_are_those_that_there_are(client):

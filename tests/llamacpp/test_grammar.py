@@ -78,6 +78,14 @@ def test_whatever_is_said_is_valid(tokenizer, schema, seed):
      ['{"b":"x"}', '{"a":1,"b": "y"}'], ['{"a":1}', '{"b":"z"}', '{"b":"x","c":1}']),
     ({"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}}, "required": ["k"]}, {"type": "null"}]},
      ['{"k":"a"}', "null"], ['{"k":"b"}', "1"]),
+    ({"type": "array", "items": {"enum": ["a", "b", 1]}, "uniqueItems": True, "minItems": 1, "maxItems": 2},
+     ['["a"]', '["b", 1]', '["a",1]'], ["[]", '["a","a"]', '["a","b",1]', "[2]"]),
+    ({"type": "array", "items": {"$ref": "#/$defs/k"}, "uniqueItems": True, "minItems": 2,
+      "$defs": {"k": {"type": "string", "enum": ["x", "y", "z"]}}}, ['["x","y","z"]', '["y","z"]'], ['["z"]', "[]"]),
+    ({"type": "array", "items": {"type": "null"}, "minItems": 2, "format": "RGB"}, ["[null,null]"], ["[null]"]),
+    ({"type": "string", "format": "entity_id"}, ['"light.hall"'], ["1"]),
+    ({"type": "string", "format": "duration"}, ['"P1DT2H"', '"PT5M"', '"P3W"'], ['"5M"', '"P"', '"PT"']),
+    ({"type": "string", "format": "ipv6"}, ['"2001:db8:0:0:0:0:0:1"'], ['"2001:db8"']),
     ({"allOf": [{"properties": {"a": {"type": "null"}}, "required": ["a"]}], "type": "object"}, ['{"a":null}'], ["{}"]),
 ])
 def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
@@ -93,6 +101,8 @@ def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
     ({"not": {}}, "not"), ({"type": "text"}, "type 'text'"), ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     ({"properties": {"a": {"multipleOf": 2}}}, "at /properties/a has multipleOf|/properties/a has multipleOf"),
     ({"type": "string", "pattern": "(?=a)"}, "pattern"), ({"type": "string", "format": "json-pointer"}, "json-pointer"),
+    ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}, "refers to itself"),
+    ({"type": "array", "items": {"const": 1}, "uniqueItems": True, "minItems": 2}, "2 different items of 1"),
     ({"$ref": "http://x/y"}, "http://x/y"), ({"$ref": "#/$defs/a"}, "#/\\$defs/a"), ({"enum": []}, "enum"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"), ({"type": "integer", "minimum": "1"}, "minimum"),
     ({"type": "object", "required": ["a"], "additionalProperties": False}, "requires a key"),

@@ -26,6 +26,7 @@ from . import (
     feedback,
     fine_tuning,
     ollama,
+    ollama_embed,
     ollama_models,
     pages,
     reference,
@@ -60,8 +61,8 @@ def app(service: Service) -> FastAPI:
     made.state.ignored = set()
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages, reference,
-                 responses):
+    for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_embed, ollama_models, pages,
+                 reference, responses):
         made.include_router(part.router)
     made.include_router(router)
     errors.install(made)

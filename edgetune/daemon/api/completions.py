@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ...serving.completion import TokenLogprob
 from ...serving.question import Question
+from ...serving.tool_calls import CallPiece
 from ..service import Service
 from . import generation
 from .asking import Asked, Piece, Said, note_ignored
@@ -92,8 +93,17 @@ def _delta(piece: Piece) -> dict[str, Any]:
     if piece.calls:
         delta["tool_calls"] = [
             _call({"index": part.index, "id": part.id, "type": "function"}, part.name, part.arguments) if part.id
-            else {"index": part.index, "function": {"arguments": part.arguments}} for part in piece.calls]
+            else {"index": part.index, "function": {"arguments": part.arguments}} for part in _one_each(piece.calls)]
     return {"delta": delta}
+
+
+def _one_each(parts: Sequence[CallPiece]) -> list[CallPiece]:
+    """With all parts of a call as one: clients read no more than one of a call in a delta."""
+    found: dict[int, CallPiece] = {}
+    for part in parts:
+        before = found.get(part.index)
+        found[part.index] = replace(before, arguments=before.arguments + part.arguments) if before else part
+    return [*found.values()]
 
 
 _CHAT = _Form("chatcmpl-", "chat.completion", "chat.completion.chunk", whole=_message, part=_delta,

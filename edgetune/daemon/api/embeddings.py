@@ -1,11 +1,11 @@
-"""OpenAI's /v1/embeddings."""
+"""OpenAI's /v1/embeddings, and what other calls for vectors share with it."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
@@ -14,10 +14,12 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from ...errors import UsageError
+from ..embeddings import Embedded, Text
+from ..service import Service
 from .asking import note_ignored
 from .completions import TheService
 from .errors import JsonRoute
-from .pools import ThePools
+from .pools import Pools
 from .shapes import Answer, Body, Whole
 
 TEXTS = 2048  # of a request, as OpenAI has it
@@ -36,7 +38,7 @@ class EmbeddingRequest(Body):
     dimensions: Whole | None = Field(None, description="All that the model has: vectors are not cut.")
     user: str | None = Field(None, description="Not used, nor kept.")
 
-    def texts(self) -> list[str | list[int]]:
+    def texts(self) -> list[Text]:
         if isinstance(self.input, str) or isinstance(self.input[0], int):
             return [self.input]
         return [*self.input]
@@ -61,26 +63,37 @@ class EmbeddingList(Answer):
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingList)
-async def embeddings(body: EmbeddingRequest, request: Request, service: TheService, pools: ThePools) -> Any:
+async def embeddings(body: EmbeddingRequest, request: Request, service: TheService) -> Any:
     """Vectors of length 1: the mean of the model's hidden states, or what the file of --embeddings was trained for."""
     note_ignored(request, ["user"] if body.user is not None else [])
-    made = service.embeddings
     model = body.model or ""
-    texts = body.texts()
-    width = made.width(model)
-    if body.dimensions not in (None, width):
-        raise UsageError(f"dimensions is {body.dimensions}, vectors have {width} here", "leave it out")
-    data: list[dict[str, Any]] = []
-    tokens = 0
+    check_dimensions(service, model, body.dimensions)
+    parts = await vectors_of(body.texts(), model, request)
+    vectors = (vector for part in parts for vector in part.vectors)
+    data = [{"index": i, "embedding": _written(vector, body.encoding_format)} for i, vector in enumerate(vectors)]
+    tokens = sum(part.tokens for part in parts)
+    return {"data": data, "model": parts[0].model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def check_dimensions(service: Service, model: str, asked: int | None) -> None:
+    """Raises UsageError for another width than the vectors have, NotFoundError for a model that makes none."""
+    width = service.embeddings.width(model)
+    if asked not in (None, width):
+        raise UsageError(f"dimensions is {asked}, vectors have {width} here", "leave it out")
+
+
+async def vectors_of(texts: Sequence[Text], model: str, request: Request, truncate: bool = False) -> list[Embedded]:
+    """The vectors of texts, some at a time, until the client is gone. Errors are those of Embeddings."""
+    made = request.app.state.service.embeddings
+    pools: Pools = request.app.state.pools
+    parts: list[Embedded] = []
     with made.place():
         async with _until_gone(request) as cancelled:
             for start in range(0, len(texts), TOGETHER):
                 part = texts[start : start + TOGETHER]
-                found = await pools.embed(lambda part=part: made.embed(part, model, cancelled))  # type: ignore[misc]
-                data += [{"index": start + i, "embedding": _written(vector, body.encoding_format)}
-                         for i, vector in enumerate(found.vectors)]
-                tokens += found.tokens
-    return {"data": data, "model": found.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+                parts.append(await pools.embed(
+                    lambda part=part: made.embed(part, model, cancelled, truncate)))  # type: ignore[misc]
+    return parts
 
 
 def _written(vector: np.ndarray[Any, np.dtype[np.float32]], form: str | None) -> list[float] | str:

@@ -212,4 +212,6 @@ def named(service: Service, model: str) -> str:
     """What the service calls it."""
     if model == service.name:
         return service.name + LATEST
+    if service.embeddings.file and model == service.embeddings.name + LATEST:
+        return service.embeddings.name
     return service.name if model == service.name + BASE else model

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -83,14 +84,15 @@ def ollama_version() -> Any:
 
 @router.get("/api/tags", response_model=Tags)
 def ollama_tags(service: TheService) -> Any:
-    """What answers: NAME:latest with the adapter in service, NAME:base without, and every adapter."""
+    """What answers: NAME:latest with the adapter in service, NAME:base without, every adapter, and what makes vectors.
+    """
     return {"models": _tags(service)}
 
 
 @router.get("/api/ps", response_model=Processes)
 def ollama_ps(service: TheService) -> Any:
-    """All of them: they share the base, which stays loaded."""
-    return {"models": [tag | {"context_length": service.served.context} for tag in _tags(service)]}
+    """All of them: they stay loaded."""
+    return {"models": [tag | {"context_length": _context(service, tag["name"])} for tag in _tags(service)]}
 
 
 @router.post("/api/show", response_model=Shown)
@@ -98,31 +100,59 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
     """What one is: its chat template, what it can do, and the file's metadata."""
     asked = body.model or body.name or ""
     name = named(service, asked)
-    service.adapter_for(name)
+    encodes = _encodes(service, name)
+    if not encodes:
+        service.adapter_for(name)
     tag = next((tag for tag in _tags(service) if named(service, tag["name"]) == name), None)
     if tag is None:
         raise NotFoundError(f"there is no model {asked!r:.200}", "/api/tags lists those that exist")
     tokenizer = service.served.tokenizer
-    template = tokenizer.chat_template or ""
+    template = "" if encodes else tokenizer.chat_template or ""
     takes_tools = "tools" in (tokenizer.tool_template or template)
-    return {"modelfile": f"FROM {service.name}{BASE}\n", "parameters": "temperature 0", "template": template,
-            "details": tag["details"], "model_info": _facts(service.bundle.gguf, bool(body.verbose)),
-            "capabilities": ["completion", *(["tools"] if takes_tools else [])], "modified_at": tag["modified_at"]}
+    able = ["embedding"] if encodes else ["completion", *(["tools"] if takes_tools else [])]
+    root = name if encodes else service.name + BASE
+    return {"modelfile": f"FROM {root}\n", "parameters": "" if encodes else "temperature 0", "template": template,
+            "details": tag["details"], "model_info": _facts(_gguf(service, name), bool(body.verbose)),
+            "capabilities": able, "modified_at": tag["modified_at"]}
+
+
+def _encodes(service: Service, name: str) -> bool:
+    """Whether it is the file of --embeddings."""
+    return service.embeddings.encoder is not None and name.removesuffix(LATEST) == service.embeddings.name
+
+
+def _gguf(service: Service, name: str) -> Gguf:
+    encoder = service.embeddings.encoder
+    return encoder.gguf if encoder and _encodes(service, name) else service.bundle.gguf
+
+
+def _context(service: Service, name: str) -> int:
+    encoder = service.embeddings.encoder
+    return encoder.embedder.size if encoder and _encodes(service, name) else service.served.context
 
 
 def _tags(service: Service) -> list[dict[str, Any]]:
-    gguf = service.bundle.gguf
-    digest = service.bundle.fingerprint.removeprefix("sha256:")
-    size = int(gguf.data.nbytes)
-    made = int(service.path.stat().st_mtime) if service.path.exists() else 0
+    made = _changed(service.path)
     names = [(service.name + LATEST, made), (service.name + BASE, made)]
     for adapter in service.adapters.list():
         names += [(name, adapter.created_at) for name in (adapter.id, adapter.name) if name]
-    details = _details(gguf)
-    return [{"name": name, "model": name, "modified_at": _time(at), "size": size,
-             "digest": digest if name.endswith(BASE) else hashlib.sha256(f"{digest} {name}".encode()).hexdigest(),
-             "details": details | {"parent_model": "" if name.endswith(BASE) else service.name + BASE}}
-            for name, at in names]
+    if service.embeddings.file:
+        names.append((service.embeddings.name + LATEST, _changed(service.embeddings.file)))
+    digest = service.bundle.fingerprint.removeprefix("sha256:")
+    return [_tag(service, name, at, digest) for name, at in names]
+
+
+def _tag(service: Service, name: str, at: int, digest: str) -> dict[str, Any]:
+    """digest: of the base, whose own it is; what shares its weights has one made of it and the name."""
+    gguf = _gguf(service, name)
+    alone = name.endswith(BASE) or _encodes(service, name)
+    return {"name": name, "model": name, "modified_at": _time(at), "size": int(gguf.data.nbytes),
+            "digest": digest if name.endswith(BASE) else hashlib.sha256(f"{digest} {name}".encode()).hexdigest(),
+            "details": _details(gguf) | {"parent_model": "" if alone else service.name + BASE}}
+
+
+def _changed(path: Path) -> int:
+    return int(path.stat().st_mtime) if path.exists() else 0
 
 
 def _details(gguf: Gguf) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""What docs/integrations.md says, done: its programs run against a real daemon, what it has for Home Assistant,
+Node-RED and Prometheus is read and sent, and Grafana's board names metrics and labels that the daemon exports.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("ollama")
+
+import httpx
+import jsonschema_rs
+import ollama
+import yaml
+from daemons import PATIENCE, Daemon, daemon
+from prometheus_client.parser import text_string_to_metric_families
+from services import SMALL, upload
+from tiny import write_tiny
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "integrations.md").read_text("utf-8")
+BOARD = json.loads((DOCS / "grafana.json").read_text("utf-8"))
+HERE = "http://127.0.0.1:8642"  # as the page has it
+
+
+def blocks(language: str) -> dict[str, str]:
+    """The page's blocks by the title above them; where there are several below one title, the last one."""
+    found = {}
+    for part in re.split(r"^## ", PAGE, flags=re.M)[1:]:
+        for block in re.findall(rf"```{language}\n(.*?)```", part, re.S):
+            found[part.splitlines()[0]] = block
+    return found
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("daemon")
+    model = write_tiny(folder / "model.gguf", n_context=1024)
+    with daemon(model, folder / "state", context=1024) as made:
+        made.service.jobs.wait(made.service.jobs.create("model", upload(made.service), hyperparameters={
+            **SMALL, "steps": 2}).id, PATIENCE)
+        yield made
+
+
+@pytest.mark.parametrize("title", blocks("python"))
+def test_programs_run(title, running, capsys):
+    program = blocks("python")[title]
+    assert HERE in program
+    for package in re.findall(r"^(?:from|import) (\w+)", program, re.M):
+        pytest.importorskip(package)
+    exec(compile(program.replace(HERE, running.url), title, "exec", dont_inherit=True), {"__name__": "__main__"})
+    said = capsys.readouterr().out
+    if "Action" in program:
+        assert re.search(r"device='(lamp|fan|radio)' on=(True|False)", said)
+    if "vector" in program:
+        assert "64 numbers in a vector" in said
+
+
+# ---- Home Assistant -------------------------------------------------------------------------------------------------
+
+
+def schema_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """As Home Assistant makes a schema of a task's structure (homeassistant/helpers/llm.py)."""
+    def of(selector: dict[str, Any]) -> dict[str, Any]:
+        (kind, options), = selector.items()
+        if kind == "boolean":
+            return {"type": "boolean"}
+        assert kind == "select"
+        one = {"type": "string", "enum": options["options"]}
+        return {"type": "array", "items": one, "uniqueItems": True} if options.get("multiple") else one
+
+    return {"type": "object", "properties": {name: of(field["selector"]) for name, field in fields.items()}}
+
+
+def test_a_task_of_home_assistant_is_answered_in_its_form(running):
+    text = re.search(r"```yaml\n(actions:.*?)```", PAGE, re.S)
+    task = yaml.safe_load(text[1])["actions"][0]
+    assert task["action"] == "ai_task.generate_data"
+    schema = schema_of(task["data"]["structure"])
+    assert set(schema["properties"]) == {"device", "on", "rooms"}
+    with ollama.Client(running.url, timeout=PATIENCE) as client:
+        assert "model:latest" in [found.model for found in client.list().models]
+        for seed in range(3):
+            stream = client.chat("model:latest", [{"role": "user", "content": task["data"]["instructions"]}],
+                                 tools=None, stream=True, keep_alive=-1, think=False, format=schema,
+                                 options={"num_ctx": 8192, "temperature": 2.0, "seed": seed})
+            said = "".join(part.message.content for part in stream)
+            jsonschema_rs.validator_for(schema).validate(json.loads(said))
+
+
+def test_the_command_of_home_assistant_asks(running):
+    from jinja2 import Environment
+    command = yaml.load(blocks("yaml")["Home Assistant"], Loader=_Secrets)["rest_command"]["ask_edgetune"]
+    environment = Environment()
+    environment.filters["to_json"] = json.dumps
+    payload = environment.from_string(command["payload"]).render(request='the "lamp"')
+    said = httpx.request(command["method"], local(command["url"], running), content=payload, timeout=PATIENCE, headers={
+        **command["headers"], "content-type": command["content_type"]})
+    assert said.json()["choices"][0]["message"]["content"]
+    assert "response.content.choices[0].message.content" in PAGE
+
+
+class _Secrets(yaml.SafeLoader):
+    """Knows Home Assistant's !secret."""
+
+
+_Secrets.add_constructor("!secret", lambda _, node: "Bearer " + node.value)
+
+
+def local(url: str, running: Daemon) -> str:
+    """The same at this daemon."""
+    found = re.fullmatch(r"http://(?:DEVICE|127\.0\.0\.1):8642(/.*)?", url)
+    assert found, url
+    return running.url + (found[1] or "")
+
+
+# ---- Node-RED -------------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_of_node_red_asks_and_takes_the_answer(running):
+    nodes = {node["id"]: node for node in json.loads(blocks("json")["Node-RED"])}
+    assert all(to in nodes for node in nodes.values() for wires in node["wires"] for to in wires)
+    message = {prop["p"]: json.loads(prop["v"]) for prop in nodes["ask"]["props"]}
+    send = nodes[nodes["ask"]["wires"][0][0]]
+    said = httpx.request(send["method"], local(send["url"], running), json=message["payload"],
+                         headers=message["headers"], timeout=PATIENCE)
+    assert said.status_code == 200, said.text
+    rule, = nodes[send["wires"][0][0]]["rules"]
+    value: Any = {"payload": said.json()}
+    for key in re.findall(r"\w+", rule["to"]):
+        value = value[int(key) if key.isdigit() else key]
+    assert value == said.json()["choices"][0]["message"]["content"] != ""
+
+
+# ---- Prometheus and Grafana -----------------------------------------------------------------------------------------
+
+
+def samples(running: Daemon) -> dict[str, set[str]]:
+    """name of a metric -> its labels, of all that the daemon exports."""
+    config, = yaml.safe_load(blocks("yaml")["Prometheus and Grafana"])["scrape_configs"]
+    target, = config["static_configs"][0]["targets"]
+    text = httpx.get(local(f"http://{target}/metrics", running), timeout=PATIENCE).text
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        if not family.samples:
+            found[family.name] = set()
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def expressions() -> list[str]:
+    return [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
+
+
+def test_the_board_names_metrics_and_labels_that_exist(running):
+    httpx.post(f"{running.url}/v1/completions", json={"prompt": "on", "max_tokens": 2}, timeout=PATIENCE)
+    exported = samples(running)
+    scraped = {"instance", "job"}  # labels that Prometheus adds
+    assert len(expressions()) > 20
+    for expression in (*expressions(), *(variable["query"]["query"] for variable in BOARD["templating"]["list"]
+                                         if variable["type"] == "query")):
+        names = re.findall(r"\bedgetune_\w+", expression)
+        assert names, expression
+        for name in names:
+            assert name in exported, f"{name} in {expression}"
+        matched = " ".join(re.findall(r"\{(.*?)\}", expression))
+        labels = {*re.findall(r"(\w+)\s*[=!]", matched),
+                  *re.findall(r"\w+", " ".join(re.findall(r"\bby \((.*?)\)", expression)))}
+        labels |= set(re.findall(r"label_values\(\w+, (\w+)\)", expression))
+        assert labels <= scraped | {label for name in names for label in exported[name]}, expression
+        assert expression.count("(") == expression.count(")")
+
+
+def test_the_board_is_whole():
+    """Ids differ, panels do not overlap, all ask the data source that is chosen, and legends name labels."""
+    panels = BOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"])
+                 for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert all("instance=~" in target["expr"] for target in panel["targets"]), panel["title"]
+    assert {variable["name"] for variable in BOARD["templating"]["list"]} == {"datasource", "instance"}
+
+
+def test_the_board_leaves_no_metric_out(running):
+    """What the daemon exports and nobody sees is of no use; what Prometheus' client adds is not meant."""
+    shown = {name for expression in expressions() for name in re.findall(r"\bedgetune_\w+", expression)}
+    hidden = {"edgetune_http_first_byte_seconds_count", "edgetune_http_first_byte_seconds_sum"}
+    assert {name for name in samples(running) if not name.endswith("_created")} - hidden == shown
