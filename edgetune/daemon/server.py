@@ -63,10 +63,8 @@ def _scratch(folder: Path) -> Iterator[None]:
 class _Server(uvicorn.Server):
     def __init__(self, service: Service, on_ready: Callable[[str], None] | None) -> None:
         # log_level: a warning for each connection that does not speak HTTP would let strangers fill the disk
-        served = app(service)
-        served.openapi()  # making it takes a second, in which nobody would be answered
         super().__init__(uvicorn.Config(
-            served, http=Connection, lifespan="off", ws="none", log_config=None, log_level="error",
+            app(service), http=Connection, lifespan="off", ws="none", log_config=None, log_level="error",
             access_log=False, server_header=False, backlog=_BACKLOG, timeout_graceful_shutdown=_DRAIN + _LAST,
             timeout_keep_alive=KEEP_ALIVE))
         self.service = service

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,8 +13,10 @@ pytest.importorskip("fastapi")
 
 import httpx
 from daemons import daemon
+from fastapi.openapi.utils import get_openapi
 from tiny import write_tiny
 
+from edgetune.daemon.api import app
 from edgetune.daemon.keys import add_key
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -70,3 +74,29 @@ def test_a_browser_shows_it(running):
         assert asked == [f"{running[0]}/docs"]
         assert said == []
         browser.close()
+
+
+def test_others_are_answered_while_the_schema_is_made(tmp_path, monkeypatch):
+    """It takes seconds on a small board, and is made when somebody asks for it, not at the start or at a wrong path."""
+    asked = threading.Event()
+    go_on = threading.Event()
+    made = []
+
+    def slowly(**given):
+        made.append(given["title"])
+        asked.set()
+        assert go_on.wait(60)
+        return get_openapi(**given)
+
+    monkeypatch.setattr(app, "get_openapi", slowly)
+    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", n_context=64)
+    with daemon(model, tmp_path / "state") as running, ThreadPoolExecutor(2) as pool:
+        assert httpx.patch(f"{running.url}/v1/files").headers["Allow"] == "GET, POST"
+        assert httpx.get(f"{running.url}/nowhere").status_code == 404
+        assert not made
+        pages = [pool.submit(httpx.get, running.url + path, timeout=60) for path in ("/openapi.json", "/docs")]
+        assert asked.wait(60)
+        assert httpx.get(f"{running.url}/healthz", timeout=60).status_code == 200
+        go_on.set()
+        assert all(page.result().status_code == 200 for page in pages)
+    assert len(made) == 1

@@ -63,7 +63,8 @@ def test_without_its_database_nothing_is_deleted(folder: Path, caplog: pytest.Lo
         pass
     shutil.move(folder / "other/state/state.db", folder / "state/earlier.db")
     with open_service(folder) as service:
-        adapters = {found.id: (found.sha256, found.verdict, ask(service, found.id))
+        service.adapters.rename(service.adapters.list()[0].id, "kitchen")
+        adapters = {found.id: (found.name, found.sha256, found.verdict, ask(service, found.id))
                     for found in service.adapters.list()}
         files = [service.files.content(file.id) for file in service.files.list()]
     assert len(adapters) == 2
@@ -80,7 +81,7 @@ def test_without_its_database_nothing_is_deleted(folder: Path, caplog: pytest.Lo
         assert ask(service)
         found, refused = service.adapters.recover()
         assert refused == {}
-        assert {made.id: (made.sha256, made.verdict, ask(service, made.id)) for made in found} == adapters
+        assert {made.id: (made.name, made.sha256, made.verdict, ask(service, made.id)) for made in found} == adapters
         assert {made.state for made in found} == {"candidate"}
         service.adapters.promote(found[0].id, "again")
     with open_service(folder) as service:

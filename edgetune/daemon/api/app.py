@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 from urllib.parse import quote
@@ -53,8 +54,8 @@ def app(service: Service) -> FastAPI:
     """The API of a service, which may start later. Raises UsageError or FormatError for a key file that is none."""
     config = service.config
     keys = Keys(Path(config.key_file).expanduser()) if config.key_file else None
-    made = FastAPI(title="edgetune", version=__version__, responses=errors.RESPONSES, docs_url=None, redoc_url=None,
-                   redirect_slashes=False)
+    made = FastAPI(title="edgetune", version=__version__, responses=errors.RESPONSES, openapi_url=None, docs_url=None,
+                   redoc_url=None, redirect_slashes=False)
     made.state.service = service
     made.state.recent = RecentAnswers()
     made.state.metrics = Metrics(service)
@@ -66,27 +67,40 @@ def app(service: Service) -> FastAPI:
         made.include_router(part.router)
     made.include_router(router)
     errors.install(made)
-    made.openapi = lambda: _openapi(made, keyed=keys is not None)  # type: ignore[method-assign]
+    made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
     made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies)  # the last one added comes first
     return made
 
 
+def _made_once(made: FastAPI, keyed: bool) -> Callable[[], dict[str, Any]]:
+    """What makes the schema when somebody asks for it, which takes seconds on a small board: for all who wait at once.
+
+    keyed: whether a key is asked for.
+    """
+    lock = threading.Lock()
+
+    def openapi() -> dict[str, Any]:
+        with lock:
+            if made.openapi_schema is None:
+                made.openapi_schema = _openapi(made, keyed)
+            return made.openapi_schema
+
+    return openapi
+
+
 def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
     """FastAPI's, without its 422, which is a 400 here; with the key, where one is asked for."""
-    if made.openapi_schema is None:
-        schema = get_openapi(title=made.title, version=made.version, routes=made.routes)
-        for path in schema["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(name, None)
-        if keyed:
-            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            schema["security"] = [{"key": []}]
-        made.openapi_schema = schema
-    return made.openapi_schema
-
+    schema = get_openapi(title=made.title, version=made.version, routes=made.routes)
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
+    if keyed:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+    return schema
 
 # ---- models ---------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooLargeError, TooMuchError
 from .security import CODES, error_body, error_for
@@ -28,6 +28,7 @@ STATUSES = {
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": what} for status, what in STATUSES.items()}
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to report
 
 
@@ -64,7 +65,7 @@ def install(app: FastAPI) -> None:
         headers = dict(getattr(error, "headers", None) or {})
         if isinstance(error, HTTPException) and error.status_code in (404, 405):  # of the router: ours is NotFoundError
             error.detail = f"there is no {request.method} {path!r:.200}; /openapi.json lists what exists"
-            if methods := _methods(app, path):  # the router names those of the first route only
+            if methods := _methods(app, request.scope["path"]):  # the router names those of the first route only
                 headers["Allow"] = ", ".join(methods)
         status, body = status_and_body(error, _body_model(request))
         return JSONResponse(error_for(path, body), status, headers | ({"Retry-After": "1"} if status == 429 else {}))
@@ -74,11 +75,9 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """The methods of a path; a path without placeholders matches first."""
-    paths = app.openapi()["paths"]
-    found = [path] if path in paths else [template for template in paths if re.fullmatch(
-        re.sub(r"\{\w+\}", "[^/]+", template), path)]
-    return sorted({method.upper() for template in found for method in paths[template]})
+    """The methods of a path, asked of the routes: the schema, which lists them too, takes seconds to make."""
+    return [method for method in METHODS if any(
+        route.matches({"type": "http", "method": method, "path": path})[0] is Match.FULL for route in app.routes)]
 
 
 def _body_model(request: Request) -> type[BaseModel] | None:

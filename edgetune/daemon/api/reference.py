@@ -1,4 +1,4 @@
-"""/docs: what /openapi.json says, as a page of HTML alone: no script, and nothing from elsewhere."""
+"""/openapi.json, and /docs: what it says, as a page of HTML alone: no script, and nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.responses import Response
 
 from ...version import __version__
@@ -28,6 +28,12 @@ class Row:
     kinds: list[tuple[str, str]]
     meaning: str
     required: bool = False
+
+
+@router.get("/openapi.json", include_in_schema=False)
+def show_schema(request: Request) -> Response:
+    """Made and written beside the event loop, as /docs is: others are answered meanwhile."""
+    return JSONResponse(request.app.openapi())
 
 
 @router.get("/docs", response_class=Response, responses=of_type("text/html"))

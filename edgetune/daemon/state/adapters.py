@@ -14,7 +14,7 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Record:
     job: str
     created_at: int
     verdict: dict[str, Any]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class Adapters:
             for name in (CSV, REPORT, lora.SCHEMA):
                 if (run_folder / name).exists():
                     shutil.copyfile(run_folder / name, path / name)
-            (path / RECORD).write_text(json.dumps(asdict(record)) + "\n")
+            _write_record(path, record)
             disk.sync_whole(path)
             self._load_and_insert(record, folder, path)
         self._shelf.settle(folder)
@@ -234,8 +235,9 @@ class Adapters:
         self.batcher.load(record.id, path)
         try:
             with self.store.write() as db:
-                db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?, ?, '')", (
-                    record.id, folder, record.job, record.created_at, sha256(path / lora.FILE), dump(record.verdict)))
+                db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?, ?, ?)", (
+                    record.id, folder, record.job, record.created_at, sha256(path / lora.FILE), dump(record.verdict),
+                    record.name))
         except BaseException:
             self.batcher.unload(record.id)
             raise
@@ -261,6 +263,8 @@ class Adapters:
         record = self._record(path, folder)
         if self.store.read("SELECT 1 FROM adapters WHERE id = ? OR folder = ?", record.id, folder):
             raise UsageError(f"there is an adapter {record.id}", f"remove {path}")
+        if record.name in self.models() or not _PEOPLES_NAME.fullmatch(record.name):
+            record = replace(record, name="")  # another one may be called so now
         path.rename(target)
         try:
             self._load_and_insert(record, folder, target)
@@ -312,16 +316,18 @@ class Adapters:
 
     def rename(self, id: str, name: str) -> Adapter:
         """Give an adapter a name for people, which requests may use like its id; "": none. Raises NotFoundError, and
-        UsageError for a name that is taken or cannot be one.
+        UsageError for a name that is taken or cannot be one; DiskError.
         """
         name = name.strip()
         if name and not _PEOPLES_NAME.fullmatch(name):
             raise UsageError(f"the name is {name!r:.80}", "take up to 64 letters, digits, spaces, dots, dashes and "
                              "underscores, a letter or digit first")
         with self._changing:
-            self.get(id)
+            found = self.get(id)
             if name and any(model == name and self.named(model) != id for model in self.models()):
                 raise UsageError(f"there is a model {name!r} already", "choose another name")
+            record = Record(id, found.job, found.created_at, found.verdict, name)
+            _write_record(self._place(found.folder), record)
             with self.store.write() as db:
                 db.execute("UPDATE adapters SET name = ? WHERE id = ?", (name, id))
         return self.get(id)
@@ -364,6 +370,12 @@ class Adapters:
                 del stack[stack.index(id):]
             stack.append(id)
         return [id for id in stack[:-1] if id in known]
+
+
+def _write_record(path: Path, record: Record) -> None:
+    """Into an adapter's folder. Raises DiskError."""
+    with disk.replaced(path / RECORD) as beside:
+        beside.write_text(json.dumps(asdict(record)) + "\n")
 
 
 def _unknown(id: str) -> NotFoundError:
