@@ -118,7 +118,7 @@ def doctor(shown: Terminal, _folder: Path) -> str:
 
 def status(shown: Terminal, _folder: Path) -> str:
     shown.type(f"edgetune daemon model.gguf --port {PORT} > daemon.log 2>&1 & clear")
-    shown.type("until edgetune status > first.log 2>&1; do sleep 1; done; clear; edgetune status --watch")
+    shown.type("until edgetune status > first.log 2>&1; do sleep 1; done; clear; edgetune status")
     text = shown.wait(r"^learning")
     shown.press("C-c")
     shown.wait(r"^\$ ?$")

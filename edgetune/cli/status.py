@@ -1,4 +1,4 @@
-"""status: what a daemon does now, once or as a live view."""
+"""status: what a daemon does now, live at a terminal, else once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from rich.text import Text
 from . import watched
 from .app import command, show
 from .remote import ADAPTERS, BASE, connect, daemon_options
-from .watched import watch_option
+from .watched import once_option, stays, watch_option
 
 SWITCHES = 3  # of the history, and of the governor's decisions
 
 
-@command("status", watch_option, daemon_options)
-def status_command(watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
-    """What the daemon serves, trains and learns, and what it yields to. Exits with 1 if it is not all right."""
+@command("status", once_option, watch_option, daemon_options)
+def status_command(once: bool, watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
+    """What the daemon serves, trains and learns, and what it yields to.
+
+    At a terminal it stays until Ctrl-C and shows that anew every second. Elsewhere, with --json or with --once it says
+    it once, and exits with 1 if not all is right.
+    """
     with connect(url, key_file) as client:
-        if watch:
+        if stays(once, watch, as_json):
             watched.watch(partial(_facts, client), view, as_json)
             return
         facts = _facts(client)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ import click
 from rich.console import RenderableType
 from rich.live import Live
 
+from ..errors import UsageError
 from .app import out
 
 SECONDS = 1.0  # between two looks
@@ -19,6 +21,14 @@ Facts = dict[str, Any]
 
 watch_option = click.option("--watch", is_flag=True, help="Stay until Ctrl-C, and show it anew every second; with "
                             "--json a line each.")
+once_option = click.option("--once", is_flag=True, help="Say it once, also at a terminal.")
+
+
+def stays(once: bool, asked: bool, as_json: bool) -> bool:
+    """Whether a command that is live at a terminal is to stay. asked: by --watch. UsageError for both at once."""
+    if once and asked:
+        raise UsageError("--once and --watch are both given", "leave one of them out")
+    return asked or (sys.stdout.isatty() and not out.is_dumb_terminal and not once and not as_json)
 
 
 def watch(look: Callable[[], Facts], view: Callable[[Facts], RenderableType], as_json: bool) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from commands import run
 from rich.console import Console
+from screens import screen
 from services import until
 from tiny import write_tiny
 
@@ -200,9 +201,9 @@ def test_help_of_keys_says_when_the_file_is_read():
 
 
 @pytest.mark.usefixtures("daemon")
-def test_status_is_watched_until_ctrl_c(place):
+def test_status_at_a_terminal_is_live_until_ctrl_c(place):
     parent, child = pty.openpty()
-    process = subprocess.Popen([*EDGETUNE, "status", "--watch"], cwd=place, stdout=child, stderr=child, stdin=child)
+    process = subprocess.Popen([*EDGETUNE, "status"], cwd=place, stdout=child, stderr=child, stdin=child)
     os.close(child)
     shown = b""
     deadline = time.monotonic() + 60
@@ -216,6 +217,14 @@ def test_status_is_watched_until_ctrl_c(place):
             pass
     assert process.wait(timeout=30) == 0
     os.close(parent)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_status_is_said_once_where_that_is_asked_for():
+    with screen("status", "--once") as seen:
+        seen.wait("in service")
+        assert seen.end() == 0
+    assert "leave one of them out" in run("status", "--once", "--watch", code=2)
 
 
 @pytest.mark.usefixtures("daemon")
