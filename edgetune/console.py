@@ -15,6 +15,7 @@ from rich.text import Text
 
 from .errors import printable
 
+UNITS = (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
 ACTIONS = {"go": "continues", "slower": "slower", "pause": "paused", "yield": "yields"}
 """The governor's decisions, as a person reads them."""
 
@@ -27,6 +28,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def about(seconds: float) -> str:
+    """A time in the largest unit of which there are at least one and a half."""
+    for unit, size in UNITS:
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}s"
+    return "a second"
 
 
 def say(console: Console, line: str | Text, whole: bool = False) -> None:

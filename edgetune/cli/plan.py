@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from ..training.forecast import Forecast
     from ..training.plan import Plan
 
-UNITS = (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
-
 
 @command("plan", MODEL,
-         click.option("--data", type=click.Path(path_type=Path),
-                      help="Rows to train on: memory, steps and time are those of a run over them."),
+         click.argument("data", type=click.Path(path_type=Path), required=False),
+         click.option("--data", "named", type=click.Path(path_type=Path), hidden=True),  # DATA, as it was once given
          click.option("--eval", "held_out", metavar="FILE|none",
                       help="Held-out rows, as train has them; none: all rows are learned [a tenth of DATA]."),
          click.option("--measure/--no-measure", default=True, show_default=True,
@@ -37,12 +35,12 @@ UNITS = (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
                       "edgetune device lists them [this machine]."),
          click.option("--buffers", is_flag=True, help="Also list every buffer, and what the memory is made of."),
          train_options, cls=ObjectiveCommand)
-def plan_command(model: Path, data: Path | None, held_out: str | None, measure: bool, speed: Path | None,
-                 device: str | None, buffers: bool, as_json: bool, **options: Any) -> None:
+def plan_command(model: Path, data: Path | None, named: Path | None, held_out: str | None, measure: bool,
+                 speed: Path | None, device: str | None, buffers: bool, as_json: bool, **options: Any) -> None:
     """Say whether training MODEL fits the memory, in how many steps and how long it trains, and what is traded.
 
-    Without --data rows are taken to be max-length long. Where no speed is known for this device and these options, two
-    steps are measured, within --memory.
+    With DATA, rows to train on, memory, steps and time are those of a run over them; without, rows are taken to be
+    max-length long. Where no speed is known for this device and these options, two steps are measured, within --memory.
 
     --buffers: a buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the
     head; these two share one place.
@@ -60,8 +58,11 @@ def plan_command(model: Path, data: Path | None, held_out: str | None, measure: 
     from ..training.trainer import make_plan
     objective = take_objective(options)
     config = TrainConfig(**options).check()
+    if data and named:
+        raise UsageError(f"{data} and --data {named} both name the rows to train on", "give one of them")
+    data = data or named
     if held_out and not data:
-        raise UsageError("--eval is given without --data", "name the rows to train on, too")
+        raise UsageError("--eval is given without rows to train on", "name them after the model")
     board = board_named(device, options["memory"]) if device else None
     bundle = open_bundle(model)
     rows: Dataset | None = None
@@ -119,7 +120,7 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
     from ..bench import steps
     from ..data import rows as supervised_rows
     if rows is None and objective.rows is not supervised_rows:
-        return None, "this objective is measured on rows: name them with --data"
+        return None, "this objective is measured on rows: name them after the model"
     try:
         with step_progress(Console(stderr=True), as_json) as progress:  # the answer is the first line of stdout
             rate, speed = steps.run(bundle, config, plan, objective, rows.examples if rows else (),
@@ -134,6 +135,7 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
 
 def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device: str | None) -> str:
     """In a sentence: whether it fits, steps and time."""
+    from ..console import about
     from ..training.plan import MIB, mib
     said = f"fits: {mib(plan.peak_bytes)} of {plan.limits.budget // MIB} MiB"
     place = f"on {predicted['speed']['device']}" if predicted and device else "here"
@@ -143,14 +145,6 @@ def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device:
     elif predicted:
         said += f"; {predicted['tokens_per_s']:.0f} tokens/s {place}"
     return said
-
-
-def about(seconds: float) -> str:
-    """A time in the largest unit of which there are at least one and a half."""
-    for unit, size in UNITS:
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}s"
-    return "a second"
 
 
 def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_out: str | None) -> list[str]:

@@ -72,7 +72,7 @@ def test_every_command_reads_named_columns(tmp_path, tiny_llama):
         adapter = ["--adapter", tmp_path / name]
         measured = [json.loads(run(*args, *flags, "--json")) for args in (
             ["eval", tiny_llama, path, *adapter, "--no-answers"], ["compare", tiny_llama, one, *adapter],
-            ["plan", tiny_llama, "--data", path])]
+            ["plan", tiny_llama, path])]
         said.append([(tmp_path / name / "adapter.gguf").read_bytes(), measured[0], measured[1]["second"]["loss"],
                      measured[2]["buffers"]])
     assert said[0] == said[1]

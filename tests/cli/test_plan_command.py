@@ -18,7 +18,7 @@ from tiny import write_tiny
 
 from edgetune.bench import steps
 from edgetune.cli import app, cli
-from edgetune.cli.plan import about
+from edgetune.console import about
 from edgetune.data import loader
 from edgetune.data.dataset import Dataset
 from edgetune.formats.bundle import open_bundle
@@ -56,14 +56,14 @@ def run_json(*args: object) -> Any:
 
 
 def test_the_answer_is_the_first_line(place: Path) -> None:
-    done = CliRunner().invoke(cli, [str(arg) for arg in plan(place, "--data", place / "rows.jsonl")])
+    done = CliRunner().invoke(cli, [str(arg) for arg in plan(place, place / "rows.jsonl")])
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"fits: \d+ of \d+ MiB; at most 45 steps, about (a second|\d+ seconds) here", lines[0])
     assert lines[1].startswith("rows: 20 to learn, 4 held out, a tenth of the data, measured 16 times; training")
     assert re.match(r"speed: \d+ tokens/s in the second of two steps \(\w+, fast, 1 threads\)", lines[2])
     assert len(lines) == 3
     assert "measuring two steps" in done.stderr
-    long = run(*plan(place, "--data", place / "rows.jsonl", "--checkpoint-every", "0.001s"))
+    long = run(*plan(place, place / "rows.jsonl", "--checkpoint-every", "0.001s"))
     assert "\ncheckpoints every 0.001s: " in long
     everything = run(*plan(place, "--buffers", "--no-measure"))
     assert "scratch" in everything
@@ -83,7 +83,14 @@ def test_without_rows_steps_are_those_of_the_option(place: Path) -> None:
     assert found["steps"] == 10
     assert found["predicted"]["seconds"] == pytest.approx(10 * 8 * 64 / found["predicted"]["tokens_per_s"])
     assert re.search("fits: .*; 10 steps, about .* here\n", run(*plan(place, "--steps", 10)))
-    assert "--eval is given without --data" in run(*plan(place, "--eval", "none"), code=2)
+    assert "--eval is given without rows to train on" in run(*plan(place, "--eval", "none"), code=2)
+
+
+def test_rows_may_still_be_named_by_data(place: Path) -> None:
+    rows = place / "rows.jsonl"
+    now, before = (run_json(*plan(place, "--no-measure", *given)) for given in ([rows], ["--data", rows]))
+    assert now["steps"] == before["steps"] == 45
+    assert "give one of them" in run(*plan(place, rows, "--data", rows), code=2)
 
 
 HELD_OUT = {"tenth": [], "none": ["--eval", "none"], "file": ["--eval", "held-out.jsonl"]}
@@ -107,7 +114,7 @@ def test_steps_and_measurements_are_those_of_a_run(
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     flags = [f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}" for name, value in options.items()]
-    found = run_json(*plan(place, "--data", "rows.jsonl", "--no-measure", *HELD_OUT[held_out], *flags))
+    found = run_json(*plan(place, "rows.jsonl", "--no-measure", *HELD_OUT[held_out], *flags))
     rows, held = divided[held_out]
     assert rows
     events: list[dict[str, Any]] = []
@@ -125,7 +132,7 @@ def test_steps_and_measurements_are_those_of_a_run(
 
 def test_time_is_steps_and_measurements_at_the_speed(place: Path, divided: dict[str, list[Dataset | None]]) -> None:
     """Two passes over 20 rows, three measurements of 4, of which each token takes forward's share of a step's FLOP."""
-    found = run_json(*plan(place, "--data", place / "rows.jsonl", "--epochs", 2))
+    found = run_json(*plan(place, place / "rows.jsonl", "--epochs", 2))
     assert (found["steps"], found["measurements"]) == (6, 3)
     assert found["predicted"]["source"] == "two steps"
     config = TrainConfig(rank=4, max_length=64, threads=1)
@@ -169,7 +176,7 @@ print(peak_rss() / 2**20)
 
 def in_a_process(place: Path, memory: str) -> list[Any]:
     """What plan says within this memory and, unless that is an error, the peak of its process in MiB."""
-    asked = plan(place, "--data", place / "rows.jsonl", "--memory", memory, "--json")
+    asked = plan(place, place / "rows.jsonl", "--memory", memory, "--json")
     args = [sys.executable, "-c", ALONE, *map(str, asked)]
     done = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -196,6 +203,6 @@ def test_about(seconds: float, said: str) -> None:
 def test_fits_80_columns(place: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
     monkeypatch.setattr(app, "out", Console(file=shown, force_terminal=True, width=80, color_system=None))
-    run(*plan(place, "--data", place / "rows.jsonl", *flags))
+    run(*plan(place, place / "rows.jsonl", *flags))
     assert shown.getvalue().startswith("fits: ")
     assert all(len(line) <= 80 for line in shown.getvalue().splitlines())
