@@ -1,6 +1,7 @@
 """What is written is run: Python blocks of README and docs; their commands exist, with the options that they give; the
 generated pages are current."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -100,6 +101,46 @@ def test_generated_pages_are_current(monkeypatch):
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert generate.stale() == [], "run make docs"
+
+
+def spoken(text):
+    """The strings of a program as people read them, with … for what is filled in."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def holds(text, parts):
+    """Whether a text has these parts in this order."""
+    place = 0
+    for part in parts:
+        place = text.find(part, place) + len(part)
+        if place < len(part):
+            return False
+    return True
+
+
+def test_the_messages_of_the_page_of_symptoms_are_those_of_the_program():
+    said = {text for path in (ROOT / "edgetune").rglob("*.py") for text in spoken(path.read_text("utf-8"))}
+    cells = re.findall(r"^\| (`.*?) \|", PAGES["troubleshooting.md"], re.M)
+    quoted = [quote for cell in cells for quote in re.findall(r"`(.*?)`", cell)]
+    assert len(quoted) > 30
+    for quote in quoted:
+        assert any(holds(text, quote.split("…")) for text in said), f"nothing says {quote!r}"
+
+
+def test_the_readme_leads_to_every_page():
+    """Itself, or by a page that it leads to."""
+    pages = {**PAGES, "CONTRIBUTING.md": CONTRIBUTING}
+    reached = {"README.md"}
+    found = reached
+    while found:
+        links = {Path(target).name for page in found for target in re.findall(r"\]\(([\w/.-]+\.md)", pages[page])}
+        found = (links & pages.keys()) - reached
+        reached |= found
+    assert reached == pages.keys()
 
 
 def test_links_lead_somewhere():
