@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
@@ -19,6 +20,7 @@ from .console import ACTIONS, checkpoint_line, duration, note, say, start_lines
 
 PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
 JSON_SECONDS = 1.0  # between JSON lines of steps
+SURE_SECONDS = 3.0  # of steps, after which what they took says more than their estimates
 BAR_WIDTH = 10  # leaves space for a step's name on a terminal of 60 columns
 WIDEST_BAR = 30
 
@@ -178,6 +180,42 @@ class TrainProgress:
         say(self.console, note(e["reason"]))
 
 
+class Outlook:
+    """How much longer work of several steps goes: of each what it is and about how many seconds it takes, in order.
+
+    What is yet to come is scaled by what the steps that have ended took beside their estimates.
+    """
+
+    def __init__(self, steps: Sequence[tuple[str, float]]) -> None:
+        self.steps = list(steps)
+        self.place = -1  # the one that goes
+        self.expected = 0.0  # seconds of those that have ended
+        self.took = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of all of them, as estimated."""
+        return sum(seconds for _, seconds in self.steps)
+
+    def begin(self, what: str, passed: float) -> None:
+        """A step begins; passed: seconds of the one before. One that was not estimated belongs to the one before."""
+        names = [name for name, _ in self.steps[self.place + 1:]]
+        if self.place >= 0:
+            self.took += passed
+        if what in names:
+            if self.place >= 0:
+                self.expected += self.steps[self.place][1]
+            self.place += names.index(what) + 1
+
+    def left(self, current: float | None) -> float:
+        """Seconds. current: of the step that goes, where that is known."""
+        scale = self.took / self.expected if self.expected > SURE_SECONDS else 1.0
+        later = sum(seconds for _, seconds in self.steps[self.place + 1:])
+        if current is None:
+            current = scale * self.steps[self.place][1] if self.place >= 0 else 0.0
+        return current + scale * later
+
+
 S = TypeVar("S", bound="StepProgress")
 
 
@@ -186,17 +224,21 @@ class StepProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.live = console.is_terminal
         self.bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=BAR_WIDTH),
                             TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(compact=True), console=console)
+        self.outlook: Outlook | None = None
+        self.left: float | None = None  # seconds of the step, where that is known
         self.task: TaskID | None = None
         self.what = ""
         self.began = 0.0
         self.last = 0.0
+        self.live: Live | None = None
+        if console.is_terminal:
+            self.live = Live(console=console, get_renderable=self._view, refresh_per_second=4)
 
     def __enter__(self: S) -> S:
         if self.live:
-            self.bar.start()
+            self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -204,15 +246,29 @@ class StepProgress:
         if kind is None:
             self._complete()
         if self.live:
-            self.bar.stop()
+            self.outlook = None  # nothing is left
+            self.live.stop()
+
+    def expect(self, steps: Sequence[tuple[str, float]]) -> None:
+        """What is to come, each with its seconds."""
+        self.outlook = Outlook(steps)
+
+    def _view(self) -> RenderableType:
+        if self.outlook is None or self.task is None:
+            return self.bar
+        number = f"step {self.outlook.place + 1}/{len(self.outlook.steps)}"
+        return Group(self.bar, Text(f"{number}, about {duration(self.outlook.left(self.left))} left in all"))
 
     def step(self, what: str, done: float, total: float) -> None:
         """Of the step `what`, `done` of `total` is done; a new name begins a new line."""
         now = time.monotonic()
         new = what != self.what
         if new:
+            if self.outlook:
+                self.outlook.begin(what, now - self.began)
             self.what = what
             self.began = now
+        self.left = seconds_left(now - self.began, done, total) if done else None
         if self.live:
             if new:
                 self._complete()
@@ -221,8 +277,9 @@ class StepProgress:
             self.bar.update(self.task, completed=done, total=total)
         elif new or now - self.last > PLAIN_SECONDS:
             self.last = now
-            rest = f"  {done / total:.0%}  {duration(seconds_left(now - self.began, done, total))} left" if done else ""
-            say(self.console, f"{what}{rest}")
+            rest = f"  {done / total:.0%}  {duration(self.left)} left" if self.left is not None else ""
+            all_left = f", about {duration(self.outlook.left(self.left))} in all" if rest and self.outlook else ""
+            say(self.console, f"{what}{rest}{all_left}")
 
     def _complete(self) -> None:
         """What ended may not have said that it had."""
@@ -239,7 +296,8 @@ class JsonProgress:
     """The same for a program: a JSON line an event; of steps that follow one another quickly, one a second.
 
     A step of training has `steps`, all of the run, and `left_s` besides its numbers. Other long steps are
-    {"event": "progress", "what", "done", "total", "left_s"}.
+    {"event": "progress", "what", "done", "total", "left_s"}; where all were estimated, {"event": "estimate", "seconds",
+    "steps"} comes before them, and each has "all_left_s".
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -248,6 +306,7 @@ class JsonProgress:
         self.what = ""
         self.began = 0.0
         self.last = 0.0
+        self.outlook: Outlook | None = None
 
     def __enter__(self) -> JsonProgress:
         return self
@@ -268,13 +327,23 @@ class JsonProgress:
             self._write(e)
 
     def step(self, what: str, done: float, total: float) -> None:
+        now = time.monotonic()
         new = what != self.what
         if new:
+            if self.outlook:
+                self.outlook.begin(what, now - self.began)
             self.what = what
-            self.began = time.monotonic()
+            self.began = now
         if self._is_due(new or done == total):
-            left = round(seconds_left(time.monotonic() - self.began, done, total), 1) if done else None
-            self._write({"event": "progress", "what": what, "done": done, "total": total, "left_s": left})
+            left = seconds_left(now - self.began, done, total) if done else None
+            all_left = {"all_left_s": round(self.outlook.left(left), 1)} if self.outlook else {}
+            self._write({"event": "progress", "what": what, "done": done, "total": total,
+                         "left_s": None if left is None else round(left, 1), **all_left})
+
+    def expect(self, steps: Sequence[tuple[str, float]]) -> None:
+        self.outlook = Outlook(steps)
+        self._write({"event": "estimate", "seconds": round(self.outlook.seconds, 1),
+                     "steps": [{"what": what, "seconds": round(seconds, 1)} for what, seconds in steps]})
 
     def _is_due(self, always: bool) -> bool:
         now = time.monotonic()

@@ -10,7 +10,7 @@ from rich.console import Console
 from tiny import write_tiny
 
 from edgetune.cli import cli
-from edgetune.progress import JsonProgress, StepProgress, TrainProgress
+from edgetune.progress import JsonProgress, Outlook, StepProgress, TrainProgress
 
 MIB = 2**20
 START = {"event": "start", "steps": 12000, "done": 0, "rows": 90000, "tokens": 9900000, "supervised": 900000,
@@ -93,3 +93,43 @@ def test_a_long_step_fits(columns):
     pyte.Stream(terminal).feed(file.getvalue().replace("\n", "\r\n"))
     assert terminal.display[0].startswith("what each matrix costs in each format ━")
     assert "100 %" in terminal.display[0]
+
+
+STEPS = [("importance", 40.0), ("quantizing", 20.0), ("measuring", 10.0)]
+
+
+def test_what_is_left_of_all_steps_follows_what_they_took():
+    outlook = Outlook(STEPS)
+    assert outlook.left(None) == outlook.seconds == 70
+    outlook.begin("reading", 9.0)  # that nobody has estimated
+    outlook.begin("importance", 0.0)
+    assert outlook.left(None) == 70
+    assert outlook.left(25.0) == 55
+    outlook.begin("quantizing", 80.0)  # twice as long as was thought
+    assert outlook.left(None) == 60
+    outlook.begin("measuring", 40.0)
+    assert outlook.left(2.0) == 2
+
+
+def test_the_last_line_says_how_much_longer_all_steps_take():
+    file = io.StringIO()
+    with StepProgress(Console(file=file, force_terminal=True, width=60)) as progress:
+        progress.expect(STEPS)
+        progress.step("quantizing", 0, 4)
+        progress.live.refresh()
+        shown = file.getvalue()
+    terminal = pyte.Screen(60, 24)
+    pyte.Stream(terminal).feed(shown.replace("\n", "\r\n"))
+    assert terminal.display[0].startswith("quantizing ━")
+    assert terminal.display[1].rstrip() == "step 2/3, about 0:30 left in all"
+
+
+def test_an_estimate_is_a_json_line():
+    file = io.StringIO()
+    with JsonProgress(file) as progress:
+        progress.expect(STEPS)
+        progress.step("importance", 0, 4)
+    estimate, line = map(json.loads, file.getvalue().splitlines())
+    assert (estimate["event"], estimate["seconds"], estimate["steps"][0]) == (
+        "estimate", 70.0, {"what": "importance", "seconds": 40.0})
+    assert line["all_left_s"] == 70.0

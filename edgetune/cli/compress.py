@@ -12,12 +12,15 @@ from ..compress.options import CompressConfig
 from ..errors import UsageError
 from .app import command, config_options, out, show, step_progress, stop_on_signals
 
+SHORT = 1.5  # seconds of a step that is not named
+Step = tuple[str, float]  # its name and its seconds
+
 
 @command("compress", click.argument("source"),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New bundle, such as NAME.edge."),
-         click.option("--resume", is_flag=True, help="Continue a run that was stopped, with "
-                      "what it had measured and distilled by then."),
+         click.option("--resume", is_flag=True, help="Continue a run that was stopped or killed, as the same command "
+                      "does anyway; refuse to begin one."),
          click.option("--sign", "key", type=click.Path(path_type=Path),
                       help="File of an Ed25519 private key (PEM or OpenSSH) to sign the bundle with."),
          config_options(*(spec.name for spec in fields(CompressConfig)), of=CompressConfig))
@@ -27,7 +30,8 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a bundle; llama,
     qwen2, qwen3 or gemma3. Steps run in this order: trim the vocabulary, drop blocks, narrow, distill, store.
 
-    The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html.
+    The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html. First it is estimated how
+    long that takes here. After Ctrl-C or a kill the same command continues with all that was measured and made by then.
     """
     config = CompressConfig(**options).check()
     try:
@@ -36,10 +40,15 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     except ModuleNotFoundError as error:
         raise UsageError(f"compress needs the package {error.name}, which is not installed",
                          "pip install 'edgetune[host]'") from None
-    from ..console import note
+    from ..console import note, say
     with stop_on_signals() as should_stop, step_progress(out, as_json) as progress:
+        def tell(steps: list[Step]) -> None:
+            progress.expect(steps)
+            if not as_json:
+                say(out, estimated(steps))
+
         facts = compress(source, folder, config, key=key, resume=resume, on_progress=progress.step,
-                         should_stop=should_stop)
+                         should_stop=should_stop, on_estimate=tell)
     notes = []
     if facts["source"]["quantized"]:
         notes.append(note(f"{source} was quantized already: what that cost is not in these numbers"))
@@ -47,3 +56,10 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
         notes.append(note("what it cost was not measured: give text with --calibrate or --measure"))
     show(as_json, {"out": str(folder), **facts}, *report.lines(facts), *notes,
          f"bundle in {folder}, report in {folder / REPORT}")
+
+
+def estimated(steps: list[Step]) -> str:
+    """How long all of them take, and each that is not short."""
+    from ..console import about
+    parts = ", ".join(f"{what} {about(seconds)}" for what, seconds in steps if seconds >= SHORT)
+    return f"about {about(sum(seconds for _, seconds in steps))} here{parts and f': {parts}'}"

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..machine.device import board_named
 from ..options import check_options, option
 
+TEXTS = ("calibrate", "measure", "vocab_from", "distill")  # options that name a file of text
 OF_DISTILLATION = ("steps", "distill_lr", "distill_rank", "distill_length", "distill_batch")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -75,7 +76,7 @@ class CompressConfig:
             type_named(self.type)
         if self.device:
             board_named(self.device)
-        for name in ("calibrate", "measure", "vocab_from", "distill"):
+        for name in TEXTS:
             if (path := getattr(self, name)) and not Path(path).is_file():
                 raise UsageError(f"--{name.replace('_', '-')} names {path}, which is no file", "check the path")
         needs = {"--drop-blocks": self.drop_blocks, "--width": self.width < 1, "--target-size": self.target_size,

@@ -1,25 +1,21 @@
 """From a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module.
 
-All work is done in NAME.edge.work beside the bundle; the bundle appears whole or not at all. A run that is stopped
-while it distills keeps that folder, and resume=True continues from there: the steps before it are made again, to the
-same weights, for the same source, options and seed give the same bytes.
+All work is done in NAME.edge.work beside the bundle (work_folder.py); the bundle appears whole or not at all. What
+takes minutes is kept there as soon as it is made (measured.py), so the same command continues a run that was stopped or
+killed, and ends with the same bytes: for the same source, text, options and seed give the same bytes.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..disk import new_folder, refuse_existing
-from ..errors import Interrupted, UsageError
 from ..formats import bundle as bundles
 from ..formats import signature
 from ..formats.gguf import open_gguf
@@ -28,12 +24,13 @@ from ..machine.device import thread_count
 from ..serving.llama import LlamaModel
 from ..serving.model import ServedModel
 from ..serving.onnx import OnnxModel
-from . import fits, memory, samples, texts
+from . import estimate, fits, memory, samples, texts
+from .estimate import Step
 from .measure import compare
-from .measured import Arrays, Measured
+from .measured import Measured, copy_files
 from .onnx import export as export_onnx
 from .options import CompressConfig
-from .progress import Progress, ignore, never
+from .progress import Progress, ignore, never, unheard
 from .quantize import assign, sensitivity
 from .quantize import write as quantize
 from .report import report
@@ -41,71 +38,32 @@ from .shrink import distill, prune, trim
 from .source import floats
 from .source.floats import Floats
 from .source.source import Source, open_source
+from .work_folder import DISTILLATION, MEASURED, work_folder
 
 DEFAULT_TYPE = "Q4_K_M"
 WINDOW = 256  # tokens of a window to calibrate and measure on
-RUN = "run.json"
-DISTILLATION = "healing"  # the folder of its state, as runs that were stopped have it
-MEASURED = "measured"
 REPORT = "report.html"
+Pruned = tuple[Floats, prune.Dropped | prune.Narrowed]
 
 
 def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None = None, resume: bool = False,
-             on_progress: Progress = ignore, should_stop: Callable[[], bool] = never) -> dict[str, Any]:
-    """Make the bundle `out` from a source and return what its manifest says.
+             on_progress: Progress = ignore, should_stop: Callable[[], bool] = never,
+             on_estimate: Callable[[list[Step]], None] = unheard) -> dict[str, Any]:
+    """Make the bundle `out` from a source and return what its manifest says; or continue a run of the same source, text
+    and options that was stopped or killed, and with `resume` nothing else.
 
-    key: file of an Ed25519 private key to sign with. Raises EdgetuneError for what a user can mend; Interrupted when
-    should_stop() says so, and then there is no bundle.
+    key: file of an Ed25519 private key to sign with. on_estimate: told what is left to do, before it begins. Raises
+    EdgetuneError for what a user can mend; Interrupted when should_stop() says so, and then there is no bundle.
     """
     config.check()
     refuse_existing(out)
     private = signature.private_key(key) if key else None  # before hours of work
     source = open_source(name)
     memory.for_steps(config, source.floats.weights)
-    with _work_folder(out, config, source, resume) as folder:
+    with work_folder(out, config, source, resume) as folder:
         work = _Work(config, source, folder, private, on_progress, should_stop)
-        try:
-            return work.run(out)
-        except Interrupted:
-            work.measured.keep()
-            raise
-
-
-@contextmanager
-def _work_folder(out: Path, config: CompressConfig, source: Source, resume: bool) -> Iterator[Path]:
-    """NAME.edge.work; it stays only where it holds something to continue with."""
-    folder = out.with_name(f"{out.name}.work")
-    run = {"source": source.fingerprint, "options": config.to_json()}
-    if folder.exists() and not resume:
-        raise UsageError(f"{folder} holds a run that was stopped", "continue it with --resume, or remove it")
-    if resume:
-        _check_same(folder, run)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RUN).write_text(json.dumps(run))
-    keep = False
-    try:
-        yield folder
-    except Interrupted as error:
-        keep = (folder / DISTILLATION).exists() or any((folder / MEASURED).glob("*"))
-        hint = (f"the same command with --resume continues, from {folder}" if keep
-                else "nothing was measured yet: start again")
-        raise Interrupted(error.what, hint) from None
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_same(folder: Path, run: dict[str, Any]) -> None:
-    try:
-        before = json.loads((folder / RUN).read_text())
-    except (OSError, ValueError):
-        raise UsageError(f"{folder} holds no run to continue", "leave out --resume") from None
-    changed = [key for key, value in run["options"].items() if before["options"].get(key) != value]
-    if before["source"] != run["source"]:
-        changed.append("source")
-    if changed:
-        raise UsageError(f"{changed[0].replace('_', '-')} is not what it was when {folder} was stopped",
-                         "give the same source and options, or remove the folder")
+        on_estimate(work.estimate())
+        return work.run(out)
 
 
 class _Work:
@@ -129,6 +87,17 @@ class _Work:
         self.reference = self._stored_source()
         self.tokenizer = Tokenizer(self.reference)
         self._read_texts()
+
+    def estimate(self) -> list[Step]:
+        """What takes time and is not done yet, in order."""
+        c = self.config
+        size = c.target_bytes()
+        shape = estimate.Shape(self.source.floats, c, fitted=bool(size or (c.device and not c.type)))
+        speeds = estimate.measure(self.source.floats, self.reference, self.threads)
+        left = {"distilling": 1 - distill.steps_done(self.folder / DISTILLATION) / c.steps}
+        return [(what, seconds * left.get(what, 1.0))
+                for names, (what, seconds) in estimate.steps(shape, speeds, self.calibration, self.measuring)
+                if not any(map(self.measured.has, names))]
 
     def run(self, out: Path) -> dict[str, Any]:
         """Every step in order; what the manifest of `out` says."""
@@ -165,11 +134,14 @@ class _Work:
         if self.measuring is not None:
             self.measuring = texts.at_most(self.measuring, c.measure_tokens)
 
-    def _cost(self, path: Path) -> dict[str, Any] | None:
-        """Of a GGUF of the model as it is now, beside the source; None without text."""
-        if self.measuring is None:
+    def _cost(self, name: str, written: Callable[[], Path]) -> dict[str, Any] | None:
+        """Of a GGUF of the model as it is now, beside the source; None without text. name: of the step before."""
+        seen = self.measuring
+        if seen is None:
             return None
-        return asdict(compare(self.reference, path, self.measuring, self.kept, threads=self.threads, **self.callbacks))
+        cost: dict[str, Any] = self.measured.facts(f"cost_{name}", lambda: asdict(
+            compare(self.reference, written(), seen, self.kept, threads=self.threads, **self.callbacks)))
+        return cost
 
     def _written(self, name: str, model: Floats) -> Path:
         path = self.folder / f"{name}.gguf"
@@ -179,7 +151,7 @@ class _Work:
     def _did(self, name: str, model: Floats, facts: dict[str, Any]) -> None:
         """A step is done: its facts, and what the model costs after it."""
         self.model = model
-        cost = self._cost(self._written("step", model)) if self.measuring is not None else None
+        cost = self._cost(name, lambda: self._written("step", model))
         self.steps.append({"name": name, "weights": model.weights, **facts, "cost": cost})
 
     # ---- fewer weights ------------------------------------------------------------------------------------------
@@ -199,15 +171,24 @@ class _Work:
 
     def prune(self) -> None:
         c = self.config
-        seen = self.calibration
         if c.drop_blocks:
-            assert seen is not None  # config.check has seen to it
-            model, dropped = prune.drop_blocks(self.model, seen, c.drop_blocks, **self.callbacks)
-            self._did("drop_blocks", model, dropped.to_json())
+            self._prune("drop_blocks", lambda seen: prune.drop_blocks(
+                self.model, seen, c.drop_blocks, kept=self.measured.facts, **self.callbacks))
         if c.width < 1:
-            assert seen is not None
-            model, narrowed = prune.narrow(self.model, seen, c.width, **self.callbacks)
-            self._did("narrow", model, narrowed.to_json())
+            self._prune("narrow", lambda seen: prune.narrow(self.model, seen, c.width, **self.callbacks))
+
+    def _prune(self, name: str, step: Callable[[texts.Windows], Pruned]) -> None:
+        seen = self.calibration
+        assert seen is not None  # config.check has seen to it
+
+        def make(folder: Path) -> dict[str, Any]:
+            model, facts = step(seen)
+            floats.write_exactly(folder / bundles.MODEL, model)
+            described: dict[str, Any] = facts.to_json()
+            return described
+
+        folder, facts = self.measured.made(name, make)
+        self._did(name, floats.read(open_gguf(folder / bundles.MODEL)), facts)
 
     def distill(self) -> None:
         c = self.config
@@ -223,59 +204,67 @@ class _Work:
 
     def store_gguf(self, bundle: Path) -> dict[str, Any]:
         c = self.config
-        path = bundle / bundles.MODEL
         size = c.target_bytes()
         if c.device and not c.type and not size:
             size = fits.largest_file(self.model, c.device)
         if size:
-            tensors, made = self._fit(path, size)
-            facts: dict[str, Any] = {"target_bytes": size}
-        else:
-            tensors = []
-            facts = {"type": c.type or DEFAULT_TYPE}
-            means = self._importance()
-            self.callbacks["on_progress"]("quantizing", 0, 1)
-            made = quantize.stock(self._written("floats", self.model), path, facts["type"], means, c.threads)
-        cost = self._cost(path)
-        self.steps.append({"name": "quantize", "weights": self.model.weights, **facts, **asdict(made),
+            assign.require_size(self.model, size, assign.formats_of(self.model))  # before minutes of work
+        folder, made = self.measured.made(
+            "quantized", lambda folder: self._fit(folder, size) if size else self._stock(folder))
+        tensors = made.pop("tensors", [])
+        copy_files(folder, bundle)
+        path = bundle / bundles.MODEL
+        cost = self._cost("quantize", lambda: path)
+        self.steps.append({"name": "quantize", "weights": self.model.weights, **made,
                            "importance": self.calibration is not None, "cost": cost})
         gguf = open_gguf(path)
-        return self._facts(LlamaModel(path), cost) | {
+        return self._facts(lambda: LlamaModel(path), cost) | {
             "tensors": tensors, "parts": report.parts(gguf),
             "device": fits.on_device(gguf, c.device) if c.device else None}
 
-    def _fit(self, path: Path, size: int) -> tuple[list[dict[str, Any]], quantize.Quantized]:
+    def _stock(self, folder: Path) -> dict[str, Any]:
+        """A file of one of llama.cpp's own types."""
+        c = self.config
+        chosen = c.type or DEFAULT_TYPE
+        means = self._importance()
+        self.callbacks["on_progress"]("quantizing", 0, 1)
+        written = self._written("floats", self.model)
+        return {"type": chosen, **asdict(quantize.stock(written, folder / bundles.MODEL, chosen, means, c.threads))}
+
+    def _fit(self, folder: Path, size: int) -> dict[str, Any]:
         """A file of at most `size` bytes: formats by what each matrix costs, errors that make up for each other."""
         seen = self.calibration
         assert seen is not None  # config.check has seen to it
-        moments = self.measured.get("moments", lambda: sensitivity.moments(self.model, seen, **self.callbacks))
-        kl = self.measured.get("costs", lambda: self._costs(seen, moments))
-        costs = assign.Costs(assign.formats_of(self.model), {name: row.tolist() for name, row in kl.items()})
-        chosen = assign.choose(self.model, size, costs)
-        made = quantize.write(path, self.model, chosen.types, moments=moments, threads=self.threads, **self.callbacks)
-        return [asdict(choice) for choice in chosen.choices], made
+        moments = self.measured.arrays("moments", lambda: sensitivity.moments(self.model, seen, **self.callbacks))
+        kl = self.measured.facts("costs", lambda: self._costs(seen, moments))
+        chosen = assign.choose(self.model, size, assign.Costs(assign.formats_of(self.model), kl))
+        made = quantize.write(folder / bundles.MODEL, self.model, chosen.types, moments=moments, threads=self.threads,
+                              **self.callbacks)
+        return {"target_bytes": size, **asdict(made), "tensors": [asdict(choice) for choice in chosen.choices]}
 
     def _importance(self) -> sensitivity.Columns | None:
         seen = self.calibration
         if seen is None:
             return None
-        return self.measured.get("importance", lambda: sensitivity.collect(self.model, seen, **self.callbacks))
+        return self.measured.arrays("importance", lambda: sensitivity.collect(self.model, seen, **self.callbacks))
 
-    def _costs(self, seen: texts.Windows, moments: sensitivity.Columns) -> Arrays:
-        """What each matrix costs in each format: nats a token, float64 [formats]."""
+    def _costs(self, seen: texts.Windows, moments: sensitivity.Columns) -> dict[str, list[float]]:
+        """What each matrix costs in each format, in nats a token."""
         curvature = sensitivity.curvature(self.model, texts.at_most(seen, seen.size // 2), moments,
                                          seed=self.config.seed, **self.callbacks)
-        costs = assign.measure(self.model, curvature, threads=self.threads, **self.callbacks)
-        return {name: np.array(row) for name, row in costs.kl.items()}
+        return assign.measure(self.model, curvature, threads=self.threads, **self.callbacks).kl
 
     def store_onnx(self, bundle: Path) -> dict[str, Any]:
-        assert self.measuring is not None  # config.check has seen to it
-        made = export_onnx.export(self.model, bundle, self.measuring, threads=self.threads, **self.callbacks)
-        cost = {"perplexity": made.int8.perplexity, "source_perplexity": made.source_perplexity, "kl": made.int8.kl,
-                "top1": made.int8.top1, "tokens": made.tokens}
-        self.steps.append({"name": "onnx", "weights": self.model.weights, **made.to_json(), "cost": cost})
+        seen = self.measuring
+        assert seen is not None  # config.check has seen to it
+        folder, made = self.measured.made("onnx", lambda folder: export_onnx.export(
+            self.model, folder, seen, threads=self.threads, **self.callbacks).to_json())
+        copy_files(folder, bundle)
+        cost = {"perplexity": made["int8"]["perplexity"], "source_perplexity": made["source_perplexity"],
+                "kl": made["int8"]["kl"], "top1": made["int8"]["top1"], "tokens": made["tokens"]}
+        self.steps.append({"name": "onnx", "weights": self.model.weights, **made, "cost": cost})
         self.seal(bundle, {})  # the device's runtime opens nothing less
-        return self._facts(OnnxModel(bundle), cost)
+        return self._facts(lambda: OnnxModel(bundle), cost)
 
     def seal(self, bundle: Path, facts: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest, and sign it where there is a key; what the manifest says."""
@@ -284,17 +273,20 @@ class _Work:
             signature.sign(bundle / bundles.MANIFEST, self.key)
         return manifest
 
-    def _facts(self, made: ServedModel, cost: dict[str, Any] | None) -> dict[str, Any]:
-        """What manifest and report have in common in both formats; closes `made`."""
+    def _facts(self, opened: Callable[[], ServedModel], cost: dict[str, Any] | None) -> dict[str, Any]:
+        """What manifest and report have in common in both formats. opened: what was made, as it is served."""
+        answers = self.measured.facts("answers", lambda: self._answers(opened()))
+        return {"source": self.source.to_json(), "options": self.config.to_json(), "steps": self.steps, "cost": cost,
+                "healing": self.curve, "answers": answers}
+
+    def _answers(self, made: ServedModel) -> list[dict[str, str]]:
+        """Of the source and of what was made, which is closed."""
         self.callbacks["on_progress"]("answering", 0, 1)
         file = self.config.measure or self.config.calibrate
         asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
         with closing(made), LlamaModel(self.reference) as source:
             pairs = zip(asked, samples.answered(source, asked), samples.answered(made, asked), strict=True)
-            answers = [{"prompt": sample.question, "before": before, "after": after}
-                       for sample, before, after in pairs]
-        return {"source": self.source.to_json(), "options": self.config.to_json(), "steps": self.steps, "cost": cost,
-                "healing": self.curve, "answers": answers}
+            return [{"prompt": sample.question, "before": before, "after": after} for sample, before, after in pairs]
 
 
 def _untimed(facts: dict[str, Any]) -> dict[str, Any]:

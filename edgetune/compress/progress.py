@@ -16,6 +16,10 @@ def ignore(what: str, done: float, total: float) -> None:
     """Progress that is reported to nobody."""
 
 
+def unheard(_estimate: object) -> None:
+    """An estimate that nobody waits for."""
+
+
 def never() -> bool:
     """Nothing asks to stop."""
     return False

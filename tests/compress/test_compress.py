@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -20,7 +22,7 @@ from edgetune.cli import cli
 from edgetune.compress import memory as room
 from edgetune.compress import pipeline as compression
 from edgetune.compress.options import CompressConfig
-from edgetune.errors import Interrupted
+from edgetune.errors import Interrupted, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.machine.device import read_device
 
@@ -101,49 +103,95 @@ def test_the_same_again_gives_the_same_bytes(place, whole):
     assert hashes(place / "again.edge") == hashes(folder)
 
 
-@pytest.mark.slow
-def test_stopped_while_it_distills_it_continues_to_the_same_bytes(place, whole):
-    folder, _ = whole
+ALL = {"vocab": 340, "drop_blocks": 1, "width": 0.75, "steps": 4, "distill_length": 64, "distill_batch": 2,
+       "target_size": "1.2M", "device": "raspberry-pi-zero-2-w"}
+SMALL = {"measure_tokens": 512, "calibrate_tokens": 1024, "threads": 1}
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from edgetune.compress import pipeline
+from edgetune.compress.options import CompressConfig
+
+source, out, options, moment = sys.argv[1:]
+
+def progress(what, done, total):
+    print(what, flush=True)
+    if what == moment and (done or total == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pipeline.compress(source, Path(out), CompressConfig(**json.loads(options)), on_progress=progress)
+"""
+
+
+def whole_config(place):
     rows = str(place / "rows.jsonl")
-    config = CompressConfig(calibrate=rows, measure_tokens=512, calibrate_tokens=1024, threads=1, vocab=340,
-                            vocab_from=rows, drop_blocks=1, width=0.75, distill=rows, steps=4, distill_length=64,
-                            distill_batch=2, target_size="1.2M", device="raspberry-pi-zero-2-w")
-    reported = []
+    return CompressConfig(calibrate=rows, vocab_from=rows, distill=rows, **SMALL, **ALL)
 
-    def progress(what, done, _total):
-        if what == "distilling" and done:
-            reported.append(done)
 
-    source = str(place / "model.gguf")
+def killed(place, out, config, moment):
+    """What it said that it did, until it was killed while it did `moment`."""
+    args = [str(place / "model.gguf"), str(out), json.dumps(config.to_json()), moment]
+    done = subprocess.run([sys.executable, "-c", KILLED, *args], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL, moment
+    return done.stdout.split("\n")
+
+
+@pytest.mark.slow  # a minute
+def test_killed_at_every_step_it_continues_to_the_same_bytes(place, whole):
+    out = place / "killed.edge"
+    moments = ["trimming the vocabulary", "measuring", "choosing blocks", "fitting blocks", "distilling", "importance",
+               "sensitivity", "trying formats", "quantizing", "answering"]
+    for i, moment in enumerate(moments):
+        said = killed(place, out, whole_config(place), moment)
+        if moment not in ("trimming the vocabulary", "measuring"):
+            assert not set(moments[2:i]) - {"measuring"} & set(said) - {"fitting blocks", "distilling"}, moment
+        assert not out.exists()
+    said = []
+    compression.compress(str(place / "model.gguf"), out, whole_config(place),
+                         on_progress=lambda what, _done, _total: said.append(what))
+    assert set(said) == {"trimming the vocabulary", "answering"}
+    assert hashes(out) == hashes(whole[0])
+    assert not (place / "killed.edge.work").exists()
+
+
+def test_stopped_it_continues_by_the_same_command_and_by_no_other(place, whole):
+    """Stopped while it quantizes: all before that is kept, and not done again."""
     out = place / "stopped.edge"
-    with pytest.raises(Interrupted, match="--resume"):
-        compression.compress(source, out, config, on_progress=progress, should_stop=lambda: len(reported) > 1)
+    source = str(place / "model.gguf")
+    said = []
+
+    def progress(what, _done, _total):
+        said.append(what)
+
+    with pytest.raises(Interrupted, match="the same command continues"):
+        compression.compress(source, out, whole_config(place), on_progress=progress,
+                             should_stop=lambda: "quantizing" in said)
     assert not out.exists()
     assert not list(place.glob("stopped.edge.*.tmp"))
-    compress(place, "stopped.edge", code=2)  # the work is there, and is not thrown away unasked
-    compression.compress(source, out, config, resume=True)
-    assert hashes(out) == hashes(folder)
-    assert not (place / "stopped.edge.work").exists()
-
-
-@pytest.mark.slow
-def test_what_was_measured_is_kept_where_a_run_is_stopped(place):
-    """Stopped while it quantizes, it has measured; resumed, it measures nothing again and ends in the same bytes."""
-    rows = str(place / "rows.jsonl")
-    source = str(place / "model.gguf")
-    config = CompressConfig(calibrate=rows, measure_tokens=512, calibrate_tokens=1024, threads=1, target_size="1.2M")
-    compression.compress(source, place / "undisturbed.edge", config)
-    said = []
-    with pytest.raises(Interrupted, match="--resume"):
-        compression.compress(source, place / "kept.edge", config, should_stop=lambda: "quantizing" in said,
-                             on_progress=lambda what, _done, _total: said.append(what))
-    assert {"importance", "sensitivity", "trying formats"} <= set(said)
+    assert "--vocab is not what it was" in compress(place, "stopped.edge", code=2)
+    done = set(said)
     said.clear()
-    compression.compress(source, place / "kept.edge", config, resume=True,
-                         on_progress=lambda what, _done, _total: said.append(what))
-    assert not {"importance", "sensitivity", "trying formats"} & set(said)
-    assert hashes(place / "kept.edge") == hashes(place / "undisturbed.edge")
-    assert not (place / "kept.edge.work").exists()
+    compression.compress(source, out, whole_config(place), on_progress=progress, resume=True)
+    kept = {"choosing blocks", "fitting blocks", "importance", "sensitivity", "trying formats"}
+    assert done >= kept
+    assert not (kept | {"distilling"}) & set(said)
+    assert hashes(out) == hashes(whole[0])
+    assert not (place / "stopped.edge.work").exists()
+    assert "holds no run to continue" in compress(place, "never.edge", "--resume", code=2)
+
+
+def test_the_text_is_compared_by_what_it_holds(place, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text((place / "rows.jsonl").read_text())
+    config = CompressConfig(calibrate=str(text), type="Q8_0", **SMALL)
+    said = []
+    with pytest.raises(Interrupted):
+        compression.compress(str(place / "model.gguf"), tmp_path / "x.edge", config,
+                             on_progress=lambda what, _done, _total: said.append(what),
+                             should_stop=lambda: "measuring" in said)
+    text.write_text(text.read_text().replace("light", "lamp"))
+    with pytest.raises(UsageError, match="the text of --calibrate is not what it was"):
+        compression.compress(str(place / "model.gguf"), tmp_path / "x.edge", config)
 
 
 def test_the_report_shows_questions_and_no_markup_of_the_template(whole):

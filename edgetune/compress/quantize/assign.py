@@ -31,7 +31,7 @@ from .write import keys_of
 FORMATS_TRIED = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K", "Q2_0")
 _REFERENCE = "Q4_0"
 _JUDGED = "IQ4_NL"
-_SAMPLE = 1 << 16  # weights of a matrix that are tried
+SAMPLE = 1 << 16  # weights of a matrix that are tried
 _GRAINS = 1 << 16  # parts in which the knapsack counts the limit at most
 
 
@@ -96,7 +96,7 @@ def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvatur
     cost, so one that counts twice as much is drawn twice as often.
     """
     shares = curvature.shares(name, len(weights))
-    count = max(64, _SAMPLE // weights.shape[1])
+    count = max(64, SAMPLE // weights.shape[1])
     rows = np.arange(len(weights))
     scale = np.ones(len(weights))
     if count < len(weights):
@@ -120,13 +120,8 @@ def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvatur
 
 def choose(model: Floats, size: int, costs: Costs) -> Assigned:
     """Formats for a file of `size` bytes at most. EdgetuneError with the least possible size where that is larger."""
-    fixed = fixed_bytes(model)
-    sizes = {name: [stored_bytes(model, name, format) for format in row]
-             for name, row in costs.formats.items()}
-    least = fixed + sum(min(row) for row in sizes.values())
-    if least > size:
-        raise EdgetuneError(f"the model cannot become {size} bytes, at least {least} are needed",
-                            "allow more, or take weights away with --vocab, --drop-blocks or --width")
+    sizes = _sizes(model, costs.formats)
+    fixed = require_size(model, size, costs.formats)
     picks = knapsack(list(sizes.values()), list(costs.kl.values()), size - fixed)
     choices = []
     for pick, (name, formats) in zip(picks, costs.formats.items(), strict=True):
@@ -135,6 +130,23 @@ def choose(model: Floats, size: int, costs: Costs) -> Assigned:
         choices.append(FormatChoice(name, formats[pick], sizes[name][pick], costs.kl[name][pick],
                               costs.kl[name][judged] / max(saved, 1)))
     return Assigned(fixed + sum(choice.bytes for choice in choices), sum(choice.kl for choice in choices), choices)
+
+
+def require_size(model: Floats, size: int, formats: dict[str, list[str]]) -> int:
+    """The bytes of the file that are no matrix; EdgetuneError where its matrices in the smallest of `formats` make it
+    larger than `size`.
+    """
+    fixed = fixed_bytes(model)
+    least = fixed + sum(min(row) for row in _sizes(model, formats).values())
+    if least > size:
+        raise EdgetuneError(f"the model cannot become {size} bytes, at least {least} are needed",
+                            "allow more, or take weights away with --vocab, --drop-blocks or --width")
+    return fixed
+
+
+def _sizes(model: Floats, formats: dict[str, list[str]]) -> dict[str, list[int]]:
+    """Bytes of each matrix in each of its formats."""
+    return {name: [stored_bytes(model, name, format) for format in row] for name, row in formats.items()}
 
 
 def knapsack(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], limit: int) -> list[int]:

@@ -97,6 +97,11 @@ def distill(student: Floats, teacher: Floats, windows: NDArray[np.int32], config
     return run.result(student)
 
 
+def steps_done(folder: Path) -> int:
+    """Of the distillation whose state is in `folder`, which need not exist."""
+    return max((int(path.name.removeprefix(checkpoint.PREFIX)) for path in checkpoint.found(folder)), default=0)
+
+
 class _Run:
     """The two models in torch, the optimizer, and how far it is."""
 
@@ -145,7 +150,7 @@ class _Run:
             if should_stop():
                 self._save()
                 raise Interrupted(f"distillation was stopped after step {self.step} of {steps}",
-                                  "the same command with --resume continues from there")
+                                  "the same command continues from there")
             on_progress("distilling", self.step, steps)
             begin = time.monotonic()
             self._train()

@@ -30,6 +30,7 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean energy of what is
 NEAR = 0.05  # how far from the asked width a multiple of 256 may be
 _BATCH = 8  # windows that go through a block together
 Stop = Callable[[], bool]
+Kept = Callable[[str, Callable[[], Any]], Any]  # what was measured under a name before, else what measure() says now
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,13 @@ class KeptParts:
     channels: NDArray[np.int64]
 
 
-def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, on_progress: Progress = ignore,
-                should_stop: Stop = never) -> tuple[Floats, Dropped]:
+def measure_now(_name: str, measure: Callable[[], Any]) -> Any:
+    """Nothing is kept."""
+    return measure()
+
+
+def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, kept: Kept = measure_now,
+                on_progress: Progress = ignore, should_stop: Stop = never) -> tuple[Floats, Dropped]:
     """`model` without n of its blocks, chosen on windows [N, T]: one after another the one that costs least.
 
     The cost is the KL to the whole model with the blocks dropped before it gone too, measured again for every block in
@@ -91,10 +97,11 @@ def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, on_progres
     with torch.no_grad():
         blocks = Blocks(whole, ids.shape[1])
         with fast():
-            gone, kl = _search(blocks, ids[: -(-SEARCH_TOKENS // ids.shape[1])], n, on_progress, should_stop)
-        kept = [i for i in range(shape.n_layer) if i not in gone]
-        _fit(blocks, shape, ids, kept, (shape.n_kv, shape.d_ff), True, on_progress, should_stop)
-    pruned = without_blocks(hf.from_torch(whole, model), kept)
+            seen = ids[: -(-SEARCH_TOKENS // ids.shape[1])]
+            gone, kl = kept("blocks", lambda: _search(blocks, seen, n, on_progress, should_stop))
+        stay = [i for i in range(shape.n_layer) if i not in gone]
+        _fit(blocks, shape, ids, stay, (shape.n_kv, shape.d_ff), True, on_progress, should_stop)
+    pruned = without_blocks(hf.from_torch(whole, model), stay)
     return pruned, Dropped(gone, kl, model.weights, pruned.weights)
 
 

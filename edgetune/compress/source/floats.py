@@ -67,6 +67,11 @@ def write(path: str | os.PathLike[str], model: Floats) -> None:
     write_gguf(path, model.architecture, model.metadata, stored, model.types)
 
 
+def write_exactly(path: str | os.PathLike[str], model: Floats) -> None:
+    """A GGUF whose weights are all F32: `read` gives the same model again."""
+    write_gguf(path, model.architecture, model.metadata, model.tensors, model.types)
+
+
 def _half(array: NDArray[np.float32]) -> Deferred:
     if array.max() <= _F16_MAX and array.min() >= -_F16_MAX:
         return Deferred(array.shape, "F16", lambda: array.astype(np.float16))
