@@ -15,6 +15,8 @@ from rich.text import Text
 
 from .errors import printable
 
+BEFORE = "  before  "
+AFTER = "  after   "
 UNITS = (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
 ACTIONS = {"go": "continues", "slower": "slower", "pause": "paused", "yield": "yields"}
 """The governor's decisions, as a person reads them."""
@@ -81,12 +83,14 @@ def checkpoint_line(disk: dict[str, Any]) -> str:
             f"{mib(disk['bytes_per_day'])} a day")
 
 
-def pair_lines(pairs: Sequence[dict[str, str]], width: int) -> list[Text]:
+def pair_lines(pairs: Sequence[dict[str, str]], console: Console) -> list[Text]:
     """Questions with the answers before and after, of which the second is green where it is the expected one."""
     lines = []
+    room = console.width - len(AFTER)
     for pair in pairs:
-        before = printable(" ".join(pair["before"].split())[:width - 10])
-        style = "green" if pair["right"] else "red"
-        lines.append(Text.assemble("\n", (printable(pair["prompt"]), "bold"), "\n  before  ", before, "\n  after   ",
-                                   (printable(pair["after"]), style)))
+        before = printable(" ".join(pair["before"].split())[:room])
+        after = Text(printable(pair["after"]), "green" if pair["right"] else "red")
+        if console.is_terminal:
+            after = Text("\n" + " " * len(AFTER)).join(after.wrap(console, room))
+        lines.append(Text.assemble("\n", (printable(pair["prompt"]), "bold"), f"\n{BEFORE}{before}\n{AFTER}", after))
     return lines

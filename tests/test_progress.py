@@ -10,6 +10,7 @@ from rich.console import Console
 from tiny import write_tiny
 
 from edgetune.cli import cli
+from edgetune.console import pair_lines, say
 from edgetune.progress import JsonProgress, Outlook, StepProgress, TrainProgress
 
 MIB = 2**20
@@ -133,3 +134,15 @@ def test_an_estimate_is_a_json_line():
     assert (estimate["event"], estimate["seconds"], estimate["steps"][0]) == (
         "estimate", 70.0, {"what": "importance", "seconds": 40.0})
     assert line["all_left_s"] == 70.0
+
+
+def test_answers_are_wrapped_beside_their_names():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=60, color_system=None)
+    pairs = [{"prompt": "which?", "before": "x" * 200, "after": "so many words " * 8 + "y" * 70, "right": False}]
+    for line in pair_lines(pairs, console):
+        say(console, line)
+    lines = file.getvalue().rstrip().split("\n")[1:]
+    assert lines[:3] == ["which?", "  before  " + "x" * 50, "  after   so many words so many words so many words so"]
+    assert all(line.startswith(" " * 10) and len(line) <= 60 for line in lines[3:])
+    assert "".join(line[10:] for line in lines[2:]).replace(" ", "") == "somanywords" * 8 + "y" * 70

@@ -29,6 +29,6 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     seconds = time.monotonic() - began
     scores = ", ".join(f"{what} {before} -> {after}" for what, before, after in result.facts())
     show(as_json, {"out": str(result.folder), **result.record, "seconds": seconds, "train_seconds": result.seconds},
-         *pair_lines(result.pairs, out.width),
+         *pair_lines(result.pairs, out),
          f"\n{scores}, {duration(seconds)} in all, peak memory of training {result.record['peak_rss_mib']:.0f} MiB",
          f"talk to it: edgetune chat smollm2 --adapter {result.folder} --system '{demo.SYSTEM}'")

@@ -155,7 +155,7 @@ def result_lines(result: Result) -> list[Any]:
     """What became of a run: its cost, three questions with their answers, its scores and the verdict."""
     from ..console import duration, pair_lines
     return [f"{result.steps} steps in {duration(result.seconds)}, peak memory "
-            f"{result.record['peak_rss_mib']:.0f} MiB", *pair_lines(result.pairs, out.width),
+            f"{result.record['peak_rss_mib']:.0f} MiB", *pair_lines(result.pairs, out),
             *([""] if result.pairs else []), *(f"{what} {before} -> {after}" for what, before, after in result.facts()),
             result.verdict]
 

@@ -60,6 +60,8 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     private = signature.private_key(key) if key else None  # before hours of work
     source = open_source(name)
     memory.for_steps(config, source.floats.weights)
+    if config.drop_blocks:
+        prune.require_blocks(source.floats.shape, config.drop_blocks)
     with work_folder(out, config, source, resume) as folder:
         work = _Work(config, source, folder, private, on_progress, should_stop)
         on_estimate(work.estimate())

@@ -22,6 +22,7 @@ from edgetune.cli import cli
 from edgetune.compress import memory as room
 from edgetune.compress import pipeline as compression
 from edgetune.compress.options import CompressConfig
+from edgetune.compress.progress import never
 from edgetune.errors import Interrupted, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.machine.device import read_device
@@ -154,7 +155,8 @@ def test_killed_at_every_step_it_continues_to_the_same_bytes(place, whole):
     assert not (place / "killed.edge.work").exists()
 
 
-def test_stopped_it_continues_by_the_same_command_and_by_no_other(place, whole):
+@pytest.mark.slow
+def test_stopped_late_it_continues_by_the_same_command_and_by_no_other(place, whole):
     """Stopped while it quantizes: all before that is kept, and not done again."""
     out = place / "stopped.edge"
     source = str(place / "model.gguf")
@@ -180,18 +182,34 @@ def test_stopped_it_continues_by_the_same_command_and_by_no_other(place, whole):
     assert "holds no run to continue" in compress(place, "never.edge", "--resume", code=2)
 
 
-def test_the_text_is_compared_by_what_it_holds(place, tmp_path):
+def test_stopped_it_continues_with_the_same_text_alone(place, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text((place / "rows.jsonl").read_text())
     config = CompressConfig(calibrate=str(text), type="Q8_0", **SMALL)
     said = []
-    with pytest.raises(Interrupted):
-        compression.compress(str(place / "model.gguf"), tmp_path / "x.edge", config,
-                             on_progress=lambda what, _done, _total: said.append(what),
-                             should_stop=lambda: "measuring" in said)
+
+    def compressed(name, should_stop):
+        said.clear()
+        compression.compress(str(place / "model.gguf"), tmp_path / name, config, should_stop=should_stop,
+                             on_progress=lambda what, _done, _total: said.append(what), on_estimate=estimates.append)
+
+    estimates = []
+    with pytest.raises(Interrupted, match="the same command continues"):
+        compressed("stopped.edge", lambda: "measuring" in said)
+    assert {"importance", "quantizing"} < set(said)
     text.write_text(text.read_text().replace("light", "lamp"))
     with pytest.raises(UsageError, match="the text of --calibrate is not what it was"):
-        compression.compress(str(place / "model.gguf"), tmp_path / "x.edge", config)
+        compressed("stopped.edge", never)
+    text.write_text(text.read_text().replace("lamp", "light"))
+    compressed("stopped.edge", never)
+    assert set(said) == {"measuring", "answering"}
+    compressed("undisturbed.edge", never)
+    assert hashes(tmp_path / "stopped.edge") == hashes(tmp_path / "undisturbed.edge")
+    assert not list(tmp_path.glob("*.work"))
+    first, left, whole = ([what for what, _ in steps] for steps in estimates)
+    assert first == whole == ["importance", "quantizing", "measuring", "answering"]
+    assert left == ["measuring", "answering"]
+    assert all(0 < seconds < 60 for steps in estimates for _, seconds in steps)
 
 
 def test_the_report_shows_questions_and_no_markup_of_the_template(whole):

@@ -90,8 +90,7 @@ def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, kept: Kept
     Raises UsageError unless a block goes and one stays, DataError for too little text, Interrupted.
     """
     shape = model.shape
-    if not 1 <= n < shape.n_layer:
-        raise UsageError(f"{n} of {shape.n_layer} blocks are to be dropped", f"drop 1 to {shape.n_layer - 1}")
+    require_blocks(shape, n)
     ids = _ids(windows)
     whole = hf.to_torch(model)
     with torch.no_grad():
@@ -103,6 +102,12 @@ def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, kept: Kept
         _fit(blocks, shape, ids, stay, (shape.n_kv, shape.d_ff), True, on_progress, should_stop)
     pruned = without_blocks(hf.from_torch(whole, model), stay)
     return pruned, Dropped(gone, kl, model.weights, pruned.weights)
+
+
+def require_blocks(shape: Shape, n: int) -> None:
+    """Raises UsageError unless a block goes and one stays."""
+    if not 1 <= n < shape.n_layer:
+        raise UsageError(f"{n} of {shape.n_layer} blocks are to be dropped", f"drop 1 to {shape.n_layer - 1}")
 
 
 def narrow(model: Floats, windows: NDArray[np.int32], width: float, *, fit: bool = True,
