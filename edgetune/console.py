@@ -40,9 +40,14 @@ def about(seconds: float) -> str:
     return "a second"
 
 
+class Copied(str):
+    """A line that a person may copy, such as a command or a path: the terminal alone breaks it."""
+
+
 def say(console: Console, line: str | Text, whole: bool = False) -> None:
-    """Print one line. whole: as one that a person may copy, such as a command, which the terminal alone breaks."""
-    console.print(line, highlight=False, markup=False, soft_wrap=whole or not console.is_terminal)
+    """Print one line. whole: as `Copied` ones."""
+    whole = whole or isinstance(line, Copied) or not console.is_terminal
+    console.print(line, highlight=False, markup=False, soft_wrap=whole)
 
 
 def note(text: str) -> Text:

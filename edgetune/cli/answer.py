@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .app import MODEL, F, adapter_option, column_options, command, explicit, show, system_option, threads_option
+from .app import MODEL, F, adapter_option, column_options, command, explicit, out, show, system_option, threads_option
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
+from .prose import Prose
 
 if TYPE_CHECKING:
     from ..data.formats import Columns
@@ -232,12 +233,10 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
-        text = ""
+        if as_json:
+            click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces)}))
+            return
+        prose = Prose(out)
         for piece in pieces:
-            text += piece
-            if not as_json:
-                click.echo(piece, nl=False)
-    if as_json:
-        click.echo(json.dumps({"prompt": prompt, "text": text}))
-    else:
-        click.echo()
+            prose.write(piece)
+        prose.end()

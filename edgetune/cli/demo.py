@@ -20,7 +20,7 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     It trains a LoRA on 400 rows, answers 60 others through llama.cpp as before training and with the adapter, and shows
     three of them with both answers.
     """
-    from ..console import duration, pair_lines
+    from ..console import Copied, duration, pair_lines
     from ..demo import run as demo
     began = time.monotonic()
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
@@ -31,4 +31,4 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     show(as_json, {"out": str(result.folder), **result.record, "seconds": seconds, "train_seconds": result.seconds},
          *pair_lines(result.pairs, out),
          f"\n{scores}, {duration(seconds)} in all, peak memory of training {result.record['peak_rss_mib']:.0f} MiB",
-         f"talk to it: edgetune chat smollm2 --adapter {result.folder} --system '{demo.SYSTEM}'")
+         Copied(f"talk to it: edgetune chat smollm2 --adapter {result.folder} --system '{demo.SYSTEM}'"))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..evaluation.served import Graded
     from ..formats.gguf import Gguf
 
+SHORT = 19  # characters of a fingerprint that tell one from another, as errors show them; --json has all
 base_option = click.option("--base", type=ModelPath(),
                            help="The model that the adapter was trained on; default: where it was then.")
 
@@ -59,20 +60,24 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, sy
 def _to_peft(adapter: Adapter, base: Gguf, folder: Path, base_name: str) -> tuple[dict[str, Any], list[str]]:
     from ..adapters.peft import export_peft
     from ..adapters.published import origin
+    from ..console import Copied
     base_name = base_name or origin(base)
     export_peft(adapter.pairs, base, folder, base_name, adapter.run)
     return {"base_name": base_name}, [
-        f"{len(adapter.pairs)} pairs written to {folder}; load: peft.PeftModel.from_pretrained(model, {str(folder)!r})",
+        f"{len(adapter.pairs)} pairs written to {folder}; load them with:",
+        Copied(f"peft.PeftModel.from_pretrained(model, {str(folder)!r})"),
         f"for the model {base_name}; another: --base-name"]
 
 
 def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
                system: str | None) -> tuple[dict[str, Any], list[str]]:
     from ..adapters.ollama import export_ollama
+    from ..console import Copied
     mapped = export_ollama(adapter, base, folder, model=base_name, system=system)
     said = "" if mapped else ("the base's chat template writes more than Ollama's can, or there is none: the Modelfile "
                               "has no TEMPLATE, and Ollama chooses one, which may differ from that of training")
-    return {"template": mapped}, [f"written to {folder}; next: cd {folder} && ollama create {folder.name} -f Modelfile",
+    return {"template": mapped}, [f"written to {folder}; next:",
+                                  Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile"),
                                   *([said] if said else [])]
 
 
@@ -120,10 +125,11 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     for name in explicit(of_rows) if held_out is None else ():
         raise UsageError(f"--{name.replace('_', '-')} is given without --eval", "name the held-out rows, too")
     gguf = open_bundle(model).gguf
+    from ..console import mib
     with nullcontext() if as_json else out.status("merging"):
         merge(gguf, open_adapter(adapter, gguf).pairs, target, to, threads)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
-    lines: list[Any] = [f"{target}: {target.stat().st_size / 2**20:.0f} MiB"]
+    lines: list[Any] = [f"{target}: {mib(target.stat().st_size)}"]
     if held_out is None:
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
@@ -194,7 +200,7 @@ def doctor_command(as_json: bool) -> None:
     from .info import examine
     facts = examine()
     ready = facts["ready"]
-    table = _facts_table({key: value for key, value in facts.items() if key not in ("ready", "verdict")})
+    table = _known_facts({key: value for key, value in facts.items() if key not in ("ready", "verdict")})
     show(as_json, facts, table, Text(f"\n{facts['verdict']}", style="green" if ready else "yellow"))
     click.get_current_context().exit(0 if ready else 1)
 
@@ -206,7 +212,8 @@ def _known_facts(facts: dict[str, Any]) -> Table:
 def _facts_table(facts: dict[str, Any]) -> Table:
     from ..console import mib, table
     return table("", ["", ""], [
-        [key.replace("_", " "), Text(mib(value) if key.startswith(("bytes", "memory")) else shown(value))]
+        [key.replace("_", " "), Text(mib(value) if key.startswith(("bytes", "memory")) else
+                                     value[:SHORT] if key == "fingerprint" else shown(value))]
         for key, value in facts.items()])
 
 

@@ -162,11 +162,12 @@ def result_lines(result: Result) -> list[Any]:
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     """Where the adapter is, and how to talk to it, unless it is worse than nothing."""
+    from ..console import Copied
     if result.is_worse:
         return [f"adapter in {folder}"]
     system = str(result.record["options"]["system"])
-    return [f"adapter in {folder}; try: edgetune chat {model} --adapter {folder}"
-            f"{f' --system {shlex.quote(system)}' if system else ''}"]
+    return [Copied(f"adapter in {folder}; try: edgetune chat {model} --adapter {folder}"
+                   f"{f' --system {shlex.quote(system)}' if system else ''}")]
 
 
 def exit_if_worse(result: Result) -> None:

@@ -19,23 +19,23 @@ def pull_command(name: str, as_json: bool) -> None:
     broke off continues. The file is put into place once its SHA-256 is the hub's and it is a whole GGUF that edgetune
     can open. Every command that takes a model takes NAME then.
     """
-    from ..console import mib
+    from ..console import Copied, mib
     from ..hub import pull
     found = pull(name, progress=not as_json and out.is_terminal)
     licence = found.licence or "none named: look at its page"
-    show(as_json, asdict(found), f"{found.name}: {found.path}", f"{mib(found.bytes)}, licence {licence}",
-         f"SHA-256 {found.sha256}", *([] if found.downloaded else ["it was here already"]))
+    show(as_json, asdict(found), Copied(f"{found.name}: {found.path}"), f"{mib(found.bytes)}, licence {licence}",
+         Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
 
 
 @command("models")
 def models_command(as_json: bool) -> None:
     """Models by name: those that are here, with size, licence and path, and others that edgetune pull knows."""
-    from ..console import mib
+    from ..console import Copied, mib
     here, others = _listed()
-    lines = [f"{model['name']}  {mib(model['bytes'])}  {model['licence'] or 'no licence named'}\n  {model['path']}"
-             for model in here]
+    lines = [Copied(f"{model['name']}  {mib(model['bytes'])}  {model['licence'] or 'no licence named'}\n"
+                    f"  {model['path']}") for model in here]
     more = [f"edgetune pull gets: {', '.join(others)}"] if others else []
-    show(as_json, {"models": here, "known": others}, *(lines or ["no models are here"]), *more)
+    show(as_json, {"models": here, "known": others}, *(lines or [Copied("no models are here")]), *more)
 
 
 def _listed() -> tuple[list[dict[str, Any]], list[str]]:

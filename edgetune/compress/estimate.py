@@ -31,6 +31,7 @@ LAST = "quantized"  # what needs all that was measured
 LEAST_SECONDS = 0.05  # that a speed is measured for
 PROBE_TOKENS = 64
 PROBE_ROWS = 64
+ROUNDED_ROWS = 1024  # that are rounded together: a column has a cost beside that of its weights
 BACKWARD = 2.0  # of forward, where no weight has a gradient: inputs' gradients, and what surrounds the products
 TRAINED = 3.0  # of forward: the gradients of inputs and of weights, and the optimizer
 FITTED_PASSES = 5  # over a block while what is left is fitted
@@ -77,7 +78,8 @@ def measure(model: Floats, reference: Path, threads: int) -> Speeds:
     kinds = [format for format in formats if format in grid.FIELDS]
     tried = rows.size / _seconds(lambda: [grid.fit(rows, format, importance) for format in formats])
     factor = gptq.factor_of(moments)
-    rounded = rows.size / _seconds(lambda: gptq.compensated(rows, kinds[-1], factor)) if kinds else tried
+    more = gate[:ROUNDED_ROWS]
+    rounded = more.size / _seconds(lambda: gptq.compensated(more, kinds[-1], factor)) if kinds else tried
     stored = rows.size / _seconds(lambda: encode(rows, formats[-1], importance))
     compared, written = _answering(reference, model.shape.n_vocab, threads)
     return Speeds(flops, quick_flops, compared, written, tried, rounded, stored)

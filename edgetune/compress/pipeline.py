@@ -283,12 +283,20 @@ class _Work:
 
     def _answers(self, made: ServedModel) -> list[dict[str, str]]:
         """Of the source and of what was made, which is closed."""
-        self.callbacks["on_progress"]("answering", 0, 1)
         file = self.config.measure or self.config.calibrate
         asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
         with closing(made), LlamaModel(self.reference) as source:
-            pairs = zip(asked, samples.answered(source, asked), samples.answered(made, asked), strict=True)
-            return [{"prompt": sample.question, "before": before, "after": after} for sample, before, after in pairs]
+            before, after = (self._answered(model, asked, i) for i, model in enumerate((source, made)))
+        return [{"prompt": sample.question, "before": old, "after": new}
+                for sample, old, new in zip(asked, before, after, strict=True)]
+
+    def _answered(self, model: ServedModel, asked: list[samples.Sample], number: int) -> list[str]:
+        """By the first or the second of two models."""
+        answers = []
+        for i, sample in enumerate(asked):
+            self.callbacks["on_progress"]("answering", number * len(asked) + i, 2 * len(asked))
+            answers += samples.answered(model, [sample])
+        return answers
 
 
 def _untimed(facts: dict[str, Any]) -> dict[str, Any]:
