@@ -128,6 +128,11 @@ def memory_needed(base: Gguf, context: int, repack: bool) -> int:
     return base.data.nbytes + copies + cells + batch + (4 * OUTPUTS + _TOKEN) * shape.n_vocab + _LIBRARY
 
 
+def may_repack(base: Gguf, context: int, budget: int) -> bool:
+    """Whether llama.cpp may copy weights in this process, whose budget is in bytes."""
+    return device.rss() + memory_needed(base, context, repack=True) <= budget
+
+
 def _may_repack(exam: Exam, context: int) -> bool:
     """Whether the budget has room for copies of the weights; EdgetuneError where it has none for the model at all."""
     used = device.rss()
@@ -136,7 +141,7 @@ def _may_repack(exam: Exam, context: int) -> bool:
     if needed > budget:
         raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB",
                             "edgetune eval compares them where there is more memory")
-    return used + memory_needed(exam.base, context, repack=True) <= budget
+    return may_repack(exam.base, context, budget)
 
 
 def _answerable(exam: Exam, served: LlamaModel) -> list[Row]:

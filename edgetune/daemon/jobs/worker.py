@@ -25,6 +25,7 @@ from ...data import rows as supervised_rows
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, NumericsError, UsageError
 from ...formats.bundle import open_bundle
+from ...formats.shape import read_shape
 from ...machine.device import read_device, trim
 from ...machine.governor import Governor
 from ...machine.policy import Policy
@@ -204,12 +205,17 @@ class Worker:
 
     def judge(self) -> Verdict:
         """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""
+        from ...llamacpp.context import context_size
+        from ...runs.answers import may_repack
         from ...serving.llama import LlamaModel
         from . import gate
         rows, established = held_rows(self.folder)
         exam = Exam(rows, self.task["canary"], established, corrected_rows(self.folder), self.config.system or None,
                     self.config.max_length)
-        with LlamaModel(self.bundle.gguf, threads=self.config.threads or None) as served:
+        context = context_size(None, read_shape(self.bundle.gguf).context)
+        repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
+        with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
+                        repack=repack) as served:
             served.cache.before_decode = AnswerPriority(lambda: self.commands.busy)
             if self.old is not self.base:
                 served.load_adapter(self.task["serving"]["path"], OLD)
