@@ -17,6 +17,7 @@ from .sandbox import Sandbox
 
 LIMIT = 100_000  # characters of a template; the largest in use have 30 thousand
 _REWRITING = ("e", "escape", "forceescape", "urlencode")
+_SHOWN = "what the system says"
 _HINT = "use the model's file from another source"
 
 
@@ -35,6 +36,17 @@ def fill(template: str, **variables: Any) -> str:
     except Exception as error:  # a template is somebody's program: it can fail in any way
         reason = str(error) or type(error).__name__
         raise DataError(f"the model's chat template refuses the conversation ({reason})") from None
+
+
+@functools.lru_cache(maxsize=16)
+def takes_system(template: str) -> bool:
+    """Whether it shows a system message, in front of a user's."""
+    messages = [{"role": "system", "content": _SHOWN}, {"role": "user", "content": "a"}]
+    try:
+        return _SHOWN in fill(template, messages=messages, tools=None, add_generation_prompt=True, bos_token="",
+                              eos_token="")
+    except DataError:  # it refuses such a conversation
+        return False
 
 
 @functools.lru_cache(maxsize=16)

@@ -31,6 +31,7 @@ from ..formats.gguf import Gguf
 from ..formats.named import find_model
 from .library import load, open_model
 from .markup import ControlTokens, Rendered, StandIns
+from .tool_text import write_tools
 
 CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
@@ -162,22 +163,20 @@ class Tokenizer:
         """The conversation as text, as transformers' `apply_chat_template` writes it; `encode` knows its messages.
 
         OpenAI's liberties are taken out first, as llama.cpp's server does: null fields are dropped, content given as
-        text parts is joined by line breaks, arguments of tool calls given as JSON text become objects.
+        text parts is joined by line breaks, arguments of tool calls given as JSON text become objects. Tools, calls and
+        results are written into the messages where a template has no place for them (see `tool_text`).
         Raises UnsupportedError without a template or for one that does not compile, DataError for a conversation that
         the template refuses.
         """
         template = self.tool_template if tools and self.tool_template else self.chat_template
         if template is None:
             raise UnsupportedError("the model has no chat template", "give it plain text, or use a chat model")
-        if tools and "tools" not in template:
-            raise DataError("the model's chat template has no place for tools", "describe them in the system message")
-        if "tool_calls" not in template and any(message.get("tool_calls") for message in messages):
-            raise DataError("the model's chat template has no place for tool calls", "write them as content")
-        bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
-        given: dict[str, Any] = {"messages": [_plain(message) for message in messages], "tools": tools or None}
-        settings = {"add_generation_prompt": add_generation_prompt, "bos_token": bos, "eos_token": eos}
-        from .chat_template import fill, literals  # only now: jinja2 takes 6 MiB
+        from .chat_template import fill, literals, takes_system  # only now: jinja2 takes 6 MiB
 
+        bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
+        plain = write_tools(template, [_plain(message) for message in messages], tools, takes_system)
+        given: dict[str, Any] = {"messages": plain, "tools": tools or None}
+        settings = {"add_generation_prompt": add_generation_prompt, "bos_token": bos, "eos_token": eos}
         if self.markup == "parse":
             return Rendered(fill(template, **given, **settings))
         stand_ins = StandIns(self.control, template, literals, given)

@@ -234,7 +234,6 @@ def test_a_model_without_template(tmp_path: Path):
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}],
             r"arguments of tool call 'f' are not JSON \('\{x'\)",
         ),
-        (templates.CHATML, [TALK[2]], "no place for tool calls"),
     ],
 )
 def test_refused_conversations(tokenizer: Tokenizer, template: str, messages, sentence: str):
@@ -247,9 +246,6 @@ def test_refused_templates(tokenizer: Tokenizer):
     tokenizer.chat_template = "{% for %}"
     with pytest.raises(UnsupportedError, match="chat template does not compile"):
         tokenizer.render(TALK[:1])
-    tokenizer.chat_template = templates.CHATML
-    with pytest.raises(DataError, match="no place for tools"):
-        tokenizer.render(TALK[:2], TOOLS)
 
 
 def test_prompt_tokens_are_what_llama_cpp_python_feeds(smol: Tokenizer, smollm2: Path):
