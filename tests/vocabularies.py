@@ -33,6 +33,7 @@ TALK = [
 def write_sentencepiece(path: Path, **metadata: object) -> Path:
     """A vocabulary in the manner of Llama 2: a space is put before the text, bytes stand for unknown characters."""
     words = ["▁", "▁h", "hi", "▁hi", "h", "i", "▁ho", "ho", "o", "▁▁"]
+    words += [f"zz{i}" for i in range(50)]  # which no text is cut into: tiny models want so many
     control = gguf.TokenType.CONTROL
     byte = gguf.TokenType.BYTE
     normal = gguf.TokenType.NORMAL
@@ -53,4 +54,4 @@ def write_sentencepiece(path: Path, **metadata: object) -> Path:
         "tokenizer.ggml.add_bos_token": True,
         "tokenizer.chat_template": None,
     }
-    return write_tiny(path, metadata=fields | metadata)
+    return write_tiny(path, metadata=fields | metadata, n_vocab=len(tokens))

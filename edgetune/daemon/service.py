@@ -172,6 +172,8 @@ class Service:
             options["seed"] = (options["seed"] + number) % SEED_LIMIT
         if grammar := grammar_of(question, self.call_form):
             options["grammar"] = grammar
+        if question.echo:
+            options["echo"] = True
         if question.logprobs is not None:
             options["logprobs"] = question.logprobs
         prompt = self._prompt(question)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ..errors import EdgetuneError, Interrupted, TooMuchError, UsageError
 from ..llamacpp.sampling import SEED_LIMIT
 from . import kv_cache
-from .completion import Completion, OnPiece, logprob_of
+from .completion import Completion, OnPiece, TokenLogprob, logprob_of
 from .llama import LlamaModel
 from .model import Request
 
@@ -47,6 +47,12 @@ class _Answer:
     def pending(self) -> int:
         """Tokens that are not in the cache."""
         return len(self.request.tokens) - len(self.sequence.tokens)
+
+    @property
+    def measures(self) -> bool:
+        """Whether log-probabilities of its prompt's tokens are still to be computed."""
+        asked = self.request.echo and self.request.logprobs is not None
+        return asked and len(self.completion.prompt_logprobs) < self.completion.prompt_tokens
 
     @property
     def running(self) -> bool:
@@ -126,18 +132,18 @@ class Batcher:
 
     def submit(self, prompt: str | Sequence[int], *, adapter: str | None = None, max_tokens: int = 256,
                seed: int | None = None, stop: str | Iterable[str] = (), logprobs: int | None = None,
-               on_piece: OnPiece | None = None, **sampling: Any) -> Completion:
+               echo: bool = False, on_piece: OnPiece | None = None, **sampling: Any) -> Completion:
         """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
 
         Options (sampling: fields of Sampling) and errors are those of `ServedModel.generate`, but a seed of None is a
         random one; TooMuchError where the queue is full. logprobs: the completion has the log-probability of each
-        token, and those of this many likeliest ones there.
+        token, and those of this many likeliest ones there. echo: of the prompt's tokens too, and max_tokens may be 0.
 
         on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
         """
         if seed is None:
             seed = secrets.randbelow(SEED_LIMIT)
-        request = self.served.prepare(prompt, max_tokens, stop, logprobs, seed=seed, **sampling)
+        request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, seed=seed, **sampling)
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
         with self._wake:
             self._check_open()
@@ -260,7 +266,8 @@ class Batcher:
         while self._waiting and len(self._working) < self.parallel:
             answer = self._waiting[0]
             promised = answer.growth + sum(other.pending + other.growth for other in self._working)
-            missing = self._cells.missing(answer.completion.adapter, answer.request.tokens)
+            tokens = answer.request.tokens
+            missing = len(tokens) if answer.measures else self._cells.missing(answer.completion.adapter, tokens)
             if self._working and missing + promised > self._cells.free:
                 return
             self._working.append(self._waiting.popleft())
@@ -273,18 +280,34 @@ class Batcher:
             plan = self._plan()
         self._turns[plan[0][0].completion.adapter] = time.monotonic()
         self.served.switch(plan[0][0].completion.adapter)
-        ready = self._fill(plan)
+        ends = self._fill(plan)
         logits = self.served.cache.decode()
         for answer, count in plan:
             start = len(answer.sequence.tokens)
             self._cells.extend(answer.sequence, answer.request.tokens[start : start + count])
-        for answer, row in zip(ready, logits, strict=True):
-            token = answer.pick(row)
-            if token is None:
-                self._end(answer, "error")
-            else:
-                self._take(answer, token, row)
-        self._totals["completion_tokens"] += len(ready)
+        for (answer, _), rows in zip(plan, np.split(logits, ends[:-1]), strict=True):
+            self._measure(answer, rows)
+            if not answer.pending:
+                self._continue(answer, rows[-1])
+
+    def _measure(self, answer: _Answer, logits: NDArray[np.float32]) -> None:
+        """Note the log-probabilities of a prompt's tokens by the logits [n, V] before each."""
+        completion = answer.completion
+        known = completion.prompt_logprobs
+        if answer.measures:
+            for row in logits[: completion.prompt_tokens - len(known)]:
+                token = answer.request.tokens[len(known)]
+                known.append(logprob_of(token, row, answer.request.logprobs or 0, self.served.tokenizer))
+
+    def _continue(self, answer: _Answer, logits: NDArray[np.float32]) -> None:
+        """Pick the next token of an answer by these logits, [V], if it is to have one."""
+        if answer.request.budget == 0:
+            return self._end(answer, "length")
+        token = answer.pick(logits)
+        if token is None:
+            return self._end(answer, "error")
+        self._totals["completion_tokens"] += 1
+        return self._take(answer, token, logits)
 
     def _plan(self) -> list[tuple[_Answer, int]]:
         """Whose tokens the next decode takes, and how many: those of the adapter whose last turn is longest ago."""
@@ -293,12 +316,15 @@ class Batcher:
         mine = [answer for answer in self._working if answer.completion.adapter == adapter]
         plan = [(answer, 1) for answer in mine if answer.running]
         left = min(TOGETHER, self.served.cache.room) - len(plan)
+        rows = self.served.cache.sequences - len(mine)  # of logits that may be had beside one each: what is reserved
         for answer in mine:
             if not answer.running and left > 0:
                 self._begin(answer)
-                count = min(answer.pending, left)
-                plan.append((answer, count))
-                left -= count
+                count = min(answer.pending, left, rows) if answer.measures else min(answer.pending, left)
+                rows -= count if answer.measures else 0
+                if count:
+                    plan.append((answer, count))
+                    left -= count
         return plan
 
     def _begin(self, answer: _Answer) -> None:
@@ -307,31 +333,36 @@ class Batcher:
             return
         completion = answer.completion
         tokens = answer.request.tokens
-        answer.sequence = self._cells.begin(completion.adapter, tokens)
+        if answer.measures:  # all logits are wanted, so nothing that the cache holds is of use
+            answer.sequence = self._cells.begin(completion.adapter, [])
+            completion.prompt_logprobs = [TokenLogprob(tokens[0], self.served.tokenizer.piece(tokens[0]), None)]
+        else:
+            answer.sequence = self._cells.begin(completion.adapter, tokens)
         if completion.completion_tokens == 0:
             completion.cached_tokens = len(answer.sequence.tokens)
             self._totals["prompt_tokens"] += len(tokens)
             self._totals["cached_tokens"] += completion.cached_tokens
 
-    def _fill(self, plan: list[tuple[_Answer, int]]) -> list[_Answer]:
-        """Put the tokens into the batch; the answers that get a new one, in the order of their logits."""
+    def _fill(self, plan: list[tuple[_Answer, int]]) -> NDArray[np.intp]:
+        """Put the tokens into the batch; where in the logits each answer's rows end."""
         batch = self.served.cache.batch
-        ready = []
+        rows = []
         batch.size = 0
         for answer, count in plan:
             start = len(answer.sequence.tokens)
-            wanted = np.zeros(count, np.bool_)
-            wanted[-1] = count == answer.pending
+            wanted = np.full(count, answer.measures)
+            wanted[-1] |= count == answer.pending
             batch.add(answer.request.tokens[start : start + count], start, answer.sequence.id, wanted)
-            if wanted[-1]:
-                ready.append(answer)
-        return ready
+            rows.append(int(wanted.sum()))
+        return np.cumsum(rows)
 
     def _take(self, answer: _Answer, token: int, logits: NDArray[np.float32]) -> None:
         """Add a token, picked by these logits, to an answer."""
         completion = answer.completion
         request = answer.request
         if self.served.tokenizer.is_end(token):
+            if request.echo:
+                self._note(answer, token, logits)  # so that it is always one more than the prompt's tokens
             return self._end(answer, "stop", request.text.flush())
         request.tokens.append(token)
         completion.completion_tokens += 1
@@ -339,8 +370,7 @@ class Batcher:
         answer.first_at = answer.first_at or now
         if completion.completion_tokens > 1:
             self._speed = (completion.completion_tokens - 1) / max(now - answer.first_at, 1e-6)
-        if request.logprobs is not None:
-            completion.logprobs.append(logprob_of(token, logits, request.logprobs, self.served.tokenizer))
+        self._note(answer, token, logits)
         piece = request.text.push(self.served.printed(token))
         if request.text.stopped:
             self._end(answer, "stop", piece)
@@ -349,6 +379,10 @@ class Batcher:
         elif piece and not completion.give(piece):
             self._end(answer, "error")
         return None
+
+    def _note(self, answer: _Answer, token: int, logits: NDArray[np.float32]) -> None:
+        if (count := answer.request.logprobs) is not None:
+            answer.completion.logprobs.append(logprob_of(token, logits, count, self.served.tokenizer))
 
     def _put_back(self, answer: _Answer) -> None:
         """Let an answer wait until there is room again; what it has is kept until somebody needs the cells."""

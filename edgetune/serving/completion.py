@@ -14,13 +14,15 @@ from ..llamacpp.sampling import log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of an answer: its bytes, its natural log-probability, and those of the likeliest tokens there."""
+    """A token of an answer or a prompt: its bytes, its natural log-probability (None: a prompt begins with it), and
+    those of the likeliest tokens there.
+    """
 
     token: int
     piece: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, bytes, float], ...] = ()
 
 
@@ -49,6 +51,7 @@ class Completion:
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.logprobs: list[TokenLogprob] = []  # where they were asked for
+        self.prompt_logprobs: list[TokenLogprob] = []  # likewise, complete before the first piece
         self.finish: str | None = None
         self.error: Exception | None = None
         self.cancelled = False

@@ -27,6 +27,7 @@ class Request:
     sampler: Sampler
     text: TextStream
     logprobs: int | None = None  # for each token its log-probability, and those of this many likeliest ones
+    echo: bool = False  # the prompt's tokens too
 
 
 class ServedModel(ABC):
@@ -82,17 +83,18 @@ class ServedModel(ABC):
         return ""
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
-                logprobs: int | None = None, **sampling: Any) -> Request:
+                logprobs: int | None = None, echo: bool = False, **sampling: Any) -> Request:
         """What was asked for, checked; errors as in `generate`. For any thread."""
-        if max_tokens < 1:
+        if max_tokens < (0 if echo else 1):
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
         if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
             raise UsageError(f"logprobs of {logprobs} tokens are asked for", f"choose from 0 to {MOST_LOGPROBS}")
         checked = Sampling(**sampling).check()
         text = TextStream(stop)
-        tokens = self._tokens(prompt)
+        tokens = self._tokens(prompt, min(max_tokens, 1))
         sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens)
-        return Request(tokens, min(max_tokens, self.context - len(tokens)), sampler, text, logprobs)
+        return Request(tokens, min(max_tokens, self.context - len(tokens)), sampler, text, logprobs,
+                       echo)
 
     def _stream(self, request: Request) -> Iterator[str]:
         tokens = request.tokens
@@ -122,8 +124,8 @@ class ServedModel(ABC):
         """What a reader sees of a token: nothing of marks such as <|im_start|>."""
         return b"" if self.tokenizer.is_control(token) else self.tokenizer.piece(token)
 
-    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt that leaves room for an answer."""
+    def _tokens(self, prompt: str | Sequence[int], room: int = 1) -> list[int]:
+        """Token ids of a prompt that leaves room for that many more."""
         if isinstance(prompt, str):
             self._bound(prompt)
             tokens = self.tokenizer.encode(prompt, bos=True)
@@ -131,7 +133,7 @@ class ServedModel(ABC):
             tokens = list(map(int, prompt))
         if not tokens:
             raise UsageError("the prompt is empty", "give it at least one token")
-        self._check(tokens, room=1)
+        self._check(tokens, room)
         return tokens
 
     def _bound(self, prompt: str) -> None:

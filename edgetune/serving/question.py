@@ -20,6 +20,7 @@ class Question:
     that must be.
     free: the model decides the form, also where an adapter's schema would.
     n: number of answers. logprobs: for each token its log-probability, and those of this many likeliest ones.
+    echo: answers begin with the prompt, and may be nothing else (max_tokens 0).
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
     """
 
@@ -33,6 +34,7 @@ class Question:
     grammar: str = ""
     free: bool = False
     n: int = 1
+    echo: bool = False
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -52,4 +54,4 @@ class Question:
     def is_free(self) -> bool:
         """Whether nothing but the model decides the form of the answer, and nothing but its text is asked for."""
         forced = self.schema is not None or self.grammar or self.function or self.tool_choice == "required"
-        return not forced and self.n == 1 and self.logprobs is None
+        return not forced and self.n == 1 and self.logprobs is None and not self.echo

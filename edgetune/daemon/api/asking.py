@@ -24,8 +24,11 @@ from ...serving.question import Question
 from ...serving.tool_calls import Call, CallPiece, join
 from ..learning.recall import RecalledAnswer
 from ..service import Service
+from .logprobs import spelling
 from .pools import Pools
 from .recent import AnsweredRequest, RecentAnswers
+
+MOST_MEASURED = 100_000  # log-probabilities of prompts in a response, some 200 bytes each
 
 log = logging.getLogger("edgetune.daemon")
 
@@ -112,11 +115,16 @@ class Asked:
         most = self.service.batcher.parallel + self.service.batcher.queue
         if (count := sum(question.n for question in self.questions)) > most:
             raise UsageError(f"{count} answers are asked for at once", f"ask for at most {most}, as --queue allows")
+        measured = 0
         try:
             for question in self.questions:
                 for number in range(question.n):
                     on_piece = taker(len(self.completions))
                     self.completions.append(self.service.ask(question, on_piece, number))
+                    measured += self._measured(question, self.completions[-1])
+                    if measured > MOST_MEASURED:
+                        raise UsageError(f"the prompts have {measured} log-probabilities or more",
+                                         f"ask for at most {MOST_MEASURED} at once: 1 + logprobs for each token")
         except Exception:
             self.cancel()
             raise
@@ -154,6 +162,7 @@ class Asked:
         """All answers' pieces, in the order in which they come. Raises an answer's error, after which nothing comes."""
         readers = [self.service.call_reader(self._question(i)) for i in range(len(self.completions))]
         seen = [0] * len(readers)
+        unsaid = [self._question(i).echo for i in range(len(readers))]
         running = len(readers)
         try:
             while running:
@@ -163,6 +172,9 @@ class Asked:
                 if given.text is None:
                     running -= 1
                     self._check(completion)
+                if unsaid[i]:
+                    unsaid[i] = False
+                    yield self._prompt(i)
                 text = given.text or ""
                 self._raw[i] += text
                 reader = readers[i]
@@ -207,6 +219,20 @@ class Asked:
                 return question
             index -= question.n
         raise IndexError(index)
+
+    def _prompt(self, index: int) -> Piece:
+        """As the beginning of its answer."""
+        prompt = self._question(index).prompt or ""
+        found = self.completions[index].prompt_logprobs
+        if isinstance(prompt, str):
+            return Piece(index, prompt, logprobs=spelling(found, prompt))
+        return Piece(index, self.service.served.tokenizer.decode(prompt), logprobs=found)
+
+    @staticmethod
+    def _measured(question: Question, completion: Completion) -> int:
+        """How many log-probabilities the answer will hold of its prompt."""
+        asked = question.echo and question.logprobs is not None
+        return completion.prompt_tokens * (1 + (question.logprobs or 0)) if asked else 0
 
     @staticmethod
     def _check(completion: Completion) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import UsageError
 from ...serving.question import Question
@@ -14,7 +14,6 @@ OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop
            "presence_penalty", "repeat_penalty", "repeat_last_n")
 IGNORED = ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key",
            "prompt_cache_retention", "prediction", "cache_prompt", "parallel_tool_calls")
-No = Annotated[Literal[False], BeforeValidator(lambda value: value if isinstance(value, bool) else None)]  # 0 is not no
 
 
 class StreamOptions(Body):
@@ -180,14 +179,15 @@ class CompletionRequest(Generation):
     logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="For each token its "
                                                                   "log-probability, and those of this many tokens.")
     best_of: Annotated[Whole, Field(ge=1, le=1)] | None = None
-    echo: No | None = None
+    echo: bool | None = Field(None, description="The text begins with the prompt. With logprobs its tokens have some, "
+                              "but for the first. max_tokens may be 0.")
     suffix: Annotated[str, Field(max_length=0)] | None = None
 
     def questions(self) -> list[Question]:
         shared = self.shared()
         several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
         prompts: Any = self.prompt if several else [self.prompt]
-        return [Question(prompt=prompt, logprobs=self.logprobs, **shared) for prompt in prompts]
+        return [Question(prompt=prompt, logprobs=self.logprobs, echo=bool(self.echo), **shared) for prompt in prompts]
 
 
 class Usage(Answer):
@@ -252,8 +252,8 @@ class Chat(Answer):
 
 class CompletionLogprobs(Answer):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...serving.completion import TokenLogprob
@@ -12,7 +14,7 @@ LEAST = -9999.0  # OpenAI's, for what is impossible: JSON has no infinity
 
 def chat_logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any]:
     """Of chat: for each token its text, its bytes, and the likeliest tokens there."""
-    return {"content": [{**_likely(each.piece, each.logprob),
+    return {"content": [{**_likely(each.piece, each.logprob or 0.0),
                          "top_logprobs": [_likely(piece, logprob) for _, piece, logprob in each.top]}
                         for each in found], "refusal": None}
 
@@ -21,14 +23,35 @@ def completion_logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[
     """Of completions: lists of tokens, of their log-probabilities, of the likeliest tokens, and of their places in the
     text, which begins at `offset` characters.
     """
-    tokens = [_text(each.piece) for each in found]
     places = []
-    for token in tokens:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
+    for each in found:
         places.append(offset)
-        offset += len(token)
-    tops = [{_text(piece): max(logprob, LEAST) for _, piece, logprob in each.top} for each in found]
-    return {"tokens": tokens, "token_logprobs": [max(each.logprob, LEAST) for each in found],
+        offset += len(decoder.decode(each.piece))
+    tops = [None if each.logprob is None else _tops(each) for each in found]
+    return {"tokens": [_text(each.piece) for each in found], "token_logprobs": [_bounded(each) for each in found],
             "top_logprobs": tops if any(tops) else None, "text_offset": places}
+
+
+def spelling(found: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
+    """The tokens of a prompt that was given as text, with what they add in front of it taken off: BOS, or a space."""
+    added = sum(len(each.piece) for each in found) - len(text.encode())
+    spelled = list(found)
+    for i, each in enumerate(found):
+        if added <= 0:
+            break
+        spelled[i] = replace(each, piece=each.piece[added:])
+        added -= len(each.piece)
+    return spelled
+
+
+def _tops(found: TokenLogprob) -> dict[str, float]:
+    """Of tokens that are spelled alike (parts of characters), the likeliest."""
+    return {_text(piece): max(logprob, LEAST) for _, piece, logprob in reversed(found.top)}
+
+
+def _bounded(found: TokenLogprob) -> float | None:
+    return None if found.logprob is None else max(found.logprob, LEAST)
 
 
 def _likely(piece: bytes, logprob: float) -> dict[str, Any]:
