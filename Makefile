@@ -59,8 +59,8 @@ arm-kernels: ## the same for aarch64's kernel sets, under qemu, and which of the
 	    $(QEMU) -cpu $${set%:*} build/arm/$(notdir $(ARM_CC))/et_check $${set#*:} || exit 1; \
 	done
 
-arm-train: ## one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
-	PYTHON=$(PYTHON) tests/arm/run.sh
+arm-train: ready ## one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
+	PYTHON=$(PYTHON) PYTHONPATH=$(SOURCES) tests/arm/run.sh
 
 proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served; llama.cpp's perplexity
 	$(RUN) peers/snips.py --serve

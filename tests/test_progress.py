@@ -60,6 +60,12 @@ def test_wear_is_said_where_a_checkpoint_is_due(seconds, said):
         "checkpoints every 5m: 1.0 MiB each, at most 99 MiB a day"][:said]
 
 
+def test_no_wear_is_said_where_no_checkpoint_is_written():
+    disk = START["disk"] | {"checkpoint_every": "never", "checkpoint_seconds": None}
+    lines = screen([START | {"disk": disk}, STEP | {"seconds": 9.0}, STEP | {"step": 1101, "seconds": 9.0}], 80)
+    assert not any("checkpoints" in line for line in lines)
+
+
 def test_events_of_training_are_json_lines_on_stderr(tmp_path):
     write_tiny(tmp_path / "model.gguf")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "on", "completion": "off"}\n' * 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -46,8 +48,14 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
         raise EdgetuneError(f"the daemon needs {', '.join(missing)}", needed.install)
     from ..daemon.server import run
     from ..daemon.service import Service
-    run(Service(model, config, policy), on_ready=lambda url: show(
+    run(Service(model, config, policy), on_interrupt=_end_line, on_ready=lambda url: show(
         as_json, {"url": url, "model": model.name}, f"{model.name} answers at {url}"))
+
+
+def _end_line() -> None:
+    """Behind the ^C that a terminal shows. Written without a buffer: a signal may come while that is written to."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\n")
 
 
 @cli.group("service")

@@ -33,15 +33,17 @@ _TRIM = 1 << 20  # bytes of bodies read, after which freed memory is given back
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
 
-def run(service: Service, on_ready: Callable[[str], None] | None = None) -> None:
+def run(service: Service, on_ready: Callable[[str], None] | None = None,
+        on_interrupt: Callable[[], None] | None = None) -> None:
     """Serve until SIGTERM, SIGINT or service.stopping, then let answers end and training save; a second signal breaks
     answers off.
 
-    on_ready gets the address (a URL, or unix:PATH) when the daemon answers. Raises UsageError where it cannot listen,
+    on_ready gets the address (a URL, or unix:PATH) when the daemon answers; on_interrupt is called in the handler of
+    SIGINT. Raises UsageError where it cannot listen,
     and what Service.start raises.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    server = _Server(service, on_ready)
+    server = _Server(service, on_ready, on_interrupt)
     with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):
         server.address = address_of(listener)
         with service:
@@ -61,7 +63,8 @@ def _scratch(folder: Path) -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, service: Service, on_ready: Callable[[str], None] | None) -> None:
+    def __init__(self, service: Service, on_ready: Callable[[str], None] | None,
+                 on_interrupt: Callable[[], None] | None) -> None:
         # log_level: a warning for each connection that does not speak HTTP would let strangers fill the disk
         super().__init__(uvicorn.Config(
             app(service), http=Connection, lifespan="off", ws="none", log_config=None, log_level="error",
@@ -70,6 +73,7 @@ class _Server(uvicorn.Server):
         self.service = service
         self.address = ""
         self._on_ready = on_ready
+        self._on_interrupt = on_interrupt
         self._hurried = False
         self._tasks: list[asyncio.Task[None]] = []
         self._systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
@@ -86,9 +90,11 @@ class _Server(uvicorn.Server):
             yield
             return
 
-        def asked(_number: int, _frame: object) -> None:
+        def asked(number: int, _frame: object) -> None:
             self._hurried = self.service.stopping.is_set()
             self.service.stopping.set()
+            if number == signal.SIGINT and self._on_interrupt:
+                self._on_interrupt()
 
         before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

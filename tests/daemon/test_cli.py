@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import sqlite3
@@ -109,7 +110,10 @@ def test_jobs_are_followed_to_their_end(trained):
     assert [job["hyperparameters"]["batch_size"] for job in listed][-2:] == [4, 4]
     table = run("jobs")
     assert all(job["id"] in table for job in listed)
-    assert "supervised" in run("jobs", "show", listed[-1]["id"])
+    shown = run("jobs", "show", listed[-1]["id"])
+    assert "supervised" in shown
+    assert re.search(r"\d\.\d", shown)
+    assert not re.search(r"\d\.\d{7}", shown)  # nobody reads the 16 digits of a float
     assert json.loads(run("jobs", "follow", listed[-1]["id"], "--json"))["fine_tuned_model"] in adapters
 
 
@@ -315,3 +319,12 @@ def test_without_the_extra_it_says_what_to_install(place):
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "edgetune: the daemon needs uvicorn; pip install 'edgetune[daemon]'"
+
+
+def test_ctrl_c_in_a_terminal_ends_the_line(place):
+    with screen("daemon", place / "model.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
+        seen.wait("answers at")
+        seen.type("\003")
+        assert seen.end() == 0
+        assert seen.lines[-1].endswith("^C")
+        assert seen.screen.cursor.x == 0  # the shell's prompt begins a line

@@ -1,0 +1,54 @@
+"""The targets that the pages name: they exist, and say what to run first where edgetune is not installed."""
+
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "native" / "README.md", *(ROOT / "docs").glob("*.md")]
+RULE = re.compile(r"^([a-z-]+):([^\n#=]*)(?:#[^\n]*)?\n((?:\t[^\n]*\n?)*)", re.M)
+RULES = {name: (needs.split(), recipe) for name, needs, recipe in RULE.findall((ROOT / "Makefile").read_text("utf-8"))}
+WITHOUT_EDGETUNE = {"help", "ready", "dev", "lint", "check", "arm-kernels", "sanitize", "cycles", "wheels", "clean"}
+
+
+def named(text: str) -> set[str]:
+    """Targets in code: `make a b` in a sentence, and lines of shell blocks."""
+    lines = [*re.findall(r"`make ([^`]*)`", text),
+             *(line.removeprefix("make ") for block in re.findall(r"```sh\n(.*?)```", text, re.S)
+               for line in block.splitlines() if line.startswith("make "))]
+    words = [word for line in lines for word in shlex.split(line, comments=True)]
+    return {word for word in words if "=" not in word and word != "X"}
+
+
+def test_targets_that_pages_name_exist_and_need_what_they_use():
+    found = set().union(*(named(path.read_text("utf-8")) for path in PAGES))
+    assert {"dev", "lint", "test", "memory", "peers", "wheels", "help"} <= found <= RULES.keys()
+    for name, (needs, recipe) in RULES.items():
+        if name in WITHOUT_EDGETUNE - {"ready"}:
+            assert "$(RUN)" not in recipe, f"make {name} runs an edgetune that may not be installed"
+        elif name != "ready":
+            assert needs == ["ready"], f"make {name} does not say what to run first"
+
+
+def test_ready_says_what_to_run_first(tmp_path):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "tests").mkdir()
+    bare = tmp_path / "python"  # one that finds no installed package
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(bare.stat().st_mode | stat.S_IXUSR)
+    for target in ("ready", "memory"):
+        done = subprocess.run([make, target, f"PYTHON={bare}"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        said = f"edgetune is not installed for {bare}: run pip install '.[test]', or make dev"
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "proofs" not in done.stdout
