@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles wheels clean
+    heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles wheels installs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -140,8 +140,13 @@ sanitize: ## the harness, and training on mutated models, under the address and 
 	cd tests && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest -n 0 models/test_fuzz_model.py training/test_optim.py
 
-wheels: ## manylinux wheels of edgetune for x86-64 and aarch64, into dist/, for the Pythons named in PYTHONS
+wheels: ## manylinux wheels of edgetune and llama-cpp-python for x86-64 and aarch64, into dist/, for the Pythons named in PYTHONS
 	$(PYTHON) packaging/wheels.py --jobs $(JOBS) $(or $(PYTHONS),$(PYTHON))
+	$(PYTHON) packaging/llama.py --jobs $(JOBS)
+
+installs: ## many minutes: the wheels in dist/ on fresh systems without a compiler, and the container file (root: debootstrap)
+	$(PYTHON) packaging/installs.py $(INSTALLS)
+	$(PYTHON) packaging/container.py
 
 clean: ## remove build/ and the extension from the source tree
 	rm -rf build edgetune/backends/_native.*.so

@@ -1,9 +1,7 @@
 """Wheels of edgetune that install without a compiler: `make wheels` writes them into dist/.
 
-One for each Python and architecture: manylinux, named by the newest glibc that the extension asks for, which must not
-be newer than GLIBC: Debian 12, Ubuntu 22.04 and all later ones take them. The kernels are compiled once for each
-architecture, the binding once for each Python. aarch64 is cross-compiled. Needs cmake, and of Python scikit-build-core,
-wheel and pyelftools.
+One for each Python and architecture. The kernels are compiled once for each architecture, the binding once for each
+Python. aarch64 is cross-compiled. Needs cmake, and of Python scikit-build-core, wheel and pyelftools.
 """
 
 from __future__ import annotations
@@ -11,19 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
-from elftools.elf.gnuversions import GNUVerNeedSection
+from manylinux import TOP, platform, run
 from scikit_build_core.build import prepare_metadata_for_build_wheel
 
-TOP = Path(__file__).resolve().parents[1]
-GLIBC = (2, 34)  # of Ubuntu 22.04 it is 2.35, of Debian 12 2.36
-OLDEST = (2, 17)  # what manylinux has names for
 COMPILERS = {"x86_64": "gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 ASK = """
 import json, sys, sysconfig
@@ -46,13 +39,6 @@ class Python:
         return f"_native.{self.soabi.replace('x86_64', machine)}.so"
 
 
-def run(*command: object) -> str:
-    done = subprocess.run([str(word) for word in command], cwd=TOP, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
-    return done.stdout
-
-
 def compiled(python: Python, machine: str, jobs: int) -> Path:
     """The extension. In a folder that has the kernels already, only the binding is compiled."""
     build = TOP / "build" / "wheels" / machine
@@ -67,29 +53,9 @@ def compiled(python: Python, machine: str, jobs: int) -> Path:
     return found
 
 
-def newest_glibc(library: Path) -> tuple[int, int]:
-    """That its symbols need. Exits for a library that the C library's package does not have."""
-    versions = [OLDEST]
-    with library.open("rb") as file:
-        elf = ELFFile(file)
-        for needed in (tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")):
-            if not needed.startswith(("libc.so", "libm.so", "ld-linux")):
-                sys.exit(f"{library} needs {needed}, which a device may not have")
-        for section in elf.iter_sections():
-            if isinstance(section, GNUVerNeedSection):
-                for _, names in section.iter_versions():
-                    for name in names:
-                        if name.name.startswith("GLIBC_2."):
-                            versions.append((2, int(name.name.split(".")[1])))
-    return max(versions)
-
-
 def packed(python: Python, machine: str, library: Path, out: Path) -> Path:
     """The wheel, of the package's files, the library and the metadata that pip's own build would have."""
-    glibc = newest_glibc(library)
-    if glibc > GLIBC:
-        sys.exit(f"{library} needs glibc {glibc[0]}.{glibc[1]}, at most {GLIBC[0]}.{GLIBC[1]} may be needed")
-    platform = f"manylinux_{glibc[0]}_{glibc[1]}_{machine}"
+    tag = f"{python.tag}-{python.tag}-{platform([library], machine)}"
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         shutil.copytree(TOP / "edgetune", tree / "edgetune", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -100,10 +66,10 @@ def packed(python: Python, machine: str, library: Path, out: Path) -> Path:
         with redirect_stdout(sys.stderr):
             info = tree / prepare_metadata_for_build_wheel(folder)
         (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: edgetune\nRoot-Is-Purelib: false\n"
-                                    f"Tag: {python.tag}-{python.tag}-{platform}\n")
+                                    f"Tag: {tag}\n")
         (info / "RECORD").unlink(missing_ok=True)
         run(sys.executable, "-m", "wheel", "pack", tree, "--dest-dir", out)
-    (found,) = out.glob(f"edgetune-*-{python.tag}-{python.tag}-{platform}.whl")
+    (found,) = out.glob(f"edgetune-*-{tag}.whl")
     return found
 
 

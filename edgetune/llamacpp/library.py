@@ -37,10 +37,29 @@ def load() -> ModuleType:
             import llama_cpp
 
             _callback = llama_cpp.llama_log_callback(_listen)
+            llama_cpp.llama_log_set(_callback, None)
+            _pick_variant(llama_cpp.llama_cpp._lib)
             llama_cpp.llama_backend_init()
             _module = llama_cpp
         _module.llama_log_set(_callback, None)  # again each time: llama_cpp.Llama sets another
     return _module
+
+
+def _pick_variant(library: Any) -> None:
+    """In a build that has its CPU backend once for each generation of CPUs, loads the best that this CPU can run.
+
+    Such a build begins with no backend, any other with one. The functions are looked up through libllama, for where
+    files of a wheel are copies instead of links, llama_cpp._ggml.libggml is another libggml than the one it uses.
+    """
+    import ctypes
+    library.ggml_backend_reg_count.restype = ctypes.c_size_t
+    if library.ggml_backend_reg_count():
+        return
+    library.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+    library.ggml_backend_load_all_from_path.restype = None
+    library.ggml_backend_load_all_from_path(os.fsencode(Path(library._name).parent))
+    if not library.ggml_backend_reg_count():
+        raise OSError(complaint() or f"{Path(library._name).parent} has no CPU backend that this CPU can run")
 
 
 def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool = False, repack: bool = True) -> int:
