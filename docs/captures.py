@@ -33,8 +33,9 @@ class Terminal:
         self.tmux("new-session", "-d", "-x", str(columns), "-y", str(rows), "-c", str(folder),
                   "bash --noprofile --norc")
         self.tmux("set", "-g", "status", "off")
+        self.wait(r"^.*[$#] ?$")  # what is typed before the shell reads would be shown twice
         self.type(f"export PATH={folder}:$PATH XDG_STATE_HOME={folder}/state EDGETUNE_URL=http://127.0.0.1:{PORT} "
-                  "PS1='$ '")
+                  "PS1='$ '; clear")
         self.wait(r"^\$ ?$")
 
     def tmux(self, *args: str) -> str:

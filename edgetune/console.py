@@ -23,6 +23,8 @@ ACTIONS = {"go": "continues", "slower": "slower", "pause": "paused", "yield": "y
 
 
 def mib(n: float) -> str:
+    if n < 2**20 / 10:
+        return f"{n / 2**10:.1f} KiB"
     return f"{n / 2**20:.0f} MiB" if n >= 10 * 2**20 else f"{n / 2**20:.1f} MiB"
 
 
@@ -56,12 +58,15 @@ def note(text: str) -> Text:
 
 
 def table(title: str, columns: list[str], rows: Sequence[Sequence[str | Text]], right: tuple[int, ...] = (),
-          whole: tuple[int, ...] = ()) -> Table:
-    """right: columns that are aligned to the right; whole: columns, of ids, that no line break may divide."""
+          whole: tuple[int, ...] = (), tight: bool = False) -> Table:
+    """right: columns that are aligned to the right; whole: columns, of ids, that no line break may divide.
+    tight: for a narrow terminal, a word of the heads a line, and one space between columns.
+    """
     made = Table(title=Text(title, style="bold") if title else None, title_justify="left", box=None, pad_edge=False,
-                 header_style="dim", show_header=any(columns))
+                 header_style="dim", show_header=any(columns), collapse_padding=tight)
     for i, column in enumerate(columns):
-        made.add_column(column, justify="right" if i in right else "left", overflow="fold", no_wrap=i in whole)
+        head = column.replace(" ", "\n") if tight else column
+        made.add_column(head, justify="right" if i in right else "left", overflow="fold", no_wrap=i in whole)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return made

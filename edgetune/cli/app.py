@@ -76,6 +76,11 @@ class Commands(click.Group):
                 "daemon", "service", "status", "jobs", "adapters", "feedback", "export", "import", "merge", "pull",
                 "models", "info", "device", "doctor", "bench"]
 
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Groups have a line in the list of commands as others have, instead of a beginning that ends in dots."""
+        cmd.short_help = cmd.short_help or summary(cmd.help or "")
+        super().add_command(cmd, name)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return self._invoke(ctx)

@@ -220,7 +220,7 @@ def _facts_table(facts: dict[str, Any]) -> Table:
 def shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(shown(item) if key == "name" else f"{key.replace('_', ' ')} {shown(item)}"
-                         for key, item in value.items())
+                         for key, item in value.items() if item not in ("", None))
     if isinstance(value, list | tuple):
         between = "\n" if any(isinstance(item, dict) for item in value) else ", "
         return between.join(map(shown, value)) or "nothing"

@@ -169,12 +169,13 @@ def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
 @command("show", click.argument("job"), daemon_options, group=jobs)
 def jobs_show(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
     """All that the daemon says of JOB."""
-    from ..console import table
+    from ..console import Copied, table
     with connect(url, key_file) as client:
         found = client.get(url_path(JOBS, job))
+        report = [Copied(f"report: {client.url}{found['report']}")] if found.get("report") else []
     rows = [[name.replace("_", " "), Text(format_time(value) if name.endswith(TIMES) else shown(value))]
-            for name, value in found.items() if value and name not in ("object", "hyperparameters")]
-    show(as_json, found, table("", ["", ""], rows))
+            for name, value in found.items() if value and name not in ("object", "hyperparameters", "report")]
+    show(as_json, found, table("", ["", ""], rows), *report)
 
 
 @command("follow", click.argument("job"), daemon_options, group=jobs)
@@ -186,6 +187,7 @@ def jobs_follow(job: str, url: str, key_file: Path | None, as_json: bool) -> Non
 
 def _follow(client: Any, name: str, as_json: bool) -> None:
     """The view of edgetune train, made from the events; the daemon's own sentences between."""
+    from ..console import say
     last = None
     with train_progress(as_json) as progress:
         while True:
@@ -195,7 +197,7 @@ def _follow(client: Any, name: str, as_json: bool) -> None:
                 if event["type"] == "metrics":
                     progress.event(event["data"])
                 elif not as_json:
-                    out.print(Text(event["message"]), soft_wrap=True)
+                    say(out, Text(event["message"]))
             if job["status"] in ENDED:
                 break
             time.sleep(POLL)
@@ -304,7 +306,7 @@ def adapters_rename(adapter: str, name: str, url: str, key_file: Path | None, as
          daemon_options, group=adapters)
 def adapters_download(adapter: str, target: Path, url: str, key_file: Path | None, as_json: bool) -> None:
     """Write ADAPTER as a zip: adapter.gguf, a model card, and run.json without questions, answers and paths."""
+    from ..console import mib
     with connect(url, key_file) as client:
         client.download(url_path(ADAPTERS, adapter, "download"), target)
-    show(as_json, {"out": str(target), "bytes": target.stat().st_size},
-         f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+    show(as_json, {"out": str(target), "bytes": target.stat().st_size}, f"{target}: {mib(target.stat().st_size)}")

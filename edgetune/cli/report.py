@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
-from .app import command, show
+from .app import command, out, show
 
 SEVERAL = Path("runs.html")
+WIDE = 80  # columns of a terminal in which the table has its usual spaces
 
 
 @command("report", click.argument("folders", metavar="OUT...", nargs=-1, required=True,
@@ -43,5 +44,6 @@ def report_command(folders: tuple[Path, ...], file: Path | None, as_json: bool) 
              "differing": comparison.differing(runs)}
     numbers = tuple(range(2, len(comparison.HEADS)))
     verdicts = [run.verdict.sentence for run in runs if run.verdict and len(runs) == 1]
-    show(as_json, facts, table("", list(comparison.HEADS), comparison.lines(runs), numbers, numbers), *verdicts,
+    show(as_json, facts, table("", list(comparison.HEADS), comparison.lines(runs), numbers, numbers,
+                               out.width < WIDE), *verdicts,
          f"report in {file}")

@@ -63,7 +63,7 @@ def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[Rende
     from ..console import table
     rows: list[list[str | Text]] = [[_clock(event["at"]), str(event[name] or BASE), Text(event["cause"])]
                                     for event in events]
-    return ["", table(title, ["", "", ""], rows)] if rows else []
+    return ["", table(title, ["", "", ""], rows, whole=(0, 1))] if rows else []
 
 
 def _memory(memory: dict[str, Any]) -> str:

@@ -75,12 +75,14 @@ def measure(model: Floats, reference: Path, threads: int) -> Speeds:
     formats = assign.formats_of(model)[next(name for name, array in model.tensors.items() if array is gate)]
     moments = np.eye(rows.shape[1], dtype=np.float32)
     importance = np.ones(rows.shape[1], np.float32)
-    kinds = [format for format in formats if format in grid.FIELDS]
     tried = rows.size / _seconds(lambda: [grid.fit(rows, format, importance) for format in formats])
     factor = gptq.factor_of(moments)
     more = gate[:ROUNDED_ROWS]
-    rounded = more.size / _seconds(lambda: gptq.compensated(more, kinds[-1], factor)) if kinds else tried
-    stored = rows.size / _seconds(lambda: encode(rows, formats[-1], importance))
+    rounded = tried  # F16 alone, where no format divides the rows
+    stored = tried
+    if formats != ["F16"]:
+        rounded = more.size / _seconds(lambda: gptq.compensated(more, assign.REFERENCE, factor))
+        stored = rows.size / _seconds(lambda: encode(rows, assign.REFERENCE, importance))
     compared, written = _answering(reference, model.shape.n_vocab, threads)
     return Speeds(flops, quick_flops, compared, written, tried, rounded, stored)
 

@@ -32,7 +32,7 @@ def found(path):
 def test_all_options_are_in_groups(path):
     everything = shown(*path, "--help-all")
     command = found(path)
-    flags = [param.opts[0] for param in command.params if isinstance(param, click.Option)]
+    flags = [param.opts[0] for param in command.params if isinstance(param, click.Option) and not param.hidden]
     assert [flag for flag in flags if f"  {flag} " not in everything.replace("\n", " \n") and f", {flag} " not in
             everything and not flag.startswith("-o")] == []
     titles = [f"\n{title}:\n" for kind in GROUPED[path] for title in dict.fromkeys(groups_of(kind).values())]

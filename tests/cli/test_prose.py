@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgetune.cli.prose import Prose
+from edgetune.console import table
 
 WORDS = st.lists(st.text("abcdefghij", min_size=1, max_size=30), min_size=1, max_size=60)
 
@@ -55,3 +56,17 @@ def test_wide_letters_are_broken_at_the_width(width):
 
 def test_what_a_terminal_would_obey_is_left_out():
     assert shown("a\033[2Jb", 30)[0] == "a[2Jb"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_words_and_ids_in_tables_stay_whole(width):
+    heads = ["run", "status", "held-out loss", "exact answers", "steps", "time", "peak memory"]
+    row = ["lamps", "unmeasured", "6.603 → 3.436", "0% → 0%", "150", "0:02", "76 MiB"]
+    numbers = tuple(range(2, 7))
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    console.print(table("", heads, [row], numbers, numbers, tight=width < 80))
+    lines = file.getvalue().rstrip().split("\n")
+    assert max(map(len, lines)) <= width
+    assert all(cell in lines[-1] for cell in row)
+    assert all(word in file.getvalue() for head in heads for word in head.split())

@@ -29,7 +29,7 @@ from .write import keys_of
 # MXFP4 is not among them: it takes a quarter of a bit less than IQ4_NL and loses twice as much. Q4_0 loses more in the
 # same bytes.
 FORMATS_TRIED = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K", "Q2_0")
-_REFERENCE = "Q4_0"
+REFERENCE = "Q4_0"
 _JUDGED = "IQ4_NL"
 SAMPLE = 1 << 16  # weights of a matrix that are tried
 _GRAINS = 1 << 16  # parts in which the knapsack counts the limit at most
@@ -112,9 +112,9 @@ def _costs(name: str, weights: NDArray[np.float32], formats: list[str], curvatur
     plain = [cost(fit(sample, format, importance), format, together=False) for format in formats]
     if name not in curvature.moments:
         return plain
-    whole = cost(fit(sample, _REFERENCE, importance), _REFERENCE, together=False)
-    data = compensated(sample, _REFERENCE, factor_of(curvature.moments[name]))
-    left = cost(data, _REFERENCE, together=True) / max(whole, 1e-30)
+    whole = cost(fit(sample, REFERENCE, importance), REFERENCE, together=False)
+    data = compensated(sample, REFERENCE, factor_of(curvature.moments[name]))
+    left = cost(data, REFERENCE, together=True) / max(whole, 1e-30)
     return [left * price for price in plain]
 
 

@@ -252,8 +252,12 @@ def _check_enough(rows: TrainingRows) -> None:
     if not rows.taken:
         raise UsageError("there is no new feedback to learn", "correct some answers")
     if not rows.new:
-        raise UsageError(f"all new feedback, on {len(rows.fresh)} questions, is held out to judge by",
+        raise UsageError(f"all new feedback, on {_questions(len(rows.fresh))}, is held out to judge by",
                          "correct answers to other questions")
     if not rows.held:
-        raise UsageError(f"there is feedback on {len(rows.new)} questions, and none is held out to judge by",
+        raise UsageError(f"there is feedback on {_questions(len(rows.new))}, and none is held out to judge by",
                          f"correct answers to more questions: one of each {SHARE} is held out")
+
+
+def _questions(count: int) -> str:
+    return "1 question" if count == 1 else f"{count} questions"
