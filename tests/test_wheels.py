@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 TOP = Path(__file__).parents[1]
 
 
+@pytest.mark.timeout(1800)  # all kernels are compiled
 def test_a_wheel_for_this_machine_installs_and_computes(tmp_path):
     for needed in ("elftools", "scikit_build_core", "wheel"):
         pytest.importorskip(needed)
