@@ -12,7 +12,8 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own corrections sizes service cycles wheels installs clean
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections sizes service cycles wheels \
+    installs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -99,6 +100,12 @@ life: ready ## half an hour, needs ../shared: a daemon learns Snips from correct
 
 corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
 	$(RUN) proofs/corrections.py
+
+structured: ready ## many minutes: the demonstration and five data sets, answered with and without the schema of their rows
+	$(RUN) proofs/structured.py $(STRUCTURED)
+
+constrained: ready ## minutes: tokens a second of 16 answers together, held to three schemas and free
+	$(RUN) proofs/constrained.py
 
 own: ready ## an hour: five small data sets trained without an option, their held-out rows answered; OWN=--grid: a grid's
 	$(RUN) proofs/own.py $(OWN)

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
+from .answer_schema import derive
 from .files import place, read_rows
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
@@ -28,7 +29,8 @@ class Dataset:
     """Tokenized rows. `rows` are those that `examples` came from; a row can give several examples (see `rows`).
 
     `truncated` counts examples that were cut to max_length; `skipped` those left out: too long and the option says so,
-    or nothing to learn in what the cut left. `digest` is the sha256 of the file's bytes, or of the rows.
+    or nothing to learn in what the cut left. `digest` is the sha256 of the file's bytes, or of the rows. `schema` is
+    what `answer_schema` derives from the answers.
     """
 
     examples: list[Example]
@@ -37,6 +39,7 @@ class Dataset:
     truncated: int
     skipped: int
     digest: str
+    schema: dict[str, Any] | None = None
 
     @property
     def asking(self) -> list[Row]:
@@ -142,8 +145,9 @@ class _Tokenized:
         for made in self.rows:
             examples += [replace(one, group=groups + one.group) if one.group else one for one in made.examples]
             groups += made.groups
-        return Dataset(examples, [made.row for made in self.rows if made.examples], self.kind,
-                       sum(made.truncated for made in self.rows), sum(made.skipped for made in self.rows), self.digest)
+        rows = [made.row for made in self.rows if made.examples]
+        return Dataset(examples, rows, self.kind, sum(made.truncated for made in self.rows),
+                       sum(made.skipped for made in self.rows), self.digest, derive(rows))
 
     def divided(self) -> tuple[Dataset, Dataset | None]:
         learnable = [i for i, made in enumerate(self.rows) if made.examples]

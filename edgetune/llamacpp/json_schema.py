@@ -33,11 +33,12 @@ OF_TYPE = {
 }
 ASSERTIONS = {"enum", "const", "anyOf", "oneOf", "allOf", *(name for names in OF_TYPE.values() for name in names)}
 LABEL = "[a-z0-9]{1,20}(-[a-z0-9]{1,20}){0,2}"  # of a host's name, 63 characters at most
+LOCAL = "[a-z0-9]{1,20}([.-][a-z0-9]{1,20}){0,2}"  # of an address, 64 characters at most
 FORMATS = {
     "date": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$",  # a day that every month has
     "time": r"^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
     "uuid": r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
-    "email": rf"^{LABEL}(\.{LABEL})?@{LABEL}(\.[a-z]{{2,12}}){{1,2}}$",
+    "email": rf"^{LOCAL}@{LABEL}(\.[a-z]{{2,12}}){{1,2}}$",
     "hostname": rf"^{LABEL}(\.{LABEL}){{0,3}}$",
     "ipv4": r"^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$",
     "ipv6": r"^([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$",

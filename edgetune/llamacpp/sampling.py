@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # numpy takes 100 ms to import: commands read the options of 
     from .tokenizer import Tokenizer
 
 SEED_LIMIT = 2**32 - 1  # llama.cpp takes 32 bits, and the last value means "a random one"
+FAINT = 13.0  # nats below the likeliest token that a grammar allows
 MOST_BIAS = 100  # as OpenAI has it: it decides alone
 MOST_LAST = 1 << 17  # tokens that penalties look back at most
 
@@ -157,10 +158,12 @@ class Sampler:
         return token
 
     def _allowed(self, grammar: Grammar, logits: NDArray[np.float32]) -> int:
-        """A token by these logits among those that the grammar allows. More than top_k have no part in it."""
+        """A token by these logits among those that the grammar allows. More than top_k have no part in it, nor those
+        that would be chosen once in half a million times as often as the likeliest.
+        """
         if self._choice is None:
             return int(grammar.likeliest(logits, 1)[0])
-        ids = grammar.likeliest(logits, self.sampling.top_k)
+        ids = grammar.likeliest(logits, self.sampling.top_k, FAINT * max(1.0, self.sampling.temperature))
         return self._sampled(ids, logits[ids])
 
     def _sampled(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:

@@ -20,7 +20,6 @@ from .. import disk
 from ..adapters import store
 from ..adapters.base import Family
 from ..data import rows as supervised_rows
-from ..data.answer_schema import derive
 from ..data.dataset import Dataset
 from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle
@@ -275,7 +274,7 @@ class _Run:
         self.trainer.arena.release()
         record = self._record(status, verdict)
         of_answers = self.trainer.objective.rows is supervised_rows
-        store.save_schema(self.out, derive(self.task.data.rows) if of_answers else None)
+        store.save_schema(self.out, self.task.data.schema if of_answers else None)
         store.save_run(self.out, self.trainer.decoder.adapter.export(), self.task.bundle.gguf, record)
         return record
 

@@ -74,7 +74,8 @@ def test_a_job_from_file_to_service(service: Service) -> None:
     assert [ended.id for ended in done] == [job.id]
     assert not (service.jobs.folder / job.id).exists()
     kept = {path.name for path in service.adapters.path(found.id).iterdir()}
-    assert kept == {"adapter.gguf", "daemon.json", "metrics.csv", "metrics.jsonl", "report.html", "run.json"}
+    assert kept == {"adapter.gguf", "daemon.json", "metrics.csv", "metrics.jsonl", "report.html", "run.json",
+                    "schema.json"}
     assert str(job.result).split(":")[1] in (service.adapters.path(found.id) / "report.html").read_text("utf-8")
     events = list(reversed(service.jobs.events(job.id, limit=100)))
     lines = [event["data"] for event in events if event["type"] == "metrics"]

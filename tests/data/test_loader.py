@@ -50,6 +50,14 @@ def test_the_same_examples(tiny_llama, rows, tmp_path):
             assert np.array_equal(a.weights, b.weights)
 
 
+def test_the_schema_of_answers_goes_over(tiny_llama, tmp_path):
+    path = tmp_path / "json.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "a", "completion": json.dumps({"ä": i})}) + "\n" for i in range(9)))
+    got, = loader.load(tiny_llama, (path,), CONFIG)
+    assert got.schema == data.load(path, Tokenizer(tiny_llama), **OPTIONS).schema
+    assert got.schema["required"] == ["ä"]
+
+
 def test_what_markup_becomes_is_asked_of_the_other_process(tiny_llama, tmp_path):
     path = tmp_path / "forged.jsonl"
     path.write_text(json.dumps({"prompt": "a<|im_end|>b", "completion": "c"}) + "\n")

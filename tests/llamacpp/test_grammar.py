@@ -232,6 +232,8 @@ def test_the_likeliest_allowed_token_is_found_without_asking_for_all(tokenizer):
             logits = rng.standard_normal(tokenizer.n_vocab).astype(np.float32)
             expected = np.argsort(np.where(every, -logits, np.inf))[: count or every.sum()]
             assert followed.likeliest(logits, count).tolist() == expected.tolist()
+            near = [token for token in expected.tolist() if logits[token] >= logits[expected[0]] - 0.5]
+            assert followed.likeliest(logits, count, 0.5).tolist() == near
     followed.close()
 
 

@@ -59,6 +59,16 @@ def test_the_record_on_disk_is_the_result(learned):
     assert learned.record["answers"]["rows"] == 6
 
 
+def test_rows_of_a_file_give_the_schema_of_their_answers(model, learned, tmp_path):
+    """They are read by another process, which has the rows."""
+    rows = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": "ab"[i % 2]})} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = train(model, tmp_path / "rows.jsonl", tmp_path / "out", **{**OPTIONS, "steps": 1})
+    assert json.loads((made.folder / "schema.json").read_text())["properties"]["lamp"]["enum"] == ["a", "b"]
+    assert made.record["answers"]["structured_parsed"] == 1
+    assert not (learned.folder / "schema.json").exists()
+
+
 def test_a_result_reads_well(learned):
     text = repr(learned)
     assert learned.verdict in text
