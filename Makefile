@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections sizes service cycles wheels \
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections sizes shared service cycles wheels \
     installs clean
 
 help: ## this list
@@ -128,6 +128,9 @@ fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the
 
 fuzz: ready ## minutes: random damage to models, to a daemon's state and to its requests; SEED=0, COUNT of each
 	$(RUN) -W ignore proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
+
+shared: ready ## a minute, needs ../shared: steps with what rows begin with alike computed once, beside each row's own
+	$(RUN) proofs/shared.py
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 	$(RUN) proofs/service.py

@@ -80,8 +80,10 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 def start_lines(e: dict[str, Any]) -> list[str]:
     """What a run begins with, of its event "start"."""
     p = e["plan"]
-    return [f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised), {e['steps']} steps with "
-            f"the kernels {e['isa']}",
+    computed = e.get("computed", e["tokens"])
+    shared = "" if computed == e["tokens"] else f", about {computed} computed"  # rows of a batch begin alike
+    return [f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised){shared}, {e['steps']} "
+            f"steps with the kernels {e['isa']}",
             f"memory: at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} ({p['budget']}): buffers "
             f"{mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, the rest {mib(p['process_bytes'])}",
             *plan_lines(p)]

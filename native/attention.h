@@ -2,9 +2,10 @@
  * a thread holds BQ x BK scores at a time. Backward makes them again from lse: once for dq, where tasks are blocks of
  * queries, once for dk and dv, where tasks are blocks of keys, so that the outputs of tasks are disjoint.
  *
- * Token t sees keys first_key(t) .. t, and first_key never decreases, so the keys of a block of queries begin at its
- * first query's first key. No block holds queries or keys of two documents: documents and windows cost only what they
- * see. All outputs are overwritten; sums are in float and rounded once, to the type of their array.
+ * Tokens are a forest in depth-first order (et.h). A segment is a run of tokens whose subtrees end together, so each is
+ * the child of the one before. No block holds queries or keys of two segments: of a block of keys in another segment
+ * the queries see all, or what their window leaves, or nothing, and what nobody sees costs nothing. All outputs are
+ * overwritten; sums are in float and rounded once, to the type of their array.
  *
  * What is common is here; attention_float.h multiplies in float, attention_bf16.h in bf16. */
 
@@ -16,31 +17,49 @@ struct attention {
     et_context *ctx;
     et_array dq, dk, dv, dout, out, q, k, v; /* in backward, out is an input, and so is lse */
     float *delta, *lse;
-    const int32_t *start;
+    const int32_t *end, *position;
     float scale;
     int window, T, H, G, C;
 };
 
-static inline int first_key(const struct attention *a, int t) {
-    int begin = a->window > 0 ? t - a->window + 1 : 0;
-    return a->start[t] > begin ? a->start[t] : begin;
-}
-
-/* How many of the tokens t .. end - 1 are of t's document. */
-static inline int same_document(const struct attention *a, int t, int end) {
+/* How many of the tokens t .. last - 1 are of t's segment. */
+static inline int same_segment(const struct attention *a, int t, int last) {
     int n = 1;
-    while (t + n < end && a->start[t + n] == a->start[t])
+    while (t + n < last && a->end[t + n] == a->end[t])
         n++;
     return n;
 }
 
-/* Blocks of BQ are cut from each document's first token: the tokens of the one that begins at t, */
-static inline int block_tokens(const struct attention *a, int t) { return same_document(a, t, min_int(t + BQ, a->T)); }
+/* Blocks of BQ are cut from each segment's first token: the tokens of the one that begins at t, */
+static inline int block_tokens(const struct attention *a, int t) { return same_segment(a, t, min_int(t + BQ, a->T)); }
 
 /* and where the first begins that does so at or after t. */
 static inline int next_block(const struct attention *a, int t) {
-    int past = (t - a->start[t]) % BQ;
-    return past ? t + same_document(a, t, min_int(t + BQ - past, a->T)) : t;
+    int past = 0;
+    while (past < t && a->end[t - past - 1] == a->end[t])
+        past++;
+    past %= BQ;
+    return past ? t + same_segment(a, t, min_int(t + BQ - past, a->T)) : t;
+}
+
+/* How many tokens, along the path, key k is too far from query q for the window. */
+static inline int beyond_window(const struct attention *a, int q, int k) {
+    return a->window > 0 ? a->position[q] - a->position[k] - a->window + 1 : 0;
+}
+
+/* The first block of keys at or after k, and before `last`, that some of the queries from q on, of one segment up to
+ * `last`, see: *k is its first, and its size is returned; 0: there is none. */
+static inline int next_keys(const struct attention *a, int *k, int q, int last) {
+    while (*k < last) {
+        int beyond = beyond_window(a, q, *k);
+        if (a->end[*k] <= q)
+            *k = a->end[*k]; /* a subtree that q is not in */
+        else if (beyond > 0)
+            *k += same_segment(a, *k, min_int(*k + beyond, last));
+        else
+            return same_segment(a, *k, min_int(*k + BK, last));
+    }
+    return 0;
 }
 
 /* Elements from a token to the next, and where token t of a head begins: head h of [T, H, C], head g of [T, G, C]. */
@@ -79,18 +98,20 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
 
 /* out [T, H, C] = softmax(scale * q . k^T) . v, lse [H, T] */
 static void attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                              const int32_t *start, float scale, int window, int T, int H, int G, int C) {
-    struct attention a = {.ctx = ctx, .out = out, .lse = lse, .q = q, .k = k, .v = v, .start = start, .scale = scale,
-                          .window = window, .T = T, .H = H, .G = G, .C = C};
+                              const int32_t *end, const int32_t *position, float scale, int window, int T, int H,
+                              int G, int C) {
+    struct attention a = {.ctx = ctx, .out = out, .lse = lse, .q = q, .k = k, .v = v, .end = end, .position = position,
+                          .scale = scale, .window = window, .T = T, .H = H, .G = G, .C = C};
     ATTENTION(forward, &a);
 }
 
 /* dq [T, H, C], dk, dv [T, G, C]; delta [H, T] is work space. */
 static void attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                                et_array out, const float *lse, et_array q, et_array k, et_array v,
-                               const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+                               const int32_t *end, const int32_t *position, float scale, int window, int T, int H,
+                               int G, int C) {
     struct attention a = {.ctx = ctx, .dq = dq, .dk = dk, .dv = dv, .delta = delta, .dout = dout, .out = out,
-                          .lse = (float *)lse, .q = q, .k = k, .v = v, .start = start, .scale = scale,
-                          .window = window, .T = T, .H = H, .G = G, .C = C};
+                          .lse = (float *)lse, .q = q, .k = k, .v = v, .end = end, .position = position,
+                          .scale = scale, .window = window, .T = T, .H = H, .G = G, .C = C};
     ATTENTION(backward, &a);
 }

@@ -176,7 +176,8 @@ static int query_strips(const struct attention *a, const struct work *w, struct 
             t.out[0] = t.out[1] = head.out + at;
             t.rows = min_int(STRIP, b.nq - j);
             t.nv = keys / VL;
-            t.distance = b.q + j - k;
+            t.keys = nk;
+            t.distance = a->position[b.q + j] - a->position[k];
             strips[n++] = t;
         }
     return n;
@@ -197,11 +198,10 @@ static void forward_strips(const struct work *w, const struct strip *t, int n, i
 static void forward_block(const struct attention *a, const struct work *w, struct queries b) {
     struct strip strips[STRIPS];
     forward_begin(a, w, b);
-    for (int first = first_key(a, b.q), k = first, end = b.q + b.nq; k < end; k += BK) {
-        int nk = min_int(BK, end - k);
+    for (int accumulate = 0, k = 0, nk; (nk = next_keys(a, &k, b.q, b.q + b.nq)) > 0; k += nk, accumulate = 1) {
         pack_tokens(w, a, a->k, k_at(a, b.g, k), k_stride(a), nk, w->packed[0], NULL);
         pack_tokens(w, a, a->v, k_at(a, b.g, k), k_stride(a), nk, NULL, w->packed[3]);
-        forward_strips(w, strips, query_strips(a, w, b, k, nk, strips), k > first);
+        forward_strips(w, strips, query_strips(a, w, b, k, nk, strips), accumulate);
     }
     forward_end(a, w, b);
 }
@@ -234,11 +234,10 @@ static void dq_strips(const struct work *w, const struct strip *t, int n, int ac
 static void dq_block(const struct attention *a, const struct work *w, struct queries b) {
     struct strip strips[STRIPS];
     dq_begin(a, w, b);
-    for (int first = first_key(a, b.q), k = first, end = b.q + b.nq; k < end; k += BK) {
-        int nk = min_int(BK, end - k);
+    for (int accumulate = 0, k = 0, nk; (nk = next_keys(a, &k, b.q, b.q + b.nq)) > 0; k += nk, accumulate = 1) {
         pack_tokens(w, a, a->k, k_at(a, b.g, k), k_stride(a), nk, w->packed[0], w->packed[1]);
         pack_tokens(w, a, a->v, k_at(a, b.g, k), k_stride(a), nk, w->packed[2], NULL);
-        dq_strips(w, strips, query_strips(a, w, b, k, nk, strips), k > first);
+        dq_strips(w, strips, query_strips(a, w, b, k, nk, strips), accumulate);
     }
     for (int i = 0; i < b.heads; i++)
         for (int j = 0; j < b.nq; j++)
@@ -276,7 +275,8 @@ static int key_strips(const struct attention *a, const struct work *w, const str
         t.rows = min_int(STRIP, b->nk - j);
         t.nv = queries / VL;
         t.first = first;
-        t.distance = q + first - (b->k + j);
+        t.keys = t.rows;
+        t.distance = a->position[q] + first - (a->position[b->k] + j);
         strips[n++] = t;
     }
     return n;
@@ -304,8 +304,10 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
     round_rows(b->k_rows, w->ld, a->k, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     round_rows(b->v_rows, w->ld, a->v, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     for (int h = b->g * group; h < (b->g + 1) * group; h++)
-        for (int q = b->k, nq; q < a->T && first_key(a, q) < b->k + b->nk; q += nq) {
+        for (int q = b->k, nq; q < a->end[b->k]; q += nq) {
             nq = block_tokens(a, q);
+            if (beyond_window(a, q, b->k + b->nk - 1) > 0)
+                continue;
             pack_tokens(w, a, a->q, q_at(a, h, q), q_stride(a), nq, w->packed[0], w->packed[1]);
             pack_tokens(w, a, a->dout, q_at(a, h, q), q_stride(a), nq, w->packed[2], w->packed[3]);
             load_base(a, b->base, b->delta, h, q, nq);

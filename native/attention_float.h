@@ -64,11 +64,11 @@ static void query_key_products(const struct attention *a, const struct block *b,
 static void attention_scores(const struct attention *a, const struct block *b) {
     query_key_products(a, b, b->s, a->q, a->k, a->scale);
     int width = ceil_div(b->nk, VL) * VL;
-    if (b->nk == width && b->k + b->nk - 1 <= b->q && first_key(a, b->q + b->nq - 1) <= b->k)
+    if (b->nk == width && b->k + b->nk - 1 <= b->q && beyond_window(a, b->q + b->nq - 1, b->k) <= 0)
         return;
     for (int i = 0; i < b->nq; i++) {
         int t = b->q + i;
-        int begin = first_key(a, t) - b->k;
+        int begin = beyond_window(a, t, b->k);
         int end = min_int(t + 1 - b->k, b->nk);
         float *s = b->s + i * BK;
         for (int j = 0; j < min_int(begin, width); j++)
@@ -106,23 +106,23 @@ static inline void scale_row(float *x, float s, int n) {
 }
 
 static void attention_forward_block(const struct attention *a, struct block b) {
-    int first = first_key(a, b.q);
-    int end = b.q + b.nq;
+    int last = b.q + b.nq;
+    int accumulate = 0;
     float *out = b.sums[0], max[BQ], sum[BQ];
     for (int i = 0; i < b.nq; i++) {
         max[i] = -INFINITY;
         sum[i] = 0.0f;
     }
-    for (b.k = first; b.k < end; b.k += BK) {
-        b.nk = min_int(BK, end - b.k);
+    for (b.k = 0; (b.nk = next_keys(a, &b.k, b.q, last)) > 0; b.k += b.nk) {
         attention_scores(a, &b);
         for (int i = 0; i < b.nq; i++) {
             float factor = softmax_step(b.s + i * BK, b.nk, &max[i], &sum[i]);
-            if (b.k > first && factor != 1.0f)
+            if (accumulate && factor != 1.0f)
                 scale_row(out + i * a->C, factor, a->C);
         }
         struct rows v = key_rows(a, &b, a->v, b.wide_b);
-        gemm(out, a->C, b.s, BK, 1, v.p, v.stride, 0, b.nq, a->C, b.nk, 1.0f, b.k > first, b.pack);
+        gemm(out, a->C, b.s, BK, 1, v.p, v.stride, 0, b.nq, a->C, b.nk, 1.0f, accumulate, b.pack);
+        accumulate = 1;
     }
     for (int i = 0; i < b.nq; i++) {
         store_scaled(a->out, q_at(a, b.h, b.q + i), out + i * a->C, 1.0f / sum[i], a->C);
@@ -164,14 +164,14 @@ static void attention_scores_backward(const struct attention *a, const struct bl
 
 /* dq = scale * ds . k */
 static void attention_dq_block(const struct attention *a, struct block b) {
-    int first = first_key(a, b.q);
-    int end = b.q + b.nq;
+    int last = b.q + b.nq;
+    int accumulate = 0;
     attention_delta(a, a->dout, q_at(a, b.h, b.q), q_stride(a), b.h, b.q, b.nq);
-    for (b.k = first; b.k < end; b.k += BK) {
-        b.nk = min_int(BK, end - b.k);
+    for (b.k = 0; (b.nk = next_keys(a, &b.k, b.q, last)) > 0; b.k += b.nk) {
         attention_scores_backward(a, &b);
         struct rows k = key_rows(a, &b, a->k, b.wide_b);
-        gemm(b.sums[0], a->C, b.ds, BK, 1, k.p, k.stride, 0, b.nq, a->C, b.nk, a->scale, b.k > first, b.pack);
+        gemm(b.sums[0], a->C, b.ds, BK, 1, k.p, k.stride, 0, b.nq, a->C, b.nk, a->scale, accumulate, b.pack);
+        accumulate = 1;
     }
     for (int i = 0; i < b.nq; i++)
         store_scaled(a->dq, q_at(a, b.h, b.q + i), b.sums[0] + i * a->C, 1.0f, a->C);
@@ -192,8 +192,10 @@ static void attention_dkv_block(const struct attention *a, struct block b) {
     int accumulate = 0;
     int group = a->H / a->G;
     for (b.h = b.g * group; b.h < (b.g + 1) * group; b.h++)
-        for (b.q = b.k; b.q < a->T && first_key(a, b.q) < b.k + b.nk; b.q += b.nq) {
+        for (b.q = b.k; b.q < a->end[b.k]; b.q += b.nq) {
             b.nq = block_tokens(a, b.q);
+            if (beyond_window(a, b.q, b.k + b.nk - 1) > 0)
+                continue;
             attention_scores_backward(a, &b);
             struct rows q = query_rows(a, &b, a->q, b.wide_b);
             gemm(b.sums[0], a->C, b.ds, 1, BK, q.p, q.stride, 0, b.nk, a->C, b.nq, a->scale, accumulate, b.pack);

@@ -92,6 +92,7 @@ struct strip {
     float *out[2];        /* [rows, ld] sums of products with ds and with p; forward has p alone */
     int ld, rows, nv;
     int first;            /* of the packed columns, which of them the strip begins at */
+    int keys;             /* how many of those in the vectors, or rows, are keys */
     int distance;         /* from the first key to the first query; a query sees those of 0 to span - 1 */
     uint32_t span;
     float exponent;
@@ -114,6 +115,12 @@ static inline vec only_seen(vec x, int d, int step, uint32_t span) {
     __m512i distance = step > 0 ? _mm512_add_epi32(first, lanes) : _mm512_sub_epi32(first, lanes);
     __mmask16 seen = _mm512_cmplt_epu32_mask(distance, _mm512_set1_epi32((int)span));
     return (vec)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, (__m512)x);
+}
+
+/* x in the first n lanes, elsewhere -inf. */
+static inline vec among_keys(vec x, int n) {
+    __mmask16 are = n >= VL ? 0xffff : n > 0 ? (__mmask16)((1u << n) - 1) : 0;
+    return (vec)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), are, (__m512)x);
 }
 
 /* A new base for query i, whose scores have outgrown the old one; what was summed under that is brought under this. */
@@ -143,7 +150,7 @@ static inline __attribute__((always_inline)) void softmax_rows(const struct stri
         UNROLL for (int j = 0; j < nv; j++) {
             x[j] = vload(t->s + i * BK + j * VL) * t->exponent;
             if (masked)
-                x[j] = only_seen(x[j], t->distance + i - j * VL, -1, t->span);
+                x[j] = only_seen(among_keys(x[j], t->keys - j * VL), t->distance + i - j * VL, -1, t->span);
             highest = (vec)_mm512_max_ps((__m512)x[j], (__m512)highest); /* the second where one is NaN */
         }
         if (_mm512_cmp_ps_mask((__m512)highest, (__m512)splat(t->base[i] + 16.0f), _CMP_GT_OQ)) {
@@ -177,7 +184,8 @@ static inline __attribute__((always_inline)) void gradient_rows(const struct str
                 vec delta = queries ? splat(t->delta[i]) : vload(t->delta + at);
                 vec x = vload(t->s + i * BK + at) * t->exponent - base;
                 if (masked)
-                    x = only_seen(x, t->distance + row, queries ? -1 : 1, t->span);
+                    x = only_seen(queries ? among_keys(x, t->keys - at) : x, t->distance + row, queries ? -1 : 1,
+                                  t->span);
                 p[l] = exp2_vec(x);
                 ds[l] = p[l] * (vload(t->dp + i * BK + at) - delta);
             }
@@ -190,7 +198,7 @@ static inline __attribute__((always_inline)) void gradient_rows(const struct str
 
 /* A distance is 0 or more, unless it is seen by nobody. */
 static inline int partly_seen(const struct strip *t, int queries, int keys) {
-    return t->distance < keys - 1 || (int64_t)t->distance + queries > (int64_t)t->span;
+    return t->distance < keys - 1 || t->keys < keys || (int64_t)t->distance + queries > (int64_t)t->span;
 }
 
 _Static_assert(STRIP == 2 * VL && BK == 2 * STRIP, "rows have two or four vectors");

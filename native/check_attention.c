@@ -1,22 +1,45 @@
-/* Checks of attention against ref_ops.c: documents, windows, odd sizes, every mixture of types. */
+/* Checks of attention against ref_ops.c: documents, trees, windows, odd sizes, every mixture of types. */
 #include "check.h"
 
 #include <math.h>
 #include <string.h>
 
 struct attention_case {
-    int T, H, G, C, window, documents;
-    float size; /* of q: large gives sharp distributions */
+    int T, H, G, C, window, documents; /* documents 0: a random forest */
+    float size;                        /* of q: large gives sharp distributions */
 };
 
 /* Which arrays are bf16, by bit: out, dq, dk, dv, q, k, v, dout. */
 static int type_of(int types, int i) { return types >> i & 1 ? ET_BF16 : ET_F32; }
 
-static int32_t *document_starts(int T, int documents) {
-    int32_t *start = check_ints((size_t)T, 1, 0);
-    for (int t = 0; t < T; t++)
-        start[t] = (int32_t)((int64_t)t * documents / T * T + documents - 1) / documents;
-    return start;
+/* How deep token t is, whose predecessor is depth - 1 deep: as deep as `depth`, but for one token in 16 of a forest, or
+ * where a document begins. */
+static int depth_of(int t, int depth, int T, int documents, uint32_t *state) {
+    *state = *state * 1664525u + 1013904223u;
+    if (documents)
+        return (int64_t)t * documents / T == (int64_t)(t - 1) * documents / T ? depth : 0;
+    return *state >> 28 ? depth : (int)((*state >> 8) % (uint32_t)(depth + 1));
+}
+
+struct forest {
+    int32_t *end, *position;
+};
+
+static struct forest make_forest(int T, int documents) {
+    struct forest made = {check_ints((size_t)T, 1, 0), check_ints((size_t)T, 1, 0)};
+    int32_t *path = check_ints((size_t)T, 1, 0);
+    uint32_t state = (uint32_t)T;
+    int depth = 0;
+    for (int t = 0; t < T; t++) {
+        int kept = t ? depth_of(t, depth, T, documents, &state) : 0;
+        while (depth > kept)
+            made.end[path[--depth]] = t;
+        made.position[t] = depth;
+        path[depth++] = t;
+    }
+    while (depth)
+        made.end[path[--depth]] = T;
+    return made;
 }
 
 /* n values of noise, as bf16 has them if `rounded`, in an array of `type`. */
@@ -51,14 +74,14 @@ struct attention_outputs {
 static struct attention_outputs run_attention(et_context *ctx, const struct attention_case *a, int types,
                                               const et_array in[4], const size_t sizes[6]) {
     struct attention_outputs o;
-    const int32_t *start = document_starts(a->T, a->documents);
+    struct forest f = make_forest(a->T, a->documents);
     float scale = 1.0f / sqrtf((float)a->C);
     for (int i = 0; i < 6; i++)
         o.x[i] = attention_array(i < 4 ? type_of(types, i) : ET_F32, sizes[i], (uint64_t)i + 5, 1, 0);
-    et_attention_forward(ctx, o.x[0], o.x[4].data, in[0], in[1], in[2], start, scale, a->window, a->T, a->H, a->G,
-                         a->C);
+    et_attention_forward(ctx, o.x[0], o.x[4].data, in[0], in[1], in[2], f.end, f.position, scale, a->window,
+                         a->T, a->H, a->G, a->C);
     et_attention_backward(ctx, o.x[1], o.x[2], o.x[3], o.x[5].data, in[3], o.x[0], o.x[4].data, in[0], in[1], in[2],
-                          start, scale, a->window, a->T, a->H, a->G, a->C);
+                          f.end, f.position, scale, a->window, a->T, a->H, a->G, a->C);
     return o;
 }
 
@@ -74,14 +97,14 @@ static void check_attention(struct check *c, et_context *alone, struct attention
         attention_array(type_of(types, 6), m, 3, 1, rounds), attention_array(type_of(types, 7), n, 4, 1, rounds)};
     struct attention_outputs got = run_attention(c->ctx, &a, types, in, sizes);
     struct attention_outputs again = run_attention(alone, &a, types, in, sizes), want;
-    const int32_t *start = document_starts(a.T, a.documents);
+    struct forest f = make_forest(a.T, a.documents);
     float scale = 1.0f / sqrtf((float)a.C);
     for (size_t i = 0; i < 6; i++)
         want.x[i] = attention_array(ET_F32, sizes[i], 0, 1, 0);
-    ref_attention_forward(NULL, want.x[0], want.x[4].data, in[0], in[1], in[2], start, scale, a.window, a.T, a.H, a.G,
-                          a.C);
+    ref_attention_forward(NULL, want.x[0], want.x[4].data, in[0], in[1], in[2], f.end, f.position, scale, a.window,
+                          a.T, a.H, a.G, a.C);
     ref_attention_backward(NULL, want.x[1], want.x[2], want.x[3], want.x[5].data, in[3], want.x[0], want.x[4].data,
-                           in[0], in[1], in[2], start, scale, a.window, a.T, a.H, a.G, a.C);
+                           in[0], in[1], in[2], f.end, f.position, scale, a.window, a.T, a.H, a.G, a.C);
     for (size_t i = 0; i < 6; i++) { /* that out is rounded tells in delta, and so in dq and dk */
         double tolerance = rounds || (types && i > 0) ? 1e-2 : types ? 0x1p-8 : a.size > 10.0f ? 1e-4 : 1e-5;
         check_attention_output(c, &a, names[i], got.x[i], want.x[i].data, sizes[i], tolerance);
@@ -101,7 +124,8 @@ static void check_attention_nan(struct check *c, int type) {
     float *lse = check_floats(T, 5);
     int good = 1;
     array_put(k, 10 * C, NAN);
-    et_attention_forward(c->ctx, out, lse, q, k, v, document_starts(T, 1), 1.0f, 0, T, 1, 1, C);
+    struct forest f = make_forest(T, 1);
+    et_attention_forward(c->ctx, out, lse, q, k, v, f.end, f.position, 1.0f, 0, T, 1, 1, C);
     for (int t = 0; t < T; t++)
         good &= t < 10 ? isfinite(array_get(out, t * C)) && isfinite(lse[t])
                        : isnan(array_get(out, t * C)) && isnan(lse[t]);
@@ -115,6 +139,8 @@ void check_attentions(struct check *c, et_context *alone) {
         {65, 3, 3, 128, 0, 1, 4}, {67, 2, 1, 256, 0, 1, 1}, {130, 3, 1, 32, 0, 5, 1}, {200, 2, 1, 32, 0, 200, 1},
         {130, 2, 2, 32, 1, 1, 1}, {150, 2, 1, 64, 7, 1, 1}, {260, 1, 1, 32, 64, 1, 1}, {260, 1, 1, 32, 100, 3, 1},
         {129, 3, 1, 33, 0, 2, 1}, {70, 1, 1, 2, 0, 1, 1},   {130, 2, 1, 64, 0, 1, 200}, {100, 10, 2, 31, 0, 1, 1},
+        {300, 3, 1, 64, 0, 0, 1}, {131, 2, 2, 80, 0, 0, 4}, {260, 2, 1, 32, 9, 0, 1},  {400, 1, 1, 32, 70, 0, 1},
+        {257, 9, 3, 64, 0, 0, 200},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         check_attention(c, alone, cases[i], 0);

@@ -79,31 +79,43 @@ int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, con
     return RUN(rope, x, cos, sin, positions, neox, sign, T, H, C, n_rot, P);
 }
 
-/* What both directions of attention need of sizes and document starts. */
-static int check_attention(const int32_t *start, int window, int T, int H, int G, int C) {
+/* Whether tokens t .. end - 1 are whole subtrees of a parent at this position. */
+static int are_children(const int32_t *end, const int32_t *position, int t, int last, int32_t parent) {
+    for (; t < last; t = end[t])
+        if (end[t] <= t || end[t] > last || position[t] != parent + 1)
+            return 0;
+    return 1;
+}
+
+/* What both directions of attention need of sizes and of the forest, whose roots may have any position. */
+static int check_attention(const int32_t *end, const int32_t *position, int window, int T, int H, int G, int C) {
     NEED_POSITIVE(T, H, G);
     NEED(C > 0 && C <= ET_MAX_HEAD && H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
+    for (int t = 0; t < T; t = end[t])
+        NEED(end[t] > t && end[t] <= T && position[t] >= 0, ET_BAD_INDEX);
     for (int t = 0; t < T; t++)
-        NEED(start[t] >= 0 && start[t] <= t && (t == 0 || start[t] >= start[t - 1]), ET_BAD_INDEX);
+        NEED(are_children(end, position, t + 1, end[t], position[t]), ET_BAD_INDEX);
     return ET_OK;
 }
 
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                         const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+                         const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
+                         int C) {
     NEED_ARRAYS(out, q, k, v);
-    NEED_ALL(lse, start);
-    int code = check_attention(start, window, T, H, G, C);
-    return code ? code : RUN(attention_forward, out, lse, q, k, v, start, scale, window, T, H, G, C);
+    NEED_ALL(lse, end, position);
+    int code = check_attention(end, position, window, T, H, G, C);
+    return code ? code : RUN(attention_forward, out, lse, q, k, v, end, position, scale, window, T, H, G, C);
 }
 
 int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
-                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *start,
-                          float scale, int window, int T, int H, int G, int C) {
+                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *end,
+                          const int32_t *position, float scale, int window, int T, int H, int G, int C) {
     NEED_ARRAYS(dq, dk, dv, dout, out, q, k, v);
-    NEED_ALL(delta, lse, start);
-    int code = check_attention(start, window, T, H, G, C);
+    NEED_ALL(delta, lse, end, position);
+    int code = check_attention(end, position, window, T, H, G, C);
     return code ? code
-                : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window, T, H, G, C);
+                : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, T,
+                      H, G, C);
 }
 
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {

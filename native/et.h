@@ -23,7 +23,7 @@ enum et_code {
     ET_OK = 0,
     ET_BAD_ARGUMENT = -1, /* a size is zero, negative or not a multiple of what the format needs */
     ET_BAD_FORMAT = -2,   /* unknown weight format */
-    ET_BAD_INDEX = -3,    /* a token, target, position or document start outside its range */
+    ET_BAD_INDEX = -3,    /* a token, target or position outside its range, or tokens that are no forest */
     ET_NO_ISA = -4,       /* the named kernel set does not exist, or this CPU cannot run it */
     ET_NO_MEMORY = -5,    /* scratch too small, or the context could not be created */
 };
@@ -104,17 +104,19 @@ int et_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array 
 int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
             float sign, int T, int H, int C, int n_rot, int P);
 /* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
- * Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0: no window. start[t] is the index
- * of the first token of t's document: 0 <= start[t] <= t, non-decreasing. C <= ET_MAX_HEAD. Never holds T x T.
+ * Tokens are a forest in depth-first order: those of the subtree of token j are j .. end[j] - 1, and position[j] is that
+ * of its parent plus 1. Token t sees token j if j <= t < end[j] and, unless window is 0, position[t] - position[j] <
+ * window. Documents one after another are trees without branches. C <= ET_MAX_HEAD. Never holds T x T.
  * Each array may have another type. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products,
  * with the probabilities too, are of numbers rounded to bf16, and sums are in float. */
 #define ET_MAX_HEAD 256
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                         const int32_t *start, float scale, int window, int T, int H, int G, int C);
+                         const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
+                         int C);
 /* delta [H, T] is work space. */
 int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
-                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *start,
-                          float scale, int window, int T, int H, int G, int C);
+                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *end,
+                          const int32_t *position, float scale, int window, int T, int H, int G, int C);
 /* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
 /* Also act, which forward gave, so that it need not be kept. dgate, dup may be dout or each their own forward input. */

@@ -91,13 +91,13 @@ void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array ac
 /* ---- attention ----------------------------------------------------------------------------------------------- */
 struct heads {
     et_array q, k;
-    const int32_t *start;
+    const int32_t *end, *position;
     double scale;
     int window, H, G, C;
 };
 
 static int sees(const struct heads *a, int t, int j) {
-    return j <= t && j >= a->start[t] && (a->window == 0 || t - j < a->window);
+    return j <= t && t < a->end[j] && (a->window == 0 || a->position[t] - a->position[j] < a->window);
 }
 
 /* p [t + 1] = softmax of query t's scores in head h; returns log-sum-exp */
@@ -121,9 +121,10 @@ static double probabilities(double *p, const struct heads *a, int t, int h) {
 }
 
 void ref_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                           const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+                           const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
+                           int C) {
     (void)ctx;
-    struct heads a = {q, k, start, scale, window, H, G, C};
+    struct heads a = {q, k, end, position, scale, window, H, G, C};
     double *p = malloc((size_t)T * sizeof *p);
     for (int h = 0; h < H; h++)
         for (int t = 0; t < T; t++) {
@@ -164,11 +165,12 @@ static double query_backward(double *const grads[3], double *p, double *dp, et_a
 
 void ref_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                             et_array out, const float *lse, et_array q, et_array k, et_array v,
-                            const int32_t *start, float scale, int window, int T, int H, int G, int C) {
+                            const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
+                            int C) {
     (void)ctx;
     (void)out;
     (void)lse;
-    struct heads a = {q, k, start, scale, window, H, G, C};
+    struct heads a = {q, k, end, position, scale, window, H, G, C};
     size_t sizes[3] = {(size_t)T * H * C, (size_t)T * G * C, (size_t)T * G * C};
     et_array outputs[3] = {dq, dk, dv};
     double *grads[3];

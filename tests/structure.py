@@ -43,7 +43,7 @@ INSIDE = {
                 ["estimate"], ["pipeline"]],
     "daemon": [["keys", "memory", "options"], ["client", "state", "unit"], ["remote_model"], ["jobs"],
               ["embeddings", "learning"], ["service"], ["api"], ["server"]],
-    "data": [["packing"], ["rows"], ["answer_schema", "files", "formats", "holdout"], ["dataset"], ["facts",
+    "data": [["forest"], ["packing"], ["rows"], ["answer_schema", "files", "formats", "holdout"], ["dataset"], ["facts",
             "loader"], ["check"]],
     "evaluation": [["judge", "native", "significance"], ["served"], ["asked", "compare"]],
     "formats": [["families", "named", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],

@@ -45,12 +45,12 @@ def rope(
     context: _Context, x: _Array, cos: _Array, sin: _Array, positions: _Array, neox: int, sign: float, /,
 ) -> int: ...
 def attention_forward(
-    context: _Context, out: _Array, lse: _Array, q: _Array, k: _Array, v: _Array, start: _Array, scale: float,
-    window: int, /,
+    context: _Context, out: _Array, lse: _Array, q: _Array, k: _Array, v: _Array, end: _Array, position: _Array,
+    scale: float, window: int, /,
 ) -> int: ...
 def attention_backward(
     context: _Context, dq: _Array, dk: _Array, dv: _Array, delta: _Array, dout: _Array, out: _Array, lse: _Array,
-    q: _Array, k: _Array, v: _Array, start: _Array, scale: float, window: int, /,
+    q: _Array, k: _Array, v: _Array, end: _Array, position: _Array, scale: float, window: int, /,
 ) -> int: ...
 def glu_forward(context: _Context, out: _Array, gate: _Array, up: _Array, kind: int, /) -> int: ...
 def glu_backward(

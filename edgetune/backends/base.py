@@ -98,19 +98,20 @@ class Ops(Protocol):
         """
 
     def attention_forward(
-        self, out: Array, lse: Array, q: Array, k: Array, v: Array, start: Array, scale: float, window: int = 0,
-        precision: str = "exact",
+        self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array, scale: float,
+        window: int = 0, precision: str = "exact",
     ) -> None:  # fmt: skip
         """Causal grouped-query attention: out, q [T, H, C]; k, v [T, G, C]; lse [H, T] is kept for backward.
 
-        Token t sees tokens j with max(start[t], t - window + 1) <= j <= t; window 0 is none. start [T] (int32) is the
-        index of the first token of t's document. C is at most 256. out, q, k and v may each be bf16 (as uint16). Where
+        Tokens are a forest in depth-first order: end [T] (int32) is where the subtree of a token ends, position [T]
+        (int32) its parent's plus 1. Token t sees token j if j <= t < end[j] and, unless window is 0, position[t] -
+        position[j] < window. C is at most 256. out, q, k and v may each be bf16 (as uint16). Where
         the precision is not exact and the device multiplies bf16, all products are of numbers rounded to bf16.
         """
 
     def attention_backward(
         self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array, k: Array,
-        v: Array, start: Array, scale: float, window: int = 0, precision: str = "exact",
+        v: Array, end: Array, position: Array, scale: float, window: int = 0, precision: str = "exact",
     ) -> None:  # fmt: skip
         """dq [T, H, C], dk and dv [T, G, C] of attention_forward; delta [H, T] is work space.
 

@@ -46,7 +46,7 @@ _PEAK_SECONDS = 0.05  # of all its runs
 _CODES = {  # as in native/et.h
     -1: "a size is zero or negative, or not a multiple of what the format needs, or a number is out of its range",
     -2: "unknown weight format",
-    -3: "a token, target, position or document start is out of its range",
+    -3: "a token, target or position is out of its range, or the tokens are no forest",
 }
 
 
@@ -248,17 +248,18 @@ class Cpu(Backend):
         _check(_native.rope(self._handle, x, cos, sin, positions, neox, sign))
 
     def attention_forward(
-        self, out: Array, lse: Array, q: Array, k: Array, v: Array, start: Array, scale: float, window: int = 0,
-        precision: str = "exact",
+        self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array, scale: float,
+        window: int = 0, precision: str = "exact",
     ) -> None:  # fmt: skip
-        _check(_native.attention_forward(self._at(precision), out, lse, q, k, v, start, scale, window))
+        _check(_native.attention_forward(self._at(precision), out, lse, q, k, v, end, position, scale, window))
 
     def attention_backward(
         self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array, k: Array,
-        v: Array, start: Array, scale: float, window: int = 0, precision: str = "exact",
+        v: Array, end: Array, position: Array, scale: float, window: int = 0, precision: str = "exact",
     ) -> None:  # fmt: skip
         handle = self._at(precision)
-        _check(_native.attention_backward(handle, dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window))
+        _check(_native.attention_backward(handle, dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale,
+                                          window))
 
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         _check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))

@@ -222,11 +222,12 @@ def attention(s: Sizes) -> Iterator[Case]:
     k, v, dk, dv = (floats(TOKENS, s.g, s.c) for _ in range(4))
     lse = floats(s.h, TOKENS)
     delta = floats(s.h, TOKENS)
-    start = np.zeros(TOKENS, np.int32)
+    end = np.full(TOKENS, TOKENS, np.int32)
+    position = np.arange(TOKENS, dtype=np.int32)
     scale = s.c**-0.5
-    yield Case("attention_forward", "", (TOKENS, s.h, s.g, s.c), (out, lse, q, k, v, start, scale))
+    yield Case("attention_forward", "", (TOKENS, s.h, s.g, s.c), (out, lse, q, k, v, end, position, scale))
     yield Case("attention_backward", "", (TOKENS, s.h, s.g, s.c),
-               (dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale))
+               (dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale))
 
 
 def others(s: Sizes) -> Iterator[Case]:

@@ -1,18 +1,21 @@
-"""Examples to batches: flat and without padding, several documents one after another that never see each other.
+"""Examples to batches: flat and without padding, a forest of documents, of which each sees itself alone.
 
-T is the number of tokens of a batch, all documents together. Everything here is deterministic.
+What documents begin with alike is computed once (forest.py). T is the number of tokens of a batch that are computed, S
+the number of supervised positions of all examples. Everything here is deterministic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from .forest import by_branches, deepest, grow
 
 Lengths = Sequence[int | tuple[int, ...]]  # tokens of examples, those of a group together in a tuple
 
@@ -42,29 +45,25 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a forward pass. `weights[t]` is the weight of predicting `targets[t]` from position t.
+    """The input of a forward pass: a forest of tokens (forest.py), and what is predicted from them.
 
-    `positions` count from 0 in each document, `starts` holds the index of the document's first token: position t
-    attends to starts[t] <= s <= t.
+    Entry i of S predicts `targets[i]`, with weight `supervised_weights[i]`, from the token at `supervised[i]`. They are
+    in the order of the examples, and ascend within each. A token that several examples share may predict several times.
     """
 
     tokens: NDArray[np.int32]  # [T]
-    targets: NDArray[np.int32]  # [T], the next token; 0 with weight 0 at a document's last token
-    weights: NDArray[np.float32]  # [T]
-    positions: NDArray[np.int32]  # [T]
-    starts: NDArray[np.int32]  # [T]
+    positions: NDArray[np.int32]  # [T], in the documents
+    ends: NDArray[np.int32]  # [T]: token k is seen by tokens k to ends[k] - 1
+    supervised: NDArray[np.int64]  # [S]
+    targets: NDArray[np.int32]  # [S]
+    supervised_weights: NDArray[np.float32]  # [S], not 0
     examples: tuple[Example, ...]  # the documents
     reference: NDArray[np.float32] | None = None  # [S], log p by the base without an adapter, if the objective needs it
 
-    @cached_property
-    def supervised(self) -> NDArray[np.int64]:
-        """The supervised positions [S], ascending: log-probabilities and an objective's weights are of these."""
-        return np.flatnonzero(is_supervised(self.weights))
-
-    @cached_property
-    def supervised_weights(self) -> NDArray[np.float32]:
-        """The examples' weights at the supervised positions [S]."""
-        return self.weights[self.supervised]
+    @property
+    def row_tokens(self) -> int:
+        """The tokens of all examples, however many of them are shared."""
+        return sum(example.tokens.size for example in self.examples)
 
     def parts(self) -> Iterator[tuple[Example, slice]]:
         """Each example with its part of [S]."""
@@ -74,19 +73,30 @@ class Batch:
             yield example, slice(begin, end)
             begin = end
 
+    @cached_property
+    def turns(self) -> tuple[NDArray[np.int64], ...]:
+        """The indices of [S], divided so that none has a token twice: all of them, where no token predicts twice."""
+        order = np.argsort(self.supervised, kind="stable")
+        sorted_places = self.supervised[order]
+        firsts = np.searchsorted(sorted_places, sorted_places)
+        turn = np.empty(order.size, np.int64)
+        turn[order] = np.arange(order.size) - firsts
+        return tuple(np.flatnonzero(turn == number) for number in range(int(turn.max(initial=-1)) + 1))
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """The documents one after another; T = the sum of their lengths."""
-    lengths = np.array([example.tokens.size for example in examples], np.int64)
-    ends = lengths.cumsum()
-    tokens = np.concatenate([example.tokens for example in examples])
-    targets = np.roll(tokens, -1)
-    weights = np.roll(np.concatenate([example.weights for example in examples]), -1)
-    targets[ends - 1] = 0
-    weights[ends - 1] = 0
-    starts = np.repeat(ends - lengths, lengths).astype(np.int32)
-    positions = np.arange(tokens.size, dtype=np.int32) - starts
-    return Batch(tokens, targets, weights, positions, starts, tuple(examples))
+
+def collate(examples: Sequence[Example], share: bool = True) -> Batch:
+    """The forest of the documents. share False: one after another, T is the sum of their lengths."""
+    found = grow([example.tokens for example in examples], share)
+    supervised = [np.flatnonzero(is_supervised(example.weights[1:])) for example in examples]
+
+    def joined(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([*parts])
+
+    return Batch(found.tokens, found.positions, found.ends,
+                 joined(place[at] for place, at in zip(found.places, supervised, strict=True)),
+                 joined(example.tokens[at + 1] for example, at in zip(examples, supervised, strict=True)),
+                 joined(example.weights[at + 1] for example, at in zip(examples, supervised, strict=True)),
+                 tuple(examples))
 
 
 def grouped_indices(examples: Sequence[Example]) -> list[list[int]]:
@@ -109,27 +119,41 @@ def lengths_of(examples: Sequence[Example]) -> list[int | tuple[int, ...]]:
     return lengths
 
 
-def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[Batch]:
-    """Consecutive examples, as many as fit into `max_tokens` tokens at a time; a group is never parted.
+def micro_batches(examples: Sequence[Example], max_tokens: int, share: bool = True) -> list[Batch]:
+    """As many examples as fit at a time, what begins alike together; a group is never parted.
 
-    Raises UsageError for an example or a group that does not fit alone.
+    `max_tokens` limits the tokens that are computed, and the supervised positions. Where nothing is shared, examples
+    stay in their order. Raises UsageError for an example or a group that does not fit alone.
     """
+    groups = [[examples[i] for i in indices] for indices in grouped_indices(examples)]
+    if share:
+        groups = [groups[i] for i in by_branches([group[0].tokens for group in groups])]
     batches: list[Batch] = []
     members: list[Example] = []
-    total = 0
-    for indices in grouped_indices(examples):
-        group = [examples[i] for i in indices]
-        n = sum(example.tokens.size for example in group)
-        if n > max_tokens:
+    size = np.zeros(2, np.int64)
+    for group in groups:
+        alone = _added([], group, share)
+        if alone.max() > max_tokens:
             what = "a row has" if len(group) == 1 else f"{len(group)} rows of one group have"
-            raise UsageError(f"{what} {n} tokens and a micro-batch takes {max_tokens}", "raise it, or lower max-length")
-        if total + n > max_tokens:
-            batches.append(collate(members))
+            raise UsageError(f"{what} {alone.max()} tokens and a micro-batch takes {max_tokens}",
+                             "raise it, or lower max-length")
+        size += _added(members, group, share)
+        if size.max() > max_tokens:
+            batches.append(collate(members, share))
             members = []
-            total = 0
+            size = alone
         members += group
-        total += n
-    return [*batches, collate(members)] if members else batches
+    return [*batches, collate(members, share)] if members else batches
+
+
+def _added(members: Sequence[Example], group: Sequence[Example], share: bool) -> NDArray[np.int64]:
+    """(tokens to compute, supervised positions) that a group adds to a forest of the members."""
+    tokens = 0
+    before = [member.tokens for member in members]
+    for example in group:
+        tokens += example.tokens.size - (deepest(example.tokens, before) if share else 0)
+        before.append(example.tokens)
+    return np.array([tokens, sum(example.supervised for example in group)])
 
 
 def pack(examples: Sequence[Example], max_length: int) -> list[list[int]]:

@@ -135,7 +135,7 @@ class Decoder(Passes):
         self._norm(h, rstd, x, "output_norm")
         self.stream.enter(self.shape.n_layer)
         for part in self._head_parts(batch):
-            targets = batch.targets[batch.supervised[part]]
+            targets = batch.targets[part]
             logits, _, state = self._head_work(targets.size)
             part_best = None if best is None else best[part]
             for entries in self.stream.slices(targets):
@@ -156,13 +156,16 @@ class Decoder(Passes):
         self._norm(h, rstd, x, "output_norm")
         self.stream.enter(s.n_layer, s.n_layer - 1)
         for part in self._head_parts(batch):
-            targets = batch.targets[batch.supervised[part]]
+            targets = batch.targets[part]
             work = self._head_work(targets.size)
             for entries in self.stream.slices(targets):
                 self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets, a[part],
                                        entries, self.run.precision)
         self.ops.rmsnorm_backward(dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
-        dx[batch.supervised] = dh
+        first, *others = batch.turns
+        dx[batch.supervised[first]] = dh[first] if others else dh
+        for turn in others:
+            dx[batch.supervised[turn]] += dh[turn]
         return logp
 
     def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -282,8 +285,8 @@ class Decoder(Passes):
                 self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
         self._rotate(layer, q, key, batch, 1.0)
-        self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v,
-                                   batch.starts, s.attn_scale, s.windows[layer], forward_precision(self.run, layer))
+        self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.ends,
+                                   batch.positions, s.attn_scale, s.windows[layer], forward_precision(self.run, layer))
 
     def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int,
                             k: Activations, batch: Batch) -> None:
@@ -294,8 +297,8 @@ class Decoder(Passes):
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
         dq, dk, dv = (self.arena.view(f"d{name}", t, h, s.d_head) for name, h in heads.items())
         self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", s.n_head, t), datt.reshape(q.shape),
-                                    k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.starts,
-                                    s.attn_scale, s.windows[layer], self.run.precision)
+                                    k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.ends,
+                                    batch.positions, s.attn_scale, s.windows[layer], self.run.precision)
         self._rotate(layer, dq, dk, batch, -1.0)
         for i, (name, grad) in enumerate({"q": dq, "k": dk, "v": dv}.items()):
             if s.qk_norm and name != "v":

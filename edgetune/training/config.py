@@ -45,6 +45,9 @@ class TrainConfig(LoraOptions):
     max_length: int = option(512, "Tokens in a row at most.", low=2, common=True)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
+    share_prefixes: str = option("auto", "Compute once what rows of a batch begin with alike, such as a system "
+                                 "message; off: again for each row. Results are the same but for rounding.",
+                                 choices=("auto", "off"))
     shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
     system: str = option("", "System message for rows that have none.", common=True)
     prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
@@ -165,6 +168,7 @@ class TrainOptions(TypedDict, total=False):
     max_length: int
     overflow: str
     packing: bool
+    share_prefixes: str
     shuffle: bool
     system: str
     prompt_column: str

@@ -20,12 +20,14 @@ class Totals:
 
     loss: float = 0.0
     tokens: int = 0
+    computed: int = 0  # of these; what rows share counts once
     supervised: int = 0
     _metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def add(self, batch: Batch, signal: Signal) -> None:
         self.loss += signal.loss
-        self.tokens += batch.tokens.size
+        self.tokens += batch.row_tokens
+        self.computed += batch.tokens.size
         self.supervised += batch.supervised.size
         for name, (value, count) in signal.metrics.items():
             value_before, count_before = self._metrics.get(name, (0.0, 0.0))

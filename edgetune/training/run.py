@@ -173,8 +173,9 @@ class _Run:
         disk.require_room(self.out, copies * largest + t.arena.flat("lora").nbytes)
         data = self.task.data
         self.task.on_event({"event": "start", "steps": t.total_steps, "done": t.steps_done, "rows": len(data.examples),
-                            "tokens": data.tokens, "supervised": data.supervised, "plan": t.plan.to_json(),
-                            "isa": t.ops.isa, "disk": self._disk()})
+                            "tokens": data.tokens, "computed": round(data.tokens * t.computed_share()),
+                            "supervised": data.supervised, "plan": t.plan.to_json(), "isa": t.ops.isa,
+                            "disk": self._disk()})
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
         store.save_record(self.out, self._record("running"))
@@ -223,8 +224,9 @@ class _Run:
     def _report(self, r: StepResult) -> None:
         self.state.learn(r.loss)
         self._write({"event": "step", "step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
-                     "tokens": r.tokens, "supervised": r.supervised, "tokens_per_s": r.tokens / r.seconds,
-                     "seconds": r.seconds, "rss_mib": device.rss() / 2**20, **_named(r.metrics)})
+                     "tokens": r.tokens, "computed": r.computed, "supervised": r.supervised,
+                     "tokens_per_s": r.tokens / r.seconds, "seconds": r.seconds,
+                     "rss_mib": device.rss() / 2**20, **_named(r.metrics)})
 
     def _write(self, event: Event) -> None:
         self.metrics.write(event)

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+COUNTED = 64  # batches
+
+
 @dataclass(frozen=True)
 class StepResult:
     """One optimizer step. loss and metrics: the objective's, means over the step, natural log, before the update."""
@@ -54,9 +57,10 @@ class StepResult:
     loss: float
     lr: float
     grad_norm: float
-    tokens: int
+    tokens: int  # of the rows
     supervised: int  # tokens whose weight is not 0
     seconds: float
+    computed: int = 0  # of the tokens; what rows share is computed once
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -165,6 +169,13 @@ class Trainer:
         size = self.config.batch_size
         return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self._units[unit]]
 
+    def computed_share(self) -> float:
+        """What share of the rows' tokens is computed, as rows of a batch begin alike: of the first COUNTED batches."""
+        share = self.config.share_prefixes == "auto"
+        batches = [batch for step in range(1, min(COUNTED, self.steps_per_epoch) + 1)
+                   for batch in micro_batches(self.batch(step), self.max_tokens, share)]
+        return sum(batch.tokens.size for batch in batches) / sum(batch.row_tokens for batch in batches)
+
     # ---- training -----------------------------------------------------------------------------------------------
 
     def step(self, should_stop: Callable[[], bool] | None = None) -> StepResult:
@@ -194,7 +205,7 @@ class Trainer:
         norm = self._update(grad, loss, lr, step)
         self.steps_done = step
         return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
-                          totals.metrics)
+                          totals.computed, totals.metrics)
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
         norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
@@ -239,7 +250,7 @@ class Trainer:
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
-        for micro in micro_batches(examples, self.max_tokens):
+        for micro in micro_batches(examples, self.max_tokens, self.config.share_prefixes == "auto"):
             self.decoder.before_block()
             self.computing = True
             yield micro

@@ -103,7 +103,7 @@ def data(n: int, seed: int = 0) -> Dataset:
 def test_gradient_by_finite_differences(tiny_models: dict[str, Path], recompute: str) -> None:
     trainer = Trainer(tiny_models["gemma3"], family=Scales(), recompute=recompute, **OPTIONS)
     batch = collate(random_rows(416, 2, 20, seed=1))
-    a = batch.weights[batch.weights != 0]
+    a = batch.supervised_weights
     scales = trainer.arena.flat("lora")
     gradient = trainer.arena.flat("dlora")
     gradient.fill(0.0)

@@ -37,7 +37,10 @@ def usual(argument: Any) -> Any:
     if argument.kind == "&":
         return np.zeros(MOMENT_BYTES, np.uint8)
     shape = [SIZES[letter] for letter in argument.letters]
-    return np.zeros(int(np.prod(shape)) if argument.flat else shape, DTYPES.get(argument.kind, np.float32))
+    found = np.zeros(int(np.prod(shape)) if argument.flat else shape, DTYPES.get(argument.kind, np.float32))
+    if argument.name == "end":  # one document
+        return found + found.dtype.type(found.size)
+    return np.arange(found.size, dtype=found.dtype) if argument.name == "position" else found
 
 
 def calls() -> dict[str, list[tuple[Any, Any]]]:

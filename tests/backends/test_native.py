@@ -256,14 +256,24 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
         lambda c: c.rope(f32(1, 2, 8), f32(4, 5), f32(4, 5), i32(0), True, 1.0), "size", VALUE),
     "heads not grouped": (
         lambda c: c.attention_forward(
-            f32(2, 3, 4), f32(3, 2), f32(2, 3, 4), f32(2, 2, 4), f32(2, 2, 4), i32(0, 0), 1.0), "size", VALUE),
-    "start after its token": (
+            f32(2, 3, 4), f32(3, 2), f32(2, 3, 4), f32(2, 2, 4), f32(2, 2, 4), i32(2, 2), i32(0, 1), 1.0), "size",
+        VALUE),
+    "end before its token": (
         lambda c: c.attention_forward(
-            f32(2, 2, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2, 4), i32(0, 2), 1.0), "start", VALUE),
+            f32(2, 2, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2, 4), i32(2, 1), i32(0, 1), 1.0), "forest",
+        VALUE),
+    "end after its parent's": (
+        lambda c: c.attention_forward(
+            f32(3, 2, 4), f32(2, 3), f32(3, 2, 4), f32(3, 2, 4), f32(3, 2, 4), i32(2, 3, 3), i32(0, 1, 2), 1.0),
+        "forest", VALUE),
+    "position that does not count": (
+        lambda c: c.attention_forward(
+            f32(2, 2, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2, 4), i32(2, 2), i32(0, 2), 1.0), "forest",
+        VALUE),
     "attention backward": (
         lambda c: c.attention_backward(
             f32(2, 2, 4), f32(2, 2, 4), f32(2, 1, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2), f32(2, 2, 4),
-            f32(2, 2, 4), f32(2, 2, 4), i32(0, 0), 1.0), "dv", VALUE),
+            f32(2, 2, 4), f32(2, 2, 4), i32(2, 2), i32(0, 1), 1.0), "dv", VALUE),
     "activation": (lambda c: c.glu_forward(f32(3), f32(3), f32(3), "relu"), "relu", VALUE),
     "glu sizes": (lambda c: c.glu_backward(f32(3), f32(3), f32(3), f32(3), f32(3), f32(4), "silu"), "up", VALUE),
     "bias": (lambda c: c.add_bias(f32(2, 3), f32(2)), "bias", VALUE),

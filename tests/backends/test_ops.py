@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_inputs import noise, starts
+from op_inputs import forest, noise
 
 from edgetune.backends import cpu
 from edgetune.backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
@@ -193,22 +193,22 @@ def test_glu(ctx: cpu.Cpu, kind: str, size: float) -> None:
     close(again, want)
 
 
-def visible(start: np.ndarray, window: int) -> np.ndarray:
+def visible(end: np.ndarray, position: np.ndarray, window: int) -> np.ndarray:
     """[T, T]: what token t (row) may see."""
-    t, j = np.indices((start.size, start.size))
-    return (j <= t) & (j >= start[:, None]) & ((window == 0) | (t - j < window))
+    t, j = np.indices((end.size, end.size))
+    return (j <= t) & (t < end[j]) & ((window == 0) | (position[t] - position[j] < window))
 
 
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80),
                                                                    (150, 2, 2, 128), (70, 2, 1, 256)])
-@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64), (0, 0), (0, 9)])
 def test_attention(ctx: cpu.Cpu, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
                    window: int) -> None:
     q = noise(0, tokens, heads, width)
     k = noise(1, tokens, kv_heads, width)
     v = noise(2, tokens, kv_heads, width)
     dout = noise(3, tokens, heads, width)
-    start = starts(tokens, documents)
+    end, position = forest(tokens, documents)
     scale = width**-0.5
     out = np.empty_like(q)
     lse = np.empty((heads, tokens), np.float32)
@@ -216,13 +216,13 @@ def test_attention(ctx: cpu.Cpu, tokens: int, heads: int, kv_heads: int, width: 
     dq = np.empty_like(q)
     dk = np.empty_like(k)
     dv = np.empty_like(v)
-    ctx.attention_forward(out, lse, q, k, v, start, scale, window)
-    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window)
+    ctx.attention_forward(out, lse, q, k, v, end, position, scale, window)
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window)
     tq = leaf(q)
     tk = leaf(k)
     tv = leaf(v)
     kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
-    mask = torch.from_numpy(visible(start, window))
+    mask = torch.from_numpy(visible(end, position, window))
     want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
     want.backward(torch.from_numpy(dout).double())
     scores = (tq.transpose(0, 1) @ kh.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
@@ -239,11 +239,11 @@ def test_attention(ctx: cpu.Cpu, tokens: int, heads: int, kv_heads: int, width: 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
-@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (0, 0), (0, 9)])
 def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
                            window: int) -> None:
     ctx = cpu.Cpu(2, isa)
-    start = starts(tokens, documents)
+    end, position = forest(tokens, documents)
     scale = width**-0.5
     q = bf16(noise(0, tokens, heads, width))
     dout = bf16(noise(3, tokens, heads, width))
@@ -255,13 +255,13 @@ def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, wid
     dq = np.empty_like(q)
     dk = np.empty_like(k)
     dv = np.empty_like(v)
-    ctx.attention_forward(out, lse, q, k, v, start, scale, window, "fast")
-    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, start, scale, window, "fast")
+    ctx.attention_forward(out, lse, q, k, v, end, position, scale, window, "fast")
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, "fast")
     tq = leaf(floats(q))
     tk = leaf(floats(k))
     tv = leaf(floats(v))
     kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
-    mask = torch.from_numpy(visible(start, window))
+    mask = torch.from_numpy(visible(end, position, window))
     want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
     want.backward(torch.from_numpy(floats(dout)).double())
     close(floats(out), want, 6e-3)
@@ -374,9 +374,9 @@ def everything(ctx: cpu.Cpu) -> list[np.ndarray]:
     dq = np.empty_like(q)
     dk = np.empty_like(k)
     dv = np.empty_like(v)
-    start = starts(tokens, 3)
-    ctx.attention_forward(att, lse, q, k, v, start, 0.125)
-    ctx.attention_backward(dq, dk, dv, delta, y.reshape(q.shape), att, lse, q, k, v, start, 0.125)
+    end, position = forest(tokens, 3)
+    ctx.attention_forward(att, lse, q, k, v, end, position, 0.125)
+    ctx.attention_backward(dq, dk, dv, delta, y.reshape(q.shape), att, lse, q, k, v, end, position, 0.125)
     turned = q.copy()
     angles = noise(5, tokens, width // 2)
     ctx.rope(turned, angles, angles, np.arange(tokens, dtype=np.int32), False, 1.0)

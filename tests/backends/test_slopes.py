@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from op_inputs import noise, starts
+from op_inputs import forest, noise
 
 from edgetune.backends.cpu import Cpu
 
@@ -62,10 +62,10 @@ def test_glu_slope(kind: str) -> None:
     agree(dup, lambda x: f(gate, x), up, dout)
 
 
-@pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9), (0, 0), (0, 5)])
 def test_attention_slope(documents: int, window: int) -> None:
     ctx = Cpu(1, "scalar")
-    start = starts(40, documents)
+    end, position = forest(40, documents)
     inputs = [noise(0, 40, 4, 16), noise(1, 40, 2, 16), noise(2, 40, 2, 16)]
     dout = noise(3, 40, 4, 16)
     lse = np.empty((4, 40), np.float32)
@@ -74,11 +74,11 @@ def test_attention_slope(documents: int, window: int) -> None:
 
     def f(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         out = np.empty_like(q)
-        ctx.attention_forward(out, lse, q, k, v, start, 0.25, window)
+        ctx.attention_forward(out, lse, q, k, v, end, position, 0.25, window)
         return out
 
     out = f(*inputs)
-    ctx.attention_backward(*grads, delta, dout, out, lse, *inputs, start, 0.25, window)
+    ctx.attention_backward(*grads, delta, dout, out, lse, *inputs, end, position, 0.25, window)
     for i, grad in enumerate(grads):
         agree(grad, lambda x, i=i: f(*inputs[:i], x, *inputs[i + 1:]), inputs[i], dout)
 

@@ -25,28 +25,29 @@ def example_of(n: int, seed: int = 0) -> Example:
 
 def test_collate_is_documents_one_after_another():
     examples = [example_of(n) for n in (5, 2, 1, 7)]
-    batch = collate(examples)
-    assert batch.supervised.tolist() == [t for t, weight in enumerate(batch.weights) if weight]
-    assert batch.supervised.size == sum(int(example.weights.sum()) for example in examples)
+    batch = collate(examples, share=False)
     t = 0
+    entries = []
     for example in examples:
         for i in range(example.tokens.size):
-            last = i + 1 == example.tokens.size
             assert batch.tokens[t] == example.tokens[i]
-            assert batch.targets[t] == (0 if last else example.tokens[i + 1])
-            assert batch.weights[t] == (0 if last else example.weights[i + 1])
-            assert (batch.positions[t], batch.starts[t]) == (i, t - i)
+            assert (batch.positions[t], batch.ends[t]) == (i, t - i + example.tokens.size)
+            if i + 1 < example.tokens.size and example.weights[i + 1]:
+                entries.append((t, example.tokens[i + 1], example.weights[i + 1]))
             t += 1
-    arrays = (batch.tokens, batch.targets, batch.weights, batch.positions, batch.starts)
-    assert [array.shape for array in arrays] == [(t,)] * 5
-    assert [array.dtype for array in arrays] == [np.int32, np.int32, np.float32, np.int32, np.int32]
+    assert [*zip(batch.supervised, batch.targets, batch.supervised_weights, strict=True)] == entries
+    assert batch.supervised.size == sum(int(example.weights.sum()) for example in examples)
+    arrays = (batch.tokens, batch.positions, batch.ends)
+    assert [(array.shape, array.dtype) for array in arrays] == [((t,), np.int32)] * 3
+    assert (batch.supervised.dtype, batch.targets.dtype, batch.supervised_weights.dtype) == (np.int64, np.int32,
+                                                                                           np.float32)
 
 
 def test_micro_batches_take_what_fits():
     examples = [example_of(n) for n in (4, 4, 8, 1, 6, 2)]
-    batches = micro_batches(examples, 8)
+    batches = micro_batches(examples, 8, share=False)
     assert [batch.tokens.size for batch in batches] == [8, 8, 7, 2]
-    assert np.concatenate([batch.tokens for batch in batches]).tolist() == collate(examples).tokens.tolist()
+    assert np.concatenate([batch.tokens for batch in batches]).tolist() == collate(examples, False).tokens.tolist()
     assert micro_batches([], 8) == []
     with pytest.raises(UsageError, match="a row has 8 tokens and a micro-batch takes 7"):
         micro_batches(examples, 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from decoder_cases import (
     LIMIT,
     SCALE,
     Case,
+    branching_examples,
     check,
     distance,
     make_case,
@@ -32,6 +34,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 def test_gradients_equal_autograd_in_every_family(name: str, rope: str, tmp_path: Path) -> None:
     """Where activations of one block are kept, of some, and of all."""
     check(make_case(name, tmp_path, rope=rope), 2, 9)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_of_a_forest_equal_autograd_on_its_rows(name: str, tmp_path: Path) -> None:
+    """Where rows begin alike, with windows too, and what they share is computed once."""
+    case = make_case(name, tmp_path)
+    case = replace(case, examples=branching_examples(case.decoder.shape.n_vocab))
+    assert case.batch.tokens.size < 0.6 * case.batch.row_tokens
+    check(case, 2)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +185,7 @@ def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> N
     case = make_case("gemma3", tmp_path, dropout=0.3, kept=kept)
     case.decoder.adapter.before_step(11)
     lora = case.decoder.arena.flat("lora")
-    weights = case.batch.weights[case.batch.weights != 0]
+    weights = case.batch.supervised_weights
     masked = train_once(case)
     gradient = case.decoder.arena.flat("dlora").copy()
     start = lora.copy()

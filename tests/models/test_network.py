@@ -107,7 +107,7 @@ class MlpPasses(Passes):
         logits = self.arena.view("logits", rows.size, V)
         state = self.arena.view("state", rows.size, HEAD_STATE)
         head = self.stream.head
-        targets = batch.targets[rows]
+        targets = batch.targets
         self.stream.enter(N_BLOCKS)
         for part in self.stream.slices(targets):
             if a is None:
@@ -117,7 +117,7 @@ class MlpPasses(Passes):
                 self.ops.head_backward(dh, logp, logits, logits, state, h, head.data, head.format, targets, a, part)
                 dx = self.arena.view("dx", batch.tokens.size, D)
                 dx.fill(0.0)
-                dx[rows] = dh
+                np.add.at(dx, rows, dh)
         return logp
 
     def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:

@@ -198,9 +198,9 @@ def test_no_micro_batch_parts_a_group() -> None:
     rng = np.random.default_rng(0)
     examples = [replace(random_example(rng, n, 99), group=g)
                 for n, g in ((6, 0), (5, 1), (4, 1), (3, 2), (3, 2), (3, 2), (2, 0), (2, 0))]
-    assert tokens_of(micro_batches(examples, 12)) == [[6], [5, 4], [3, 3, 3, 2], [2]]
+    assert tokens_of(micro_batches(examples, 12, share=False)) == [[6], [5, 4], [3, 3, 3, 2], [2]]
     alone = [replace(example, group=0) for example in examples]
-    assert tokens_of(micro_batches(alone, 12)) == [[6, 5], [4, 3, 3], [3, 2, 2]]
+    assert tokens_of(micro_batches(alone, 12, share=False)) == [[6, 5], [4, 3, 3], [3, 2, 2]]
     assert lengths_of(examples) == [6, (5, 4), (3, 3, 3), 2, 2]
     packs = pack(examples, 12)
     assert sorted(i for one in packs for i in one) == list(range(8))
