@@ -84,6 +84,7 @@ def test_generate_and_chat(place, adapter):
     with LlamaModel(place / "model.gguf") as served:
         served.load_adapter(adapter, "lamp")
         served.use("lamp")
+        served.structured = True  # the rows' answers are JSON
         expected = "".join(served.chat([{"role": "user", "content": "turn on lamp 3"}], max_tokens=8))
     assert result == {"prompt": "turn on lamp 3", "text": expected}
     done = CliRunner().invoke(cli, ["chat", str(place / "model.gguf"), "--max-tokens", "4", "--json"],
