@@ -38,7 +38,8 @@ def costs(model):
     return assign.measure(model, curvature_of(model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=[pytest.mark.slow] if name != "llama" else [])
+                                    for name in FAMILIES])
 def test_the_predicted_kl_is_what_transformers_measures(family, tmp_path):
     path, _ = make_family(family, tmp_path)
     model = floats.read(open_gguf(path))

@@ -52,8 +52,8 @@ def checkpoint(folder, layers, dtype):
     return write_folder(folder, AutoModelForCausalLM.from_config(config).to(dtype), tokenizer)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow),
-                                   pytest.param(torch.float32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_folder_takes_what_is_asked_for(dtype, tmp_path):
     small = checkpoint(tmp_path / "small", 1, dtype)
     large = checkpoint(tmp_path / "large", 4, dtype)

@@ -170,6 +170,7 @@ def test_export_shows_its_steps(exported):
     assert steps[0][0] == "exporting to ONNX"
 
 
+@pytest.mark.slow
 def test_export_is_silent_and_says_the_same_bytes_again(exported, tmp_path):
     code = ("import sys, numpy as np; from pathlib import Path; from edgetune.formats.gguf import open_gguf; "
             "from edgetune.compress.onnx import export as export_onnx; from edgetune.compress.source import floats; "

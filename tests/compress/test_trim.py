@@ -330,6 +330,7 @@ def test_no_merge_is_left(tmp_path: Path):
 # ---- a real tokenizer ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_smollm2_on_real_text(smollm2: Path, shared_data: Path, tmp_path: Path):
     whole = open_gguf(smollm2)
     tensors = {name: np.ascontiguousarray(tensor.f32()) for name, tensor in whole.tensors.items()

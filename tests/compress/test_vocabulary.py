@@ -74,6 +74,7 @@ def test_sentencepiece_ids_are_transformers_ids(space, in_front, tmp_path):
         assert tokenizer.encode(text, bos=True) == truth(text).input_ids, text
 
 
+@pytest.mark.slow
 def test_smollm2s_ids_on_real_text(smollm2, shared_data, tmp_path):
     truth = smollm2_tokenizer(smollm2)
     truth.save_pretrained(tmp_path)

@@ -42,6 +42,7 @@ def test_options_by_name_are_added_to_a_config(bundle):
     assert (trainer.config.rank, trainer.config.alpha, trainer.config.lr) == (2, 4, 1)
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_every_option(tmp_path):
     """TrainOptions spells what TrainConfig has; mypy refuses a misspelt one, where Trainer or train is given it."""
     assert get_type_hints(TrainOptions) == {spec.name: get_type_hints(TrainConfig)[spec.name]
