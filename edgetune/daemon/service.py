@@ -27,6 +27,7 @@ from ..machine.device import read_device, rss
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
+from ..runs.answers import may_repack, memory_needed
 from ..serving.batcher import KEPT, Batcher
 from ..serving.call_form import CallForm, call_form
 from ..serving.completion import Completion, OnPiece
@@ -125,8 +126,11 @@ class Service:
         config = self.config
         gguf = self.bundle.gguf
         trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
-        self.served = LlamaModel(gguf, context=config.context or min(CONTEXT, trained), threads=config.threads or None,
-                             sequences=config.parallel + KEPT)
+        context = config.context or min(CONTEXT, trained)
+        judging = memory_needed(gguf, min(CONTEXT, trained), repack=False)  # by the process of a job
+        self.served = LlamaModel(gguf, context=context, threads=config.threads or None,
+                                 sequences=config.parallel + KEPT,
+                                 repack=may_repack(gguf, context, self.budget - judging))
         self.served.tokenizer.markup = self.train.markup
         self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
 

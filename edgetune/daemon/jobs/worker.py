@@ -205,14 +205,13 @@ class Worker:
 
     def judge(self) -> Verdict:
         """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""
-        from ...llamacpp.context import context_size
-        from ...runs.answers import may_repack
+        from ...runs.answers import CONTEXT, may_repack
         from ...serving.llama import LlamaModel
         from . import gate
         rows, established = held_rows(self.folder)
         exam = Exam(rows, self.task["canary"], established, corrected_rows(self.folder), self.config.system or None,
                     self.config.max_length)
-        context = context_size(None, read_shape(self.bundle.gguf).context)
+        context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * self.config.max_length))
         repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
                         repack=repack) as served:
