@@ -238,8 +238,8 @@ def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.Monkey
     job = service.learner.begin()
     service.jobs.cancel(job.id)
     service.jobs.wait(job.id, 60)
-    until(lambda: service.feedback.waiting() == 30)
-    assert "waits for more feedback" in service.learner._blocked_by(30)
+    until(lambda: "waits for more feedback" in service.learner._blocked_by(30))
+    assert service.feedback.waiting() == 30
     assert "waits for more feedback" not in service.learner._blocked_by(31)
 
 
