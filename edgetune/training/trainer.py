@@ -171,9 +171,8 @@ class Trainer:
 
     def computed_share(self) -> float:
         """What share of the rows' tokens is computed, as rows of a batch begin alike: of the first COUNTED batches."""
-        share = self.config.share_prefixes == "auto"
         batches = [batch for step in range(1, min(COUNTED, self.steps_per_epoch) + 1)
-                   for batch in micro_batches(self.batch(step), self.max_tokens, share)]
+                   for batch in self._cut(self.batch(step))]
         return sum(batch.tokens.size for batch in batches) / sum(batch.row_tokens for batch in batches)
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -250,11 +249,14 @@ class Trainer:
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
-        for micro in micro_batches(examples, self.max_tokens, self.config.share_prefixes == "auto"):
+        for micro in self._cut(examples):
             self.decoder.before_block()
             self.computing = True
             yield micro
             self.computing = False
+
+    def _cut(self, examples: Sequence[Example]) -> list[Batch]:
+        return micro_batches(examples, self.max_tokens, self.config.share_prefixes == "auto")
 
     @contextmanager
     def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
