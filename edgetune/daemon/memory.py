@@ -23,8 +23,8 @@ def give_back() -> None:
         trim(0)
 
 
-def beside(file: Path) -> int:
-    """Bytes of this process that are in memory, but for what it has mapped of `file`."""
+def beside(file: Path | None) -> int:
+    """Bytes of this process that are in memory, but for what it has mapped of `file`, if one is named."""
     give_back()
     mappings = psutil.Process().memory_maps(grouped=False)
     return sum(mapping.rss for mapping in mappings if mapping.path != str(file))

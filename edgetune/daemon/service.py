@@ -241,9 +241,9 @@ class Service:
         pid = self.jobs.pid
         return memory.pss(os.getpid()) + (memory.pss(pid) if pid else 0)
 
-    def left_for_training(self) -> int:
-        """Bytes that a training process may use: the weights, which both map, count as its own."""
-        return self.budget - memory.beside(self.bundle.gguf.path.resolve())
+    def left_for_training(self, maps: bool) -> int:
+        """Bytes that a training process may use. maps: whether it maps the weights, which then count as its own."""
+        return self.budget - memory.beside(self.bundle.gguf.path.resolve() if maps else None)
 
     def device(self) -> dict[str, Any]:
         """The content of /v1/device."""

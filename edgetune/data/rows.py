@@ -193,7 +193,7 @@ def _turns(
             continue
         prompt, text = _turn(tokenizer, messages[:i], message, tools)
         answer = _answer(tokenizer, text)
-        if is_open and tokenizer.is_end(answer[-1]):
+        if is_open and answer and tokenizer.is_end(answer[-1]):
             answer = answer[:-1]
         if seen is not None and prompt.startswith(seen):
             # After a mark such as </s> llama.cpp tokenizes as at the start of a text.

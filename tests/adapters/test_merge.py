@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from families import logits_of
+from sometimes import SOME_FORMATS, mostly_slow
 
 from edgetune.adapters import merge as module
 from edgetune.adapters.lora import TARGETS, Lora, Pair
@@ -103,7 +104,7 @@ def test_floats_of_a_quantized_base(to: str, number: int, tmp_path: Path) -> Non
     assert logits_of(tmp_path / "m.gguf", TOKENS).std() > 0.1
 
 
-@pytest.mark.parametrize("format", [format for format in FORMATS if format != "Q2_0"])
+@pytest.mark.parametrize("format", mostly_slow([format for format in FORMATS if format != "Q2_0"], SOME_FORMATS))
 def test_keep_writes_each_tensor_as_it_was(format: str, tmp_path: Path) -> None:
     base = open_gguf(tiny.write_tiny(tmp_path / "q.gguf", formats={"token_embd": "Q8_0", "blk": format}, **WIDE))
     pairs = pairs_for(base, blocks=(1,))

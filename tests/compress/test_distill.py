@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from sometimes import mostly_slow
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -127,8 +128,7 @@ def test_another_run_does_not_take_up_its_state(models, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 8])
-@pytest.mark.parametrize("family", [pytest.param(family, marks=[pytest.mark.slow] if family != "llama" else [])
-                                    for family in FAMILIES])
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["llama"]))
 def test_distillation_brings_a_pruned_model_nearer(family, rank, models, tmp_path):
     """Few windows many times over, and the held-out ones among them: whether it learns, not whether it generalises."""
     windows = np.concatenate([WINDOWS[:8], WINDOWS[:1]])

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sometimes import mostly_slow
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -104,7 +105,7 @@ def test_the_gemma3_that_scales_by_its_sizes_keeps_its_scale(tmp_path):
     agree(served(smaller, tmp_path), hf_logits(source, TOKENS))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["gemma3"]))
 def test_the_block_that_does_least_is_dropped_first(family, tmp_path):
     path, source = make_family(family, tmp_path, num_hidden_layers=4)
     model = read(path)
@@ -121,7 +122,7 @@ def test_the_block_that_does_least_is_dropped_first(family, tmp_path):
     del source
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["gemma3"]))
 def test_fitting_brings_a_narrowed_model_nearer(family, tmp_path):
     path, _ = make_family(family, tmp_path, num_attention_heads=6, num_key_value_heads=3)
     model = read(path)

@@ -241,6 +241,17 @@ def test_a_job_that_fails_makes_room_for_the_next(service: Service) -> None:
     until(lambda: not any(service.jobs.folder.iterdir()))
 
 
+@pytest.mark.parametrize(("asked", "streamed"), [("auto", False), ("streamed", True)])
+def test_weights_that_the_daemon_holds_are_not_streamed_beside_them(tmp_path: Path, asked: str, streamed: bool) -> None:
+    """Streaming beside a map of the same file takes more memory than to map it too, and a budget of all would break."""
+    with open_service(tmp_path) as service:
+        counted_twice = service.left_for_training(maps=True) - service.left_for_training(maps=False)
+        assert counted_twice >= service.path.stat().st_size // 2
+        job = service.jobs.wait(begin(service, weights=asked).id, 60)
+        run = json.loads((service.adapters.path(str(job.result)) / "run.json").read_text())
+    assert bool(run["plan"]["streamed"]) == streamed
+
+
 def test_too_little_memory_says_how_much(tmp_path: Path) -> None:
     with open_service(tmp_path, memory="60M") as service:
         job = service.jobs.wait(begin(service).id, 60)
@@ -295,6 +306,7 @@ def test_rows_of_a_program(service: Service) -> None:
     assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4
 
 
+@pytest.mark.slow
 def test_training_advances_while_answers_never_end(tmp_path: Path) -> None:
     with open_service(tmp_path, govern=True) as service:
         job = begin(service, steps=3)

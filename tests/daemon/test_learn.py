@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from services import same_holdout, until
+from sometimes import mostly_slow
 from tiny import write_tiny
 
 from edgetune import TrainConfig
@@ -26,7 +27,6 @@ from edgetune.daemon.learning.curriculum import (
     JobRows,
     curriculum,
     passes_over,
-    rate_of,
     with_anchors,
 )
 from edgetune.daemon.learning.learner import Clocks, Learner
@@ -96,12 +96,6 @@ def test_few_new_rows_are_gone_through_often() -> None:
     assert passes_over(40, TrainConfig(epochs=4.0)) == 4
     assert passes_over(40, TrainConfig(epochs=0.1)) == 1
     assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
-
-
-def test_many_passes_are_made_at_half_the_rate() -> None:
-    assert rate_of(TrainConfig(lr=2e-3)) == 1e-3
-    assert rate_of(TrainConfig(lr=2e-3, epochs=4.0)) == 2e-3
-    assert rate_of(TrainConfig(lr=2e-3, steps=30)) == 2e-3
 
 
 def test_anchors_are_spread() -> None:
@@ -300,7 +294,7 @@ def test_rows_are_settled_after_a_crash(model: Path, tmp_path: Path) -> None:
 # ---- a person decides ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("deletes", [False, True])
+@pytest.mark.parametrize("deletes", mostly_slow([False, True], [True]))
 def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, deletes: bool) -> None:
     """The verdict is taken beside what is in service at the end, also where the other adapter was deleted meanwhile."""
     rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(40)]
@@ -319,7 +313,7 @@ def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, delet
     assert sum("judged again" in message for message in said) == 1
 
 
-@pytest.mark.parametrize("changes", [1, 9])
+@pytest.mark.parametrize("changes", mostly_slow([1, 9], [9]))
 def test_a_word_at_the_last_moment_is_not_overruled(service: Service, monkeypatch: pytest.MonkeyPatch,
                                                     changes: int) -> None:
     """What serves changes after the verdict, while the new adapter is loaded: it is judged again, not for ever."""

@@ -420,3 +420,10 @@ def test_an_open_row_does_not_end(tokenizer, row):
     assert tokenizer.is_end(ended.tokens[-1])
     assert ended.tokens[:-1].tolist() == is_open.tokens.tolist()
     assert np.array_equal(ended.weights[:-1], is_open.weights)
+
+
+def test_an_open_answer_of_no_token_is_refused_in_a_sentence(tokenizer: Tokenizer) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    row = {"messages": as_messages("lamp", ""), "open": True}
+    with pytest.raises(DataError, match="no row"):
+        load_rows([row], tokenizer, max_length=100)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import FAMILIES, ROPES_OF, hf_logits, logits_of, make_family
+from sometimes import SOME_FORMATS, mostly_slow
 from tiny import SHAPES, write_tiny
 
 from edgetune.formats.gguf import FORMATS
@@ -71,7 +72,7 @@ def test_window_matters(tmp_path: Path) -> None:
     assert distance(near[24:], far[24:]) > 0.05
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"F32"}))
+@pytest.mark.parametrize("format", mostly_slow(sorted(FORMATS.keys() - {"F32"}), SOME_FORMATS))
 def test_quantized_files_hold_the_models_weights(format: str, tmp_path: Path) -> None:
     """Looser: llama.cpp rounds activations to 8 bits (16 for K-quants) before such a product."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}

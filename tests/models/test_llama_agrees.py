@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
 from variants import known_keys, variant
 
@@ -68,7 +69,7 @@ def test_optional_tensors(architecture, tmp_path, tiny_models):
 OTHERS = {"str": "x", "u32": 1}
 
 
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", mostly_slow([12, 1], [12]))
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_key_of_another_type_that_llama_cpp_refuses_is_refused_here(every, architecture, kind, tmp_path, tiny_models):

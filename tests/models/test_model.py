@@ -21,6 +21,7 @@ from decoder_cases import (
     truth,
 )
 from families import FAMILIES, ROPES_OF, hf_logits, logits_of
+from sometimes import SOME_FORMATS, mostly_slow
 
 from edgetune.adapters.lora import Pair
 from edgetune.data.packing import collate
@@ -137,7 +138,7 @@ def test_target_subsets(name: str, targets: tuple[str, ...], tmp_path: Path) -> 
     check(make_case(name, tmp_path, targets=targets, blocks=range(1, 3)))
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"F32"}))
+@pytest.mark.parametrize("format", mostly_slow(sorted(FORMATS.keys() - {"F32"}), SOME_FORMATS))
 def test_quantized(format: str, tmp_path: Path) -> None:
     """Against transformers on the dequantized weights, with another format for embedding and tied head."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}

@@ -104,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as state:
         config = DaemonConfig(state=state, context=args.context, queue=args.dev, recall=False)
         (Path(state) / KEY).write_bytes(bytes(KEY_BYTES))  # the same rows are held out in every life
-        train = TrainConfig(lr=args.lr, batch_size=4, max_length=256, precision="int8")
+        train = TrainConfig(lr=args.lr, batch_size=4, max_length=256)
         with Service(model, config, Policy(govern=False, nice=19), train) as service:
             right = exact(service, dev)
             print(f"base: {right:.1%} of {len(dev)} held-out rows", flush=True)

@@ -8,6 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from commands import run
+from sometimes import mostly_slow
 from tiny import write_tiny
 
 from edgetune.cli import cli
@@ -150,7 +151,7 @@ print(device.peak_rss() - before)
     assert 0.4 * counted < int(done.stdout) < counted
 
 
-@pytest.mark.parametrize(("budget", "compares"), [(300, True), (190, False)])
+@pytest.mark.parametrize(("budget", "compares"), mostly_slow([(300, True), (190, False)], [(300, True)]))
 def test_the_budget_holds_for_answers_too(smollm2, tmp_path, budget, compares):
     """The whole process of a real model, by the kernel's count; some ten seconds each."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

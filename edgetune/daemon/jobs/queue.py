@@ -46,14 +46,14 @@ KEPT = 20  # decisions of the governor
 class WorkerOptions:
     """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours.
     canary_limit: the share by which its perplexity may rise; None: any. left_for_training: bytes that a process may
-    have.
+    have; of one that maps the weights (True) they count as its own, though the daemon has them mapped too.
     """
 
     model: Path
     policy: Policy
     canary: str
     canary_limit: float | None
-    left_for_training: Callable[[], int]
+    left_for_training: Callable[[bool], int]
 
 
 class Queue:
@@ -236,7 +236,9 @@ class Queue:
     def _task(self, job: Job) -> dict[str, Any]:
         config = from_json(TrainConfig, job.config, f"the options of {job.id}")
         folder = self.runs.path(job.id)
-        left = self.options.left_for_training()
+        if config.weights == "auto":  # streaming saves nothing: what answers keeps all of them in memory
+            config = replace(config, weights="resident")
+        left = self.options.left_for_training(config.weights == "resident")
         if not (folder / RUN).exists():
             left = int(left * SPARE)
         asked = config.memory_bytes(left) if config.memory else left

@@ -22,17 +22,11 @@ T = TypeVar("T")
 U = TypeVar("U")
 ROWS_PER_ANCHOR = 5
 LEAST_PASSES = 2
-RATE = 0.5  # of the learning rate, where passes are many: as much is learned, and less of all else unlearned
 
 
 def passes_over(new: int, config: TrainConfig) -> int:
     """How often a job goes through this number of new rows: as the options say, with auto LEAST_PASSES at least."""
     return max(LEAST_PASSES if is_auto(config) else 1, round(epochs_of(config, new)))
-
-
-def rate_of(config: TrainConfig) -> float:
-    """The learning rate of a job over feedback: RATE of the options' where these leave its length to the data."""
-    return RATE * config.lr if is_auto(config) else config.lr
 
 
 def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int) -> list[T]:

@@ -23,7 +23,7 @@ from ..jobs.table import Job
 from ..options import DaemonConfig
 from ..state.holdout import SHARE
 from .anchors import Anchors
-from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, rate_of, with_anchors
+from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, with_anchors
 from .feedback import Feedback, TrainingRows
 
 log = logging.getLogger("edgetune.daemon")
@@ -112,8 +112,7 @@ class Learner:
         data = JobData(JobRows(self.feedback, mixed), JobRows(self.feedback, rows.held), len(rows.established),
                        JobRows(self.feedback, rows.new))
         return self.jobs.create_from_feedback(data, suffix=SUFFIX, metadata=counts,
-                                              hyperparameters={"epochs": 1.0, "steps": 0, "shuffle": False,
-                                                               "lr": rate_of(train)})
+                                              hyperparameters={"epochs": 1.0, "steps": 0, "shuffle": False})
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
