@@ -77,13 +77,16 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     return [f"traded: {text}" for text in plan["traded"]]
 
 
+def tokens_text(tokens: int, computed: int) -> str:
+    """Tokens of rows, and those to compute, which are estimated: what rows of a batch begin with alike counts once."""
+    return f"{tokens} tokens in rows, {'' if computed == tokens else 'about '}{computed} computed"
+
+
 def start_lines(e: dict[str, Any]) -> list[str]:
     """What a run begins with, of its event "start"."""
     p = e["plan"]
-    computed = e.get("computed", e["tokens"])
-    shared = "" if computed == e["tokens"] else f", about {computed} computed"  # rows of a batch begin alike
-    return [f"training {e['rows']} rows, {e['tokens']} tokens ({e['supervised']} supervised){shared}, {e['steps']} "
-            f"steps with the kernels {e['isa']}",
+    return [f"training {e['rows']} rows: {tokens_text(e['tokens'], e.get('computed', e['tokens']))}, {e['supervised']} "
+            f"supervised; {e['steps']} steps with the kernels {e['isa']}",
             f"memory: at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} ({p['budget']}): buffers "
             f"{mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, the rest {mib(p['process_bytes'])}",
             *plan_lines(p)]

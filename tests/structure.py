@@ -43,8 +43,8 @@ INSIDE = {
                 ["estimate"], ["pipeline"]],
     "daemon": [["keys", "memory", "options"], ["client", "state", "unit"], ["remote_model"], ["jobs"],
               ["embeddings", "learning"], ["service"], ["api"], ["server"]],
-    "data": [["forest"], ["packing"], ["rows"], ["answer_schema", "files", "formats", "holdout"], ["dataset"], ["facts",
-            "loader"], ["check"]],
+    "data": [["forest"], ["packing"], ["lengths", "rows"],
+             ["answer_schema", "files", "formats", "holdout", "trees"], ["dataset"], ["facts", "loader"], ["check"]],
     "evaluation": [["judge", "native", "significance"], ["served"], ["asked", "compare"]],
     "formats": [["families", "named", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
     "llamacpp": [["context", "gbnf", "json_numbers", "json_pattern", "library", "markup", "meter",
@@ -59,7 +59,8 @@ INSIDE = {
     "serving": [["call_form", "completion", "embedding", "kv_cache", "model", "question", "tool_calls"],
                ["constraint", "llama", "onnx"], ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "passes", "state", "verdict"],
-                ["length", "optim"], ["forecast", "plan"], ["trainer"], ["resume", "throttle"], ["begin"], ["run"]],
+                ["length", "optim"], ["batches", "forecast", "plan"], ["trainer"], ["resume", "throttle"], ["begin"],
+                ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

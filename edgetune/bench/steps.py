@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..data.packing import Example, lengths_of
+from ..data.lengths import lengths_of
+from ..data.packing import Example
 from ..formats.bundle import Bundle
 from ..machine.device import read_device, trim
 from ..models.networks import open_network
 from ..objectives.base import Objective
+from ..training.batches import shares
 from ..training.config import TrainConfig
 from ..training.cost import Speed
 from ..training.length import units_of
@@ -33,10 +35,12 @@ def run(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, e
     length = plan.run.max_length
     rows = examples or random_rows(open_network(bundle.gguf).structure.n_vocab, STEPS * config.batch_size, length,
                                    config.seed)
-    mean = sum(row.tokens.size for row in rows) / len(units_of(rows, config))
-    filling = math.ceil(plan.run.max_tokens / mean)
+    known = lengths_of(rows, share=shares(config))
+    share = known.computed_share(config.batch_size, plan.run.max_tokens, plan.run.prefix)
+    computed = share * sum(row.tokens.size for row in rows) / len(units_of(rows, config))
+    filling = math.ceil(plan.run.max_tokens / computed)
     quick = replace(config, steps=STEPS, batch_size=min(config.batch_size, filling))
-    trainer = Trainer(bundle, quick, lengths=lengths_of(rows), objective=objective)
+    trainer = Trainer(bundle, quick, lengths=known, objective=objective)
     trainer.add_examples(rows)
     on_step(0)
     for done in range(1, STEPS + 1):

@@ -48,11 +48,12 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
     from ..console import plan_lines
     from ..data import loader
-    from ..data.packing import lengths_of
+    from ..data.lengths import lengths_of
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named
     from ..models.networks import open_network
+    from ..training.batches import Batches, shares
     from ..training.forecast import forecast
     from ..training.run import disk_writes
     from ..training.trainer import make_plan
@@ -70,11 +71,12 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     if data:
         config.check_held_out(held_out != loader.NONE)
         rows, held = loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
-    examples = [example for found in (rows, held) if found for example in found.examples]
+    parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
-    plan = make_plan(network, config, lengths=lengths_of(examples), board=board)
+    plan = make_plan(network, config, lengths=lengths_of(*parts, share=shares(config)), board=board)
     work = forecast(config, rows, held, plan.run.max_length)
-    predicted = known_speed(network.structure, plan, speed, board)
+    share = Batches(config, rows.examples).computed_share(plan.run.max_tokens, plan.run.prefix) if rows else 1.0
+    predicted = known_speed(network.structure, plan, speed, board, share)
     why_not = ""
     if predicted is None and measure and board is None:
         predicted, why_not = measured_speed(bundle, config, plan, objective, rows, as_json)
@@ -86,9 +88,10 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
                       "seconds": work.seconds(network.structure, plan.run, rate)}
     disk = disk_writes(plan, config, held_out=held is not None or data is None)
     facts = {"fits": True, "rows": work.rows, "held_out_rows": work.held_out, "steps": work.steps,
+             "tokens": rows.tokens if rows else None, "computed": round(rows.tokens * share) if rows else None,
              "measurements": work.measurements, "predicted": predicted, "disk": disk}
     lines: list[Any] = [answer(plan, work, predicted, device), *plan_lines(plan.to_json()),
-                        *row_lines(work, rows, held, held_out), *speed_lines(predicted, why_not),
+                        *row_lines(work, rows, held, held_out, share), *speed_lines(predicted, why_not),
                         *wear_lines(disk, predicted)]
     show(as_json, plan.to_json() | facts, *lines, *(buffer_tables(plan) if buffers else ()))
 
@@ -96,8 +99,11 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 
-def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Profile | None) -> dict[str, Any] | None:
-    """Tokens a second by what was measured here and kept, else by the board's profile; None: that does not say."""
+def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Profile | None,
+                share: float) -> dict[str, Any] | None:
+    """Tokens of rows a second by what was measured here and kept, else by the board's profile; None: that does not say.
+    share: of these tokens that is computed.
+    """
     from ..machine.device import read_device
     from ..training.cost import profile_speed, read_speed, state_file, tokens_per_s
     kept = named or (state_file() if board is None and state_file().exists() else None)
@@ -108,8 +114,9 @@ def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Pro
         return None
     if kept and not named and (speed.precision, speed.threads) != (plan.run.precision, plan.run.threads):
         return None
-    return {"tokens_per_s": tokens_per_s(structure, plan.run, speed, plan.read_bytes), "measured": kept is not None,
-            "source": "saved" if kept else "profile", "speed": vars(speed)}
+    rate = tokens_per_s(structure, plan.run, speed, plan.read_bytes) / share
+    return {"tokens_per_s": rate, "measured": kept is not None, "source": "saved" if kept else "profile",
+            "speed": vars(speed)}
 
 
 def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, rows: Dataset | None,
@@ -147,8 +154,10 @@ def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device:
     return said
 
 
-def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_out: str | None) -> list[str]:
-    """How many rows are learned and held out, and what became of long ones."""
+def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_out: str | None,
+              share: float) -> list[str]:
+    """How many rows are learned and held out, how many tokens, and what became of long rows."""
+    from ..console import tokens_text
     if rows is None:
         return []
     lines = [f"rows: {work.rows} to learn, none held out"]
@@ -157,6 +166,7 @@ def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_o
         early = "; training ends early where their loss rises" if work.stops_early else ""
         lines = [f"rows: {work.rows} to learn, {work.held_out} held out{whose}, measured {work.measurements} "
                  f"times{early}"]
+    lines.append(f"to learn in a pass: {tokens_text(rows.tokens, round(rows.tokens * share))}")
     found = [one for one in (rows, held) if one is not None]
     cut = sum(one.truncated for one in found)
     skipped = sum(one.skipped for one in found)

@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from .forest import by_branches, deepest, grow
-
-Lengths = Sequence[int | tuple[int, ...]]  # tokens of examples, those of a group together in a tuple
+from .forest import grow
 
 
 def is_supervised(weights: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -59,6 +57,24 @@ class Batch:
     supervised_weights: NDArray[np.float32]  # [S], not 0
     examples: tuple[Example, ...]  # the documents
     reference: NDArray[np.float32] | None = None  # [S], log p by the base without an adapter, if the objective needs it
+    behind: int = 0  # tokens of a prefix, computed before, that all of its tokens see
+    is_prefix: bool = False  # whether it is the prefix of batches that follow (trees.py)
+
+    @property
+    def computed(self) -> int:
+        """T, the tokens to compute."""
+        return self.tokens.size
+
+    @cached_property
+    def seen_ends(self) -> NDArray[np.int32]:
+        """`ends` of the tokens of the prefix and these."""
+        own = self.ends + np.int32(self.behind)
+        return np.concatenate([np.full(self.behind, self.behind + self.tokens.size, np.int32), own])
+
+    @cached_property
+    def seen_positions(self) -> NDArray[np.int32]:
+        """`positions` of the tokens of the prefix and these."""
+        return np.concatenate([np.arange(self.behind, dtype=np.int32), self.positions])
 
     @property
     def row_tokens(self) -> int:
@@ -84,19 +100,23 @@ class Batch:
         return tuple(np.flatnonzero(turn == number) for number in range(int(turn.max(initial=-1)) + 1))
 
 
-def collate(examples: Sequence[Example], share: bool = True) -> Batch:
-    """The forest of the documents. share False: one after another, T is the sum of their lengths."""
-    found = grow([example.tokens for example in examples], share)
-    supervised = [np.flatnonzero(is_supervised(example.weights[1:])) for example in examples]
+def collate(examples: Sequence[Example], share: bool = True, begin: int = 0, end: int | None = None) -> Batch:
+    """The forest of the documents. share False: one after another, T is the sum of their lengths.
+
+    begin: behind a prefix of `begin` tokens, which all have. end: that prefix itself, of `end` tokens.
+    """
+    found = grow([example.tokens[begin:end] for example in examples], share)
+    supervised = [np.flatnonzero(is_supervised(example.weights[1 + begin:None if end is None else end + 1]))
+                  for example in examples]
 
     def joined(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([*parts])
 
-    return Batch(found.tokens, found.positions, found.ends,
+    return Batch(found.tokens, found.positions + np.int32(begin), found.ends,
                  joined(place[at] for place, at in zip(found.places, supervised, strict=True)),
-                 joined(example.tokens[at + 1] for example, at in zip(examples, supervised, strict=True)),
-                 joined(example.weights[at + 1] for example, at in zip(examples, supervised, strict=True)),
-                 tuple(examples))
+                 joined(example.tokens[begin + at + 1] for example, at in zip(examples, supervised, strict=True)),
+                 joined(example.weights[begin + at + 1] for example, at in zip(examples, supervised, strict=True)),
+                 tuple(examples), behind=begin, is_prefix=end is not None)
 
 
 def grouped_indices(examples: Sequence[Example]) -> list[list[int]]:
@@ -108,52 +128,6 @@ def grouped_indices(examples: Sequence[Example]) -> list[list[int]]:
         else:
             groups.append([i])
     return groups
-
-
-def lengths_of(examples: Sequence[Example]) -> list[int | tuple[int, ...]]:
-    """The tokens of each example, those of a group together, as a plan takes them."""
-    lengths: list[int | tuple[int, ...]] = []
-    for indices in grouped_indices(examples):
-        sizes = tuple(examples[i].tokens.size for i in indices)
-        lengths.append(sizes[0] if len(sizes) == 1 else sizes)
-    return lengths
-
-
-def micro_batches(examples: Sequence[Example], max_tokens: int, share: bool = True) -> list[Batch]:
-    """As many examples as fit at a time, what begins alike together; a group is never parted.
-
-    `max_tokens` limits the tokens that are computed, and the supervised positions. Where nothing is shared, examples
-    stay in their order. Raises UsageError for an example or a group that does not fit alone.
-    """
-    groups = [[examples[i] for i in indices] for indices in grouped_indices(examples)]
-    if share:
-        groups = [groups[i] for i in by_branches([group[0].tokens for group in groups])]
-    batches: list[Batch] = []
-    members: list[Example] = []
-    size = np.zeros(2, np.int64)
-    for group in groups:
-        alone = _added([], group, share)
-        if alone.max() > max_tokens:
-            what = "a row has" if len(group) == 1 else f"{len(group)} rows of one group have"
-            raise UsageError(f"{what} {alone.max()} tokens and a micro-batch takes {max_tokens}",
-                             "raise it, or lower max-length")
-        size += _added(members, group, share)
-        if size.max() > max_tokens:
-            batches.append(collate(members, share))
-            members = []
-            size = alone
-        members += group
-    return [*batches, collate(members, share)] if members else batches
-
-
-def _added(members: Sequence[Example], group: Sequence[Example], share: bool) -> NDArray[np.int64]:
-    """(tokens to compute, supervised positions) that a group adds to a forest of the members."""
-    tokens = 0
-    before = [member.tokens for member in members]
-    for example in group:
-        tokens += example.tokens.size - (deepest(example.tokens, before) if share else 0)
-        before.append(example.tokens)
-    return np.array([tokens, sum(example.supervised for example in group)])
 
 
 def pack(examples: Sequence[Example], max_length: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from ..adapters.low_rank import CarvedLora, LoraFamily
 from ..backends.arena import Arena, Buffer
 from ..backends.cpu import Cpu
 from ..data.dataset import Dataset
-from ..data.packing import micro_batches
+from ..data.trees import micro_batches
 from ..errors import MismatchError
 from ..formats.bundle import Bundle
 from ..machine.device import thread_count

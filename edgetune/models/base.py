@@ -65,6 +65,11 @@ class Structure(ABC):
     @abstractmethod
     def n_vocab(self) -> int: ...
 
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether its passes take batches behind a prefix: see Passes."""
+        return False
+
     @abstractmethod
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """[N, K] of a block's projections that can be adapted, by GGUF name without block and ".weight"."""
@@ -104,6 +109,10 @@ class Network(ABC):
 
 class Passes(ABC):
     """Forward and backward in the memory of one arena. Not thread-safe.
+
+    Where the structure keeps prefixes: `score` of a batch that is a prefix keeps what batches behind it see, with no
+    gradient yet. Their `backward` adds to its gradient there, which the prefix's own `backward`, after `forward` with
+    keep, takes into account.
 
     adapter: what is trained. linear: the projections, whose `off()` leaves the adapter out of a pass. before_block:
     a function to call before each block and each part of the head; an exception from it abandons the pass.

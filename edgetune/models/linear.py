@@ -37,6 +37,7 @@ class RunShape:
     kept: int  # blocks, counted from the last, whose activations are kept; at least 1
     threads: int
     precision: str  # of products: exact, fast or int8
+    prefix: int = 0  # tokens of a prefix at most, whose keys and values are kept for batches behind it
 
     @property
     def activations(self) -> str:

@@ -14,7 +14,7 @@ from ..adapters import store
 from ..adapters.base import Family
 from ..adapters.low_rank import LoraFamily
 from ..data.dataset import Dataset
-from ..data.packing import lengths_of
+from ..data.lengths import lengths_of
 from ..errors import FormatError, UsageError
 from ..formats.bundle import Bundle
 from ..formats.gguf import fingerprint, open_gguf
@@ -23,6 +23,7 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..persisted import from_json
 from . import checkpoint, metrics
+from .batches import shares
 from .config import TrainConfig
 from .origin import Origin
 from .plan import Tradeoffs
@@ -94,9 +95,8 @@ def resumed(task: Task) -> Begun:
 
 
 def _open(task: Task, previous: Tradeoffs | None) -> Begun:
-    lengths = lengths_of(task.data.examples)
-    if task.held_out:
-        lengths += lengths_of(task.held_out.examples)
+    parts = [part.examples for part in (task.data, task.held_out) if part]
+    lengths = lengths_of(*parts, share=shares(task.config))
     trainer = Trainer(task.bundle, task.config, lengths=lengths, previous=previous, objective=task.objective,
                       family=task.family)
     trainer.add_examples(task.data.examples)
@@ -136,7 +136,7 @@ def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan:
 
 
 def _from_record(task: Task, record: Mapping[str, Any]) -> tuple[Begun, list[Event]]:
-    kept = {spec.name: record["plan"][spec.name] for spec in fields(Tradeoffs)}
+    kept = {spec.name: record["plan"][spec.name] for spec in fields(Tradeoffs) if spec.name in record["plan"]}
     return _reopened(task, record, asked(record["options"]), kept, record["identity"],
                      f"the plan in {task.out / store.RUN}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..data.lengths import FORWARD
 from ..data.packing import Example, grouped_indices, pack
 from ..options import AUTO
 from .config import TrainConfig
@@ -18,7 +19,6 @@ PATIENCE = 3  # measurements in a row that are worse than the lowest one end a r
 LEAST_MEASUREMENTS = 5  # in such a run, after the one before the first step
 MOST_MEASUREMENTS = 30
 MEASURING = 0.25  # of the time of the steps may be spent on measurements
-FORWARD = 1 / 3  # of a step's time is its forward pass, about
 
 
 def units_of(examples: Sequence[Example], config: TrainConfig) -> list[list[int]]:

@@ -1,14 +1,15 @@
-"""A network and an objective together: `learn` from a micro-batch, `measure` over many."""
+"""A network and an objective together: `learn` from a micro-batch or a tree, `measure` over many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
 
 from ..data.packing import Batch, Example, collate, grouped_indices, is_supervised
+from ..data.trees import Tree
 from ..errors import DataError
 from ..models.base import Passes
 from ..objectives.base import Objective, Signal
@@ -24,11 +25,11 @@ class Totals:
     supervised: int = 0
     _metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add(self, batch: Batch, signal: Signal) -> None:
+    def add(self, batch: Batch | Tree, signal: Signal) -> None:
         self.loss += signal.loss
         self.tokens += batch.row_tokens
-        self.computed += batch.tokens.size
-        self.supervised += batch.supervised.size
+        self.computed += batch.computed
+        self.supervised += sum(example.supervised for example in batch.examples)
         for name, (value, count) in signal.metrics.items():
             value_before, count_before = self._metrics.get(name, (0.0, 0.0))
             self._metrics[name] = (value_before + value, count_before + count)
@@ -76,14 +77,29 @@ class Reference:
         return self._known[key]
 
 
-def learn(decoder: Passes, objective: Objective, batch: Batch, n: float, reference: Reference | None = None) -> Signal:
+Begin = Callable[[int], None]
+"""Called before each pass of a part: 0, which is the prefix where there is one, 1, ..."""
+
+
+def learn(decoder: Passes, objective: Objective, batch: Batch | Tree, n: float, reference: Reference | None = None,
+          begin: Begin = lambda _: None) -> Signal:
     """Adds the gradient of the loss, divided by n, to the adapter's gradient; returns sums that are not divided.
 
     Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
     objective whose `a` does, but that has not set needs_logp: its gradient would be wrong.
     """
+    reference = reference or Reference(decoder)
+    if isinstance(batch, Batch):
+        begin(0)
+        return _learn_batch(decoder, objective, batch, n, reference)
+    if batch.is_divisible:
+        return _learn_branches(decoder, objective, batch, n, reference, begin)
+    return _learn_whole(decoder, objective, batch, n, reference, begin)
+
+
+def _learn_batch(decoder: Passes, objective: Objective, batch: Batch, n: float, reference: Reference) -> Signal:
     if objective.needs_reference:
-        batch = (reference or Reference(decoder)).add_to(batch)
+        batch = reference.add_to(batch)
     decoder.forward(batch, keep=True)
     if objective.needs_logp:
         signal = objective.weights(decoder.head_forward(batch), batch)
@@ -91,25 +107,86 @@ def learn(decoder: Passes, objective: Objective, batch: Batch, n: float, referen
         return signal
     planned = objective.weights(np.zeros(batch.supervised.size, np.float32), batch)
     logp = decoder.backward(batch, planned.a / n)
-    signal = objective.weights(logp, batch)
+    return _checked(objective, planned, objective.weights(logp, batch))
+
+
+def _checked(objective: Objective, planned: Signal, signal: Signal) -> Signal:
     if not np.array_equal(signal.a, planned.a):
         raise ValueError(f"the weights of {objective.name} depend on log p: set needs_logp")
     return signal
 
 
-def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch],
+def _learn_branches(decoder: Passes, objective: Objective, tree: Tree, n: float, reference: Reference,
+                    begin: Begin) -> Signal:
+    """The objective sees each branch by itself, and nothing is predicted from the prefix."""
+    prefix = tree.prefix
+    if prefix:
+        begin(0)
+        decoder.score(prefix.batch)
+    signals = []
+    for number, branch in enumerate(tree.branches, 1):
+        begin(number)
+        signals.append(_learn_batch(decoder, objective, branch.batch, n, reference))
+    if prefix:
+        begin(0)
+        decoder.forward(prefix.batch, keep=True)
+        decoder.backward(prefix.batch, np.zeros(0, np.float32))
+    return _sum(signals)
+
+
+def _learn_whole(decoder: Passes, objective: Objective, tree: Tree, n: float, reference: Reference,
+                 begin: Begin) -> Signal:
+    """The objective sees all examples at once: where it needs log p, all parts are computed once more."""
+    whole = reference.add_to(tree.whole) if objective.needs_reference else tree.whole
+    logp = np.zeros(whole.supervised.size, np.float32)
+    if objective.needs_logp:
+        logp = _score(decoder, tree, begin)
+    elif tree.prefix:
+        begin(0)
+        decoder.score(tree.prefix.batch)
+    planned = objective.weights(logp.copy(), whole)
+    last = [(0, tree.prefix)] if tree.prefix else []
+    for number, part in [*enumerate(tree.branches, 1), *last]:
+        begin(number)
+        decoder.forward(part.batch, keep=True)
+        logp[part.entries] = decoder.backward(part.batch, planned.a[part.entries] / n)
+    return planned if objective.needs_logp else _checked(objective, planned, objective.weights(logp, whole))
+
+
+def _score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None) -> np.ndarray:
+    """log p [S]; of a tree, of its whole."""
+    if isinstance(batch, Batch):
+        return decoder.score(batch)
+    logp = np.zeros(batch.whole.supervised.size, np.float32)
+    for number, part in enumerate(batch.parts, 0 if batch.prefix else 1):
+        begin(number)
+        logp[part.entries] = decoder.score(part.batch)
+    return logp
+
+
+def _sum(signals: Sequence[Signal]) -> Signal:
+    metrics: dict[str, tuple[float, float]] = {}
+    for signal in signals:
+        for name, (value, count) in signal.metrics.items():
+            before = metrics.get(name, (0.0, 0.0))
+            metrics[name] = (before[0] + value, before[1] + count)
+    return Signal(np.concatenate([signal.a for signal in signals]), sum(signal.loss for signal in signals), metrics)
+
+
+def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tree],
             reference: Reference | None = None) -> Measurement:
     """No gradient. Raises DataError where nothing is supervised."""
     totals = Totals()
     n = 0.0
     rows: list[float] = []
     for batch in batches:
+        whole = batch.whole if isinstance(batch, Tree) else batch
         if objective.needs_reference:
-            batch = (reference or Reference(decoder)).add_to(batch)
-        n += objective.count(batch.examples)
-        logp = decoder.score(batch)
-        totals.add(batch, objective.weights(logp, batch))
-        rows += _loss_of_rows(objective, batch, logp)
+            whole = (reference or Reference(decoder)).add_to(whole)
+        n += objective.count(whole.examples)
+        logp = _score(decoder, batch)
+        totals.add(batch, objective.weights(logp, whole))
+        rows += _loss_of_rows(objective, whole, logp)
     if not n:
         raise DataError("the rows have no supervised token", "check their completions")
     return Measurement(totals.loss / n, totals.supervised, totals.metrics, tuple(rows))

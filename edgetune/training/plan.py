@@ -5,14 +5,15 @@ Pure: no I/O. Training carves its arena from `Plan.buffers` and allocates nothin
 What is traded for memory changes speed, and the result only by rounding: which activations are kept, how many tokens
 are computed at a time, which weights stay in memory. Of all that fits, the fastest by `cost.cost_per_token` is taken,
 so a bigger budget never makes a slower plan. Optimizer state in 8 bits comes last, because it changes the adapter: the
-cost of such a plan is multiplied by a penalty. Rows are never padded (micro-batches are flat), so buffers are as large
-as the longest rows need.
+cost of such a plan is multiplied by a penalty. Rows are never padded (micro-batches are flat), and what they begin with
+alike is computed once, so buffers are as large as the longest rows need, and cost counts tokens to compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..adapters.base import Family
 from ..adapters.low_rank import lora_of
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
-from ..data.packing import Lengths
+from ..data.lengths import Given, Lengths, read_lengths
 from ..errors import UsageError
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names, trained_shapes
@@ -52,13 +53,15 @@ class MemoryLimits:
 @dataclass(frozen=True)
 class Tradeoffs:
     """What was traded for memory: tokens in a micro-batch; the number of blocks whose activations are kept, and of
-    those whose weights are streamed; AdamW's moments in "float" or "8bit".
+    those whose weights are streamed; AdamW's moments in "float" or "8bit"; tokens of a prefix at most that is computed
+    apart from the rows behind it.
     """
 
     max_tokens: int
     kept: int
     streamed: int
     optimizer_state: str = "float"
+    prefix: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Plan:
     sizes: Sizes
     tradeoffs: Tradeoffs
     limits: MemoryLimits
-    longest_group: int  # tokens; a micro-batch may not have fewer
+    least_tokens: int  # a micro-batch may not have fewer
     traded: tuple[str, ...] = ()  # a sentence each
 
     @property
@@ -106,14 +109,15 @@ class Plan:
 
 
 def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
-         lengths: Lengths = (), previous: Tradeoffs | None = None, family: Family | None = None) -> Plan:
+         lengths: Given = (), previous: Tradeoffs | None = None, family: Family | None = None) -> Plan:
     """The fastest plan within `limits`.
 
-    lengths: tokens of each row, those of a group in a tuple; empty while the data is not known. previous: the tradeoffs
+    lengths: of the rows; empty while the data is not known. previous: the tradeoffs
     of an earlier plan, of which everything that decides rounding is kept. family: what is trained; None: LoRA. Raises
     UsageError where nothing fits, and for options that the model cannot fulfil (blocks, rank).
     """
-    planner = _Planner(structure, config, ops, sizes, limits, lengths, previous, family)
+    given = read_lengths(lengths, config.max_length)
+    planner = _Planner(structure, config, ops, sizes, limits, given, previous, family)
     run = planner.run(Tradeoffs(1, 1, 0))
     run.family.check_shapes(trained_shapes(structure, run))
     best = planner.best()
@@ -129,34 +133,33 @@ class _Planner:
     ops: Backend
     sizes: Sizes
     limits: MemoryLimits
-    lengths: Lengths
+    given: Lengths
     previous: Tradeoffs | None
     family: Family | None
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        return self.given.cut(self.config.max_length)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max((max(unit) for unit in self.units), default=self.config.max_length)
-
-    @property
-    def units(self) -> list[list[int]]:
-        """Tokens of each row, by groups, which no micro-batch divides; a row without a group is a group of one."""
-        units = [list(unit) if isinstance(unit, tuple) else [unit] for unit in self.lengths]
-        return [[min(n, self.config.max_length) for n in unit] for unit in units]
+        return self.lengths.longest or self.config.max_length
 
     @property
     def longest_group(self) -> int:
-        """Tokens of the longest group."""
-        return max(map(sum, self.units), default=self.longest)
+        """Tokens to compute of the longest group, which no micro-batch divides; a row is a group of one."""
+        return self.lengths.longest_group or self.longest
 
     def plan(self, tradeoffs: Tradeoffs) -> Plan:
-        return Plan(self.run(tradeoffs), self.table(tradeoffs), self.sizes, tradeoffs, self.limits, self.longest_group)
+        least = self.longest if tradeoffs.prefix else self.longest_group
+        return Plan(self.run(tradeoffs), self.table(tradeoffs), self.sizes, tradeoffs, self.limits, least)
 
     def run(self, tradeoffs: Tradeoffs) -> RunShape:
         c = self.config
         return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest, family=self.family or lora_of(c),
                         targets=self.targets(), blocks=c.block_range(self.structure.n_layer), kept=tradeoffs.kept,
-                        threads=self.ops.threads, precision=c.precision)
+                        threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix)
 
     def targets(self) -> tuple[str, ...]:
         """The trained projections of a block, by the network's names."""
@@ -188,18 +191,19 @@ class _Planner:
     def _cost(self, tradeoffs: Tradeoffs) -> tuple[float, int]:
         plan = self.plan(tradeoffs)
         penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
-        return penalty * cost_per_token(self.structure, plan.run, plan.read_bytes), plan.peak_bytes
+        share = self.lengths.computed_share(self.config.batch_size, tradeoffs.max_tokens, tradeoffs.prefix)
+        return share * penalty * cost_per_token(self.structure, plan.run, plan.read_bytes), plan.peak_bytes
 
     def _fitting(self) -> Iterator[Tradeoffs]:
         """For each way to compute, the one that streams the fewest blocks."""
         if self.limits.before > self.limits.budget:
             return
-        for tokens, kept, state in product(self.token_counts(), self.kept_counts(), self.states()):
-            arena = self.plan(Tradeoffs(tokens, kept, 0, state)).arena_bytes
+        for (tokens, prefix), kept, state in product(self.token_counts(), self.kept_counts(), self.states()):
+            arena = self.plan(Tradeoffs(tokens, kept, 0, state, prefix)).arena_bytes
             left = self.limits.budget - self.limits.process - GROWTH - arena
             for streamed in self.streamings():
                 if self.sizes.in_memory(streamed, tokens) <= left:
-                    yield Tradeoffs(tokens, kept, streamed, state)
+                    yield Tradeoffs(tokens, kept, streamed, state, prefix)
                     break
 
     def kept_counts(self) -> list[int]:
@@ -230,36 +234,53 @@ class _Planner:
             return range(n, n + 1)
         return range(n + 1)
 
-    def token_counts(self) -> list[int]:
-        """The limits of tokens in a micro-batch to consider: multiples of the longest group, up to a whole batch."""
+    def token_counts(self) -> list[tuple[int, int]]:
+        """The limits to consider of tokens in a micro-batch, up to a whole batch, and in a prefix: 0, where a
+        micro-batch takes any group; or what many rows begin with, where it takes any row.
+        """
         c = self.config
         if self.previous:
-            return [self.previous.max_tokens]
-        sums = sorted(map(sum, self.units), reverse=True)[:c.batch_size]
-        whole = c.batch_size * c.max_length if c.packing or not sums else sum(sums)
-        longest = self.longest_group
-        most = max(longest, min(c.micro_batch, whole))
-        return sorted({n * longest for n in ROW_COUNTS if n * longest < most} | {most})
+            return [(self.previous.max_tokens, self.previous.prefix)]
+        packs = c.packing or not self.lengths.units
+        whole = c.batch_size * c.max_length if packs else self.lengths.largest(c.batch_size)
+        most = max(self.longest_group, min(c.micro_batch, whole))
+        counts = [(tokens, 0) for tokens in self._multiples(self.longest_group, most)]
+        if self.structure.keeps_prefixes and (prefix := min(self.lengths.prefix, self.longest - 1)) > 0:
+            counts += [(tokens, prefix) for tokens in self._multiples(self.longest, most)]
+        return counts
+
+    def _multiples(self, longest: int, most: int) -> list[int]:
+        """Up to `most` tokens, ROW_COUNTS rows of the longest kind, behind what all begin with."""
+        shared = self.lengths.shared
+        some = {shared + n * (longest - shared) for n in ROW_COUNTS}
+        return sorted({tokens for tokens in some if tokens < most} | {most})
 
     def least(self) -> int:
         """The smallest budget that suffices."""
-        smallest = Tradeoffs(self.token_counts()[0], self.kept_counts()[0], self.streamings()[-1], self.states()[-1])
-        return self.peak(smallest)
+        streamed = self.streamings()[-1]
+        kept = self.kept_counts()[0]
+        state = self.states()[-1]
+        return min(self.peak(Tradeoffs(tokens, kept, streamed, state, prefix))
+                   for tokens, prefix in self.token_counts())
 
     def trades(self, best: Tradeoffs) -> Iterator[str]:
         """A sentence for each tradeoff that the budget required, with the peak before and after; the cheapest first."""
         at = replace(self, limits=replace(self.limits, budget=UNLIMITED)).best()
         assert at is not None
+        at_a_time = f"{best.max_tokens} tokens are computed at a time"
+        at_a_time += f", not {at.max_tokens}, for the same batch" if at.max_tokens != best.max_tokens else ""
+        at_a_time += f", up to {best.prefix} that rows begin with alike before them" if best.prefix else ""
         texts = {
-            "kept": f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
-            "max_tokens": f"{best.max_tokens} tokens are computed at a time, not {at.max_tokens}, for the same batch",
-            "streamed": f"{best.streamed} of {self.structure.n_layer} blocks, embedding and head are read at every use",
-            "optimizer_state": "AdamW's moments are stored in 8 bits, which changes the adapter a little",
+            ("kept",): f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
+            ("max_tokens", "prefix"): at_a_time,
+            ("streamed",): f"{best.streamed} of {self.structure.n_layer} blocks, embedding and head are read at every "
+                           "use",
+            ("optimizer_state",): "AdamW's moments are stored in 8 bits, which changes the adapter a little",
         }
-        for name, text in texts.items():
-            if getattr(at, name) != (value := getattr(best, name)):
-                before = at
-                at = replace(at, **{name: value})
+        for names, text in texts.items():
+            before = at
+            at = replace(at, **{name: getattr(best, name) for name in names})
+            if at != before:
                 yield f"{text}: {mib(self.peak(before))} -> {mib(self.peak(at))} MiB"
 
 

@@ -36,7 +36,8 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     options = {name.replace("_", "-"): value for name, value in given.items()}
     options["objective"] = trainer.objective.name
     options["family"] = run.family.name
-    plan = {"micro-batch": run.max_tokens, "recompute": _recomputed(trainer),
+    at_once = f"{run.max_tokens} behind {run.prefix}" if run.prefix else run.max_tokens
+    plan = {"micro-batch": at_once, "recompute": _recomputed(trainer),
             "optimizer-state": trainer.plan.tradeoffs.optimizer_state}
     return {"version": __version__, "base": trainer.bundle.fingerprint, "data": data.digest,
             "held-out": held_out.digest if held_out else None, **options, **plan,

@@ -125,7 +125,7 @@ class Throttle:
         else:
             ops.working = 1
         small = state.rule == "memory" and state.action != "go"
-        least = self.trainer.plan.longest_group
+        least = self.trainer.plan.least_tokens
         self.trainer.max_tokens = max(least, run.max_tokens // 2) if small else run.max_tokens
         self._write_event(state.action, state.rule, state.cause)
 

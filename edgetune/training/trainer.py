@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ from ..backends.base import Backend
 from ..backends.cpu import Cpu
 from ..data.dataset import Dataset, load_rows
 from ..data.formats import Columns
-from ..data.packing import Batch, Example, Lengths, micro_batches, order
+from ..data.lengths import Given
+from ..data.packing import Batch, Example
+from ..data.trees import Tree
 from ..errors import DataError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
@@ -38,15 +41,12 @@ from ..objectives.sft import Sft
 from ..options import make_options
 from ..version import __version__
 from . import length, optim, plan
+from .batches import Batches, cut
 from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
-from .length import units_of
 from .passes import Measurement, Reference, Totals, learn, measure
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-COUNTED = 64  # batches
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Trainer:
 
     Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3).
 
-    lengths: tokens of the rows that will be added; sizes the buffers (default: rows of max_length).
+    lengths: of the rows that will be added, their tokens or what lengths_of says; sizes the buffers (default: rows of
+    max_length).
     previous: the tradeoffs of an earlier plan, with which its micro-batches are repeated, to the same bytes.
     tokenizer: of the model; the caller closes it. Default: one is opened when it is needed.
     objective: what is learned from the rows (default: to imitate their answers).
@@ -79,7 +80,7 @@ class Trainer:
     Raises the kinds of EdgetuneError for wrong input, UsageError also where memory is too small.
     """
 
-    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Lengths = (),
+    def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Given = (),
                  previous: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
                  objective: Objective | None = None, backend: Backend | None = None,
                  family: Family | None = None, **options: Unpack[TrainOptions]) -> None:
@@ -101,11 +102,11 @@ class Trainer:
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
         self._reference = Reference(self.decoder)
         self.examples: list[Example] = []
-        self._units: list[list[int]] = []  # rows or groups of rows, or with packing packs of them
+        self._batches = Batches(config)
         self.steps_done = 0
         self.begun_at = 0  # the step after which the optimizer and its schedule began
         self.more = 0.0  # epochs from there; 0: what the options say
-        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to plan.longest_group
+        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to plan.least_tokens
         self.computing = False  # whether the arena holds activations
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
 
@@ -151,29 +152,24 @@ class Trainer:
                                 "tokenise it with this model's tokenizer")
         last = max((example.group for example in self.examples), default=0)  # numbers of earlier calls are taken
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
-        self._units = units_of(self.examples, self.config)
+        self._batches = Batches(self.config, self.examples)
 
     @property
     def steps_per_epoch(self) -> int:
-        return length.steps_per_epoch(len(self._units), self.config.batch_size)
+        return self._batches.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
         """By config.steps, or config.epochs of what was added so far; after begun_at, by `more` epochs."""
-        return self.begun_at + length.total_steps(self.config, len(self._units), self.more)
+        return self.begun_at + length.total_steps(self.config, len(self._batches.units), self.more)
 
     def batch(self, step: int) -> list[Example]:
         """The examples of step 1, 2, ...: a function of seed and data."""
-        epoch, slot = divmod(step - 1, self.steps_per_epoch)
-        rows = order(len(self._units), epoch, self.config.seed, self.config.shuffle)
-        size = self.config.batch_size
-        return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self._units[unit]]
+        return self._batches.of_step(step)
 
     def computed_share(self) -> float:
-        """What share of the rows' tokens is computed, as rows of a batch begin alike: of the first COUNTED batches."""
-        batches = [batch for step in range(1, min(COUNTED, self.steps_per_epoch) + 1)
-                   for batch in self._cut(self.batch(step))]
-        return sum(batch.tokens.size for batch in batches) / sum(batch.row_tokens for batch in batches)
+        """What share of the rows' tokens is computed, as rows of a batch begin alike."""
+        return self._batches.computed_share(self.max_tokens, self.plan.run.prefix)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -197,8 +193,8 @@ class Trainer:
         totals = Totals()
         with self._stoppable(should_stop):
             for number, micro in enumerate(self._micro_batches(examples)):
-                self.decoder.adapter.before_step(self._seed(step, number))
-                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference))
+                begin = partial(self._before_part, step, number)
+                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference, begin))
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
         norm = self._update(grad, loss, lr, step)
@@ -220,8 +216,10 @@ class Trainer:
                     step - self.begun_at)
         return norm
 
-    def _seed(self, step: int, micro_batch: int) -> int:
-        return int(np.random.SeedSequence([self.config.seed, step, micro_batch]).generate_state(1, np.uint64)[0])
+    def _before_part(self, step: int, number: int, part: int) -> None:
+        """Before a pass of a part of a step's micro-batch or tree: the same seed whenever it is passed."""
+        words = [self.config.seed, step, number] + ([part] if part else [])
+        self.decoder.adapter.before_step(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
     def train(self, on_step: Callable[[StepResult], None] | None = None) -> list[StepResult]:
         """All remaining steps."""
@@ -247,16 +245,13 @@ class Trainer:
         with self._stoppable(should_stop):
             return measure(self.decoder, self.objective, self._micro_batches(examples), self._reference)
 
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch | Tree]:
         """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
-        for micro in self._cut(examples):
+        for micro in cut(examples, self.config, self.max_tokens, self.plan.run.prefix):
             self.decoder.before_block()
             self.computing = True
             yield micro
             self.computing = False
-
-    def _cut(self, examples: Sequence[Example]) -> list[Batch]:
-        return micro_batches(examples, self.max_tokens, self.config.share_prefixes == "auto")
 
     @contextmanager
     def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
@@ -306,7 +301,7 @@ class Trainer:
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
-def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Lengths = (),
+def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
               previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
               family: Family | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process with what it uses now; or, with `board`, in a new
@@ -329,7 +324,7 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     return _planned(model, config, limits, ops or Cpu(config.threads or here.cores), lengths, previous, family)
 
 
-def _planned(model: Network, config: TrainConfig, limits: plan.MemoryLimits, ops: Backend, lengths: Lengths,
+def _planned(model: Network, config: TrainConfig, limits: plan.MemoryLimits, ops: Backend, lengths: Given,
              previous: plan.Tradeoffs | None, family: Family | None) -> plan.Plan:
     return plan.make(model.structure, config, ops=ops, lengths=lengths, previous=previous, family=family,
                      sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), limits=limits)

@@ -21,6 +21,7 @@ from edgetune.cli import app, cli
 from edgetune.console import about
 from edgetune.data import loader
 from edgetune.data.dataset import Dataset
+from edgetune.data.lengths import lengths_of
 from edgetune.formats.bundle import open_bundle
 from edgetune.models.networks import open_network
 from edgetune.objectives.sft import Sft
@@ -60,8 +61,9 @@ def test_the_answer_is_the_first_line(place: Path) -> None:
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"fits: \d+ of \d+ MiB; at most 45 steps, about (a second|\d+ seconds) here", lines[0])
     assert lines[1].startswith("rows: 20 to learn, 4 held out, a tenth of the data, measured 16 times; training")
-    assert re.match(r"speed: \d+ tokens/s in the second of two steps \(\w+, fast, 1 threads\)", lines[2])
-    assert len(lines) == 3
+    assert re.fullmatch(r"to learn in a pass: \d+ tokens in rows, about \d+ computed", lines[2])
+    assert re.match(r"speed: \d+ tokens/s in the second of two steps \(\w+, fast, 1 threads\)", lines[3])
+    assert len(lines) == 4
     assert "measuring two steps" in done.stderr
     long = run(*plan(place, place / "rows.jsonl", "--checkpoint-every", "0.001s"))
     assert "\ncheckpoints every 0.001s: " in long
@@ -92,6 +94,23 @@ def test_rows_may_still_be_named_by_data(place: Path) -> None:
     now, before = (run_json(*plan(place, "--no-measure", *given)) for given in ([rows], ["--data", rows]))
     assert now["steps"] == before["steps"] == 45
     assert "give one of them" in run(*plan(place, rows, "--data", rows), code=2)
+
+
+def test_tokens_are_counted_as_a_run_counts_them(place: Path, tmp_path: Path) -> None:
+    """In rows and as computed, with and without what rows begin with alike; and a speed is of tokens in rows."""
+    speed = tmp_path / "speed.json"
+    run("bench", "train", place / "model.gguf", "--save", speed, "--threads", 1, "--steps", 1, "--batch-size", 1,
+        "--length", 16)
+    rows = place / "rows.jsonl"
+    found = {share: run_json(*plan(place, rows, "--speed", speed, "--share-prefixes", share))
+             for share in ("auto", "off")}
+    assert found["off"]["computed"] == found["off"]["tokens"] == found["auto"]["tokens"]
+    assert found["auto"]["computed"] < 0.9 * found["auto"]["tokens"]
+    assert found["auto"]["predicted"]["tokens_per_s"] > found["off"]["predicted"]["tokens_per_s"]
+    done = CliRunner().invoke(cli, ["train", str(place / "model.gguf"), str(rows), "-o", str(tmp_path / "run"), *SMALL,
+                                    "--steps", "1", "--json", "--no-answers"])
+    start = next(event for event in map(json.loads, done.stderr.splitlines()) if event.get("event") == "start")
+    assert (start["tokens"], start["computed"]) == (found["auto"]["tokens"], found["auto"]["computed"])
 
 
 HELD_OUT = {"tenth": [], "none": ["--eval", "none"], "file": ["--eval", "held-out.jsonl"]}
@@ -154,7 +173,7 @@ def test_two_steps_are_those_of_a_trainer(place: Path, divided: dict[str, list[D
     config = TrainConfig(rank=4, max_length=64, threads=1)
     rows, _ = divided["none"]
     assert rows
-    made = make_plan(open_network(bundle.gguf), config, lengths=[example.tokens.size for example in rows.examples])
+    made = make_plan(open_network(bundle.gguf), config, lengths=lengths_of(rows.examples))
     done: list[int] = []
     rate, speed = steps.run(bundle, config, made, Sft(), rows.examples, done.append)
     assert done == [0, 1, 2]

@@ -248,6 +248,7 @@ def test_weights_that_the_daemon_holds_are_not_streamed_beside_them(tmp_path: Pa
         counted_twice = service.left_for_training(maps=True) - service.left_for_training(maps=False)
         assert counted_twice >= service.path.stat().st_size // 2
         job = service.jobs.wait(begin(service, weights=asked).id, 60)
+        assert job.status == "succeeded", job.error
         run = json.loads((service.adapters.path(str(job.result)) / "run.json").read_text())
     assert bool(run["plan"]["streamed"]) == streamed
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.forest import by_branches, deepest, grow, shared
-from edgetune.data.packing import Example, collate, micro_batches
+from edgetune.data.packing import Example, collate
+from edgetune.data.trees import micro_batches
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 documents = st.lists(words, min_size=1, max_size=9).map(lambda many: [np.array(one, np.int32) for one in many])

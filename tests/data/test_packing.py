@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.dataset import load
-from edgetune.data.packing import Example, collate, micro_batches, order, pack
+from edgetune.data.packing import Example, collate, order, pack
+from edgetune.data.trees import micro_batches
 from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 

@@ -24,7 +24,9 @@ from toy_objectives import Focal, Pairs, Preferences
 import edgetune
 from edgetune.data import loader
 from edgetune.data.dataset import Dataset, load, load_rows
-from edgetune.data.packing import Batch, Example, collate, lengths_of, micro_batches, pack
+from edgetune.data.lengths import lengths_of
+from edgetune.data.packing import Batch, Example, collate, pack
+from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives import base
@@ -190,7 +192,7 @@ def test_weights_that_sum_to_0_are_supervised(bundle: edgetune.Bundle) -> None:
         trainer.loss([replace(e, weights=0 * e.weights) for e in pair])
 
 
-def tokens_of(batches: list[Batch]) -> list[list[int]]:
+def tokens_of(batches: list[Batch | Tree]) -> list[list[int]]:
     return [[example.tokens.size for example in batch.examples] for batch in batches]
 
 
@@ -201,7 +203,7 @@ def test_no_micro_batch_parts_a_group() -> None:
     assert tokens_of(micro_batches(examples, 12, share=False)) == [[6], [5, 4], [3, 3, 3, 2], [2]]
     alone = [replace(example, group=0) for example in examples]
     assert tokens_of(micro_batches(alone, 12, share=False)) == [[6, 5], [4, 3, 3], [3, 2, 2]]
-    assert lengths_of(examples) == [6, (5, 4), (3, 3, 3), 2, 2]
+    assert [unit.rows for unit in lengths_of(examples).units] == [6, 9, 9, 2, 2]
     packs = pack(examples, 12)
     assert sorted(i for one in packs for i in one) == list(range(8))
     assert any({1, 2} <= set(one) for one in packs)
@@ -215,7 +217,7 @@ def test_a_plan_fits_the_longest_group(bundle: edgetune.Bundle) -> None:
     rows = [(40, 44, 30), 20, (24, 24)]
     trainer = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=rows)
     assert trainer.plan.run.max_length == 44
-    assert trainer.plan.longest_group == trainer.max_tokens == 114
+    assert trainer.plan.least_tokens == trainer.max_tokens == 114
     alone = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=[40, 44, 30, 20, 24, 24])
     assert alone.max_tokens == 48
 

@@ -7,7 +7,8 @@ instruction  eight rows of 60 random tokens behind an instruction of 300, of whi
              same lengths with nothing in common
 answers      eight answers of 96 random tokens to a prompt of 192, which are learned
 
-For each: tokens in rows and tokens computed, the medians of a step's seconds, and their ratio.
+For each: tokens in rows and tokens computed, the medians of a step's seconds and their ratio, and activations, as the
+plan has them for all rows at a time, with their ratio.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from proofs.own import model_path
 
 from edgetune import TrainConfig
+from edgetune.backends.arena import lay_out
 from edgetune.data.dataset import load_rows
-from edgetune.data.packing import Example, lengths_of
+from edgetune.data.lengths import lengths_of
+from edgetune.data.packing import Example
 from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.trainer import Trainer
@@ -58,9 +61,15 @@ def trainer_of(model: Path, examples: Sequence[Example], share: str, precision: 
     size = sum(example.tokens.size for example in examples)
     config = TrainConfig(steps=10**6, batch_size=len(examples), precision=precision, share_prefixes=share,
                          micro_batch=size, max_length=max(example.tokens.size for example in examples))
-    trainer = Trainer(open_bundle(model), config, lengths=lengths_of(examples))
+    trainer = Trainer(open_bundle(model), config, lengths=lengths_of(examples, share=share == "auto"))
     trainer.add_examples(examples)
     return trainer
+
+
+def activations(trainer: Trainer) -> int:
+    """Bytes that a micro-batch takes."""
+    layout = lay_out(trainer.plan.buffers)
+    return layout.nbytes - layout.temporary
 
 
 def compare(name: str, model: Path, shared: Sequence[Example], apart: Sequence[Example], args: argparse.Namespace,
@@ -74,10 +83,12 @@ def compare(name: str, model: Path, shared: Sequence[Example], apart: Sequence[E
                 taken.append(last.seconds)
             if trainer is pair[0]:
                 computed = last.computed
+    held = [activations(trainer) for trainer in pair]
     medians = [statistics.median(taken) for taken in seconds]
     print(f"{name}: {last.tokens} tokens in rows, {computed} computed ({computed / last.tokens:.2f}); a step "
           f"{1e3 * medians[0]:.0f} ms, {1e3 * medians[1]:.0f} without: {medians[1] / medians[0]:.2f} x "
-          f"(least: {min(seconds[1]) / min(seconds[0]):.2f} x)", flush=True)
+          f"(least: {min(seconds[1]) / min(seconds[0]):.2f} x); activations {held[0] >> 20} MiB, {held[1] >> 20} "
+          f"without: {held[0] / held[1]:.2f}", flush=True)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from tiny import write_tiny
 from edgetune.backends.arena import Arena, Buffer, lay_out
 from edgetune.backends.cpu import Cpu
 from edgetune.bench.train import random_rows
+from edgetune.data.lengths import Lengths, Unit
 from edgetune.errors import UsageError
 from edgetune.formats.shape import Rope, Shape
 from edgetune.machine import device
@@ -93,6 +94,36 @@ def test_buffers_are_as_long_as_the_rows():
     assert make(lengths=[10, 1000]).run.max_length == 256
     assert make(lengths=[10, 1000], packing=True).tradeoffs.max_tokens == 1024
     assert make(lengths=[1000] * 9, batch_size=8, micro_batch=600).tradeoffs.max_tokens == 600
+
+
+INSTRUCTION = Lengths((Unit(360, 360, 360, 0, 60),) * 32, 300)  # rows of 60 tokens behind one of 300
+ANSWERS = Lengths((Unit(288, 2304, 960, 192, 768),) * 4)  # groups of eight answers of 96 tokens to a prompt of 192
+
+
+def activations(made):
+    layout = lay_out(made.buffers)
+    return layout.nbytes - layout.temporary
+
+
+def test_buffers_are_as_large_as_what_is_computed():
+    assert make(lengths=INSTRUCTION, batch_size=8, max_length=512).tradeoffs.max_tokens == 300 + 8 * 60
+    assert make(lengths=INSTRUCTION, batch_size=8).run.max_length == 256  # of the options
+    whole = make(lengths=ANSWERS, batch_size=1, micro_batch=4096, max_length=512)
+    assert whole.tradeoffs.max_tokens == whole.least_tokens == 960
+    apart = make(lengths=[(288,) * 8], batch_size=1, micro_batch=4096, max_length=512)
+    assert apart.tradeoffs.max_tokens == 2304
+    assert activations(whole) < 0.6 * activations(apart)
+    same = Lengths((Unit(100, 800, 100, 100, 700),))  # eight times the same row
+    assert make(lengths=same, batch_size=1).tradeoffs.max_tokens == 700
+
+
+def test_what_shares_most_is_computed_together():
+    """Where micro-batches of two rows would pay for the instruction four times, other memory is saved first."""
+    tight = make(200, lengths=INSTRUCTION, batch_size=8, max_length=512)
+    assert (tight.tradeoffs.max_tokens, tight.tradeoffs.prefix) == (780, 0)
+    assert tight.tradeoffs.kept < 5
+    apart = make(200, lengths=[98] * 8, batch_size=8, max_length=512)
+    assert apart.tradeoffs.max_tokens < 780
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,51 @@
+"""Which rows each step learns from, and how they are cut into micro-batches: a function of rows, options and plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..data.packing import Batch, Example, order
+from ..data.trees import Tree, micro_batches
+from . import length
+from .config import TrainConfig
+
+COUNTED = 64  # batches
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Of examples. units: indices of what a batch counts: rows, groups of rows, or with packing packs of them."""
+
+    config: TrainConfig
+    examples: Sequence[Example] = ()
+    units: Sequence[Sequence[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", length.units_of(self.examples, self.config))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return length.steps_per_epoch(len(self.units), self.config.batch_size)
+
+    def of_step(self, step: int) -> list[Example]:
+        """The examples of step 1, 2, ..."""
+        epoch, slot = divmod(step - 1, self.steps_per_epoch)
+        rows = order(len(self.units), epoch, self.config.seed, self.config.shuffle)
+        size = self.config.batch_size
+        return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self.units[unit]]
+
+    def computed_share(self, max_tokens: int, prefix: int = 0) -> float:
+        """What share of the rows' tokens is computed, as rows of a batch begin alike: of the first COUNTED batches."""
+        batches = [batch for step in range(1, min(COUNTED, self.steps_per_epoch) + 1)
+                   for batch in cut(self.of_step(step), self.config, max_tokens, prefix)]
+        return sum(batch.computed for batch in batches) / sum(batch.row_tokens for batch in batches)
+
+
+def cut(examples: Sequence[Example], config: TrainConfig, max_tokens: int, prefix: int = 0) -> list[Batch | Tree]:
+    return micro_batches(examples, max_tokens, shares(config), prefix)
+
+
+def shares(config: TrainConfig) -> bool:
+    """Whether what rows begin with alike is computed once."""
+    return config.share_prefixes == "auto"

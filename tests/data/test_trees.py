@@ -1,0 +1,102 @@
+"""edgetune.data.trees: micro-batches and trees have every prediction of every row once, as large as they may be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetune.data.packing import Example, collate
+from edgetune.data.trees import Tree, micro_batches
+from edgetune.errors import UsageError
+
+words = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+documents = st.lists(words, min_size=1, max_size=9)
+
+
+def example(tokens: list[int], learned: int, group: int = 0) -> Example:
+    """Whose last `learned` tokens are supervised."""
+    weights = np.zeros(len(tokens), np.float32)
+    weights[max(len(tokens) - learned, 1):] = 1
+    return Example(np.array(tokens, np.int32), weights, group)
+
+
+@settings(deadline=None)
+@given(documents, st.lists(st.integers(0, 2), max_size=12), st.integers(0, 2**31 - 1), st.integers(21, 40),
+       st.integers(1, 12))
+def test_parts_predict_what_their_rows_do(found: list[list[int]], stem: list[int], seed: int, most: int,
+                                          prefix: int) -> None:
+    dice = np.random.default_rng(seed)
+    examples = []
+    for number, document in enumerate(found):
+        tokens = np.array(stem + document, np.int32)
+        weights = (dice.standard_normal(tokens.size) * (dice.random(tokens.size) > 0.5)).astype(np.float32)
+        weights[0] = 0
+        examples.append(Example(tokens, weights, group=number // 3 + 1))
+    seen = []
+    for one in micro_batches(examples, most, prefix=prefix):
+        seen += map(id, one.examples)
+        batches = [part.batch for part in one.parts] if isinstance(one, Tree) else [one]
+        assert all(batch.tokens.size <= most and batch.supervised.size <= most for batch in batches)
+        assert one.computed == sum(batch.tokens.size for batch in batches)
+        if isinstance(one, Tree):
+            check_tree(one, prefix)
+    assert sorted(seen) == sorted(map(id, examples))
+
+
+def check_tree(tree: Tree, prefix: int) -> None:
+    whole = collate(tree.examples)
+    entries = np.concatenate([part.entries for part in tree.parts])
+    assert np.array_equal(np.sort(entries), np.arange(whole.supervised.size))
+    for part in tree.parts:
+        batch = part.batch
+        assert np.array_equal(batch.targets, whole.targets[part.entries])
+        assert np.array_equal(batch.supervised_weights, whole.supervised_weights[part.entries])
+        assert np.array_equal(batch.positions[batch.supervised], whole.positions[whole.supervised[part.entries]])
+        assert np.array_equal(batch.tokens[batch.supervised], whole.tokens[whole.supervised[part.entries]])
+        assert batch.behind + batch.tokens.size == batch.seen_ends.size == batch.seen_positions.size
+    n = tree.prefix.batch.tokens.size if tree.prefix else 0
+    assert n <= prefix
+    assert tree.prefix is None or (tree.prefix.batch.is_prefix and not tree.prefix.batch.behind)
+    assert all(branch.batch.behind == n and not branch.batch.is_prefix for branch in tree.branches)
+    assert all(np.array_equal(row.tokens[:n], tree.examples[0].tokens[:n]) for row in tree.examples)
+    groups = [[row.group for row in branch.batch.examples] for branch in tree.branches]
+    assert tree.parted or all(not set(a) & set(b) for i, a in enumerate(groups) for b in groups[:i])
+
+
+def answers(prompt: int, own: int, count: int, group: int) -> list[Example]:
+    """Rows of a prompt and an answer each, which is supervised."""
+    begin = 1000 * (group + 1)
+    return [example([0, *range(begin, begin + prompt - 1), *range(9000 + own * i, 9000 + own * (i + 1))], own, group)
+            for i in range(count)]
+
+
+def test_a_group_that_does_not_fit_is_a_tree() -> None:
+    """Eight answers of 96 to a prompt of 192: the prompt once, all but its last token, and then three at a time."""
+    rows = answers(192, 96, 8, 1)
+    tree, = micro_batches(rows, 300, prefix=191)
+    assert isinstance(tree, Tree)
+    assert tree.prefix
+    assert tree.prefix.batch.tokens.size == 191
+    assert not tree.prefix.entries.size
+    assert [branch.batch.tokens.size for branch in tree.branches] == [289, 289, 193]
+    assert tree.computed == 191 + 289 + 289 + 193
+    assert tree.parted
+    assert not tree.is_divisible
+    with pytest.raises(UsageError, match="8 rows of one group have 960 tokens and a micro-batch takes 300"):
+        micro_batches(rows, 300)
+    assert [batch.computed for batch in micro_batches(rows, 960, prefix=191)] == [960]
+
+
+def test_trees_are_made_where_they_save_most() -> None:
+    """Three prompts, of which all begin with a token alike: a tree for each that several micro-batches share."""
+    rows = [row for group in (1, 2, 3) for row in answers(192, 96, 4 if group < 3 else 2, group)]
+    rows = [Example(row.tokens, row.weights) for row in rows]
+    found = micro_batches(rows[::2] + rows[1::2], 400, prefix=191)
+    assert [type(one).__name__ for one in found] == ["Tree", "Tree", "Batch"]
+    trees = [one for one in found if isinstance(one, Tree)]
+    assert all(tree.is_divisible and len(tree.branches) == 1 for tree in trees)
+    assert sum(one.computed for one in found) == 2 * (192 + 4 * 96) + 192 + 2 * 96
+    short = [Example(row.tokens[180:], row.weights[180:]) for row in rows]  # too little to be worth more passes
+    assert not any(isinstance(one, Tree) for one in micro_batches(short, 400, prefix=11))
