@@ -271,6 +271,21 @@ def test_the_context_is_a_limit(made):
         OnnxModel(made().floats, context=513)
 
 
+def test_a_model_exchanged_while_it_is_opened_is_refused(made, tmp_path, monkeypatch):
+    """After its bytes were hashed, before ONNX Runtime reads them: what answers would not be what was checked."""
+    folder = tmp_path / "exchanged.edge"
+    shutil.copytree(made().int8, folder)
+
+    def exchange(path, threads):
+        shutil.copy(path, folder / "other")
+        (folder / "other").rename(path)
+        return Session(path, threads)
+
+    monkeypatch.setattr("edgetune.serving.onnx.Session", exchange)
+    with pytest.raises(EdgetuneError, match="exchanged|changed|another file"):
+        OnnxModel(folder)
+
+
 def test_bundles_that_are_not_whole_are_refused(made, tiny_llama, tmp_path):
     folder = tmp_path / "bad.edge"
     shutil.copytree(made().int8, folder)
