@@ -35,7 +35,9 @@ static int add_formats(PyObject *module) {
 }
 
 static int add_sizes(PyObject *module) {
-    if (PyModule_AddIntConstant(module, "HEAD_STATE", ET_HEAD_STATE) < 0 ||
+    if (PyModule_AddIntConstant(module, "CACHE", ET_CACHE) < 0 ||
+        PyModule_AddIntConstant(module, "HEAD_STATE", ET_HEAD_STATE) < 0 ||
+        PyModule_AddIntConstant(module, "SAMPLE_STATE", ET_SAMPLE_STATE) < 0 ||
         PyModule_AddIntConstant(module, "MOMENTS", ET_MOMENTS) < 0)
         return -1;
     return PyModule_AddIntConstant(module, "MOMENT_BYTES", (long)sizeof(struct et_moments));

@@ -54,6 +54,10 @@ void check_products(struct check *c, et_context *alone);
 void check_formats(struct check *c);
 /* check_attention.c: attention at c's precision, and that `alone`, a context of one thread, gives the same bits. */
 void check_attentions(struct check *c, et_context *alone);
+/* check_answers.c: attention over a cache, with which `alone`, a context of one thread, gives the same bits; and tokens
+ * that are drawn. */
+void check_cached(struct check *c, et_context *alone);
+void check_draws(struct check *c);
 /* check_ops.c: all ops but the products, attention and the optimizer. */
 void check_ops(struct check *c);
 /* check_adamw.c: the optimizer. */

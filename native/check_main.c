@@ -31,8 +31,11 @@ static void check_isa(struct check *total, const char *isa) {
             check_true(&c, 0, "no context");
         else {
             check_products(&c, alone);
-            if (precision == ET_EXACT)
+            if (precision == ET_EXACT) {
                 check_rest(&c);
+                check_draws(&c);
+                check_cached(&c, alone);
+            }
             check_attentions(&c, alone);
         }
         et_context_destroy(c.ctx);

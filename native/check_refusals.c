@@ -13,7 +13,7 @@
 /* Every op that takes activations, with one of a type that they cannot have, or without data. */
 static void check_refused_arrays(struct check *c, et_array wrong) {
     float x[512] = {0};
-    int32_t zero[1] = {0};
+    int32_t zero[2] = {0};
     et_context *ctx = c->ctx;
     REFUSES(2, wrong, et_matmul_forward(ctx, t[0], t[1], x, ET_F32, x, x, 1, 0, 1, 1, 1, 0))
     REFUSES(2, wrong, et_matmul_backward(ctx, t[0], t[1], x, ET_F32, x, x, 1, 0, 1, 1, 1, 0))
@@ -30,6 +30,10 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))
     REFUSES(1, wrong, et_head_forward(ctx, x, zero, x, x, t[0], x, ET_F32, zero, 1, 0, 1, 1, 1, 1))
+    REFUSES(4, wrong, et_cache_store(ctx, t[0], t[1], t[2], t[3], zero, 1, 1, 1, 1))
+    REFUSES(4, wrong, et_attention_cached(ctx, t[0], t[1], t[2], t[3], zero, 1, 0, 1, 1, 1, 1, 1, 1))
+    REFUSES(1, wrong, et_head_sample(ctx, zero, x, x, x, x, t[0], x, ET_F32, zero, NULL, 1, 1, 0, 1, 1, 1, 1))
+    REFUSES(1, wrong, et_head_top(ctx, x, x, x, x, t[0], x, ET_F32, x, 1, 0, 1, 1, 1, 1, 1))
     REFUSES(2, wrong, et_head_backward(ctx, x, x, x, t[0], x, t[1], x, ET_F32, zero, x, 1, 0, 1, 1, 1, 1))
 }
 
@@ -38,7 +42,7 @@ void check_refusals(struct check *c) {
     const et_array a = {x, ET_F32};
     const et_array h = {x, ET_BF16};
     const int32_t low[1] = {-1};
-    const int32_t high[1] = {2};
+    const int32_t high[2] = {2};
     check_true(c, et_matmul_forward(c->ctx, a, a, x, 99, x, x, 1, 0, 1, 1, 32, 0) == ET_BAD_FORMAT, "unknown format");
     check_true(c, et_matmul_forward(c->ctx, a, a, x, ET_Q4_0, x, x, 1, 0, 1, 1, 33, 0) == ET_BAD_ARGUMENT,
                "K not whole blocks");
@@ -52,6 +56,18 @@ void check_refusals(struct check *c) {
     check_true(c, et_matmul_dweight(c->ctx, x, a, a, 1, 0, 1, 1) == ET_BAD_ARGUMENT, "T 0");
     check_true(c, et_embed(c->ctx, x, low, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token below the vocabulary");
     check_true(c, et_embed(c->ctx, x, high, x, ET_F32, 1, 1, 2, 4) == ET_BAD_INDEX, "token above the vocabulary");
+    check_true(c, et_cache_store(c->ctx, a, a, a, a, low, 1, 1, 1, 1) == ET_BAD_INDEX, "a slot below the cache");
+    const int32_t past[1] = {ET_CACHE};
+    check_true(c, et_cache_store(c->ctx, a, a, a, a, past, 1, 1, 1, 1) == ET_BAD_INDEX, "a slot past the cache");
+    check_true(c, et_attention_cached(c->ctx, a, a, a, a, past, 1, 0, 1, 1, 1, 1, 1, 1) == ET_BAD_INDEX,
+               "a path past the cache");
+    check_true(c, et_attention_cached(c->ctx, a, a, a, a, low, 1, 0, 1, 1, 1, 1, 1, 1) == ET_BAD_INDEX,
+               "a path without a token");
+    int32_t token[1];
+    check_true(c, et_head_sample(c->ctx, token, x, x, x, x, a, x, ET_F32, high, NULL, -1, 1, 0, 1, 1, 1, 1)
+                      == ET_BAD_ARGUMENT, "a temperature below 0");
+    check_true(c, et_head_top(c->ctx, x, x, x, x, a, x, ET_F32, x, 1, 0, 1, 1, 0, 1, 1) == ET_BAD_ARGUMENT,
+               "no highest logits");
     check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, CHECK_THREADS + 1),
                "bad threads");
     check_true(c, et_context_set_threads(c->ctx, CHECK_THREADS) == ET_OK, "all threads");

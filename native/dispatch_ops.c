@@ -186,6 +186,64 @@ int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_
                 : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, block, begin, end, T, V, D);
 }
 
+/* What both ops on a cache of L blocks need of it, and of the slots of n tokens from -1 on, or from 0. */
+static int check_cache(const int32_t *slot, int64_t n, int least, int L, int G, int C) {
+    NEED_POSITIVE(L, G, n);
+    NEED(C > 0 && C <= ET_MAX_HEAD && L <= INT32_MAX / ET_CACHE, ET_BAD_ARGUMENT);
+    for (int64_t i = 0; i < n; i++)
+        NEED(slot[i] >= least && slot[i] < L * ET_CACHE, ET_BAD_INDEX);
+    return ET_OK;
+}
+
+int et_cache_store(et_context *ctx, et_array keys, et_array values, et_array k, et_array v, const int32_t *slot, int T,
+                   int L, int G, int C) {
+    NEED_ARRAYS(keys, values, k, v);
+    NEED_ALL(slot);
+    int code = check_cache(slot, T, 0, L, G, C);
+    return code ? code : RUN(cache_store, keys, values, k, v, slot, T, L, G, C);
+}
+
+int et_attention_cached(et_context *ctx, et_array out, et_array q, et_array keys, et_array values, const int32_t *path,
+                        float scale, int window, int T, int P, int L, int H, int G, int C) {
+    NEED_ARRAYS(out, q, keys, values);
+    NEED_ALL(path);
+    NEED_POSITIVE(T, P, H);
+    int code = check_cache(path, (int64_t)T * P, -1, L, G, C);
+    NEED(!code, code);
+    NEED(H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
+    for (int t = 0; t < T; t++)
+        NEED(path[(int64_t)t * P] >= 0, ET_BAD_INDEX);
+    return RUN(attention_cached, out, q, keys, values, path, scale, window, T, P, L, H, G, C);
+}
+
+/* What both ops that look for tokens need. */
+static int check_drawing(int format, int block, int begin, int end, int T, int V, int D) {
+    NEED_POSITIVE(T, V, D);
+    NEED(block > 0 && 0 <= begin && begin < end && end <= V, ET_BAD_ARGUMENT);
+    return check_format(format, D);
+}
+
+int et_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state, et_array h,
+                   const void *w, int format, const int32_t *key, const float *limit, float temperature, int block,
+                   int begin, int end, int T, int V, int D) {
+    NEED_ALL(token, logp, drawn, logits, state, w, key);
+    NEED_ARRAYS(h);
+    int code = check_drawing(format, block, begin, end, T, V, D);
+    NEED(!code, code);
+    NEED(temperature == 0 || (temperature > 0 && isfinite(1 / temperature)), ET_BAD_ARGUMENT);
+    return RUN(head_sample, token, logp, drawn, logits, state, h, w, format, key, limit, temperature, block, begin, end,
+               T, V, D);
+}
+
+int et_head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
+                int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D) {
+    NEED_ALL(top, lse, logits, state, w, limit);
+    NEED_ARRAYS(h);
+    NEED(M > 0, ET_BAD_ARGUMENT);
+    int code = check_drawing(format, block, begin, end, T, V, D);
+    return code ? code : RUN(head_top, top, lse, logits, state, h, w, format, limit, block, begin, end, T, M, V, D);
+}
+
 int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,
              float eps, float weight_decay, int64_t step, int64_t n) {
     NEED_ALL(param, grad, m, v);

@@ -147,6 +147,31 @@ int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_
                      const void *w, int format, const int32_t *targets, const float *a, int block, int begin, int end,
                      int T, int V, int D);
 
+/* ---- answers: one token more of many at a time ------------------------------------------------------------------- */
+/* A cache of keys [L, G, C, ET_CACHE] and values [L, G, ET_CACHE, C] has L blocks of ET_CACHE tokens. Slot i is token
+ * i % ET_CACHE of block i / ET_CACHE. Of T tokens k, v [T, G, C] go to the slots slot [T], each another. */
+#define ET_CACHE 16
+int et_cache_store(et_context *ctx, et_array keys, et_array values, et_array k, et_array v, const int32_t *slot, int T,
+                   int L, int G, int C);
+/* Attention of T queries q [T, H, C] in float, each over the tokens along its path [T, P]: an entry is the slot of the
+ * last token of a block that is seen, from the block's first on; -1 ends a path that has fewer than P. With a window, of
+ * these tokens the last `window` are seen. What is not seen may be anything. Queries may share blocks; the result of one
+ * does not depend on the others. */
+int et_attention_cached(et_context *ctx, et_array out, et_array q, et_array keys, et_array values, const int32_t *path,
+                        float scale, int window, int T, int P, int L, int H, int G, int C);
+/* token [T] = one drawn from softmax(z_t / temperature), z_t = h_t . w^T, among logits >= limit[t] (limit NULL: all);
+ * temperature 0: the first of the highest. logp [T]: its log-probability by softmax(z_t) of all; drawn [T]: in what it
+ * was drawn from. It is the highest of z / temperature - log(-log(u)), u = 1 - min((b + 1/2) / 2^31, 1 - 2^-24), where b
+ * are the upper 31 of the 32 random bits that et_dropout has for the key key [T, 2], low word first, and the token as
+ * the value's index. Parts of the vocabulary, logits [T, block] and state [T, ET_SAMPLE_STATE] as in et_head_forward. */
+#define ET_SAMPLE_STATE 5
+int et_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state, et_array h,
+                   const void *w, int format, const int32_t *key, const float *limit, float temperature, int block,
+                   int begin, int end, int T, int V, int D);
+/* top [T, M] = the M highest logits below limit[t], in no order, -inf where there are fewer; lse [T] of all logits. */
+int et_head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
+                int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D);
+
 /* ---- optimizer --------------------------------------------------------------------------------------------- */
 /* Decoupled AdamW (Loshchilov & Hutter 2019), bias-corrected; step counts from 1. */
 int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,

@@ -55,9 +55,11 @@ ET_OPS(OP)
 #include "norm.h"
 #include "rope.h"
 #include "attention.h"
+#include "cached.h"
 #include "glu.h"
 #include "head.h"
 #include "elementwise.h"
+#include "sample.h"
 #include "adamw.h"
 
 #define PASTE_(a, b) a##b

@@ -1,5 +1,5 @@
 /* The truth: naive loops in double precision behind the very signatures of the table, never optimised. `ctx` is
- * ignored. ref.c has the products, ref_ops.c the rest. */
+ * ignored. ref.c has the products, ref_answers.c what answers need, ref_ops.c the rest. */
 #ifndef ET_REF_H
 #define ET_REF_H
 
@@ -21,6 +21,9 @@ static inline void array_put(et_array a, int64_t i, double x) {
 #define OP(name, args) void ref_##name args;
 ET_OPS(OP)
 #undef OP
+
+/* The noise of head_sample. */
+double ref_noise(const int32_t key[2], int token);
 
 /* The products in the numbers that a kernel set may round to, named as et_context_product does; sums are in double.
  * "bf16": inp, dout and w rounded to nearest. "int8": they are rounded as et.h says. */

@@ -24,7 +24,9 @@ _Array = NDArray[Any]
 class _Context: ...
 
 FORMATS: dict[str, tuple[int, int, int, str, tuple[int, ...]]]
+CACHE: int
 HEAD_STATE: int
+SAMPLE_STATE: int
 MOMENTS: int
 MOMENT_BYTES: int
 

@@ -113,6 +113,19 @@ static inline vec vec_exp(vec x) {
     return exp_below_88(vec_min(x, splat(89.0f)));
 }
 
+/* ln x for normal x > 0, within 2 ulp but near 1, where the error is 1e-7 of x - 1: x = 2^e m, m from sqrt(1/2) to
+ * sqrt(2), and the series of 2 atanh((m - 1) / (m + 1)). */
+static inline vec vec_log(vec x) {
+    ivec e = ((ivec)x - 0x3f3504f3) >> 23;
+    vec m = (vec)((ivec)x - (e << 23));
+    vec s = (m - 1.0f) / (m + 1.0f);
+    vec q = s * s;
+    vec p = q * (1.0f / 9.0f) + 1.0f / 7.0f;
+    p = p * q + 1.0f / 5.0f;
+    p = p * q + 1.0f / 3.0f;
+    return __builtin_convertvector(e, vec) * 0.69314718f + (s + s) * (p * q + 1.0f);
+}
+
 /* ---- tasks --------------------------------------------------------------------------------------------------- */
 enum { TASK_VALUES = 1 << 14 }; /* 64 KB: waking a thread costs little beside it */
 

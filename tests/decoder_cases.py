@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from transformers import PreTrainedModel
 
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.low_rank import LoraFamily
+from edgetune.backends.arena import Arena, Buffer
 from edgetune.backends.cpu import Cpu
 from edgetune.data.forest import grow
 from edgetune.data.packing import Batch, Example, collate
-from edgetune.evaluation.native import make_arena
 from edgetune.formats.bundle import open_bundle
 from edgetune.models.decoder import Decoder, Model
-from edgetune.models.linear import RunShape
+from edgetune.models.linear import RunShape, trained_shapes
 
 RANK = 4
 SCALE = 0.75
@@ -76,9 +77,12 @@ def make_case(
     return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
 
 
-def make_decoder(model: Model, run: RunShape) -> Decoder:
+def make_decoder(model: Model, run: RunShape, beside: Iterable[Buffer] = ()) -> Decoder:
+    """beside: buffers that its arena has too."""
     ops = Cpu(run.threads)
-    return Decoder(model, run, ops, make_arena(model, run, ops))
+    parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
+    adapter = [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run")]
+    return Decoder(model, run, ops, Arena([*adapter, *model.structure.buffers(run), *beside], ops.allocate))
 
 
 def keeping(case: Case, kept: int) -> Case:

@@ -9,7 +9,9 @@ _Array = NDArray[Any]
 class _Context: ...
 
 FORMATS: dict[str, tuple[int, int, int, str, tuple[int, ...]]]
+CACHE: int
 HEAD_STATE: int
+SAMPLE_STATE: int
 MOMENTS: int
 MOMENT_BYTES: int
 
@@ -68,6 +70,19 @@ def head_forward(
 def head_backward(
     context: _Context, dh: _Array, logp: _Array, logits: _Array, e: _Array, state: _Array, h: _Array, w: _Array,
     format: int, targets: _Array, a: _Array, begin: int, end: int, /,
+) -> int: ...
+def cache_store(context: _Context, keys: _Array, values: _Array, k: _Array, v: _Array, slot: _Array, /) -> int: ...
+def attention_cached(
+    context: _Context, out: _Array, q: _Array, keys: _Array, values: _Array, path: _Array, scale: float,
+    window: int, /,
+) -> int: ...
+def head_sample(
+    context: _Context, token: _Array | None, logp: _Array, drawn: _Array, logits: _Array, state: _Array, h: _Array,
+    w: _Array, format: int, key: _Array, limit: _Array | None, temperature: float, begin: int, end: int, /,
+) -> int: ...
+def head_top(
+    context: _Context, top: _Array, lse: _Array, logits: _Array, state: _Array, h: _Array, w: _Array, format: int,
+    limit: _Array, begin: int, end: int, /,
 ) -> int: ...
 def adamw(
     context: _Context, param: _Array, grad: _Array, m: _Array, v: _Array, lr: float, beta1: float, beta2: float,

@@ -34,6 +34,10 @@ LowRank = tuple[Array | None, Array | None]
 
 HEAD_STATE = 4
 """Floats a token of the head's work space `state`."""
+SAMPLE_STATE = 5
+"""The same of the ops that draw tokens."""
+CACHE = 16
+"""Tokens in a block of a cache of keys and values."""
 WHOLE = (0, -1)
 """All of the vocabulary."""
 MOMENTS = 256
@@ -163,6 +167,43 @@ class Ops(Protocol):
         head_forward.
 
         e [T, B], float32 or bf16, is work space as well; float32 may be logits.
+        """
+
+    def cache_store(self, keys: Array, values: Array, k: Array, v: Array, slot: Array) -> None:
+        """Writes k and v [T, G, C] to the slots slot [T] (int32) of a cache of L blocks of CACHE tokens.
+
+        keys [L, G, C, CACHE], values [L, G, CACHE, C]; slot i is token i % CACHE of block i / CACHE. All may be bf16.
+        """
+
+    def attention_cached(
+        self, out: Array, q: Array, keys: Array, values: Array, path: Array, scale: float, window: int = 0,
+    ) -> None:  # fmt: skip
+        """out [T, H, C] = attention of queries q [T, H, C], each over the tokens of its path [T, P] (int32) in a cache.
+
+        An entry of a path is the slot of the last token that is seen of a block, whose earlier ones are seen too; -1
+        ends it. With a window, the last `window` of these tokens are seen. All products are in float, and a query's
+        result does not depend on the others. out, q, keys and values may each be bf16.
+        """
+
+    def head_sample(
+        self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str,
+        key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE, precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """token [T] (int32) drawn from softmax(z / temperature), z = h [T, D] . w [V, D] transposed, among the logits
+        of a row t that are at least limit[t] (None: all); the first of the likeliest at temperature 0.
+
+        logp [T]: its log-probability by softmax(z), over all; drawn [T]: in what it was drawn from. Chance is a pure
+        function of key [T, 2] (int32, the words of 64 bits, low word first) and the token. logits [T, B], state
+        [T, SAMPLE_STATE] and `part` as in head_forward.
+        """
+
+    def head_top(
+        self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
+        part: tuple[int, int] = WHOLE, precision: str = "exact",
+    ) -> None:  # fmt: skip
+        """top [T, M] = the M highest logits of a row t below limit[t], in no order; lse [T], log-sum-exp of all.
+
+        Where there are fewer, -inf follows. logits, state and `part` as in head_sample.
         """
 
     def adamw(

@@ -297,6 +297,29 @@ class Cpu(Backend):
         handle = self._at(precision)
         _check(_native.head_backward(handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a, *part))
 
+    def cache_store(self, keys: Array, values: Array, k: Array, v: Array, slot: Array) -> None:
+        _check(_native.cache_store(self._handle, keys, values, k, v, slot))
+
+    def attention_cached(
+        self, out: Array, q: Array, keys: Array, values: Array, path: Array, scale: float, window: int = 0,
+    ) -> None:  # fmt: skip
+        _check(_native.attention_cached(self._handle, out, q, keys, values, path, scale, window))
+
+    def head_sample(
+        self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str,
+        key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE, precision: str = "exact",
+    ) -> None:  # fmt: skip
+        handle = self._at(precision)
+        _check(_native.head_sample(handle, token, logp, drawn, logits, state, h, w, _format(fmt), key, limit,
+                                   temperature, *part))
+
+    def head_top(
+        self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
+        part: tuple[int, int] = WHOLE, precision: str = "exact",
+    ) -> None:  # fmt: skip
+        handle = self._at(precision)
+        _check(_native.head_top(handle, top, lse, logits, state, h, w, _format(fmt), limit, *part))
+
     def adamw(
         self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
         weight_decay: float, step: int,

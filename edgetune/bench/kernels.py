@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import cpu
-from ..backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
+from ..backends.base import CACHE, HEAD_STATE, MOMENT_BYTES, MOMENTS, SAMPLE_STATE
 from ..formats.gguf import FORMATS
 from ..machine import device
 from ..models.structure import HEAD_BYTES
@@ -24,6 +24,7 @@ from . import ops
 # T, R
 TOKENS = 256
 RANK = 8
+CANDIDATES = 40  # highest logits that head_top finds
 # an op is called until both leasts, or enough, are reached
 LEAST_SECONDS = 0.03
 LEAST_CALLS = 3
@@ -196,6 +197,13 @@ def frozen_products(s: Sizes, fmt: str) -> Iterator[Case]:
         yield Case("head_forward", "head", (TOKENS, s.v, s.d), (logp, None, logits, state, h, w, fmt, targets))
         yield Case("head_backward", "head", (TOKENS, s.v, s.d),
                    (dh, logp, logits, logits, state, h, w, fmt, targets, a))
+        state = floats(TOKENS, SAMPLE_STATE)
+        key = np.arange(2 * TOKENS, dtype=np.int32).reshape(TOKENS, 2)
+        top = floats(TOKENS, CANDIDATES)
+        limit = np.full(TOKENS, np.inf, np.float32)
+        yield Case("head_sample", "head", (TOKENS, s.v, s.d),
+                   (targets.copy(), logp, a, logits, state, h, w, fmt, key, None, 1.0))
+        yield Case("head_top", "head", (TOKENS, s.v, s.d), (top, logp, logits, state, h, w, fmt, limit))
 
 
 def unpacking(s: Sizes, fmt: str) -> Iterator[Case]:
@@ -228,6 +236,12 @@ def attention(s: Sizes) -> Iterator[Case]:
     yield Case("attention_forward", "", (TOKENS, s.h, s.g, s.c), (out, lse, q, k, v, end, position, scale))
     yield Case("attention_backward", "", (TOKENS, s.h, s.g, s.c),
                (dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale))
+    blocks = -(-TOKENS // CACHE)
+    keys = floats(blocks, s.g, s.c, CACHE)
+    values = floats(blocks, s.g, CACHE, s.c)
+    path = np.tile(np.arange(1, blocks + 1, dtype=np.int32) * CACHE - 1, (TOKENS, 1))  # each sees all
+    yield Case("cache_store", "", (TOKENS, s.g, s.c), (keys, values, k, v, position))
+    yield Case("attention_cached", "", (TOKENS, s.h, s.g, s.c), (out, q, keys, values, path, scale))
 
 
 def others(s: Sizes) -> Iterator[Case]:

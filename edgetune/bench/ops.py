@@ -36,7 +36,7 @@ def flops(name: str, a: dict[str, Any]) -> int:
             return 2 * int(a["dinp"].size) * int(a["dout"].shape[1])
         case "matmul_dweight":
             return 2 * int(a["dw"].size) * int(a["dout"].shape[0])
-        case "head_forward" | "head_backward":
+        case "head_forward" | "head_backward" | "head_sample" | "head_top":
             begin, end = a.get("part", (0, -1))
             if end < 0:
                 end = a["w"].nbytes // FORMATS[a["fmt"]].size * FORMATS[a["fmt"]].block // a["h"].shape[1]

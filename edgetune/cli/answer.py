@@ -48,6 +48,10 @@ markup_option = click.option("--markup", type=click.Choice(["escape", "parse"]),
                              help="What control tokens that a message spells become, as in training.")
 
 
+memory_option = click.option("--memory", default="", help="With --engine native: the most that this process may take, "
+                             "such as 500M or 25% [75% of what is available].")
+
+
 structured_option = click.option("--structured", type=click.Choice(["auto", "off"]), default="auto", show_default=True,
                                  help="Hold answers to the schema of the adapter's training rows, where all of these "
                                  "are JSON.")
@@ -114,7 +118,7 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
 
 @command("eval", MODEL, click.argument("data", type=click.Path(path_type=Path)), adapter_option,
          click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
-                      help="What computes the loss. Answers always come from llama.cpp."),
+                      help="What computes loss and answers: llama.cpp, which serves, or edgetune's own engine."),
          click.option("--answers/--no-answers", default=True, help="Also generate answers and count exact ones."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
          click.option("--show-wrong", type=click.IntRange(1), metavar="N",
@@ -123,30 +127,29 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, structured_option, threads_option, url_options)
+         markup_option, structured_option, memory_option, threads_option, url_options)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
-                 completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool,
+                 completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool, memory: str,
                  **options: Any) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA.
 
     In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval). With
     --url a daemon answers, and the loss is not measured.
     """
-    from ..adapters import store
     from ..data.dataset import load
     from ..data.formats import Columns
-    from ..evaluation.native import native_loss
-    from ..evaluation.served import Graded, Scores, exact_match, grade
+    from ..evaluation.served import exact_match, grade
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     serving = Serving.taken_from(options)  # what remains is of answers
     of_answers = options | {"show_wrong": show_wrong, "save": save}
-    refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length)
+    refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length, memory=memory)
     if serving.url:
         _ask_daemon(model, serving, data, Columns(prompt_column, completion_column), system, options["limit"],
                     show_wrong, save, as_json)
         return
-    check_answers_asked(engine, **of_answers)
+    check_answers_asked(**of_answers)
+    check_engine(engine, memory=memory, structured=serving.structured)
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
@@ -156,9 +159,14 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         raise UsageError(f"{data} has no row with a question and an answer", "leave --save and --show-wrong out")
     base: Sequence[Answer] = ()
     if engine == "native":
-        pairs = store.open_adapter(serving.adapter, bundle.gguf).pairs if serving.adapter else None
-        loss, tokens = native_loss(bundle, rows, pairs, threads=serving.threads)
-        graded = Graded(Scores("native", len(rows.examples), tokens, loss), [], [])
+        from ..evaluation.native import engine_within, native_grade, native_match
+        from ..serving.rollouts.texts import pairs_of
+        pairs = pairs_of(bundle.gguf, serving.adapter)
+        own = engine_within(memory, threads=serving.threads)
+        graded = native_grade(bundle, tokenizer, rows, pairs, own, system=system or None, **options)
+        base = graded.answers
+        if save and pairs:
+            base = native_match(bundle, tokenizer, rows, None, own, system=system or None, limit=options["limit"])
     else:
         with served_model(model, serving) as served:
             graded = grade(served, rows, system=system or None, structured=serving.structured == "auto", **options)
@@ -186,16 +194,24 @@ def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, sys
     show_grades(f"{data} by {scores.engine}", Graded(scores, [], answers), show_wrong, as_json)
 
 
-def check_answers_asked(engine: str, answers: bool, **options: Any) -> None:
+def check_answers_asked(answers: bool, **options: Any) -> None:
     """Raises UsageError for an option of answers where none are made."""
-    given = explicit({"answers": answers, **options})
-    if engine == "native":
-        for name in given:
-            raise UsageError(f"--{name.replace('_', '-')} is given with --engine native, which makes no answers",
-                             "leave one of them out: answers come from llama.cpp")
-    for name in given if not answers else ():
-        if name != "answers":
-            raise UsageError(f"--{name.replace('_', '-')} is given with --no-answers", "leave one of them out")
+    for name in explicit(options) if not answers else ():
+        raise UsageError(f"--{name.replace('_', '-')} is given with --no-answers", "leave one of them out")
+
+
+OWN = ("samples", "memory", "parallel", "precision", "save")  # options of edgetune's own engine alone
+
+
+def check_engine(engine: str, **options: Any) -> None:
+    """Raises UsageError for options that the engine does not have."""
+    for name in explicit(options):
+        flag = f"--{name.replace('_', '-')}"
+        if engine != "native" and name in OWN:
+            raise UsageError(f"{flag} is given without --engine native, whose option it is", "leave one of them out")
+        if engine == "native" and name not in OWN:
+            raise UsageError(f"{flag} is given with --engine native, which does not have it",
+                             "leave one of them out, or answer through llama.cpp")
 
 
 def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: bool) -> None:
@@ -226,9 +242,33 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
-         threads_option, busy_file_option, runtime_option, markup_option, structured_option, url_options)
-def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, **options: Any) -> None:
-    """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime."""
+         click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
+                      help="native: PROMPT is a file of prompts, which edgetune's own engine answers together."),
+         click.option("--samples", type=click.IntRange(1), default=1, show_default=True,
+                      help="With --engine native: answers to each prompt."),
+         click.option("--parallel", type=click.IntRange(1), default=64, show_default=True,
+                      help="With --engine native: answers in progress at once at most."),
+         click.option("--precision", type=click.Choice(["fast", "exact", "int8"]), default="fast", show_default=True,
+                      help="With --engine native: how products are computed."),
+         click.option("--save", type=click.Path(path_type=Path), callback=new_file,
+                      help="With --engine native: new file for the answers, which else are printed."),
+         memory_option, threads_option, busy_file_option, runtime_option, markup_option, structured_option,
+         url_options)
+def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, engine: str,
+                     **options: Any) -> None:
+    """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime.
+
+    With --engine native, PROMPT is a file with a JSON object a line, {"prompt": "..."} or {"messages": [...]}, and the
+    answers are JSON lines. The same seed gives the same answers, whatever else is in the file.
+    """
+    own = {name: options.pop(name) for name in OWN}
+    if engine == "native":
+        others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
+        check_engine(engine, **others)
+        from .prompts import answer_file
+        answer_file(model, Path(prompt), system=system, raw=raw, as_json=as_json, **own, **options)
+        return
+    check_engine(engine, **own)
     with served_model(model, Serving.taken_from(options)) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})

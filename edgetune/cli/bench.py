@@ -170,12 +170,27 @@ def train_tables(r: dict[str, Any]) -> list[Any]:
          click.option("--tokens", type=click.IntRange(1), default=64, show_default=True,
                       help="Tokens that follow it, one at a time."),
          click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the token ids."),
+         click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
+                      help="What generates."),
+         click.option("--answers", type=click.IntRange(1), default=1, show_default=True,
+                      help="Answers that are made at once; of llama.cpp's some wait for others."),
+         click.option("--prompts", type=click.IntRange(1), default=8, show_default=True,
+                      help="Prompts that many answers are to, as many to each."),
+         click.option("--precision", type=click.Choice(["fast", "exact", "int8"]), default="fast", show_default=True,
+                      help="Of --engine native's products."),
          adapter_option, threads_option, save_option, group=bench)
-def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, adapter: Path | None, threads: int,
-                     save: Path | None, as_json: bool) -> None:
-    """Time how llama.cpp reads a prompt and then generates with MODEL."""
+def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, engine: str, answers: int, prompts: int,
+                     precision: str, adapter: Path | None, threads: int, save: Path | None, as_json: bool) -> None:
+    """Time how llama.cpp, or edgetune's own engine, reads prompts and then generates with MODEL.
+
+    One answer through llama.cpp: both are timed apart. More: tokens of answers by the time of all.
+    """
     from ..bench import generate
     from ..console import table
+    if engine == "native" or answers > 1:
+        _many_answers(model, save, as_json, engine=engine, answers=answers, prompts=prompts, precision=precision,
+                      prompt_tokens=prompt_tokens, tokens=tokens, adapter=adapter, threads=threads, seed=seed)
+        return
     with nullcontext() if as_json else out.status("generating"):
         r = generate.run(model, prompt_tokens=prompt_tokens, tokens=tokens, adapter=adapter, threads=threads, seed=seed)
     title = f"{model.name} through llama.cpp, {r['threads']} threads" + (f", adapter {adapter}" if adapter else "")
@@ -183,6 +198,21 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, ad
         ["prompt", f"{r['prompt_tokens_per_s']:.0f} tokens/s ({prompt_tokens} tokens)"],
         ["generated", f"{r['tokens_per_s']:.1f} tokens/s ({tokens} tokens)"],
         ["to load", f"{r['load_s']:.2f} s"], ["peak memory", f"{r['peak_rss_mib']:.0f} MiB"]]))
+
+
+def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str, answers: int, prompts: int,
+                  **options: Any) -> None:
+    from ..bench import answers as bench_answers
+    from ..console import table
+    prompts = min(prompts, answers)
+    if answers % prompts:
+        raise UsageError(f"answers is {answers}, which is no multiple of the {prompts} prompts", "change one of them")
+    with nullcontext() if as_json else out.status("generating"):
+        r = bench_answers.run(model, engine=engine, count=answers, prompts=prompts, **options)
+    adapter = f", adapter {r['adapter']}" if r["adapter"] else ""
+    finish(as_json, save, r, f"{model.name} through {engine}, {r['threads']} threads{adapter}", table("", ["", ""], [
+        ["answers", f"{answers} of {options['tokens']} tokens to {prompts} prompts of {options['prompt_tokens']}"],
+        ["generated", f"{r['tokens_per_s']:.0f} tokens/s"], ["peak memory", f"{r['peak_rss_mib']:.0f} MiB"]]))
 
 
 def finish(as_json: bool, save: Path | None, result: dict[str, Any], *lines: Any) -> None:

@@ -1,22 +1,28 @@
-"""Held-out loss by edgetune's engine, with any adapter and without training state."""
+"""Held-out loss and exact answers by edgetune's engine, with any adapter and without training state."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ..adapters.lora import Lora, Pair
-from ..adapters.low_rank import CarvedLora, LoraFamily
-from ..backends.arena import Arena, Buffer
-from ..backends.cpu import Cpu
+from ..adapters.lora import Lora
 from ..data.dataset import Dataset
+from ..data.rows import prompt_of
 from ..data.trees import micro_batches
-from ..errors import MismatchError
 from ..formats.bundle import Bundle
-from ..machine.device import thread_count
-from ..models.decoder import Decoder, Model
-from ..models.linear import RunShape, trained_shapes
+from ..machine.device import read_device, rss
+from ..models.decoder import Model
 from ..objectives.sft import Sft
+from ..serving.rollouts.forward import open_decoder
+from ..serving.rollouts.texts import Asked, Engine
+from ..serving.rollouts.texts import answers as answers_of
+from ..training.config import DEFAULT_MEMORY, TrainConfig
 from ..training.passes import measure
+from .judge import same
+from .served import Answer, Graded, Scores, exact_share, parsed_share, question_of
+
+if TYPE_CHECKING:
+    from ..llamacpp.tokenizer import Tokenizer
 
 
 def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, threads: int = 0,
@@ -30,48 +36,36 @@ def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, 
     return measured.loss, measured.supervised
 
 
-def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
-                 precision: str = "exact") -> Decoder:
-    """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
+def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: Lora | None, engine: Engine, *,
+                 system: str | None = None, limit: int | None = None) -> list[Answer]:
+    """Greedy answers to the first `limit` rows (None: all), in the order of the rows, as `served.exact_match` has them.
 
-    Raises MismatchError for a pair that does not fit the model.
+    Each may have twice the tokens of the expected one and 16 more, because a longer one is wrong.
     """
-    shapes = model.shape.linear_shapes()
-    places = {name: name.split(".", 2) for name in pairs}
-    for name, (_, block, target) in places.items():
-        n, k = shapes.get(target, (0, 0))
-        if not block.isdigit() or int(block) >= model.shape.n_layer or (
-                pairs[name].b.shape[0], pairs[name].a.shape[1]) != (n, k):
-            raise MismatchError(f"the adapter's pair for {name} does not fit {model.gguf.path}",
-                                "use the model that it was trained on")
-    blocks = [int(block) for _, block, _ in places.values()] or [model.shape.n_layer - 1]
-    rank = max((pair.rank for pair in pairs.values()), default=1)
-    run = RunShape(max_tokens=max_tokens, max_length=max_length, family=LoraFamily(rank=rank, alpha=rank),
-              targets=tuple(sorted({target for _, _, target in places.values()})),
-              blocks=range(min(blocks), max(blocks) + 1), kept=1, threads=thread_count(threads),
-              precision=precision)
-    ops = Cpu(run.threads)
-    decoder = Decoder(model, run, ops, make_arena(model, run, ops))
-    carved = decoder.adapter
-    assert isinstance(carved, CarvedLora)
-    carved.load({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
-                       for name, to in carved.adapted.items()}, "the adapter")
-    return decoder
+    rows = dataset.asking[:limit]
+    pairs_of_text = [prompt_of(row, tokenizer, system) for row in rows]
+    prompts = [tokenizer.encode(prompt, bos=True) for prompt, _ in pairs_of_text]
+    budgets = [2 * len(tokenizer.encode(expected)) + 16 for _, expected in pairs_of_text]
+    found: dict[int, Answer] = {}
+    for answered in answers_of(bundle.gguf, tokenizer, pairs or {}, Asked(prompts, budgets), engine):
+        index = answered.rollout.prompt
+        prompt, expected = pairs_of_text[index]
+        found[index] = Answer(prompt, expected, answered.text, same(expected, answered.text), answered.rollout.ended,
+                              question_of(rows[index]))
+    return [found[index] for index in range(len(rows))]
 
 
-def make_arena(model: Model, run: RunShape, ops: Cpu) -> Arena:
-    """The buffers of forward, and the adapter."""
-    parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
-    table = [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"), *model.structure.buffers(run)]
-    return Arena(table, ops.allocate)
+def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: Lora | None, engine: Engine, *,
+                 answers: bool = True, system: str | None = None, limit: int | None = None) -> Graded:
+    """Held-out loss, and with `answers` the exact match of the first `limit` rows."""
+    loss, tokens = native_loss(bundle, dataset, pairs, threads=engine.threads)
+    given = native_match(bundle, tokenizer, dataset, pairs, engine, system=system, limit=limit) if answers else []
+    scores = Scores("native", len(dataset.examples), tokens, loss, exact_share(given), len(given), parsed_share(given))
+    return Graded(scores, [], given)
 
 
-def _padded(pair: Pair | None, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> Pair:
-    """The pair at the decoder's rank; a missing one changes nothing."""
-    a = np.zeros(a_shape, np.float32)
-    b = np.zeros(b_shape, np.float32)
-    if pair is None:
-        return Pair(a, b, 1.0)
-    a[:pair.rank] = pair.a
-    b[:, :pair.rank] = pair.b
-    return Pair(a, b, pair.scale)
+def engine_within(memory: str = "", **options: object) -> Engine:
+    """Our own engine within a budget of this process such as 500M; "": of what is available, as training has it."""
+    budget = TrainConfig(memory=memory).memory_bytes(read_device().memory_available + rss())
+    asked = f"--memory {memory}" if memory else f"{DEFAULT_MEMORY} of what is available"
+    return replace(Engine(budget, asked), **options)  # type: ignore[arg-type]

@@ -144,6 +144,10 @@ class Tokenizer:
             self._pieces[token] = self._piece(self._check(token))
         return self._pieces[token]
 
+    def printed(self, token: int) -> bytes:
+        """What a reader sees of a token: nothing of marks such as <|im_start|>."""
+        return b"" if self.is_control(token) else self.piece(token)
+
     def is_end(self, token: int) -> bool:
         """Whether generation stops at this token (end of text, of turn, of message)."""
         if token not in self._ends:

@@ -25,6 +25,8 @@ from .structure import BACKWARD_GROUPS, DecoderStructure, head_block, kept_width
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
+Attend = Callable[[int, Activations, np.ndarray, np.ndarray, np.ndarray, "Batch"], None]  # as `Decoder.attend_batch`
+
 
 class Model(Network):
     """A GGUF's weights as ops read them: matrices as mapped bytes with their format, norms and biases as float32."""
@@ -68,6 +70,7 @@ class Decoder(Passes):
             self.rope.append((cos, sin))
         self.widths = kept_widths(s, run)
         self.before_block: Callable[[], None] = lambda: None
+        self.attend: Attend | None = None  # in place of `attend_batch`, where a pass sees more than its own tokens
         self._views: dict[tuple[int, int], Activations] = {}
 
     # ---- whole passes -----------------------------------------------------------------------------------------
@@ -285,7 +288,13 @@ class Decoder(Passes):
                 self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
         self._rotate(layer, q, key, batch, 1.0)
-        self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.ends,
+        (self.attend or self.attend_batch)(layer, k, q, key, v, batch)
+
+    def attend_batch(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
+                     batch: Batch) -> None:
+        """k["att"], k["lse"] = attention of q [T, H, C] over key, v [T, G, C], the batch's own."""
+        s = self.shape
+        self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, len(q)), q, key, v, batch.ends,
                                    batch.positions, s.attn_scale, s.windows[layer], forward_precision(self.run, layer))
 
     def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int,

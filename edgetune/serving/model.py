@@ -122,7 +122,7 @@ class ServedModel(ABC):
 
     def printed(self, token: int) -> bytes:
         """What a reader sees of a token: nothing of marks such as <|im_start|>."""
-        return b"" if self.tokenizer.is_control(token) else self.tokenizer.piece(token)
+        return self.tokenizer.printed(token)
 
     def _tokens(self, prompt: str | Sequence[int], room: int = 1) -> list[int]:
         """Token ids of a prompt that leaves room for that many more."""

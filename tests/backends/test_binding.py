@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgetune.backends import _native, cpu
-from edgetune.backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
+from edgetune.backends.base import CACHE, HEAD_STATE, MOMENT_BYTES, MOMENTS, SAMPLE_STATE
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("stub", ROOT / "native" / "stub.py")
@@ -21,7 +21,7 @@ _spec.loader.exec_module(stub)
 
 OPS = stub.read_ops()
 SIZES = {"T": 2, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1, "C": 4, "A": 2, "P": 3, "B": 5,
-         "S": HEAD_STATE, "n": 6, "r": 2, "u": 1}
+         "S": max(HEAD_STATE, SAMPLE_STATE), "L": 1, "M": CACHE, "W": 2, "n": 6, "r": 2, "u": 1}
 REALS = {"sign": 1.0}
 WHOLES = {"end": -1, "step": 1}
 F32 = cpu.FORMATS["F32"].id
@@ -166,6 +166,7 @@ def test_functions_of_contexts_refuse(context: Any, name: str, usual: list[Any],
 
 def test_sizes_that_every_backend_has_are_those_of_the_kernels() -> None:
     assert (HEAD_STATE, MOMENTS, MOMENT_BYTES) == (_native.HEAD_STATE, _native.MOMENTS, _native.MOMENT_BYTES)
+    assert (SAMPLE_STATE, CACHE) == (_native.SAMPLE_STATE, _native.CACHE)
 
 
 def test_no_function_of_contexts_is_left_out() -> None:

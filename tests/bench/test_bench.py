@@ -9,7 +9,7 @@ from tiny import write_tiny
 
 from edgetune.backends import cpu
 from edgetune.backends.base import OPS
-from edgetune.bench import generate, kernels, ops, train
+from edgetune.bench import answers, generate, kernels, ops, train
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Model
 from edgetune.training.config import TrainConfig
@@ -190,7 +190,8 @@ def test_kernels_measures_every_op_format_and_kernel_set():
     usable = {name for name in cpu.isa_names() if cpu.usable(name)}
     per_format = {(r["isa"], r["op"], r["format"]) for r in results if r["precision"]}
     assert per_format == {(isa, op, fmt) for isa in usable for fmt in cpu.FORMATS
-                          for op in ("matmul_forward", "matmul_backward", "head_forward", "head_backward")}
+                          for op in ("matmul_forward", "matmul_backward", "head_forward", "head_backward",
+                                     "head_sample", "head_top")}
     assert {r["precision"] for r in results if r["format"] == "Q4_0"} == {"exact", "fast", "int8", ""}
     assert {r["precision"] for r in results if r["format"] == "F32"} == {"exact", ""}
 
@@ -254,7 +255,24 @@ def test_generate_reads_every_token_once(model, monkeypatch):
     assert "generated" in run("bench", "generate", model, "--prompt-tokens", 4, "--tokens", 1)
 
 
+@pytest.mark.parametrize("engine", ["native", "llama.cpp"])
+def test_generate_many(model, engine, monkeypatch):
+    """All tokens of all answers are made, whatever the model would end with."""
+    made = []
+    take = answers.Batcher._take
+    monkeypatch.setattr(answers.Batcher, "_take", lambda self, *args: (made.append(1), take(self, *args))[1])
+    result = run_json("bench", "generate", model, "--engine", engine, "--answers", 20, "--prompts", 5,
+                      "--prompt-tokens", 9, "--tokens", 7, "--threads", 1)
+    assert (result["engine"], result["options"]["answers"], result["options"]["prompts"]) == (engine, 20, 5)
+    assert result["tokens_per_s"] * result["seconds"] == pytest.approx(20 * 7)
+    assert len(made) == (20 * 7 + 1 if engine == "llama.cpp" else 0)  # and one that brings the weights into memory
+    assert "20 of 7 tokens to 5 prompts of 9" in run(
+        "bench", "generate", model, "--engine", engine, "--answers", 20, "--prompts", 5, "--prompt-tokens", 9,
+        "--tokens", 7, "--threads", 1)
+
+
 @pytest.mark.parametrize(("args", "words"), [
+    (["generate", "{model}", "--answers", "20", "--prompts", "8"], ["20", "no multiple of the 8 prompts"]),
     (["kernels", "--isa", "mmx"], ["isa", "mmx", "scalar"]),
     (["kernels", "--model", "GPT-5"], ["GPT-5", "Qwen3-0.6B"]),
     (["kernels", "--format", "Q9"], ["Q9", "Q4_K"]),

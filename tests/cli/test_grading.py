@@ -108,11 +108,25 @@ def test_eval_saves_the_answers_of_both(place: Path, tmp_path: Path) -> None:
     assert "there is no folder" in run(*grading(place, "eval"), "--save", tmp_path / "no" / "a.jsonl", code=2)
 
 
+def test_our_own_engine_counts_the_same_answers(place: Path, tmp_path: Path) -> None:
+    native = ("--engine", "native", "--threads", 1)
+    theirs = run_json(*grading(place, "eval", "first"))
+    ours = run_json(*grading(place, "eval", "first"), *native, "--save", tmp_path / "native.jsonl")
+    assert (ours["exact"], ours["exact_rows"], ours["parsed"]) == (theirs["exact"], 8, theirs["parsed"])
+    assert ours["structured"] is None  # it holds answers to no schema
+    run(*grading(place, "eval", "first"), "--save", tmp_path / "llama.jsonl")
+    saved = [[json.loads(line)["adapter"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+             for name in ("native", "llama")]
+    assert saved[0] == saved[1]
+    assert run_json(*grading(place, "eval"), *native, "--no-answers")["exact"] is None
+    for flags, text in (((*native, "--structured", "off"), "--structured is given with --engine native"),
+                        (("--memory", "500M"), "--memory is given without --engine native")):
+        assert text in run(*grading(place, "eval"), *flags, code=2)
+
+
 @pytest.mark.parametrize("flags", [("--limit", 2), ("--show-wrong", 2), ("--save", "new.jsonl")])
 def test_options_of_answers_are_refused_where_none_are_made(place: Path, flags: tuple[object, ...]) -> None:
     assert f"{flags[0]} is given with --no-answers" in run(*grading(place, "eval"), "--no-answers", *flags, code=2)
-    assert f"{flags[0]} is given with --engine native" in run(
-        *grading(place, "eval"), "--engine", "native", *flags, code=2)
     if flags[0] != "--limit":
         text = run("eval", place / "model.gguf", place / "text.jsonl", *flags, code=2)
         assert "has no row with a question and an answer" in text

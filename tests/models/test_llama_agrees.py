@@ -13,13 +13,13 @@ from edgetune.cli import cli
 from edgetune.cli.info import describe
 from edgetune.data.packing import Example, collate
 from edgetune.errors import EdgetuneError
-from edgetune.evaluation.native import open_decoder
 from edgetune.formats.families import FAMILIES
 from edgetune.formats.gguf import check_model, open_gguf
 from edgetune.formats.shape import read_shape
 from edgetune.llamacpp import library as llamacpp
 from edgetune.models.decoder import Model
 from edgetune.serving.llama import LlamaModel
+from edgetune.serving.rollouts.forward import open_decoder
 
 REFUSED = 10
 TAKEN = 11

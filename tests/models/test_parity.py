@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from edgetune.data.packing import Example, collate
-from edgetune.evaluation.native import open_decoder
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Model
 from edgetune.serving.llama import LlamaModel
+from edgetune.serving.rollouts.forward import open_decoder
 
 TOKENS = 4000
 WINDOW = 500

@@ -1,0 +1,121 @@
+"""generate --engine native: a file of prompts, answered together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from ..llamacpp.tokenizer import Tokenizer
+    from ..serving.rollouts.texts import Answered
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A row of the file: what it asks, as it is written there, and the same as text for the model."""
+
+    asked: dict[str, Any]
+    text: str
+
+
+def read_prompts(path: Path, tokenizer: Tokenizer, system: str, raw: bool) -> list[PromptRow]:
+    """Raises DataError, which names the line, for a row that asks nothing; UsageError where there is no such file."""
+    from ..data.files import STDIN, place, read_rows
+    if str(path) != STDIN and not path.is_file():
+        raise UsageError(f"there is no file {path}", "with --engine native, PROMPT is a file of prompts, a JSON object "
+                         'a line: {"prompt": "..."}')
+    found = []
+    for line, row in read_rows(path, hashlib.sha256()):
+        try:
+            found.append(_prompt(row, tokenizer, system, raw))
+        except DataError as error:
+            raise DataError(f"{place(line, path.name)}: {error.what}", error.hint) from None
+    return found
+
+
+def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow:
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if isinstance(prompt, str):
+        asked: dict[str, Any] = {"prompt": prompt}
+        messages = [{"role": "user", "content": prompt}]
+    elif isinstance(messages, list) and messages and not raw:
+        if messages[-1].get("role") == "assistant":  # of a row to learn, which is asked without its answer
+            messages = messages[:-1]
+        asked = {"messages": messages}
+    else:
+        hint = '{"prompt": "..."}' if raw else '{"prompt": "..."} or {"messages": [...]}'
+        raise DataError("the row asks nothing", f"write {hint}")
+    if raw:
+        return PromptRow(asked, str(prompt))
+    if system and all(message.get("role") != "system" for message in messages):
+        messages = [{"role": "system", "content": system}, *messages]
+    return PromptRow(asked, tokenizer.render(messages, row.get("tools"), add_generation_prompt=True))
+
+
+def answer_file(model: Path, path: Path, *, adapter: Path | None, samples: int, memory: str, parallel: int,
+                precision: str, threads: int, system: str, raw: bool, markup: str, max_tokens: int,
+                stop: Sequence[str], as_json: bool, save: Path | None, **sampling: Any) -> None:
+    """Writes a JSON line an answer, in the order of the prompts, into `save`, or prints it as soon as it is made; with
+    --json one object, when all are there.
+    """
+    from ..evaluation.native import engine_within
+    from ..formats.bundle import open_bundle
+    from ..llamacpp.sampling import Sampling
+    from ..llamacpp.tokenizer import Tokenizer
+    from ..serving.rollouts.texts import Asked, answers, pairs_of
+    gguf = open_bundle(model).gguf
+    pairs = pairs_of(gguf, adapter)
+    tokenizer = Tokenizer(gguf)
+    tokenizer.markup = markup
+    rows = read_prompts(path, tokenizer, system, raw)
+    asked = Asked([tokenizer.encode(row.text, bos=True) for row in rows], [max_tokens] * len(rows), samples,
+                  Sampling(**sampling), stop)
+    engine = engine_within(memory, parallel=parallel, precision=precision, threads=threads)
+    made = ordered(answers(gguf, tokenizer, pairs, asked, engine), samples)
+    lines = (answer_line(rows[answered.rollout.prompt], answered) for answered in made)
+    if save is not None:
+        count = save_lines(save, lines)
+        click.echo(json.dumps({"answers": count, "file": str(save)}) if as_json else f"{count} answers in {save}")
+    elif as_json:
+        click.echo(json.dumps({"answers": list(lines)}))
+    else:
+        for line in lines:
+            click.echo(json.dumps(line, ensure_ascii=False))
+
+
+def save_lines(path: Path, lines: Iterator[dict[str, Any]]) -> int:
+    """The number of lines, all of which are in the file, or none."""
+    from ..disk import refuse_existing, replaced
+    text = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
+    refuse_existing(path)
+    with replaced(path) as beside:
+        beside.write_text("".join(text), encoding="utf-8")
+    return len(text)
+
+
+def ordered(found: Iterator[Answered], samples: int) -> Iterator[Answered]:
+    """By prompt and sample, each as soon as those before it are there."""
+    early: dict[int, Answered] = {}
+    following = 0
+    for answered in found:
+        early[answered.rollout.prompt * samples + answered.rollout.sample] = answered
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def answer_line(row: PromptRow, answered: Answered) -> dict[str, Any]:
+    """logprob: of the answer by the model, natural; sampling_logprob: with temperature, top-k and so on."""
+    rollout = answered.rollout
+    return {**row.asked, "sample": rollout.sample, "text": answered.text, "tokens": rollout.tokens.size,
+            "finish_reason": answered.finish_reason, "logprob": float(rollout.logp.sum(dtype=float)),
+            "sampling_logprob": float(rollout.drawn.sum(dtype=float))}

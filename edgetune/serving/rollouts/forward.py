@@ -1,0 +1,76 @@
+"""A decoder that only measures and answers: any adapter beside the weights, no training state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ...adapters.lora import Lora, Pair
+from ...adapters.low_rank import CarvedLora, LoraFamily
+from ...backends.arena import Arena, Buffer
+from ...backends.base import Backend
+from ...backends.cpu import Cpu
+from ...errors import MismatchError
+from ...machine.device import thread_count
+from ...models.decoder import Decoder, Model
+from ...models.linear import RunShape, trained_shapes
+
+_BACKWARD = {"block_x", "dx", "dact", "datt", "dq", "dk", "dv", "delta", "du", "dropped", "dpost"}
+
+
+def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
+                 precision: str = "exact", beside: Iterable[Buffer] = ()) -> Decoder:
+    """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
+
+    threads: 0 for one a core. beside: buffers that its arena is to have too. Raises MismatchError for a pair that does
+    not fit the model.
+    """
+    run = forward_run(model, pairs, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)
+    ops = Cpu(run.threads)
+    arena = Arena([*forward_buffers(model, run, ops), *beside], ops.allocate)
+    ops.use_scratch(arena.flat("scratch"))
+    decoder = Decoder(model, run, ops, arena)
+    carved = decoder.adapter
+    assert isinstance(carved, CarvedLora)
+    carved.load({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
+                       for name, to in carved.adapted.items()}, "the adapter")
+    return decoder
+
+
+def forward_run(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
+                precision: str) -> RunShape:
+    """The run of such a decoder. Errors as in `open_decoder`."""
+    shapes = model.shape.linear_shapes()
+    places = {name: name.split(".", 2) for name in pairs}
+    for name, (_, block, target) in places.items():
+        n, k = shapes.get(target, (0, 0))
+        if not block.isdigit() or int(block) >= model.shape.n_layer or (
+                pairs[name].b.shape[0], pairs[name].a.shape[1]) != (n, k):
+            raise MismatchError(f"the adapter's pair for {name} does not fit {model.gguf.path}",
+                                "use the model that it was trained on")
+    blocks = [int(block) for _, block, _ in places.values()] or [model.shape.n_layer - 1]
+    rank = max((pair.rank for pair in pairs.values()), default=1)
+    return RunShape(max_tokens=max_tokens, max_length=max_length, family=LoraFamily(rank=rank, alpha=rank),
+                    targets=tuple(sorted({target for _, _, target in places.values()})),
+                    blocks=range(min(blocks), max(blocks) + 1), kept=1, threads=thread_count(threads),
+                    precision=precision)
+
+
+def forward_buffers(model: Model, run: RunShape, ops: Backend) -> list[Buffer]:
+    """All large arrays of forward, the adapter and the work space of `ops`."""
+    parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
+    return [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
+            Buffer("scratch", (ops.scratch_bytes,), "run", "uint8"),
+            *(b for b in model.structure.buffers(run) if b.name not in _BACKWARD)]
+
+
+def _padded(pair: Pair | None, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> Pair:
+    """The pair at the decoder's rank; a missing one changes nothing."""
+    a = np.zeros(a_shape, np.float32)
+    b = np.zeros(b_shape, np.float32)
+    if pair is None:
+        return Pair(a, b, 1.0)
+    a[:pair.rank] = pair.a
+    b[:, :pair.rank] = pair.b
+    return Pair(a, b, pair.scale)

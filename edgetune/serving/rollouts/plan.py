@@ -1,0 +1,86 @@
+"""The memory that answers take beside a decoder's own buffers, known before the first one begins.
+
+Keys and values are kept of the prompts that are being answered and of every answer in progress, each at its greatest
+length. Where memory is short, fewer answers are in progress at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ...backends.arena import Buffer
+from ...backends.base import CACHE, SAMPLE_STATE
+from ...errors import UsageError
+from ...formats.shape import Shape
+from ...models.stream import HEAD_TOKENS
+from .kv_blocks import blocks_for
+
+HEAD_ENTRIES = 2048  # of the vocabulary at a time, always, for what is summed in parts is rounded by parts
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class AnswerPlan:
+    """live: answers in progress at once. samples: answers to a prompt; prompt_tokens, answer_tokens: the most that one
+    has. candidates: as in draws.py. The decoder's run must take max(live, prompt_tokens) tokens in a pass, and
+    prompt_tokens + answer_tokens in a document.
+    """
+
+    live: int
+    samples: int
+    prompt_tokens: int
+    answer_tokens: int
+    candidates: int = 0
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that are answered at once at most."""
+        return min(self.live, -(-self.live // self.samples) + 1)
+
+    @property
+    def answer_blocks(self) -> int:
+        """Of one answer; its last token is not read."""
+        return blocks_for(self.answer_tokens - 1)
+
+    @property
+    def path(self) -> int:
+        """Blocks that one answer sees at most."""
+        return blocks_for(self.prompt_tokens) + self.answer_blocks
+
+    @property
+    def blocks(self) -> int:
+        return self.prompts * blocks_for(self.prompt_tokens) + self.live * self.answer_blocks
+
+    def buffers(self, s: Shape, activations: str) -> list[Buffer]:
+        """activations: the numpy type of keys and values."""
+        rows = min(self.live, HEAD_TOKENS)
+        return [
+            Buffer("cache_keys", (s.n_layer, self.blocks, s.n_kv, s.d_head, CACHE), "run", activations),
+            Buffer("cache_values", (s.n_layer, self.blocks, s.n_kv, CACHE, s.d_head), "run", activations),
+            Buffer("sample_state", (rows, SAMPLE_STATE), "head"),
+            Buffer("drawn_token", (rows,), "head", "int32"),
+            Buffer("drawn_logp", (2, rows), "head"),  # by the model, and in what it was drawn from
+            Buffer("top", (rows, self.candidates), "head"),
+        ]
+
+
+def fitting(plan: AnswerPlan, needs: Callable[[AnswerPlan], int], room: int, asked: str) -> AnswerPlan:
+    """The plan with as many answers at once as fit into `room` bytes, at most its own number.
+
+    needs: all bytes that a plan takes. asked: the budget as the user gave it. Raises UsageError where none fits.
+    """
+    low = 0
+    high = plan.live
+    while low < high:
+        middle = (low + high + 1) // 2
+        if needs(replace(plan, live=middle)) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    if low:
+        return replace(plan, live=low)
+    least = needs(replace(plan, live=1))
+    what = (f"this does not fit: one answer of {plan.answer_tokens} tokens to a prompt of {plan.prompt_tokens} needs "
+            f"{-(-least // _MIB)} MiB, the budget is {room // _MIB} MiB ({asked})")
+    raise UsageError(what, f"give it --memory {-(-least // _MIB)}M, or lower --max-tokens")

@@ -1,0 +1,163 @@
+"""Texts by the engine that trains (engine.py): K answers to each of many prompts, within a memory budget.
+
+llama.cpp is what serves; this is for thousands of answers, such as those that a model learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...adapters.lora import Lora
+from ...adapters.store import open_adapter
+from ...backends.arena import arena_bytes
+from ...backends.cpu import Cpu
+from ...errors import UsageError
+from ...formats.gguf import Gguf
+from ...llamacpp.sampling import Sampling, TextStream
+from ...llamacpp.tokenizer import Tokenizer
+from ...machine import device
+from ...models.decoder import Model
+from ...models.linear import RunShape
+from ...models.stream import sizes
+from .draws import candidates_of, check_sampling
+from .engine import Rollout, Rollouts, Wanted
+from .forward import forward_buffers, forward_run, open_decoder
+from .plan import AnswerPlan, fitting
+
+PARALLEL = 64  # answers in progress at once, where memory has room
+READ = 512  # tokens of prompts that are read in a pass, unless one is longer
+GREEDY = Sampling()
+GROWTH = 8 << 20  # bytes that Python takes while it answers
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How answers are computed. parallel: answers in progress at once at most. budget: bytes of this process, as
+    `asked` says it. precision: of products: exact, fast or int8. threads: 0 for one a core.
+    """
+
+    budget: int
+    asked: str
+    parallel: int = PARALLEL
+    precision: str = "fast"
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts as token ids, and how each is answered: `samples` times, with max_tokens tokens of it at most. ends:
+    whether a token that ends a turn ends an answer.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    max_tokens: Sequence[int]
+    samples: int = 1
+    sampling: Sampling = GREEDY
+    stop: str | Iterable[str] = ()
+    ends: bool = True
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer: its text without what ended it, its tokens with their log-probabilities, and what it was cut by:
+    "stop" (a token that ends a turn, or a stop string) or "length".
+    """
+
+    text: str
+    rollout: Rollout
+
+    @property
+    def finish_reason(self) -> str:
+        return "stop" if self.rollout.ended else "length"
+
+
+def pairs_of(gguf: Gguf, adapter: Path | None) -> Lora:
+    """What `answers` takes of an adapter's folder or file. Errors: those of `store.open_adapter`."""
+    return open_adapter(adapter, gguf).pairs if adapter else {}
+
+
+def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine: Engine) -> Iterator[Answered]:
+    """Answers as they are finished, in any order. pairs: the adapter's.
+
+    Raises, before the first is begun, UsageError for an option out of its range, a prompt without a token, one that
+    leaves no room in what the model was made for, and where memory has no room for one answer.
+    """
+    check_sampling(asked.sampling)
+    asked = replace(asked, stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop))
+    TextStream(asked.stop)  # refuses an empty one
+    model = Model(gguf)
+    _check(model, asked, engine)
+    return _answers(model, tokenizer, pairs, asked, engine) if asked.prompts else iter(())
+
+
+def _answers(model: Model, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine: Engine) -> Iterator[Answered]:
+    plan = plan_of(model, pairs, asked, engine)
+    run = _run(model, pairs, plan, engine)
+    decoder = open_decoder(model, pairs, threads=engine.threads, max_tokens=run.max_tokens, max_length=run.max_length,
+                           precision=engine.precision, beside=plan.buffers(model.shape, run.activations))
+    texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
+    wanted = Wanted([np.array(prompt, np.int32) for prompt in asked.prompts], asked.samples, asked.max_tokens,
+                    asked.sampling, tokenizer.is_end if asked.ends else lambda _: False,
+                    lambda prompt, sample, token: texts[prompt][sample].ends_with(token))
+    for rollout in Rollouts(decoder, plan, wanted):
+        yield Answered(texts[rollout.prompt][rollout.sample].whole(), rollout)
+
+
+def plan_of(model: Model, pairs: Lora, asked: Asked, engine: Engine) -> AnswerPlan:
+    """The memory of the answers: as many at once as the budget has room for. Raises UsageError where that is none."""
+    most = AnswerPlan(min(engine.parallel, len(asked.prompts) * asked.samples), asked.samples,
+                      max(map(len, asked.prompts)), max(asked.max_tokens),
+                      candidates_of(asked.sampling, model.shape.n_vocab))
+    device.trim()
+    process = device.rss() + GROWTH
+    ops = Cpu(device.thread_count(engine.threads))
+
+    def needs(plan: AnswerPlan) -> int:
+        run = _run(model, pairs, plan, engine)
+        weights = sizes(model.gguf.tensors.values(), model.shape.n_layer).in_memory(0, run.max_tokens)
+        beside = plan.buffers(model.shape, run.activations)
+        return process + weights + arena_bytes([*forward_buffers(model, run, ops), *beside])
+
+    return fitting(most, needs, engine.budget, engine.asked)
+
+
+def _run(model: Model, pairs: Lora, plan: AnswerPlan, engine: Engine) -> RunShape:
+    tokens = max(plan.live, plan.prompt_tokens, min(READ, plan.prompts * plan.prompt_tokens))
+    return forward_run(model, pairs, threads=engine.threads, max_tokens=tokens,
+                       max_length=plan.prompt_tokens + plan.answer_tokens, precision=engine.precision)
+
+
+def _check(model: Model, asked: Asked, engine: Engine) -> None:
+    if engine.parallel < 1:
+        raise UsageError(f"parallel is {engine.parallel}", "choose 1 or more")
+    if asked.samples < 1:
+        raise UsageError(f"samples is {asked.samples}", "choose 1 or more")
+    for number, (prompt, budget) in enumerate(zip(asked.prompts, asked.max_tokens, strict=True), start=1):
+        if budget < 1:
+            raise UsageError(f"max_tokens is {budget}", "choose 1 or more")
+        if not prompt:
+            raise UsageError(f"prompt {number} is empty", "give it at least one token")
+        if len(prompt) + budget > model.shape.context:
+            what = f"prompt {number} of {len(prompt)} tokens and an answer of {budget} do not fit the context"
+            raise UsageError(f"{what} of {model.shape.context}", "shorten the prompt or lower max_tokens")
+
+
+class _Text:
+    """The text of an answer in progress."""
+
+    def __init__(self, stream: TextStream, tokenizer: Tokenizer) -> None:
+        self._stream = stream
+        self._printed: Callable[[int], bytes] = tokenizer.printed
+        self._pieces: list[str] = []
+
+    def ends_with(self, token: int) -> bool:
+        """Adds a token that ends no turn; whether a stop string is met."""
+        self._pieces.append(self._stream.push(self._printed(token)))
+        return self._stream.stopped
+
+    def whole(self) -> str:
+        return "".join([*self._pieces, self._stream.flush()])

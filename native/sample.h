@@ -1,0 +1,160 @@
+/* The head where tokens are drawn: over the vocabulary in blocks, as in head.h, so that no logits are held.
+ *
+ * The highest of z / temperature + noise, with Gumbel's noise for every entry of the vocabulary, is a draw from the
+ * softmax (Gumbel 1954; Maddison et al. 2014), whatever the order in which entries are seen. The noise is a pure
+ * function of a key and the entry. */
+
+struct sample_state { /* of a row, of all logits so far: maximum, sum of exp(z - max), of exp((z - max) / temperature)
+                       * where drawn from; the highest noisy value, and its logit */
+    float max, sum, hot, best, logit;
+};
+_Static_assert(sizeof(struct sample_state) == ET_SAMPLE_STATE * sizeof(float), "as et.h says");
+
+struct sample_args {
+    int32_t *token;
+    float *logits, *top;
+    struct sample_state *state;
+    const int32_t *key; /* [T, 2] */
+    const float *limit; /* of each row, or NULL: drawn from are logits from it on; of top, logits below it */
+    float heat;         /* 1 / temperature; 0: the highest logit is taken */
+    int first, n, M;    /* the block's first entry and its entries; values in a row of top */
+};
+
+/* -log(-log(u)), u uniform between 0 and 1 by random bits: of 1 - u, so that u near 1, where the result is large, has
+ * all its digits; log1p after Kahan. */
+static inline vec gumbel(uvec bits) {
+    vec rest = (__builtin_convertvector((ivec)(bits >> 1), vec) + 0.5f) * 0x1p-31f;
+    rest = vec_min(rest, splat(1.0f - 0x1p-24f));
+    vec u = 1.0f - rest;
+    vec lost = 1.0f - u; /* what of `rest` is left in u */
+    vec e = blend(lost == 0.0f, rest, -vec_log(u) * rest / blend(lost == 0.0f, splat(1.0f), lost));
+    return -vec_log(e);
+}
+
+/* The sums of a row's block, under the maximum `base`, and its highest noisy value. */
+static void sample_row(const struct sample_args *a, struct sample_state *s, const float *z, int row, float base) {
+    const uint64_t key = (uint64_t)(uint32_t)a->key[2 * row] | (uint64_t)(uint32_t)a->key[2 * row + 1] << 32;
+    const vec limit = splat(a->limit ? a->limit[row] : -INFINITY);
+    vec best = splat(-INFINITY);
+    ivec place = {0};
+    ivec lane = {0};
+    for (int l = 0; l < VL; l++)
+        lane[l] = l;
+    for (int begin = 0; begin < a->n; begin += RUN) {
+        vec sum = {0};
+        for (int i = begin; i < min_int(begin + RUN, a->n); i += VL) {
+            ivec drawn = lane < a->n - i;
+            vec x = vload_part(z + i, a->n - i);
+            drawn &= x >= limit;
+            sum += blend(drawn, vec_exp((x - base) * a->heat), splat(0.0f));
+            vec noisy = blend(drawn, x * a->heat + gumbel(random_bits(key, (uint32_t)(a->first + i))),
+                              splat(-INFINITY));
+            place = (ivec)blend(noisy > best, (vec)(lane + i), (vec)place);
+            best = blend(noisy > best, noisy, best);
+        }
+        s->hot += lanes_sum(sum);
+    }
+    for (int l = 0; l < VL; l++)
+        if (best[l] > s->best) {
+            s->best = best[l];
+            s->logit = z[place[l]];
+            a->token[row] = a->first + place[l];
+        }
+}
+
+/* Brings the maximum and the sum of all on; returns the maximum as what to subtract. */
+static float bring_on(struct sample_state *s, float *z, int n, float heat) {
+    float most = row_max(z, n);
+    float max = most > s->max ? most : s->max;
+    float base = max == -INFINITY ? 0.0f : max;
+    float before = s->max == -INFINITY ? -INFINITY : s->max - base;
+    s->sum = (float)(s->sum * expf(before) + row_exp((et_array){NULL, ET_F32}, z, base, n, 0));
+    s->hot *= heat ? expf(before * heat) : 0.0f;
+    s->max = max;
+    return base;
+}
+
+static void sample_task(void *arg, int row, int thread) {
+    (void)thread;
+    const struct sample_args *a = arg;
+    struct sample_state *s = &a->state[row];
+    float *z = a->logits + (ptrdiff_t)row * a->n;
+    float base = bring_on(s, z, a->n, a->heat);
+    if (a->heat)
+        sample_row(a, s, z, row, base);
+    else if (s->max > s->best) {
+        s->best = s->logit = s->max;
+        a->token[row] = a->first + row_best(z, s->max, a->n);
+    }
+}
+
+/* Puts x where the lowest of a heap [M] was, and brings the lowest to the front again. */
+static void replace_lowest(float *heap, int M, float x) {
+    int at = 0;
+    for (int child = 1; child < M; child = 2 * at + 1) {
+        child += child + 1 < M && heap[child + 1] < heap[child];
+        if (heap[child] >= x)
+            break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = x;
+}
+
+static void top_task(void *arg, int row, int thread) {
+    (void)thread;
+    const struct sample_args *a = arg;
+    float *z = a->logits + (ptrdiff_t)row * a->n;
+    float *top = a->top + (ptrdiff_t)row * a->M;
+    bring_on(&a->state[row], z, a->n, 0.0f);
+    for (int begin = 0; begin < a->n; begin += RUN) {
+        int end = min_int(begin + RUN, a->n);
+        if (row_max(z + begin, end - begin) > top[0])
+            for (int i = begin; i < end; i++)
+                if (z[i] > top[0] && z[i] < a->limit[row])
+                    replace_lowest(top, a->M, z[i]);
+    }
+}
+
+/* Runs the task on each row of the logits of each block of entries begin .. end - 1. */
+static void each_logits(et_context *ctx, struct sample_args *args, void (*task)(void *, int, int), et_array h,
+                        const void *w, int format, int block, int begin, int end, int T, int D) {
+    int64_t row_bytes = (int64_t)D / format_block(format) * format_bytes(format);
+    for (int t = 0; t < T && begin == 0; t++)
+        args->state[t] = (struct sample_state){-INFINITY, 0, 0, -INFINITY, -INFINITY};
+    for (args->first = begin; args->first < end; args->first += block) {
+        args->n = min_int(block, end - args->first);
+        matmul_forward(ctx, (et_array){args->logits, ET_F32}, h, (const char *)w + args->first * row_bytes, format,
+                       NULL, NULL, 1.0f, 0, T, args->n, D, 0);
+        et_parallel(ctx, task, args, T);
+    }
+}
+
+/* token [T] drawn by softmax(z / temperature) among logits from limit [T] on; logp, drawn [T]: log p of it in the
+ * model, and in what it was drawn from. */
+static void head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state,
+                        et_array h, const void *w, int format, const int32_t *key, const float *limit,
+                        float temperature, int block, int begin, int end, int T, int V, int D) {
+    struct sample_args args = {.token = token, .logits = logits, .state = (struct sample_state *)state, .key = key,
+                               .limit = limit, .heat = temperature > 0 ? 1.0f / temperature : 0.0f};
+    for (int t = 0; t < T && begin == 0; t++)
+        token[t] = 0; /* should all be NaN */
+    each_logits(ctx, &args, sample_task, h, w, format, block, begin, end, T, D);
+    for (int t = 0; t < T && end == V; t++) {
+        struct sample_state s = args.state[t];
+        logp[t] = (float)(s.logit - s.max - log((double)s.sum));
+        drawn[t] = args.heat ? (float)((s.logit - s.max) * args.heat - log((double)s.hot)) : 0.0f;
+    }
+}
+
+/* top [T, M]: the highest logits below limit [T], in no order, -inf where there are fewer; lse [T] log-sum-exp of all. */
+static void head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
+                     int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D) {
+    struct sample_args args = {.top = top, .logits = logits, .state = (struct sample_state *)state, .limit = limit,
+                               .M = M};
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)T * M && begin == 0; i++)
+        top[i] = -INFINITY;
+    each_logits(ctx, &args, top_task, h, w, format, block, begin, end, T, D);
+    for (int t = 0; t < T && end == V; t++)
+        lse[t] = (float)(args.state[t].max + log((double)args.state[t].sum));
+}
