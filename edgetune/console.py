@@ -98,12 +98,20 @@ def checkpoint_line(disk: dict[str, Any]) -> str:
             f"{mib(disk['bytes_per_day'])} a day")
 
 
+def shortened(text: str, most: int) -> str:
+    """A line of at most that many characters, which ends behind a word, with dots where something is left out."""
+    if len(text) <= most:
+        return text
+    whole, space, _ = text[:most].rpartition(" ")
+    return f"{whole if space else text[:most - 1]}…"
+
+
 def pair_lines(pairs: Sequence[dict[str, str]], console: Console) -> list[Text]:
     """Questions with the answers before and after, of which the second is green where it is the expected one."""
     lines = []
     room = console.width - len(AFTER)
     for pair in pairs:
-        before = printable(" ".join(pair["before"].split())[:room])
+        before = shortened(printable(" ".join(pair["before"].split())), room)
         after = Text(printable(pair["after"]), "green" if pair["right"] else "red")
         if console.is_terminal:
             after = Text("\n" + " " * len(AFTER)).join(after.wrap(console, room))

@@ -11,8 +11,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from .formats import named
 from .formats.gguf import Gguf, OpenFile, check_model, open_gguf
 from .formats.named import Source
 
+LOOKS = 0.25  # seconds between two looks at how much has come
 PARTIAL = ".partial"  # in the cache: a folder for each file that is not whole yet
 _SHA256 = re.compile("[0-9a-f]{64}")
+OnProgress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,13 @@ class Pulled:
     downloaded: bool
 
 
-def pull(name: str, progress: bool = False) -> Pulled:
+def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     """Get a model by its name, hf:ORG/REPO:FILE or a known one, unless it is on this device already.
 
-    progress: show a bar on stderr. Raises UsageError for what is no name, NotFoundError for what does not exist,
-    FormatError and UnsupportedError for a file that cannot be used, DiskError, and EdgetuneError where the hub does not
-    answer or the library for it is not installed: then what has come so far remains, and the next call continues.
+    on_progress gets what is done, and the bytes that have come of all. Raises UsageError for what is no name,
+    NotFoundError for what does not exist, FormatError and UnsupportedError for a file that cannot be used, DiskError,
+    and EdgetuneError where the hub does not answer or the library for it is not installed: then what has come so far
+    remains, and the next call continues.
     """
     if name.lower() == named.PACKAGED:
         return _packaged()
@@ -59,7 +63,7 @@ def pull(name: str, progress: bool = False) -> Pulled:
         return _from_record(name, path, record)
     with _asking(source):
         repository = _Repository(source)
-    return _download(name, repository, progress)
+    return _download(name, repository, on_progress)
 
 
 def _packaged() -> Pulled:
@@ -144,23 +148,24 @@ def _asking(source: Source) -> Iterator[None]:
 # ---- from the hub to its place ---------------------------------------------------------------------------------------
 
 
-def _download(name: str, repository: _Repository, progress: bool) -> Pulled:
+def _download(name: str, repository: _Repository, on_progress: OnProgress | None) -> Pulled:
     source = repository.source
     target = named.place_of(source)
     beside = named.cache_folder() / PARTIAL / hashlib.sha256(source.name.encode()).hexdigest()[:16]
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        present = sum(file.stat().st_size for file in beside.rglob("*") if file.is_file())
+        present = _bytes(beside)
     except OSError as error:
         raise disk.cannot_write(beside, error) from None
     disk.require_room(beside, repository.size - present)
     with disk.alone(beside):
-        return _into_place(name, repository, beside, target, progress)
+        return _into_place(name, repository, beside, target, on_progress)
 
 
-def _into_place(name: str, repository: _Repository, beside: Path, target: Path, progress: bool) -> Pulled:
+def _into_place(name: str, repository: _Repository, beside: Path, target: Path,
+                on_progress: OnProgress | None) -> Pulled:
     source = repository.source
-    with _asking(source), _bars(repository.hub, progress):
+    with _asking(source), _quiet(repository.hub), _watched(beside, repository.size, on_progress):
         file = repository.download(beside)
     try:
         gguf, digest = _checked(file, repository)
@@ -200,12 +205,44 @@ def _put(file: Path, target: Path, record: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _bars(hub: Any, shown: bool) -> Iterator[None]:
-    """The library's progress bars, on or off for a while."""
-    were_off = hub.utils.are_progress_bars_disabled()
-    switch = {True: hub.utils.enable_progress_bars, False: hub.utils.disable_progress_bars}
-    switch[shown]()
+def _watched(folder: Path, size: int, on_progress: OnProgress | None) -> Iterator[None]:
+    """Tells how much of a file has come into `folder`, whichever way the library takes to bring it."""
+    if on_progress is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def look() -> None:
+        while True:
+            on_progress("downloading", min(_bytes(folder), size), size)
+            if ended.wait(LOOKS):
+                break
+
+    thread = threading.Thread(target=look)
+    thread.start()
     try:
         yield
     finally:
-        switch[not were_off]()
+        ended.set()
+        thread.join()
+
+
+def _bytes(folder: Path) -> int:
+    """Of all files in a folder; what has gone since it was listed counts as nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+@contextmanager
+def _quiet(hub: Any) -> Iterator[None]:
+    """Without the library's progress bars, which leave no space for the time left on a terminal of 60 columns."""
+    were_off = hub.utils.are_progress_bars_disabled()
+    hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            hub.utils.enable_progress_bars()

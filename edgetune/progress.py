@@ -139,12 +139,17 @@ class TrainProgress:
         told = f"{action}: {e['cause']}"
         if not self.console.is_terminal:
             say(self.console, f"step {e['step']}/{self.pace.total}  {told}")
-        elif self.hindered:
+        self._say_hindered()
+        self.hindered = "" if e["action"] == "go" else told
+        self.since = (e["step"], time.monotonic())
+
+    def _say_hindered(self) -> None:
+        """A decision that is over, as a line above the last ones."""
+        if self.live is not None and self.hindered:
             step, began = self.since
             lasted = duration(time.monotonic() - began)
             say(self.console, f"step {step}/{self.pace.total}  for {lasted} {self.hindered}")
-        self.hindered = "" if e["action"] == "go" else told
-        self.since = (e["step"], time.monotonic())
+        self.hindered = ""
 
     def _resume(self, e: dict[str, Any]) -> None:
         for what in e["damaged"]:
@@ -171,6 +176,7 @@ class TrainProgress:
             self.disk = None
 
     def _done(self, _e: dict[str, Any]) -> None:
+        self._say_hindered()
         self._stop()
 
     def _answers(self, e: dict[str, Any]) -> None:

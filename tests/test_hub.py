@@ -17,7 +17,7 @@ from tiny import write_tiny
 import edgetune
 from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
 from edgetune.formats import named
-from edgetune.formats.named import find_model
+from edgetune.formats.named import find_model, name_of
 from edgetune.hub import pull
 
 NAME = f"hf:{REPO}:sub/tiny.Q8_0.gguf"
@@ -44,9 +44,13 @@ def cached() -> set[str]:
 def test_a_model_is_pulled_once_and_opened_by_its_name(hub):
     with pytest.raises(NotFoundError, match=f"edgetune pull {NAME}"):
         edgetune.open_bundle(NAME)
-    found = pull(NAME)
+    told = []
+    found = pull(NAME, lambda *done: told.append(done))
     content = hub.files["sub/tiny.Q8_0.gguf"]
+    assert {(what, total) for what, _, total in told} == {("downloading", len(content))}
+    assert 0 <= told[0][1] <= told[-1][1] <= len(content)
     assert found.downloaded
+    assert name_of(Path(found.path)) == NAME
     assert (found.bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert (found.licence, found.revision) == ("mit", COMMIT)
     assert Path(found.path).read_bytes() == content
@@ -120,6 +124,7 @@ def test_the_demonstrations_model_needs_no_network(monkeypatch, tmp_path):
     found = pull("smollm2")
     assert (found.licence, found.downloaded) == ("apache-2.0", False)
     assert find_model("SmolLM2") == Path(found.path)
+    assert (name_of(Path(found.path)), name_of(tmp_path)) == ("smollm2", str(tmp_path))
     (tmp_path / "smollm2").touch()
     assert find_model("smollm2") == Path("smollm2")  # a file of that name comes first
 

@@ -30,7 +30,8 @@ def screen(events, columns):
     with TrainProgress(Console(file=file, force_terminal=True, width=columns)) as progress:
         for event in events:
             progress.event(event)
-        progress.live.refresh()
+        if progress.live:
+            progress.live.refresh()
         shown = file.getvalue()
     terminal = pyte.Screen(columns, 24)
     pyte.Stream(terminal).feed(shown.replace("\n", "\r\n"))
@@ -50,7 +51,11 @@ def test_step_time_left_and_cause_are_always_visible(columns):
     assert " ".join(lines[at + 2:]) == f"paused: {PAUSE['cause']}"
     lines = screen([*events, PAUSE, PAUSE | {"action": "go", "cause": "it is cool"}], columns)
     assert lines[-2:] == [place, numbers]
-    assert f"step 1100/12000  for 0:00 paused: {PAUSE['cause']}" in " ".join(lines)
+    over = f"step 1100/12000  for 0:00 paused: {PAUSE['cause']}"
+    assert over in " ".join(lines)
+    lines = screen([*events, PAUSE, {"event": "done"}], columns)
+    assert lines[-2:] == [place, numbers]
+    assert over in " ".join(lines)
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.001, False), (9.0, True)])
@@ -149,7 +154,7 @@ def test_answers_are_wrapped_beside_their_names():
     for line in pair_lines(pairs, console):
         say(console, line)
     lines = file.getvalue().rstrip().split("\n")[1:]
-    assert lines[:2] == ["which?", "  before  " + "x" * 50]
+    assert lines[:2] == ["which?", "  before  " + "x" * 49 + "…"]
     assert lines[2].rstrip() == "  after   so many words so many words so many words so many"
     assert all(line.startswith(" " * 10) and len(line) <= 60 for line in lines[3:])
     assert "".join(line[10:] for line in lines[2:]).replace(" ", "") == "somanywords" * 8 + "y" * 70

@@ -101,7 +101,7 @@ def kernel_tables(result: dict[str, Any]) -> list[Any]:
         lines += ["\n" + ", ".join(filter(None, title)),
                   table("", ["op", "of", "shape", *columns],
                         [[*head, *(cells.get(column, "") for column in columns)] for head, cells in rows.items()],
-                        tuple(range(3, 3 + len(columns))))]
+                        right=tuple(range(3, 3 + len(columns))), whole=(0, *range(3, 3 + len(columns))))]
     return lines
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import click
 from rich.text import Text
 
-from ..console import say, table
+from ..console import Copied, say, table
 from ..errors import EdgetuneError
+from ..formats.named import name_of
 from .answer import (
     Serving,
     answer_options,
@@ -111,7 +112,7 @@ def _with_a_person(talk: Talk, model: Path, history: bool) -> None:
         if line in ENDS:
             break
         leaving = bool(line) and _line(talk, line, lines)
-    if told := talk.judged.learn(str(model)):
+    if told := talk.judged.learn(name_of(model)):
         say(out, Text(told, style="dim"), whole=True)
 
 
@@ -204,4 +205,4 @@ def _banner(talk: Talk, model: Path) -> None:
 
 
 def _dim(text: str) -> None:
-    say(out, Text(text, style="dim"))
+    say(out, Text(text, style="dim"), whole=isinstance(text, Copied))

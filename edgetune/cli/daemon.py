@@ -75,11 +75,12 @@ def install_command(model: Path, print_only: bool, policy_file: Path | None, as_
     The state is stored in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available.
     A --socket must be below /run/edgetune, for root and the group that a drop-in names (systemctl edit edgetune).
     """
+    from ..console import Copied
     from ..daemon import unit
     config, policy = options_of(policy_file, options)
     text = unit.unit(model, config, policy)
     if print_only:
-        show(as_json, {"unit": text}, text)
+        show(as_json, {"unit": text}, Copied(text))
         return
     path = unit.install(text)
     show(as_json, {"unit": text, "path": str(path)}, f"{path} is written, enabled and runs",
@@ -103,8 +104,10 @@ def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     Give the file to the daemon with --key-file. A key ends when its line is removed. A daemon reads the file again at
     the next request after it has changed; for a service systemd copies it, so restart that: systemctl restart edgetune.
     """
+    from ..console import Copied
     from ..daemon.keys import add_key, default_file
     path = key_file or default_file()
     key = add_key(path, name)
-    show(as_json, {"key": key, "name": name, "key_file": str(path)}, key,
-         f"that is the key of {name}, shown this once; {path} keeps its hash, for edgetune daemon --key-file {path}")
+    show(as_json, {"key": key, "name": name, "key_file": str(path)}, Copied(key),
+         f"that is the key of {name}, shown this once; the file keeps its hash:",
+         Copied(f"edgetune daemon MODEL --key-file {path}"))

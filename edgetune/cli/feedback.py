@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..errors import UsageError, printable
 from .app import cli, command, show
-from .remote import Listing, connect, daemon_options, entries, format_time, url_path
+from .remote import Listing, begun_lines, connect, daemon_options, entries, format_time, url_path
 
 FEEDBACK = "/v1/feedback"
 BRIEF = 60  # characters of a question, and of an answer, in a list
@@ -105,4 +105,4 @@ def feedback_learn(url: str, key_file: Path | None, as_json: bool) -> None:
     """Begin a training from the feedback so far."""
     with connect(url, key_file) as client:
         job = client.post("/v1/learn")
-    show(as_json, job, f"{job['id']} is {job['status']}; edgetune jobs follow {job['id']} shows how it goes")
+    show(as_json, job, *begun_lines(job))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..formats.gguf import Gguf
 
 SHORT = 19  # characters of a fingerprint that tell one from another, as errors show them; --json has all
+COUNTED = ("formats", "targets")  # by names that a file has, which stay as they are
 base_option = click.option("--base", type=ModelPath(),
                            help="The model that the adapter was trained on; default: where it was then.")
 
@@ -171,9 +173,10 @@ def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
 @command("info", click.argument("file", type=ModelPath()))
 def info_command(file: Path, as_json: bool) -> None:
     """Say what FILE is: model, bundle or adapter, its formats and size, and whether it can be trained here."""
+    from ..console import Copied
     from .info import describe
     facts = describe(file)
-    show(as_json, facts, _facts_table(facts))
+    show(as_json, facts, Copied(facts["file"]), _facts_table({k: v for k, v in facts.items() if k != "file"}))
 
 
 @command("device", click.option("--root", type=click.Path(path_type=Path), default=Path("/"),
@@ -210,17 +213,26 @@ def _known_facts(facts: dict[str, Any]) -> Table:
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:
-    from ..console import mib, table
-    return table("", ["", ""], [
-        [key.replace("_", " "), Text(mib(value) if key.startswith(("bytes", "memory")) else
-                                     value[:SHORT] if key == "fingerprint" else shown(value))]
-        for key, value in facts.items()])
+    from ..console import table
+    return table("", ["", ""], [[key.replace("_", " "), Text(_fact(key, value))] for key, value in facts.items()])
+
+
+def _fact(key: str, value: Any) -> str:
+    from ..console import mib
+    if key.startswith(("bytes", "memory")):
+        return mib(value)
+    if key == "fingerprint":
+        return str(value[:SHORT])
+    if key == "schema":
+        return json.dumps(value)
+    if key in COUNTED:
+        return ", ".join(f"{name} {shown(count)}" for name, count in value.items())
+    return shown(value)
 
 
 def shown(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(shown(item) if key == "name" else f"{key.replace('_', ' ')} {shown(item)}"
-                         for key, item in value.items() if item not in ("", None))
+        return _named(value)
     if isinstance(value, list | tuple):
         between = "\n" if any(isinstance(item, dict) for item in value) else ", "
         return between.join(map(shown, value)) or "nothing"
@@ -229,3 +241,12 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _named(value: dict[str, Any]) -> str:
+    """Names and what they have: in a line, or a line each where one has several things."""
+    parts = {"" if key == "name" else key.replace("_", " "): shown(item)
+             for key, item in value.items() if item not in ("", None)}
+    if any(", " in part for name, part in parts.items() if name):
+        return "\n".join(f"{name}: {part}" if name else part for name, part in parts.items())
+    return ", ".join(f"{name} {part}".lstrip() for name, part in parts.items())

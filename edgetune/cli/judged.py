@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..console import Copied
 from ..disk import private_folder, replaced, state_folder
 from ..errors import DataError, DiskError
 
@@ -67,7 +68,7 @@ class JudgedInFile:
             return "nothing is learned from it; /fix says what is right"
         self._write([*others, row])
         self.changed = True
-        return f"kept in {self.path}"
+        return Copied(f"kept in {self.path}")
 
     def learn(self, model: str) -> str:
         count = len(self._read()) if self.changed else 0

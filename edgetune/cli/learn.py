@@ -163,10 +163,11 @@ def result_lines(result: Result) -> list[Any]:
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     """Where the adapter is, and how to talk to it, unless it is worse than nothing."""
     from ..console import Copied
+    from ..formats.named import name_of
     if result.is_worse:
         return [f"adapter in {folder}"]
     system = str(result.record["options"]["system"])
-    return [Copied(f"adapter in {folder}; try: edgetune chat {model} --adapter {folder}"
+    return [Copied(f"adapter in {folder}; try: edgetune chat {name_of(model)} --adapter {folder}"
                    f"{f' --system {shlex.quote(system)}' if system else ''}")]
 
 

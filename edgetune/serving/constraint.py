@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import UsageError
 from ..llamacpp.json_pattern import text
@@ -12,6 +13,7 @@ from .call_form import CallForm
 from .question import Question, Tool
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+Schema = Mapping[str, Any]
 
 
 def grammar_of(question: Question, form: CallForm) -> str:
@@ -43,11 +45,19 @@ def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) ->
     roots = [rules.rule(rules.root, "")] if other else []
     for tool in tools:
         function = tool["function"]
-        schema = function.get("parameters") or NO_ARGUMENTS
+        schema = function.get("parameters") or {}
         if schema.get("type", "object") != "object":
             raise UsageError(f"the parameters of the function {function['name']!r:.100} are no object",
                              "let their type be object")
-        arguments = rules.rule_of_other({"type": "object", **schema}, f" of {function['name']:.100}")
+        taken = {"type": "object", **schema} if _names_arguments(schema) else NO_ARGUMENTS
+        arguments = rules.rule_of_other(taken, f" of {function['name']:.100}")
         start = text(f"{form.before}{json.dumps(function['name'], ensure_ascii=False)}{form.between}")
         roots.append(f"{start} {arguments} {text(form.after)}")
     return rules.whole(" | ".join(roots))
+
+
+def _names_arguments(schema: Schema) -> bool:
+    """Whether a function takes any: by JSON Schema an object without properties may have all, by those who send one for
+    a function without arguments, as LangChain does, none.
+    """
+    return any(value for key, value in schema.items() if key not in ("type", "title", "description", "$schema"))

@@ -182,7 +182,7 @@ def test_device(place):
     assert facts["matched"]
     Board(place / "pi")
     text = run("device", "--root", place / "pi")
-    assert all(words in text for words in ("Raspberry Pi 5 Model B Rev 1.0", "throttle temp 80", "temperature"))
+    assert all(words in text for words in ("Raspberry Pi 5 Model B Rev 1.0", "throttle temp: 80", "temperature"))
     facts = run_json("device", "--root", place / "pi")
     assert (facts["profile"], facts["temperature"], facts["zone"]) == ("Raspberry Pi 5", 50.0, "cpu-thermal")
     assert "no folder proc" in run("device", "--root", place / "adapter", code=2)

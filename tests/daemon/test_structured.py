@@ -109,6 +109,17 @@ def test_a_call_that_is_required_comes_as_a_call(client):
     assert free.choices[0].message.tool_calls is None
 
 
+@pytest.mark.parametrize("none", [{"type": "object", "properties": {}}, {"type": "object", "required": []}, {}])
+def test_a_function_whose_parameters_name_no_argument_gets_none(client, none):
+    """By JSON Schema such an object may have all keys; LangChain sends one for a function without arguments."""
+    tool = {"type": "function", "function": {"name": "stop", "parameters": none}}
+    said = client.chat.completions.create(model="tiny", messages=ASK, tools=[tool], tool_choice="required")
+    assert json.loads(said.choices[0].message.tool_calls[0].function.arguments) == {}
+    tool["function"]["parameters"] = {"type": "object", "additionalProperties": {"const": 1}, "required": ["a"]}
+    said = client.chat.completions.create(model="tiny", messages=ASK, tools=[tool], tool_choice="required")
+    assert json.loads(said.choices[0].message.tool_calls[0].function.arguments) == {"a": 1}
+
+
 def test_a_schema_beside_tools_leaves_the_choice(client):
     for seed in range(4):
         said = client.chat.completions.parse(model="tiny", messages=ASK, tools=TOOLS, response_format=Door, seed=seed,
