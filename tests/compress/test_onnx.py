@@ -282,7 +282,7 @@ def test_a_model_exchanged_while_it_is_opened_is_refused(made, tmp_path, monkeyp
         return Session(path, threads)
 
     monkeypatch.setattr("edgetune.serving.onnx.Session", exchange)
-    with pytest.raises(EdgetuneError, match="exchanged|changed|another file"):
+    with pytest.raises(EdgetuneError, match=r"exchanged|changed|another file"):
         OnnxModel(folder)
 
 
