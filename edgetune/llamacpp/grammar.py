@@ -117,11 +117,16 @@ class Grammar:
         ids = self._candidates()
         of_them = logits[ids]
         size = max(2 * count, FEW) if count or within < math.inf else len(ids)
+        found = ids[:0]
+        looked_up = np.inf  # those whose logit is this, or higher
+        lowest = -np.inf
         while True:
-            part = ids if size >= len(ids) else ids[np.argpartition(of_them, len(ids) - size)[len(ids) - size :]]
-            found = part[self.allowed(part)]
+            low = max(lowest, _nth(of_them, size))
+            part = ids[(of_them >= low) & (of_them < looked_up)]
+            found = np.concatenate([found, part[self.allowed(part)]])
+            looked_up = low
             lowest = logits[found].max(initial=-np.inf) - within
-            if size >= len(ids) or 0 < count <= len(found) or logits[part].min() < lowest:
+            if size >= len(ids) or 0 < count <= len(found) or low <= lowest:
                 break
             size *= MORE
         if not len(found):
@@ -155,6 +160,14 @@ class Grammar:
 
     def close(self) -> None:
         self._llama.llama_sampler_free(self._sampler)
+
+
+def _nth(logits: NDArray[np.float32], n: int) -> float:
+    """The nth highest; minus infinity where there are no more than n."""
+    import numpy as np
+
+    place = len(logits) - n
+    return float(np.partition(logits, place)[place]) if place > 0 else -math.inf
 
 
 def _descending(ids: NDArray[np.intp], logits: NDArray[np.float32]) -> NDArray[np.intp]:
