@@ -3,9 +3,9 @@
  * queries, once for dk and dv, where tasks are blocks of keys, so that the outputs of tasks are disjoint.
  *
  * Tokens are a forest in depth-first order (et.h). A segment is a run of tokens whose subtrees end together, so each is
- * the child of the one before. No block holds queries or keys of two segments: of a block of keys in another segment
- * the queries see all, or what their window leaves, or nothing, and what nobody sees costs nothing. All outputs are
- * overwritten; sums are in float and rounded once, to the type of their array.
+ * the child of the one before; where queries begin, one ends too. No block holds queries or keys of two segments: of a
+ * block of keys in another segment the queries see all, or what their window leaves, or nothing, and what nobody sees
+ * costs nothing. All outputs are overwritten; sums are in float and rounded once, to the type of their array.
  *
  * What is common is here; attention_float.h multiplies in float, attention_bf16.h in bf16. */
 
@@ -19,13 +19,13 @@ struct attention {
     float *delta, *lse;
     const int32_t *end, *position;
     float scale;
-    int window, T, H, G, C;
+    int window, first, T, H, G, C; /* queries are tokens first .. T - 1 */
 };
 
 /* How many of the tokens t .. last - 1 are of t's segment. */
 static inline int same_segment(const struct attention *a, int t, int last) {
     int n = 1;
-    while (t + n < last && a->end[t + n] == a->end[t])
+    while (t + n < last && a->end[t + n] == a->end[t] && t + n != a->first)
         n++;
     return n;
 }
@@ -36,7 +36,7 @@ static inline int block_tokens(const struct attention *a, int t) { return same_s
 /* and where the first begins that does so at or after t. */
 static inline int next_block(const struct attention *a, int t) {
     int past = 0;
-    while (past < t && a->end[t - past - 1] == a->end[t])
+    while (past < t && a->end[t - past - 1] == a->end[t] && t - past != a->first)
         past++;
     past %= BQ;
     return past ? t + same_segment(a, t, min_int(t + BQ - past, a->T)) : t;
@@ -62,11 +62,23 @@ static inline int next_keys(const struct attention *a, int *k, int q, int last) 
     return 0;
 }
 
-/* Elements from a token to the next, and where token t of a head begins: head h of [T, H, C], head g of [T, G, C]. */
+/* Elements from a token to the next, and where token t of a head begins: head h of [Q, H, C], head g of [T, G, C]. */
 static inline ptrdiff_t q_stride(const struct attention *a) { return (ptrdiff_t)a->H * a->C; }
 static inline ptrdiff_t k_stride(const struct attention *a) { return (ptrdiff_t)a->G * a->C; }
-static inline ptrdiff_t q_at(const struct attention *a, int h, int t) { return t * q_stride(a) + (ptrdiff_t)h * a->C; }
+static inline ptrdiff_t q_at(const struct attention *a, int h, int t) {
+    return (t - a->first) * q_stride(a) + (ptrdiff_t)h * a->C;
+}
 static inline ptrdiff_t k_at(const struct attention *a, int g, int t) { return t * k_stride(a) + (ptrdiff_t)g * a->C; }
+
+/* Where lse and delta [H, Q] have query t of head h. */
+static inline ptrdiff_t row_at(const struct attention *a, int h, int t) {
+    return (ptrdiff_t)h * (a->T - a->first) + t - a->first;
+}
+
+/* How many blocks of queries are tasks, and where one begins. The last see most and come first, so that the threads end
+ * together. */
+static inline int query_blocks(const struct attention *a) { return ceil_div(a->T - a->first, BQ); }
+static inline int query_begin(const struct attention *a, int i) { return a->first + (query_blocks(a) - 1 - i) * BQ; }
 
 /* out from element i on [n] = s * x [n] */
 static inline void store_scaled(et_array out, ptrdiff_t i, const float *x, float s, int n) {
@@ -82,7 +94,7 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
         vec sum = {0};
         for (int j = 0; j < a->C; j += VL)
             sum += load_part(dout, at + j, a->C - j) * load_part(a->out, q_at(a, h, t) + j, a->C - j);
-        a->delta[(ptrdiff_t)h * a->T + t] = lanes_sum(sum);
+        a->delta[row_at(a, h, t)] = lanes_sum(sum);
     }
 }
 
@@ -96,22 +108,22 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
 #define ATTENTION(pass, a) attention_##pass##_float(a)
 #endif
 
-/* out [T, H, C] = softmax(scale * q . k^T) . v, lse [H, T] */
+/* out [Q, H, C] = softmax(scale * q . k^T) . v, lse [H, Q] */
 static void attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                              const int32_t *end, const int32_t *position, float scale, int window, int T, int H,
-                              int G, int C) {
+                              const int32_t *end, const int32_t *position, float scale, int window, int Q, int T,
+                              int H, int G, int C) {
     struct attention a = {.ctx = ctx, .out = out, .lse = lse, .q = q, .k = k, .v = v, .end = end, .position = position,
-                          .scale = scale, .window = window, .T = T, .H = H, .G = G, .C = C};
+                          .scale = scale, .window = window, .first = T - Q, .T = T, .H = H, .G = G, .C = C};
     ATTENTION(forward, &a);
 }
 
-/* dq [T, H, C], dk, dv [T, G, C]; delta [H, T] is work space. */
+/* dq [Q, H, C], dk, dv [T, G, C]; delta [H, Q] is work space. */
 static void attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                                et_array out, const float *lse, et_array q, et_array k, et_array v,
-                               const int32_t *end, const int32_t *position, float scale, int window, int T, int H,
-                               int G, int C) {
+                               const int32_t *end, const int32_t *position, float scale, int window, int Q, int T,
+                               int H, int G, int C) {
     struct attention a = {.ctx = ctx, .dq = dq, .dk = dk, .dv = dv, .delta = delta, .dout = dout, .out = out,
                           .lse = (float *)lse, .q = q, .k = k, .v = v, .end = end, .position = position,
-                          .scale = scale, .window = window, .T = T, .H = H, .G = G, .C = C};
+                          .scale = scale, .window = window, .first = T - Q, .T = T, .H = H, .G = G, .C = C};
     ATTENTION(backward, &a);
 }

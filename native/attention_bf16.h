@@ -69,7 +69,7 @@ static void pack_tokens(const struct work *w, const struct attention *a, et_arra
 
 /* base and delta [BQ] of queries q .. q + nq - 1 of head h; those behind them have probabilities of 0. */
 static void load_base(const struct attention *a, float *base, float *delta, int h, int q, int nq) {
-    ptrdiff_t at = (ptrdiff_t)h * a->T + q;
+    ptrdiff_t at = row_at(a, h, q);
     for (int i = 0; i < BQ; i += VL) {
         vstore(base + i, splat(INFINITY));
         vstore(delta + i, splat(0.0f));
@@ -108,16 +108,15 @@ static int parts_of_group(const struct attention *a) {
     return ceil_div(a->H / a->G, min_int(HEADS, fit));
 }
 
-static int query_tasks(const struct attention *a) { return ceil_div(a->T, BQ) * a->G * parts_of_group(a); }
+static int query_tasks(const struct attention *a) { return query_blocks(a) * a->G * parts_of_group(a); }
 
-/* The last queries see most and come first, so that the threads end together. */
 static void each_query_block(const struct attention *a, int task, int thread,
                              void (*block)(const struct attention *a, const struct work *w, struct queries b)) {
     int group = a->H / a->G;
     int parts = parts_of_group(a);
     int heads = ceil_div(group, parts);
     int part = task % parts;
-    int begin = ((a->T - 1) / BQ - task / (a->G * parts)) * BQ;
+    int begin = query_begin(a, task / (a->G * parts));
     struct work w = new_work(a, thread);
     struct queries b = {.g = task / parts % a->G, .heads = min_int(heads, group - part * heads)};
     b.h = b.g * group + part * heads;
@@ -143,7 +142,7 @@ static void forward_begin(const struct attention *a, const struct work *w, struc
 static void forward_end(const struct attention *a, const struct work *w, struct queries b) {
     for (int i = 0; i < b.heads; i++) {
         struct head head = head_at(w, i);
-        float sum[BQ], *lse = a->lse + (ptrdiff_t)(b.h + i) * a->T + b.q;
+        float sum[BQ], *lse = a->lse + row_at(a, b.h + i, b.q);
         for (int j = 0; j < b.nq; j++) {
             sum[j] = lanes_sum(vload(head.sums + j * VL));
             store_scaled(a->out, q_at(a, b.h + i, b.q + j), head.out + j * w->ld, 1.0f / sum[j], a->C);
@@ -296,7 +295,7 @@ static void dkv_strips(const struct work *w, const struct strip *t, int n, int a
     }
 }
 
-/* Blocks of queries are cut as blocks of keys are, so the first is the keys' own. */
+/* Blocks of queries are cut as blocks of keys are, so the first is the keys' own, where these are queries too. */
 static void dkv_block(const struct attention *a, const struct work *w, const struct keys *b) {
     int accumulate = 0;
     int group = a->H / a->G;
@@ -304,7 +303,7 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
     round_rows(b->k_rows, w->ld, a->k, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     round_rows(b->v_rows, w->ld, a->v, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     for (int h = b->g * group; h < (b->g + 1) * group; h++)
-        for (int q = b->k, nq; q < a->end[b->k]; q += nq) {
+        for (int q = max_int(b->k, a->first), nq; q < a->end[b->k]; q += nq) {
             nq = block_tokens(a, q);
             if (beyond_window(a, q, b->k + b->nk - 1) > 0)
                 continue;
@@ -314,6 +313,8 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
             dkv_strips(w, strips, key_strips(a, w, b, q, nq, strips), accumulate);
             accumulate = 1;
         }
+    if (!accumulate) /* keys before the queries, that none of them sees */
+        memset(b->dk, 0, 2 * sizeof(float) * BK * (size_t)w->ld);
     for (int i = 0; i < b->nk; i++) {
         store_scaled(a->dk, k_at(a, b->g, b->k + i), b->dk + i * w->ld, a->scale, a->C);
         store_scaled(a->dv, k_at(a, b->g, b->k + i), b->dv + i * w->ld, 1.0f, a->C);

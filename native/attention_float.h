@@ -43,12 +43,12 @@ static struct rows key_rows(const struct attention *a, const struct block *b, et
     return float_rows(x, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C, wide);
 }
 
-/* The task's head and first query. The last queries see most and come first, so that the threads end together. */
+/* The task's head and first query. */
 static inline struct block query_block(const struct attention *a, int task, int thread) {
     struct block b = new_block(a, thread);
     b.h = task % a->H;
     b.g = b.h / (a->H / a->G);
-    b.q = ((a->T - 1) / BQ - task / a->H) * BQ;
+    b.q = query_begin(a, task / a->H);
     return b;
 }
 
@@ -126,7 +126,7 @@ static void attention_forward_block(const struct attention *a, struct block b) {
     }
     for (int i = 0; i < b.nq; i++) {
         store_scaled(a->out, q_at(a, b.h, b.q + i), out + i * a->C, 1.0f / sum[i], a->C);
-        a->lse[(ptrdiff_t)b.h * a->T + b.q + i] = max[i] + logf(sum[i]);
+        a->lse[row_at(a, b.h, b.q + i)] = max[i] + logf(sum[i]);
     }
 }
 
@@ -141,7 +141,7 @@ static void attention_forward_task(void *arg, int task, int thread) {
 }
 
 static void attention_forward_float(struct attention *a) {
-    et_parallel(a->ctx, attention_forward_task, a, ceil_div(a->T, BQ) * a->H);
+    et_parallel(a->ctx, attention_forward_task, a, query_blocks(a) * a->H);
 }
 
 /* s = softmax(scores), ds = s * (dout . v^T - delta): the gradient of the scores */
@@ -149,7 +149,7 @@ static void attention_scores_backward(const struct attention *a, const struct bl
     attention_scores(a, b);
     query_key_products(a, b, b->ds, a->dout, a->v, 1.0f);
     for (int i = 0; i < b->nq; i++) {
-        ptrdiff_t row = (ptrdiff_t)b->h * a->T + b->q + i;
+        ptrdiff_t row = row_at(a, b->h, b->q + i);
         float lse = a->lse[row];
         float delta = a->delta[row];
         float *s = b->s + i * BK;
@@ -192,7 +192,7 @@ static void attention_dkv_block(const struct attention *a, struct block b) {
     int accumulate = 0;
     int group = a->H / a->G;
     for (b.h = b.g * group; b.h < (b.g + 1) * group; b.h++)
-        for (b.q = b.k; b.q < a->end[b.k]; b.q += b.nq) {
+        for (b.q = max_int(b.k, a->first); b.q < a->end[b.k]; b.q += b.nq) {
             b.nq = block_tokens(a, b.q);
             if (beyond_window(a, b.q, b.k + b.nk - 1) > 0)
                 continue;
@@ -203,6 +203,8 @@ static void attention_dkv_block(const struct attention *a, struct block b) {
             gemm(b.sums[1], a->C, b.s, 1, BK, dout.p, dout.stride, 0, b.nk, a->C, b.nq, 1.0f, accumulate, b.pack);
             accumulate = 1;
         }
+    if (!accumulate) /* keys before the queries, that none of them sees */
+        memset(b.sums[0], 0, 2 * sizeof(float) * BLOCK_FLOATS);
     for (int i = 0; i < b.nk; i++) {
         store_scaled(a->dk, k_at(a, b.g, b.k + i), b.sums[0] + i * a->C, 1.0f, a->C);
         store_scaled(a->dv, k_at(a, b.g, b.k + i), b.sums[1] + i * a->C, 1.0f, a->C);
@@ -221,6 +223,6 @@ static void attention_dkv_task(void *arg, int task, int thread) {
 }
 
 static void attention_backward_float(struct attention *a) {
-    et_parallel(a->ctx, attention_dq_task, a, ceil_div(a->T, BQ) * a->H);
+    et_parallel(a->ctx, attention_dq_task, a, query_blocks(a) * a->H);
     et_parallel(a->ctx, attention_dkv_task, a, ceil_div(a->T, BK) * a->G);
 }

@@ -1,4 +1,5 @@
-/* Checks of attention against ref_ops.c: documents, trees, windows, odd sizes, every mixture of types. */
+/* Checks of attention against ref_ops.c: documents, trees, windows, keys without queries, odd sizes, every mixture of
+ * types. */
 #include "check.h"
 
 #include <math.h>
@@ -7,6 +8,7 @@
 struct attention_case {
     int T, H, G, C, window, documents; /* documents 0: a random forest */
     float size;                        /* of q: large gives sharp distributions */
+    int before;                        /* tokens of T that are keys alone */
 };
 
 /* Which arrays are bf16, by bit: out, dq, dk, dv, q, k, v, dout. */
@@ -61,8 +63,8 @@ static void check_attention_output(struct check *c, const struct attention_case 
         wide[i] = (float)array_get(got, (int64_t)i);
     check_close(c, got.data, want, 0, 1, "attention %s outside its array", name);
     check_close(c, wide, want, n, tolerance,
-                "attention %s T %d H %d G %d C %d window %d documents %d size %g of %s in %s", name, a->T, a->H, a->G,
-                a->C, a->window, a->documents, a->size, got.type == ET_F32 ? "float" : "bf16",
+                "attention %s T %d H %d G %d C %d window %d documents %d size %g before %d of %s in %s", name, a->T,
+                a->H, a->G, a->C, a->window, a->documents, a->size, a->before, got.type == ET_F32 ? "float" : "bf16",
                 check_numbers(c->ctx));
 }
 
@@ -79,17 +81,18 @@ static struct attention_outputs run_attention(et_context *ctx, const struct atte
     for (int i = 0; i < 6; i++)
         o.x[i] = attention_array(i < 4 ? type_of(types, i) : ET_F32, sizes[i], (uint64_t)i + 5, 1, 0);
     et_attention_forward(ctx, o.x[0], o.x[4].data, in[0], in[1], in[2], f.end, f.position, scale, a->window,
-                         a->T, a->H, a->G, a->C);
+                         a->T - a->before, a->T, a->H, a->G, a->C);
     et_attention_backward(ctx, o.x[1], o.x[2], o.x[3], o.x[5].data, in[3], o.x[0], o.x[4].data, in[0], in[1], in[2],
-                          f.end, f.position, scale, a->window, a->T, a->H, a->G, a->C);
+                          f.end, f.position, scale, a->window, a->T - a->before, a->T, a->H, a->G, a->C);
     return o;
 }
 
 static void check_attention(struct check *c, et_context *alone, struct attention_case a, int types) {
     static const char *const names[] = {"out", "dq", "dk", "dv", "lse", "delta"};
-    size_t n = (size_t)a.T * a.H * a.C;
+    int Q = a.T - a.before;
+    size_t n = (size_t)Q * a.H * a.C;
     size_t m = (size_t)a.T * a.G * a.C;
-    size_t rows = (size_t)a.H * a.T;
+    size_t rows = (size_t)a.H * Q;
     size_t sizes[] = {n, n, m, m, rows, rows};
     int rounds = strcmp(check_numbers(c->ctx), "bf16") == 0;
     const et_array in[] = {
@@ -102,9 +105,9 @@ static void check_attention(struct check *c, et_context *alone, struct attention
     for (size_t i = 0; i < 6; i++)
         want.x[i] = attention_array(ET_F32, sizes[i], 0, 1, 0);
     ref_attention_forward(NULL, want.x[0], want.x[4].data, in[0], in[1], in[2], f.end, f.position, scale, a.window,
-                          a.T, a.H, a.G, a.C);
+                          Q, a.T, a.H, a.G, a.C);
     ref_attention_backward(NULL, want.x[1], want.x[2], want.x[3], want.x[5].data, in[3], want.x[0], want.x[4].data,
-                           in[0], in[1], in[2], f.end, f.position, scale, a.window, a.T, a.H, a.G, a.C);
+                           in[0], in[1], in[2], f.end, f.position, scale, a.window, Q, a.T, a.H, a.G, a.C);
     for (size_t i = 0; i < 6; i++) { /* that out is rounded tells in delta, and so in dq and dk */
         double tolerance = rounds || (types && i > 0) ? 1e-2 : types ? 0x1p-8 : a.size > 10.0f ? 1e-4 : 1e-5;
         check_attention_output(c, &a, names[i], got.x[i], want.x[i].data, sizes[i], tolerance);
@@ -125,7 +128,7 @@ static void check_attention_nan(struct check *c, int type) {
     int good = 1;
     array_put(k, 10 * C, NAN);
     struct forest f = make_forest(T, 1);
-    et_attention_forward(c->ctx, out, lse, q, k, v, f.end, f.position, 1.0f, 0, T, 1, 1, C);
+    et_attention_forward(c->ctx, out, lse, q, k, v, f.end, f.position, 1.0f, 0, T, T, 1, 1, C);
     for (int t = 0; t < T; t++)
         good &= t < 10 ? isfinite(array_get(out, t * C)) && isfinite(lse[t])
                        : isnan(array_get(out, t * C)) && isnan(lse[t]);
@@ -135,12 +138,15 @@ static void check_attention_nan(struct check *c, int type) {
 
 void check_attentions(struct check *c, et_context *alone) {
     static const struct attention_case cases[] = {
-        {1, 1, 1, 32, 0, 1, 1},   {2, 3, 1, 64, 0, 1, 1},   {17, 2, 2, 80, 0, 1, 1},  {130, 3, 1, 64, 0, 1, 1},
-        {65, 3, 3, 128, 0, 1, 4}, {67, 2, 1, 256, 0, 1, 1}, {130, 3, 1, 32, 0, 5, 1}, {200, 2, 1, 32, 0, 200, 1},
-        {130, 2, 2, 32, 1, 1, 1}, {150, 2, 1, 64, 7, 1, 1}, {260, 1, 1, 32, 64, 1, 1}, {260, 1, 1, 32, 100, 3, 1},
-        {129, 3, 1, 33, 0, 2, 1}, {70, 1, 1, 2, 0, 1, 1},   {130, 2, 1, 64, 0, 1, 200}, {100, 10, 2, 31, 0, 1, 1},
-        {300, 3, 1, 64, 0, 0, 1}, {131, 2, 2, 80, 0, 0, 4}, {260, 2, 1, 32, 9, 0, 1},  {400, 1, 1, 32, 70, 0, 1},
-        {257, 9, 3, 64, 0, 0, 200},
+        {1, 1, 1, 32, 0, 1, 1, 0}, {2, 3, 1, 64, 0, 1, 1, 0}, {17, 2, 2, 80, 0, 1, 1, 0}, {130, 3, 1, 64, 0, 1, 1, 0},
+        {65, 3, 3, 128, 0, 1, 4, 0}, {67, 2, 1, 256, 0, 1, 1, 0}, {130, 3, 1, 32, 0, 5, 1, 0},
+        {200, 2, 1, 32, 0, 200, 1, 0}, {130, 2, 2, 32, 1, 1, 1, 0}, {150, 2, 1, 64, 7, 1, 1, 0},
+        {260, 1, 1, 32, 64, 1, 1, 0}, {260, 1, 1, 32, 100, 3, 1, 0}, {129, 3, 1, 33, 0, 2, 1, 0},
+        {70, 1, 1, 2, 0, 1, 1, 0}, {130, 2, 1, 64, 0, 1, 200, 0}, {100, 10, 2, 31, 0, 1, 1, 0},
+        {300, 3, 1, 64, 0, 0, 1, 0}, {131, 2, 2, 80, 0, 0, 4, 0}, {260, 2, 1, 32, 9, 0, 1, 0},
+        {400, 1, 1, 32, 70, 0, 1, 0}, {257, 9, 3, 64, 0, 0, 200, 0}, {230, 3, 1, 64, 0, 1, 1, 101},
+        {300, 2, 1, 32, 0, 0, 1, 64}, {260, 4, 2, 80, 20, 1, 1, 150}, {200, 2, 2, 33, 9, 0, 4, 199},
+        {140, 1, 1, 32, 0, 7, 1, 70},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         check_attention(c, alone, cases[i], 0);

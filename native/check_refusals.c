@@ -21,9 +21,10 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(2, wrong, et_rmsnorm_forward(ctx, t[0], x, t[1], x, 0, 1, 1))
     REFUSES(3, wrong, et_rmsnorm_backward(ctx, t[0], t[1], t[2], x, x, 0, 1, 1))
     REFUSES(1, wrong, et_rope(ctx, t[0], x, x, zero, 0, 1, 1, 1, 2, 2, 1))
-    REFUSES(4, wrong, et_attention_forward(ctx, t[0], x, t[1], t[2], t[3], zero, zero, 1, 0, 1, 1, 1, 1))
+    REFUSES(4, wrong, et_attention_forward(ctx, t[0], x, t[1], t[2], t[3], zero, zero, 1, 0, 1, 1, 1, 1, 1))
     REFUSES(8, wrong,
-            et_attention_backward(ctx, t[0], t[1], t[2], x, t[3], t[4], x, t[5], t[6], t[7], zero, zero, 1, 0, 1, 1, 1, 1))
+            et_attention_backward(ctx, t[0], t[1], t[2], x, t[3], t[4], x, t[5], t[6], t[7], zero, zero, 1, 0, 1, 1, 1,
+                                  1, 1))
     REFUSES(3, wrong, et_glu_forward(ctx, t[0], t[1], t[2], 0, 1))
     REFUSES(6, wrong, et_glu_backward(ctx, t[0], t[1], t[2], t[3], t[4], t[5], 0, 1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))

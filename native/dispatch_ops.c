@@ -88,9 +88,9 @@ static int are_children(const int32_t *end, const int32_t *position, int t, int 
 }
 
 /* What both directions of attention need of sizes and of the forest, whose roots may have any position. */
-static int check_attention(const int32_t *end, const int32_t *position, int window, int T, int H, int G, int C) {
+static int check_attention(const int32_t *end, const int32_t *position, int window, int Q, int T, int H, int G, int C) {
     NEED_POSITIVE(T, H, G);
-    NEED(C > 0 && C <= ET_MAX_HEAD && H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
+    NEED(Q > 0 && Q <= T && C > 0 && C <= ET_MAX_HEAD && H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
     for (int t = 0; t < T; t = end[t])
         NEED(end[t] > t && end[t] <= T && position[t] >= 0, ET_BAD_INDEX);
     for (int t = 0; t < T; t++)
@@ -99,23 +99,23 @@ static int check_attention(const int32_t *end, const int32_t *position, int wind
 }
 
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                         const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
-                         int C) {
+                         const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
+                         int G, int C) {
     NEED_ARRAYS(out, q, k, v);
     NEED_ALL(lse, end, position);
-    int code = check_attention(end, position, window, T, H, G, C);
-    return code ? code : RUN(attention_forward, out, lse, q, k, v, end, position, scale, window, T, H, G, C);
+    int code = check_attention(end, position, window, Q, T, H, G, C);
+    return code ? code : RUN(attention_forward, out, lse, q, k, v, end, position, scale, window, Q, T, H, G, C);
 }
 
 int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                           et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *end,
-                          const int32_t *position, float scale, int window, int T, int H, int G, int C) {
+                          const int32_t *position, float scale, int window, int Q, int T, int H, int G, int C) {
     NEED_ARRAYS(dq, dk, dv, dout, out, q, k, v);
     NEED_ALL(delta, lse, end, position);
-    int code = check_attention(end, position, window, T, H, G, C);
+    int code = check_attention(end, position, window, Q, T, H, G, C);
     return code ? code
-                : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, T,
-                      H, G, C);
+                : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, Q,
+                      T, H, G, C);
 }
 
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {

@@ -103,20 +103,21 @@ int et_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array 
  * neox 0: pairs (2i, 2i+1); 1: pairs (i, i + n_rot/2). sign +1 forward, -1 backward (the inverse rotation). */
 int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
             float sign, int T, int H, int C, int n_rot, int P);
-/* Causal grouped-query attention. out, q [T, H, C]; k, v [T, G, C]; lse [H, T] log-sum-exp kept for backward.
- * Tokens are a forest in depth-first order: those of the subtree of token j are j .. end[j] - 1, and position[j] is that
+/* Causal grouped-query attention. k, v [T, G, C]; out, q [Q, H, C] of the last Q of these T tokens; lse [H, Q] is the
+ * log-sum-exp, kept for backward.
+ * Tokens are a forest in depth-first order: those of the subtree of token j are j .. end[j] - 1, position[j] is that
  * of its parent plus 1. Token t sees token j if j <= t < end[j] and, unless window is 0, position[t] - position[j] <
  * window. Documents one after another are trees without branches. C <= ET_MAX_HEAD. Never holds T x T.
  * Each array may have another type. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products,
  * with the probabilities too, are of numbers rounded to bf16, and sums are in float. */
 #define ET_MAX_HEAD 256
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                         const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
-                         int C);
-/* delta [H, T] is work space. */
+                         const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
+                         int G, int C);
+/* dk, dv [T, G, C] are what the Q queries add; delta [H, Q] is work space. */
 int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                           et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *end,
-                          const int32_t *position, float scale, int window, int T, int H, int G, int C);
+                          const int32_t *position, float scale, int window, int Q, int T, int H, int G, int C);
 /* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
 /* Also act, which forward gave, so that it need not be kept. dgate, dup may be dout or each their own forward input. */

@@ -22,6 +22,7 @@ static inline vec vload(const float *p) { return *(const vec_unaligned *)p; }
 static inline void vstore(float *p, vec v) { *(vec_unaligned *)p = v; }
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* For loops that do nothing but multiply and add (peak.h). Sums are made opaque to the compiler, before the loop, as it

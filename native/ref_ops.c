@@ -93,7 +93,7 @@ struct heads {
     et_array q, k;
     const int32_t *end, *position;
     double scale;
-    int window, H, G, C;
+    int window, first, H, G, C; /* queries are tokens from `first` on */
 };
 
 static int sees(const struct heads *a, int t, int j) {
@@ -108,7 +108,7 @@ static double probabilities(double *p, const struct heads *a, int t, int h) {
     for (int j = 0; j <= t; j++) {
         p[j] = 0.0;
         for (int i = 0; i < a->C; i++)
-            p[j] += a->scale * array_get(a->q, ((int64_t)t * a->H + h) * a->C + i) *
+            p[j] += a->scale * array_get(a->q, ((int64_t)(t - a->first) * a->H + h) * a->C + i) *
                     array_get(a->k, ((int64_t)j * a->G + g) * a->C + i);
         p[j] = sees(a, t, j) ? p[j] : -INFINITY;
         max = p[j] > max ? p[j] : max;
@@ -121,19 +121,20 @@ static double probabilities(double *p, const struct heads *a, int t, int h) {
 }
 
 void ref_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                           const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
-                           int C) {
+                           const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
+                           int G, int C) {
     (void)ctx;
-    struct heads a = {q, k, end, position, scale, window, H, G, C};
+    struct heads a = {q, k, end, position, scale, window, T - Q, H, G, C};
     double *p = malloc((size_t)T * sizeof *p);
     for (int h = 0; h < H; h++)
-        for (int t = 0; t < T; t++) {
-            lse[(size_t)h * T + t] = (float)probabilities(p, &a, t, h);
+        for (int t = T - Q; t < T; t++) {
+            int64_t row = t - a.first;
+            lse[h * (int64_t)Q + row] = (float)probabilities(p, &a, t, h);
             for (int i = 0; i < C; i++) {
                 double sum = 0.0;
                 for (int j = 0; j <= t; j++)
                     sum += p[j] * array_get(v, ((int64_t)j * G + h / (H / G)) * C + i);
-                array_put(out, ((int64_t)t * H + h) * C + i, sum);
+                array_put(out, (row * H + h) * C + i, sum);
             }
         }
     free(p);
@@ -142,7 +143,7 @@ void ref_attention_forward(et_context *ctx, et_array out, float *lse, et_array q
 /* What query t of head h adds: ds_j = p_j (dp_j - sum p dp) with dp_j = dout . v_j. grads are dq, dk, dv in double. */
 static double query_backward(double *const grads[3], double *p, double *dp, et_array dout, et_array v,
                              const struct heads *a, int t, int h) {
-    int64_t at = ((int64_t)t * a->H + h) * a->C;
+    int64_t at = ((int64_t)(t - a->first) * a->H + h) * a->C;
     int64_t group = a->H / a->G;
     double mean = 0.0;
     probabilities(p, a, t, h);
@@ -165,13 +166,13 @@ static double query_backward(double *const grads[3], double *p, double *dp, et_a
 
 void ref_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                             et_array out, const float *lse, et_array q, et_array k, et_array v,
-                            const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,
-                            int C) {
+                            const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
+                            int G, int C) {
     (void)ctx;
     (void)out;
     (void)lse;
-    struct heads a = {q, k, end, position, scale, window, H, G, C};
-    size_t sizes[3] = {(size_t)T * H * C, (size_t)T * G * C, (size_t)T * G * C};
+    struct heads a = {q, k, end, position, scale, window, T - Q, H, G, C};
+    size_t sizes[3] = {(size_t)Q * H * C, (size_t)T * G * C, (size_t)T * G * C};
     et_array outputs[3] = {dq, dk, dv};
     double *grads[3];
     double *p = malloc((size_t)T * sizeof *p);
@@ -179,8 +180,8 @@ void ref_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array 
     for (int i = 0; i < 3; i++)
         grads[i] = calloc(sizes[i], sizeof **grads);
     for (int h = 0; h < H; h++)
-        for (int t = 0; t < T; t++)
-            delta[(size_t)h * T + t] = (float)query_backward(grads, p, dp, dout, v, &a, t, h);
+        for (int t = T - Q; t < T; t++)
+            delta[h * (int64_t)Q + t - a.first] = (float)query_backward(grads, p, dp, dout, v, &a, t, h);
     for (int i = 0; i < 3; i++) {
         for (size_t j = 0; j < sizes[i]; j++)
             array_put(outputs[i], (int64_t)j, grads[i][j]);

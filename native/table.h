@@ -25,12 +25,12 @@
     OP(rope, (et_context * ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,    \
               float sign, int T, int H, int C, int n_rot, int P))                                                      \
     OP(attention_forward, (et_context * ctx, et_array out, float *lse, et_array q, et_array k, et_array v,             \
-                           const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G,  \
-                           int C))                                                                                     \
+                           const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,  \
+                           int G, int C))                                                                              \
     OP(attention_backward, (et_context * ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,      \
                             et_array out, const float *lse, et_array q, et_array k, et_array v,                        \
-                            const int32_t *end, const int32_t *position, float scale, int window, int T, int H, int G, \
-                            int C))                                                                                    \
+                            const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H, \
+                            int G, int C))                                                                             \
     OP(glu_forward, (et_context * ctx, et_array out, et_array gate, et_array up, int kind, int64_t n))                 \
     OP(glu_backward, (et_context * ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,      \
                       et_array up, int kind, int64_t n))                                                               \

@@ -94,6 +94,16 @@ def keeping(case: Case, kept: int) -> Case:
     return replace(case, decoder=decoder)
 
 
+def in_parts(case: Case, max_tokens: int, prefix: int, kept: int) -> Case:
+    """The case with a decoder for fewer tokens at a time, behind a prefix that is computed apart."""
+    model = case.decoder.model
+    run = replace(case.decoder.run, max_tokens=max_tokens, prefix=prefix,
+                  kept=min(kept, model.shape.n_layer - case.decoder.run.lowest))
+    decoder = make_decoder(model, run)
+    decoder.adapter.load(case.pairs, "pairs")
+    return replace(case, decoder=decoder)
+
+
 def random_pair(rng: np.random.Generator, a: tuple[int, ...], b: tuple[int, ...]) -> Pair:
     """Strong enough that an adapter forgotten in one place shows."""
     draw = [rng.standard_normal(shape).astype(np.float32) / np.sqrt(shape[1]) for shape in (a, b)]

@@ -54,7 +54,7 @@ INSIDE = {
                 ["grammar", "json_schema", "quantizer", "sandbox"], ["chat_template", "sampling"],
                 ["divergence", "tokenizer"], ["embedding"]],
     "machine": [["procfs", "toml"], ["device"], ["policy", "sensors"], ["governor"]],
-    "models": [["linear", "stream"], ["base"], ["structure"], ["decoder"], ["networks"]],
+    "models": [["linear", "stream"], ["base", "prefix"], ["structure"], ["decoder"], ["networks"]],
     "objectives": [["base"], ["sft"]],
     "runs": [["answers", "elements", "events", "result"], ["chart", "history", "page", "tables"], ["report"],
             ["comparison", "reported"], ["train"], ["sweep"]],

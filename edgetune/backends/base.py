@@ -105,19 +105,20 @@ class Ops(Protocol):
         self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array, scale: float,
         window: int = 0, precision: str = "exact",
     ) -> None:  # fmt: skip
-        """Causal grouped-query attention: out, q [T, H, C]; k, v [T, G, C]; lse [H, T] is kept for backward.
+        """Causal grouped-query attention: k, v [T, G, C]; out, q [Q, H, C]; lse [H, Q] is kept for backward.
 
-        Tokens are a forest in depth-first order: end [T] (int32) is where the subtree of a token ends, position [T]
-        (int32) its parent's plus 1. Token t sees token j if j <= t < end[j] and, unless window is 0, position[t] -
-        position[j] < window. C is at most 256. out, q, k and v may each be bf16 (as uint16). Where
-        the precision is not exact and the device multiplies bf16, all products are of numbers rounded to bf16.
+        T tokens, of which the last Q are queries, are a forest in depth-first order: end [T] (int32) is where the
+        subtree of a token ends, position [T] (int32) its parent's plus 1. Token t sees token j if j <= t < end[j] and,
+        unless window is 0, position[t] - position[j] < window. C is at most 256. out, q, k and v may each be bf16 (as
+        uint16). Where the precision is not exact and the device multiplies bf16, all products are of numbers rounded to
+        bf16.
         """
 
     def attention_backward(
         self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array, k: Array,
         v: Array, end: Array, position: Array, scale: float, window: int = 0, precision: str = "exact",
     ) -> None:  # fmt: skip
-        """dq [T, H, C], dk and dv [T, G, C] of attention_forward; delta [H, T] is work space.
+        """dq [Q, H, C], dk and dv [T, G, C] of attention_forward; delta [H, Q] is work space.
 
         All but delta and lse may each be bf16.
         """

@@ -43,7 +43,7 @@ def flops(name: str, a: dict[str, Any]) -> int:
             both = 2 if name == "head_backward" else 1
             return 2 * both * int(a["h"].size) * int(end - begin)
         case "attention_forward" | "attention_backward":
-            seen = a["position"] + 1
+            seen = a["position"][-len(a["q"]):] + 1  # of the queries
             if window := a.get("window", 0):
                 seen = np.minimum(seen, window)
             products = 2 if name == "attention_forward" else 5

@@ -119,17 +119,12 @@ def _tree(groups: Sequence[Group], max_tokens: int, prefix: int) -> Tree:
              for group in groups]
     bundles = _fill([part for parts in alone for part in parts], max_tokens, True, begin=n)
     branches = [collate([example for group in bundle for example in group], begin=n) for bundle in bundles]
-    starts = np.cumsum([0, *(row.supervised for row in rows)])
-    own = [_count(row, n) for row in rows]
-    entries: list[NDArray[np.int64]] = []
-    row = 0
-    for branch in branches:
-        members = range(row, row + len(branch.examples))
-        entries.append(np.concatenate([np.arange(starts[i] + own[i], starts[i + 1]) for i in members]))
-        row = members.stop
-    first = Part(collate(rows, end=n), np.concatenate([np.arange(starts[i], starts[i] + own[i])
-                                                       for i in range(len(rows))])) if n else None
-    return Tree(collate(rows), first, tuple(map(Part, branches, entries)), any(len(parts) > 1 for parts in alone))
+    ends = np.cumsum([row.supervised for row in rows])
+    entries = [*zip(np.split(np.arange(ends[-1]), ends[:-1]), (_count(row, n) for row in rows), strict=True)]
+    rests = iter([of_row[count:] for of_row, count in entries])
+    parts = tuple(Part(branch, np.concatenate([next(rests) for _ in branch.examples])) for branch in branches)
+    first = Part(collate(rows, end=n), np.concatenate([of_row[:count] for of_row, count in entries])) if n else None
+    return Tree(collate(rows), first, parts, any(len(group) > 1 for group in alone))
 
 
 def _count(example: Example, n: int) -> int:

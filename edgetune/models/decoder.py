@@ -2,7 +2,7 @@
 
 Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, changed in place from a block's output
 to its input. Activations are overwritten, the adapter's gradients accumulate until the optimizer's update. T is the
-number of tokens in this micro-batch, documents one after another; the buffers hold `max_tokens`. S is the number of
+number of tokens in this micro-batch, a forest of documents; the buffers hold `max_tokens`. S is the number of
 supervised positions. `k` holds the activations of a block that its backward reads (`structure.kept_widths`).
 """
 
@@ -19,6 +19,7 @@ from ..formats.gguf import Gguf, Tensor
 from ..formats.shape import read_shape
 from .base import Network, Passes
 from .linear import Activations, Projections, RunShape, forward_precision, trained_shapes
+from .prefix import Prefix
 from .stream import EMBEDDING, HEAD_TOKENS, Stream
 from .structure import BACKWARD_GROUPS, DecoderStructure, head_block, kept_widths
 
@@ -69,6 +70,7 @@ class Decoder(Passes):
             cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
             self.rope.append((cos, sin))
         self.widths = kept_widths(s, run)
+        self.prefix = Prefix(s, run, ops, arena)
         self.before_block: Callable[[], None] = lambda: None
         self.attend: Attend | None = None  # in place of `attend_batch`, where a pass sees more than its own tokens
         self._views: dict[tuple[int, int], Activations] = {}
@@ -78,6 +80,8 @@ class Decoder(Passes):
     def forward(self, batch: Batch, keep: bool) -> None:
         """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
+        if batch.is_prefix and not keep:
+            self.prefix.begin()
         self.stream.enter(EMBEDDING, 0)
         embedding, tokens = self.stream.rows(batch.tokens)
         self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
@@ -96,7 +100,7 @@ class Decoder(Passes):
         s = self.shape
         dx = self.arena.view("dx", t, s.d_model)
         dx.fill(0.0)
-        if not batch.supervised.size:
+        if not batch.supervised.size and not batch.is_prefix:
             self.stream.leave()
             return self.arena.view("logp", 0)
         logp = self._head_backward(dx, batch, np.ascontiguousarray(a, np.float32))
@@ -152,8 +156,10 @@ class Decoder(Passes):
         dL/dz_t = a_t (softmax(z_t) - onehot(target_t)), in one pass over the vocabulary.
         """
         s = self.shape
-        x, h, rstd = self._gather(batch)
         logp = self.arena.view("logp", batch.supervised.size)
+        if not batch.supervised.size:
+            return logp
+        x, h, rstd = self._gather(batch)
         dh = self.arena.view("dnorm", batch.supervised.size, s.d_model)
         head = self.stream.head
         self._norm(h, rstd, x, "output_norm")
@@ -292,10 +298,13 @@ class Decoder(Passes):
 
     def attend_batch(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                      batch: Batch) -> None:
-        """k["att"], k["lse"] = attention of q [T, H, C] over key, v [T, G, C], the batch's own."""
+        """k["att"], k["lse"] = attention of q [T, H, C] over key, v [T, G, C], the batch's own and its prefix's."""
         s = self.shape
-        self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, len(q)), q, key, v, batch.ends,
-                                   batch.positions, s.attn_scale, s.windows[layer], forward_precision(self.run, layer))
+        self.prefix.keep(layer, key, v, batch)
+        seen = self.prefix.seen(layer, key, v, batch)
+        self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, len(q)), q, *seen,
+                                   batch.seen_ends, batch.seen_positions, s.attn_scale, s.windows[layer],
+                                   forward_precision(self.run, layer))
 
     def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int,
                             k: Activations, batch: Batch) -> None:
@@ -304,10 +313,14 @@ class Decoder(Passes):
         s = self.shape
         heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
-        dq, dk, dv = (self.arena.view(f"d{name}", t, h, s.d_head) for name, h in heads.items())
+        dq = self.arena.view("dq", *q.shape)
+        dk, dv = (self.arena.view(f"d{name}", batch.behind + t, s.n_kv, s.d_head) for name in "kv")
+        seen = self.prefix.seen(layer, key, v, batch)
         self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", s.n_head, t), datt.reshape(q.shape),
-                                    k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, key, v, batch.ends,
-                                    batch.positions, s.attn_scale, s.windows[layer], self.run.precision)
+                                    k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, *seen,
+                                    batch.seen_ends, batch.seen_positions, s.attn_scale, s.windows[layer],
+                                    self.run.precision)
+        dk, dv = self.prefix.own_gradients(layer, dk, dv, batch)
         self._rotate(layer, dq, dk, batch, -1.0)
         for i, (name, grad) in enumerate({"q": dq, "k": dk, "v": dv}.items()):
             if s.qk_norm and name != "v":

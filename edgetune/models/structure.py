@@ -10,6 +10,7 @@ from ..backends.base import HEAD_STATE
 from ..formats.shape import Shape
 from .base import Flops, Structure
 from .linear import RunShape
+from .prefix import prefix_buffers
 from .stream import HEAD_TOKENS
 
 HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
@@ -43,6 +44,10 @@ class DecoderStructure(Structure):
     @property
     def n_vocab(self) -> int:
         return self.shape.n_vocab
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        return True
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         return self.shape.linear_shapes()
@@ -96,8 +101,8 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
         Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
         Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half),
         Buffer("datt", (t, s.d_q), "block", half),
-        Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (t, s.d_kv), "block", half),
-        Buffer("dv", (t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
+        Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (run.prefix + t, s.d_kv), "block", half),
+        Buffer("dv", (run.prefix + t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
         *run.family.buffers(t, max(d, s.d_ff, s.d_q), half),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
@@ -109,7 +114,7 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
                   Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
     if s.post_norms:
         table.append(Buffer("dpost", (t, d), "block", half))
-    return table
+    return table + prefix_buffers(s, run)
 
 
 def head_block(s: Shape, tokens: int) -> int:

@@ -258,6 +258,10 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
         lambda c: c.attention_forward(
             f32(2, 3, 4), f32(3, 2), f32(2, 3, 4), f32(2, 2, 4), f32(2, 2, 4), i32(2, 2), i32(0, 1), 1.0), "size",
         VALUE),
+    "more queries than keys": (
+        lambda c: c.attention_forward(
+            f32(3, 2, 4), f32(2, 3), f32(3, 2, 4), f32(2, 2, 4), f32(2, 2, 4), i32(2, 2), i32(0, 1), 1.0), "size",
+        VALUE),
     "end before its token": (
         lambda c: c.attention_forward(
             f32(2, 2, 4), f32(2, 2), f32(2, 2, 4), f32(2, 2, 4), f32(2, 2, 4), i32(2, 1), i32(0, 1), 1.0), "forest",

@@ -15,6 +15,7 @@ from decoder_cases import (
     branching_examples,
     check,
     distance,
+    in_parts,
     make_case,
     pass_once,
     train_once,
@@ -25,8 +26,11 @@ from sometimes import SOME_FORMATS, mostly_slow
 
 from edgetune.adapters.lora import Pair
 from edgetune.data.packing import collate
+from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import FormatError, UnsupportedError
 from edgetune.formats.gguf import FORMATS
+from edgetune.objectives.sft import Sft
+from edgetune.training.passes import learn, measure
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 
@@ -44,6 +48,34 @@ def test_gradients_of_a_forest_equal_autograd_on_its_rows(name: str, tmp_path: P
     case = replace(case, examples=branching_examples(case.decoder.shape.n_vocab))
     assert case.batch.tokens.size < 0.6 * case.batch.row_tokens
     check(case, 2)
+
+
+@pytest.mark.parametrize(("name", "alike"), [*((name, True) for name in FAMILIES), ("gemma3", False)])
+def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alike: bool, tmp_path: Path) -> None:
+    """A group of rows, where one block's activations are kept, and all; what all begin with is supervised, too."""
+    case = make_case(name, tmp_path)
+    rows = [replace(row, group=1) for row in branching_examples(case.decoder.shape.n_vocab)]
+    case = replace(case, examples=[row for row in rows if row.tokens.size > 2 or not alike])
+    _, _, wanted = truth(case)
+    for kept in (1, 9):
+        parts = in_parts(case, 48, 20, kept)
+        tree, = micro_batches(case.examples, 48, prefix=20)
+        assert isinstance(tree, Tree)
+        assert tree.parted
+        assert len(tree.branches) > 1
+        assert (tree.prefix is None) == (not alike)
+        assert tree.prefix is None or (tree.prefix.batch.computed > 8 and tree.prefix.entries.size > 20)
+        parts.decoder.arena.flat("dlora").fill(0.0)
+        signal = learn(parts.decoder, Sft(), tree, 1.0)
+        errors = {}
+        for key, pair in parts.decoder.adapter.adapted.items():
+            for kind, ours, theirs in zip("AB", (pair.da, pair.db), wanted[key], strict=True):
+                errors[f"{key} {kind}"] = distance(ours, theirs)
+        assert {what: error for what, error in errors.items() if not error < 1e-5} == {}
+        n = Sft().count(case.examples)
+        measured = measure(parts.decoder, Sft(), [tree])
+        assert measured.loss * n == pytest.approx(signal.loss, rel=1e-6)
+        assert measure(case.decoder, Sft(), [case.batch]).loss * n == pytest.approx(signal.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(

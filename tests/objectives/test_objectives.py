@@ -17,7 +17,17 @@ import numpy as np
 import pytest
 import torch
 from counting import OPTIONS, sequences
-from decoder_cases import Case, adapted, distance, hf_projection, lora_parameters, make_case, random_example, row_order
+from decoder_cases import (
+    Case,
+    adapted,
+    distance,
+    hf_projection,
+    in_parts,
+    lora_parameters,
+    make_case,
+    random_example,
+    row_order,
+)
 from peft import PeftModel
 from toy_objectives import Focal, Pairs, Preferences
 
@@ -134,6 +144,35 @@ def test_gradients_equal_autograd(
     assert np.linalg.norm(flat(truth)) > 1e-3
     assert distance(gradient, flat(truth)) < 1e-4
     assert measure(case.decoder, objective, [case.batch]).loss == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(("stem", "tails"), [(20, (11, 9, 12, 7)), (8, (25, 24, 22, 25))], ids=["whole", "parted"])
+@pytest.mark.parametrize("objective", [Sft(), SlowSft(), Pairs(beta=0.3), Preferences(beta=0.3)],
+                         ids=["sft", "sft in two passes", "pairs", "preferences"])
+def test_trees_teach_what_batches_do(objective: Objective, stem: int, tails: tuple[int, ...], tmp_path: Path) -> None:
+    """Two pairs, each behind a prefix that is computed apart, which an objective sees as one, also if it is parted."""
+    case = make_case("gemma3", tmp_path)
+    rng = np.random.default_rng(9)
+    begins = [random_example(rng, stem, case.decoder.shape.n_vocab).tokens for _ in range(2)]
+    case.examples[:] = []
+    for i, n in enumerate(tails):
+        tail = random_example(rng, n, case.decoder.shape.n_vocab)
+        weights = np.r_[np.zeros(stem), 1 + tail.weights].astype(np.float32)
+        case.examples.append(Example(np.r_[begins[i // 2], tail.tokens].astype(np.int32), weights, 1 + i // 2))
+    wanted, truth = our_gradient(case, objective, 1)
+    parts = in_parts(case, 33, 19, 2)
+    trees = [tree for tree in micro_batches(case.examples, 33, prefix=19) if isinstance(tree, Tree)]
+    assert [tree.parted for tree in trees] == [stem == 8] * 2
+    assert all(tree.prefix and tree.prefix.batch.computed == stem - 1 for tree in trees)
+    n = objective.count(case.examples)
+    parts.decoder.arena.flat("dlora").fill(0.0)
+    signals = [learn(parts.decoder, objective, tree, n) for tree in trees]
+    pairs = parts.decoder.adapter.adapted
+    assert distance(flat({key: (pair.da, pair.db) for key, pair in pairs.items()}), truth) < 1e-5
+    assert sum(signal.loss for signal in signals) / n == pytest.approx(wanted, rel=1e-5)
+    measured = measure(parts.decoder, objective, trees)
+    assert measured.loss == pytest.approx(wanted, rel=1e-5)
+    assert measured.metrics == pytest.approx(measure(case.decoder, objective, [case.batch]).metrics)
 
 
 def test_weights_that_depend_on_logp_need_needs_logp(tmp_path: Path) -> None:

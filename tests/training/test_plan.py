@@ -124,6 +124,25 @@ def test_what_shares_most_is_computed_together():
     assert tight.tradeoffs.kept < 5
     apart = make(200, lengths=[98] * 8, batch_size=8, max_length=512)
     assert apart.tradeoffs.max_tokens < 780
+    assert make(160, previous=plan.Tradeoffs(288, 1, 30, "8bit", 191)).run.prefix == 191
+
+
+def test_a_tree_that_does_not_fit_is_computed_in_parts():
+    """Peak: the prefix and the longest branch, not all branches; and the least budget is one of them."""
+    options = {"batch_size": 1, "max_length": 512}
+    tight = make(250, lengths=ANSWERS, **options)
+    assert (tight.tradeoffs.max_tokens, tight.tradeoffs.prefix, tight.tradeoffs.kept) == (192 + 96, 191, 30)
+    assert tight.least_tokens == tight.run.max_length == 288
+    assert any("288 tokens are computed at a time, not 960, for the same batch, up to 191 that rows begin with alike "
+               "before them: " in text for text in tight.traded)
+    assert make(400, lengths=INSTRUCTION, batch_size=32, max_length=512).run.prefix == 299
+    least = []
+    for lengths in (ANSWERS, [(288,) * 8], [960]):
+        with pytest.raises(UsageError) as refused:
+            make(1, lengths=lengths, **{**options, "max_length": 1024})
+        least.append(int(refused.value.hint.split("--memory ")[1].split("M")[0]))
+    assert least[0] < least[2] < least[1]
+    assert make(least[0], lengths=ANSWERS, **options).run.prefix == 191
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,92 @@
+"""A prefix that is computed apart from the batches behind it (data/trees.py): its keys and values in every block, and
+the gradients that these batches add to them.
+
+Letters: T tokens of a batch, P of its prefix, G heads of keys, C their width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..backends.arena import Arena, Buffer
+from ..backends.base import Backend
+from ..formats.shape import Shape
+from .linear import RunShape
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+
+def prefix_buffers(s: Shape, run: RunShape) -> list[Buffer]:
+    """For prefixes of up to run.prefix tokens; seen: the keys or values of a prefix and, after them, of a batch."""
+    if not run.prefix:
+        return []
+    half = run.activations
+    kept = (s.n_layer, run.prefix, s.d_kv)
+    learned = (s.n_layer - run.lowest, run.prefix, s.d_kv)
+    seen = (run.prefix + run.max_tokens, s.d_kv)
+    return [Buffer("prefix_k", kept, "step", half), Buffer("prefix_v", kept, "step", half),
+            Buffer("prefix_dk", learned, "step"), Buffer("prefix_dv", learned, "step"),
+            Buffer("seen_k", seen, "block", half), Buffer("seen_v", seen, "block", half),
+            Buffer("added", (run.prefix, s.d_kv), "block")]
+
+
+class Prefix:
+    """In an arena with `prefix_buffers`. For a batch that is no prefix, and not behind one, its calls do nothing."""
+
+    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena) -> None:
+        self.shape = shape
+        self.run = run
+        self.ops = ops
+        self.arena = arena
+
+    def begin(self) -> None:
+        """Before a prefix whose batches follow: its gradients are 0."""
+        self.arena.flat("prefix_dk").fill(0.0)
+        self.arena.flat("prefix_dv").fill(0.0)
+
+    def keep(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> None:
+        """A prefix's keys and values [P, G, C]."""
+        if batch.is_prefix:
+            self.ops.copy(self._kept("k", layer, len(k)), k)
+            self.ops.copy(self._kept("v", layer, len(v)), v)
+
+    def seen(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """What the queries of a batch see: its own keys and values [T, G, C], after those of its prefix."""
+        return self._seen("k", layer, k, batch.behind), self._seen("v", layer, v, batch.behind)
+
+    def own_gradients(self, layer: int, dk: np.ndarray, dv: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The gradients [T, G, C] of a batch's own keys and values, of those of what it sees. What it adds to its
+        prefix's is kept for that one, and what was kept for it is added.
+        """
+        return self._own("dk", layer, dk, batch), self._own("dv", layer, dv, batch)
+
+    def _seen(self, name: str, layer: int, own: np.ndarray, n: int) -> np.ndarray:
+        if not n:
+            return own
+        seen = self.arena.view(f"seen_{name}", n + len(own), *own.shape[1:])
+        self.ops.copy(seen[:n], self._kept(name, layer, n))
+        self.ops.copy(seen[n:], own)
+        return seen
+
+    def _own(self, name: str, layer: int, grad: np.ndarray, batch: Batch) -> np.ndarray:
+        n = len(grad) if batch.is_prefix else batch.behind
+        if not n:
+            return grad
+        kept = self._kept(name, layer - self.run.lowest, n)
+        added = self.arena.view("added", *kept.shape)
+        self.ops.copy(added, grad[:n])
+        if not batch.is_prefix:
+            self.ops.add(kept.reshape(-1), added.reshape(-1))
+            return grad[n:]
+        self.ops.add(added.reshape(-1), kept.reshape(-1))
+        self.ops.copy(grad, added)
+        return grad
+
+    def _kept(self, name: str, i: int, n: int) -> np.ndarray:
+        """The first n tokens of the i-th block that has them, [n, G, C]."""
+        start = i * self.run.prefix * self.shape.d_kv
+        flat = self.arena.flat(f"prefix_{name}")[start:start + n * self.shape.d_kv]
+        return flat.reshape(n, self.shape.n_kv, self.shape.d_head)
