@@ -28,8 +28,9 @@ docs: ready ## docs/cli.md and docs/options.md, from the commands and their opti
 picture: ready ## docs/page.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
 	$(RUN) ../docs/picture.py
 
-captures: ready ## the terminals of docs/terminal.md, made in tmux
+captures: ready ## many minutes: the terminals of docs/terminal.md and docs/screens.md, made in tmux
 	$(RUN) ../docs/captures.py
+	$(RUN) ../docs/screens.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))

@@ -6,79 +6,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from terminals import ENDED, Terminal, terminal
 
 from edgetune.formats.named import packaged_model
 
 PAGE = Path(__file__).parent / "terminal.md"
 PLACE = re.compile(r"<!-- capture (\w+) (\d+)x(\d+) -->\n(?:```text\n.*?```\n)?", re.S)
-PATIENCE = 120  # seconds
-PORT = 8731
-
-
-class Terminal:
-    """A shell in tmux, in a folder that holds model.gguf and rows.jsonl."""
-
-    def __init__(self, folder: Path, columns: int, rows: int) -> None:
-        self.server = ["tmux", "-L", f"captures-{os.getpid()}", "-f", "/dev/null"]
-        self.tmux("new-session", "-d", "-x", str(columns), "-y", str(rows), "-c", str(folder),
-                  "bash --noprofile --norc")
-        self.tmux("set", "-g", "status", "off")
-        self.wait(r"^.*[$#] ?$")  # what is typed before the shell reads would be shown twice
-        self.type(f"export PATH={folder}:$PATH XDG_STATE_HOME={folder}/state EDGETUNE_URL=http://127.0.0.1:{PORT} "
-                  "PS1='$ '; clear")
-        self.wait(r"^\$ ?$")
-
-    def tmux(self, *args: str) -> str:
-        return subprocess.run([*self.server, *args], check=True, capture_output=True, text=True).stdout
-
-    def type(self, line: str) -> None:
-        self.tmux("send-keys", "-l", line)
-        self.tmux("send-keys", "Enter")
-
-    def press(self, key: str) -> None:
-        self.tmux("send-keys", key)
-
-    def screen(self) -> str:
-        """Lines that the terminal itself has broken are whole."""
-        lines = self.tmux("capture-pane", "-pJ").rstrip().split("\n")
-        return "".join(f"{line.rstrip()}\n" for line in lines)
-
-    def wait(self, pattern: str) -> str:
-        """Until what is on the screen has this pattern."""
-        for _ in range(PATIENCE):
-            if re.search(pattern, self.screen(), re.M):
-                return self.screen()
-            time.sleep(1)
-        raise TimeoutError(f"{pattern} is not on the screen:\n{self.screen()}")
-
-    def close(self) -> None:
-        self.tmux("kill-server")
-
-
-@contextmanager
-def terminal(columns: int, rows: int) -> Iterator[tuple[Terminal, Path]]:
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "model.gguf").symlink_to(packaged_model())
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_to_learn()))
-        command = folder / "edgetune"
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from edgetune.cli import main; main()" "$@"\n')
-        command.chmod(0o755)
-        shown = Terminal(folder, columns, rows)
-        try:
-            yield shown, folder
-        finally:
-            shown.close()
+URL = "http://127.0.0.1:8732"
 
 
 def rows_to_learn() -> Iterator[dict[str, str]]:
@@ -91,56 +29,57 @@ def rows_to_learn() -> Iterator[dict[str, str]]:
 # ---- what is shown --------------------------------------------------------------------------------------------------
 
 
-def chat(shown: Terminal, _folder: Path) -> str:
-    shown.type("clear; edgetune chat model.gguf --max-tokens 60")
+def chat(shown: Terminal) -> str:
+    shown.type("edgetune chat model.gguf --max-tokens 60")
     shown.wait(r"^>$")
     shown.type("What is a pump for?")
     shown.wait(r"the first after")
     shown.type("/fix It moves water.")
     shown.wait(r"kept in")
     shown.press("C-d")
-    return shown.wait(r"^to learn: (.|\n)*^\$ ?$")
+    return shown.wait(rf"^to learn: (.|\n)*{ENDED}")
 
 
-def train(shown: Terminal, folder: Path) -> str:
-    shown.type("clear; edgetune train model.gguf rows.jsonl -o lamps --busy-file busy")
+def train(shown: Terminal) -> str:
+    shown.type("edgetune train model.gguf rows.jsonl -o lamps --busy-file busy")
     shown.wait(r"^step ([3-9]|\d\d)/\d+ ")
-    (folder / "busy").touch()
+    (shown.home / "busy").touch()
     text = shown.wait(r"^paused: ")
     shown.press("C-c")
-    shown.wait(r"^\$ ?$")
+    shown.wait(ENDED)
     return text
 
 
-def doctor(shown: Terminal, _folder: Path) -> str:
-    shown.type("clear; edgetune doctor")
-    return shown.wait(r"eady: (.|\n)*^\$ ?$")
+def doctor(shown: Terminal) -> str:
+    return shown.run("edgetune doctor")
 
 
-def status(shown: Terminal, _folder: Path) -> str:
-    shown.type(f"edgetune daemon model.gguf --port {PORT} > daemon.log 2>&1 & clear")
-    shown.type("until edgetune status > first.log 2>&1; do sleep 1; done; clear; edgetune status")
+def status(shown: Terminal) -> str:
+    shown.type(f"edgetune daemon model.gguf --port {URL.rpartition(':')[2]} > daemon.log 2>&1 &")
+    shown.type("until edgetune status --once > first.log 2>&1; do read -t 1; done; echo answers")
+    shown.wait(r"^answers")
+    shown.clear()
+    shown.type("edgetune status")
     text = shown.wait(r"^learning")
     shown.press("C-c")
-    shown.wait(r"^\$ ?$")
-    shown.type("kill %1; wait; clear; echo ended")
-    shown.wait(r"^ended")
+    shown.wait(ENDED)
+    shown.run("kill %1; wait")
     return text
 
 
-SHOWN: dict[str, Callable[[Terminal, Path], str]] = {"chat": chat, "train": train, "doctor": doctor, "status": status}
+SHOWN: dict[str, Callable[[Terminal], str]] = {"chat": chat, "train": train, "doctor": doctor, "status": status}
 
 
 def capture(place: re.Match[str]) -> str:
     name, columns, rows = place.groups()
-    with terminal(int(columns), int(rows)) as (shown, folder):
-        text = SHOWN[name](shown, folder).replace(f"{folder}/state", "~/.local/state")
-    return f"<!-- capture {name} {columns}x{rows} -->\n```text\n{text.rstrip().removesuffix('$').rstrip()}\n```\n"
+    with terminal(int(columns), int(rows), EDGETUNE_URL=URL) as shown:
+        (shown.home / "model.gguf").symlink_to(packaged_model())
+        (shown.home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_to_learn()))
+        text = SHOWN[name](shown)
+    return f"<!-- capture {name} {columns}x{rows} -->\n```text\n{text.removesuffix('$').rstrip()}\n```\n"
 
 
 def main() -> None:
-    if shutil.which("tmux") is None:
-        sys.exit("captures are made with tmux, which is not installed: apt install tmux")
     PAGE.write_text(PLACE.sub(capture, PAGE.read_text("utf-8")), encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 OTHER_FILES = (".json", ".csv", ".tsv")  # of rows, which the daemon does not take
 POLL = 1.0  # seconds
 BASE = "the base alone"
+MADE = "fine_tuned_model"  # of a job: an id that is too long for a narrow table
 INDENT = "  "  # of what is below an id
 TIMES = ("_at", "_finish")  # how such fields of a job end
 
@@ -144,7 +145,7 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
 
 def begun_lines(job: dict[str, Any]) -> list[str]:
     from ..console import Copied
-    return [f"{job['id']} is {job['status']}; this shows how it goes:", Copied(f"edgetune jobs follow {job['id']}")]
+    return [f"{job['id']} is {job['status']}; to follow it:", Copied(f"edgetune jobs follow {job['id']}")]
 
 
 def _file_id(client: Any, data: str, columns: Columns) -> str:
@@ -186,8 +187,9 @@ def jobs_show(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
         found = client.get(url_path(JOBS, job))
         report = [Copied(f"report: {client.url}{found['report']}")] if found.get("report") else []
     rows = [[name.replace("_", " "), Text(format_time(value) if name.endswith(TIMES) else shown(value))]
-            for name, value in found.items() if value and name not in ("object", "hyperparameters", "report")]
-    show(as_json, found, table("", ["", ""], rows), *report)
+            for name, value in found.items() if value and name not in (MADE, "object", "hyperparameters", "report")]
+    made = [Copied(f"{MADE.replace('_', ' ')}: {found[MADE]}")] if found.get(MADE) else []
+    show(as_json, found, table("", ["", ""], rows), *made, *report)
 
 
 @command("follow", click.argument("job"), daemon_options, group=jobs)

@@ -94,9 +94,20 @@ def test_errors_that_make_up_for_each_other_lose_less_of_the_product(format):
     assert lost(ours) < 0.9 * lost(encode(weights, format, np.ascontiguousarray(moments.diagonal())))
 
 
+@pytest.fixture
+def warned_always():
+    """By torch, which else warns once in a process, maybe in another test."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
 @pytest.mark.parametrize("format", ["Q2_0", "MXFP4"])
+@pytest.mark.usefixtures("warned_always")
 def test_scales_are_looked_for_where_llama_cpp_does_not(format):
     weights = np.random.default_rng(3).standard_normal((16, 192)).astype(np.float32)
+    weights.setflags(write=False)  # as those of a file that is mapped
     importance = np.linspace(0.1, 2, 192).astype(np.float32)
     losses = [(np.square(decoded(data, format, weights.shape) - weights) @ importance).sum()
               for data in (grid.fit(weights, format, importance), encode(weights, format, importance))]

@@ -149,7 +149,7 @@ def test_langchain_embeds(running, client):
 
 @pytest.fixture(scope="module")
 def instructor() -> Any:
-    """Not among the packages for tests: it holds openai and rich back (pip install --no-deps instructor)."""
+    """Not among the packages for tests: it holds rich and jiter back (pip install --no-deps instructor)."""
     return pytest.importorskip("instructor")
 
 

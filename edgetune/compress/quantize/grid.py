@@ -135,7 +135,8 @@ def _search(out: NDArray[np.uint8], weights: NDArray[np.float32], format: str,
     kind = BY_NAME[format]
     nearest = Nearest(format)
     blocks = out.reshape(-1, kind.size)
-    parts = torch.from_numpy(weights.reshape(-1, kind.block))
+    writable = np.require(weights, requirements="W")  # of a file that is mapped they are not, which torch warns of
+    parts = torch.from_numpy(writable.reshape(-1, kind.block))
     cost = torch.from_numpy(np.tile(importance.reshape(-1, kind.block), (len(weights), 1)))
     least = torch.full((len(parts),), torch.inf)
     codes = torch.empty(parts.shape, dtype=torch.uint8)
