@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.native import engine_within
 from ..formats.bundle import open_bundle
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
@@ -18,39 +17,42 @@ from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..serving.batcher import KEPT, Batcher
 from ..serving.llama import LlamaModel
-from ..serving.rollouts.texts import Asked, answers, pairs_of
+from ..serving.rollouts.texts import Asked, Engine, answers, pairs_of
 
 DRAWN = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
-def run(model: str | Path, *, engine: str, count: int, prompts: int, prompt_tokens: int, tokens: int,
-        adapter: Path | None = None, threads: int = 0, seed: int = 0, precision: str = "fast") -> dict[str, Any]:
+def run(model: str | Path, *, native: Engine | None, count: int, prompts: int, prompt_tokens: int, tokens: int,
+        adapter: Path | None = None, threads: int = 0, seed: int = 0) -> dict[str, Any]:
     """`count` answers of `tokens` tokens to `prompts` prompts of random token ids, as many to each; none ends earlier.
 
-    tokens_per_s: of the answers, by the time from the first prompt to the last answer, where weights are in memory.
-    llama.cpp takes the likeliest tokens, which costs it least; our own engine draws from all, at temperature 1.
+    native: our own engine; None: llama.cpp answers, with `threads`. tokens_per_s: of the answers, by the time from the
+    first prompt to the last answer, where weights are in memory. llama.cpp takes the likeliest tokens, which costs it
+    least; our own engine draws from all, at temperature 1.
     """
     gguf = open_bundle(model).gguf
     here = device.read_device()
     ids = np.random.default_rng(seed).integers(0, read_shape(gguf).n_vocab, (prompts, prompt_tokens)).tolist()
     samples = count // prompts
-    timed = _native if engine == "native" else _llama
-    seconds = timed(gguf, ids, samples, tokens, adapter, threads, precision)
-    return {"bench": "generate", "engine": engine, "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
+    if native is not None:
+        seconds = _native(gguf, ids, samples, tokens, adapter, native)
+    else:
+        seconds = _llama(gguf, ids, samples, tokens, adapter, threads)
+    return {"bench": "generate", "engine": "native" if native else "llama.cpp",
+            "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
             "model": str(gguf.path), "adapter": str(adapter) if adapter else None, "threads": threads or here.cores,
-            "precision": precision if engine == "native" else None,
+            "precision": native.precision if native else None,
             "options": {"answers": samples * prompts, "prompts": prompts, "prompt_tokens": prompt_tokens,
                         "tokens": tokens, "seed": seed},
             "seconds": seconds, "tokens_per_s": samples * prompts * tokens / seconds,
             "peak_rss_mib": device.peak_rss() / 2**20}
 
 
-def _native(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None, threads: int,
-            precision: str) -> float:
+def _native(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None,
+            engine: Engine) -> float:
     """Seconds."""
     pairs = pairs_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
-    engine = engine_within(threads=threads, precision=precision, parallel=len(prompts) * samples)
     list(answers(gguf, tokenizer, pairs, Asked([[0]], [1], sampling=DRAWN), engine))  # brings the weights into memory
     asked = Asked(prompts, [tokens] * len(prompts), samples, DRAWN, ends=False)
     began = time.perf_counter()
@@ -60,8 +62,8 @@ def _native(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, ada
     return seconds
 
 
-def _llama(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None, threads: int,
-           _precision: str) -> float:
+def _llama(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None,
+           threads: int) -> float:
     """Seconds, PARALLEL answers at a time, which begin with what the cache has of their prompts."""
     room = min(len(prompts) * len(prompts[0]) + PARALLEL * (len(prompts[0]) + tokens + 1), read_shape(gguf).context)
     with LlamaModel(gguf, context=room, threads=threads or None, sequences=PARALLEL + KEPT) as served:

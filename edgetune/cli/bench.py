@@ -201,14 +201,18 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, en
 
 
 def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str, answers: int, prompts: int,
-                  **options: Any) -> None:
+                  precision: str, **options: Any) -> None:
     from ..bench import answers as bench_answers
     from ..console import table
+    from ..evaluation.native import engine_within
     prompts = min(prompts, answers)
     if answers % prompts:
         raise UsageError(f"answers is {answers}, which is no multiple of the {prompts} prompts", "change one of them")
     with nullcontext() if as_json else out.status("generating"):
-        r = bench_answers.run(model, engine=engine, count=answers, prompts=prompts, **options)
+        native = None
+        if engine == "native":
+            native = engine_within(threads=options["threads"], precision=precision, parallel=answers)
+        r = bench_answers.run(model, native=native, count=answers, prompts=prompts, **options)
     adapter = f", adapter {r['adapter']}" if r["adapter"] else ""
     finish(as_json, save, r, f"{model.name} through {engine}, {r['threads']} threads{adapter}", table("", ["", ""], [
         ["answers", f"{answers} of {options['tokens']} tokens to {prompts} prompts of {options['prompt_tokens']}"],

@@ -10,8 +10,6 @@ from ..data.dataset import Dataset
 from ..data.rows import prompt_of
 from ..data.trees import micro_batches
 from ..formats.bundle import Bundle
-from ..machine.device import read_device, rss
-from ..models.decoder import Model
 from ..objectives.sft import Sft
 from ..serving.rollouts.forward import open_decoder
 from ..serving.rollouts.texts import Asked, Engine
@@ -28,8 +26,7 @@ if TYPE_CHECKING:
 def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, threads: int = 0,
                 micro_batch: int = 1024) -> tuple[float, int]:
     """(mean -log p of the supervised tokens by weight, in natural log, their number)."""
-    model = Model(bundle.gguf)
-    decoder = open_decoder(model, pairs or {}, threads=threads, max_tokens=max(
+    decoder = open_decoder(bundle.gguf, pairs or {}, threads=threads, max_tokens=max(
         micro_batch, *(e.tokens.size for e in dataset.examples)),
         max_length=max(e.tokens.size for e in dataset.examples))
     measured = measure(decoder, Sft(), micro_batches(dataset.examples, decoder.run.max_tokens))
@@ -66,6 +63,6 @@ def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: 
 
 def engine_within(memory: str = "", **options: object) -> Engine:
     """Our own engine within a budget of this process such as 500M; "": of what is available, as training has it."""
-    budget = TrainConfig(memory=memory).memory_bytes(read_device().memory_available + rss())
+    budget = TrainConfig(memory=memory).memory_here()
     asked = f"--memory {memory}" if memory else f"{DEFAULT_MEMORY} of what is available"
     return replace(Engine(budget, asked), **options)  # type: ignore[arg-type]

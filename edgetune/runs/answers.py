@@ -136,7 +136,7 @@ def may_repack(base: Gguf, context: int, budget: int) -> bool:
 def _may_repack(exam: Exam, context: int) -> bool:
     """Whether the budget has room for copies of the weights; EdgetuneError where it has none for the model at all."""
     used = device.rss()
-    budget = exam.config.memory_bytes(device.read_device().memory_available + used)
+    budget = exam.config.memory_here()
     needed = used + memory_needed(exam.base, context, repack=False)
     if needed > budget:
         raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB",

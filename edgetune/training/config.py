@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from ..adapters.lora_options import LoraOptions
 from ..errors import UsageError
+from ..machine.device import read_device, rss
 from ..options import AUTO, check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -120,6 +121,10 @@ class TrainConfig(LoraOptions):
             raise UsageError(f"memory is {self.memory!r}", "give it as 300M, 1.5G or 25%")
         unit = {"%": available / 100, "K": 2**10, "M": 2**20, "G": 2**30}[found[2].upper()]
         return int(number * unit)
+
+    def memory_here(self) -> int:
+        """The budget in bytes of this process, which may take what it has and what is available beside."""
+        return self.memory_bytes(read_device().memory_available + rss())
 
     def checkpoint_seconds(self) -> float:
         """Seconds between two checkpoints; infinite for never."""

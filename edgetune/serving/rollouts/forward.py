@@ -12,6 +12,7 @@ from ...backends.arena import Arena, Buffer
 from ...backends.base import Backend
 from ...backends.cpu import Cpu
 from ...errors import MismatchError
+from ...formats.gguf import Gguf
 from ...machine.device import thread_count
 from ...models.decoder import Decoder, Model
 from ...models.linear import RunShape, trained_shapes
@@ -19,13 +20,14 @@ from ...models.linear import RunShape, trained_shapes
 _BACKWARD = {"block_x", "dx", "dact", "datt", "dq", "dk", "dv", "delta", "du", "dropped", "dpost"}
 
 
-def open_decoder(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
+def open_decoder(model: Model | Gguf, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
                  precision: str = "exact", beside: Iterable[Buffer] = ()) -> Decoder:
     """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
 
     threads: 0 for one a core. beside: buffers that its arena is to have too. Raises MismatchError for a pair that does
     not fit the model.
     """
+    model = model if isinstance(model, Model) else Model(model)
     run = forward_run(model, pairs, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)
     ops = Cpu(run.threads)
     arena = Arena([*forward_buffers(model, run, ops), *beside], ops.allocate)
