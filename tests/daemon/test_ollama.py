@@ -38,7 +38,9 @@ def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     with daemon(model, tmp_path_factory.mktemp("daemon") / "state") as made:
         service = made.service
         job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 2})
-        service.adapters.promote(service.jobs.wait(job.id, PATIENCE).result, "for the test")
+        job = service.jobs.wait(job.id, PATIENCE)
+        assert job.status == "succeeded", job.error
+        service.adapters.promote(str(job.result), "for the test")
         sent = ollama.Tool(**LAMP).model_dump(exclude_none=True)
         service.feedback.add(messages=ASK, answer="", correction=TAUGHT, model="tiny")
         service.feedback.add(messages=CALLING, tools=[sent], answer="", correction=CALL, model="tiny")
