@@ -146,6 +146,8 @@ def test_killed_at_every_step_it_continues_to_the_same_bytes(place, whole):
     for i, moment in enumerate(moments):
         said = killed(place, out, whole_config(place), moment)
         ended = set(moments[2:max(i - 1, 2)])  # before the kill that came before this one
+        if moment == "quantizing":  # what sensitivity gave is kept with the formats that were being tried
+            ended -= {"sensitivity"}
         assert not (ended - {"fitting blocks", "distilling"}) & set(said), moment
         assert not out.exists()
     said = []
