@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
 
 from edgetune.adapters.lora import Pair
@@ -67,7 +68,7 @@ def test_tiny_models_pass_the_gate(isa: str, architecture: str, precision: str, 
 
 
 @pytest.mark.parametrize("precision", GATES)
-@pytest.mark.parametrize("isa", [KINDS[0], *(pytest.param(isa, marks=pytest.mark.slow) for isa in KINDS[1:])])
+@pytest.mark.parametrize("isa", mostly_slow(KINDS, KINDS[:1]))
 def test_real_model_passes_the_gate(smollm2: Path, shared_data: Path, isa: str, precision: str,
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """256 tokens of Snips text. `make slow`: also with the kernels that this machine would not choose."""

@@ -183,6 +183,7 @@ def tiny_sizes(monkeypatch):
     monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, backward=False: 1e12 if backward else 1e11)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_sizes")
 def test_kernels_measures_every_op_format_and_kernel_set():
     results = run_json("bench", "kernels", "--all", "--threads", 1)["results"]

@@ -16,6 +16,7 @@ from boards import Board
 from click.testing import CliRunner
 from commands import run
 from screens import screen
+from sometimes import mostly_slow
 from tiny import write_tiny
 
 import edgetune
@@ -188,7 +189,7 @@ def test_device(place):
     assert "no folder proc" in run("device", "--root", place / "adapter", code=2)
 
 
-@pytest.mark.parametrize(("args", "code", "words"), [
+ERRORS = [
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "0"], 2, ["rank is 0", "1"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--rank", "5000"], 2, ["rank 5000"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--targets", "lm_head"], 2, ["lm_head", "q_proj"]),
@@ -210,7 +211,10 @@ def test_device(place):
     (["train", "{place}/checkpoint", "{rows}", "-o", "{place}/new"], 1, [
         "is a Hugging Face checkpoint", "make one on a laptop: edgetune compress", "checkpoint -o checkpoint.edge"]),
     (["train", "maker/tiny", "{rows}", "-o", "{place}/new"], 1, ["edgetune compress maker/tiny -o tiny.edge"]),
-])
+]
+
+
+@pytest.mark.parametrize(("args", "code", "words"), mostly_slow(ERRORS, ERRORS[::3]))
 def test_errors_are_one_sentence(place, adapter, args, code, words):
     (place / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
     (place / "empty.jsonl").write_text("")

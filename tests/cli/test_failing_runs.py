@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import run
+from sometimes import mostly_slow
 from tiny import write_tiny
 
 Row = dict[str, str]
@@ -53,7 +54,7 @@ def long(rows: list[Row]) -> list[Row]:
 # ---- what the verdict names ----
 
 
-@pytest.mark.parametrize("rate", [0.5, 50.0])
+@pytest.mark.parametrize("rate", mostly_slow([0.5, 50.0], [0.5]))
 def test_a_rate_that_is_too_high(model: Path, learned: Path, tmp_path: Path, rate: float) -> None:
     out = tmp_path / "out"
     rows = file(tmp_path, ROWS)
@@ -64,7 +65,7 @@ def test_a_rate_that_is_too_high(model: Path, learned: Path, tmp_path: Path, rat
     assert json.loads((out / "run.json").read_text())["verdict"]["kind"] == "worse"
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", mostly_slow([0, 2], [0]))
 def test_labels_that_are_shuffled(model: Path, tmp_path: Path, seed: int) -> None:
     """The loss falls to a fifth, since the form of answers is learned."""
     out = tmp_path / "out"

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from commands import run
 from rich.console import Console
+from sometimes import mostly_slow
 from tiny import write_tiny
 
 from edgetune.bench import steps
@@ -125,10 +126,11 @@ def divided(place: Path) -> dict[str, list[Dataset | None]]:
     return {kind: loader.load(model, paths[kind], config, hold_out=kind != "none") for kind in HELD_OUT}
 
 
-@pytest.mark.parametrize(("held_out", "options"), [
+@pytest.mark.parametrize(("held_out", "options"), mostly_slow([
     ("tenth", {}), ("none", {"epochs": 2.5}),
     ("tenth", {"steps": 7, "eval_every": 3}), ("tenth", {"epochs": 2.0, "packing": True}),
-    ("file", {"eval_every": 4, "batch_size": 3, "patience": 0})], ids=str)
+    ("file", {"eval_every": 4, "batch_size": 3, "patience": 0})],
+    [("tenth", {}), ("file", {"eval_every": 4, "batch_size": 3, "patience": 0})]), ids=str)
 def test_steps_and_measurements_are_those_of_a_run(
         place: Path, tmp_path: Path, divided: dict[str, list[Dataset | None]], held_out: str, options: dict[str, Any],
         monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from decoder_cases import (
     row_order,
 )
 from peft import PeftModel
+from sometimes import mostly_slow
 from toy_objectives import Focal, Pairs, Preferences
 
 import edgetune
@@ -125,7 +126,7 @@ def our_gradient(
     return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts", mostly_slow([1, 3], [3]))
 @pytest.mark.parametrize(("objective", "loss_of"), [
     (Sft(), sft_loss), (SlowSft(), sft_loss), (Focal(gamma=1.5), focal_loss), (Pairs(beta=0.3), pairs_loss),
 ], ids=["sft", "sft in two passes", "focal", "pairs"])

@@ -131,6 +131,7 @@ def test_a_small_budget_is_kept_and_said(model, learned):
         compare(exam, lambda _: None, lambda: False)
 
 
+@pytest.mark.slow
 def test_what_llama_cpp_needs_is_within_what_is_counted(smollm2):
     """In a new process, with answers to as many questions as are answered together."""
     program = f"""
