@@ -245,8 +245,6 @@ def test_a_job_that_fails_makes_room_for_the_next(service: Service) -> None:
 def test_weights_that_the_daemon_holds_are_not_streamed_beside_them(tmp_path: Path, asked: str, streamed: bool) -> None:
     """Streaming beside a map of the same file takes more memory than to map it too, and a budget of all would break."""
     with open_service(tmp_path) as service:
-        counted_twice = service.left_for_training(maps=True) - service.left_for_training(maps=False)
-        assert counted_twice >= service.path.stat().st_size // 2
         job = service.jobs.wait(begin(service, weights=asked).id, 60)
         assert job.status == "succeeded", job.error
         run = json.loads((service.adapters.path(str(job.result)) / "run.json").read_text())
