@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .app import MODEL, F, adapter_option, column_options, command, explicit, out, show, system_option, threads_option
+from .app import (
+    MODEL,
+    F,
+    adapter_option,
+    column_options,
+    command,
+    engine_option,
+    explicit,
+    out,
+    precision_option,
+    show,
+    system_option,
+    threads_option,
+)
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
 from .prose import Prose
@@ -117,8 +130,7 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
 
 
 @command("eval", MODEL, click.argument("data", type=click.Path(path_type=Path)), adapter_option,
-         click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
-                      help="What computes loss and answers: llama.cpp, which serves, or edgetune's own engine."),
+         engine_option("What computes loss and answers: llama.cpp, which serves, or edgetune's own engine."),
          click.option("--answers/--no-answers", default=True, help="Also generate answers and count exact ones."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
          click.option("--show-wrong", type=click.IntRange(1), metavar="N",
@@ -242,14 +254,12 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
-         click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
-                      help="native: PROMPT is a file of prompts, which edgetune's own engine answers together."),
+         engine_option("native: PROMPT is a file of prompts, which edgetune's own engine answers together."),
          click.option("--samples", type=click.IntRange(1), default=1, show_default=True,
                       help="With --engine native: answers to each prompt."),
          click.option("--parallel", type=click.IntRange(1), default=64, show_default=True,
                       help="With --engine native: answers in progress at once at most."),
-         click.option("--precision", type=click.Choice(["fast", "exact", "int8"]), default="fast", show_default=True,
-                      help="With --engine native: how products are computed."),
+         precision_option("With --engine native: how products are computed."),
          click.option("--save", type=click.Path(path_type=Path), callback=new_file,
                       help="With --engine native: new file for the answers, which else are printed."),
          memory_option, threads_option, busy_file_option, runtime_option, markup_option, structured_option,

@@ -50,6 +50,18 @@ threads_option = click.option("--threads", type=click.IntRange(0, 1024), default
 system_option = click.option("--system", default="", help="System message.")
 
 
+def engine_option(says: str) -> Callable[[F], F]:
+    """says: what the engine does for the command."""
+    return click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
+                        help=says)
+
+
+def precision_option(says: str) -> Callable[[F], F]:
+    """Of our own engine's products. says: as for `engine_option`."""
+    return click.option("--precision", type=click.Choice(["fast", "exact", "int8"]), default="fast", show_default=True,
+                        help=says)
+
+
 class ModelPath(click.Path):
     """A file or folder, or the name of a model that is on this device."""
 

@@ -11,7 +11,18 @@ import click
 
 from ..errors import UsageError
 from ..training.config import TrainConfig
-from .app import MODEL, adapter_option, cli, command, config_options, out, show, threads_option
+from .app import (
+    MODEL,
+    adapter_option,
+    cli,
+    command,
+    config_options,
+    engine_option,
+    out,
+    precision_option,
+    show,
+    threads_option,
+)
 
 
 def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -170,14 +181,12 @@ def train_tables(r: dict[str, Any]) -> list[Any]:
          click.option("--tokens", type=click.IntRange(1), default=64, show_default=True,
                       help="Tokens that follow it, one at a time."),
          click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the token ids."),
-         click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
-                      help="What generates."),
+         engine_option("What generates."),
          click.option("--answers", type=click.IntRange(1), default=1, show_default=True,
                       help="Answers that are made at once; of llama.cpp's some wait for others."),
          click.option("--prompts", type=click.IntRange(1), default=8, show_default=True,
                       help="Prompts that many answers are to, as many to each."),
-         click.option("--precision", type=click.Choice(["fast", "exact", "int8"]), default="fast", show_default=True,
-                      help="Of --engine native's products."),
+         precision_option("Of --engine native's products."),
          adapter_option, threads_option, save_option, group=bench)
 def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, engine: str, answers: int, prompts: int,
                      precision: str, adapter: Path | None, threads: int, save: Path | None, as_json: bool) -> None:

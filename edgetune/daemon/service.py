@@ -23,7 +23,7 @@ from .. import disk
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..llamacpp.sampling import SEED_LIMIT
-from ..machine.device import read_device, rss
+from ..machine.device import read_device
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
@@ -122,7 +122,7 @@ class Service:
     def _open_model(self) -> None:
         here = read_device()
         self.sensors = Sensors(zones=here.profile.zones if here.profile else ())
-        self.budget = TrainConfig(memory=self.config.memory).memory_bytes(here.memory_available + rss())
+        self.budget = TrainConfig(memory=self.config.memory).memory_here()
         config = self.config
         gguf = self.bundle.gguf
         trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])

@@ -25,7 +25,6 @@ import numpy as np
 
 from .. import errors
 from ..errors import DataError, EdgetuneError
-from ..machine.device import read_device, rss
 from ..python_child import child, die_with, how_it_ended, limit_memory, unlimit_memory
 from . import rows as supervised_rows
 from .dataset import Dataset
@@ -55,7 +54,7 @@ class LoadOptions(Protocol):
     def prompt_column(self) -> str: ...
     @property
     def completion_column(self) -> str: ...
-    def memory_bytes(self, available: int, /) -> int: ...
+    def memory_here(self) -> int: ...
 
 
 class Cut(Exception):
@@ -94,7 +93,7 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
              "options": {"max_length": config.max_length, "system": config.system or None, "overflow": config.overflow},
              "columns": [config.prompt_column, config.completion_column],
              "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out, "learnable": learnable,
-             "memory": config.memory_bytes(read_device().memory_available + rss()), "parent": os.getpid()}
+             "memory": config.memory_here(), "parent": os.getpid()}
     with _started(asked, Path(STDIN) in paths) as process:
         assert process.stdin
         assert process.stdout

@@ -30,9 +30,7 @@ class Totals:
         self.tokens += batch.row_tokens
         self.computed += batch.computed
         self.supervised += sum(example.supervised for example in batch.examples)
-        for name, (value, count) in signal.metrics.items():
-            value_before, count_before = self._metrics.get(name, (0.0, 0.0))
-            self._metrics[name] = (value_before + value, count_before + count)
+        _add_metrics(self._metrics, signal)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -167,10 +165,14 @@ def _score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None) 
 def _sum(signals: Sequence[Signal]) -> Signal:
     metrics: dict[str, tuple[float, float]] = {}
     for signal in signals:
-        for name, (value, count) in signal.metrics.items():
-            before = metrics.get(name, (0.0, 0.0))
-            metrics[name] = (before[0] + value, before[1] + count)
+        _add_metrics(metrics, signal)
     return Signal(np.concatenate([signal.a for signal in signals]), sum(signal.loss for signal in signals), metrics)
+
+
+def _add_metrics(sums: dict[str, tuple[float, float]], signal: Signal) -> None:
+    for name, (value, count) in signal.metrics.items():
+        value_before, count_before = sums.get(name, (0.0, 0.0))
+        sums[name] = (value_before + value, count_before + count)
 
 
 def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tree],

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from sometimes import mostly_slow
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -38,8 +39,7 @@ def costs(model):
     return assign.measure(model, curvature_of(model))
 
 
-@pytest.mark.parametrize("family", [pytest.param(name, marks=[pytest.mark.slow] if name != "llama" else [])
-                                    for name in FAMILIES])
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["llama"]))
 def test_the_predicted_kl_is_what_transformers_measures(family, tmp_path):
     path, _ = make_family(family, tmp_path)
     model = floats.read(open_gguf(path))

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from sometimes import mostly_slow
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -149,7 +150,7 @@ def test_what_transformers_5_writes_means_the_same(tmp_path):
     assert convert.convert(folder).metadata == wanted
 
 
-@pytest.mark.parametrize("blocks", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("blocks", mostly_slow([4, 30], [4]))
 def test_smollm2_there_and_back(blocks, smollm2, tmp_path):
     source = floats.read(open_gguf(smollm2))
     kept = {name: array for name, array in source.tensors.items()

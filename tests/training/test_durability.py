@@ -12,6 +12,7 @@ from durable import STEPS, check_metrics, go, metrics, refused, stop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proofs.kill import prove
+from sometimes import mostly_slow
 
 from edgetune.adapters import store
 from edgetune.errors import EdgetuneError, FormatError
@@ -54,7 +55,7 @@ class PowerOff(BaseException):
     """From here on the disk takes nothing."""
 
 
-@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))])
+@pytest.mark.parametrize("first", mostly_slow(range(5), [0]))
 def test_dead_between_any_two_changes_of_the_disk(bundle, tmp_path, watched, wanted, first):
     """As kill -9 there, at every fifth place: `make durability` runs all five."""
     out = tmp_path / "out"
