@@ -74,6 +74,9 @@ class Trial:
         for package in [] if native else sorted((new / "var/cache/apt/archives").glob("*.deb")):
             self._run(["/bin/sh", "-ec",
                        f"dpkg-deb --fsys-tarfile {package} | tar --keep-directory-symlink -xf - -C {new}"])
+        if not native:  # what pip reads, and ca-certificates would make
+            self._run(["/bin/sh", "-ec", f"mkdir -p {new}/etc/ssl/certs; cat {new}/usr/share/ca-certificates/*/*.crt "
+                       f"> {new}/etc/ssl/certs/ca-certificates.crt"])
         new.rename(self.root)
 
     def clear(self) -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
+from platform import machine as this_machine
 
 from manylinux import TOP, platform, run
 from scikit_build_core.build import prepare_metadata_for_build_wheel
@@ -34,6 +35,17 @@ class Python:
         if not (Path(self.include) / "Python.h").exists():
             sys.exit(f"{name} has no {self.include}/Python.h: install its headers")
 
+    def debians(self, machine: str) -> Path:
+        """A folder to search, where Debian's headers find this machine's under the other's name too."""
+        folder = TOP / "build" / "wheels" / "include"
+        include = Path(self.include)
+        ours = include.parent / f"{this_machine()}-linux-gnu" / include.name / "pyconfig.h"
+        if ours.exists():
+            named = folder / f"{machine}-linux-gnu" / include.name
+            named.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ours, named)
+        return folder
+
     def extension(self, machine: str) -> str:
         """The file name that it imports on a machine."""
         return f"_native.{self.soabi.replace('x86_64', machine)}.so"
@@ -47,7 +59,8 @@ def compiled(python: Python, machine: str, jobs: int) -> Path:
         old.unlink()
     run("cmake", "-S", "native", "-B", build, "-G", "Unix Makefiles", "-DET_WERROR=ON", "-DCMAKE_SYSTEM_NAME=Linux",
         f"-DCMAKE_SYSTEM_PROCESSOR={machine}", f"-DCMAKE_C_COMPILER={COMPILERS[machine]}",
-        f"-DPython_EXECUTABLE={python.executable}", f"-DPython_INCLUDE_DIR={python.include}")
+        f"-DPython_EXECUTABLE={python.executable}", f"-DPython_INCLUDE_DIR={python.include}",
+        f"-DCMAKE_C_FLAGS=-I{python.debians(machine)}")
     run("cmake", "--build", build, "--parallel", jobs)
     (found,) = build.glob("_native*.so")
     return found

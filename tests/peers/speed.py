@@ -2,12 +2,13 @@
 
     python tests/peers/speed.py                  edgetune against PEFT in fp32, bf16, compiled bf16, bitsandbytes NF4
     python tests/peers/speed.py --snips          rows a second on completion-only rows against PEFT bf16
+    python tests/peers/speed.py --instruction    the same, of 60 random tokens behind an instruction of 300
     python tests/peers/speed.py --formats        edgetune on Q8_0, Q4_K_M and F16 against Q4_1
     python tests/peers/speed.py --length 2048    edgetune on one row of so many tokens against 1x256
     python tests/peers/speed.py --threads        edgetune on two threads against one
 
 Model: SmolLM2-135M; PEFT trains the dequantized GGUF. LoRA r = 8, alpha 16, all seven projections, AdamW lr 1e-3, every
-position supervised (--snips: the completion only, batch 8, padded for PEFT). Every measurement is a process of its own,
+position supervised (rows: the completion only, batch 8, padded for PEFT). Every measurement is a process of its own,
 so that peak memory and the time from the command to the end of the first step are its own; a torch.compile finds an
 empty cache. PEFT is as fast as it gets: weights and adapter in the dtype itself, sdpa attention, fused AdamW, nothing
 recomputed; of its shapes the best counts, in speed, memory and start, of edgetune's the fastest. A ratio is taken in
@@ -35,7 +36,8 @@ from snips import SYSTEM, model_path
 PEERS = ("peft-fp32", "peft-bf16", "peft-bf16-compile", "peft-nf4")
 FORMATS = {"Q8_0": 7, "Q4_K_M": 15, "F16": 1}  # llama.cpp's llama_ftype
 WARM = 2  # steps of a process that are not counted
-ROWS = 96  # of Snips
+ROWS = 96  # of Snips, and behind an instruction
+OF_ROWS = ("snips", "instruction")  # shapes that are batches of 8 of these
 
 Row = tuple[np.ndarray, np.ndarray]  # token ids [n], weight of predicting each [n]
 Step = Callable[[list[Row]], float]  # trains on a batch, the next of the data -> its loss
@@ -45,9 +47,9 @@ Results = dict[str, list[dict[str, Any]]]  # label -> one result a round
 # ---- in a process of its own: what is measured ----------------------------------------------------------------------
 
 def batches(folder: Path, shape: str) -> list[list[Row]]:
-    """The batches that the steps go through again and again: one of B x T, or Snips in batches of 8."""
-    if shape == "snips":
-        saved = np.load(folder / "snips.npz")
+    """The batches that the steps go through again and again: one of B x T, or rows in batches of 8."""
+    if shape in OF_ROWS:
+        saved = np.load(folder / "rows.npz")
         cuts = saved["lengths"].cumsum()[:-1]
         rows = list(zip(np.split(saved["tokens"], cuts), np.split(saved["weights"], cuts), strict=True))
         return [rows[i:i + 8] for i in range(0, len(rows), 8)]
@@ -124,27 +126,32 @@ def padded(batch: list[Row]) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The steps of one contender on one shape. seconds: of a counted step, median (Snips: mean, batches differ)."""
+    """The steps of one contender on one shape. seconds: of a counted step, median (rows: mean, batches differ)."""
     data = batches(args.folder, args.shape)
     step = edgetune_step(args, data) if args.contender.startswith("edgetune") else peft_step(args)
     seconds = []
     losses = []
     first = 0.0
-    for i in range(WARM + (len(data) if args.shape == "snips" else args.steps)):
+    for i in range(WARM + (len(data) if args.shape in OF_ROWS else args.steps)):
         began = time.monotonic()
         losses.append(step(data[i % len(data)]))
         seconds.append(time.monotonic() - began)
         first = first or time.monotonic() - args.began
     counted = seconds[WARM:]
-    typical = sum(counted) / len(counted) if args.shape == "snips" else median(counted)
+    typical = sum(counted) / len(counted) if args.shape in OF_ROWS else median(counted)
     rows, tokens = (sum(f(b) for b in data) / len(data) for f in (len, lambda b: sum(ids.size for ids, _ in b)))
     return {"contender": args.contender, "shape": args.shape, "tokens_per_s": tokens / typical, "step_s": typical,
             "rows_per_s": rows / typical, "first_step_s": first, "loss_first": losses[0], "loss_last": losses[-1],
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+def save_rows(folder: Path, rows: list[Row]) -> None:
+    np.savez(folder / "rows.npz", tokens=np.concatenate([ids for ids, _ in rows]),
+             weights=np.concatenate([weights for _, weights in rows]), lengths=[ids.size for ids, _ in rows])
+
+
 def prepare(args: argparse.Namespace) -> None:
-    """Writes what the contenders read into the folder: text.npy, snips.npz, the model for PEFT or in other formats."""
+    """Writes what the contenders read into the folder: text.npy, rows.npz, the model for PEFT or in other formats."""
     import edgetune
     tokenizer = edgetune.Tokenizer(args.model)
     text = args.shared / "data" / "wikitext2_valid.txt"
@@ -152,10 +159,13 @@ def prepare(args: argparse.Namespace) -> None:
             else np.random.default_rng(0).integers(0, tokenizer.n_vocab, 16384))
     if args.snips:
         lines = (args.shared / "data" / "snips_train.jsonl").read_text().splitlines()[:ROWS]
-        rows = edgetune.load_rows([json.loads(line) for line in lines], tokenizer, max_length=256,
-                                  system=SYSTEM).examples
-        np.savez(args.folder / "snips.npz", tokens=np.concatenate([e.tokens for e in rows]),
-                 weights=np.concatenate([e.weights for e in rows]), lengths=[e.tokens.size for e in rows])
+        examples = edgetune.load_rows([json.loads(line) for line in lines], tokenizer, max_length=256,
+                                      system=SYSTEM).examples
+        save_rows(args.folder, [(e.tokens, e.weights) for e in examples])
+    if args.instruction:
+        tokens = np.random.default_rng(0).integers(1000, 40_000, (ROWS, 360), np.int32)
+        tokens[:, :300] = tokens[0, :300]
+        save_rows(args.folder, [(row, (np.arange(360) >= 300).astype(np.float32)) for row in tokens])
     if args.formats:
         import llama_cpp
         for name, number in FORMATS.items():
@@ -165,7 +175,7 @@ def prepare(args: argparse.Namespace) -> None:
             params.nthread = args.cores
             out = args.folder / f"{name}.gguf"
             assert llama_cpp.llama_model_quantize(os.fsencode(args.model), os.fsencode(out), params) == 0, name
-    elif args.snips or not (args.length or args.threads):
+    elif not (args.length or args.threads):
         import torch
         from transformers import AutoModelForCausalLM
         model: Any = AutoModelForCausalLM.from_pretrained(args.model.parent, gguf_file=args.model.name,
@@ -246,9 +256,10 @@ def compare_self(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[
                      for other in others for what in ("tokens_per_s", "peak_rss_mib")}
 
 
-def compare_snips(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
+def compare_rows(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
     names = (f"edgetune-{args.precision}", "peft-bf16")
-    results = alternate(args, folder, {f"{n} snips": [f"--contender={n}", "--shape=snips"] for n in names})
+    shape = "snips" if args.snips else "instruction"
+    results = alternate(args, folder, {f"{n} {shape}": [f"--contender={n}", f"--shape={shape}"] for n in names})
     ours, theirs = ([r["rows_per_s"] for r in found] for found in results.values())
     return results, {f"rows_per_s, {names[0]} / {names[1]}": ratio(ours, theirs)}
 
@@ -260,6 +271,7 @@ def main() -> None:
     modes.add_argument("--length", type=int, default=0)
     modes.add_argument("--threads", action="store_true")
     modes.add_argument("--snips", action="store_true")
+    modes.add_argument("--instruction", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="counted in a process, after two to warm up")
     parser.add_argument("--shapes", nargs="+", default=["1x256", "4x256"], help="rows x tokens")
@@ -284,10 +296,11 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            mode = [f for f in ("--formats", "--threads", "--snips") if getattr(args, f[2:])]
+            mode = [f for f in ("--formats", "--threads", "--snips", "--instruction") if getattr(args, f[2:])]
             child(args, folder, "--prepare=all", *mode, *([f"--length={args.length}"] if args.length else []))
             alone = args.formats or args.length or args.threads
-            results, ratios = (compare_snips if args.snips else compare_self if alone else compare_peers)(args, folder)
+            rows = args.snips or args.instruction
+            results, ratios = (compare_rows if rows else compare_self if alone else compare_peers)(args, folder)
         if args.json:
             print(json.dumps({"ratios": ratios, "results": results}, indent=2))
             return
