@@ -80,10 +80,21 @@ INLINE void block_sums(float *sums, const float *p, et_array values, int n, int 
     default: { enum { N = CACHED_HEADS }; call; }                                                                      \
     }
 
+/* Asks for the keys or values [C, ET_CACHE] of a head in a block: from far away they take longer than their sums. */
+static inline void fetch_block(et_array x, int64_t first, int C) {
+    const ptrdiff_t size = (ptrdiff_t)C * ET_CACHE * (x.type == ET_F32 ? 4 : 2);
+    for (ptrdiff_t i = 0; i < size; i += 64)
+        __builtin_prefetch((const char *)array_at(x, first).data + i, 0, 2);
+}
+
+static inline int64_t block_first(const struct cached *a, int g, int block) {
+    return ((int64_t)block * a->G + g) * a->C * ET_CACHE;
+}
+
 /* Scores of a block for the task's heads: -inf for its first `skipped` keys, and from the n-th on. */
 static void masked_scores(const struct cached *a, const struct cached_task *task, float *s, int block, int skipped,
                           int n) {
-    et_array keys = array_at(a->keys, ((int64_t)block * a->G + task->g) * a->C * ET_CACHE);
+    et_array keys = array_at(a->keys, block_first(a, task->g, block));
     EITHER(keys, EACH_HEADS(task->heads, block_scores(s, task->q, keys, a->C, N)));
     for (int h = 0; h < task->heads && (skipped || n < ET_CACHE); h++)
         for (int j = 0; j < ET_CACHE; j++)
@@ -92,7 +103,7 @@ static void masked_scores(const struct cached *a, const struct cached_task *task
 }
 
 static void add_values(const struct cached *a, const struct cached_task *task, const float *p, int block, int n) {
-    et_array values = array_at(a->values, ((int64_t)block * a->G + task->g) * a->C * ET_CACHE);
+    et_array values = array_at(a->values, block_first(a, task->g, block));
     EITHER(values, EACH_HEADS(task->heads, block_sums(task->sums, p, values, n, a->C, N)));
 }
 
@@ -119,9 +130,13 @@ static void attend(const struct cached *a, const struct cached_task *task) {
         beyond -= path_tokens(path[begin]);
     for (int end; begin < entries; begin = end, beyond = 0) {
         end = min_int(begin + CACHED_KEYS / ET_CACHE, entries);
-        for (int i = begin; i < end; i++)
+        for (int i = begin; i < end; i++) {
+            fetch_block(a->values, block_first(a, task->g, path_block(path[i])), a->C);
+            if (i + 1 < entries)
+                fetch_block(a->keys, block_first(a, task->g, path_block(path[i + 1])), a->C);
             masked_scores(a, task, task->s + (i - begin) * ET_CACHE, path_block(path[i]), i == begin ? beyond : 0,
                           path_tokens(path[i]));
+        }
         for (int h = 0; h < task->heads; h++) {
             float factor = softmax_step(task->s + h * CACHED_KEYS, (end - begin) * ET_CACHE, &max[h], &sum[h]);
             scale_row(task->sums + h * ET_MAX_HEAD, factor, a->C);

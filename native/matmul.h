@@ -7,18 +7,26 @@
  * floats (or as many bytes of what is narrower) and MC rows, and lie packed in the context's shared scratch. Where C is
  * bf16, sums are rounded when a block of inner elements ends, so it holds more of them, and fewer rows and columns.
  *
+ * Few rows are little work for each weight. Then a thread packs a panel of B for itself and multiplies it by all rows
+ * while it lies in that core's cache; only A is shared.
+ *
  * What a tile can read where it lies is not packed: activations in the type that is multiplied, and, in products so
  * narrow that a side is used but once, floats. Edges that a tile would read past are packed all the same.
  */
 
 #define PANELS_A_TASK 2         /* of B, when computing */
 #define SLICES 16             /* tasks of a pass that packs, */
+#define PANELS_A_THREAD 3     /* at least, where each is one task: else threads would wait for the last one */
+#define ROWS_ALONE (256 * 1024) /* floats of A at most, so that they stay in a core's cache meanwhile */
+#define PANEL_AT (32 * 1024)  /* of a thread's scratch: what is before is for packing and sums */
 #define PACK_ALONE 16384          /* unless it has no more elements than this */
 
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
 _Static_assert((KC + LOW_RANK) * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
 _Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must fit a thread's scratch");
+_Static_assert(ROWS_ALONE <= ET_SHARED_FLOATS, "all of A is packed in the shared scratch");
+_Static_assert(PANEL_AT + (KC * K_FACTOR_BF16 + LOW_RANK) * NR <= ET_THREAD_FLOATS, "and beside them a panel of B");
 
 static int rows_a_task(const struct product *p) { return p->kernel->scheduling.tiles_per_task * p->kernel->tile.rows; }
 
@@ -121,26 +129,11 @@ static void compute_strips(const struct product *p, struct tile *t, float *sums,
     }
 }
 
-/* A thread's share of the tasks is a band of C along its longer side, so that it reads one of the packed sides where it
- * packed it itself. */
-static void compute_task(void *arg, int task, int thread) {
-    const struct product *p = arg;
-    float *sums = et_scratch(p->ctx, thread);
+/* Rows m0 .. m1 - 1, at most those of a task, of columns n0 .. n1 - 1. */
+static void compute(const struct product *p, float *sums, int m0, int m1, int n0, int n1) {
     float *tmp = sums + rows_a_task(p) * p->kernel->tile.columns;
-    uint8_t before[TILE_STATE];
-    int rows = rows_a_task(p);
-    int columns = PANELS_A_TASK * p->kernel->tile.columns;
-    int down = ceil_div(p->mc, rows);
-    int across = ceil_div(p->nc, columns);
-    int by_rows = p->mc > p->nc;
-    int m0 = (by_rows ? task / across : task % down) * rows;
-    int m1 = min_int(m0 + rows, p->mc);
-    int n0 = (by_rows ? task % across : task / down) * columns;
-    int n1 = min_int(n0 + columns, p->nc);
     struct tile t = {.c_rs = p->c_rs, .c_cs = p->c_cs, .alpha = p->alpha};
     t.accumulate = p->accumulate || !p->first;
-    if (p->kernel->tile.begin)
-        p->kernel->tile.begin(before);
     for (int n = n0; n < n1; n += p->kernel->tile.columns) {
         t.columns = min_int(n1 - n, p->kernel->tile.columns);
         struct side b = b_side(p, &p->s[0], tmp, n, t.columns);
@@ -159,8 +152,49 @@ static void compute_task(void *arg, int task, int thread) {
             k += part;
         } while (t.to_come);
     }
+}
+
+/* A thread's share of the tasks is a band of C along its longer side, so that it reads one of the packed sides where it
+ * packed it itself. */
+static void compute_task(void *arg, int task, int thread) {
+    const struct product *p = arg;
+    uint8_t before[TILE_STATE];
+    int rows = rows_a_task(p);
+    int columns = PANELS_A_TASK * p->kernel->tile.columns;
+    int down = ceil_div(p->mc, rows);
+    int across = ceil_div(p->nc, columns);
+    int by_rows = p->mc > p->nc;
+    int m = (by_rows ? task / across : task % down) * rows;
+    int n = (by_rows ? task % across : task / down) * columns;
+    if (p->kernel->tile.begin)
+        p->kernel->tile.begin(before);
+    compute(p, et_scratch(p->ctx, thread), m, min_int(m + rows, p->mc), n, min_int(n + columns, p->nc));
     if (p->kernel->tile.end)
         p->kernel->tile.end(before);
+}
+
+/* A panel of B, packed and multiplied by all rows. */
+static void panel_task(void *arg, int task, int thread) {
+    struct product p = *(const struct product *)arg;
+    uint8_t before[TILE_STATE];
+    float *scratch = et_scratch(p.ctx, thread);
+    float *panel = scratch + PANEL_AT;
+    int rows = rows_a_task(&p);
+    int first = task * p.kernel->tile.columns;
+    p.n += first;
+    p.nc = min_int(p.nc - first, p.kernel->tile.columns);
+    for (struct segment *s = p.s; s < p.s + SEGMENTS; s++) {
+        s->b_panels = panel;
+        panel = b_panel(s, p.kernel->tile.columns);
+        if (s->kc)
+            p.kernel->packing.b_transposed(&p, s, scratch, 0);
+    }
+    if (p.kernel->tile.begin)
+        p.kernel->tile.begin(before);
+    for (int m = 0; m < p.mc; m += rows)
+        compute(&p, scratch, m, min_int(m + rows, p.mc), 0, p.nc);
+    if (p.kernel->tile.end)
+        p.kernel->tile.end(before);
 }
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
@@ -189,7 +223,7 @@ static float *set_block(struct product *p, int i, int k, int most, float *panels
                   (floats_in_place(s) || (s->format == ET_BF16 && (uintptr_t)s->w % 2 == 0 && !p->s[1].K));
     ptrdiff_t width = panel_floats(s, s->packed);
     s->b_panels = panels;
-    s->a_panels = panels + width * ceil_div(p->nc, kernel->tile.columns) * kernel->tile.columns;
+    s->a_panels = p->alone ? panels : panels + width * ceil_div(p->nc, kernel->tile.columns) * kernel->tile.columns;
     return s->a_panels + width * ceil_div(p->mc, kernel->tile.rows) * kernel->tile.rows;
 }
 
@@ -202,17 +236,34 @@ static int64_t to_pack(const struct product *p) {
     return n;
 }
 
-/* A block of columns and inner elements: all rows. Little is packed by the caller alone, for to wake the others takes
- * as long. */
-static void product_block(struct product *p, int rows, int tasks_across) {
-    p->pack_b = 1;
+/* Little is packed by the caller alone, for to wake the others takes as long. */
+static void pack(struct product *p) {
+    p->slices = to_pack(p) > PACK_ALONE ? SLICES : 1;
+    et_parallel(p->ctx, pack_task, p, p->slices);
+}
+
+/* A block of columns and inner elements: all rows. */
+static void product_block(struct product *p, int rows) {
+    p->pack_b = !p->alone;
     for (p->m = 0; p->m < p->M; p->m += rows) {
         p->mc = min_int(p->M - p->m, rows);
-        p->slices = to_pack(p) > PACK_ALONE ? SLICES : 1;
-        et_parallel(p->ctx, pack_task, p, p->slices);
-        et_parallel(p->ctx, compute_task, p, ceil_div(p->mc, rows_a_task(p)) * tasks_across);
+        pack(p);
+        if (p->alone)
+            et_parallel(p->ctx, panel_task, p, ceil_div(p->nc, p->kernel->tile.columns));
+        else
+            et_parallel(p->ctx, compute_task, p, ceil_div(p->mc, rows_a_task(p)) *
+                                                     ceil_div(p->nc, PANELS_A_TASK * p->kernel->tile.columns));
         p->pack_b = 0;
     }
+}
+
+/* Whether each panel of B is packed by the thread that multiplies it: where it is packed from rows of weights, A is
+ * small, and there are panels enough for the threads. */
+static int is_alone(const struct product *p, int inner) {
+    int panels = ceil_div(p->N, p->kernel->tile.columns);
+    int64_t a = (int64_t)ceil_div(p->M, p->kernel->tile.rows) * p->kernel->tile.rows *
+                (inner * p->kernel->packing.bits / 32 + (p->s[1].K ? LOW_RANK : 0));
+    return p->transposed && a <= ROWS_ALONE && panels >= PANELS_A_THREAD * et_threads(p->ctx);
 }
 
 /* How many rows and columns lie packed at a time. Rows that are quantized are best packed once: for all columns, if
@@ -235,8 +286,12 @@ static void block_sides(const struct product *p, int inner, int *rows, int *colu
 
 static void product(struct product *p, const struct kernel *kernel) {
     p->kernel = kernel;
-    int inner = inner_block(p), rows, columns;
-    block_sides(p, inner, &rows, &columns);
+    int inner = inner_block(p);
+    int rows = p->M;
+    int columns = p->N;
+    p->alone = is_alone(p, inner);
+    if (!p->alone)
+        block_sides(p, inner, &rows, &columns);
     int blocks = ceil_div(p->s[0].K, inner);
     int low = ceil_div(p->s[1].K, LOW_RANK);
     for (p->n = 0; p->n < p->N; p->n += columns) {
@@ -246,7 +301,7 @@ static void product(struct product *p, const struct kernel *kernel) {
             p->first = i == 0;
             float *panels = set_block(p, 0, min_int(i * inner, p->s[0].K), inner, et_shared(p->ctx));
             set_block(p, 1, i < blocks - 1 ? p->s[1].K : (i - blocks + 1) * LOW_RANK, LOW_RANK, panels);
-            product_block(p, rows, ceil_div(p->nc, PANELS_A_TASK * kernel->tile.columns));
+            product_block(p, rows);
         }
     }
 }

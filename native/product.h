@@ -76,6 +76,7 @@ struct product {
     int accumulate, first; /* first: of the blocks along the inner dimension */
     int m, n;              /* where the current block begins, */
     int mc, nc;            /* and its size */
+    int alone;             /* whether each thread packs the panels of B that it multiplies, */
     int pack_b, slices;    /* whether this pass packs the weights, and in how many tasks */
 };
 

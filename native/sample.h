@@ -31,47 +31,68 @@ static inline vec gumbel(uvec bits) {
     return -vec_log(e);
 }
 
-/* The sums of a row's block, under the maximum `base`, and its highest noisy value. */
-static void sample_row(const struct sample_args *a, struct sample_state *s, const float *z, int row, float base) {
+/* Whether an entry of a row might be drawn yet, by the bits of its noise and exp((z - base) / temperature): gumbel(bits)
+ * is at most -log(rest), and this above best - z / temperature just where rest < exp(z / temperature - best). Nearly
+ * none is, so that nearly no noise is made. above: exp(base / temperature - best), and a little more for rounding. */
+static inline ivec may_win(uvec bits, vec e, float above) {
+    return (ivec)(__builtin_convertvector((ivec)(bits >> 1), vec) * 0x1p-31f < e * above);
+}
+
+static float above_best(float base, float best) { return expf(base - best) * 1.001f; }
+
+/* The sums of a row's block, under the maximum `base`, and its highest noisy value. is_one: the temperature. */
+INLINE void sample_row(const struct sample_args *a, struct sample_state *s, const float *z, int row, float base,
+                       const int is_one) {
     const uint64_t key = (uint64_t)(uint32_t)a->key[2 * row] | (uint64_t)(uint32_t)a->key[2 * row + 1] << 32;
     const vec limit = splat(a->limit ? a->limit[row] : -INFINITY);
-    vec best = splat(-INFINITY);
-    ivec place = {0};
+    float above = above_best(base * a->heat, s->best);
+    double total = 0.0;
     ivec lane = {0};
     for (int l = 0; l < VL; l++)
         lane[l] = l;
     for (int begin = 0; begin < a->n; begin += RUN) {
         vec sum = {0};
+        vec hot = {0};
         for (int i = begin; i < min_int(begin + RUN, a->n); i += VL) {
-            ivec drawn = lane < a->n - i;
+            ivec there = lane < a->n - i;
             vec x = vload_part(z + i, a->n - i);
-            drawn &= x >= limit;
-            sum += blend(drawn, vec_exp((x - base) * a->heat), splat(0.0f));
-            vec noisy = blend(drawn, x * a->heat + gumbel(random_bits(key, (uint32_t)(a->first + i))),
-                              splat(-INFINITY));
-            place = (ivec)blend(noisy > best, (vec)(lane + i), (vec)place);
-            best = blend(noisy > best, noisy, best);
+            ivec drawn = there & (x >= limit);
+            vec e = vec_exp(x - base);
+            vec e_hot = blend(drawn, is_one ? e : vec_exp((x - base) * a->heat), splat(0.0f));
+            sum += blend(there, e, splat(0.0f));
+            hot += e_hot;
+            uvec bits = random_bits(key, (uint32_t)(a->first + i));
+            if (!lanes_any(may_win(bits, e_hot, above)))
+                continue;
+            vec noisy = blend(drawn, x * a->heat + gumbel(bits), splat(-INFINITY));
+            for (int l = 0; l < VL; l++)
+                if (noisy[l] > s->best) {
+                    s->best = noisy[l];
+                    s->logit = z[i + l];
+                    a->token[row] = a->first + i + l;
+                }
+            above = above_best(base * a->heat, s->best);
         }
-        s->hot += lanes_sum(sum);
+        total += lanes_sum(sum);
+        s->hot += lanes_sum(hot);
     }
-    for (int l = 0; l < VL; l++)
-        if (best[l] > s->best) {
-            s->best = best[l];
-            s->logit = z[place[l]];
-            a->token[row] = a->first + place[l];
-        }
+    s->sum = (float)(s->sum + total);
 }
 
-/* Brings the maximum and the sum of all on; returns the maximum as what to subtract. */
-static float bring_on(struct sample_state *s, float *z, int n, float heat) {
+/* Brings the maximum on, and the sums so far under it; returns it as what to subtract. */
+static float bring_on(struct sample_state *s, const float *z, int n, float heat) {
     float most = row_max(z, n);
     float max = most > s->max ? most : s->max;
     float base = max == -INFINITY ? 0.0f : max;
     float before = s->max == -INFINITY ? -INFINITY : s->max - base;
-    s->sum = (float)(s->sum * expf(before) + row_exp((et_array){NULL, ET_F32}, z, base, n, 0));
+    s->sum *= expf(before);
     s->hot *= heat ? expf(before * heat) : 0.0f;
     s->max = max;
     return base;
+}
+
+static void add_exp(struct sample_state *s, float *z, float base, int n) {
+    s->sum = (float)(s->sum + row_exp((et_array){NULL, ET_F32}, z, base, n, 0));
 }
 
 static void sample_task(void *arg, int row, int thread) {
@@ -80,9 +101,13 @@ static void sample_task(void *arg, int row, int thread) {
     struct sample_state *s = &a->state[row];
     float *z = a->logits + (ptrdiff_t)row * a->n;
     float base = bring_on(s, z, a->n, a->heat);
-    if (a->heat)
-        sample_row(a, s, z, row, base);
-    else if (s->max > s->best) {
+    if (a->heat == 1.0f)
+        sample_row(a, s, z, row, base, 1);
+    else if (a->heat != 0)
+        sample_row(a, s, z, row, base, 0);
+    else
+        add_exp(s, z, base, a->n);
+    if (a->heat == 0 && s->max > s->best) {
         s->best = s->logit = s->max;
         a->token[row] = a->first + row_best(z, s->max, a->n);
     }
@@ -106,7 +131,7 @@ static void top_task(void *arg, int row, int thread) {
     const struct sample_args *a = arg;
     float *z = a->logits + (ptrdiff_t)row * a->n;
     float *top = a->top + (ptrdiff_t)row * a->M;
-    bring_on(&a->state[row], z, a->n, 0.0f);
+    add_exp(&a->state[row], z, bring_on(&a->state[row], z, a->n, 0.0f), a->n);
     for (int begin = 0; begin < a->n; begin += RUN) {
         int end = min_int(begin + RUN, a->n);
         if (row_max(z + begin, end - begin) > top[0])

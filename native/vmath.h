@@ -52,6 +52,18 @@ static inline float lanes_max(vec x) {
     return lanes[0];
 }
 
+/* Whether a mask is set anywhere. */
+static inline int lanes_any(ivec mask) {
+#ifdef __AVX512F__
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+    int32_t set = 0;
+    for (int i = 0; i < VL; i++)
+        set |= mask[i];
+    return set != 0;
+#endif
+}
+
 /* sum of a * b over n values */
 static inline float dot(const float *a, const float *b, int64_t n) {
     vec sum = {0};
