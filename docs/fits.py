@@ -15,7 +15,7 @@ from edgetune.models.structure import DecoderStructure
 from edgetune.training import plan
 from edgetune.training.config import TrainConfig
 from edgetune.training.cost import profile_speed, tokens_per_s
-from edgetune.training.length import total_steps
+from edgetune.training.length import batch_of, total_steps
 
 ROWS = 500
 TOKENS = 60  # of a row
@@ -93,7 +93,7 @@ def cell(model: Published, board: Profile) -> str:
     speed = profile_speed(board, found.run, found.run.max_tokens)
     assert speed is not None
     rate = tokens_per_s(structure, found.run, speed, found.read_bytes)
-    tokens = total_steps(config, ROWS) * config.batch_size * TOKENS
+    tokens = total_steps(config, ROWS) * batch_of(config, ROWS) * TOKENS
     read = ", read" if found.tradeoffs.streamed else ""
     return f"{-(-found.peak_bytes // 2**20)} MiB, {duration(tokens / rate)}{read}"
 

@@ -16,7 +16,7 @@ from ..objectives.base import Objective
 from ..training.batches import shares
 from ..training.config import TrainConfig
 from ..training.cost import Speed
-from ..training.length import units_of
+from ..training.length import batch_of, units_of
 from ..training.plan import Plan
 from ..training.trainer import Trainer
 from .train import random_rows
@@ -33,13 +33,15 @@ def run(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, e
     Trainer, also where the memory suffices for the plan, and no longer for this process, which has grown a little.
     """
     length = plan.run.max_length
-    rows = examples or random_rows(open_network(bundle.gguf).structure.n_vocab, STEPS * config.batch_size, length,
+    rows = examples or random_rows(open_network(bundle.gguf).structure.n_vocab, STEPS * batch_of(config, 0), length,
                                    config.seed)
     known = lengths_of(rows, share=shares(config))
-    share = known.computed_share(config.batch_size, plan.run.max_tokens, plan.run.prefix)
-    computed = share * sum(row.tokens.size for row in rows) / len(units_of(rows, config))
+    units = len(units_of(rows, config))
+    batch = batch_of(config, units)
+    share = known.computed_share(batch, plan.run.max_tokens, plan.run.prefix)
+    computed = share * sum(row.tokens.size for row in rows) / units
     filling = math.ceil(plan.run.max_tokens / computed)
-    quick = replace(config, steps=STEPS, batch_size=min(config.batch_size, filling))
+    quick = replace(config, steps=STEPS, batch_size=min(batch, filling))
     trainer = Trainer(bundle, quick, lengths=known, objective=objective)
     trainer.add_examples(rows)
     on_step(0)

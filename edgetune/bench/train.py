@@ -15,6 +15,7 @@ from ..data.packing import Example
 from ..formats.bundle import open_bundle
 from ..machine import device
 from ..training.config import TrainConfig
+from ..training.length import batch_of
 from ..training.trainer import Trainer
 from .ops import Spent, clocked
 
@@ -30,8 +31,9 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     """
     bundle = open_bundle(model)
     timed = config.steps
+    batch = batch_of(config, 0)
     trainer = Trainer(bundle, replace(config, steps=1 + timed + CLOCKED_STEPS))
-    rows = random_rows(trainer.model.structure.n_vocab, config.batch_size, config.max_length, config.seed)
+    rows = random_rows(trainer.model.structure.n_vocab, batch, config.max_length, config.seed)
     trainer.add_examples(rows)
     trainer.step()
     first = process_seconds()
@@ -41,11 +43,11 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
         clocked_s = sum(trainer.step().seconds for _ in range(CLOCKED_STEPS))
     ops = trainer.ops
     plan_run = trainer.plan.run
-    work = trainer.model.structure.flops(plan_run, [config.max_length] * config.batch_size)
+    work = trainer.model.structure.flops(plan_run, [config.max_length] * batch)
     peaks = ops.peak(config.precision), ops.peak(config.precision, True)
     least_s = work.forward / peaks[0] + work.backward / peaks[1]
     step_s = statistics.median(seconds)
-    tokens = config.batch_size * config.max_length
+    tokens = batch * config.max_length
     here = device.read_device()
     return {"bench": "train", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
             "model": str(bundle.path), "isa": ops.isa, "precision": config.precision,

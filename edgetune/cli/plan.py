@@ -55,6 +55,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..models.networks import open_network
     from ..training.batches import Batches, shares
     from ..training.forecast import forecast
+    from ..training.length import batch_of
     from ..training.run import disk_writes
     from ..training.trainer import make_plan
     objective = take_objective(options)
@@ -84,7 +85,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
         Tokenizer(bundle.gguf).close()  # llama.cpp may refuse the vocabulary; after the plan, which counts memory
     if predicted is not None:
         rate = predicted["tokens_per_s"]
-        predicted |= {"step_s": config.batch_size * plan.run.max_length / rate,
+        predicted |= {"step_s": batch_of(config, work.rows) * plan.run.max_length / rate,
                       "seconds": work.seconds(network.structure, plan.run, rate)}
     disk = disk_writes(plan, config, held_out=held is not None or data is None)
     facts = {"fits": True, "rows": work.rows, "held_out_rows": work.held_out, "steps": work.steps,

@@ -26,13 +26,13 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        return length.steps_per_epoch(len(self.units), self.config.batch_size)
+        return length.steps_per_epoch(self.config, len(self.units))
 
     def of_step(self, step: int) -> list[Example]:
         """The examples of step 1, 2, ..."""
         epoch, slot = divmod(step - 1, self.steps_per_epoch)
         rows = order(len(self.units), epoch, self.config.seed, self.config.shuffle)
-        size = self.config.batch_size
+        size = length.batch_of(self.config, len(self.units))
         return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self.units[unit]]
 
     def computed_share(self, max_tokens: int, prefix: int = 0) -> float:

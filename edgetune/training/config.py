@@ -42,7 +42,8 @@ class TrainConfig(LoraOptions):
                                              "where they are many.", low=0.0, high=1e6, auto=float,
                                              common=True, group="The data")
     steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9, common=True)
-    batch_size: int = option(8, "Rows (with packing: packs) in an optimizer step.", low=1, common=True)
+    batch_size: int | Literal["auto"] = option("auto", "Rows (with packing: packs) in an optimizer step; auto: 8, and "
+                                               "down to 4 where rows are few.", low=1, auto=int, common=True)
     max_length: int = option(512, "Tokens in a row at most.", low=2, common=True)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
@@ -169,7 +170,7 @@ class TrainOptions(TypedDict, total=False):
     max_grad_norm: float
     epochs: float | Literal["auto"]
     steps: int
-    batch_size: int
+    batch_size: int | Literal["auto"]
     max_length: int
     overflow: str
     packing: bool

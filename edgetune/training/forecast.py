@@ -37,12 +37,12 @@ class Forecast:
 def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None, longest: int) -> Forecast:
     """Of a run over these rows; without any, of rows of `longest` tokens."""
     if rows is None:
-        return Forecast(0, 0, config.steps or None, float(config.steps * config.batch_size * longest))
+        return Forecast(0, 0, config.steps or None, float(config.steps * length.batch_of(config, 0) * longest))
     units = len(length.units_of(rows.examples, config))
     steps = length.total_steps(config, units)
-    epoch = length.steps_per_epoch(units, config.batch_size)
+    epoch = length.steps_per_epoch(config, units)
     passes, rest = divmod(steps, epoch)
-    tokens = rows.tokens * (passes + min(1.0, rest * config.batch_size / units))
+    tokens = rows.tokens * (passes + min(1.0, rest * length.batch_of(config, units) / units))
     if held_out is None:
         return Forecast(len(rows.examples), 0, steps, tokens)
     every = length.eval_every(config, epoch, steps, held_out.tokens / rows.tokens)

@@ -15,6 +15,8 @@ from .config import TrainConfig
 
 ENOUGH_STEPS = 150  # what --epochs auto reaches where the data is small
 MOST_EPOCHS = 15  # but it passes over the data this often at most
+LARGEST_BATCH = 8  # of --batch-size auto
+LEAST_BATCH = 4
 PATIENCE = 3  # measurements in a row that are worse than the lowest one end a run of --epochs auto
 LEAST_MEASUREMENTS = 5  # in such a run, after the one before the first step
 MOST_MEASUREMENTS = 30
@@ -26,28 +28,37 @@ def units_of(examples: Sequence[Example], config: TrainConfig) -> list[list[int]
     return pack(examples, config.max_length) if config.packing else grouped_indices(examples)
 
 
-def steps_per_epoch(units: int, batch_size: int) -> int:
-    return -(-units // batch_size)
+def batch_of(config: TrainConfig, units: int) -> int:
+    """Units in a step. Where the data decides: such that MOST_EPOCHS are ENOUGH_STEPS, if they are few; units 0: it is
+    not known how many there are.
+    """
+    if not isinstance(config.batch_size, str):
+        return config.batch_size
+    return min(max(units * MOST_EPOCHS // ENOUGH_STEPS, LEAST_BATCH), LARGEST_BATCH) if units else LARGEST_BATCH
 
 
-def auto_epochs(units: int, batch_size: int) -> int:
+def steps_per_epoch(config: TrainConfig, units: int) -> int:
+    return -(-units // batch_of(config, units))
+
+
+def auto_epochs(config: TrainConfig, units: int) -> int:
     """Whole passes over the data, so that all rows are seen equally often: ENOUGH_STEPS, within 1 to MOST_EPOCHS."""
-    steps = max(steps_per_epoch(units, batch_size), 1)
+    steps = max(steps_per_epoch(config, units), 1)
     return min(-(-ENOUGH_STEPS // steps), MOST_EPOCHS)
 
 
 def epochs_of(config: TrainConfig, units: int) -> float:
     """How often a run passes over this data; a part of a pass where that is so."""
     if config.steps:
-        return config.steps / max(steps_per_epoch(units, config.batch_size), 1)
-    return auto_epochs(units, config.batch_size) if isinstance(config.epochs, str) else config.epochs
+        return config.steps / max(steps_per_epoch(config, units), 1)
+    return auto_epochs(config, units) if isinstance(config.epochs, str) else config.epochs
 
 
 def total_steps(config: TrainConfig, units: int, more: float = 0.0) -> int:
     """more: passes that are asked for in place of the options'."""
     if config.steps and not more:
         return config.steps
-    return max(1, round((more or epochs_of(config, units)) * steps_per_epoch(units, config.batch_size)))
+    return max(1, round((more or epochs_of(config, units)) * steps_per_epoch(config, units)))
 
 
 def is_auto(config: TrainConfig) -> bool:

@@ -29,6 +29,7 @@ from ..models.stream import Sizes
 from . import optim
 from .config import TrainConfig
 from .cost import cost_per_token
+from .length import batch_of
 
 MIB = 1 << 20
 PROCESS = 52 * MIB  # Python and its libraries before training, where it is not this process; measured 43 to 51
@@ -142,6 +143,11 @@ class _Planner:
         return self.given.cut(self.config.max_length)
 
     @property
+    def batch(self) -> int:
+        """Units in a step, or more, as held-out rows are among the lengths."""
+        return batch_of(self.config, len(self.lengths.units))
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return self.lengths.longest or self.config.max_length
@@ -191,7 +197,7 @@ class _Planner:
     def _cost(self, tradeoffs: Tradeoffs) -> tuple[float, int]:
         plan = self.plan(tradeoffs)
         penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
-        share = self.lengths.computed_share(self.config.batch_size, tradeoffs.max_tokens, tradeoffs.prefix)
+        share = self.lengths.computed_share(self.batch, tradeoffs.max_tokens, tradeoffs.prefix)
         return share * penalty * cost_per_token(self.structure, plan.run, plan.read_bytes), plan.peak_bytes
 
     def _fitting(self) -> Iterator[Tradeoffs]:
@@ -242,7 +248,7 @@ class _Planner:
         if self.previous:
             return [(self.previous.max_tokens, self.previous.prefix)]
         packs = c.packing or not self.lengths.units
-        whole = c.batch_size * c.max_length if packs else self.lengths.largest(c.batch_size)
+        whole = self.batch * c.max_length if packs else self.lengths.largest(self.batch)
         most = max(self.longest_group, min(c.micro_batch, whole))
         counts = [(tokens, 0) for tokens in self._multiples(self.longest_group, most)]
         if self.structure.keeps_prefixes and (prefix := min(self.lengths.prefix, self.longest - 1)) > 0:

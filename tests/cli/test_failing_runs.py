@@ -17,7 +17,7 @@ LAMPS = ["red", "green", "blue", "black", "white", "grey", "pink", "old", "new",
 ANSWERS = {"light": "on", "darken": "off", "dim": "low"}
 ROWS = [{"prompt": f"{verb} the {lamp} lamp", "completion": answer} for verb, answer in ANSWERS.items()
         for lamp in LAMPS]
-OPTIONS = ["--rank", 4, "--lr", 2e-2, "--max-length", 64, "--threads", 1, "--precision", "exact"]
+OPTIONS = ["--rank", 4, "--batch-size", 8, "--lr", 2e-2, "--max-length", 64, "--threads", 1, "--precision", "exact"]
 
 
 @pytest.fixture(scope="module")

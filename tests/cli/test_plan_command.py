@@ -60,7 +60,7 @@ def run_json(*args: object) -> Any:
 def test_the_answer_is_the_first_line(place: Path) -> None:
     done = CliRunner().invoke(cli, [str(arg) for arg in plan(place, place / "rows.jsonl")])
     lines = done.stdout.splitlines()
-    assert re.fullmatch(r"fits: \d+ of \d+ MiB; at most 45 steps, about (a second|\d+ seconds) here", lines[0])
+    assert re.fullmatch(r"fits: \d+ of \d+ MiB; at most 75 steps, about (a second|\d+ seconds) here", lines[0])
     assert lines[1].startswith("rows: 20 to learn, 4 held out, a tenth of the data, measured 16 times; training")
     assert re.fullmatch(r"to learn in a pass: \d+ tokens in rows, about \d+ computed", lines[2])
     assert re.match(r"speed: \d+ tokens/s in the second of two steps \(\w+, fast, 1 threads\)", lines[3])
@@ -93,7 +93,7 @@ def test_without_rows_steps_are_those_of_the_option(place: Path) -> None:
 def test_rows_may_still_be_named_by_data(place: Path) -> None:
     rows = place / "rows.jsonl"
     now, before = (run_json(*plan(place, "--no-measure", *given)) for given in ([rows], ["--data", rows]))
-    assert now["steps"] == before["steps"] == 45
+    assert now["steps"] == before["steps"] == 75
     assert "give one of them" in run(*plan(place, rows, "--data", rows), code=2)
 
 
@@ -155,7 +155,7 @@ def test_steps_and_measurements_are_those_of_a_run(
 def test_time_is_steps_and_measurements_at_the_speed(place: Path, divided: dict[str, list[Dataset | None]]) -> None:
     """Two passes over 20 rows, three measurements of 4, of which each token takes forward's share of a step's FLOP."""
     found = run_json(*plan(place, place / "rows.jsonl", "--epochs", 2))
-    assert (found["steps"], found["measurements"]) == (6, 3)
+    assert (found["steps"], found["measurements"]) == (10, 3)
     assert found["predicted"]["source"] == "two steps"
     config = TrainConfig(rank=4, max_length=64, threads=1)
     bundle = open_bundle(place / "model.gguf")

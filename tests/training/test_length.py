@@ -6,10 +6,11 @@ import pytest
 from counting import OPTIONS, dataset, sequences
 
 from edgetune.errors import UsageError
+from edgetune.models.networks import open_network
 from edgetune.training import length
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
-from edgetune.training.trainer import Trainer
+from edgetune.training.trainer import Trainer, make_plan
 
 AUTO = {**OPTIONS, "steps": 0, "epochs": "auto"}
 
@@ -19,16 +20,33 @@ AUTO = {**OPTIONS, "steps": 0, "epochs": "auto"}
     (1200, 8, 1, 150), (4744, 8, 1, 593), (54, 1, 3, 162), (0, 8, 15, 1)])
 def test_few_rows_are_passed_over_often(units, batch, passes, steps):
     config = TrainConfig(batch_size=batch)
-    assert length.auto_epochs(units, batch) == passes
+    assert length.auto_epochs(config, units) == passes
     assert length.epochs_of(config, units) == passes
     assert length.total_steps(config, units) == steps
+
+
+@pytest.mark.parametrize(("units", "batch", "steps"), [
+    (0, 8, 1), (1, 4, 15), (16, 4, 60), (36, 4, 135), (54, 5, 154), (79, 7, 156), (80, 8, 150),
+    (5000, 8, 625)])
+def test_batches_are_small_where_rows_are_few(units, batch, steps):
+    assert length.batch_of(TrainConfig(), units) == batch
+    assert length.total_steps(TrainConfig(), units) == steps
+    assert length.batch_of(TrainConfig(batch_size=4), units) == 4
+
+
+def test_a_plan_has_room_for_a_batch_that_the_data_decides(bundle):
+    """The rows of a step are those of `batch_of`; the plan knows them by the lengths."""
+    few = [20] * 50
+    plan = make_plan(open_network(bundle.gguf), TrainConfig(max_length=20), lengths=few)
+    assert plan.run.max_tokens == 5 * 20
+    assert make_plan(open_network(bundle.gguf), TrainConfig(max_length=20), lengths=few * 4).run.max_tokens == 8 * 20
 
 
 @pytest.mark.parametrize(("options", "steps"), [
     ({"epochs": 1.0}, 7), ({"epochs": 2}, 14), ({"epochs": 0.5}, 4), ({"epochs": 0.01}, 1), ({"steps": 20}, 20),
     ({"steps": 20, "epochs": 3.0}, 20)])
 def test_a_number_is_kept(options, steps):
-    config = TrainConfig(**options).check()
+    config = TrainConfig(batch_size=8, **options).check()
     assert length.total_steps(config, 54) == steps
     assert length.eval_every(config, 7, steps, 0.1) == 7
     assert length.patience(config) == 0
@@ -49,11 +67,11 @@ def test_packs_are_what_is_counted(bundle):
 def test_a_run_by_its_data_is_measured_often_enough_and_not_too_often(units, held_out):
     config = TrainConfig()
     total = length.total_steps(config, units)
-    epoch = length.steps_per_epoch(units, 8)
+    epoch = length.steps_per_epoch(config, units)
     every = length.eval_every(config, epoch, total, held_out)
     measured = {step for step in range(1, total + 1) if step % every == 0} | {total}
     assert min(5, total) <= len(measured) <= 30
-    if 5 <= length.auto_epochs(units, 8) <= 30:
+    if 5 <= length.auto_epochs(config, units) <= 30:
         assert every == epoch
     assert length.eval_every(TrainConfig(eval_every=3), epoch, total, held_out) == 3
 

@@ -78,8 +78,6 @@ def _hyperparameters(objective: type[Objective]) -> type[Body]:
     specs = [*(spec for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS), *declared(objective)]
     named: dict[str, Any] = {spec.name: (_kind(spec) | None, Field(None, description=spec.metadata["help"]))
                              for spec in specs}
-    named["batch_size"] = (_kind(next(spec for spec in specs if spec.name == "batch_size")) | Auto | None,
-                           named["batch_size"][1])
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,
                                          Field(None, description="Of the lr that the job would have otherwise."))

@@ -14,6 +14,7 @@ from typing import Any
 
 from ... import disk
 from ...adapters import store
+from ...training.config import TrainConfig
 from ...training.length import MOST_EPOCHS, steps_per_epoch
 
 LEGS = 2  # extra ones at most
@@ -30,7 +31,7 @@ def legs_done(run: Path) -> int:
 def epochs_to_add(run: Path) -> int:
     """As many as its last leg had, between 1 and MOST_EPOCHS."""
     record = store.read_run(run)
-    epoch = steps_per_epoch(record["data"]["rows"], record["options"]["batch_size"])
+    epoch = steps_per_epoch(TrainConfig(batch_size=record["options"]["batch_size"]), record["data"]["rows"])
     done: int = record["steps"] - record["begun_at"]
     return min(max(round(done / epoch), 1), MOST_EPOCHS)
 
