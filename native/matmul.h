@@ -14,12 +14,15 @@
  * narrow that a side is used but once, floats. Edges that a tile would read past are packed all the same.
  */
 
-#define PANELS_A_TASK 2         /* of B, when computing */
-#define SLICES 16             /* tasks of a pass that packs, */
-#define PANELS_A_THREAD 3     /* at least, where each is one task: else threads would wait for the last one */
-#define ROWS_ALONE (256 * 1024) /* floats of A at most, so that they stay in a core's cache meanwhile */
-#define PANEL_AT (32 * 1024)  /* of a thread's scratch: what is before is for packing and sums */
-#define PACK_ALONE 16384          /* unless it has no more elements than this */
+#define PANELS_A_TASK 2 /* of B, when computing */
+#define SLICES 16 /* tasks of a pass that packs, */
+#define PACK_ALONE 16384 /* unless it has no more elements than this */
+/* Where each panel of B is a task: floats of A at most, so that they stay in a core's cache meanwhile; panels at least,
+ * or threads would wait for the last one; and where in a thread's scratch it lies, behind work space for packing and
+ * sums. */
+#define ROWS_ALONE (256 * 1024)
+#define PANELS_A_THREAD 3
+#define PANEL_AT (32 * 1024)
 
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");

@@ -95,6 +95,15 @@ static void add_exp(struct sample_state *s, float *z, float base, int n) {
     s->sum = (float)(s->sum + row_exp((et_array){NULL, ET_F32}, z, base, n, 0));
 }
 
+/* The highest logit of a row's block, if it is that of all so far. */
+static void take_highest(const struct sample_args *a, struct sample_state *s, float *z, int row, float base) {
+    add_exp(s, z, base, a->n);
+    if (s->max > s->best) {
+        s->best = s->logit = s->max;
+        a->token[row] = a->first + row_best(z, s->max, a->n);
+    }
+}
+
 static void sample_task(void *arg, int row, int thread) {
     (void)thread;
     const struct sample_args *a = arg;
@@ -106,11 +115,7 @@ static void sample_task(void *arg, int row, int thread) {
     else if (a->heat != 0)
         sample_row(a, s, z, row, base, 0);
     else
-        add_exp(s, z, base, a->n);
-    if (a->heat == 0 && s->max > s->best) {
-        s->best = s->logit = s->max;
-        a->token[row] = a->first + row_best(z, s->max, a->n);
-    }
+        take_highest(a, s, z, row, base);
 }
 
 /* Puts x where the lowest of a heap [M] was, and brings the lowest to the front again. */
