@@ -181,7 +181,7 @@ def prepare(args: argparse.Namespace) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(args.model.parent, gguf_file=args.model.name,
                                                           dtype=torch.float32)
         model.hf_quantizer = None  # nothing is quantized any more, which transformers would not believe
-        del model.config.quantization_config
+        vars(model.config).pop("quantization_config", None)
         for dtype in (torch.float32, torch.bfloat16):
             model.to(dtype).save_pretrained(args.folder / str(dtype).removeprefix("torch."))
 
