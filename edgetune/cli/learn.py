@@ -154,8 +154,8 @@ def finish(as_json: bool, result: Result, model: Path) -> None:
 def result_lines(result: Result) -> list[Any]:
     """What became of a run: its cost, three questions with their answers, its scores and the verdict."""
     from ..console import duration, pair_lines
-    return [f"{result.steps} steps in {duration(result.seconds)}, peak memory "
-            f"{result.record['peak_rss_mib']:.0f} MiB", *pair_lines(result.pairs, out),
+    peak = f"{result.record['peak_rss_mib']:.0f} MiB{' with the answers' if result.pairs else ''}"
+    return [f"{result.steps} steps in {duration(result.seconds)}, peak memory {peak}", *pair_lines(result.pairs, out),
             *([""] if result.pairs else []), *(f"{what} {before} -> {after}" for what, before, after in result.facts()),
             result.verdict]
 
