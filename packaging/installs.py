@@ -71,13 +71,17 @@ class Trial:
                    "--variant=minbase", f"--include={INCLUDE}",
                    *(["--components=main,universe"] if self.title.startswith("Ubuntu") else []), self.suite, str(new),
                    *([os.environ["MIRROR"]] if "MIRROR" in os.environ else [])])
-        for package in [] if native else sorted((new / "var/cache/apt/archives").glob("*.deb")):
+        if not native:
+            self._unpack(new)
+        new.rename(self.root)
+
+    def _unpack(self, new: Path) -> None:
+        """The downloaded packages, and the certificates that pip reads, which configuring would have made."""
+        for package in sorted((new / "var/cache/apt/archives").glob("*.deb")):
             self._run(["/bin/sh", "-ec",
                        f"dpkg-deb --fsys-tarfile {package} | tar --keep-directory-symlink -xf - -C {new}"])
-        if not native:  # what pip reads, and ca-certificates would make
-            self._run(["/bin/sh", "-ec", f"mkdir -p {new}/etc/ssl/certs; cat {new}/usr/share/ca-certificates/*/*.crt "
-                       f"> {new}/etc/ssl/certs/ca-certificates.crt"])
-        new.rename(self.root)
+        self._run(["/bin/sh", "-ec", f"mkdir -p {new}/etc/ssl/certs; cat {new}/usr/share/ca-certificates/*/*.crt "
+                   f"> {new}/etc/ssl/certs/ca-certificates.crt"])
 
     def clear(self) -> None:
         shutil.rmtree(self.written, ignore_errors=True)

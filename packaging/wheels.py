@@ -35,8 +35,9 @@ class Python:
         if not (Path(self.include) / "Python.h").exists():
             sys.exit(f"{name} has no {self.include}/Python.h: install its headers")
 
-    def debians(self, machine: str) -> Path:
-        """A folder to search, where Debian's headers find this machine's under the other's name too."""
+    def multiarch(self, machine: str) -> Path:
+        """A folder to search: Debian's headers include one of the machine's own name, for which this machine's serves.
+        """
         folder = TOP / "build" / "wheels" / "include"
         include = Path(self.include)
         ours = include.parent / f"{this_machine()}-linux-gnu" / include.name / "pyconfig.h"
@@ -60,7 +61,7 @@ def compiled(python: Python, machine: str, jobs: int) -> Path:
     run("cmake", "-S", "native", "-B", build, "-G", "Unix Makefiles", "-DET_WERROR=ON", "-DCMAKE_SYSTEM_NAME=Linux",
         f"-DCMAKE_SYSTEM_PROCESSOR={machine}", f"-DCMAKE_C_COMPILER={COMPILERS[machine]}",
         f"-DPython_EXECUTABLE={python.executable}", f"-DPython_INCLUDE_DIR={python.include}",
-        f"-DCMAKE_C_FLAGS=-I{python.debians(machine)}")
+        f"-DCMAKE_C_FLAGS=-I{python.multiarch(machine)}")
     run("cmake", "--build", build, "--parallel", jobs)
     (found,) = build.glob("_native*.so")
     return found

@@ -33,13 +33,11 @@ def run(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, e
     Trainer, also where the memory suffices for the plan, and no longer for this process, which has grown a little.
     """
     length = plan.run.max_length
-    rows = examples or random_rows(open_network(bundle.gguf).structure.n_vocab, STEPS * batch_of(config, 0), length,
-                                   config.seed)
+    batch = batch_of(config, len(units_of(examples, config)))
+    rows = examples or random_rows(open_network(bundle.gguf).structure.n_vocab, STEPS * batch, length, config.seed)
     known = lengths_of(rows, share=shares(config))
-    units = len(units_of(rows, config))
-    batch = batch_of(config, units)
     share = known.computed_share(batch, plan.run.max_tokens, plan.run.prefix)
-    computed = share * sum(row.tokens.size for row in rows) / units
+    computed = share * sum(row.tokens.size for row in rows) / len(units_of(rows, config))
     filling = math.ceil(plan.run.max_tokens / computed)
     quick = replace(config, steps=STEPS, batch_size=min(batch, filling))
     trainer = Trainer(bundle, quick, lengths=known, objective=objective)

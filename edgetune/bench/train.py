@@ -32,7 +32,7 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     bundle = open_bundle(model)
     timed = config.steps
     batch = batch_of(config, 0)
-    trainer = Trainer(bundle, replace(config, steps=1 + timed + CLOCKED_STEPS))
+    trainer = Trainer(bundle, replace(config, batch_size=batch, steps=1 + timed + CLOCKED_STEPS))
     rows = random_rows(trainer.model.structure.n_vocab, batch, config.max_length, config.seed)
     trainer.add_examples(rows)
     trainer.step()

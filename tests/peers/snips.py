@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 SYSTEM = "Extract the intent and slots as JSON."
+Row = tuple[np.ndarray, np.ndarray]  # token ids [n], weight of predicting each [n]
 
 
 def model_path() -> Path:
@@ -68,22 +69,25 @@ def run_edgetune(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def run_peft(args: argparse.Namespace) -> dict[str, Any]:
-    import psutil
+def padded(batch: list[Row]) -> dict[str, Any]:
+    """What transformers takes; without attention_mask where nothing is padded, for the faster attention."""
     import torch
-    from peft import LoraConfig, get_peft_model
-    from torch.nn.functional import cross_entropy
-    from transformers import AutoModelForCausalLM
+    width = max(ids.size for ids, _ in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for i, (row, weights) in enumerate(batch):
+        ids[i, :row.size] = torch.from_numpy(row.astype(np.int64))
+        mask[i, :row.size] = 1
+        labels[i, :row.size] = torch.from_numpy(np.where(weights > 0, row, -100).astype(np.int64))
+    return {"input_ids": ids, "labels": labels} | ({} if bool(mask.all()) else {"attention_mask": mask})
+
+
+def start_alike(weights: dict[str, Any]) -> None:
+    """PEFT's adapter begins with the numbers of ours."""
+    import torch
 
     from edgetune.adapters.lora import init_pairs
-    from edgetune.training.config import TARGETS
-    from edgetune.training.optim import learning_rate
-    config, train, dev = load(args)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    path = model_path()
-    base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, args.dtype))
-    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=list(TARGETS), lora_dropout=0.0))
-    weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
     ours = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
             "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
     for name, p in weights.items():
@@ -93,19 +97,30 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
             gguf_name = f"blk.{block}.{ours[target]}"
             a = init_pairs({gguf_name: (1, p.shape[1])}, 8, 2.0, 0)[gguf_name].a
             p.data.copy_(torch.from_numpy(a))
+
+
+def run_peft(args: argparse.Namespace) -> dict[str, Any]:
+    import psutil
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    from edgetune.training.config import TARGETS
+    from edgetune.training.optim import learning_rate
+    config, train, dev = load(args)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    path = model_path()
+    base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, args.dtype))
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=list(TARGETS), lora_dropout=0.0))
+    weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    start_alike(weights)
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
 
     def loss_of(examples: Any) -> tuple[Any, int]:
-        width = max(e.tokens.size for e in examples)
-        ids = torch.zeros(len(examples), width, dtype=torch.long)
-        mask = torch.zeros(len(examples), width, dtype=torch.long)
-        labels = torch.full((len(examples), width), -100, dtype=torch.long)
-        for i, e in enumerate(examples):
-            n = e.tokens.size
-            ids[i, :n] = torch.from_numpy(e.tokens.astype(np.int64))
-            mask[i, :n] = 1
-            labels[i, :n] = torch.from_numpy(np.where(e.weights > 0, e.tokens, -100).astype(np.int64))
-        logits = model(input_ids=ids, attention_mask=mask).logits
+        inputs = padded([(e.tokens, e.weights) for e in examples])
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
         return loss, int((labels[:, 1:] != -100).sum())
 

@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from snips import SYSTEM, model_path
+from snips import SYSTEM, Row, model_path, padded
 
 PEERS = ("peft-fp32", "peft-bf16", "peft-bf16-compile", "peft-nf4")
 FORMATS = {"Q8_0": 7, "Q4_K_M": 15, "F16": 1}  # llama.cpp's llama_ftype
@@ -39,7 +39,6 @@ WARM = 2  # steps of a process that are not counted
 ROWS = 96  # of Snips, and behind an instruction
 OF_ROWS = ("snips", "instruction")  # shapes that are batches of 8 of these
 
-Row = tuple[np.ndarray, np.ndarray]  # token ids [n], weight of predicting each [n]
 Step = Callable[[list[Row]], float]  # trains on a batch, the next of the data -> its loss
 Results = dict[str, list[dict[str, Any]]]  # label -> one result a round
 
@@ -109,20 +108,6 @@ def peft_step(args: argparse.Namespace) -> Step:
         return float(loss.detach())
 
     return step
-
-
-def padded(batch: list[Row]) -> dict[str, Any]:
-    """What transformers takes; without attention_mask where nothing is padded, for the faster attention."""
-    import torch
-    width = max(ids.size for ids, _ in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    mask = torch.zeros_like(ids)
-    for i, (row, weights) in enumerate(batch):
-        ids[i, :row.size] = torch.from_numpy(row.astype(np.int64))
-        mask[i, :row.size] = 1
-        labels[i, :row.size] = torch.from_numpy(np.where(weights > 0, row, -100).astype(np.int64))
-    return {"input_ids": ids, "labels": labels} | ({} if bool(mask.all()) else {"attention_mask": mask})
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

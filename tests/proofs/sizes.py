@@ -120,8 +120,8 @@ def variants(task: Task, size: int, seeds: list[int]) -> Iterator[tuple[str, int
     """(name, seed, options) of each training."""
     for seed in seeds:
         yield DEFAULT, seed, []
-    few = product(RATES, (task.passes,), BATCHES)
-    for rate, passes, batch in few if size < FEW else product(RATES, PASSES, (max(BATCHES),)):
+    grid = product(RATES, (task.passes,), BATCHES) if size < FEW else product(RATES, PASSES, BATCHES[-1:])
+    for rate, passes, batch in grid:
         yield (f"lr {rate:g}, {passes} passes, batch {batch}", seeds[0],
                ["--lr", str(rate), "--epochs", str(passes), "--batch-size", str(batch)])
 
