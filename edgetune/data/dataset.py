@@ -237,4 +237,5 @@ def _fit(whole: Example, max_length: int, overflow: str) -> Example | None:
         return whole
     if overflow == "skip" or not is_supervised(whole.weights[:max_length]).any():
         return None
-    return replace(example(whole.tokens[:max_length], whole.weights[:max_length]), group=whole.group)
+    start = example(whole.tokens[:max_length], whole.weights[:max_length])
+    return replace(whole, tokens=start.tokens, weights=start.weights)

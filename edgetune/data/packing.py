@@ -28,12 +28,15 @@ class Example:
     """One document of n tokens. `weights[i]` is the weight of predicting `tokens[i]`; `weights[0]` is 0.
 
     Consecutive examples of one `group` (not 0) belong together, such as a better and a worse answer: they are in the
-    same micro-batch.
+    same micro-batch. `reward` is what an objective knows of the document as a whole, such as how good its answer is;
+    `item` is its row as JSON, for an objective that grades answers of its own.
     """
 
     tokens: NDArray[np.int32]  # [n]
     weights: NDArray[np.float32]  # [n], may be negative
     group: int = 0
+    reward: float = 0.0
+    item: str = ""
 
     @property
     def supervised(self) -> int:
