@@ -81,8 +81,8 @@ class TrainProgress:
 
     def event(self, e: dict[str, Any]) -> None:
         handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
-                    "eval": self._eval, "governor": self._governor, "step": self._step, "done": self._done,
-                    "answers": self._answers, "answers_missing": self._missing}
+                    "expect": self._expect, "eval": self._eval, "governor": self._governor, "step": self._step,
+                    "done": self._done, "answers": self._answers, "answers_missing": self._missing}
         if e["event"] in handlers:
             handlers[e["event"]](e)
 
@@ -126,8 +126,15 @@ class TrainProgress:
             self.live = Live(console=self.console, get_renderable=self._view, refresh_per_second=4)
             self.live.start()
 
+    def _expect(self, e: dict[str, Any]) -> None:
+        say(self.console, f"before training, of {e['samples']} answers each to {e['prompts']} prompts "
+                          f"{e['pass_at_1']:.0%} are right, and {e['pass_at_k']:.0%} of the prompts have a right one; "
+                          f"mean reward {e['reward']:.3f}, the same for all answers to {e['frac_reward_zero_std']:.0%} "
+                          "of the prompts")
+
     def _eval(self, e: dict[str, Any]) -> None:
-        self.held_out = f"held-out {e['loss']:.3f}"
+        reward = e.get("metrics", {}).get("reward")
+        self.held_out = f"held-out {e['loss']:.3f}" if reward is None else f"held-out reward {reward:.3f}"
         if not self.console.is_terminal:
             say(self.console, f"step {e['step']}/{self.pace.total}  {self.held_out}")
 
@@ -160,7 +167,9 @@ class TrainProgress:
 
     def _step(self, e: dict[str, Any]) -> None:
         self.pace.step(e)
-        parts = [f"loss {e['loss']:.3f}", self.held_out, f"{self.pace.rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
+        reward = e.get("metrics", {}).get("reward")
+        gained = f"loss {e['loss']:.3f}" if reward is None else f"reward {reward:.3f}"
+        parts = [gained, self.held_out, f"{self.pace.rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
         self.numbers = "  ".join(part for part in parts if part)
         self._say_wear()
         if not self.console.is_terminal and (time.monotonic() - self.last > PLAIN_SECONDS

@@ -46,7 +46,8 @@ INSIDE = {
     "daemon": [["keys", "memory", "options"], ["client", "state", "unit"], ["remote_model"], ["jobs"],
               ["embeddings", "learning"], ["service"], ["api"], ["server"]],
     "data": [["forest"], ["packing"], ["lengths", "rows"],
-             ["answer_schema", "files", "formats", "holdout", "trees"], ["dataset"], ["facts", "loader"], ["check"]],
+             ["answer_schema", "files", "formats", "holdout", "prompts", "trees"], ["dataset"], ["facts", "loader"],
+             ["check"]],
     "evaluation": [["judge", "significance"], ["served"], ["asked", "compare", "native"]],
     "formats": [["families", "named", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
     "llamacpp": [["context", "gbnf", "json_numbers", "json_pattern", "library", "markup", "meter",
@@ -55,14 +56,14 @@ INSIDE = {
                 ["divergence", "tokenizer"], ["embedding"]],
     "machine": [["procfs", "toml"], ["device"], ["policy", "sensors"], ["governor"]],
     "models": [["linear", "stream"], ["base", "prefix"], ["structure"], ["decoder"], ["networks"]],
-    "objectives": [["base"], ["sft"]],
+    "objectives": [["base"], ["rewarded", "sft"], ["policy", "rest"], ["grpo", "p3o", "rloo"]],
     "runs": [["answers", "elements", "events", "result"], ["chart", "history", "page", "tables"], ["report"],
             ["comparison", "reported"], ["train"], ["sweep"]],
     "serving": [["call_form", "completion", "embedding", "kv_cache", "model", "question", "tool_calls"],
                ["constraint", "llama", "onnx", "rollouts"], ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "passes", "state", "verdict"],
-                ["length", "optim"], ["batches", "forecast", "plan"], ["trainer"], ["resume", "throttle"], ["begin"],
-                ["run"]],
+                ["length", "optim", "rollouts"], ["batches", "forecast", "plan"], ["trainer"], ["resume", "throttle"],
+                ["begin"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

@@ -32,10 +32,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the rows of a run. shared: tokens that all of them begin with."""
+    """Of the rows of a run. shared: tokens that all of them begin with. prompt: of the longest prompt, where the rows
+    are answers that the model is to give.
+    """
 
     units: tuple[Unit, ...] = ()
     shared: int = 0
+    prompt: int = 0
 
     @property
     def longest(self) -> int:
@@ -62,7 +65,7 @@ class Lengths:
         """With rows of at most max_length tokens; groups, whose rows are not known one by one, stay too large."""
         units = tuple(Unit(*(min(n, max_length) for n in vars(unit).values())) if unit.rows == unit.longest
                       else replace(unit, longest=min(unit.longest, max_length)) for unit in self.units)
-        return Lengths(units, min(self.shared, max_length))
+        return Lengths(units, min(self.shared, max_length), self.prompt)
 
     def computed_share(self, batch: int, max_tokens: int, prefix: int = 0) -> float:
         """Tokens to compute, as a share of those of the rows, where a batch has `batch` units of mean size, and

@@ -7,7 +7,7 @@ the number of supervised positions of all examples. Everything here is determini
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .forest import grow
+
+_NOTHING = np.empty(0, np.float32)
 
 
 def is_supervised(weights: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -29,7 +31,8 @@ class Example:
 
     Consecutive examples of one `group` (not 0) belong together, such as a better and a worse answer: they are in the
     same micro-batch. `reward` is what an objective knows of the document as a whole, such as how good its answer is;
-    `item` is its row as JSON, for an objective that grades answers of its own.
+    `item` is its row as JSON, for an objective that grades the model's answers. `logp` is the log-probability that its
+    supervised tokens had when the model drew them, where an objective needs it.
     """
 
     tokens: NDArray[np.int32]  # [n]
@@ -37,6 +40,7 @@ class Example:
     group: int = 0
     reward: float = 0.0
     item: str = ""
+    logp: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # [supervised], or empty
 
     @property
     def supervised(self) -> int:

@@ -264,7 +264,9 @@ def _conversation(
     else:
         messages = row["messages"]
         tools = row.get("tools")
-        _check_messages(messages)
+        check_messages(messages)
+        if all(message["role"] != "assistant" for message in messages):
+            raise DataError("no message is the assistant's", "add the answer to learn")
         if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
             raise DataError(f"tools is a JSON {json_type(tools)}", "write a list of objects")
     if system and all(message["role"] != "system" for message in messages):
@@ -279,14 +281,13 @@ def as_messages(prompt: str, completion: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
-def _check_messages(messages: Any) -> None:
+def check_messages(messages: Any, key: str = "messages") -> None:
+    """Raises DataError for what is no list of messages. key: its name in the row."""
     if not isinstance(messages, list) or not messages:
         what = "is empty" if messages == [] else f"is a JSON {json_type(messages)}"
-        raise DataError(f"messages {what}", "write a list of objects with role and content")
+        raise DataError(f"{key} {what}", "write a list of objects with role and content")
     for i, message in enumerate(messages):
-        _check_message(f"messages[{i}]", message)
-    if all(message["role"] != "assistant" for message in messages):
-        raise DataError("no message is the assistant's", "add the answer to learn")
+        _check_message(f"{key}[{i}]", message)
 
 
 def _check_message(name: str, message: Any) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import rows as supervised_rows
+from ..data.lengths import Lengths, lengths_of
 from ..data.packing import Batch, Example
 from ..data.rows import RowParser
 from ..errors import UsageError
@@ -74,6 +75,10 @@ class Objective(ABC):
 
         Without needs_logp it is called twice: with zeros, for `a`, and again with log p, for loss and metrics.
         """
+
+    def lengths(self, *parts: Sequence[Example], max_length: int, share: bool) -> Lengths:  # noqa: ARG002
+        """Of what is computed for rows, in parts that have no group in common, as `lengths_of` has it."""
+        return lengths_of(*parts, share=share)
 
     def check(self: T) -> T:
         """Returns self; raises UsageError for the first option of another type or out of its range."""

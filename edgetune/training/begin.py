@@ -14,7 +14,6 @@ from ..adapters import store
 from ..adapters.base import Family
 from ..adapters.low_rank import LoraFamily
 from ..data.dataset import Dataset
-from ..data.lengths import lengths_of
 from ..errors import FormatError, UsageError
 from ..formats.bundle import Bundle
 from ..formats.gguf import fingerprint, open_gguf
@@ -28,6 +27,7 @@ from .config import TrainConfig
 from .origin import Origin
 from .plan import Tradeoffs
 from .resume import Identity, differences, fingerprint_run
+from .rollouts import Rewards
 from .state import RunState, next_leg
 from .trainer import Trainer
 
@@ -50,6 +50,7 @@ class Task:
     allow_changed: Collection[str]
     objective: Objective | None
     family: Family | None
+    rewards: Rewards | None
     on_event: Callable[[Event], None]
     should_stop: Callable[[], bool]
     governor: Governor | None
@@ -96,9 +97,10 @@ def resumed(task: Task) -> Begun:
 
 def _open(task: Task, previous: Tradeoffs | None) -> Begun:
     parts = [part.examples for part in (task.data, task.held_out) if part]
-    lengths = lengths_of(*parts, share=shares(task.config))
-    trainer = Trainer(task.bundle, task.config, lengths=lengths, previous=previous, objective=task.objective,
-                      family=task.family)
+    objective = task.objective or Sft()
+    lengths = objective.lengths(*parts, max_length=task.config.max_length, share=shares(task.config))
+    trainer = Trainer(task.bundle, task.config, lengths=lengths, previous=previous, objective=objective,
+                      family=task.family, rewards=task.rewards)
     trainer.add_examples(task.data.examples)
     identity = fingerprint_run(trainer, task.data, task.held_out)
     if task.start:
@@ -202,6 +204,8 @@ def _restore(begun: Begun, found: checkpoint.Checkpoint) -> None:
     if s.best_step == t.steps_done:
         np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
     t.best_known = s.best is not None
+    if t.roller:
+        t.roller.restore(found.meta.get("answers"))
 
 
 # ---- more epochs -----------------------------------------------------------------------------------------------------

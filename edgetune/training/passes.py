@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 
@@ -51,6 +52,12 @@ class Measurement:
     rows: tuple[float, ...] = ()
 
 
+class References(Protocol):
+    """Knows log p by the model that an objective compares with."""
+
+    def add_to(self, batch: Batch) -> Batch: ...
+
+
 class Reference:
     """log p by the base, without the adapter, at the supervised positions of examples: computed once for each example.
 
@@ -77,10 +84,12 @@ class Reference:
 
 Begin = Callable[[int], None]
 """Called before each pass of a part: 0, which is the prefix where there is one, 1, ..."""
+Seen = Callable[[Batch, np.ndarray], None]
+"""Called with what an objective saw, and log p [S] of it, which is valid during the call."""
 
 
-def learn(decoder: Passes, objective: Objective, batch: Batch | Tree, n: float, reference: Reference | None = None,
-          begin: Begin = lambda _: None) -> Signal:
+def learn(decoder: Passes, objective: Objective, batch: Batch | Tree, n: float, reference: References | None = None,
+          begin: Begin = lambda _: None, seen: Seen = lambda _batch, _logp: None) -> Signal:
     """Adds the gradient of the loss, divided by n, to the adapter's gradient; returns sums that are not divided.
 
     Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
@@ -89,22 +98,26 @@ def learn(decoder: Passes, objective: Objective, batch: Batch | Tree, n: float, 
     reference = reference or Reference(decoder)
     if isinstance(batch, Batch):
         begin(0)
-        return _learn_batch(decoder, objective, batch, n, reference)
+        return _learn_batch(decoder, objective, batch, n, reference, seen)
     if batch.is_divisible:
-        return _learn_branches(decoder, objective, batch, n, reference, begin)
-    return _learn_whole(decoder, objective, batch, n, reference, begin)
+        return _learn_branches(decoder, objective, batch, n, reference, begin, seen)
+    return _learn_whole(decoder, objective, batch, n, reference, begin, seen)
 
 
-def _learn_batch(decoder: Passes, objective: Objective, batch: Batch, n: float, reference: Reference) -> Signal:
+def _learn_batch(decoder: Passes, objective: Objective, batch: Batch, n: float, reference: References,
+                 seen: Seen) -> Signal:
     if objective.needs_reference:
         batch = reference.add_to(batch)
     decoder.forward(batch, keep=True)
     if objective.needs_logp:
-        signal = objective.weights(decoder.head_forward(batch), batch)
+        logp = decoder.head_forward(batch)
+        seen(batch, logp)
+        signal = objective.weights(logp, batch)
         decoder.backward(batch, signal.a / n)
         return signal
     planned = objective.weights(np.zeros(batch.supervised.size, np.float32), batch)
     logp = decoder.backward(batch, planned.a / n)
+    seen(batch, logp)
     return _checked(objective, planned, objective.weights(logp, batch))
 
 
@@ -114,8 +127,8 @@ def _checked(objective: Objective, planned: Signal, signal: Signal) -> Signal:
     return signal
 
 
-def _learn_branches(decoder: Passes, objective: Objective, tree: Tree, n: float, reference: Reference,
-                    begin: Begin) -> Signal:
+def _learn_branches(decoder: Passes, objective: Objective, tree: Tree, n: float, reference: References,
+                    begin: Begin, seen: Seen) -> Signal:
     """The objective sees each branch by itself, and nothing is predicted from the prefix."""
     prefix = tree.prefix
     if prefix:
@@ -124,7 +137,7 @@ def _learn_branches(decoder: Passes, objective: Objective, tree: Tree, n: float,
     signals = []
     for number, branch in enumerate(tree.branches, 1):
         begin(number)
-        signals.append(_learn_batch(decoder, objective, branch.batch, n, reference))
+        signals.append(_learn_batch(decoder, objective, branch.batch, n, reference, seen))
     if prefix:
         begin(0)
         decoder.forward(prefix.batch, keep=True)
@@ -132,13 +145,13 @@ def _learn_branches(decoder: Passes, objective: Objective, tree: Tree, n: float,
     return _sum(signals)
 
 
-def _learn_whole(decoder: Passes, objective: Objective, tree: Tree, n: float, reference: Reference,
-                 begin: Begin) -> Signal:
+def _learn_whole(decoder: Passes, objective: Objective, tree: Tree, n: float, reference: References,
+                 begin: Begin, seen: Seen) -> Signal:
     """The objective sees all examples at once: where it needs log p, all parts are computed once more."""
     whole = reference.add_to(tree.whole) if objective.needs_reference else tree.whole
     logp = np.zeros(whole.supervised.size, np.float32)
     if objective.needs_logp:
-        logp = _score(decoder, tree, begin)
+        logp = score(decoder, tree, begin)
     elif tree.prefix:
         begin(0)
         decoder.score(tree.prefix.batch)
@@ -148,10 +161,11 @@ def _learn_whole(decoder: Passes, objective: Objective, tree: Tree, n: float, re
         begin(number)
         decoder.forward(part.batch, keep=True)
         logp[part.entries] = decoder.backward(part.batch, planned.a[part.entries] / n)
+    seen(whole, logp)
     return planned if objective.needs_logp else _checked(objective, planned, objective.weights(logp, whole))
 
 
-def _score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None) -> np.ndarray:
+def score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None) -> np.ndarray:
     """log p [S]; of a tree, of its whole."""
     if isinstance(batch, Batch):
         return decoder.score(batch)
@@ -176,7 +190,7 @@ def _add_metrics(sums: dict[str, tuple[float, float]], signal: Signal) -> None:
 
 
 def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tree],
-            reference: Reference | None = None) -> Measurement:
+            reference: References | None = None) -> Measurement:
     """No gradient. Raises DataError where nothing is supervised."""
     totals = Totals()
     n = 0.0
@@ -186,7 +200,7 @@ def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tre
         if objective.needs_reference:
             whole = (reference or Reference(decoder)).add_to(whole)
         n += objective.count(whole.examples)
-        logp = _score(decoder, batch)
+        logp = score(decoder, batch)
         totals.add(batch, objective.weights(logp, whole))
         rows += _loss_of_rows(objective, whole, logp)
     if not n:

@@ -21,11 +21,13 @@ from ..adapters.base import Family
 from ..adapters.low_rank import lora_of
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
-from ..data.lengths import Given, Lengths, read_lengths
+from ..data.lengths import FORWARD, Given, Lengths, read_lengths
 from ..errors import UsageError
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names, trained_shapes
 from ..models.stream import Sizes
+from ..models.structure import DecoderStructure
+from ..serving.rollouts.plan import AnswerPlan
 from . import optim
 from .config import TrainConfig
 from .cost import cost_per_token
@@ -55,7 +57,7 @@ class MemoryLimits:
 class Tradeoffs:
     """What was traded for memory: tokens in a micro-batch; the number of blocks whose activations are kept, and of
     those whose weights are streamed; AdamW's moments in "float" or "8bit"; tokens of a prefix at most that is computed
-    apart from the rows behind it.
+    apart from the rows behind it; answers in progress at a time, where a run learns from its own.
     """
 
     max_tokens: int
@@ -63,6 +65,7 @@ class Tradeoffs:
     streamed: int
     optimizer_state: str = "float"
     prefix: int = 0
+    live: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Plan:
     limits: MemoryLimits
     least_tokens: int  # a micro-batch may not have fewer
     traded: tuple[str, ...] = ()  # a sentence each
+    answers: AnswerPlan | None = None
 
     @property
     def arena_bytes(self) -> int:
@@ -110,15 +114,17 @@ class Plan:
 
 
 def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
-         lengths: Given = (), previous: Tradeoffs | None = None, family: Family | None = None) -> Plan:
+         lengths: Given = (), previous: Tradeoffs | None = None, family: Family | None = None,
+         answers: AnswerPlan | None = None) -> Plan:
     """The fastest plan within `limits`.
 
     lengths: of the rows; empty while the data is not known. previous: the tradeoffs
-    of an earlier plan, of which everything that decides rounding is kept. family: what is trained; None: LoRA. Raises
-    UsageError where nothing fits, and for options that the model cannot fulfil (blocks, rank).
+    of an earlier plan, of which everything that decides rounding is kept. family: what is trained; None: LoRA. answers:
+    the most that the run's own answers can make use of, for a decoder alone. Raises UsageError where nothing fits, and
+    for options that the model cannot fulfil (blocks, rank).
     """
     given = read_lengths(lengths, config.max_length)
-    planner = _Planner(structure, config, ops, sizes, limits, given, previous, family)
+    planner = _Planner(structure, config, ops, sizes, limits, given, previous, family, answers)
     run = planner.run(Tradeoffs(1, 1, 0))
     run.family.check_shapes(trained_shapes(structure, run))
     best = planner.best()
@@ -137,6 +143,7 @@ class _Planner:
     given: Lengths
     previous: Tradeoffs | None
     family: Family | None
+    answers: AnswerPlan | None
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -159,7 +166,8 @@ class _Planner:
 
     def plan(self, tradeoffs: Tradeoffs) -> Plan:
         least = self.longest if tradeoffs.prefix else self.longest_group
-        return Plan(self.run(tradeoffs), self.table(tradeoffs), self.sizes, tradeoffs, self.limits, least)
+        return Plan(self.run(tradeoffs), self.table(tradeoffs), self.sizes, tradeoffs, self.limits, least,
+                    answers=self.answers and replace(self.answers, live=tradeoffs.live))
 
     def run(self, tradeoffs: Tradeoffs) -> RunShape:
         c = self.config
@@ -185,7 +193,14 @@ class _Planner:
         return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
                 *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
                 *optim.buffers(tradeoffs.optimizer_state, groups),
-                Buffer("best", (parameters,), "run"))
+                Buffer("best", (parameters,), "run"), *self.answer_buffers(run, tradeoffs.live))
+
+    def answer_buffers(self, run: RunShape, live: int) -> list[Buffer]:
+        """Of `live` answers in progress."""
+        if self.answers is None:
+            return []
+        assert isinstance(self.structure, DecoderStructure)
+        return replace(self.answers, live=live).buffers(self.structure.shape, run.activations)
 
     def peak(self, tradeoffs: Tradeoffs) -> int:
         return self.plan(tradeoffs).peak_bytes
@@ -198,18 +213,23 @@ class _Planner:
         plan = self.plan(tradeoffs)
         penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
         share = self.lengths.computed_share(self.batch, tradeoffs.max_tokens, tradeoffs.prefix)
-        return share * penalty * cost_per_token(self.structure, plan.run, plan.read_bytes), plan.peak_bytes
+        cost = share * penalty * cost_per_token(self.structure, plan.run, plan.read_bytes)
+        if tradeoffs.live:
+            passes = replace(plan.run, max_tokens=tradeoffs.live)
+            cost += FORWARD * cost_per_token(self.structure, passes, plan.read_bytes)
+        return cost, plan.peak_bytes
 
     def _fitting(self) -> Iterator[Tradeoffs]:
         """For each way to compute, the one that streams the fewest blocks."""
         if self.limits.before > self.limits.budget:
             return
-        for (tokens, prefix), kept, state in product(self.token_counts(), self.kept_counts(), self.states()):
-            arena = self.plan(Tradeoffs(tokens, kept, 0, state, prefix)).arena_bytes
+        choices = product(self.token_counts(), self.kept_counts(), self.states(), self.lives())
+        for (tokens, prefix), kept, state, live in choices:
+            arena = self.plan(Tradeoffs(tokens, kept, 0, state, prefix, live)).arena_bytes
             left = self.limits.budget - self.limits.process - GROWTH - arena
             for streamed in self.streamings():
                 if self.sizes.in_memory(streamed, tokens) <= left:
-                    yield Tradeoffs(tokens, kept, streamed, state, prefix)
+                    yield Tradeoffs(tokens, kept, streamed, state, prefix, live)
                     break
 
     def kept_counts(self) -> list[int]:
@@ -230,6 +250,13 @@ class _Planner:
         if self.config.optimizer_state == "auto":
             return ["float", "8bit"]
         return [self.config.optimizer_state]
+
+    def lives(self) -> list[int]:
+        """The numbers of answers in progress that are considered, the fewest first."""
+        if self.previous or self.answers is None:
+            return [self.previous.live if self.previous else 0]
+        most = self.answers.live
+        return sorted({max(1, most >> halved) for halved in range(most.bit_length())})
 
     def streamings(self) -> range:
         """The numbers of blocks that may be streamed."""
@@ -266,7 +293,8 @@ class _Planner:
         streamed = self.streamings()[-1]
         kept = self.kept_counts()[0]
         state = self.states()[-1]
-        return min(self.peak(Tradeoffs(tokens, kept, streamed, state, prefix))
+        live = self.lives()[0]
+        return min(self.peak(Tradeoffs(tokens, kept, streamed, state, prefix, live))
                    for tokens, prefix in self.token_counts())
 
     def trades(self, best: Tradeoffs) -> Iterator[str]:
@@ -281,6 +309,7 @@ class _Planner:
             ("max_tokens", "prefix"): at_a_time,
             ("streamed",): f"{best.streamed} of {self.structure.n_layer} blocks, embedding and head are read at every "
                            "use",
+            ("live",): f"{best.live} answers are in progress at a time, not {at.live}",
             ("optimizer_state",): "AdamW's moments are stored in 8 bits, which changes the adapter a little",
         }
         for names, text in texts.items():

@@ -33,6 +33,7 @@ from .config import TrainConfig
 from .origin import Origin
 from .origin import read_origin as read_origin
 from .plan import Plan
+from .rollouts import Rewards
 from .throttle import MemoryPressure, Throttle, be_nice
 from .trainer import StepResult
 from .verdict import Course, Verdict, diverged, judge
@@ -45,7 +46,8 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
         allow_changed: Collection[str] = (), origin: Origin | None = None,
         on_event: Callable[[Event], None] | None = None, should_stop: Callable[[], bool] | None = None,
         governor: Governor | None = None, busy: Callable[[], bool] = lambda: False,
-        objective: Objective | None = None, family: Family | None = None) -> dict[str, Any]:
+        objective: Objective | None = None, family: Family | None = None,
+        rewards: Rewards | None = None) -> dict[str, Any]:
     """Train, and write the adapter to the folder `out`. Returns run.json's content.
 
     held_out: rows on which the loss is measured, and by it the best adapter chosen.
@@ -60,7 +62,8 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     governor: decides when the run slows down or pauses for others. busy: whether a request is being answered; the run
     then works a tenth of the time.
     objective: what is learned from the rows, which were read by its parser; None: to imitate their answers.
-    family: what is trained; None: LoRA by the config.
+    family: what is trained; None: LoRA by the config. rewards: what rewards answers, for an objective that learns from
+    them.
 
     Raises UsageError where `out` exists, for options that do nothing without held_out, and for a finished run without
     `more`; MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of another
@@ -77,7 +80,8 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     if governor:
         be_nice(governor.policy.nice)
     task = Task(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin, allow_changed,
-                objective, family, on_event or (lambda _: None), should_stop or (lambda: False), governor, busy)
+                objective, family, rewards, on_event or (lambda _: None), should_stop or (lambda: False), governor,
+                busy)
     if not resume:
         prepared = _Run(task, begin.anew(task))
         _create(task.out)
@@ -176,6 +180,8 @@ class _Run:
                             "tokens": data.tokens, "computed": round(data.tokens * t.computed_share()),
                             "supervised": data.supervised, "plan": t.plan.to_json(), "isa": t.ops.isa,
                             "disk": self._disk()})
+        if t.roller and not self.begun.event:
+            self._write({"event": "expect", "step": t.steps_done, **t.expect(self.should_stop).to_json()})
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
         store.save_record(self.out, self._record("running"))
@@ -222,7 +228,10 @@ class _Run:
                      **_named(measured.metrics)})
 
     def _report(self, r: StepResult) -> None:
-        self.state.learn(r.loss)
+        if self.trainer.roller is None:
+            self.state.learn(r.loss)
+        elif "reward" in r.metrics:  # it is known when answers are drawn
+            self.state.learn(-r.metrics["reward"])
         self._write({"event": "step", "step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
                      "tokens": r.tokens, "computed": r.computed, "supervised": r.supervised,
                      "tokens_per_s": r.tokens / r.seconds, "seconds": r.seconds,
@@ -244,6 +253,8 @@ class _Run:
             meta = {"step": t.steps_done, "state": vars(s), "metrics": self.metrics.position(),
                     "identity": self.begun.identity, "plan": asdict(t.plan.tradeoffs),
                     "asked": begin.asked(self.config.to_json())}
+            if t.roller and (answers := t.roller.state(t.steps_done, t.steps_per_epoch)):
+                meta["answers"] = answers
             t.arena.release()  # writing a checkpoint needs memory that otherwise only a step uses
             s.written += checkpoint.save(self.out, t.steps_done, {n: t.arena.flat(n) for n in self._arrays()}, meta)
             self.saved = (t.steps_done, s.measured)
@@ -269,7 +280,8 @@ class _Run:
     def _course(self) -> Course:
         t = self.trainer
         return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
-                      self.config.lr, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned)
+                      self.config.lr, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
+                      t.roller is not None)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
         """Writes adapter.gguf and run.json, with the arena's adapter."""

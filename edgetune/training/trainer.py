@@ -25,7 +25,7 @@ from ..backends.base import Backend
 from ..backends.cpu import Cpu
 from ..data.dataset import Dataset, load_rows
 from ..data.formats import Columns
-from ..data.lengths import Given
+from ..data.lengths import Given, Lengths, read_lengths
 from ..data.packing import Batch, Example
 from ..data.trees import Tree
 from ..errors import DataError, Interrupted, NumericsError, UsageError
@@ -37,13 +37,16 @@ from ..models.linear import trained_shapes
 from ..models.networks import open_network
 from ..models.stream import sizes
 from ..objectives.base import Objective
+from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
 from ..options import make_options
+from ..serving.rollouts.plan import AnswerPlan
 from ..version import __version__
 from . import length, optim, plan
 from .batches import Batches, cut
 from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
-from .passes import Measurement, Reference, Totals, learn, measure
+from .passes import Measurement, Reference, References, Totals, learn, measure
+from .rollouts import Expectation, Rewards, Roller, answer_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,6 +77,7 @@ class Trainer:
     previous: the tradeoffs of an earlier plan, with which its micro-batches are repeated, to the same bytes.
     tokenizer: of the model; the caller closes it. Default: one is opened when it is needed.
     objective: what is learned from the rows (default: to imitate their answers).
+    rewards: what rewards answers, for an objective that learns from the model's own.
     backend: what computes (default: this CPU, with config.threads).
     family: what is trained (default: LoRA by the options).
 
@@ -83,7 +87,7 @@ class Trainer:
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Given = (),
                  previous: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
                  objective: Objective | None = None, backend: Backend | None = None,
-                 family: Family | None = None, **options: Unpack[TrainOptions]) -> None:
+                 family: Family | None = None, rewards: Rewards | None = None, **options: Unpack[TrainOptions]) -> None:
         for name in RUN_OPTIONS:
             if name in options:
                 raise UsageError(f"{name} is an option of a run, a Trainer does not use it",
@@ -96,11 +100,15 @@ class Trainer:
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = backend or Cpu(device.thread_count(config.threads))
-        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, previous=previous, family=family)
+        if isinstance(self.objective, Rewarded):
+            _ = self.tokenizer  # it stays open, so that the plan must know its memory
+        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, previous=previous, family=family,
+                              objective=self.objective)
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
-        self._reference = Reference(self.decoder)
+        self.roller = self._open_roller(rewards)
+        self._reference: References = self.roller or Reference(self.decoder)
         self.examples: list[Example] = []
         self._batches = Batches(config)
         self.steps_done = 0
@@ -134,7 +142,7 @@ class Trainer:
                              parser=self.objective.rows, learnable=True,
                              columns=Columns(self.config.prompt_column, self.config.completion_column))
         finally:
-            if self.config.memory and self._own_tokenizer:  # the budget needs its memory for the next step
+            if self.config.memory and self._own_tokenizer and not self.roller:  # the next step needs its memory
                 self.tokenizer.close()
                 self._tokenizer = None
                 device.trim()
@@ -184,23 +192,43 @@ class Trainer:
             raise DataError("there is nothing to train on", "add rows first")
         began = time.monotonic()
         step = self.steps_done + 1
-        examples = self.batch(step)
-        n = self.objective.count(examples)
-        if not n:
-            raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
-        grad = self.arena.flat("dlora")
-        grad.fill(0.0)
         totals = Totals()
+        logps: dict[int, np.ndarray] = {}  # of answers that are learned from again
+        grad = self.arena.flat("dlora")
         with self._stoppable(should_stop):
+            examples, n, metrics = self._examples_of(step)
+            grad.fill(0.0)
             for number, micro in enumerate(self._micro_batches(examples)):
                 begin = partial(self._before_part, step, number)
-                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference, begin))
+                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference, begin,
+                                        partial(_keep_logps, logps) if self.roller else lambda _batch, _logp: None))
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
-        norm = self._update(grad, loss, lr, step)
+        norm = self._update(grad, loss, lr, step) if examples else 0.0
+        if self.roller:
+            self.roller.learned(step, self.steps_per_epoch, logps)
         self.steps_done = step
         return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
-                          totals.computed, totals.metrics)
+                          totals.computed, {**metrics, **totals.metrics})
+
+    def _examples_of(self, step: int) -> tuple[list[Example], float, dict[str, float]]:
+        """(the examples of a step, what its loss is divided by, metrics): those of its rows, or the answers to them of
+        which something is learned. There may be no such answers.
+        """
+        if self.roller is None:
+            examples = self.batch(step)
+            if not (n := self.objective.count(examples)):
+                raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
+            return examples, n, {}
+        self.decoder.before_block()
+        self.computing = True
+        answers, metrics = self.roller.of_step(step, self.batch, self.examples, self.steps_per_epoch)
+        n = self.objective.count(answers) or 1.0
+        telling = [answer for answer in answers if self.roller.objective.has_signal(answer)]
+        if self.objective.needs_reference:
+            self.roller.refer(cut(telling, self.config, self.max_tokens, self.plan.run.prefix))
+        self.computing = False
+        return telling, n, metrics
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
         norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
@@ -243,7 +271,20 @@ class Trainer:
         """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
         """
         with self._stoppable(should_stop):
+            if self.roller:
+                self.computing = True
+                return self.roller.measure(examples)
             return measure(self.decoder, self.objective, self._micro_batches(examples), self._reference)
+
+    def expect(self, should_stop: Callable[[], bool] | None = None) -> Expectation:
+        """What rewards the answers to some prompts have before training. For an objective that learns from answers.
+
+        Raises UsageError where nothing can be learned from them.
+        """
+        assert self.roller
+        with self._stoppable(should_stop):
+            self.computing = True
+            return self.roller.expect(self.examples)
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch | Tree]:
         """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
@@ -267,6 +308,16 @@ class Trainer:
             self.decoder.before_block = lambda: None
             self.computing = False
             self.decoder.adapter.before_step(None)
+
+    def _open_roller(self, rewards: Rewards | None) -> Roller | None:
+        if not isinstance(self.objective, Rewarded):
+            return None
+        if rewards is None:
+            raise UsageError(f"{self.objective.name} needs something that rewards answers",
+                             "name a grader or a reward function")
+        assert self.plan.answers
+        return Roller(self.decoder, self.plan.answers, self.objective, rewards, self.tokenizer, self.config.seed,
+                      self.config.max_length)
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 
@@ -303,16 +354,19 @@ class Trainer:
 
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
               previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
-              family: Family | None = None) -> plan.Plan:
+              family: Family | None = None, objective: Objective | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process with what it uses now; or, with `board`, in a new
     process on that board, with the smallest memory that it is sold with. ops: what will compute (default: the CPU,
-    with config.threads). Raises UsageError where nothing fits the budget.
+    with config.threads). objective: one that learns from answers takes memory for them. Raises UsageError where nothing
+    fits the budget.
     """
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
+    lengths = read_lengths(lengths, config.max_length)
+    answers = _answers(model, config, lengths, objective) if isinstance(objective, Rewarded) else None
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
         ops = Cpu(device.thread_count(config.threads or board.cores))
-        return _planned(model, config, limits, ops, lengths, previous, family)
+        return _planned(model, config, limits, ops, lengths, previous, family, answers)
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
@@ -321,10 +375,25 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     process = device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
     limits = plan.MemoryLimits(process, before, config.memory_bytes(here.memory_available + process), asked)
-    return _planned(model, config, limits, ops or Cpu(config.threads or here.cores), lengths, previous, family)
+    return _planned(model, config, limits, ops or Cpu(config.threads or here.cores), lengths, previous, family, answers)
 
 
 def _planned(model: Network, config: TrainConfig, limits: plan.MemoryLimits, ops: Backend, lengths: Given,
-             previous: plan.Tradeoffs | None, family: Family | None) -> plan.Plan:
+             previous: plan.Tradeoffs | None, family: Family | None, answers: AnswerPlan | None) -> plan.Plan:
     return plan.make(model.structure, config, ops=ops, lengths=lengths, previous=previous, family=family,
-                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), limits=limits)
+                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), limits=limits, answers=answers)
+
+
+def _answers(model: Network, config: TrainConfig, lengths: Lengths, objective: Rewarded) -> AnswerPlan:
+    """The most memory that answers can make use of."""
+    units = len(lengths.units)
+    at_once = units if objective.steps_per_generation == 0 else objective.steps_per_generation * length.batch_of(
+        config, units)
+    prompt = lengths.prompt or config.max_length - 1
+    return answer_plan(objective, at_once or 1, prompt, lengths.longest or config.max_length, model.structure.n_vocab)
+
+
+def _keep_logps(found: dict[int, np.ndarray], batch: Batch, logp: np.ndarray) -> None:
+    """Those of each example of a batch, by its identity."""
+    for example, part in batch.parts():
+        found[id(example)] = logp[part].copy()

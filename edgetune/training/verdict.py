@@ -27,7 +27,7 @@ class Verdict:
 class Course:
     """A run that has ended. history: (step, held-out loss) of all measurements, the one before the first step too.
     kept: the step whose adapter is kept. learned: the loss of the rows of its first and of its last steps. more: the
-    command that trains on.
+    command that trains on. of_rewards: a loss is less a reward.
     """
 
     history: Sequence[tuple[int, float]]
@@ -38,6 +38,18 @@ class Course:
     lr: float
     more: str
     learned: tuple[float, float] | None = None
+    of_rewards: bool = False
+
+    @property
+    def what(self) -> str:
+        return "reward" if self.of_rewards else "loss"
+
+    def number(self, loss: float) -> str:
+        """As a person reads it."""
+        return _number(-loss if self.of_rewards else loss)
+
+    def better(self, before: float, after: float) -> str:
+        return f"{'rose' if self.of_rewards else 'fell'} from {self.number(before)} to {self.number(after)}"
 
     @property
     def way_out(self) -> str:
@@ -50,8 +62,8 @@ def judge(course: Course) -> Verdict:
         return _unmeasured(course)
     first, before = course.history[0]
     if first != course.start or first == course.history[-1][0]:
-        return Verdict("unmeasured", "Nobody knows whether it learned: the held-out loss is "
-                       f"{_number(course.history[-1][1])}, and was not measured on these rows before.",
+        return Verdict("unmeasured", f"Nobody knows whether it learned: the held-out {course.what} is "
+                       f"{course.number(course.history[-1][1])}, and was not measured on these rows before.",
                        course.kept)
     if course.kept == course.start:
         return _worse(course, before)
@@ -70,13 +82,14 @@ def _better(course: Course, before: float, loss: float) -> Verdict:
     kept = course.kept
     fall = before - loss if math.isfinite(before) else 0.0
     last_step, last = course.history[-1]
-    fell = f"the held-out loss fell from {_number(before)} to {_number(loss)}"
+    fell = f"the held-out {course.what} {course.better(before, loss)}"
     if kept < last_step and _clear(last, loss, fall):
-        return Verdict("overfitted", f"Overfitted from step {kept} on: {fell}, and was {_number(last)} after step "
-                       f"{last_step}; the adapter of step {kept} is kept. More rows help, and fewer epochs.", kept)
+        return Verdict("overfitted", f"Overfitted from step {kept} on: {fell}, and was {course.number(last)} after "
+                       f"step {last_step}; the adapter of step {kept} is kept. More rows help, and fewer epochs.", kept)
     earlier = course.history[-2][1]
     if kept == last_step and course.steps >= course.total and _clear(earlier, loss, fall):
-        return Verdict("still falling", f"Still falling: {fell}, and from {_number(earlier)} in the last "
+        still = "rising" if course.of_rewards else "falling"
+        return Verdict("still falling", f"Still {still}: {fell}, and from {course.number(earlier)} in the last "
                        f"{last_step - course.history[-2][0]} steps; train on with {course.more}.", kept)
     early = f"; later ones were no better, so it ended after step {course.steps}" if course.steps < course.total else ""
     return Verdict("learned", f"Learned: {fell} in {kept - course.start} of {course.total - course.start} "
@@ -86,8 +99,9 @@ def _better(course: Course, before: float, loss: float) -> Verdict:
 def _worse(course: Course, before: float) -> Verdict:
     step, last = course.history[-1]
     how = "No better" if last == before else "Worse"
-    return Verdict("worse", f"{how} than before: the held-out loss was {_number(before)} before the first step and "
-                   f"{_number(last)} after step {step}, and never lower; what it began with is kept. Begin again: "
+    return Verdict("worse", f"{how} than before: the held-out {course.what} was {course.number(before)} before the "
+                   f"first step and {course.number(last)} after step {step}, and never "
+                   f"{'higher' if course.of_rewards else 'lower'}; what it began with is kept. Begin again: "
                    f"{course.way_out}.", course.start)
 
 
@@ -96,10 +110,15 @@ def _unmeasured(course: Course) -> Verdict:
         return Verdict("unmeasured", "Nothing was trained and nothing was measured.", course.steps)
     first, last = course.learned
     if not math.isfinite(last) or last - first > max(ROSE * abs(first), LEAST_RISE):
-        return Verdict("worse", f"Worse than before: the loss of the rows that it learned was {_number(first)} in the "
-                       f"first steps and {_number(last)} in the last. Begin again: {course.way_out}.", course.steps)
-    return Verdict("unmeasured", "Nobody knows whether it learned more than these rows by heart, whose loss went from "
-                   f"{_number(first)} to {_number(last)}: no rows were held out; name some with --eval.", course.steps)
+        return Verdict("worse", f"Worse than before: the {_of_learned(course)} was {course.number(first)} in the first "
+                       f"steps and {course.number(last)} in the last. Begin again: {course.way_out}.", course.steps)
+    return Verdict("unmeasured", "Nobody knows whether it learned more than these rows by heart, whose "
+                   f"{course.what} went from {course.number(first)} to {course.number(last)}: no rows were held out; "
+                   "name some with --eval.", course.steps)
+
+
+def _of_learned(course: Course) -> str:
+    return "reward of its answers" if course.of_rewards else "loss of the rows that it learned"
 
 
 def _clear(higher: float, lower: float, fall: float) -> bool:

@@ -1,0 +1,115 @@
+"""Policy gradients: the probability of answers that are better than others to the same prompt is raised.
+
+L = -(1/N) sum_i c_i sum_t [min(r_t A_i, clip(r_t, 1 - epsilon, 1 + epsilon_high) A_i) - beta kl_t]
+
+r_t = pi(t) / pi_old(t), where pi_old is the adapter that answered: in the first update after the answers the ratio is
+exactly 1, so that no log-probability has to be known before it. kl_t = u - log u - 1 with u = pi_ref(t) / pi(t) (k3 of
+Schulman 2020), where pi_ref is what training started from. pi is the model at temperature 1, also where answers are
+drawn at another.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import Batch, Example
+from ..options import option
+from .base import Signal
+from .rewarded import Floats, Rewarded
+
+Doubles = NDArray[np.float64]
+LEAST_STD = 1e-4  # is added to a standard deviation before it divides
+
+
+@dataclass
+class Sums:
+    """Over the answers of a batch. ratios: those that may be clipped."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    tokens: int = 0
+    ratios: int = 0
+    clipped: int = 0
+
+
+@dataclass(frozen=True)
+class Policy(Rewarded):
+    """`Example.reward` is the advantage A_i of an answer, `Example.logp` its log p by pi_old; empty: by pi itself."""
+
+    beta: float = option(0.0, "Weight of the KL divergence to the model that training started from.", low=0.0)
+    epsilon: float = option(0.2, "How far the updates with some answers may lower the probability of a token, as a "
+                            "share.", low=0.0)
+    epsilon_high: float = option(0.0, "The same for raising it; 0: as epsilon.", low=0.0)
+    dynamic_sampling: bool = option(False, "Where all answers to a prompt have the same reward, answer another prompt "
+                                    "in its place (DAPO).")
+
+    @abstractmethod
+    def share_of(self, example: Example) -> float:
+        """c_i, the weight of the tokens of an answer."""
+
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]
+        return self.beta > 0
+
+    @property
+    def needs_logp(self) -> bool:  # type: ignore[override]
+        return self.beta > 0 or self.num_iterations > 1
+
+    @property
+    def redraws(self) -> bool:
+        return self.dynamic_sampling
+
+    def has_signal(self, example: Example) -> bool:
+        return example.supervised > 0 and (example.reward != 0 or self.beta > 0)
+
+    def weights(self, logp: Floats, batch: Batch) -> Signal:
+        sums = Sums()
+        a = np.zeros(logp.size, np.float32)
+        for example, part in batch.parts():
+            value, slope = self.surrogate(_log_ratio(logp[part], example), example.reward, sums)
+            if batch.reference is not None:
+                u_log = batch.reference[part].astype(np.float64) - logp[part]
+                kl = np.exp(u_log) - u_log - 1
+                sums.kl += float(kl.sum())
+                value = value - self.beta * kl
+                slope = slope + self.beta * np.expm1(u_log)
+            c = self.share_of(example)
+            sums.loss -= c * float(value.sum())
+            sums.tokens += value.size
+            a[part] = c * slope
+        return Signal(a, sums.loss, dict(_metrics(sums, batch)))
+
+    def surrogate(self, log_ratio: Doubles, advantage: float, sums: Sums) -> tuple[Doubles, Doubles]:
+        """(the clipped objective of each token of an answer, its derivative by the token's log p), both [n]."""
+        ratio = np.exp(log_ratio)
+        low = 1 - self.epsilon
+        high = 1 + (self.epsilon_high or self.epsilon)
+        clipped = ratio < low if advantage < 0 else ratio > high
+        sums.ratios += ratio.size
+        sums.clipped += int(clipped.sum())
+        value = np.minimum(ratio * advantage, np.clip(ratio, low, high) * advantage)
+        return value, np.where(clipped, 0.0, ratio * advantage)
+
+
+def _log_ratio(logp: Floats, example: Example) -> Doubles:
+    """log r_t of an answer's tokens."""
+    if not example.logp.size:
+        return np.zeros(logp.size)
+    return logp.astype(np.float64) - example.logp
+
+
+def _metrics(sums: Sums, batch: Batch) -> Iterator[tuple[str, tuple[float, float]]]:
+    if any(example.logp.size for example in batch.examples):
+        yield "clip_ratio/region_mean", (sums.clipped, sums.ratios)
+    if batch.reference is not None:
+        yield "kl", (sums.kl, sums.tokens)
+
+
+def centred(rewards: Floats) -> Floats:
+    """Each less the mean of its group."""
+    return np.asarray(rewards - rewards.mean(1, keepdims=True), np.float32)

@@ -1,0 +1,353 @@
+"""The answers that a step learns from: drawn by the adapter in the arena, rewarded, and compared with one another.
+
+A generation is the prompts of `steps_per_generation` steps, answered at once by the adapter as it is before the first
+of them, and learned from `num_iterations` times. Its answers are a pure function of that adapter, the seed and the
+number of the generation. In its midst they are part of the run's state, for the adapter is another one by then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import Batch, Example, order
+from ..data.trees import Tree
+from ..errors import EdgetuneError, UsageError
+from ..llamacpp.sampling import SEED_LIMIT, Sampling
+from ..models.base import Passes
+from ..models.decoder import Decoder
+from ..objectives.rewarded import Rewarded
+from ..serving.rollouts.draws import candidates_of
+from ..serving.rollouts.engine import Rollout, Rollouts, Wanted
+from ..serving.rollouts.plan import AnswerPlan
+from .passes import Measurement, score
+
+if TYPE_CHECKING:
+    from ..llamacpp.tokenizer import Tokenizer
+
+T = TypeVar("T")
+PARALLEL = 64  # answers in progress at once, where memory has room
+REDRAWS = 3  # how often other prompts are answered in place of those whose answers are all worth the same
+SOME = 16  # prompts, by which it is said what to expect
+PASS = 1.0  # the least reward of a right answer
+GREEDY = Sampling()
+LEARNING, REDRAWING, EXPECTING = range(3)  # what a draw is for: each has its own chance
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is rewarded. item: the row of its prompt, as JSON; ended: whether the model ended it."""
+
+    text: str
+    item: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Reward:
+    """value: finite. parts: of what it is made, by name."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+Rewards = Callable[[Sequence[Answer]], Sequence[Reward]]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to some prompts, G each, with their rewards. penalized [P, G]: less what long answers lose."""
+
+    prompts: Sequence[Example]
+    answers: Sequence[Sequence[Rollout]]
+    rewards: Sequence[Sequence[Reward]]
+    penalized: NDArray[np.float32]
+
+    @property
+    def flat(self) -> NDArray[np.bool_]:
+        """Whether all answers to a prompt have the same reward, [P]."""
+        return np.asarray(np.ptp(self.penalized, axis=1) == 0)
+
+    @property
+    def repeated(self) -> NDArray[np.bool_]:
+        """Whether an answer is the same as an earlier one to its prompt, [P, G]."""
+        found = np.zeros(self.penalized.shape, np.bool_)
+        for p, of_prompt in enumerate(self.answers):
+            seen: set[bytes] = set()
+            for i, answer in enumerate(of_prompt):
+                found[p, i] = answer.tokens.tobytes() in seen
+                seen.add(answer.tokens.tobytes())
+        return found
+
+    def chosen(self, indices: Sequence[int]) -> Answered:
+        return Answered([self.prompts[i] for i in indices], [self.answers[i] for i in indices],
+                        [self.rewards[i] for i in indices], self.penalized[list(indices)])
+
+    def with_others(self, other: Answered) -> Answered:
+        return Answered([*self.prompts, *other.prompts], [*self.answers, *other.answers],
+                        [*self.rewards, *other.rewards], np.concatenate([self.penalized, other.penalized]))
+
+    def metrics(self) -> dict[str, float]:
+        """TRL's names. entropy is estimated by the log p of the tokens that were drawn."""
+        rewards = [reward for of_prompt in self.rewards for reward in of_prompt]
+        answers = [answer for of_prompt in self.answers for answer in of_prompt]
+        tokens = np.array([answer.tokens.size for answer in answers])
+        found = {"reward": float(self.penalized.mean())}
+        if self.penalized.shape[1] > 1:
+            found |= {"reward_std": float(self.penalized.std(axis=1, ddof=1).mean()),
+                      "frac_reward_zero_std": float(self.flat.mean())}
+        for name in rewards[0].parts:
+            values = np.array([reward.parts.get(name, 0.0) for reward in rewards])
+            found |= {f"rewards/{name}/mean": float(values.mean()), f"rewards/{name}/std": float(values.std())}
+        logp = np.concatenate([answer.logp for answer in answers])
+        return found | {
+            "completions/mean_length": float(tokens.mean()), "completions/min_length": float(tokens.min()),
+            "completions/max_length": float(tokens.max()),
+            "completions/clipped_ratio": float(np.mean([not answer.ended for answer in answers])),
+            "entropy": -float(logp.mean())}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What answers to some prompts are worth before training. pass_at_1: the share of answers with a reward of PASS at
+    least, pass_at_k: of prompts with such an answer among `samples`. flat: the share of prompts whose answers all have
+    the same reward, so that nothing is learned from them.
+    """
+
+    prompts: int
+    samples: int
+    reward: float
+    pass_at_1: float
+    pass_at_k: float
+    flat: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"prompts": self.prompts, "samples": self.samples, "reward": self.reward, "pass_at_1": self.pass_at_1,
+                "pass_at_k": self.pass_at_k, "frac_reward_zero_std": self.flat}
+
+
+@dataclass
+class _Slice:
+    """What one step of a generation learns from. examples: those of all its answers, whatever they teach."""
+
+    examples: list[Example]
+    metrics: dict[str, float]
+
+
+class Roller:
+    """Answers prompts for a trainer; one call at a time, between two micro-batches.
+
+    batch: number -> the prompts of a step, counted from 1; per_epoch: steps in which every prompt comes once.
+    """
+
+    def __init__(self, decoder: Passes, plan: AnswerPlan, objective: Rewarded, rewards: Rewards, tokenizer: Tokenizer,
+                 seed: int, max_length: int) -> None:
+        if not isinstance(decoder, Decoder):
+            raise UsageError(f"{objective.name} needs a model that answers", "choose another method")
+        self.decoder = decoder
+        self.plan = plan
+        self.objective = objective
+        self.rewards = rewards
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.max_length = max_length
+        self._generation = -1
+        self._slices: list[_Slice] = []
+        self._referred: dict[int, NDArray[np.float32]] = {}  # log p by the reference, by the identity of an example
+
+    # ---- what a step learns from --------------------------------------------------------------------------------
+
+    def of_step(self, step: int, batch: Callable[[int], list[Example]], others: Sequence[Example],
+                per_epoch: int) -> tuple[list[Example], dict[str, float]]:
+        """(answers to learn from, metrics of them) in step 1, 2, ...; batch: its prompts; others: all prompts."""
+        per = self.objective.steps_per_generation or per_epoch
+        generation, within = divmod(step - 1, per * self.objective.num_iterations)
+        iteration, number = divmod(within, per)
+        if generation != self._generation:
+            self._slices = self._generate(generation, [batch(generation * per + i + 1) for i in range(per)], others)
+            self._generation = generation
+        chosen = self._slices[number]
+        return chosen.examples, {} if iteration else chosen.metrics
+
+    def learned(self, step: int, per_epoch: int, logps: Mapping[int, NDArray[np.float32]]) -> None:
+        """Keeps log p of the answers of a step that was their first, where they are learned from again.
+
+        logps: by the identity of an example.
+        """
+        per = self.objective.steps_per_generation or per_epoch
+        within = (step - 1) % (per * self.objective.num_iterations)
+        if self.objective.num_iterations > 1 and within < per:
+            chosen = self._slices[within]
+            chosen.examples = [replace(one, logp=logps[id(one)]) if id(one) in logps else one
+                               for one in chosen.examples]
+
+    def _generate(self, generation: int, batches: Sequence[list[Example]], others: Sequence[Example]) -> list[_Slice]:
+        prompts = [prompt for batch in batches for prompt in batch]
+        answered = self.answer(prompts, self._sampling(LEARNING, generation), self.objective.num_generations)
+        slices = []
+        begin = 0
+        for number, batch in enumerate(batches):
+            of_step = answered.chosen(range(begin, begin + len(batch)))
+            begin += len(batch)
+            if self.objective.redraws:
+                of_step = self._redrawn(of_step, others, generation, number)
+            slices.append(_Slice(self._examples(of_step), of_step.metrics()))
+        return slices
+
+    def _redrawn(self, answered: Answered, others: Sequence[Example], generation: int, number: int) -> Answered:
+        """With other prompts in place of those whose answers are all worth the same, if there are such."""
+        taken = {id(prompt) for prompt in answered.prompts}
+        wanted = len(answered.prompts)
+        numbers = order(len(others), generation, self.seed + 1 + number)
+        waiting = [others[i] for i in numbers if id(others[i]) not in taken]
+        for again in range(REDRAWS):
+            flat = answered.flat
+            missing = wanted - int((~flat).sum())
+            if not missing or not waiting:
+                break
+            more = self.answer(waiting[:missing], self._sampling(REDRAWING, generation, number, again),
+                               self.objective.num_generations)
+            waiting = waiting[missing:]
+            answered = answered.with_others(more)
+        telling = [int(i) for i in np.argsort(answered.flat, kind="stable")]  # those that differ first
+        return answered.chosen(telling[:wanted])
+
+    def _examples(self, answered: Answered) -> list[Example]:
+        advantages = self.objective.advantages(answered.penalized, answered.repeated)
+        return [self._example(prompt, rollout, float(advantage), group)
+                for group, (prompt, rollouts, row) in enumerate(zip(answered.prompts, answered.answers, advantages,
+                                                                    strict=True), start=1)
+                for rollout, advantage in zip(rollouts, row, strict=True)]
+
+    def _example(self, prompt: Example, rollout: Rollout, advantage: float, group: int) -> Example:
+        is_left_out = self.objective.mask_truncated_completions and not rollout.ended
+        weight = 0.0 if is_left_out else 1.0
+        weights = np.concatenate([np.zeros(prompt.tokens.size), np.full(rollout.tokens.size, weight)])
+        return Example(np.concatenate([prompt.tokens, rollout.tokens]), weights.astype(np.float32), group, advantage)
+
+    # ---- answers ------------------------------------------------------------------------------------------------
+
+    def answer(self, prompts: Sequence[Example], sampling: Sampling, samples: int) -> Answered:
+        """`samples` answers to each prompt, rewarded. Raises EdgetuneError for a reward that is no number."""
+        budgets = [self.objective.answer_tokens(prompt.tokens.size, self.max_length) for prompt in prompts]
+        wanted = Wanted([prompt.tokens for prompt in prompts], samples, budgets, sampling, self.tokenizer.is_end)
+        plan = replace(self.plan, candidates=candidates_of(sampling, self.decoder.shape.n_vocab))
+        found: list[list[Any]] = [[None] * samples for _ in prompts]
+        for rollout in Rollouts(self.decoder, plan, wanted):
+            found[rollout.prompt][rollout.sample] = rollout
+        flat = [Answer(self._text(rollout), prompt.item, rollout.ended)
+                for prompt, rollouts in zip(prompts, found, strict=True) for rollout in rollouts]
+        rewards = _checked(self.rewards(flat), len(flat))
+        values = np.array([reward.value for reward in rewards], np.float32).reshape(len(prompts), samples)
+        tokens = np.array([[rollout.tokens.size for rollout in rollouts] for rollouts in found])
+        return Answered(prompts, found, [rewards[i:i + samples] for i in range(0, len(rewards), samples)],
+                        self.objective.penalized(values, tokens))
+
+    def _text(self, rollout: Rollout) -> str:
+        tokens = rollout.tokens.tolist()
+        return self.tokenizer.decode(tokens[:-1] if rollout.ended else tokens)
+
+    def _sampling(self, purpose: int, *numbers: int) -> Sampling:
+        words = np.random.SeedSequence([self.seed, purpose, *numbers]).generate_state(1)
+        return sampling_of(self.objective, int(words[0]) % SEED_LIMIT)
+
+    def measure(self, prompts: Sequence[Example]) -> Measurement:
+        """The rewards of greedy answers; the loss is less the mean reward."""
+        answered = self.answer(prompts, GREEDY, 1)
+        rewards = [float(reward) for reward in answered.penalized[:, 0]]
+        tokens = sum(rollout.tokens.size for rollouts in answered.answers for rollout in rollouts)
+        return Measurement(-float(np.mean(rewards)), tokens, answered.metrics(), tuple(-reward for reward in rewards))
+
+    def expect(self, prompts: Sequence[Example]) -> Expectation:
+        """Of SOME prompts, spread over all. Raises UsageError where their answers teach nothing."""
+        objective = self.objective
+        some = [prompts[i] for i in order(len(prompts), 0, self.seed)[:SOME]]
+        answered = self.answer(some, self._sampling(EXPECTING), objective.num_generations)
+        passed = answered.penalized >= PASS
+        found = Expectation(len(some), objective.num_generations, float(answered.penalized.mean()),
+                            float(passed.mean()), float(passed.any(axis=1).mean()), float(answered.flat.mean()))
+        if not any(objective.has_signal(example) for example in self._examples(answered)):
+            raise UsageError(*_nothing_to_learn(found, answered))
+        return found
+
+    # ---- the reference ------------------------------------------------------------------------------------------
+
+    def refer(self, micro_batches: Sequence[Batch | Tree]) -> None:
+        """Computes log p of answers by the base, for the step that learns from them."""
+        self._referred = {}
+        with self.decoder.linear.off():
+            for micro in micro_batches:
+                logp = score(self.decoder, micro)
+                whole = micro.whole if isinstance(micro, Tree) else micro
+                for example, part in whole.parts():
+                    self._referred[id(example)] = logp[part].copy()
+
+    def add_to(self, batch: Batch) -> Batch:
+        return replace(batch, reference=np.concatenate([self._referred[id(one)] for one in batch.examples]))
+
+    # ---- in the midst of a generation ---------------------------------------------------------------------------
+
+    def state(self, step: int, per_epoch: int) -> dict[str, Any] | None:
+        """What is not a function of the adapter after `step` steps, as JSON; None where all is."""
+        per = self.objective.steps_per_generation or per_epoch
+        if step % (per * self.objective.num_iterations) == 0 or self._generation < 0:
+            return None
+        return {"generation": self._generation,
+                "slices": [{"examples": [_written(one) for one in each.examples], "metrics": each.metrics}
+                           for each in self._slices]}
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        self._generation = -1
+        self._slices = []
+        if state:
+            self._generation = int(state["generation"])
+            self._slices = [_Slice([_read(one) for one in each["examples"]], dict(each["metrics"]))
+                            for each in state["slices"]]
+
+
+def answer_plan(objective: Rewarded, prompts: int, prompt_tokens: int, longest: int, n_vocab: int) -> AnswerPlan:
+    """The memory of the answers to `prompts` prompts at once, as much as is of use. longest: prompt and answer."""
+    live = min(PARALLEL, prompts * objective.num_generations, longest)
+    return AnswerPlan(live, objective.num_generations, prompt_tokens, objective.max_completion_length,
+                      candidates_of(sampling_of(objective), n_vocab))
+
+
+def sampling_of(objective: Rewarded, seed: int = 0) -> Sampling:
+    return Sampling(objective.temperature, objective.top_k, objective.top_p, objective.min_p, seed)
+
+
+def _nothing_to_learn(found: Expectation, answered: Answered) -> tuple[str, str]:
+    """(what is wrong, the way out)"""
+    tried = f"{found.samples} answers each to {found.prompts} prompts"
+    if found.pass_at_1 == 1:
+        return f"{tried} are all right already, and what is right teaches nothing new", "ask what is harder"
+    if answered.flat.all():
+        what = f"{tried} teach nothing: all answers to a prompt have the same reward, {found.reward:.3g} in the mean"
+    else:
+        what = f"{tried} teach nothing: none is worth learning, with a mean reward of {found.reward:.3g}"
+    return what, ("let it learn some right answers first (--method sft, then --start ADAPTER), use a grader that gives "
+                  "partial rewards, or raise --num-generations")
+
+
+def _checked(rewards: Sequence[Reward], count: int) -> list[Reward]:
+    if len(rewards) != count:
+        raise EdgetuneError(f"{count} answers were given {len(rewards)} rewards", "return one for each")
+    for reward in rewards:
+        if not math.isfinite(reward.value):
+            raise EdgetuneError(f"the reward of an answer is {reward.value}, no number", "look at the grader")
+    return list(rewards)
+
+
+def _written(example: Example) -> dict[str, Any]:
+    return {"tokens": example.tokens.tolist(), "weights": example.weights.tolist(), "group": example.group,
+            "reward": example.reward, "logp": example.logp.tolist()}
+
+
+def _read(written: Mapping[str, Any]) -> Example:
+    return Example(np.array(written["tokens"], np.int32), np.array(written["weights"], np.float32),
+                   int(written["group"]), float(written["reward"]), logp=np.array(written["logp"], np.float32))

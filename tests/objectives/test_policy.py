@@ -1,0 +1,366 @@
+"""Learning from rewards: losses and gradients against TRL's formulas, runs that resume to the same bytes in the midst
+of their answers, and what is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from counting import OPTIONS
+from decoder_cases import (
+    Case,
+    adapted,
+    distance,
+    hf_projection,
+    in_parts,
+    lora_parameters,
+    make_case,
+    random_example,
+    row_order,
+)
+from peft import PeftModel
+
+import edgetune
+from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.packing import Example
+from edgetune.data.trees import Tree, micro_batches
+from edgetune.errors import DataError, EdgetuneError, Interrupted, UsageError
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.objectives.grpo import Grpo
+from edgetune.objectives.p3o import P3o
+from edgetune.objectives.policy import Policy
+from edgetune.objectives.rest import Rest
+from edgetune.objectives.rewarded import Rewarded
+from edgetune.objectives.rloo import Rloo
+from edgetune.training.config import TrainConfig
+from edgetune.training.passes import learn
+from edgetune.training.rollouts import Answer, Reward
+from edgetune.training.run import run
+from edgetune.training.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
+PROMPT = 12  # tokens
+G = 3
+
+
+def answers(case: Case, with_old: bool) -> list[Example]:
+    """Two prompts with three answers each, all of another length, and advantages; two answers begin alike."""
+    rng = np.random.default_rng(11)
+    n_vocab = case.decoder.shape.n_vocab
+    found = []
+    for group in (1, 2):
+        prompt = random_example(rng, PROMPT, n_vocab).tokens
+        tails = [random_example(rng, n, n_vocab).tokens for n in (9, 5, 7)]
+        tails[1][:3] = tails[0][:3]
+        for tail in tails:
+            weights = np.r_[np.zeros(PROMPT), np.ones(tail.size)].astype(np.float32)
+            old = rng.normal(-6, 1, tail.size).astype(np.float32) if with_old else np.empty(0, np.float32)
+            found.append(Example(np.r_[prompt, tail].astype(np.int32), weights, group, float(rng.normal()), logp=old))
+    return found
+
+
+def log_probabilities(peft: PeftModel, examples: Sequence[Example]) -> list[torch.Tensor]:
+    """Of the answers' tokens, each document by itself."""
+    found = []
+    for example in examples:
+        tokens = torch.from_numpy(example.tokens).long()
+        out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
+        found.append(out.gather(1, tokens[1:, None])[PROMPT - 1:, 0])
+    return found
+
+
+def near(peft: PeftModel, examples: list[Example]) -> list[Example]:
+    """With old log-probabilities such that some ratios are clipped, and others not."""
+    rng = np.random.default_rng(12)
+    with torch.no_grad():
+        logps = log_probabilities(peft, examples)
+    return [replace(one, logp=(logp.numpy() + rng.normal(0, 0.2, len(logp))).astype(np.float32)) if one.logp.size else
+            one for one, logp in zip(examples, logps, strict=True)]
+
+
+def padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+
+
+def trl_loss(objective: Grpo, examples: Sequence[Example], logps: list[torch.Tensor],
+             reference: list[torch.Tensor] | None) -> torch.Tensor:
+    """By TRL's own function, which is given the log-probabilities."""
+    trl = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError)
+    mask = padded([torch.ones(len(logp)) for logp in logps])
+    old = [torch.from_numpy(example.logp) for example in examples]
+    inputs = {"prompt_ids": torch.zeros(len(logps), 1), "prompt_mask": torch.ones(len(logps), 1),
+              "completion_ids": mask, "completion_mask": mask, "num_items_in_batch": mask.sum(),
+              "advantages": torch.tensor([example.reward for example in examples]),
+              "old_per_token_logps": padded(old) if old[0].numel() else None}
+    if reference:
+        inputs["ref_per_token_logps"] = padded(reference)
+    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)  # noqa: ARG005
+    itself = SimpleNamespace(
+        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
+        importance_sampling_level="token", beta=objective.beta, loss_type=objective.loss_type,
+        epsilon_low=objective.epsilon, epsilon_high=objective.epsilon_high or objective.epsilon,
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1, accelerator=accelerator,
+        max_completion_length=objective.max_completion_length, _entropy_bonus_enabled=False,
+        _metrics={"train": __import__("collections").defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *_, **__: (padded(logps), torch.zeros(mask.shape), None))
+    loss: torch.Tensor = trl.GRPOTrainer._compute_loss(itself, None, inputs)
+    return loss
+
+
+def formula(objective: Policy, examples: Sequence[Example], logps: list[torch.Tensor],
+            reference: list[torch.Tensor] | None) -> torch.Tensor:
+    """The papers' losses, written with torch."""
+    per_token = []
+    for i, (example, logp) in enumerate(zip(examples, logps, strict=True)):
+        old = torch.from_numpy(example.logp) if example.logp.size else logp.detach()
+        log_ratio = logp - old
+        ratio = (log_ratio.sum() if isinstance(objective, Rloo) else log_ratio).exp()
+        high = 1 + (objective.epsilon_high or objective.epsilon)
+        value = torch.min(ratio * example.reward, ratio.clamp(1 - objective.epsilon, high) * example.reward)
+        if isinstance(objective, Rloo):
+            value = value / len(logp)
+        if reference:
+            u = reference[i] - logp
+            value = value - objective.beta * (u.exp() - u - 1)
+        per_token.append(-value.expand(len(logp)))
+    if isinstance(objective, Rloo):
+        return torch.stack([value.sum() for value in per_token]).mean()
+    if isinstance(objective, P3o):
+        return torch.stack([value.sum() for value in per_token]).sum() / (len(examples) / 2)
+    assert isinstance(objective, Grpo)
+    if objective.loss_type == "grpo":
+        return torch.stack([value.mean() for value in per_token]).mean()
+    if objective.loss_type == "dapo":
+        return torch.cat(per_token).mean()
+    return torch.cat(per_token).sum() / (len(examples) * objective.max_completion_length)
+
+
+OBJECTIVES = [Grpo(loss_type="grpo"), Grpo(loss_type="dapo", num_iterations=2, epsilon_high=0.28),
+              Grpo(loss_type="dr_grpo", beta=0.1), Grpo(loss_type="grpo", num_iterations=2, beta=0.04),
+              Rloo(), Rloo(num_iterations=2, beta=0.05), P3o()]
+NAMES = ["grpo", "dapo, clipped", "dr_grpo with KL", "grpo with all", "rloo", "rloo with all", "p3o"]
+
+
+@pytest.mark.parametrize("parted", [False, True], ids=["one forest", "behind prefixes"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=NAMES)
+def test_gradients_equal_the_papers_and_trls(objective: Policy, parted: bool, tmp_path: Path) -> None:
+    """Answers to a prompt share it, in one forest or behind it; transformers and autograd have each by itself."""
+    case = make_case("qwen3", tmp_path, kept=2)
+    peft = adapted(case)
+    examples = near(peft, answers(case, with_old=objective.num_iterations > 1))
+    with torch.no_grad(), peft.disable_adapter():
+        base = log_probabilities(peft, examples) if objective.beta else None
+    logps = log_probabilities(peft, examples)
+    loss = formula(objective, examples, logps, base)
+    if isinstance(objective, Grpo):
+        assert trl_loss(objective, examples, logps, base).item() == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    wanted = []
+    for key in sorted(case.pairs):
+        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
+        order = row_order(hf_projection(key), b.shape[0], case.model)
+        wanted += [a.ravel(), (b if order is None else b[order]).ravel()]
+    ours = in_parts(case, 24, PROMPT - 1, 2) if parted else case
+    micros = micro_batches(examples, 24, prefix=PROMPT - 1) if parted else micro_batches(examples, 64)
+    assert all(isinstance(micro, Tree) for micro in micros) == parted
+    decoder = ours.decoder
+    decoder.arena.flat("dlora").fill(0.0)
+    n = objective.count(examples)
+    found = sum(learn(decoder, objective, micro, n, _Known(examples, base)).loss for micro in micros) / n
+    assert found == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
+    pairs = decoder.adapter.adapted
+    ours_flat = np.concatenate([part.ravel() for key in sorted(pairs) for part in (pairs[key].da, pairs[key].db)])
+    assert distance(ours_flat, np.concatenate(wanted)) < 1e-4
+
+
+class _Known:
+    """log p by the base, as transformers has it."""
+
+    def __init__(self, examples: Sequence[Example], base: list[torch.Tensor] | None) -> None:
+        self.known = {id(one): logp.numpy() for one, logp in zip(examples, base or [], strict=False)}
+
+    def add_to(self, batch: Any) -> Any:
+        return replace(batch, reference=np.concatenate([self.known[id(one)] for one in batch.examples]))
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_advantages_of_grpo_are_trls(scale: str) -> None:
+    rewards = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    flat = torch.from_numpy(rewards)
+    wanted = flat - flat.mean(1, keepdim=True)
+    if scale == "group":
+        wanted = wanted / (flat.std(1, keepdim=True) + 1e-4)
+    if scale == "batch":
+        wanted = wanted / (flat.std() + 1e-4)
+    found = Grpo(scale_rewards=scale).advantages(rewards, np.zeros((5, 4), np.bool_))
+    assert np.allclose(found, wanted.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_advantages_of_rloo_leave_the_answer_out(normalized: bool) -> None:
+    rewards = np.random.default_rng(1).random((5, 4)).astype(np.float32)
+    wanted = np.array([[row[i] - np.delete(row, i).mean() for i in range(4)] for row in rewards])
+    if normalized:
+        wanted = (wanted - wanted.mean()) / (wanted.std(ddof=1) + 1e-4)
+    found = Rloo(normalize_advantages=normalized).advantages(rewards, np.zeros((5, 4), np.bool_))
+    assert np.allclose(found, wanted, atol=1e-5)
+
+
+def test_rest_keeps_the_best_different_answers() -> None:
+    rewards = np.array([[1.0, 2.0, 2.0, 0.5], [0.1, 0.2, 0.3, 0.4]], np.float32)
+    repeated = np.array([[False, False, True, False], [False] * 4])
+    assert Rest(keep=2).advantages(rewards, repeated).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert Rest(keep=1).advantages(rewards, repeated).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
+    assert Rest(keep=1, min_reward=0.4).advantages(rewards, repeated).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_long_answers_lose_what_dapo_takes_from_them() -> None:
+    """Equation 13 of the paper, with answers of 100 tokens at most and a band of 20."""
+    grpo = Grpo(max_completion_length=100, overlong_tokens=20)
+    tokens = np.array([[50, 80, 90, 100]])
+    assert grpo.penalized(np.ones((1, 4), np.float32), tokens).tolist() == [[1, 1, 0.5, 0]]
+    with pytest.raises(UsageError, match="overlong-tokens is 200, and an answer has at most 100"):
+        Grpo(max_completion_length=100, overlong_tokens=200).check()
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+ROWS = [{"prompt": f"set the light {i} {'on' if i % 2 else 'off'}", "wanted": "eiou"[i % 4]} for i in range(8)]
+LETTERS = {**OPTIONS, "batch_size": 2, "max_length": 64, "precision": "exact", "steps": 8}
+
+
+def letters(found: Sequence[Answer]) -> list[Reward]:
+    """The share of an answer's letters that its row asks for."""
+    values = [one.text.count(json.loads(one.item)["wanted"]) / max(len(one.text), 1) for one in found]
+    return [Reward(value, {"letters": value, "twice": 2 * value}) for value in values]
+
+
+def prompts(bundle: edgetune.Bundle, objective: Rewarded, rows: Sequence[dict[str, Any]] = ROWS) -> Dataset:
+    return load_rows(rows, Tokenizer(bundle.gguf.path), max_length=64, parser=objective.rows)
+
+
+def go(bundle: edgetune.Bundle, out: Path, objective: Rewarded, **options: Any) -> dict[str, Any]:
+    config = TrainConfig(**{**LETTERS, **{name: options.pop(name) for name in list(options) if name in LETTERS}})
+    return run(bundle, prompts(bundle, objective), out, config, objective=objective, rewards=letters, **options)
+
+
+RUNS = [Grpo(max_completion_length=9), Grpo(max_completion_length=9, num_iterations=2, steps_per_generation=2),
+        Grpo(max_completion_length=9, beta=0.1, num_iterations=2), Rest(max_completion_length=9, min_reward=0.1),
+        Grpo(max_completion_length=9, dynamic_sampling=True)]
+
+
+@pytest.mark.parametrize("objective", RUNS, ids=["one update", "several", "with KL", "rest", "others in place of flat"])
+@pytest.mark.parametrize("stops", [7, 61, 130])
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, objective: Rewarded, stops: int,
+                                                       tmp_path: Path) -> None:
+    """Also in the midst of answers, and between two updates with the same ones."""
+    go(bundle, tmp_path / "whole", objective)
+    asked = iter([False] * stops)
+    try:
+        go(bundle, tmp_path / "out", objective, should_stop=lambda: next(asked, True))
+    except Interrupted:
+        go(bundle, tmp_path / "out", objective, resume=True)
+    files = [tmp_path / name / "adapter.gguf" for name in ("whole", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    whole, out = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+                  for name in ("whole", "out"))
+    told = [[e.get("metrics") for e in events if e["event"] == "step"] for events in (whole, out)]
+    assert told[0] == told[1]
+
+
+def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    objective = Grpo(max_completion_length=9, num_generations=8, temperature=1.0)
+    events: list[dict[str, Any]] = []
+    config = TrainConfig(**{**LETTERS, "steps": 30, "batch_size": 8})
+    record = run(bundle, prompts(bundle, objective), tmp_path / "out", config, objective=objective, rewards=letters,
+                 on_event=events.append, held_out=prompts(bundle, objective, ROWS[:4]))
+    (expected,) = [e for e in events if e["event"] == "expect"]
+    assert (expected["prompts"], expected["samples"]) == (8, 8)
+    rewards = [e["metrics"]["reward"] for e in events if e["event"] == "step"]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.02
+    assert record["objective"]["name"] == "grpo"
+    assert "reward" in record["verdict"]["sentence"]
+    metrics = next(e["metrics"] for e in events if e["event"] == "step")
+    assert metrics["rewards/twice/mean"] == pytest.approx(2 * metrics["rewards/letters/mean"])
+    assert set(metrics) >= {"reward", "reward_std", "frac_reward_zero_std", "completions/mean_length",
+                            "completions/clipped_ratio", "entropy"}
+    held = [e for e in events if e["event"] == "eval"]
+    assert held[0]["loss"] == pytest.approx(-held[0]["metrics"]["reward"])
+
+
+def test_answers_do_not_depend_on_how_many_are_in_progress(bundle: edgetune.Bundle) -> None:
+    """With a budget that leaves room for fewer of them."""
+    found = []
+    for live in (8, 3):
+        trainer = Trainer(bundle, **LETTERS, objective=Grpo(max_completion_length=9), rewards=letters)
+        trainer.add(ROWS)
+        assert trainer.roller
+        trainer.roller.plan = replace(trainer.roller.plan, live=live)
+        examples, _ = trainer.roller.of_step(1, trainer.batch, trainer.examples, trainer.steps_per_epoch)
+        found.append([one.tokens.tolist() for one in examples])
+    assert found[0] == found[1]
+
+
+def test_under_a_budget_fewer_answers_are_in_progress(bundle: edgetune.Bundle) -> None:
+    """What is traded is said, and the plan is what is allocated."""
+    objective = Grpo(max_completion_length=40, num_generations=32)
+    free = Trainer(bundle, **LETTERS, objective=objective, rewards=letters)
+    assert free.plan.answers
+    assert free.plan.answers.live == 64
+    assert {"cache_keys", "cache_values"} <= set(free.arena.buffers)
+    assert not [text for text in free.plan.traded if "in progress" in text]
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("row", "what"), [
+    ("text", "the row is a JSON string, not an object"),
+    ({"completion": "a"}, r"the row asks nothing \(its keys: completion\)"),
+    ({"prompt": "a", "messages": []}, "fits two shapes"),
+    ({"prompt": "  "}, "the prompt is empty"),
+    ({"prompt": []}, "prompt is empty"),
+    ({"prompt": 3}, "prompt is a JSON number"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+     "messages ends with a message of the assistant"),
+    ({"messages": [{"role": "robot", "content": "a"}]}, r"messages\[0\] has the role 'robot'"),
+])
+def test_rows_that_do_not_ask(bundle: edgetune.Bundle, row: Any, what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        prompts(bundle, Grpo(), [row])
+
+
+def test_rewards_that_teach_nothing_are_refused_before_the_first_step(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    objective = Grpo(max_completion_length=9)
+    for reward, what in ((0.0, "all answers to a prompt have the same reward, 0 in the mean"),
+                         (1.0, "all right already")):
+        with pytest.raises(UsageError, match=what):
+            run(bundle, prompts(bundle, objective), tmp_path / "out", TrainConfig(**LETTERS), objective=objective,
+                rewards=lambda found, reward=reward: [Reward(reward) for _ in found])  # type: ignore[misc]
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="none is worth learning, with a mean reward of"):
+        run(bundle, prompts(bundle, objective), tmp_path / "out", TrainConfig(**LETTERS),
+            objective=Rest(max_completion_length=9), rewards=letters)
+
+
+def test_rewards_that_are_none_end_the_run_in_a_sentence(bundle: edgetune.Bundle) -> None:
+    with pytest.raises(UsageError, match="grpo needs something that rewards answers"):
+        Trainer(bundle, **LETTERS, objective=Grpo())
+    for rewards, what in ((lambda _: [], "8 answers were given 0 rewards"),
+                          (lambda found: [Reward(float("nan"))] * len(found), "the reward of an answer is nan")):
+        trainer = Trainer(bundle, **LETTERS, objective=Grpo(max_completion_length=9), rewards=rewards)
+        trainer.add(ROWS)
+        before = trainer.arena.flat("lora").copy()
+        with pytest.raises(EdgetuneError, match=what):
+            trainer.step()
+        assert trainer.steps_done == 0
+        assert np.array_equal(trainer.arena.flat("lora"), before)
