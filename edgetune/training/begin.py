@@ -32,7 +32,7 @@ from .state import RunState, next_leg
 from .trainer import Trainer
 
 Event = dict[str, Any]
-OLDER = {"objective": Sft.name, "family": LoraFamily.name, "start": None}  # what runs before these names were
+OLDER = {"method": Sft.name, "family": LoraFamily.name, "start": None}  # what runs before these names were
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan:
     previous = from_json(Tradeoffs, plan, source) if was_asked == asked(task.config.to_json()) else None
     begun = _open(task, previous)
     begun.origin = _origin(task, begun.trainer, record.get("origin"))
-    was = {**OLDER, **was}
+    was = {**OLDER, **({"method": was["objective"]} if "objective" in was else {}), **was}
     changed = differences(task.out, was, begun.identity, task.allow_changed)
     begun.identity.setdefault("start", was["start"])
     begun.event = {"event": "resume", "step": 0, "damaged": [], "changed": changed}

@@ -88,8 +88,9 @@ class Trainer:
             if name in options:
                 raise UsageError(f"{name} is an option of a run, a Trainer does not use it",
                                  "leave it out, or use edgetune.run")
-        self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.objective = (objective or Sft()).check()
+        given = {**vars(config or TrainConfig(**self.objective.defaults)), **options}
+        self.config = config = make_options(TrainConfig, given).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = open_network(self.bundle.gguf)

@@ -342,7 +342,7 @@ def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path
     calls = iter([False] * 20)
     with pytest.raises(Interrupted):
         run(bundle, data, out, config, objective=Focal(), should_stop=lambda: next(calls, True))
-    with pytest.raises(MismatchError, match="was started with --objective focal, not sft"):
+    with pytest.raises(MismatchError, match="was started with --method focal, not sft"):
         run(bundle, data, out, config, resume=True)
     with pytest.raises(MismatchError, match=r"was started with --gamma 2\.0, not 1\.0"):
         run(bundle, data, out, config, resume=True, objective=Focal(gamma=1.0))
@@ -411,24 +411,24 @@ def test_the_command_line_trains_by_it(bundle: edgetune.Bundle, pairs_file: Path
     out = tmp_path / "out"
     common = ["train", str(bundle.path), str(pairs_file), "-o", str(out), "--max-length", "64", "--steps", "3",
               "--threads", "1", "--json"]
-    done = cli_with_toys(*common, "--objective", "pairs", "--beta", "0.5")
+    done = cli_with_toys(*common, "--method", "pairs", "--beta", "0.5")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["objective"] == {"name": "pairs", "beta": 0.5}
     assert json.loads((out / "run.json").read_text())["objective"] == {"name": "pairs", "beta": 0.5}
-    other = cli_with_toys(*common, "--objective", "pairs", "--gamma", "1")
+    other = cli_with_toys(*common, "--method", "pairs", "--gamma", "1")
     assert (other.returncode, json.loads(other.stdout)) == (2, {
-        "error": "--gamma is no option of the objective pairs", "hint": "leave it out, or add --objective focal"})
+        "error": "--gamma is no option of the objective pairs", "hint": "leave it out, or add --method focal"})
 
 
 def test_flags_come_and_go_with_what_is_registered() -> None:
     for command in ("train", "plan"):
         shown = cli_with_toys(command, "--help-all").stdout
-        assert "--objective [focal|pairs|sft]" in shown
+        assert "--method [focal|pairs|sft]" in shown
         assert "--gamma FLOAT" in shown
         assert "focal: How little a sure token counts. [2.0]" in shown
         plain = cli_with_toys(command, "--help-all", toys=False).stdout
         assert "--rank" in plain
-        assert "--objective" not in plain
+        assert "--method" not in plain
 
 
 JOB = """
