@@ -60,9 +60,9 @@ INSIDE = {
             ["comparison", "reported"], ["train"], ["sweep"]],
     "serving": [["call_form", "completion", "embedding", "kv_cache", "model", "question", "tool_calls"],
                ["constraint", "llama", "onnx", "rollouts"], ["batcher"]],
-    "training": [["checkpoint", "config", "cost", "metrics", "origin", "passes", "state", "verdict"],
-                ["length", "optim"], ["batches", "forecast", "plan"], ["trainer"], ["resume", "throttle"], ["begin"],
-                ["run"]],
+    "training": [["checkpoint", "config", "cost", "metrics", "origin", "reference", "state", "verdict"],
+                ["length", "optim", "passes"], ["batches", "forecast", "plan"], ["trainer"], ["resume", "throttle"],
+                ["begin", "referred"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

@@ -43,7 +43,8 @@ from ..version import __version__
 from . import length, optim, plan
 from .batches import Batches, cut
 from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
-from .passes import Measurement, Reference, Totals, learn, measure
+from .passes import Measurement, Totals, learn, measure
+from .reference import Reference
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -101,7 +102,7 @@ class Trainer:
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
-        self._reference = Reference(self.decoder)
+        self.reference = Reference(self.decoder)
         self.examples: list[Example] = []
         self._batches = Batches(config)
         self.steps_done = 0
@@ -195,7 +196,7 @@ class Trainer:
         with self._stoppable(should_stop):
             for number, micro in enumerate(self._micro_batches(examples)):
                 begin = partial(self._before_part, step, number)
-                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference, begin))
+                totals.add(micro, learn(self.decoder, self.objective, micro, n, self.reference, begin))
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
         norm = self._update(grad, loss, lr, step)
@@ -244,7 +245,18 @@ class Trainer:
         """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
         """
         with self._stoppable(should_stop):
-            return measure(self.decoder, self.objective, self._micro_batches(examples), self._reference)
+            return measure(self.decoder, self.objective, self._micro_batches(examples), self.reference)
+
+    def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
+        """Computes log p by the reference model, where it is not known yet: by the base, unless `reference` says that
+        it is the adapter in the arena.
+        """
+        with self._stoppable(should_stop):
+            for example in self.reference.missing(examples):
+                self.decoder.before_block()
+                self.computing = True
+                self.reference.add(example)
+                self.computing = False
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch | Tree]:
         """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
