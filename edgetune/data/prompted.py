@@ -41,7 +41,10 @@ class Answer:
             raise DataError("the prompt ends with an assistant message", f"move it to {self.name}")
         quiet = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in asked]
         row = {"messages": [*quiet, answer]}
-        return row if self.tools is None else {**row, "tools": self.tools}
+        if self.tools is not None:
+            row["tools"] = self.tools
+        supervised_rows.check_row(row)
+        return row
 
     @property
     def is_blank(self) -> bool:
@@ -63,8 +66,7 @@ class Answer:
     def example(self, tokenizer: Tokenizer, system: str | None, max_length: int) -> Example:
         """Its tokens, of which the answer's are supervised, at full length. Raises DataError."""
         row = self.row
-        shape = supervised_rows.check_row(row)
-        made = list(supervised_rows.examples_of(row, shape, tokenizer, system, max_length))
+        made = list(supervised_rows.examples_of(row, supervised_rows.shape_of(row), tokenizer, system, max_length))
         if len(made) != 1:
             raise DataError(f"{self.name} has no tokens to learn from", "write the answer, or remove the row")
         return made[0]

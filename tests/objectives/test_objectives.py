@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,18 +17,8 @@ import numpy as np
 import pytest
 import torch
 from counting import OPTIONS, sequences
-from decoder_cases import (
-    Case,
-    adapted,
-    distance,
-    hf_projection,
-    in_parts,
-    lora_parameters,
-    make_case,
-    random_example,
-    row_order,
-)
-from peft import PeftModel
+from decoder_cases import adapted, distance, in_parts, make_case, random_example
+from gradients import Loss, autograd, flat, our_gradient
 from sometimes import mostly_slow
 from toy_objectives import Focal, Pairs, Preferences
 
@@ -37,7 +26,7 @@ import edgetune
 from edgetune.data import loader
 from edgetune.data.dataset import Dataset, load, load_rows
 from edgetune.data.lengths import lengths_of
-from edgetune.data.packing import Batch, Example, collate, pack
+from edgetune.data.packing import Batch, Example, pack
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -46,7 +35,8 @@ from edgetune.objectives.base import Objective, make_objective, objectives, read
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
 from edgetune.training.config import TrainConfig
-from edgetune.training.passes import Reference, learn, measure
+from edgetune.training.passes import learn, measure
+from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
@@ -68,9 +58,6 @@ class SlowSft(Sft):
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
-Loss = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]  # of each document: log p [S], weights [S]
-
-
 def sft_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     logp = torch.cat(logps)
     w = torch.cat(weights)
@@ -86,45 +73,6 @@ def focal_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.
 def pairs_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
     margins = [0.3 * (better.sum() - worse.sum()) for better, worse in zip(logps[::2], logps[1::2], strict=True)]
     return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
-
-
-def autograd(
-    case: Case, loss_of: Loss, peft: PeftModel | None = None
-) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The loss and its gradients by transformers, PEFT and autograd, each document in a separate pass."""
-    peft = peft or adapted(case)
-    logps = []
-    weights = []
-    for example in case.examples:
-        tokens = torch.from_numpy(example.tokens).long()
-        out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
-        w = torch.from_numpy(example.weights[1:])
-        logps.append(out.gather(1, tokens[1:, None])[:, 0][w != 0])
-        weights.append(w[w != 0])
-    loss = loss_of(logps, weights)
-    loss.backward()
-    grads = {}
-    for key, pair in case.pairs.items():
-        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
-        order = row_order(hf_projection(key), pair.b.shape[0], case.model)
-        grads[key] = a, b if order is None else b[order]
-    return loss.item(), grads
-
-
-def flat(grads: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    return np.concatenate([part.ravel() for key in sorted(grads) for part in grads[key]])
-
-
-def our_gradient(
-    case: Case, objective: Objective, parts: int, reference: Reference | None = None
-) -> tuple[float, np.ndarray]:
-    """Loss and gradient over a number of micro-batches."""
-    step = np.array_split(np.arange(len(case.examples) // 2), parts)
-    batches = [collate(case.examples[2 * pairs[0]:2 * pairs[-1] + 2]) for pairs in step]
-    n = objective.count(case.examples)
-    case.decoder.arena.flat("dlora").fill(0.0)
-    loss = sum(learn(case.decoder, objective, batch, n, reference).loss for batch in batches) / n
-    return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
 
 
 @pytest.mark.parametrize("parts", mostly_slow([1, 3], [3]))
