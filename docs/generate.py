@@ -76,7 +76,7 @@ def options_page() -> str:
 def objective_lines() -> Iterator[str]:
     """Every registered objective with its options."""
     yield from ("## Objectives", "", "What is learned from the rows: `Trainer(..., objective=...)`, and the type of a "
-                "job's `method`; `--objective` where there is a choice.", "")
+                "job's `method`; `--method` where there is a choice.", "")
     for name, kind in objectives().items():
         summary = cell(inspect.getdoc(inspect.getmodule(kind)) or "")
         yield from (f"### {name}", "", f"{summary} `{kind.__module__}.{kind.__name__}`, method `{kind.method}`.", "")

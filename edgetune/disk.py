@@ -117,6 +117,12 @@ def state_folder() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "edgetune"
 
 
+def cache_folder() -> Path:
+    """Where what can be had again is kept for a user: edgetune/ in the folder that XDG names for it."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgetune"
+
+
 def private_folder(path: Path) -> None:
     """Make a folder that only its owner may look into, or make it so. Raises DiskError."""
     try:

@@ -47,8 +47,9 @@ def no_sources_in_the_current_folder(tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session", autouse=True)
 def no_trusted_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whom this user trusts is no matter for tests."""
+    """Whom this user trusts is no matter for tests, nor what is in the cache."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("EDGETUNE_TRUSTED", None)
 
 

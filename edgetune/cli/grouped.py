@@ -13,10 +13,11 @@ ALL = "edgetune.help_all"  # of a context: whether all options are to be shown
 
 
 class GroupedOption(click.Option):
-    """An option of a group. common: --help shows it."""
+    """An option of a group. common: --help shows it. apart: in its group there, too."""
 
-    def __init__(self, *names: Any, group: str = "", common: bool = True, **options: Any) -> None:
+    def __init__(self, *names: Any, group: str = "", common: bool = True, apart: bool = False, **options: Any) -> None:
         super().__init__(*names, **options)
+        self.apart = apart
         self.group = group
         self.common = common
 
@@ -43,7 +44,8 @@ class GroupedCommand(click.Command):
                 left_out += 1
                 continue
             group = getattr(param, "group", "")
-            groups[(group if everything else COMMON) if group else OWN].append(record)
+            is_shown = everything or getattr(param, "apart", False)
+            groups[(group if is_shown else COMMON) if group else OWN].append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)

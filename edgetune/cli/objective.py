@@ -1,77 +1,117 @@
-"""--objective, and a flag for every option of every registered objective: made when a command is parsed, not before."""
+"""--method, and the flags of the method that is named: made when a command is parsed, not before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
 from ..training.config import TrainConfig
-from .app import flag_type
+from .app import explicit, flag_type
 from .grouped import GroupedCommand, GroupedOption
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective
 
 DEFAULT = "sft"
+FLAG = "--method"
+NAMED = "edgetune.method"  # of a context: what the command line names
 
 
 class ObjectiveCommand(GroupedCommand):
-    """A command that takes an objective: its function is given `objective` and each option that was named."""
+    """A command that takes an objective: its function is given `method` and each option of one that was named.
+
+    Help shows the options of the method that is named, and its defaults of options that every training has.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[NAMED] = named_method(args)
+        return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         help_flags = [param for param in super().get_params(ctx) if param not in self.params]
-        return [*self.params, *objective_flags(), *help_flags]
+        name = ctx.meta.get(NAMED, DEFAULT)
+        return [*_with_defaults(self.params, name), *method_flags(name), *help_flags]
 
 
-def objective_flags() -> list[click.Option]:
-    """--objective where there is a choice, and the options of all; an option that several have is one flag."""
+def named_method(args: Sequence[str]) -> str:
+    """What follows --method, the last one; the default without."""
+    found = DEFAULT
+    for i, word in enumerate(args):
+        if word == FLAG and i + 1 < len(args):
+            found = args[i + 1]
+        elif word.startswith(f"{FLAG}="):
+            found = word.removeprefix(f"{FLAG}=")
+    return found
+
+
+def _with_defaults(params: Sequence[click.Parameter], name: str) -> list[click.Parameter]:
+    """The parameters, with the method's defaults where it has its own."""
+    from copy import copy
+
     from ..objectives.base import objectives
-    from ..options import declared
+    kind = objectives().get(name)
+    found = []
+    for param in params:
+        if kind and param.name in kind.defaults:
+            param = copy(param)
+            param.default = kind.defaults[param.name]
+        found.append(param)
+    return found
+
+
+def method_flags(name: str) -> Iterator[click.Option]:
+    """--method where there is a choice, and the options of all methods; help shows those of the one that is named."""
+    from ..objectives.base import objectives
     known = objectives(TrainConfig)
-    flags: list[click.Option] = []
     if len(known) > 1:
-        flags.append(click.Option(["--objective"], type=click.Choice(list(known)), default=DEFAULT, show_default=True,
-                                  help="What is learned from the rows."))
-    specs: dict[str, Any] = {}
-    helps: dict[str, list[str]] = {}
+        yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True,
+                           help=f"What is learned from the rows, and how; {FLAG} NAME --help shows its options.")
+    for option, owners in options_of(known).items():
+        spec = owners.get(name)
+        flag = "--" + option.replace("_", "-")
+        if isinstance(next(iter(owners.values())).default, bool):
+            flag = f"{flag}/--no-{flag[2:]}"
+        if spec is None:
+            yield click.Option([flag, option], type=None if "/" in flag else str, default=None, hidden=True)
+            continue
+        default = f" [{spec.default}]" if spec.default != "" else ""
+        yield GroupedOption([flag, option], type=flag_type(spec), default=None, group=f"The method {name}", apart=True,
+                            help=f"{spec.metadata['help']}{default}")
+
+
+def options_of(known: Mapping[str, type[Objective]]) -> dict[str, dict[str, Field[Any]]]:
+    """{option: {method: its field}}."""
+    from ..options import declared
+    found: dict[str, dict[str, Field[Any]]] = {}
     for name, kind in known.items():
         for spec in declared(kind):
-            specs[spec.name] = spec
-            default = f" [{spec.default}]" if spec.default != "" else ""
-            helps.setdefault(spec.name, []).append(f"{name}: {spec.metadata['help']}{default}")
-    for name, spec in specs.items():
-        flag = "--" + name.replace("_", "-")
-        if isinstance(spec.default, bool):
-            flag = f"{flag}/--no-{flag[2:]}"
-        flags.append(GroupedOption([flag, name], type=flag_type(spec), default=None, help=" ".join(helps[name]),
-                                   group="The objective", common=False))
-    return flags
+            found.setdefault(spec.name, {})[name] = spec
+    return found
 
 
 def take_objective(options: dict[str, Any]) -> Objective:
     """The objective that a command's options ask for; takes them out of `options`.
 
-    Raises UsageError for an option of another objective, and for one out of its range.
+    Raises UsageError for an option of another method, and for one out of its range.
     """
     from ..objectives.base import make_objective, objectives
-    from ..options import declared
-    known = objectives()
-    name = options.pop("objective", DEFAULT)
+    name = options.pop("method", DEFAULT)
     asked: dict[str, Any] = {}
-    for spec in (spec for kind in known.values() for spec in declared(kind)):
-        value = options.pop(spec.name, None)
-        if value is not None:
-            asked[spec.name] = value
-    _refuse_others(name, asked, {other: [spec.name for spec in declared(kind)] for other, kind in known.items()})
+    for option, owners in options_of(objectives()).items():
+        value = options.pop(option, None)
+        if value is None:
+            continue
+        if name not in owners:
+            raise UsageError(f"--{option.replace('_', '-')} is no option of the method {name}",
+                             f"leave it out, or add {FLAG} {' or '.join(owners)}")
+        asked[option] = value
     return make_objective(name, asked)
 
 
-def _refuse_others(name: str, asked: Mapping[str, Any], options_of: Mapping[str, list[str]]) -> None:
-    for option in asked:
-        if option not in options_of[name]:
-            owners = [other for other, its in options_of.items() if option in its]
-            raise UsageError(f"--{option.replace('_', '-')} is no option of the objective {name}",
-                             f"leave it out, or add --objective {' or '.join(owners)}")
+def train_config(options: dict[str, Any], objective: Objective) -> TrainConfig:
+    """A command's options of training, with the objective's defaults. Raises UsageError."""
+    return TrainConfig(**{**options, **objective.defaults, **explicit(options)}).check()

@@ -10,7 +10,7 @@ import click
 from ..errors import EdgetuneError, UsageError
 from ..training.config import TrainConfig
 from .app import MODEL, command, show, step_progress, train_options
-from .objective import ObjectiveCommand, take_objective
+from .objective import ObjectiveCommand, take_objective, train_config
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -59,7 +59,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..training.run import disk_writes
     from ..training.trainer import make_plan
     objective = take_objective(options)
-    config = TrainConfig(**options).check()
+    config = train_config(options, objective)
     if data and named:
         raise UsageError(f"{data} and --data {named} both name the rows to train on", "give one of them")
     data = data or named

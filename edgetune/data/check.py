@@ -19,7 +19,9 @@ LONG = 500  # letters from which an answer can be far too long
 SHORT = 50  # letters of a median answer from which one can be far too short
 NAMED = 5  # lines named in a sentence
 REASONS = 3  # different reasons named why rows cannot be used
-SHAPES = {"messages": "messages", "prompt": "prompt and completion", "text": "text"}
+SHAPES = {"messages": "messages", "prompt": "prompt and completion", "text": "text",
+          "preference": "pairs of answers", "unpaired": "prompt, completion and label",
+          "ranked": "prompt, completions and rewards"}
 
 
 @dataclass(frozen=True)

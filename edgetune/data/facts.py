@@ -18,6 +18,7 @@ from .dataset import fitting
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import canonical, indices_by_name, name_of_question
 from .packing import Example, is_supervised
+from .preferences import chosen_text, is_pair
 from .rows import Row, RowParser, check_row
 
 
@@ -124,9 +125,11 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
 
 
 def answer_of(row: Row) -> str | None:
-    """The text of a row's last answer."""
+    """The text of a row's last answer; of two, of the better one."""
     if isinstance(row, str):
         return None
+    if is_pair(row):
+        return chosen_text(row)
     if isinstance(row.get("completion"), str):
         return str(row["completion"])
     answers = [message for message in row.get("messages", ()) if message.get("role") == "assistant"]

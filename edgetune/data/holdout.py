@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError
+from .preferences import is_pair
+from .preferences import question_of as preferred
 from .rows import Row
 
 SHARE = 10  # one in ten rows is held out
@@ -59,7 +61,10 @@ def divide(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def name_of_question(row: Row) -> str:
-    """64 hexadecimal digits, equal for rows that ask the same. Raises DataError for what JSON cannot hold."""
+    """64 hexadecimal digits, equal for rows that ask the same.
+
+    Raises DataError for what JSON cannot hold, and a pair without a prompt.
+    """
     return hashlib.sha256(canonical(question_of(row)).encode()).hexdigest()
 
 
@@ -67,13 +72,15 @@ def question_of(row: Row) -> Any:
     """What a row asks: the messages before the last answer, or the prompt; the row itself where it asks nothing."""
     if not isinstance(row, Mapping):
         return row
+    if is_pair(row):
+        return preferred(row)
     messages = row.get("messages")
     if isinstance(messages, list):
         answers = [i for i, message in enumerate(messages)
                    if isinstance(message, Mapping) and message.get("role") == "assistant"]
         return messages[:answers[-1]] if answers else messages
     prompt = row.get("prompt")
-    return prompt if isinstance(prompt, str) and prompt.strip() else row
+    return prompt if (isinstance(prompt, str) and prompt.strip()) or (isinstance(prompt, list) and prompt) else row
 
 
 def canonical(value: Any) -> str:

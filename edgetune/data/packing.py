@@ -63,7 +63,7 @@ class Batch:
     targets: NDArray[np.int32]  # [S]
     supervised_weights: NDArray[np.float32]  # [S], not 0
     examples: tuple[Example, ...]  # the documents
-    reference: NDArray[np.float32] | None = None  # [S], log p by the base without an adapter, if the objective needs it
+    reference: NDArray[np.float32] | None = None  # [S], log p by the reference model, if the objective needs it
     behind: int = 0  # tokens of a prefix, computed before, that all of its tokens see
     is_prefix: bool = False  # whether it is the prefix of batches that follow (trees.py)
 

@@ -88,18 +88,18 @@ def check_learnable(row: Row) -> str:
     if shape == "messages":
         for i, message in enumerate(row["messages"]):
             learned = message["role"] == "assistant" and message.get("weight", 1) and not message.get("tool_calls")
-            if learned and _is_blank(message["content"]):
+            if learned and is_blank(message["content"]):
                 raise DataError(f"messages[{i}], an answer to learn, is empty", "write the answer, or give it weight 0")
-    elif _is_blank(row["completion" if shape == "prompt" else "text"]):
+    elif is_blank(row["completion" if shape == "prompt" else "text"]):
         raise DataError(f"the {'completion' if shape == 'prompt' else 'text'} is empty", "write it, or remove the row")
     return shape
 
 
-def _is_blank(content: str | list[Any]) -> bool:
+def is_blank(content: str | list[Any]) -> bool:
     """Text, or a list of parts, without a visible character."""
     if isinstance(content, str):
         return not content.strip()
-    return all(isinstance(part, dict) and part.get("type") == "text" and _is_blank(str(part.get("text", "")))
+    return all(isinstance(part, dict) and part.get("type") == "text" and is_blank(str(part.get("text", "")))
                for part in content)
 
 
@@ -287,10 +287,11 @@ def check_messages(messages: Any, key: str = "messages") -> None:
         what = "is empty" if messages == [] else f"is a JSON {json_type(messages)}"
         raise DataError(f"{key} {what}", "write a list of objects with role and content")
     for i, message in enumerate(messages):
-        _check_message(f"{key}[{i}]", message)
+        check_message(f"{key}[{i}]", message)
 
 
-def _check_message(name: str, message: Any) -> None:
+def check_message(name: str, message: Any) -> None:
+    """Raises DataError, which calls it `name`, for what is no message of a conversation."""
     if not isinstance(message, dict):
         raise DataError(f"{name} is a JSON {json_type(message)}", "write an object with role and content")
     role = message.get("role")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import disk
 from ..errors import NotFoundError, UsageError
 
 HUB = "hf:"
@@ -100,8 +101,7 @@ def packaged_model() -> Path:
 
 def cache_folder() -> Path:
     """Where pulled models are stored: $XDG_CACHE_HOME/edgetune/models, else ~/.cache/edgetune/models."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgetune" / "models"
+    return disk.cache_folder() / "models"
 
 
 def place_of(source: Source) -> Path:

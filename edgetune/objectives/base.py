@@ -54,9 +54,10 @@ class Objective(ABC):
 
     name: on the command line and in run.json; method: in a daemon's job, where it may have OpenAI's name.
     needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
-    needs_reference: whether `batch.reference`, log p by the base without an adapter, is wanted. It is computed once an
-    example.
+    needs_reference: whether `batch.reference`, log p by the base without an adapter or by the adapter that training
+    starts from, is wanted. It is computed once an example.
     rows: the module that reads its rows of data (see `rows.RowParser`).
+    defaults: options that every training has, and that have another default with this objective, such as lr.
     """
 
     name: ClassVar[str]
@@ -64,6 +65,7 @@ class Objective(ABC):
     needs_logp: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def count(self, examples: Sequence[Example]) -> float:

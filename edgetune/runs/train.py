@@ -67,8 +67,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where it was stopped
     before its end, and can be resumed.
     """
-    config = make_options(TrainConfig, {**_size_of(start), **options}).check()
     objective = objective or Sft()
+    config = make_options(TrainConfig, {**objective.defaults, **_size_of(start), **options}).check()
     out = Path(out)
     if resume and eval is None:
         eval = _recorded_eval(out)

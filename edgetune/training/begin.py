@@ -21,7 +21,7 @@ from ..machine.governor import Governor
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..persisted import from_json
-from . import checkpoint, metrics
+from . import checkpoint, metrics, reference
 from .batches import shares
 from .config import TrainConfig
 from .origin import Origin
@@ -32,7 +32,7 @@ from .state import RunState, next_leg
 from .trainer import Trainer
 
 Event = dict[str, Any]
-OLDER = {"objective": Sft.name, "family": LoraFamily.name, "start": None}  # what runs before these names were
+OLDER = {"method": Sft.name, "family": LoraFamily.name, "start": None}  # what runs before these names were
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def resumed(task: Task) -> Begun:
     """From what is in the folder: the newest undamaged checkpoint; nothing yet, after a kill before the first one; or
     the finished adapter, if there are to be more epochs.
     """
-    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.RUN, metrics.CSV, metrics.REPORT)
+    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.RUN, metrics.CSV, metrics.REPORT, reference.FILE)
     for stale in (path for name in whole for path in task.out.glob(f"{name}.tmp")):
         with suppress(OSError):
             stale.unlink()
@@ -130,7 +130,7 @@ def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan:
     previous = from_json(Tradeoffs, plan, source) if was_asked == asked(task.config.to_json()) else None
     begun = _open(task, previous)
     begun.origin = _origin(task, begun.trainer, record.get("origin"))
-    was = {**OLDER, **was}
+    was = {**OLDER, **({"method": was["objective"]} if "objective" in was else {}), **was}
     changed = differences(task.out, was, begun.identity, task.allow_changed)
     begun.identity.setdefault("start", was["start"])
     begun.event = {"event": "resume", "step": 0, "damaged": [], "changed": changed}
@@ -152,7 +152,7 @@ def _again(task: Task, record: Mapping[str, Any]) -> Begun:
     """
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
-    if not (is_begun and names <= {metrics.NAME, metrics.CSV, metrics.REPORT, store.FILE, store.RUN}):
+    if not (is_begun and names <= {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, store.FILE, store.RUN}):
         raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
                           "start in another folder")
     if not record:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
 
-from ..data.packing import Batch, Example, collate, grouped_indices, is_supervised
+from ..data.packing import Batch, collate, grouped_indices
 from ..data.trees import Tree
 from ..errors import DataError
 from ..models.base import Passes
 from ..objectives.base import Objective, Signal
+from .reference import Reference
 
 
 @dataclass
@@ -56,30 +56,6 @@ class References(Protocol):
     """Knows log p by the model that an objective compares with."""
 
     def add_to(self, batch: Batch) -> Batch: ...
-
-
-class Reference:
-    """log p by the base, without the adapter, at the supervised positions of examples: computed once for each example.
-
-    Each example is a batch of one, so that its value does not depend on other rows: a resumed run gets the same bits.
-    Takes 4 bytes a supervised position.
-    """
-
-    def __init__(self, decoder: Passes) -> None:
-        self.decoder = decoder
-        self._known: dict[bytes, np.ndarray] = {}  # the base is one, and its template is in the tokens
-
-    def add_to(self, batch: Batch) -> Batch:
-        found = [self._of(example) for example in batch.examples]
-        return replace(batch, reference=np.concatenate(found))
-
-    def _of(self, example: Example) -> np.ndarray:
-        mask = is_supervised(example.weights)
-        key = sha256(example.tokens.tobytes() + mask.tobytes()).digest()
-        if key not in self._known:
-            with self.decoder.linear.off():
-                self._known[key] = self.decoder.score(collate([example])).copy()
-        return self._known[key]
 
 
 Begin = Callable[[int], None]

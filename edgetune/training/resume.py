@@ -34,7 +34,7 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     if trainer.config.steps:
         del given["epochs"]  # steps override them
     options = {name.replace("_", "-"): value for name, value in given.items()}
-    options["objective"] = trainer.objective.name
+    options["method"] = trainer.objective.name
     options["family"] = run.family.name
     at_once = f"{run.max_tokens} behind {run.prefix}" if run.prefix else run.max_tokens
     plan = {"micro-batch": at_once, "recompute": _recomputed(trainer),

@@ -45,7 +45,8 @@ from ..version import __version__
 from . import length, optim, plan
 from .batches import Batches, cut
 from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
-from .passes import Measurement, Reference, References, Totals, learn, measure
+from .passes import Measurement, References, Totals, learn, measure
+from .reference import Reference
 from .rollouts import Expectation, Rewards, Roller, answer_plan
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ class Trainer:
             if name in options:
                 raise UsageError(f"{name} is an option of a run, a Trainer does not use it",
                                  "leave it out, or use edgetune.run")
-        self.config = config = make_options(TrainConfig, {**vars(config or TrainConfig()), **options}).check()
         self.objective = (objective or Sft()).check()
+        given = {**vars(config or TrainConfig(**self.objective.defaults)), **options}
+        self.config = config = make_options(TrainConfig, given).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = open_network(self.bundle.gguf)
@@ -107,8 +109,9 @@ class Trainer:
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
+        self.reference = Reference(self.decoder)
         self.roller = self._open_roller(rewards)
-        self._reference: References = self.roller or Reference(self.decoder)
+        self._references: References = self.roller or self.reference
         self.examples: list[Example] = []
         self._batches = Batches(config)
         self.steps_done = 0
@@ -200,7 +203,7 @@ class Trainer:
             grad.fill(0.0)
             for number, micro in enumerate(self._micro_batches(examples)):
                 begin = partial(self._before_part, step, number)
-                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._reference, begin,
+                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._references, begin,
                                         partial(_keep_logps, logps) if self.roller else lambda _batch, _logp: None))
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
@@ -274,7 +277,18 @@ class Trainer:
             if self.roller:
                 self.computing = True
                 return self.roller.measure(examples)
-            return measure(self.decoder, self.objective, self._micro_batches(examples), self._reference)
+            return measure(self.decoder, self.objective, self._micro_batches(examples), self.reference)
+
+    def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
+        """Computes log p by the reference model, where it is not known yet: by the base, unless `reference` says that
+        it is the adapter in the arena.
+        """
+        with self._stoppable(should_stop):
+            for example in self.reference.missing(examples):
+                self.decoder.before_block()
+                self.computing = True
+                self.reference.add(example)
+                self.computing = False
 
     def expect(self, should_stop: Callable[[], bool] | None = None) -> Expectation:
         """What rewards the answers to some prompts have before training. For an objective that learns from answers.

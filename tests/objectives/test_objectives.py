@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,18 +17,8 @@ import numpy as np
 import pytest
 import torch
 from counting import OPTIONS, sequences
-from decoder_cases import (
-    Case,
-    adapted,
-    distance,
-    hf_projection,
-    in_parts,
-    lora_parameters,
-    make_case,
-    random_example,
-    row_order,
-)
-from peft import PeftModel
+from decoder_cases import adapted, distance, in_parts, make_case, random_example
+from gradients import Loss, autograd, flat, our_gradient
 from sometimes import mostly_slow
 from toy_objectives import Focal, Pairs, Preferences
 
@@ -36,7 +26,7 @@ import edgetune
 from edgetune.data import loader
 from edgetune.data.dataset import Dataset, load, load_rows
 from edgetune.data.lengths import lengths_of
-from edgetune.data.packing import Batch, Example, collate, pack
+from edgetune.data.packing import Batch, Example, pack
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -45,7 +35,8 @@ from edgetune.objectives.base import Objective, make_objective, objectives, read
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
 from edgetune.training.config import TrainConfig
-from edgetune.training.passes import Reference, learn, measure
+from edgetune.training.passes import learn, measure
+from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
@@ -67,9 +58,6 @@ class SlowSft(Sft):
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
-Loss = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]  # of each document: log p [S], weights [S]
-
-
 def sft_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
     logp = torch.cat(logps)
     w = torch.cat(weights)
@@ -85,45 +73,6 @@ def focal_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.
 def pairs_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
     margins = [0.3 * (better.sum() - worse.sum()) for better, worse in zip(logps[::2], logps[1::2], strict=True)]
     return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
-
-
-def autograd(
-    case: Case, loss_of: Loss, peft: PeftModel | None = None
-) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The loss and its gradients by transformers, PEFT and autograd, each document in a separate pass."""
-    peft = peft or adapted(case)
-    logps = []
-    weights = []
-    for example in case.examples:
-        tokens = torch.from_numpy(example.tokens).long()
-        out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
-        w = torch.from_numpy(example.weights[1:])
-        logps.append(out.gather(1, tokens[1:, None])[:, 0][w != 0])
-        weights.append(w[w != 0])
-    loss = loss_of(logps, weights)
-    loss.backward()
-    grads = {}
-    for key, pair in case.pairs.items():
-        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
-        order = row_order(hf_projection(key), pair.b.shape[0], case.model)
-        grads[key] = a, b if order is None else b[order]
-    return loss.item(), grads
-
-
-def flat(grads: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    return np.concatenate([part.ravel() for key in sorted(grads) for part in grads[key]])
-
-
-def our_gradient(
-    case: Case, objective: Objective, parts: int, reference: Reference | None = None
-) -> tuple[float, np.ndarray]:
-    """Loss and gradient over a number of micro-batches."""
-    step = np.array_split(np.arange(len(case.examples) // 2), parts)
-    batches = [collate(case.examples[2 * pairs[0]:2 * pairs[-1] + 2]) for pairs in step]
-    n = objective.count(case.examples)
-    case.decoder.arena.flat("dlora").fill(0.0)
-    loss = sum(learn(case.decoder, objective, batch, n, reference).loss for batch in batches) / n
-    return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
 
 
 @pytest.mark.parametrize("parts", mostly_slow([1, 3], [3]))
@@ -342,7 +291,7 @@ def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path
     calls = iter([False] * 20)
     with pytest.raises(Interrupted):
         run(bundle, data, out, config, objective=Focal(), should_stop=lambda: next(calls, True))
-    with pytest.raises(MismatchError, match="was started with --objective focal, not sft"):
+    with pytest.raises(MismatchError, match="was started with --method focal, not sft"):
         run(bundle, data, out, config, resume=True)
     with pytest.raises(MismatchError, match=r"was started with --gamma 2\.0, not 1\.0"):
         run(bundle, data, out, config, resume=True, objective=Focal(gamma=1.0))
@@ -359,7 +308,7 @@ def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.B
     tokenizer = Tokenizer(bundle.gguf.path)
     data = load_rows(ROWS, tokenizer, max_length=48, parser=Preferences.rows)
     config = TrainConfig(**{**OPTIONS, "steps": 6, "batch_size": 3})
-    calls = iter([False] * 60)
+    calls = iter([False] * 24)
     whole = tmp_path / "whole"
     out = tmp_path / "out"
     run(bundle, data, whole, config, objective=Preferences(beta=1.0))
@@ -373,9 +322,9 @@ def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.B
 
 
 def test_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(objectives()) == {"sft", "focal", "pairs"}
+    assert {"dpo", "kto", "orpo", "rrhf", "sft", "focal", "pairs"} <= set(objectives())
     assert read_objective(Focal(gamma=3.0).to_json()) == Focal(gamma=3.0)
-    with pytest.raises(UsageError, match=r"no objective 'fokal'; choose from focal, pairs, sft"):
+    with pytest.raises(UsageError, match=r"no objective 'fokal'; choose from dpo, .*focal, .*sft"):
         make_objective("fokal", {})
     with pytest.raises(UsageError, match=r"'gama' is no option; did you mean gamma\?"):
         make_objective("focal", {"gama": 1.0})
@@ -411,24 +360,25 @@ def test_the_command_line_trains_by_it(bundle: edgetune.Bundle, pairs_file: Path
     out = tmp_path / "out"
     common = ["train", str(bundle.path), str(pairs_file), "-o", str(out), "--max-length", "64", "--steps", "3",
               "--threads", "1", "--json"]
-    done = cli_with_toys(*common, "--objective", "pairs", "--beta", "0.5")
+    done = cli_with_toys(*common, "--method", "pairs", "--beta", "0.5")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["objective"] == {"name": "pairs", "beta": 0.5}
     assert json.loads((out / "run.json").read_text())["objective"] == {"name": "pairs", "beta": 0.5}
-    other = cli_with_toys(*common, "--objective", "pairs", "--gamma", "1")
+    other = cli_with_toys(*common, "--method", "pairs", "--gamma", "1")
     assert (other.returncode, json.loads(other.stdout)) == (2, {
-        "error": "--gamma is no option of the objective pairs", "hint": "leave it out, or add --objective focal"})
+        "error": "--gamma is no option of the method pairs", "hint": "leave it out, or add --method focal"})
 
 
 def test_flags_come_and_go_with_what_is_registered() -> None:
     for command in ("train", "plan"):
         shown = cli_with_toys(command, "--help-all").stdout
-        assert "--objective [focal|pairs|sft]" in shown
-        assert "--gamma FLOAT" in shown
-        assert "focal: How little a sure token counts. [2.0]" in shown
+        assert re.search(r"--method \[dpo\|.*focal\|.*\|pairs\|.*sft\]", shown)
+        assert "--gamma" not in shown
+        named = cli_with_toys(command, "--help", "--method", "focal").stdout
+        assert re.search(r"The method focal:\n +--gamma FLOAT +How little a sure token counts. \[2.0\]", named)
         plain = cli_with_toys(command, "--help-all", toys=False).stdout
         assert "--rank" in plain
-        assert "--objective" not in plain
+        assert "focal" not in plain
 
 
 JOB = """

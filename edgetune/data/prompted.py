@@ -1,0 +1,121 @@
+"""What rows of several answers to a prompt share: one answer to it as a row of `rows`, and that as one example.
+
+A prompt and its answers are texts, or all are lists of messages, of which an answer has one, the assistant's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import DataError
+from ..llamacpp.tokenizer import Tokenizer
+from . import rows as supervised_rows
+from .packing import Example
+from .rows import Row, check_message, is_blank, json_type
+
+Text = str | Sequence[Any]  # text, or messages
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to learn from; name: of its key, for errors."""
+
+    name: str
+    prompt: Text
+    answer: Text
+    tools: Any = None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As a row of which the answer alone is supervised. Raises DataError for what is none."""
+        if isinstance(self.prompt, str):
+            if not isinstance(self.answer, str):
+                raise DataError(f"prompt is text and {self.name} is a JSON {json_type(self.answer)}",
+                                "write both as text, or both as lists of messages")
+            return {"prompt": self.prompt, "completion": self.answer}
+        asked = [message_of(f"prompt[{i}]", message) for i, message in enumerate(_messages("prompt", self.prompt))]
+        answer = one_answer(self.name, self.answer)
+        if asked[-1]["role"] == "assistant":
+            raise DataError("the prompt ends with an assistant message", f"move it to {self.name}")
+        quiet = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in asked]
+        row = {"messages": [*quiet, answer]}
+        if self.tools is not None:
+            row["tools"] = self.tools
+        supervised_rows.check_row(row)
+        return row
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it says nothing."""
+        if isinstance(self.answer, str):
+            return not self.answer.strip()
+        message = one_answer(self.name, self.answer)
+        return not message.get("tool_calls") and is_blank(message["content"])
+
+    @property
+    def said(self) -> Any:
+        """Equal for answers that say the same."""
+        if isinstance(self.answer, str):
+            return self.answer.strip()
+        message = one_answer(self.name, self.answer)
+        content = message["content"]
+        return [content.strip() if isinstance(content, str) else content, message.get("tool_calls")]
+
+    def example(self, tokenizer: Tokenizer, system: str | None, max_length: int) -> Example:
+        """Its tokens, of which the answer's are supervised, at full length. Raises DataError."""
+        row = self.row
+        made = list(supervised_rows.examples_of(row, supervised_rows.shape_of(row), tokenizer, system, max_length))
+        if len(made) != 1:
+            raise DataError(f"{self.name} has no tokens to learn from", "write the answer, or remove the row")
+        return made[0]
+
+
+def text_of(row: Mapping[str, Any], key: str) -> Text:
+    """The text or the list of messages of a key. Raises DataError."""
+    if not isinstance(row[key], str | list):
+        raise DataError(f"{key} is a JSON {json_type(row[key])}", "write text, or a list of messages")
+    return row[key]  # type: ignore[no-any-return]
+
+
+def one_answer(name: str, messages: Text) -> dict[str, Any]:
+    """The one message of an answer, the assistant's. Raises DataError."""
+    found = _messages(name, messages)
+    if len(found) != 1:
+        raise DataError(f"{name} has {len(found)} messages",
+                        "write one, the assistant's; earlier turns belong to the prompt")
+    message = message_of(f"{name}[0]", found[0])
+    if message["role"] != "assistant":
+        raise DataError(f"{name}[0] has the role {message['role']!r}", "an answer is the assistant's")
+    return {key: value for key, value in message.items() if key != "weight"}
+
+
+def message_of(name: str, message: Any) -> dict[str, Any]:
+    check_message(name, message)
+    return message  # type: ignore[no-any-return]
+
+
+def _messages(name: str, messages: Text) -> Sequence[Any]:
+    if isinstance(messages, str) or not messages:
+        what = "is text among lists of messages" if messages else "is empty"
+        raise DataError(f"{name} {what}", "write a list of objects with role and content")
+    return messages
+
+
+def in_group(examples: Sequence[Example], rewards: Sequence[float] = ()) -> list[Example]:
+    """The examples of a row that belong together, with their rewards."""
+    known = rewards or [0.0] * len(examples)
+    return [replace(made, group=1, reward=reward) for made, reward in zip(examples, known, strict=True)]
+
+
+def keys_of(row: Row) -> str:
+    """The keys of a row that is none of the expected, for an error."""
+    return ", ".join(map(str, list(row)[:8])) or "none"
+
+
+def check_object(row: Any, expected: str) -> None:
+    """Raises DataError for a row that is no JSON object."""
+    if not isinstance(row, Mapping):
+        what = "plain text" if isinstance(row, str) else f"a JSON {json_type(row)}, not an object"
+        raise DataError(f"the row is {what}", f"expected is {expected}")

@@ -1,0 +1,71 @@
+"""Rows of several answers to a prompt with a reward each: {"prompt": ..., "completions": [...], "rewards": [...]}.
+
+Prompt and answers are text, or lists of messages. A row is a group of examples, which have the rewards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import DataError
+from ..llamacpp.tokenizer import Tokenizer
+from .packing import Example
+from .prompted import Answer, check_object, in_group, keys_of, text_of
+from .rows import Row, json_type
+
+EXPECTED = "prompt with completions and rewards"
+SHAPE = "ranked"
+_KEYS = ("prompt", "completions", "rewards")
+
+
+def shape_of(row: Row) -> str:
+    check_object(row, EXPECTED)
+    if not all(key in row for key in _KEYS):
+        raise DataError(f"the row has no answers with rewards (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
+    return SHAPE
+
+
+def check_learnable(row: Row) -> str:
+    """Its shape. Raises DataError, also where no answer is better than another, or the best one is empty."""
+    shape = shape_of(row)
+    answers = _answers(row)
+    rewards = _rewards(row)
+    rows = [answer.row for answer in answers]
+    if len(set(rewards)) == 1:
+        raise DataError(f"all {len(rewards)} rewards are {rewards[0]:g}", "remove the row: no answer is better")
+    best = rewards.index(max(rewards))
+    if answers[best].is_blank:
+        raise DataError(f"{answers[best].name}, the best answer, is empty", "write it, or remove it")
+    for i, other in enumerate(rows):
+        first = rows.index(other)
+        if rewards[first] != rewards[i]:
+            what = f"completions[{first}] and completions[{i}] are the same, and their rewards are not"
+            raise DataError(what, "remove one of them")
+    return shape
+
+
+def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+    return in_group([answer.example(tokenizer, system, max_length) for answer in _answers(row)], _rewards(row))
+
+
+def _answers(row: Any) -> list[Answer]:
+    prompt = text_of(row, "prompt")
+    completions = row["completions"]
+    if not isinstance(completions, list) or len(completions) < 2:
+        what = f"has {len(completions)}" if isinstance(completions, list) else f"is a JSON {json_type(completions)}"
+        raise DataError(f"completions {what}", "write a list of 2 answers or more")
+    return [Answer(f"completions[{i}]", prompt, text_of({f"completions[{i}]": answer}, f"completions[{i}]"),
+                   row.get("tools")) for i, answer in enumerate(completions)]
+
+
+def _rewards(row: Any) -> list[float]:
+    rewards = row["rewards"]
+    if not isinstance(rewards, list) or len(rewards) != len(row["completions"]):
+        what = f"has {len(rewards)}" if isinstance(rewards, list) else f"is a JSON {json_type(rewards)}"
+        raise DataError(f"rewards {what}", f"write a list of {len(row['completions'])} numbers, one a completion")
+    for i, reward in enumerate(rewards):
+        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+            raise DataError(f"rewards[{i}] is {reward!r:.40}", "write a finite number")
+    return [float(reward) for reward in rewards]

@@ -1,0 +1,52 @@
+"""Rows of an answer that was found good or bad, in TRL's shape: {"prompt": ..., "completion": ..., "label": true}.
+
+Prompt and completion are text, or lists of messages. A row is one example, whose reward is 1 or 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ..errors import DataError
+from ..llamacpp.tokenizer import Tokenizer
+from .packing import Example
+from .prompted import Answer, check_object, keys_of, text_of
+from .rows import Row, json_type
+
+EXPECTED = "prompt with completion and label"
+SHAPE = "unpaired"
+_KEYS = ("prompt", "completion", "label")
+
+
+def shape_of(row: Row) -> str:
+    check_object(row, EXPECTED)
+    assert not isinstance(row, str)
+    if not all(key in row for key in _KEYS):
+        raise DataError(f"the row is no answer with a label (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
+    if not isinstance(row["label"], bool):
+        raise DataError(f"label is a JSON {json_type(row['label'])}", "write true for a good answer, or false")
+    return SHAPE
+
+
+def check_learnable(row: Row) -> str:
+    """Its shape. Raises DataError, also for a good answer that is empty."""
+    shape = shape_of(row)
+    answer = _answer(row)
+    answer.row  # noqa: B018 (raises)
+    if is_good(row) and answer.is_blank:
+        raise DataError("the completion is empty and its label true", "write the answer, or remove the row")
+    return shape
+
+
+def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+    return [replace(_answer(row).example(tokenizer, system, max_length), reward=float(is_good(row)))]
+
+
+def is_good(row: Any) -> bool:
+    return row["label"] is True
+
+
+def _answer(row: Any) -> Answer:
+    return Answer("completion", text_of(row, "prompt"), text_of(row, "completion"), row.get("tools"))

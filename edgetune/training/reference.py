@@ -1,0 +1,106 @@
+"""Log-probabilities by the reference model: the base, or the adapter that training starts from. They are computed once
+an example, and kept in a file: beside the run for a resume, and in the user's cache for a second run on the same rows.
+
+The file is npz: `fingerprint` of what decides them beside the examples, `keys` [n, 32], `sizes` [n], `values`.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import Batch, Example, collate, is_supervised
+from ..disk import cache_folder, replaced
+from ..errors import DiskError
+from ..models.base import Passes
+
+FILE = "reference.npz"
+CACHED = 8  # files in the cache, the newest
+
+
+class Reference:
+    """log p by the reference model at the supervised positions of examples: computed once for each example.
+
+    Each example is a batch of one, so that its value does not depend on other rows: a resumed run gets the same bits.
+    Takes 4 bytes a supervised position. is_base: it is the base, which can be asked at any time; else it is the adapter
+    that was in the arena when `add` was called, and what was not added is not known.
+    """
+
+    def __init__(self, decoder: Passes) -> None:
+        self.decoder = decoder
+        self.is_base = True
+        self._known: dict[bytes, NDArray[np.float32]] = {}  # a template is in the tokens
+
+    def add_to(self, batch: Batch) -> Batch:
+        found = [self._of(example) for example in batch.examples]
+        return replace(batch, reference=np.concatenate(found))
+
+    def _of(self, example: Example) -> NDArray[np.float32]:
+        if _key(example) not in self._known:
+            if not self.is_base:
+                raise ValueError("the reference adapter was not asked about this example before training")
+            self.add(example)
+        return self._known[_key(example)]
+
+    def missing(self, examples: Iterable[Example]) -> list[Example]:
+        """Those that are not known yet, each once."""
+        found = {_key(example): example for example in examples if example.supervised}
+        return [example for key, example in found.items() if key not in self._known]
+
+    def add(self, example: Example) -> None:
+        batch = collate([example])
+        if not self.is_base:
+            self._known[_key(example)] = self.decoder.score(batch).copy()
+            return
+        with self.decoder.linear.off():
+            self._known[_key(example)] = self.decoder.score(batch).copy()
+
+    # ---- on disk ------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path, fingerprint: str) -> int:
+        """Writes all that is known, whole, and returns its bytes. Raises DiskError."""
+        keys = np.frombuffer(b"".join(self._known), np.uint8).reshape(-1, sha256().digest_size)
+        sizes = np.array([value.size for value in self._known.values()], np.int64)
+        values = np.concatenate([np.zeros(0, np.float32), *self._known.values()])
+        with replaced(path) as beside, beside.open("wb") as file:
+            np.savez(file, fingerprint=np.array(fingerprint), keys=keys, sizes=sizes, values=values)
+            return file.tell()
+
+    def load(self, path: Path, fingerprint: str) -> None:
+        """Takes what a file holds; one that is missing, damaged or of another fingerprint holds nothing."""
+        unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+        with suppress(*unreadable), np.load(path, allow_pickle=False) as file:
+            if str(file["fingerprint"]) == fingerprint:
+                parts = np.split(file["values"].astype(np.float32), np.cumsum(file["sizes"])[:-1])
+                self._known |= {bytes(key): part for key, part in zip(file["keys"], parts, strict=True)}
+
+    def save_cached(self, name: str, fingerprint: str) -> None:
+        """In the user's cache, of which the oldest files are removed; without it where the disk refuses."""
+        with suppress(DiskError, OSError):
+            path = cached(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.save(path, fingerprint)
+            for old in sorted(path.parent.glob("*.npz"), key=os.path.getmtime)[:-CACHED]:
+                old.unlink(missing_ok=True)
+
+
+def cached(name: str) -> Path:
+    """The file in the user's cache of what `name` says in words: of a fingerprint and data."""
+    return cache_folder() / "references" / f"{sha256(name.encode()).hexdigest()}.npz"
+
+
+def chunks(examples: list[Example], size: int) -> Iterator[list[Example]]:
+    for begin in range(0, len(examples), size):
+        yield examples[begin:begin + size]
+
+
+def _key(example: Example) -> bytes:
+    return sha256(example.tokens.tobytes() + is_supervised(example.weights).tobytes()).digest()
