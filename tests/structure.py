@@ -64,7 +64,7 @@ INSIDE = {
                ["constraint", "llama", "onnx", "rollouts"], ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "reference", "state", "verdict"],
                 ["length", "optim", "passes"], ["batches", "forecast", "plan", "rollouts"], ["trainer"],
-                ["resume", "throttle"], ["begin", "referred"], ["run"]],
+                ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

@@ -10,9 +10,9 @@ Options have TRL's names and, unless their help says another, its meaning. Lette
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class Rewarded(Objective):
     """grader and reward name what rewards an answer; who trains makes a function of it."""
 
     rows: ClassVar[RowParser] = prompts
+    defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-4, "schedule": "constant"}
 
     grader: str = option("", "What rewards an answer: a file with a grader as JSON, or the JSON itself.")
     reward: str = option("", "A Python function that rewards answers, as module:function, with TRL's signature.")

@@ -14,7 +14,7 @@ from ..adapters import store
 from ..adapters.base import Family
 from ..adapters.low_rank import LoraFamily
 from ..data.dataset import Dataset
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, MismatchError, UsageError
 from ..formats.bundle import Bundle
 from ..formats.gguf import fingerprint, open_gguf
 from ..machine.governor import Governor
@@ -77,6 +77,7 @@ def anew(task: Task) -> Begun:
     if task.start:
         begun.state.start = {"path": str(task.start.resolve()), "fingerprint": begun.identity["start"]}
         begun.trainer.load(task.start)
+        begun.trainer.keep_start()
     return begun
 
 
@@ -166,6 +167,7 @@ def _again(task: Task, record: Mapping[str, Any]) -> Begun:
     begun.state.changed = [{**change, "after_step": 0} for change in changed]
     if task.start:
         begun.trainer.load(task.start)
+        begun.trainer.keep_start()
     return begun
 
 
@@ -183,6 +185,7 @@ def _from_checkpoint(task: Task, record: Mapping[str, Any]) -> Begun:
                          "continue it before more epochs are added: resume without them")
     if any(change["name"] == "held-out" for change in changed):
         begun.state = begun.state.forget_measurements()
+    _keep_start(begun)
     _restore(begun, found)
     t = begun.trainer
     begun.state.changed += [{**change, "after_step": t.steps_done} for change in changed]
@@ -190,6 +193,23 @@ def _from_checkpoint(task: Task, record: Mapping[str, Any]) -> Begun:
     begun.position = int(meta["metrics"])
     begun.event |= {"step": t.steps_done, "damaged": damaged}
     return begun
+
+
+def _keep_start(begun: Begun) -> None:
+    """Where answers are compared with the adapter that the run started from, it is read again."""
+    start = begun.state.start
+    if start is None or "start" not in begun.trainer.arena:
+        return
+    check_start(start)
+    begun.trainer.load(start["path"])
+    begun.trainer.keep_start()
+
+
+def check_start(start: Mapping[str, Any]) -> None:
+    """Raises MismatchError where the adapter that a run began from is another now."""
+    if fingerprint(open_gguf(store.open_adapter(start["path"]).path)) != start["fingerprint"]:
+        raise MismatchError(f"{start['path']} is not the adapter any more that the run began from, its reference",
+                            "put it back, or begin another run")
 
 
 def _restore(begun: Begun, found: checkpoint.Checkpoint) -> None:
@@ -228,6 +248,8 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
         s = s.forget_measurements()
     s.changed = s.changed + [{**change, "after_step": s.begun_at} for change in changed]
     checkpoint.remove_all(task.out)
+    begun.state = s
+    _keep_start(begun)
     t.load(task.out)
     np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
     t.best_known = s.best is not None

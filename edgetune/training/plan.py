@@ -115,16 +115,17 @@ class Plan:
 
 def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
          lengths: Given = (), previous: Tradeoffs | None = None, family: Family | None = None,
-         answers: AnswerPlan | None = None) -> Plan:
+         answers: AnswerPlan | None = None, keeps_start: bool = False) -> Plan:
     """The fastest plan within `limits`.
 
     lengths: of the rows; empty while the data is not known. previous: the tradeoffs
     of an earlier plan, of which everything that decides rounding is kept. family: what is trained; None: LoRA. answers:
-    the most that the run's own answers can make use of, for a decoder alone. Raises UsageError where nothing fits, and
+    the most that the run's own answers can make use of, for a decoder alone. keeps_start: whether the adapter that
+    training starts from stays in memory. Raises UsageError where nothing fits, and
     for options that the model cannot fulfil (blocks, rank).
     """
     given = read_lengths(lengths, config.max_length)
-    planner = _Planner(structure, config, ops, sizes, limits, given, previous, family, answers)
+    planner = _Planner(structure, config, ops, sizes, limits, given, previous, family, answers, keeps_start)
     run = planner.run(Tradeoffs(1, 1, 0))
     run.family.check_shapes(trained_shapes(structure, run))
     best = planner.best()
@@ -144,6 +145,7 @@ class _Planner:
     previous: Tradeoffs | None
     family: Family | None
     answers: AnswerPlan | None
+    keeps_start: bool
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -193,7 +195,8 @@ class _Planner:
         return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
                 *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
                 *optim.buffers(tradeoffs.optimizer_state, groups),
-                Buffer("best", (parameters,), "run"), *self.answer_buffers(run, tradeoffs.live))
+                *(Buffer(name, (parameters,), "run") for name in ("best", "start")[:1 + self.keeps_start]),
+                *self.answer_buffers(run, tradeoffs.live))
 
     def answer_buffers(self, run: RunShape, live: int) -> list[Buffer]:
         """Of `live` answers in progress."""

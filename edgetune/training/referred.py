@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters import store
 from ..data.dataset import Dataset
 from ..data.packing import Example
-from ..errors import MismatchError
-from ..formats.gguf import fingerprint, open_gguf
 from ..version import __version__
+from .begin import check_start
 from .reference import FILE, cached, chunks
 from .throttle import MemoryPressure
 from .trainer import Trainer
@@ -65,9 +63,7 @@ def _as_it_began(trainer: Trainer, start: Mapping[str, Any] | None) -> Iterator[
     if start is None:
         yield
         return
-    if fingerprint(open_gguf(store.open_adapter(start["path"]).path)) != start["fingerprint"]:
-        raise MismatchError(f"{start['path']} is not the adapter any more that the run began from, its reference",
-                            "put it back, or begin another run")
+    check_start(start)
     lora = trainer.arena.flat("lora")
     now = lora.copy()
     trainer.load(start["path"])

@@ -8,7 +8,8 @@ number of the generation. In its midst they are part of the run's state, for the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +36,7 @@ PARALLEL = 64  # answers in progress at once, where memory has room
 REDRAWS = 3  # how often other prompts are answered in place of those whose answers are all worth the same
 SOME = 16  # prompts, by which it is said what to expect
 PASS = 1.0  # the least reward of a right answer
+EXCHANGED = 1 << 14  # floats
 GREEDY = Sampling()
 LEARNING, REDRAWING, EXPECTING = range(3)  # what a draw is for: each has its own chance
 
@@ -278,14 +280,24 @@ class Roller:
     # ---- the reference ------------------------------------------------------------------------------------------
 
     def refer(self, micro_batches: Sequence[Batch | Tree]) -> None:
-        """Computes log p of answers by the base, for the step that learns from them."""
+        """Computes log p of answers by the adapter that training started from, for the step that learns from them."""
         self._referred = {}
-        with self.decoder.linear.off():
+        with self._as_it_started():
             for micro in micro_batches:
                 logp = score(self.decoder, micro)
                 whole = micro.whole if isinstance(micro, Tree) else micro
                 for example, part in whole.parts():
                     self._referred[id(example)] = logp[part].copy()
+
+    @contextmanager
+    def _as_it_started(self) -> Iterator[None]:
+        """Within it the arena's adapter is the one that training started from."""
+        lora, start = (self.decoder.arena.flat(name) for name in ("lora", "start"))
+        exchange(lora, start)
+        try:
+            yield
+        finally:
+            exchange(lora, start)
 
     def add_to(self, batch: Batch) -> Batch:
         return replace(batch, reference=np.concatenate([self._referred[id(one)] for one in batch.examples]))
@@ -332,6 +344,15 @@ def _nothing_to_learn(found: Expectation, answered: Answered) -> tuple[str, str]
         what = f"{tried} teach nothing: none is worth learning, with a mean reward of {found.reward:.3g}"
     return what, ("let it learn some right answers first (--method sft, then --start ADAPTER), use a grader that gives "
                   "partial rewards, or raise --num-generations")
+
+
+def exchange(a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
+    """The values of one for those of the other, a part at a time: memory has no room for a copy."""
+    for begin in range(0, a.size, EXCHANGED):
+        part = slice(begin, begin + EXCHANGED)
+        kept = a[part].copy()
+        a[part] = b[part]
+        b[part] = kept
 
 
 def _checked(rewards: Sequence[Reward], count: int) -> list[Reward]:

@@ -111,6 +111,7 @@ class Trainer:
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
         self.reference = Reference(self.decoder)
         self.roller = self._open_roller(rewards)
+        self.keep_start()
         self._references: References = self.roller or self.reference
         self.examples: list[Example] = []
         self._batches = Batches(config)
@@ -323,6 +324,11 @@ class Trainer:
             self.computing = False
             self.decoder.adapter.before_step(None)
 
+    def keep_start(self) -> None:
+        """Makes the adapter in the arena the one that answers are compared with, for an objective that does that."""
+        if "start" in self.arena:
+            self.ops.copy(self.arena.flat("start"), self.arena.flat("lora"))
+
     def _open_roller(self, rewards: Rewards | None) -> Roller | None:
         if not isinstance(self.objective, Rewarded):
             return None
@@ -376,7 +382,9 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     """
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     lengths = read_lengths(lengths, config.max_length)
-    answers = _answers(model, config, lengths, objective) if isinstance(objective, Rewarded) else None
+    answers: dict[str, Any] = {}
+    if isinstance(objective, Rewarded):
+        answers = {"answers": _answers(model, config, lengths, objective), "keeps_start": objective.needs_reference}
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
         ops = Cpu(device.thread_count(config.threads or board.cores))
@@ -393,9 +401,9 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
 
 
 def _planned(model: Network, config: TrainConfig, limits: plan.MemoryLimits, ops: Backend, lengths: Given,
-             previous: plan.Tradeoffs | None, family: Family | None, answers: AnswerPlan | None) -> plan.Plan:
+             previous: plan.Tradeoffs | None, family: Family | None, answers: dict[str, Any]) -> plan.Plan:
     return plan.make(model.structure, config, ops=ops, lengths=lengths, previous=previous, family=family,
-                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), limits=limits, answers=answers)
+                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), limits=limits, **answers)
 
 
 def _answers(model: Network, config: TrainConfig, lengths: Lengths, objective: Rewarded) -> AnswerPlan:

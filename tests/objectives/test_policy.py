@@ -32,7 +32,7 @@ import edgetune
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
 from edgetune.data.trees import Tree, micro_batches
-from edgetune.errors import DataError, EdgetuneError, Interrupted, UsageError
+from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.p3o import P3o
@@ -275,6 +275,29 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
                   for name in ("whole", "out"))
     told = [[e.get("metrics") for e in events if e["event"] == "step"] for events in (whole, out)]
     assert told[0] == told[1]
+
+
+def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    """At the first step nothing is far from it; a resumed run reads it again, and refuses another in its place."""
+    go(bundle, tmp_path / "start", Grpo(max_completion_length=9))
+    objective = Grpo(max_completion_length=9, beta=0.1)
+    go(bundle, tmp_path / "whole", objective, start=tmp_path / "start")
+    asked = iter([False] * 100)
+    with pytest.raises(Interrupted):
+        go(bundle, tmp_path / "out", objective, start=tmp_path / "start", should_stop=lambda: next(asked, True))
+    adapter = tmp_path / "start" / "adapter.gguf"
+    kept = adapter.read_bytes()
+    adapter.write_bytes((tmp_path / "whole" / "adapter.gguf").read_bytes())
+    with pytest.raises(MismatchError, match="is not the adapter any more that the run began from"):
+        go(bundle, tmp_path / "out", objective, resume=True)
+    adapter.write_bytes(kept)
+    go(bundle, tmp_path / "out", objective, resume=True)
+    files = [tmp_path / name / "adapter.gguf" for name in ("whole", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    events = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    kl = [e["metrics"]["kl"] for e in events if e["event"] == "step"]
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert kl[-1] > 1e-4
 
 
 def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> None:
