@@ -47,7 +47,7 @@ INSIDE = {
               ["embeddings", "learning"], ["service"], ["api"], ["server"]],
     "data": [["forest"], ["packing"], ["lengths", "rows"],
              ["answer_schema", "files", "formats", "holdout", "trees"], ["dataset"], ["facts", "loader"], ["check"]],
-    "evaluation": [["judge", "significance"], ["served"], ["asked", "compare", "native"]],
+    "evaluation": [["judge", "significance"], ["graders", "served"], ["asked", "compare", "native"]],
     "formats": [["families", "named", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
     "llamacpp": [["context", "gbnf", "json_numbers", "json_pattern", "library", "markup", "meter",
                  "tool_text"],
