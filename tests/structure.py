@@ -39,7 +39,7 @@ INSIDE = {
            ["app"],
            ["elsewhere", "objective", "slash", "sweep", "watched"],
            ["answer", "bench", "compress", "daemon", "data", "demo", "learn", "models"],
-           ["chat", "compare", "files", "plan", "report"], ["remote"], ["feedback", "status"]],
+           ["chat", "compare", "files", "grade", "plan", "report"], ["remote"], ["feedback", "status"]],
     "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],
                 ["source"], ["fits", "onnx", "quantize", "shrink", "work_folder"],
                 ["estimate"], ["pipeline"]],

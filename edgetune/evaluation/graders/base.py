@@ -48,7 +48,8 @@ class Grade:
 class ScoreModel(Protocol):
     """A model that judges. name: what a score_model grader may call it, beside "self"."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
                             labels: Sequence[str]) -> list[list[float] | None]:
@@ -64,16 +65,6 @@ class Means:
     model: ScoreModel | None = None
     allow_python: bool = True
     allow_unsafe_python: bool = False
-
-
-class Graded(Protocol):
-    """Whatever grades: a Grader, or a function (reward.py)."""
-
-    name: str
-
-    def check_item(self, item: Mapping[str, Any]) -> None: ...
-
-    def grade(self, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
