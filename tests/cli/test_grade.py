@@ -62,7 +62,7 @@ def test_answers_of_a_file(tmp_path: Path) -> None:
     saved = [json.loads(line) for line in (tmp_path / "graded.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in saved] == found["scores"]
     assert saved[2] == worst
-    assert "exists" in run("grade", *asked, "--save", tmp_path / "graded.jsonl", code=1)
+    assert "exists" in run("grade", *asked, "--save", tmp_path / "graded.jsonl", code=2)
 
 
 def test_errors_are_counted(tmp_path: Path) -> None:

@@ -57,17 +57,21 @@ def test_the_reward_is_the_expected_digit_in_the_range():
     assert read_grader({**WRITTEN, "pass_threshold": 0.5}).passes_at == 0.5
 
 
-def test_probabilities_are_llama_cpps(judge: LlamaJudge, smollm2: Path) -> None:
+def test_probabilities_are_llama_cpps(tiny_llama: Path) -> None:
+    """In float32: with quantized weights, how many tokens are computed together decides more than the last digit."""
     import llama_cpp
     labels = list("0123456789")
     messages = [{"role": "user", "content": "How good is it? Answer with one digit."}]
-    found, = judge.label_probabilities([messages], labels)
-    llama = llama_cpp.Llama(str(smollm2), n_ctx=512, logits_all=True, verbose=False, n_threads=1)
-    text = judge.served.tokenizer.render(messages, add_generation_prompt=True)
-    llama.eval(llama.tokenize(text.encode(), add_bos=False, special=True))
-    logits = llama.scores[llama.n_tokens - 1][[llama.tokenize(label.encode(), add_bos=False)[0] for label in labels]]
+    with LlamaModel(tiny_llama, context=256) as served:
+        found, = LlamaJudge(served, "tiny").label_probabilities([messages], labels)
+        text = served.tokenizer.render(messages, add_generation_prompt=True)
+    llama = llama_cpp.Llama(str(tiny_llama), n_ctx=256, logits_all=True, verbose=False, n_threads=1)
+    llama.eval(llama.tokenize(text.encode(), add_bos=True, special=True))
+    tokens = [llama.tokenize(label.encode(), add_bos=False)[-1] for label in labels]
+    logits = llama.scores[llama.n_tokens - 1][tokens]
+    llama.close()
     wanted = np.exp(logits - logits.max())
-    assert found == pytest.approx(list(wanted / wanted.sum()), rel=1e-3)
+    assert found == pytest.approx(list(wanted / wanted.sum()), rel=5e-3)
     assert sum(found) == pytest.approx(1)
 
 
@@ -76,7 +80,7 @@ def test_a_model_judges_many_answers(judge: LlamaJudge) -> None:
     assert 0 < first.reward < 1
     assert first.reward != second.reward
     assert (long.reward, long.errors) == (0, {"truncated_observation_error": True})
-    again = graded(judge, ["bad"], model="smollm2")[0]
+    again = read_grader({**WRITTEN, "model": "smollm2"}, model=judge).grade([Sample("bad")], [{"reference_answer": 1.0}])[0]
     assert again.reward == pytest.approx(second.reward, rel=1e-2)
 
 

@@ -56,6 +56,7 @@ def rewards(named, samples, items):
 
 def test_trls_own_reward_functions():
     """think_format_reward, of completions that are messages."""
+    pytest.importorskip("trl")
     item = {"messages": [{"role": "user", "content": "why?"}]}
     said = ["<think>\nso\n</think>\nIt is.", "It is."]
     assert rewards("trl.rewards:think_format_reward", said, [item] * 2) == [1, 0]
