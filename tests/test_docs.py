@@ -246,7 +246,8 @@ def test_the_grader_of_the_page_is_one(tmp_path, monkeypatch):
 
     base.grader_types()
     monkeypatch.setattr(base, "_registered", dict(base._registered))
-    code = next(block for block in re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S) if "OneByOne" in block)
+    blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
+    code = next(block for block in blocks if "OneByOne" in block)
     (tmp_path / "repeats.py").write_text(code)
     spec = importlib.util.spec_from_file_location("edgetune.evaluation.graders.repeats", tmp_path / "repeats.py")
     module = importlib.util.module_from_spec(spec)

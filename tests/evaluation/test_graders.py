@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_similarities_are_those_of_the_libraries(text, reference):
     words = [Tokenizer13a()(reference).split(), Tokenizer13a()(text).split()]
 
     class NoWordNet:
-        synsets = staticmethod(lambda word: [])
+        synsets = staticmethod(lambda _: [])
 
     assert similarity("fuzzy_match", text, reference) == fuzz.WRatio(
         text, reference, processor=utils.default_process) / 100
@@ -118,7 +119,20 @@ def test_similarity_of_the_same_and_of_others(metric):
     assert similarity(metric, "dogs bark", same) < 0.5
 
 
-def test_a_threshold_passes_answers_and_leaves_the_reward(monkeypatch):
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    from edgetune.errors import EdgetuneError
+    from edgetune.evaluation.graders.text_similarity import similarity as cached
+    cached.cache_clear()
+    monkeypatch.setitem(sys.modules, "rapidfuzz", None)
+    monkeypatch.setitem(sys.modules, "jsonschema.exceptions", None)
+    for written, package in (({"type": "text_similarity", "input": "a", "reference": "b",
+                               "evaluation_metric": "fuzzy_match"}, "rapidfuzz"),
+                             ({"type": "json_schema", "schema": {}}, "jsonschema")):
+        with pytest.raises(EdgetuneError, match=rf"needs the package {package}, .*; pip install 'edgetune\[graders\]'"):
+            read_grader(written)
+
+
+def test_a_threshold_passes_answers_and_leaves_the_reward():
     written = {"type": "text_similarity", "input": "a b", "reference": "a c", "evaluation_metric": "rouge_1",
                "pass_threshold": 0.4}
     assert read_grader(written).passes_at == 0.4
@@ -147,7 +161,8 @@ def test_templates(text, wanted):
 
 @pytest.mark.parametrize(("text", "says"), [
     ("{{ item.x", "{{ without }}"), ("{{ items.x }}", "names 'items'"), ("{{ item.x | upper }}", "is no path"),
-    ("{{ 1 + 1 }}", "is no path"), ("{{ 1 }}", "names '1'"), ("{{}}", "is no path"), ("{{ sample.text }}", "of sample there are output_text"),
+    ("{{ 1 + 1 }}", "is no path"), ("{{ 1 }}", "names '1'"),
+    ("{{}}", "is no path"), ("{{ sample.text }}", "of sample there are output_text"),
     ("{{ sample }}", "of sample there are"), ("{{ item.__class__() }}", "is no path"),
 ])
 def test_what_is_no_template(text, says):
@@ -177,10 +192,12 @@ def test_no_template_and_no_answer_raises_anything_else(text, said, item):
         template = parse_template(text, "t")
     except UsageError:
         return
+    errors = {}
     try:
         assert isinstance(template.render(Sample(said), item), str)
     except Ungraded as error:
-        assert set(error.errors) <= {"sample_parse_error", "invalid_variable_error"}
+        errors = error.errors
+    assert errors.keys() <= {"sample_parse_error", "invalid_variable_error"}
 
 
 # ---- formulas --------------------------------------------------------------------------------------------------------
@@ -227,7 +244,8 @@ def test_formulas(text, wanted):
 
 @pytest.mark.parametrize(("text", "says"), [
     ("a + d", "names 'd'"), ("a +", "at 'its end'"), ("(a", "at 'its end'"), ("a b", "at 'b'"), ("", "its end"),
-    ("a ** b", "at '\\*'"), ("a.real", r"at '\.real'"), ("__import__('os')", "calls|at"), ("log(a, b)", "2 values"), ("eval(a)", "calls 'eval'"),
+    ("a ** b", "at '\\*'"), ("a.real", r"at '\.real'"), ("__import__('os')", "calls|at"),
+    ("log(a, b)", "2 values"), ("eval(a)", "calls 'eval'"),
     ("min()", r"at '\)'"), ("a if b else c", "at 'if'"), ("(" * 40 + "a" + ")" * 40, "more than 30 levels"),
     ("-" * 40 + "a", "more than 30 levels"), ("a+" * 1200 + "a", "the limit is 2000"), ("a % b", "at '% b'"),
 ])

@@ -39,8 +39,8 @@ def judge(smollm2: Path) -> Iterator[LlamaJudge]:
         yield LlamaJudge(served, "smollm2")
 
 
-def graded(model, said=("x",), **fields):
-    grader = read_grader({**WRITTEN, **fields}, model=model)
+def graded(judge, said=("x",), **fields):
+    grader = read_grader({**WRITTEN, **fields}, model=judge)
     return grader.grade([Sample(text) for text in said], [{"reference_answer": 1.0}] * len(said))
 
 
@@ -80,7 +80,7 @@ def test_a_model_judges_many_answers(judge: LlamaJudge) -> None:
     assert 0 < first.reward < 1
     assert first.reward != second.reward
     assert (long.reward, long.errors) == (0, {"truncated_observation_error": True})
-    again = read_grader({**WRITTEN, "model": "smollm2"}, model=judge).grade([Sample("bad")], [{"reference_answer": 1.0}])[0]
+    again, = graded(judge, ["bad"], model="smollm2")
     assert again.reward == pytest.approx(second.reward, rel=1e-2)
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from edgetune.errors import UsageError
-from edgetune.evaluation.graders import seccomp
+from edgetune.evaluation.graders import sandbox, seccomp
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.sample import Sample
 
@@ -160,14 +160,34 @@ def test_what_is_no_python_grader(fields, says):
 @pytest.mark.parametrize(("source", "says"), [
     ("import nowhere\ndef grade(a, b): return 1", r"fails \(ModuleNotFoundError: No module named 'nowhere' \(line 1\)"),
     ("grade = 1 / 0", "ZeroDivisionError"), ("import sys\nsys.exit()\ngrade = 1", "SystemExit"),
-    ("while True: grade = 1", "it took more than"),
 ])
-def test_a_source_that_fails_is_found_with_the_rows(source, says, monkeypatch):
-    monkeypatch.setattr("edgetune.evaluation.graders.sandbox.START_SECONDS", 2)
-    grader = python(source, timeout=0.5)
+def test_a_source_that_fails_is_found_with_the_rows(source, says):
+    grader = python(source)
     with pytest.raises(UsageError, match=says):
         grader.check_item({})
     assert "python_grader_runtime_error" in grader.grade([Sample("a")], [{}])[0].errors
+
+
+def test_a_source_that_hangs(monkeypatch):
+    monkeypatch.setattr("edgetune.evaluation.graders.sandbox.START_SECONDS", 1)
+    with pytest.raises(UsageError, match=r"fails \(it took more than 1.5 s\)"):
+        python("while True: grade = 1", timeout=0.5).check_item({})
+
+
+def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next(monkeypatch):
+    grader = python("import time\ndef grade(sample, item):\n    time.sleep(item['s'])\n    return item['s']")
+    grader.check_item({})
+    real = sandbox._line
+
+    def interrupted(*_):
+        monkeypatch.setattr(sandbox, "_line", real)
+        real(*_[:2], time.monotonic())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sandbox, "_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grader.grade([Sample("a")], [{"s": 0.2}])
+    assert [found.reward for found in grader.grade([Sample("a")] * 2, [{"s": 0.0}, {"s": 0.01}])] == [0, 0.01]
 
 
 def test_it_is_refused_where_it_is_not_allowed_or_not_confined(monkeypatch):
@@ -175,7 +195,7 @@ def test_it_is_refused_where_it_is_not_allowed_or_not_confined(monkeypatch):
     with pytest.raises(UsageError, match="a python grader is not allowed here"):
         read_grader(written, allow_python=False)
     monkeypatch.setattr(seccomp, "lacks", lambda: "the kernel has no seccomp")
-    with pytest.raises(UsageError, match="needs a sandbox, and the kernel has no seccomp; .*--unsafe-python"):
+    with pytest.raises(UsageError, match=r"needs a sandbox, and the kernel has no seccomp; .*--unsafe-python"):
         read_grader({"type": "multi", "graders": {"a": written}, "calculate_output": "a"})
     found, = read_grader(written, allow_unsafe_python=True).grade([Sample("a")], [{}])
     assert (found.reward, found.errors) == (1, {})

@@ -9,7 +9,6 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the calls' numbers on every architecture
 _VERSION = 1  # flag that asks for the version
@@ -39,15 +38,18 @@ def restrict(readable: Iterable[str]) -> None:
     rules = _checked(_libc().syscall(_CREATE, attributes, size, 0))
     try:
         for path in readable:
-            with suppress(FileNotFoundError):
-                _allow(rules, path)
+            _allow(rules, path)
         _checked(_libc().syscall(_RESTRICT, rules, 0))
     finally:
         os.close(rules)
 
 
 def _allow(rules: int, path: str) -> None:
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    """Nothing happens for a path that does not exist, or is not for this user."""
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
     try:
         access = _READ_FILE | _READ_DIR if os.path.isdir(path) else _READ_FILE  # noqa: PTH112 (quick to import)
         _checked(_libc().syscall(_ADD, rules, _PATH_BENEATH, struct.pack("=Qi", access, place), 0))

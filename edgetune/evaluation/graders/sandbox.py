@@ -132,7 +132,11 @@ class Sandbox:
         assert process.stdin is not None
         assert process.stdout is not None
         begun = time.monotonic()
-        line = _line(process, json.dumps(message, default=str).encode() + b"\n", begun + seconds)
+        try:
+            line = _line(process, json.dumps(message, default=str).encode() + b"\n", begun + seconds)
+        except BaseException:  # Ctrl-C: the next call must not find this one's reply
+            self._stop()
+            raise
         self._busy += time.monotonic() - begun
         if line is None:
             raise _Ended(f"it took more than {seconds:g} s")

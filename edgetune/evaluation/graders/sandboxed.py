@@ -107,6 +107,7 @@ def _python_folders() -> list[str]:
     """The standard library, and where packages are installed."""
     paths = sysconfig.get_paths()
     own = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    own += [os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)]  # noqa: PTH118
     installed = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]  # noqa: PTH119
     dynamic = [path for path in sys.path if path.startswith(tuple(own)) and path not in own]
     return list(dict.fromkeys([*own, *dynamic, *installed]))
