@@ -156,6 +156,23 @@ def learned(columns: int, lines: int) -> dict[str, str]:
         return screens.kept
 
 
+def graded(columns: int, lines: int) -> dict[str, str]:
+    """Some answers, of which one is wrong and one is no JSON."""
+    with prepared(columns, lines) as screens:
+        home = screens.terminal.home
+        values = {"type": "grounded", "ignore": ["do"]}
+        fields = {"type": "json_match", "reference": "{{ item.expected }}"}
+        (home / "grader.json").write_text(json.dumps({"type": "multi", "name": "lamps", "graders": {
+            "fields": fields, "values": values}, "calculate_output": "(fields + values) / 2"}))
+        said = ('{"device": "lamp", "do": "on"}', '{"device": "fan", "do": "off"}', "It is off.")
+        wanted = [{"device": "lamp", "do": "on"}, {"device": "radio", "do": "off"}, {"device": "pump", "do": "off"}]
+        answers = [{"prompt": f"turn {right['do']} the {right['device']}", "completion": answer, "expected": right}
+                   for answer, right in zip(said, wanted, strict=True)]
+        (home / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+        screens.run("edgetune grade grader.json answers.jsonl --show 1")
+        return screens.kept
+
+
 def chat(shown: Terminal) -> str:
     shown.clear()
     shown.type("edgetune chat smollm2 --adapter lamps --max-tokens 40")
@@ -238,7 +255,8 @@ def status(shown: Terminal) -> str:
 
 
 PARTS: dict[str, Callable[[int, int], dict[str, str]]] = {
-    "machine": machine, "pulled": pulled, "learned": learned, "served": served, "small": small, "demo": demo}
+    "machine": machine, "pulled": pulled, "learned": learned, "graded": graded, "served": served, "small": small,
+    "demo": demo}
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

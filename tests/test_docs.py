@@ -236,3 +236,26 @@ def test_the_objective_of_the_page_is_one(tmp_path, tiny_llama, monkeypatch):
     before = trainer.loss(trainer.examples)[0]
     trainer.train()
     assert trainer.loss(trainer.examples)[0] < 1.5 * before < 0
+
+
+def test_the_grader_of_the_page_is_one(tmp_path, monkeypatch):
+    """As a file of its room, read from JSON beside the others."""
+    from edgetune.errors import UsageError
+    from edgetune.evaluation.graders import base
+    from edgetune.evaluation.graders.sample import Sample
+
+    base.grader_types()
+    monkeypatch.setattr(base, "_registered", dict(base._registered))
+    blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
+    code = next(block for block in blocks if "OneByOne" in block)
+    (tmp_path / "repeats.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("edgetune.evaluation.graders.repeats", tmp_path / "repeats.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    grader = base.read_grader({"type": "repeats", "strictness": 2})
+    grades = grader.grade([Sample("a b c d"), Sample("a a"), Sample("")], [{}] * 3)
+    assert [grade.reward for grade in grades] == [1, 0.25, 0]
+    assert grades[2].errors == {"sample_parse_error": True}
+    with pytest.raises(UsageError, match="strictness of the grader repeats is 0; give more than 0"):
+        base.read_grader({"type": "repeats", "strictness": 0})

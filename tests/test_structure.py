@@ -12,7 +12,8 @@ ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "psutil", "t
            "typing_extensions"}  # the last for type checkers alone
 COMPRESS = {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "huggingface_hub", "matplotlib",
             "cryptography"}  # extra: host
-OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub"}  # a device's extras, imported where they are used
+OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub", "rapidfuzz", "rouge_score", "nltk", "sacrebleu",
+            "jsonschema", "referencing"}  # a device's extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
           "httpx"}  # extra: daemon
 

@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     demo,
     feedback,
     files,
+    grade,
     learn,
     models,
     plan,

@@ -24,6 +24,8 @@ EXTRAS = (
     Extra("hub", "edgetune pull", ("huggingface_hub",)),
     Extra("daemon", "edgetune daemon and what talks to one",
           ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify", "httpx")),
+    Extra("graders", "graders that compare texts or validate JSON",
+          ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
     Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx", "matplotlib")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
     Extra("sign", "signed bundles", ("cryptography",)),

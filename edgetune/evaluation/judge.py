@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-_NOT_JSON = object()
+NOT_JSON = object()  # what `parse_json` makes of a text that is none
 _LONGEST = 40  # characters of a value that is shown
 
 
 def is_json(text: str) -> bool:
-    return _parse(text) is not _NOT_JSON
+    return parse_json(text) is not NOT_JSON
 
 
 def same(expected: str, answer: str) -> bool:
@@ -19,21 +19,21 @@ def same(expected: str, answer: str) -> bool:
 
     JSON's key order, spacing and number notation are free (1 is 1.0), its types are not (true is not 1).
     """
-    value = _parse(expected)
-    if value is _NOT_JSON:
+    value = parse_json(expected)
+    if value is NOT_JSON:
         return expected.strip() == answer.strip()
-    return _equal(value, _parse(answer))
+    return equal(value, parse_json(answer))
 
 
 def differences(expected: str, answer: str) -> list[str]:
     """What is wrong with an answer where JSON is expected: keys and items that are missing, extra or different, by
     their path. Empty where it is right, or the expected answer is no JSON.
     """
-    wanted = _parse(expected)
-    if wanted is _NOT_JSON:
+    wanted = parse_json(expected)
+    if wanted is NOT_JSON:
         return []
-    given = _parse(answer)
-    return ["not JSON"] if given is _NOT_JSON else list(_differences(wanted, given, ""))
+    given = parse_json(answer)
+    return ["not JSON"] if given is NOT_JSON else list(_differences(wanted, given, ""))
 
 
 def _differences(wanted: Any, given: Any, path: str) -> Iterator[str]:
@@ -42,7 +42,7 @@ def _differences(wanted: Any, given: Any, path: str) -> Iterator[str]:
     elif isinstance(wanted, list) and isinstance(given, list):
         most = max(len(wanted), len(given))
         yield from _parts(dict(enumerate(wanted)), dict(enumerate(given)), {i: f"{path}[{i}]" for i in range(most)})
-    elif not _equal(wanted, given):
+    elif not equal(wanted, given):
         yield f"different: {path + ' is ' if path else ''}{_short(given)}, not {_short(wanted)}"
 
 
@@ -62,22 +62,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST - 3] + "..."
 
 
-def _equal(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any) -> bool:
+    """Whether two values of JSON are the same, by the rules of `same`."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_equal, a, b))
+        return len(a) == len(b) and all(map(equal, a, b))
     return bool(a == b)
 
 
-def _parse(text: str) -> Any:
-    """The JSON value of a text, _NOT_JSON if it is none (a model's answer may be anything, also nested without end)."""
+def parse_json(text: str) -> Any:
+    """The JSON value of a text, NOT_JSON if it is none (a model's answer may be anything, also nested without end)."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return _NOT_JSON
+        return NOT_JSON
 
 
 def _refuse(constant: str) -> Any:

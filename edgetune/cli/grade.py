@@ -1,0 +1,197 @@
+"""grade."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import DataError, EdgetuneError, UsageError, printable
+from .answer import Serving, new_file, served_model
+from .app import ModelPath, adapter_option, command, explicit, show, system_option, threads_option
+from .prompts import ordered, save_lines
+
+if TYPE_CHECKING:
+    from ..evaluation.graders.base import Grader, ScoreModel
+    from ..evaluation.graders.results import Results
+    from ..evaluation.graders.reward import RewardFunction
+    from ..evaluation.graders.sample import Sample
+
+Rows = list[dict[str, Any]]
+OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory", "seed", "threads")
+
+
+@command("grade", click.argument("grader"), click.argument("data", type=click.Path(path_type=Path)),
+         click.option("--model", type=ModelPath(), help="Let this model answer the rows' prompts; else the rows have "
+                      "the answers."),
+         adapter_option,
+         click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each row."),
+         click.option("--temperature", type=float, help="Of answers, drawn from all tokens; 0: always the likeliest "
+                      "one. [0; 1 with several samples]"),
+         click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True,
+                      help="Tokens of an answer at most."),
+         click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampling."), system_option,
+         click.option("--memory", default="", help="The most that this process may take, such as 500M or 25% "
+                      "[75% of what is available]."),
+         threads_option,
+         click.option("--pass-at", type=float, metavar="REWARD",
+                      help="Reward from which an answer passes. [the grader's pass_threshold, else 1]"),
+         click.option("--show", "shown", type=click.IntRange(1), metavar="N", help="Show the N worst answers."),
+         click.option("--save", type=click.Path(path_type=Path), callback=new_file,
+                      help="New file: a JSON line an answer with prompt, text, reward, parts and errors."),
+         click.option("--unsafe-python", is_flag=True, help="Run python graders also where the kernel cannot confine "
+                      "them."))
+def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | None, shown: int | None,
+                  save: Path | None, unsafe_python: bool, as_json: bool, **options: Any) -> None:
+    """Reward the answers of DATA, or a model's answers to its prompts, by a grader.
+
+    GRADER is a JSON file in OpenAI's format, or module:function, a reward function with TRL's signature. All columns of
+    a row are its item. An answer is the row's completion, or its last message. pass@k: how probable it is that one of k
+    answers passes.
+    """
+    from ..evaluation.graders.results import GradedSample, Results
+    if model is None and (strange := [name for name in explicit(options) if name in OF_MODEL]):
+        raise UsageError(f"--{strange[0].replace('_', '-')} is given without --model, whose option it is",
+                         "leave it out, or name a model")
+    judge = open_grader(grader, unsafe_python)
+    if judge.needs_model and model is None:
+        raise UsageError(f"the grader {judge.name} needs a model that judges", "name one with --model")
+    rows = checked_rows(data, judge, has_answers=model is None)
+    if model is None:
+        places = [(i, 0) for i in range(len(rows))]
+        samples = _written(rows)
+    else:
+        places = [(i, k) for i in range(len(rows)) for k in range(options["samples"])]
+        samples = list(_answers(model, rows, **options))
+    items = [rows[i] for i, _ in places]
+    grades = _with_model(grader, unsafe_python, model, options["threads"], samples, items) if judge.needs_model \
+        else judge.grade(samples, items)
+    results = Results([GradedSample(i, k, asked_of(rows[i]), sample.text, grade) for (i, k), sample, grade in
+                       zip(places, samples, grades, strict=True)], judge.passes_at if pass_at is None else pass_at)
+    if save:
+        save_lines(save, (graded.to_json() for graded in results.graded))
+    _show(f"{data} by {judge.name}", results, len(rows), shown, as_json)
+
+
+def open_grader(named: str, unsafe_python: bool, model: ScoreModel | None = None) -> Grader | RewardFunction:
+    """Of a file, or of module:function. Raises UsageError."""
+    from ..evaluation.graders.base import load_grader
+    from ..evaluation.graders.reward import NAMED, load_reward
+    if not Path(named).exists() and NAMED.fullmatch(named):
+        return load_reward(named)
+    return load_grader(Path(named), model=model, allow_unsafe_python=unsafe_python)
+
+
+def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool) -> Rows:
+    """Raises DataError, which names the line, for a row without what the grader names, or without question or answer.
+    """
+    from ..data.files import place, read_rows
+    from ..evaluation.graders.items import asked_messages, written_sample
+    found = []
+    for line, row in read_rows(path, hashlib.sha256()):
+        try:
+            if not isinstance(row, dict):
+                raise DataError("plain text has no answers", "write rows of JSON")
+            (written_sample if has_answers else asked_messages)(row)
+            grader.check_item(row)
+        except DataError as error:
+            raise DataError(f"{place(line, path.name)}: {error.what}", error.hint) from None
+        found.append(row)
+    if not found:
+        raise DataError(f"{path} has no rows", "write one JSON object a line")
+    return found
+
+
+def asked_of(row: Mapping[str, Any]) -> Any:
+    """What a row asks, as it is written there; None where it has an answer alone."""
+    from ..evaluation.graders.items import asked_messages
+    if isinstance(row.get("prompt"), str):
+        return row["prompt"]
+    try:
+        return asked_messages(row)
+    except DataError:
+        return None
+
+
+def _written(rows: Rows) -> list[Sample]:
+    from ..evaluation.graders.items import written_sample
+    return [written_sample(row) for row in rows]
+
+
+def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
+             max_tokens: int, system: str, memory: str, seed: int, threads: int) -> Iterator[Sample]:
+    """By our own engine, in the order of the rows."""
+    from ..evaluation.graders.answered import answered_sample
+    from ..evaluation.graders.items import asked_messages
+    from ..evaluation.native import engine_within
+    from ..formats.bundle import open_bundle
+    from ..llamacpp.sampling import Sampling
+    from ..llamacpp.tokenizer import Tokenizer
+    from ..serving.call_form import call_form
+    from ..serving.rollouts.texts import Asked, answers, pairs_of
+    if temperature is None:
+        temperature = 0.0 if samples == 1 else 1.0
+    gguf = open_bundle(model).gguf
+    pairs = pairs_of(gguf, adapter)
+    tokenizer = Tokenizer(gguf)
+    prompts = []
+    for row in rows:
+        messages = asked_messages(row)
+        if system and all(message.get("role") != "system" for message in messages):
+            messages = [{"role": "system", "content": system}, *messages]
+        prompts.append(tokenizer.encode(tokenizer.render(messages, row.get("tools"), add_generation_prompt=True),
+                                        bos=True))
+    asked = Asked(prompts, [max_tokens] * len(rows), samples,
+                  Sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=seed))
+    form = call_form(tokenizer)
+    for answered in ordered(answers(gguf, tokenizer, pairs, asked, engine_within(memory, threads=threads)), samples):
+        yield answered_sample(answered, rows[answered.rollout.prompt].get("tools"), form)
+
+
+def _with_model(named: str, unsafe_python: bool, model: Path | None, threads: int, samples: Sequence[Sample],
+                items: Rows) -> list[Any]:
+    """Grades of a grader that asks a model: the one that answered, without its adapter, which must not judge itself."""
+    from ..evaluation.graders.llama_judge import LlamaJudge
+    assert model is not None
+    with served_model(model, Serving(threads=threads, runtime="llama")) as served:
+        return open_grader(named, unsafe_python, LlamaJudge(served, model.stem)).grade(samples, items)
+
+
+def _show(title: str, results: Results, rows: int, shown: int | None, as_json: bool) -> None:
+    from ..console import table
+    if results.mean is None:
+        raise EdgetuneError(f"{title}: the grader applies to none of the answers", "give it rows that it is for")
+    lines = [["rows", str(rows)], ["answers", str(len(results.graded))], ["mean reward", f"{results.mean:.4f}"]]
+    lines += [[f"mean of {name}", f"{value:.4f}"] for name, value in results.parts.items()]
+    lines += [[f"pass@{k}", f"{value:.1%}"] for k, value in results.pass_at_k.items()]
+    left_out = len(results.graded) - len(results.applicable)
+    if left_out:
+        lines.append(["does not apply to", str(left_out)])
+    lines += [[name, str(count)] for name, count in results.errors.items()]
+    result = {"rows": rows, **results.to_json()}
+    printed = [title, table("", ["", ""], lines)]
+    if shown:
+        worst = results.worst(shown)
+        result["worst"] = [graded.to_json() for graded in worst]
+        printed += [f"\n{len(worst)} of the lowest reward", _worst_table(result["worst"])]
+    show(as_json, result, *printed)
+
+
+def _worst_table(worst: list[dict[str, Any]]) -> Any:
+    """Of each answer what was asked, what was said, and what it earned."""
+    from ..console import table
+    lines: list[list[str]] = []
+    for answer in worst:
+        asked = answer["prompt"] if isinstance(answer["prompt"], str) else json.dumps(answer["prompt"],
+                                                                                      ensure_ascii=False)
+        lines += [["", ""], ["prompt", printable(asked)], ["answer", printable(answer["text"].strip())],
+                  ["reward", f"{answer['reward']:.4f}"]]
+        said = [f"{name} {value:.4f}" for name, value in answer["parts"].items()]
+        said += [name if value is True else f"{name}: {value}" for name, value in answer["errors"].items()]
+        if said:
+            lines.append(["", printable("; ".join(said))])
+    return table("", ["", ""], lines[1:])

@@ -1,0 +1,1 @@
+"""What an answer earns: rules written as JSON, and functions in Python."""

@@ -1,0 +1,272 @@
+"""The contract of a grader, and how one is read from JSON.
+
+A grader gives an answer a reward, mostly from 0 to 1. It is written as JSON, {"type": ..., "name": ..., ...}: OpenAI's
+graders with OpenAI's fields, and some of edgetune. To add one, write a file in this folder with a frozen dataclass that
+is a Grader (or OneByOne) and decorate it with `register`; its fields are those of its JSON. `regex.py` is the shortest.
+
+What is wrong with the grader itself is a UsageError when it is made, what a row lacks a DataError of `check_item`. What
+is wrong with an answer is no exception: its reward is 0, and `Grade.errors` says why, under OpenAI's names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+
+from ...errors import UsageError
+from .sample import Sample, Ungraded
+from .template import Template, parse_template
+from .typed import fits, in_words, made_of
+
+T = TypeVar("T", bound="Grader")
+OUTPUT = "{{ sample.output_text }}"
+NOT_WRITTEN = {"written": False}  # metadata of a field that is no part of the JSON
+REFUSED = {"label_model": ("is for evals alone, which edgetune does not have", "use a score_model")}
+LIMIT = 1 << 20  # bytes of a grader's file
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What an answer earned. parts: of a multi grader, by the keys of its graders. errors: by OpenAI's names, true or a
+    text, those alone that are set. applicable: whether it counts at all; a reward function may say that it does not.
+    """
+
+    reward: float  # finite
+    parts: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, bool | str] = field(default_factory=dict)
+    applicable: bool = True
+
+
+class ScoreModel(Protocol):
+    """A model that judges. name: what a score_model grader may call it, beside "self"."""
+
+    @property
+    def name(self) -> str: ...
+
+    def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
+                            labels: Sequence[str]) -> list[list[float] | None]:
+        """Of each conversation, the probability that the answer begins with each label, relative to the others (they
+        sum to 1); None where it does not fit the model's context.
+        """
+
+
+@dataclass(frozen=True)
+class Means:
+    """What graders may use beside their JSON."""
+
+    model: ScoreModel | None = None
+    allow_python: bool = True
+    allow_unsafe_python: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grader(ABC):
+    """One rule. An instance holds the fields of its JSON; it can be used from one thread at a time."""
+
+    type: ClassVar[str]
+    name: str = ""  # its type's where it has none
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.type)
+        self.check()
+
+    def check(self) -> None:
+        """Raises UsageError for fields that do not make a grader."""
+        self.templates()
+
+    @abstractmethod
+    def grade(self, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
+        """A grade for each answer; `items[i]` is the row that sample i answers, with all its columns.
+
+        Raises EdgetuneError for what concerns no answer, such as a sandbox that does not start.
+        """
+
+    def check_item(self, item: Mapping[str, Any]) -> None:
+        """Raises DataError, which names the variable, for a row that lacks what a template names."""
+        for template in self.templates():
+            template.check(item)
+
+    def templates(self) -> list[Template]:
+        """Of all fields. Raises UsageError for one that cannot be read."""
+        names = [spec.name for spec in fields(self) if spec.metadata.get("template")]
+        written = [(name, getattr(self, name)) for name in names]
+        return [parse_template(text, f"{name} of the grader {self.name}") for name, text in written if text]
+
+    def rendered(self, text: str, sample: Sample, item: Mapping[str, Any]) -> str:
+        """A template of this grader, filled in. Raises Ungraded."""
+        return parse_template(text, self.name).render(sample, item)
+
+    def known_before(self, text: str, item: Mapping[str, Any]) -> str | None:
+        """A template of this grader, filled in without an answer; None where it names something of the answer."""
+        parsed = parse_template(text, self.name)
+        return None if any(parsed.variables("sample")) else parsed.render(Sample(""), item)
+
+    @property
+    def passes_at(self) -> float:
+        """The reward from which an answer passes, as pass@k counts it."""
+        threshold = getattr(self, "pass_threshold", None)
+        return 1.0 if threshold is None else float(threshold)
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model has to judge."""
+        return False
+
+    def wrong(self, name: str, says: str, hint: str) -> UsageError:
+        """The error for a field."""
+        return UsageError(f"{name} of the grader {self.name} {says}", hint)
+
+    def to_json(self) -> dict[str, Any]:
+        """The canonical JSON: type and name first, without what is at its default."""
+        found: dict[str, Any] = {"type": self.type, "name": self.name}
+        for spec in written_fields(type(self)):
+            value = getattr(self, spec.name)
+            if spec.name != "name" and (is_required(spec) or value != spec.default):
+                found[spec.name] = value
+        return json.loads(json.dumps(found, default=_plain))  # type: ignore[no-any-return]
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], means: Means) -> Grader:
+        """A grader of this type from the fields of its JSON. Raises UsageError."""
+        return cls(**checked_fields(cls, given), **cls.beside(means))
+
+    @classmethod
+    def beside(cls, means: Means) -> dict[str, Any]:  # noqa: ARG003 (of those that need some)
+        """What it takes of what graders may use."""
+        return {}
+
+
+class OneByOne(Grader):
+    """A grader for which an answer has nothing to do with the others."""
+
+    @abstractmethod
+    def score(self, sample: Sample, item: Mapping[str, Any]) -> float:
+        """The reward. Raises Ungraded for an answer that cannot be graded."""
+
+    def grade(self, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
+        return [self._grade(sample, item) for sample, item in zip(samples, items, strict=True)]
+
+    def _grade(self, sample: Sample, item: Mapping[str, Any]) -> Grade:
+        try:
+            reward = float(self.score(sample, item))
+        except Ungraded as ungraded:
+            return Grade(0.0, errors=ungraded.errors)
+        except RecursionError:  # of JSON that is nested without end
+            return Grade(0.0, errors={"sample_parse_error": True})
+        return Grade(reward) if math.isfinite(reward) else Grade(0.0, errors={"other_error": True})
+
+
+def template(default: Any = MISSING) -> Any:
+    """A field whose text may have variables of the row and of the answer."""
+    return field(default=default, metadata={"template": True})
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+_registered: dict[str, type[Grader]] = {}
+
+
+def register(kind: type[T]) -> type[T]:
+    """Registers a grader by its type. Raises ValueError where another has it."""
+    other = _registered.get(kind.type)
+    if other is not None and (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(f"{kind.__qualname__} has the type of {other.__qualname__}")
+    _registered[kind.type] = kind
+    return kind
+
+
+def grader_types() -> dict[str, type[Grader]]:
+    """Every registered grader by its type; those of this folder are imported first."""
+    package = import_module(__package__)
+    for module in iter_modules(package.__path__):
+        import_module(f"{__package__}.{module.name}")
+    return dict(sorted(_registered.items()))
+
+
+def read_grader(written: Mapping[str, Any], *, model: ScoreModel | None = None, allow_python: bool = True,
+                allow_unsafe_python: bool = False) -> Grader:
+    """A grader from its JSON. Raises UsageError for an unknown type, and for fields that are unknown, missing or wrong.
+
+    model: what score_model asks; without, such a grader is read and checked, and cannot grade. allow_python: without,
+    python graders are refused. allow_unsafe_python: also run them where the kernel has no filter for system calls.
+    """
+    return read_within(written, Means(model, allow_python, allow_unsafe_python))
+
+
+def read_within(written: Any, means: Means) -> Grader:
+    """As `read_grader`."""
+    if not isinstance(written, Mapping):
+        raise UsageError(f"a grader is {in_words(written)}", 'write an object: {"type": "string_check", ...}')
+    given = dict(written)
+    kind = given.pop("type", None)
+    known = grader_types()
+    if isinstance(kind, str) and kind in REFUSED:
+        what, hint = REFUSED[kind]
+        raise UsageError(f"the grader {kind} {what}", hint)
+    if not isinstance(kind, str) or kind not in known:
+        near = get_close_matches(kind, known, n=1) if isinstance(kind, str) else []
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        raise UsageError(f"the type of a grader is {kind!r:.80}" if kind is not None else "a grader has no type", hint)
+    return known[kind].read(given, means)
+
+
+def load_grader(path: Path, **means: Any) -> Grader:
+    """The grader of a JSON file; means: as `read_grader` takes them. Raises UsageError."""
+    try:
+        if path.stat().st_size > LIMIT:
+            raise UsageError(f"the grader {path} is larger than {LIMIT >> 20} MiB", "write less into it")
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise UsageError(f"the grader {path} cannot be read ({error.strerror})", "name a JSON file") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the grader {path} is not UTF-8", "save the file as UTF-8") from None
+    try:
+        written = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise UsageError(f"the grader {path} is not JSON ({reason}, line {getattr(error, 'lineno', 1)})",
+                         'write an object: {"type": "string_check", ...}') from None
+    return read_grader(written, **means)
+
+
+def written_fields(kind: type[Grader]) -> list[Field[Any]]:
+    """The fields of a type's JSON, apart from its type."""
+    return [spec for spec in fields(kind) if spec.metadata.get("written", True)]
+
+
+def is_required(spec: Field[Any]) -> bool:
+    return spec.default is MISSING and spec.default_factory is MISSING
+
+
+def checked_fields(kind: type[Grader], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values for a type's fields. Raises UsageError for the first that is unknown, missing or of another type."""
+    specs = {spec.name: spec for spec in written_fields(kind)}
+    whose = f"the grader {given.get('name', kind.type)!s:.80} ({kind.type})"
+    for name in given:
+        if name not in specs:
+            near = get_close_matches(str(name), specs, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its fields are {', '.join(specs)}"
+            raise UsageError(f"{whose} has no field {name!r:.80}", hint)
+    missing = [name for name, spec in specs.items() if name not in given and is_required(spec)]
+    if missing:
+        raise UsageError(f"{whose} lacks the field {missing[0]}", f"it needs {', '.join(map(str, missing))}")
+    hints = get_type_hints(kind)
+    for name, value in given.items():
+        if not fits(value, hints[name]):
+            raise UsageError(f"{name} of {whose} is {in_words(value)}", f"give {made_of(hints[name])}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Grader):
+        return value.to_json()
+    raise TypeError(f"{type(value).__name__} is no part of a grader's JSON")

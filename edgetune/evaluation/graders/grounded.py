@@ -1,0 +1,65 @@
+"""grounded: whether what an answer says stands in the prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .base import OUTPUT, OneByOne, register, template
+from .items import prompt_text
+from .sample import Sample, json_of
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Grounded(OneByOne):
+    """The share of the texts and numbers in input, which is JSON, that stand in the source as whole words, whatever
+    their case; 1 where it has none, so that it belongs beside a json_schema that demands some.
+
+    source: by default the row's prompt, or its messages but for the answer. ignore: keys whose values, and what is
+    within them, need not stand there, such as a label. Truth values and null are not looked for.
+    """
+
+    type: ClassVar[str] = "grounded"
+    input: str = template(OUTPUT)
+    source: str = template("")
+    ignore: tuple[str, ...] = ()
+
+    def check_item(self, item: Mapping[str, Any]) -> None:
+        super().check_item(item)
+        if not self.source:
+            prompt_text(item)
+
+    def score(self, sample: Sample, item: Mapping[str, Any]) -> float:
+        values = list(self._values(json_of(self.rendered(self.input, sample, item))))
+        source = normal(self.rendered(self.source, sample, item) if self.source else prompt_text(item))
+        return sum(stands_in(source, value) for value in values) / len(values) if values else 1.0
+
+    def _values(self, value: Any) -> Iterator[str | float]:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                if key not in self.ignore:
+                    yield from self._values(part)
+        elif isinstance(value, list):
+            for part in value:
+                yield from self._values(part)
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
+            yield value
+
+
+def normal(text: str) -> str:
+    """Without the differences of case and white space."""
+    return " ".join(text.casefold().split())
+
+
+def stands_in(source: str, value: str | float) -> bool:
+    """Whether a value stands in a normal text, on the boundaries of words; a number in one of its notations."""
+    if isinstance(value, str):
+        words = normal(value)
+        return bool(words) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", source) is not None
+    notations = {str(value)}
+    if isinstance(value, float) and value.is_integer():
+        notations.add(str(int(value)))
+    return any(re.search(rf"(?<![\w.]){re.escape(text)}(?![\w]|[.,]\d)", source) for text in notations)

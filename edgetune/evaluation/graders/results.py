@@ -1,0 +1,84 @@
+"""The grades of a file of rows: means, pass@k, and what went wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .base import Grade
+from .pass_at_k import pass_at_k
+
+ROUNDING = 1e-9  # a formula of rewards such as 0.1 + 0.2 + 0.7 may fall short of 1 by that
+
+
+@dataclass(frozen=True)
+class GradedSample:
+    """row: its index; prompt: what it asks, as it is written there."""
+
+    row: int
+    sample: int
+    prompt: Any
+    text: str
+    grade: Grade
+
+    def to_json(self) -> dict[str, Any]:
+        grade = self.grade
+        return {"prompt": self.prompt, "sample": self.sample, "text": self.text,
+                "reward": grade.reward if grade.applicable else None, "parts": dict(grade.parts),
+                "errors": dict(grade.errors)}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Answers with their grades, as many to each row. passes_at: the reward from which an answer passes."""
+
+    graded: list[GradedSample]
+    passes_at: float
+
+    @property
+    def applicable(self) -> list[GradedSample]:
+        return [graded for graded in self.graded if graded.grade.applicable]
+
+    @property
+    def mean(self) -> float | None:
+        """Of the rewards; None where the grader applies to no answer."""
+        return _mean(graded.grade.reward for graded in self.applicable)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Of a multi grader, the mean of each of its graders."""
+        names = dict.fromkeys(name for graded in self.applicable for name in graded.grade.parts)
+        return {name: _mean(graded.grade.parts[name] for graded in self.applicable) or 0.0 for name in names}
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How many answers have each error."""
+        counted = Counter(name for graded in self.graded for name, value in graded.grade.errors.items()
+                          if value is True)
+        return dict(counted.most_common())
+
+    @property
+    def pass_at_k(self) -> dict[str, float]:
+        """For one answer, and for as many as there are to each row."""
+        rows: dict[int, list[bool]] = {}
+        for graded in self.applicable:
+            rows.setdefault(graded.row, []).append(graded.grade.reward >= self.passes_at - ROUNDING)
+        counts = [(len(passed), sum(passed)) for passed in rows.values()]
+        most = min((n for n, _ in counts), default=0)
+        return {str(k): pass_at_k(counts, k) for k in sorted({1, most}) if most}
+
+    def worst(self, count: int) -> list[GradedSample]:
+        """Those of the lowest rewards, in the order of the file where these are equal."""
+        return sorted(self.applicable, key=lambda graded: graded.grade.reward)[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """scores: None where the grader does not apply."""
+        return {"scores": [graded.to_json()["reward"] for graded in self.graded], "mean": self.mean,
+                "passes_at": self.passes_at, "pass_at_k": self.pass_at_k, "parts": self.parts, "errors": self.errors}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None

@@ -1,0 +1,153 @@
+"""Reward functions in Python, with TRL's signature: f(prompts, completions, **columns) -> [float or None].
+
+A function is run in this process, with all that it may do: it is code of whoever names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import EdgetuneError, UsageError
+from .base import Grade
+from .items import asked_messages
+from .sample import Sample, choices_of
+
+NAMED = re.compile(r"(?P<module>[^\s:]+):(?P<function>[A-Za-z_]\w*)")  # module:function, or file.py:function
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+NO_COLUMNS = ("prompt", "completion", "completion_ids", *GIVEN)
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """Grades as a Grader does. What the function calls not applicable (None) is worth 0 and is left out of means.
+
+    A prompt is a text where the row's is; else a list of messages, and the completions are such lists too. The other
+    columns of the rows are lists, with None where a row lacks one. completion_ids are given where they are known.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    passes_at: float = 1.0
+    needs_model: bool = False
+
+    def check_item(self, item: Mapping[str, Any]) -> None:
+        """Raises DataError for a row that asks nothing."""
+        asked_messages(item)
+
+    def grade(self, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
+        """Raises EdgetuneError where the function raises, or does not return a finite number or None for each."""
+        grades: list[Grade] = [Grade(0.0)] * len(samples)
+        for is_text in (True, False):
+            which = [i for i, item in enumerate(items) if isinstance(item.get("prompt"), str) == is_text]
+            if which:
+                found = self._rewards([samples[i] for i in which], [items[i] for i in which], is_text)
+                for i, grade in zip(which, found, strict=True):
+                    grades[i] = grade
+        return grades
+
+    def _rewards(self, samples: list[Sample], items: list[Mapping[str, Any]], is_text: bool) -> list[Grade]:
+        values = self._call(self._arguments(samples, items, is_text))
+        if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != len(samples):
+            count = f"{len(values)} rewards" if hasattr(values, "__len__") else f"a {type(values).__name__}"
+            raise EdgetuneError(f"the reward function {self.name} returned {count} for {len(samples)} completions",
+                                "return a list with a number or None for each")
+        return [self._grade(value) for value in values]
+
+    def _grade(self, value: Any) -> Grade:
+        if value is None:
+            return Grade(0.0, applicable=False)
+        try:
+            reward = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError):
+            reward = math.nan
+        if not math.isfinite(reward):
+            raise EdgetuneError(f"the reward function {self.name} returned {value!r:.60}, which is no finite number",
+                                "return numbers, or None where it does not apply")
+        return Grade(reward)
+
+    def _call(self, arguments: dict[str, Any]) -> Any:
+        try:
+            values = self.function(**arguments)
+            return asyncio.run(_awaited(values)) if inspect.isawaitable(values) else values
+        except Exception as error:
+            raise EdgetuneError(f"the reward function {self.name} raised {type(error).__name__}: {str(error)[:200]}",
+                                "mend it, or try it with edgetune grade") from error
+
+    def _arguments(self, samples: list[Sample], items: list[Mapping[str, Any]], is_text: bool) -> dict[str, Any]:
+        """Those that the function takes."""
+        given: dict[str, Any] = {
+            "prompts": [item["prompt"] if is_text else asked_messages(item) for item in items],
+            "completions": [sample.text if is_text else [choices_of(sample)[0]["message"]] for sample in samples],
+            "completion_ids": [list(sample.tokens) or None for sample in samples],
+            "trainer_state": None, "log_extra": _ignored, "log_metric": _ignored, "environments": None}
+        columns = dict.fromkeys(key for item in items for key in item if key not in NO_COLUMNS)
+        given |= {key: [item.get(key) for item in items] for key in columns}
+        parameters = inspect.signature(self.function).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return given
+        return {name: value for name, value in given.items() if name in parameters}
+
+
+def load_reward(named: str) -> RewardFunction:
+    """The function of "module:function", or of "file.py:function". Raises UsageError where there is none.
+
+    A module is looked for where Python looks, and then in the current folder.
+    """
+    found = NAMED.fullmatch(named)
+    if not found:
+        raise UsageError(f"the reward function is {named!r:.80}", "write module:function, or file.py:function")
+    try:
+        module = _module(found["module"])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise UsageError(f"the module of the reward function {named} cannot be imported ({reason})",
+                         "name one that can, or a file: rewards.py:function") from error
+    function = getattr(module, found["function"], None)
+    if not callable(function):
+        raise UsageError(f"there is no function {found['function']} in {found['module']}",
+                         "write module:function, or file.py:function")
+    return RewardFunction(found["function"], function)
+
+
+def _module(named: str) -> Any:
+    path = Path(named)
+    if path.suffix != ".py":
+        with _current_folder_last():
+            return importlib.import_module(named)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _current_folder_last() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+async def _awaited(values: Any) -> Any:
+    return await values
+
+
+def _ignored(*_: Any, **__: Any) -> None:
+    """Of what TRL lets a function log."""

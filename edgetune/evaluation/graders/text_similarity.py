@@ -1,0 +1,102 @@
+"""OpenAI's text_similarity, by the libraries that it is said to use, or their best-kept relatives.
+
+OpenAI names rapidfuzz for fuzzy_match, and no library for the others. Here they are: fuzzy_match: rapidfuzz's WRatio
+after its default_process, as in OpenAI's own example; bleu: sacrebleu's sentence BLEU, smoothed and of effective order,
+because nltk's is 0 for a text of fewer than four words; gleu and meteor: nltk's, on words divided as sacrebleu's 13a
+does, meteor without WordNet's synonyms, which would have to be downloaded; rouge: the F-measure of rouge-score, without
+its stemmer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from .base import OneByOne, register, template
+from .extras import needing
+from .sample import Sample
+
+Similarity = Callable[[str, str], float]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class TextSimilarity(OneByOne):
+    """From 0 to 1. pass_threshold: the reward from which an answer passes; it does not change the reward."""
+
+    type: ClassVar[str] = "text_similarity"
+    input: str = template()
+    reference: str = template()
+    evaluation_metric: Literal["fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4",
+                               "rouge_5", "rouge_l", "cosine"]
+    pass_threshold: float | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.evaluation_metric == "cosine":
+            raise self.wrong("evaluation_metric", "is cosine, which needs a second model for embeddings",
+                             "choose fuzzy_match, meteor or rouge_l")
+        similarity(self.evaluation_metric)
+
+    def score(self, sample: Sample, item: Mapping[str, Any]) -> float:
+        text = self.rendered(self.input, sample, item)
+        return similarity(self.evaluation_metric)(text, self.rendered(self.reference, sample, item))
+
+
+@cache
+def similarity(metric: str) -> Similarity:
+    """(text, reference) -> from 0 to 1. Raises EdgetuneError where its library is not installed."""
+    with needing("text_similarity"):
+        if metric == "fuzzy_match":
+            return _fuzzy_match()
+        if metric == "bleu":
+            return _bleu()
+        if metric == "gleu":
+            return _gleu()
+        return _meteor() if metric == "meteor" else _rouge(metric)
+
+
+def _fuzzy_match() -> Similarity:
+    from rapidfuzz import fuzz, utils
+    return lambda text, reference: fuzz.WRatio(text, reference, processor=utils.default_process) / 100
+
+
+def _bleu() -> Similarity:
+    from sacrebleu.metrics import BLEU
+    bleu = BLEU(effective_order=True)
+    return lambda text, reference: min(1.0, bleu.sentence_score(text, [reference]).score / 100)
+
+
+def _words() -> Callable[[str], list[str]]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+    tokenize = Tokenizer13a()
+    return lambda text: str(tokenize(text)).split()
+
+
+def _gleu() -> Similarity:
+    from nltk.translate.gleu_score import sentence_gleu
+    words = _words()
+    return lambda text, reference: float(sentence_gleu([words(reference)], words(text)))
+
+
+class _NoSynonyms:
+    """WordNet without entries."""
+
+    def synsets(self, _word: str) -> list[Any]:
+        return []
+
+
+def _meteor() -> Similarity:
+    from nltk.translate.meteor_score import single_meteor_score
+    words = _words()
+    wordnet = _NoSynonyms()
+    return lambda text, reference: float(single_meteor_score(words(reference), words(text), wordnet=wordnet))
+
+
+def _rouge(metric: str) -> Similarity:
+    from rouge_score.rouge_scorer import RougeScorer
+    name = "rougeL" if metric == "rouge_l" else metric.replace("_", "")
+    scorer = RougeScorer([name])
+    return lambda text, reference: float(scorer.score(reference, text)[name].fmeasure)

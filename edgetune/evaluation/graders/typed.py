@@ -1,0 +1,60 @@
+"""Whether values of JSON are of the types that a grader's fields are declared with, and both in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+_WORDS = {str: "text", float: "a number", int: "a whole number", bool: "true or false", NoneType: "null",
+          Mapping: "an object"}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """kind: str, int, float, bool, None, Any, Mapping, tuple[X, ...], tuple[X, Y], Literal, or a union of such."""
+    origin = get_origin(kind) or kind
+    parts = get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(value is part or (type(value) is type(part) and value == part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and _items_fit(value, parts)
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin)
+
+
+def _items_fit(value: Any, parts: tuple[Any, ...]) -> bool:
+    if Ellipsis in parts:
+        return all(fits(item, parts[0]) for item in value)
+    return len(value) == len(parts) and all(map(fits, value, parts))
+
+
+def made_of(kind: Any) -> str:
+    """A type in words, as "give ..." has them."""
+    origin = get_origin(kind) or kind
+    parts = get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(made_of(part) for part in parts if part is not NoneType)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"a list of {len(parts)} numbers" if Ellipsis not in parts else f"a list, each {made_of(parts[0])}"
+    return _WORDS.get(origin, "a value")
+
+
+def in_words(value: Any) -> str:
+    """A value of JSON, cut."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list" if len(value) != 1 else "a list of one item"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "null" if value is None else f"{value!r:.60}"
