@@ -38,6 +38,7 @@ class Rewarded(Objective):
 
     grader: str = option("", "What rewards an answer: a file with a grader as JSON, or the JSON itself.")
     reward: str = option("", "A Python function that rewards answers, as module:function, with TRL's signature.")
+    unsafe_python: bool = option(False, "Run python graders also where the kernel cannot confine them.")
     num_generations: int = option(4, "Answers to each prompt.", low=2, high=1024)
     max_completion_length: int = option(128, "Tokens of an answer at most.", low=1)
     temperature: float = option(1.0, "Temperature at which answers are drawn.", low=0.01, high=10.0)

@@ -20,10 +20,12 @@ from ..data.dataset import Dataset
 from ..data.files import STDIN
 from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, UsageError
+from ..evaluation.graders.rewards import rewards_of
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..machine.governor import Governor
 from ..objectives.base import Objective, read_objective
+from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
 from ..options import make_options
 from ..persisted import from_json
@@ -49,7 +51,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
           start: str | Path | None = None, resume: bool = False, more: float = 0.0,
           allow_changed: Collection[str] = (), answers: bool = True, progress: bool = False,
           on_event: OnEvent | None = None, should_stop: Callable[[], bool] | None = None,
-          governor: Governor | None = None, objective: Objective | None = None, command: Sequence[str] = (),
+          governor: Governor | None = None, objective: Objective | None = None,
+          reward: Callable[..., Any] | None = None, command: Sequence[str] = (),
           **options: Unpack[TrainOptions]) -> Result:
     """Train a LoRA adapter on `data`, write it to the new folder `out`, and say what became of it.
 
@@ -61,7 +64,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     "none" to learn all rows; default: a tenth of `data`, or what a resumed run had. start: an adapter to begin from;
     the new one has its size. answers: whether held-out questions are answered before and after. resume, more,
     allow_changed: continue the run in `out`, as `edgetune.run` does. progress: print it. on_event, should_stop,
-    governor, objective: as in `edgetune.run`. command: what run.json says was typed. options: those of `edgetune
+    governor, objective: as in `edgetune.run`. reward: what rewards answers, a function with TRL's signature, for an
+    objective that learns from rewards. command: what run.json says was typed. options: those of `edgetune
     train`, with underscores.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where it was stopped
@@ -69,6 +73,12 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     """
     objective = objective or Sft()
     config = make_options(TrainConfig, {**objective.defaults, **_size_of(start), **options}).check()
+    rewards = None
+    if isinstance(objective, Rewarded):
+        objective, rewards = rewards_of(objective, reward)
+    elif reward is not None:
+        raise UsageError(f"a reward function is given, and {objective.name} learns from no rewards",
+                         "leave it out, or give an objective such as Grpo()")
     out = Path(out)
     if resume and eval is None:
         eval = _recorded_eval(out)
@@ -79,11 +89,14 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
         with as_file(data, "data") as rows_file, as_file(eval, "held-out") as held_file:
             assert rows_file
             rows, held = _load(bundle, rows_file, held_file, config, objective, show)
+            if rewards:
+                rewards.check([*rows.examples, *(held.examples if held else ())])
         with reported(out):
             record = run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                          allow_changed=allow_changed, origin=origin, on_event=show, should_stop=should_stop,
-                         governor=governor, objective=objective)
-            exam = _exam(bundle, record, out, held, config) if answers and objective.rows is supervised_rows else None
+                         governor=governor, objective=objective, rewards=rewards)
+            wants_answers = answers and objective.rows is supervised_rows
+            exam = _exam(bundle, record, out, held, config) if wants_answers else None
             del rows, held
             if exam:
                 record = _judge(exam, record, show, should_stop or (lambda: False))
@@ -92,7 +105,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
 
 def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str] = (), answers: bool = True,
            progress: bool = False, on_event: OnEvent | None = None, should_stop: Callable[[], bool] | None = None,
-           governor: Governor | None = None, command: Sequence[str] = (), **changed: Unpack[TrainOptions]) -> Result:
+           governor: Governor | None = None, reward: Callable[..., Any] | None = None, command: Sequence[str] = (),
+           **changed: Unpack[TrainOptions]) -> Result:
     """Continue the run in the folder `out`, which knows its model, rows and options; they are compared by hash.
 
     >>> result = edgetune.resume("my-adapter", more=4)  # epochs, after the end
@@ -108,7 +122,8 @@ def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str]
     options = {**was, **changed}
     return train(origin.model, origin.data, out, resume=True, more=more, allow_changed=allow_changed, answers=answers,
                  progress=progress, on_event=on_event, should_stop=should_stop, governor=governor,
-                 objective=read_objective(origin.objective), command=command or origin.command, **options)
+                 objective=read_objective(origin.objective), reward=reward, command=command or origin.command,
+                 **options)
 
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------

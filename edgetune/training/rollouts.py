@@ -48,6 +48,7 @@ class Answer:
     text: str
     item: str
     ended: bool
+    tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class Roller:
         found: list[list[Any]] = [[None] * samples for _ in prompts]
         for rollout in Rollouts(self.decoder, plan, wanted):
             found[rollout.prompt][rollout.sample] = rollout
-        flat = [Answer(self._text(rollout), prompt.item, rollout.ended)
+        flat = [Answer(self._text(rollout), prompt.item, rollout.ended, rollout.tokens.tolist())
                 for prompt, rollouts in zip(prompts, found, strict=True) for rollout in rollouts]
         rewards = _checked(self.rewards(flat), len(flat))
         values = np.array([reward.value for reward in rewards], np.float32).reshape(len(prompts), samples)

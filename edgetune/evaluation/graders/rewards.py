@@ -1,0 +1,79 @@
+"""A grader or a reward function as what rewards the answers of a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...data.packing import Example
+from ...errors import DataError, UsageError
+from ...objectives.rewarded import Rewarded
+from ...training.rollouts import Answer, Reward
+from .base import Grade, Grader, load_grader, read_grader
+from .reward import RewardFunction, load_reward
+from .sample import Sample
+
+
+@dataclass(frozen=True)
+class GraderRewards:
+    """Rewards as a Roller takes them."""
+
+    judge: Grader | RewardFunction
+
+    def __call__(self, answers: Sequence[Answer]) -> list[Reward]:
+        """Raises EdgetuneError where the judge fails."""
+        samples = [Sample(answer.text, finish_reason="stop" if answer.ended else "length", tokens=answer.tokens)
+                   for answer in answers]
+        grades = self.judge.grade(samples, [json.loads(answer.item) for answer in answers])
+        return [Reward(grade.reward, self._parts(grade)) for grade in grades]
+
+    def _parts(self, grade: Grade) -> dict[str, float]:
+        return dict(grade.parts) or {self.judge.name: grade.reward}
+
+    def check(self, prompts: Iterable[Example]) -> None:
+        """Raises DataError for the first row that lacks what the grader names."""
+        for number, prompt in enumerate(prompts, start=1):
+            try:
+                self.judge.check_item(json.loads(prompt.item))
+            except DataError as error:
+                raise DataError(f"row {number}: {error.what}", error.hint) from None
+
+
+def rewards_of(objective: Rewarded, function: Callable[..., Any] | None = None,
+               allow_python: bool = True) -> tuple[Rewarded, GraderRewards]:
+    """(the objective with its grader's JSON in place of a file's name, what it names).
+
+    function: a reward function, in place of a name. allow_python: without, python graders are refused, and reward
+    functions too. Raises UsageError where nothing is named, and for what is wrong with a grader.
+    """
+    if function is not None:
+        if objective.grader or objective.reward:
+            raise UsageError("a reward function and a grader are both given", "leave one of them out")
+        return objective, GraderRewards(RewardFunction(getattr(function, "__name__", "reward"), function))
+    if objective.reward:
+        if not allow_python:
+            raise UsageError(f"the reward function {objective.reward!r:.80} is refused here", "use a grader")
+        return objective, GraderRewards(load_reward(objective.reward))
+    if not objective.grader:
+        raise UsageError(f"{objective.name} needs something that rewards answers",
+                         "name a grader with --grader FILE, or a function with --reward module:function")
+    means: dict[str, Any] = {"allow_python": allow_python, "allow_unsafe_python": objective.unsafe_python}
+    grader = _grader(objective.grader, means)
+    if grader.needs_model:
+        raise UsageError(f"the grader {grader.name} asks a model, for which training has no memory",
+                         "reward answers by rules")
+    return replace(objective, grader=json.dumps(grader.to_json())), GraderRewards(grader)
+
+
+def _grader(named: str, means: dict[str, Any]) -> Grader:
+    """Of a file's name, or of JSON."""
+    if not named.lstrip().startswith("{"):
+        return load_grader(Path(named), **means)
+    try:
+        written = json.loads(named)
+    except (ValueError, RecursionError):
+        raise UsageError(f"the grader {named!r:.60} is no JSON", "name a file") from None
+    return read_grader(written, **means)
