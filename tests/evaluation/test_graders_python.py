@@ -200,7 +200,9 @@ def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next(monkeypatch):
 
 
 def test_it_is_refused_where_it_is_not_allowed_or_not_confined(monkeypatch):
-    written = {"type": "python", "name": "p", "source": "import os\ndef grade(sample, item): return os.getpid() > 0"}
+    written = {"type": "python", "name": "p", "source": "import socket\ndef grade(sample, item):\n"
+               "    socket.socket().close()\n    return True"}
+    assert "python_grader_runtime_error" in read_grader(written).grade([Sample("a")], [{}])[0].errors
     with pytest.raises(UsageError, match="a python grader is not allowed here"):
         read_grader(written, allow_python=False)
     monkeypatch.setattr(seccomp, "lacks", lambda: "the kernel has no seccomp")
