@@ -16,7 +16,7 @@ from .app import ModelPath, adapter_option, command, explicit, show, system_opti
 from .prompts import ordered, save_lines
 
 if TYPE_CHECKING:
-    from ..evaluation.graders.base import Grader, ScoreModel
+    from ..evaluation.graders.base import Grade, Grader, ScoreModel
     from ..evaluation.graders.results import Results
     from ..evaluation.graders.reward import RewardFunction
     from ..evaluation.graders.sample import Sample
@@ -68,8 +68,10 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
         places = [(i, k) for i in range(len(rows)) for k in range(options["samples"])]
         samples = list(_answers(model, rows, **options))
     items = [rows[i] for i, _ in places]
-    grades = _with_model(grader, unsafe_python, model, options["threads"], samples, items) if judge.needs_model \
-        else judge.grade(samples, items)
+    if model is not None and judge.needs_model:
+        grades = _judged_by(model, options["threads"], grader, unsafe_python, samples, items)
+    else:
+        grades = judge.grade(samples, items)
     results = Results([GradedSample(i, k, asked_of(rows[i]), sample.text, grade) for (i, k), sample, grade in
                        zip(places, samples, grades, strict=True)], judge.passes_at if pass_at is None else pass_at)
     if save:
@@ -152,11 +154,10 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
         yield answered_sample(answered, rows[answered.rollout.prompt].get("tools"), form)
 
 
-def _with_model(named: str, unsafe_python: bool, model: Path | None, threads: int, samples: Sequence[Sample],
-                items: Rows) -> list[Any]:
+def _judged_by(model: Path, threads: int, named: str, unsafe_python: bool, samples: Sequence[Sample],
+               items: Rows) -> list[Grade]:
     """Grades of a grader that asks a model: the one that answered, without its adapter, which must not judge itself."""
     from ..evaluation.graders.llama_judge import LlamaJudge
-    assert model is not None
     with served_model(model, Serving(threads=threads, runtime="llama")) as served:
         return open_grader(named, unsafe_python, LlamaJudge(served, model.stem)).grade(samples, items)
 

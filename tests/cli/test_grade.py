@@ -92,6 +92,11 @@ def test_a_model_answers(model: Path, tmp_path: Path) -> None:
     theirs = run("generate", model, "turn on lamp 3", "--max-tokens", 9, "--json")
     first = json.loads((tmp_path / "greedy.jsonl").read_text().splitlines()[0])
     assert first["text"] == json.loads(theirs)["text"]
+    run("grade", *asked, "--system", "Be brief.", "--save", tmp_path / "brief.jsonl")
+    theirs = run("generate", model, "turn on lamp 3", "--system", "Be brief.", "--max-tokens", 9, "--json")
+    brief = json.loads((tmp_path / "brief.jsonl").read_text().splitlines()[0])
+    assert brief["text"] == json.loads(theirs)["text"] != first["text"]
+    assert "one answer of 9 tokens to a prompt of" in run("grade", *asked, "--memory", "20M", code=2)
 
 
 def test_a_model_judges(model: Path, tmp_path: Path) -> None:
@@ -133,6 +138,14 @@ def test_what_cannot_be_graded(written: Any, rows: list[Any], flags: list[object
     text = run("grade", grader(tmp_path, written), lines(tmp_path, rows), *flags, code=code)
     assert says in text
     assert len(text.splitlines()) == 1
+
+
+def test_a_python_grader_that_cannot_be_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgetune.evaluation.graders import seccomp
+    monkeypatch.setattr(seccomp, "lacks", lambda: "the kernel has no seccomp")
+    asked = (grader(tmp_path, {"type": "python", "source": "def grade(s, i): return 1"}), lines(tmp_path, ROWS))
+    assert "and the kernel has no seccomp; run it without one with --unsafe-python" in run("grade", *asked, code=2)
+    assert json.loads(run("grade", *asked, "--unsafe-python", "--json"))["mean"] == 1
 
 
 def test_a_python_grader(tmp_path: Path) -> None:

@@ -117,3 +117,21 @@ def test_without_a_model_it_is_read_but_does_not_grade():
     multi = read_grader({"type": "multi", "graders": {"a": WRITTEN}, "calculate_output": "a"}, model=Fixed(*[0.1] * 10))
     assert multi.needs_model
     assert multi.grade([Sample("x")], [{"reference_answer": 1}])[0].reward == pytest.approx(0.5)
+
+
+def test_answers_of_the_engine_with_calls_of_tools():
+    from edgetune.evaluation.graders.answered import answered_sample
+    from edgetune.serving.call_form import CallForm
+    from edgetune.serving.rollouts.engine import Rollout
+    from edgetune.serving.rollouts.texts import Answered
+    tokens = np.array([5, 7], np.int32)
+    text = 'So:<tool_call>\n{"name": "lamp", "arguments": {"on": true}}\n</tool_call>'
+    made = Answered(text, Rollout(0, 0, tokens, np.zeros(2, np.float32), np.zeros(2, np.float32), ended=False))
+    plain = answered_sample(made, None, CallForm())
+    assert plain == Sample(text, [], "length", [5, 7])
+    called = answered_sample(made, [{"type": "function", "function": {"name": "lamp"}}], CallForm())
+    assert (called.text, called.finish_reason) == ("So:", "length")
+    written = {"type": "string_check", "input": "{{ sample.output_tools[0].function.name }}", "reference": "lamp",
+               "operation": "eq"}
+    assert read_grader(written).grade([called], [{}])[0].reward == 1
+    assert called.tool_calls[0]["function"]["arguments"] == '{"on": true}'

@@ -9,7 +9,7 @@ import pytest
 
 from edgetune.errors import UsageError
 from edgetune.evaluation.graders import sandbox, seccomp
-from edgetune.evaluation.graders.base import read_grader
+from edgetune.evaluation.graders.base import Grade, read_grader
 from edgetune.evaluation.graders.sample import Sample
 
 pytestmark = pytest.mark.skipif(bool(seccomp.lacks()), reason="the kernel has no seccomp")
@@ -83,10 +83,10 @@ def test_what_is_tried_earns_nothing_and_the_next_call_works(attack, tmp_path):
                                   "import signal; signal.signal(15, 1)\n        while True:\n            try: "
                                   "time.sleep(1)\n            except BaseException: pass"])
 def test_a_call_that_hangs_is_ended(code):
-    grader = tries(code, timeout=0.3)
+    grader = tries(code, timeout=1)
     begun = time.monotonic()
     hung, other = grader.grade([Sample("try"), Sample("a")], [{}, {}])
-    assert hung.errors["python_grader_runtime_error_details"] == "it took more than 0.3 s"
+    assert hung.errors["python_grader_runtime_error_details"] == "it took more than 1 s"
     assert other.reward == 0.5
     assert time.monotonic() - begun < 30
 
@@ -104,6 +104,15 @@ def test_openais_example():
     text, reference = "fuzzy wuzzy was a bear", "fuzzy wuzzy had no hair"
     found, = grader.grade([Sample(text)], [{"reference_answer": reference}])
     assert found.reward == fuzz.WRatio(text, reference, processor=utils.default_process) / 100
+
+
+def test_packages_that_openais_graders_have_can_be_imported():
+    """In the grader's first lines, where their import has more time than a call."""
+    grader = python("import json, re, numpy\nfrom nltk.metrics import edit_distance\n"
+                    "from rouge_score.rouge_scorer import RougeScorer\nfrom jsonschema import validate\n"
+                    "def grade(sample, item):\n    validate(1, {})\n"
+                    "    return edit_distance('ab', 'ac') + RougeScorer(['rouge1']).score('a', 'a')['rouge1'].fmeasure")
+    assert grader.grade([Sample("a")], [{}])[0] == Grade(2.0)
 
 
 def test_what_a_grader_sees():
@@ -191,7 +200,9 @@ def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next(monkeypatch):
 
 
 def test_it_is_refused_where_it_is_not_allowed_or_not_confined(monkeypatch):
-    written = {"type": "python", "name": "p", "source": "import os\ndef grade(sample, item): return os.getpid() > 0"}
+    written = {"type": "python", "name": "p", "source": "import socket\ndef grade(sample, item):\n"
+               "    socket.socket().close()\n    return True"}
+    assert "python_grader_runtime_error" in read_grader(written).grade([Sample("a")], [{}])[0].errors
     with pytest.raises(UsageError, match="a python grader is not allowed here"):
         read_grader(written, allow_python=False)
     monkeypatch.setattr(seccomp, "lacks", lambda: "the kernel has no seccomp")

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ...errors import UsageError
 
 Value = Callable[[Mapping[str, float]], float]
-FUNCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max, "abs": abs, "floor": math.floor,
-                                              "ceil": math.ceil, "exp": math.exp, "sqrt": math.sqrt, "log": math.log}
+FUNCTIONS: dict[str, Callable[..., float]] = {
+    "min": min, "max": max, "abs": abs, "floor": lambda x: float(math.floor(x)), "ceil": lambda x: float(math.ceil(x)),
+    "exp": math.exp, "sqrt": math.sqrt, "log": math.log}  # of floats alone: whole numbers have no limit in Python
 OF_MANY = ("min", "max")  # functions of one value or more; the others are of one
 LONGEST = 2000  # characters
 DEEPEST = 30  # parentheses, signs and powers within one another

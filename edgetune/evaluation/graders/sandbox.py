@@ -21,7 +21,8 @@ from ...python_child import child, how_it_ended
 START_SECONDS = 60  # until the process is there; the grader's own first lines have its `timeout`
 MOST_REPLY = 1 << 16  # bytes
 KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # of the environment; the rest may hold secrets
-ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # no other thread is allowed
+SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",  # no other thread is allowed
+       "HOME": "/"}  # nltk asks for one, and the table of users cannot be read
 
 
 class CallFailed(Exception):
@@ -82,7 +83,7 @@ class Sandbox:
         self._stop()
         started = child("edgetune.evaluation.graders.sandboxed")
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-        environment |= ALONE | {"PYTHONPATH": started["env"]["PYTHONPATH"]}
+        environment |= SET | {"PYTHONPATH": started["env"]["PYTHONPATH"]}
         process = subprocess.Popen(started["args"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True)
         for pipe in (process.stdin, process.stdout):
