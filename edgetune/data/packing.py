@@ -29,7 +29,7 @@ class Example:
 
     Consecutive examples of one `group` (not 0) belong together, such as a better and a worse answer: they are in the
     same micro-batch. `reward` is what an objective knows of the document as a whole, such as how good its answer is;
-    `item` is its row as JSON, for an objective that grades answers of its own.
+    `item` is its row as JSON, for an objective that grades answers which it samples.
     """
 
     tokens: NDArray[np.int32]  # [n]
