@@ -98,7 +98,7 @@ def test_a_sweep_and_a_resume_know_the_method(place: Path) -> None:
     (["eval", "pairs", "--limit", 3], "--limit is given, and to rows of pairs no answers are made"),
     (["eval", "pairs", "--method", "kto"], "--method is kto, which learns from other rows than pairs"),
     (["eval", "rows", "--method", "dpo"], "--method dpo is given, and the rows are no pairs"),
-    (["train", "pairs", "-o", "NEW"], "line 1 of pairs.jsonl: the row is a pair of answers.*; learn pairs by the method dpo"),
+    (["train", "pairs", "-o", "NEW"], "line 1 of pairs.jsonl: the row is a pair of answers.*; learn pairs by the"),
     (["train", "rows", "-o", "NEW", "--method", "dpo"], "the row is no pair of answers"),
     (["train", "pairs", "-o", "NEW", "--method", "dpo", "--desirable-weight", "1"],
      "--desirable-weight is no option of the method dpo; leave it out, or add --method kto"),

@@ -128,8 +128,9 @@ class CheckedRows:
 
 
 def check_judgeable(row: Row) -> None:
-    """The gate asks for an answer, measures the loss of a text, or which answer of a pair is preferred. Raises DataError
-    for a row of another kind.
+    """The gate asks for an answer, or measures the loss of a text, or which answer of a pair is preferred.
+
+    Raises DataError for a row of another kind.
     """
     try:
         if is_pair(row):
