@@ -1,4 +1,4 @@
-"""DPO beside TRL's DPOTrainer on SmolLM2: loss for loss, from the same adapter, rows in the same order, optimizer alike.
+"""DPO beside TRL's DPOTrainer on SmolLM2: loss for loss, from the same adapter, with the same rows and optimizer.
 
     python tests/proofs/dpo_trl.py [--shared ../shared] [--steps 20] [--lr 2e-4]
 
@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def pairs(shared: Path, steps: int) -> Dataset:
     lines = (shared / "data" / "snips_train.jsonl").read_text(encoding="utf-8").splitlines()[:BATCH * steps + 1]
     rows = [json.loads(line) for line in lines]
     made = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
-            for row, other in zip(rows, rows[1:], strict=False)]
+            for row, other in pairwise(rows)]
     return load_rows(made, Tokenizer(model_path()), max_length=256, system=SYSTEM, parser=preferences)
 
 
