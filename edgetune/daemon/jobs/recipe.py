@@ -135,8 +135,8 @@ def check_judgeable(row: Row) -> None:
     try:
         if is_pair(row):
             preferences.check_learnable(row)
-        elif isinstance(row, Mapping) and isinstance(row.get("label"), bool):  # what it says may be wrong
-            raise DataError("its answer may be a bad one", "")
+        elif isinstance(row, Mapping) and row.get("label") is False:
+            raise DataError("its label says that its answer is a bad one", "")
         else:
             supervised_rows.check_row(row)
     except DataError as error:
