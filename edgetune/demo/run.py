@@ -12,12 +12,11 @@ from ..errors import EdgetuneError, Interrupted
 from ..formats.named import packaged_model
 from ..runs.result import Result
 from ..runs.train import train
-from ..training.config import TrainOptions
 
 DATA = Path(__file__).parent / "data"
 SYSTEM = "Turn the request into a JSON action."
 # all else is the default; it cannot be resumed, so nothing is saved on the way
-OPTIONS = TrainOptions(max_length=128, system=SYSTEM, checkpoint_every="never")
+OPTIONS: dict[str, Any] = {"max_length": 128, "system": SYSTEM, "checkpoint_every": "never"}
 
 
 def free_folder(stem: str = "edgetune-demo") -> Path:
@@ -28,10 +27,9 @@ def free_folder(stem: str = "edgetune-demo") -> Path:
 def run(folder: Path, *, threads: int = 0, seed: int = 0, on_event: Callable[[dict[str, Any]], None] | None = None,
         should_stop: Callable[[], bool] | None = None) -> Result:
     """Train into `folder`, and answer the held-out requests before and after."""
-    options: TrainOptions = {**OPTIONS, "threads": threads, "seed": seed}
     try:
         return train(packaged_model(), DATA / "home_train.jsonl", folder, DATA / "home_heldout.jsonl",
-                     on_event=on_event, should_stop=should_stop, **options)
+                     on_event=on_event, should_stop=should_stop, threads=threads, seed=seed, **OPTIONS)
     except Interrupted as stop:
         shutil.rmtree(folder)
         raise EdgetuneError(f"the demonstration was {stop.what}", "start it again") from None

@@ -45,6 +45,18 @@ class Result:
         return self._held_out("loss_after")
 
     @property
+    def reward_before(self) -> float | None:
+        """Mean reward of greedy answers to held-out prompts, where the run learned from rewards."""
+        return self._reward(self.loss_before)
+
+    @property
+    def reward_after(self) -> float | None:
+        return self._reward(self.loss_after)
+
+    def _reward(self, loss: float | None) -> float | None:
+        return -loss if loss is not None and self.record.get("measure") == "reward" else None
+
+    @property
     def exact_before(self) -> float | None:
         return self._answers.get("before")
 
@@ -81,8 +93,10 @@ class Result:
 
     def facts(self) -> Iterator[tuple[str, str, str]]:
         """(what, before, after), as far as it was measured."""
-        if self.loss_after is not None:
-            yield "held-out loss", _loss(self.loss_before), _loss(self.loss_after)
+        if self.reward_after is not None:
+            yield "held-out reward", _number(self.reward_before), _number(self.reward_after)
+        elif self.loss_after is not None:
+            yield "held-out loss", _number(self.loss_before), _number(self.loss_after)
         if self.exact_before is not None and self.exact_after is not None:
             yield "exact answers", f"{self.exact_before:.0%}", f"{self.exact_after:.0%}"
             if self.exact_structured is not None:
@@ -101,7 +115,7 @@ class Result:
                 f"<table>{''.join(rows)}</table>")
 
 
-def _loss(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"
 
 

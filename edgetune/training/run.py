@@ -299,6 +299,7 @@ class _Run:
         data = self.task.data
         return {
             "status": status, **self.trainer.record(), "origin": self.begun.origin,
+            "measure": "reward" if self.trainer.roller else "loss",
             "data": {"digest": data.digest, "rows": len(data.examples), "tokens": data.tokens,
                      "supervised": data.supervised, "truncated": data.truncated, "skipped": data.skipped},
             "held_out": None if self.held_out is None else {
