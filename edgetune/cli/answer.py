@@ -28,8 +28,8 @@ from .app import (
 )
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
-from .objective import ObjectiveCommand, take_objective
-from .preferred import check_method, eval_pairs, holds_pairs, refuse_for_pairs
+from .objective import take_objective
+from .preferred import EvalCommand, check_method, eval_pairs, holds_pairs, refuse_for_pairs
 from .prose import Prose
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, structured_option, memory_option, threads_option, url_options, cls=ObjectiveCommand)
+         markup_option, structured_option, memory_option, threads_option, url_options, cls=EvalCommand)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool, memory: str,
                  **options: Any) -> None:

@@ -24,8 +24,11 @@ NAMED = "edgetune.method"  # of a context: what the command line names
 class ObjectiveCommand(GroupedCommand):
     """A command that takes an objective: its function is given `method` and each option of one that was named.
 
-    Help shows the options of the method that is named, and its defaults of options that every training has.
+    Help shows the options of the method that is named, and its defaults of options that every training has. says: what
+    the method is to the command.
     """
+
+    says = "What is learned from the rows, and how"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[NAMED] = named_method(args)
@@ -34,7 +37,7 @@ class ObjectiveCommand(GroupedCommand):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         help_flags = [param for param in super().get_params(ctx) if param not in self.params]
         name = ctx.meta.get(NAMED, DEFAULT)
-        return [*_with_defaults(self.params, name), *method_flags(name), *help_flags]
+        return [*_with_defaults(self.params, name), *method_flags(name, self.says), *help_flags]
 
 
 def named_method(args: Sequence[str]) -> str:
@@ -63,13 +66,13 @@ def _with_defaults(params: Sequence[click.Parameter], name: str) -> list[click.P
     return found
 
 
-def method_flags(name: str) -> Iterator[click.Option]:
+def method_flags(name: str, says: str) -> Iterator[click.Option]:
     """--method where there is a choice, and the options of all methods; help shows those of the one that is named."""
     from ..objectives.base import objectives
     known = objectives(TrainConfig)
     if len(known) > 1:
         yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True,
-                           help=f"What is learned from the rows, and how; {FLAG} NAME --help shows its options.")
+                           help=f"{says}; {FLAG} NAME --help shows its options.")
     for option, owners in options_of(known).items():
         spec = owners.get(name)
         flag = "--" + option.replace("_", "-")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .app import explicit, show
-from .objective import DEFAULT, FLAG
+from .objective import DEFAULT, FLAG, ObjectiveCommand
 
 if TYPE_CHECKING:
     from ..evaluation.pairs import PairScores
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
     from ..objectives.base import Objective
     from ..serving.llama import LlamaModel
+
+
+class EvalCommand(ObjectiveCommand):
+    says = "The method by which the loss of pairs is measured too"
 
 
 def holds_pairs(data: Path) -> bool:
