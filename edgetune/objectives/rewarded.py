@@ -62,6 +62,11 @@ class Rewarded(Objective):
         """Whether anything is learned from an answer whose advantage is known."""
 
     @property
+    def imitated_epochs(self) -> float:
+        """Passes over the rows, before the first answers, that imitate their completions."""
+        return 0.0
+
+    @property
     def redraws(self) -> bool:
         """Whether another prompt is answered in place of one whose answers all have the same reward."""
         return False

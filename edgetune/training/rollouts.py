@@ -7,6 +7,7 @@ number of the generation. In its midst they are part of the run's state, for the
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import rows
 from ..data.packing import Batch, Example, order
 from ..data.trees import Tree
-from ..errors import EdgetuneError, UsageError
+from ..errors import DataError, EdgetuneError, UsageError
 from ..llamacpp.sampling import SEED_LIMIT, Sampling
 from ..models.base import Passes
 from ..models.decoder import Decoder
@@ -134,6 +136,19 @@ class Expectation:
                 "pass_at_k": self.pass_at_k, "frac_reward_zero_std": self.flat}
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Of a step. slice: of its generation; iteration: how often that was learned from. per: slices of a generation;
+    first: the number of the batch with which it begins.
+    """
+
+    generation: int
+    iteration: int
+    slice: int
+    per: int
+    first: int
+
+
 @dataclass
 class _Slice:
     """What one step of a generation learns from. examples: those of all its answers, whatever they teach."""
@@ -149,7 +164,7 @@ class Roller:
     """
 
     def __init__(self, decoder: Passes, plan: AnswerPlan, objective: Rewarded, rewards: Rewards, tokenizer: Tokenizer,
-                 seed: int, max_length: int) -> None:
+                 seed: int, max_length: int, system: str | None = None) -> None:
         if not isinstance(decoder, Decoder):
             raise UsageError(f"{objective.name} needs a model that answers", "choose another method")
         self.decoder = decoder
@@ -159,6 +174,7 @@ class Roller:
         self.tokenizer = tokenizer
         self.seed = seed
         self.max_length = max_length
+        self.system = system
         self._generation = -1
         self._slices: list[_Slice] = []
         self._referred: dict[int, NDArray[np.float32]] = {}  # log p by the reference, by the identity of an example
@@ -168,24 +184,46 @@ class Roller:
     def of_step(self, step: int, batch: Callable[[int], list[Example]], others: Sequence[Example],
                 per_epoch: int) -> tuple[list[Example], dict[str, float]]:
         """(answers to learn from, metrics of them) in step 1, 2, ...; batch: its prompts; others: all prompts."""
+        place = self._place(step, per_epoch)
+        if place is None:
+            return self._completions(batch(step)), {}
+        if place.generation != self._generation:
+            batches = [batch(place.first + i) for i in range(place.per)]
+            self._slices = self._generate(place.generation, batches, others)
+            self._generation = place.generation
+        chosen = self._slices[place.slice]
+        return chosen.examples, {} if place.iteration else chosen.metrics
+
+    def _place(self, step: int, per_epoch: int) -> _Place | None:
+        """Where a step is; None where it imitates."""
+        imitated = round(self.objective.imitated_epochs * per_epoch)
+        if step <= imitated:
+            return None
         per = self.objective.steps_per_generation or per_epoch
-        generation, within = divmod(step - 1, per * self.objective.num_iterations)
-        iteration, number = divmod(within, per)
-        if generation != self._generation:
-            self._slices = self._generate(generation, [batch(generation * per + i + 1) for i in range(per)], others)
-            self._generation = generation
-        chosen = self._slices[number]
-        return chosen.examples, {} if iteration else chosen.metrics
+        generation, within = divmod(step - imitated - 1, per * self.objective.num_iterations)
+        return _Place(generation, *divmod(within, per), per, imitated + generation * per + 1)
+
+    def _completions(self, prompts: Sequence[Example]) -> list[Example]:
+        """The rows' answers, to be imitated. Raises DataError for a row without one."""
+        found = []
+        for prompt in prompts:
+            row = json.loads(prompt.item)
+            if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
+                raise DataError("a row has no completion to imitate before answers are rewarded",
+                                "give rows of prompt and completion, or set warmup-epochs to 0")
+            asked = {"prompt": row["prompt"], "completion": row["completion"]}
+            made = rows.examples_of(asked, "prompt", self.tokenizer, self.system, self.max_length)
+            found += [replace(one, reward=1.0) for one in made if one.tokens.size <= self.max_length]
+        return found
 
     def learned(self, step: int, per_epoch: int, logps: Mapping[int, NDArray[np.float32]]) -> None:
         """Keeps log p of the answers of a step that was their first, where they are learned from again.
 
         logps: by the identity of an example.
         """
-        per = self.objective.steps_per_generation or per_epoch
-        within = (step - 1) % (per * self.objective.num_iterations)
-        if self.objective.num_iterations > 1 and within < per:
-            chosen = self._slices[within]
+        place = self._place(step, per_epoch)
+        if self.objective.num_iterations > 1 and place and not place.iteration:
+            chosen = self._slices[place.slice]
             chosen.examples = [replace(one, logp=logps[id(one)]) if id(one) in logps else one
                                for one in chosen.examples]
 
@@ -307,8 +345,8 @@ class Roller:
 
     def state(self, step: int, per_epoch: int) -> dict[str, Any] | None:
         """What is not a function of the adapter after `step` steps, as JSON; None where all is."""
-        per = self.objective.steps_per_generation or per_epoch
-        if step % (per * self.objective.num_iterations) == 0 or self._generation < 0:
+        place = self._place(step + 1, per_epoch)
+        if place is None or place.generation != self._generation:
             return None
         return {"generation": self._generation,
                 "slices": [{"examples": [_written(one) for one in each.examples], "metrics": each.metrics}

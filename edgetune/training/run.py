@@ -180,7 +180,7 @@ class _Run:
                             "tokens": data.tokens, "computed": round(data.tokens * t.computed_share()),
                             "supervised": data.supervised, "plan": t.plan.to_json(), "isa": t.ops.isa,
                             "disk": self._disk()})
-        if t.roller and not self.begun.event:
+        if t.roller and not self.begun.event and not t.roller.objective.imitated_epochs:
             self._write({"event": "expect", "step": t.steps_done, **t.expect(self.should_stop).to_json()})
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost

@@ -337,7 +337,7 @@ class Trainer:
                              "name a grader or a reward function")
         assert self.plan.answers
         return Roller(self.decoder, self.plan.answers, self.objective, rewards, self.tokenizer, self.config.seed,
-                      self.config.max_length)
+                      self.config.max_length, self.config.system or None)
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 

@@ -37,9 +37,11 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.p3o import P3o
 from edgetune.objectives.policy import Policy
+from edgetune.objectives.reft import Reft
 from edgetune.objectives.rest import Rest
 from edgetune.objectives.rewarded import Rewarded
 from edgetune.objectives.rloo import Rloo
+from edgetune.objectives.sft import Sft
 from edgetune.training.config import TrainConfig
 from edgetune.training.passes import learn
 from edgetune.training.rollouts import Answer, Reward
@@ -234,7 +236,8 @@ def test_long_answers_lose_what_dapo_takes_from_them() -> None:
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
-ROWS = [{"prompt": f"set the light {i} {'on' if i % 2 else 'off'}", "wanted": "eiou"[i % 4]} for i in range(8)]
+ROWS = [{"prompt": f"set the light {i} {'on' if i % 2 else 'off'}", "completion": "set it", "wanted": "eiou"[i % 4]}
+        for i in range(8)]
 LETTERS = {**OPTIONS, "batch_size": 2, "max_length": 64, "precision": "exact", "steps": 8}
 
 
@@ -255,10 +258,11 @@ def go(bundle: edgetune.Bundle, out: Path, objective: Rewarded, **options: Any) 
 
 RUNS = [Grpo(max_completion_length=9), Grpo(max_completion_length=9, num_iterations=2, steps_per_generation=2),
         Grpo(max_completion_length=9, beta=0.1, num_iterations=2), Rest(max_completion_length=9, min_reward=0.1),
-        Grpo(max_completion_length=9, dynamic_sampling=True)]
+        Grpo(max_completion_length=9, dynamic_sampling=True),
+        Reft(max_completion_length=9, warmup_epochs=0.75, num_iterations=2)]
 
 
-@pytest.mark.parametrize("objective", RUNS, ids=["one update", "several", "with KL", "rest", "others in place of flat"])
+@pytest.mark.parametrize("objective", RUNS, ids=["one update", "several", "with KL", "rest", "dynamic", "reft"])
 @pytest.mark.parametrize("stops", [7, 61, 130])
 def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, objective: Rewarded, stops: int,
                                                        tmp_path: Path) -> None:
@@ -318,6 +322,23 @@ def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> Non
                             "completions/clipped_ratio", "entropy"}
     held = [e for e in events if e["event"] == "eval"]
     assert held[0]["loss"] == pytest.approx(-held[0]["metrics"]["reward"])
+
+
+def test_reft_imitates_first(bundle: edgetune.Bundle) -> None:
+    """The same step as SFT on the same rows, to the same adapter; a row without an answer is refused."""
+    common = {**LETTERS, "steps": 1}
+    adapters = []
+    for objective in (Reft(max_completion_length=9), Sft()):
+        trainer = Trainer(bundle, **common, objective=objective, rewards=letters)
+        trainer.add([{name: row[name] for name in ("prompt", "completion")} for row in ROWS])
+        loss = trainer.step().loss
+        adapters.append((loss, trainer.arena.flat("lora").copy()))
+    assert adapters[0][0] == pytest.approx(adapters[1][0], rel=1e-6)
+    assert distance(adapters[0][1], adapters[1][1]) < 1e-5
+    trainer = Trainer(bundle, **common, objective=Reft(), rewards=letters)
+    trainer.add([{"prompt": "set the light"}])
+    with pytest.raises(DataError, match="a row has no completion to imitate"):
+        trainer.step()
 
 
 def test_answers_do_not_depend_on_how_many_are_in_progress(bundle: edgetune.Bundle) -> None:
