@@ -5,8 +5,7 @@
 GRPO: 8 prompts of Snips, 4 answers of 64 tokens each, answering and rewarding included, one update, no KL. DPO: 8
 pairs, the right answer and another row's, log-probabilities by the reference included: once a pair here, in each step
 in TRL. LoRA r = 8 on all seven projections. TRL has the dequantized weights in the dtype itself, sdpa attention and
-nothing
-recomputed. Each contender is a process; its first step is not counted. Needs trl, which edgetune's extras do not name.
+nothing recomputed. Each contender is a process; its first step is not counted. Needs trl, which is in no extra.
 """
 
 from __future__ import annotations
