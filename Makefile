@@ -73,6 +73,7 @@ slow: ready ## many minutes: the tests that `pytest` leaves out, marked slow
 
 durability: ready ## minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
 	$(RUN) proofs/kill.py
+	$(RUN) proofs/kill.py --method grpo --kills 30
 	$(RUN) -m pytest -m '' training/test_durability.py training/test_resume.py
 
 crash: ready ## minutes: the daemon killed at KILLS random moments (100), all that it accepted still there

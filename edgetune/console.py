@@ -85,8 +85,12 @@ def tokens_text(tokens: int, computed: int) -> str:
 def start_lines(e: dict[str, Any]) -> list[str]:
     """What a run begins with, of its event "start"."""
     p = e["plan"]
-    return [f"training {e['rows']} rows: {tokens_text(e['tokens'], e.get('computed', e['tokens']))}, {e['supervised']} "
-            f"supervised; {e['steps']} steps with the kernels {e['isa']}",
+    learned = (f"training {e['rows']} rows: {tokens_text(e['tokens'], e.get('computed', e['tokens']))}, "
+               f"{e['supervised']} supervised")
+    if p.get("live"):
+        learned = (f"training on answers to {e['rows']} prompts of {e['tokens']} tokens in all, "
+                   f"{p['live']} answers in progress at a time")
+    return [f"{learned}; {e['steps']} steps with the kernels {e['isa']}",
             f"memory: at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} ({p['budget']}): buffers "
             f"{mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, the rest {mib(p['process_bytes'])}",
             *plan_lines(p)]

@@ -48,7 +48,6 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
     from ..console import plan_lines
     from ..data import loader
-    from ..data.lengths import lengths_of
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named
@@ -74,7 +73,8 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
         rows, held = loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
-    plan = make_plan(network, config, lengths=lengths_of(*parts, share=shares(config)), board=board)
+    lengths = objective.lengths(*parts, max_length=config.max_length, share=shares(config))
+    plan = make_plan(network, config, lengths=lengths, board=board, objective=objective)
     work = forecast(config, rows, held, plan.run.max_length)
     share = Batches(config, rows.examples).computed_share(plan.run.max_tokens, plan.run.prefix) if rows else 1.0
     predicted = known_speed(network.structure, plan, speed, board, share)
@@ -127,6 +127,8 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
 
     from ..bench import steps
     from ..data import rows as supervised_rows
+    if plan.answers:
+        return None, "how long it takes depends on how long the model's answers are: it is shown while it trains"
     if rows is None and objective.rows is not supervised_rows:
         return None, "this objective is measured on rows: name them after the model"
     try:
@@ -167,7 +169,8 @@ def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_o
         early = "; training ends early where their loss rises" if work.stops_early else ""
         lines = [f"rows: {work.rows} to learn, {work.held_out} held out{whose}, measured {work.measurements} "
                  f"times{early}"]
-    lines.append(f"to learn in a pass: {tokens_text(rows.tokens, round(rows.tokens * share))}")
+    if rows.supervised:
+        lines.append(f"to learn in a pass: {tokens_text(rows.tokens, round(rows.tokens * share))}")
     found = [one for one in (rows, held) if one is not None]
     cut = sum(one.truncated for one in found)
     skipped = sum(one.skipped for one in found)

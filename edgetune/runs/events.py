@@ -19,7 +19,9 @@ LONGEST = 1 << 16  # bytes of a line
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step. lr: its learning rate; tokens: that it computed; rss_mib: memory of the process after it."""
+    """An optimizer step. lr: its learning rate; tokens: that it computed; rss_mib: memory of the process after it.
+    reward: the mean of the answers that it learned from; None where it did not answer.
+    """
 
     step: int
     loss: float
@@ -29,6 +31,7 @@ class Step:
     tokens_per_s: float
     seconds: float
     rss_mib: float
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _event(line: Any) -> Event | None:
     if kind == "step":
         return Step(_count(line, "step"), _number(line, "loss"), _number(line, "lr"), _number(line, "grad_norm"),
                     _count(line, "tokens"), _number(line, "tokens_per_s"), _number(line, "seconds"),
-                    _number(line, "rss_mib"))
+                    _number(line, "rss_mib"), _reward(line))
     if kind == "eval":
         return Measurement(_count(line, "step"), _number(line, "loss"))
     if kind == "governor":
@@ -132,6 +135,11 @@ def _number(line: dict[str, Any], name: str) -> float:
     if type(value) not in (int, float):
         raise ValueError(name)
     return float(value)
+
+
+def _reward(line: dict[str, Any]) -> float | None:
+    metrics = line.get("metrics")
+    return _number(metrics, "reward") if isinstance(metrics, dict) and "reward" in metrics else None
 
 
 def _text(value: Any) -> str:

@@ -79,6 +79,7 @@ class Record:
     threads: int = 0
     peak_rss_mib: float = 0.0
     changed: list[Any] = field(default_factory=list)
+    measure: str = "loss"  # or "reward": a held-out loss is less the mean reward of answers
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ class History:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def of_rewards(self) -> bool:
+        return self.record.measure == "reward"
 
     @property
     def last_step(self) -> int:

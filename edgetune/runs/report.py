@@ -85,7 +85,8 @@ def _verdict(history: History) -> Html:
 def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
     record = history.record
     if held := history.held_out:
-        yield ("held-out loss", f"{number(held.loss_before, '.3f')} → {number(held.loss_after, '.3f')}",
+        before, after = (_shown(history, loss) for loss in (held.loss_before, held.loss_after))
+        yield (f"held-out {history.record.measure}", f"{number(before, '.3f')} → {number(after, '.3f')}",
                f"{held.rows:,} rows, best at step {held.best_step:,}")
     if answers := history.answers:
         yield ("exact answers", f"{number(answers.before, '.0%')} → {number(answers.after, '.0%')}",
@@ -98,6 +99,10 @@ def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
     if peak := _peak(history):
         budget = _budget(history)
         yield "peak memory", f"{peak:,.0f} MiB", f"of {budget:,.0f} MiB" if budget else ""
+
+
+def _shown(history: History, loss: float | None) -> float | None:
+    return -loss if loss is not None and history.of_rewards else loss
 
 
 def _rate(history: History) -> str:
@@ -118,12 +123,9 @@ def _budget(history: History) -> float | None:
 
 
 def charts(history: History) -> Iterator[Html | None]:
-    """Loss, learning rate, memory and speed over the steps."""
+    """Loss or reward, learning rate, memory and speed over the steps."""
     steps = history.steps
-    learned = Line("training rows", [(step.step, step.loss) for step in steps], Style(0))
-    held = [(found.step, found.loss) for found in history.measurements]
-    lines = [learned, Line("held-out rows", held, Style(1, 1), dots=len(held) <= DOTS)]
-    yield figure(Chart("Loss", "step", loss_axis(history), lines, marks=_kept(history), from_zero=from_zero(lines)))
+    yield figure(_rewards(history) if history.of_rewards else _losses(history))
     rates = Line("learning rate", [(step.step, step.lr) for step in steps], Style(2))
     yield figure(Chart("Learning rate", "step", "rate of AdamW", [rates], from_zero=True))
     budget = _budget(history)
@@ -132,6 +134,22 @@ def charts(history: History) -> Iterator[Html | None]:
                        from_zero=True))
     speed = Line("speed", [(step.step, step.tokens_per_s) for step in steps], Style(7))
     yield figure(Chart("Speed", "step", "tokens/s", [speed], None, marks(history), from_zero=True))
+
+
+def _losses(history: History) -> Chart:
+    learned = Line("training rows", [(step.step, step.loss) for step in history.steps], Style(0))
+    held = [(found.step, found.loss) for found in history.measurements]
+    lines = [learned, Line("held-out rows", held, Style(1, 1), dots=len(held) <= DOTS)]
+    return Chart("Loss", "step", loss_axis(history), lines, marks=_kept(history), from_zero=from_zero(lines))
+
+
+def _rewards(history: History) -> Chart:
+    """Answers that are learned from are drawn, those to held-out prompts the likeliest."""
+    learned = [(step.step, step.reward) for step in history.steps if step.reward is not None]
+    held = [(found.step, -found.loss) for found in history.measurements]
+    lines = [Line("answers that are learned from", learned, Style(0)),
+             Line("likeliest answers to held-out prompts", held, Style(1, 1), dots=len(held) <= DOTS)]
+    return Chart("Reward", "step", "mean reward", lines, marks=_kept(history), from_zero=from_zero(lines))
 
 
 def in_columns(figures: Iterable[Html | None]) -> Iterator[Html]:

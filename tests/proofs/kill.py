@@ -1,5 +1,7 @@
 """kill -9 at random moments, resume, and the same bytes in the end: `make durability`, or `python kill.py --kills 20`.
 
+--method grpo: of a run that learns from rewards of its answers, four steps and two updates from the same ones.
+
 `edgetune train` on a tiny model is killed at a random moment and started again with --resume, until it gets through. It
 saves its state all the time, so that many kills fall into saving. In the end its adapter.gguf must have the bytes of a
 run that nobody disturbed; after every kill each checkpoint must be whole, and the newest not older than before.
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,13 +34,15 @@ LONGEST = 0.15  # seconds from the first sign of life to the kill
 OPTIONS = ["--steps", str(STEPS), "--rank", "4", "--max-length", "64", "--batch-size", "4", "--micro-batch", "64",
            "--dropout", "0.1", "--eval-every", "40", "--lr", "0.01", "--threads", "1", "--checkpoint-every", "0.005",
            "--no-answers"]
+GRPO = ["--method", "grpo", "--grader", "grader.json", "--steps-per-generation", "4", "--num-iterations", "2",
+        "--max-completion-length", "8", "--beta", "0.05"]
 
 
-def prove(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
+def prove(folder: Path, kills: int, seed: int = 0, options: Sequence[str] = ()) -> dict[str, int]:
     """Counts of what the kills met; AssertionError for the first thing that is wrong."""
     write_inputs(folder)
     whole = folder / "whole"
-    error = train(folder, whole).communicate()[1]
+    error = train(folder, whole, options).communicate()[1]
     assert (whole / "adapter.gguf").exists(), error
     rng = random.Random(seed)
     met = Counter[str]()
@@ -45,7 +50,7 @@ def prove(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
     while sum(met.values()) < kills:
         out = folder / f"run-{run}"
         run = run + 1
-        met += kill_until_done(folder, out, rng, kills - sum(met.values()))
+        met += kill_until_done(folder, out, rng, kills - sum(met.values()), options)
         assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes(), f"{out.name}: other bytes"
         names, wanted = ({path.name for path in each.iterdir()} for each in (out, whole))
         assert names == wanted
@@ -53,12 +58,12 @@ def prove(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
     return dict(met)
 
 
-def kill_until_done(folder: Path, out: Path, rng: random.Random, most: int) -> Counter[str]:
+def kill_until_done(folder: Path, out: Path, rng: random.Random, most: int, options: Sequence[str]) -> Counter[str]:
     """One run, killed until it got through or was killed `most` times; counts of what the kills met."""
     met = Counter[str]()
     safe = -1
     while True:
-        process = train(folder, out)
+        process = train(folder, out, options)
         wait_for_life(process, out)
         if sum(met.values()) < most:
             time.sleep(rng.uniform(0, LONGEST))
@@ -75,12 +80,15 @@ def write_inputs(folder: Path) -> None:
     write_tiny(folder / "model.gguf", formats="Q8_0")
     rows = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grader = {"type": "text_similarity", "name": "near", "input": "{{ sample.output_text }}",
+              "reference": "{{ item.completion }}", "evaluation_metric": "fuzzy_match"}
+    (folder / "grader.json").write_text(json.dumps(grader))
 
 
-def train(folder: Path, out: Path) -> subprocess.Popen[str]:
+def train(folder: Path, out: Path, options: Sequence[str]) -> subprocess.Popen[str]:
     resume = ["--resume"] if out.exists() else []
     command = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "--eval", "rows.jsonl", "-o",
-               out.name, *OPTIONS, *resume]
+               out.name, *OPTIONS, *options, *resume]
     place = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).resolve()) for path in sys.path)}
     return subprocess.Popen(command, cwd=folder, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -126,10 +134,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", choices=["sft", "grpo"], default="sft")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         start = time.monotonic()
-        counts = prove(Path(place), args.kills, args.seed)
+        counts = prove(Path(place), args.kills, args.seed, GRPO if args.method == "grpo" else ())
     for what, count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{count:4} kills {what}")
     print(f"{sum(counts.values())} kills, every run ended in the same bytes; {time.monotonic() - start:.0f} s")
