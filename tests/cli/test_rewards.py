@@ -1,0 +1,105 @@
+"""train --method grpo: from prompts and a grader to an adapter, its report and more steps; what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from commands import run
+from tiny import write_tiny
+
+from edgetune.cli import cli
+
+LETTER = {"type": "python", "name": "letter",
+          "source": "def grade(sample, item):\n    return sample['output_text'].count(item['wanted']) / 9"}
+NEAR = {"type": "text_similarity", "name": "near", "input": "{{ sample.output_text }}",
+        "reference": "{{ item.wanted }}", "evaluation_metric": "fuzzy_match"}
+BOTH = {"type": "multi", "name": "both", "graders": {"letter": LETTER, "near": NEAR},
+        "calculate_output": "letter + near / 10"}
+ROWS = [{"prompt": f"turn on lamp {i}", "wanted": "eiou"[i % 4]} for i in range(12)]
+SMALL = ("--method", "grpo", "--max-length", 48, "--max-completion-length", 9, "--batch-size", 3, "--threads", 1,
+         "--rank", 2, "--lr", 0.01)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("rewards") / "model.gguf")
+
+
+def written(path: Path, what: Any) -> Path:
+    lines = what if isinstance(what, list) else [what]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def said(*args: Any) -> str:
+    """What a command prints, whatever its exit code."""
+    result = CliRunner().invoke(cli, [str(a) for a in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return " ".join(result.output.split())
+
+
+def test_from_prompts_and_a_grader_to_an_adapter(model: Path, tmp_path: Path) -> None:
+    rows = written(tmp_path / "rows.jsonl", ROWS)
+    grader = written(tmp_path / "grader.json", BOTH)
+    out = tmp_path / "out"
+    shown = said("train", model, rows, "-o", out, "--grader", grader, "--steps", 4, *SMALL)  # it may not learn
+    assert "training on answers to 9 prompts" in shown
+    assert "before training, of 4 answers each to 9 prompts" in shown
+    assert "held-out reward" in shown
+    record = json.loads((out / "run.json").read_text())
+    assert json.loads(record["objective"]["grader"])["graders"].keys() == {"letter", "near"}
+    assert (record["measure"], record["options"]["lr"], record["options"]["schedule"]) == ("reward", 0.01, "constant")
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"rewards/letter/mean", "rewards/near/mean"} <= steps[-2]["metrics"].keys()
+    grader.unlink()  # what the run needs is in its folder
+    said("resume", out, "--epochs", "+1", "--no-answers")
+    assert json.loads((out / "run.json").read_text())["steps"] == 7
+    run("report", out)
+    page = (out / "report.html").read_text()
+    assert "answers that are learned from" in page
+    assert "held-out reward" in page
+
+
+def test_a_reward_function(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("def vowels(completions, wanted, **_):\n"
+                                         "    return [c.count(w) for c, w in zip(completions, wanted)]\n")
+    rows = written(tmp_path / "rows.jsonl", ROWS)
+    record = json.loads(run("train", model, rows, "-o", tmp_path / "out", "--reward", f"{tmp_path}/rewards.py:vowels",
+                            "--eval", "none", "--steps", 2, "--json", *SMALL))
+    assert record["objective"]["reward"].endswith("rewards.py:vowels")
+
+
+def test_the_plan_counts_the_answers(model: Path, tmp_path: Path) -> None:
+    rows = written(tmp_path / "rows.jsonl", ROWS)
+    found = json.loads(run("plan", model, rows, *SMALL, "--json"))
+    assert {"cache_keys", "cache_values"} <= {buffer["name"] for buffer in found["buffers"]}
+    assert found["live"] == 12
+    assert found["predicted"] is None
+
+
+@pytest.mark.parametrize(("options", "rows", "what"), [
+    ((), ROWS, "grpo needs something that rewards answers"),
+    (("--grader", json.dumps({**NEAR, "reference": "{{ item.right }}"})), ROWS, "row 1: .*right"),
+    (("--grader", json.dumps({**NEAR, "reference": "{{ item.right }}", "pass": 1})), ROWS, "has no field 'pass'"),
+    (("--grader", "nowhere.json"), ROWS, "the grader nowhere.json cannot be read"),
+    (("--grader", "{"), ROWS, "is no JSON"),
+    (("--reward", "os:nothing"), ROWS, "there is no function nothing in os"),
+    (("--reward", "os:getcwd", "--grader", json.dumps(NEAR)), ROWS, "grader and reward are both given"),
+    (("--grader", json.dumps(NEAR), "--max-completion-length", 48), [{"prompt": "a " * 60, "wanted": "e"}],
+     "leaves nothing to learn"),
+    (("--grader", json.dumps({"type": "score_model", "name": "judge", "model": "self",
+                              "input": [{"role": "user", "content": "{{ sample.output_text }}"}]})), ROWS,
+     "asks a model, for which training has no memory"),
+])
+def test_what_is_refused_before_a_single_step(model: Path, tmp_path: Path, options: tuple[Any, ...], rows: list[Any],
+                                              what: str) -> None:
+    out = tmp_path / "out"
+    shown = said("train", model, written(tmp_path / "rows.jsonl", rows), "-o", out, *SMALL, *options)
+    assert re.match(f"edgetune: .*{what}", shown), shown
+    assert not out.exists()
