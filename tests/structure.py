@@ -63,7 +63,7 @@ INSIDE = {
     "serving": [["call_form", "completion", "embedding", "kv_cache", "model", "question", "tool_calls"],
                ["constraint", "llama", "onnx", "rollouts"], ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "reference", "state", "verdict"],
-                ["length", "optim", "passes"], ["batches", "forecast", "plan", "rollouts"], ["trainer"],
+                ["length", "optim", "passes"], ["judge"], ["batches", "forecast", "plan", "rollouts"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""

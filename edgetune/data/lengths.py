@@ -33,22 +33,24 @@ class Unit:
 @dataclass(frozen=True)
 class Lengths:
     """Of the rows of a run. shared: tokens that all of them begin with. prompt: of the longest prompt, where the rows
-    are answers that the model is to give.
+    are answers that the model is to give. judged: of the longest conversation in which it judges them.
     """
 
     units: tuple[Unit, ...] = ()
     shared: int = 0
     prompt: int = 0
+    judged: int = 0
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row; 0 without rows, as all that follows."""
-        return max((unit.longest for unit in self.units), default=0)
+        return max((unit.longest for unit in self.units), default=0) and max(
+            self.judged, *(unit.longest for unit in self.units))
 
     @property
     def longest_group(self) -> int:
         """Tokens that a micro-batch must take to hold any group of rows."""
-        return max((unit.size for unit in self.units), default=0)
+        return max([self.judged, *(unit.size for unit in self.units)])
 
     def largest(self, units: int) -> int:
         """Tokens that a micro-batch must take to hold any so large a batch."""
@@ -65,7 +67,7 @@ class Lengths:
         """With rows of at most max_length tokens; groups, whose rows are not known one by one, stay too large."""
         units = tuple(Unit(*(min(n, max_length) for n in vars(unit).values())) if unit.rows == unit.longest
                       else replace(unit, longest=min(unit.longest, max_length)) for unit in self.units)
-        return Lengths(units, min(self.shared, max_length), self.prompt)
+        return Lengths(units, min(self.shared, max_length), self.prompt, self.judged)
 
     def computed_share(self, batch: int, max_tokens: int, prefix: int = 0) -> float:
         """Tokens to compute, as a share of those of the rows, where a batch has `batch` units of mean size, and

@@ -27,7 +27,7 @@ from .config import TrainConfig
 from .origin import Origin
 from .plan import Tradeoffs
 from .resume import Identity, differences, fingerprint_run
-from .rollouts import Rewards
+from .rollouts import Rewards, needs_judge
 from .state import RunState, next_leg
 from .trainer import Trainer
 
@@ -100,6 +100,8 @@ def _open(task: Task, previous: Tradeoffs | None) -> Begun:
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
     lengths = objective.lengths(*parts, max_length=task.config.max_length, share=shares(task.config))
+    if needs_judge(task.rewards):
+        lengths = replace(lengths, judged=task.config.max_length)
     trainer = Trainer(task.bundle, task.config, lengths=lengths, previous=previous, objective=objective,
                       family=task.family, rewards=task.rewards)
     trainer.add_examples(task.data.examples)

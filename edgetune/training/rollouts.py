@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,12 @@ from ..objectives.rewarded import Rewarded
 from ..serving.rollouts.draws import candidates_of
 from ..serving.rollouts.engine import Rollout, Rollouts, Wanted
 from ..serving.rollouts.plan import AnswerPlan
+from .judge import EngineJudge
 from .passes import Measurement, score
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
 
-T = TypeVar("T")
 PARALLEL = 64  # answers in progress at once, where memory has room
 REDRAWS = 3  # how often other prompts are answered in place of those whose answers are all worth the same
 SOME = 16  # prompts, by which it is said what to expect
@@ -62,6 +62,20 @@ class Reward:
 
 
 Rewards = Callable[[Sequence[Answer]], Sequence[Reward]]
+
+
+@runtime_checkable
+class JudgedRewards(Protocol):
+    """Rewards that may ask a model. use_model: called once, before the first answers, where needs_model."""
+
+    @property
+    def needs_model(self) -> bool: ...
+
+    def use_model(self, judge: EngineJudge) -> None: ...
+
+
+def needs_judge(rewards: Rewards | None) -> bool:
+    return isinstance(rewards, JudgedRewards) and rewards.needs_model
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,8 @@ class Roller:
         self.decoder = decoder
         self.plan = plan
         self.objective = objective
+        if isinstance(rewards, JudgedRewards) and rewards.needs_model:
+            rewards.use_model(EngineJudge(decoder, decoder.run, tokenizer))
         self.rewards = rewards
         self.tokenizer = tokenizer
         self.seed = seed

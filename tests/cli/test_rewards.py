@@ -20,6 +20,8 @@ NEAR = {"type": "text_similarity", "name": "near", "input": "{{ sample.output_te
         "reference": "{{ item.wanted }}", "evaluation_metric": "fuzzy_match"}
 BOTH = {"type": "multi", "name": "both", "graders": {"letter": LETTER, "near": NEAR},
         "calculate_output": "letter + near / 10"}
+JUDGE = {"type": "score_model", "name": "judge", "model": "self", "range": [0, 1],
+         "input": [{"role": "user", "content": "good? {{ sample.output_text }}"}]}
 ROWS = [{"prompt": f"turn on lamp {i}", "wanted": "eiou"[i % 4]} for i in range(12)]
 SMALL = ("--method", "grpo", "--max-length", 48, "--max-completion-length", 9, "--batch-size", 3, "--threads", 1,
          "--rank", 2, "--lr", 0.01)
@@ -75,6 +77,19 @@ def test_a_reward_function(model: Path, tmp_path: Path) -> None:
     assert record["objective"]["reward"].endswith("rewards.py:vowels")
 
 
+def test_a_model_that_judges_itself(model: Path, tmp_path: Path) -> None:
+    """The probabilities of labels are those of llama.cpp; training has them by its own engine, without the adapter."""
+    rows = written(tmp_path / "rows.jsonl", ROWS)
+    grader = written(tmp_path / "grader.json", JUDGE)
+    said("train", model, rows, "-o", tmp_path / "out", "--grader", grader, "--eval", "none", "--steps", 2, *SMALL[:2],
+         "--max-length", 96, *SMALL[4:], "--precision", "exact")
+    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < steps[-1]["metrics"]["rewards/judge/mean"] < 1
+    answered = written(tmp_path / "answers.jsonl", [{**row, "completion": "on"} for row in ROWS[:3]])
+    judged = json.loads(run("grade", grader, answered, "--model", model, "--samples", 1, "--max-tokens", 4, "--json"))
+    assert len(judged["scores"]) == 3
+
+
 def test_the_plan_counts_the_answers(model: Path, tmp_path: Path) -> None:
     rows = written(tmp_path / "rows.jsonl", ROWS)
     found = json.loads(run("plan", model, rows, *SMALL, "--json"))
@@ -93,9 +108,6 @@ def test_the_plan_counts_the_answers(model: Path, tmp_path: Path) -> None:
     (("--reward", "os:getcwd", "--grader", json.dumps(NEAR)), ROWS, "grader and reward are both given"),
     (("--grader", json.dumps(NEAR), "--max-completion-length", 48), [{"prompt": "a " * 60, "wanted": "e"}],
      "leaves nothing to learn"),
-    (("--grader", json.dumps({"type": "score_model", "name": "judge", "model": "self",
-                              "input": [{"role": "user", "content": "{{ sample.output_text }}"}]})), ROWS,
-     "asks a model, for which training has no memory"),
 ])
 def test_what_is_refused_before_a_single_step(model: Path, tmp_path: Path, options: tuple[Any, ...], rows: list[Any],
                                               what: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,26 @@ from ...data.packing import Example
 from ...errors import DataError, UsageError
 from ...objectives.rewarded import Rewarded
 from ...training.rollouts import Answer, Reward
-from .base import Grade, Grader, load_grader, read_grader
+from .base import Grade, Grader, ScoreModel, load_grader, read_grader
 from .reward import RewardFunction, load_reward
 from .sample import Sample
 
 
-@dataclass(frozen=True)
+@dataclass
 class GraderRewards:
-    """Rewards as a Roller takes them."""
+    """Rewards as a Roller takes them. means: what the grader was read with."""
 
     judge: Grader | RewardFunction
+    means: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs_model(self) -> bool:
+        return self.judge.needs_model
+
+    def use_model(self, judge: ScoreModel) -> None:
+        """Lets this model judge what the grader asks one."""
+        assert isinstance(self.judge, Grader)
+        self.judge = read_grader(self.judge.to_json(), model=judge, **self.means)
 
     def __call__(self, answers: Sequence[Answer]) -> list[Reward]:
         """Raises EdgetuneError where the judge fails."""
@@ -62,10 +72,7 @@ def rewards_of(objective: Rewarded, function: Callable[..., Any] | None = None,
                          "name a grader with --grader FILE, or a function with --reward module:function")
     means: dict[str, Any] = {"allow_python": allow_python, "allow_unsafe_python": objective.unsafe_python}
     grader = _grader(objective.grader, means)
-    if grader.needs_model:
-        raise UsageError(f"the grader {grader.name} asks a model, for which training has no memory",
-                         "reward answers by rules")
-    return replace(objective, grader=json.dumps(grader.to_json())), GraderRewards(grader)
+    return replace(objective, grader=json.dumps(grader.to_json())), GraderRewards(grader, means)
 
 
 def _grader(named: str, means: dict[str, Any]) -> Grader:
