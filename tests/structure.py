@@ -32,7 +32,7 @@ FLOORS = [
 
 INSIDE = {
     "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "published"],
-                 ["ollama", "peft"]],
+                 ["ollama", "peft", "valued"]],
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["answers", "generate", "ops"], ["kernels", "train"], ["steps"]],
     "cli": [["extras"], ["graded", "grouped", "info", "judged", "prompts", "prose", "typed"],
@@ -57,7 +57,7 @@ INSIDE = {
     "machine": [["procfs", "toml"], ["device"], ["policy", "sensors"], ["governor"]],
     "models": [["linear", "stream"], ["base", "prefix"], ["structure"], ["decoder"], ["networks"]],
     "objectives": [["answers", "base"], ["dpo", "kto", "orpo", "rewarded", "rrhf", "sft"], ["policy", "rest"],
-                  ["grpo", "p3o", "rloo"], ["reft"]],
+                  ["grpo", "p3o", "ppo", "rloo"], ["reft"]],
     "runs": [["answers", "elements", "events", "result"], ["chart", "history", "page", "tables"], ["report"],
             ["comparison", "reported"], ["train"], ["sweep"]],
     "serving": [["call_form", "completion", "embedding", "kv_cache", "model", "question", "tool_calls"],

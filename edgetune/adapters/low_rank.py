@@ -146,8 +146,8 @@ class CarvedLora(Carved):
 def _carve_pairs(family: LoraFamily, shapes: Shapes, arena: Arena) -> dict[str, Adapted]:
     groups = family.parameters(shapes)
     r = family.rank
-    all_a, all_b = slices(groups, arena.flat("lora"))
-    all_da, all_db = slices(groups, arena.flat("dlora"))
+    all_a, all_b = slices(groups, arena.flat("lora"))[:2]
+    all_da, all_db = slices(groups, arena.flat("dlora"))[:2]
     adapted = {}
     a_start = 0
     b_start = 0

@@ -32,7 +32,7 @@ class Example:
     Consecutive examples of one `group` (not 0) belong together, such as a better and a worse answer: they are in the
     same micro-batch. `reward` is what an objective knows of the document as a whole, such as how good its answer is;
     `item` is its row as JSON, for an objective that grades the model's answers. `logp` is the log-probability that its
-    supervised tokens had when the model drew them, where an objective needs it.
+    supervised tokens had when the model drew them, `values` what was expected there, where an objective needs it.
     """
 
     tokens: NDArray[np.int32]  # [n]
@@ -41,6 +41,7 @@ class Example:
     reward: float = 0.0
     item: str = ""
     logp: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # [supervised], or empty
+    values: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # likewise
 
     @property
     def supervised(self) -> int:
@@ -64,6 +65,7 @@ class Batch:
     supervised_weights: NDArray[np.float32]  # [S], not 0
     examples: tuple[Example, ...]  # the documents
     reference: NDArray[np.float32] | None = None  # [S], log p by the reference model, if the objective needs it
+    values: NDArray[np.float32] | None = None  # [S], the rewards that are expected, if the objective needs it
     behind: int = 0  # tokens of a prefix, computed before, that all of its tokens see
     is_prefix: bool = False  # whether it is the prefix of batches that follow (trees.py)
 

@@ -133,11 +133,15 @@ class Passes(ABC):
         """
 
     @abstractmethod
-    def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:
+    def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
         """After `forward` with keep: adds to the adapter's gradients, returns log p [S].
 
-        a: float32 [S], -dL/dlogp of each supervised target.
+        a: float32 [S], -dL/dlogp of each supervised target. dvalues: [S], dL/dvalue, where there is a value head.
         """
+
+    def values(self, batch: Batch) -> np.ndarray:
+        """After `head_forward`: what a value head says at each supervised position, [S], where there is one."""
+        raise NotImplementedError
 
     @abstractmethod
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:

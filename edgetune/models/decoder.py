@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..adapters.valued import ValuedLora, ValueHead
 from ..backends.arena import Arena
 from ..backends.base import HEAD_STATE, Backend
 from ..formats.gguf import Gguf, Tensor
@@ -74,6 +75,7 @@ class Decoder(Passes):
         self.before_block: Callable[[], None] = lambda: None
         self.attend: Attend | None = None  # in place of `attend_batch`, where a pass sees more than its own tokens
         self._views: dict[tuple[int, int], Activations] = {}
+        self._value = ValueHead(arena, s.d_model) if isinstance(run.family, ValuedLora) else None
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
@@ -91,10 +93,10 @@ class Decoder(Passes):
                 self.ops.copy(self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
 
-    def backward(self, batch: Batch, a: np.ndarray) -> np.ndarray:
+    def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
         """After `forward` with keep: adds to the adapter's gradients, returns log p [S] as `score` does.
 
-        a: float32 [S], -dL/dlogp of each supervised target.
+        a: float32 [S], -dL/dlogp of each supervised target. dvalues: float32 [S], dL/dvalue.
         """
         t = batch.tokens.size
         s = self.shape
@@ -103,7 +105,7 @@ class Decoder(Passes):
         if not batch.supervised.size and not batch.is_prefix:
             self.stream.leave()
             return self.arena.view("logp", 0)
-        logp = self._head_backward(dx, batch, np.ascontiguousarray(a, np.float32))
+        logp = self._head_backward(dx, batch, np.ascontiguousarray(a, np.float32), dvalues)
         for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
             self.before_block()
             if layer != s.n_layer - 1:  # the last block's activations are those of forward
@@ -150,7 +152,19 @@ class Decoder(Passes):
                                       entries, self.run.precision)
         return logp
 
-    def _head_backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray) -> np.ndarray:
+    def values(self, batch: Batch) -> np.ndarray:
+        assert self._value
+        n = batch.supervised.size
+        return self._value.forward(self._hidden(self.arena.view("head_h", n, self.shape.d_model)))
+
+    def _hidden(self, h: np.ndarray) -> np.ndarray:
+        """The head's input [S, D] as float32, in a buffer that only backward uses otherwise."""
+        out = self.arena.view("dnorm", *h.shape)
+        self.ops.copy(out, h)
+        return out
+
+    def _head_backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray,
+                       dvalues: np.ndarray | None = None) -> np.ndarray:
         """dx [T, D] at the supervised positions = gradient of the last block's output. Returns log p [S].
 
         dL/dz_t = a_t (softmax(z_t) - onehot(target_t)), in one pass over the vocabulary.
@@ -163,6 +177,8 @@ class Decoder(Passes):
         dh = self.arena.view("dnorm", batch.supervised.size, s.d_model)
         head = self.stream.head
         self._norm(h, rstd, x, "output_norm")
+        if self._value and dvalues is not None:
+            self._value.backward(self._hidden(h), dvalues)
         self.stream.enter(s.n_layer, s.n_layer - 1)
         for part in self._head_parts(batch):
             targets = batch.targets[part]
@@ -170,6 +186,8 @@ class Decoder(Passes):
             for entries in self.stream.slices(targets):
                 self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets, a[part],
                                        entries, self.run.precision)
+        if self._value and dvalues is not None:
+            self._value.add_to(dh, dvalues)
         self.ops.rmsnorm_backward(dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
         first, *others = batch.turns
         dx[batch.supervised[first]] = dh[first] if others else dh

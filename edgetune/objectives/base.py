@@ -46,6 +46,7 @@ class Signal:
     a: NDArray[np.float32]  # [S], -d(loss)/dlogp of each supervised position
     loss: float
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # name -> (sum, count)
+    dvalues: NDArray[np.float32] | None = None  # [S], d(loss)/d(batch.values), with needs_values
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Objective(ABC):
     needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
     needs_reference: whether `batch.reference`, log p by the base without an adapter or by the adapter that training
     starts from, is wanted. It is computed once an example.
+    needs_values: whether a value head is trained beside the adapter, whose `batch.values` are wanted. Needs needs_logp.
     rows: the module that reads its rows of data (see `rows.RowParser`).
     defaults: options that every training has, and that have another default with this objective, such as lr.
     """
@@ -64,6 +66,7 @@ class Objective(ABC):
     method: ClassVar[str]
     needs_logp: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    needs_values: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
     defaults: ClassVar[Mapping[str, Any]] = {}
 

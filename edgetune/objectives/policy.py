@@ -84,12 +84,12 @@ class Policy(Rewarded):
             a[part] = c * slope
         return Signal(a, sums.loss, dict(_metrics(sums, batch)))
 
-    def surrogate(self, log_ratio: Doubles, advantage: float, sums: Sums) -> tuple[Doubles, Doubles]:
+    def surrogate(self, log_ratio: Doubles, advantage: float | Doubles, sums: Sums) -> tuple[Doubles, Doubles]:
         """(the clipped objective of each token of an answer, its derivative by the token's log p), both [n]."""
         ratio = np.exp(log_ratio)
         low = 1 - self.epsilon
         high = 1 + (self.epsilon_high or self.epsilon)
-        clipped = ratio < low if advantage < 0 else ratio > high
+        clipped = np.where(np.asarray(advantage) < 0, ratio < low, ratio > high)
         sums.ratios += ratio.size
         sums.clipped += int(clipped.sum())
         value = np.minimum(ratio * advantage, np.clip(ratio, low, high) * advantage)

@@ -34,6 +34,7 @@ class Rewarded(Objective):
     """grader and reward name what rewards an answer; who trains makes a function of it."""
 
     rows: ClassVar[RowParser] = prompts
+    keeps_groups: ClassVar[bool] = True  # whether the answers to a prompt are compared with one another
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-4, "schedule": "constant"}
 
     grader: str = option("", "What rewards an answer: a file with a grader as JSON, or the JSON itself.")

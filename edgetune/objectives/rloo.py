@@ -42,7 +42,7 @@ class Rloo(Policy):
     def share_of(self, _example: Example) -> float:
         return 1.0
 
-    def surrogate(self, log_ratio: Doubles, advantage: float, sums: Sums) -> tuple[Doubles, Doubles]:
+    def surrogate(self, log_ratio: Doubles, advantage: float | Doubles, sums: Sums) -> tuple[Doubles, Doubles]:
         n = log_ratio.size
         value, slope = super().surrogate(log_ratio.sum(keepdims=True), advantage, sums)
         return np.repeat(value / n, n), np.repeat(slope, n)

@@ -87,9 +87,14 @@ def _learn_batch(decoder: Passes, objective: Objective, batch: Batch, n: float, 
     decoder.forward(batch, keep=True)
     if objective.needs_logp:
         logp = decoder.head_forward(batch)
+        if objective.needs_values:
+            batch = replace(batch, values=decoder.values(batch))
         seen(batch, logp)
         signal = objective.weights(logp, batch)
-        decoder.backward(batch, signal.a / n)
+        if signal.dvalues is None:
+            decoder.backward(batch, signal.a / n)
+        else:
+            decoder.backward(batch, signal.a / n, signal.dvalues / np.float32(n))
         return signal
     planned = objective.weights(np.zeros(batch.supervised.size, np.float32), batch)
     logp = decoder.backward(batch, planned.a / n)

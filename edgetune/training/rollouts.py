@@ -232,16 +232,15 @@ class Roller:
             found += [replace(one, reward=1.0) for one in made if one.tokens.size <= self.max_length]
         return found
 
-    def learned(self, step: int, per_epoch: int, logps: Mapping[int, NDArray[np.float32]]) -> None:
-        """Keeps log p of the answers of a step that was their first, where they are learned from again.
+    def learned(self, step: int, per_epoch: int, known: Mapping[int, Mapping[str, Any]]) -> None:
+        """Keeps log p and values of the answers of a step that was their first, where they are learned from again.
 
-        logps: by the identity of an example.
+        known: {field: values} by the identity of an example.
         """
         place = self._place(step, per_epoch)
         if self.objective.num_iterations > 1 and place and not place.iteration:
             chosen = self._slices[place.slice]
-            chosen.examples = [replace(one, logp=logps[id(one)]) if id(one) in logps else one
-                               for one in chosen.examples]
+            chosen.examples = [replace(one, **known[id(one)]) if id(one) in known else one for one in chosen.examples]
 
     def _generate(self, generation: int, batches: Sequence[list[Example]], others: Sequence[Example]) -> list[_Slice]:
         prompts = [prompt for batch in batches for prompt in batch]
@@ -285,7 +284,8 @@ class Roller:
         is_left_out = self.objective.mask_truncated_completions and not rollout.ended
         weight = 0.0 if is_left_out else 1.0
         weights = np.concatenate([np.zeros(prompt.tokens.size), np.full(rollout.tokens.size, weight)])
-        return Example(np.concatenate([prompt.tokens, rollout.tokens]), weights.astype(np.float32), group, advantage)
+        return Example(np.concatenate([prompt.tokens, rollout.tokens]), weights.astype(np.float32),
+                       group if self.objective.keeps_groups else 0, advantage)
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
@@ -421,9 +421,10 @@ def _checked(rewards: Sequence[Reward], count: int) -> list[Reward]:
 
 def _written(example: Example) -> dict[str, Any]:
     return {"tokens": example.tokens.tolist(), "weights": example.weights.tolist(), "group": example.group,
-            "reward": example.reward, "logp": example.logp.tolist()}
+            "reward": example.reward, "logp": example.logp.tolist(), "values": example.values.tolist()}
 
 
 def _read(written: Mapping[str, Any]) -> Example:
     return Example(np.array(written["tokens"], np.int32), np.array(written["weights"], np.float32),
-                   int(written["group"]), float(written["reward"]), logp=np.array(written["logp"], np.float32))
+                   int(written["group"]), float(written["reward"]), logp=np.array(written["logp"], np.float32),
+                   values=np.array(written["values"], np.float32))

@@ -20,6 +20,8 @@ import numpy.random
 from ..adapters import store
 from ..adapters.base import Family
 from ..adapters.lora import Lora, Pair
+from ..adapters.low_rank import lora_of
+from ..adapters.valued import ValuedLora
 from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..backends.cpu import Cpu
@@ -32,7 +34,7 @@ from ..errors import DataError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
-from ..models.base import Network
+from ..models.base import Network, Structure
 from ..models.linear import trained_shapes
 from ..models.networks import open_network
 from ..models.stream import sizes
@@ -51,6 +53,8 @@ from .rollouts import Expectation, Rewards, Roller, answer_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+Known = dict[int, dict[str, np.ndarray]]  # {field of an Example: its value} by the identity of an example
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Trainer:
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = open_network(self.bundle.gguf)
+        if self.objective.needs_values and family is None:
+            family = valued(config, self.model.structure)
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = backend or Cpu(device.thread_count(config.threads))
@@ -197,7 +203,7 @@ class Trainer:
         began = time.monotonic()
         step = self.steps_done + 1
         totals = Totals()
-        logps: dict[int, np.ndarray] = {}  # of answers that are learned from again
+        known: Known = {}  # of answers that are learned from again
         grad = self.arena.flat("dlora")
         with self._stoppable(should_stop):
             examples, n, metrics = self._examples_of(step)
@@ -205,12 +211,12 @@ class Trainer:
             for number, micro in enumerate(self._micro_batches(examples)):
                 begin = partial(self._before_part, step, number)
                 totals.add(micro, learn(self.decoder, self.objective, micro, n, self._references, begin,
-                                        partial(_keep_logps, logps) if self.roller else lambda _batch, _logp: None))
+                                        partial(_keep, known) if self.roller else lambda _batch, _logp: None))
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
         norm = self._update(grad, loss, lr, step) if examples else 0.0
         if self.roller:
-            self.roller.learned(step, self.steps_per_epoch, logps)
+            self.roller.learned(step, self.steps_per_epoch, known)
         self.steps_done = step
         return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
                           totals.computed, {**metrics, **totals.metrics})
@@ -372,6 +378,11 @@ class Trainer:
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
+def valued(config: TrainConfig, structure: Structure) -> ValuedLora:
+    """LoRA with the options of a training, and a value head."""
+    return ValuedLora(**lora_of(config).options(), width=structure.head_weights // structure.n_vocab)
+
+
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
               previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
               family: Family | None = None, objective: Objective | None = None) -> plan.Plan:
@@ -382,6 +393,8 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     """
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     lengths = read_lengths(lengths, config.max_length)
+    if objective and objective.needs_values and family is None:
+        family = valued(config, model.structure)
     answers: dict[str, Any] = {}
     if isinstance(objective, Rewarded):
         answers = {"answers": _answers(model, config, lengths, objective), "keeps_start": objective.needs_reference}
@@ -415,7 +428,9 @@ def _answers(model: Network, config: TrainConfig, lengths: Lengths, objective: R
     return answer_plan(objective, at_once or 1, prompt, lengths.longest or config.max_length, model.structure.n_vocab)
 
 
-def _keep_logps(found: dict[int, np.ndarray], batch: Batch, logp: np.ndarray) -> None:
-    """Those of each example of a batch, by its identity."""
+def _keep(known: Known, batch: Batch, logp: np.ndarray) -> None:
+    """log p and values of each example of a batch, by its identity."""
     for example, part in batch.parts():
-        found[id(example)] = logp[part].copy()
+        known[id(example)] = {"logp": logp[part].copy()}
+        if batch.values is not None:
+            known[id(example)]["values"] = batch.values[part].astype(np.float32)
