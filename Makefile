@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections sizes shared service cycles wheels \
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sizes shared service cycles wheels \
     installs clean
 
 help: ## this list
@@ -110,6 +110,12 @@ constrained: ready ## minutes: tokens a second of 16 answers together, held to t
 
 own: ready ## an hour: five small data sets trained without an option, their held-out rows answered; OWN=--grid: a grid's
 	$(RUN) proofs/own.py $(OWN)
+
+dpo: ready ## minutes, needs ../shared and trl: 20 steps of DPO beside TRL's trainer in fp32, loss for loss
+	$(RUN) proofs/dpo_trl.py
+
+preferences: ready ## an hour, needs ../shared: what pairs teach beside the same rows as answers, three seeds
+	$(RUN) proofs/preferences.py $(PREFERENCES)
 
 sizes: ready ## hours, needs ../shared: 20 to 5,000 rows of three data sets, trained without an option and by a grid
 	$(RUN) proofs/sizes.py $(SIZES)

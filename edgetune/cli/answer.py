@@ -28,6 +28,8 @@ from .app import (
 )
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
+from .objective import ObjectiveCommand, take_objective
+from .preferred import check_method, eval_pairs, holds_pairs, refuse_for_pairs
 from .prose import Prose
 
 if TYPE_CHECKING:
@@ -139,11 +141,14 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, structured_option, memory_option, threads_option, url_options)
+         markup_option, structured_option, memory_option, threads_option, url_options, cls=ObjectiveCommand)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool, memory: str,
                  **options: Any) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA.
+
+    Of rows of pairs it says how many of the chosen answers the model prefers (preference accuracy), and by how much in
+    natural log p (margin), with an adapter also relative to the base; --method adds the loss by that method.
 
     In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval). With
     --url a daemon answers, and the loss is not measured.
@@ -153,6 +158,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     from ..evaluation.served import exact_match, grade
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
+    objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
     of_answers = options | {"show_wrong": show_wrong, "save": save}
     refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length, memory=memory)
@@ -165,6 +171,13 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
+    has_pairs = holds_pairs(data)
+    check_method(objective, has_pairs)
+    if has_pairs:
+        refuse_for_pairs(**of_answers)
+        eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, max_length, system,
+                   None if engine == "native" else served_model(model, serving), as_json)
+        return
     rows = load(data, tokenizer, max_length=max_length, system=system or None,
                 columns=Columns(prompt_column, completion_column))
     if (save or show_wrong) and not rows.asking:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import DataError
 from . import rows as supervised_rows
+from .preferences import is_pair
 from .rows import ROLES, Row, RowParser, as_messages, json_type
 
 QUESTIONS = ("prompt", "instruction", "question", "query")
@@ -57,6 +58,8 @@ def recognised(row: Any, parsers: Sequence[RowParser], columns: Columns | None =
             return row  # type: ignore[no-any-return]
     if not isinstance(row, Mapping):
         raise refusals[0]
+    if is_pair(row):
+        raise DataError("the row is a pair of answers, of which one is better", "learn pairs by the method dpo or orpo")
     if CONVERSATIONS in row:
         return _conversation(row)
     questions = [key for key in QUESTIONS if key in row] or [key for key in CONTEXTS[:1] if key in row]

@@ -77,7 +77,7 @@ class Reference:
     def load(self, path: Path, fingerprint: str) -> None:
         """Takes what a file holds; one that is missing, damaged or of another fingerprint holds nothing."""
         unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-        with suppress(*unreadable), np.load(path, allow_pickle=False) as file:
+        with suppress(*unreadable), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) == fingerprint:
                 parts = np.split(file["values"].astype(np.float32), np.cumsum(file["sizes"])[:-1])
                 self._known |= {bytes(key): part for key, part in zip(file["keys"], parts, strict=True)}

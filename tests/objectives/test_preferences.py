@@ -291,3 +291,5 @@ def test_gradients_equal_autograd(objective: Objective, tmp_path: Path) -> None:
     assert np.linalg.norm(flat(truth)) > 1e-4
     assert distance(gradient, flat(truth)) < 1e-4
     assert measure(case.decoder, objective, [case.batch]).loss == pytest.approx(wanted, rel=1e-4)
+
+

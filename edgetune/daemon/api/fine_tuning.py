@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from ...objectives.base import Objective
 from ...training.config import TrainConfig
 from ..jobs.recipe import objective_of
 from . import schemas
@@ -74,23 +75,24 @@ def job_object(job: Any) -> dict[str, Any]:
     eta = progress.get("eta_s")
     kind = job.method["type"]
     objective, _ = objective_of(job.method)
+    named = {"n_epochs": config["epochs"], "batch_size": config["batch_size"],
+             "learning_rate_multiplier": _multiplier(job, objective)}
     return {
         "id": job.id, "created_at": job.created_at, "started_at": job.started_at, "finished_at": job.finished_at,
         "estimated_finish": int(time.time() + eta) if eta is not None else None, "status": job.status,
         "origin": job.origin, "model": job.model, "fine_tuned_model": job.result, "training_file": job.training_file,
         "validation_file": job.validation_file, "suffix": job.suffix, "seed": job.seed,
-        "hyperparameters": {"n_epochs": config["epochs"], "batch_size": config["batch_size"],
-                            "learning_rate_multiplier": _multiplier(job)},
-        "method": {"type": kind, kind: {"hyperparameters": {**config, **objective.options()}}},
+        "hyperparameters": named,
+        "method": {"type": kind, kind: {"hyperparameters": {**config, **objective.options(), **named}}},
         "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
         "result_files": job.result_files,
         "report": f"/v1/fine_tuning/jobs/{job.id}/report" if job.report else None,
     }
 
 
-def _multiplier(job: Any) -> float:
+def _multiplier(job: Any, objective: Objective) -> float:
     """Of the learning rate that the job would have had if none had been asked for, which may be an adapter's."""
     asked = job.method[job.method["type"]]["hyperparameters"]
     if isinstance(asked.get("learning_rate_multiplier"), float | int):
         return float(asked["learning_rate_multiplier"])
-    return job.config["lr"] / TrainConfig.lr if "lr" in asked else 1.0
+    return job.config["lr"] / objective.defaults.get("lr", TrainConfig.lr) if "lr" in asked else 1.0

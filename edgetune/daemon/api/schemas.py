@@ -78,6 +78,9 @@ def _hyperparameters(objective: type[Objective]) -> type[Body]:
     specs = [*(spec for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS), *declared(objective)]
     named: dict[str, Any] = {spec.name: (_kind(spec) | None, Field(None, description=spec.metadata["help"]))
                              for spec in specs}
+    for spec in declared(objective):
+        if kind_of(spec) in (int, float):  # of OpenAI's every number may be "auto"
+            named[spec.name] = (_kind(spec) | Auto | None, Field(None, description=spec.metadata["help"]))
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,
                                          Field(None, description="Of the lr that the job would have otherwise."))

@@ -64,6 +64,11 @@ class Findings:
         """What serves, for a sentence."""
         return "the active adapter" if self.serving else "the base model"
 
+    @property
+    def rightly(self) -> str:
+        """What a right row is, for a sentence."""
+        return "told apart rightly" if all(score.pair for score in self.new) else "answered exactly"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -235,14 +240,15 @@ def _first_worse(found: Findings, everything: Counts, established: Counts, alpha
     for compared, which in ((established, " of earlier lessons"), (everything, "")):
         for name, count in compared.items():
             if count.p < alpha and not _outweighed(name, compared, new):
-                return _worse(name, count, found.who, which) + unlike
+                return _worse(name, count, found, which) + unlike
     return ""
 
 
-def _worse(name: str, count: Count, who: str, which: str) -> str:
+def _worse(name: str, count: Count, found: Findings, which: str) -> str:
+    who = found.who
     examples = f"of {count.rows} validation examples{which}"
     return {
-        "right": f"{count.after} {examples} are answered exactly, {count.before} by {who}",
+        "right": f"{count.after} {examples} are {found.rightly}, {count.before} by {who}",
         "reach": f"its answers go wrong sooner than those of {who} on {count.losses} {examples}",
         "loss": f"less sure than {who} on {count.losses} {examples}",
         "ended": f"{count.losses} {examples} have answers that no longer end",
@@ -270,7 +276,7 @@ def _nothing_right(found: Findings) -> str:
     count = _comparable(found)
     if 2 * count <= len(found.new) or any(score.right for score in (*found.old, *found.new)):
         return ""
-    return f"0 of {count} validation examples are answered exactly, as before"
+    return f"0 of {count} validation examples are {found.rightly}, as before"
 
 
 def _useless(found: Findings, everything: Counts, established: Counts, surprise: float | None) -> str:
@@ -305,7 +311,7 @@ def _praise(found: Findings, compared: Counts, kept: int, asked: int) -> str:
     right = compared["right"]
     loss = compared["loss"]
     if right.before or right.after:
-        praise = f"{right.after} of {right.rows} validation examples are answered exactly, {right.before} before"
+        praise = f"{right.after} of {right.rows} validation examples are {found.rightly}, {right.before} before"
     elif loss.wins:
         praise = f"more sure than {found.who} on {loss.wins} of {loss.rows} validation examples"
     else:

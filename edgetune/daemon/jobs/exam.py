@@ -17,6 +17,9 @@ class Score:
     """One row under one adapter. loss: nats a token of the answer. reach: how much of the right answer it says before
     its first mistake, 0 to 1. prose: the right answer is a longer text, which is not expected word for word. None: not
     measured for this row.
+
+    pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
+    is -log s of the difference of their log p: how sure the adapter is of that.
     """
 
     loss: float | None
@@ -25,6 +28,7 @@ class Score:
     ended: bool | None = None
     parsed: bool | None = None
     prose: bool = False
+    pair: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,14 @@ from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
+
+from ...data import preferences
 from ...data.dataset import load_rows
+from ...data.preferences import is_pair
 from ...data.rows import Row
 from ...errors import DataError
+from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
 from ...serving.llama import LlamaModel
 from ..state.files import digest
@@ -86,6 +91,10 @@ class Examiner:
         found = []
         answerable = []
         for i, row in enumerate(rows):
+            if is_pair(row):
+                found.append(self._preference(row, options))
+                self._count()
+                continue
             try:
                 data = load_rows([row], self.served.tokenizer, **options)
             except DataError:  # nothing of its answer is within max_length
@@ -103,6 +112,14 @@ class Examiner:
             for i, answer in zip(answerable, answers, strict=True):
                 found[i] = _score(found[i].loss, answer)
         return found
+
+    def _preference(self, row: Row, options: dict[str, Any]) -> Score:
+        try:
+            data = load_rows([row], self.served.tokenizer, parser=preferences, **options)
+        except DataError:  # nothing of one answer is within max_length
+            return Score(None, pair=True)
+        margin = float(margins_of(served_logp(self.served, data))[0])
+        return Score(float(np.logaddexp(0, -margin)), margin > 0, pair=True)
 
     def _count(self) -> None:
         self._asked += 1

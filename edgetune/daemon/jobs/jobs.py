@@ -129,8 +129,9 @@ class Jobs:
 
     def _add(self, data: JobData, request: _Request) -> Job:
         _check_suffix(request.suffix)
-        base, notes = self._base_options(request.model)
         objective, asked = recipe.objective_of(request.method)
+        base, notes = self._base_options(request.model)
+        base = replace(base, **objective.defaults)
         if request.seed is not None:
             asked["seed"] = request.seed
         config = recipe.options(base, asked, objective.options())

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
+from ...data import preferences
 from ...data import rows as supervised_rows
+from ...data.preferences import is_pair
 from ...data.rows import Row, RowParser
 from ...errors import DataError, UnsupportedError, UsageError
 from ...objectives.base import Objective, make_objective, objectives
@@ -41,13 +43,18 @@ def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, An
 
 
 def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
-    """The objective of a result of `method_of`, and the options of training beside it. Raises UsageError."""
+    """The objective of a result of `method_of`, and the options of training beside it; a number that is "auto" is the
+    objective's default. Raises UsageError.
+    """
     kind = _by_method()[method["type"]]
     asked = dict(method[method["type"]]["hyperparameters"])
     own: dict[str, Any] = {}
     for spec in declared(kind):
-        if spec.name in asked:
-            own[spec.name] = _typed(spec.name, asked.pop(spec.name), spec)
+        if spec.name not in asked:
+            continue
+        value = asked.pop(spec.name)
+        if value != AUTO or takes_auto(spec) or kind_of(spec) not in (int, float):
+            own[spec.name] = _typed(spec.name, value, spec)
     return make_objective(kind.name, own), asked
 
 
@@ -121,12 +128,20 @@ class CheckedRows:
 
 
 def check_judgeable(row: Row) -> None:
-    """The gate asks for an answer, or measures the loss of a text. Raises DataError for a row that has neither."""
+    """The gate asks for an answer, or measures the loss of a text, or which answer of a pair is preferred.
+
+    Raises DataError for a row of another kind.
+    """
     try:
-        supervised_rows.check_row(row)
+        if is_pair(row):
+            preferences.check_learnable(row)
+        elif isinstance(row, Mapping) and row.get("label") is False:
+            raise DataError("its label says that its answer is a bad one", "")
+        else:
+            supervised_rows.check_row(row)
     except DataError as error:
         raise DataError(f"the gate cannot judge by it, {error.what}",
-                        f"name a validation file with rows of {supervised_rows.EXPECTED}") from None
+                        f"name a validation file with rows of {supervised_rows.EXPECTED}, or of pairs") from None
 
 
 def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
@@ -168,6 +183,16 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
     marked = sum(_MARK in row for row in rows)
     unmarked = [{key: value for key, value in row.items() if key != _MARK} for row in rows]
     return unmarked, len(rows) - marked if marked else 0
+
+
+def measurable(folder: Path, parser: RowParser) -> bool:
+    """Whether an objective that reads rows by `parser` has a loss on the rows that judge its job."""
+    for row in islice(Rows(folder / HELD), 1):
+        try:
+            parser.shape_of(row)
+        except DataError:
+            return False
+    return True
 
 
 def corrected_rows(folder: Path) -> list[dict[str, Any]]:

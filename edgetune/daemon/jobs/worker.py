@@ -21,7 +21,6 @@ from typing import Any
 
 from ...adapters import store
 from ...data import loader
-from ...data import rows as supervised_rows
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, NumericsError, UsageError
 from ...formats.bundle import open_bundle
@@ -40,7 +39,7 @@ from ...version import __version__
 from . import longer
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
-from .recipe import HELD, TRAIN, corrected_rows, held_rows, objective_of
+from .recipe import HELD, TRAIN, corrected_rows, held_rows, measurable, objective_of
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
@@ -175,7 +174,7 @@ class Worker:
 
         more: epochs to add to a run that is done. No held-out loss is measured in these.
         """
-        judging = self.folder / HELD if self.objective.rows is supervised_rows else None  # their shapes are supervised
+        judging = self.folder / HELD if measurable(self.folder, self.objective.rows) else None
         rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, judging), self.config,
                                  self.objective.rows, learnable=False)  # clients' rows were checked when they came
         assert rows
