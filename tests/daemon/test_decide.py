@@ -59,7 +59,7 @@ def test_better_passes() -> None:
     assert found.reason == "20 of 40 validation examples are answered exactly, 10 before"
     assert (found.wins, found.losses, found.p) == (10, 0, 1.0)
     assert found.old == {"rows": 40, "answered": 40, "right": 10, "loss": 1.75, "exact": 0.25, "reach": 0.25,
-                         "ended": 1.0, "parsed": 1.0}
+                         "ended": 1.0, "parsed": 1.0, "reward": None}
     assert found.new["exact"] == 0.5
 
 

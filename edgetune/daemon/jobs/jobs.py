@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ... import disk
 from ...adapters import store as lora
+from ...data import prompts
 from ...data.rows import Row
 from ...errors import TooMuchError, UsageError
 from ...persisted import from_json
@@ -111,8 +112,9 @@ class Jobs:
         a method, DataError for too few rows, TooMuchError for too many jobs, DiskError.
         """
         method = recipe.method_of(method, hyperparameters)
-        held = self.files.rows(validation_file) if validation_file is not None else None
-        data = _checked(self.files.rows(training_file), held, method, self.allow_python)
+        asking = recipe.objective_of(method)[0].rows is prompts
+        held = self.files.rows(validation_file, asking) if validation_file is not None else None
+        data = _checked(self.files.rows(training_file, asking), held, method, self.allow_python)
         return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), "api", training_file,
                                         validation_file))
 
