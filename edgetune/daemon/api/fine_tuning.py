@@ -26,7 +26,7 @@ def create_job(body: schemas.JobRequest, service: TheService) -> Any:
     options = body.options()
     if kind := options.get("method", {}).get("type"):
         with about(f"method.{kind}.grader"):
-            service.jobs.check_grader(options["method"])
+            service.jobs.check_grader(options["method"], options["hyperparameters"])
     return job_object(service.jobs.create(**options))
 
 

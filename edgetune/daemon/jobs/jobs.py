@@ -29,7 +29,7 @@ from ..state.holdout import Holdout
 from ..state.shelf import Shelf
 from . import recipe
 from .queue import Queue
-from .rewarded import with_rewards
+from .rewarded import REWARD, with_rewards
 from .table import ENDED, JobTable, Note
 from .table import Job as Job
 
@@ -118,9 +118,12 @@ class Jobs:
         return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), "api", training_file,
                                         validation_file))
 
-    def check_grader(self, method: Mapping[str, Any]) -> None:
-        """Raises UsageError for a grader that is missing where the method needs one, wrong, or not allowed."""
-        objective, _ = recipe.objective_of(recipe.method_of(method, None))
+    def check_grader(self, method: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> None:
+        """Raises UsageError for a grader that is missing where the method needs one, wrong, or not allowed; what else
+        is wrong is for `create`.
+        """
+        named = {name: value for name, value in hyperparameters.items() if name == REWARD}
+        objective, _ = recipe.objective_of(recipe.method_of(method, named))
         with_rewards(objective, self.allow_python)
 
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",

@@ -22,6 +22,7 @@ from ..state.files import digest
 from .table import Job
 
 GRADER = "grader"  # beside the hyperparameters, as OpenAI has it
+REWARD = "reward"  # the hyperparameter that names a function instead
 ELSEWHERE = (GRADER, "unsafe_python")  # options of an objective that are no hyperparameters of a job
 EFFORT = "default"  # the only reasoning_effort: there is no reasoning apart from the answer
 LEAST_GENERATIONS = 2
