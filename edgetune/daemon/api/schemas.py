@@ -174,7 +174,7 @@ class Job(Answer):
     metadata: dict[str, str]
     trained_tokens: int | None
     error: JobError | None
-    progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, "
+    progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, reward, "
                                                        "tokens_per_s, eta_s, judged, judging.")
     organization_id: str = ""
     result_files: list[str] = Field(default_factory=list)
