@@ -357,10 +357,10 @@ def rewarded(*values: float) -> list[Score]:
 
 
 @pytest.mark.parametrize(("old", "new", "passes", "reason"), [
-    ([0.2] * 8, [0.6] * 8, True, "the answers to 8 validation examples earn 0.600 on average, 0.200 by the base model"),
-    ([0.5] * 8, [0.5] * 8, False, "earn 0.500 on average, 0.500 by the base model: no higher"),
-    ([0.5] * 8, [0.4] * 7 + [1.9], False, "its answers earn less than those of the base model on 7 of 8 validation"),
-    ([1.0, 0.0, 0.0], [0.9, 1.0, 0.0], True, "earn 0.633 on average, 0.333 by the base model")])
+    ([0.2] * 8, [0.6] * 8, True, "answers to 8 validation examples earn 0.600 on average, 0.200 by the active"),
+    ([0.5] * 8, [0.5] * 8, False, "earn 0.500 on average, 0.500 by the active adapter: no higher"),
+    ([0.5] * 8, [0.4] * 7 + [1.9], False, "its answers earn less than those of the active adapter on 7 of 8"),
+    ([1.0, 0.0, 0.0], [0.9, 1.0, 0.0], True, "earn 0.633 on average, 0.333 by the active adapter")])
 def test_what_answers_earn_decides_where_there_is_none_to_compare(old: list[float], new: list[float], passes: bool,
                                                                   reason: str) -> None:
     found = verdict(rewarded(*old), rewarded(*new))
@@ -372,4 +372,5 @@ def test_what_answers_earn_decides_where_there_is_none_to_compare(old: list[floa
 def test_the_canarys_larger_limit_holds_where_clearly_more_answers_earn_more() -> None:
     for better, passes in ((8, True), (2, False)):
         new = rewarded(*[0.6] * better, *[0.2] * (8 - better))
-        assert verdict(rewarded(*[0.2] * 8), new, canary=(10.0, 11.0)).passed is passes
+        found = decide(Findings(rewarded(*[0.2] * 8), new, [True] * 8, canary=(10.0, 11.0)), LIMIT)
+        assert found.passed is passes, found.reason
