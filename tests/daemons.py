@@ -20,6 +20,7 @@ import httpx
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.server import run
 from edgetune.daemon.service import Service
+from edgetune.machine.policy import Policy
 from edgetune.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ class Daemon:
 
 
 @contextmanager
-def daemon(model: Path, state: Path, train: TrainConfig | None = None, **options: object) -> Iterator[Daemon]:
+def daemon(model: Path, state: Path, train: TrainConfig | None = None, policy: Policy | None = None,
+           **options: object) -> Iterator[Daemon]:
     """It has answered before this yields, and has stopped when it is left."""
     config = DaemonConfig(**{"state": str(state), "port": 0, "threads": 1, **options})
-    service = Service(model, config, train=train)
+    service = Service(model, config, policy, train)
     ready: queue.Queue[str | BaseException] = queue.Queue()
 
     def serve() -> None:

@@ -21,6 +21,7 @@ from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
     from ..data.formats import Columns
+    from ..objectives.base import Objective
 
 JOBS = "/v1/fine_tuning/jobs"
 ADAPTERS = "/v1/adapters"
@@ -135,12 +136,27 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
         body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, data, columns),
                 "validation_file": _file_id(client, held_out, columns) if held_out else None,
                 "suffix": suffix or None, "seed": asked.pop("seed", None),
-                "method": {"type": objective.method, objective.method: {"hyperparameters": asked}}}
+                "method": {"type": objective.method, objective.method: _method(objective, asked)}}
         job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
         if follow:
             _follow(client, job["id"], as_json)
         else:
             show(as_json, job, *begun_lines(job))
+
+
+def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a job is told of its objective: hyperparameters, and beside them the grader, which is a file here."""
+    from ..evaluation.graders.rewards import rewards_of
+    from ..objectives.rewarded import Rewarded
+    if not isinstance(objective, Rewarded):
+        return {"hyperparameters": asked}
+    if objective.unsafe_python:
+        raise UsageError("--unsafe-python is given, and a daemon runs no grader without a sandbox", "leave it out")
+    if not objective.reward:  # which the daemon looks for
+        objective, _ = rewards_of(objective)
+    named = {"grader": json.loads(objective.grader)} if objective.grader else {}
+    left = {name: value for name, value in asked.items() if name not in ("grader", "unsafe_python")}
+    return {**named, "hyperparameters": left}
 
 
 def begun_lines(job: dict[str, Any]) -> list[str]:

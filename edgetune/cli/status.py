@@ -85,7 +85,7 @@ def _job(job: dict[str, Any]) -> str:
         parts.append(f"judging{of}: the trained adapter answers held-out rows beside what is in service")
     elif "step" in progress:
         parts.append(f"step {progress['step']}/{progress['steps']}")
-        for name, form in (("loss", "loss {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):
+        for name, form in (("loss", "loss {:.3f}"), ("reward", "reward {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):
             if progress.get(name) is not None:
                 parts.append(form.format(progress[name]))
         if progress.get("eta_s") is not None:

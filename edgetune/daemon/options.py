@@ -51,6 +51,8 @@ class DaemonConfig:
     structured: str = option("auto", "Hold the answers of an adapter to the schema of its training rows, where all of "
                              "these are JSON and a request asks for no other form: auto, or off.",
                              choices=("auto", "off"))
+    allow_python_graders: bool = option(False, "Let jobs and graders that clients send run Python: python graders in a "
+                                        "sandbox, reward functions in the process that trains.")
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
                         "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"),

@@ -38,6 +38,7 @@ from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
 from .embeddings import Embedded, Embeddings, Text
+from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
 from .jobs.jobs import Jobs
@@ -61,7 +62,7 @@ CONTEXT = 4096  # tokens, unless another number is asked for or the model was tr
 class Service:
     """See above. policy: what training yields to. train: options of a job that its request leaves open.
 
-    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, batcher, embeddings.
+    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, batcher, embeddings, grading.
     Raises UsageError for options out of their range and where another process has the state folder.
     """
 
@@ -89,6 +90,7 @@ class Service:
             opened.callback(self.served.close)
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
             opened.callback(self.embeddings.close)
+            self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders)
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.holdout = open_holdout(folder)
@@ -107,9 +109,10 @@ class Service:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
         options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.canary_limit(),
-                                self.left_for_training)
+                                self.left_for_training, self.config.allow_python_graders)
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping)
-        return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout)
+        return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,
+                    self.config.allow_python_graders)
 
     def _learner(self, folder: Path) -> Learner:
         chat = None if self.served.tokenizer.chat_template is None else self.chat

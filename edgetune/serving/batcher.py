@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EdgetuneError, Interrupted, TooMuchError, UsageError
-from ..llamacpp.sampling import SEED_LIMIT
+from ..llamacpp.sampling import SEED_LIMIT, log_softmax
 from . import kv_cache
 from .completion import Completion, OnPiece, TokenLogprob, logprob_of
 from .llama import LlamaModel
@@ -132,18 +132,20 @@ class Batcher:
 
     def submit(self, prompt: str | Sequence[int], *, adapter: str | None = None, max_tokens: int = 256,
                seed: int | None = None, stop: str | Iterable[str] = (), logprobs: int | None = None,
-               echo: bool = False, on_piece: OnPiece | None = None, **sampling: Any) -> Completion:
+               echo: bool = False, among: Sequence[int] = (), on_piece: OnPiece | None = None,
+               **sampling: Any) -> Completion:
         """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
 
         Options (sampling: fields of Sampling) and errors are those of `ServedModel.generate`, but a seed of None is a
         random one; TooMuchError where the queue is full. logprobs: the completion has the log-probability of each
         token, and those of this many likeliest ones there. echo: of the prompt's tokens too, and max_tokens may be 0.
+        among: tokens of which the completion has the log-probabilities after the prompt, and no text.
 
         on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
         """
         if seed is None:
             seed = secrets.randbelow(SEED_LIMIT)
-        request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, seed=seed, **sampling)
+        request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=seed, **sampling)
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
         with self._wake:
             self._check_open()
@@ -301,6 +303,9 @@ class Batcher:
 
     def _continue(self, answer: _Answer, logits: NDArray[np.float32]) -> None:
         """Pick the next token of an answer by these logits, [V], if it is to have one."""
+        if answer.request.among:
+            answer.completion.among = log_softmax(logits)[list(answer.request.among)]
+            return self._end(answer, "stop")
         if answer.request.budget == 0:
             return self._end(answer, "length")
         token = answer.pick(logits)

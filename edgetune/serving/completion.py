@@ -40,7 +40,8 @@ class Completion:
 
     finish: None while it lasts, then "stop" (the model ended it, or a stop string), "length" (max_tokens, or the
     context is full), "cancelled", or "error": then `error` says why, and waiting for text raises it.
-    cached_tokens: of the prompt's, those that were in the cache.
+    cached_tokens: of the prompt's, those that were in the cache. among: log-probabilities of the tokens that were asked
+    for, instead of text.
     """
 
     def __init__(self, adapter: str | None, prompt_tokens: int, wake: Callable[[], None],
@@ -52,6 +53,7 @@ class Completion:
         self.cached_tokens = 0
         self.logprobs: list[TokenLogprob] = []  # where they were asked for
         self.prompt_logprobs: list[TokenLogprob] = []  # likewise, complete before the first piece
+        self.among: NDArray[np.float64] = np.empty(0)
         self.finish: str | None = None
         self.error: Exception | None = None
         self.cancelled = False

@@ -28,6 +28,7 @@ class Request:
     text: TextStream
     logprobs: int | None = None  # for each token its log-probability, and those of this many likeliest ones
     echo: bool = False  # the prompt's tokens too
+    among: Sequence[int] = ()  # tokens of which the log-probabilities after the prompt are asked for, and nothing else
 
 
 class ServedModel(ABC):
@@ -83,7 +84,8 @@ class ServedModel(ABC):
         return ""
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
-                logprobs: int | None = None, echo: bool = False, **sampling: Any) -> Request:
+                logprobs: int | None = None, echo: bool = False, among: Sequence[int] = (),
+                **sampling: Any) -> Request:
         """What was asked for, checked; errors as in `generate`. For any thread."""
         if max_tokens < (0 if echo else 1):
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
@@ -94,7 +96,7 @@ class ServedModel(ABC):
         tokens = self._tokens(prompt, min(max_tokens, 1))
         sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens)
         return Request(tokens, min(max_tokens, self.context - len(tokens)), sampler, text, logprobs,
-                       echo)
+                       echo, among)
 
     def _stream(self, request: Request) -> Iterator[str]:
         tokens = request.tokens

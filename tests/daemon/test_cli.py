@@ -142,9 +142,27 @@ def test_adapters_change_place(trained, tmp_path):
 
 
 @pytest.mark.usefixtures("daemon")
+def test_a_job_by_reward_is_told_the_grader_of_a_file(place):
+    rows = [{"prompt": f"lamp {i}", "word": "on"} for i in range(9)]
+    (place / "asking.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grader = {"type": "string_check", "name": "said", "input": "{{ sample.output_text }}", "operation": "like",
+              "reference": "{{ item.word }}"}
+    (place / "grader.json").write_text(json.dumps(grader))
+    asked = ["jobs", "create", place / "asking.jsonl", "--method", "grpo", *SMALL, "--num-generations", 3, "--json"]
+    named = [*asked, "--grader", place / "grader.json"]
+    job = json.loads(run(*named))
+    method = job["method"]["reinforcement"]
+    assert (method["grader"], method["hyperparameters"]["num_generations"]) == (grader, 3)
+    run("jobs", "cancel", job["id"])
+    assert "needs something that rewards answers" in run(*asked, code=2)
+    assert "a daemon runs no grader without a sandbox" in run(*named, "--unsafe-python", code=2)
+    assert "refused here" in run(*asked, "--reward", "rewards:right", code=1)
+
+
+@pytest.mark.usefixtures("daemon")
 def test_jobs_pause_and_resume_and_are_cancelled(place):
     job = json.loads(run("jobs", "create", place / "rows.jsonl", "--steps", 100_000, *SMALL, "--json"))
-    assert f"{job['id']} is paused" in run("jobs", "pause", job["id"])
+    assert re.search(f"{job['id']} is paus(ed|ing)", run("jobs", "pause", job["id"]))
     assert "is queued" in run("jobs", "resume", job["id"])
     until(lambda: job_of(job["id"])["status"] == "running")
     assert json.loads(run("status", "--json"))["job"]["id"] == job["id"]

@@ -59,7 +59,7 @@ def test_better_passes() -> None:
     assert found.reason == "20 of 40 validation examples are answered exactly, 10 before"
     assert (found.wins, found.losses, found.p) == (10, 0, 1.0)
     assert found.old == {"rows": 40, "answered": 40, "right": 10, "loss": 1.75, "exact": 0.25, "reach": 0.25,
-                         "ended": 1.0, "parsed": 1.0}
+                         "ended": 1.0, "parsed": 1.0, "reward": None}
     assert found.new["exact"] == 0.5
 
 
@@ -347,3 +347,30 @@ def test_without_scores() -> None:
     brief = without_scores(found.to_json())
     assert {"scores", "base_scores"} == found.to_json().keys() - brief.keys()
     assert without_scores({"passed": True}) == {"passed": True}  # of an earlier edgetune
+
+
+# ---- rows that are judged by a reward --------------------------------------------------------------------------------
+
+
+def rewarded(*values: float) -> list[Score]:
+    return [Score(None, reward=value) for value in values]
+
+
+@pytest.mark.parametrize(("old", "new", "passes", "reason"), [
+    ([0.2] * 8, [0.6] * 8, True, "answers to 8 validation examples earn 0.600 on average, 0.200 by the active"),
+    ([0.5] * 8, [0.5] * 8, False, "earn 0.500 on average, 0.500 by the active adapter: no higher"),
+    ([0.5] * 8, [0.4] * 7 + [1.9], False, "its answers earn less than those of the active adapter on 7 of 8"),
+    ([1.0, 0.0, 0.0], [0.9, 1.0, 0.0], True, "earn 0.633 on average, 0.333 by the active adapter")])
+def test_what_answers_earn_decides_where_there_is_none_to_compare(old: list[float], new: list[float], passes: bool,
+                                                                  reason: str) -> None:
+    found = verdict(rewarded(*old), rewarded(*new))
+    assert found.passed is passes
+    assert reason in found.reason
+    assert (found.wins, found.losses) == (sum(map(float.__gt__, new, old)), sum(map(float.__lt__, new, old)))
+
+
+def test_the_canarys_larger_limit_holds_where_clearly_more_answers_earn_more() -> None:
+    for better, passes in ((8, True), (2, False)):
+        new = rewarded(*[0.6] * better, *[0.2] * (8 - better))
+        found = decide(Findings(rewarded(*[0.2] * 8), new, [True] * 8, canary=(10.0, 11.0)), LIMIT)
+        assert found.passed is passes, found.reason

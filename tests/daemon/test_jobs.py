@@ -119,7 +119,7 @@ def test_what_is_refused_leaves_nothing(service: Service, monkeypatch: pytest.Mo
             (NotFoundError, "no file 'file-0'", {"training_file": "file-0"}),
             (NotFoundError, "no file 'file-1'", {"validation_file": "file-1"}),
             (UsageError, "suffix is '../x'", {"suffix": "../x"}), (UsageError, "suffix has 41", {"suffix": "a" * 41}),
-            (UsageError, "seed is -1", {"seed": -1}), (UnsupportedError, "'dpo'", {"method": {"type": "dpo"}}),
+            (UsageError, "seed is -1", {"seed": -1}), (UnsupportedError, "'guesses'", {"method": {"type": "guesses"}}),
             (UsageError, "no hyperparameter 'x'", {"hyperparameters": {"x": 1}}),
             (DataError, "fewer than 2 different rows", {"training_file": two}),
             (DataError, "no rows are left to learn", {"validation_file": file})):
@@ -142,7 +142,7 @@ def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) ->
     third = begin(service)
     until(lambda: step_of(service, first.id) > 10)
     assert service.jobs.running.id == first.id
-    assert service.jobs.pause(first.id).status == "paused"
+    assert service.jobs.pause(first.id).status == "pausing"
     assert service.jobs.cancel(third.id).status == "cancelled"
     assert service.jobs.wait(second.id, 60).status == "succeeded"  # its turn came
     with pytest.raises(UsageError, match=f"the job {first.id} is paused"):

@@ -19,7 +19,7 @@ METHOD = {"type": "pairs", "pairs": {"hyperparameters": {**SMALL, "steps": 2, "b
 with open_service(Path(sys.argv[1])) as service:
     pairs = upload(service, PAIRS)
     create = service.jobs.create
-    for rows, says in ((PAIRS + ROWS[:1], "line 13: the row is no pair; expected is prompt with better and worse"),
+    for rows, says in ((PAIRS + [{"completion": "on"}], "line 13: the row is no pair; expected is prompt with better"),
                        ([*PAIRS, {**PAIRS[0], "better": ""}], "line 13: the better answer is empty; write it"),
                        (ROWS[:1] + PAIRS, "line 2: the row has an unknown shape")):
         with pytest.raises(DataError, match=says):

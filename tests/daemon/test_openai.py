@@ -273,7 +273,7 @@ def test_unknown_names_are_not_found(client, trained):
 
 
 @pytest.mark.parametrize(("wrong", "says"), [
-    ({"method": {"type": "dpo"}}, "supervised"), ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
+    ({"method": {"type": "guesses"}}, "supervised"), ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
     ({"hyperparameters": {"rank": 0}}, "rank"), ({"hyperparameters": {"learning": 1}}, "learning"),
     ({"suffix": "a/b"}, "suffix"), ({"hyperparameters": {"schedule": "steep"}}, "constant")])
 def test_a_job_that_cannot_be_is_refused_by_name(client, trained, wrong, says):

@@ -19,7 +19,7 @@ from tiny import write_tiny
 # Not checked: that all that fits the schema is accepted. No schema can say that a file of this id exists, or that a
 # prompt has fewer tokens than the context.
 LEFT_OUT = [positive_data_acceptance]
-OPERATIONS = 46
+OPERATIONS = 48
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from . import (
     errors,
     feedback,
     fine_tuning,
+    graders,
     ollama,
     ollama_embed,
     ollama_models,
@@ -62,7 +63,7 @@ def app(service: Service) -> FastAPI:
     made.state.ignored = set()
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_embed, ollama_models, pages,
+    for part in (completions, embeddings, feedback, fine_tuning, graders, ollama, ollama_embed, ollama_models, pages,
                  reference, responses):
         made.include_router(part.router)
     made.include_router(router)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,12 +16,40 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, TooLargeError, TooMuchError
+from ...errors import (
+    DataError,
+    DiskError,
+    EdgetuneError,
+    Interrupted,
+    NotFoundError,
+    TooLargeError,
+    TooMuchError,
+    UsageError,
+)
 from .security import CODES, error_body, error_for
 from .shapes import Error
 from .validation import sentence_of
 
 log = logging.getLogger("edgetune.daemon")
+
+
+class ParamError(EdgetuneError):
+    """Something is wrong with a field of the request, which OpenAI's error names as `param`."""
+
+    def __init__(self, error: EdgetuneError, param: str) -> None:
+        super().__init__(error.what, error.hint)
+        self.param = param
+
+
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """What is found wrong within is wrong with this field."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        raise ParamError(error, param) from None
+
+
 STATUSES = {
     400: "The request is wrong.", 401: "No key, or a wrong one.", 403: "From a page or under a name that may not.",
     404: "Nothing has this name or id.", 408: "The body came too slowly.", 413: "Too large.",
@@ -110,6 +139,8 @@ def status_and_body(error: Exception, expected: type[BaseModel] | None = None) -
         return 507, error_body(507, str(error), code="disk")
     if isinstance(error, Interrupted):
         return 503, error_body(503, str(error), code="stopping")
+    if isinstance(error, ParamError):
+        return 400, error_body(400, str(error), error.param, "invalid_value")
     if isinstance(error, EdgetuneError):
         return 400, error_body(400, str(error))
     log.error("a request failed", exc_info=error)

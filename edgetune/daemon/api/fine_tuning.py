@@ -11,9 +11,10 @@ from fastapi import APIRouter, Query
 from ...objectives.base import Objective
 from ...training.config import TrainConfig
 from ..jobs.recipe import objective_of
+from ..jobs.rewarded import shown
 from . import schemas
 from .completions import TheService
-from .errors import JsonRoute
+from .errors import JsonRoute, about
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", route_class=JsonRoute)
 After = Annotated[str | None, Query(description="The id after which the page begins.")]
@@ -22,7 +23,11 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 @router.post("", response_model=schemas.Job)
 def create_job(body: schemas.JobRequest, service: TheService) -> Any:
-    return job_object(service.jobs.create(**body.options()))
+    options = body.options()
+    if kind := options.get("method", {}).get("type"):
+        with about(f"method.{kind}.grader"):
+            service.jobs.check_grader(options["method"], options["hyperparameters"])
+    return job_object(service.jobs.create(**options))
 
 
 @router.get("", response_model=schemas.Page[schemas.Job])
@@ -77,13 +82,14 @@ def job_object(job: Any) -> dict[str, Any]:
     objective, _ = objective_of(job.method)
     named = {"n_epochs": config["epochs"], "batch_size": config["batch_size"],
              "learning_rate_multiplier": _multiplier(job, objective)}
+    beside = {name: value for name, value in job.method[kind].items() if name != "hyperparameters"}
     return {
         "id": job.id, "created_at": job.created_at, "started_at": job.started_at, "finished_at": job.finished_at,
         "estimated_finish": int(time.time() + eta) if eta is not None else None, "status": job.status,
         "origin": job.origin, "model": job.model, "fine_tuned_model": job.result, "training_file": job.training_file,
         "validation_file": job.validation_file, "suffix": job.suffix, "seed": job.seed,
         "hyperparameters": named,
-        "method": {"type": kind, kind: {"hyperparameters": {**config, **objective.options(), **named}}},
+        "method": {"type": kind, kind: {**beside, "hyperparameters": {**config, **shown(objective, job), **named}}},
         "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
         "result_files": job.result_files,
         "report": f"/v1/fine_tuning/jobs/{job.id}/report" if job.report else None,

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, create_model
 
 from ...objectives.base import Objective, objectives
+from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, TrainConfig
+from ..jobs.rewarded import ELSEWHERE
 from .generation import ChatMessage
 from .shapes import Answer, Body, Whole
 
@@ -74,29 +76,50 @@ def _kind(spec: Any) -> Any:
 
 
 def _hyperparameters(objective: type[Objective]) -> type[Body]:
-    """Every option of training but those of files, those of the objective, and OpenAI's three."""
-    specs = [*(spec for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS), *declared(objective)]
+    """Every option of training but those of files, those of the objective, and OpenAI's."""
+    left_out = (*FILE_OPTIONS, *ELSEWHERE)
+    specs = [spec for spec in (*fields(TrainConfig), *declared(objective)) if spec.name not in left_out]
     named: dict[str, Any] = {spec.name: (_kind(spec) | None, Field(None, description=spec.metadata["help"]))
                              for spec in specs}
     for spec in declared(objective):
-        if kind_of(spec) in (int, float):  # of OpenAI's every number may be "auto"
+        if spec.name not in left_out and kind_of(spec) in (int, float):  # of OpenAI's every number may be "auto"
             named[spec.name] = (_kind(spec) | Auto | None, Field(None, description=spec.metadata["help"]))
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,
                                          Field(None, description="Of the lr that the job would have otherwise."))
+    if issubclass(objective, Rewarded):
+        named |= _of_reinforcement()
     prefix = "" if objective is Sft else objective.method.capitalize()
     return create_model(f"{prefix}Hyperparameters", __base__=Body, **named)
 
 
+def _of_reinforcement() -> dict[str, Any]:
+    """OpenAI's hyperparameters of reinforcement fine-tuning."""
+    least_one: Any = Annotated[Whole, Field(ge=1)] | Auto | None
+    multiplier: Any = Annotated[float, Field(gt=0, lt=1000)] | Auto | None
+    return {
+        "eval_interval": (least_one, Field(None, description="OpenAI's eval_every.")),
+        "eval_samples": (least_one, Field(None, description="Held-out prompts that a measurement answers; auto: all.")),
+        "compute_multiplier": (multiplier, Field(None, description="Of the answers to each prompt.")),
+        "reasoning_effort": (Literal["default", "low", "medium", "high"] | None, Field(
+            None, description="default alone is taken: the model does not reason apart from its answer."))}
+
+
 Hyperparameters = _hyperparameters(Sft)
+Grader = Annotated[dict[str, Any], Field(description="A grader as OpenAI has it, or one of edgetune's: "
+                                         "type, name, and the fields of its type.")]
 
 
 def _method() -> type[Body]:
-    """OpenAI's method: the type, and under its name the hyperparameters; one for each objective."""
+    """OpenAI's method: the type, and under its name the hyperparameters and, where it learns from rewards, the grader;
+    one for each objective.
+    """
     parts: dict[str, Any] = {}
     for objective in objectives().values():
         inner = Hyperparameters if objective is Sft else _hyperparameters(objective)
         named: dict[str, Any] = {"hyperparameters": (inner | None, None)}
+        if issubclass(objective, Rewarded):
+            named["grader"] = (Grader | None, None)
         part = create_model(objective.method.capitalize(), __base__=Body, **named)
         parts[objective.method] = (part | None, None)
     parts["type"] = (Literal[tuple(parts)], ...)
@@ -138,7 +161,7 @@ class Job(Answer):
     started_at: int | None
     finished_at: int | None
     estimated_finish: int | None
-    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
     origin: Literal["api", "learn"] = Field(description="learn: begun by the daemon itself, from feedback.")
     model: str
     fine_tuned_model: str | None
@@ -151,7 +174,7 @@ class Job(Answer):
     metadata: dict[str, str]
     trained_tokens: int | None
     error: JobError | None
-    progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, "
+    progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, reward, "
                                                        "tokens_per_s, eta_s, judged, judging.")
     organization_id: str = ""
     result_files: list[str] = Field(default_factory=list)
@@ -177,6 +200,58 @@ class Checkpoint(Answer):
     fine_tuned_model_checkpoint: str
     step_number: int
     metrics: dict[str, Any]
+
+
+# ---- graders --------------------------------------------------------------------------------------------------------
+
+
+class GraderRequest(Body):
+    grader: Grader
+
+
+class GradeRequest(GraderRequest):
+    model_sample: str = Field(description="The answer to grade.")
+    item: dict[str, Any] | None = Field(None, description="The row that it answers, with all its columns.")
+
+
+class ValidGrader(Answer):
+    grader: dict[str, Any]
+
+
+class GradeErrors(Answer):
+    """OpenAI's. Those of its servers happen here where the model, or the process of a python grader, is not there."""
+
+    formula_parse_error: bool = False
+    invalid_variable_error: bool = False
+    model_grader_parse_error: bool = False
+    model_grader_refusal_error: bool = False
+    model_grader_server_error: bool = False
+    model_grader_server_error_details: str | None = None
+    other_error: bool = False
+    python_grader_runtime_error: bool = False
+    python_grader_runtime_error_details: str | None = None
+    python_grader_server_error: bool = False
+    python_grader_server_error_type: str | None = None
+    sample_parse_error: bool = False
+    truncated_observation_error: bool = False
+    unresponsive_reward_error: bool = False
+
+
+class GradeMetadata(Answer):
+    name: str
+    type: str
+    errors: GradeErrors
+    execution_time: float = Field(description="Seconds.")
+    scores: dict[str, Any] = Field(description="Of a multi grader the reward of each of its graders.")
+    token_usage: int | None = Field(description="Tokens that a model read and wrote to judge.")
+    sampled_model_name: str | None = Field(description="The model that judged.")
+
+
+class GradeObject(Answer):
+    reward: float
+    metadata: GradeMetadata
+    sub_rewards: dict[str, float]
+    model_grader_token_usage_per_model: dict[str, Any]
 
 
 # ---- beyond OpenAI --------------------------------------------------------------------------------------------------

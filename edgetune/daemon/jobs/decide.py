@@ -8,7 +8,8 @@ lost where it does worse, and a sign test says whether that is chance. The new a
   wrong ones as well, which would speak for what was learned from it;
 - nothing is right, neither before nor after, where answers can be compared;
 - nothing speaks for it: answers are not right further than before on the whole, nor is the loss lower; if the lesson
-  is unlike those before, the same holds for the rows of earlier lessons alone;
+  is unlike those before, the same holds for the rows of earlier lessons alone. Rows without an answer to compare are
+  judged by what answers to them earn, whose mean must be higher than before;
 - it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, is higher than
   the base's by more than a limit, or by more than SECOND times that where clearly more answers are right than the
   base's, or surely right further. Both are measured from the base, so that it does not matter which adapter happened
@@ -40,7 +41,8 @@ SURE = 0.01  # level at which right answers, or a lower loss, make up for what i
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 SECOND = 6  # times its limit the canary may rise where clearly more answers are right
 KEPT = 0.9  # of the corrected answers at least; a lesson that keeps fewer trains longer
-BETTER = {"right": 1, "reach": 1, "loss": -1, "ended": 1, "parsed": 1}  # the sign of a difference that is better
+# the sign of a difference that is better
+BETTER = {"right": 1, "reach": 1, "loss": -1, "ended": 1, "parsed": 1, "reward": 1}
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Findings:
 class Verdict:
     """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. waits: it did
     not pass, but nothing speaks against its rows, which are to be learned with the next ones. old, new:
-    {rows, answered, right, loss, exact, reach, ended, parsed}, counts, and means over the rows for which each was
-    measured. canary: {base, new, rise, limit}, None: not asked. corrected: {rows, kept}, of corrections that were
+    {rows, answered, right, loss, exact, reach, ended, parsed, reward}, counts, and means over the rows for which each
+    was measured. canary: {base, new, rise, limit}, None: not asked. corrected: {rows, kept}, of corrections that were
     learned; None: there are none.
 
     wins, losses: rows right under one adapter alone (where no row differs: rows with a lower loss, and a higher);
@@ -125,7 +127,7 @@ def decide(found: Findings, limit: float | None = None) -> Verdict:
     earlier = [i for i, is_fresh in enumerate(found.fresh) if not is_fresh]
     everything = _compare(found.old, found.new, range(len(found.old)))
     established = _compare(found.old, found.new, earlier)
-    decisive = everything["right" if everything["right"].differ else "loss"]
+    decisive = everything[next((name for name in ("right", "reward") if everything[name].differ), "loss")]
     surprise = _surprise(found)
     worse = _unsound(found) or _first_worse(found, everything, established, _alpha(surprise))
     nothing_right = _nothing_right(found)
@@ -253,6 +255,7 @@ def _worse(name: str, count: Count, found: Findings, which: str) -> str:
         "loss": f"less sure than {who} on {count.losses} {examples}",
         "ended": f"{count.losses} {examples} have answers that no longer end",
         "parsed": f"{count.losses} {examples} have answers that are no longer JSON",
+        "reward": f"its answers earn less than those of {who} on {count.losses} {examples}",
     }[name]
 
 
@@ -280,6 +283,9 @@ def _nothing_right(found: Findings) -> str:
 
 
 def _useless(found: Findings, everything: Counts, established: Counts, surprise: float | None) -> str:
+    reward = everything["reward"]
+    if reward.rows and reward.after <= reward.before:
+        return f"{_mean_rewards(reward, found.who)}: no higher"
     strict = _alpha(surprise) > ALPHA_LIKE_BEFORE
     for compared, which in ((established if strict else {}, " of earlier lessons"), (everything, "")):
         if compared and not (compared["reach"].wins > compared["reach"].losses
@@ -296,7 +302,8 @@ def _unlearned(found: Findings, limit: float | None) -> str:
     base = found.base if found.serving else found.old
     if rise <= SECOND * limit and base is not None:
         compared = _compare(base, found.new, range(len(base)))
-        if compared["right"].p_better < ALPHA or compared["reach"].p_better < SURE:
+        more_right = min(compared["right"].p_better, compared["reward"].p_better) < ALPHA
+        if more_right or compared["reach"].p_better < SURE:
             return ""
         return (f"it unlearned other things: unrelated text surprises it {100 * rise:.1f} % more than the base model, "
                 f"and it does not answer clearly more validation examples than that; {100 * limit:g} % are allowed")
@@ -312,11 +319,19 @@ def _praise(found: Findings, compared: Counts, kept: int, asked: int) -> str:
     loss = compared["loss"]
     if right.before or right.after:
         praise = f"{right.after} of {right.rows} validation examples are {found.rightly}, {right.before} before"
+    elif compared["reward"].rows:
+        praise = _mean_rewards(compared["reward"], found.who)
     elif loss.wins:
         praise = f"more sure than {found.who} on {loss.wins} of {loss.rows} validation examples"
     else:
         praise = f"not worse than {found.who} on {len(found.new)} validation examples"
     return f"{kept} of {asked} corrected answers kept; {praise}" if asked else praise
+
+
+def _mean_rewards(count: Count, who: str) -> str:
+    after = count.after / count.rows
+    before = count.before / count.rows
+    return f"the answers to {count.rows} validation examples earn {after:.3f} on average, {before:.3f} by {who}"
 
 
 def _numbers(compared: Counts) -> dict[str, Any]:
@@ -337,4 +352,5 @@ def _summary(scores: Sequence[Score]) -> dict[str, Any]:
 
     answered = [score.right for score in scores if score.right is not None]
     return {"rows": len(scores), "answered": len(answered), "right": sum(answered), "loss": mean("loss"),
-            "exact": mean("right"), "reach": mean("reach"), "ended": mean("ended"), "parsed": mean("parsed")}
+            "exact": mean("right"), "reach": mean("reach"), "ended": mean("ended"), "parsed": mean("parsed"),
+            "reward": mean("reward")}

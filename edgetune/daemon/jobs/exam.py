@@ -10,6 +10,8 @@ from typing import Any
 
 from ...data.rows import Row
 from ...persisted import from_json
+from ..state.files import digest
+from .rewarded import Rewarding
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Score:
     measured for this row.
 
     pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
-    is -log s of the difference of their log p: how sure the adapter is of that.
+    is -log s of the difference of their log p: how sure the adapter is of that. reward: what its answer earns, of a row
+    without one to compare.
     """
 
     loss: float | None
@@ -29,12 +32,14 @@ class Score:
     parsed: bool | None = None
     prose: bool = False
     pair: bool = False
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
 class Exam:
     """What adapters are asked. The first `established` rows are of earlier lessons, the others of the job that is
-    judged, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in training.
+    judged, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in training. rewarding:
+    how answers earn, where the job learns from rewards.
     """
 
     rows: Sequence[Row]
@@ -43,12 +48,23 @@ class Exam:
     corrected: Sequence[Row] = ()
     system: str | None = None
     max_length: int = 512
+    rewarding: Rewarding | None = None
+
+    def is_rewarded(self, row: Row) -> bool:
+        """Whether a row is judged by what the answer to it earns."""
+        return self.rewarding is not None and self.rewarding.judges(row)
+
+    def key(self, row: Row) -> str:
+        """What the Score of a row is found by: its digest, and of a grader, where its answer earns a reward."""
+        if self.rewarding is not None and self.rewarding.judges(row):
+            return self.rewarding.key(row)
+        return digest(row)
 
 
 @dataclass
 class Asked:
     """An adapter by its name in the model that serves (None: the base alone), and its Scores of the rows that it was
-    asked, by their digests: those are not asked again.
+    asked, by their keys: those are not asked again.
     """
 
     name: str | None

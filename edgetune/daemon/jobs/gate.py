@@ -4,6 +4,7 @@ decide.py says whether the new one takes over.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data import preferences
+from ...data import preferences, prompts
 from ...data.dataset import load_rows
 from ...data.preferences import is_pair
 from ...data.rows import Row
@@ -20,10 +21,11 @@ from ...errors import DataError
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
 from ...serving.llama import LlamaModel
-from ..state.files import digest
+from ...training.rollouts import Answer as RewardedAnswer
 from .decide import Findings, Verdict, decide, needs_base
 from .exam import Asked, Exam, Score
 from .recipe import check_judgeable
+from .rewarded import Rewarding
 
 WINDOW = 512  # tokens of the canary that are seen at once
 PROSE = 30  # words; nobody writes a longer answer twice in the same words, unless it is JSON
@@ -40,8 +42,9 @@ def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, l
     if not rows:
         raise DataError("there are no rows to judge by", "hold some out")
     for row in rows:
-        check_judgeable(row)
-    digests = [digest(row) for row in [*rows, *exam.corrected]]
+        if not exam.is_rewarded(row):
+            check_judgeable(row)
+    keys = [exam.key(row) for row in [*rows, *exam.corrected]]
     examiner = Examiner(served, exam, on_asked)
     examiner.planned = len(examiner.missing(old, rows)) + len(examiner.missing(new, [*rows, *exam.corrected]))
     before = examiner.scores(old, rows)
@@ -56,7 +59,7 @@ def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, l
     fresh = [number >= exam.established for number in range(len(rows))]
     verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected), limit)
     for scores, asked in ((verdict.scores, new), (verdict.base_scores, base)):
-        scores.update((row, asdict(asked.scores[row])) for row in digests if row in asked.scores)
+        scores.update((key, asdict(asked.scores[key])) for key in keys if key in asked.scores)
     return verdict
 
 
@@ -78,16 +81,20 @@ class Examiner:
         missing = self.missing(adapter, rows)
         self.planned = max(self.planned, self._asked + len(missing))
         self.served.use(adapter.name)
-        adapter.scores |= zip(missing, self._ask([*missing.values()]), strict=True)
-        return [adapter.scores[digest(row)] for row in rows]
+        rewarded = {key: row for key, row in missing.items() if self.exam.is_rewarded(row)}
+        others = {key: row for key, row in missing.items() if key not in rewarded}
+        adapter.scores |= zip(others, self._ask([*others.values()]), strict=True)
+        if self.exam.rewarding and rewarded:
+            adapter.scores |= zip(rewarded, self._reward([*rewarded.values()], self.exam.rewarding), strict=True)
+        return [adapter.scores[self.exam.key(row)] for row in rows]
 
     def missing(self, adapter: Asked, rows: Sequence[Row]) -> dict[str, Row]:
         """Those that it was not asked yet, each once."""
-        return {name: row for row in rows if (name := digest(row)) not in adapter.scores}
+        return {key: row for row in rows if (key := self.exam.key(row)) not in adapter.scores}
 
     def _ask(self, rows: Sequence[Row]) -> list[Score]:
         options: dict[str, Any] = {"system": self.exam.system,
-                                   "max_length": min(self.exam.max_length, self.served.context)}
+                                   "max_length": self._max_length}
         found = []
         answerable = []
         for i, row in enumerate(rows):
@@ -112,6 +119,35 @@ class Examiner:
             for i, answer in zip(answerable, answers, strict=True):
                 found[i] = _score(found[i].loss, answer)
         return found
+
+    def _reward(self, rows: Sequence[Row], rewarding: Rewarding) -> list[Score]:
+        """What greedy answers earn; it is not known of a prompt that leaves no room for an answer."""
+        asked = {i: tokens for i, row in enumerate(rows) if (tokens := self._prompt(row))}
+        places = list(asked)
+        budgets = [rewarding.objective.answer_tokens(len(tokens), self._max_length) for tokens in asked.values()]
+        answers: dict[int, RewardedAnswer] = {}
+        for number, text in self.served.complete(list(asked.values()), budgets):
+            tokens = self.served.tokenizer.encode(text, continues=True)
+            ended = len(tokens) < budgets[number]
+            answers[places[number]] = RewardedAnswer(text, json.dumps(rows[places[number]], ensure_ascii=False), ended,
+                                                     tokens)
+            self._count()
+        earned = dict(zip(answers, rewarding.earned(list(answers.values())), strict=True))
+        return [Score(None, reward=earned.get(i)) for i in range(len(rows))]
+
+    def _prompt(self, row: Row) -> list[int]:
+        """Its tokens; none where they leave no room for an answer."""
+        try:
+            data = load_rows([row], self.served.tokenizer, max_length=self._max_length, system=self.exam.system,
+                             parser=prompts)
+        except DataError:
+            return []
+        tokens: list[int] = data.examples[0].tokens.tolist()
+        return tokens if len(tokens) < self._max_length else []
+
+    @property
+    def _max_length(self) -> int:
+        return min(self.exam.max_length, self.served.context)
 
     def _preference(self, row: Row, options: dict[str, Any]) -> Score:
         try:

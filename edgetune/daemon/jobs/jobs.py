@@ -2,6 +2,8 @@
 
     queued -> running -> succeeded | failed       paused <-> queued, running       cancelled from any that has not ended
 
+One that was running is pausing until what it has trained is saved.
+
 A job that was accepted has its rows in STATE/runs/ID, whatever becomes of the file. One that runs when the daemon ends,
 in whatever way, resumes from its last checkpoint when the daemon is back.
 """
@@ -15,6 +17,7 @@ from typing import Any, Literal
 
 from ... import disk
 from ...adapters import store as lora
+from ...data import prompts
 from ...data.rows import Row
 from ...errors import TooMuchError, UsageError
 from ...persisted import from_json
@@ -26,6 +29,7 @@ from ..state.holdout import Holdout
 from ..state.shelf import Shelf
 from . import recipe
 from .queue import Queue
+from .rewarded import REWARD, with_rewards
 from .table import ENDED, JobTable, Note
 from .table import Job as Job
 
@@ -64,14 +68,15 @@ class _Request:
 
 class Jobs:
     """The jobs of a service. For any number of threads. train: options of a job that its request leaves open. runs:
-    the shelf of jobs' folders. holdout: which rows judge where a request names none.
+    the shelf of jobs' folders. holdout: which rows judge where a request names none. allow_python: whether graders and
+    reward functions in Python may run.
 
     on_done: called with each job that ended, on the thread that runs them. paused_reason: why none is begun for now, in
     a sentence, or "". governor: its latest decisions, {at, action, cause}, the newest first.
     """
 
     def __init__(self, table: JobTable, runs: Shelf, queue: Queue, files: Files, adapters: Adapters,
-                 train: TrainConfig, holdout: Holdout) -> None:
+                 train: TrainConfig, holdout: Holdout, allow_python: bool = False) -> None:
         self.table = table
         self.changed = table.changed
         self.folder = runs.folder
@@ -79,6 +84,7 @@ class Jobs:
         self.adapters = adapters
         self.train = train
         self.holdout = holdout
+        self.allow_python = allow_python
         self._runs = runs
         self._queue = queue
         runs.tidy(table.ids(ended=False), done=table.ids(ended=True))
@@ -106,10 +112,19 @@ class Jobs:
         a method, DataError for too few rows, TooMuchError for too many jobs, DiskError.
         """
         method = recipe.method_of(method, hyperparameters)
-        held = self.files.rows(validation_file) if validation_file is not None else None
-        data = _checked(self.files.rows(training_file), held, method)
+        asking = recipe.objective_of(method)[0].rows is prompts
+        held = self.files.rows(validation_file, asking) if validation_file is not None else None
+        data = _checked(self.files.rows(training_file, asking), held, method, self.allow_python)
         return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), "api", training_file,
                                         validation_file))
+
+    def check_grader(self, method: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> None:
+        """Raises UsageError for a grader that is missing where the method needs one, wrong, or not allowed; what else
+        is wrong is for `create`.
+        """
+        named = {name: value for name, value in hyperparameters.items() if name == REWARD}
+        objective, _ = recipe.objective_of(recipe.method_of(method, named))
+        with_rewards(objective, self.allow_python)
 
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
@@ -118,8 +133,8 @@ class Jobs:
         `rows`.
         """
         method = recipe.method_of(None, hyperparameters)
-        return self._add(_checked(rows, held, method), _Request(model or self.adapters.name, suffix, seed, method,
-                                                                dict(metadata or {}), "api"))
+        data = _checked(rows, held, method, self.allow_python)
+        return self._add(data, _Request(model or self.adapters.name, suffix, seed, method, dict(metadata or {}), "api"))
 
     def create_from_feedback(self, data: JobData, *, suffix: str, hyperparameters: Mapping[str, Any],
                              metadata: Mapping[str, str]) -> Job:
@@ -197,8 +212,10 @@ class Jobs:
 
     def _whole(self, job: Job) -> Job:
         """With what its row does not hold."""
-        return replace(job, progress=self._queue.progress_of(job.id), result_files=self.files.results(job.id),
-                       report=self.adapters.report_of(job.id))
+        is_saved = self._queue.job != job.id
+        status = "pausing" if job.status == "paused" and not is_saved else job.status
+        return replace(job, status=status, progress=self._queue.progress_of(job.id),
+                       result_files=self.files.results(job.id), report=self.adapters.report_of(job.id))
 
     def events(self, id: str, after: str | None = None, limit: int = 20) -> Sequence[dict[str, Any]]:
         """What happened to a job, the latest first, as OpenAI has it: id, created_at, level, type, message, data.
@@ -228,11 +245,11 @@ class Jobs:
 
     def resume(self, id: str) -> Job:
         """Put it into the queue again. Raises NotFoundError, and UsageError where it is not paused."""
-        return self._set_status(id, ("paused",), "queued", "resume")
+        return self._set_status(id, ("paused", "pausing"), "queued", "resume")
 
     def cancel(self, id: str) -> Job:
         """End it; only its events are kept. Raises NotFoundError, and UsageError where it has ended."""
-        return self._set_status(id, ("queued", "running", "paused"), "cancelled", "cancel")
+        return self._set_status(id, ("queued", "running", "paused", "pausing"), "cancelled", "cancel")
 
     def _set_status(self, id: str, allowed: Sequence[str], status: str, verb: str) -> Job:
         with self.changed:
@@ -250,11 +267,12 @@ class Jobs:
         return self.get(id)
 
 
-def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[str, Any]) -> JobData:
+def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[str, Any],
+             allow_python: bool) -> JobData:
     """Rows that reading checks for what the method can learn, and the gate can judge by."""
-    objective, _ = recipe.objective_of(method)
-    learned = recipe.CheckedRows(rows, objective.rows, judges=held is None)
-    return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True))
+    objective, rewards = with_rewards(recipe.objective_of(method)[0], allow_python)
+    learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
+    return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))
 
 
 def _check_suffix(suffix: str) -> None:

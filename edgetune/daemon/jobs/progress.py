@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from .openai_metrics import of_measurement, of_step
 from .table import JobTable
 
 TOGETHER_SECONDS = 2.0  # steps are written together: each commit is a sync of the disk
@@ -28,9 +29,14 @@ class JobProgress:
             self._start(event)
         elif kind == "step":
             self._step(event)
+        elif kind == "expect":
+            self._add("metrics", f"before training: mean reward {event['reward']:.3f} of {event['samples']} answers "
+                      f"each to {event['prompts']} prompts", event)
         elif kind == "eval":
-            self.facts["held_out_loss"] = event["loss"]
-            self._add("metrics", f"after step {event['step']}: held-out loss {event['loss']:.4f}", event)
+            self._eval(event)
+        elif kind == "served":
+            self._add("metrics", f"held-out answers earn {event['reward']:.3f} by llama.cpp, and earned "
+                      f"{event['engine_reward']:.3f} by the engine that trained", event)
         elif kind == "resume":
             self._add("metrics", f"resumed after step {event['step']}", event)
         elif kind == "governor":
@@ -63,7 +69,22 @@ class JobProgress:
         facts["loss"] = event["loss"]
         facts["tokens_per_s"] = round(event["tokens_per_s"], 1)
         facts["eta_s"] = round((facts["steps"] - event["step"]) * event["seconds"])
-        self._add("metrics", f"step {event['step']}/{facts['steps']}: loss {event['loss']:.4f}", event)
+        reward = event.get("metrics", {}).get("reward")
+        if reward is not None:
+            facts["reward"] = reward
+        said = "" if reward is None else f", mean reward {reward:.3f}"
+        self._add("metrics", f"step {event['step']}/{facts['steps']}: loss {event['loss']:.4f}{said}",
+                  of_step(event, facts["steps"]))
+
+    def _eval(self, event: dict[str, Any]) -> None:
+        reward = event.get("metrics", {}).get("reward")
+        if reward is None:
+            self.facts["held_out_loss"] = event["loss"]
+            said = f"held-out loss {event['loss']:.4f}"
+        else:
+            self.facts["held_out_reward"] = reward
+            said = f"mean reward of held-out answers {reward:.3f}"
+        self._add("metrics", f"after step {event['step']}: {said}", of_measurement(event, self.facts.get("steps")))
 
     def _add(self, kind: str, text: str, data: Any, level: str = "info") -> None:
         self._pending.append((level, kind, text, data))

@@ -47,6 +47,7 @@ class WorkerOptions:
     """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours.
     canary_limit: the share by which its perplexity may rise; None: any. left_for_training: bytes that a process may
     have; of one that maps the weights (True) they count as its own, though the daemon has them mapped too.
+    allow_python: whether graders in Python may run.
     """
 
     model: Path
@@ -54,6 +55,7 @@ class WorkerOptions:
     canary: str
     canary_limit: float | None
     left_for_training: Callable[[bool], int]
+    allow_python: bool = False
 
 
 class Queue:
@@ -250,6 +252,7 @@ class Queue:
                    **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
                 "policy": asdict(self.options.policy), "canary": self.canary, "limit": self.options.canary_limit,
+                "allow_python": self.options.allow_python,
                 "serving": old, "longer": is_auto(config) or job.origin == "learn",
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...data import preferences
+from ...data import preferences, prompts
 from ...data import rows as supervised_rows
 from ...data.preferences import is_pair
 from ...data.rows import Row, RowParser
 from ...errors import DataError, UnsupportedError, UsageError
+from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, make_objective, objectives
+from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, TrainConfig
 from ..state.files import Rows, digest
 from ..state.holdout import MOST, Holdout
+from . import rewarded
 
 OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
 TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
@@ -38,8 +41,10 @@ def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, An
     known = _by_method()
     if kind not in known:
         raise UnsupportedError(f"the method {kind!r:.40} does not exist here", f"choose from {', '.join(known)}")
-    inner = ((method or {}).get(kind) or {}).get("hyperparameters") or {}
-    return {"type": kind, kind: {"hyperparameters": {**(hyperparameters or {}), **inner}}}
+    part = (method or {}).get(kind) or {}
+    inner = part.get("hyperparameters") or {}
+    beside = {name: value for name, value in part.items() if name != "hyperparameters" and value is not None}
+    return {"type": kind, kind: {**beside, "hyperparameters": {**(hyperparameters or {}), **inner}}}
 
 
 def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
@@ -49,6 +54,9 @@ def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
     kind = _by_method()[method["type"]]
     asked = dict(method[method["type"]]["hyperparameters"])
     own: dict[str, Any] = {}
+    if issubclass(kind, Rewarded):
+        asked = rewarded.translated(kind, asked)
+        own = rewarded.grader_of(method)
     for spec in declared(kind):
         if spec.name not in asked:
             continue
@@ -108,19 +116,25 @@ def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
 class CheckedRows:
     """Rows of a client, to iterate over as often as needed. Raises DataError, with its number, for a row that `parser`
     (None: not asked) cannot learn from, or, with `judges`, that the gate cannot judge by.
+
+    rewards: of a job that learns from rewards, whose grader must find in a row what it names.
     """
 
-    def __init__(self, rows: Iterable[Row], parser: RowParser | None, judges: bool) -> None:
+    def __init__(self, rows: Iterable[Row], parser: RowParser | None, judges: bool,
+                 rewards: GraderRewards | None = None) -> None:
         self.rows = rows
         self.parser = parser
         self.judges = judges
+        self.rewards = rewards
 
     def __iter__(self) -> Iterator[Row]:
         for number, row in enumerate(self.rows, start=1):
             try:
                 if self.parser:
                     self.parser.check_learnable(row)
-                if self.judges:
+                if self.rewards and rewarded.asks(row):
+                    self.rewards.judge.check_item(row)
+                elif self.judges:
                     check_judgeable(row)
             except DataError as error:
                 raise DataError(f"row {number}: {error.what}", error.hint) from None
@@ -186,7 +200,9 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def measurable(folder: Path, parser: RowParser) -> bool:
-    """Whether an objective that reads rows by `parser` has a loss on the rows that judge its job."""
+    """Whether an objective that reads rows by `parser` has a loss, or a reward, on the rows that judge its job."""
+    if parser is prompts:
+        return all(rewarded.asks(row) for row in Rows(folder / HELD))
     for row in islice(Rows(folder / HELD), 1):
         try:
             parser.shape_of(row)

@@ -14,6 +14,7 @@ from ...errors import FormatError, NotFoundError
 from ...persisted import from_json
 from ...training.config import TrainConfig
 from ..state.database import Store, add_event, dump, now
+from .openai_metrics import of_checkpoint
 
 log = logging.getLogger("edgetune.daemon")
 ENDED = ("succeeded", "failed", "cancelled")
@@ -28,9 +29,11 @@ Note = tuple[str, Any]  # a sentence and its data
 
 @dataclass(frozen=True)
 class Job:
-    """A row of the table with its JSON parsed; config has every option of TrainConfig. verdict: the gate's, without the
-    scores of rows. progress, while it runs and as far as known: phase (training, judging), step, steps, loss,
-    held_out_loss, tokens_per_s (of the last step), eta_s, and of `judging` rows that are asked, how many were (judged).
+    """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused one is pausing
+    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. progress, while it runs and
+    as far as known: phase (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it
+    learns from rewards, tokens_per_s (of the last step), eta_s, and of `judging` rows that are asked, how many were
+    (judged).
     result_files: ids, of a job that has ended. report: a file of HTML beside the adapter that it made.
     """
 
@@ -38,7 +41,7 @@ class Job:
     created_at: int
     started_at: int | None
     finished_at: int | None
-    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
     origin: Literal["api", "learn"]
     model: str
     suffix: str
@@ -178,7 +181,7 @@ class JobTable:
                 add_event(db, id, level, kind, text, data)
                 if data and data.get("event") == "eval":
                     db.execute("INSERT INTO checkpoints (job, created_at, step, metrics) VALUES (?, ?, ?, ?)",
-                               (id, now(), data["step"], dump({"valid_loss": data["loss"], "best": data["best"]})))
+                               (id, now(), data["step"], dump(of_checkpoint(data))))
 
 
 def _job(columns: dict[str, Any]) -> Job:

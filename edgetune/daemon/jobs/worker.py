@@ -15,7 +15,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ...formats.shape import read_shape
 from ...machine.device import read_device, trim
 from ...machine.governor import Governor
 from ...machine.policy import Policy
+from ...objectives.rewarded import Rewarded
 from ...persisted import from_json
 from ...python_child import die_with
 from ...runs.reported import reported
@@ -40,6 +42,7 @@ from . import longer
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
 from .recipe import HELD, TRAIN, corrected_rows, held_rows, measurable, objective_of
+from .rewarded import Rewarding, eval_samples, with_rewards
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
@@ -122,7 +125,7 @@ class Worker:
         self.folder = Path(task["folder"])
         self.out = self.folder / RUN
         self.config = from_json(TrainConfig, task["config"], "the task")
-        self.objective, _ = objective_of(task["method"])
+        self.objective, self.rewards = with_rewards(objective_of(task["method"])[0], task["allow_python"])
         self.bundle = open_bundle(task["model"])
         serving = task["serving"] or {"scores": {}, "base_scores": {}}
         self.base = Asked(None, read_scores(serving["base_scores"]))
@@ -167,7 +170,27 @@ class Worker:
         record = store.read_run(self.out)
         self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
         serving = self.task["serving"]
-        return {**self.judge().to_json(), "against": serving and serving["id"]}
+        verdict = self.judge().to_json()
+        if gap := self._gap(verdict["scores"], record):
+            self.emit(gap)
+        return {**verdict, "against": serving and serving["id"]}
+
+    def _gap(self, scores: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What the answers to held-out prompts earn by llama.cpp, and earned by the engine that trained: they should
+        earn nearly the same. None where either is not known.
+        """
+        rewarding = self._rewarding()
+        measured = record["held_out"]
+        if rewarding is None or measured is None or measured["loss_after"] is None:
+            return None
+        asked = held_rows(self.folder)[0][:eval_samples(self.task["method"])]
+        found = [scores.get(rewarding.key(row), {}).get("reward") for row in asked]
+        earned = [reward for reward in found if reward is not None]
+        if not earned or len(earned) < len(asked):
+            return None
+        served = sum(earned) / len(earned)
+        return {"event": "served", "step": measured["best_step"], "reward": served, "engine_reward":
+                -measured["loss_after"], "gap": served + measured["loss_after"], "rows": len(earned)}
 
     def learn(self, more: int = 0) -> None:
         """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed.
@@ -178,6 +201,9 @@ class Worker:
         rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, judging), self.config,
                                  self.objective.rows, learnable=False)  # clients' rows were checked when they came
         assert rows
+        if held and self.rewards:
+            most = eval_samples(self.task["method"])
+            held = replace(held, examples=held.examples[:most], rows=held.rows[:most])
         self.commands.set_saves(True)
         if not (self.out.exists() and self._resume(rows, held, more)):
             self._run(rows, held, resume=False)
@@ -200,7 +226,7 @@ class Worker:
         run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, more=more,
                 allow_changed=("held-out",) if resume and held is None else (), on_event=self.emit,
                 should_stop=lambda: self.commands.stopping, governor=governor, busy=lambda: self.commands.busy,
-                objective=self.objective)
+                objective=self.objective, rewards=self.rewards)
 
     def judge(self) -> Verdict:
         """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""
@@ -209,7 +235,7 @@ class Worker:
         from . import gate
         rows, established = held_rows(self.folder)
         exam = Exam(rows, self.task["canary"], established, corrected_rows(self.folder), self.config.system or None,
-                    self.config.max_length)
+                    self.config.max_length, self._rewarding())
         context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * self.config.max_length))
         repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
@@ -219,6 +245,11 @@ class Worker:
                 served.load_adapter(self.task["serving"]["path"], OLD)
             served.load_adapter(self.out, NEW)
             return gate.judge(served, exam, self.base, self.old, Asked(NEW), self.task["limit"], self._on_asked)
+
+    def _rewarding(self) -> Rewarding | None:
+        if self.rewards is None or not isinstance(self.objective, Rewarded):
+            return None
+        return Rewarding(self.objective, self.rewards)
 
     def _on_asked(self, done: int, of: int) -> None:
         self.emit({"event": "judging", "done": done, "of": of})

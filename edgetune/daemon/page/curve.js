@@ -1,20 +1,21 @@
 "use strict";
-// The loss curve.
+// Curves of losses and rewards.
 
-function lossCurve() {
+/** valueOf: what is shown of a line of events; no number where there is none. */
+function curve(word, valueOf) {
   const svg = draw("svg", { role: "img" }), held = el("span", { class: "key held", text: "held out" });
   const legend = el("figcaption", { class: "row small soft" }, el("span", { class: "key", text: "training" }), held);
   const figure = el("figure", { hidden: true }, svg, legend);
   let train = [], measured = [];
-  new ResizeObserver(() => svg.clientWidth && plot(svg, train, measured)).observe(svg);
+  new ResizeObserver(() => svg.clientWidth && plot(svg, word, train, measured)).observe(svg);
   figure.show = (lines) => {
-    const found = (kind) => lines.filter((line) => line.event === kind && Number.isFinite(line.loss));
-    const of = (kind) => [...new Map(found(kind).map((line) => [line.step, line.loss]))] // after a stop some are repeated
-      .sort((a, b) => a[0] - b[0]);
+    const found = (kind) => lines.filter((line) => line.event === kind && Number.isFinite(valueOf(line)));
+    const of = (kind) => [...new Map(found(kind).map((line) => [line.step, valueOf(line)]))]
+      .sort((a, b) => a[0] - b[0]); // after a stop some are repeated
     [train, measured] = [thin(of("step"), 150), of("eval")];
     figure.hidden = train.length + measured.length === 0;
     held.hidden = measured.length === 0;
-    if (svg.clientWidth) plot(svg, train, measured);
+    if (svg.clientWidth) plot(svg, word, train, measured);
   };
   return figure;
 }
@@ -29,31 +30,34 @@ function thin(points, most) {
   return means;
 }
 
-function plot(svg, train, held) {
-  const wide = svg.clientWidth, high = 160, all = [...train, ...held];
+/** The scale begins at 0, or below where a value does. */
+function plot(svg, word, train, held) {
+  const wide = svg.clientWidth, high = 160, all = [...train, ...held], values = all.map(([, value]) => value);
   const left = 36, right = wide - 8, top = 24, low = high - 20;
-  const last = Math.max(...all.map(([at]) => at), 1), [step, ticks] = scale(Math.max(...all.map(([, loss]) => loss)));
-  const x = (at) => left + (at / last) * (right - left), y = (loss) => low - (loss / (step * ticks)) * (low - top);
-  const path = (points) => points.map(([at, loss], i) => `${i ? "L" : "M"}${x(at)} ${y(loss)}`).join("");
-  const marks = Array.from({ length: ticks + 1 }, (_, i) => i * step);
+  const last = Math.max(...all.map(([at]) => at), 1), most = Math.max(...values, 0);
+  const step = scale(most - Math.min(...values, 0)), first = Math.floor(Math.min(...values, 0) / step);
+  const ticks = Math.max(Math.ceil(most / step) - first, 1);
+  const x = (at) => left + (at / last) * (right - left);
+  const y = (value) => low - ((value / step - first) / ticks) * (low - top);
+  const path = (points) => points.map(([at, value], i) => `${i ? "L" : "M"}${x(at)} ${y(value)}`).join("");
+  const marks = Array.from({ length: ticks + 1 }, (_, i) => (first + i) * step);
   const words = [`training ${spoken(train)}`, ...(held.length ? [`held out ${spoken(held)}`] : [])].join(", ");
   const text = (x, y, anchor, text) => draw("text", { x, y, "text-anchor": anchor }, text);
   svg.setAttribute("viewBox", `0 0 ${wide} ${high}`);
-  svg.setAttribute("aria-label", `Loss by step: ${words}`);
+  svg.setAttribute("aria-label", `${sentence(word).slice(0, -1)} by step: ${words}`);
   svg.replaceChildren(
-    ...marks.map((loss) => draw("path", { class: "grid", d: `M${left} ${y(loss)}H${right}` })),
-    ...marks.map((loss) => text(left - 6, y(loss) + 4, "end", String(+loss.toFixed(3)))),
-    text(left - 6, 10, "end", "loss"), text(left, high - 4, "start", "step 0"),
+    ...marks.map((value) => draw("path", { class: "grid", d: `M${left} ${y(value)}H${right}` })),
+    ...marks.map((value) => text(left - 6, y(value) + 4, "end", String(+value.toFixed(3)))),
+    text(left - 6, 10, "end", word), text(left, high - 4, "start", "step 0"),
     text(right, high - 4, "end", `step ${last}`),
     draw("path", { class: "train", d: path(train) }), draw("path", { class: "held", d: path(held) }),
-    ...held.map(([at, loss]) => draw("circle", { class: "dot", cx: x(at), cy: y(loss), r: 3 })));
+    ...held.map(([at, value]) => draw("circle", { class: "dot", cx: x(at), cy: y(value), r: 3 })));
 }
 
-/** A round distance of grid lines, and how many of them reach up to `most`. */
+/** A round distance of grid lines, of which four reach over `most`. */
 function scale(most) {
   const power = 10 ** Math.floor(Math.log10(most / 4 || 1));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((distance) => distance * 4 >= most);
-  return [step, Math.max(Math.ceil(most / step), 1)];
+  return [1, 2, 5, 10].map((factor) => factor * power).find((distance) => distance * 4 >= most);
 }
 
 function spoken(points) {

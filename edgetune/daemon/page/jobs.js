@@ -2,8 +2,8 @@
 // Trainings: their progress, what happened, and a new one on a file.
 
 const names = new Map(); // of uploaded files, by id
-const ALIVE = ["queued", "running", "paused"];
-const COLOURS = { succeeded: "good", running: "good", paused: "warm", failed: "bad" };
+const ALIVE = ["queued", "running", "pausing", "paused"];
+const COLOURS = { succeeded: "good", running: "good", pausing: "warm", paused: "warm", failed: "bad" };
 
 async function showJobs(jobs) {
   $("no-jobs").hidden = jobs.length > 0;
@@ -34,7 +34,7 @@ function jobCard(first) {
     wrong.hidden = !job.error;
     put(wrong, job.error ? sentence(job.error.message) : "");
     pause.hidden = !["running", "queued"].includes(status);
-    resume.hidden = status !== "paused";
+    resume.hidden = !["pausing", "paused"].includes(status);
     cancel.hidden = !alive;
     report.hidden = !job.report;
   };
@@ -42,12 +42,17 @@ function jobCard(first) {
   return card;
 }
 
-/** The loss curve and what happened, fetched while somebody looks. */
+/** What a measurement of a training by rewards has beside its loss, which is less that reward. */
+const rewardOf = (line) => line.metrics && line.metrics.reward;
+
+/** The curves and what happened, fetched while somebody looks. */
 function jobStory({ id, status }) {
-  const curve = lossCurve(), events = new Map();
+  const rewards = curve("reward", rewardOf), events = new Map();
+  const losses = curve("loss", (line) => (line.event === "eval" && Number.isFinite(rewardOf(line)) ? NaN : line.loss));
   const lines = el("ol", { class: "lines", tabIndex: 0, "aria-label": "What happened" }); // it scrolls
   const story = el("details", { open: ALIVE.includes(status), ontoggle: () => story.open && look() },
-    el("summary", { class: "small soft", text: "Loss and events" }), el("div", { class: "stack" }, curve, lines));
+    el("summary", { class: "small soft", text: "Loss and events" }),
+    el("div", { class: "stack" }, rewards, losses, lines));
   let whole = false; // nothing more will happen
   story.learn = async (job) => {
     if (!story.open || whole) return;
@@ -55,7 +60,7 @@ function jobStory({ id, status }) {
     whole = !ALIVE.includes(job.status);
     const all = [...events.values()].sort((a, b) => a.created_at - b.created_at);
     const of = (type) => all.filter((event) => event.type === type);
-    curve.show(of("metrics").map((event) => event.data));
+    for (const shown of [rewards, losses]) shown.show(of("metrics").map((event) => event.data));
     showLines(lines, of("message").map((event) => [event.created_at, event.message]).reverse());
   };
   return story;
@@ -66,11 +71,12 @@ async function steer(button, id, verb) {
     await act(button, () => post(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}/${verb}`));
 }
 
-function pace({ phase, step, steps, loss, tokens_per_s: speed, eta_s: left, judged, judging }) {
+function pace({ phase, step, steps, loss, reward, tokens_per_s: speed, eta_s: left, judged, judging }) {
   const asked = judging ? ` (${judged} of ${judging})` : "";
   if (phase === "judging") return `trained, now judged beside what is in service${asked}`;
   if (!step) return "begins";
-  const parts = [`step ${step} of ${steps}`, `loss ${number(loss)}`, `${number(speed, 0)} tokens/s`];
+  const said = Number.isFinite(reward) ? `reward ${number(reward)}` : `loss ${number(loss)}`;
+  const parts = [`step ${step} of ${steps}`, said, `${number(speed, 0)} tokens/s`];
   return parts.concat(left ? [`${lasting(left)} left`] : []).join(" · ");
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ... import disk
+from ...data import prompts
 from ...data import rows as supervised_rows
 from ...data.formats import recognised
 from ...data.rows import Row, RowParser, json_type
@@ -144,11 +145,11 @@ class Files:
                                 "delete it and upload it again")
         return path
 
-    def rows(self, id: str) -> Rows:
-        """Of an uploaded file. Raises NotFoundError, and UsageError for results."""
+    def rows(self, id: str, asking: bool = False) -> Rows:
+        """Of an uploaded file; asking: as in Rows. Raises NotFoundError, and UsageError for results."""
         if self.get(id).purpose == RESULTS:
             raise UsageError(f"the file {id} holds the results of a job, no rows", "name a file that was uploaded")
-        return Rows(self.content(id))
+        return Rows(self.content(id), asking)
 
 
 def _name(id: str, purpose: str) -> str:
@@ -224,6 +225,8 @@ class _Check:
         shapes = {}
         for parser, before in self._shapes.items():
             try:
+                if parser is prompts and "completion" in row:  # an answer that is wrong makes no question of it
+                    supervised_rows.check_learnable(row)
                 shape = parser.check_learnable(row)
                 if shape != "text" and before not in ("", "text", shape):  # as in training: text goes with any
                     raise DataError(f"a row of {shape} among rows of {before}", "keep one shape in a file")
@@ -255,13 +258,18 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 class Rows:
-    """The rows of an accepted file, those of other formats as rows that we know, to iterate over as often as needed."""
+    """The rows of an accepted file, those of other formats as rows that we know, to iterate over as often as needed.
 
-    def __init__(self, path: Path) -> None:
+    asking: rows may ask without an answer, as those of rewards do; then what another key than completion says is no
+    answer, but something that a grader knows of the row.
+    """
+
+    def __init__(self, path: Path, asking: bool = True) -> None:
         self.path = path
+        self.asking = asking
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        parsers = _parsers()
+        parsers = [parser for parser in _parsers() if self.asking or parser is not prompts]
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 if (text := line if number else line.removeprefix(BOM)).strip():

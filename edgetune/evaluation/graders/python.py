@@ -72,7 +72,8 @@ class PythonGrader(OneByOne):
     @classmethod
     def read(cls, given: Mapping[str, Any], means: Means) -> Grader:
         if not means.allow_python:
-            raise UsageError("a python grader is not allowed here", "write it as a multi of the other graders")
+            raise UsageError("a python grader is not allowed here",
+                             "write it as a multi of the other graders; a daemon takes it with --allow-python-graders")
         lacking = seccomp.lacks()
         if lacking and not means.allow_unsafe_python:
             raise UsageError(f"a python grader needs a sandbox, and {lacking}",

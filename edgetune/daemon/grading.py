@@ -1,0 +1,149 @@
+"""Graders that clients send, tried on one answer: in a separate process, because a pattern or a long text could occupy
+this one for as long as its sender likes. A grader that asks a model to judge asks this process, which has the base.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import errors
+from ..errors import TooMuchError, UnsupportedError
+from ..evaluation.graders.base import Grade, Grader, read_grader
+from ..python_child import child
+from ..serving.batcher import Batcher
+from . import grading_child
+
+SECONDS = 60.0  # that a grader may take, the start of its process included
+MOST = 8  # that wait for their turn
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What an answer earned, the seconds that this took, and the tokens that the base read and wrote to judge, by
+    OpenAI's names; none where it was not asked.
+    """
+
+    grade: Grade
+    seconds: float
+    usage: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A ScoreModel: the base that answers, without adapters, which must not judge themselves."""
+
+    batcher: Batcher
+    name: str
+    usage: dict[str, int] = field(default_factory=dict)
+
+    def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
+                            labels: Sequence[str]) -> list[list[float] | None]:
+        """Raises UnsupportedError for a model whose tokens do not tell the labels apart, and what a request raises."""
+        tokenizer = self.batcher.served.tokenizer
+        among = [tokenizer.encode(label)[-1] for label in labels]
+        if len(set(among)) != len(labels):
+            raise UnsupportedError(f"{self.name} has no token for each of {', '.join(labels)}", "use another grader")
+        return [self._probabilities(conversation, among) for conversation in conversations]
+
+    def _probabilities(self, conversation: Sequence[Mapping[str, Any]], among: list[int]) -> list[float] | None:
+        served = self.batcher.served
+        text = served.tokenizer.render([dict(message) for message in conversation], add_generation_prompt=True)
+        prompt = served.tokenizer.encode(text, bos=True)
+        if len(prompt) >= served.context:
+            return None
+        said = self.batcher.submit(prompt, max_tokens=1, among=among)
+        said.text()
+        for name, tokens in (("prompt_tokens", said.prompt_tokens), ("completion_tokens", 1),
+                             ("total_tokens", said.prompt_tokens + 1), ("cached_tokens", said.cached_tokens)):
+            self.usage[name] = self.usage.get(name, 0) + tokens
+        p = np.exp(said.among - said.among.max())
+        return [float(value) for value in p / p.sum()]
+
+
+class Grading:
+    """For any number of threads; one grader runs at a time. name: of the base. allow_python: whether python graders
+    may run.
+    """
+
+    def __init__(self, batcher: Batcher, name: str, allow_python: bool) -> None:
+        self.batcher = batcher
+        self.name = name
+        self.allow_python = allow_python
+        self.waiting = 0  # with the one that runs
+        self._count = threading.Lock()
+        self._turn = threading.Lock()
+
+    def read(self, written: Mapping[str, Any]) -> Grader:
+        """Raises UsageError for what is wrong with a grader, and for one in Python where that may not run."""
+        return read_grader(written, model=Judge(self.batcher, self.name), allow_python=self.allow_python)
+
+    def run(self, written: Mapping[str, Any], text: str, item: Mapping[str, Any]) -> Graded:
+        """The grade of an answer to a row. One that takes longer than SECONDS is an unresponsive_reward_error.
+
+        Raises what `read` raises, DataError for a row that asks nothing where the grader needs that, and TooMuchError.
+        """
+        self.read(written)
+        judge = Judge(self.batcher, self.name)
+        task = {"grader": written, "sample": text, "item": item, "name": self.name, "allow_python": self.allow_python,
+                "parent": os.getpid()}
+        with self._place(), self._turn:
+            said = _graded(task, judge)
+        if "error" in said:
+            raise getattr(errors, said["error"])(said["what"], said["hint"])
+        return Graded(Grade(said["reward"], said["parts"], said["errors"]), said["seconds"], judge.usage)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        with self._count:
+            if self.waiting > MOST:
+                raise TooMuchError(f"{MOST} graders wait already", "ask again in a few seconds")
+            self.waiting += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self.waiting -= 1
+
+
+def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
+    """What the process says of a task in the end."""
+    late = threading.Event()
+    with subprocess.Popen(**child(grading_child.__name__), text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        killer = threading.Timer(SECONDS, end)
+        killer.start()
+        try:
+            return _conversation(process, task, judge)
+        except (BrokenPipeError, ValueError):  # it ended
+            name = "unresponsive_reward_error" if late.is_set() else "other_error"
+            return {"reward": 0.0, "parts": {}, "errors": {name: True}, "seconds": SECONDS if late.is_set() else 0.0}
+        finally:
+            killer.cancel()
+            process.kill()
+
+
+def _conversation(process: subprocess.Popen[str], task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
+    """Answers what it asks the judge until it is done. Raises ValueError or BrokenPipeError where it ends before."""
+    assert process.stdin
+    assert process.stdout
+    message: Mapping[str, Any] = task
+    while True:
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+        said: dict[str, Any] = json.loads(process.stdout.readline())
+        if "conversations" not in said:
+            return said
+        message = {"probabilities": judge.label_probabilities(said["conversations"], said["labels"])}

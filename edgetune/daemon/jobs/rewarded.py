@@ -1,0 +1,157 @@
+"""Jobs that learn from rewards: OpenAI's names of their hyperparameters, their grader, how held-out answers earn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from ...data import prompts
+from ...data import rows as supervised_rows
+from ...data.rows import Row
+from ...errors import DataError, UsageError
+from ...evaluation.graders.rewards import GraderRewards, rewards_of
+from ...objectives.base import Objective
+from ...objectives.rewarded import Rewarded
+from ...options import AUTO
+from ...training.rollouts import Answer
+from ..state.files import digest
+from .table import Job
+
+GRADER = "grader"  # beside the hyperparameters, as OpenAI has it
+REWARD = "reward"  # the hyperparameter that names a function instead
+ELSEWHERE = (GRADER, "unsafe_python")  # options of an objective that are no hyperparameters of a job
+EFFORT = "default"  # the only reasoning_effort: there is no reasoning apart from the answer
+LEAST_GENERATIONS = 2
+
+
+def translated(kind: type[Rewarded], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with OpenAI's names of reinforcement as ours. Raises UsageError."""
+    found = dict(asked)
+    for name in ELSEWHERE:
+        if name in found:
+            raise UsageError(f"{name} is no hyperparameter of a job", "give the grader as an object beside these")
+    effort = found.pop("reasoning_effort", EFFORT)
+    if effort != EFFORT:
+        raise UsageError(f"reasoning_effort is {effort!r:.40}, and the model does not reason apart from its answer",
+                         f"leave it out, or write {EFFORT}")
+    interval = found.pop("eval_interval", AUTO)
+    if interval != AUTO:
+        _say_once(found, "eval_every", "eval_interval")
+        found["eval_every"] = interval
+    multiplier = found.pop("compute_multiplier", AUTO)
+    if multiplier != AUTO:
+        _say_once(found, "num_generations", "compute_multiplier")
+        found["num_generations"] = generations(kind, multiplier)
+    _check_samples(found.pop("eval_samples", AUTO))
+    return found
+
+
+def generations(kind: type[Rewarded], multiplier: Any) -> int:
+    """Answers to each prompt, by OpenAI's factor on what is spent on them. Raises UsageError."""
+    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier < 1000:
+        raise UsageError(f"compute_multiplier is {multiplier!r:.40}", "give a number above 0; 1 is the default")
+    return max(round(kind.num_generations * multiplier), LEAST_GENERATIONS)
+
+
+def _say_once(found: Mapping[str, Any], ours: str, openai: str) -> None:
+    if ours in found:
+        raise UsageError(f"{openai} says again what {ours} says", "give one of them")
+
+
+def _check_samples(samples: Any) -> None:
+    if samples != AUTO and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise UsageError(f"eval_samples is {samples!r:.40}", "give the number of held-out prompts to answer, 1 or more")
+
+
+def eval_samples(method: Mapping[str, Any]) -> int | None:
+    """How many held-out prompts a measurement of training answers; None: all."""
+    found = method[method["type"]]["hyperparameters"].get("eval_samples", AUTO)
+    return None if found == AUTO else int(found)
+
+
+def grader_of(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The objective's option for the grader of a job. Raises UsageError for what is no object."""
+    grader = method[method["type"]].get(GRADER)
+    if grader is None:
+        return {}
+    if not isinstance(grader, Mapping):
+        raise UsageError(f"the grader is {grader!r:.60}, no object", 'write {"type": "string_check", ...}')
+    return {GRADER: json.dumps(grader)}
+
+
+def with_rewards(objective: Objective, allow_python: bool) -> tuple[Objective, GraderRewards | None]:
+    """(the objective of a job, what rewards its answers; None: it does not learn from rewards).
+
+    allow_python: whether graders and reward functions in Python may run. Raises UsageError for a grader that cannot be.
+    """
+    if not isinstance(objective, Rewarded):
+        return objective, None
+    if not (objective.grader or objective.reward):
+        raise UsageError(f"the method {objective.method} needs a grader",
+                         'give one beside its hyperparameters: {"type": "string_check", ...}')
+    return rewards_of(objective, allow_python=allow_python)
+
+
+def shown(objective: Objective, job: Job) -> dict[str, Any]:
+    """What a job object says of an objective's options, by their names and OpenAI's."""
+    options = objective.options()
+    if not isinstance(objective, Rewarded):
+        return options
+    options = {name: value for name, value in options.items() if name not in ELSEWHERE}
+    asked = job.method[job.method["type"]]["hyperparameters"]
+    multiplier = asked.get("compute_multiplier", AUTO)
+    if multiplier == AUTO:
+        multiplier = objective.num_generations / type(objective).num_generations
+    return {**options, "compute_multiplier": multiplier, "eval_interval": job.config["eval_every"] or AUTO,
+            "eval_samples": asked.get("eval_samples", AUTO), "reasoning_effort": EFFORT}
+
+
+# ---- held-out rows ---------------------------------------------------------------------------------------------------
+
+
+def asks(row: Row) -> TypeGuard[Mapping[str, Any]]:
+    """Whether it is a row that such an objective reads: one that asks something."""
+    try:
+        prompts.check_learnable(row)
+    except DataError:
+        return False
+    return True
+
+
+def has_answer(row: Row) -> bool:
+    """Whether a row that asks has an answer to compare, too: a completion. Earlier turns of messages are none."""
+    if "messages" in row:
+        return False
+    try:
+        supervised_rows.check_row(row)
+    except DataError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Rewarding:
+    """How the held-out answers of a job earn: by the grader that it is trained with, and as many tokens at most."""
+
+    objective: Rewarded
+    rewards: GraderRewards
+
+    def judges(self, row: Row) -> bool:
+        """Whether a row is judged by what its answer earns."""
+        return asks(row) and not has_answer(row)
+
+    def key(self, row: Row) -> str:
+        """A digest of the row and of all that decides what its answer earns: another job's grader judges otherwise."""
+        objective = self.objective
+        return digest({"row": row, "grader": objective.grader or objective.reward,
+                       "tokens": [objective.max_completion_length, objective.overlong_tokens]})
+
+    def earned(self, answers: Sequence[Answer]) -> list[float]:
+        """The reward of each answer, less what it loses for its length."""
+        values = np.array([reward.value for reward in self.rewards(answers)], np.float32)
+        tokens = np.array([len(answer.tokens) for answer in answers])
+        return [float(value) for value in self.objective.penalized(values, tokens)]

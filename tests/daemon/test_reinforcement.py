@@ -1,0 +1,224 @@
+"""Jobs that learn from rewards, by OpenAI's client against a real daemon on a tiny model: from file to verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("openai")
+
+import openai
+from daemons import PATIENCE, Daemon, daemon, openai_client
+from services import until
+from tiny import write_tiny
+
+from edgetune.daemon.jobs.exam import Asked, Exam
+from edgetune.daemon.jobs.gate import judge
+from edgetune.daemon.jobs.rewarded import Rewarding, with_rewards
+from edgetune.daemon.state.files import digest
+from edgetune.data.prompts import prompt_text
+from edgetune.evaluation.graders.base import read_grader
+from edgetune.evaluation.graders.sample import Sample
+from edgetune.machine.policy import Policy
+from edgetune.objectives.grpo import Grpo
+from edgetune.serving.llama import LlamaModel
+from edgetune.training.config import TrainConfig
+
+WORDS = {"type": "string_check", "name": "said", "operation": "like", "input": "{{ sample.output_text }}",
+         "reference": "{{ item.word }}"}
+LIKE = {"type": "text_similarity", "name": "like", "evaluation_metric": "fuzzy_match",
+        "input": "{{ sample.output_text }}", "reference": "{{ item.word }} light off"}
+GRADER = {"type": "multi", "name": "both", "graders": {"said": WORDS, "like": LIKE},
+          "calculate_output": "0.5 * said + 0.5 * like"}
+PYTHON = {"type": "python", "name": "own", "source": "def grade(sample, item):\n    return 0.5"}
+ROWS = [{"messages": [{"role": "user", "content": f"turn on lamp {i}"}], "word": "the"} for i in range(20)]
+FREE = Policy(nice=19, govern=False)  # others on this machine do not make it wait
+TRAIN = TrainConfig(rank=4, steps=4, batch_size=4, max_length=64, threads=1)
+ASKED = {"eval_interval": 2, "eval_samples": 2, "compute_multiplier": 0.5, "learning_rate_multiplier": 100.0,
+         "n_epochs": "auto", "batch_size": "auto", "reasoning_effort": "default"}
+OURS = {"max_completion_length": 10, "temperature": 1.5}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("reinforcement")
+    model = write_tiny(folder / "Tiny.gguf", formats="Q8_0", n_context=128)
+    with daemon(model, folder / "state", train=TRAIN, policy=FREE, canary_rise="off") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(running: Daemon) -> Iterator[openai.OpenAI]:
+    with openai_client(running.url) as made:
+        yield made
+
+
+def upload(client: openai.OpenAI, rows: list[dict[str, Any]] = ROWS) -> str:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    return client.files.create(file=("rows.jsonl", lines.encode()), purpose="fine-tune").id
+
+
+def method(grader: Any = GRADER, **hyperparameters: Any) -> dict[str, Any]:
+    return {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}}
+
+
+@pytest.fixture(scope="module")
+def trained(running: Daemon, client: openai.OpenAI) -> Any:
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), seed=3,
+                                         method=method(**ASKED, **OURS))
+    running.service.jobs.wait(job.id, 3 * PATIENCE)
+    return client.fine_tuning.jobs.retrieve(job.id)
+
+
+def test_the_job_says_what_it_was_asked_with_what_auto_became(trained: Any) -> None:
+    assert trained.status == "succeeded", trained.error
+    found = trained.method.reinforcement
+    assert (trained.method.type, found.grader.model_dump(exclude_none=True)) == ("reinforcement", GRADER)
+    said = found.hyperparameters
+    assert {name: getattr(said, name) for name in ASKED} == ASKED | {"batch_size": 4}
+    assert (said.num_generations, said.eval_every, said.max_completion_length, said.lr) == (2, 2, 10, 0.01)
+    assert not hasattr(said, "grader")
+
+
+def test_events_have_openais_names_beside_trls(client: openai.OpenAI, trained: Any) -> None:
+    events = [event for event in client.fine_tuning.jobs.list_events(trained.id, limit=100) if event.type == "metrics"]
+    lines = [event.data for event in reversed(events)]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [(line["step"], line["total_steps"]) for line in steps] == [(i, 4) for i in range(1, 5)]
+    for line in steps:
+        assert line["train_mean_reward"] == line["metrics"]["reward"] == line["scores"]["train_reward_mean"]
+        assert line["completion_tokens_mean"] == line["metrics"]["completions/mean_length"]
+        by_name = {grader["name"]: grader["train_reward_mean"] for grader in line["scores"]["graders"]}
+        assert by_name.keys() == {"said", "like"}
+        assert sum(by_name.values()) / 2 == pytest.approx(line["train_mean_reward"], abs=1e-6)
+    measured = [line for line in lines if line["event"] == "eval"]
+    assert [line["step"] for line in measured] == [0, 2, 4]
+    assert all(line["full_valid_mean_reward"] == pytest.approx(-line["loss"], abs=1e-6) for line in measured)
+    assert any("before training: mean reward" in event.message for event in events)
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(trained.id).data
+    assert [found.metrics.step for found in checkpoints] == [4, 2, 0]
+    rewards = [found.metrics.full_valid_mean_reward for found in reversed(checkpoints)]
+    assert rewards == [line["full_valid_mean_reward"] for line in measured]
+    assert checkpoints[0].metrics.best == max(checkpoints[0].metrics.best, rewards[0])
+
+
+def test_the_gate_compares_what_greedy_answers_earn(running: Daemon, client: openai.OpenAI, trained: Any) -> None:
+    """The mean rewards of the verdict are those of llama.cpp's answers, asked here beside the daemon."""
+    service = running.service
+    verdict = service.adapters.get(trained.fine_tuned_model).verdict
+    held = [row for row in ROWS if is_held(service, row)]
+    assert verdict["old"]["rows"] == verdict["new"]["rows"] == len(held) == len(verdict["scores"])
+    with LlamaModel(service.path, threads=1) as served:
+        served.load_adapter(service.adapters.path(trained.fine_tuned_model), "it")
+        for name, side in ((None, "old"), ("it", "new")):
+            served.use(name)
+            prompts = [prompt_text(row, "messages", served.tokenizer, None) for row in held]
+            answers = dict(served.complete(prompts, 10))
+            grades = read_grader(GRADER).grade([Sample(answers[i]) for i in range(len(held))], held)
+            assert verdict[side]["reward"] == pytest.approx(sum(grade.reward for grade in grades) / len(held), abs=1e-6)
+    better = verdict["new"]["reward"] > verdict["old"]["reward"]
+    assert verdict["passed"] is better
+    assert f"earn {verdict['new']['reward']:.3f} on average, {verdict['old']['reward']:.3f} by" in verdict["reason"]
+    events = client.fine_tuning.jobs.list_events(trained.id, limit=100)
+    gap = next(event.data for event in events if event.type == "metrics" and event.data["event"] == "served")
+    assert (gap["rows"], gap["gap"]) == (2, pytest.approx(gap["reward"] - gap["engine_reward"]))
+    assert abs(gap["gap"]) < 0.3
+
+
+def is_held(service: Any, row: dict[str, Any]) -> bool:
+    return digest(row) in service.holdout.divide([digest(each) for each in ROWS])
+
+
+def test_one_that_is_paused_in_a_generation_ends_with_the_same_bytes(running: Daemon, client: openai.OpenAI) -> None:
+    """Also where the daemon's process of the job is killed once: its answers are drawn again to the same tokens."""
+    service = running.service
+    file = upload(client)
+    asked = method(**{**ASKED, **OURS, "eval_interval": "auto"}, steps=18, steps_per_generation=3, num_iterations=2,
+                   checkpoint_every="0.05s")
+    undisturbed = client.fine_tuning.jobs.create(model="tiny", training_file=file, method=asked)
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=file, method=asked)
+    with pytest.raises(openai.BadRequestError, match="is queued; resume one that is paused"):
+        client.fine_tuning.jobs.resume(job.id)
+    until(lambda: (service.jobs.get(job.id).progress or {}).get("step", 0) > 4)
+    assert client.fine_tuning.jobs.pause(job.id).status == "pausing"
+    until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "paused")
+    with pytest.raises(openai.BadRequestError, match="is paused; pause one that is queued or running"):
+        client.fine_tuning.jobs.pause(job.id)
+    assert client.fine_tuning.jobs.resume(job.id).status in ("queued", "running")
+    ended = [service.jobs.wait(id, 3 * PATIENCE) for id in (undisturbed.id, job.id)]
+    assert [each.status for each in ended] == ["succeeded"] * 2, [each.error for each in ended]
+    first, second = (service.adapters.get(str(each.result)).sha256 for each in ended)
+    assert first == second
+
+
+@pytest.mark.parametrize(("grader", "says", "param"), [
+    (None, "the method reinforcement needs a grader", "method.reinforcement.grader"),
+    ({**WORDS, "colour": 1}, "has no field 'colour'", "method.reinforcement.grader"),
+    ({**WORDS, "operation": "is"}, "operation", "method.reinforcement.grader"),
+    ({"type": "score_model", "name": "judge", "model": "self", "input": [{"role": "user", "content": "how good?"}]},
+     "asks a model, for which training has no memory", "method.reinforcement.grader"),
+    (PYTHON, "a python grader is not allowed here", "method.reinforcement.grader"),
+    ({**GRADER, "graders": {"said": PYTHON, "like": LIKE}}, "a python grader is not allowed here",
+     "method.reinforcement.grader"),
+    ({**WORDS, "reference": "{{ item.colour }}"}, "row 1: the row has no item.colour, which the grader names", None)])
+def test_a_grader_that_cannot_train_is_refused_before_a_job_exists(client: openai.OpenAI, grader: Any, says: str,
+                                                                   param: str | None) -> None:
+    file = upload(client)
+    before = [job.id for job in client.fine_tuning.jobs.list()]
+    asked = method(grader) if grader else {"type": "reinforcement", "reinforcement": {"hyperparameters": {}}}
+    with pytest.raises(openai.BadRequestError, match=says) as caught:
+        client.fine_tuning.jobs.create(model="tiny", training_file=file, method=asked)
+    assert caught.value.param == param
+    assert [job.id for job in client.fine_tuning.jobs.list()] == before
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    ({"reasoning_effort": "high"}, "reasoning_effort is 'high', and the model does not reason apart from its answer"),
+    ({"compute_multiplier": 0}, "compute_multiplier"), ({"eval_samples": 0}, "eval_samples"),
+    ({"compute_multiplier": 2.0, "num_generations": 3}, "compute_multiplier says again what num_generations says"),
+    ({"eval_interval": 2, "eval_every": 3}, "eval_interval says again what eval_every says"),
+    ({"reward": "os:getcwd"}, "the reward function 'os:getcwd' is refused here"),
+    ({"unsafe_python": True}, "there is no 'unsafe_python'")])
+def test_hyperparameters_that_cannot_be_are_refused_by_name(client: openai.OpenAI, wrong: dict[str, Any],
+                                                            says: str) -> None:
+    asked = method(**wrong)
+    if "reward" in wrong:
+        del asked["reinforcement"]["grader"]
+    with pytest.raises(openai.BadRequestError, match=says):
+        client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), method=asked)
+
+
+def test_a_grader_is_no_hyperparameter_by_which_files_are_read(client: openai.OpenAI) -> None:
+    asked = {"type": "reinforcement", "reinforcement": {"hyperparameters": {"grader": "/etc/passwd"}}}
+    with pytest.raises(openai.BadRequestError, match="there is no 'grader' in method"):
+        client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), method=asked)
+
+
+def test_rows_with_answers_judge_as_ever(running: Daemon, client: openai.OpenAI) -> None:
+    held: list[dict[str, Any]] = [{"prompt": f"lamp {i}", "completion": "the light off"} for i in range(4)]
+    with pytest.raises(openai.BadRequestError, match=r"row 1: the row has no item\.word"):
+        client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), method=method(),
+                                       validation_file=upload(client, held))
+    objective, rewards = with_rewards(Grpo(grader=json.dumps(GRADER), max_completion_length=10), allow_python=False)
+    assert isinstance(objective, Grpo)
+    assert rewards
+    exam = Exam([*held, *ROWS[:2]], max_length=64, rewarding=Rewarding(objective, rewards))
+    base = Asked(None)
+    with LlamaModel(running.service.path, threads=1) as served:
+        found = judge(served, exam, base, base, Asked(None))
+    assert [score["reward"] is None for score in found.scores.values()] == [True] * 4 + [False] * 2
+    assert [score["loss"] is None for score in found.scores.values()] == [False] * 4 + [True] * 2
+    assert found.new["reward"] == pytest.approx(sum(score["reward"] or 0 for score in found.scores.values()) / 2)
+    assert digest(held[0]) in found.scores
+    assert digest(ROWS[0]) not in found.scores  # another grader would judge it otherwise
+
+
+def test_answers_under_another_key_are_still_learned(client: openai.OpenAI) -> None:
+    """They are for graders alone in a job that learns from rewards."""
+    rows = [{"prompt": f"lamp {i}", "response": "on"} for i in range(8)]
+    job = client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, rows))
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
