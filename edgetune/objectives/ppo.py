@@ -36,7 +36,7 @@ class Ppo(Policy):
                             low=0.0)
     vf_coef: float = option(0.1, "Weight of the value's loss.", low=0.0)
     cliprange_value: float = option(0.2, "How far the updates with some answers may move a value.", low=0.0)
-    gamma: float = option(1.0, "What a reward is worth a token earlier.", low=0.0, high=1.0)
+    gamma: float = option(1.0, "How much of a reward a token earlier has.", low=0.0, high=1.0)
     lam: float = option(0.95, "Lambda of the generalized advantages: 0 trusts the values, 1 the rewards.", low=0.0,
                         high=1.0)
 
