@@ -71,8 +71,8 @@ def method_flags(name: str, says: str) -> Iterator[click.Option]:
     from ..objectives.base import objectives
     known = objectives(TrainConfig)
     if len(known) > 1:
-        yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True,
-                           help=f"{says}; {FLAG} NAME --help shows its options.")
+        yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True, metavar="NAME",
+                           help=f"{says}: {', '.join(known)}. {FLAG} NAME --help shows its options.")
     for option, owners in options_of(known).items():
         spec = owners.get(name)
         flag = "--" + option.replace("_", "-")

@@ -41,7 +41,7 @@ def check_learnable(row: Row) -> str:
     shape = shape_of(row)
     assert isinstance(row, Mapping)
     asked = row[shape]
-    if isinstance(asked, str):
+    if shape == "prompt" and isinstance(asked, str):
         if not asked.strip():
             raise DataError("the prompt is empty", "write it, or remove the row")
         return shape

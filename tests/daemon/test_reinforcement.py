@@ -160,7 +160,7 @@ def test_one_that_is_paused_in_a_generation_ends_with_the_same_bytes(running: Da
     ({**WORDS, "colour": 1}, "has no field 'colour'", "method.reinforcement.grader"),
     ({**WORDS, "operation": "is"}, "operation", "method.reinforcement.grader"),
     ({"type": "score_model", "name": "judge", "model": "self", "input": [{"role": "user", "content": "how good?"}]},
-     "asks a model, for which training has no memory", "method.reinforcement.grader"),
+     "asks a model, which the gate cannot while it judges another", "method.reinforcement.grader"),
     (PYTHON, "a python grader is not allowed here", "method.reinforcement.grader"),
     ({**GRADER, "graders": {"said": PYTHON, "like": LIKE}}, "a python grader is not allowed here",
      "method.reinforcement.grader"),

@@ -93,7 +93,11 @@ def with_rewards(objective: Objective, allow_python: bool) -> tuple[Objective, G
     if not (objective.grader or objective.reward):
         raise UsageError(f"the method {objective.method} needs a grader",
                          'give one beside its hyperparameters: {"type": "string_check", ...}')
-    return rewards_of(objective, allow_python=allow_python)
+    objective, rewards = rewards_of(objective, allow_python=allow_python)
+    if rewards.needs_model:
+        raise UsageError(f"the grader {rewards.judge.name} asks a model, which the gate cannot while it judges another",
+                         "reward answers by rules, or train by edgetune train")
+    return objective, rewards
 
 
 def shown(objective: Objective, job: Job) -> dict[str, Any]:

@@ -240,9 +240,12 @@ class _Check:
 
 
 def _parsers() -> list[RowParser]:
-    """Of all objectives; that of supervised rows first, whose error is reported where none can read a row."""
-    others = [objective.rows for objective in objectives().values() if objective.rows is not supervised_rows]
-    return [supervised_rows, *others]
+    """Of all objectives; that of supervised rows first, whose error is reported where none can read a row, and that of
+    prompts last, since rows of many shapes have a prompt.
+    """
+    rows = dict.fromkeys(objective.rows for objective in objectives().values())
+    others = [parser for parser in rows if parser not in (supervised_rows, prompts)]
+    return [supervised_rows, *others, prompts]
 
 
 def parse(line: bytes) -> dict[str, Any]:
