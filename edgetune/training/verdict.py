@@ -88,9 +88,9 @@ def _better(course: Course, before: float, loss: float) -> Verdict:
                        f"step {last_step}; the adapter of step {kept} is kept. More rows help, and fewer epochs.", kept)
     earlier = course.history[-2][1]
     if kept == last_step and course.steps >= course.total and _clear(earlier, loss, fall):
-        still = "Still rising" if course.of_rewards else "Still falling"
-        return Verdict("still falling", f"{still}: {fell}, and from {course.number(earlier)} in the last "
-                       f"{last_step - course.history[-2][0]} steps; train on with {course.more}.", kept)
+        rest = (f"{fell}, and from {course.number(earlier)} in the last {last_step - course.history[-2][0]} steps; "
+                f"train on with {course.more}.")
+        return Verdict("still falling", f"Still rising: {rest}" if course.of_rewards else f"Still falling: {rest}", kept)
     early = f"; later ones were no better, so it ended after step {course.steps}" if course.steps < course.total else ""
     return Verdict("learned", f"Learned: {fell} in {kept - course.start} of {course.total - course.start} "
                    f"steps{early}.", kept)

@@ -234,7 +234,8 @@ class _Check:
                 refusals.append(error)
             else:
                 shapes[parser] = shape if before in ("", "text") else before
-        if not shapes:
+        was_more = any(shape and parser is not prompts for parser, shape in self._shapes.items())
+        if not shapes or (was_more and set(shapes) <= {prompts}):  # rows of many shapes are prompts with more keys
             raise refusals[0]
         self._shapes = shapes
 
