@@ -1,14 +1,15 @@
 """Rules instead of labels: what a grader that knows only a schema teaches on Snips, and whether it is cheated.
 
-    python tests/proofs/rules.py [--shared ../shared] [--seeds 0,1,2] [--only grpo rest ...] [--steps 60]
+    python tests/proofs/rules.py [--shared ../shared] [--seeds 0,1,2] [--only grpo rest ...] [--steps 40]
                                  [--out rules.jsonl]
 
 A model learns 50 rows by the default recipe. From that adapter each method learns for as many steps: grpo, rloo and
 rest the bare prompts of 600 others, with a grader; "sft continued" the 50 again. The grader "form" knows the intents
-and which slot names belong to each, no answer: JSON of that form, times the share of values that stand in the prompt.
-An answer can win by leaving slots out, for what is not said cannot be wrong; so there is a second grader, "covered":
-JSON of that form, times the mean of that share and of how much of the prompt the values are of, where half of its words
-are enough. 200 rows of snips_dev judge, by the likeliest answers.
+and which slot names belong to each, no answer: a tenth for JSON with an intent and slots, two for an intent of the
+list, three for names that belong to it, four for the share of values that stand in the prompt. An answer can win by
+leaving slots out, for what is not said cannot be wrong; so there is a second grader, "covered", which gives half of
+these four tenths for how much of the prompt the values are of, where half of its words are enough. 200 rows of
+snips_dev judge, by the likeliest answers.
 
 Cheating is looked for in the same answers: rewards by both graders, answers without slots, with fewer than the truth,
 slots in the mean, and how many intents are used. A sign test compares each method with sft continued, row by row over
@@ -43,7 +44,7 @@ from edgetune.evaluation.significance import two_sided
 FEW = 50
 PROMPTS = 600
 ASKED = 200
-MOST_TOKENS = 96
+MOST_TOKENS = 64
 SIGNIFICANT = 0.05
 LR = "1e-4"
 DRAWN: list[object] = ["--num-generations", 4, "--max-completion-length", MOST_TOKENS, "--lr", LR]
@@ -78,16 +79,19 @@ def graders(rows: Sequence[Row]) -> dict[str, Row]:
     branches = [{"properties": {"intent": {"const": intent},
                                 "slots": {"type": "object", "properties": {name: {} for name in sorted(slots)},
                                           "additionalProperties": False}}} for intent, slots in sorted(names.items())]
-    schema = {"type": "object", "required": ["intent", "slots"], "properties": {"intent": {}, "slots": {}},
-              "additionalProperties": False, "anyOf": branches}
-    form = {"type": "json_schema", "name": "form", "schema": schema}
-    values = {"type": "grounded", "name": "values", "ignore": ["intent"]}
+    answer = {"type": "object", "required": ["intent", "slots"], "properties": {"slots": {"type": "object"}}}
+    parts: dict[str, Row] = {
+        "json": {"type": "json_schema", "name": "json", "schema": answer},
+        "intent": {"type": "json_schema", "name": "intent",
+                   "schema": answer | {"properties": {"intent": {"enum": sorted(names)}}}},
+        "names": {"type": "json_schema", "name": "names",
+                  "schema": answer | {"anyOf": branches}},
+        "values": {"type": "grounded", "name": "values", "ignore": ["intent"]}}
     covered = {"type": "python", "name": "covered", "source": COVERED}
-    return {"form": {"type": "multi", "name": "form", "graders": {"form": form, "values": values},
-                     "calculate_output": "form * values"},
-            "covered": {"type": "multi", "name": "covered",
-                        "graders": {"form": form, "values": values, "covered": covered},
-                        "calculate_output": "form * (values + covered) / 2"}}
+    return {"form": {"type": "multi", "name": "form", "graders": parts,
+                     "calculate_output": "(json + 2 * intent + 3 * names + 4 * json * values) / 10"},
+            "covered": {"type": "multi", "name": "covered", "graders": parts | {"covered": covered},
+                        "calculate_output": "(json + 2 * intent + 3 * names + 2 * json * (values + covered)) / 10"}}
 
 
 def measured(model: Path, folder: Path, variant: str, seed: int, args: argparse.Namespace) -> Result:
@@ -133,8 +137,8 @@ def judged(model: Path, folder: Path, adapter: Path, rows: list[Row]) -> Result:
     by_form = edgetune("grade", folder / "form.json", asked, "--model", model, "--adapter", adapter, "--system", SYSTEM,
                        "--max-tokens", MOST_TOKENS, "--save", saved, "--json")
     texts = [json.loads(line)["text"] for line in saved.read_text(encoding="utf-8").splitlines()]
-    answered = written(folder / "answered.jsonl", [{"prompt": row["prompt"], "completion": text or " "}
-                                                   for row, text in zip(rows, texts, strict=True)])
+    answered = written(folder / f"{adapter.name}.graded", [{"prompt": row["prompt"], "completion": text or " "}
+                                                            for row, text in zip(rows, texts, strict=True)])
     by_covered = edgetune("grade", folder / "covered.json", answered, "--json")
     wanted = [json.loads(row["completion"]) for row in rows]
     given = [parts_of(text) for text in texts]
@@ -211,7 +215,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=BUILD / "rules.jsonl", help="[build/rules.jsonl]")
     args = parser.parse_args()
     model = args.model or model_path()
