@@ -26,8 +26,7 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from peers.snips import SYSTEM
 from proofs.own import BUILD, model_path, read_results
 from proofs.preferences import edgetune, written
-from proofs.sums import CONTINUED, START, Result, Row, against, by_variant, mean_interval, wins_and_losses
+from proofs.sums import (
+    CONTINUED,
+    START,
+    Result,
+    Row,
+    against,
+    by_variant,
+    learned,
+    mean_interval,
+    still_to_do,
+    wins_and_losses,
+)
 
 from edgetune.evaluation.judge import parse_json, same
 from edgetune.evaluation.significance import two_sided
@@ -103,20 +113,17 @@ def measured(model: Path, folder: Path, variant: str, seed: int, args: argparse.
     for name, grader in graders(rows).items():
         (folder / f"{name}.json").write_text(json.dumps(grader), encoding="utf-8")
     held = (data / "snips_dev.jsonl").read_text(encoding="utf-8").splitlines()
+    always = ["--system", SYSTEM, "--no-answers", "--seed", seed]
     start = folder / f"start-{seed}"
-    always = ["--system", SYSTEM, "--no-answers", "--seed", seed, "--json"]
-    if not (start / "adapter.gguf").exists():
-        edgetune("train", model, few, "-o", start, *always)
+    seconds = learned(model, few, start, *always)
     out = start
-    began = time.monotonic()
     if variant != START:
         grader, options = METHODS[variant]
-        out = folder / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
+        out = folder / f"{variant.replace(', ', '-').replace(' ', '-')}-{args.steps}-{seed}"
         if grader:
             options = [*options, "--grader", folder / f"{grader}.json"]
-        edgetune("train", model, prompts if grader else few, "-o", out, "--start", start, "--batch-size", 8, "--steps",
-                 args.steps, "--eval", "none", *options, *always)
-    seconds = time.monotonic() - began
+        seconds = learned(model, prompts if grader else few, out, "--start", start, "--batch-size", 8, "--steps",
+                          args.steps, "--eval", "none", *options, *always)
     return {"variant": variant, "seed": seed, "steps": args.steps if variant != START else 0, "lr": LR,
             "seconds": seconds, "learned": rewards_while_learning(out / "metrics.jsonl"),
             **judged(model, folder, out, [json.loads(line) for line in held[:ASKED]])}
@@ -174,24 +181,25 @@ def show(results: Sequence[Result]) -> None:
                 for what in ("exact", "intent")]
         print(f"| {name} | {len(runs)} | {runs[0]['steps']} | {mean_interval(of_rows(runs, 'exact'))} | {told[0]} | "
               f"{mean_interval(of_rows(runs, 'intent'))} | {told[1]} | {max(run['seconds'] for run in runs):.0f} |")
-    print("\n| learned | reward while learning, first and last 10 steps | form | covered | no JSON | no slots | fewer "
+    print("\n| learned | reward while learning, first and last 5 steps | form | covered | no JSON | no slots | fewer "
           "slots | more slots | slots | intents |\n" + "|---" * 10 + "|")
     for name, runs in found.items():
         pairs = [pair for run in runs for pair in zip(run["slots"], run["true_slots"], strict=True)]
         known = [(given, right) for given, right in pairs if given is not None]
-        learned = [statistics.fmean(part) for part in zip(*(run["learned"] for run in runs), strict=True)]
-        rise = f"{statistics.fmean(learned[:10]):.2f} to {statistics.fmean(learned[-10:]):.2f}" if learned else ""
+        rising = [statistics.fmean(part) for part in zip(*(run["learned"] for run in runs), strict=True)]
+        rise = f"{statistics.fmean(rising[:5]):.2f} to {statistics.fmean(rising[-5:]):.2f}" if rising else ""
         used = statistics.fmean(len({intent for intent in run["intents"] if intent}) for run in runs)
         print(f"| {name} | {rise} | {statistics.fmean(of_rows(runs, 'form')):.3f} | "
               f"{statistics.fmean(of_rows(runs, 'covered')):.3f} | {1 - len(known) / len(pairs):.1%} | "
               f"{share(given == 0 for given, _ in known)} | {share(given < right for given, right in known)} | "
               f"{share(given > right for given, right in known)} | "
-              f"{statistics.fmean(given for given, _ in known):.2f} of "
+              f"{statistics.fmean([given for given, _ in known] or [0]):.2f} of "
               f"{statistics.fmean(right for _, right in pairs):.2f} | {used:.1f} |")
 
 
-def share(those: Any) -> str:
-    return f"{statistics.fmean(those):.1%}"
+def share(those: Iterable[float]) -> str:
+    found = list(those)
+    return f"{statistics.fmean(found):.1%}" if found else ""
 
 
 def missed(results: Sequence[Result]) -> list[str]:
@@ -222,16 +230,13 @@ def main() -> None:
     folder = args.out.with_suffix("")  # adapters and answers, which later pieces of the proof use again
     folder.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
-    done = {(result["variant"], result["seed"]) for result in results}
-    for seed in args.seeds:
-        for variant in (START, *args.only):
-            if (variant, seed) not in done:
-                results.append(measured(model, folder, variant, seed, args))
-                with args.out.open("a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
-                print(f"{variant}, seed {seed}: exact {share(results[-1]['exact'])}, intent "
-                      f"{share(results[-1]['intent'])}, reward {statistics.fmean(results[-1]['form']):.3f}, "
-                      f"{results[-1]['seconds']:.0f} s", flush=True)
+    for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
+        results.append(measured(model, folder, variant, seed, args))
+        with args.out.open("a") as file:
+            file.write(json.dumps(results[-1]) + "\n")
+        print(f"{variant}, seed {seed}: exact {share(results[-1]['exact'])}, intent {share(results[-1]['intent'])}, "
+              f"reward {statistics.fmean(results[-1]['form']):.3f}, {results[-1]['seconds']:.0f} s", flush=True)
+    results = [result for result in results if result["steps"] in (0, args.steps)]
     show(results)
     wrong = missed(results)
     print("\n" + ("; ".join(wrong) if wrong else "all hold"))

@@ -21,8 +21,7 @@ import json
 import random
 import statistics
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,27 +72,42 @@ def judged(model: Path, folder: Path, adapter: Path, seed: int) -> tuple[list[in
     return drawn, [int(score) for score in edgetune("grade", *of)["scores"]]
 
 
+def learned(model: Path, rows: Path, out: Path, *options: object) -> float:
+    """Seconds of the training; a folder that is there is trained to its end, and not again."""
+    record = out / "run.json"
+    if not record.exists() or json.loads(record.read_text(encoding="utf-8"))["status"] != "done":
+        edgetune("train", model, rows, "-o", out, *options, *(["--resume"] if out.exists() else []), "--json")
+    return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
+
+
 def measured(model: Path, folder: Path, variant: str, seed: int, steps: int) -> Result:
     """The start is trained where it is not there yet."""
-    start = folder / f"start-{seed}"
     few = written(folder / f"few-{seed}.jsonl", sums(seed)[:FEW])
     prompts = written(folder / f"prompts-{seed}.jsonl", sums(seed)[FEW:][:PROMPTS])
     (folder / "grader.json").write_text(json.dumps(GRADER), encoding="utf-8")
-    always = ["--eval", "none", "--seed", seed, "--json"]
-    if not (start / "adapter.gguf").exists():
-        edgetune("train", model, few, "-o", start, "--epochs", 4, *always)
+    always = ["--eval", "none", "--seed", seed]
+    start = folder / f"start-{seed}"
+    seconds = learned(model, few, start, "--epochs", 4, *always)
     out = start
-    began = time.monotonic()
     if variant != START:
-        out = folder / f"{variant.replace(' ', '-')}-{seed}"
+        out = folder / f"{variant.replace(' ', '-')}-{steps}-{seed}"
         options = METHODS[variant]
         graded = ["--grader", folder / "grader.json"] if options else []
-        edgetune("train", model, few if variant == CONTINUED else prompts, "-o", out, "--start", start, "--batch-size",
-                 8, "--steps", steps, *options, *graded, *always)
-    seconds = time.monotonic() - began
+        seconds = learned(model, few if variant == CONTINUED else prompts, out, "--start", start, "--batch-size", 8,
+                          "--steps", steps, *options, *graded, *always)
     drawn, likeliest = judged(model, folder, out, seed)
     return {"variant": variant, "seed": seed, "steps": steps if variant != START else 0, "seconds": seconds,
             "drawn": drawn, "likeliest": likeliest}
+
+
+def still_to_do(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[int],
+                steps: int) -> Iterator[tuple[str, int]]:
+    """(variant, seed) of what is not measured yet, the start of each seed first."""
+    done = {(result["variant"], result["seed"], result["steps"]) for result in results}
+    for seed in seeds:
+        for variant in (START, *variants):
+            if (variant, seed, steps if variant != START else 0) not in done:
+                yield variant, seed
 
 
 # ---- what the results say ----
@@ -173,16 +187,14 @@ def main() -> None:
     folder = args.out.with_suffix("")  # adapters, which later pieces of the proof use again
     folder.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
-    done = {(result["variant"], result["seed"]) for result in results}
-    for seed in args.seeds:
-        for variant in (START, *args.only):
-            if (variant, seed) not in done:
-                results.append(measured(model, folder, variant, seed, args.steps))
-                with args.out.open("a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
-                print(f"{variant}, seed {seed}: pass@1 {statistics.fmean(pass_at_1(results[-1:])):.1%}, "
-                      f"{sum(results[-1]['likeliest'])} of {ASKED} likeliest answers right, "
-                      f"{results[-1]['seconds']:.0f} s", flush=True)
+    for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
+        results.append(measured(model, folder, variant, seed, args.steps))
+        with args.out.open("a") as file:
+            file.write(json.dumps(results[-1]) + "\n")
+        print(f"{variant}, seed {seed}: pass@1 {statistics.fmean(pass_at_1(results[-1:])):.1%}, "
+              f"{sum(results[-1]['likeliest'])} of {ASKED} likeliest answers right, {results[-1]['seconds']:.0f} s",
+              flush=True)
+    results = [result for result in results if result["steps"] in (0, args.steps)]
     show(results)
     wrong = missed(results)
     print("\n" + ("; ".join(wrong) if wrong else "all hold"))
