@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sizes shared service cycles wheels \
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes shared service cycles wheels \
     installs clean
 
 help: ## this list
@@ -117,6 +117,12 @@ dpo: ready ## minutes, needs ../shared and trl: 20 steps of DPO beside TRL's tra
 
 preferences: ready ## an hour, needs ../shared: what pairs teach beside the same rows as answers, three seeds
 	$(RUN) proofs/preferences.py $(PREFERENCES)
+
+sums: ready ## an hour: GRPO and ReST on sums with a verifier, beside more of the same answers and all of them, three seeds
+	$(RUN) proofs/sums.py $(SUMS)
+
+rules: ready ## hours, needs ../shared: Snips by a grader that knows only the schema; cheating looked for, three seeds
+	$(RUN) proofs/rules.py $(RULES)
 
 sizes: ready ## hours, needs ../shared: 20 to 5,000 rows of three data sets, trained without an option and by a grid
 	$(RUN) proofs/sizes.py $(SIZES)

@@ -403,12 +403,26 @@ def test_graders_of_files(tmp_path: Path):
         load_grader(tmp_path / "none.json")
 
 
+def graders_of(page):
+    """Those that a page of docs/ has as JSON."""
+    import re
+    text = (Path(__file__).parents[2] / "docs" / page).read_text("utf-8")
+    blocks = re.findall(r"```json\n(.*?)```", text, re.S)
+    return [json.loads(block) for block in blocks if block.startswith('{"type"') or block.startswith('{\n  "type"')]
+
+
 def test_every_type_is_documented_with_an_example():
     """docs/graders.md: the examples are read, and written again to the same."""
-    import re
-    page = (Path(__file__).parents[2] / "docs" / "graders.md").read_text("utf-8")
-    examples = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.S)]
-    graders = [example for example in examples if "type" in example]
+    graders = graders_of("graders.md")
     assert {example["type"] for example in graders} == grader_types().keys()
     for example in graders:
         assert read_grader(example).to_json() == example
+
+
+def test_the_graders_of_the_page_about_rewards_tell_right_from_wrong():
+    by_sum, by_r1 = graders_of("rewards.md")
+    item = {"prompt": "What is 23 + 48?", "answer": "71"}
+    for text, of_sum, of_r1 in (("71", 1, 0.9), ("<think>23 + 40 = 63, 63 + 8 = 71</think> 71", 1, 1),
+                                ("<think>23 + 48 = 70</think> 70", 0, 0.1), ("none", 0, 0)):
+        assert grade(by_sum, text, item).reward == of_sum
+        assert grade(by_r1, text, item).reward == pytest.approx(of_r1)
