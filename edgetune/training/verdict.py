@@ -90,7 +90,8 @@ def _better(course: Course, before: float, loss: float) -> Verdict:
     if kept == last_step and course.steps >= course.total and _clear(earlier, loss, fall):
         rest = (f"{fell}, and from {course.number(earlier)} in the last {last_step - course.history[-2][0]} steps; "
                 f"train on with {course.more}.")
-        return Verdict("still falling", f"Still rising: {rest}" if course.of_rewards else f"Still falling: {rest}", kept)
+        said = f"Still rising: {rest}" if course.of_rewards else f"Still falling: {rest}"
+        return Verdict("still falling", said, kept)
     early = f"; later ones were no better, so it ended after step {course.steps}" if course.steps < course.total else ""
     return Verdict("learned", f"Learned: {fell} in {kept - course.start} of {course.total - course.start} "
                    f"steps{early}.", kept)
