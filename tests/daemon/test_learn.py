@@ -36,6 +36,7 @@ from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
+from edgetune.objectives.base import objectives
 
 TRAIN = TrainConfig(lr=2e-2, epochs=2.0, batch_size=4, max_length=96, threads=1)
 
@@ -131,6 +132,7 @@ def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: p
     for i in range(pieces):
         asked = {"role": "user", "content": f"turn the light {i}", "note": [[]] * 15_000}
         service.feedback.add(messages=[asked], correction="on")
+    objectives()  # imports what is imported once, and is no feedback
     tracemalloc.start()
     try:
         note = json.loads(json.dumps([[]] * 15_000))
