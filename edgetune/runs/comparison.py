@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..version import __version__
 from .chart import STYLES, Chart, Line, Points, figure, swatch
 from .elements import Content, Html, element, join
-from .history import History
+from .history import HeldOut, History
 from .page import NOTHING, number, section, table, write_page
 from .report import DOTS, from_zero, in_columns, loss_axis, shown, shown_name
 
@@ -45,11 +45,17 @@ def _line(run: History) -> Iterator[str]:
     answers = run.answers
     peak = run.record.peak_rss_mib
     yield run.verdict.kind if run.verdict else run.record.status
-    yield _change(held.loss_before, held.loss_after, ".3f") if held else NOTHING
+    yield _measured(run, held) if held else NOTHING
     yield _change(answers.before, answers.after, ".0%") if answers else NOTHING
     yield f"{run.last_step:,}"
     yield duration(run.seconds)
     yield f"{peak:,.0f} MiB" if peak else NOTHING
+
+
+def _measured(run: History, held: HeldOut) -> str:
+    if not run.of_rewards or held.loss_before is None or held.loss_after is None:
+        return _change(held.loss_before, held.loss_after, ".3f")
+    return f"reward {_change(-held.loss_before, -held.loss_after, '.3f')}"
 
 
 def _change(before: float | None, after: float | None, form: str) -> str:
