@@ -39,7 +39,7 @@ class Formula:
         """Raises NoValueError where that is no finite number."""
         try:
             value = self._value(values)
-        except (ArithmeticError, ValueError) as error:
+        except (ArithmeticError, ValueError, TypeError) as error:  # TypeError: of a complex number, (-3) ^ 0.5
             raise NoValueError(str(error)) from None
         if isinstance(value, complex) or not math.isfinite(value):
             raise NoValueError(f"{self.text} is {value}")
