@@ -2,8 +2,8 @@
 
 That process reads a JSON object of arguments from its first line of stdin. It answers on stdout with a line of JSON,
 then the examples of each data set: of every field of Example that is an array the lengths (int64) and the values of all
-examples, one after another; other fields are in the JSON. A CRC-32 of everything before it ends the answer. An answer
-that is incomplete, or comes from a process that failed, is refused.
+examples, one after another; other fields are in the JSON, and those that no example sets are nowhere. A CRC-32 of
+everything before it ends the answer. An answer that is incomplete, or comes from a process that failed, is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
@@ -178,9 +178,18 @@ def _facts(data: Dataset) -> dict[str, Any]:
 
 
 def _columns(examples: Sequence[Example]) -> Iterator[tuple[str, list[Any]]]:
-    """(name, values of all examples) of each field."""
+    """(name, values of all examples) of each field that is not at its default in all of them."""
     for field in fields(Example):
-        yield field.name, [getattr(example, field.name) for example in examples]
+        values = [getattr(example, field.name) for example in examples]
+        if not all(_is_default(field, value) for value in values):
+            yield field.name, values
+
+
+def _is_default(field: Field[Any], value: Any) -> bool:
+    """An array is at its default where it is empty and may be."""
+    if isinstance(value, np.ndarray):
+        return not value.size and field.default_factory is not MISSING
+    return bool(value == field.default)
 
 
 def _is_array(values: list[Any]) -> bool:
