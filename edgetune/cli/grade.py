@@ -16,7 +16,7 @@ from .app import ModelPath, adapter_option, command, explicit, show, system_opti
 from .prompts import ordered, save_lines
 
 if TYPE_CHECKING:
-    from ..evaluation.graders.base import Grade, Grader, ScoreModel
+    from ..evaluation.graders.base import Grade, Grader
     from ..evaluation.graders.results import Results
     from ..evaluation.graders.reward import RewardFunction
     from ..evaluation.graders.sample import Sample
@@ -69,7 +69,7 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
         samples = list(_answers(model, rows, **options))
     items = [rows[i] for i, _ in places]
     if model is not None and judge.needs_model:
-        grades = _judged_by(model, options["threads"], grader, unsafe_python, samples, items)
+        grades = _judged_by(model, options["threads"], judge, unsafe_python, samples, items)
     else:
         grades = judge.grade(samples, items)
     results = Results([GradedSample(i, k, asked_of(rows[i]), sample.text, grade) for (i, k), sample, grade in
@@ -79,13 +79,13 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
     _show(f"{data} by {judge.name}", results, len(rows), shown, as_json)
 
 
-def open_grader(named: str, unsafe_python: bool, model: ScoreModel | None = None) -> Grader | RewardFunction:
+def open_grader(named: str, unsafe_python: bool) -> Grader | RewardFunction:
     """Of a file, or of module:function. Raises UsageError."""
     from ..evaluation.graders.base import load_grader
     from ..evaluation.graders.reward import NAMED, load_reward
     if not Path(named).exists() and NAMED.fullmatch(named):
         return load_reward(named)
-    return load_grader(Path(named), model=model, allow_unsafe_python=unsafe_python)
+    return load_grader(Path(named), allow_unsafe_python=unsafe_python)
 
 
 def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool) -> Rows:
@@ -127,6 +127,7 @@ def _written(rows: Rows) -> list[Sample]:
 def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
              max_tokens: int, system: str, memory: str, seed: int, threads: int) -> Iterator[Sample]:
     """By our own engine, in the order of the rows."""
+    from ..data.rows import with_system
     from ..evaluation.graders.answered import answered_sample
     from ..evaluation.graders.items import asked_messages
     from ..evaluation.native import engine_within
@@ -142,9 +143,7 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
     tokenizer = Tokenizer(gguf)
     prompts = []
     for row in rows:
-        messages = asked_messages(row)
-        if system and all(message.get("role") != "system" for message in messages):
-            messages = [{"role": "system", "content": system}, *messages]
+        messages = with_system(asked_messages(row), system)
         prompts.append(tokenizer.encode(tokenizer.render(messages, row.get("tools"), add_generation_prompt=True),
                                         bos=True))
     asked = Asked(prompts, [max_tokens] * len(rows), samples,
@@ -154,12 +153,15 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
         yield answered_sample(answered, rows[answered.rollout.prompt].get("tools"), form)
 
 
-def _judged_by(model: Path, threads: int, named: str, unsafe_python: bool, samples: Sequence[Sample],
-               items: Rows) -> list[Grade]:
+def _judged_by(model: Path, threads: int, grader: Grader | RewardFunction, unsafe_python: bool,
+               samples: Sequence[Sample], items: Rows) -> list[Grade]:
     """Grades of a grader that asks a model: the one that answered, without its adapter, which must not judge itself."""
+    from ..evaluation.graders.base import Grader
     from ..evaluation.graders.llama_judge import LlamaJudge
+    assert isinstance(grader, Grader)
     with served_model(model, Serving(threads=threads, runtime="llama")) as served:
-        return open_grader(named, unsafe_python, LlamaJudge(served, model.stem)).grade(samples, items)
+        judge = grader.with_model(LlamaJudge(served, model.stem), allow_unsafe_python=unsafe_python)
+        return judge.grade(samples, items)
 
 
 def _show(title: str, results: Results, rows: int, shown: int | None, as_json: bool) -> None:

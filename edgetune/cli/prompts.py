@@ -42,6 +42,7 @@ def read_prompts(path: Path, tokenizer: Tokenizer, system: str, raw: bool) -> li
 
 
 def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow:
+    from ..data.rows import with_system
     prompt = row.get("prompt") if isinstance(row, dict) else None
     messages = row.get("messages") if isinstance(row, dict) else None
     if isinstance(prompt, str):
@@ -56,8 +57,7 @@ def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow
         raise DataError("the row asks nothing", f"write {hint}")
     if raw:
         return PromptRow(asked, str(prompt))
-    if system and all(message.get("role") != "system" for message in messages):
-        messages = [{"role": "system", "content": system}, *messages]
+    messages = with_system(messages, system)
     return PromptRow(asked, tokenizer.render(messages, row.get("tools"), add_generation_prompt=True))
 
 

@@ -7,19 +7,20 @@ is computed at a time, a step of it between two decodes of answers: neither wait
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Interrupted, NotFoundError, TooMuchError
+from ..errors import Interrupted, NotFoundError
 from ..llamacpp.embedding import Embedder
 from ..serving.batcher import Batcher
 from ..serving.embedding import EncoderFile
 from .options import DaemonConfig, model_name
+from .places import Places
 
 Text = str | Sequence[int]
 
@@ -44,9 +45,7 @@ class Embeddings:
         self.file = Path(config.embeddings).expanduser() if config.embeddings else None
         self.name = model_name(self.file) if self.file else base[0]
         self._batcher = batcher
-        self._most = config.queue
-        self.waiting = 0  # requests, with that in progress
-        self._count = threading.Lock()
+        self.places = Places(config.queue, "requests for vectors")
         self._turn = threading.Lock()
         self._opened = ExitStack()
         self._of_base = batcher.served.embedder()
@@ -59,19 +58,6 @@ class Embeddings:
     def close(self) -> None:
         """Free llama.cpp's memory."""
         self._opened.close()
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Held by each request of a client from its beginning to its end. Raises TooMuchError where too many wait."""
-        with self._count:
-            if self.waiting > self._most:
-                raise TooMuchError(f"{self._most} requests for vectors wait already", "ask again in a few seconds")
-            self.waiting += 1
-        try:
-            yield
-        finally:
-            with self._count:
-                self.waiting -= 1
 
     def width(self, model: str = "") -> int:
         """Numbers of a vector; errors as in `embed`."""

@@ -8,19 +8,17 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .. import errors
-from ..errors import TooMuchError, UnsupportedError
 from ..evaluation.graders.base import Grade, Grader, read_grader
 from ..python_child import child
 from ..serving.batcher import Batcher
+from ..serving.labels import asked_tokens, label_tokens, relative
 from . import grading_child
+from .places import Places
 
 SECONDS = 60.0  # that a grader may take, the start of its process included
 MOST = 8  # that wait for their turn
@@ -48,16 +46,12 @@ class Judge:
     def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
                             labels: Sequence[str]) -> list[list[float] | None]:
         """Raises UnsupportedError for a model whose tokens do not tell the labels apart, and what a request raises."""
-        tokenizer = self.batcher.served.tokenizer
-        among = [tokenizer.encode(label)[-1] for label in labels]
-        if len(set(among)) != len(labels):
-            raise UnsupportedError(f"{self.name} has no token for each of {', '.join(labels)}", "use another grader")
+        among = label_tokens(self.batcher.served.tokenizer, labels, self.name)
         return [self._probabilities(conversation, among) for conversation in conversations]
 
     def _probabilities(self, conversation: Sequence[Mapping[str, Any]], among: list[int]) -> list[float] | None:
         served = self.batcher.served
-        text = served.tokenizer.render([dict(message) for message in conversation], add_generation_prompt=True)
-        prompt = served.tokenizer.encode(text, bos=True)
+        prompt = asked_tokens(served.tokenizer, conversation)
         if len(prompt) >= served.context:
             return None
         said = self.batcher.submit(prompt, max_tokens=1, among=among)
@@ -65,8 +59,7 @@ class Judge:
         for name, tokens in (("prompt_tokens", said.prompt_tokens), ("completion_tokens", 1),
                              ("total_tokens", said.prompt_tokens + 1), ("cached_tokens", said.cached_tokens)):
             self.usage[name] = self.usage.get(name, 0) + tokens
-        p = np.exp(said.among - said.among.max())
-        return [float(value) for value in p / p.sum()]
+        return relative(said.among)
 
 
 class Grading:
@@ -78,8 +71,7 @@ class Grading:
         self.batcher = batcher
         self.name = name
         self.allow_python = allow_python
-        self.waiting = 0  # with the one that runs
-        self._count = threading.Lock()
+        self.places = Places(MOST, "graders")
         self._turn = threading.Lock()
 
     def read(self, written: Mapping[str, Any]) -> Grader:
@@ -95,23 +87,11 @@ class Grading:
         judge = Judge(self.batcher, self.name)
         task = {"grader": written, "sample": text, "item": item, "name": self.name, "allow_python": self.allow_python,
                 "parent": os.getpid()}
-        with self._place(), self._turn:
+        with self.places.taken(), self._turn:
             said = _graded(task, judge)
         if "error" in said:
             raise getattr(errors, said["error"])(said["what"], said["hint"])
         return Graded(Grade(said["reward"], said["parts"], said["errors"]), said["seconds"], judge.usage)
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        with self._count:
-            if self.waiting > MOST:
-                raise TooMuchError(f"{MOST} graders wait already", "ask again in a few seconds")
-            self.waiting += 1
-        try:
-            yield
-        finally:
-            with self._count:
-                self.waiting -= 1
 
 
 def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .rows import Row, check_messages, json_type
+from .rows import Row, check_messages, json_type, with_system
 
 EXPECTED = "prompt, or messages that end with the user's"
 KEYS = ("prompt", "messages")
@@ -69,7 +69,5 @@ def prompt_text(row: Mapping[str, Any], shape: str, tokenizer: Tokenizer, system
             raise DataError("the model has no chat template, which rows of messages need",
                             "use rows whose prompt is text, or a chat model")
         return f"{system}\n\n{asked}" if system else asked
-    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
-    if system and all(message["role"] != "system" for message in messages):
-        messages = [{"role": "system", "content": system}, *messages]
-    return tokenizer.render(messages, row.get("tools"), add_generation_prompt=True)
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    return tokenizer.render(with_system(messages, system), row.get("tools"), add_generation_prompt=True)

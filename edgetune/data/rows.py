@@ -269,11 +269,16 @@ def _conversation(
             raise DataError("no message is the assistant's", "add the answer to learn")
         if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
             raise DataError(f"tools is a JSON {json_type(tools)}", "write a list of objects")
-    if system and all(message["role"] != "system" for message in messages):
-        messages = [{"role": "system", "content": system}, *messages]
+    messages = with_system(messages, system)
     if messages[0]["role"] == "assistant":
         raise DataError("the conversation begins with an assistant message", "put a user message before it")
     return messages, tools
+
+
+def with_system(messages: Sequence[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
+    """Messages with a system message before them, unless they have one."""
+    has_one = any(message.get("role") == "system" for message in messages)
+    return [*messages] if has_one or not system else [{"role": "system", "content": system}, *messages]
 
 
 def as_messages(prompt: str, completion: str) -> list[dict[str, Any]]:

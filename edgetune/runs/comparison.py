@@ -53,9 +53,8 @@ def _line(run: History) -> Iterator[str]:
 
 
 def _measured(run: History, held: HeldOut) -> str:
-    if not run.of_rewards or held.loss_before is None or held.loss_after is None:
-        return _change(held.loss_before, held.loss_after, ".3f")
-    return f"reward {_change(-held.loss_before, -held.loss_after, '.3f')}"
+    change = _change(run.measured(held.loss_before), run.measured(held.loss_after), ".3f")
+    return f"reward {change}" if run.of_rewards else change
 
 
 def _change(before: float | None, after: float | None, form: str) -> str:

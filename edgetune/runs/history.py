@@ -111,6 +111,10 @@ class History:
     def of_rewards(self) -> bool:
         return self.record.measure == "reward"
 
+    def measured(self, loss: float | None) -> float | None:
+        """The reward that a held-out loss stands for where the run is of rewards, else the loss."""
+        return -loss if loss is not None and self.of_rewards else loss
+
     @property
     def last_step(self) -> int:
         return self.steps[-1].step if self.steps else self.record.steps

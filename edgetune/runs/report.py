@@ -85,7 +85,7 @@ def _verdict(history: History) -> Html:
 def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
     record = history.record
     if held := history.held_out:
-        before, after = (_shown(history, loss) for loss in (held.loss_before, held.loss_after))
+        before, after = (history.measured(loss) for loss in (held.loss_before, held.loss_after))
         yield (f"held-out {history.record.measure}", f"{number(before, '.3f')} → {number(after, '.3f')}",
                f"{held.rows:,} rows, best at step {held.best_step:,}")
     if answers := history.answers:
@@ -99,10 +99,6 @@ def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
     if peak := _peak(history):
         budget = _budget(history)
         yield "peak memory", f"{peak:,.0f} MiB", f"of {budget:,.0f} MiB" if budget else ""
-
-
-def _shown(history: History, loss: float | None) -> float | None:
-    return -loss if loss is not None and history.of_rewards else loss
 
 
 def _rate(history: History) -> str:

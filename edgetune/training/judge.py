@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.packing import Example
-from ..data.trees import Tree, micro_batches
-from ..errors import UnsupportedError
+from ..data.trees import micro_batches
 from ..models.base import Passes
 from ..models.linear import RunShape
-from .passes import score
+from ..serving.labels import asked_tokens, label_tokens, relative
+from .passes import scores
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -34,32 +34,16 @@ class EngineJudge:
 
         Raises UnsupportedError for a model whose tokens do not tell the labels apart.
         """
-        tokens = [self.tokenizer.encode(label)[-1] for label in labels]  # before it there may be one of a space
-        if len(set(tokens)) != len(labels):
-            raise UnsupportedError(f"this model has no token for each of {', '.join(labels)}", "judge by rules")
-        prompts = [self._prompt(conversation) for conversation in conversations]
+        tokens = label_tokens(self.tokenizer, labels, "this model")
+        prompts = [asked_tokens(self.tokenizer, conversation) for conversation in conversations]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < self.run.max_length]
         examples = [_example(prompts[i], token, group) for group, i in enumerate(fitting, 1) for token in tokens]
-        logps = self._scores(examples)
+        with self.decoder.linear.off():
+            logps = scores(self.decoder, micro_batches(examples, self.run.max_tokens, prefix=self.run.prefix))
         found: list[list[float] | None] = [None] * len(prompts)
         for place, i in enumerate(fitting):
-            of_labels = np.array([logps[id(one)] for one in examples[place * len(tokens):(place + 1) * len(tokens)]])
-            p = np.exp(of_labels - of_labels.max())
-            found[i] = [float(value) for value in p / p.sum()]
-        return found
-
-    def _prompt(self, conversation: Sequence[Mapping[str, Any]]) -> list[int]:
-        messages = [dict(message) for message in conversation]
-        return self.tokenizer.encode(self.tokenizer.render(messages, add_generation_prompt=True), bos=True)
-
-    def _scores(self, examples: Sequence[Example]) -> dict[int, float]:
-        """log p of the last token of each, by its identity."""
-        found: dict[int, float] = {}
-        with self.decoder.linear.off():
-            for micro in micro_batches(examples, self.run.max_tokens, prefix=self.run.prefix):
-                logp = score(self.decoder, micro)
-                whole = micro.whole if isinstance(micro, Tree) else micro
-                found |= {id(example): float(logp[part][0]) for example, part in whole.parts()}
+            of_conversation = examples[place * len(tokens):(place + 1) * len(tokens)]
+            found[i] = relative([logps[id(one)][0] for one in of_conversation])
         return found
 
 

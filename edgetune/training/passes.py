@@ -157,6 +157,16 @@ def score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None) -
     return logp
 
 
+def scores(decoder: Passes, batches: Iterable[Batch | Tree]) -> dict[int, np.ndarray]:
+    """log p of the supervised tokens of each example of batches, by its identity."""
+    found: dict[int, np.ndarray] = {}
+    for batch in batches:
+        logp = score(decoder, batch)
+        whole = batch.whole if isinstance(batch, Tree) else batch
+        found |= {id(example): logp[part].copy() for example, part in whole.parts()}
+    return found
+
+
 def _sum(signals: Sequence[Signal]) -> Signal:
     metrics: dict[str, tuple[float, float]] = {}
     for signal in signals:

@@ -29,7 +29,7 @@ from ..serving.rollouts.draws import candidates_of
 from ..serving.rollouts.engine import Rollout, Rollouts, Wanted
 from ..serving.rollouts.plan import AnswerPlan
 from .judge import EngineJudge
-from .passes import Measurement, score
+from .passes import Measurement, scores
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -134,8 +134,8 @@ class Answered:
 @dataclass(frozen=True)
 class Expectation:
     """What answers to some prompts are worth before training. pass_at_1: the share of answers with a reward of PASS at
-    least, pass_at_k: of prompts with such an answer among `samples`. flat: the share of prompts whose answers all have
-    the same reward, so that nothing is learned from them.
+    least, pass_at_k: of prompts with such an answer among `samples`. frac_reward_zero_std: the share of prompts whose
+    answers all have the same reward, so that nothing is learned from them.
     """
 
     prompts: int
@@ -143,11 +143,7 @@ class Expectation:
     reward: float
     pass_at_1: float
     pass_at_k: float
-    flat: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {"prompts": self.prompts, "samples": self.samples, "reward": self.reward, "pass_at_1": self.pass_at_1,
-                "pass_at_k": self.pass_at_k, "frac_reward_zero_std": self.flat}
+    frac_reward_zero_std: float
 
 
 @dataclass(frozen=True)
@@ -336,13 +332,8 @@ class Roller:
 
     def refer(self, micro_batches: Sequence[Batch | Tree]) -> None:
         """Computes log p of answers by the adapter that training started from, for the step that learns from them."""
-        self._referred = {}
         with self._as_it_started():
-            for micro in micro_batches:
-                logp = score(self.decoder, micro)
-                whole = micro.whole if isinstance(micro, Tree) else micro
-                for example, part in whole.parts():
-                    self._referred[id(example)] = logp[part].copy()
+            self._referred = scores(self.decoder, micro_batches)
 
     @contextmanager
     def _as_it_started(self) -> Iterator[None]:

@@ -181,7 +181,7 @@ class _Run:
                             "supervised": data.supervised, "plan": t.plan.to_json(), "isa": t.ops.isa,
                             "disk": self._disk()})
         if t.roller and not self.begun.event and not t.roller.objective.imitated_epochs:
-            self._write({"event": "expect", "step": t.steps_done, **t.expect(self.should_stop).to_json()})
+            self._write({"event": "expect", "step": t.steps_done, **asdict(t.expect(self.should_stop))})
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
         store.save_record(self.out, self._record("running"))

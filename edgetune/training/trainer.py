@@ -103,8 +103,6 @@ class Trainer:
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = open_network(self.bundle.gguf)
-        if self.objective.needs_values and family is None:
-            family = valued(config, self.model.structure)
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = backend or Cpu(device.thread_count(config.threads))
@@ -378,11 +376,6 @@ class Trainer:
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
 
 
-def valued(config: TrainConfig, structure: Structure) -> ValuedLora:
-    """LoRA with the options of a training, and a value head."""
-    return ValuedLora(**lora_of(config).options(), width=structure.head_weights // structure.n_vocab)
-
-
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
               previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
               family: Family | None = None, objective: Objective | None = None) -> plan.Plan:
@@ -392,16 +385,19 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     fits the budget.
     """
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
+    structure = model.structure
     lengths = read_lengths(lengths, config.max_length)
     if objective and objective.needs_values and family is None:
-        family = valued(config, model.structure)
-    answers: dict[str, Any] = {}
+        family = ValuedLora(**lora_of(config).options(), width=structure.head_weights // structure.n_vocab)
+    make = partial(plan.make, structure, config, lengths=lengths, previous=previous, family=family,
+                   sizes=sizes(model.gguf.tensors.values(), structure.n_layer))
     if isinstance(objective, Rewarded):
-        answers = {"answers": _answers(model, config, lengths, objective), "keeps_start": objective.needs_reference}
+        make = partial(make, answers=_answers(structure, config, lengths, objective),
+                       keeps_start=objective.needs_reference)
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
         ops = Cpu(device.thread_count(config.threads or board.cores))
-        return _planned(model, config, limits, ops, lengths, previous, family, answers)
+        return make(ops=ops, limits=limits)
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
@@ -410,22 +406,16 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     process = device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
     limits = plan.MemoryLimits(process, before, config.memory_bytes(here.memory_available + process), asked)
-    return _planned(model, config, limits, ops or Cpu(config.threads or here.cores), lengths, previous, family, answers)
+    return make(ops=ops or Cpu(config.threads or here.cores), limits=limits)
 
 
-def _planned(model: Network, config: TrainConfig, limits: plan.MemoryLimits, ops: Backend, lengths: Given,
-             previous: plan.Tradeoffs | None, family: Family | None, answers: dict[str, Any]) -> plan.Plan:
-    return plan.make(model.structure, config, ops=ops, lengths=lengths, previous=previous, family=family,
-                     sizes=sizes(model.gguf.tensors.values(), model.structure.n_layer), limits=limits, **answers)
-
-
-def _answers(model: Network, config: TrainConfig, lengths: Lengths, objective: Rewarded) -> AnswerPlan:
+def _answers(structure: Structure, config: TrainConfig, lengths: Lengths, objective: Rewarded) -> AnswerPlan:
     """The most memory that answers can make use of."""
     units = len(lengths.units)
     at_once = units if objective.steps_per_generation == 0 else objective.steps_per_generation * length.batch_of(
         config, units)
     prompt = lengths.prompt or config.max_length - 1
-    return answer_plan(objective, at_once or 1, prompt, lengths.longest or config.max_length, model.structure.n_vocab)
+    return answer_plan(objective, at_once or 1, prompt, lengths.longest or config.max_length, structure.n_vocab)
 
 
 def _keep(known: Known, batch: Batch, logp: np.ndarray) -> None:

@@ -168,13 +168,13 @@ def test_answers_do_not_wait_for_vectors_and_too_many_are_refused(client, runnin
         for _ in range(3):
             waiting = opened.enter_context(socket.create_connection((host, int(port))))
             waiting.sendall(head + body)
-        until(lambda: service.embeddings.waiting == 3)
+        until(lambda: service.embeddings.places.waiting == 3)
         until(lambda: service.batcher.busy)
         with pytest.raises(openai.RateLimitError, match="2 requests"):
             client.embeddings.create(model="tiny", input="on")
         assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
-        assert service.embeddings.waiting == 3  # answered meanwhile
-    until(lambda: service.embeddings.waiting == 0, 10)  # nobody waits for them: they are not computed
+        assert service.embeddings.places.waiting == 3  # answered meanwhile
+    until(lambda: service.embeddings.places.waiting == 0, 10)  # nobody waits for them: they are not computed
     until(lambda: not service.batcher.busy)
     assert client.embeddings.create(model="tiny", input="on").data
 

@@ -104,10 +104,10 @@ def test_a_grader_that_does_not_end_keeps_nobody_from_being_answered(client: ope
     slow = {"type": "regex", "name": "slow", "pattern": "(a+)+$"}
     found = client.fine_tuning.alpha.graders.run(grader=slow, model_sample="a" * 60 + "b")
     assert (found.reward, found.metadata.errors.unresponsive_reward_error) == (0.0, True)
-    monkeypatch.setattr(grading, "MOST", -1)
+    monkeypatch.setattr(running.service.grading.places, "most", -1)
     with pytest.raises(openai.RateLimitError, match="graders wait already"):
         client.fine_tuning.alpha.graders.run(grader=EXACT, model_sample="on")
-    assert running.service.grading.waiting == 0
+    assert running.service.grading.places.waiting == 0
 
 
 @pytest.mark.parametrize(("grader", "says"), REFUSED)

@@ -87,7 +87,7 @@ async def vectors_of(texts: Sequence[Text], model: str, request: Request, trunca
     made = request.app.state.service.embeddings
     pools: Pools = request.app.state.pools
     parts: list[Embedded] = []
-    with made.place():
+    with made.places.taken():
         async with _until_gone(request) as cancelled:
             for start in range(0, len(texts), TOGETHER):
                 part = texts[start : start + TOGETHER]

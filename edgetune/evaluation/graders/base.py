@@ -134,6 +134,10 @@ class Grader(ABC):
                 found[spec.name] = value
         return json.loads(json.dumps(found, default=_plain))  # type: ignore[no-any-return]
 
+    def with_model(self, model: ScoreModel, **means: Any) -> Grader:
+        """The same, which lets this model judge; means: as `read_grader` takes them beside it."""
+        return read_grader(self.to_json(), model=model, **means)
+
     @classmethod
     def read(cls, given: Mapping[str, Any], means: Means) -> Grader:
         """A grader of this type from the fields of its JSON. Raises UsageError."""

@@ -31,7 +31,7 @@ class GraderRewards:
     def use_model(self, judge: ScoreModel) -> None:
         """Lets this model judge what the grader asks one."""
         assert isinstance(self.judge, Grader)
-        self.judge = read_grader(self.judge.to_json(), model=judge, **self.means)
+        self.judge = self.judge.with_model(judge, **self.means)
 
     def __call__(self, answers: Sequence[Answer]) -> list[Reward]:
         """Raises EdgetuneError where the judge fails."""
