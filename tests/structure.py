@@ -24,6 +24,7 @@ FLOORS = [
     ["training"],
     ["evaluation"],
     ["bench", "runs"],
+    ["tutor"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["__main__"],
@@ -32,14 +33,14 @@ FLOORS = [
 
 INSIDE = {
     "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "published"],
-                 ["ollama", "peft", "valued"]],
+                 ["mixed", "ollama", "peft", "valued"]],
     "backends": [["base"], ["arena", "cpu"]],
     "bench": [["answers", "generate", "ops"], ["kernels", "train"], ["steps"]],
     "cli": [["extras"], ["graded", "grouped", "info", "judged", "prompts", "prose", "typed"],
            ["app"],
            ["elsewhere", "objective", "slash", "sweep", "watched"], ["preferred"],
            ["answer", "bench", "compress", "daemon", "data", "demo", "learn", "models"],
-           ["chat", "compare", "files", "grade", "plan", "report"], ["remote"], ["feedback", "status"]],
+           ["chat", "compare", "files", "grade", "plan", "report", "tutor"], ["remote"], ["feedback", "status"]],
     "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],
                 ["source"], ["fits", "onnx", "quantize", "shrink", "work_folder"],
                 ["estimate"], ["pipeline"]],
@@ -47,8 +48,9 @@ INSIDE = {
               ["jobs"], ["embeddings", "grading", "learning"], ["service"], ["api"], ["server"]],
     "data": [["forest"], ["packing"], ["lengths", "rows"], ["prompted", "prompts"],
              ["preferences", "ranked", "unpaired"],
-             ["answer_schema", "files", "formats", "holdout", "trees"], ["dataset"], ["facts", "loader"], ["check"]],
-    "evaluation": [["judge", "significance"], ["graders", "served"], ["asked", "compare", "native", "pairs"]],
+             ["anchors", "answer_schema", "files", "formats", "holdout", "trees"], ["dataset"], ["facts", "loader"],
+             ["check"]],
+    "evaluation": [["canary", "judge", "significance"], ["graders", "served"], ["asked", "compare", "native", "pairs"]],
     "formats": [["families", "named", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
     "llamacpp": [["context", "gbnf", "json_numbers", "json_pattern", "library", "markup", "meter",
                  "tool_text"],
@@ -65,6 +67,8 @@ INSIDE = {
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "reference", "state", "verdict"],
                 ["length", "optim", "passes"], ["judge"], ["batches", "forecast", "plan", "rollouts"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
+    "tutor": [["agreement", "files", "options", "questions"], ["inspect", "setting"], ["answering"],
+             ["anchors", "evaluating"], ["correcting", "gate", "lesson", "search"], ["loop"], ["teach"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

@@ -18,6 +18,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     remote,
     report,
     status,
+    tutor,
 )
 from .app import cli as cli
 from .app import main as main

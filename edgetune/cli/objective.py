@@ -37,7 +37,7 @@ class ObjectiveCommand(GroupedCommand):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         help_flags = [param for param in super().get_params(ctx) if param not in self.params]
         name = ctx.meta.get(NAMED, DEFAULT)
-        return [*_with_defaults(self.params, name), *method_flags(name, self.says), *help_flags]
+        return [*with_defaults(self.params, defaults_of(name)), *method_flags(name, self.says), *help_flags]
 
 
 def named_method(args: Sequence[str]) -> str:
@@ -51,17 +51,21 @@ def named_method(args: Sequence[str]) -> str:
     return found
 
 
-def _with_defaults(params: Sequence[click.Parameter], name: str) -> list[click.Parameter]:
-    """The parameters, with the method's defaults where it has its own."""
-    from copy import copy
-
+def defaults_of(name: str) -> Mapping[str, Any]:
+    """Of the options that every training has, where a method has its own."""
     from ..objectives.base import objectives
     kind = objectives().get(name)
+    return kind.defaults if kind else {}
+
+
+def with_defaults(params: Sequence[click.Parameter], defaults: Mapping[str, Any]) -> list[click.Parameter]:
+    """The parameters, with other defaults for some."""
+    from copy import copy
     found = []
     for param in params:
-        if kind and param.name in kind.defaults:
+        if param.name in defaults:
             param = copy(param)
-            param.default = kind.defaults[param.name]
+            param.default = defaults[param.name]
         found.append(param)
     return found
 

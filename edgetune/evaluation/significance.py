@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
+MOST_FLIPS = 20
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -25,3 +29,18 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     scale = 1 + Z**2 / n
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def flip_test(differences: Sequence[float]) -> float:
+    """Exact probability of a sum at least as large as that of these differences, if the sign of each were chance
+    (Fisher's randomization test for pairs, 1935); 1 without differences. For at most MOST_FLIPS of them.
+    """
+    if not differences:
+        return 1.0
+    if len(differences) > MOST_FLIPS:
+        raise ValueError(f"{len(differences)} differences, {MOST_FLIPS} at most")
+    sums = np.zeros(1)
+    for value in differences:
+        sums = np.concatenate([sums + value, sums - value])
+    reached = float(np.sum(differences))
+    return float(np.mean(sums >= reached - 1e-12 * max(1.0, abs(reached))))

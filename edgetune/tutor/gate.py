@@ -1,0 +1,288 @@
+"""Whether the adapter of a round is published: it and what is published answer the same questions through llama.cpp.
+
+Published is what is surely better on questions that neither learned, and does no harm elsewhere:
+
+- better: an exact one-sided sign test over the questions on which the two differ. With fewer than FEW questions, a
+  randomization test over how likely the right answers are, and no fewer answers right;
+- no harm: unrelated text surprises it hardly more than the base, and it expects nearly what the base expects there, or
+  at least it is no further from the base in this than what is published already;
+- healthy: answers end, are not much longer or shorter, do not repeat themselves more, are no less often JSON;
+- sound: its numbers are finite, it changes no weight by much, and llama.cpp computes what the trainer computed.
+
+Tests that are repeated find something by chance in the end. So the k-th test since at least half of the questions were
+new may be wrong with probability alpha / k (k + 1) only, which sums to alpha.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapters.lora import Lora
+from ..adapters.mixed import size_of
+from ..data.packing import is_supervised
+from ..errors import EdgetuneError
+from ..evaluation.canary import FILE, Drift, drift
+from ..evaluation.judge import is_json, same
+from ..evaluation.significance import flip_test, sign_test
+from ..formats.gguf import Gguf
+from ..formats.shape import read_shape
+from ..machine import device
+from ..runs.answers import CONTEXT, may_repack, memory_needed
+from ..serving.llama import LlamaModel
+from .answering import Said, answer_example, mean_logp
+from .evaluating import graded
+from .options import TutorOptions
+from .questions import Question
+from .setting import Setting
+
+FEW = 20  # questions; with fewer, one or two lucky answers would decide
+ENDED = 0.1  # share by which fewer answers may end
+LENGTHS = (0.5, 2.0)  # times the earlier mean length
+REPEATED = 0.2  # by which the share of repeated words may rise, and that of different pairs of words fall
+GAP = 0.25  # nats a token between our engine and llama.cpp
+CHECKED = 4  # answers, for the gap
+PUBLISHED = "published"
+CANDIDATE = "candidate"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One question under one adapter. value: 1 for a right answer, 0 for a wrong one; where nobody knows the right one,
+    its reward. logp: nats a token of the right answer, None without one.
+    """
+
+    key: str
+    text: str
+    value: float
+    logp: float | None
+    ended: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Harm:
+    """rise: of the canary's perplexity over the base's; kl: from the base, nats a token; both also of what is published
+    already. change: the largest change of a weight, relative to its norm. gap: between our engine and llama.cpp, nats a
+    token.
+    """
+
+    rise: float
+    kl: float
+    change: float
+    gap: float
+    rise_before: float = 0.0
+    kl_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """passed: published. worse: surely worse than what is published, so the round is undone. test: sign or likelihood;
+    wins, losses: questions better and worse under the new adapter; p: of that by chance; alpha: what p must not exceed.
+    """
+
+    passed: bool
+    worse: bool
+    reason: str
+    test: str
+    questions: int
+    wins: int
+    losses: int
+    p: float
+    alpha: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(setting: Setting, questions: Sequence[Question], published: Path | None, candidate: Path,
+            keep: Sequence[str]) -> tuple[list[Measured], list[Measured], Harm]:
+    """(what is published, the candidate, its harm); published: None where that is the base. keep: texts on which the
+    candidate is to stay near the base, beside the canary. Raises EdgetuneError where memory has no room for llama.cpp.
+    """
+    gguf = setting.bundle.gguf
+    prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions]
+    context = _context(prompts, setting)
+    with LlamaModel(gguf, context=context, threads=setting.config.threads or None,
+                    repack=_may_repack(setting, context)) as served:
+        served.tokenizer.markup = setting.config.markup
+        served.cache.before_decode = setting.look
+        if published:
+            served.load_adapter(published, PUBLISHED)
+        served.load_adapter(candidate, CANDIDATE)
+        old = _asked(setting, served, PUBLISHED if published else None, questions, prompts)
+        new = _asked(setting, served, CANDIDATE, questions, prompts)
+        texts = [FILE.read_text("utf-8"), *keep]
+        drifted = drift(served, CANDIDATE, texts)
+        before = drift(served, PUBLISHED, texts) if published else Drift(0.0, 0.0, 0)
+        told = [_logp(setting, served, prompt, one.text) for prompt, one in
+                zip(prompts[:CHECKED], new, strict=False)]
+    pairs = setting.pairs(candidate)
+    ours = mean_logp(setting, prompts[:CHECKED], [one.text for one in new[:CHECKED]], pairs)
+    gap = max((abs(a - b) for a, b in zip(told, ours, strict=True)), default=0.0)
+    harm = Harm(drifted.rise, drifted.kl, largest_change(pairs, gguf), gap, before.rise, before.kl)
+    return old, new, harm
+
+
+def _asked(setting: Setting, served: LlamaModel, adapter: str | None, questions: Sequence[Question],
+           prompts: Sequence[Sequence[int]]) -> list[Measured]:
+    served.use(adapter)
+    most = setting.options.max_tokens
+    texts = dict(served.complete(prompts, most))
+    lengths = [len(served.tokenizer.encode(texts[i], continues=True)) for i in range(len(prompts))]
+    said = [[Said(texts[i].strip(), lengths[i], lengths[i] < most)] for i in range(len(prompts))]
+    grades = graded(setting.grader, questions, said)
+    served.reset()
+    logps = [_logp(setting, served, prompt, question.reference) if question.reference else None
+             for question, prompt in zip(questions, prompts, strict=True)]
+    return [Measured(question.key, of[0].text, float(same(question.reference, of[0].text)) if question.reference
+                     else earned[0].reward, logp, of[0].ended)
+            for question, of, earned, logp in zip(questions, said, grades, logps, strict=True)]
+
+
+def _logp(setting: Setting, served: LlamaModel, prompt: Sequence[int], text: str) -> float:
+    """Nats a token of an answer, with the adapter in use."""
+    example = answer_example(setting, prompt, text)
+    wanted = is_supervised(example.weights)
+    return float(np.mean(served.logprobs(example.tokens.tolist(), wanted)[wanted], dtype=np.float64))
+
+
+def _context(prompts: Sequence[Sequence[int]], setting: Setting) -> int:
+    """Tokens in which some questions are answered together."""
+    return min(read_shape(setting.bundle.gguf).context,
+               max(CONTEXT, max(map(len, prompts)) + setting.options.max_tokens + 1))
+
+
+def _may_repack(setting: Setting, context: int) -> bool:
+    budget = setting.config.memory_here()
+    gguf = setting.bundle.gguf
+    device.trim()
+    needed = device.rss() + memory_needed(gguf, context, repack=False)
+    if needed > budget:
+        raise EdgetuneError(f"llama.cpp, which judges, needs up to {needed >> 20} MiB, the budget is {budget >> 20} "
+                            "MiB", "raise --memory")
+    return may_repack(gguf, context, budget)
+
+
+def largest_change(pairs: Lora, gguf: Gguf) -> float:
+    """The largest ||scale * B A|| / ||W|| of all projections; infinite for values that are not finite."""
+    if not all(np.isfinite(pair.a).all() and np.isfinite(pair.b).all() for pair in pairs.values()):
+        return math.inf
+    return max((size / float(np.linalg.norm(gguf.tensors[f"{name}.weight"].f32()))
+                for name, size in size_of(pairs).items()), default=0.0)
+
+
+# ---- the decision, of what was measured ------------------------------------------------------------------------------
+
+
+def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: float, options: TutorOptions,
+           is_first: bool) -> Decision:
+    """alpha: of this test. is_first: nothing is published yet, so that answers may change as they like."""
+    differences = [after.value - before.value for before, after in zip(old, new, strict=True)]
+    wins = sum(difference > 0 for difference in differences)
+    losses = sum(difference < 0 for difference in differences)
+    p = sign_test(losses, wins)
+    p_worse = sign_test(wins, losses)
+    test = "sign"
+    if len(old) < FEW and all(one.logp is not None for one in (*old, *new)):
+        test = "likelihood"
+        likelier = [after.logp - before.logp for before, after in zip(old, new, strict=True)]  # type: ignore[operator]
+        p = flip_test(likelier) if sum(differences) >= 0 else 1.0
+    objection = harmed(harm, options) or ("" if is_first else unhealthy(old, new))
+    worse = p_worse <= alpha and losses > wins
+    passed = not objection and p <= alpha
+    before = sum(one.value for one in old)
+    after = sum(one.value for one in new)
+    told = f"{after:g} of {len(new)} held-out questions right, {before:g} before"
+    if not all(one.value in (0, 1) for one in (*old, *new)):
+        told = f"held-out questions earn {after / len(new):.3f}, {before / len(old):.3f} before"
+    few = f", by {len(old)} questions only" if len(old) < FEW else ""
+    chance = f"{'no chance' if p <= alpha else 'this may be chance'} (p {p:.2g}, asked {alpha:.2g}{few})"
+    reason = objection or f"{told}: {chance}"
+    return Decision(passed, worse, reason, test, len(old), wins, losses, p, alpha)
+
+
+def alpha_of(alpha: float, judged: Sequence[Sequence[str]], now: Sequence[str]) -> float:
+    """What the test of these questions may spend. judged: the questions of each earlier test, the newest last.
+
+    k counts the tests since at least half of the questions were new.
+    """
+    k = 1
+    latest = set(now)
+    for keys in reversed(judged):
+        if 2 * len(latest - set(keys)) >= len(latest):
+            break
+        k += 1
+        latest = set(keys)
+    return alpha / (k * (k + 1))
+
+
+def harmed(harm: Harm, limits: TutorOptions) -> str:
+    """Why what is elsewhere suffers; "" where it does not."""
+    if not math.isfinite(harm.change):
+        return "its numbers are not finite"
+    if harm.change > limits.max_change:
+        return f"it changes a weight by {harm.change:.0%} of its norm, {limits.max_change:.0%} are allowed"
+    if harm.gap > GAP:
+        return f"llama.cpp and the trainer differ by {harm.gap:.2g} nats a token, {GAP:g} are allowed"
+    most = max(limits.canary_rise, harm.rise_before)
+    if harm.rise > most:
+        return f"unrelated text surprises it {harm.rise:.1%} more than the base, {most:.1%} are allowed"
+    most = max(limits.max_kl, harm.kl_before)
+    if harm.kl > most:
+        return f"what it expects of unrelated text is {harm.kl:.3f} nats a token from the base, {most:.3g} are allowed"
+    return ""
+
+
+def unhealthy(old: Sequence[Measured], new: Sequence[Measured]) -> str:
+    """What became worse about the answers as texts; "" where nothing did."""
+    ended = (np.mean([one.ended for one in old]), np.mean([one.ended for one in new]))
+    if ended[1] < ended[0] - ENDED:
+        return f"{ended[1]:.0%} of its answers end, {ended[0]:.0%} before"
+    lengths = [max(1.0, float(np.mean([len(one.text) for one in side]))) for side in (old, new)]
+    if not LENGTHS[0] <= lengths[1] / lengths[0] <= LENGTHS[1]:
+        return f"its answers have {lengths[1]:.0f} letters in the mean, {lengths[0]:.0f} before"
+    json_lost = [is_json(a.text) and not is_json(b.text) for a, b in zip(old, new, strict=True)]
+    json_won = [is_json(b.text) and not is_json(a.text) for a, b in zip(old, new, strict=True)]
+    if sign_test(sum(json_won), sum(json_lost)) < 0.05:
+        return f"{sum(json_lost)} of its answers are no longer JSON"
+    repeated = [repetition([one.text for one in side]) for side in (old, new)]
+    if repeated[1] > repeated[0] + REPEATED:
+        return f"{repeated[1]:.0%} of its four-word phrases repeat within an answer, {repeated[0]:.0%} before"
+    distinct = [variety([one.text for one in side]) for side in (old, new)]
+    if distinct[1] < (1 - REPEATED) * distinct[0]:
+        return f"{distinct[1]:.0%} of its pairs of words are different ones, {distinct[0]:.0%} before"
+    return ""
+
+
+def repetition(texts: Sequence[str]) -> float:
+    """The share of phrases of four words that occur earlier in the same answer."""
+    total = 0
+    again = 0
+    for text in texts:
+        words = text.split()
+        phrases = Counter(tuple(words[i:i + 4]) for i in range(len(words) - 3))
+        total += sum(phrases.values())
+        again += sum(phrases.values()) - len(phrases)
+    return again / total if total else 0.0
+
+
+def variety(texts: Sequence[str]) -> float:
+    """The share of pairs of words that are different ones, over all answers (distinct-2, Li et al. 2016)."""
+    pairs = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)]
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
+def texts_of(lines: Sequence[Mapping[str, Any] | str]) -> list[str]:
+    """What rows of a file of texts to keep say: text, or what they ask."""
+    return [line if isinstance(line, str) else str(line.get("text") or line.get("prompt") or json.dumps(line))
+            for line in lines]

@@ -1,0 +1,126 @@
+"""What happened in the rounds of a folder: a table of them, and questions with what was said about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError, printable
+from .files import BEGUN, Found, Round, ledger_lines, rounds_of, seconds_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LONGEST = 300  # letters of a text that is shown
+
+
+@dataclass(frozen=True)
+class Told:
+    """One question of a round. before: the model's answers, each with whether it is right; judgment, revision: of a
+    wrong one, "" without; label: what is learned, weight: how far it is trusted, and by whom; after: the new adapter's
+    answer, where it was asked again in a later round or by the gate.
+    """
+
+    key: str
+    before: list[tuple[str, bool | None]]
+    judgment: str
+    revision: str
+    label: str
+    weight: float
+    by: str
+    after: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[RenderableType]:
+        """Without markup."""
+        from rich.text import Text
+        marks = {True: "right", False: "wrong", None: "not known"}
+        found = [f"question {self.key[:8]}, judged by {self.by}"]
+        found += [f"  {marks[right]}: {_short(text)}" for text, right in self.before]
+        named = {"judgment": self.judgment, "revision": self.revision,
+                 f"learned with weight {self.weight:.2g}": self.label, "after": self.after}
+        found += [f"  {name}: {_short(text)}" for name, text in named.items() if text]
+        return [Text(line) for line in found]
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """{"rounds": [...]}: of each what was asked, right, learned, and what the gate said. Raises UsageError where the
+    folder has no rounds.
+    """
+    if not (out / BEGUN).exists():
+        raise UsageError(f"{out} holds no rounds of a tutor", "name the folder that was given with -o")
+    seconds = seconds_of(out)
+    found: dict[int, dict[str, Any]] = {}
+    for line in ledger_lines(out):
+        number = line["round"]
+        one = found.setdefault(number, {"round": number, "seconds": 0.0})
+        one["seconds"] += seconds.get((number, line["step"]), 0.0)
+        one[line["step"]] = {name: value for name, value in line.items() if name not in ("round", "step", "sha256")}
+    return {"rounds": list(found.values())}
+
+
+def lines(found: Mapping[str, Any]) -> list[RenderableType]:
+    """The rounds as a table, and what the gate said of each."""
+    from rich.text import Text
+
+    from ..console import duration, table
+    rows = []
+    said: list[RenderableType] = []
+    for one in found["rounds"]:
+        asked = one.get("generate", {}).get("answers")
+        rate = one.get("evaluate", {}).get("rate")
+        decision = one.get("gate")
+        rows.append([str(one["round"]), str(asked or ""), "" if rate is None else f"{rate:.0%}",
+                     str(one.get("rows", {}).get("rows", "")), str(one.get("train", {}).get("steps", "")),
+                     "" if decision is None else "published" if decision["passed"] else "no",
+                     duration(one["seconds"])])
+        if decision:
+            said.append(Text(f"round {one['round']}: {decision['reason']}"))
+        elif stop := one.get("rows", {}).get("stop"):
+            said.append(Text(f"round {one['round']}: {stop}"))
+    return [table("", ["round", "answers", "right", "rows", "steps", "gate", "time"], rows), *said]
+
+
+def told(out: Path, number: int | None, most: int) -> list[Told]:
+    """Questions of a round (None: the last that asked), those that were corrected first. Raises UsageError."""
+    rounds = [of for of in rounds_of(out) if of.read("evaluate")]
+    wanted = [of for of in rounds if number in (None, of.number)]
+    if not wanted:
+        if number is None:
+            return []
+        named = ", ".join(str(of.number) for of in rounds) or "none"
+        raise UsageError(f"round {number} asked nothing", f"rounds that did: {named}")
+    return _of_round(wanted[-1], rounds)[:most]
+
+
+def _of_round(of: Round, rounds: list[Round]) -> list[Told]:
+    said = {one["key"]: one["said"] for one in (of.read("generate") or {})["answers"]}
+    corrected = {one["key"]: one for one in (of.read("correct") or {"corrections": []})["corrections"]}
+    after = _later_answers(of, rounds)
+    found = []
+    for one in (of.read("evaluate") or {})["evaluated"]:
+        key = one["key"]
+        correction = corrected.get(key, {})
+        before = [(answer["text"], right) for answer, right in zip(said[key], one["right"], strict=True)]
+        found.append(Told(key, before, correction.get("judgment", ""), correction.get("revision", ""), one["label"],
+                          one["weight"], one["by"], after.get(key, "")))
+    return sorted(found, key=lambda one: (not one.revision, not one.label))
+
+
+def _later_answers(of: Round, rounds: list[Round]) -> dict[str, str]:
+    """The first answer to each question that a later round asked again."""
+    found: dict[str, str] = {}
+    for later in rounds:
+        if later.number > of.number:
+            answers: Found = later.read("generate") or {"answers": []}
+            for one in answers["answers"]:
+                found.setdefault(one["key"], one["said"][0]["text"])
+    return found
+
+
+def _short(text: str) -> str:
+    return printable(text if len(text) <= LONGEST else text[:LONGEST - 4] + " ...")

@@ -1,0 +1,145 @@
+"""What a round trains on: answers that are trusted, weighted by how far, and earlier rows again.
+
+Most of what a small model can lose is in rows that it has not seen for long, and most of what can go wrong is in rows
+that nobody verified. So a share of the tokens, at least, are labelled and earlier rows, and of those that no grader,
+reference or person verified at most a share is learned, the surest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapters import store
+from ..data import holdout
+from ..data.anchors import ROWS_PER_ANCHOR, with_anchors
+from ..data.answer_schema import derive
+from ..data.dataset import Dataset, load_rows
+from ..data.rows import Row
+from ..persisted import from_json
+from ..training.length import batch_of, epochs_of
+from ..training.run import run
+from .anchors import anchors
+from .questions import Question
+from .setting import Setting
+
+LABELLED, REPLAYED, ANSWERED, REVISED, AGREED = "labelled", "replayed", "answered", "revised", "agreed"
+SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options that an adapter to begin from decides
+
+
+@dataclass(frozen=True)
+class Taught:
+    """One answer to learn. key: of its question; weight: of its tokens; source: where it is from; tokens: of it."""
+
+    key: str
+    text: str
+    weight: float
+    source: str
+    tokens: int
+
+    @property
+    def is_verified(self) -> bool:
+        return self.source != AGREED
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def taught(setting: Setting, question: Question, text: str, weight: float, source: str) -> Taught:
+    return Taught(question.key, text, weight, source, len(setting.tokenizer.encode(text)) + 1)
+
+
+def read_taught(found: Sequence[Mapping[str, Any]], path: Path) -> list[Taught]:
+    return [from_json(Taught, one, str(path)) for one in found]
+
+
+def lesson(setting: Setting, number: int, new: Sequence[Taught], earlier: Sequence[Taught]) -> list[Taught]:
+    """The rows of round `number`. new: what it found; earlier: what rounds before found, of which the newest answer to
+    a question counts. Without `new` all labelled rows.
+    """
+    labelled = [taught(setting, question, question.reference, 1.0, LABELLED) for question in setting.pool.labelled]
+    if not new:
+        return labelled
+    options = setting.options
+    rng = np.random.default_rng(setting.seed(number, "rows"))
+    known = {one.key for one in new} | {one.key for one in labelled}
+    replayed = {one.key: replace(one, source=REPLAYED if one.is_verified else AGREED) for one in earlier
+                if one.key not in known}
+    again = [labelled[i] for i in rng.permutation(len(labelled))]
+    older = list(replayed.values())
+    again += [older[i] for i in rng.permutation(len(older))]
+    wanted = options.replay / max(1e-9, 1 - options.replay) * sum(one.tokens for one in new)
+    chosen = _first(again, max(wanted, sum(one.tokens for one in new if not one.is_verified)))
+    return _surest([*new, *chosen], options.unverified)
+
+
+def _first(rows: Sequence[Taught], tokens: float) -> list[Taught]:
+    """The first of the rows, of as many tokens together, or all."""
+    found: list[Taught] = []
+    for one in rows:
+        if tokens <= 0:
+            break
+        found.append(one)
+        tokens -= one.tokens
+    return found
+
+
+def _surest(rows: Sequence[Taught], share: float) -> list[Taught]:
+    """Without those of the unverified that would be more than a share of all tokens, the least sure first."""
+    kept = list(rows)
+    doubtful = sorted((one for one in rows if not one.is_verified), key=lambda one: one.weight)
+    for one in doubtful:
+        unverified = sum(other.tokens for other in kept if not other.is_verified)
+        if unverified <= share * sum(other.tokens for other in kept):
+            break
+        kept.remove(one)
+    return kept
+
+
+def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | None, lr_scale: float,
+          out: Path) -> dict[str, Any]:
+    """run.json's content of a run that learns the rows from an adapter; one that was stopped is continued.
+
+    lr_scale: factor of the learning rate. Raises Interrupted, and the errors of `run`.
+    """
+    seed = setting.seed(number, "train")
+    config = replace(setting.config, lr=setting.config.lr * lr_scale, **_size_of(start))
+    if number == 0:
+        config = replace(config, epochs="auto", lr=type(config)().lr)
+    batch_size = batch_of(config, len(rows))
+    passes = max(1, round(epochs_of(config, len(rows))))
+    config = replace(config, seed=seed, epochs=1.0, batch_size=batch_size, shuffle=False)
+    setting.look()
+    earlier = store.read_run(out)
+    if earlier.get("status") == "done":  # killed between this and the step's file
+        return earlier
+    return run(setting.bundle, dataset_of(setting, rows, passes, seed), out, config, start=start, resume=out.exists(),
+               should_stop=setting.should_stop, governor=setting.governor,
+               on_event=lambda event: setting.on_event({**event, "round": number}))
+
+
+def dataset_of(setting: Setting, rows: Sequence[Taught], passes: int, seed: int) -> Dataset:
+    """The rows in the order in which they are learned: several times, each time in another order, with what the base
+    says of other things in between. Each token has its row's weight.
+    """
+    rng = np.random.default_rng(seed)
+    order = [int(i) for _ in range(passes) for i in rng.permutation(len(rows))]
+    kept = anchors(setting, -(-len(order) // ROWS_PER_ANCHOR))
+    learned: list[tuple[Row, float]] = [(setting.pool[one.key].with_answer(one.text), one.weight) for one in rows]
+    mixed = with_anchors([learned[i] for i in order], [(row, 1.0) for row in kept], seed)
+    examples = []
+    for row, weight in mixed:
+        made = load_rows([row], setting.tokenizer, max_length=setting.config.max_length, system=setting.system)
+        examples += [replace(found, weights=found.weights * np.float32(weight)) for found in made.examples]
+    written = [row for row, _ in mixed]
+    digest = holdout.digest_of([{"row": row, "weight": weight} for row, weight in mixed])
+    return Dataset(examples, written, "messages", 0, 0, digest, derive([row for row, _ in learned]))
+
+
+def _size_of(start: Path | None) -> dict[str, Any]:
+    options = store.read_run(start).get("options", {}) if start else {}
+    return {name: options[name] for name in SIZE if name in options}

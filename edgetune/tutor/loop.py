@@ -1,0 +1,374 @@
+"""The rounds: each a sequence of steps, of which those that are done are not done again.
+
+Round 0 learns the labelled rows, where there is no adapter to begin from. What serves is `published`; what learns is
+`current`, which goes on from a round that published nothing as long as it is not surely worse, and goes back to what is
+published, at half the learning rate, where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import disk
+from ..adapters import store
+from ..errors import MismatchError, UsageError
+from ..evaluation.graders.base import Grade
+from ..persisted import from_json
+from ..serving.rollouts.forward import open_decoder
+from ..training.judge import EngineJudge
+from . import correcting, gate, lesson, questions
+from .answering import Said, answers_to
+from .evaluating import (
+    AGREEMENT,
+    NOBODY,
+    SELF,
+    VERIFIED,
+    Evaluated,
+    auc,
+    collapse,
+    evaluate,
+    graded,
+    probabilities_of_yes,
+)
+from .files import BEGUN, Found, Round, read_object, rounds_of, write_object
+from .lesson import AGREED, ANSWERED, REVISED, Taught, read_taught
+from .questions import Question
+from .search import search
+from .setting import Setting
+
+KEPT = 3  # published adapters, to which one can go back
+PUBLISHED_RECORD = "published"  # of run.json: the round
+CALIBRATION = 16  # labelled questions of a round, by whose answers it is measured how well the model judges
+JUDGE_TOKENS = 1024  # of a question with its answer, which the model judges
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Between two rounds. published, current: folders of adapters, None: the base. barren: rounds in a row that
+    published nothing; lr_scale: of the learning rate; stopped: why there is no further round, "" while there may be.
+    """
+
+    published: Path | None
+    current: Path | None
+    barren: int = 0
+    lr_scale: float = 1.0
+    stopped: str = ""
+
+
+@dataclass
+class Tutor:
+    """start: the adapter to begin from, None: the base. keep: texts on which an adapter is to stay near the base."""
+
+    setting: Setting
+    start: Path | None = None
+    keep: Sequence[str] = ()
+    standing: Standing = field(init=False)
+
+    def run(self) -> Standing:
+        """Rounds until one of the reasons to stop. Raises Interrupted, to be continued by the same call."""
+        setting = self.setting
+        self.standing = Standing(self.start, self.start)
+        if self.start and not (setting.out / store.FILE).exists():
+            _write_published(setting, self.start, 0)
+        first = 0 if self.start is None and setting.pool.labelled else 1
+        for number in range(first, setting.options.rounds + 1):
+            setting.look()
+            setting.on_event({"event": "round", "round": number, "rounds": setting.options.rounds})
+            self.standing = self._round(Round(setting.out, number))
+            if self.standing.stopped:
+                break
+        else:
+            self.standing = _stopped(self.standing, f"{setting.options.rounds} rounds are done")
+        setting.on_event({"event": "end", "stopped": self.standing.stopped})
+        return self.standing
+
+    def _round(self, of: Round) -> Standing:
+        new, stop = self._found(of) if of.number else ([], "")
+        rows = self._step(of, "rows", lambda: self._rows(of, new, stop))
+        if rows["stop"]:
+            return _stopped(self.standing, rows["stop"])
+        self._step(of, "train", lambda: self._train(of, read_taught(rows["rows"], of.file("rows"))))
+        self._step(of, "search", lambda: self._search(of))
+        found = self._step(of, "gate", lambda: self._gate(of))
+        decision = from_json(gate.Decision, found["decision"], str(of.file("gate")))
+        standing = self._after(of, decision)
+        _remove_old(of, standing)
+        return standing
+
+    def _after(self, of: Round, decision: gate.Decision) -> Standing:
+        was = self.standing
+        if decision.passed:
+            self._step(of, "publish", lambda: self._publish(of))
+            return Standing(of.candidate, of.candidate, 0, was.lr_scale)
+        barren = was.barren + 1
+        stopped = f"{barren} rounds in a row published nothing" if barren >= self.setting.options.stop_after else ""
+        if decision.worse:
+            return Standing(was.published, was.published, barren, was.lr_scale / 2, stopped)
+        return Standing(was.published, of.trained, barren, was.lr_scale, stopped)
+
+    def _step(self, of: Round, step: str, make: Callable[[], Found]) -> Found:
+        """What a step found, now or before; whoever watches is told of it."""
+        found = of.step(step, make)
+        self.setting.on_event({"event": "tutor", "round": of.number, "step": step, **found["facts"]})
+        return found
+
+    # ---- the steps -----------------------------------------------------------------------------------------------
+
+    def _found(self, of: Round) -> tuple[list[Taught], str]:
+        """(the answers that a round found to learn, why it learns nothing, "" where it does)"""
+        chosen = self._step(of, "select", lambda: self._select(of))
+        said = self._step(of, "generate", lambda: self._generate(of, chosen["keys"]))
+        evaluated = self._step(of, "evaluate", lambda: self._evaluate(said))
+        corrected = self._step(of, "correct", lambda: self._correct(of, said, evaluated))
+        new = _new_rows(self.setting, evaluated, corrected)
+        stop = evaluated["collapse"]
+        least = self.setting.options.min_rows
+        if not stop and len(new) < least:
+            stop = f"round {of.number} found {len(new)} answers to learn, {least} are needed"
+        return new, stop
+
+    def _rows(self, of: Round, new: Sequence[Taught], stop: str) -> Found:
+        setting = self.setting
+        rows = lesson.lesson(setting, of.number, new, list(_earlier(of)))
+        tokens = {source: sum(one.tokens for one in rows if one.source == source)
+                  for source in dict.fromkeys(one.source for one in rows)}
+        facts = {"seed": setting.seed(of.number, "rows"), "rows": len(rows), "tokens": tokens, "stop": stop}
+        return {"facts": facts, "stop": stop, "rows": [one.to_json() for one in rows]}
+
+    def _select(self, of: Round) -> Found:
+        setting = self.setting
+        options = setting.options
+        seed = setting.seed(of.number, "select")
+        rates = dict(_rates(of))
+        chosen = questions.select(setting.pool, rates, options.per_round, options.unseen, [seed])
+        if setting.grader is None and options.min_auc <= 1:
+            more = [question for question in setting.pool.labelled if question not in chosen]
+            asked = sum(bool(question.reference) for question in chosen)
+            chosen += more[:max(0, CALIBRATION - asked)]
+        keys = [question.key for question in chosen]
+        unseen = sum(key not in rates for key in keys)
+        return {"facts": {"seed": seed, "prompts": len(keys), "unseen": unseen}, "keys": keys}
+
+    def _generate(self, of: Round, keys: Sequence[str]) -> Found:
+        setting = self.setting
+        options = setting.options
+        seed = setting.seed(of.number, "generate")
+        prompts = [setting.pool[key].prompt_tokens(setting.tokenizer, setting.system) for key in keys]
+        said = answers_to(setting, prompts, setting.pairs(self.standing.current), options.samples, options.temperature,
+                          options.max_tokens, seed)
+        flat = [one for of_question in said for one in of_question]
+        facts = {"seed": seed, "answers": len(flat), "tokens": sum(one.tokens for one in flat),
+                 "read": sum(map(len, prompts)), "ended": sum(one.ended for one in flat)}
+        return {"facts": facts, "answers": [{"key": key, "said": [one.to_json() for one in of_question]}
+                                            for key, of_question in zip(keys, said, strict=True)]}
+
+    def _evaluate(self, found: Found) -> Found:
+        setting = self.setting
+        asked, said = _said(setting, found)
+        passes_at = setting.grader.passes_at if setting.grader else 1.0
+        grades = graded(_with_judge(setting), asked, said)
+        told = [evaluate(question, of_question, grade, passes_at, setting.options)
+                for question, of_question, grade in zip(asked, said, grades, strict=True)]
+        told, measured = self._judged(asked, said, grades, told)
+        by = {name: sum(one.by == name for one in told) for name in dict.fromkeys(one.by for one in told)}
+        rate = sum(one.rate for one in told) / len(told)
+        why = collapse(asked, said)
+        facts = {"by": by, "rate": rate, "labels": sum(bool(one.label) for one in told), "auc": measured,
+                 "collapse": why}
+        return {"facts": facts, "collapse": why, "evaluated": [one.to_json() for one in told]}
+
+    def _judged(self, asked: Sequence[Question], said: Sequence[Sequence[Said]], grades: Sequence[Sequence[Grade]],
+                told: Sequence[Evaluated]) -> tuple[list[Evaluated], float | None]:
+        """With what the model says of answers that nobody else can judge, if it judges well; and how well it does."""
+        setting = self.setting
+        nobody = [i for i, one in enumerate(told) if one.by == NOBODY]
+        known = [i for i, one in enumerate(told) if asked[i].reference]
+        if setting.grader or not nobody or not known or setting.options.min_auc > 1:
+            return list(told), None
+        judge = _judge(setting)
+        yes = probabilities_of_yes(judge, [asked[i] for i in known], [said[i] for i in known])
+        measured = auc([p for of in yes for p in of], [bool(right) for i in known for right in told[i].right])
+        if measured is None or measured < setting.options.min_auc:
+            return list(told), measured
+        found = list(told)
+        for i, of in zip(nobody, probabilities_of_yes(judge, [asked[i] for i in nobody], [said[i] for i in nobody]),
+                         strict=True):
+            found[i] = evaluate(asked[i], said[i], grades[i], 1.0, setting.options, of)
+        return found, measured
+
+    def _correct(self, of: Round, found: Found, evaluated: Found) -> Found:
+        setting = self.setting
+        asked, said = _said(setting, found)
+        told = _evaluated(evaluated, of.file("evaluate"))
+        wrong = [(question, of_question[one.right.index(False)]) for question, of_question, one in
+                 zip(asked, said, told, strict=True) if question.reference and not one.label and False in one.right]
+        wrong = [(question, one) for question, one in wrong if one.text][:setting.options.corrections]
+        made = correcting.correct(setting, of.number, wrong, setting.pairs(self.standing.current))
+        facts = {"wrong": len(wrong), "helpful": sum(bool(one.judgment) for one in made),
+                 "leaked": sum(one.leaked for one in made),
+                 "revised": sum(one.kept and not one.hinted for one in made),
+                 "hinted": sum(one.kept and one.hinted for one in made)}
+        return {"facts": facts, "corrections": [one.to_json() for one in made]}
+
+    def _train(self, of: Round, rows: Sequence[Taught]) -> Found:
+        setting = self.setting
+        record = lesson.train(setting, of.number, rows, self.standing.current, self.standing.lr_scale, of.trained)
+        facts = {"seed": setting.seed(of.number, "train"), "steps": record["steps"],
+                 "tokens": sum(one.tokens for one in rows), "lr_scale": self.standing.lr_scale}
+        return {"facts": facts}
+
+    def _search(self, of: Round) -> Found:
+        setting = self.setting
+        found = search(setting, self.standing.published, of.trained, of.candidate)
+        return {"facts": found}
+
+    def _gate(self, of: Round) -> Found:
+        setting = self.setting
+        options = setting.options
+        seed = setting.config.seed
+        asked = questions.judges_of_round(setting.pool, max(1, of.number), options.questions, seed)
+        keys = [question.key for question in asked]
+        alpha = gate.alpha_of(options.gate_alpha, _judged_before(of), keys)
+        published = self.standing.published
+        old, new, harm = gate.measure(setting, asked, published, of.candidate, self.keep)
+        decision = gate.decide(old, new, harm, alpha, options, is_first=published is None)
+        return {"facts": {**decision.to_json(), **asdict(harm)}, "decision": decision.to_json(), "keys": keys,
+                "published": [one.to_json() for one in old], "candidate": [one.to_json() for one in new]}
+
+    def _publish(self, of: Round) -> Found:
+        """A step, so that what a person took back later is not published again by a run that is continued."""
+        _write_published(self.setting, of.candidate, of.number)
+        return {"facts": {}}
+
+
+# ---- what earlier steps found ----------------------------------------------------------------------------------------
+
+
+def _said(setting: Setting, found: Found) -> tuple[list[Question], list[list[Said]]]:
+    asked = [setting.pool[one["key"]] for one in found["answers"]]
+    return asked, [[Said(**told) for told in one["said"]] for one in found["answers"]]
+
+
+def _evaluated(found: Found, path: Path) -> list[Evaluated]:
+    return [from_json(Evaluated, one, str(path)) for one in found["evaluated"]]
+
+
+def _before(of: Round) -> Iterator[Round]:
+    for earlier in rounds_of(of.out):
+        if earlier.number < of.number:
+            yield earlier
+
+
+def _rates(of: Round) -> Iterator[tuple[str, float]]:
+    """(question, share of right answers) of all rounds before, the newest last."""
+    for earlier in _before(of):
+        for one in _evaluated(earlier.read("evaluate") or {"evaluated": []}, earlier.file("evaluate")):
+            yield one.key, one.rate
+
+
+def _earlier(of: Round) -> Iterator[Taught]:
+    """What rounds before learned of what they found, the newest last."""
+    for earlier in _before(of):
+        for one in read_taught((earlier.read("rows") or {"rows": []})["rows"], earlier.file("rows")):
+            if one.source in (ANSWERED, REVISED, AGREED):
+                yield one
+
+
+def _judged_before(of: Round) -> list[list[str]]:
+    """The questions of each gate before, the newest last."""
+    found = (earlier.read("gate") for earlier in _before(of))
+    return [one["keys"] for one in found if one]
+
+
+def _new_rows(setting: Setting, evaluated: Found, corrected: Found) -> list[Taught]:
+    """What a round found: the trusted answer to each question, and right revisions of wrong ones."""
+    rows = []
+    for one in evaluated["evaluated"]:
+        if one["label"]:
+            source = ANSWERED if one["by"] in VERIFIED else AGREED
+            assert source == ANSWERED or one["by"] in (AGREEMENT, SELF)
+            rows.append(lesson.taught(setting, setting.pool[one["key"]], one["label"], one["weight"], source))
+    for one in corrected["corrections"]:
+        if one["kept"]:
+            rows.append(lesson.taught(setting, setting.pool[one["key"]], one["revision"], 1.0, REVISED))
+    return rows
+
+
+def _judge(setting: Setting) -> EngineJudge:
+    decoder = open_decoder(setting.bundle.gguf, {}, threads=setting.config.threads, max_tokens=JUDGE_TOKENS,
+                           max_length=JUDGE_TOKENS, precision=setting.config.precision)
+    return EngineJudge(decoder, decoder.run, setting.tokenizer)
+
+
+def _with_judge(setting: Setting) -> Any:
+    """The grader, which asks the base where it asks a model."""
+    if setting.grader is not None and setting.grader.needs_model:
+        return setting.grader.with_model(_judge(setting))
+    return setting.grader
+
+
+def _stopped(standing: Standing, why: str) -> Standing:
+    return Standing(standing.published, standing.current, standing.barren, standing.lr_scale, why)
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+def begin(out: Path, begun: Mapping[str, Any]) -> None:
+    """Makes the folder, or continues the rounds in it. begun: what they depend on, as JSON.
+
+    Raises MismatchError where the rounds were begun with something else, UsageError for a folder of another kind.
+    """
+    earlier = read_object(out / BEGUN)
+    if earlier is None:
+        if out.exists() and any(out.iterdir()):
+            raise UsageError(f"the output folder {out} exists", "name another with -o, or remove it")
+        write_object(out / BEGUN, begun)
+        return
+    different = [name for name in {**earlier, **begun} if earlier.get(name) != json.loads(json.dumps(begun)).get(name)]
+    if different:
+        name = different[0]
+        raise MismatchError(f"the rounds in {out} were begun with another {name.replace('_', '-')}",
+                            "give the same to continue them, or name another folder with -o")
+
+
+def _write_published(setting: Setting, adapter: Path, number: int) -> None:
+    """Makes an adapter the one in the folder itself, which others open."""
+    store.save_schema(setting.out, store.read_schema(adapter))
+    store.save_run(setting.out, setting.pairs(adapter), setting.bundle.gguf,
+                   {**store.read_run(adapter), PUBLISHED_RECORD: number})
+
+
+def _remove_old(now: Round, standing: Standing) -> None:
+    """Adapters up to a round that nobody can want again: all but those in use and the last that were published."""
+    rounds = [*_before(now), now]
+    published = [of for of in rounds if (found := of.read("gate")) and found["decision"]["passed"]]
+    wanted = {standing.published, standing.current, *(of.candidate for of in published[-KEPT:])}
+    for of in rounds:
+        if of.read("gate"):
+            for folder in (of.trained, of.candidate):
+                if folder not in wanted:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def roll_back(out: Path, gguf: Any) -> int:
+    """Makes the adapter that was published before the present one the one in the folder again; its round.
+
+    Raises UsageError where there is none.
+    """
+    now = store.read_run(out).get(PUBLISHED_RECORD, 0)
+    earlier = [of for of in rounds_of(out) if of.number < now and of.candidate.is_dir()
+               and (found := of.read("gate")) and found["decision"]["passed"]]
+    if not earlier:
+        raise UsageError(f"nothing was published in {out} before round {now}", "only the last three are kept")
+    adapter = earlier[-1].candidate
+    with disk.alone(out):
+        store.save_schema(out, store.read_schema(adapter))
+        store.save_run(out, store.open_adapter(adapter, gguf).pairs, gguf,
+                       {**store.read_run(adapter), PUBLISHED_RECORD: earlier[-1].number})
+    return earlier[-1].number

@@ -1,0 +1,179 @@
+"""What the tutor asks: prompts and labelled rows as questions, which of them judge, and which a round takes.
+
+Which side a question is on is a function of what it asks, so that more rows never move one that judged to those that
+are learned. Questions that differ in case, spacing and punctuation alone are one question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import prompts, rows
+from ..data.files import place, read_rows
+from ..data.formats import BY_KEYS, recognised
+from ..errors import DataError
+from ..evaluation.graders.items import asked_messages, prompt_text
+from ..llamacpp.tokenizer import Tokenizer
+
+LEARN, DEV, JUDGE = "learn", "dev", "judge"
+SIDES = (JUDGE, JUDGE, DEV, LEARN, LEARN, LEARN, LEARN, LEARN, LEARN, LEARN)  # by a digest: a fifth judges
+OPEN = (0.1, 0.9)  # between these rates of right answers there is something to learn
+
+
+@dataclass(frozen=True)
+class Question:
+    """key: of what it asks. item: its row, as graders see it. reference: the right answer; "" where nobody gave one.
+    row: what a training row of it begins with; an answer makes it whole (`with_answer`).
+    """
+
+    key: str
+    item: Mapping[str, Any]
+    reference: str = ""
+
+    @property
+    def text(self) -> str:
+        return prompt_text(self.item)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return asked_messages(self.item)
+
+    @property
+    def side(self) -> str:
+        """Whether it is learned from, chooses how far to go, or judges."""
+        return SIDES[int(self.key[:8], 16) % len(SIDES)]
+
+    def with_answer(self, text: str) -> dict[str, Any]:
+        """A row that imitates an answer."""
+        if isinstance(self.item.get("prompt"), str):
+            return {"prompt": self.item["prompt"], "completion": text}
+        row: dict[str, Any] = {"messages": [*self.messages, {"role": "assistant", "content": text}]}
+        if "tools" in self.item:
+            row["tools"] = self.item["tools"]
+        return row
+
+    def prompt_tokens(self, tokenizer: Tokenizer, system: str | None) -> list[int]:
+        """What the model is given."""
+        return conversation_tokens(self.messages, tokenizer, system)
+
+
+def conversation_tokens(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, system: str | None) -> list[int]:
+    """The tokens of messages that the model is to answer. Raises DataError where it has no chat template."""
+    text = prompts.prompt_text({"messages": list(messages)}, "messages", tokenizer, system) \
+        if tokenizer.chat_template is not None or len(messages) > 1 else \
+        prompts.prompt_text({"prompt": messages[0]["content"]}, "prompt", tokenizer, system)
+    return tokenizer.encode(text, bos=True)
+
+
+def read_questions(path: Path, tokenizer: Tokenizer, system: str | None, labelled: bool) -> list[Question]:
+    """The questions of a file, each once: prompts as `--method grpo` takes them, whose completion is the right answer
+    where there is one; labelled rows as `--method sft` takes them. Raises DataError, which names the line.
+    """
+    found: dict[str, Question] = {}
+    for line, row in read_rows(path, hashlib.sha256()):
+        try:
+            question = _labelled(row, tokenizer, system) if labelled else _asked(row)
+        except DataError as error:
+            raise DataError(f"{place(line, path.name)}: {error.what}", error.hint) from None
+        found.setdefault(question.key, question)
+    if not found:
+        raise DataError(f"{path} holds no rows", "write one JSON object a line")
+    return list(found.values())
+
+
+def _labelled(given: rows.Row, tokenizer: Tokenizer, system: str | None) -> Question:
+    row = recognised(given, [rows], BY_KEYS)
+    if isinstance(row, str) or rows.shape_of(row) == "text":
+        raise DataError("a row of text has no question and answer", "give rows of messages, or prompt and completion")
+    rows.check_learnable(row)
+    _, reference = rows.prompt_of(row, tokenizer, system)
+    return Question(key_of(row), row, reference)
+
+
+def _asked(row: rows.Row) -> Question:
+    prompts.check_learnable(row)
+    assert isinstance(row, Mapping)
+    reference = row.get("completion", "")
+    if not isinstance(reference, str):
+        raise DataError(f"completion is a JSON {rows.json_type(reference)}", "write the right answer as text, or none")
+    return Question(key_of(row), row, reference.strip())
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits, equal for rows that ask the same in other letters."""
+    asked = [[message["role"], " ".join(re.findall(r"\w+", str(message.get("content")).casefold()))]
+             for message in asked_messages(row)]
+    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All questions, by side. A labelled row wins over a prompt that asks the same."""
+
+    learn: Sequence[Question]
+    dev: Sequence[Question]
+    judge: Sequence[Question]
+    _by_key: Mapping[str, Question] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Question:
+        return self._by_key[key]
+
+    @property
+    def labelled(self) -> list[Question]:
+        """Those to learn whose right answer is known."""
+        return [question for question in self.learn if question.reference]
+
+
+def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader: bool) -> Pool:
+    """has_grader: whether questions without a right answer can judge. Raises DataError where nothing can."""
+    known: dict[str, Question] = {}
+    for question in (*labelled, *asked):
+        known.setdefault(question.key, question)
+    sides: dict[str, list[Question]] = {LEARN: [], DEV: [], JUDGE: []}
+    for question in known.values():
+        can_judge = bool(question.reference) or has_grader
+        sides[question.side if can_judge else LEARN].append(question)
+    if not sides[JUDGE]:
+        raise DataError("nothing can judge what is learned: no prompt with a known answer is held out, and there is no "
+                        "grader", "give more rows with answers (--labelled FILE), or a grader (--grader FILE)")
+    if not sides[LEARN]:
+        raise DataError("every question is held out to judge", "give more prompts")
+    return Pool(sides[LEARN], sides[DEV], sides[JUDGE], known)
+
+
+def select(pool: Pool, rates: Mapping[str, float], wanted: int, unseen: float, seed: Sequence[int]) -> list[Question]:
+    """The questions of a round, in random order: a share that was never asked, then those that are sometimes right,
+    then what is left. rates: of the questions asked so far, the newest share of right answers.
+    """
+    rng = np.random.default_rng(list(seed))
+    shuffled = [pool.learn[i] for i in rng.permutation(len(pool.learn))]
+    new = [question for question in shuffled if question.key not in rates]
+    known = [question for question in shuffled if question.key in rates]
+    known.sort(key=lambda question: not OPEN[0] < rates[question.key] < OPEN[1])  # stable: the open ones first
+    most_new = max(round(unseen * wanted), wanted - len(known))
+    if not rates:
+        most_new = wanted
+    chosen = new[:most_new]
+    openly = [question for question in known if OPEN[0] < rates[question.key] < OPEN[1]]
+    chosen += openly[:wanted - len(chosen)]
+    chosen += new[most_new:][:wanted - len(chosen)]
+    rest = [question for question in known if question not in openly]
+    return chosen + rest[:wanted - len(chosen)]
+
+
+def judges_of_round(pool: Pool, number: int, most: int, seed: int) -> list[Question]:
+    """The questions of the gate of round 1, 2, ...: the next ones of a fixed random order, which begins again at its
+    end, so that an adapter is not judged by those that the one before was lucky on.
+    """
+    order = np.random.default_rng([seed, len(pool.judge)]).permutation(len(pool.judge))
+    count = min(most, len(order))
+    begin = (number - 1) * count
+    return [pool.judge[order[(begin + i) % len(order)]] for i in range(count)]

@@ -1,0 +1,69 @@
+"""How far to go from the adapter that is published towards the one that a round trained.
+
+A lesson of the model's own answers often has its direction right and its length wrong. So points between are measured
+on questions that were set apart for this, which neither learn nor judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapters import store
+from ..adapters.lora import Lora
+from ..adapters.mixed import between
+from ..evaluation.judge import same
+from .answering import GREEDY, answers_to, mean_logp
+from .evaluating import graded
+from .questions import Question
+from .setting import Setting
+
+SHARES = (1.0, 0.5, 0.25)
+FEWEST = 4  # questions, before they say anything
+MOST = 32
+
+
+@dataclass(frozen=True)
+class Point:
+    """share: of the way. score: mean reward of greedy answers, where a grader judges, then log p of right answers."""
+
+    share: float
+    reward: float
+    logp: float
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+
+def search(setting: Setting, published: Path | None, trained: Path, out: Path) -> dict[str, Any]:
+    """Writes the best point between two adapters to a new folder. {"share", "points"}."""
+    first = setting.pairs(published)
+    second = setting.pairs(trained)
+    questions = setting.pool.dev[:MOST]
+    points = []
+    if len(questions) >= FEWEST:
+        points = [measured(setting, questions, between(first, second, share), share) for share in SHARES]
+    best = max(points, key=lambda point: (round(point.reward, 6), round(point.logp, 6), point.share),
+               default=Point(1.0, 0.0, 0.0))
+    record = store.read_run(trained)
+    if not out.exists():
+        store.save_adapter(out, between(first, second, best.share), setting.bundle.gguf,
+                           {**record, "share": best.share})
+        store.save_schema(out, store.read_schema(trained))
+    return {"share": best.share, "points": [point.to_json() for point in points]}
+
+
+def measured(setting: Setting, questions: Sequence[Question], pairs: Lora, share: float) -> Point:
+    known = [question for question in questions if question.reference]
+    prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in known]
+    logps = mean_logp(setting, prompts, [question.reference for question in known], pairs)
+    asked = questions if setting.grader else []
+    said = answers_to(setting, [question.prompt_tokens(setting.tokenizer, setting.system) for question in asked], pairs,
+                      1, GREEDY, setting.options.max_tokens, 0) if asked else []
+    rewards = [float(same(question.reference, of[0].text)) if question.reference else grades[0].reward
+               for question, of, grades in zip(asked, said, graded(setting.grader, asked, said), strict=True)]
+    return Point(share, float(np.mean(rewards)) if rewards else 0.0, float(np.mean(logps)) if logps else 0.0)

@@ -1,0 +1,63 @@
+"""What all steps of the tutor have: the model, its tokenizer, the questions, the judges and the options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapters.lora import Lora
+from ..adapters.store import open_adapter
+from ..errors import Interrupted
+from ..evaluation.graders.base import Grader
+from ..formats.bundle import Bundle
+from ..llamacpp.sampling import SEED_LIMIT
+from ..llamacpp.tokenizer import Tokenizer
+from ..machine.governor import Governor
+from ..training.config import TrainConfig
+from .options import TutorOptions
+from .questions import Pool
+
+PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train", "anchors")
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """grader: read, None without; a model that it asks is the base. should_stop: asked often; where it returns True,
+    Interrupted is raised and the step is made again later. on_event: called with {"event": ..., "round": ...}.
+    """
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    pool: Pool
+    grader: Grader | None
+    options: TutorOptions
+    config: TrainConfig
+    out: Path
+    governor: Governor | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
+
+    @property
+    def system(self) -> str | None:
+        return self.config.system or None
+
+    def seed(self, number: int, purpose: str) -> int:
+        """Of everything random in a round that serves a purpose."""
+        words = np.random.SeedSequence([self.config.seed, number, PURPOSES.index(purpose)]).generate_state(1)
+        return int(words[0]) % SEED_LIMIT
+
+    def pairs(self, adapter: Path | None) -> Lora:
+        """What an adapter changes; nothing without one."""
+        return open_adapter(adapter, self.bundle.gguf).pairs if adapter else {}
+
+    def look(self) -> None:
+        """Raises Interrupted where the tutor is to stop."""
+        if self.should_stop():
+            raise Interrupted("the tutor was stopped", "continue with the same command")
+
+
+Conversation = Sequence[dict[str, Any]]

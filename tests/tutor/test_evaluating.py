@@ -1,0 +1,111 @@
+"""Who says what an answer is worth, and the safeguards against judges and generators that are of no use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from edgetune.evaluation.graders.base import Grade
+from edgetune.tutor.agreement import majority, said_by
+from edgetune.tutor.answering import Said
+from edgetune.tutor.evaluating import auc, collapse, evaluate, probabilities_of_yes
+from edgetune.tutor.options import TutorOptions
+from edgetune.tutor.questions import Question, key_of
+
+OPTIONS = TutorOptions()
+
+
+def question(text: str = "how many?", reference: str = "") -> Question:
+    row = {"prompt": text}
+    return Question(key_of(row), row, reference)
+
+
+def said(*texts: str) -> list[Said]:
+    return [Said(text, 3, True) for text in texts]
+
+
+def test_the_right_answer_is_trusted_most() -> None:
+    found = evaluate(question(reference='{"a": 1}'), said('{"a":1.0}', "x", "x", "x"),
+                     [Grade(0.0), Grade(1.0), Grade(1.0), Grade(1.0)], 1.0, OPTIONS)
+    assert (found.by, found.label, found.weight, found.rate) == ("reference", '{"a": 1}', 1.0, 0.25)
+    assert list(found.right) == [True, False, False, False]
+    assert evaluate(question(reference="y"), said("x"), [], 1.0, OPTIONS).label == ""
+
+
+def test_what_passes_a_grader_is_weighted_by_how_many_of_it_agree() -> None:
+    grades = [Grade(1.0), Grade(0.5), Grade(1.0), Grade(1.0)]
+    found = evaluate(question(), said("2", "9", "3", "2"), grades, 1.0, OPTIONS)
+    assert (found.by, found.label, found.rate) == ("grader", "2", 0.75)
+    assert found.weight == pytest.approx(2 / 3)
+    nothing = evaluate(question(), said("2", "9"), [Grade(0.0), Grade(0.9)], 1.0, OPTIONS)
+    assert (nothing.label, nothing.weight) == ("", 0.0)
+    assert not evaluate(question(), said("2"), [Grade(1.0, applicable=False)], 1.0, OPTIONS).label
+
+
+def test_agreement_counts_where_nobody_else_judges() -> None:
+    found = evaluate(question(), said('{"a": 1, "b": 2}', '{"b":2,"a":1}', '{"a":1,"b":2.0}', "no"), [], 1.0, OPTIONS)
+    assert (found.by, found.label, found.weight) == ("agreement", '{"a": 1, "b": 2}', 0.5 * 0.75)
+    assert evaluate(question(), said("1", "1", "2", "3"), [], 1.0, OPTIONS).by == "nobody"
+    assert evaluate(question(), said("1", "1", "1"), [], 1.0, OPTIONS).by == "nobody"  # three may agree by chance
+
+
+def test_a_model_judges_what_is_left() -> None:
+    found = evaluate(question(), said("1", "2", "3", "4"), [], 1.0, OPTIONS, yes=[0.2, 0.9, 0.6, 0.1])
+    assert (found.by, found.label, found.weight, found.rate) == ("self", "2", 0.25, 0.5)
+
+
+def test_what_answers_say() -> None:
+    assert said_by('{"a": [1, true], "b": null}') == said_by(' {"b":null, "a":[1.0,true]} ')
+    assert said_by("true") != said_by("1")
+    assert said_by("The Red  one.") == said_by("the red one")
+    found = majority(["a", "b", "b", "", "a"])
+    assert found
+    assert (found.text, found.share, found.places) == ("a", 0.4, (0, 4))
+    assert majority(["", " "]) is None
+    assert majority(["a", "b"], []) is None
+
+
+def test_auc_is_the_mean_rank_of_right_answers() -> None:
+    scores = [0.1, 0.4, 0.4, 0.8, 0.3, 0.9] * 5
+    right = [False, True, False, True, False, True, True, False] * 3 + [False] * 6
+    order = np.sort(scores)
+    ranks = (np.searchsorted(order, scores, "left") + np.searchsorted(order, scores, "right") + 1) / 2
+    n = sum(right)
+    area = (ranks[np.array(right)].sum() - n * (n + 1) / 2) / (n * (len(right) - n))
+    assert auc(scores, right) == pytest.approx(area)
+    assert auc(scores[:20], [True] * 15 + [False] * 5) is None  # too few wrong ones to know
+
+
+# ---- safeguards ----
+
+
+class YesSayer:
+    name = "yes"
+
+    def label_probabilities(self, conversations: Sequence[object], _labels: Sequence[str]) -> list[list[float] | None]:
+        return [[0.98, 0.02] for _ in conversations]
+
+
+def test_a_judge_that_says_yes_to_everything_does_not_judge() -> None:
+    asked = [question(f"q {i}", "right") for i in range(12)]
+    answers = [said("right", "wrong") for _ in asked]
+    yes = probabilities_of_yes(YesSayer(), asked, answers)
+    measured = auc([p for of in yes for p in of], [True, False] * 12)
+    assert measured == 0.5
+    assert measured < OPTIONS.min_auc
+
+
+def test_a_collapsed_generator_is_found() -> None:
+    asked = [question(f"q {i}") for i in range(10)]
+    assert collapse(asked, [said("ok", "ok") for _ in asked]) == "20 of 20 answers to 10 questions are one and the same"
+    assert not collapse(asked, [said(f"{i}", "ok") for i in range(10)])
+    assert not collapse(asked[:5], [said("ok") for _ in range(5)])  # few questions may have one answer
+
+
+def test_one_right_answer_to_all_questions_is_no_collapse() -> None:
+    asked = [question(f"q {i}", "ok") for i in range(10)]
+    assert not collapse(asked, [said("ok", "ok") for _ in asked])
+    asked[0] = question("q 0", "other")
+    assert collapse(asked, [said("ok", "ok") for _ in asked])

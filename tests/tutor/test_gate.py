@@ -1,0 +1,122 @@
+"""When an adapter is published, of what was measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from edgetune.evaluation.significance import flip_test
+from edgetune.tutor.gate import Decision, Harm, Measured, alpha_of, decide, harmed, repetition, unhealthy, variety
+from edgetune.tutor.options import TutorOptions
+
+HARMLESS = Harm(0.001, 0.002, 0.01, 0.01)
+
+
+def asked(right: str, logp: float | None = None, text: str = "a b c d e") -> list[Measured]:
+    """1: a right answer, 0: a wrong one."""
+    return [Measured(f"{i}", f"{text} {i}", float(digit), logp, True) for i, digit in enumerate(right)]
+
+
+def decided(old: list[Measured], new: list[Measured], harm: Harm = HARMLESS, alpha: float = 0.05,
+            is_first: bool = False) -> Decision:
+    return decide(old, new, harm, alpha, TutorOptions(), is_first)
+
+
+@pytest.mark.parametrize(("wins", "losses", "passes"), [(7, 0, True), (8, 1, True), (9, 2, True), (8, 2, False),
+                                                        (5, 2, False), (0, 0, False)])
+def test_better_is_what_chance_hardly_makes(wins: int, losses: int, passes: bool) -> None:
+    old = asked("0" * wins + "1" * losses + "0" * 30)
+    new = asked("1" * wins + "0" * losses + "0" * 30)
+    found = decided(old, new)
+    assert (found.passed, found.test, found.wins, found.losses) == (passes, "sign", wins, losses)
+    if wins:
+        falls = [sum(coins) for coins in product((0, 1), repeat=wins + losses)]
+        assert found.p == pytest.approx(sum(heads >= wins for heads in falls) / len(falls))
+
+
+def test_what_is_surely_worse_is_undone() -> None:
+    found = decided(asked("1" * 8 + "0" * 30), asked("0" * 38))
+    assert (found.passed, found.worse) == (False, True)
+    assert not decided(asked("10" * 20), asked("10" * 20)).worse
+
+
+def test_few_questions_judge_by_how_likely_right_answers_are() -> None:
+    found = decided(asked("0000100000", -2.0), asked("0000100000", -1.5))
+    assert (found.passed, found.test, found.questions) == (True, "likelihood", 10)
+    assert found.p == pytest.approx(2**-10)
+    assert "by 10 questions only" in found.reason
+    assert not decided(asked("0000110000", -2.0), asked("0000100000", -1.5)).passed  # fewer are right
+    assert not decided(asked("0000100000"), asked("0000100000")).passed  # and where nothing is known, nothing passes
+
+
+def test_flip_test_counts_all_signs() -> None:
+    values = np.random.default_rng(0).normal(0.4, 1, 9)
+    sums = [float(np.dot(signs, values)) for signs in product((1, -1), repeat=9)]
+    assert flip_test(values.tolist()) == pytest.approx(np.mean([found >= values.sum() - 1e-9 for found in sums]))
+    assert flip_test([]) == 1
+    assert flip_test([0.0] * 5) == 1
+    with pytest.raises(ValueError, match="21 differences, 20 at most"):
+        flip_test([1.0] * 21)
+
+
+def test_repeated_tests_spend_alpha() -> None:
+    """The k-th test takes alpha / k (k + 1), and k begins again where half of the questions are new."""
+    same = [["a", "b", "c", "d"]] * 3
+    assert [alpha_of(0.1, same[:k], same[0]) for k in range(4)] == pytest.approx([0.05, 0.1 / 6, 0.1 / 12, 0.1 / 20])
+    assert alpha_of(0.1, same, ["a", "b", "x", "y"]) == pytest.approx(0.05)
+    assert alpha_of(0.1, same, ["a", "b", "c", "y"]) == pytest.approx(0.1 / 20)
+    assert sum(0.1 / (k * (k + 1)) for k in range(1, 10_000)) < 0.1
+
+
+@pytest.mark.parametrize(("harm", "says"), [
+    (replace(HARMLESS, rise=0.03), "unrelated text surprises it 3.0% more than the base, 2.0% are allowed"),
+    (replace(HARMLESS, kl=0.03), "0.030 nats a token from the base, 0.02 are allowed"),
+    (replace(HARMLESS, change=0.2), "changes a weight by 20% of its norm, 10% are allowed"),
+    (replace(HARMLESS, change=math.inf), "numbers are not finite"),
+    (replace(HARMLESS, gap=0.5), "llama.cpp and the trainer differ by 0.5 nats a token, 0.25 are allowed")])
+def test_harm_refuses_what_is_better(harm: Harm, says: str) -> None:
+    found = decided(asked("0" * 40), asked("1" * 40), harm)
+    assert not found.passed
+    assert says in found.reason
+    assert harmed(HARMLESS, TutorOptions()) == ""
+
+
+def test_what_an_earlier_adapter_did_is_not_charged_again() -> None:
+    far = Harm(0.3, 0.3, 0.01, 0.01, rise_before=0.3, kl_before=0.3)
+    assert harmed(far, TutorOptions()) == ""
+    assert "30.1% more than the base, 30.0% are allowed" in harmed(replace(far, rise=0.301), TutorOptions())
+
+
+def test_answers_stay_healthy() -> None:
+    old = asked("0" * 30, text='{"a": "some words here that are all different"}')
+    longer = [replace(one, text=one.text * 3) for one in old]
+    endless = [replace(one, ended=False) for one in old]
+    looping = [replace(one, text="it is so " * 5) for one in old]
+    prose = [replace(one, text="a") for one in asked("0" * 30)]
+    json = [replace(one, text="[1]") for one in old]
+    assert "letters in the mean" in unhealthy(old, longer)
+    assert unhealthy(old, endless) == "0% of its answers end, 100% before"
+    assert "phrases repeat" in unhealthy(old, looping)
+    assert unhealthy(json, [replace(one, text="[1}") for one in json]) == "30 of its answers are no longer JSON"
+    assert unhealthy(prose, prose) == ""
+    various = [replace(one, text=f"x{i} y{i} z{i}") for i, one in enumerate(old)]
+    alike = [replace(one, text="xx yy zz") for one in old]
+    assert "pairs of words are different" in unhealthy(various, alike)
+
+
+def test_the_first_adapter_may_change_how_answers_look() -> None:
+    old = asked("0" * 30, text="a long answer of a model that was never told how to answer, and goes on and on")
+    new = asked("1" * 30, text="yes")
+    assert decided(old, new, is_first=True).passed
+    assert not decided(old, new).passed
+
+
+def test_repetition_and_variety() -> None:
+    assert repetition(["a b c d a b c d"]) == pytest.approx(1 / 5)
+    assert repetition(["a b c"]) == 0
+    assert variety(["a b a b", "a b"]) == pytest.approx(2 / 4)
+    assert variety(["a"]) == 1
