@@ -173,6 +173,19 @@ def graded(columns: int, lines: int) -> dict[str, str]:
         return screens.kept
 
 
+def tutored(columns: int, lines: int) -> dict[str, str]:
+    """One round of the tutor, from an adapter that knows some of what is asked."""
+    with prepared(columns, lines) as screens:
+        lines_of = [json.loads(line) for line in rows(40, 60).splitlines()]
+        prompts = "".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in lines_of)
+        (screens.terminal.home / "prompts.jsonl").write_text(prompts)
+        screens.run("edgetune tutor run smollm2 prompts.jsonl -o taught --labelled rows.jsonl --rounds 1 --per-round 8 "
+                    "--samples 4 --max-tokens 24 --questions 8 --gate-alpha 1")
+        screens.run("edgetune tutor inspect taught --prompts 1")
+        screens.run("edgetune tutor rollback smollm2 taught")
+        return screens.kept
+
+
 def chat(shown: Terminal) -> str:
     shown.clear()
     shown.type("edgetune chat smollm2 --adapter lamps --max-tokens 40")
@@ -255,8 +268,8 @@ def status(shown: Terminal) -> str:
 
 
 PARTS: dict[str, Callable[[int, int], dict[str, str]]] = {
-    "machine": machine, "pulled": pulled, "learned": learned, "graded": graded, "served": served, "small": small,
-    "demo": demo}
+    "machine": machine, "pulled": pulled, "learned": learned, "graded": graded, "tutored": tutored, "served": served,
+    "small": small, "demo": demo}
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

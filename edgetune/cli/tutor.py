@@ -38,9 +38,14 @@ class Tutor(click.Group):
     """`edgetune tutor MODEL PROMPTS` runs rounds; a first word that names a command is that command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, args if not args or args[0] in ctx.help_option_names else self._named(args))
+
+    def resolve_command(self, ctx: click.Context,
+                        args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, self._named(args))
+
+    def _named(self, args: list[str]) -> list[str]:
+        return args if args[0] in self.commands else [RUN, *args]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "MODEL [PROMPTS] -o OUT [OPTIONS]")

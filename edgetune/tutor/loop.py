@@ -1,8 +1,8 @@
 """The rounds: each a sequence of steps, of which those that are done are not done again.
 
 Round 0 learns the labelled rows, where there is no adapter to begin from. What serves is `published`; what learns is
-`current`, which goes on from a round that published nothing as long as it is not surely worse, and goes back to what is
-published, at half the learning rate, where it is.
+`current`, which continues from a round that published nothing as long as it is not surely worse, and goes back to what
+is published, at half the learning rate, where it is.
 """
 
 from __future__ import annotations
@@ -72,9 +72,8 @@ class Tutor:
     def run(self) -> Standing:
         """Rounds until one of the reasons to stop. Raises Interrupted, to be continued by the same call."""
         setting = self.setting
-        self.standing = Standing(self.start, self.start)
-        if self.start and not (setting.out / store.FILE).exists():
-            _write_published(setting, self.start, 0)
+        start = _kept_start(setting, self.start) if self.start else None
+        self.standing = Standing(start, start)
         first = 0 if self.start is None and setting.pool.labelled else 1
         for number in range(first, setting.options.rounds + 1):
             setting.look()
@@ -113,6 +112,7 @@ class Tutor:
 
     def _step(self, of: Round, step: str, make: Callable[[], Found]) -> Found:
         """What a step found, now or before; whoever watches is told of it."""
+        self.setting.release()
         found = of.step(step, make)
         self.setting.on_event({"event": "tutor", "round": of.number, "step": step, **found["facts"]})
         return found
@@ -337,6 +337,22 @@ def begin(out: Path, begun: Mapping[str, Any]) -> None:
                             "give the same to continue them, or name another folder with -o")
 
 
+def _kept_start(setting: Setting, start: Path) -> Path:
+    """A copy of the adapter to begin from, which is published until a round is, in the place of round 0's."""
+    kept = Round(setting.out, 0).candidate
+    if not kept.exists():
+        store.save_adapter(kept, setting.pairs(start), setting.bundle.gguf, store.read_run(start))
+        store.save_schema(kept, store.read_schema(start))
+    if not (setting.out / store.FILE).exists():
+        _write_published(setting, kept, 0)
+    return kept
+
+
+def _was_published(of: Round) -> bool:
+    found = of.read("gate")
+    return bool(found["decision"]["passed"]) if found else of.number == 0 and of.candidate.is_dir()
+
+
 def _write_published(setting: Setting, adapter: Path, number: int) -> None:
     """Makes an adapter the one in the folder itself, which others open."""
     store.save_schema(setting.out, store.read_schema(adapter))
@@ -347,13 +363,12 @@ def _write_published(setting: Setting, adapter: Path, number: int) -> None:
 def _remove_old(now: Round, standing: Standing) -> None:
     """Adapters up to a round that nobody can want again: all but those in use and the last that were published."""
     rounds = [*_before(now), now]
-    published = [of for of in rounds if (found := of.read("gate")) and found["decision"]["passed"]]
+    published = [of for of in rounds if _was_published(of)]
     wanted = {standing.published, standing.current, *(of.candidate for of in published[-KEPT:])}
     for of in rounds:
-        if of.read("gate"):
-            for folder in (of.trained, of.candidate):
-                if folder not in wanted:
-                    shutil.rmtree(folder, ignore_errors=True)
+        for folder in (of.trained, of.candidate):
+            if folder not in wanted:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def roll_back(out: Path, gguf: Any) -> int:
@@ -362,8 +377,7 @@ def roll_back(out: Path, gguf: Any) -> int:
     Raises UsageError where there is none.
     """
     now = store.read_run(out).get(PUBLISHED_RECORD, 0)
-    earlier = [of for of in rounds_of(out) if of.number < now and of.candidate.is_dir()
-               and (found := of.read("gate")) and found["decision"]["passed"]]
+    earlier = [of for of in rounds_of(out) if of.number < now and of.candidate.is_dir() and _was_published(of)]
     if not earlier:
         raise UsageError(f"nothing was published in {out} before round {now}", "only the last three are kept")
     adapter = earlier[-1].candidate

@@ -11,7 +11,8 @@ from ..options import check_options, option
 class TutorOptions:
     """Options of the rounds. What a round trains with are options of training (`TrainConfig`)."""
 
-    rounds: int = option(5, "Rounds at most.", low=1, high=1000, common=True, group="The rounds")
+    rounds: int = option(5, "Rounds at most; 0: learn the labelled rows alone.", low=0, high=1000, common=True,
+                         group="The rounds")
     per_round: int = option(64, "Prompts in a round.", low=1, high=100_000, common=True)
     samples: int = option(6, "Answers to each prompt.", low=1, high=64, common=True)
     temperature: float = option(0.8, "Of answers.", low=0.0, high=4.0)
@@ -36,7 +37,7 @@ class TutorOptions:
     questions: int = option(64, "Held-out questions that a gate asks at most.", low=1)
     canary_rise: float = option(0.02, "Share by which the perplexity of unrelated text may rise over the base's.",
                                 low=0.0)
-    max_kl: float = option(0.02, "Nats a token by which what the adapter expects of unrelated text may differ from the "
+    max_kl: float = option(0.1, "Nats a token by which what the adapter expects of unrelated text may differ from the "
                            "base (KL).", low=0.0)
     max_change: float = option(0.1, "Share of its norm by which a weight may be changed.", low=0.0)
     stop_after: int = option(3, "Stop after this number of rounds in a row that published nothing.", low=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..evaluation.graders.base import Grader
 from ..formats.bundle import Bundle
 from ..llamacpp.sampling import SEED_LIMIT
 from ..llamacpp.tokenizer import Tokenizer
+from ..machine import device
 from ..machine.governor import Governor
 from ..training.config import TrainConfig
 from .options import TutorOptions
@@ -53,6 +55,12 @@ class Setting:
     def pairs(self, adapter: Path | None) -> Lora:
         """What an adapter changes; nothing without one."""
         return open_adapter(adapter, self.bundle.gguf).pairs if adapter else {}
+
+    def release(self) -> None:
+        """Gives back what the step before has left of its memory, which the next one plans with."""
+        gc.collect()  # of decoders and trainers, whose parts point to one another
+        self.bundle.gguf.release()
+        device.trim()
 
     def look(self) -> None:
         """Raises Interrupted where the tutor is to stop."""

@@ -176,7 +176,7 @@ def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: tuple[Path,
     found = teach(bundle, prompts, tmp_path / "out", start=tmp_path / "start", config=CONFIG,
                   options=replace(OPTIONS, temperature=0.0))
     assert found.stopped == "64 of 64 answers to 16 questions are one and the same"
-    assert found.published == tmp_path / "start"
+    assert found.published == tmp_path / "out" / "rounds" / "000" / "candidate"
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "start" / "adapter.gguf").read_bytes()
 
 
