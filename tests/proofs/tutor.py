@@ -93,7 +93,7 @@ def trained(model: Path, rows: Path, out: Path, start: Path, seed: int, steps: i
     if not (out / "adapter.gguf").exists():
         length = ["--steps", steps] if steps else ["--epochs", 1]
         edgetune("train", model, rows, "-o", out, "--start", start, "--system", SYSTEM, "--seed", seed, "--eval",
-                 "none", "--batch-size", 8, "--lr", "3e-4", "--no-answers", *length, "--json")
+                 "none", "--batch-size", 8, "--lr", "1e-4", "--no-answers", *length, "--json")
 
 
 def steps_of(folder: Path, seed: int) -> int:
