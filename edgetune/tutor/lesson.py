@@ -109,7 +109,7 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
     seed = setting.seed(number, "train")
     config = replace(setting.config, lr=setting.config.lr * lr_scale, **_size_of(start))
     if number == 0:
-        config = replace(config, epochs="auto", lr=type(config)().lr)
+        config = replace(config, epochs="auto", batch_size="auto", lr=type(config)().lr)  # the recipe of `train`
     batch_size = batch_of(config, len(rows))
     passes = max(1, round(epochs_of(config, len(rows))))
     config = replace(config, seed=seed, epochs=1.0, batch_size=batch_size, shuffle=False)
