@@ -24,7 +24,7 @@ from .options import TutorOptions
 from .questions import Question, pool_of, read_questions
 from .setting import Setting
 
-DEFAULTS: dict[str, Any] = {"lr": 1e-4, "epochs": 2.0, "batch_size": 8}  # of training options that have another default in a round
+DEFAULTS: dict[str, Any] = {"lr": 1e-4, "epochs": 2.0, "batch_size": 8}  # of options of training, in a round
 FREE = ("memory", "threads", "checkpoint_every")  # options that may differ when rounds are continued
 
 
