@@ -38,12 +38,16 @@ NOTHING: LowRank = (None, None)
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that the optimizer treats alike. lr_scale multiplies the learning rate; decay: whether they decay."""
+    """Parameters that the optimizer treats alike. lr_scale multiplies the learning rate; decay: whether they decay.
+
+    exported: whether they are part of the adapter, or only of its training; then a run keeps them in a file beside it.
+    """
 
     name: str
     size: int
     lr_scale: float = 1.0
     decay: bool = True
+    exported: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from .lora import Lora, Pair
 
 FILE = "adapter.gguf"
 RUN = "run.json"
+BESIDE = "beside.npz"  # what was trained with it and is no part of it, such as a value head, by name
 SCHEMA = "schema.json"  # of the answers that it learned, where all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
@@ -119,6 +122,25 @@ def save_schema(folder: Path, schema: dict[str, Any] | None) -> None:
         return
     with replaced(folder / SCHEMA) as beside:
         beside.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_beside(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write beside.npz into a folder that exists, replaced at once or not at all; nothing where there are no arrays."""
+    if arrays:
+        with replaced(folder / BESIDE) as beside, beside.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # it takes names that are no parameters
+
+
+def read_beside(folder: Path) -> dict[str, np.ndarray]:
+    """beside.npz's arrays; {} where the folder has none. Raises FormatError for a damaged one."""
+    path = folder / BESIDE
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FormatError(f"{path} is damaged: {error}", "remove it to begin with new ones") from None
 
 
 def save_adapter(folder: str | os.PathLike[str], pairs: Lora, base: Gguf, run: dict[str, Any]) -> None:

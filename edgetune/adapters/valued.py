@@ -21,7 +21,7 @@ class ValuedLora(LoraFamily):
     width: int = 0
 
     def parameters(self, shapes: Shapes) -> list[Group]:
-        return [*super().parameters(shapes), Group("value", self.width + 1, decay=False)]
+        return [*super().parameters(shapes), Group("value", self.width + 1, decay=False, exported=False)]
 
 
 class ValueHead:

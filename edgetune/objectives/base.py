@@ -47,6 +47,7 @@ class Signal:
     loss: float
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # name -> (sum, count)
     dvalues: NDArray[np.float32] | None = None  # [S], d(loss)/d(batch.values), with needs_values
+    losses: NDArray[np.float64] | None = None  # of each example, where it is not the loss of that example alone
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Objective(ABC):
     needs_reference: whether `batch.reference`, log p by the base without an adapter or by the adapter that training
     starts from, is wanted. It is computed once an example.
     needs_values: whether a value head is trained beside the adapter, whose `batch.values` are wanted. Needs needs_logp.
+    sees_step: whether what is learned from an example depends on the others of its step, so that `weights` must see
+    all at once. Where they are several micro-batches, all are computed once more. Needs needs_logp.
     rows: the module that reads its rows of data (see `rows.RowParser`).
     defaults: options that every training has, and that have another default with this objective, such as lr.
     """
@@ -67,6 +70,7 @@ class Objective(ABC):
     needs_logp: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     needs_values: ClassVar[bool] = False
+    sees_step: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
     defaults: ClassVar[Mapping[str, Any]] = {}
 

@@ -25,15 +25,16 @@ class Kto(Objective):
     """L = (1/N) sum over N answers: w_d (1 - s(beta (r - z))) of a good one, w_u (1 - s(beta (z - r))) of a bad one.
 
     r = log p(answer) - log p_ref(answer). z is the point of reference, an estimate of the KL divergence from the
-    reference model, without a gradient: max(0, mean of r) over the answers that are computed together. TRL estimates
-    it from the same prompts with one another's answers, which costs as many forward passes again; equal estimates give
-    equal losses. As z is of a micro-batch, as TRL's is of a device's batch, --micro-batch changes what is learned.
+    reference model, without a gradient: max(0, mean of r) over all answers of the step, or all that are measured. TRL
+    estimates it, for a device's part of a step, from the same prompts with one another's answers, which costs as many
+    forward passes again; equal estimates give equal losses.
     """
 
     name: ClassVar[str] = "kto"
     method: ClassVar[str] = "kto"
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
+    sees_step: ClassVar[bool] = True
     rows: ClassVar[RowParser] = unpaired
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 5e-5}
     beta: float = option(0.1, "How strongly the model is held to the reference.", low=1e-6, high=1e6)
@@ -57,4 +58,5 @@ class Kto(Objective):
         for name, which in (("chosen", good), ("rejected", ~good)):
             metrics[f"rewards/{name}"] = (float(self.beta * ratio[which].sum()), float(which.sum()))
             metrics[f"logps/{name}"] = (float(answers.logp[which].sum()), float(which.sum()))
-        return Signal(answers.spread(slopes), float((weight * (1 - value)).sum()), metrics)
+        losses = weight * (1 - value)
+        return Signal(answers.spread(slopes), float(losses.sum()), metrics, losses=losses)

@@ -15,6 +15,8 @@ from .base import Signal, register
 from .policy import Doubles, Policy, Sums
 from .rewarded import Floats
 
+LEAST_VARIANCE = 1e-8  # is added to a variance before it divides
+
 
 @register
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Ppo(Policy):
 
     A token's reward is -kl_coef (log pi_old - log pi_ref), the last one's the answer's besides. A_t are generalized
     advantages by the values that were estimated when the answer was first learned from (Schulman et al. 2016), R_t the
-    same plus these values. Advantages are not whitened: a micro-batch must not change what is learned.
+    same plus these values. Then the advantages of all tokens of the step are whitened, as TRL's and those of Huang et
+    al. 2024 (arXiv 2403.17031) are, which is what makes the learning rate independent of the scale of rewards.
     """
 
     name: ClassVar[str] = "ppo"
@@ -37,6 +40,9 @@ class Ppo(Policy):
     vf_coef: float = option(0.1, "Weight of the value's loss.", low=0.0)
     cliprange_value: float = option(0.2, "How far the updates with some answers may move a value.", low=0.0)
     gamma: float = option(1.0, "How much of a reward a token earlier has.", low=0.0, high=1.0)
+    whiten_rewards: bool = option(False, "Divide the rewards of tokens by their standard deviation over the step.")
+    whiten_advantages: bool = option(True, "Give the advantages of tokens a mean of 0 and a standard deviation of 1 "
+                                     "over the step.")
     lam: float = option(0.95, "Lambda of the generalized advantages: 0 trusts the values, 1 the rewards.", low=0.0,
                         high=1.0)
 
@@ -51,6 +57,10 @@ class Ppo(Policy):
     def needs_reference(self) -> bool:  # type: ignore[override]
         return self.kl_coef > 0 or self.beta > 0
 
+    @property
+    def sees_step(self) -> bool:  # type: ignore[override]
+        return self.whiten_rewards or self.whiten_advantages
+
     def has_signal(self, example: Example) -> bool:
         return example.supervised > 0
 
@@ -62,32 +72,37 @@ class Ppo(Policy):
 
     def weights(self, logp: Floats, batch: Batch) -> Signal:
         assert batch.values is not None
+        values = batch.values.astype(np.float64)
+        new = logp.astype(np.float64)
+        old = _known("logp", new, batch)
+        before = _known("values", values, batch)
+        apart = old - batch.reference if batch.reference is not None else np.zeros(new.size)
+        advantages = self.generalized_of(batch, apart, before)
+        of_values, dvalues = self.value_loss(values, before, advantages + before)
+        if self.whiten_advantages:
+            advantages = whitened(advantages)
         sums = Sums()
-        a = np.zeros(logp.size, np.float32)
-        dvalues = np.zeros(logp.size, np.float32)
-        of_values = 0.0
-        for example, part in batch.parts():
-            new = logp[part].astype(np.float64)
-            old = example.logp.astype(np.float64) if example.logp.size else new
-            before = (example.values if example.values.size else batch.values[part]).astype(np.float64)
-            apart = old - batch.reference[part] if batch.reference is not None else np.zeros(new.size)
-            advantages = self.generalized(self.token_rewards(example.reward, apart), before)
-            value, slope = self.surrogate(new - old, advantages, sums)
-            loss, dvalues[part] = self.value_loss(batch.values[part].astype(np.float64), before, advantages + before)
-            if self.beta and batch.reference is not None:
-                u_log = batch.reference[part] - new
-                value = value - self.beta * (np.exp(u_log) - u_log - 1)
-                slope = slope + self.beta * np.expm1(u_log)
-            a[part] = slope
-            sums.loss -= float(value.sum())
-            sums.kl += float(apart.sum())
-            sums.tokens += new.size
-            of_values += loss
-        metrics = {"loss/policy": (sums.loss, float(sums.tokens)), "loss/value": (of_values, float(sums.tokens)),
+        value, a = self.surrogate(new - old, advantages, sums)
+        if self.beta and batch.reference is not None:
+            u_log = batch.reference - new
+            value = value - self.beta * (np.exp(u_log) - u_log - 1)
+            a = a + self.beta * np.expm1(u_log)
+        loss = -float(value.sum())
+        tokens = float(new.size)
+        metrics = {"loss/policy": (loss, tokens), "loss/value": (of_values, tokens),
                    "clip_ratio/region_mean": (float(sums.clipped), float(sums.ratios))}
         if batch.reference is not None:
-            metrics["kl"] = (sums.kl, float(sums.tokens))
-        return Signal(a, sums.loss + self.vf_coef * of_values, metrics, self.vf_coef * dvalues)
+            metrics["kl"] = (float(apart.sum()), tokens)
+        return Signal(a.astype(np.float32), loss + self.vf_coef * of_values, metrics,
+                      (self.vf_coef * dvalues).astype(np.float32))
+
+    def generalized_of(self, batch: Batch, apart: Doubles, before: Doubles) -> Doubles:
+        """The advantages of all tokens [S]; apart: log pi_old - log pi_ref, before: the values that were estimated."""
+        parts = [part for _, part in batch.parts()]
+        rewards = np.concatenate([self.token_rewards(example.reward, apart[part]) for example, part in batch.parts()])
+        if self.whiten_rewards:
+            rewards = whitened(rewards, keeps_mean=True)
+        return np.concatenate([self.generalized(rewards[part], before[part]) for part in parts])
 
     def token_rewards(self, reward: float, apart: Doubles) -> Doubles:
         """Of the tokens of an answer. apart [n]: log pi_old - log pi_ref."""
@@ -114,3 +129,23 @@ class Ppo(Policy):
         clipped = (held - returns) ** 2
         moves = np.where(clipped > free, np.where(held == values, values - returns, 0.0), values - returns)
         return float(np.maximum(free, clipped).sum() / 2), moves
+
+
+def _known(name: str, now: Doubles, batch: Batch) -> Doubles:
+    """What examples say that it was when they were first learned from, [S], or what it is now."""
+    found = now.copy()
+    for example, part in batch.parts():
+        if getattr(example, name).size:
+            found[part] = getattr(example, name)
+    return found
+
+
+def whitened(values: Doubles, keeps_mean: bool = False) -> Doubles:
+    """With a variance of 1, and a mean of 0 or the one that they have, as TRL's masked_whiten; a single value stays."""
+    if values.size < 2:
+        return values
+    mean = values.mean()
+    found: Doubles = (values - mean) / np.sqrt(values.var(ddof=1) + LEAST_VARIANCE)
+    if keeps_mean:
+        found += mean
+    return found

@@ -85,7 +85,7 @@ def resumed(task: Task) -> Begun:
     """From what is in the folder: the newest undamaged checkpoint; nothing yet, after a kill before the first one; or
     the finished adapter, if there are to be more epochs.
     """
-    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.RUN, metrics.CSV, metrics.REPORT, reference.FILE)
+    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, metrics.CSV, metrics.REPORT, reference.FILE)
     for stale in (path for name in whole for path in task.out.glob(f"{name}.tmp")):
         with suppress(OSError):
             stale.unlink()
@@ -155,7 +155,8 @@ def _again(task: Task, record: Mapping[str, Any]) -> Begun:
     """
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
-    if not (is_begun and names <= {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, store.FILE, store.RUN}):
+    written = {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, store.FILE, store.BESIDE, store.RUN}
+    if not (is_begun and names <= written):
         raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
                           "start in another folder")
     if not record:
@@ -253,6 +254,7 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
     begun.state = s
     _keep_start(begun)
     t.load(task.out)
+    _load_beside(t, task.out)
     np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
     t.best_known = s.best is not None
     t.steps_done = s.begun_at
@@ -263,3 +265,11 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
     s.written = max(record["disk"]["written_bytes"] - begun.position, 0)
     begun.event |= {"step": s.begun_at, "more": task.more}
     return begun
+
+
+def _load_beside(trainer: Trainer, folder: Path) -> None:
+    """What was trained beside the adapter continues too; where an earlier version did not keep it, it begins anew."""
+    kept = store.read_beside(folder)
+    for name, array in trainer.unexported.items():
+        if name in kept:
+            np.copyto(array, kept[name])

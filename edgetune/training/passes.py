@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.packing import Batch, collate, grouped_indices
+from ..data.packing import Batch, Example, collate, grouped_indices
 from ..data.trees import Tree
 from ..errors import DataError
 from ..models.base import Passes
@@ -26,11 +27,11 @@ class Totals:
     supervised: int = 0
     _metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def add(self, batch: Batch | Tree, signal: Signal) -> None:
+    def add(self, batches: Sequence[Batch | Tree], signal: Signal) -> None:
         self.loss += signal.loss
-        self.tokens += batch.row_tokens
-        self.computed += batch.computed
-        self.supervised += sum(example.supervised for example in batch.examples)
+        self.tokens += sum(batch.row_tokens for batch in batches)
+        self.computed += sum(batch.computed for batch in batches)
+        self.supervised += sum(example.supervised for batch in batches for example in batch.examples)
         _add_metrics(self._metrics, signal)
 
     @property
@@ -75,7 +76,7 @@ def learn(decoder: Passes, objective: Objective, batch: Batch | Tree, n: float, 
     if isinstance(batch, Batch):
         begin(0)
         return _learn_batch(decoder, objective, batch, n, reference, seen)
-    if batch.is_divisible:
+    if batch.is_divisible and not objective.sees_step:
         return _learn_branches(decoder, objective, batch, n, reference, begin, seen)
     return _learn_whole(decoder, objective, batch, n, reference, begin, seen)
 
@@ -91,15 +92,17 @@ def _learn_batch(decoder: Passes, objective: Objective, batch: Batch, n: float, 
             batch = replace(batch, values=decoder.values(batch))
         seen(batch, logp)
         signal = objective.weights(logp, batch)
-        if signal.dvalues is None:
-            decoder.backward(batch, signal.a / n)
-        else:
-            decoder.backward(batch, signal.a / n, signal.dvalues / np.float32(n))
+        decoder.backward(batch, *_divided(signal, n))
         return signal
     planned = objective.weights(np.zeros(batch.supervised.size, np.float32), batch)
     logp = decoder.backward(batch, planned.a / n)
     seen(batch, logp)
     return _checked(objective, planned, objective.weights(logp, batch))
+
+
+def _divided(signal: Signal, n: float) -> list[np.ndarray]:
+    """What `Passes.backward` takes of a signal, divided by n."""
+    return [signal.a / n] if signal.dvalues is None else [signal.a / n, signal.dvalues / np.float32(n)]
 
 
 def _checked(objective: Objective, planned: Signal, signal: Signal) -> Signal:
@@ -129,31 +132,81 @@ def _learn_branches(decoder: Passes, objective: Objective, tree: Tree, n: float,
 def _learn_whole(decoder: Passes, objective: Objective, tree: Tree, n: float, reference: References,
                  begin: Begin, seen: Seen) -> Signal:
     """The objective sees all examples at once: where it needs log p, all parts are computed once more."""
-    whole = reference.add_to(tree.whole) if objective.needs_reference else tree.whole
-    logp = np.zeros(whole.supervised.size, np.float32)
     if objective.needs_logp:
-        logp = score(decoder, tree, begin)
-    elif tree.prefix:
+        return learn_together(decoder, objective, lambda: [tree], n, reference, lambda _, part: begin(part), seen)
+    whole = reference.add_to(tree.whole) if objective.needs_reference else tree.whole
+    if tree.prefix:
         begin(0)
         decoder.score(tree.prefix.batch)
-    planned = objective.weights(logp.copy(), whole)
-    last = [(0, tree.prefix)] if tree.prefix else []
-    for number, part in [*enumerate(tree.branches, 1), *last]:
-        begin(number)
-        decoder.forward(part.batch, keep=True)
-        logp[part.entries] = decoder.backward(part.batch, planned.a[part.entries] / n)
+    planned = objective.weights(np.zeros(whole.supervised.size, np.float32), whole)
+    logp = _backward(decoder, tree, [planned.a / n], begin)
     seen(whole, logp)
-    return planned if objective.needs_logp else _checked(objective, planned, objective.weights(logp, whole))
+    return _checked(objective, planned, objective.weights(logp, whole))
 
 
-def score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None) -> np.ndarray:
-    """log p [S]; of a tree, of its whole."""
+def learn_together(decoder: Passes, objective: Objective, batches: Callable[[], Iterable[Batch | Tree]], n: float,
+                   reference: References, begin: Callable[[int, int], None],
+                   seen: Seen = lambda _batch, _logp: None) -> Signal:
+    """As `learn`, of several micro-batches, where the objective sees the examples of all at once: they are computed
+    for log p first, and then for the gradient.
+
+    batches: makes the same micro-batches each time. begin: as Begin, after the number of the micro-batch.
+    """
+    logps = []
+    values = []
+    examples: list[Example] = []
+    for number, batch in enumerate(batches()):
+        found = np.zeros(_whole(batch).supervised.size, np.float32) if objective.needs_values else None
+        logps.append(score(decoder, batch, partial(begin, number), found))
+        values += [] if found is None else [found]
+        examples += batch.examples
+    whole = replace(collate(examples), values=np.concatenate(values) if values else None)
+    if objective.needs_reference:
+        whole = reference.add_to(whole)
+    logp = np.concatenate(logps)
+    seen(whole, logp)
+    signal = objective.weights(logp, whole)
+    ends = np.cumsum([found.size for found in logps])[:-1]
+    parts = zip(*(np.split(each, ends) for each in _divided(signal, n)), strict=True)
+    for number, (batch, part) in enumerate(zip(batches(), parts, strict=True)):
+        if len(logps) > 1 and isinstance(batch, Tree) and batch.prefix:  # another's keys and values are in its place
+            begin(number, 0)
+            decoder.score(batch.prefix.batch)
+        _backward(decoder, batch, part, partial(begin, number))
+    return signal
+
+
+def _whole(batch: Batch | Tree) -> Batch:
+    return batch.whole if isinstance(batch, Tree) else batch
+
+
+def _passes(batch: Batch | Tree) -> list[tuple[int, Batch, Any]]:
+    """The parts that are computed, a prefix first: the number of each, it, and its entries of [S]."""
     if isinstance(batch, Batch):
-        return decoder.score(batch)
-    logp = np.zeros(batch.whole.supervised.size, np.float32)
-    for number, part in enumerate(batch.parts, 0 if batch.prefix else 1):
+        return [(0, batch, slice(None))]
+    return [(number, part.batch, part.entries)
+            for number, part in enumerate(batch.parts, 0 if batch.prefix else 1)]
+
+
+def _backward(decoder: Passes, batch: Batch | Tree, signal: Sequence[np.ndarray], begin: Begin) -> np.ndarray:
+    """Adds the gradient by what `_divided` says; a prefix was scored. Returns log p [S]."""
+    logp = np.zeros(_whole(batch).supervised.size, np.float32)
+    for number, part, entries in sorted(_passes(batch), key=lambda each: each[1].is_prefix):
         begin(number)
-        logp[part.entries] = decoder.score(part.batch)
+        decoder.forward(part, keep=True)
+        logp[entries] = decoder.backward(part, *(each[entries] for each in signal))
+    return logp
+
+
+def score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None,
+          values: np.ndarray | None = None) -> np.ndarray:
+    """log p [S]; of a tree, of its whole. values [S]: is filled by the value head."""
+    logp = np.zeros(_whole(batch).supervised.size, np.float32)
+    for number, part, entries in _passes(batch):
+        begin(number)
+        logp[entries] = decoder.score(part)
+        if values is not None and part.supervised.size:
+            values[entries] = decoder.values(part)
     return logp
 
 
@@ -162,7 +215,7 @@ def scores(decoder: Passes, batches: Iterable[Batch | Tree]) -> dict[int, np.nda
     found: dict[int, np.ndarray] = {}
     for batch in batches:
         logp = score(decoder, batch)
-        whole = batch.whole if isinstance(batch, Tree) else batch
+        whole = _whole(batch)
         found |= {id(example): logp[part].copy() for example, part in whole.parts()}
     return found
 
@@ -186,17 +239,42 @@ def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tre
     totals = Totals()
     n = 0.0
     rows: list[float] = []
-    for batch in batches:
-        whole = batch.whole if isinstance(batch, Tree) else batch
-        if objective.needs_reference:
-            whole = (reference or Reference(decoder)).add_to(whole)
-        n += objective.count(whole.examples)
-        logp = score(decoder, batch)
-        totals.add(batch, objective.weights(logp, whole))
-        rows += _loss_of_rows(objective, whole, logp)
+    scored = (_Scored([batch], _with_reference(decoder, objective, batch, reference), score(decoder, batch))
+              for batch in batches)
+    for each in _joined([*scored]) if objective.sees_step else scored:
+        n += objective.count(each.whole.examples)
+        signal = objective.weights(each.logp, each.whole)
+        totals.add(each.batches, signal)
+        rows += _loss_of_rows(objective, each.whole, each.logp) if signal.losses is None else signal.losses.tolist()
     if not n:
         raise DataError("the rows have no supervised token", "check their completions")
     return Measurement(totals.loss / n, totals.supervised, totals.metrics, tuple(rows))
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Micro-batches, what an objective sees of them, and log p [S]."""
+
+    batches: Sequence[Batch | Tree]
+    whole: Batch
+    logp: np.ndarray
+
+
+def _with_reference(decoder: Passes, objective: Objective, batch: Batch | Tree, reference: References | None) -> Batch:
+    whole = _whole(batch)
+    return (reference or Reference(decoder)).add_to(whole) if objective.needs_reference else whole
+
+
+def _joined(scored: Sequence[_Scored]) -> Iterator[_Scored]:
+    """All as one, if there are any."""
+    if not scored:
+        return
+    whole = collate([example for each in scored for example in each.whole.examples])
+    references = [each.whole.reference for each in scored if each.whole.reference is not None]
+    if references:
+        whole = replace(whole, reference=np.concatenate(references))
+    yield _Scored([batch for each in scored for batch in each.batches], whole,
+                  np.concatenate([each.logp for each in scored]))
 
 
 def _loss_of_rows(objective: Objective, batch: Batch, logp: np.ndarray) -> Iterator[float]:

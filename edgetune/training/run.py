@@ -290,6 +290,7 @@ class _Run:
         record = self._record(status, verdict)
         of_answers = self.trainer.objective.rows is supervised_rows
         store.save_schema(self.out, self.task.data.schema if of_answers else None)
+        store.save_beside(self.out, self.trainer.unexported)
         store.save_run(self.out, self.trainer.decoder.adapter.export(), self.task.bundle.gguf, record)
         return record
 
@@ -327,6 +328,7 @@ class _Run:
                 self.metrics.path.unlink(missing_ok=True)
                 (self.out / store.RUN).unlink(missing_ok=True)
                 (self.out / reference.FILE).unlink(missing_ok=True)
+                (self.out / store.BESIDE).unlink(missing_ok=True)
                 self.out.rmdir()
 
 

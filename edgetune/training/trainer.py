@@ -18,7 +18,7 @@ import numpy as np
 import numpy.random
 
 from ..adapters import store
-from ..adapters.base import Family
+from ..adapters.base import Family, slices
 from ..adapters.lora import Lora, Pair
 from ..adapters.low_rank import lora_of
 from ..adapters.valued import ValuedLora
@@ -47,7 +47,7 @@ from ..version import __version__
 from . import length, optim, plan
 from .batches import Batches, cut
 from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
-from .passes import Measurement, References, Totals, learn, measure
+from .passes import Measurement, References, Totals, learn, learn_together, measure
 from .reference import Reference
 from .rollouts import Expectation, Rewards, Roller, answer_plan
 
@@ -200,16 +200,12 @@ class Trainer:
             raise DataError("there is nothing to train on", "add rows first")
         began = time.monotonic()
         step = self.steps_done + 1
-        totals = Totals()
         known: Known = {}  # of answers that are learned from again
         grad = self.arena.flat("dlora")
         with self._stoppable(should_stop):
             examples, n, metrics = self._examples_of(step)
             grad.fill(0.0)
-            for number, micro in enumerate(self._micro_batches(examples)):
-                begin = partial(self._before_part, step, number)
-                totals.add(micro, learn(self.decoder, self.objective, micro, n, self._references, begin,
-                                        partial(_keep, known) if self.roller else lambda _batch, _logp: None))
+            totals = self._learn(step, examples, n, known)
         loss = totals.loss / n
         lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
         norm = self._update(grad, loss, lr, step) if examples else 0.0
@@ -234,9 +230,23 @@ class Trainer:
         n = self.objective.count(answers) or 1.0
         telling = [answer for answer in answers if self.roller.objective.has_signal(answer)]
         if self.objective.needs_reference:
-            self.roller.refer(cut(telling, self.config, self.max_tokens, self.plan.run.prefix))
+            self.roller.refer(self._cut(telling))
         self.computing = False
         return telling, n, metrics
+
+    def _learn(self, step: int, examples: Sequence[Example], n: float, known: Known) -> Totals:
+        """Adds up the gradient of a step, whose loss is divided by n."""
+        totals = Totals()
+        seen = partial(_keep, known) if self.roller else lambda _batch, _logp: None
+        micros = self._cut(examples)
+        if self.objective.sees_step and len(micros) > 1:
+            totals.add(micros, learn_together(self.decoder, self.objective, lambda: self._one_by_one(micros), n,
+                                              self._references, partial(self._before_part, step), seen))
+            return totals
+        for number, micro in enumerate(self._one_by_one(micros)):
+            begin = partial(self._before_part, step, number)
+            totals.add([micro], learn(self.decoder, self.objective, micro, n, self._references, begin, seen))
+        return totals
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
         norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
@@ -282,7 +292,7 @@ class Trainer:
             if self.roller:
                 self.computing = True
                 return self.roller.measure(examples)
-            return measure(self.decoder, self.objective, self._micro_batches(examples), self.reference)
+            return measure(self.decoder, self.objective, self._one_by_one(self._cut(examples)), self.reference)
 
     def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
         """Computes log p by the reference model, where it is not known yet: by the base, unless `reference` says that
@@ -305,9 +315,13 @@ class Trainer:
             self.computing = True
             return self.roller.expect(self.examples)
 
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[Batch | Tree]:
+    def _cut(self, examples: Sequence[Example]) -> list[Batch | Tree]:
+        """The micro-batches."""
+        return cut(examples, self.config, self.max_tokens, self.plan.run.prefix)
+
+    def _one_by_one(self, micros: Iterable[Batch | Tree]) -> Iterator[Batch | Tree]:
         """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
-        for micro in cut(examples, self.config, self.max_tokens, self.plan.run.prefix):
+        for micro in micros:
             self.decoder.before_block()
             self.computing = True
             yield micro
@@ -349,6 +363,14 @@ class Trainer:
     def pairs(self) -> Lora:
         """A copy of the current adapter."""
         return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.adapter.export().items()}
+
+    @property
+    def unexported(self) -> dict[str, np.ndarray]:
+        """What is trained and is no part of the adapter, such as a value head: views of the arena, by name."""
+        run = self.plan.run
+        groups = run.family.parameters(trained_shapes(self.model.structure, run))
+        parts = zip(groups, slices(groups, self.arena.flat("lora")), strict=True)
+        return {group.name: part for group, part in parts if not group.exported}
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""

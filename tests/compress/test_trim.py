@@ -108,7 +108,7 @@ def all_kept(ids: list[int], kept: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(max_size=60) | st.text("etains\n\t <|m_d>é▁\x00\x7f\x80", max_size=60))
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_text_is_lost(pairs, kind: str, text: str):
     _, source, _, cut, facts = pairs[kind]
     for special in (True, False):

@@ -305,7 +305,7 @@ def test_keys_over_a_unix_socket(place, monkeypatch):
 def test_sigterm_saves_a_job_that_goes_on_later(place, monkeypatch):
     with running(place, state="stopped") as (process, url):
         monkeypatch.setenv("EDGETUNE_URL", url)
-        job = json.loads(run("jobs", "create", place / "rows.jsonl", "--steps", 300, "--eval-every", 1000,
+        job = json.loads(run("jobs", "create", place / "rows.jsonl", "--steps", 120, "--eval-every", 1000,
                              *SMALL, "--json"))["id"]
         until(lambda: (job_of(job)["progress"] or {}).get("step", 0) > 2)
         end(process)

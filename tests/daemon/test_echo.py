@@ -10,13 +10,12 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("openai")
 
+import llama_cpp
 import numpy as np
 import openai
 from daemons import MIB, Process, daemon, openai_client, process
 from tiny import write_tiny
 from vocabularies import write_sentencepiece
-
-from edgetune.llamacpp import library as llamacpp
 
 # lm-evaluation-harness's model local-completions asks for a log-likelihood by these
 HARNESS = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
@@ -37,7 +36,7 @@ def client(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[op
 
 @pytest.fixture(scope="module")
 def truth(model: Path) -> Iterator[object]:
-    made = llamacpp.load().Llama(str(model), n_ctx=128, logits_all=True, verbose=False)
+    made = llama_cpp.Llama(str(model), n_ctx=128, logits_all=True, verbose=False)
     yield made
     made.close()
 

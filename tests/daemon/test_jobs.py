@@ -38,7 +38,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The SHA-256 of the adapter of a job that nothing disturbed, and its folder, to copy."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with open_service(folder) as service:
-        job = service.jobs.wait(begin(service, steps=200).id, 60)
+        job = service.jobs.wait(begin(service, steps=100).id, 60)
         assert job.status == "succeeded", job.error
         return service.adapters.get(str(job.result)).sha256, folder
 
@@ -137,7 +137,7 @@ def test_what_is_refused_leaves_nothing(service: Service, monkeypatch: pytest.Mo
 
 
 def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) -> None:
-    first = begin(service, steps=200, checkpoint_every="0.05s")
+    first = begin(service, steps=100, checkpoint_every="0.05s")
     second = begin(service)
     third = begin(service)
     until(lambda: step_of(service, first.id) > 10)
@@ -168,7 +168,7 @@ def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) ->
 
 def test_it_goes_on_after_stop_and_start(tmp_path: Path, undisturbed: tuple[str, Path]) -> None:
     with open_service(tmp_path) as service:
-        job = begin(service, steps=200)
+        job = begin(service, steps=100)
         until(lambda: step_of(service, job.id) > 10)
     with open_service(tmp_path) as service:
         assert service.jobs.get(job.id).status == "running"
@@ -180,7 +180,7 @@ def test_it_goes_on_after_stop_and_start(tmp_path: Path, undisturbed: tuple[str,
 
 
 def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, Path]) -> None:
-    job = begin(service, steps=200, checkpoint_every="0.02s")
+    job = begin(service, steps=100, checkpoint_every="0.02s")
     until(lambda: step_of(service, job.id) > 10)
     os.kill(service.jobs.pid, signal.SIGKILL)
     job = service.jobs.wait(job.id, 60)
@@ -201,7 +201,7 @@ def test_a_job_that_ends_while_the_batcher_stops_is_not_lost(tmp_path: Path) -> 
 
 
 def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = begin(service, steps=200)
+    job = begin(service, steps=100)
     until(lambda: step_of(service, job.id) > 10)
     service.jobs.pause(job.id)
     until(lambda: service.jobs.running is None)
@@ -276,7 +276,7 @@ def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: p
 def test_a_run_whose_disk_refuses_goes_on_later(service: Service, undisturbed: tuple[str, Path],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "RETRY_SECONDS", 1.0)
-    job = begin(service, steps=200, checkpoint_every="0.05s")
+    job = begin(service, steps=100, checkpoint_every="0.05s")
     until(lambda: step_of(service, job.id) > 10)
     resource.prlimit(service.jobs.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # of this process alone, to its end
     until(lambda: service.jobs.paused_reason)

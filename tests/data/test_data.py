@@ -364,7 +364,7 @@ MESSAGE = st.fixed_dictionaries(
 ROW = JSON | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=4)}, optional={"tools": JSON})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROW, max_size=2), name=st.sampled_from(["QWEN", "THINKING", "MOVING"]))
 def test_any_json_gives_data_or_one_sentence(tokenizer: Tokenizer, rows: list[Any], name: str):
     tokenizer.chat_template = getattr(templates, name)

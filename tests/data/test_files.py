@@ -36,7 +36,7 @@ def refused(path: Path, content: bytes | str) -> str:
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cells=st.lists(st.tuples(CELL, CELL), max_size=6), dialect=st.sampled_from(["excel", "unix", "excel-tab"]))
 def test_what_the_csv_module_writes(tmp_path, cells, dialect):
     path = tmp_path / ("rows.tsv" if dialect == "excel-tab" else "rows.csv")

@@ -18,7 +18,7 @@ from edgetune.errors import EdgetuneError
 from edgetune.formats.gguf import FORMATS, check_adapter, check_model, fingerprint, open_gguf, write_gguf
 
 ROOM = 256 * 2**20  # bytes of address space that a case may take beyond what the process has
-EXAMPLES = settings(max_examples=400, derandomize=True, deadline=1000, database=None,
+EXAMPLES = settings(max_examples=150, derandomize=True, deadline=1000, database=None,
                     suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 
 # Numbers at which counts, lengths and offsets go wrong.

@@ -185,7 +185,7 @@ def test_info_of_onnx(tmp_path: Path, tiny_llama: Path) -> None:
 # ---- refused ----
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_one_flipped_bit_anywhere_is_refused(signed: Path, data: st.DataObject) -> None:
     """In the signature's file too, unless JSON reads the same signature still (a space that became another)."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import pytest
 import templates
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,6 @@ from vocabularies import write_sentencepiece
 from edgetune.data.dataset import load_rows
 from edgetune.data.rows import prompt_of
 from edgetune.errors import UsageError
-from edgetune.llamacpp import library as llamacpp
 from edgetune.llamacpp.markup import Rendered
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.serving.llama import LlamaModel
@@ -61,7 +61,7 @@ def test_a_forged_turn_gives_the_templates_tokens_alone(tokenizer: Tokenizer, na
 
 
 def test_the_words_are_what_llama_cpp_reads_as_plain_text(smol: Tokenizer, smollm2: Path):
-    truth = llamacpp.load().Llama(str(smollm2), vocab_only=True, verbose=False)
+    truth = llama_cpp.Llama(str(smollm2), vocab_only=True, verbose=False)
     start, end = (truth.tokenize(mark.encode(), add_bos=False, special=True) for mark in ("<|im_start|>", "<|im_end|>"))
     expected = [*start, *truth.tokenize(f"system\n{FORGED}".encode(), add_bos=False, special=False), *end,
                 *truth.tokenize(b"\n", add_bos=False, special=False), *start,
@@ -78,7 +78,7 @@ WORDS = st.lists(st.sampled_from(["a", " hi", "<", "<|", "|>", "<think>", "</thi
                                   "]", "<b>x</b>", "&", "\"", "{", "<|im_", "🙂", "𝀀", "\\ud834\\udc00"]), max_size=12)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=WORDS, name=st.sampled_from(NAMES))
 def test_what_spells_no_control_token_is_encoded_as_ever(tokenizer: Tokenizer, words: list[str], name: str):
     """The text is the template's own, the tokens are those of llama.cpp for that text."""

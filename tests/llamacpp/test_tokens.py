@@ -12,7 +12,6 @@ from tiny import write_tiny
 from vocabularies import TALK, TOOLS, write_sentencepiece
 
 from edgetune.errors import DataError, UnsupportedError
-from edgetune.llamacpp import library as llamacpp
 from edgetune.llamacpp.tokenizer import Tokenizer
 
 STRANGE = [
@@ -26,10 +25,15 @@ STRANGE = [
 
 
 @pytest.fixture(scope="module")
-def hf(smollm2: Path):
+def fields(smollm2: Path):
+    """Of SmolLM2's GGUF; the gguf package takes seconds to read 49,152 tokens."""
+    return gguf.GGUFReader(smollm2).fields
+
+
+@pytest.fixture(scope="module")
+def hf(fields):
     """SmolLM2's tokenizer as HF tokenizers runs it, from the vocabulary and merges in the GGUF."""
     tokenizers = pytest.importorskip("tokenizers")
-    fields = gguf.GGUFReader(smollm2).fields
     tokens, types, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
@@ -60,7 +64,7 @@ def test_smollm2_encodes_prose_as_hf_tokenizers(smol: Tokenizer, hf, shared_data
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_encodes_as_llama_cpp_python(tiny_models: dict[str, Path], family: str, special: bool):
-    llama_cpp = llamacpp.load()
+    llama_cpp = pytest.importorskip("llama_cpp")
     truth = llama_cpp.Llama(str(tiny_models[family]), vocab_only=True, verbose=False)
     tokenizer = Tokenizer(tiny_models[family])
     for text in STRANGE:
@@ -167,8 +171,8 @@ def test_renders_plain_talk_as_transformers(tokenizer: Tokenizer, name: str):
         assert tokenizer.render(messages) == expected
 
 
-def test_smollm2_template_as_transformers(smol: Tokenizer, smollm2: Path):
-    field = gguf.GGUFReader(smollm2).fields["tokenizer.chat_template"]
+def test_smollm2_template_as_transformers(smol: Tokenizer, fields):
+    field = fields["tokenizer.chat_template"]
     assert smol.chat_template == field.contents()
     for messages in (TALK[:2], TALK[1:2], [*TALK[:2], TALK[4], TALK[5]]):
         for generate in (True, False):
@@ -250,7 +254,7 @@ def test_refused_templates(tokenizer: Tokenizer):
 
 def test_prompt_tokens_are_what_llama_cpp_python_feeds(smol: Tokenizer, smollm2: Path):
     """Rendered prompt to tokens, as llama-cpp-python's own chat handler does it."""
-    llama_cpp = llamacpp.load()
+    llama_cpp = pytest.importorskip("llama_cpp")
     model = llama_cpp.Llama(str(smollm2), vocab_only=True, verbose=False)
     formatter = llama_cpp.llama_chat_format.Jinja2ChatFormatter(smol.chat_template, "<|im_end|>", "<|im_start|>")
     text = formatter(messages=TALK[:2]).prompt

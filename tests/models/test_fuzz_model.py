@@ -14,7 +14,7 @@ from tiny import write_tiny
 from edgetune.errors import EdgetuneError, NumericsError
 from edgetune.formats.gguf import FORMATS, open_gguf
 
-CASES = settings(max_examples=150, derandomize=True, deadline=None, database=None,
+CASES = settings(max_examples=80, derandomize=True, deadline=None, database=None,
                  suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -5,7 +5,8 @@ of their answers, and what is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoder_cases import (
-    adapted,
-    distance,
-    hf_projection,
-    in_parts,
-    lora_parameters,
-    make_case,
-    row_order,
-)
+from decoder_cases import Case, adapted, distance, hf_projection, in_parts, lora_parameters, make_case, row_order
+from peft import PeftModel
 from policy_cases import LETTERS, PROMPT, ROWS, answers, go, letters, log_probabilities, near, prompts
 
 import edgetune
@@ -44,6 +38,29 @@ from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PeftModel]:
+    """A decoder, and the same model in transformers with the same adapter."""
+    case = make_case("qwen3", tmp_path_factory.mktemp("case"), kept=2)
+    return case, adapted(case)
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: edgetune.Bundle, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Rewarded], Path]:
+    """The folder of an objective's run that nobody stopped, which is made once. Read only."""
+    made: dict[Rewarded, Path] = {}
+
+    def folder(objective: Rewarded) -> Path:
+        if objective not in made:
+            made[objective] = tmp_path_factory.mktemp("whole") / "out"
+            go(bundle, made[objective], objective)
+        return made[objective]
+
+    return folder
+
+
 def padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
 
@@ -110,10 +127,10 @@ NAMES = ["grpo", "dapo, clipped", "dr_grpo with KL", "grpo with all", "rloo", "r
 
 @pytest.mark.parametrize("parted", [False, True], ids=["one forest", "behind prefixes"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=NAMES)
-def test_gradients_equal_the_papers_and_trls(objective: Policy, parted: bool, tmp_path: Path) -> None:
+def test_gradients_equal_the_papers_and_trls(objective: Policy, parted: bool, alike: tuple[Case, PeftModel]) -> None:
     """Answers to a prompt share it, in one forest or behind it; transformers and autograd have each by itself."""
-    case = make_case("qwen3", tmp_path, kept=2)
-    peft = adapted(case)
+    case, peft = alike
+    peft.zero_grad()
     examples = near(peft, answers(case, with_old=objective.num_iterations > 1))
     with torch.no_grad(), peft.disable_adapter():
         base = log_probabilities(peft, examples) if objective.beta else None
@@ -201,25 +218,25 @@ RUNS = [Grpo(max_completion_length=9), Grpo(max_completion_length=9, num_iterati
 @pytest.mark.parametrize("objective", RUNS, ids=["one update", "several", "with KL", "rest", "dynamic", "reft"])
 @pytest.mark.parametrize("stops", [7, 61, 130])
 def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, objective: Rewarded, stops: int,
-                                                       tmp_path: Path) -> None:
+                                                       tmp_path: Path, whole: Callable[[Rewarded], Path]) -> None:
     """Also in the midst of answers, and between two updates with the same ones."""
-    go(bundle, tmp_path / "whole", objective)
+    folders = (whole(objective), tmp_path / "out")
     asked = iter([False] * stops)
     try:
         go(bundle, tmp_path / "out", objective, should_stop=lambda: next(asked, True))
     except Interrupted:
         go(bundle, tmp_path / "out", objective, resume=True)
-    files = [tmp_path / name / "adapter.gguf" for name in ("whole", "out")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    whole, out = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-                  for name in ("whole", "out"))
-    told = [[e.get("metrics") for e in events if e["event"] == "step"] for events in (whole, out)]
+    adapters = [(folder / "adapter.gguf").read_bytes() for folder in folders]
+    assert adapters[0] == adapters[1]
+    runs = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders)
+    told = [[e.get("metrics") for e in events if e["event"] == "step"] for events in runs]
     assert told[0] == told[1]
 
 
-def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp_path: Path,
+                                                    whole: Callable[[Rewarded], Path]) -> None:
     """At the first step nothing is far from it; a resumed run reads it again, and refuses another in its place."""
-    go(bundle, tmp_path / "start", Grpo(max_completion_length=9))
+    shutil.copytree(whole(Grpo(max_completion_length=9)), tmp_path / "start")
     objective = Grpo(max_completion_length=9, beta=0.1)
     go(bundle, tmp_path / "whole", objective, start=tmp_path / "start")
     asked = iter([False] * 100)

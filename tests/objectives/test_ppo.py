@@ -8,19 +8,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from decoder_cases import Case, adapted, distance, hf_projection, lora_parameters, make_case, make_decoder, row_order
+from decoder_cases import (
+    Case,
+    adapted,
+    distance,
+    hf_projection,
+    in_parts,
+    lora_parameters,
+    make_case,
+    make_decoder,
+    row_order,
+)
+from peft import PeftModel
 from policy_cases import PROMPT, answers, go, log_probabilities
 
 import edgetune
 from edgetune.adapters.valued import ValuedLora
 from edgetune.data.packing import Example
-from edgetune.data.trees import micro_batches
+from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import Interrupted
-from edgetune.objectives.ppo import Ppo
-from edgetune.training.passes import learn
+from edgetune.objectives.ppo import Ppo, whitened
+from edgetune.training import checkpoint
+from edgetune.training.passes import learn, learn_together
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 PPO = Ppo(kl_coef=0.1, beta=0.02, vf_coef=0.3, gamma=0.97, lam=0.9)
+PLAIN = replace(PPO, whiten_advantages=False)
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PeftModel]:
+    """A decoder, and the same model in transformers with the same adapter."""
+    case = make_case("qwen3", tmp_path_factory.mktemp("case"), kept=2)
+    return case, adapted(case)
 
 
 def with_value(case: Case) -> Case:
@@ -55,16 +75,34 @@ def test_advantages_are_a_plain_gae() -> None:
     assert replace(PPO, lam=1.0, gamma=1.0).generalized(rewards, values)[0] == pytest.approx(rewards.sum() - values[0])
 
 
-def formula(examples: list[Example], logps: list[torch.Tensor], values: list[torch.Tensor],
+def masked_whiten(parts: list[torch.Tensor], shift_mean: bool = True) -> list[torch.Tensor]:
+    """TRL's, of values that it has padded: with the unbiased variance, and 1e-8 beside it."""
+    values = torch.cat(parts)
+    variance, mean = torch.var_mean(values, correction=1)
+    found = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return list((found if shift_mean else found + mean).split([len(part) for part in parts]))
+
+
+def formula(objective: Ppo, examples: list[Example], logps: list[torch.Tensor], values: list[torch.Tensor],
             reference: list[torch.Tensor]) -> torch.Tensor:
+    """The papers' loss, in the order in which TRL whitens: rewards, then advantages, of which returns know nothing."""
+    olds = [torch.from_numpy(example.logp) if example.logp.size else new.detach()
+            for example, new in zip(examples, logps, strict=True)]
+    befores = [torch.from_numpy(example.values) if example.values.size else value.detach()
+               for example, value in zip(examples, values, strict=True)]
+    rewards = [-PPO.kl_coef * (old - ref) for old, ref in zip(olds, reference, strict=True)]
+    for example, of_tokens in zip(examples, rewards, strict=True):
+        of_tokens[-1] += example.reward
+    if objective.whiten_rewards:
+        rewards = masked_whiten(rewards, shift_mean=False)
+    advantages_of = [torch.tensor(plain_gae(of_tokens.tolist(), before.tolist(), PPO.gamma, PPO.lam))
+                     for of_tokens, before in zip(rewards, befores, strict=True)]
+    returns_of = [advantages + before for advantages, before in zip(advantages_of, befores, strict=True)]
+    if objective.whiten_advantages:
+        advantages_of = masked_whiten(advantages_of)
     losses = []
-    for example, new, value, ref in zip(examples, logps, values, reference, strict=True):
-        old = torch.from_numpy(example.logp) if example.logp.size else new.detach()
-        before = torch.from_numpy(example.values) if example.values.size else value.detach()
-        rewards = -PPO.kl_coef * (old - ref)
-        rewards[-1] += example.reward
-        advantages = torch.tensor(plain_gae(rewards.tolist(), before.tolist(), PPO.gamma, PPO.lam))
-        returns = advantages + before
+    for new, old, value, before, ref, advantages, returns in zip(logps, olds, values, befores, reference, advantages_of,
+                                                                 returns_of, strict=True):
         ratio = (new - old).exp()
         policy = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
         held = torch.max(torch.min(value, before + PPO.cliprange_value), before - PPO.cliprange_value)
@@ -74,14 +112,20 @@ def formula(examples: list[Example], logps: list[torch.Tensor], values: list[tor
     return torch.cat(losses).mean()
 
 
+OBJECTIVES = [PLAIN, PPO, replace(PPO, whiten_rewards=True)]
+
+
+@pytest.mark.parametrize("parted", [False, True], ids=["one forest", "behind prefixes"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["plain", "advantages whitened", "rewards too"])
 @pytest.mark.parametrize("again", [False, True], ids=["first update", "later update"])
-def test_gradients_equal_autograd(again: bool, tmp_path: Path) -> None:
-    """Of the adapter, through the value too, and of the value head."""
-    case = with_value(make_case("qwen3", tmp_path, kept=2))
-    peft = adapted(case)
+def test_gradients_equal_autograd(again: bool, objective: Ppo, parted: bool, alike: tuple[Case, PeftModel]) -> None:
+    """Of the adapter, through the value too, and of the value head; over several micro-batches."""
+    case, peft = alike
+    peft.zero_grad()
+    case = with_value(in_parts(case, 24, PROMPT - 1, 2) if parted else case)
     width = case.decoder.shape.d_model
     head = torch.from_numpy(case.decoder.arena.flat("lora")[-width - 1:].copy()).requires_grad_()
-    examples = [replace(one, group=0) for one in answers(case, with_old=False)]
+    examples = [one if parted else replace(one, group=0) for one in answers(case, with_old=False)]
     with torch.no_grad(), peft.disable_adapter():
         base = log_probabilities(peft, examples)
     logps = log_probabilities(peft, examples)
@@ -94,7 +138,7 @@ def test_gradients_equal_autograd(again: bool, tmp_path: Path) -> None:
         examples = [replace(one, logp=(logp.detach().numpy() + rng.normal(0, 0.2, len(logp))).astype(np.float32),
                             values=(value.detach().numpy() + rng.normal(0, 0.3, len(logp))).astype(np.float32))
                     for one, logp, value in zip(examples, logps, values, strict=True)]
-    loss = formula(examples, logps, values, base)
+    loss = formula(objective, examples, logps, values, base)
     loss.backward()
     wanted = []
     for key in sorted(case.pairs):
@@ -103,10 +147,16 @@ def test_gradients_equal_autograd(again: bool, tmp_path: Path) -> None:
         wanted += [a.ravel(), (b if order is None else b[order]).ravel()]
     decoder = case.decoder
     decoder.arena.flat("dlora").fill(0.0)
-    micros = [*micro_batches(examples[:4], 64), *micro_batches(examples[4:], 64)]
-    n = PPO.count(examples)
+    micros = micro_batches(examples, 24, prefix=PROMPT - 1) if parted else [
+        *micro_batches(examples[:4], 64), *micro_batches(examples[4:], 64)]
+    assert len(micros) > 1
+    assert any(isinstance(micro, Tree) for micro in micros) == parted
+    n = objective.count(examples)
     reference = Known(examples, base)
-    found = sum(learn(decoder, PPO, micro, n, reference).loss for micro in micros) / n
+    if objective.sees_step:
+        found = learn_together(decoder, objective, lambda: micros, n, reference, lambda _number, _part: None).loss / n
+    else:
+        found = sum(learn(decoder, objective, micro, n, reference).loss for micro in micros) / n
     assert found == pytest.approx(loss.item(), rel=1e-5)
     pairs = decoder.adapter.adapted
     flat = np.concatenate([part.ravel() for key in sorted(pairs) for part in (pairs[key].da, pairs[key].db)])
@@ -136,3 +186,35 @@ def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle: edgetune.B
     go(bundle, tmp_path / "out", objective, resume=True)
     files = [tmp_path / name / "adapter.gguf" for name in ("whole", "out")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_value_head_continues_after_the_end(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    """More epochs begin with it, as with the adapter; where it was not kept, with a new one."""
+    objective = Ppo(max_completion_length=9, num_iterations=2)
+    out = tmp_path / "out"
+    go(bundle, out, objective, steps=4)
+    kept = np.load(out / "beside.npz")["value"]
+    assert np.abs(kept).max() > 1e-3
+
+    def at_the_beginning(more: float) -> np.ndarray:
+        with pytest.raises(Interrupted):
+            go(bundle, out, objective, steps=4, resume=True, more=more, should_stop=lambda: True)
+        found, _ = checkpoint.newest(out)
+        arrays = {name: np.zeros(nbytes // 4, np.float32) for name, nbytes in found.arrays}
+        found.read(arrays.__getitem__)
+        return arrays["lora"][-kept.size:]
+
+    assert at_the_beginning(1.0).tobytes() == kept.tobytes()
+    go(bundle, out, objective, steps=4, resume=True, more=1.0)
+    assert not np.array_equal(np.load(out / "beside.npz")["value"], kept)
+    (out / "beside.npz").unlink()
+    assert not at_the_beginning(2.0).any()
+
+
+def test_whitening_takes_the_scale_of_rewards_away() -> None:
+    values = np.random.default_rng(0).normal(3, 5, 40)
+    assert whitened(values).mean() == pytest.approx(0, abs=1e-9)
+    assert whitened(7 * values) == pytest.approx(whitened(values))
+    assert whitened(values, keeps_mean=True).mean() == pytest.approx(values.mean())
+    assert whitened(np.full(5, 2.0)).tolist() == [0.0] * 5
+    assert whitened(np.array([2.0])).tolist() == [2.0]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from counting import OPTIONS, sequences
 from decoder_cases import Case, adapted, distance, make_case, random_example
 from gradients import autograd, flat, our_gradient
 from hypothesis import given, settings
@@ -21,12 +22,14 @@ from hypothesis import strategies as st
 
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.errors import UsageError
+from edgetune.formats.bundle import Bundle
 from edgetune.objectives.base import Objective, Signal, make_objective
 from edgetune.objectives.dpo import Dpo
 from edgetune.objectives.kto import Kto
 from edgetune.objectives.orpo import Orpo
 from edgetune.objectives.rrhf import Rrhf
 from edgetune.training.passes import measure
+from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 Tensors = list[torch.Tensor]  # log p of each document's supervised tokens
@@ -291,5 +294,28 @@ def test_gradients_equal_autograd(objective: Objective, tmp_path: Path) -> None:
     assert np.linalg.norm(flat(truth)) > 1e-4
     assert distance(gradient, flat(truth)) < 1e-4
     assert measure(case.decoder, objective, [case.batch]).loss == pytest.approx(wanted, rel=1e-4)
+    if objective.sees_step:
+        loss, gradient = our_gradient(case, objective, 3)
+        assert loss == pytest.approx(wanted, rel=1e-4)
+        assert distance(gradient, flat(truth)) < 1e-4
+        measured = measure(case.decoder, objective, [collate(case.examples[i:i + 2]) for i in (0, 2, 4)])
+        assert measured.loss == pytest.approx(wanted, rel=1e-4)
+        assert np.mean(measured.rows) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_how_a_step_is_cut_changes_nothing_that_kto_learns(bundle: Bundle) -> None:
+    """Its point of reference is of the step, not of a micro-batch."""
+    examples = [replace(example, reward=float(i % 3 > 0)) for i, example in enumerate(sequences(8))]
+    adapters = []
+    for micro_batch in (1024, 48):
+        trainer = Trainer(bundle, **{**OPTIONS, "batch_size": 4, "micro_batch": micro_batch, "steps": 4,
+                                     "precision": "exact"}, objective=Kto(beta=1.0),
+                          lengths=[example.tokens.size for example in examples])
+        trainer.add_examples(examples)
+        results = trainer.train()
+        adapters.append(trainer.arena.flat("lora").copy())
+    assert all(len(trainer._cut(trainer.batch(step))) > 1 for step in (1, 2))
+    assert results[-1].metrics["kl"] > 0
+    assert distance(adapters[1], adapters[0]) < 1e-4
 
 

@@ -31,16 +31,17 @@ from edgetune.training import checkpoint
 
 STEPS = 240
 LONGEST = 0.15  # seconds from the first sign of life to the kill
-OPTIONS = ["--steps", str(STEPS), "--rank", "4", "--max-length", "64", "--batch-size", "4", "--micro-batch", "64",
+OPTIONS = ["--rank", "4", "--max-length", "64", "--batch-size", "4", "--micro-batch", "64",
            "--dropout", "0.1", "--eval-every", "40", "--lr", "0.01", "--threads", "1", "--checkpoint-every", "0.005",
            "--no-answers"]
 GRPO = ["--method", "grpo", "--grader", "grader.json", "--steps-per-generation", "4", "--num-iterations", "2",
         "--max-completion-length", "8", "--beta", "0.05"]
 
 
-def prove(folder: Path, kills: int, seed: int = 0, options: Sequence[str] = ()) -> dict[str, int]:
+def prove(folder: Path, kills: int, seed: int = 0, options: Sequence[str] = (), steps: int = STEPS) -> dict[str, int]:
     """Counts of what the kills met; AssertionError for the first thing that is wrong."""
     write_inputs(folder)
+    options = ["--steps", str(steps), *options]
     whole = folder / "whole"
     error = train(folder, whole, options).communicate()[1]
     assert (whole / "adapter.gguf").exists(), error
@@ -54,7 +55,7 @@ def prove(folder: Path, kills: int, seed: int = 0, options: Sequence[str] = ()) 
         assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes(), f"{out.name}: other bytes"
         names, wanted = ({path.name for path in each.iterdir()} for each in (out, whole))
         assert names == wanted
-        assert steps_of(out) == list(range(1, STEPS + 1))
+        assert steps_of(out) == list(range(1, steps + 1))
     return dict(met)
 
 

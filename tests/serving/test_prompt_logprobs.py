@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 from random_adapters import random_pairs, tokens_of, write_adapter
 from tiny import write_tiny
 
 from edgetune.errors import EdgetuneError, UsageError
-from edgetune.llamacpp import library as llamacpp
 from edgetune.serving.batcher import Batcher
 from edgetune.serving.llama import LlamaModel
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_they_are_llama_cpps_whatever_is_computed_beside_them(model: Path, tmp_path: Path):
     prompts = [tokens_of(length, seed) for seed, length in enumerate(LENGTHS)]
     prompts[-1] = prompts[3]  # which the cache holds by then
-    truth = llamacpp.load().Llama(str(model), n_ctx=CONTEXT, logits_all=True, verbose=False)
+    truth = llama_cpp.Llama(str(model), n_ctx=CONTEXT, logits_all=True, verbose=False)
     logits = []
     for prompt in prompts:
         truth.reset()

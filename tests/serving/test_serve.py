@@ -16,6 +16,7 @@ from random_adapters import SEVEN, Pairs, decided_prompts, random_pairs, tokens_
 
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
 from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp import library
 from edgetune.llamacpp.context import BATCH, OUTPUTS, PARALLEL
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.machine.sensors import Sensors, answering
@@ -222,10 +223,11 @@ def test_every_adapter_is_freed_once(tiny_llama: Path, tmp_path: Path, monkeypat
     file = write_adapter(tmp_path / "a.gguf", random_pairs(tiny_llama, {"attn_q": 2}, 7), 2.0)
     made = []
     freed = []
-    make = llama_cpp.llama_adapter_lora_init
-    free = llama_cpp.llama_adapter_lora_free
-    monkeypatch.setattr(llama_cpp, "llama_adapter_lora_init", lambda *given: made.append(make(*given)) or made[-1])
-    monkeypatch.setattr(llama_cpp, "llama_adapter_lora_free", lambda pointer: freed.append(pointer) or free(pointer))
+    llama = library.load()
+    make = llama.llama_adapter_lora_init
+    free = llama.llama_adapter_lora_free
+    monkeypatch.setattr(llama, "llama_adapter_lora_init", lambda *given: made.append(make(*given)) or made[-1])
+    monkeypatch.setattr(llama, "llama_adapter_lora_free", lambda pointer: freed.append(pointer) or free(pointer))
     with LlamaModel(tiny_llama, threads=1) as served:
         for name in ("a", "b"):
             served.load_adapter(file, name)

@@ -156,7 +156,7 @@ def test_flushed_before_named_and_named_before_the_old_goes(bundle, tmp_path, wa
 
 def test_killed_at_random_moments(tmp_path):
     """The short form of what `make durability` does 200 times."""
-    assert sum(prove(tmp_path, kills=1, seed=1).values()) == 1
+    assert sum(prove(tmp_path, kills=1, seed=1, steps=80).values()) == 1
 
 
 # ---- damaged ---------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def damage(path, how, where):
 
 
 @given(how=st.sampled_from(["cut", "flip", "zeros"]), where=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_damage_is_found(stopped, tmp_path_factory, how, where):
     folder = tmp_path_factory.mktemp("damaged")
     for path in checkpoint.found(stopped):
