@@ -133,7 +133,7 @@ class Ppo(Policy):
 
 def _known(name: str, now: Doubles, batch: Batch) -> Doubles:
     """What examples say that it was when they were first learned from, [S], or what it is now."""
-    found = now.copy()
+    found: Doubles = now.copy()
     for example, part in batch.parts():
         if getattr(example, name).size:
             found[part] = getattr(example, name)

@@ -5,7 +5,6 @@ A function is run in this process, with all that it may do: it is code of whoeve
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import importlib.util
 import inspect
@@ -79,7 +78,7 @@ class RewardFunction:
     def _call(self, arguments: dict[str, Any]) -> Any:
         try:
             values = self.function(**arguments)
-            return asyncio.run(_awaited(values)) if inspect.isawaitable(values) else values
+            return _awaited_now(values) if inspect.isawaitable(values) else values
         except Exception as error:
             raise EdgetuneError(f"the reward function {self.name} raised {type(error).__name__}: {str(error)[:200]}",
                                 "mend it, or try it with edgetune grade") from error
@@ -145,8 +144,13 @@ def _current_folder_last() -> Iterator[None]:
         sys.path.remove(here)
 
 
-async def _awaited(values: Any) -> Any:
-    return await values
+def _awaited_now(values: Any) -> Any:
+    import asyncio  # here, since jobs without such a function start more quickly
+
+    async def awaited() -> Any:
+        return await values
+
+    return asyncio.run(awaited())
 
 
 def _ignored(*_: Any, **__: Any) -> None:
