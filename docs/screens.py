@@ -179,8 +179,9 @@ def tutored(columns: int, lines: int) -> dict[str, str]:
         lines_of = [json.loads(line) for line in rows(40, 60).splitlines()]
         prompts = "".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in lines_of)
         (screens.terminal.home / "prompts.jsonl").write_text(prompts)
-        screens.run("edgetune tutor run smollm2 prompts.jsonl -o taught --labelled rows.jsonl --rounds 1 --per-round 8 "
-                    "--samples 4 --max-tokens 24 --questions 8 --gate-alpha 1")
+        screens.terminal.run("edgetune train smollm2 rows.jsonl --eval none --epochs 4 -o lamps")
+        screens.run("edgetune tutor run smollm2 prompts.jsonl -o taught --start lamps --labelled rows.jsonl --rounds 1 "
+                    "--per-round 8 --samples 4 --max-tokens 32 --questions 8 --gate-alpha 1")
         screens.run("edgetune tutor inspect taught --prompts 1")
         screens.run("edgetune tutor rollback smollm2 taught")
         return screens.kept
