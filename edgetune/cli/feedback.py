@@ -40,9 +40,11 @@ def feedback_list(limit: int, url: str, key_file: Path | None, as_json: bool) ->
 
 
 def _brief(found: dict[str, Any]) -> str:
-    if not found["learns"]:
+    if found["question"] is None:
         return str(found["reason"])
-    return f"{_short(found['question'])} → {_short(found['answer'])}: {found['reason']}"
+    said = [_short(found["answer"])] if found["answer"] else []
+    said += [f"not {_short(found['rejected'])}"] if found["rejected"] else []
+    return f"{_short(found['question'])} → {', '.join(said) or 'no answer'}: {found['reason']}"
 
 
 def _short(text: str | None) -> str:
@@ -52,17 +54,20 @@ def _short(text: str | None) -> str:
 
 @command("show", ID, daemon_options, group=feedback)
 def feedback_show(feedback_id: str, url: str, key_file: Path | None, as_json: bool) -> None:
-    """A piece of feedback whole: the conversation, and what is learned as its answer."""
+    """A piece of feedback whole: the conversation, its right answer, and the wrong or worse one."""
     with connect(url, key_file) as client:
         found = client.get(url_path(FEEDBACK, feedback_id))
-    show(as_json, found, Text("\n".join([*_conversation(found["row"] or {}), f"state: {found['state']}: "
-                                         f"{found['reason']}"])))
+    wrong = [f"not: {_lines(found['rejected'])}"] if found["rejected"] else []
+    show(as_json, found, Text("\n".join([*_conversation(found["row"] or {}), *wrong,
+                                         f"state: {found['state']}: {found['reason']}"])))
 
 
 def _conversation(row: dict[str, Any]) -> list[str]:
     if "prompt" in row:
-        return [f"prompt: {_lines(row['prompt'])}", f"answer: {_lines(row['completion'])}"]
-    return [f"{message['role']}: {_lines(message['content'])}" for message in row.get("messages", [])]
+        said = [("prompt", row["prompt"]), ("answer", row["completion"])]
+    else:
+        said = [(message["role"], message["content"]) for message in row.get("messages", [])]
+    return [f"{who}: {_lines(what)}" for who, what in said if what]
 
 
 def _lines(content: Any) -> str:

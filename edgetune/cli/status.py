@@ -52,7 +52,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
         ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
         ["answers", _answers(facts["serving"])],
         ["job", Text(_job(facts["job"]) if facts["job"] else "none")],
-        ["learning", Text(str(facts["learning"].get("state", "")))],
+        ["learning", Text("\n".join(filter(None, (facts["learning"]["state"], facts["learning"]["unused"]))))],
     ]
     return Group(table(facts["model"], ["", ""], rows),
                  *_happened("in service since", "adapter", found["history"][:SWITCHES]),

@@ -47,6 +47,7 @@ from .jobs.table import JobTable
 from .learning.anchors import Anchors, Base
 from .learning.feedback import Feedback
 from .learning.learner import Learner
+from .learning.method import learn_method
 from .learning.recall import Recall
 from .options import DaemonConfig, model_name
 from .state.adapters import LATEST as LATEST
@@ -71,6 +72,7 @@ class Service:
         self.config = (config or DaemonConfig()).check()
         self.policy = (policy or Policy(nice=19)).check()
         self.train = (train or TrainConfig(threads=self.config.threads)).check()
+        self.method = learn_method(self.config)
         self.path = find_model(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()
@@ -94,8 +96,8 @@ class Service:
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.holdout = open_holdout(folder)
-            self.feedback = Feedback(self.store, self.holdout, self.config)
-            self.recall = Recall(self.feedback, self.adapters, self.served)
+            self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
+            self.recall = Recall(self.feedback, self.adapters, self.served, self.method.imitates)
             self.jobs = self._jobs(folder)
             self.learner = self._learner(folder)
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
@@ -120,7 +122,8 @@ class Service:
                     together=min(self.config.parallel // 2, self.config.queue))
         anchors = Anchors(base, folder, system=bool(self.train.system), stopping=self.stopping)
         governor = Governor(self.policy, read_device().profile)
-        return Learner(self.feedback, self.jobs, anchors, self.batcher, governor, self.config, self.stopping)
+        return Learner(self.feedback, self.method, self.jobs, anchors, self.batcher, governor, self.config,
+                       self.stopping)
 
     def _open_model(self) -> None:
         here = read_device()

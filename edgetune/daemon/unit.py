@@ -27,7 +27,7 @@ from .keys import read_keys
 from .options import LOOPBACK, DaemonConfig
 
 NAME = "edgetune"
-FILES = ("canary", "embeddings")  # options that name a file
+FILES = ("canary", "embeddings", "learn_grader")  # options that name a file
 UNITS = Path("/etc/systemd/system")
 RUN = Path("/run") / NAME
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome and PrivateTmp
@@ -67,7 +67,7 @@ def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> l
     python = Path(sys.executable)  # in a virtual environment a link that must be called by its own name
     return [str(python.parent.resolve() / python.name), "-m", "edgetune", "daemon", str(model.absolute()),
             "--memory", f"{budget}M", *_flags(config, "memory", "key_file", *FILES), *_flags(policy, "nice"),
-            *(word for name, path in _files(config) for word in (f"--{name}", str(path.absolute())))]
+            *(word for name, path in _files(config) for word in (f"--{name.replace('_', '-')}", str(path.absolute())))]
 
 
 def _files(config: DaemonConfig) -> list[tuple[str, Path]]:

@@ -49,7 +49,8 @@ def test_it_lists_the_latest_with_question_answer_and_reason(feedback: Feedback)
         feedback.add(messages=asked(f"light {i}?\nsay"), answer="no", correction=f"yes {i}")
     feedback.add(messages=asked("other"), answer="no", rating="down")
     text = run("feedback", "--limit", 2)
-    assert "light 3? say → yes 3: " in text
+    assert "light 3? say → yes 3, not no: " in text
+    assert "other → not no: nothing to learn" in " ".join(text.split())
     assert "nothing to learn" in text
     assert "light 2?" not in text
     kept = json.loads(run("feedback", "list", "--json", "--limit", 0))
@@ -61,12 +62,12 @@ def test_it_lists_the_latest_with_question_answer_and_reason(feedback: Feedback)
 def test_it_shows_a_piece_whole_and_nothing_that_a_terminal_obeys(feedback: Feedback) -> None:
     history = [*asked("one"), {"role": "assistant", "content": "1\n2"}, *asked(HOSTILE)]
     chat = feedback.add(messages=history, correction="on").id
-    prompt = feedback.add(prompt="a", correction="b").id
+    prompt = feedback.add(prompt="a", answer="c", correction="b").id
     text = run("feedback", "show", chat)
     assert "\x1b" not in text + run("feedback", "list")
     assert text.split() == ["user:", "one", "assistant:", "1", "2", "user:", "red", "\\x1b[31mword", *["word"] * 399,
                             "end", "assistant:", "on", "state:", "new:", *feedback.get(chat).reason.split()]
-    assert "prompt: a\nanswer: b\n" in run("feedback", "show", prompt)
+    assert "prompt: a\nanswer: b\nnot: c\n" in run("feedback", "show", prompt)
     assert json.loads(run("feedback", "show", chat, "--json"))["row"]["messages"][2]["content"] == HOSTILE
 
 

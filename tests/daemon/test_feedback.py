@@ -64,7 +64,7 @@ def test_what_is_learned(feedback: Feedback) -> None:
     assert add(messages=ASKED, answer="on", rating="up").row == answered("on")
     assert add(prompt="2+2=", answer="5", correction="4").row == {"prompt": "2+2=", "completion": "4"}
     down = add(messages=ASKED, answer="off", rating="down", model="m")
-    assert down.row is None
+    assert (down.row, down.rejected, down.learns) == (answered(""), "off", False)
     assert "a correction would say" in down.reason
     assert down.model == "m"
     assert feedback.list()[0] == down
@@ -153,7 +153,7 @@ def sides_in_order(feedback: Feedback) -> list[bool]:
     """Of the questions, as they arrived."""
     found: dict[str, bool] = {}
     for note in feedback.list(limit=10_000)[::-1]:
-        if note.row is not None:
+        if note.learns:
             found.setdefault(note.question, note.held)
     return [*found.values()]
 
@@ -386,7 +386,7 @@ def test_what_was_learned_longest_ago_leaves_first(tmp_path: Path) -> None:
     give(feedback, range(80, 110))
     kept = feedback.list(limit=1000)
     assert 98 <= len(kept) <= 100
-    assert all(note.row for note in kept)  # the thumb down went before any row
+    assert all(note.learns for note in kept)  # the thumb down went before any row
     rows = feedback.training_rows()
     assert judges <= questions(feedback, rows.established)  # judges stay
     assert questions(feedback, rows.new) | questions(feedback, rows.fresh) == set(range(80, 110))

@@ -172,8 +172,8 @@ def test_learns_and_refuses(service: Service) -> None:
     with pytest.raises(UsageError, match="no new feedback"):
         learner.begin()
     give(service, range(40))
-    assert learner.why() == {"mode": "off", "new_rows": 40, "needed": 10,
-                             "state": "learns when it is told to, not by itself"}
+    assert learner.why() == {"mode": "off", "method": "sft", "new_rows": 40, "needed": 10,
+                             "state": "learns when it is told to, not by itself", "unused": ""}
     job = learner.begin()
     assert job.origin == "learn"
     assert job.id in learner.why()["state"]
@@ -357,7 +357,7 @@ def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct
                clock: Callable[[], float]) -> Learner:
     """Another learner, with a policy and clocks of its own."""
     governor = Governor(policy, None, local=local, clock=clock)
-    return Learner(service.feedback, service.jobs, service.learner.anchors, service.batcher, governor, service.config,
+    return Learner(service.feedback, service.method, service.jobs, service.learner.anchors, service.batcher, governor, service.config,
                    service.stopping, Clocks(local, clock))
 
 

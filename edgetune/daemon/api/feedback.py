@@ -63,11 +63,12 @@ def delete_feedback(feedback_id: str, service: TheService) -> Any:
 def _heading(heading: Heading) -> dict[str, Any]:
     return {"id": heading.id, "created_at": heading.created_at, "rating": heading.rating, "model": heading.model,
             "learns": heading.learns, "state": heading.state, "held_out": heading.held, "job": heading.job,
-            "question": heading.asked, "answer": heading.answer, "pair": heading.pair, "reason": heading.reason}
+            "question": heading.asked, "answer": heading.answer or None, "rejected": heading.rejected,
+            "reason": heading.reason}
 
 
 def _whole(item: FeedbackItem) -> dict[str, Any]:
-    return {**_heading(item.heading), "row": item.row}
+    return {**_heading(item.heading), "rejected": item.rejected, "row": item.row}
 
 
 @router.post("/v1/learn", response_model=schemas.Job)

@@ -267,8 +267,7 @@ class FeedbackRequest(Body):
     answer: str | None = None
     rating: Literal["up", "down"] | None = None
     correction: str | None = Field(None, description="What should have been answered: this is learnt.")
-    rejected: str | None = Field(None, description="Another answer, which is worse: it is kept as a thumb down, beside "
-                                 "the better one as a thumb up, both with one `pair`.")
+    rejected: str | None = Field(None, description="Another answer, which is worse.")
     model: str | None = None
 
 
@@ -283,13 +282,14 @@ class FeedbackObject(Answer):
     held_out: bool = Field(description="It judges what is learned, and is never learned.")
     job: str | None = Field(description="The training that took it.")
     question: str | None = Field(description="What was asked last; in lists its beginning.")
-    answer: str | None = Field(description="What is learned as its answer; in lists its beginning.")
-    pair: str | None = Field(description="Two pieces of feedback have it: which of two answers is better.")
+    answer: str | None = Field(description="The right answer, or the better of two; in lists its beginning.")
+    rejected: str | None = Field(description="The wrong answer, or the worse of two; in lists its beginning.")
     reason: str = Field(description="What becomes of it.")
 
 
 class WholeFeedback(FeedbackObject):
-    row: dict[str, Any] | None = Field(description="The row to learn, whole.")
+    row: dict[str, Any] | None = Field(description="The row to learn, whole; its answer is empty where no right one is "
+                                       "known.")
 
 
 class FeedbackEdit(Body):

@@ -69,7 +69,10 @@ class Findings:
     @property
     def rightly(self) -> str:
         """What a right row is, for a sentence."""
-        return "told apart rightly" if all(score.pair for score in self.new) else "answered exactly"
+        pairs = sum(score.pair for score in self.new)
+        if pairs == len(self.new):
+            return "told apart rightly"
+        return "answered exactly, or told apart rightly" if pairs else "answered exactly"
 
 
 @dataclass(frozen=True)
@@ -203,12 +206,16 @@ def rank_sum(values: Sequence[float], others: Sequence[float]) -> float:
 
 
 def _surprise(found: Findings) -> float | None:
-    fresh: list[float] = []
-    earlier: list[float] = []
-    for score, is_fresh in zip(found.old, found.fresh, strict=True):
-        if score.loss is not None:
-            (fresh if is_fresh else earlier).append(score.loss)
-    return rank_sum(fresh, earlier) if fresh and earlier else None
+    """The loss of an answer and that of a pair do not compare: that of answers decides, where both sides have some."""
+    for of_pairs in (False, True):
+        fresh: list[float] = []
+        earlier: list[float] = []
+        for score, is_fresh in zip(found.old, found.fresh, strict=True):
+            if score.loss is not None and score.pair is of_pairs:
+                (fresh if is_fresh else earlier).append(score.loss)
+        if fresh and earlier:
+            return rank_sum(fresh, earlier)
+    return None
 
 
 def _alpha(surprise: float | None) -> float:

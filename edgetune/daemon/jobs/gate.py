@@ -18,9 +18,11 @@ from ...data.dataset import load_rows
 from ...data.preferences import is_pair
 from ...data.rows import Row
 from ...errors import DataError
+from ...evaluation.graders.llama_judge import LlamaJudge
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
 from ...serving.llama import LlamaModel
+from ...training.judge import EngineJudge
 from ...training.rollouts import Answer as RewardedAnswer
 from .decide import Findings, Verdict, decide, needs_base
 from .exam import Asked, Exam, Score
@@ -132,6 +134,9 @@ class Examiner:
             answers[places[number]] = RewardedAnswer(text, json.dumps(rows[places[number]], ensure_ascii=False), ended,
                                                      tokens)
             self._count()
+        if rewarding.rewards.needs_model:
+            rewarding.rewards.use_model(LlamaJudge(self.served, EngineJudge.name))
+            self.served.use(None)  # no adapter judges itself
         earned = dict(zip(answers, rewarding.earned(list(answers.values())), strict=True))
         return [Score(None, reward=earned.get(i)) for i in range(len(rows))]
 

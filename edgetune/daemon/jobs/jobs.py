@@ -43,13 +43,15 @@ SUFFIX = 40  # letters at most
 class JobData:
     """Rows of a job, iterated over twice. held: those to judge by, of which the first `established` are of earlier
     rounds of feedback; None: a part of `rows`. corrected: rows that people corrected, which must be answered so in the
-    end.
+    end. measured: rows whose loss, or reward, is measured during the training; none: the rows to judge by, where they
+    have one.
     """
 
     rows: Iterable[Row]
     held: Iterable[Row] | None
     established: int = 0
     corrected: Iterable[Row] = ()
+    measured: Iterable[Row] = ()
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,10 @@ class Jobs:
         data = _checked(rows, held, method, self.allow_python)
         return self._add(data, _Request(model or self.adapters.name, suffix, seed, method, dict(metadata or {}), "api"))
 
-    def create_from_feedback(self, data: JobData, *, suffix: str, hyperparameters: Mapping[str, Any],
-                             metadata: Mapping[str, str]) -> Job:
+    def create_from_feedback(self, data: JobData, method: Mapping[str, Any], *, suffix: str,
+                             hyperparameters: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:
         """A job over rows that were checked when they were given as feedback."""
-        method = recipe.method_of(None, hyperparameters)
+        method = recipe.method_of(method, hyperparameters)
         return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), "learn"))
 
     def _add(self, data: JobData, request: _Request) -> Job:
@@ -158,7 +160,7 @@ class Jobs:
         with self._runs.filling(job) as beside:
             beside.mkdir()
             sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.established,
-                                  data.corrected)
+                                  data.corrected, data.measured)
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out",
                        {"rows": sides, "config": config.to_json()})

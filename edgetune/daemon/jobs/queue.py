@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
+from ...data import rows as supervised_rows
 from ...errors import DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ...machine.policy import Policy
 from ...persisted import from_json
@@ -27,6 +28,7 @@ from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
 from ..state.shelf import Shelf
+from . import recipe
 from .decide import without_scores
 from .process import WorkerProcess
 from .progress import JobProgress
@@ -253,7 +255,7 @@ class Queue:
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
                 "policy": asdict(self.options.policy), "canary": self.canary, "limit": self.options.canary_limit,
                 "allow_python": self.options.allow_python,
-                "serving": old, "longer": is_auto(config) or job.origin == "learn",
+                "serving": old, "longer": is_auto(config) or (job.origin == "learn" and _imitates(job)),
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:
@@ -334,6 +336,11 @@ class Queue:
             self.decisions.appendleft({"at": now(), "action": event["action"], "cause": event["cause"]})
         if self._progress:
             self._progress.take(event)
+
+
+def _imitates(job: Job) -> bool:
+    """Whether training longer makes more of its rows' answers right."""
+    return recipe.objective_of(job.method)[0].rows is supervised_rows
 
 
 def read_canary(named: str) -> str:

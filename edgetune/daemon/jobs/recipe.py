@@ -31,6 +31,7 @@ TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
 HELD = "held.jsonl"  # rows to judge by
 CORRECTED = "corrected.jsonl"  # of a lesson: corrections that it learns, which its adapter is asked, too
 CORRECTED_MOST = 64
+MEASURED = "measured.jsonl"  # of a lesson whose method has no loss on rows to judge: what is measured in training
 ROUNDS = "rounds.json"  # {"established": how many of HELD, its first rows, are of earlier rounds}
 _MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier rounds
 
@@ -159,11 +160,12 @@ def check_judgeable(row: Row) -> None:
 
 
 def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
-           established: int = 0, corrected: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
+           established: int = 0, corrected: Iterable[Row] = (),
+           measured: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
     """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
     gate asks MOST at most. A row that is held out is never learned, even if it is in both. established: how many rows
     of `held`, its first ones, are of earlier rounds. corrected: corrections among the rows to learn, of which
-    CORRECTED_MOST are kept apart.
+    CORRECTED_MOST are kept apart. measured: rows for MEASURED.
 
     Rows are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
     nothing to judge by.
@@ -184,6 +186,7 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
             raise DataError(f"no rows are left to {'learn' if name == 'train' else 'judge by'}",
                             "a row that is held out is not learned: give other rows")
     _write(folder / CORRECTED, islice(corrected, CORRECTED_MOST))
+    _write(folder / MEASURED, measured)
     _write_lines(folder / ROUNDS, [json.dumps({"established": established})])
     return sides
 
@@ -199,8 +202,17 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
     return unmarked, len(rows) - marked if marked else 0
 
 
-def measurable(folder: Path, parser: RowParser) -> bool:
-    """Whether an objective that reads rows by `parser` has a loss, or a reward, on the rows that judge its job."""
+def measured_file(folder: Path, parser: RowParser) -> Path | None:
+    """The rows on which a training measures the loss, or the reward, of an objective that reads rows by `parser`: those
+    that judge its job, if it has one on them, unless others are kept for that.
+    """
+    apart = folder / MEASURED
+    if apart.exists() and apart.stat().st_size:
+        return apart
+    return folder / HELD if _is_measurable(folder, parser) else None
+
+
+def _is_measurable(folder: Path, parser: RowParser) -> bool:
     if parser is prompts:
         return all(rewarded.asks(row) for row in Rows(folder / HELD))
     for row in islice(Rows(folder / HELD), 1):

@@ -12,11 +12,12 @@ import numpy as np
 from ...data import prompts
 from ...data import rows as supervised_rows
 from ...data.rows import Row
-from ...errors import DataError, UsageError
+from ...errors import DataError, UnsupportedError, UsageError
 from ...evaluation.graders.rewards import GraderRewards, rewards_of
 from ...objectives.base import Objective
 from ...objectives.rewarded import Rewarded
 from ...options import AUTO
+from ...training.judge import EngineJudge
 from ...training.rollouts import Answer
 from ..state.files import digest
 from .table import Job
@@ -95,9 +96,17 @@ def with_rewards(objective: Objective, allow_python: bool) -> tuple[Objective, G
                          'give one beside its hyperparameters: {"type": "string_check", ...}')
     objective, rewards = rewards_of(objective, allow_python=allow_python)
     if rewards.needs_model:
-        raise UsageError(f"the grader {rewards.judge.name} asks a model, which the gate cannot while it judges another",
-                         "reward answers by rules, or train by edgetune train")
+        rewards.use_model(_Itself())
     return objective, rewards
+
+
+class _Itself:
+    """The only model that a job's grader may name. Who trains, and the gate, put the model itself in its place."""
+
+    name = EngineJudge.name
+
+    def label_probabilities(self, *_asked: Any) -> list[list[float] | None]:
+        raise UnsupportedError("nothing was given that judges", "report it")
 
 
 def shown(objective: Objective, job: Job) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from ...version import __version__
 from . import longer
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
-from .recipe import HELD, TRAIN, corrected_rows, held_rows, measurable, objective_of
+from .recipe import TRAIN, corrected_rows, held_rows, measured_file, objective_of
 from .rewarded import Rewarding, eval_samples, with_rewards
 
 RUN = "run"  # the folder of train.run, within the job's
@@ -197,8 +197,8 @@ class Worker:
 
         more: epochs to add to a run that is done. No held-out loss is measured in these.
         """
-        judging = self.folder / HELD if measurable(self.folder, self.objective.rows) else None
-        rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, judging), self.config,
+        measured = measured_file(self.folder, self.objective.rows)
+        rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, measured), self.config,
                                  self.objective.rows, learnable=False)  # clients' rows were checked when they came
         assert rows
         if held and self.rewards:

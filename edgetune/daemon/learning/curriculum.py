@@ -8,7 +8,7 @@ exist, and the gate sees clearly whether they do good or harm. Anchors are inser
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import cycle
 from typing import TypeVar
 
@@ -16,6 +16,8 @@ from ...data.rows import as_messages
 from ...training.config import TrainConfig
 from ...training.length import epochs_of, is_auto
 from .feedback import Feedback, StoredRow
+from .items import FeedbackItem
+from .kinds import ANSWERS
 from .rows import Row
 
 T = TypeVar("T")
@@ -52,21 +54,30 @@ def with_anchors(rows: Sequence[T], anchors: Sequence[U], seed: int) -> list[T |
 
 
 class JobRows:
-    """Rows to go through as often as needed. What is stored is read one row at a time.
+    """Rows to go through as often as needed. What is stored is read one piece at a time, of which `made` makes rows.
 
-    They have one shape, beside text: where some are messages, prompt and completion become messages too, which mean
-    the same.
+    Right answers have one shape, beside text: where some are messages, prompt and completion become messages too, which
+    mean the same.
     """
 
-    def __init__(self, feedback: Feedback, rows: Iterable[StoredRow | Row]) -> None:
+    def __init__(self, feedback: Feedback, rows: Iterable[StoredRow | Row],
+                 made: Callable[[FeedbackItem], Iterable[Row]] = ANSWERS.learned) -> None:
         self.feedback = feedback
         self.rows = [*rows]
+        self.made = made
         self.is_chat = any(row.is_chat if isinstance(row, StoredRow) else "messages" in row for row in self.rows)
 
     def __iter__(self) -> Iterator[Row]:
         for each in self.rows:
-            row = self.feedback.row(each) if isinstance(each, StoredRow) else each
-            yield as_conversation(row) if self.is_chat else row
+            if not isinstance(each, StoredRow):
+                yield self._shaped(each)
+                continue
+            item = self.feedback.item(each)
+            for row in self.made(item):
+                yield self._shaped(row) if row is item.row else row
+
+    def _shaped(self, row: Row) -> Row:
+        return as_conversation(row) if self.is_chat else row
 
 
 def as_conversation(row: Row) -> Row:

@@ -1,9 +1,10 @@
-"""What people say about answers: corrections and ratings, as rows to learn and rows to judge by.
+"""What people say about answers: corrections, ratings and choices, as rows to learn and rows to judge by.
 
 A row is `new` until a job has learned it and the gate has judged that job. Then it is `used`, and later jobs learn it
 again; if the job did not pass, it is set `aside`: nothing is learned from it or judged by it any more. A later word on
-the same answer takes back an earlier one, whose row is then `withdrawn`. One question in five is held out for the gate
-(holdout.py), and a question stays on its side. How much is kept, limits.py says.
+the same answer takes back an earlier one, whose row is then `withdrawn`. What the daemon's method cannot use (kinds.py)
+is `counted`, and is new for a daemon whose method can. One question in five is held out for the gate (holdout.py), and
+a question stays on its side. How much is kept, limits.py says.
 
 People can read, edit and delete what they gave. What is deleted leaves the disk, and the next job learns without it.
 """
@@ -22,26 +23,28 @@ from ..options import DaemonConfig
 from ..state.database import Store, dump, now
 from ..state.holdout import MOST, Holdout
 from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
-from .limits import JUDGES, make_room, spread
+from .kinds import ANSWERS, RowKind, right_answer
+from .limits import judges, make_room, spread
 from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, question_of, read_row, with_answer
 
 REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
-TOGETHER = """SELECT id, state, held, job FROM feedback
-              WHERE id = ? OR pair = (SELECT pair FROM feedback WHERE id = ?)"""
+NO_SIDE = -1
+COUNTED = "row IS NOT NULL AND state = 'counted'"
 
 
 @dataclass(frozen=True)
 class StoredRow:
     """A row in the database, without its content: all rows of a job together may not fit in memory.
 
-    id, question: of its item. is_chat: whether it is a row of messages.
+    id, question: of its item. is_chat: whether it is a row of messages. has_answer: whether a right answer is known.
     """
 
     rowid: int
     id: str
     question: str
     is_chat: bool
+    has_answer: bool = True
 
 
 StoredRows = list[StoredRow]
@@ -66,24 +69,25 @@ class TrainingRows:
 
 
 class Feedback:
-    """Feedback in the store. For any number of threads."""
+    """Feedback in the store. kind: of the rows that the daemon's method learns from. For any number of threads."""
 
-    def __init__(self, store: Store, holdout: Holdout, config: DaemonConfig) -> None:
+    def __init__(self, store: Store, holdout: Holdout, config: DaemonConfig, kind: RowKind = ANSWERS) -> None:
         self.store = store
         self.holdout = holdout
         self.config = config
+        self.kind = kind
         self._add_missing_questions()
+        self._take_what_is_usable()
 
     def add(self, *, messages: Sequence[Mapping[str, Any]] | None = None, prompt: str | None = None, answer: str = "",
             rating: Rating | None = None, correction: str | None = None, model: str = "",
             tools: Sequence[Mapping[str, Any]] | None = None, rejected: str | None = None) -> FeedbackItem:
         """Feedback for an answer to messages (and tools), or to a prompt. rejected: another answer, which is worse.
 
-        A correction is learned; a thumb up without one confirms the answer, which is learned; a thumb down alone is
-        counted. A thumb down, or a correction by another text, takes back what was said for that answer before.
-        Of two answers the better one is a thumb up, the `rejected` one a thumb down with its row, both with one `pair`.
-        Raises UsageError for feedback that says nothing or contradicts itself, DataError for messages that are none,
-        TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
+        Known is then a right answer (a correction; an answer with a thumb up; the better of two) and a wrong one (what
+        was corrected, or has a thumb down; the worse of two), or one of them. A later word on an answer takes back what
+        was said of it before. Raises UsageError for feedback that says nothing or contradicts itself, DataError for
+        messages that are none, TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
         """
         rating = check_rating(answer, rating, correction, rejected)
         right = answer if rating == "up" else None
@@ -93,32 +97,35 @@ class Feedback:
         check_size(messages, prompt, tools, answer, correction, model, *([rejected] if rejected else []))
         if right is not None and not right.strip():
             raise UsageError("the answer to learn is empty", "give it as the correction, or rate the answer 'down'")
+        wrong = answer if rejected is None else rejected
+        is_other = bool(wrong.strip()) and (right is None or wrong.strip() != right.strip())
         question = question_of(row)
         with self.store.write() as db:
-            if rating == "down" or (correction is not None and correction.strip() != answer.strip()):
-                _withdraw(db, question, answer)
-            learns = right is not None
-            held = learns and self.holdout.side(db, question)
-            item = FeedbackItem(_new_id("fb"), now(), rating, model, row if learns else None, held,
-                                "new" if learns else "counted", None, question)
-            if rejected is not None:
-                _withdraw(db, question, rejected)
-                item = replace(item, pair=_new_id("pair"))
-                self._insert(db, replace(item, id=_new_id("fb"), rating="down", row=with_answer(row, rejected),
-                                         state="counted"))
+            item = self._placed(db, FeedbackItem(_new_id("fb"), now(), rating, model, row, False, "counted", None,
+                                                 question, wrong if is_other else None))
+            _withdraw(db, item)
             self._insert(db, item)
         return item
+
+    def _placed(self, db: sqlite3.Connection, item: FeedbackItem) -> FeedbackItem:
+        """As a new piece: with its side, where it can be learned."""
+        ((usable,),) = db.execute(f"SELECT {self.kind.usable} FROM (SELECT ? AS answer, ? AS rejected)",
+                                  (item.answer, item.rejected))
+        if not usable:
+            return replace(item, state="counted", held=False)
+        return replace(item, state="new", held=self.holdout.side(db, item.question))
 
     def _insert(self, db: sqlite3.Connection, item: FeedbackItem, rowid: int | None = None) -> None:
         """rowid: None takes the next one."""
         row = dump(item.row) if item.row else None
-        size = len(row or "") + len(item.model.encode())
-        make_room(db, self.config, self.holdout, size, waits=item.learns)
+        size = len(row or "") + len(item.model.encode()) + len((item.rejected or "").encode())
+        make_room(db, self.config, self.holdout, self.kind.judging, size, waits=item.learns)
         heading = item.heading
+        held = NO_SIDE if item.state == "counted" else item.held
         db.execute("INSERT INTO feedback (rowid, id, created_at, rating, model, row, held, state, job, question, size, "
-                   "asked, answer, pair) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                   (rowid, item.id, item.created_at, item.rating, item.model, row, item.held, item.state, item.job,
-                    item.question, size, heading.asked, heading.answer, item.pair))
+                   "asked, answer, rejected) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                   (rowid, item.id, item.created_at, item.rating, item.model, row, held, item.state, item.job,
+                    item.question, size, heading.asked, heading.answer, item.rejected))
 
     def get(self, id: str) -> FeedbackItem:
         """Raises NotFoundError, also for an item that is damaged."""
@@ -128,20 +135,22 @@ class Feedback:
     def edit(self, id: str, correction: str) -> FeedbackItem:
         """What should have been answered, in other words: the latest word on its question, which waits to be learned.
 
-        Raises NotFoundError, and UsageError for an empty correction, or feedback of which nothing is learned;
+        Raises NotFoundError, and UsageError for an empty correction, or feedback whose question was not kept;
         TooLargeError and TooMuchError as `add`.
         """
         if not correction.strip():
             raise UsageError("the correction is empty", "write what should have been answered, or delete the feedback")
         with self.store.write() as db:
             old = self.get(id)
-            if old.row is None or not old.learns:
-                raise UsageError(f"the feedback {id} is a thumb down, of which nothing is learned",
+            if old.row is None:
+                raise UsageError(f"the feedback {id} is a thumb down of an earlier version, which kept no question",
                                  "send a correction with its messages, or prompt")
             row = with_answer(old.row, correction)
-            check_size(row, old.model)
+            check_size(row, old.model, old.rejected)
             rating = None if old.rating == "up" else old.rating
-            item = replace(old, row=row, rating=rating, created_at=now(), state="new", job=None)
+            is_other = old.rejected is not None and old.rejected.strip() != correction.strip()
+            item = self._placed(db, replace(old, row=row, rating=rating, created_at=now(), job=None,
+                                            rejected=old.rejected if is_other else None))
             (last,) = db.execute("SELECT max(rowid) FROM feedback").fetchone()
             db.execute("DELETE FROM feedback WHERE id = ?", (id,))
             self._insert(db, item, last + 1)  # a job that begins now has read another rowid
@@ -149,20 +158,18 @@ class Feedback:
         return item
 
     def delete(self, id: str) -> str:
-        """Remove it for good, and with it the other one of its pair; what is said of what remains, a sentence or "".
-        Raises NotFoundError.
+        """Remove it for good; what is said of what remains, a sentence or "". Raises NotFoundError.
 
         A damaged one can be deleted too. Only the digest of its question is kept, so that it stays on its side.
         """
         with self.store.write() as db:
-            found = db.execute(TOGETHER, (id, id)).fetchall()
-            if not found:
+            found = db.execute("SELECT state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
+            if found is None:
                 raise _unknown(id)
-            db.executemany("DELETE FROM feedback WHERE id = ?", [(each["id"],) for each in found])
-        for each in found:
-            self.store.forget("feedback", each["id"])
+            db.execute("DELETE FROM feedback WHERE id = ?", (id,))
+        self.store.forget("feedback", id)
         self.store.wipe()
-        return next(filter(None, (remains(each["state"], each["held"], each["job"]) for each in found)), "")
+        return remains(found["state"], found["held"], found["job"])
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[FeedbackItem]:
         """The newest first, at most `limit` of them, those older than the item `after`. Raises NotFoundError."""
@@ -175,7 +182,7 @@ class Feedback:
     def counts(self) -> dict[str, int]:
         """Rows to learn that are new and used, rows that judge (held), rows set aside, and rows taken back."""
         found: dict[tuple[State, int], int] = {(row["state"], row["held"]): row["n"] for row in self.store.read(
-            "SELECT state, held, count(*) AS n FROM feedback GROUP BY state, held")}
+            "SELECT state, held = 1 AS held, count(*) AS n FROM feedback GROUP BY 1, 2")}
 
         def both(state: State) -> int:
             return found.get((state, 0), 0) + found.get((state, 1), 0)
@@ -193,29 +200,34 @@ class Feedback:
         MOST rows judge. This round's have half of the places, those of earlier rounds the other half, and either gets
         what the other does not need: no flood of new rows, and no large round, displaces what was established.
         """
-        new = self._stored("new", 0)
-        held = self._stored("new", 1)
-        answered_again = {row.question for row in new}
-        earlier = [row for row in self._stored("used", 0) if row.question not in answered_again]
-        judges = self.store.read(JUDGES)
-        fresh = latest(held)
-        places = max(MOST // 2, MOST - len(judges))
+        kind = self.kind
+        new = self._stored("new", 0, kind.usable)
+        held = self._stored("new", 1, kind.usable)
+        said_again = {word_of(row) for row in new}
+        earlier = [row for row in self._stored("used", 0, kind.usable) if word_of(row) not in said_again]
+        before = self.store.read(judges(kind.judging))
+        fresh = latest(self._stored("new", 1, kind.judging))
+        places = max(MOST // 2, MOST - len(before))
         chosen = self.holdout.lowest([row.question for row in fresh], places)
-        established = self._readable(sorted(spread(judges, self.holdout, MOST - len(chosen))))
+        established = self._readable(sorted(spread(before, self.holdout, MOST - len(chosen))))
         return TrainingRows(latest(new), latest(earlier), established,
                             [row for row in fresh if row.question in chosen], new + held)
 
     def row(self, stored: StoredRow) -> Row:
         """Its content. Raises TooMuchError where it was removed meanwhile."""
+        return right_answer(self.item(stored))
+
+    def item(self, stored: StoredRow) -> FeedbackItem:
+        """The piece that it is of. Raises TooMuchError where it was removed meanwhile."""
         items = self.store.objects("feedback", self._columns(stored.rowid), item_of)
         if not items or items[0].row is None or items[0].id != stored.id:
             raise TooMuchError(f"the feedback {stored.id} was removed while a job began", "ask again")
-        return items[0].row
+        return items[0]
 
-    def _stored(self, state: State, held: int) -> StoredRows:
+    def _stored(self, state: State, held: int, condition: str) -> StoredRows:
         """The latest REPLAY_MOST, the oldest of them first."""
-        found = self.store.read("SELECT rowid FROM feedback WHERE state = ? AND held = ? ORDER BY rowid DESC LIMIT ?",
-                                state, held, REPLAY_MOST)
+        found = self.store.read(f"SELECT rowid FROM feedback WHERE state = ? AND held = ? AND {condition} "
+                                "ORDER BY rowid DESC LIMIT ?", state, held, REPLAY_MOST)
         return self._readable(row["rowid"] for row in reversed(found))
 
     def _readable(self, rowids: Iterable[int]) -> StoredRows:
@@ -224,7 +236,7 @@ class Feedback:
         for rowid in rowids:
             for item in self.store.objects("feedback", self._columns(rowid), item_of):
                 if item.row is not None:
-                    found.append(StoredRow(rowid, item.id, item.question, "messages" in item.row))
+                    found.append(StoredRow(rowid, item.id, item.question, "messages" in item.row, bool(item.answer)))
         return found
 
     def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
@@ -232,16 +244,24 @@ class Feedback:
 
     def waiting_ids(self) -> Sequence[str]:
         """Of items with a row that waits for a job, the oldest first."""
-        return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {WAITS} ORDER BY rowid")]
+        return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {self._waits} ORDER BY rowid")]
 
     def waiting(self) -> int:
         """How many rows wait for a job, those that will judge included."""
-        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {WAITS}")[0][0])
+        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {self._waits}")[0][0])
 
-    def set_aside(self, id: str) -> None:
-        """Learn nothing from this item."""
+    def unusable(self) -> int:
+        """How many pieces wait for another method."""
+        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {COUNTED}")[0][0])
+
+    @property
+    def _waits(self) -> str:
+        return f"{WAITS} AND {self.kind.usable}"
+
+    def leave_out(self, id: str, state: State) -> None:
+        """Learn nothing from this item: it is set aside, or counted for another method."""
         with self.store.write() as db:
-            db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
+            db.execute("UPDATE feedback SET state = ? WHERE id = ?", (state, id))
 
     def assign(self, rows: Iterable[StoredRow], job: str) -> None:
         """These rows belong to a job; not those that were edited or deleted since it read them."""
@@ -260,6 +280,16 @@ class Feedback:
         return [row["job"] for row in self.store.read(
             "SELECT DISTINCT job FROM feedback WHERE state = 'new' AND job IS NOT NULL")]
 
+    def _take_what_is_usable(self) -> None:
+        """Another method may have learned before: what it could not use is new if this one can, and the other way."""
+        with self.store.write() as db:
+            db.execute(f"UPDATE feedback SET state = 'counted' WHERE {WAITS} AND NOT {self.kind.usable}")
+            found = db.execute(f"SELECT rowid, question FROM feedback WHERE {COUNTED} AND {self.kind.usable} "
+                               "ORDER BY rowid").fetchall()
+            for each in found:
+                held = self.holdout.side(db, each["question"])
+                db.execute("UPDATE feedback SET state = 'new', held = ? WHERE rowid = ?", (held, each["rowid"]))
+
     def _add_missing_questions(self) -> None:
         """An earlier version stored none. A row that cannot be read gets an empty one."""
         wanting = "SELECT rowid, row FROM feedback WHERE question IS NULL AND row IS NOT NULL LIMIT 100"
@@ -273,12 +303,17 @@ class Feedback:
                     db.execute("UPDATE feedback SET question = ? WHERE rowid = ?", (question, each["rowid"]))
 
 
+def word_of(row: StoredRow) -> tuple[str, bool]:
+    """What a later row says again: which answer to a question is right, or only that one is wrong."""
+    return row.question, row.has_answer
+
+
 def latest(rows: Iterable[StoredRow]) -> StoredRows:
-    """The last of each question, in order of time."""
-    found: dict[str, StoredRow] = {}
+    """The last word of each kind on each question, in order of time."""
+    found: dict[tuple[str, bool], StoredRow] = {}
     for row in rows:
-        found.pop(row.question, None)
-        found[row.question] = row
+        found.pop(word_of(row), None)
+        found[word_of(row)] = row
     return [*found.values()]
 
 
@@ -290,11 +325,17 @@ def _unknown(id: str) -> NotFoundError:
     return NotFoundError(f"there is no feedback {id!r:.80}", "list it to see what exists")
 
 
-def _withdraw(db: sqlite3.Connection, question: str, answer: str) -> None:
-    """Nothing more is learned from, or judged by, earlier words that this answer is right."""
-    said = db.execute("SELECT rowid FROM feedback WHERE question = ? AND state IN ('new', 'used')", (question,))
+def _withdraw(db: sqlite3.Connection, new: FeedbackItem) -> None:
+    """Nothing more is learned from, or judged by, earlier words that its wrong answer is right, and thumbs down on
+    either answer: it says them again, or takes them back.
+    """
+    wrong = (new.rejected or "").strip()
+    said = db.execute("SELECT rowid FROM feedback WHERE question = ? AND row IS NOT NULL "
+                      "AND state IN ('new', 'used', 'counted')", (new.question,))
     for (rowid,) in said.fetchall():
-        (text,) = db.execute("SELECT row FROM feedback WHERE rowid = ?", (rowid,)).fetchone()
+        text, rejected = db.execute("SELECT row, rejected FROM feedback WHERE rowid = ?", (rowid,)).fetchone()
         with suppress(ValueError, DataError, RecursionError):  # a damaged row says nothing
-            if answer_of(read_row(text)).strip() == answer.strip():
+            right = answer_of(read_row(text)).strip()
+            is_thumb_down = not right and (rejected or "").strip() in (wrong, new.answer.strip())
+            if is_thumb_down or (right and right == wrong):
                 db.execute("UPDATE feedback SET state = 'withdrawn' WHERE rowid = ?", (rowid,))

@@ -12,15 +12,16 @@ from .rows import Rating, Row, answer_of, asked_of, read_row
 
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
 SHOWN = 300  # characters of a question and of an answer in a list; an upgrade of the database says the same
-HEADING = """id, created_at, rating, model, state, held, job, row IS NOT NULL AND state != 'counted' AS learns, asked,
-             answer, pair"""  # for a list
+HEADING = f"""id, created_at, rating, model, state, held, job, row IS NOT NULL AND state != 'counted' AS learns, asked,
+              answer, substr(rejected, 1, {SHOWN}) AS rejected"""  # for a list
 
 
 @dataclass(frozen=True)
 class Heading:
     """A piece of feedback without its row, which may be large. learns: whether there is something to learn. held: it
     judges and is not learned. state: of the row, as in feedback.py; counted: nothing is learned from it. asked, answer:
-    the last question and its answer, SHOWN characters at most. pair: which two answers were compared, or None.
+    the last question and its right answer, SHOWN characters at most; "" where no right answer is known. rejected: the
+    wrong, or worse, answer likewise, None where none is known.
     """
 
     id: str
@@ -33,13 +34,13 @@ class Heading:
     learns: bool
     asked: str | None
     answer: str | None
-    pair: str | None = None
+    rejected: str | None = None
 
     @property
     def reason(self) -> str:
         """What becomes of it, one sentence."""
-        if not self.learns and self.pair:
-            return "the worse of two answers: kept beside the better one"
+        if self.state == "counted" and self.answer:
+            return "waits for another method of learning: that of this daemon does not use it"
         if not self.learns:
             return "nothing to learn: a thumb down says that an answer is wrong, a correction would say what is right"
         if self.state == "withdrawn":
@@ -47,7 +48,7 @@ class Heading:
         if self.state == "aside":
             return f"set aside: what {self.job} learned was found worse" if self.job else "this model cannot learn it"
         if self.held:
-            return "held out: it judges what is learned"
+            return "held out: it judges what is learned" if self.answer else "held out: its question is never learned"
         if self.state == "used":
             return f"learned by {self.job}"
         return f"is being learned by {self.job}" if self.job else "waits to be learned"
@@ -55,9 +56,10 @@ class Heading:
 
 @dataclass(frozen=True)
 class FeedbackItem:
-    """A piece of feedback. row: what to learn, or None; of the worse of two answers what not to answer. held: it judges
-    and is not learned. state: of the row, as in feedback.py; counted: nothing is learned from it. question: digest of
-    what was asked. pair: which two answers were compared, or None. reason: what becomes of it, one sentence.
+    """A piece of feedback. row: the question with its right answer, "" where none is known; None: an earlier version
+    kept no row of a thumb down. rejected: the wrong, or worse, answer, or None. held: it judges and is not learned.
+    state: of the row, as in feedback.py; counted: nothing is learned from it. question: digest of what was asked.
+    reason: what becomes of it, one sentence.
     """
 
     id: str
@@ -69,7 +71,7 @@ class FeedbackItem:
     state: State
     job: str | None
     question: str
-    pair: str | None = None
+    rejected: str | None = None
 
     @property
     def learns(self) -> bool:
@@ -77,10 +79,20 @@ class FeedbackItem:
         return self.row is not None and self.state != "counted"
 
     @property
+    def answer(self) -> str:
+        """The right one; "" where none is known."""
+        return answer_of(self.row) if self.row else ""
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether a person said which of two answers is better, and not which is right."""
+        return self.rating == "up" and self.rejected is not None
+
+    @property
     def heading(self) -> Heading:
-        asked, answer = (None, None) if self.row is None else (asked_of(self.row)[:SHOWN], answer_of(self.row)[:SHOWN])
+        asked, answer = (None, None) if self.row is None else (asked_of(self.row)[:SHOWN], self.answer[:SHOWN])
         return Heading(self.id, self.created_at, self.rating, self.model, self.state, self.held, self.job,
-                       self.learns, asked, answer, self.pair)
+                       self.learns, asked, answer, None if self.rejected is None else self.rejected[:SHOWN])
 
     @property
     def reason(self) -> str:
@@ -99,7 +111,7 @@ def remains(state: State, held: bool, job: str | None) -> str:
 
 def heading_of(columns: Mapping[str, Any]) -> Heading:
     """Of the columns HEADING. Raises FormatError."""
-    return from_json(Heading, {**columns, "held": bool(columns["held"]), "learns": bool(columns["learns"])}, "the row")
+    return from_json(Heading, {**columns, "held": columns["held"] == 1, "learns": bool(columns["learns"])}, "the row")
 
 
 def item_of(columns: Mapping[str, Any]) -> FeedbackItem:
@@ -109,5 +121,5 @@ def item_of(columns: Mapping[str, Any]) -> FeedbackItem:
     except DataError as error:
         raise FormatError(error.what) from None
     named = {spec.name: columns[spec.name] for spec in fields(FeedbackItem)}  # an older database has more columns
-    named.update(row=row, held=bool(columns["held"]), question=columns["question"] or "")
+    named.update(row=row, held=columns["held"] == 1, question=columns["question"] or "")
     return from_json(FeedbackItem, named, "the row")

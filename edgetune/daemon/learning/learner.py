@@ -25,6 +25,8 @@ from ..state.holdout import SHARE
 from .anchors import Anchors
 from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, with_anchors
 from .feedback import Feedback, TrainingRows
+from .method import LearnMethod
+from .rows import Row
 
 log = logging.getLogger("edgetune.daemon")
 SUFFIX = "learned"  # of the adapters that its jobs make
@@ -44,14 +46,16 @@ class Clocks:
 class Learner:
     """Begins jobs over feedback, and records what became of each row. For any number of threads.
 
-    jobs, anchors: where its jobs go, and what is mixed into their rows. governor: says when the machine has no capacity
-    for a job. paused_reason: why it does not learn by itself now because something failed, in a sentence for the
-    daemon's health, or "".
+    method: by which its jobs learn. jobs, anchors: where they go, and what is mixed into their rows. governor: says
+    when the machine has no capacity for a job. paused_reason: why it does not learn by itself now because something
+    failed, in a sentence for the daemon's health, or "".
     """
 
-    def __init__(self, feedback: Feedback, jobs: Jobs, anchors: Anchors, batcher: Batcher, governor: Governor,
-                 config: DaemonConfig, stopping: threading.Event, clocks: Clocks | None = None) -> None:
+    def __init__(self, feedback: Feedback, method: LearnMethod, jobs: Jobs, anchors: Anchors, batcher: Batcher,
+                 governor: Governor, config: DaemonConfig, stopping: threading.Event,
+                 clocks: Clocks | None = None) -> None:
         self.feedback = feedback
+        self.method = method
         self.jobs = jobs
         self.anchors = anchors
         self.batcher = batcher
@@ -78,12 +82,16 @@ class Learner:
             self._thread.join()
 
     def why(self) -> dict[str, Any]:
-        """mode, new_rows that wait, how many are needed, and as `state` why nothing is learned now, or what is."""
+        """mode, method, new_rows that wait, how many are needed, as `state` why nothing is learned now, or what is, and
+        as `unused` what the method cannot learn from, a sentence or "".
+        """
         waiting = self.feedback.waiting()
         state = self._blocked_by(waiting) or "begins to learn"
         if self.config.learn == "off" and not self._unfinished():
             state = "learns when it is told to, not by itself"
-        return {"mode": self.config.learn, "new_rows": waiting, "needed": self.config.learn_rows, "state": state}
+        unused = self.method.unused(self.feedback.unusable())
+        return {"mode": self.config.learn, "method": self.method.objective.name, "new_rows": waiting,
+                "needed": self.config.learn_rows, "state": state, "unused": unused}
 
     def begin(self) -> Job:
         """A job over all feedback that is new. It takes a minute to begin where anchors must be made first.
@@ -103,15 +111,21 @@ class Learner:
             return job
 
     def _create(self, rows: TrainingRows) -> Job:
-        train = self.jobs.train
+        """Anchors are mixed with right answers alone: other methods hold the adapter to what the base says, or learn
+        from its own answers.
+        """
+        kind = self.method.kind
+        train = self.method.train(self.jobs.train)
         passes = passes_over(len(rows.new), train)
         learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed)
-        anchors = self.anchors.rows(len(learned) // ROWS_PER_ANCHOR)
+        anchors = self.anchors.rows(len(learned) // ROWS_PER_ANCHOR) if self.method.imitates else []
         mixed = with_anchors(learned, anchors, train.seed)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held))}
-        data = JobData(JobRows(self.feedback, mixed), JobRows(self.feedback, rows.held), len(rows.established),
-                       JobRows(self.feedback, rows.new))
-        return self.jobs.create_from_feedback(data, suffix=SUFFIX, metadata=counts,
+        data = JobData(JobRows(self.feedback, mixed, kind.learned),
+                       JobRows(self.feedback, rows.held, lambda item: [kind.judged(item)]), len(rows.established),
+                       JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
+                       () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
+        return self.jobs.create_from_feedback(data, self.method.asked, suffix=SUFFIX, metadata=counts,
                                               hyperparameters={"epochs": 1.0, "steps": 0, "shuffle": False})
 
     @contextmanager
@@ -208,15 +222,27 @@ class Learner:
 
     def _is_learnable(self, id: str) -> bool:
         train = self.jobs.train
+        kind = self.method.kind
         try:
-            row = self.feedback.get(id).row
-            load_rows([row or {}], self.batcher.served.tokenizer, max_length=train.max_length,
-                      system=train.system or None)
+            rows = kind.learned(self.feedback.get(id))
+            load_rows(rows, self.batcher.served.tokenizer, max_length=train.max_length, system=train.system or None,
+                      parser=kind.parser)
         except NotFoundError:  # damaged: jobs leave it out
             return False
         except DataError as error:
             log.warning("feedback %s cannot be learned: %s", id, error)
-            self.feedback.set_aside(id)
+            self.feedback.leave_out(id, "aside")
+            return False
+        return all(self._is_rewardable(id, row) for row in rows)
+
+    def _is_rewardable(self, id: str, row: Row) -> bool:
+        """Whether the grader, if there is one, finds in a row what it names."""
+        try:
+            if self.method.rewards:
+                self.method.rewards.judge.check_item(row)
+        except DataError as error:
+            log.warning("feedback %s waits for another grader: %s", id, error)
+            self.feedback.leave_out(id, "counted")
             return False
         return True
 

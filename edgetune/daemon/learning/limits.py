@@ -15,11 +15,16 @@ from ..state.files import MIB
 from ..state.holdout import MOST, Holdout
 
 SPARE = 0.01  # share of the limits that is freed at once, so that not every new item has to search for room
-JUDGES = """SELECT max(rowid) AS rowid, question, job FROM feedback
-            WHERE state = 'used' AND held = 1 GROUP BY question ORDER BY 1"""  # the last answer to each question
 
 
-def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, size: int, waits: bool) -> None:
+def judges(judging: str) -> str:
+    """SQL: the last answer to each question that is held out. judging: a condition on those that can judge."""
+    return f"""SELECT max(rowid) AS rowid, question, job FROM feedback
+               WHERE state = 'used' AND held = 1 AND {judging} GROUP BY question ORDER BY 1"""
+
+
+def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, judging: str, size: int,
+              waits: bool) -> None:
     """For an item of `size` bytes. waits: whether it is to be learned. Raises TooMuchError where none can be made."""
     most = config.feedback_rows
     most_bytes = config.feedback_size * MIB
@@ -34,7 +39,7 @@ def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, si
     excess = count + 1 - int(most * (1 - SPARE))
     excess_bytes = nbytes + size - int(most_bytes * (1 - SPARE))
     leaving = []
-    for found in _dispensable(db, holdout):
+    for found in _dispensable(db, holdout, judging):
         if excess <= 0 and excess_bytes <= 0:
             break
         leaving.append((found["rowid"],))
@@ -49,21 +54,21 @@ def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, si
                            "--feedback-size")
 
 
-def spread(judges: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Sequence[int]:
-    """The rowids of at most `places` of JUDGES, as evenly from all rounds as their sizes allow."""
+def spread(found: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Sequence[int]:
+    """The rowids of at most `places` of the judges that were found, as evenly from all rounds as their sizes allow."""
     rounds: dict[str, list[str]] = {}
-    for judge in judges:
+    for judge in found:
         rounds.setdefault(judge["job"], []).append(judge["question"])
     chosen = holdout.spread(rounds, places)
-    return [judge["rowid"] for judge in judges if judge["question"] in chosen]
+    return [judge["rowid"] for judge in found if judge["question"] in chosen]
 
 
-def _dispensable(db: sqlite3.Connection, holdout: Holdout) -> Iterator[sqlite3.Row]:
+def _dispensable(db: sqlite3.Connection, holdout: Holdout, judging: str) -> Iterator[sqlite3.Row]:
     """(rowid, size) of what may be removed: items of no use first, the oldest of each kind first."""
     useless = "state IN ('counted', 'aside', 'withdrawn')"
     for which in (useless, "state = 'used' AND held = 0"):
         yield from db.execute(f"SELECT rowid, size FROM feedback WHERE {which} ORDER BY rowid").fetchall()
-    kept = {*spread(db.execute(JUDGES).fetchall(), holdout, MOST)}
+    kept = {*spread(db.execute(judges(judging)).fetchall(), holdout, MOST)}
     held = db.execute("SELECT rowid, size FROM feedback WHERE state = 'used' AND held = 1 ORDER BY rowid")
     yield from (found for found in held.fetchall() if found["rowid"] not in kept)
 

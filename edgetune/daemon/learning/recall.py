@@ -19,10 +19,11 @@ from ..state.files import digest
 from .curriculum import as_conversation
 from .feedback import Feedback
 from .items import FeedbackItem, item_of
+from .kinds import HAS_ANSWER
 from .rows import answer_of, make_row, question_of
 
-LATEST_WORD = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND state NOT IN ('withdrawn', 'counted')
-                 ORDER BY rowid DESC LIMIT 1"""
+LATEST_WORD = f"""SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {HAS_ANSWER}
+                  AND state != 'withdrawn' ORDER BY rowid DESC LIMIT 1"""
 LEARNED_BY = """SELECT 1 FROM feedback WHERE id = ? AND rowid <= (SELECT max(rowid) FROM feedback
                 WHERE state = 'used' AND job = (SELECT job FROM adapters WHERE id = ?))"""
 
@@ -36,10 +37,13 @@ class RecalledAnswer(Completion):
 
 
 class Recall:
-    """The corrections of a service's feedback as answers. For any number of threads."""
+    """The corrections of a service's feedback as answers. imitates: whether its method learns to say right answers, or
+    only that they are better than others. For any number of threads.
+    """
 
-    def __init__(self, feedback: Feedback, adapters: Adapters, served: ServedModel) -> None:
+    def __init__(self, feedback: Feedback, adapters: Adapters, served: ServedModel, imitates: bool = True) -> None:
         self.feedback = feedback
+        self.imitates = imitates
         self.store = feedback.store
         self.adapters = adapters
         self.served = served
@@ -84,14 +88,16 @@ class Recall:
         serving = self.adapters.serving
         if serving is None or item.held or item.state != "used":
             return False
-        return bool(self.store.read(LEARNED_BY, item.id, serving)) and not self._was_missed(item, serving)
+        return bool(self.store.read(LEARNED_BY, item.id, serving)) and self._says_it(item, serving)
 
-    def _was_missed(self, item: FeedbackItem, serving: str) -> bool:
-        """Whether the gate asked what is in service this question, and got another answer."""
+    def _says_it(self, item: FeedbackItem, serving: str) -> bool:
+        """Whether what is in service answers so: it was asked by the gate, or imitated the answer and was not asked."""
         assert item.row is not None
         try:
             scores = read_scores(self.adapters.get(serving).verdict.get("scores", {}))
         except (NotFoundError, FormatError):  # deleted meanwhile; of another version
-            return False
-        asked = [scores.get(digest(row)) for row in (item.row, as_conversation(item.row))]
-        return any(score is not None and score.right is False and not score.prose for score in asked)
+            return True
+        asked = [score for row in (item.row, as_conversation(item.row)) if (score := scores.get(digest(row)))]
+        if not asked:
+            return self.imitates
+        return not any(score.right is False and not score.prose for score in asked)

@@ -122,6 +122,7 @@ function choose(node, messages, answers) {
   if (!second || first.finish === "stopped") return settle(first);
   if (first.text.trim() === second.text.trim()) return settle(first, "Both answers were the same.");
   choosing = () => settle(first);
+  node.pair.prepend(el("h3", { class: "row", text: "Which is better?" }));
   answers.forEach((answer) => answer.text || put(answer.said, "(no words)"));
   async function prefer(answer, { text }) {
     const given = { messages, answer: answer.text, rejected: text, model: answer.model };

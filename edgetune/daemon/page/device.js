@@ -21,7 +21,8 @@ function showDevice(state) {
   const { learning } = state;
   put($("why"), sentence(learning.state));
   const starts = learning.mode === "off" ? "" : ` of the ${learning.needed} that start a training`;
-  put($("rows"), `New pieces of feedback: ${learning.new_rows}${starts}`);
+  const unused = learning.unused ? `. ${sentence(learning.unused)}` : "";
+  put($("rows"), `New pieces of feedback: ${learning.new_rows}${starts}${unused}`);
 }
 
 /** The governor's decisions, latest first, as lines; equal ones in one. */

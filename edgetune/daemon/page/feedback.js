@@ -21,22 +21,24 @@ async function showFeedback() {
   list($("feedback"), items, (item) => item.id, feedbackCard);
 }
 
-function feedbackCard({ id, learns, pair }) {
+function feedbackCard({ id, question }) {
   const path = `/v1/feedback/${encodeURIComponent(id)}`;
   const badge = el("span"), time = el("span", { class: "small soft" });
   const asked = el("p", { class: "said small soft" }), answer = el("p", { class: "said" });
+  const wrong = el("p", { class: "said small soft" });
   const reason = el("p", { class: "small soft" });
-  const edit = el("button", { type: "button", text: "Edit", hidden: !learns, onclick: () => change() });
+  const edit = el("button", { type: "button", text: "Edit", hidden: question === null, onclick: () => change() });
   const remove = el("button", { type: "button", text: "Delete", onclick: () => drop() });
   const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, badge, time),
-    el("div", { class: "row small-buttons" }, edit, remove)), asked, answer, reason);
+    el("div", { class: "row small-buttons" }, edit, remove)), asked, answer, wrong, reason);
   card.show = (item) => {
     const [text, kind] = item.held_out && ["new", "used"].includes(item.state) ? ["judges", "good"] : KINDS[item.state];
     put(badge, text);
     badge.className = `badge ${kind}`;
-    put(time, when(item.created_at) + (item.pair ? `, ${item.rating === "down" ? "worse" : "better"} of two` : ""));
+    put(time, when(item.created_at));
     put(asked, item.question || "");
     put(answer, item.answer || "");
+    put(wrong, item.rejected ? `${item.rating === "up" ? "Better than" : "Not"}: ${item.rejected}` : "");
     put(reason, sentence(item.reason));
   };
   async function change() {
@@ -53,8 +55,7 @@ function feedbackCard({ id, learns, pair }) {
     });
   }
   async function drop() {
-    const both = pair ? " The other one of the two answers goes with it." : "";
-    const text = `It is gone for good, and the next training is without it.${both}`;
+    const text = "It is gone for good, and the next training is without it.";
     if (!(await sure("Delete this feedback?", text, "Delete"))) return;
     await act(remove, async () => {
       const { remains } = await (await call(path, { method: "DELETE" })).json();

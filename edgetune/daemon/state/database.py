@@ -25,7 +25,7 @@ from .shelf import LOST
 log = logging.getLogger("edgetune.daemon")
 T = TypeVar("T")
 NAME = "state.db"
-VERSION = 4  # of the schema, in user_version; see UPGRADES
+VERSION = 5  # of the schema, in user_version; see UPGRADES
 LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be able to write
 PROBE_SECONDS = 1.0  # between two tries whether a disk that refused takes something again
 SCHEMA = """
@@ -69,18 +69,17 @@ CREATE TABLE service (              -- what answers since when: the last line ho
 CREATE TABLE feedback (
     id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
     rating TEXT, model TEXT NOT NULL,
-    row TEXT,                       -- JSON of a row to learn from, or null
-    held INTEGER NOT NULL,          -- 1: never trained on, the gate asks it
+    row TEXT,                       -- JSON of the question with its right answer, '' where none is known; null: no row
+    held INTEGER NOT NULL,          -- 1: never trained on, the gate asks it; -1: its question took no side for it
     state TEXT NOT NULL,            -- as feedback.State
     job TEXT,                       -- the last one that used it
     question TEXT,                  -- digest of what was asked; null where an earlier version wrote the row
     size INTEGER NOT NULL,          -- bytes of row and model
     asked TEXT, answer TEXT,        -- their beginnings, for lists; null without a row
-    pair TEXT);                     -- of two answers to one question: the better, thumb up, and the worse, thumb down
+    rejected TEXT);                 -- the wrong, or worse, answer; null where none is known
 CREATE INDEX feedback_by_state ON feedback(state, held, size);
 CREATE INDEX feedback_by_question ON feedback(question);
 CREATE INDEX feedback_by_job ON feedback(job);
-CREATE INDEX feedback_by_pair ON feedback(pair);
 CREATE TABLE questions (            -- of feedback with a row, in the order of their arrival
     place INTEGER PRIMARY KEY,      -- 0, 1, ...; below 0: of an earlier version, which held out by another rule
     name TEXT NOT NULL UNIQUE,      -- digest of what was asked, as in feedback
@@ -118,6 +117,16 @@ INSERT INTO questions (place, name, held) SELECT -max(rowid), question, held FRO
 ALTER TABLE adapters ADD COLUMN name TEXT NOT NULL DEFAULT '';
 ALTER TABLE feedback ADD COLUMN pair TEXT;
 CREATE INDEX feedback_by_pair ON feedback(pair);
+""",
+    4: """
+ALTER TABLE feedback ADD COLUMN rejected TEXT;
+UPDATE feedback SET rejected = (
+    SELECT coalesce(json_extract(worse.row, '$.completion'), json_extract(worse.row, '$.messages[#-1].content'))
+    FROM feedback AS worse WHERE worse.pair = feedback.pair AND worse.state = 'counted' AND json_valid(worse.row))
+    WHERE pair IS NOT NULL AND state != 'counted';
+UPDATE feedback SET size = size + coalesce(length(CAST(rejected AS BLOB)), 0);
+DELETE FROM feedback WHERE pair IS NOT NULL AND state = 'counted';
+DROP INDEX feedback_by_pair;
 """}
 
 

@@ -55,7 +55,7 @@ class Holdout:
         """Whether a question of feedback is held out. A new one takes the next place, and stays on its side: also where
         its feedback is deleted and given again, or where another rule or another key decided then. `db`: a transaction.
         """
-        found = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL UNION ALL "
+        found = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL AND held >= 0 UNION ALL "
                            "SELECT held FROM questions WHERE name = ? LIMIT 1", (question, question)).fetchone()
         if found:
             return bool(found[0])

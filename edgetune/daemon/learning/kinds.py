@@ -1,0 +1,86 @@
+"""Feedback as rows to learn from: of each kind of rows that objectives read, what a piece of feedback says as such.
+
+A piece has a question, a right or better answer, a wrong or worse one, or both. What a kind lacks in a piece, it cannot
+use: the piece waits for a daemon that learns by another method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...data import preferences, prompts, unpaired
+from ...data import rows as supervised_rows
+from ...data.rows import RowParser
+from .items import FeedbackItem
+from .rows import Row
+
+HAS_ANSWER = "(answer IS NOT '')"  # conditions on a row of the table
+HAS_REJECTED = "rejected IS NOT NULL"
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """parser: the module that reads such rows. says: what they are, behind "learns from". usable, judging: conditions,
+    in SQL, on pieces of feedback that can be learned, and that can judge. learned: a piece as rows, none where it is
+    not usable. judged: a judging piece as the row that the gate asks.
+    """
+
+    parser: RowParser
+    says: str
+    usable: str
+    judging: str
+    learned: Callable[[FeedbackItem], Sequence[Row]]
+    judged: Callable[[FeedbackItem], Row]
+
+
+def kind_of(parser: RowParser) -> RowKind | None:
+    """Of an objective's rows; None where feedback does not say what they need."""
+    return next((kind for kind in KINDS if kind.parser is parser), None)
+
+
+def right_answer(item: FeedbackItem) -> Row:
+    assert item.row is not None
+    return item.row
+
+
+def _parts(item: FeedbackItem) -> tuple[Any, Callable[[str], Any], Row]:
+    """(the question, what makes an answer of a text, what rows have beside these), all text or all messages."""
+    row = right_answer(item)
+    if "prompt" in row:
+        return row["prompt"], str, {}
+    beside = {"tools": row["tools"]} if "tools" in row else {}
+    return row["messages"][:-1], lambda text: [{"role": "assistant", "content": text}], beside
+
+
+def _pair(item: FeedbackItem) -> Row:
+    asked, answer, beside = _parts(item)
+    assert item.rejected is not None
+    return {"prompt": asked, "chosen": answer(item.answer), "rejected": answer(item.rejected), **beside}
+
+
+def _labelled(item: FeedbackItem) -> list[Row]:
+    asked, answer, beside = _parts(item)
+    said = [(item.answer, True)] if item.answer else []
+    said += [] if item.rejected is None else [(item.rejected, False)]
+    return [{"prompt": asked, "completion": answer(text), "label": label, **beside} for text, label in said]
+
+
+def _asked(item: FeedbackItem) -> Row:
+    """The right answer is a key that graders may name: item.completion."""
+    asked, _, beside = _parts(item)
+    return {"prompt": asked, **({"completion": item.answer} if item.answer else {}), **beside}
+
+
+ANSWERS = RowKind(supervised_rows, "right answers", HAS_ANSWER, HAS_ANSWER, lambda item: [right_answer(item)],
+                  right_answer)
+PAIRS = RowKind(preferences, "pairs of a right or better answer and a wrong or worse one",
+                f"({HAS_ANSWER} AND {HAS_REJECTED})", HAS_ANSWER,
+                lambda item: [_pair(item)] if item.answer and item.rejected is not None else [],
+                lambda item: _pair(item) if item.is_choice else right_answer(item))
+LABELS = RowKind(unpaired, "answers that were found good or bad", f"({HAS_ANSWER} OR {HAS_REJECTED})", HAS_ANSWER,
+                 _labelled, PAIRS.judged)
+PROMPTS = RowKind(prompts, "questions whose answers its grader rewards", "TRUE", "TRUE", lambda item: [_asked(item)],
+                  lambda item: right_answer(item) if item.answer else _asked(item))
+KINDS = (ANSWERS, PAIRS, LABELS, PROMPTS)

@@ -1,0 +1,104 @@
+"""The method by which a daemon learns from feedback: which rows it takes, and what its jobs ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...errors import UsageError
+from ...evaluation.graders.rewards import GraderRewards, rewards_of
+from ...objectives.base import Objective, objectives
+from ...objectives.rewarded import Rewarded
+from ...training.config import TrainConfig
+from ..jobs import recipe
+from ..jobs.rewarded import ELSEWHERE
+from ..options import DaemonConfig
+from .kinds import ANSWERS, RowKind, kind_of
+
+
+@dataclass(frozen=True)
+class LearnMethod:
+    """objective: with its options. kind: of the rows that feedback gives it. rewards: what grades answers, None where
+    nothing does. asked: the method of its jobs, as OpenAI's object.
+    """
+
+    objective: Objective
+    kind: RowKind
+    rewards: GraderRewards | None
+    asked: Mapping[str, Any]
+
+    @property
+    def imitates(self) -> bool:
+        """Whether it learns right answers themselves, beside which others can be mixed."""
+        return self.kind is ANSWERS
+
+    def train(self, base: TrainConfig) -> TrainConfig:
+        """The options of its jobs."""
+        return replace(base, **self.objective.defaults)
+
+    def unused(self, count: int) -> str:
+        """Of pieces of feedback that it cannot learn from, a sentence; "": there are none."""
+        pieces = "1 piece of feedback waits" if count == 1 else f"{count} pieces of feedback wait"
+        return f"{pieces}: {self.objective.name} learns from {self.kind.says}" if count else ""
+
+
+def learn_method(config: DaemonConfig) -> LearnMethod:
+    """Raises UsageError for a method that feedback cannot teach by, or that lacks what it needs."""
+    name = config.learn_method
+    kinds = {name: kind for name, each in objectives(TrainConfig).items() if (kind := kind_of(each.rows))}
+    if name not in kinds:
+        raise UsageError(f"learn-method is {name!r:.40}, which does not learn from feedback",
+                         f"choose from {', '.join(kinds)}")
+    objective = _objective(name, config)
+    rewards = None
+    if isinstance(objective, Rewarded):
+        if not (objective.grader or objective.reward):
+            raise UsageError(f"learn-method is {name}, which learns from rewards, and nothing gives any",
+                             "name a grader with --learn-grader FILE")
+        if objective.imitated_epochs:
+            raise UsageError(f"learn-method is {name}, which imitates rows of prompt and completion first, and "
+                             "feedback has conversations", "choose grpo, or give --learn-options warmup_epochs=0")
+        objective, rewards = rewards_of(objective, allow_python=config.allow_python_graders)
+    elif config.learn_grader:
+        raise UsageError(f"learn-grader is given, and {name} learns from {kinds[name].says}",
+                         "leave it out, or choose a learn-method such as grpo")
+    return LearnMethod(objective, kinds[name], rewards, _asked(objective))
+
+
+def _objective(name: str, config: DaemonConfig) -> Objective:
+    """With the options that are given; its grader is a file's name yet."""
+    kind = objectives()[name]
+    given = read_options(config.learn_options)
+    method = {"type": kind.method, kind.method: {"hyperparameters": given}}
+    objective, others = recipe.objective_of(method)
+    if others:
+        raise UsageError(f"learn-options names {next(iter(others))!r:.40}, which is no option of {name}",
+                         f"it has {', '.join(objective.options()) or 'none'}")
+    if config.learn_grader and isinstance(objective, Rewarded):
+        return replace(objective, grader=config.learn_grader).check()
+    return objective
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """Of "beta=0.2,loss_type=ipo". Raises UsageError."""
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, separator, value = part.partition("=")
+        if not separator:
+            raise UsageError(f"learn-options has {part!r:.40}", "write beta=0.2,loss_type=ipo")
+        try:
+            found[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:  # text without quotes
+            found[name.strip().replace("-", "_")] = value.strip()
+    return found
+
+
+def _asked(objective: Objective) -> dict[str, Any]:
+    options = objective.options()
+    part: dict[str, Any] = {}
+    if isinstance(objective, Rewarded):
+        options = {name: value for name, value in options.items() if name not in ELSEWHERE}
+        part = {"grader": json.loads(objective.grader)} if objective.grader else {}
+    return {"type": objective.method, objective.method: {"hyperparameters": options, **part}}
