@@ -6,8 +6,8 @@ A line that is damaged is None. Any number of lines is read in the memory of one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ LONGEST = 1 << 16  # bytes of a line
 @dataclass(frozen=True)
 class Step:
     """An optimizer step. lr: its learning rate; tokens: that it computed; rss_mib: memory of the process after it.
-    reward: the mean of the answers that it learned from; None where it did not answer.
+    metrics: of its objective, by TRL's names.
     """
 
     step: int
@@ -31,15 +31,21 @@ class Step:
     tokens_per_s: float
     seconds: float
     rss_mib: float
-    reward: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def reward(self) -> float | None:
+        """The mean of the answers that it learned from; None where it did not answer."""
+        return self.metrics.get("reward")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The loss on the held-out rows after a number of steps."""
+    """The loss on the held-out rows after a number of steps, and the metrics of the objective on them."""
 
     step: int
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,9 @@ def _event(line: Any) -> Event | None:
     if kind == "step":
         return Step(_count(line, "step"), _number(line, "loss"), _number(line, "lr"), _number(line, "grad_norm"),
                     _count(line, "tokens"), _number(line, "tokens_per_s"), _number(line, "seconds"),
-                    _number(line, "rss_mib"), _reward(line))
+                    _number(line, "rss_mib"), _metrics(line))
     if kind == "eval":
-        return Measurement(_count(line, "step"), _number(line, "loss"))
+        return Measurement(_count(line, "step"), _number(line, "loss"), _metrics(line))
     if kind == "governor":
         return Decision(_count(line, "step"), _text(line["action"]), _text(line["cause"]))
     if kind == "resume":
@@ -137,9 +143,9 @@ def _number(line: dict[str, Any], name: str) -> float:
     return float(value)
 
 
-def _reward(line: dict[str, Any]) -> float | None:
+def _metrics(line: dict[str, Any]) -> Mapping[str, float]:
     metrics = line.get("metrics")
-    return _number(metrics, "reward") if isinstance(metrics, dict) and "reward" in metrics else None
+    return {name: _number(metrics, name) for name in metrics} if isinstance(metrics, dict) else {}
 
 
 def _text(value: Any) -> str:

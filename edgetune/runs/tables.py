@@ -14,6 +14,8 @@ from .events import Measurement, Step, read_events
 
 COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "grad_norm", "tokens", "tokens_per_s", "memory_mib")
 OPENAI_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+OPENAI_REWARDS = ("train_mean_reward", "full_valid_mean_reward")  # of a run that learns from rewards
+EVAL = "eval_"  # TRL's prefix of a metric that is measured on held-out rows
 MOST = 10_000  # rows of step_metrics.csv, of which a daemon keeps many
 Line = tuple[Any, ...]
 
@@ -24,7 +26,18 @@ class Row:
 
     step: int
     trained: Step | None
-    valid_loss: float | None
+    measured: Measurement | None
+
+    @property
+    def valid_loss(self) -> float | None:
+        return self.measured.loss if self.measured else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the objective, by TRL's names."""
+        of_step = self.trained.metrics if self.trained else {}
+        held_out = self.measured.metrics if self.measured else {}
+        return {**of_step, **{f"{EVAL}{name}": value for name, value in held_out.items()}}
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
@@ -32,11 +45,11 @@ def read_rows(folder: Path) -> Iterator[Row]:
     last: Row | None = None
     for event in read_events(folder):
         if isinstance(event, Measurement) and last and last.step == event.step:
-            last = Row(last.step, last.trained, event.loss)
+            last = Row(last.step, last.trained, event)
         elif isinstance(event, Step | Measurement):
             if last:
                 yield last
-            last = Row(event.step, event, None) if isinstance(event, Step) else Row(event.step, None, event.loss)
+            last = Row(event.step, event, None) if isinstance(event, Step) else Row(event.step, None, event)
     if last:
         yield last
 
@@ -68,11 +81,24 @@ def _line(row: Row) -> Line:
 
 
 def write_step_metrics(folder: Path, path: Path) -> int:
-    """OpenAI's table of a run's steps; accuracies are not measured. Of more than MOST rows every second, third, ... is
-    written, and the last. Returns the number of rows.
+    """OpenAI's table of a run's steps; accuracies are not measured. Behind its columns come those of rewards, where the
+    run learns from them, and the metrics of its objective by TRL's names. Of more than MOST rows every second, third,
+    ... is written, and the last. Returns the number of rows.
     """
-    count = sum(1 for _ in read_rows(folder))
+    count = 0
+    names: dict[str, None] = {}  # in the order in which they occur
+    for row in read_rows(folder):
+        count += 1
+        names.update(dict.fromkeys(row.metrics))
     every = -(-count // MOST)
+    rewards = OPENAI_REWARDS if {"reward", f"{EVAL}reward"} & names.keys() else ()
     kept = (row for number, row in enumerate(read_rows(folder)) if number % every == 0 or number == count - 1)
-    return write_csv(path, OPENAI_COLUMNS, ((row.step, row.trained.loss if row.trained else None, None, row.valid_loss,
-                                             None) for row in kept))
+    return write_csv(path, (*OPENAI_COLUMNS, *rewards, *names), (_openai_line(row, rewards, names) for row in kept))
+
+
+def _openai_line(row: Row, rewards: Iterable[str], names: Iterable[str]) -> Line:
+    """The held-out loss of a run that learns from rewards is less the mean reward, which has its own column."""
+    metrics = row.metrics
+    found = dict(zip(rewards, (metrics.get("reward"), metrics.get(f"{EVAL}reward")), strict=False))
+    return (row.step, row.trained.loss if row.trained else None, None, None if found else row.valid_loss, None,
+            *found.values(), *(metrics.get(name) for name in names))

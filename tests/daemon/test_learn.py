@@ -357,8 +357,8 @@ def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct
                clock: Callable[[], float]) -> Learner:
     """Another learner, with a policy and clocks of its own."""
     governor = Governor(policy, None, local=local, clock=clock)
-    return Learner(service.feedback, service.method, service.jobs, service.learner.anchors, service.batcher, governor, service.config,
-                   service.stopping, Clocks(local, clock))
+    return Learner(service.feedback, service.method, service.jobs, service.learner.anchors, service.batcher, governor,
+                   service.config, service.stopping, Clocks(local, clock))
 
 
 def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,8 @@ def test_both_answers_are_kept_whole_and_the_better_one_is_learned(feedback: Fee
 def test_what_was_wrong_is_kept_beside_what_is_right(feedback: Feedback) -> None:
     given = [({"answer": "off", "correction": "on"}, ("on", "off")), ({"answer": "on", "rating": "up"}, ("on", None)),
              ({"answer": "off", "rating": "down"}, ("", "off")), ({"answer": "", "rating": "down"}, ("", None)),
-             ({"answer": "on", "correction": "on "}, ("on ", None)), ({"answer": " ", "correction": "on"}, ("on", None))]
+             ({"answer": "on", "correction": "on "}, ("on ", None)),
+             ({"answer": " ", "correction": "on"}, ("on", None))]
     for number, (said, known) in enumerate(given):
         item = feedback.add(prompt=f"lamp {number}", **said)
         assert (item.answer, item.rejected) == known

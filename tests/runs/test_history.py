@@ -15,7 +15,7 @@ from edgetune.errors import EdgetuneError, FormatError
 from edgetune.runs import tables
 from edgetune.runs.events import LONGEST, Decision
 from edgetune.runs.history import DECISIONS, SHOWN, read_history
-from edgetune.runs.tables import COLUMNS, write_metrics, write_step_metrics
+from edgetune.runs.tables import COLUMNS, OPENAI_COLUMNS, write_metrics, write_step_metrics
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz"
 
@@ -182,6 +182,27 @@ def test_step_metrics_as_openai_has_them(finished, tmp_path):
     before = of_kind(metrics(finished), "eval")[0]["loss"]
     assert lines[1] == f"0,,,{before!r},"
     assert lines[2] == f"1,{of_kind(metrics(finished), 'step')[0]['loss']!r},,,"
+
+
+def test_step_metrics_have_the_metrics_of_the_objective(tmp_path):
+    """By TRL's names, of held-out rows with TRL's prefix; rewards by OpenAI's names too."""
+    def line(event, number, **metrics):
+        return {**(step(number) if event == "step" else {"event": "eval", "step": number, "loss": -0.5}),
+                "metrics": {name.replace("__", "/"): value for name, value in metrics.items()}}
+
+    rewards = [line("eval", 0, reward=0.5), line("step", 1, reward=0.25, kl=0.125), line("step", 2),
+               line("eval", 2, reward=0.75)]
+    write_step_metrics(write(tmp_path / "rewards", *rewards), tmp_path / "a.csv")
+    lines = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
+    assert lines[0] == [*OPENAI_COLUMNS, "train_mean_reward", "full_valid_mean_reward", "eval_reward", "reward", "kl"]
+    assert [found[3:] for found in lines[1:]] == [["", "", "", "0.5", "0.5", "", ""],
+                                                  ["", "", "0.25", "", "", "0.25", "0.125"],
+                                                  ["", "", "", "0.75", "0.75", "", ""]]
+    pairs = [line("step", 1, rewards__accuracies=0.5), line("eval", 1, rewards__accuracies=1.0)]
+    write_step_metrics(write(tmp_path / "pairs", *pairs), tmp_path / "b.csv")
+    lines = [line.split(",") for line in (tmp_path / "b.csv").read_text().splitlines()]
+    assert lines[0] == [*OPENAI_COLUMNS, "rewards/accuracies", "eval_rewards/accuracies"]
+    assert lines[1][3:] == ["-0.5", "", "0.5", "1.0"]
 
 
 @pytest.mark.parametrize("count", [9, 10, 11, 25])

@@ -1,0 +1,268 @@
+"""--learn-method: what feedback teaches by each kind of rows, on a real service and a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from services import same_holdout, until
+from tiny import write_tiny
+
+from edgetune import TrainConfig
+from edgetune.daemon.jobs.recipe import CORRECTED, HELD, MEASURED, TRAIN
+from edgetune.daemon.learning.anchors import Anchors
+from edgetune.daemon.learning.feedback import Feedback
+from edgetune.daemon.learning.kinds import KINDS, kind_of
+from edgetune.daemon.learning.method import learn_method
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+from edgetune.daemon.state.database import Store
+from edgetune.daemon.state.holdout import open_holdout
+from edgetune.data import preferences, prompts, unpaired
+from edgetune.errors import UsageError
+from edgetune.machine.policy import Policy
+from edgetune.objectives.base import objectives
+
+GRADER = {"type": "text_similarity", "name": "like", "evaluation_metric": "fuzzy_match",
+          "input": "{{ sample.output_text }}", "reference": "the light is on"}
+TRAINING = TrainConfig(rank=4, lr=1e-3, epochs=2.0, batch_size=4, max_length=120, threads=1)
+ASKED = [{"role": "user", "content": "lamp on"}]
+
+
+def grader_file(folder: Path, grader: Any = GRADER) -> str:
+    path = folder / "grader.json"
+    path.write_text(json.dumps(grader))
+    return str(path)
+
+
+# ---- which methods there are -----------------------------------------------------------------------------------------
+
+
+def test_methods_follow_from_the_rows_that_objectives_read(tmp_path: Path) -> None:
+    """Each objective whose rows feedback can give is taken with what it needs, and no other."""
+    file = grader_file(tmp_path)
+    for name, kind in objectives().items():
+        rows = kind_of(kind.rows)
+        graded = rows is not None and rows.parser is prompts
+        config = DaemonConfig(learn_method=name, learn_grader=file if graded else "",
+                              learn_options="warmup_epochs=0" if name == "reft" else "")
+        if rows is None:
+            with pytest.raises(UsageError, match=r"does not learn from feedback; choose from .*dpo, .*sft"):
+                learn_method(config)
+        else:
+            assert learn_method(config).objective.name == name
+    assert {kind.parser for kind in KINDS} <= {kind.rows for kind in objectives().values()}
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"learn_method": "magic"}, "learn-method is 'magic', which does not learn from feedback; choose from "),
+    ({"learn_method": "grpo"}, "learns from rewards, and nothing gives any; name a grader with --learn-grader FILE"),
+    ({"learn_method": "grpo", "learn_grader": "nowhere.json"}, "nowhere.json"),
+    ({"learn_method": "dpo", "learn_grader": "FILE"}, "learn-grader is given, and dpo learns from pairs"),
+    ({"learn_method": "reft", "learn_grader": "FILE"}, "reft, which imitates rows of prompt and completion first"),
+    ({"learn_method": "dpo", "learn_options": "lr=1"}, "learn-options names 'lr', which is no option of dpo"),
+    ({"learn_options": "beta=1"}, "'beta', which is no option of sft"),
+    ({"learn_method": "dpo", "learn_options": "beta"}, "learn-options has 'beta'; write beta=0.2"),
+    ({"learn_method": "dpo", "learn_options": "beta=-1"}, "beta is -1"),
+    ({"learn_method": "dpo", "learn_options": "loss-type=none"}, "loss-type is 'none'"),
+    ({"learn_method": "grpo", "learn_grader": "PYTHON"}, "a python grader is not allowed here")])
+def test_a_method_without_what_it_needs_is_refused_at_the_start(tmp_path: Path, options: dict[str, str],
+                                                                says: str) -> None:
+    python = {"type": "python", "name": "own", "source": "def grade(sample, item):\n    return 0.5"}
+    files = {"FILE": GRADER, "PYTHON": python}
+    if (named := options.get("learn_grader")) in files:
+        options = {**options, "learn_grader": grader_file(tmp_path, files[named])}
+    with pytest.raises(UsageError, match=says):
+        Service(tmp_path / "none.gguf", DaemonConfig(**options))
+
+
+def test_a_job_asks_for_the_method_with_its_options(tmp_path: Path) -> None:
+    dpo = learn_method(DaemonConfig(learn_method="dpo", learn_options="beta=0.2, sft-weight=1,loss_type=hinge"))
+    assert dpo.asked["type"] == "dpo"
+    assert dpo.asked["dpo"]["hyperparameters"] == {"beta": 0.2, "sft_weight": 1, "loss_type": "hinge",
+                                                   "label_smoothing": 0.0}
+    assert dpo.train(TrainConfig()).lr == 5e-5
+    grpo = learn_method(DaemonConfig(learn_method="grpo", learn_grader=grader_file(tmp_path)))
+    assert grpo.asked["type"] == "reinforcement"
+    assert grpo.asked["reinforcement"]["grader"]["reference"] == GRADER["reference"]
+    assert not {"grader", "unsafe_python"} & grpo.asked["reinforcement"]["hyperparameters"].keys()
+
+
+# ---- feedback as rows ------------------------------------------------------------------------------------------------
+
+
+def opened(folder: Path, name: str = "sft") -> Feedback:
+    found = kind_of(objectives()[name].rows)
+    assert found
+    return Feedback(Store(folder), open_holdout(folder), DaemonConfig(), found)
+
+
+def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path: Path) -> None:
+    feedback = opened(tmp_path, "grpo")
+    tools = [{"type": "function", "function": {"name": "lamp"}}]
+    chat = feedback.add(messages=ASKED, tools=tools, answer="off", correction="on")
+    choice = feedback.add(prompt="a", answer="b", rejected="c")
+    up = feedback.add(prompt="d", answer="e", rating="up")
+    down = feedback.add(prompt="f", answer="g", rating="down")
+
+    def said(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    answers, pairs, labels, asked = KINDS
+    chat_pair = {"prompt": ASKED, "chosen": said("on"), "rejected": said("off"), "tools": tools}
+    plain_pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert [pairs.learned(item) for item in (chat, choice, up, down)] == [[chat_pair], [plain_pair], [], []]
+    assert [pairs.judged(item) for item in (chat, choice, up)] == [chat.row, plain_pair, up.row]
+    assert [labels.learned(item) for item in (chat, choice, up, down)] == [
+        [{"prompt": ASKED, "completion": said("on"), "label": True, "tools": tools},
+         {"prompt": ASKED, "completion": said("off"), "label": False, "tools": tools}],
+        [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "c", "label": False}],
+        [{"prompt": "d", "completion": "e", "label": True}], [{"prompt": "f", "completion": "g", "label": False}]]
+    assert [asked.learned(item) for item in (chat, down)] == [
+        [{"prompt": ASKED, "completion": "on", "tools": tools}], [{"prompt": "f"}]]
+    assert [asked.judged(item) for item in (chat, down)] == [chat.row, {"prompt": "f"}]
+    assert answers.learned(chat) == [answers.judged(chat)] == [chat.row]
+    for parser, kind in ((preferences, pairs), (unpaired, labels), (prompts, asked)):
+        assert kind.parser is parser
+        assert all(parser.check_learnable(row) for item in (chat, choice, up, down) for row in kind.learned(item))
+
+
+def test_what_a_method_cannot_use_waits_for_one_that_can(tmp_path: Path) -> None:
+    """And takes a side of the held-out questions only then, and keeps it."""
+    sft = opened(tmp_path)
+    for i in range(15):
+        sft.add(prompt=f"right {i}", answer="on", rating="up")
+        sft.add(prompt=f"wrong {i}", answer="on", rating="down")
+        sft.add(prompt=f"corrected {i}", answer="on", correction="off")
+    assert (sft.waiting(), sft.unusable()) == (30, 15)
+    assert sum(item.held for item in sft.list()) == 6
+    sides = {item.id: item.held for item in sft.list() if item.learns}
+    for name, waiting, unusable, held in (("dpo", 15, 30, None), ("kto", 45, 0, 9), ("sft", 30, 15, 6)):
+        sft.store.close()
+        feedback = opened(tmp_path, name)
+        assert (feedback.waiting(), feedback.unusable()) == (waiting, unusable)
+        found = {item.id: item.held for item in feedback.list() if item.learns}
+        assert {id: found[id] for id in found.keys() & sides} == {id: sides[id] for id in found.keys() & sides}
+        assert held is None or sum(found.values()) == held
+        sides |= found
+    assert learn_method(DaemonConfig(learn_method="dpo")).unused(3) == (
+        "3 pieces of feedback wait: dpo learns from pairs of a right or better answer and a wrong or worse one")
+
+
+def test_what_was_learned_by_one_method_is_learned_again_by_another_that_can(tmp_path: Path) -> None:
+    sft = opened(tmp_path)
+    for i in range(20):
+        sft.add(prompt=f"corrected {i}", answer="on", correction="off")
+        sft.add(prompt=f"right {i}", answer="on", rating="up")
+    sft.assign(sft.training_rows().taken, "job")
+    sft.settle("job", "used")
+    sft.store.close()
+    dpo = opened(tmp_path, "dpo")
+    rows = dpo.training_rows()
+    assert all(dpo.item(row).rejected == "on" for row in rows.earlier)
+    assert 10 <= len(rows.earlier) < 20
+    assert len(rows.established) == 8  # thumbs up judge by their answer as before
+
+
+# ---- lessons ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0", n_context=128)
+
+
+@contextmanager
+def served(model: Path, folder: Path, **options: Any) -> Iterator[Service]:
+    same_holdout(folder / "state")
+    config = DaemonConfig(state=str(folder / "state"), context=128, parallel=2, threads=1, canary_rise="off", **options)
+    with Service(model, config, Policy(govern=False), TRAINING) as service:
+        yield service
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def question(row: dict[str, Any]) -> str:
+    asked = row["messages"] if "messages" in row else row["prompt"]
+    return str([message for message in asked if message["role"] == "user"][-1]["content"])
+
+
+METRIC = {"dpo": "rewards/accuracies", "kto": "rewards/chosen", "orpo": "rewards/accuracies", "grpo": "reward"}
+
+
+@pytest.mark.parametrize("name", METRIC)
+def test_a_lesson(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Corrections, choices and thumbs are learned by the method, judged, and settled; held-out questions are not."""
+    def no_anchors(*_: object) -> None:
+        raise AssertionError("anchors are for right answers")
+
+    monkeypatch.setattr(Anchors, "rows", no_anchors)
+    options = {"learn_grader": grader_file(tmp_path), "learn_options": "max_completion_length=8,temperature=1.5,"
+               "num_generations=2"} if name == "grpo" else {}
+    with served(model, tmp_path, learn_method=name, **options) as service:
+        feedback = service.feedback
+        for i in range(10):
+            feedback.add(messages=[{"role": "user", "content": f"corrected {i}"}], answer="the turn", correction="on")
+            feedback.add(messages=[{"role": "user", "content": f"better {i}"}], answer="on", rejected="set to")
+        down = feedback.add(messages=[{"role": "user", "content": "wrong"}], answer="the turn", rating="down")
+        held = {item.row["messages"][-2]["content"] for item in feedback.list() if item.held and item.row}
+        job = service.learner.begin()
+        folder = service.jobs.folder / job.id
+        learned = lines(folder / TRAIN)
+        assert held
+        assert {question(row) for row in learned}.isdisjoint(held)
+        assert {question(row) for row in lines(folder / HELD)} <= held
+        assert {question(row) for row in lines(folder / MEASURED)} <= held
+        assert {question(row) for row in lines(folder / CORRECTED)}.isdisjoint(held)
+        pairs = [row for row in lines(folder / HELD) if "chosen" in row]
+        assert bool(pairs) == (name != "grpo")
+        assert all(question(row).startswith("better") for row in pairs)
+        job = service.jobs.wait(job.id, 120)
+        until(lambda: not feedback.unsettled())
+        assert job.status == "succeeded", job.error
+        assert job.method["type"] == objectives()[name].method
+        events = [event["data"] for event in service.jobs.events(job.id, limit=500) if event["type"] == "metrics"]
+        steps = [data for data in events if data["event"] == "step"]
+        assert any(METRIC[name] in data["metrics"] for data in steps)
+        assert any(data["event"] == "eval" for data in events)
+        assert not any("trains longer" in event["message"] for event in service.jobs.events(job.id, limit=500))
+        verdict = service.adapters.get(str(job.result)).verdict
+        assert verdict["corrected"]["rows"] > 0
+        states = {"dpo": "counted", "orpo": "counted"}
+        settled = {"used"} if verdict["passed"] else {"new"} if verdict["waits"] or verdict["unfinished"] else {"aside"}
+        assert {item.state for item in feedback.list() if item.id != down.id} == settled
+        assert {feedback.get(down.id).state} == {states.get(name, *settled)}
+        assert ("1 piece of feedback waits: " in service.learner.why()["unused"]) == (name in states)
+
+
+def test_a_row_without_what_the_grader_names_waits(model: Path, tmp_path: Path) -> None:
+    """A grader that names the right answer cannot reward answers to what has only a thumb down."""
+    file = grader_file(tmp_path, {**GRADER, "reference": "{{ item.completion }}"})
+    with served(model, tmp_path, learn_method="grpo", learn_grader=file) as service:
+        down = service.feedback.add(messages=ASKED, answer="the turn", rating="down")
+        for i in range(10):
+            service.feedback.add(messages=[{"role": "user", "content": f"lamp {i}"}], answer="the", correction="on")
+        assert service.learner.why()["new_rows"] == 11
+        service.jobs.cancel(service.learner.begin().id)
+        assert service.feedback.get(down.id).state == "counted"
+        assert "questions whose answers its grader rewards" in service.learner.why()["unused"]
+
+
+def test_the_gate_is_judged_by_the_base_where_a_grader_asks_a_model(model: Path, tmp_path: Path) -> None:
+    judge = {"type": "score_model", "name": "good", "model": "self", "range": [0, 5],
+             "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
+    with served(model, tmp_path, learn_method="rloo", learn_grader=grader_file(tmp_path, judge),
+                learn_options="max_completion_length=6,num_generations=2,temperature=2.0") as service:
+        for i in range(20):
+            service.feedback.add(messages=[{"role": "user", "content": f"lamp {i}"}], answer="the turn", rating="down")
+        job = service.jobs.wait(service.learner.begin().id, 120)
+        assert job.status == "succeeded", job.error
+        verdict = service.adapters.get(str(job.result)).verdict
+        assert verdict["new"]["rows"] == 4
+        assert all(0 < verdict[side]["reward"] < 5 for side in ("old", "new"))
