@@ -65,6 +65,8 @@ def test_a_job_learns_pairs_and_is_judged_by_them(client: openai.OpenAI, tmp_pat
     assert metrics[0]["metrics"]["rewards/accuracies"] == 1  # the newest
     assert any("told apart rightly" in event.message for event in events), [event.message for event in events]
     assert client.fine_tuning.jobs.checkpoints.list(job.id).data  # the loss of the pairs that were held out
+    columns = client.files.content(job.result_files[0]).text.splitlines()[0].split(",")
+    assert {"valid_loss", "rewards/accuracies", "eval_rewards/margins"} < set(columns)
 
 
 def test_numbers_may_be_auto(client: openai.OpenAI, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_row_without_what_the_grader_names_waits(model: Path, tmp_path: Path) 
         assert "questions whose answers its grader rewards" in service.learner.why()["unused"]
 
 
-def test_the_gate_is_judged_by_the_base_where_a_grader_asks_a_model(model: Path, tmp_path: Path) -> None:
+def test_a_grader_may_ask_the_model(model: Path, tmp_path: Path) -> None:
     judge = {"type": "score_model", "name": "good", "model": "self", "range": [0, 5],
              "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
     with served(model, tmp_path, learn_method="rloo", learn_grader=grader_file(tmp_path, judge),

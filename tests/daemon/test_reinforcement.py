@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from edgetune.daemon.jobs.rewarded import Rewarding, with_rewards
 from edgetune.daemon.state.files import digest
 from edgetune.data.prompts import prompt_text
 from edgetune.evaluation.graders.base import read_grader
+from edgetune.evaluation.graders.llama_judge import LlamaJudge
 from edgetune.evaluation.graders.sample import Sample
 from edgetune.machine.policy import Policy
 from edgetune.objectives.grpo import Grpo
@@ -129,6 +131,16 @@ def test_the_gate_compares_what_greedy_answers_earn(running: Daemon, client: ope
     assert abs(gap["gap"]) < 0.3
 
 
+def test_its_table_of_steps_has_rewards(client: openai.OpenAI, trained: Any) -> None:
+    rows = list(csv.DictReader(client.files.content(trained.result_files[0]).text.splitlines()))
+    measured = [event.data for event in client.fine_tuning.jobs.list_events(trained.id, limit=100)
+                if event.type == "metrics" and event.data["event"] == "eval"]
+    found = {row["step"]: float(row["full_valid_mean_reward"]) for row in rows if row["full_valid_mean_reward"]}
+    assert found == {str(line["step"]): line["full_valid_mean_reward"] for line in measured}
+    assert all(row["train_mean_reward"] == row["reward"] for row in rows)
+    assert {"rewards/said/mean", "kl"} & rows[0].keys()
+
+
 def is_held(service: Any, row: dict[str, Any]) -> bool:
     return digest(row) in service.holdout.divide([digest(each) for each in ROWS])
 
@@ -215,6 +227,30 @@ def test_rows_with_answers_judge_as_ever(running: Daemon, client: openai.OpenAI)
     assert found.new["reward"] == pytest.approx(sum(score["reward"] or 0 for score in found.scores.values()) / 2)
     assert digest(held[0]) in found.scores
     assert digest(ROWS[0]) not in found.scores  # another grader would judge it otherwise
+
+
+def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, trained: Any) -> None:
+    """The gate turns the adapter off for that, which would judge its own answers otherwise."""
+    written = {"type": "score_model", "name": "good", "model": "self", "range": [0, 5],
+               "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
+    objective, rewards = with_rewards(Grpo(grader=json.dumps(written), max_completion_length=10), allow_python=False)
+    assert isinstance(objective, Grpo)
+    assert rewards
+    base = Asked(None)
+    with LlamaModel(running.service.path, threads=1) as served:
+        served.load_adapter(running.service.adapters.path(trained.fine_tuned_model), "it")
+        exam = Exam(ROWS, max_length=64, rewarding=Rewarding(objective, rewards))
+        found = judge(served, exam, base, base, Asked("it"))
+        served.use("it")
+        prompts = [prompt_text(row, "messages", served.tokenizer, None) for row in ROWS]
+        answers = dict(served.complete(prompts, 10))
+        grader = read_grader(written, model=LlamaJudge(served, "self"))
+        means = {}
+        for name in ("it", None):
+            served.use(name)
+            grades = grader.grade([Sample(answers[i]) for i in range(len(ROWS))], ROWS)
+            means[name] = sum(grade.reward for grade in grades) / len(ROWS)
+    assert abs(found.new["reward"] - means[None]) < 0.1 * abs(means["it"] - means[None])
 
 
 def test_answers_under_another_key_are_still_learned(client: openai.OpenAI) -> None:
