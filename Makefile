@@ -97,8 +97,8 @@ chain: ready ## minutes, needs ../shared: compressed for a board of 512 MB, trai
 load: ready ## seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
 	$(RUN) proofs/load.py
 
-life: ready ## half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones
-	$(RUN) proofs/life.py
+life: ready ## half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones; LIFE="--learn-method dpo"
+	$(RUN) proofs/life.py $(LIFE)
 
 corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
 	$(RUN) proofs/corrections.py

