@@ -170,7 +170,14 @@ def test_more_feedback_is_shown_when_asked_for(page, url):
     expect(page.locator("#feedback > li")).to_have_count(20)
     page.get_by_role("button", name="Show more").click()
     expect(page.locator("#feedback > li")).to_have_count(min(before + 25, 40))
-    assert page.locator("#feedback > li").first.get_by_role("button", name="Edit").count() == 0  # nothing is learned
+    card = page.locator("#feedback > li").first
+    expect(card).to_contain_text("Not: x")
+    card.get_by_role("button", name="Edit").click()
+    card.get_by_label("What it should have answered").fill("y")
+    card.get_by_role("button", name="Save correction").click()
+    expect(card.locator(".badge")).to_have_text(re.compile("waits|judges"))
+    kept = get(url, "/v1/feedback")["data"][0]
+    assert (kept["answer"], kept["rejected"], kept["learns"]) == ("y", "x", True)
 
 
 def test_feedback_is_edited_on_a_phone_with_a_keyboard(browser, url):
