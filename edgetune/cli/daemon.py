@@ -77,7 +77,9 @@ def install_command(model: Path, print_only: bool, policy_file: Path | None, as_
     """
     from ..console import Copied
     from ..daemon import unit
+    from ..daemon.learning.method import learn_method
     config, policy = options_of(policy_file, options)
+    learn_method(config)
     text = unit.unit(model, config, policy)
     if print_only:
         show(as_json, {"unit": text}, Copied(text))

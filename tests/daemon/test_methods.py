@@ -17,7 +17,7 @@ from edgetune.daemon.jobs.recipe import CORRECTED, HELD, MEASURED, TRAIN
 from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.learning.feedback import Feedback
 from edgetune.daemon.learning.kinds import KINDS, kind_of
-from edgetune.daemon.learning.method import learn_method
+from edgetune.daemon.learning.method import LearnMethod, learn_method
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.database import Store
@@ -241,17 +241,20 @@ def test_a_lesson(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         assert ("1 piece of feedback waits: " in service.learner.why()["unused"]) == (name in states)
 
 
-def test_a_row_without_what_the_grader_names_waits(model: Path, tmp_path: Path) -> None:
-    """A grader that names the right answer cannot reward answers to what has only a thumb down."""
-    file = grader_file(tmp_path, {**GRADER, "reference": "{{ item.completion }}"})
-    with served(model, tmp_path, learn_method="grpo", learn_grader=file) as service:
-        down = service.feedback.add(messages=ASKED, answer="the turn", rating="down")
-        for i in range(10):
-            service.feedback.add(messages=[{"role": "user", "content": f"lamp {i}"}], answer="the", correction="on")
-        assert service.learner.why()["new_rows"] == 11
-        service.jobs.cancel(service.learner.begin().id)
-        assert service.feedback.get(down.id).state == "counted"
-        assert "questions whose answers its grader rewards" in service.learner.why()["unused"]
+def test_a_grader_that_names_the_right_answer_takes_what_has_one(tmp_path: Path) -> None:
+    def method(reference: str) -> LearnMethod:
+        file = grader_file(tmp_path, {**GRADER, "reference": reference})
+        return learn_method(DaemonConfig(learn_method="grpo", learn_grader=file))
+
+    feedback = Feedback(Store(tmp_path), open_holdout(tmp_path), DaemonConfig(), method("{{ item.completion }}").kind)
+    assert feedback.add(messages=ASKED, answer="the turn", rating="down").state == "counted"
+    assert feedback.add(messages=ASKED, answer="the turn", correction="on").state == "new"
+    assert method("{{ item.prompt }}").kind.usable == "TRUE"
+    match = {"type": "json_match", "name": "fields", "reference": "{{ item.completion }}"}
+    fields = learn_method(DaemonConfig(learn_method="grpo", learn_grader=grader_file(tmp_path, match))).kind
+    assert [len(fields.learned(feedback.add(prompt="x", correction=text))) for text in ('{"a": 1}', "on")] == [1, 0]
+    with pytest.raises(UsageError, match=r"the row has no item.word, which the grader names; feedback has item.prompt"):
+        method("{{ item.word }}")
 
 
 def test_a_grader_may_ask_the_model(model: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_only_the_latest_word_counts(service: Service) -> None:
     assert said(service) is None
     third = feedback.add(messages=asked(), correction="a candle")
     assert said(service) == "a candle"
-    feedback.leave_out(third.id, "aside")
+    feedback.set_aside(third.id)
     feedback.edit(second.id, RIGHT)
     assert said(service) == RIGHT
     with feedback.store.write() as db:
@@ -114,7 +114,7 @@ def test_only_the_latest_word_counts(service: Service) -> None:
 def test_what_was_set_aside_is_not_recalled_and_hides_what_was_said_before(service: Service) -> None:
     service.feedback.add(messages=asked(), correction="a bulb")
     last = service.feedback.add(messages=asked(), correction=RIGHT)
-    service.feedback.leave_out(last.id, "aside")
+    service.feedback.set_aside(last.id)
     assert said(service) is None
 
 

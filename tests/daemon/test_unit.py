@@ -86,6 +86,17 @@ def test_a_model_in_a_home_is_bound_and_must_be_readable(model, tmp_path):
         unit.unit(path, DaemonConfig(), POLICY)
 
 
+def test_a_grader_is_named_by_its_whole_path_and_can_be_read(model, tmp_path):
+    grader = tmp_path / "grader.json"
+    grader.write_text("{}")
+    text = unit.unit(model, DaemonConfig(learn_method="grpo", learn_grader=str(grader)), POLICY)
+    assert "--learn-method grpo" in text
+    assert f"--learn-grader {grader}" in text
+    grader.chmod(0o600)
+    with pytest.raises(UsageError, match="grader.json is not open to all users"):
+        unit.unit(model, DaemonConfig(learn_method="grpo", learn_grader=str(grader)), POLICY)
+
+
 def test_what_lies_with_root_can_be_reached():
     assert list(unit._binds([Path("/root/venv")])) == ["TemporaryFileSystem=/root:ro,mode=755",
                                                        "BindReadOnlyPaths=/root/venv"]

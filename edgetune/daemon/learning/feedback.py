@@ -258,10 +258,10 @@ class Feedback:
     def _waits(self) -> str:
         return f"{WAITS} AND {self.kind.usable}"
 
-    def leave_out(self, id: str, state: State) -> None:
-        """Learn nothing from this item: it is set aside, or counted for another method."""
+    def set_aside(self, id: str) -> None:
+        """Learn nothing from this item."""
         with self.store.write() as db:
-            db.execute("UPDATE feedback SET state = ? WHERE id = ?", (state, id))
+            db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
     def assign(self, rows: Iterable[StoredRow], job: str) -> None:
         """These rows belong to a job; not those that were edited or deleted since it read them."""

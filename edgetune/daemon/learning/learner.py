@@ -26,7 +26,6 @@ from .anchors import Anchors
 from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, with_anchors
 from .feedback import Feedback, TrainingRows
 from .method import LearnMethod
-from .rows import Row
 
 log = logging.getLogger("edgetune.daemon")
 SUFFIX = "learned"  # of the adapters that its jobs make
@@ -225,24 +224,15 @@ class Learner:
         kind = self.method.kind
         try:
             rows = kind.learned(self.feedback.get(id))
+            if not rows:
+                raise DataError("the grader does not find what it needs in it", "")
             load_rows(rows, self.batcher.served.tokenizer, max_length=train.max_length, system=train.system or None,
                       parser=kind.parser)
         except NotFoundError:  # damaged: jobs leave it out
             return False
         except DataError as error:
             log.warning("feedback %s cannot be learned: %s", id, error)
-            self.feedback.leave_out(id, "aside")
-            return False
-        return all(self._is_rewardable(id, row) for row in rows)
-
-    def _is_rewardable(self, id: str, row: Row) -> bool:
-        """Whether the grader, if there is one, finds in a row what it names."""
-        try:
-            if self.method.rewards:
-                self.method.rewards.judge.check_item(row)
-        except DataError as error:
-            log.warning("feedback %s waits for another grader: %s", id, error)
-            self.feedback.leave_out(id, "counted")
+            self.feedback.set_aside(id)
             return False
         return True
 

@@ -7,26 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...errors import UsageError
-from ...evaluation.graders.rewards import GraderRewards, rewards_of
+from ...errors import DataError, UsageError
+from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, objectives
 from ...objectives.rewarded import Rewarded
 from ...training.config import TrainConfig
-from ..jobs import recipe
-from ..jobs.rewarded import ELSEWHERE
+from ..jobs import recipe, rewarded
 from ..options import DaemonConfig
-from .kinds import ANSWERS, RowKind, kind_of
+from .kinds import ANSWERS, HAS_ANSWER, RowKind, kind_of
+from .rows import Row
+
+POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none of them can use no feedback
 
 
 @dataclass(frozen=True)
 class LearnMethod:
-    """objective: with its options. kind: of the rows that feedback gives it. rewards: what grades answers, None where
-    nothing does. asked: the method of its jobs, as OpenAI's object.
+    """objective: with its options. kind: of the rows that feedback gives it. asked: the method of its jobs, as OpenAI's
+    object.
     """
 
     objective: Objective
     kind: RowKind
-    rewards: GraderRewards | None
     asked: Mapping[str, Any]
 
     @property
@@ -52,7 +53,7 @@ def learn_method(config: DaemonConfig) -> LearnMethod:
         raise UsageError(f"learn-method is {name!r:.40}, which does not learn from feedback",
                          f"choose from {', '.join(kinds)}")
     objective = _objective(name, config)
-    rewards = None
+    kind = kinds[name]
     if isinstance(objective, Rewarded):
         if not (objective.grader or objective.reward):
             raise UsageError(f"learn-method is {name}, which learns from rewards, and nothing gives any",
@@ -60,11 +61,35 @@ def learn_method(config: DaemonConfig) -> LearnMethod:
         if objective.imitated_epochs:
             raise UsageError(f"learn-method is {name}, which imitates rows of prompt and completion first, and "
                              "feedback has conversations", "choose grpo, or give --learn-options warmup_epochs=0")
-        objective, rewards = rewards_of(objective, allow_python=config.allow_python_graders)
+        objective, rewards = rewarded.with_rewards(objective, config.allow_python_graders)
+        assert rewards
+        kind = _gradable(kind, rewards)
     elif config.learn_grader:
-        raise UsageError(f"learn-grader is given, and {name} learns from {kinds[name].says}",
+        raise UsageError(f"learn-grader is given, and {name} learns from {kind.says}",
                          "leave it out, or choose a learn-method such as grpo")
-    return LearnMethod(objective, kinds[name], rewards, _asked(objective))
+    return LearnMethod(objective, kind, _asked(objective))
+
+
+def _gradable(kind: RowKind, rewards: GraderRewards) -> RowKind:
+    """What of feedback this grader can use: what has a right answer, where it names that, and only rows in which it
+    finds what it needs, such as an answer that is JSON.
+    """
+    def wrong(row: Row) -> DataError | None:
+        try:
+            rewards.judge.check_item(row)
+        except DataError as error:
+            return error
+        return None
+
+    if wrong({"prompt": "?"}):
+        kind = replace(kind, usable=HAS_ANSWER, judging=HAS_ANSWER,
+                       says="questions with a right answer, which its grader names")
+    found = [wrong({"prompt": "?", "completion": text}) for text in POSSIBLE]
+    if all(found):
+        raise UsageError(f"learn-grader cannot be used: {found[0].what if found[0] else ''}",
+                         "feedback has item.prompt, and item.completion where a right answer is known")
+    learned = kind.learned
+    return replace(kind, learned=lambda item: [row for row in learned(item) if not wrong(row)])
 
 
 def _objective(name: str, config: DaemonConfig) -> Objective:
@@ -99,6 +124,6 @@ def _asked(objective: Objective) -> dict[str, Any]:
     options = objective.options()
     part: dict[str, Any] = {}
     if isinstance(objective, Rewarded):
-        options = {name: value for name, value in options.items() if name not in ELSEWHERE}
+        options = {name: value for name, value in options.items() if name not in rewarded.ELSEWHERE}
         part = {"grader": json.loads(objective.grader)} if objective.grader else {}
     return {"type": objective.method, objective.method: {"hyperparameters": options, **part}}
