@@ -93,7 +93,7 @@ def test_a_grader_is_named_by_its_whole_path_and_can_be_read(model, tmp_path):
     assert "--learn-method grpo" in text
     assert f"--learn-grader {grader}" in text
     grader.chmod(0o600)
-    with pytest.raises(UsageError, match="grader.json is not open to all users"):
+    with pytest.raises(UsageError, match=r"grader\.json is not open to all users"):
         unit.unit(model, DaemonConfig(learn_method="grpo", learn_grader=str(grader)), POLICY)
 
 
