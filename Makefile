@@ -6,6 +6,7 @@ BUILD = cmake --build
 JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+ARM_SETS ?= cortex-a72:neon cortex-a76:dotprod max:i8mm
 # The source tree where `make dev` has built its extension, else the edgetune that PYTHON has installed.
 SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 # From tests/: in this folder Python would find the sources, which have no kernels, before what is installed.
@@ -57,7 +58,7 @@ arm-kernels: ## the same for aarch64's kernel sets, under qemu, and which of the
 	for pick in cortex-a53:neon cortex-a72:neon cortex-a76:dotprod max:i8mm; do \
 	    test "$$($(QEMU) -cpu $${pick%:*} build/arm/$(notdir $(ARM_CC))/et_check --pick)" = $${pick#*:} || exit 1; \
 	done
-	for set in cortex-a72:neon cortex-a76:dotprod max:i8mm; do \
+	for set in $(ARM_SETS); do \
 	    $(QEMU) -cpu $${set%:*} build/arm/$(notdir $(ARM_CC))/et_check $${set#*:} || exit 1; \
 	done
 

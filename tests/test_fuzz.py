@@ -17,6 +17,7 @@ from proofs.fuzz import apart, disagreements
 FUZZ = Path(__file__).parent / "proofs" / "fuzz.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("models", 2), ("states", 1), ("requests", 10)])
 def test_a_short_run(name, count):
     command = [sys.executable, FUZZ, "--only", name, "--count", str(count), "--seed", "7"]

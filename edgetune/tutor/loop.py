@@ -79,6 +79,8 @@ class Tutor:
             setting.look()
             setting.on_event({"event": "round", "round": number, "rounds": setting.options.rounds})
             self.standing = self._round(Round(setting.out, number))
+            if not self.standing.stopped and (why := _frozen(setting.out, number)):
+                self.standing = _stopped(self.standing, why)
             if self.standing.stopped:
                 break
         else:
@@ -310,6 +312,24 @@ def _with_judge(setting: Setting) -> Any:
     if setting.grader is not None and setting.grader.needs_model:
         return setting.grader.with_model(_judge(setting))
     return setting.grader
+
+
+def _frozen(out: Path, number: int) -> str:
+    """Why a further round would learn what only seems right: twice in a row more of what it asks is right, and less of
+    what judges it. "" where that is not so.
+    """
+    rates = []
+    values = []
+    for earlier in (Round(out, n) for n in range(max(number - 2, 1), number + 1)):
+        evaluated = earlier.read("evaluate")
+        judged = earlier.read("gate")
+        if not evaluated or not judged:
+            return ""
+        rates.append(evaluated["facts"]["rate"])
+        values.append(sum(one["value"] for one in judged["candidate"]) / len(judged["candidate"]))
+    if len(rates) < 3 or not (rates[0] < rates[1] < rates[2] and values[0] > values[1] > values[2]):
+        return ""
+    return "more of what it asks is right from round to round, and less of what judges it: the judges may be cheated"
 
 
 def _stopped(standing: Standing, why: str) -> Standing:

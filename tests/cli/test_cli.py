@@ -232,7 +232,7 @@ def test_errors_are_one_sentence(place, adapter, args, code, words):
     assert json.loads((place / "rows.jsonl").read_text().splitlines()[0]) == ROWS[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_resume_goes_on(place, number):
     args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", f"stopped-{number}", "--steps",
             "120", *SMALL]

@@ -58,6 +58,7 @@ def test_columns_of_a_table(tmp_path):
                                       "Antwort")
 
 
+@pytest.mark.slow
 def test_every_command_reads_named_columns(tmp_path, tiny_llama):
     """The same rows, by their own keys and by ours, end in the same bytes and the same measurements."""
     ours = [{"prompt": f"turn on lamp {i}", "completion": f"lamp {i}"} for i in range(12)]

@@ -79,6 +79,7 @@ def test_the_knapsack_is_the_best_of_all_choices():
         assert sum(row[pick] for row, pick in zip(costs, picks, strict=True)) == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_the_file_is_as_large_as_said_and_larger_ones_cost_less(model, costs, tmp_path):
     whole = sum(2 * array.size for array in model.tensors.values())
     kl = []

@@ -185,6 +185,7 @@ def test_stopped_late_it_continues_by_the_same_command_and_by_no_other(place, wh
     assert "holds no run to continue" in compress(place, "never.edge", "--resume", code=2)
 
 
+@pytest.mark.slow
 def test_stopped_it_continues_with_the_same_text_alone(place, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text((place / "rows.jsonl").read_text())

@@ -127,6 +127,7 @@ def test_another_run_does_not_take_up_its_state(models, tmp_path):
             distilled(pair, tmp_path / "state", config, windows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["llama"]))
 def test_distillation_brings_a_pruned_model_nearer(family, rank, models, tmp_path):

@@ -302,6 +302,7 @@ def test_keys_over_a_unix_socket(place, monkeypatch):
     assert not (place / "socket").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_job_that_goes_on_later(place, monkeypatch):
     with running(place, state="stopped") as (process, url):
         monkeypatch.setenv("EDGETUNE_URL", url)
@@ -339,6 +340,7 @@ def test_without_the_extra_it_says_what_to_install(place):
     assert done.stderr.strip() == "edgetune: the daemon needs uvicorn; pip install 'edgetune[daemon]'"
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_the_line(place):
     with screen("daemon", place / "model.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
         seen.wait("answers at")

@@ -98,6 +98,7 @@ def test_a_promotion_while_a_job_trains_is_not_overruled(folder: Path) -> None:
         assert service.adapters.serving == (job.result if verdict["passed"] else first)
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_earnest(tmp_path: Path) -> None:
     """See proofs/mounted_state.py."""
     apart = ["unshare", "-rm"]

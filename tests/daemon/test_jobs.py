@@ -103,6 +103,7 @@ def tokens_of(service: Service, created: dict[str, object]) -> int:
     return 4 * data.tokens
 
 
+@pytest.mark.slow
 def test_it_takes_an_adapters_options(service: Service) -> None:
     first = service.jobs.wait(begin(service, rank=2, steps=3).id, 60)
     job = service.jobs.create(str(first.result), upload(service), hyperparameters={"steps": 2})
@@ -166,6 +167,7 @@ def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) ->
     assert len(service.adapters.list()) == 2
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_stop_and_start(tmp_path: Path, undisturbed: tuple[str, Path]) -> None:
     with open_service(tmp_path) as service:
         job = begin(service, steps=100)
@@ -179,6 +181,7 @@ def test_it_goes_on_after_stop_and_start(tmp_path: Path, undisturbed: tuple[str,
                    for event in service.jobs.events(job.id, limit=1000) if event["type"] == "metrics")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, Path]) -> None:
     job = begin(service, steps=100, checkpoint_every="0.02s")
     until(lambda: step_of(service, job.id) > 10)

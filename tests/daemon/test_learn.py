@@ -125,6 +125,7 @@ def test_rows_of_a_job_have_one_shape(service: Service) -> None:
     assert list(made) == list(made) == expected  # they can be gone through again
 
 
+@pytest.mark.slow
 def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece may take 20 times its bytes as objects; all that wait may be 32 MiB as bytes."""
     monkeypatch.setattr(Anchors, "rows", lambda *_: [])
@@ -214,6 +215,7 @@ def test_learns_and_refuses(service: Service) -> None:
     assert ledger["new"]["rows"] > verdict["new"]["rows"]
 
 
+@pytest.mark.slow
 def test_rows_of_which_nothing_is_right_yet_wait_for_others(model: Path, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """They are too few, or the training is too short; they are not set aside as wrong."""
@@ -315,6 +317,7 @@ def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, delet
     assert sum("judged again" in message for message in said) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", mostly_slow([1, 9], [9]))
 def test_a_word_at_the_last_moment_is_not_overruled(service: Service, monkeypatch: pytest.MonkeyPatch,
                                                     changes: int) -> None:

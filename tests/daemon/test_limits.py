@@ -179,6 +179,7 @@ def correct(url: str, count: int = 40) -> None:
             assert client.post("/v1/feedback", json={"prompt": f"lamp {i}", "correction": "on"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path):
     with process(slow_model, tmp_path, "--context", 512) as running, ThreadPoolExecutor(60) as pool:
         correct(running.url)
@@ -223,6 +224,7 @@ def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path):
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_large_bodies_at_once_take_little_memory_and_give_it_back(model, tmp_path):
     with process(model, tmp_path) as running, ThreadPoolExecutor(40) as pool:
         httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE)

@@ -24,6 +24,7 @@ def messages(service: Service, id: str) -> list[str]:
     return [event["message"] for event in reversed(service.jobs.events(id, limit=1000)) if event["type"] == "message"]
 
 
+@pytest.mark.slow
 def test_nothing_right_trains_longer_and_stays_out(tmp_path: Path) -> None:
     """Also where the process is killed while it does, for which judging by edgetune's own canary leaves time."""
     with open_service(tmp_path, canary="") as service:

@@ -127,6 +127,7 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
 # ---- after a training ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_training_has_learned_the_model_answers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held out is recalled for good: it is never learned. After a roll-back all is again."""
     monkeypatch.setattr(Anchors, "rows", lambda *_: [])

@@ -145,6 +145,7 @@ def is_held(service: Any, row: dict[str, Any]) -> bool:
     return digest(row) in service.holdout.divide([digest(each) for each in ROWS])
 
 
+@pytest.mark.slow
 def test_one_that_is_paused_in_a_generation_ends_with_the_same_bytes(running: Daemon, client: openai.OpenAI) -> None:
     """Also where the daemon's process of the job is killed once: its answers are drawn again to the same tokens."""
     service = running.service

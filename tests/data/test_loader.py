@@ -210,6 +210,7 @@ def test_files_without_end_are_refused_at_once(tiny_llama, tmp_path, name, sente
         loader.load(tiny_llama, (path,), CONFIG)
 
 
+@pytest.mark.slow
 def test_more_rows_than_memory_are_a_sentence(tiny_llama, tmp_path):
     path = tmp_path / "many.jsonl"
     path.write_text((json.dumps({"text": "turn the lamp on and off " * 60}) + "\n") * 60_000)

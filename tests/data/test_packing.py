@@ -67,6 +67,7 @@ def test_packs_hold_every_row_once(lengths: list[int], extra: int):
         pack([example_of(3), example_of(41)], 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", mostly_slow([2_000, 13_484], [2_000]))
 def test_packing_snips_wastes_under_5_percent(rows: int, smollm2: Path, shared_data: Path, tmp_path: Path):
     lines = (shared_data / "snips_train.jsonl").read_text().splitlines(keepends=True)

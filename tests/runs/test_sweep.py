@@ -59,6 +59,7 @@ def test_every_combination_and_one_that_fails(place, tmp_path):
         False, False, True, True]
 
 
+@pytest.mark.slow
 def test_after_a_stop_only_what_is_missing_is_done(place, tmp_path):
     grid = {"lr": [1e-3, 2e-3, 1e30]}
     out = tmp_path / "out"

@@ -154,6 +154,7 @@ def test_flushed_before_named_and_named_before_the_old_goes(bundle, tmp_path, wa
     assert [entry[1] for entry in log[saved[-1] + 2:]] == ["checkpoint-7", "checkpoint-8"]  # removed after all
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """The short form of what `make durability` does 200 times."""
     assert sum(prove(tmp_path, kills=1, seed=1, steps=80).values()) == 1

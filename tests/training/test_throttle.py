@@ -292,6 +292,7 @@ def train_command(*args: str) -> list[str]:
     return [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", *SMALL, *args]
 
 
+@pytest.mark.slow
 def test_the_command_pauses_stops_and_resumes(tmp_path: Path) -> None:
     """A busy file pauses it, all threads are nice, SIGTERM ends the pause, and --resume gives the same bytes."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")

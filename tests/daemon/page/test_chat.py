@@ -180,6 +180,7 @@ def test_more_feedback_is_shown_when_asked_for(page, url):
     assert (kept["answer"], kept["rejected"], kept["learns"]) == ("y", "x", True)
 
 
+@pytest.mark.slow
 def test_feedback_is_edited_on_a_phone_with_a_keyboard(browser, url):
     given = {"prompt": "w" * 200 + " which?", "correction": "long " * 100}
     made = httpx.post(f"{url}/v1/feedback", json=given).raise_for_status().json()

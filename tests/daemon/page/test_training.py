@@ -176,6 +176,7 @@ def started(model: Path, state: Path, *options: object) -> Iterator[str]:
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_until_it_is_right_and_a_daemon_that_was_away_is_found_again(browser, model, tmp_path):
     from edgetune.daemon.keys import add_key
 
