@@ -82,7 +82,8 @@ class TrainProgress:
     def event(self, e: dict[str, Any]) -> None:
         handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
                     "expect": self._expect, "eval": self._eval, "governor": self._governor, "step": self._step,
-                    "done": self._done, "answers": self._answers, "answers_missing": self._missing}
+                    "done": self._done, "answers": self._answers, "answers_missing": self._missing,
+                    "round": self._round, "tutor": self._tutor}
         if e["event"] in handlers:
             handlers[e["event"]](e)
 
@@ -107,6 +108,21 @@ class TrainProgress:
         """A run of several begins."""
         named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in e["options"].items())
         say(self.console, Text(f"\nrun {e['number']} of {e['of']}: {named}", style="bold"))
+
+    def _round(self, e: dict[str, Any]) -> None:
+        """A round of the tutor begins."""
+        say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
+
+    def _tutor(self, e: dict[str, Any]) -> None:
+        """One of its steps is done, now or when the rounds were begun."""
+        said = {"select": "{prompts} prompts, {unseen} of them never asked before",
+                "generate": "{answers} answers of {tokens} tokens", "evaluate": "{rate:.0%} right, {labels} to learn",
+                "correct": "{wrong} wrong ones of known answer: {revised} revised, {hinted} with a hint",
+                "rows": "{rows} rows to learn", "search": "{share:.0%} of the way to what was trained",
+                "gate": "{reason}"}
+        if e["step"] in said:
+            self._stop()
+            say(self.console, f"  {said[e['step']].format(**e)}")
 
     def _rows(self, e: dict[str, Any]) -> None:
         if e["truncated"] or e["skipped"]:

@@ -193,9 +193,11 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     p = sign_test(losses, wins)
     p_worse = sign_test(wins, losses)
     test = "sign"
+    likelier: list[float] = []
     if len(old) < FEW and all(one.logp is not None for one in (*old, *new)):
         test = "likelihood"
-        likelier = [after.logp - before.logp for before, after in zip(old, new, strict=True)]  # type: ignore[operator]
+        likelier = [after.logp - before.logp for before, after in zip(old, new, strict=True)
+                    if after.logp is not None and before.logp is not None]
         p = flip_test(likelier) if sum(differences) >= 0 else 1.0
     objection = harmed(harm, options) or ("" if is_first else unhealthy(old, new))
     worse = p_worse <= alpha and losses > wins
@@ -205,8 +207,9 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     told = f"{after:g} of {len(new)} held-out questions right, {before:g} before"
     if not all(one.value in (0, 1) for one in (*old, *new)):
         told = f"held-out questions earn {after / len(new):.3f}, {before / len(old):.3f} before"
-    few = f", by {len(old)} questions only" if len(old) < FEW else ""
-    chance = f"{'no chance' if p <= alpha else 'this may be chance'} (p {p:.2g}, asked {alpha:.2g}{few})"
+    if test == "likelihood":
+        told += f", by {len(old)} questions only; right answers are {'' if sum(likelier) > 0 else 'not '}likelier"
+    chance = f"{'not' if p <= alpha else 'this may be'} chance (p {p:.2g}, asked {alpha:.2g})"
     reason = objection or f"{told}: {chance}"
     return Decision(passed, worse, reason, test, len(old), wins, losses, p, alpha)
 

@@ -18,12 +18,13 @@ LONGEST = 300  # letters of a text that is shown
 
 @dataclass(frozen=True)
 class Told:
-    """One question of a round. before: the model's answers, each with whether it is right; judgment, revision: of a
-    wrong one, "" without; label: what is learned, weight: how far it is trusted, and by whom; after: the new adapter's
-    answer, where it was asked again in a later round or by the gate.
+    """One question of a round. asked: its text. before: the model's answers, each with whether it is right; judgment,
+    revision: of a wrong one, "" without; label: what is learned, weight: how far it is trusted, and by whom; after: the
+    model's answer where a later round asked again.
     """
 
     key: str
+    asked: str
     before: list[tuple[str, bool | None]]
     judgment: str
     revision: str
@@ -39,7 +40,7 @@ class Told:
         """Without markup."""
         from rich.text import Text
         marks = {True: "right", False: "wrong", None: "not known"}
-        found = [f"question {self.key[:8]}, judged by {self.by}"]
+        found = [_short(self.asked), f"  judged by {self.by}"]
         found += [f"  {marks[right]}: {_short(text)}" for text, right in self.before]
         named = {"judgment": self.judgment, "revision": self.revision,
                  f"learned with weight {self.weight:.2g}": self.label, "after": self.after}
@@ -98,16 +99,16 @@ def told(out: Path, number: int | None, most: int) -> list[Told]:
 
 
 def _of_round(of: Round, rounds: list[Round]) -> list[Told]:
-    said = {one["key"]: one["said"] for one in (of.read("generate") or {})["answers"]}
+    asked = {one["key"]: one for one in (of.read("generate") or {})["answers"]}
     corrected = {one["key"]: one for one in (of.read("correct") or {"corrections": []})["corrections"]}
     after = _later_answers(of, rounds)
     found = []
     for one in (of.read("evaluate") or {})["evaluated"]:
         key = one["key"]
         correction = corrected.get(key, {})
-        before = [(answer["text"], right) for answer, right in zip(said[key], one["right"], strict=True)]
-        found.append(Told(key, before, correction.get("judgment", ""), correction.get("revision", ""), one["label"],
-                          one["weight"], one["by"], after.get(key, "")))
+        before = [(answer["text"], right) for answer, right in zip(asked[key]["said"], one["right"], strict=True)]
+        found.append(Told(key, asked[key].get("asked", key), before, correction.get("judgment", ""),
+                          correction.get("revision", ""), one["label"], one["weight"], one["by"], after.get(key, "")))
     return sorted(found, key=lambda one: (not one.revision, not one.label))
 
 

@@ -84,7 +84,8 @@ class Tutor:
             if self.standing.stopped:
                 break
         else:
-            self.standing = _stopped(self.standing, f"{setting.options.rounds} rounds are done")
+            count = setting.options.rounds
+            self.standing = _stopped(self.standing, f"{count} round{' is' if count == 1 else 's are'} done")
         setting.on_event({"event": "end", "stopped": self.standing.stopped})
         return self.standing
 
@@ -166,7 +167,8 @@ class Tutor:
         flat = [one for of_question in said for one in of_question]
         facts = {"seed": seed, "answers": len(flat), "tokens": sum(one.tokens for one in flat),
                  "read": sum(map(len, prompts)), "ended": sum(one.ended for one in flat)}
-        return {"facts": facts, "answers": [{"key": key, "said": [one.to_json() for one in of_question]}
+        return {"facts": facts, "answers": [{"key": key, "asked": setting.pool[key].text,
+                                             "said": [one.to_json() for one in of_question]}
                                             for key, of_question in zip(keys, said, strict=True)]}
 
     def _evaluate(self, found: Found) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -194,10 +195,12 @@ def test_the_command(bundle: Bundle, files: tuple[Path, Path], done: Path, tmp_p
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     found = json.loads(invoke(*common, *flags, "--json"))
     assert found["stopped"] == "2 rounds are done"
+    assert [one["gate"]["test"] for one in found["rounds"]] == ["sign"] * 3
     assert [one["round"] for one in found["rounds"]] == [0, 1, 2]
     assert bytes_of(tmp_path / "out") == bytes_of(done)
     shown = invoke("tutor", "inspect", str(done), "--prompts", "2")
     assert "judged by" in shown
+    assert re.search(r"^(say|tell) \d+$", shown, re.M)
     assert "round 0: " in shown
     told = json.loads(invoke("tutor", "inspect", str(done), "--round", "1", "--json"))
     assert len(told["questions"]) == 10
