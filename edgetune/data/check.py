@@ -21,7 +21,7 @@ NAMED = 5  # lines named in a sentence
 REASONS = 3  # different reasons named why rows cannot be used
 SHAPES = {"messages": "messages", "prompt": "prompt and completion", "text": "text",
           "preference": "pairs of answers", "unpaired": "prompt, completion and label",
-          "ranked": "prompt, completions and rewards"}
+          "ranked": "prompt, completions and rewards", "tutored": "prompt, completion and reference"}
 
 
 @dataclass(frozen=True)

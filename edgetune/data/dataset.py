@@ -220,7 +220,7 @@ class _RowReader:
         fitted = fitting(made, self.max_length, self.overflow)
         return _TokenizedRow(
             row, [fit for _, fit in fitted], groups=max((whole.group for whole in made), default=0),
-            truncated=sum(whole.tokens.size > self.max_length for whole, _ in fitted),
+            truncated=sum(whole.longest > self.max_length for whole, _ in fitted),
             skipped=max(len(made), 1) - len(fitted))  # a row whose answers all have weight 0 makes none
 
 
@@ -233,9 +233,10 @@ def fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tup
 
 def _fit(whole: Example, max_length: int, overflow: str) -> Example | None:
     """The example itself, its start, or None if nothing to learn is left of it."""
-    if whole.tokens.size <= max_length:
+    end = max_length - (whole.longest - whole.tokens.size)
+    if whole.tokens.size <= end:
         return whole
-    if overflow == "skip" or not is_supervised(whole.weights[:max_length]).any():
+    if overflow == "skip" or end < 1 or not is_supervised(whole.weights[:end]).any():
         return None
-    start = example(whole.tokens[:max_length], whole.weights[:max_length])
+    start = example(whole.tokens[:end], whole.weights[:end])
     return replace(whole, tokens=start.tokens, weights=start.weights)

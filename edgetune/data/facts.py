@@ -116,8 +116,8 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
     if tokens is not None:
         made = list(parser.examples_of(row, shape, tokens.tokenizer, tokens.system, tokens.max_length))
         kept = fitting(made, tokens.max_length, tokens.overflow)
-        said |= {"tokens": tuple(whole.tokens.size for whole in made), "is_lost": not kept,
-                 "is_cut": any(whole.tokens.size > tokens.max_length for whole, _ in kept)}
+        said |= {"tokens": tuple(whole.longest for whole in made), "is_lost": not kept,
+                 "is_cut": any(whole.longest > tokens.max_length for whole, _ in kept)}
         if kept and not found.sample:
             found.sample = parts_of(kept[0][1], tokens.tokenizer)
             found.sample_line = line

@@ -33,24 +33,25 @@ class Unit:
 @dataclass(frozen=True)
 class Lengths:
     """Of the rows of a run. shared: tokens that all of them begin with. prompt: of the longest prompt, where the rows
-    are answers that the model is to give. judged: of the longest conversation in which it judges them.
+    are answers that the model is to give. aside: of the longest document that is read beside them: an answer behind
+    another prompt, a conversation in which the model judges answers.
     """
 
     units: tuple[Unit, ...] = ()
     shared: int = 0
     prompt: int = 0
-    judged: int = 0
+    aside: int = 0
 
     @property
     def longest(self) -> int:
         """Tokens of the longest row; 0 without rows, as all that follows."""
         return max((unit.longest for unit in self.units), default=0) and max(
-            self.judged, *(unit.longest for unit in self.units))
+            self.aside, *(unit.longest for unit in self.units))
 
     @property
     def longest_group(self) -> int:
         """Tokens that a micro-batch must take to hold any group of rows."""
-        return max([self.judged, *(unit.size for unit in self.units)])
+        return max([self.aside, *(unit.size for unit in self.units)])
 
     def largest(self, units: int) -> int:
         """Tokens that a micro-batch must take to hold any so large a batch."""
@@ -67,7 +68,7 @@ class Lengths:
         """With rows of at most max_length tokens; groups, whose rows are not known one by one, stay too large."""
         units = tuple(Unit(*(min(n, max_length) for n in vars(unit).values())) if unit.rows == unit.longest
                       else replace(unit, longest=min(unit.longest, max_length)) for unit in self.units)
-        return Lengths(units, min(self.shared, max_length), self.prompt, self.judged)
+        return Lengths(units, min(self.shared, max_length), self.prompt, self.aside)
 
     def computed_share(self, batch: int, max_tokens: int, prefix: int = 0) -> float:
         """Tokens to compute, as a share of those of the rows, where a batch has `batch` units of mean size, and
@@ -99,7 +100,9 @@ def lengths_of(*parts: Sequence[Example], share: bool = True) -> Lengths:
     for examples in parts:
         for indices in grouped_indices(examples):
             units.append(_unit([examples[i] for i in indices], share))
-    return Lengths(tuple(units), _alike([example for examples in parts for example in examples]) if share else 0)
+    every = [example for examples in parts for example in examples]
+    aside = max((example.longest for example in every if example.prompts), default=0)
+    return Lengths(tuple(units), _alike(every) if share else 0, aside=aside)
 
 
 def _unit(group: Sequence[Example], share: bool) -> Unit:

@@ -2,8 +2,9 @@
 
 That process reads a JSON object of arguments from its first line of stdin. It answers on stdout with a line of JSON,
 then the examples of each data set: of every field of Example that is an array the lengths (int64) and the values of all
-examples, one after another; other fields are in the JSON, and those that no example sets are nowhere. A CRC-32 of
-everything before it ends the answer. An answer that is incomplete, or comes from a process that failed, is refused.
+examples, one after another; so of a field of several arrays, of which the JSON has the counts; other fields are in the
+JSON, and those that no example sets are nowhere. A CRC-32 of everything before it ends the answer. An answer that is
+incomplete, or comes from a process that failed, is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from importlib import import_module
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, Protocol, cast
@@ -168,12 +169,16 @@ def _facts(data: Dataset) -> dict[str, Any]:
     facts: dict[str, Any] = {name: getattr(data, name) for name in _FACTS}
     facts["examples"] = len(data.examples)
     facts["arrays"] = {}
+    facts["counts"] = {}
     facts["values"] = {}
     for name, values in _columns(data.examples):
-        if _is_array(values):
-            facts["arrays"][name] = [values[0].dtype.str, sum(value.size for value in values)]
-        else:
+        arrays = _arrays(values)
+        if arrays is None:
             facts["values"][name] = values
+        else:
+            facts["arrays"][name] = [arrays[0].dtype.str, sum(array.size for array in arrays)]
+            if isinstance(values[0], tuple):
+                facts["counts"][name] = [len(value) for value in values]
     return facts
 
 
@@ -192,25 +197,31 @@ def _is_default(field: Field[Any], value: Any) -> bool:
     return bool(value == field.default)
 
 
-def _is_array(values: list[Any]) -> bool:
-    return bool(values) and isinstance(values[0], np.ndarray)
+def _arrays(values: list[Any]) -> list[np.ndarray[Any, Any]] | None:
+    """Of a field that is an array, or several; None for another."""
+    if isinstance(values[0], tuple):
+        return [array for value in values for array in value]
+    return values if isinstance(values[0], np.ndarray) else None
 
 
 def _pieces(examples: Sequence[Example]) -> Iterator[bytes]:
     for _, values in _columns(examples):
-        if _is_array(values):
-            yield np.array([value.size for value in values], np.int64).tobytes()
-            for value in values:
-                yield value.tobytes()
+        arrays = _arrays(values) or ()
+        if arrays:
+            yield np.array([array.size for array in arrays], np.int64).tobytes()
+        for array in arrays:
+            yield array.tobytes()
 
 
 def _received(reader: _Checked, facts: dict[str, Any]) -> Dataset:
     columns: dict[str, Any] = dict(facts["values"])
     for name, (kind, size) in facts["arrays"].items():
-        ends = np.cumsum(reader.array(facts["examples"], "<i8"))
+        counts = facts["counts"].get(name)
+        ends = np.cumsum(reader.array(sum(counts) if counts else facts["examples"], "<i8"))
         if ends[-1] != size:
             raise Cut
-        columns[name] = np.split(reader.array(size, kind), ends[:-1])
+        arrays = iter(np.split(reader.array(size, kind), ends[:-1]))
+        columns[name] = [tuple(islice(arrays, count)) for count in counts] if counts else [*arrays]
     examples = [Example(**{name: column[i] for name, column in columns.items()}) for i in range(facts["examples"])]
     return Dataset(examples, **{name: facts[name] for name in _FACTS})
 

@@ -33,6 +33,8 @@ class Example:
     same micro-batch. `reward` is what an objective knows of the document as a whole, such as how good its answer is;
     `item` is its row as JSON, for an objective that grades the model's answers. `logp` is the log-probability that its
     supervised tokens had when the model drew them, `values` what was expected there, where an objective needs it.
+    `prompts` are other prompts for the same answer, behind which the reference model reads it too (views.py): the
+    tokens of each, in an order that its row's parser and its objective know; empty for one that the row lacks.
     """
 
     tokens: NDArray[np.int32]  # [n]
@@ -42,11 +44,24 @@ class Example:
     item: str = ""
     logp: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # [supervised], or empty
     values: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # likewise
+    prompts: tuple[NDArray[np.int32], ...] = ()
 
     @property
     def supervised(self) -> int:
         """The number of supervised tokens; the first is predicted from nothing and is none."""
         return int(is_supervised(self.weights[1:]).sum())
+
+    @property
+    def begin(self) -> int:
+        """Where the answer begins: the first supervised token; the number of tokens where there is none."""
+        found = np.flatnonzero(is_supervised(self.weights))
+        return int(found[0]) if found.size else self.weights.size
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document that is read: its own, or its answer behind another prompt."""
+        own = self.begin
+        return self.tokens.size + max((prompt.size - own for prompt in self.prompts if prompt.size > own), default=0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class Batch:
     examples: tuple[Example, ...]  # the documents
     reference: NDArray[np.float32] | None = None  # [S], log p by the reference model, if the objective needs it
     values: NDArray[np.float32] | None = None  # [S], the rewards that are expected, if the objective needs it
+    views: NDArray[np.float32] | None = None  # [V, S], log p by the reference behind other prompts; nan: row has none
     behind: int = 0  # tokens of a prefix, computed before, that all of its tokens see
     is_prefix: bool = False  # whether it is the prefix of batches that follow (trees.py)
 

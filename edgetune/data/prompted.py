@@ -72,6 +72,38 @@ class Answer:
         return made[0]
 
 
+def with_note(prompt: Text, note: str, tokenizer: Tokenizer) -> Text:
+    """The prompt with a note: behind what the user asks, so that both prompts begin alike; without a chat template
+    before it, as an answer continues its prompt's text. Raises DataError for messages without a user's.
+    """
+    if isinstance(prompt, str):
+        return f"{note}\n\n{prompt}" if tokenizer.chat_template is None else f"{prompt}\n\n{note}"
+    messages = [message_of(f"prompt[{i}]", message) for i, message in enumerate(_messages("prompt", prompt))]
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None:
+        raise DataError("no message of the prompt is the user's", "add the question")
+    content = messages[last]["content"]
+    noted = f"{content}\n\n{note}" if isinstance(content, str) else [*content, {"type": "text", "text": note}]
+    return [*messages[:last], {**messages[last], "content": noted}, *messages[last + 1:]]
+
+
+def prompt_of(row: Mapping[str, Any]) -> Text:
+    """What is asked: `prompt`, text or messages, or else `messages`. Raises DataError for both and for neither."""
+    found = [key for key in ("prompt", "messages") if key in row]
+    if len(found) != 1:
+        raise DataError(f"the row {'asks in two ways' if found else 'asks nothing'} (its keys: {keys_of(row)})",
+                        "write one of prompt and messages")
+    return text_of(row, found[0])
+
+
+def answer_to(prompt: Text, row: Mapping[str, Any]) -> Answer:
+    """The row's completion, which may be text also where the prompt is messages. Raises DataError."""
+    answer = text_of(row, "completion")
+    if not isinstance(prompt, str) and isinstance(answer, str):
+        answer = [{"role": "assistant", "content": answer}]
+    return Answer("completion", prompt, answer, row.get("tools"))
+
+
 def text_of(row: Mapping[str, Any], key: str) -> Text:
     """The text or the list of messages of a key. Raises DataError."""
     if not isinstance(row[key], str | list):

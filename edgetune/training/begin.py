@@ -101,7 +101,7 @@ def _open(task: Task, previous: Tradeoffs | None) -> Begun:
     objective = task.objective or Sft()
     lengths = objective.lengths(*parts, max_length=task.config.max_length, share=shares(task.config))
     if needs_judge(task.rewards):
-        lengths = replace(lengths, judged=task.config.max_length)
+        lengths = replace(lengths, aside=task.config.max_length)
     trainer = Trainer(task.bundle, task.config, lengths=lengths, previous=previous, objective=objective,
                       family=task.family, rewards=task.rewards)
     trainer.add_examples(task.data.examples)

@@ -284,6 +284,7 @@ def _loss_of_rows(objective: Objective, batch: Batch, logp: np.ndarray) -> Itera
         row = collate([batch.examples[i] for i in indices])
         wanted = slice(parts[indices[0]].start, parts[indices[-1]].stop)
         if batch.reference is not None:
-            row = replace(row, reference=batch.reference[wanted])
+            row = replace(row, reference=batch.reference[wanted],
+                          views=None if batch.views is None else batch.views[:, wanted])
         if count := objective.count(row.examples):
             yield objective.weights(logp[wanted], row).loss / count

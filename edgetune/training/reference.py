@@ -1,5 +1,6 @@
 """Log-probabilities by the reference model: the base, or the adapter that training starts from. They are computed once
-an example, and kept in a file: beside the run for a resume, and in the user's cache for a second run on the same rows.
+an example, behind its own prompt and behind the others that its row has (data/views.py), and kept in a file: beside the
+run for a resume, and in the user's cache for a second run on the same rows.
 
 The file is npz: `fingerprint` of what decides them beside the examples, `keys` [n, 32], `sizes` [n], `values`.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,31 +18,38 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.packing import Batch, Example, collate, is_supervised
+from ..data.packing import Batch, Example, is_supervised
+from ..data.trees import micro_batches
+from ..data.views import documents, spread
 from ..disk import cache_folder, replaced
 from ..errors import DiskError
 from ..models.base import Passes
 
 FILE = "reference.npz"
 CACHED = 8  # files in the cache, the newest
+ANY = 1 << 62
 
 
 class Reference:
     """log p by the reference model at the supervised positions of examples: computed once for each example.
 
-    Each example is a batch of one, so that its value does not depend on other rows: a resumed run gets the same bits.
-    Takes 4 bytes a supervised position. is_base: it is the base, which can be asked at any time; else it is the adapter
-    that was in the arena when `add` was called, and what was not added is not known.
+    Each example is read alone, so that its value does not depend on other rows: a resumed run gets the same bits. Takes
+    4 bytes a supervised position and prompt. is_base: it is the base, which can be asked at any time; else it is the
+    adapter that was in the arena when `add` was called, and what was not added is not known. max_tokens: that are
+    computed at a time, where an example with its other prompts has more.
     """
 
-    def __init__(self, decoder: Passes) -> None:
+    def __init__(self, decoder: Passes, max_tokens: int = ANY) -> None:
         self.decoder = decoder
+        self.max_tokens = max_tokens
         self.is_base = True
         self._known: dict[bytes, NDArray[np.float32]] = {}  # a template is in the tokens
 
     def add_to(self, batch: Batch) -> Batch:
         found = [self._of(example) for example in batch.examples]
-        return replace(batch, reference=np.concatenate(found))
+        own = [value[:example.supervised] for example, value in zip(batch.examples, found, strict=True)]
+        others = [value[example.supervised:] for example, value in zip(batch.examples, found, strict=True)]
+        return replace(batch, reference=np.concatenate(own), views=spread(batch.examples, others))
 
     def _of(self, example: Example) -> NDArray[np.float32]:
         if _key(example) not in self._known:
@@ -56,12 +64,18 @@ class Reference:
         return [example for key, example in found.items() if key not in self._known]
 
     def add(self, example: Example) -> None:
-        batch = collate([example])
-        if not self.is_base:
-            self._known[_key(example)] = self.decoder.score(batch).copy()
-            return
-        with self.decoder.linear.off():
-            self._known[_key(example)] = self.decoder.score(batch).copy()
+        """[documents, supervised], flat: its own first."""
+        with self.decoder.linear.off() if self.is_base else nullcontext():
+            self._known[_key(example)] = self._read(example)
+
+    def _read(self, example: Example) -> NDArray[np.float32]:
+        read = [replace(example, group=0), *documents(example)]
+        found: dict[int, NDArray[np.float32]] = {}
+        for batch in micro_batches(read, self.max_tokens):
+            assert isinstance(batch, Batch)
+            logp = self.decoder.score(batch)
+            found |= {id(one): logp[part].copy() for one, part in batch.parts()}
+        return np.concatenate([found[id(one)] for one in read])
 
     # ---- on disk ------------------------------------------------------------------------------------------------
 
@@ -103,4 +117,7 @@ def chunks(examples: list[Example], size: int) -> Iterator[list[Example]]:
 
 
 def _key(example: Example) -> bytes:
-    return sha256(example.tokens.tobytes() + is_supervised(example.weights).tobytes()).digest()
+    digest = sha256(example.tokens.tobytes() + is_supervised(example.weights).tobytes())
+    for prompt in example.prompts:
+        digest.update(prompt.size.to_bytes(8, "little") + prompt.tobytes())
+    return digest.digest()

@@ -113,7 +113,7 @@ class Trainer:
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
-        self.reference = Reference(self.decoder)
+        self.reference = Reference(self.decoder, self.plan.run.max_tokens)
         self.roller = self._open_roller(rewards)
         self.keep_start()
         self._references: References = self.roller or self.reference
@@ -158,12 +158,13 @@ class Trainer:
     def add_examples(self, examples: Sequence[Example]) -> None:
         """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
         for i, example in enumerate(examples):
-            n = example.tokens.size
+            n = example.longest
             limit = self.plan.run.max_length
             if not 2 <= n <= limit:
                 raise DataError(f"example {i} has {n} tokens, this trainer takes 2 to {limit}",
                                 "shorten it or raise max_length")
-            if int(example.tokens.min()) < 0 or int(example.tokens.max()) >= self.model.structure.n_vocab:
+            tokens = np.concatenate([example.tokens, *example.prompts])
+            if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.structure.n_vocab:
                 raise DataError(f"example {i} holds a token id outside 0..{self.model.structure.n_vocab - 1}",
                                 "tokenise it with this model's tokenizer")
         last = max((example.group for example in self.examples), default=0)  # numbers of earlier calls are taken
