@@ -59,7 +59,7 @@ INSIDE = {
     "machine": [["procfs", "toml"], ["device"], ["policy", "sensors"], ["governor"]],
     "models": [["linear", "stream"], ["base", "prefix"], ["structure"], ["decoder"], ["networks"]],
     "objectives": [["answers", "base"], ["dpo", "kto", "nlft", "orpo", "rewarded", "rrhf", "sft"], ["policy", "rest"],
-                  ["grpo", "p3o", "ppo", "rloo"], ["reft"]],
+                  ["agreement", "grpo", "p3o", "ppo", "rloo"], ["reft"]],
     "runs": [["answers", "elements", "events", "result"], ["chart", "history", "page", "tables"], ["report"],
             ["comparison", "reported"], ["train"], ["sweep"]],
     "serving": [["call_form", "completion", "embedding", "kv_cache", "labels", "model", "question", "tool_calls"],

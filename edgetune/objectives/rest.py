@@ -18,7 +18,8 @@ from .rewarded import Floats, Rewarded
 @register
 @dataclass(frozen=True)
 class Rest(Rewarded):
-    """L = -(1/N) sum_t log p_t over the N tokens of the answers that are kept: rejection sampling, then imitation.
+    """L = -(1/N) sum_t log p_t over the N tokens of the answers that are kept: rejection sampling, then imitation; with
+    `weigh` -(1/N) sum_t r log p_t, r the answer's reward.
 
     Of a prompt at most `keep` different answers count, so that easy prompts do not outweigh the others.
     """
@@ -28,13 +29,14 @@ class Rest(Rewarded):
     steps_per_generation: int = option(0, "Steps whose prompts are answered together; 0: all prompts at once.", low=0)
     min_reward: float = option(1.0, "The least reward of an answer that is kept.")
     keep: int = option(2, "Different answers to a prompt that are kept at most, the best ones.", low=1)
+    weigh: bool = option(False, "Weigh an answer that is kept by its reward.")
 
     def advantages(self, rewards: Floats, repeated: NDArray[np.bool_]) -> Floats:
         found = np.zeros(rewards.shape, np.float32)
         for row, (of_prompt, again) in enumerate(zip(rewards, repeated, strict=True)):
             wanted = (of_prompt >= self.min_reward) & ~again
             best = [i for i in np.argsort(-of_prompt, kind="stable") if wanted[i]]
-            found[row, best[:self.keep]] = 1.0
+            found[row, best[:self.keep]] = of_prompt[best[:self.keep]] if self.weigh else 1.0
         return found
 
     def has_signal(self, example: Example) -> bool:

@@ -90,6 +90,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             assert rows_file
             rows, held = _load(bundle, rows_file, held_file, config, objective, show)
             if rewards:
+                if held:
+                    rewards.check_alone("learn all rows: eval none; and judge the adapter by rows with answers")
                 rewards.check([*rows.examples, *(held.examples if held else ())])
         with reported(out):
             record = run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,

@@ -115,3 +115,26 @@ def test_what_is_refused_before_a_single_step(model: Path, tmp_path: Path, optio
     shown = said("train", model, written(tmp_path / "rows.jsonl", rows), "-o", out, *SMALL, *options)
     assert re.match(f"edgetune: .*{what}", shown), shown
     assert not out.exists()
+
+
+def test_what_most_answers_say_is_learned(model: Path, tmp_path: Path) -> None:
+    """From an adapter that says on, and now and then something else: it says on more often then."""
+    rows = written(tmp_path / "rows.jsonl", [{"prompt": f"turn on lamp {i}"} for i in range(12)])
+    said_of = [{"prompt": f"turn on lamp {i}", "completion": "on" if i % 4 else "off"} for i in range(12)]
+    learned = written(tmp_path / "learned.jsonl", said_of)
+    common = ("--threads", 1, "--rank", 4, "--max-length", 48, "--batch-size", 12)
+    said("train", model, learned, "-o", tmp_path / "start", "--steps", 40, "--lr", 0.03, "--eval", "none", *common)
+    agreeing = ("train", model, rows, "-o", tmp_path / "out", "--method", "agreement", "--start", tmp_path / "start",
+                "--max-completion-length", 6, "--steps", 4, "--temperature", 0.4, "--lr", 0.005, *common)
+    shown = said(*agreeing)
+    assert "agreement compares the answers to a prompt, and held-out prompts are answered once; learn all rows" in shown
+    assert not (tmp_path / "out").exists()
+    said(*agreeing, "--eval", "none")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["objective"]["name"], record["objective"]["num_generations"]) == ("agreement", 8)
+    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    rewards = [step["metrics"]["reward"] for step in steps if step["event"] == "step"]
+    assert 0 < rewards[0] < rewards[-1]
+    answered = json.loads(run("grade", written(tmp_path / "grader.json", {"type": "agreement"}), rows, "--model", model,
+                              "--adapter", tmp_path / "out", "--samples", 8, "--max-tokens", 6, "--temperature", 0.4, "--json"))
+    assert answered["mean"] > 0.5

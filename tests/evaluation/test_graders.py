@@ -19,6 +19,7 @@ from edgetune.evaluation.graders.base import grader_types, load_grader, read_gra
 from edgetune.evaluation.graders.formula import FUNCTIONS, NoValueError, parse_formula
 from edgetune.evaluation.graders.sample import Sample, Ungraded
 from edgetune.evaluation.graders.template import parse_template
+from edgetune.evaluation.judge import same as is_right
 
 PAIRS = [("fuzzy wuzzy was a bear", "fuzzy wuzzy had no hair"), ("the cat sat on the mat", "the cat sat on the mat"),
          ("It is, on the mat, a cat.", "a cat is on the mat"), ("", "something"), ("completely different", "no word"),
@@ -368,7 +369,7 @@ def test_length(words, wanted):
 
 @pytest.mark.parametrize(("written", "says"), [
     ({"type": "string_chek"}, "the type of a grader is 'string_chek'; did you mean string_check?"),
-    ({"name": "x"}, "a grader has no type; choose from grounded, json_match"),
+    ({"name": "x"}, "a grader has no type; choose from agreement, grounded, json_match"),
     ({"type": 3}, "the type of a grader is 3"), ([], "a grader is a list; write an object"),
     ({"type": "label_model", "name": "x"}, "the grader label_model is for evals alone"),
     ({**check("eq", "a", "b"), "refernce": 1}, "has no field 'refernce'; did you mean reference?"),
@@ -379,6 +380,8 @@ def test_length(words, wanted):
     ({"type": "length"}, "max of the grader length is not given, nor is min"),
     ({"type": "length", "min": 3, "max": 2}, "max of the grader length is 2; give 3 or more"),
     ({"type": "regex", "pattern": "("}, "pattern of the grader regex is no regular expression"),
+    ({"type": "agreement", "threshold": 0.0}, "threshold of the grader agreement is 0; give a share above 0"),
+    ({"type": "agreement", "pattern": "("}, "pattern of the grader agreement is no regular expression"),
     ({"type": "numeric", "reference": "1", "tolerance": -1}, "tolerance of the grader numeric is -1; give 0 or more"),
     ({"type": "grounded", "ignore": "x"}, "is 'x'; give a list, each text"),
     ({"type": "text_similarity", "input": "a", "reference": "b", "evaluation_metric": "cosine"},
@@ -429,3 +432,57 @@ def test_the_graders_of_the_page_about_rewards_tell_right_from_wrong():
                                 ("<think>23 + 48 = 70</think> 70", 0, 0.1), ("none", 0, 0)):
         assert grade(by_sum, text, item).reward == of_sum
         assert grade(by_r1, text, item).reward == pytest.approx(of_r1)
+
+
+# ---- agreement -------------------------------------------------------------------------------------------------------
+
+
+def agreed(texts, item=None, **fields):
+    samples = [text if isinstance(text, Sample) else Sample(text) for text in texts]
+    return read_grader({"type": "agreement", **fields}).grade(samples, [item or {"prompt": "a"}] * len(texts))
+
+
+@pytest.mark.parametrize(("texts", "wanted"), [
+    (["on", " on\n", "on", "off"], [0.75, 0.75, 0.75, 0]),
+    (["on", "off", "on", "off"], [0, 0, 0, 0]),
+    (["on", "off", "up", "down"], [0, 0, 0, 0]),
+    (['{"a": 1, "b": [2]}', '{"b":[2.0],"a":1}', '{"a": 1, "b": [2, 2]}', '{"a":1,"b":[2]}'], [0.75, 0.75, 0, 0.75]),
+    (['{"a": true}', '{"a": 1}', '{"a": "1"}', '{"a": 1.0}'], [0, 0.5, 0, 0.5]),
+    (["1,234", "1234.0", "1.234e3", "+1234"], [1, 1, 1, 1]),
+    (["42 lamps", "42", "42", "42"], [0, 0.75, 0.75, 0.75]),
+    (["", " ", "", "on"], [0, 0, 0, 0.25]),
+    (["null", "null", "nothing", "null"], [0.75, 0.75, 0, 0.75]),
+])
+def test_agreement(texts, wanted):
+    """By the rules of `same`: what agrees is equal there, too."""
+    found = agreed(texts, threshold=0.25)
+    assert [each.reward for each in found] == wanted
+    most = [text for text, reward in zip(texts, wanted, strict=True) if reward]
+    assert all(is_right(most[0], text) or float(most[0].replace(",", "")) == float(text.replace(",", ""))
+               for text in most)
+    above = [reward if reward >= 0.75 else 0 for reward in wanted]
+    assert [each.reward for each in agreed(texts)] == above
+
+
+def test_agreement_is_among_the_answers_to_a_row():
+    grader = read_grader({"type": "agreement", "threshold": 0.5})
+    items = [{"prompt": f"{i % 2}"} for i in range(8)]
+    texts = ["a", "b", "a", "c", "d", "b", "a", "b"]
+    assert [each.reward for each in grader.grade([Sample(text) for text in texts], items)] == [
+        0.75, 0.75, 0.75, 0, 0, 0.75, 0.75, 0.75]
+    alone, *others = grader.grade([Sample("on")] * 3, [{"prompt": "b"}, {"prompt": "a"}, {"prompt": "a"}])
+    assert (alone.reward, alone.errors) == (0, {"other_error": "there is no other answer to agree with"})
+    assert [each.reward for each in others] == [1, 1]
+
+
+def test_agreement_of_a_part_and_of_answers_that_were_cut():
+    texts = ["so it is #### 4", "2 and 2, #### 4.0", "4", Sample("so it is #### 4", finish_reason="length")]
+    assert [each.reward for each in agreed(texts, threshold=0.5, pattern=r"#### (\S+)")] == [0.5, 0.5, 0, 0]
+    assert [each.reward for each in agreed(["<x>on", "<y>on"], pattern="on|off")] == [1, 1]
+    both = {"type": "multi", "calculate_output": "most * form", "graders": {
+        "most": {"type": "agreement"}, "form": {"type": "json_schema", "schema": {"type": "object"}}}}
+    found = read_grader(both)
+    assert found.compares
+    assert [each.reward for each in found.grade([Sample("off")] * 2, [{}] * 2)] == [0, 0]
+    assert [each.reward for each in found.grade([Sample("{}")] * 2, [{}] * 2)] == [1, 1]
+    assert not read_grader(both["graders"]["form"]).compares

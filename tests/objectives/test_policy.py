@@ -20,9 +20,10 @@ from peft import PeftModel
 from policy_cases import LETTERS, PROMPT, ROWS, answers, go, letters, log_probabilities, near, prompts
 
 import edgetune
-from edgetune.data.packing import Example
+from edgetune.data.packing import Example, collate
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
+from edgetune.objectives.agreement import Agreement
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.p3o import P3o
 from edgetune.objectives.policy import Policy
@@ -196,6 +197,22 @@ def test_rest_keeps_the_best_different_answers() -> None:
     assert Rest(keep=2).advantages(rewards, repeated).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
     assert Rest(keep=1).advantages(rewards, repeated).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
     assert Rest(keep=1, min_reward=0.4).advantages(rewards, repeated).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    assert Rest(keep=2, weigh=True).advantages(rewards, repeated).tolist() == [[1, 2, 0, 0], [0, 0, 0, 0]]
+    shares = np.array([[0.75, 0, 0.75, 0.75], [0.5, 0, 0.5, 0]], np.float32)
+    assert Agreement().advantages(shares, repeated).tolist() == [[0.75, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_what_is_kept_is_imitated_by_its_weight() -> None:
+    """L = -(1/N) sum r log p over the N tokens that are kept."""
+    rng = np.random.default_rng(4)
+    examples = [Example(np.arange(n, dtype=np.int32), np.r_[0, np.ones(n - 1)].astype(np.float32), reward=reward)
+                for n, reward in ((4, 0.75), (6, 0.0), (3, 1.0))]
+    logp = rng.normal(-2, 1, 10).astype(np.float32)
+    signal = Agreement().weights(logp, collate(examples))
+    weights = np.repeat([0.75, 0, 1], [3, 5, 2])
+    assert signal.a == pytest.approx(weights)
+    assert signal.loss == pytest.approx(-(weights * logp).sum(), rel=1e-5)
+    assert Agreement().count(examples) == 5
 
 
 def test_long_answers_lose_what_dapo_takes_from_them() -> None:

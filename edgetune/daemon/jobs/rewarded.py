@@ -97,6 +97,7 @@ def with_rewards(objective: Objective, allow_python: bool) -> tuple[Objective, G
     objective, rewards = rewards_of(objective, allow_python=allow_python)
     if rewards.needs_model:
         rewards.use_model(_Itself())
+    rewards.check_alone("use a grader that judges each answer by itself, or train by edgetune train")
     return objective, rewards
 
 

@@ -121,6 +121,11 @@ class Grader(ABC):
         """Whether a model has to judge."""
         return False
 
+    @property
+    def compares(self) -> bool:
+        """Whether what an answer earns depends on the other answers to its row."""
+        return False
+
     def wrong(self, name: str, says: str, hint: str) -> UsageError:
         """The error for a field."""
         return UsageError(f"{name} of the grader {self.name} {says}", hint)

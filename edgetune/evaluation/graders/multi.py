@@ -49,6 +49,10 @@ class Multi(Grader):
     def needs_model(self) -> bool:
         return any(grader.needs_model for grader in self.graders.values())
 
+    @property
+    def compares(self) -> bool:
+        return any(grader.compares for grader in self.graders.values())
+
     def grade(self, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
         found = {key: grader.grade(samples, items) for key, grader in self.graders.items()}
         return [self._combined({key: grades[i] for key, grades in found.items()}) for i in range(len(samples))]

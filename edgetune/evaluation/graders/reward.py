@@ -39,6 +39,7 @@ class RewardFunction:
     function: Callable[..., Any]
     passes_at: float = 1.0
     needs_model: bool = False
+    compares: bool = False  # it may, but then only it knows
 
     def check_item(self, item: Mapping[str, Any]) -> None:
         """Raises DataError for a row that asks nothing."""

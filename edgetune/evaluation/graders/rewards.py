@@ -28,6 +28,10 @@ class GraderRewards:
     def needs_model(self) -> bool:
         return self.judge.needs_model
 
+    @property
+    def compares(self) -> bool:
+        return self.judge.compares
+
     def use_model(self, judge: ScoreModel) -> None:
         """Lets this model judge what the grader asks one."""
         assert isinstance(self.judge, Grader)
@@ -42,6 +46,12 @@ class GraderRewards:
 
     def _parts(self, grade: Grade) -> dict[str, float]:
         return dict(grade.parts) or {self.judge.name: grade.reward}
+
+    def check_alone(self, hint: str) -> None:
+        """Raises UsageError, with this way out, where one answer to a held-out prompt cannot be rewarded."""
+        if self.compares:
+            raise UsageError(f"the grader {self.judge.name} compares the answers to a prompt, and held-out prompts are "
+                             "answered once", hint)
 
     def check(self, prompts: Iterable[Example]) -> None:
         """Raises DataError for the first row that lacks what the grader names."""
