@@ -135,6 +135,7 @@ def test_what_most_answers_say_is_learned(model: Path, tmp_path: Path) -> None:
     steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     rewards = [step["metrics"]["reward"] for step in steps if step["event"] == "step"]
     assert 0 < rewards[0] < rewards[-1]
-    answered = json.loads(run("grade", written(tmp_path / "grader.json", {"type": "agreement"}), rows, "--model", model,
-                              "--adapter", tmp_path / "out", "--samples", 8, "--max-tokens", 6, "--temperature", 0.4, "--json"))
+    grader = written(tmp_path / "grader.json", {"type": "agreement"})
+    answered = json.loads(run("grade", grader, rows, "--model", model, "--adapter", tmp_path / "out", "--samples", 8,
+                              "--max-tokens", 6, "--temperature", 0.4, "--json"))
     assert answered["mean"] > 0.5
