@@ -21,7 +21,8 @@ NAMED = 5  # lines named in a sentence
 REASONS = 3  # different reasons named why rows cannot be used
 SHAPES = {"messages": "messages", "prompt": "prompt and completion", "text": "text",
           "preference": "pairs of answers", "unpaired": "prompt, completion and label",
-          "ranked": "prompt, completions and rewards", "tutored": "prompt, completion and reference"}
+          "ranked": "prompt, completions and rewards", "tutored": "prompt, completion and reference",
+          "privileged": "prompt, completion and privileged_context"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from .forest import grow, shared
 from .packing import Example, grouped_indices
 
 FORWARD = 1 / 3  # of a step's time is its forward pass, about
+VALUE = 8  # bytes: a float in memory, and again while it is written
 PASSES = 32  # tokens that are computed in the time of unpacking the weights for a prefix's passes, about
 
 
@@ -34,13 +35,15 @@ class Unit:
 class Lengths:
     """Of the rows of a run. shared: tokens that all of them begin with. prompt: of the longest prompt, where the rows
     are answers that the model is to give. aside: of the longest document that is read beside them: an answer behind
-    another prompt, a conversation in which the model judges answers.
+    another prompt, a conversation in which the model judges answers. known: bytes of what the reference model says of
+    answers behind other prompts, which stay in memory, and are written.
     """
 
     units: tuple[Unit, ...] = ()
     shared: int = 0
     prompt: int = 0
     aside: int = 0
+    known: int = 0
 
     @property
     def longest(self) -> int:
@@ -68,7 +71,7 @@ class Lengths:
         """With rows of at most max_length tokens; groups, whose rows are not known one by one, stay too large."""
         units = tuple(Unit(*(min(n, max_length) for n in vars(unit).values())) if unit.rows == unit.longest
                       else replace(unit, longest=min(unit.longest, max_length)) for unit in self.units)
-        return Lengths(units, min(self.shared, max_length), self.prompt, self.aside)
+        return Lengths(units, min(self.shared, max_length), self.prompt, self.aside, self.known)
 
     def computed_share(self, batch: int, max_tokens: int, prefix: int = 0) -> float:
         """Tokens to compute, as a share of those of the rows, where a batch has `batch` units of mean size, and
@@ -94,15 +97,18 @@ Given = Lengths | Sequence[int | tuple[int, ...]]
 """Lengths; or the tokens of rows, those of a group in a tuple, that begin with nothing alike."""
 
 
-def lengths_of(*parts: Sequence[Example], share: bool = True) -> Lengths:
-    """Of examples, in parts that have no group in common. share False: each is computed whole."""
+def lengths_of(*parts: Sequence[Example], share: bool = True, top: int = 0) -> Lengths:
+    """Of examples, in parts that have no group in common. share False: each is computed whole. top: likeliest tokens
+    that are to be known of each of their positions, if that is needed.
+    """
     units: list[Unit] = []
     for examples in parts:
         for indices in grouped_indices(examples):
             units.append(_unit([examples[i] for i in indices], share))
     every = [example for examples in parts for example in examples]
     aside = max((example.longest for example in every if example.prompts), default=0)
-    return Lengths(tuple(units), _alike(every) if share else 0, aside=aside)
+    values = sum(example.supervised * (2 * top or 1 + len(example.prompts)) for example in every if example.prompts)
+    return Lengths(tuple(units), _alike(every) if share else 0, aside=aside, known=values * VALUE)
 
 
 def _unit(group: Sequence[Example], share: bool) -> Unit:

@@ -82,6 +82,8 @@ class Batch:
     reference: NDArray[np.float32] | None = None  # [S], log p by the reference model, if the objective needs it
     values: NDArray[np.float32] | None = None  # [S], the rewards that are expected, if the objective needs it
     views: NDArray[np.float32] | None = None  # [V, S], log p by the reference behind other prompts; nan: row has none
+    choices: NDArray[np.int32] | None = None  # [S, k], tokens whose log p counts beside the target's
+    choices_reference: NDArray[np.float32] | None = None  # [S, k], log p of these by the reference
     behind: int = 0  # tokens of a prefix, computed before, that all of its tokens see
     is_prefix: bool = False  # whether it is the prefix of batches that follow (trees.py)
 

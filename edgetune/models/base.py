@@ -128,19 +128,26 @@ class Passes(ABC):
 
     @abstractmethod
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """After `forward`: log p of each supervised target, float32 [S]; valid until the next pass. best: int32 [S],
-        filled with the likeliest tokens.
+        """After `forward`: log p of each supervised target, float32 [S]; valid until the next pass. Where the batch has
+        choices, [S, 1 + k] with theirs behind it. best: int32 [S], filled with the likeliest tokens.
         """
 
     @abstractmethod
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
         """After `forward` with keep: adds to the adapter's gradients, returns log p [S].
 
-        a: float32 [S], -dL/dlogp of each supervised target. dvalues: [S], dL/dvalue, where there is a value head.
+        a: float32 [S], -dL/dlogp of each supervised target; [S, 1 + k] where the batch has choices. dvalues: [S],
+        dL/dvalue, where there is a value head.
         """
 
     def values(self, batch: Batch) -> np.ndarray:
         """After `head_forward`: what a value head says at each supervised position, [S], where there is one."""
+        raise NotImplementedError
+
+    def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """After `forward`: the k likeliest tokens of each supervised position, int32 [S, k], and their log p, float32;
+        the likeliest first. Of a network whose head can say so.
+        """
         raise NotImplementedError
 
     @abstractmethod

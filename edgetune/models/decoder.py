@@ -19,6 +19,7 @@ from ..backends.base import HEAD_STATE, Backend
 from ..formats.gguf import Gguf, Tensor
 from ..formats.shape import read_shape
 from .base import Network, Passes
+from .choices import Blocks, Choices, Likeliest
 from .linear import Activations, Projections, RunShape, forward_precision, trained_shapes
 from .prefix import Prefix
 from .stream import EMBEDDING, HEAD_TOKENS, Stream
@@ -115,7 +116,7 @@ class Decoder(Passes):
         return logp
 
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """log p of each supervised target, float32 [S]; valid until the next pass. best: int32 [S], the likeliest."""
+        """log p of each supervised target, as `head_forward`; valid until the next pass. best: int32 [S]."""
         self.forward(batch, keep=False)
         logp = self.head_forward(batch, best)
         self.stream.leave()
@@ -135,7 +136,9 @@ class Decoder(Passes):
     # ---- the head ---------------------------------------------------------------------------------------------
 
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """After `forward`: log p [S] as `score` returns it."""
+        """After `forward`: log p as `score` returns it."""
+        if batch.choices is not None:
+            return self._choices_forward(batch, batch.choices)
         logp = self.arena.view("logp", batch.supervised.size)
         if not batch.supervised.size:
             return logp
@@ -151,6 +154,34 @@ class Decoder(Passes):
                 self.ops.head_forward(logp[part], part_best, logits, state, h[part], head.data, head.format, targets,
                                       entries, self.run.precision)
         return logp
+
+    def _choices_forward(self, batch: Batch, given: np.ndarray) -> np.ndarray:
+        logp = np.empty((len(given), 1 + given.shape[1]), np.float32)
+        for part, blocks in self._head_blocks(batch):
+            choices = Choices(self.ops, self.stream.head, batch.targets[part], given[part])
+            blocks.read(choices.see, self.stream.slices(batch.targets[part]))
+            logp[part] = choices.z - blocks.lse[:, None]
+        return logp
+
+    def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.empty((batch.supervised.size, k), np.int32)
+        logp = np.empty(tokens.shape, np.float32)
+        for part, blocks in self._head_blocks(batch):
+            found = Likeliest(len(blocks.lse), k)
+            blocks.read(found.see, self.stream.slices(batch.targets[part]))
+            tokens[part] = found.tokens
+            logp[part] = found.values - blocks.lse[:, None]
+        self.stream.leave()
+        return tokens, logp
+
+    def _head_blocks(self, batch: Batch) -> Iterator[tuple[slice, Blocks]]:
+        """After `forward`: parts of [S], and their pass over the vocabulary."""
+        x, h, rstd = self._gather(batch)
+        self._norm(h, rstd, x, "output_norm")
+        self.stream.enter(self.shape.n_layer)
+        for part in self._head_parts(batch):
+            logits, _, _ = self._head_work(len(h[part]))
+            yield part, Blocks(self.ops, self.stream.head, h[part], logits, self.run.precision)
 
     def values(self, batch: Batch) -> np.ndarray:
         assert self._value
@@ -180,12 +211,17 @@ class Decoder(Passes):
         if self._value and dvalues is not None:
             self._value.backward(self._hidden(h), dvalues)
         self.stream.enter(s.n_layer, s.n_layer - 1)
+        given = batch.choices
+        summed = a if given is None else a.sum(1)
         for part in self._head_parts(batch):
             targets = batch.targets[part]
             work = self._head_work(targets.size)
-            for entries in self.stream.slices(targets):
-                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets, a[part],
-                                       entries, self.run.precision)
+            choices = Choices(self.ops, head, targets, given[part]) if given is not None else None
+            for entries in self.stream.slices(choices.tokens if choices else targets):
+                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets,
+                                       summed[part], entries, self.run.precision)
+                if choices and entries[1] == s.n_vocab:
+                    choices.backward(dh[part], a[part])
         if self._value and dvalues is not None:
             self._value.add_to(dh, dvalues)
         self.ops.rmsnorm_backward(dh, dh, x, self.model.vectors["output_norm.weight"], rstd)

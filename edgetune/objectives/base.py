@@ -43,7 +43,7 @@ class Signal:
     `a` and the loss by N, a metric by its count.
     """
 
-    a: NDArray[np.float32]  # [S], -d(loss)/dlogp of each supervised position
+    a: NDArray[np.float32]  # [S], -d(loss)/dlogp of each supervised position; [S, 1 + k] with needs_top
     loss: float
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # name -> (sum, count)
     dvalues: NDArray[np.float32] | None = None  # [S], d(loss)/d(batch.values), with needs_values
@@ -58,6 +58,9 @@ class Objective(ABC):
     needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
     needs_reference: whether `batch.reference`, log p by the base without an adapter or by the adapter that training
     starts from, is wanted. It is computed once an example.
+    needs_top: k, how many of the tokens that are the likeliest to the reference behind a row's other prompt are wanted,
+    as `batch.choices` and `batch.choices_reference` [S, k]. log p and `a` are [S, 1 + k] then, the choices' behind the
+    target's. Needs needs_logp and needs_reference; 0: none.
     needs_values: whether a value head is trained beside the adapter, whose `batch.values` are wanted. Needs needs_logp.
     sees_step: whether what is learned from an example depends on the others of its step, so that `weights` must see
     all at once. Where they are several micro-batches, all are computed once more. Needs needs_logp.
@@ -69,6 +72,7 @@ class Objective(ABC):
     method: ClassVar[str]
     needs_logp: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
+    needs_top: ClassVar[int] = 0
     needs_values: ClassVar[bool] = False
     sees_step: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
@@ -87,7 +91,7 @@ class Objective(ABC):
 
     def lengths(self, *parts: Sequence[Example], max_length: int, share: bool) -> Lengths:  # noqa: ARG002
         """Of what is computed for rows, in parts that have no group in common, as `lengths_of` has it."""
-        return lengths_of(*parts, share=share)
+        return lengths_of(*parts, share=share, top=self.needs_top)
 
     def check(self: T) -> T:
         """Returns self; raises UsageError for the first option of another type or out of its range."""

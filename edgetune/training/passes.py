@@ -72,7 +72,7 @@ def learn(decoder: Passes, objective: Objective, batch: Batch | Tree, n: float, 
     Where `a` does not depend on log p, the head's one pass gives log p and the gradient. Raises ValueError for an
     objective whose `a` does, but that has not set needs_logp: its gradient would be wrong.
     """
-    reference = reference or Reference(decoder)
+    reference = reference or Reference(decoder, top=objective.needs_top)
     if isinstance(batch, Batch):
         begin(0)
         return _learn_batch(decoder, objective, batch, n, reference, seen)
@@ -154,11 +154,14 @@ def learn_together(decoder: Passes, objective: Objective, batches: Callable[[], 
     """
     logps = []
     values = []
+    choices = []
     examples: list[Example] = []
     for number, batch in enumerate(batches()):
-        found = np.zeros(_whole(batch).supervised.size, np.float32) if objective.needs_values else None
-        logps.append(score(decoder, batch, partial(begin, number), found))
+        of_batch = reference.add_to(_whole(batch)) if objective.needs_top else _whole(batch)
+        found = np.zeros(of_batch.supervised.size, np.float32) if objective.needs_values else None
+        logps.append(score(decoder, batch, partial(begin, number), found, of_batch.choices))
         values += [] if found is None else [found]
+        choices.append(of_batch.choices)
         examples += batch.examples
     whole = replace(collate(examples), values=np.concatenate(values) if values else None)
     if objective.needs_reference:
@@ -166,13 +169,13 @@ def learn_together(decoder: Passes, objective: Objective, batches: Callable[[], 
     logp = np.concatenate(logps)
     seen(whole, logp)
     signal = objective.weights(logp, whole)
-    ends = np.cumsum([found.size for found in logps])[:-1]
+    ends = np.cumsum([len(found) for found in logps])[:-1]
     parts = zip(*(np.split(each, ends) for each in _divided(signal, n)), strict=True)
     for number, (batch, part) in enumerate(zip(batches(), parts, strict=True)):
         if len(logps) > 1 and isinstance(batch, Tree) and batch.prefix:  # another's keys and values are in its place
             begin(number, 0)
             decoder.score(batch.prefix.batch)
-        _backward(decoder, batch, part, partial(begin, number))
+        _backward(decoder, batch, part, partial(begin, number), choices[number])
     return signal
 
 
@@ -180,29 +183,36 @@ def _whole(batch: Batch | Tree) -> Batch:
     return batch.whole if isinstance(batch, Tree) else batch
 
 
-def _passes(batch: Batch | Tree) -> list[tuple[int, Batch, Any]]:
-    """The parts that are computed, a prefix first: the number of each, it, and its entries of [S]."""
-    if isinstance(batch, Batch):
-        return [(0, batch, slice(None))]
-    return [(number, part.batch, part.entries)
-            for number, part in enumerate(batch.parts, 0 if batch.prefix else 1)]
+def _passes(batch: Batch | Tree, choices: np.ndarray | None) -> list[tuple[int, Batch, Any]]:
+    """The parts that are computed, a prefix first: the number of each, it with its choices, and its entries of [S]."""
+    parts: list[tuple[int, Batch, Any]] = [(0, batch, slice(None))] if isinstance(batch, Batch) else [
+        (number, part.batch, part.entries) for number, part in enumerate(batch.parts, 0 if batch.prefix else 1)]
+    if choices is None:
+        return parts
+    return [(number, replace(part, choices=choices[entries]), entries) for number, part, entries in parts]
 
 
-def _backward(decoder: Passes, batch: Batch | Tree, signal: Sequence[np.ndarray], begin: Begin) -> np.ndarray:
-    """Adds the gradient by what `_divided` says; a prefix was scored. Returns log p [S]."""
+def _backward(decoder: Passes, batch: Batch | Tree, signal: Sequence[np.ndarray], begin: Begin,
+              choices: np.ndarray | None = None) -> np.ndarray:
+    """Adds the gradient by what `_divided` says; a prefix was scored. Returns log p [S], zeros where it has choices."""
     logp = np.zeros(_whole(batch).supervised.size, np.float32)
-    for number, part, entries in sorted(_passes(batch), key=lambda each: each[1].is_prefix):
+    for number, part, entries in sorted(_passes(batch, choices), key=lambda each: each[1].is_prefix):
         begin(number)
         decoder.forward(part, keep=True)
-        logp[entries] = decoder.backward(part, *(each[entries] for each in signal))
+        found = decoder.backward(part, *(each[entries] for each in signal))
+        if choices is None:
+            logp[entries] = found
     return logp
 
 
 def score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None,
-          values: np.ndarray | None = None) -> np.ndarray:
-    """log p [S]; of a tree, of its whole. values [S]: is filled by the value head."""
-    logp = np.zeros(_whole(batch).supervised.size, np.float32)
-    for number, part, entries in _passes(batch):
+          values: np.ndarray | None = None, choices: np.ndarray | None = None) -> np.ndarray:
+    """log p [S]; of a tree, of its whole. values [S]: is filled by the value head. choices [S, k]: tokens whose log p
+    is wanted too; then [S, 1 + k].
+    """
+    width = () if choices is None else (1 + choices.shape[1],)
+    logp = np.zeros((_whole(batch).supervised.size, *width), np.float32)
+    for number, part, entries in _passes(batch, choices):
         begin(number)
         logp[entries] = decoder.score(part)
         if values is not None and part.supervised.size:
@@ -239,8 +249,7 @@ def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tre
     totals = Totals()
     n = 0.0
     rows: list[float] = []
-    scored = (_Scored([batch], _with_reference(decoder, objective, batch, reference), score(decoder, batch))
-              for batch in batches)
+    scored = (_scored(decoder, objective, batch, reference) for batch in batches)
     for each in _joined([*scored]) if objective.sees_step else scored:
         n += objective.count(each.whole.examples)
         signal = objective.weights(each.logp, each.whole)
@@ -260,9 +269,11 @@ class _Scored:
     logp: np.ndarray
 
 
-def _with_reference(decoder: Passes, objective: Objective, batch: Batch | Tree, reference: References | None) -> Batch:
+def _scored(decoder: Passes, objective: Objective, batch: Batch | Tree, reference: References | None) -> _Scored:
     whole = _whole(batch)
-    return (reference or Reference(decoder)).add_to(whole) if objective.needs_reference else whole
+    if objective.needs_reference:
+        whole = (reference or Reference(decoder, top=objective.needs_top)).add_to(whole)
+    return _Scored([batch], whole, score(decoder, batch, choices=whole.choices))
 
 
 def _joined(scored: Sequence[_Scored]) -> Iterator[_Scored]:
@@ -283,8 +294,9 @@ def _loss_of_rows(objective: Objective, batch: Batch, logp: np.ndarray) -> Itera
     for indices in grouped_indices(batch.examples):
         row = collate([batch.examples[i] for i in indices])
         wanted = slice(parts[indices[0]].start, parts[indices[-1]].stop)
-        if batch.reference is not None:
-            row = replace(row, reference=batch.reference[wanted],
-                          views=None if batch.views is None else batch.views[:, wanted])
+        row = replace(row, **{name: getattr(batch, name)[..., wanted] for name in ("reference", "views")
+                              if getattr(batch, name) is not None})
+        row = replace(row, **{name: getattr(batch, name)[wanted] for name in ("choices", "choices_reference")
+                              if getattr(batch, name) is not None})
         if count := objective.count(row.examples):
             yield objective.weights(logp[wanted], row).loss / count

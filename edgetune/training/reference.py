@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.packing import Batch, Example, is_supervised
+from ..data.packing import Batch, Example, collate, is_supervised
 from ..data.trees import micro_batches
 from ..data.views import documents, spread
 from ..disk import cache_folder, replaced
@@ -36,17 +36,22 @@ class Reference:
     Each example is read alone, so that its value does not depend on other rows: a resumed run gets the same bits. Takes
     4 bytes a supervised position and prompt. is_base: it is the base, which can be asked at any time; else it is the
     adapter that was in the arena when `add` was called, and what was not added is not known. max_tokens: that are
-    computed at a time, where an example with its other prompts has more.
+    computed at a time, where an example with its other prompts has more. top: how many of the likeliest tokens are to
+    be known behind an example's first other prompt, in place of log p of its tokens; 8 bytes each.
     """
 
-    def __init__(self, decoder: Passes, max_tokens: int = ANY) -> None:
+    def __init__(self, decoder: Passes, max_tokens: int = ANY, top: int = 0) -> None:
         self.decoder = decoder
         self.max_tokens = max_tokens
+        self.top = top
         self.is_base = True
         self._known: dict[bytes, NDArray[np.float32]] = {}  # a template is in the tokens
 
     def add_to(self, batch: Batch) -> Batch:
         found = [self._of(example) for example in batch.examples]
+        if self.top:
+            parts = np.concatenate([value.reshape(2, -1, self.top) for value in found], axis=1)
+            return replace(batch, choices=parts[0].astype(np.int32), choices_reference=parts[1])
         own = [value[:example.supervised] for example, value in zip(batch.examples, found, strict=True)]
         others = [value[example.supervised:] for example, value in zip(batch.examples, found, strict=True)]
         return replace(batch, reference=np.concatenate(own), views=spread(batch.examples, others))
@@ -64,11 +69,18 @@ class Reference:
         return [example for key, example in found.items() if key not in self._known]
 
     def add(self, example: Example) -> None:
-        """[documents, supervised], flat: its own first."""
         with self.decoder.linear.off() if self.is_base else nullcontext():
-            self._known[_key(example)] = self._read(example)
+            self._known[_key(example)] = self._read_top(example) if self.top else self._read(example)
+
+    def _read_top(self, example: Example) -> NDArray[np.float32]:
+        """[2, supervised, top], flat: tokens, which float32 holds exactly, and their log p."""
+        batch = collate(documents(example)[:1])
+        self.decoder.forward(batch, keep=False)
+        tokens, logp = self.decoder.likeliest(batch, self.top)
+        return np.concatenate([tokens.reshape(-1).astype(np.float32), logp.reshape(-1)])
 
     def _read(self, example: Example) -> NDArray[np.float32]:
+        """[documents, supervised], flat: its own first."""
         read = [replace(example, group=0), *documents(example)]
         found: dict[int, NDArray[np.float32]] = {}
         for batch in micro_batches(read, self.max_tokens):

@@ -38,7 +38,7 @@ def prepare(trainer: Trainer, sets: Sequence[Dataset | None], out: Path, start: 
         return
     reference.is_base = start is None
     name = json.dumps([__version__, trainer.bundle.fingerprint, start and start["fingerprint"], trainer.ops.isa,
-                       trainer.ops.products(trainer.config.precision)])
+                       trainer.ops.products(trainer.config.precision)] + [reference.top] * (reference.top > 0))
     of_data = json.dumps([name, *(data and data.digest for data in sets)])
     for path in (out / FILE, cached(of_data)):
         if reference.missing(wanted):

@@ -113,7 +113,7 @@ class Trainer:
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
-        self.reference = Reference(self.decoder, self.plan.run.max_tokens)
+        self.reference = Reference(self.decoder, self.plan.run.max_tokens, self.objective.needs_top)
         self.roller = self._open_roller(rewards)
         self.keep_start()
         self._references: References = self.roller or self.reference
@@ -418,7 +418,8 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
         make = partial(make, answers=_answers(structure, config, lengths, objective),
                        keeps_start=objective.needs_reference)
     if board is not None:
-        limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available), asked=asked)
+        budget = config.memory_bytes(board.available)
+        limits = plan.MemoryLimits(plan.PROCESS + lengths.known, budget=budget, asked=asked)
         ops = Cpu(device.thread_count(config.threads or board.cores))
         return make(ops=ops, limits=limits)
     if config.memory:
@@ -428,7 +429,8 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     here = device.read_device()
     process = device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
-    limits = plan.MemoryLimits(process, before, config.memory_bytes(here.memory_available + process), asked)
+    budget = config.memory_bytes(here.memory_available + process)
+    limits = plan.MemoryLimits(process + lengths.known, before, budget, asked)
     return make(ops=ops or Cpu(config.threads or here.cores), limits=limits)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import templates
 
-from edgetune.data import loader, tutored
+from edgetune.data import loader, privileged, tutored
 from edgetune.data import rows as supervised_rows
 from edgetune.data.dataset import load, load_rows
 from edgetune.data.facts import Tokens, inspect
@@ -109,6 +109,40 @@ def test_parts_of_a_message_and_a_model_without_a_template(tokenizer: Tokenizer,
 def test_what_cannot_be_learned_is_refused(row: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         tutored.check_learnable(row)
+
+
+# ---- what a teacher knows beside the question ------------------------------------------------------------------------
+
+KNOWN = {"prompt": "set the light", "completion": "the light on", "privileged_context": "off is 0"}
+
+
+def test_a_teacher_sees_the_context(tokenizer: Tokenizer) -> None:
+    noted = "set the light\n\nThis is known about it:\noff is 0\n\nAnswer with this in mind, without referring to it."
+    for row in (KNOWN, {**KNOWN, "prompt": [USER], "completion": [ON]}):
+        assert privileged.check_learnable(row) == "privileged"
+        (made,) = privileged.examples_of(row, "privileged", tokenizer, None, 512)
+        assert made.tokens.tolist() == served(tokenizer, "set the light")
+        (taught,) = documents(made)
+        assert taught.tokens.tolist() == served(tokenizer, noted)
+    known = lengths_of([made], top=16)
+    assert (known.aside, known.known) == (made.longest, 8 * 2 * 16 * made.supervised)
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ({"prompt": "a", "completion": "b"}, r"the row has no answer with a privileged_context \(its keys: prompt, comp"),
+    ({"prompt": "a", "privileged_context": "b"}, "the row has no answer with a privileged_context"),
+    ({**KNOWN, "completion": ""}, "the completion is empty; write an answer, such as the model's own"),
+    ({**KNOWN, "privileged_context": " "}, "the privileged_context is empty; write what the teacher knows"),
+    ({**KNOWN, "privileged_context": ["b"]}, "privileged_context is a JSON list; write text"),
+    ({**KNOWN, "messages": [USER]}, "the row asks in two ways"),
+    ("text", "the row is plain text; expected is prompt with completion and privileged_context"),
+])
+def test_what_teaches_nothing_is_refused(row: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        privileged.check_learnable(row)
+
+
+# ---- files and limits ------------------------------------------------------------------------------------------------
 
 
 def test_a_file_with_a_wrong_row_names_its_line(tokenizer: Tokenizer, tmp_path: Path) -> None:

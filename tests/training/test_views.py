@@ -14,16 +14,19 @@ import pytest
 from counting import OPTIONS
 
 import edgetune
-from edgetune.data import tutored
+from edgetune.data import privileged, tutored
 from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.packing import collate
 from edgetune.disk import cache_folder
 from edgetune.errors import DataError, Interrupted
 from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.models.networks import open_network
 from edgetune.objectives.nlft import Nlft
+from edgetune.objectives.self_distill import SelfDistill
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import FILE, Reference
 from edgetune.training.run import run
-from edgetune.training.trainer import Trainer
+from edgetune.training.trainer import Trainer, make_plan
 
 ROWS = [{"prompt": f"set the light {i}", "completion": f"the turn {i}" if i % 2 else f"light on {i}",
          "reference": f"light on {i}", "judgment": "it must be the light" if i % 2 else None} for i in range(8)]
@@ -139,3 +142,57 @@ def test_a_trainer_takes_rows(bundle: edgetune.Bundle) -> None:
             LENGTH + 1 - example.supervised, np.int32),))])
     with pytest.raises(DataError, match="example 0 holds a token id outside"):
         trainer.add_examples([replace(example, prompts=(np.array([-1], np.int32),))])
+
+
+# ---- self-distillation -----------------------------------------------------------------------------------------------
+
+TAUGHT = [{"prompt": f"set the light {i}", "completion": f"light on {i}", "privileged_context": f"the turn {i % 3}"}
+          for i in range(8)]
+DISTILL = SelfDistill(distillation_topk=8)
+
+
+@pytest.fixture
+def taught(bundle: edgetune.Bundle) -> Dataset:
+    return load_rows(TAUGHT, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=privileged)
+
+
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(
+        bundle: edgetune.Bundle, taught: Dataset, tmp_path: Path, weights: str) -> None:
+    config = replace(CONFIG, weights=weights, steps=12)
+    record = run(bundle, taught, tmp_path / "whole", config, held_out=taught, objective=DISTILL)
+    assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"] - 0.01
+    events = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert {"divergence", "clip_ratio", "teacher_agreement"} <= set(events[-1]["metrics"])
+    forget()
+    with pytest.raises(Interrupted):
+        run(bundle, taught, tmp_path / "out", config, held_out=taught, objective=DISTILL, should_stop=stop_after(150))
+    forget()
+    run(bundle, taught, tmp_path / "out", config, held_out=taught, objective=DISTILL, resume=True)
+    whole, out = ((tmp_path / name / "adapter.gguf").read_bytes() for name in ("whole", "out"))
+    assert whole == out
+
+
+def test_what_a_teacher_says_is_kept_for_each_number_of_tokens(bundle: edgetune.Bundle, taught: Dataset,
+                                                               tmp_path: Path) -> None:
+    """A second run with another number asks again; streamed weights and resident ones say the same."""
+    config = replace(CONFIG, steps=2)
+    for number, top in enumerate((8, 4)):
+        run(bundle, taught, tmp_path / f"{number}", config, objective=replace(DISTILL, distillation_topk=top))
+    assert len([*cache_folder().rglob("*.npz")]) == 2
+    batches = []
+    for weights in ("resident", "streamed"):
+        trainer = Trainer(bundle, replace(config, weights=weights), objective=DISTILL)
+        trainer.add_examples(taught.examples)
+        trainer.refer(taught.examples)
+        batches.append(trainer.reference.add_to(collate(taught.examples)))
+    for name in ("choices", "choices_reference"):
+        assert np.array_equal(getattr(batches[0], name), getattr(batches[1], name))
+
+
+def test_a_plan_counts_what_is_known_of_the_rows(bundle: edgetune.Bundle, taught: Dataset) -> None:
+    lengths = DISTILL.lengths(taught.examples, max_length=LENGTH, share=True)
+    assert lengths.known == 8 * 2 * 8 * taught.supervised
+    few, many = (make_plan(open_network(bundle.gguf), CONFIG, lengths=replace(lengths, known=known), objective=DISTILL)
+                 for known in (0, 1 << 30))
+    assert many.process_bytes - few.process_bytes == pytest.approx(1 << 30, rel=0.05)

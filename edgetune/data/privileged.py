@@ -1,0 +1,63 @@
+"""Rows of an answer and of what a teacher knows beside its question, in TRL's words:
+
+    {"prompt": ..., "completion": ..., "privileged_context": "..."}
+
+Prompt and completion are text, or lists of messages; `messages` that end with the user's may be written for `prompt`.
+The context is what the student does not see: a demonstration, a correction, retrieved texts, a judgment. A row is one
+example with one other prompt, its question with the context in view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import DataError
+from ..llamacpp.tokenizer import Tokenizer
+from .packing import Example
+from .prompted import answer_to, check_object, keys_of, prompt_of, with_note
+from .rows import Row, json_type
+
+EXPECTED = "prompt with completion and privileged_context"
+SHAPE = "privileged"
+KEY = "privileged_context"
+NOTE = "This is known about it:\n{}\n\nAnswer with this in mind, without referring to it."
+
+
+def shape_of(row: Row) -> str:
+    check_object(row, EXPECTED)
+    assert isinstance(row, Mapping)
+    if "completion" not in row or KEY not in row:
+        raise DataError(f"the row has no answer with a {KEY} (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
+    prompt_of(row)
+    return SHAPE
+
+
+def check_learnable(row: Row) -> str:
+    """Its shape. Raises DataError, also for an empty answer or context."""
+    shape = shape_of(row)
+    assert isinstance(row, Mapping)
+    answer = answer_to(prompt_of(row), row)
+    answer.row  # noqa: B018 (raises)
+    if answer.is_blank:
+        raise DataError("the completion is empty", "write an answer, such as the model's own, or remove the row")
+    _note(row)
+    return shape
+
+
+def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+    assert isinstance(row, Mapping)
+    answer = answer_to(prompt_of(row), row)
+    taught = replace(answer, prompt=with_note(answer.prompt, _note(row), tokenizer))
+    behind = taught.example(tokenizer, system, max_length)
+    return [replace(answer.example(tokenizer, system, max_length), prompts=(behind.tokens[:behind.begin],))]
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    context = row[KEY]
+    if not isinstance(context, str):
+        raise DataError(f"{KEY} is a JSON {json_type(context)}", "write text")
+    if not context.strip():
+        raise DataError(f"the {KEY} is empty", "write what the teacher knows, or remove the row")
+    return NOTE.format(context.strip())

@@ -1,0 +1,96 @@
+"""Several tokens a position, by passes of the head over the vocabulary that see each block of logits once.
+
+Forward, log p of the tokens is read from the blocks, so that it is of the same products as the sum over all. Backward,
+where L depends on log p of the target t and of k choices, with a = -dL by each, dL/dz = A p - a_t e_t - sum_i a_i e_i
+and A = a_t + sum_i a_i: the pass gives A (p - e_t), to which sum_i a_i (e_t - e_i) is added by a few rows of the head.
+The likeliest tokens are found in the blocks too. n: positions, k: choices, D: the head's width, B: entries of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends.base import SAMPLE_STATE, Backend
+from ..formats.gguf import Tensor
+
+Floats = NDArray[np.float32]
+Tokens = NDArray[np.int32]
+POSITIONS = 8  # whose rows of the head are in memory at a time
+
+
+class Blocks:
+    """A pass over the vocabulary. lse [n]: of all logits, after the last block."""
+
+    def __init__(self, ops: Backend, head: Tensor, h: np.ndarray, logits: Floats, precision: str) -> None:
+        """h [n, D]: the head's input; logits [n, B]: work space."""
+        n = len(h)
+        self.ops = ops
+        self.head = head
+        self.h = h
+        self.logits = logits
+        self.precision = precision
+        self.lse = np.empty(n, np.float32)
+        self._state = np.empty((n, SAMPLE_STATE), np.float32)
+        self._top = np.empty((n, 1), np.float32)
+        self._limit = np.full(n, np.inf, np.float32)
+
+    def read(self, see: Callable[[int, Floats], None], parts: Iterable[tuple[int, int]]) -> None:
+        """see: called with each block's first entry and its logits [n, entries]. parts: of the vocabulary, in order."""
+        for begin, end in parts:
+            for first in range(begin, end, self.logits.shape[1]):
+                last = min(first + self.logits.shape[1], end)
+                self.ops.head_top(self._top, self.lse, self.logits, self._state, self.h, self.head.data,
+                                  self.head.format, self._limit, (first, last), self.precision)
+                see(first, self.logits.reshape(-1)[:(last - first) * len(self.h)].reshape(-1, last - first))
+
+
+class Choices:
+    """Targets [n] and choices [n, k], by one head."""
+
+    def __init__(self, ops: Backend, head: Tensor, targets: Tokens, choices: Tokens) -> None:
+        self.ops = ops
+        self.head = head
+        self.tokens = np.concatenate([targets[:, None], choices], axis=1)
+        self.z = np.empty(self.tokens.shape, np.float32)
+
+    def see(self, first: int, logits: Floats) -> None:
+        """Takes what a block has of the tokens."""
+        rows, columns = np.nonzero((self.tokens >= first) & (self.tokens < first + logits.shape[1]))
+        self.z[rows, columns] = logits[rows, self.tokens[rows, columns] - first]
+
+    def backward(self, dh: Floats, a: Floats) -> None:
+        """Completes dh [n, D], the gradient of the pass with a summed over [n, 1 + k]."""
+        width = dh.shape[1]
+        for begin in range(0, len(self.tokens), POSITIONS):
+            part = slice(begin, begin + POSITIONS)
+            tokens = np.ascontiguousarray(self.tokens[part].reshape(-1))
+            rows = np.empty((tokens.size, width), np.float32)
+            self.ops.embed(rows, tokens, self.head.data, self.head.format, 1.0)
+            factors = -a[part]
+            factors[:, 0] = a[part, 1:].sum(1)
+            dh[part] += np.einsum("nk,nkd->nd", factors, rows.reshape(-1, self.tokens.shape[1], width))
+
+
+class Likeliest:
+    """The k likeliest tokens of n positions; of equal ones the first."""
+
+    def __init__(self, n: int, k: int) -> None:
+        self.values = np.full((n, k), -np.inf, np.float32)
+        self.tokens = np.zeros((n, k), np.int32)
+
+    def see(self, first: int, logits: Floats) -> None:
+        """Takes a block's, if they are among the likeliest so far."""
+        for row in np.flatnonzero(logits.max(1) > self.values[:, -1]):
+            self._merge(int(row), logits[row], first)
+
+    def _merge(self, row: int, logits: Floats, first: int) -> None:
+        k = self.values.shape[1]
+        best = np.argpartition(-logits, k - 1)[:k] if logits.size > k else np.arange(logits.size)
+        values = np.concatenate([self.values[row], logits[best]])
+        tokens = np.concatenate([self.tokens[row], (first + best).astype(np.int32)])
+        order = np.lexsort((tokens, -values))[:k]
+        self.values[row] = values[order]
+        self.tokens[row] = tokens[order]
