@@ -324,7 +324,7 @@ def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.B
 def test_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"dpo", "kto", "orpo", "rrhf", "sft", "focal", "pairs"} <= set(objectives())
     assert read_objective(Focal(gamma=3.0).to_json()) == Focal(gamma=3.0)
-    with pytest.raises(UsageError, match=r"no objective 'fokal'; choose from dpo, .*focal, .*sft"):
+    with pytest.raises(UsageError, match=r"no objective 'fokal'; choose from .*dpo, .*focal, .*sft"):
         make_objective("fokal", {})
     with pytest.raises(UsageError, match=r"'gama' is no option; did you mean gamma\?"):
         make_objective("focal", {"gama": 1.0})
@@ -372,7 +372,7 @@ def test_the_command_line_trains_by_it(bundle: edgetune.Bundle, pairs_file: Path
 def test_flags_come_and_go_with_what_is_registered() -> None:
     for command in ("train", "plan"):
         shown = cli_with_toys(command, "--help-all").stdout
-        assert re.search(r"--method NAME .*: dpo, .*focal, .*pairs, .*sft\.", " ".join(shown.split()))
+        assert re.search(r"--method NAME .*: .*dpo, .*focal, .*pairs, .*sft\.", " ".join(shown.split()))
         assert "--gamma" not in shown
         named = cli_with_toys(command, "--help", "--method", "focal").stdout
         assert re.search(r"The method focal:\n +--gamma FLOAT +How little a sure token counts. \[2.0\]", named)
