@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..evaluation.judge import NOT_JSON, parse_json
+from ..evaluation.graders.agreement import form_of
 
 
 @dataclass(frozen=True)
@@ -19,33 +17,14 @@ class Majority:
     places: tuple[int, ...]
 
 
-def said_by(text: str) -> str:
-    """Equal for answers that say the same: JSON as JSON, whatever its spacing, order of keys and notation of numbers;
-    other text without regard to case, space and a full stop at its end.
-    """
-    value = parse_json(text)
-    if value is not NOT_JSON:
-        return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
-    return " ".join(text.casefold().split()).removesuffix(".")
-
-
 def majority(texts: Sequence[str], among: Sequence[int] | None = None) -> Majority | None:
     """Of the answers at some places (None: all); None where there is none. share: of those. Ties: the first one."""
     places = range(len(texts)) if among is None else among
-    found: dict[str, list[int]] = {}
+    found: dict[Hashable, list[int]] = {}
     for place in places:
-        if texts[place].strip():
-            found.setdefault(said_by(texts[place]), []).append(place)
+        if (form := form_of(texts[place])) is not None:
+            found.setdefault(form, []).append(place)
     if not found:
         return None
     most = max(found.values(), key=len)
     return Majority(texts[most[0]], len(most) / len(places), tuple(most))
-
-
-def _plain(value: Any) -> Any:
-    """JSON in which numbers that are equal are written alike."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

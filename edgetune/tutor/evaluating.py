@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..evaluation.graders.agreement import form_of
 from ..evaluation.graders.base import Grade, Grader, ScoreModel
 from ..evaluation.graders.sample import Sample
 from ..evaluation.judge import same
-from .agreement import Majority, majority, said_by
+from .agreement import Majority, majority
 from .answering import Said
 from .options import TutorOptions
 from .questions import Question
@@ -138,11 +139,11 @@ def collapse(questions: Sequence[Question], said: Sequence[Sequence[Said]]) -> s
     """Why nothing can be learned from these answers: nearly all are one and the same, though the questions are not
     and the known right answers are not. "" where that is not so.
     """
-    references = {said_by(question.reference) for question in questions if question.reference}
+    references = {form_of(question.reference) for question in questions if question.reference}
     if len(questions) < FEWEST_TO_COLLAPSE or (references and len(references) == 1):
         return ""
-    texts = [said_by(one.text) for of in said for one in of]
-    most = max(texts.count(text) for text in set(texts))
-    if most < COLLAPSED * len(texts):
+    forms = [form_of(one.text) for of in said for one in of]
+    most = max(forms.count(form) for form in set(forms))
+    if most < COLLAPSED * len(forms):
         return ""
-    return f"{most} of {len(texts)} answers to {len(questions)} questions are one and the same"
+    return f"{most} of {len(forms)} answers to {len(questions)} questions are one and the same"
