@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..training.config import FILE_OPTIONS, TrainConfig
+from ..tutor.files import STEPS
 from ..tutor.options import TutorOptions
 from .app import (
     MODEL,
@@ -80,14 +81,16 @@ def tutor() -> None:
                       "takes it."),
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from."),
          click.option("--keep", type=click.Path(path_type=Path), help="Texts on which the model is to stay as it is."),
+         click.option("--until", type=click.Choice(STEPS), help="Stop after this step of a round, to look "
+                      "at what it found; the same command makes the next ones."),
          click.option("--unsafe-python", is_flag=True, help="Run python graders also where the kernel cannot confine "
                       "them."),
          config_options(*(spec.name for spec in fields(TutorOptions)), of=TutorOptions),
          config_options(*(name for name in TRAIN_OPTIONS if name not in NOT_HERE)), policy_file_option, policy_options,
          group=tutor, cls=RoundsCommand)
 def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Path | None, grader: str | None,
-                  start: Path | None, keep: Path | None, unsafe_python: bool, policy_file: Path | None, as_json: bool,
-                  **options: Any) -> None:
+                  start: Path | None, keep: Path | None, until: str | None, unsafe_python: bool,
+                  policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Let MODEL answer PROMPTS, judge its answers, correct wrong ones, and learn from what is trusted, round by round.
 
     PROMPTS are rows as --method grpo takes them; a completion in one is its right answer. What a round learned is
@@ -102,7 +105,7 @@ def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Pat
     judge = load_grader(Path(grader), allow_unsafe_python=unsafe_python) if grader else None
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         standing = teach(model, prompts, folder, labelled=labelled, grader=judge, start=start, keep=keep,
-                         options=rounds, config=config, governor=governor, should_stop=should_stop,
+                         until=until or "", options=rounds, config=config, governor=governor, should_stop=should_stop,
                          on_event=progress.event)
     from ..tutor.inspect import lines, summary
     found = summary(folder)

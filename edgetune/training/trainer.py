@@ -418,8 +418,7 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
         make = partial(make, answers=_answers(structure, config, lengths, objective),
                        keeps_start=objective.needs_reference)
     if board is not None:
-        budget = config.memory_bytes(board.available)
-        limits = plan.MemoryLimits(plan.PROCESS + lengths.known, budget=budget, asked=asked)
+        limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)
         ops = Cpu(device.thread_count(config.threads or board.cores))
         return make(ops=ops, limits=limits)
     if config.memory:

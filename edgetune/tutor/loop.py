@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import disk
 from ..adapters import store
-from ..errors import MismatchError, UsageError
+from ..errors import Interrupted, MismatchError, UsageError
 from ..evaluation.graders.base import Grade
 from ..persisted import from_json
 from ..serving.rollouts.forward import open_decoder
@@ -62,11 +62,14 @@ class Standing:
 
 @dataclass
 class Tutor:
-    """start: the adapter to begin from, None: the base. keep: texts on which an adapter is to stay near the base."""
+    """start: the adapter to begin from, None: the base. keep: texts on which an adapter is to stay near the base.
+    until: the step after which to stop, so that what it found can be looked at; "": none.
+    """
 
     setting: Setting
     start: Path | None = None
     keep: Sequence[str] = ()
+    until: str = ""
     standing: Standing = field(init=False)
 
     def run(self) -> Standing:
@@ -115,9 +118,13 @@ class Tutor:
 
     def _step(self, of: Round, step: str, make: Callable[[], Found]) -> Found:
         """What a step found, now or before; whoever watches is told of it."""
+        is_new = of.read(step) is None
         self.setting.release()
         found = of.step(step, make)
         self.setting.on_event({"event": "tutor", "round": of.number, "step": step, **found["facts"]})
+        if is_new and step == self.until:
+            raise Interrupted(f"stopped after the step {step} of round {of.number}",
+                              f"look at {of.file(step)}, and continue with the same command")
         return found
 
     # ---- the steps -----------------------------------------------------------------------------------------------

@@ -30,15 +30,16 @@ FREE = ("memory", "threads", "checkpoint_every")  # options that may differ when
 
 def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Path, *,
           labelled: str | Path | None = None, grader: Grader | None = None, start: str | Path | None = None,
-          keep: str | Path | None = None, options: TutorOptions | None = None, config: TrainConfig | None = None,
-          governor: Governor | None = None, should_stop: Callable[[], bool] = lambda: False,
+          keep: str | Path | None = None, until: str = "", options: TutorOptions | None = None,
+          config: TrainConfig | None = None, governor: Governor | None = None,
+          should_stop: Callable[[], bool] = lambda: False,
           on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> Standing:
     """Rounds of answering, judging, correcting and learning, in the folder `out`, which holds what they published.
 
     prompts: a file of questions, {"prompt": ...} or {"messages": [...]}, whose "completion", where there is one, is the
     right answer. labelled: a file of rows with right answers. grader: what judges answers to questions without one.
     start: the adapter to begin from; without, the labelled rows are learned first. keep: a file of texts on which the
-    model is to stay as it is. The rounds in `out` are continued, where there are any.
+    model is to stay as it is. until: a step after which to stop. Rounds in `out` are continued.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where should_stop returned
     True: the same call continues, to the same bytes.
@@ -68,7 +69,7 @@ def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Pat
         **{name: value for name, value in asdict(config).items() if name not in FREE}})
     kept = texts_of([row for _, row in read_rows(paths["keep"], hashlib.sha256())]) if keep else []
     with disk.alone(folder):
-        return Tutor(setting, began, kept).run()
+        return Tutor(setting, began, kept, until).run()
 
 
 def _check_items(grader: Grader, asked: list[Question]) -> None:

@@ -104,6 +104,17 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: tuple[
     assert bytes_of(out) == bytes_of(done)
 
 
+def test_steps_can_be_made_one_by_one(bundle: Bundle, files: tuple[Path, Path], done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for step in ("search", "generate", "evaluate"):
+        with pytest.raises(Interrupted, match=f"stopped after the step {step} of round"):
+            go(bundle, out, files, until=step)
+    assert (out / "rounds" / "001" / "evaluate.json").exists()
+    assert not (out / "rounds" / "001" / "correct.json").exists()
+    go(bundle, out, files)
+    assert bytes_of(out) == bytes_of(done)
+
+
 def test_more_rounds_continue(bundle: Bundle, files: tuple[Path, Path], done: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     go(bundle, out, files, options=replace(OPTIONS, rounds=1))
