@@ -20,12 +20,13 @@ from ..data.anchors import ROWS_PER_ANCHOR, with_anchors
 from ..data.answer_schema import derive
 from ..data.dataset import Dataset, load_rows
 from ..data.rows import Row
+from ..errors import Interrupted
 from ..persisted import from_json
 from ..training.length import batch_of, epochs_of
 from ..training.run import run
 from .anchors import anchors
 from .questions import Question
-from .setting import Setting
+from .setting import CONTINUE, Setting
 
 LABELLED, REPLAYED, ANSWERED, REVISED, AGREED = "labelled", "replayed", "answered", "revised", "agreed"
 SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options that an adapter to begin from decides
@@ -117,9 +118,12 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
     earlier = store.read_run(out)
     if earlier.get("status") == "done":  # killed between this and the step's file
         return earlier
-    return run(setting.bundle, dataset_of(setting, rows, passes, seed), out, config, start=start, resume=out.exists(),
-               should_stop=setting.should_stop, governor=setting.governor,
-               on_event=lambda event: setting.on_event({**event, "round": number}))
+    try:
+        return run(setting.bundle, dataset_of(setting, rows, passes, seed), out, config, start=start,
+                   resume=out.exists(), should_stop=setting.should_stop, governor=setting.governor,
+                   on_event=lambda event: setting.on_event({**event, "round": number}))
+    except Interrupted as stop:  # a run by itself would be continued with another command
+        raise Interrupted(f"round {number} was {stop.what}", CONTINUE) from None
 
 
 def dataset_of(setting: Setting, rows: Sequence[Taught], passes: int, seed: int) -> Dataset:

@@ -23,6 +23,7 @@ from ..training.config import TrainConfig
 from .options import TutorOptions
 from .questions import Pool
 
+CONTINUE = "continue with the same command"
 PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train", "anchors")
 
 
@@ -65,7 +66,7 @@ class Setting:
     def look(self) -> None:
         """Raises Interrupted where the tutor is to stop."""
         if self.should_stop():
-            raise Interrupted("the tutor was stopped", "continue with the same command")
+            raise Interrupted("the tutor was stopped", CONTINUE)
 
 
 Conversation = Sequence[dict[str, Any]]

@@ -96,7 +96,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: tuple[
             asked += [True] * done.exists()
             return len(asked) > 3
 
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted, match=r"stopped.*; continue with the same command"):
             go(bundle, out, files, should_stop=stop)
         assert (folder / f"{before}.json").exists()
         assert not (folder / f"{at}.json").exists()
