@@ -80,9 +80,10 @@ def tutor() -> None:
          click.option("--grader", metavar="FILE", help="What judges answers whose right one is not known, as `grade` "
                       "takes it."),
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from."),
-         click.option("--keep", type=click.Path(path_type=Path), help="Texts on which the model is to stay as it is."),
-         click.option("--until", type=click.Choice(STEPS), help="Stop after this step of a round, to look "
-                      "at what it found; the same command makes the next ones."),
+         click.option("--keep", type=click.Path(path_type=Path), help="Texts on which the model is to stay as it is "
+                      "[some of edgetune's]."),
+         click.option("--until", type=click.Choice(STEPS), metavar="STEP", help="Stop after this step of a round, to "
+                      f"look at what it found: {', '.join(STEPS)}. The same command makes the next ones."),
          click.option("--unsafe-python", is_flag=True, help="Run python graders also where the kernel cannot confine "
                       "them."),
          config_options(*(spec.name for spec in fields(TutorOptions)), of=TutorOptions),

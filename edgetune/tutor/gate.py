@@ -29,7 +29,7 @@ from ..adapters.lora import Lora
 from ..adapters.mixed import size_of
 from ..data.packing import is_supervised
 from ..errors import EdgetuneError
-from ..evaluation.canary import FILE, Drift, drift
+from ..evaluation.canary import Drift, drift
 from ..evaluation.judge import is_json, same
 from ..evaluation.significance import flip_test, sign_test
 from ..formats.gguf import Gguf
@@ -107,7 +107,7 @@ class Decision:
 def measure(setting: Setting, questions: Sequence[Question], published: Path | None, candidate: Path,
             keep: Sequence[str]) -> tuple[list[Measured], list[Measured], Harm]:
     """(what is published, the candidate, its harm); published: None where that is the base. keep: texts on which the
-    candidate is to stay near the base, beside the canary. Raises EdgetuneError where memory has no room for llama.cpp.
+    candidate is to stay near the base. Raises EdgetuneError where memory has no room for llama.cpp.
     """
     gguf = setting.bundle.gguf
     prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions]
@@ -121,9 +121,8 @@ def measure(setting: Setting, questions: Sequence[Question], published: Path | N
         served.load_adapter(candidate, CANDIDATE)
         old = _asked(setting, served, PUBLISHED if published else None, questions, prompts)
         new = _asked(setting, served, CANDIDATE, questions, prompts)
-        texts = [FILE.read_text("utf-8"), *keep]
-        drifted = drift(served, CANDIDATE, texts)
-        before = drift(served, PUBLISHED, texts) if published else Drift(0.0, 0.0, 0)
+        drifted = drift(served, CANDIDATE, keep)
+        before = drift(served, PUBLISHED, keep) if published else Drift(0.0, 0.0, 0)
         told = [_logp(setting, served, prompt, one.text) for prompt, one in
                 zip(prompts[:CHECKED], new, strict=False)]
     pairs = setting.pairs(candidate)

@@ -12,6 +12,7 @@ from .. import disk
 from ..adapters.store import open_adapter
 from ..data.files import read_rows
 from ..errors import DataError, DiskError, UsageError
+from ..evaluation.canary import FILE
 from ..evaluation.graders.base import Grader
 from ..formats.bundle import Bundle, open_bundle
 from ..formats.gguf import fingerprint
@@ -67,7 +68,8 @@ def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Pat
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),
         **{name: value for name, value in asdict(options).items() if name != "rounds"},
         **{name: value for name, value in asdict(config).items() if name not in FREE}})
-    kept = texts_of([row for _, row in read_rows(paths["keep"], hashlib.sha256())]) if keep else []
+    kept = texts_of([row for _, row in read_rows(paths["keep"], hashlib.sha256())]) if keep else [
+        FILE.read_text("utf-8")]
     with disk.alone(folder):
         return Tutor(setting, began, kept, until).run()
 

@@ -215,7 +215,7 @@ def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pyt
     steps = [event["data"]["step"] for event in reversed(service.jobs.events(job.id, limit=1000))
              if (event["data"] or {}).get("event") == "step"]
     assert steps.count(1) == 2
-    assert steps[-200:] == list(range(1, 201))
+    assert steps[-100:] == list(range(1, 101))
 
 
 def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:

@@ -24,30 +24,33 @@ from edgetune.tutor.loop import Standing, roll_back
 from edgetune.tutor.options import TutorOptions
 from edgetune.tutor.teach import teach
 
-OPTIONS = TutorOptions(rounds=2, per_round=12, samples=4, max_tokens=6, questions=24, min_rows=1, corrections=3,
+OPTIONS = TutorOptions(rounds=2, per_round=12, samples=4, max_tokens=6, questions=12, min_rows=1, corrections=3,
                        canary_rise=1e3, max_kl=1e3, max_change=1e3)
 CONFIG = TrainConfig(rank=4, lr=2e-2, epochs=3.0, batch_size=4, max_length=128, threads=1, precision="exact", seed=3)
+Files = tuple[Path, Path, Path]  # prompts, labelled rows, a text to keep
 GRADER = {"type": "regex", "name": "a", "pattern": "a"}
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(prompts, labelled rows): say "aa"."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """(prompts, labelled rows, a text to keep): say "aa"."""
     folder = tmp_path_factory.mktemp("files")
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(60)))
     labelled = folder / "labelled.jsonl"
     labelled.write_text("".join(json.dumps({"prompt": f"tell {i}", "completion": "aa"}) + "\n" for i in range(40)))
-    return prompts, labelled
+    keep = folder / "keep.jsonl"
+    keep.write_text('{"text": "Cats sleep for most of the day."}\n')  # short: tokens are bytes here
+    return prompts, labelled, keep
 
 
-def go(bundle: Bundle, out: Path, files: tuple[Path, Path], options: TutorOptions = OPTIONS, **more: Any) -> Standing:
-    return teach(bundle, files[0], out, labelled=files[1], grader=read_grader(GRADER), options=options, config=CONFIG,
-                 **more)
+def go(bundle: Bundle, out: Path, files: Files, options: TutorOptions = OPTIONS, **more: Any) -> Standing:
+    return teach(bundle, files[0], out, labelled=files[1], keep=files[2], grader=read_grader(GRADER), options=options,
+                 config=CONFIG, **more)
 
 
 @pytest.fixture(scope="module")
-def done(bundle: Bundle, files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rounds") / "out"
     go(bundle, out, files)
     return out
@@ -84,7 +87,7 @@ def test_the_gate_asks_what_was_not_learned(done: Path) -> None:
         assert not judged & learned
 
 
-def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: tuple[Path, Path], done: Path,
+def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files, done: Path,
                                                    tmp_path: Path) -> None:
     """Stopped again and again, in the midst of steps of round 1."""
     out = tmp_path / "out"
@@ -104,7 +107,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: tuple[
     assert bytes_of(out) == bytes_of(done)
 
 
-def test_steps_can_be_made_one_by_one(bundle: Bundle, files: tuple[Path, Path], done: Path, tmp_path: Path) -> None:
+def test_steps_can_be_made_one_by_one(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for step in ("search", "generate", "evaluate"):
         with pytest.raises(Interrupted, match=f"stopped after the step {step} of round"):
@@ -115,7 +118,7 @@ def test_steps_can_be_made_one_by_one(bundle: Bundle, files: tuple[Path, Path], 
     assert bytes_of(out) == bytes_of(done)
 
 
-def test_more_rounds_continue(bundle: Bundle, files: tuple[Path, Path], done: Path, tmp_path: Path) -> None:
+def test_more_rounds_continue(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     go(bundle, out, files, options=replace(OPTIONS, rounds=1))
     assert [of.number for of in rounds_of(out)] == [0, 1]
@@ -123,7 +126,7 @@ def test_more_rounds_continue(bundle: Bundle, files: tuple[Path, Path], done: Pa
     assert bytes_of(out) == bytes_of(done)
 
 
-def test_a_step_back(bundle: Bundle, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_step_back(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     """What a person took back is not published again when the rounds are continued."""
     out = tmp_path / "out"
     options = replace(OPTIONS, gate_alpha=1.0, rounds=1)
@@ -140,20 +143,20 @@ def test_a_step_back(bundle: Bundle, files: tuple[Path, Path], tmp_path: Path) -
     assert read_run(out)["published"] == published[-2]
 
 
-def test_something_else_is_not_continued(bundle: Bundle, files: tuple[Path, Path], done: Path, tmp_path: Path) -> None:
+def test_something_else_is_not_continued(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="begun with another samples"):
         go(bundle, done, files, options=replace(OPTIONS, samples=5))
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "say 1"}\n')
     with pytest.raises(MismatchError, match="begun with another prompts"):
-        go(bundle, done, (other, files[1]))
+        go(bundle, done, (other, *files[1:]))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"the output folder .* exists"):
         go(bundle, tmp_path / "full", files)
 
 
-def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle: Bundle, files: tuple[Path, Path],
+def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle: Bundle, files: Files,
                                                                        tmp_path: Path) -> None:
     grader = read_grader({"type": "numeric", "name": "n", "reference": "{{ item.number }}"})
     with pytest.raises(DataError, match=r"prompt 1: .*number"):
@@ -164,20 +167,20 @@ def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle: B
 # ---- rounds that end by themselves ----
 
 
-def test_rounds_that_find_nothing_end(bundle: Bundle, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_rounds_that_find_nothing_end(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     never = read_grader({"type": "regex", "name": "never", "pattern": "never said"})
     found = teach(bundle, files[0], tmp_path / "out", grader=never, config=CONFIG, options=replace(OPTIONS, rounds=50))
     assert found.stopped == "round 1 found 0 answers to learn, 1 are needed"
 
 
-def test_rounds_that_publish_nothing_end(bundle: Bundle, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     """Nothing is ever sure enough."""
     found = go(bundle, tmp_path / "out", files, replace(OPTIONS, gate_alpha=0.0, rounds=50, stop_after=2))
     assert found.stopped == "2 rounds in a row published nothing"
     assert not (tmp_path / "out" / "adapter.gguf").exists()
 
 
-def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     """It has learned to say "ok" to everything, and rows with other right answers say that this is wrong."""
     rows = [{**json.loads(line), "completion": "ok"} for line in files[1].read_text().splitlines()]
     edgetune.train(bundle, rows, tmp_path / "start", eval="none", answers=False, rank=4, lr=2e-2, epochs=30,
@@ -185,7 +188,7 @@ def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: tuple[Path,
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({**row, "completion": "ok" if i % 2 else "b"}) + "\n"
                                for i, row in enumerate(rows)))
-    found = teach(bundle, prompts, tmp_path / "out", start=tmp_path / "start", config=CONFIG,
+    found = teach(bundle, prompts, tmp_path / "out", start=tmp_path / "start", keep=files[2], config=CONFIG,
                   options=replace(OPTIONS, temperature=0.0))
     assert found.stopped == "64 of 64 answers to 16 questions are one and the same"
     assert found.published == tmp_path / "out" / "rounds" / "000" / "candidate"
@@ -195,12 +198,12 @@ def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: tuple[Path,
 # ---- the command line ----
 
 
-def test_the_command(bundle: Bundle, files: tuple[Path, Path], done: Path, tmp_path: Path) -> None:
+def test_the_command(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     grader = tmp_path / "grader.json"
     grader.write_text(json.dumps(GRADER))
     invoke = command()
     common = ["tutor", str(bundle.path), str(files[0]), "-o", str(tmp_path / "out"), "--labelled", str(files[1]),
-              "--grader", str(grader)]
+              "--grader", str(grader), "--keep", str(files[2])]
     given = {**vars(OPTIONS), **{name: getattr(CONFIG, name) for name in
                                  ("rank", "lr", "epochs", "batch_size", "max_length", "threads", "precision", "seed")}}
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
