@@ -25,13 +25,15 @@ T = TypeVar("T")
 
 
 def open_service(folder: Path, govern: bool = False, **options: object) -> Service:
-    """Not started yet. Its model is made where it is not there. govern: it gives way to others on this machine."""
+    """Not started yet. Its model is made where it is not there. govern: it gives way to others on this machine. Tiny
+    models learn by changing all that they expect, which max_kl would refuse.
+    """
     if not (folder / "tiny.gguf").exists():
         write_tiny(folder / "tiny.gguf", formats="Q8_0")
     same_holdout(folder / "state")
     (folder / "canary.txt").write_text(CANARY)
     config = DaemonConfig(**{"state": str(folder / "state"), "canary": str(folder / "canary.txt"), "threads": 1,
-                             **options})
+                             "max_kl": "off", **options})
     return Service(folder / "tiny.gguf", config, Policy(nice=19, govern=govern))
 
 

@@ -12,7 +12,23 @@ from ..machine.policy import read_hours
 from ..options import check_options, option
 from ..training.config import TrainConfig
 
+OFF = "off"
+NUMBER = r"\d{1,4}(?:\.\d{1,4})?"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far from the base an adapter may be on the canary. rise: of its perplexity, as a share; kl: in what is
+    expected there, nats a token. None: any.
+    """
+
+    rise: float | None = None
+    kl: float | None = None
+
+    @property
+    def are_any(self) -> bool:
+        return (self.rise, self.kl) != (None, None)
 
 
 @dataclass(frozen=True)
@@ -74,27 +90,30 @@ class DaemonConfig:
                            "rows.", low=0.0, high=100.0)
     canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
     canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter; six "
-                              "times as far where clearly more answers are right; off: it is not measured.")
+                              "times as far where clearly more answers are right; off: any.")
+    max_kl: str = option("0.1", "How far what a new adapter expects of the canary may be from what the base expects, "
+                         "in nats a token (KL); six times as far where clearly more answers are right; off: any.")
 
     def check(self) -> DaemonConfig:
         """Returns self; raises UsageError for the first option out of its range."""
         check_options(self)
         TrainConfig(memory=self.memory).memory_bytes(2**40)
         read_hours("learn-hours", self.learn_hours)
-        self.canary_limit()
+        self.limits()
         if not self.socket and self.host not in LOOPBACK and not self.key_file:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
         return self
 
-    def canary_limit(self) -> float | None:
-        """The share by which the canary's perplexity may rise; None: any. Raises UsageError."""
-        if self.canary_rise == "off":
-            return None
-        found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)%", self.canary_rise)
-        if not found:
+    def limits(self) -> Limits:
+        """On the canary. Raises UsageError."""
+        rise = re.fullmatch(rf"({NUMBER})%", self.canary_rise)
+        if not rise and self.canary_rise != OFF:
             raise UsageError(f"canary-rise is {self.canary_rise!r:.40}", "give a share such as 5%, or off")
-        return float(found[1]) / 100
+        kl = re.fullmatch(f"({NUMBER})", self.max_kl)
+        if not kl and self.max_kl != OFF:
+            raise UsageError(f"max-kl is {self.max_kl!r:.40}", "give nats a token such as 0.1, or off")
+        return Limits(float(rise[1]) / 100 if rise else None, float(kl[1]) if kl else None)
 
     def folder(self) -> Path:
         """Of the state."""

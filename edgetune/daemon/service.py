@@ -110,7 +110,7 @@ class Service:
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
-        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.canary_limit(),
+        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(),
                                 self.left_for_training, self.config.allow_python_graders)
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping)
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,

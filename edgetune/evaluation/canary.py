@@ -20,15 +20,19 @@ FILE = Path(__file__).with_name("canary.txt")
 LOGITS = 1 << 22  # that are held of each model at a time
 LONGEST = 128  # tokens of a piece
 SHORTEST = 16
+MOST = 700.0  # of which the exponential is a number
 
 
 @dataclass(frozen=True)
 class Drift:
-    """From the base. rise: of the perplexity, as a share; kl: KL(base || adapter), nats a token, over `tokens`."""
+    """From the base. rise: of the perplexity, as a share; kl: KL(base || adapter), nats a token, over `tokens`.
+    perplexity: the base's.
+    """
 
     rise: float
     kl: float
     tokens: int
+    perplexity: float = 1.0
 
 
 def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drift:
@@ -52,7 +56,8 @@ def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drif
         positions += len(tokens) - 1
     if not positions:
         return Drift(0.0, 0.0, 0)
-    return Drift(math.expm1(min((loss_after - loss_before) / positions, 700.0)), kl / positions, positions)
+    rise = math.expm1(min((loss_after - loss_before) / positions, MOST))
+    return Drift(rise, kl / positions, positions, math.exp(min(loss_before / positions, MOST)))
 
 
 def _pieces(served: LlamaModel, texts: Sequence[str], length: int) -> list[list[int]]:

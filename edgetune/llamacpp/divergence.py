@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .sampling import log_softmax
 
-ROWS = 64  # positions whose log-probabilities, float64 [ROWS, V], are held at a time
+ROWS = 8  # positions whose log-probabilities, float64 [ROWS, V], are held at a time
 
 
 class Divergence(NamedTuple):

@@ -11,9 +11,17 @@ import pytest
 
 from edgetune.daemon.jobs.decide import Findings, Verdict, decide, needs_base, rank_sum, without_scores
 from edgetune.daemon.jobs.exam import Score
+from edgetune.daemon.options import Limits
+from edgetune.evaluation.canary import Drift
 
-CANARY = (20.0, 20.1)
-LIMIT = 0.05
+LIMIT = Limits(0.05, 0.1)
+
+
+def canary(rise: float, kl: float = 0.01) -> Drift:
+    return Drift(rise, kl, 100, 20.0)
+
+
+CANARY = canary(0.005)
 
 
 def test_rank_sum_is_nearly_exact() -> None:
@@ -39,15 +47,15 @@ def prose(*parts: tuple[int, float]) -> list[Score]:
 
 
 def findings(old: Sequence[Score], new: Sequence[Score], fresh: int | None = None,
-             canary: tuple[float, float] | None = CANARY) -> Findings:
+             drift: Drift | None = CANARY) -> Findings:
     """The last `fresh` rows (None: all) are of the lesson that is judged; an adapter is in service."""
     first = 0 if fresh is None else len(old) - fresh
-    return Findings(old, new, [i >= first for i in range(len(old))], True, canary)
+    return Findings(old, new, [i >= first for i in range(len(old))], True, drift)
 
 
 def verdict(old: Sequence[Score], new: Sequence[Score], fresh: int | None = None,
-            canary: tuple[float, float] | None = CANARY) -> Verdict:
-    return decide(findings(old, new, fresh, canary), LIMIT)
+            drift: Drift | None = CANARY) -> Verdict:
+    return decide(findings(old, new, fresh, drift), LIMIT)
 
 
 # ---- what counts as better or worse ----------------------------------------------------------------------------------
@@ -184,7 +192,7 @@ def test_answers_end_and_parse_as_before(name: str) -> None:
 def test_losses_must_be_numbers() -> None:
     old = rows((9, False, 1.0))
     assert not verdict(old, rows((9, True, float("nan")))).passed
-    assert not verdict(old, rows((9, True, 0.5)), canary=(20.0, float("nan"))).passed
+    assert not verdict(old, rows((9, True, 0.5)), drift=canary(float("nan"))).passed
 
 
 def test_chances() -> None:
@@ -260,14 +268,15 @@ def test_canary() -> None:
     many = rows((8, True, 0.5), (1, False, 0.5))
 
     def judged(old: list[Score], new: list[Score], rise: float, of_base: list[Score] | None = None) -> Verdict:
-        return decide(replace(findings(old, new, canary=(20.0, 20.0 * (1 + rise))), base=of_base), LIMIT)
+        return decide(replace(findings(old, new, drift=canary(rise)), base=of_base), LIMIT)
 
     assert judged(base, few, 0.04).passed
     refused = judged(few, few, 0.06, base)
     assert not refused.passed
     assert refused.reason == ("it unlearned other things: unrelated text surprises it 6.0 % more than the base model, "
                               "and it does not answer clearly more validation examples than that; 5 % are allowed")
-    assert refused.canary == {"base": 20.0, "new": pytest.approx(21.2), "rise": pytest.approx(0.06), "limit": LIMIT}
+    assert refused.canary == {"base": 20.0, "new": pytest.approx(21.2), "rise": 0.06,
+                              "limit": 0.05, "kl": 0.01, "max_kl": 0.1}
     assert judged(few, many, 0.29, base).passed
     assert judged(many, many, 0.29, base).passed  # no more than what serves, which has earned it already
     assert not judged(many, many, 0.29, many).passed  # the base says as much
@@ -276,11 +285,11 @@ def test_canary() -> None:
                                   "more answers are right")
     further = [replace(score, reach=0.5) for score in few]
     assert judged(few, further, 0.29, base).passed  # surely right further than under the base
-    of_base = Findings(base, many, [True] * 9, False, (20.0, 23.0))  # the base serves
+    of_base = Findings(base, many, [True] * 9, False, canary(0.15))  # the base serves
     assert decide(of_base, LIMIT).passed
     assert decide(replace(of_base, new=few), LIMIT).passed is False
-    assert decide(replace(of_base, new=few, canary=(20.0, 40.0)), None).passed
-    assert decide(replace(of_base, new=few, canary=None), None).canary is None
+    assert decide(replace(of_base, new=few, canary=canary(1.0)), Limits()).passed
+    assert decide(replace(of_base, new=few, canary=None), Limits()).canary is None
 
 
 def test_rows_wait_unless_something_speaks_against_them() -> None:
@@ -288,18 +297,39 @@ def test_rows_wait_unless_something_speaks_against_them() -> None:
     base = rows((9, False, 1.0))
     few = rows((1, True, 0.5), (8, False, 0.5))
     wrong = rows((1, True, 0.5), (8, False, 2.0))
-    for new, canary, waits in ((few, (20.0, 20.1), False), (few, (20.0, 22.0), True), (few, (20.0, 40.0), True),
+    for new, drift, waits in ((few, canary(0.005), False), (few, canary(0.1), True), (few, canary(1.0), True),
                                (rows((9, False, 0.5)), CANARY, True), (wrong, CANARY, False),
-                               (wrong, (20.0, 40.0), False)):
-        found = decide(Findings(base, new, [True] * 9, False, canary), LIMIT)
+                               (wrong, canary(1.0), False)):
+        found = decide(Findings(base, new, [True] * 9, False, drift), LIMIT)
         assert (found.waits, found.passed) == (waits, new is few and not waits), found.reason
 
 
 def test_the_base_is_asked_where_it_decides() -> None:
-    assert [needs_base((20.0, new), LIMIT) for new in (19.0, 20.9, 21.1, 25.9, 26.1)] == [False, False, True, True,
-                                                                                        False]
+    assert [needs_base(canary(rise), LIMIT) for rise in (-0.05, 0.045, 0.055, 0.295, 0.305)] == [
+        False, False, True, True, False]
+    assert [needs_base(canary(0.0, kl), LIMIT) for kl in (0.09, 0.11, 0.59, 0.61)] == [False, True, True, False]
+    assert not needs_base(canary(0.055, 0.61), LIMIT)  # one is beyond both limits, whatever the other is
     assert not needs_base(None, LIMIT)
-    assert not needs_base((20.0, 22.0), None)
+    assert not needs_base(canary(0.1, 1.0), Limits())
+
+
+def test_what_is_expected_of_other_text_counts_beside_its_perplexity() -> None:
+    """An adapter can find a text no more surprising and still expect other things there."""
+    base = rows((9, False, 1.0))
+    few = rows((2, True, 0.5), (7, False, 0.5))
+    many = rows((8, True, 0.5), (1, False, 0.5))
+    assert verdict(base, few, drift=canary(-0.01, 0.1)).passed
+    refused = decide(Findings(base, few, [True] * 9, False, canary(-0.01, 0.25)), LIMIT)
+    assert refused.reason == (
+        "it unlearned other things: what it expects of unrelated text is 0.25 nats a token from the base model (KL), "
+        "and it does not answer clearly more validation examples than that; 0.1 are allowed")
+    assert refused.waits
+    assert refused.canary["kl"] == 0.25
+    assert decide(Findings(base, many, [True] * 9, False, canary(-0.01, 0.25)), LIMIT).passed
+    beyond = decide(Findings(base, many, [True] * 9, False, canary(0.06, 0.7)), LIMIT)
+    assert beyond.reason.endswith("0.7 nats a token from the base model (KL); 0.1 are allowed, 0.6 where clearly more "
+                                  "answers are right")
+    assert decide(Findings(base, few, [True] * 9, False, canary(0.01, 0.7)), Limits(rise=0.05)).passed
 
 
 # ---- promotions of the past ------------------------------------------------------------------------------------------
@@ -316,7 +346,7 @@ BASE = lesson(0, 0, 3.4)
 
 def test_useless_is_refused() -> None:
     """Eight steps on 60 rows: the loss fell from 3.38 to 1.80, nothing was right, one answer JSON. It was promoted."""
-    found = decide(Findings(BASE, lesson(0, 1, 1.8), [True] * 12, False, (29.8, 29.5)), LIMIT)
+    found = decide(Findings(BASE, lesson(0, 1, 1.8), [True] * 12, False, canary(-0.01)), LIMIT)
     assert not found.passed
     assert found.unfinished == "0 of 12 right yet"
 
@@ -325,10 +355,10 @@ def test_useful_is_let_in() -> None:
     """The next one, half right and all JSON, was refused for a canary 8 % above that of the one that served."""
     useful = lesson(6, 12, 0.6)
     for old, serving in ((lesson(0, 1, 1.8), True), (BASE, False)):
-        found = decide(Findings(old, useful, [True] * 12, serving, (29.8, 31.9), BASE), LIMIT)
+        found = decide(Findings(old, useful, [True] * 12, serving, canary(0.070), BASE), LIMIT)
         assert found.passed, found.reason
         assert found.reason == "6 of 12 validation examples are answered exactly, 0 before"
-    better = decide(Findings(useful, lesson(8, 12, 0.5), [True] * 12, True, (29.8, 33.0), BASE), LIMIT)
+    better = decide(Findings(useful, lesson(8, 12, 0.5), [True] * 12, True, canary(0.107), BASE), LIMIT)
     assert better.passed  # not surely more than what serves, but than the base
 
 
@@ -336,8 +366,8 @@ def test_a_persons_roll_back_is_kept() -> None:
     """Somebody rolled back to the base while a job trained; beside what serves now it is worse, and stays out."""
     rolled_back = lesson(9, 12, 0.4)
     new = lesson(4, 12, 0.9)
-    assert decide(Findings(BASE, new, [True] * 12, False, (29.8, 30.0)), LIMIT).passed  # beside what served before
-    found = decide(Findings(rolled_back, new, [True] * 12, True, (29.8, 30.0), BASE), LIMIT)
+    assert decide(Findings(BASE, new, [True] * 12, False, canary(0.007)), LIMIT).passed  # beside what served before
+    found = decide(Findings(rolled_back, new, [True] * 12, True, canary(0.007), BASE), LIMIT)
     assert not found.passed
     assert found.reason == "4 of 12 validation examples are answered exactly, 9 by the active adapter"
 
@@ -372,5 +402,5 @@ def test_what_answers_earn_decides_where_there_is_none_to_compare(old: list[floa
 def test_the_canarys_larger_limit_holds_where_clearly_more_answers_earn_more() -> None:
     for better, passes in ((8, True), (2, False)):
         new = rewarded(*[0.6] * better, *[0.2] * (8 - better))
-        found = decide(Findings(rewarded(*[0.2] * 8), new, [True] * 8, canary=(10.0, 11.0)), LIMIT)
+        found = decide(Findings(rewarded(*[0.2] * 8), new, [True] * 8, canary=canary(0.1)), LIMIT)
         assert found.passed is passes, found.reason

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import edgetune
 from edgetune.daemon.jobs.decide import Verdict
 from edgetune.daemon.jobs.exam import Asked, Exam, read_scores
 from edgetune.daemon.jobs.gate import judge
+from edgetune.daemon.options import Limits
 from edgetune.errors import DataError
 from edgetune.serving.llama import LlamaModel
 
@@ -40,7 +42,7 @@ def ask(served: LlamaModel, exam: Exam, old: str | None, new: str, **options: An
 
 def test_judge(served: LlamaModel) -> None:
     canary = "turn the light off, set the light to 10"
-    first = ask(served, Exam(ROWS, canary), None, "right", limit=10.0)
+    first = ask(served, Exam(ROWS, canary), None, "right", limits=Limits(rise=10.0))
     assert first.new["exact"] == first.new["parsed"] == first.new["ended"] == 1.0
     assert first.old["exact"] == 0.0
     assert first.new["loss"] < first.old["loss"]
@@ -57,15 +59,32 @@ def test_judge(served: LlamaModel) -> None:
 def test_the_canary_is_measured_from_the_base(served: LlamaModel) -> None:
     """Whatever serves; and where it decides, the base is asked too."""
     text = "the river begins as a spring under a flat grey stone"
-    alone = ask(served, Exam(ROWS, text), None, "right", limit=0.0)
-    beside = ask(served, Exam(ROWS, text), "wrong", "right", limit=0.0)
+    alone = ask(served, Exam(ROWS, text), None, "right", limits=Limits(rise=0.0))
+    beside = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=0.0))
     assert beside.canary == alone.canary
     rise = alone.canary["rise"]
     assert rise > 0.0
-    between = ask(served, Exam(ROWS, text), "wrong", "right", limit=rise / 2)
+    between = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=rise / 2))
     assert between.passed  # 12 right, none by the base
     assert len(between.base_scores) == 12
-    assert ask(served, Exam(ROWS, text), "wrong", "right", limit=rise / 7).base_scores == {}
+    assert ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=rise / 7)).base_scores == {}
+
+
+def test_what_is_expected_of_the_canary_is_compared_with_the_base(served: LlamaModel) -> None:
+    """By the definition of KL, of all tokens but the last."""
+    text = "the river begins as a spring under a flat grey stone"
+    found = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(kl=0.0)).canary
+    tokens = served.tokenizer.encode(text, bos=True)
+    of = {}
+    for name in (None, "right"):
+        served.use(name)
+        logits = served.logits(tokens[:-1]).astype(np.float64)
+        of[name] = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    kl = (np.exp(of[None]) * (of[None] - of["right"])).sum() / (len(tokens) - 1)
+    assert found["kl"] == pytest.approx(kl, rel=1e-5)
+    assert found["limit"] is None
+    assert found["base"] == pytest.approx(np.exp(-of[None][np.arange(len(tokens) - 1), tokens[1:]].mean()), rel=1e-5)
+    assert found["new"] == pytest.approx(np.exp(-of["right"][np.arange(len(tokens) - 1), tokens[1:]].mean()), rel=1e-5)
 
 
 def test_the_first_rows_are_of_earlier_lessons(served: LlamaModel) -> None:

@@ -21,17 +21,12 @@ from edgetune import TrainConfig
 from edgetune.daemon.jobs.queue import REJUDGED
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.learning import learner as learn
-from edgetune.daemon.learning.anchors import QUESTIONS, Anchors
-from edgetune.daemon.learning.curriculum import (
-    ROWS_PER_ANCHOR,
-    JobRows,
-    curriculum,
-    passes_over,
-    with_anchors,
-)
+from edgetune.daemon.learning.anchors import Anchors
+from edgetune.daemon.learning.curriculum import JobRows, curriculum, passes_over
 from edgetune.daemon.learning.learner import Clocks, Learner
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
+from edgetune.data.anchors import QUESTIONS, ROWS_PER_ANCHOR, with_anchors
 from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 from edgetune.machine.governor import Governor
@@ -51,7 +46,8 @@ def opened(model: Path, folder: Path, train: TrainConfig = TRAIN, **options: Any
     canary = folder / "canary.txt"
     canary.write_text("turn the light on, turn the light on")
     same_holdout(folder / "state")
-    config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1)
+    config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1,
+                          max_kl="off")
     return Service(model, replace(config, **options), Policy(govern=False), train)
 
 

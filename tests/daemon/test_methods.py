@@ -179,7 +179,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(model: Path, folder: Path, **options: Any) -> Iterator[Service]:
     same_holdout(folder / "state")
-    config = DaemonConfig(state=str(folder / "state"), context=128, parallel=2, threads=1, canary_rise="off", **options)
+    config = DaemonConfig(state=str(folder / "state"), context=128, parallel=2, threads=1, canary_rise="off",
+                          max_kl="off", **options)
     with Service(model, config, Policy(govern=False), TRAINING) as service:
         yield service
 

@@ -92,11 +92,16 @@ def test_a_daemon_checks_its_memory_before_it_starts(memory):
     assert DaemonConfig(memory="500M").check().memory == "500M"
 
 
-def test_how_far_the_canary_may_rise():
-    from edgetune.daemon.options import DaemonConfig
-    assert DaemonConfig().check().canary_limit() == 0.05
+def test_how_far_the_canary_may_be_from_the_base():
+    from edgetune.daemon.options import DaemonConfig, Limits
+    assert DaemonConfig().check().limits() == Limits(0.05, 0.1)
     for text, limit in (("off", None), ("0%", 0.0), ("12.5%", 0.125)):
-        assert DaemonConfig(canary_rise=text).check().canary_limit() == limit
+        assert DaemonConfig(canary_rise=text).check().limits() == Limits(limit, 0.1)
+    for text, limit in (("off", None), ("0", 0.0), ("0.25", 0.25)):
+        assert DaemonConfig(max_kl=text).check().limits() == Limits(0.05, limit)
+    for text in ("", "-1", "5%", "1e2", "inf"):
+        with pytest.raises(UsageError, match=r"max-kl is .*; give nats a token such as 0.1, or off"):
+            DaemonConfig(max_kl=text).check()
     for text in ("5", "", "-1%", "five%", "1e2%", "inf%"):
         with pytest.raises(UsageError, match=r"canary-rise is .*; give a share such as 5%, or off"):
             DaemonConfig(canary_rise=text).check()

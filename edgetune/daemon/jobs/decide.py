@@ -11,9 +11,9 @@ lost where it does worse, and a sign test says whether that is chance. The new a
   is unlike those before, the same holds for the rows of earlier lessons alone. Rows without an answer to compare are
   judged by what answers to them earn, whose mean must be higher than before;
 - it unlearned other things: the perplexity of a text that has nothing to do with the rows, the canary, is higher than
-  the base's by more than a limit, or by more than SECOND times that where clearly more answers are right than the
-  base's, or surely right further. Both are measured from the base, so that it does not matter which adapter happened
-  to serve.
+  the base's by more than a limit, or what is expected there is further from what the base expects (KL) than another;
+  or by more than SECOND times either where clearly more answers are right than the base's, or surely right further.
+  All is measured from the base, so that it does not matter which adapter happened to serve.
 
 The significance that is required depends on the lesson. If its rows surprise the old adapter no more than earlier rows,
 neither of which it was trained on, they are more of the same, and a slip is forgiven. Rows that surprise it are either
@@ -25,10 +25,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...evaluation.significance import sign_test
+from ..options import Limits
 from .exam import Score
+
+if TYPE_CHECKING:  # which needs llama.cpp, and a process that trains does not
+    from ...evaluation.canary import Drift
 
 ALPHA = 0.1  # level of significance: a difference that chance makes less often counts
 # the level for what is worse after a lesson like those before, and unlike them
@@ -39,7 +43,8 @@ LIKE_BEFORE = 0.1
 UNLIKE_BEFORE = 0.01
 SURE = 0.01  # level at which right answers, or a lower loss, make up for what is worse elsewhere
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
-SECOND = 6  # times its limit the canary may rise where clearly more answers are right
+SECOND = 6  # times its limits the canary may be from the base where clearly more answers are right
+NO_LIMITS = Limits()
 KEPT = 0.9  # of the corrected answers at least; a lesson that keeps fewer trains longer
 # the sign of a difference that is better
 BETTER = {"right": 1, "reach": 1, "loss": -1, "ended": 1, "parsed": 1, "reward": 1}
@@ -48,8 +53,8 @@ BETTER = {"right": 1, "reach": 1, "loss": -1, "ended": 1, "parsed": 1, "reward":
 @dataclass(frozen=True)
 class Findings:
     """What was measured. old, new: each row's Score under what serves and under the new adapter. fresh: whether a row
-    is of the job that is judged. serving: whether an adapter is in service, else `old` is of the base. canary: its
-    perplexity under the base and the new adapter; None: not asked. base: each row's Score under the base, where it is
+    is of the job that is judged. serving: whether an adapter is in service, else `old` is of the base. canary: how
+    far the new adapter is from the base there; None: not asked. base: each row's Score under the base, where it is
     known. corrected: Scores, under the new adapter, of corrections that it learned.
     """
 
@@ -57,7 +62,7 @@ class Findings:
     new: Sequence[Score]
     fresh: Sequence[bool]
     serving: bool = False
-    canary: tuple[float, float] | None = None
+    canary: Drift | None = None
     base: Sequence[Score] | None = None
     corrected: Sequence[Score] = ()
 
@@ -80,8 +85,8 @@ class Verdict:
     """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. waits: it did
     not pass, but nothing speaks against its rows, which are to be learned with the next ones. old, new:
     {rows, answered, right, loss, exact, reach, ended, parsed, reward}, counts, and means over the rows for which each
-    was measured. canary: {base, new, rise, limit}, None: not asked. corrected: {rows, kept}, of corrections that were
-    learned; None: there are none.
+    was measured. canary: {base, new, rise, limit, kl, max_kl}, the first two perplexities; None: not asked.
+    corrected: {rows, kept}, of corrections that were learned; None: there are none.
 
     wins, losses: rows right under one adapter alone (where no row differs: rows with a lower loss, and a higher);
     p: probability of that number of wins or fewer without a difference. surprise: probability that rows of this lesson
@@ -115,18 +120,13 @@ def without_scores(verdict: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in verdict.items() if name not in ("scores", "base_scores")}
 
 
-def needs_base(canary: tuple[float, float] | None, limit: float | None) -> bool:
-    """Whether the base's answers decide, because the canary is between both limits."""
-    return canary is not None and limit is not None and limit < _rise(canary) <= SECOND * limit
+def needs_base(canary: Drift | None, limits: Limits) -> bool:
+    """Whether the base's answers decide, because the canary is beyond a limit, and not beyond SECOND times any."""
+    return bool(_beyond(canary, limits)) and not _beyond(canary, limits, SECOND)
 
 
-def _is_far(found: Findings, limit: float | None) -> bool:
-    """Whether the canary is beyond both limits."""
-    return found.canary is not None and limit is not None and _rise(found.canary) > SECOND * limit
-
-
-def decide(found: Findings, limit: float | None = None) -> Verdict:
-    """The verdict. limit: what share the canary may rise by; None: any."""
+def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
+    """The verdict. limits: on the canary."""
     earlier = [i for i, is_fresh in enumerate(found.fresh) if not is_fresh]
     everything = _compare(found.old, found.new, range(len(found.old)))
     established = _compare(found.old, found.new, earlier)
@@ -135,11 +135,11 @@ def decide(found: Findings, limit: float | None = None) -> Verdict:
     worse = _unsound(found) or _first_worse(found, everything, established, _alpha(surprise))
     nothing_right = _nothing_right(found)
     useless = _useless(found, everything, established, surprise)
-    reason = worse or nothing_right or useless or _unlearned(found, limit)
+    reason = worse or nothing_right or useless or _unlearned(found, limits)
     kept = sum(score.right is True for score in found.corrected)
     asked = sum(score.right is not None for score in found.corrected)
     unfinished = ""
-    if nothing_right and not worse and not _is_far(found, limit):
+    if nothing_right and not worse and not _beyond(found.canary, limits, SECOND):
         unfinished = f"0 of {_comparable(found)} right yet"
     elif not reason and kept < KEPT * asked:
         unfinished = f"{kept} of {asked} corrected answers kept yet"
@@ -147,7 +147,7 @@ def decide(found: Findings, limit: float | None = None) -> Verdict:
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
         decisive.wins, decisive.losses, decisive.p, surprise, unfinished=unfinished,
         waits=bool(reason) and not worse and (bool(nothing_right) or not useless),
-        canary=_canary(found, limit), corrected={"rows": asked, "kept": kept} if found.corrected else None,
+        canary=_canary(found.canary, limits), corrected={"rows": asked, "kept": kept} if found.corrected else None,
         tests={"all": _numbers(everything), "earlier": _numbers(established)})
 
 
@@ -229,9 +229,27 @@ def _comparable(found: Findings) -> int:
     return sum(score.right is not None and not score.prose for score in found.new)
 
 
-def _rise(canary: tuple[float, float]) -> float:
-    base, new = canary
-    return new / base - 1
+@dataclass(frozen=True)
+class Beyond:
+    """A measure of the canary that is beyond its limit. what: by how much, for a sentence; allowed: the limit, and
+    `more`: SECOND times that, likewise.
+    """
+
+    what: str
+    allowed: str
+    more: str
+
+
+def _beyond(canary: Drift | None, limits: Limits, times: float = 1) -> list[Beyond]:
+    """What is beyond `times` its limit."""
+    found = []
+    if canary is not None and limits.rise is not None and canary.rise > times * limits.rise:
+        found.append(Beyond(f"unrelated text surprises it {100 * canary.rise:.1f} % more than the base model",
+                            f"{100 * limits.rise:g} %", f"{100 * SECOND * limits.rise:g} %"))
+    if canary is not None and limits.kl is not None and canary.kl > times * limits.kl:
+        found.append(Beyond(f"what it expects of unrelated text is {canary.kl:.2g} nats a token from the base model "
+                            "(KL)", f"{limits.kl:g}", f"{SECOND * limits.kl:g}"))
+    return found
 
 
 # ---- objections: "" or a sentence ------------------------------------------------------------------------------------
@@ -239,7 +257,8 @@ def _rise(canary: tuple[float, float]) -> float:
 
 def _unsound(found: Findings) -> str:
     measured = [score.loss for score in found.new if score.loss is not None]
-    sound = all(map(math.isfinite, [*measured, *(found.canary or ())]))
+    canary = [found.canary.rise, found.canary.kl] if found.canary else []
+    sound = all(map(math.isfinite, [*measured, *canary]))
     return "" if sound else "its losses are no numbers"
 
 
@@ -303,19 +322,21 @@ def _useless(found: Findings, everything: Counts, established: Counts, surprise:
     return ""
 
 
-def _unlearned(found: Findings, limit: float | None) -> str:
-    if found.canary is None or limit is None or (rise := _rise(found.canary)) <= limit:
+def _unlearned(found: Findings, limits: Limits) -> str:
+    if not (beyond := _beyond(found.canary, limits)):
         return ""
+    far = _beyond(found.canary, limits, SECOND)
     base = found.base if found.serving else found.old
-    if rise <= SECOND * limit and base is not None:
+    if not far and base is not None:
         compared = _compare(base, found.new, range(len(base)))
         more_right = min(compared["right"].p_better, compared["reward"].p_better) < ALPHA
         if more_right or compared["reach"].p_better < SURE:
             return ""
-        return (f"it unlearned other things: unrelated text surprises it {100 * rise:.1f} % more than the base model, "
-                f"and it does not answer clearly more validation examples than that; {100 * limit:g} % are allowed")
-    return (f"it unlearned other things: unrelated text surprises it {100 * rise:.1f} % more than the base model; "
-            f"{100 * limit:g} % are allowed, {100 * SECOND * limit:g} % where clearly more answers are right")
+        return (f"it unlearned other things: {beyond[0].what}, and it does not answer clearly more validation examples "
+                f"than that; {beyond[0].allowed} are allowed")
+    worst = (far or beyond)[0]
+    return (f"it unlearned other things: {worst.what}; {worst.allowed} are allowed, {worst.more} where clearly more "
+            "answers are right")
 
 
 # ---- what is told ----------------------------------------------------------------------------------------------------
@@ -345,11 +366,11 @@ def _numbers(compared: Counts) -> dict[str, Any]:
     return {name: {"wins": count.wins, "losses": count.losses, "p": count.p} for name, count in compared.items()}
 
 
-def _canary(found: Findings, limit: float | None) -> dict[str, Any] | None:
-    if found.canary is None:
+def _canary(canary: Drift | None, limits: Limits) -> dict[str, Any] | None:
+    if canary is None:
         return None
-    base, new = found.canary
-    return {"base": base, "new": new, "rise": _rise(found.canary), "limit": limit}
+    return {"base": canary.perplexity, "new": canary.perplexity * (1 + canary.rise), "rise": canary.rise,
+            "limit": limits.rise, "kl": canary.kl, "max_kl": limits.kl}
 
 
 def _summary(scores: Sequence[Score]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ decide.py says whether the new one takes over.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import takewhile
@@ -18,26 +17,27 @@ from ...data.dataset import load_rows
 from ...data.preferences import is_pair
 from ...data.rows import Row
 from ...errors import DataError
+from ...evaluation.canary import drift
 from ...evaluation.graders.llama_judge import LlamaJudge
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
 from ...serving.llama import LlamaModel
 from ...training.judge import EngineJudge
 from ...training.rollouts import Answer as RewardedAnswer
+from ..options import Limits
 from .decide import Findings, Verdict, decide, needs_base
 from .exam import Asked, Exam, Score
 from .recipe import check_judgeable
 from .rewarded import Rewarding
 
-WINDOW = 512  # tokens of the canary that are seen at once
 PROSE = 30  # words; nobody writes a longer answer twice in the same words, unless it is JSON
 
 
-def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, limit: float | None = None,
+def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, limits: Limits | None = None,
           on_asked: Callable[[int, int], None] | None = None) -> Verdict:
     """Whether `new` may take over from `old`, which is `base` where no adapter is in service.
 
-    limit: what share the canary may rise by; None: any. on_asked: called with how many rows were asked until now, and
+    limits: on the canary; None: there are none. on_asked: called with how many rows were asked until now, and
     of how many. Raises DataError without rows, and for one that has no answer to compare.
     """
     rows = exam.rows
@@ -54,12 +54,13 @@ def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, l
     corrected = examiner.scores(new, exam.corrected)
     canary = None
     of_base = None
-    if limit is not None and exam.canary:
-        canary = examiner.perplexity(base), examiner.perplexity(new)
-        if old is not base and needs_base(canary, limit):
+    limits = limits or Limits()
+    if limits.are_any and exam.canary:
+        canary = drift(served, new.name, [exam.canary])
+        if old is not base and needs_base(canary, limits):
             of_base = examiner.scores(base, rows)
     fresh = [number >= exam.established for number in range(len(rows))]
-    verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected), limit)
+    verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected), limits)
     for scores, asked in ((verdict.scores, new), (verdict.base_scores, base)):
         scores.update((key, asdict(asked.scores[key])) for key in keys if key in asked.scores)
     return verdict
@@ -165,12 +166,6 @@ class Examiner:
     def _count(self) -> None:
         self._asked += 1
         self._on_asked(self._asked, self.planned)
-
-    def perplexity(self, adapter: Asked) -> float:
-        """Of the canary, which is not empty."""
-        self.served.use(adapter.name)
-        text = load_rows([self.exam.canary], self.served.tokenizer, max_length=min(WINDOW, self.served.context))
-        return math.exp(min(served_loss(self.served, text)[0], 700.0))
 
 
 def _score(loss: float | None, answer: Answer) -> Score:

@@ -24,6 +24,7 @@ from ...training.config import TrainConfig
 from ...training.length import is_auto
 from ...training.metrics import NAME as METRICS
 from ...version import __version__
+from ..options import Limits
 from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
@@ -47,15 +48,15 @@ KEPT = 20  # decisions of the governor
 @dataclass(frozen=True)
 class WorkerOptions:
     """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours.
-    canary_limit: the share by which its perplexity may rise; None: any. left_for_training: bytes that a process may
-    have; of one that maps the weights (True) they count as its own, though the daemon has them mapped too.
-    allow_python: whether graders in Python may run.
+    limits: how far from the base an adapter may be there. left_for_training: bytes that a process may have; of one that
+    maps the weights (True) they count as its own, though the daemon has them mapped too. allow_python: whether graders
+    in Python may run.
     """
 
     model: Path
     policy: Policy
     canary: str
-    canary_limit: float | None
+    limits: Limits
     left_for_training: Callable[[bool], int]
     allow_python: bool = False
 
@@ -253,7 +254,7 @@ class Queue:
             old = {"id": serving, "path": str(self.adapters.path(serving)),
                    **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
-                "policy": asdict(self.options.policy), "canary": self.canary, "limit": self.options.canary_limit,
+                "policy": asdict(self.options.policy), "canary": self.canary, "limits": asdict(self.options.limits),
                 "allow_python": self.options.allow_python,
                 "serving": old, "longer": is_auto(config) or (job.origin == "learn" and _imitates(job)),
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}

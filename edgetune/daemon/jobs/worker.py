@@ -38,6 +38,7 @@ from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
+from ..options import Limits
 from . import longer
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
@@ -236,6 +237,7 @@ class Worker:
         rows, established = held_rows(self.folder)
         exam = Exam(rows, self.task["canary"], established, corrected_rows(self.folder), self.config.system or None,
                     self.config.max_length, self._rewarding())
+        limits = from_json(Limits, self.task["limits"], "the task")
         context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * self.config.max_length))
         repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
@@ -244,7 +246,7 @@ class Worker:
             if self.old is not self.base:
                 served.load_adapter(self.task["serving"]["path"], OLD)
             served.load_adapter(self.out, NEW)
-            return gate.judge(served, exam, self.base, self.old, Asked(NEW), self.task["limit"], self._on_asked)
+            return gate.judge(served, exam, self.base, self.old, Asked(NEW), limits, self._on_asked)
 
     def _rewarding(self) -> Rewarding | None:
         if self.rewards is None or not isinstance(self.objective, Rewarded):

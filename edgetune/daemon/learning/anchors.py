@@ -1,7 +1,5 @@
-"""Anchors: what the base itself answers to questions of all kinds, and how it continues them as text.
-
-Learned beside other rows they keep what it says elsewhere as it was, if each is learned once or twice: those that are
-learned again and again are learned by heart, and all that they do not say suffers.
+"""Anchors (data/anchors.py) as a daemon makes them: the base answers while it answers people, and what it said is kept
+for later jobs.
 """
 
 from __future__ import annotations
@@ -14,22 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
+from ...data.anchors import QUESTIONS, TOKENS, question
 from ...errors import Interrupted
 from ...serving.completion import Completion
 from ..state.files import Rows
 from .rows import Row
 
-TOKENS = 32  # of an anchor at most: it may end anywhere, as many short ones say more of the base than few long ones
 BATCHES = 8  # at most: each holds what the base says to all QUESTIONS, drawn again
-QUESTIONS = (
-    "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",
-    "Why do leaves turn yellow in autumn? Answer briefly.", "Give me one idea for a rainy afternoon.",
-    "Who invented the printing press, and why did it matter?", "Write two sentences to a neighbour about noise.",
-    "How does a bicycle stay upright?", "What is supply and demand, in a sentence or two?",
-    "Name three things to pack for the mountains.", "Describe a busy market in one sentence.",
-    "What is the difference between weather and climate?", "Write two lines about the first snow.",
-    "Why do cats purr?", "What is an atom made of?", "How can a small town save energy? Answer briefly.",
-    "What is the largest ocean?")
 
 
 @dataclass(frozen=True)
@@ -88,23 +77,19 @@ class Anchors:
 
     def _texts(self, group: range) -> list[Row]:
         """Rows that continue a question as text."""
-        answers = [self.base.generate(_question(i), max_tokens=TOKENS, **self._options(i)) for i in group]
-        texts = [(_question(i), answer.text()) for i, answer in zip(group, answers, strict=True)]
-        return [{"text": question + text, "open": True} for question, text in texts if text]
+        answers = [self.base.generate(question(i), max_tokens=TOKENS, **self._options(i)) for i in group]
+        texts = [(question(i), answer.text()) for i, answer in zip(group, answers, strict=True)]
+        return [{"text": asked + text, "open": True} for asked, text in texts if text]
 
     def _answers(self, group: range) -> list[Row]:
         """Answers that ended. They have their own system message where training would give them that of the rows."""
         if self.base.chat is None:
             return []
         system = [{"role": "system", "content": "Answer the question."}] if self.system else []
-        asked = [[*system, {"role": "user", "content": _question(i)}] for i in group]
+        asked = [[*system, {"role": "user", "content": question(i)}] for i in group]
         answers = [self.base.chat(messages, max_tokens=TOKENS, **self._options(i))
                    for messages, i in zip(asked, group, strict=True)]
         ended = [(answer.text(), answer.finish) for answer in answers]
         return [{"messages": [*messages, {"role": "assistant", "content": text}],
                  **({} if finish == "stop" else {"open": True})}
                 for messages, (text, finish) in zip(asked, ended, strict=True) if text.strip()]
-
-
-def _question(number: int) -> str:
-    return QUESTIONS[number % len(QUESTIONS)]

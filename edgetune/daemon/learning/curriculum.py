@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import cycle
 from typing import TypeVar
 
 from ...data.rows import as_messages
@@ -21,8 +20,6 @@ from .kinds import ANSWERS
 from .rows import Row
 
 T = TypeVar("T")
-U = TypeVar("U")
-ROWS_PER_ANCHOR = 5
 LEAST_PASSES = 2
 
 
@@ -40,17 +37,6 @@ def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: floa
         dice.shuffle(block)
         rows += block
     return rows
-
-
-def with_anchors(rows: Sequence[T], anchors: Sequence[U], seed: int) -> list[T | U]:
-    """The same with an anchor after each ROWS_PER_ANCHOR; none twice before all were used once."""
-    following = cycle(random.Random(seed).sample(anchors, len(anchors)))
-    mixed: list[T | U] = []
-    for number, row in enumerate(rows, start=1):
-        mixed.append(row)
-        if anchors and number % ROWS_PER_ANCHOR == 0:
-            mixed.append(next(following))
-    return mixed
 
 
 class JobRows:

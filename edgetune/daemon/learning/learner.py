@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ...data.anchors import ROWS_PER_ANCHOR, with_anchors
 from ...data.dataset import load_rows
 from ...errors import DataError, DiskError, EdgetuneError, Interrupted, NotFoundError, TooMuchError, UsageError
 from ...machine.governor import Governor
@@ -23,7 +24,7 @@ from ..jobs.table import Job
 from ..options import DaemonConfig
 from ..state.holdout import SHARE
 from .anchors import Anchors
-from .curriculum import ROWS_PER_ANCHOR, JobRows, curriculum, passes_over, with_anchors
+from .curriculum import JobRows, curriculum, passes_over
 from .feedback import Feedback, TrainingRows
 from .method import LearnMethod
 

@@ -81,11 +81,12 @@ async function swap(button, adapter) {
 
 const SCORES = [["kept", "Corrected answers kept", share], ["exact", "Exact answers", share], ["loss", "Held-out loss", number],
   ["ended", "Answers that end", share], ["parsed", "Valid JSON", share],
-  ["canary", "Perplexity of other text", (value) => number(value, 1)]];
+  ["canary", "Perplexity of other text", (value) => number(value, 1)],
+  ["kl", "Other text, nats a token from the base", (value) => number(value, 3)]];
 
 /** Scores of what was in service and of the adapter, side by side; other text is compared with the base. */
 function scoreTable({ old = {}, new: now, canary, corrected }) {
-  if (canary) [old, now] = [{ ...old, canary: canary.base }, { ...now, canary: canary.new }];
+  if (canary) [old, now] = [{ ...old, canary: canary.base }, { ...now, canary: canary.new, kl: canary.kl }];
   if (corrected) now = { ...now, kept: corrected.kept / Math.max(corrected.rows, 1) };
   const known = SCORES.filter(([name]) => typeof now[name] === "number");
   const line = ([name, text, shown]) => el("tr", {}, el("th", { scope: "row", text }),
