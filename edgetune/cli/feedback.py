@@ -105,9 +105,10 @@ def feedback_delete(feedback_id: str, url: str, key_file: Path | None, as_json: 
     show(as_json, found, "; ".join(filter(None, [f"{feedback_id} is removed", found["remains"]])))
 
 
-@command("learn", daemon_options, group=feedback)
-def feedback_learn(url: str, key_file: Path | None, as_json: bool) -> None:
+@command("learn", click.option("--all", "everything", is_flag=True, help="Learn all that was ever learned anew, as if "
+                               "it were new, and leave what is new for later."), daemon_options, group=feedback)
+def feedback_learn(everything: bool, url: str, key_file: Path | None, as_json: bool) -> None:
     """Begin a training from the feedback so far."""
     with connect(url, key_file) as client:
-        job = client.post("/v1/learn")
+        job = client.post("/v1/learn", {"all": everything})
     show(as_json, job, *begun_lines(job))

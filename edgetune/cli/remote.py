@@ -278,8 +278,13 @@ def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
     with connect(url, key_file) as client:
         found = client.get(ADAPTERS)
     rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or ""],
-             str((a.get("verdict") or {}).get("reason", ""))) for a in found["data"]]
+             _verdict(a.get("verdict") or {})) for a in found["data"]]
     show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    """Why it took over or not, and what it still knows of earlier lessons."""
+    return "; ".join(filter(None, (verdict.get("reason"), verdict.get("remembered"))))
 
 
 def _serving(found: dict[str, Any]) -> str:

@@ -104,3 +104,4 @@ def test_learning_begins_or_says_what_is_missing(feedback: Feedback) -> None:
     assert "there is no new feedback to learn" in run("feedback", "learn", code=UsageError.exit_code)
     feedback.add(messages=asked("light?"), correction="on")
     assert "held out to judge by" in run("feedback", "learn", code=UsageError.exit_code)
+    assert "nothing was learned from feedback yet" in run("feedback", "learn", "--all", code=UsageError.exit_code)

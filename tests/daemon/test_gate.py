@@ -90,13 +90,18 @@ def test_what_is_expected_of_the_canary_is_compared_with_the_base(served: LlamaM
 def test_the_first_rows_are_of_earlier_lessons(served: LlamaModel) -> None:
     """A key `fresh` in a user's rows means nothing to the gate."""
     rows = [{**row, "fresh": number % 2 == 0} for number, row in enumerate(ROWS)]
-    found = ask(served, Exam(rows, established=8), "right", "wrong")
+    lessons = [*["a"] * 3, *["b"] * 5]
+    found = ask(served, Exam(rows, rounds=lessons), "right", "wrong")
     assert found.reason.startswith("0 of 8 validation examples of earlier lessons are answered exactly, 8 by the ")
     assert found.surprise is not None
-    plain = ask(served, Exam(ROWS, established=8), "right", "wrong")
+    assert found.rounds == [{"job": "a", "rows": 3, "right": 0, "before": 3},
+                            {"job": "b", "rows": 5, "right": 0, "before": 5}]
+    assert found.remembered == "0 of 8 questions of 2 earlier lessons are answered rightly, 8 before"
+    plain = ask(served, Exam(ROWS, rounds=lessons), "right", "wrong")
     assert (found.reason, found.surprise) == (plain.reason, plain.surprise)
     alone = ask(served, Exam(rows), "right", "wrong")
     assert alone.surprise is None
+    assert (alone.rounds, alone.remembered) == ([], "")
     assert "earlier" not in alone.reason
 
 

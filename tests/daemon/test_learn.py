@@ -20,6 +20,7 @@ from tiny import write_tiny
 from edgetune import TrainConfig
 from edgetune.daemon.jobs.queue import REJUDGED
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
+from edgetune.daemon.jobs.recipe import held_rows
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.learning.curriculum import JobRows, curriculum, passes_over
@@ -209,6 +210,45 @@ def test_learns_and_refuses(service: Service) -> None:
     assert ledger["against"] == job.result
     assert len(ledger["scores"]) == ledger["new"]["rows"] + ledger["corrected"]["rows"]
     assert ledger["new"]["rows"] > verdict["new"]["rows"]
+    lesson = {"job": job.id, "rows": verdict["new"]["rows"], "before": verdict["new"]["right"]}
+    assert [{name: counts[name] for name in lesson} for counts in ledger["rounds"]] == [lesson]
+    assert f"questions of the earlier lesson are answered rightly, {lesson['before']} before" in ledger["remembered"]
+
+    third = service.jobs.wait(learner.begin(everything=True).id, 60)  # on what was learned, and not on what was refused
+    assert third.status == "succeeded"
+    anew = service.adapters.get(third.result).verdict
+    assert anew["scores"].keys() == verdict["scores"].keys()
+    assert [counts["job"] for counts in anew["rounds"]] == [job.id]
+    assert feedback.counts()["aside"] == 30
+    assert {note.job for note in feedback.list() if note.state == "used"} == {job.id}
+
+
+def test_all_that_was_learned_is_learned_anew(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were new, and nothing else; whatever becomes of it, what waits goes on to wait."""
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    with pytest.raises(UsageError, match="nothing was learned from feedback yet"):
+        service.learner.begin(everything=True)
+    feedback = service.feedback
+    for lesson in range(3):
+        give(service, range(10 * lesson, 10 * lesson + 10), f"on {lesson}")
+        rows = feedback.training_rows()
+        feedback.assign(rows.taken, f"ftjob-{lesson}")
+        feedback.settle(f"ftjob-{lesson}", "used")
+    give(service, range(5, 15), "off")  # says some of it again
+    before = [(item.id, item.state, item.job) for item in feedback.list()]
+    job = service.learner.begin(everything=True)
+    learned = [json.loads(line) for line in (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()]
+    held, rounds = held_rows(service.jobs.folder / job.id)
+    service.jobs.cancel(job.id)
+    service.jobs.wait(job.id, 60)
+    asked = [row["messages"][0]["content"] for row in learned]
+    assert len(asked) == 2 * 24  # TRAIN's epochs
+    assert not set(asked) & {row["messages"][0]["content"] for row in held}
+    assert {row["messages"][-1]["content"] for row in learned} == {"on 0", "on 1", "on 2"}
+    assert [rounds.count(f"ftjob-{lesson}") for lesson in range(3)] == [2, 2, 2]
+    assert len(held) == 6
+    assert [(item.id, item.state, item.job) for item in feedback.list()] == before
+    assert "came to nothing" not in service.learner._blocked_by(feedback.waiting())
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.daemon.jobs import recipe
-from edgetune.daemon.jobs.recipe import HELD, TRAIN, divide, held_rows, method_of, options
+from edgetune.daemon.jobs.recipe import HELD, ROUNDS, TRAIN, divide, held_rows, method_of, options
 from edgetune.daemon.state.files import digest
 from edgetune.daemon.state.holdout import EDGE, MOST, Holdout
 from edgetune.errors import DataError, UnsupportedError, UsageError
@@ -114,14 +114,16 @@ def test_each_row_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_which_rows_are_of_earlier_rounds_is_told_beside_them(tmp_path: Path) -> None:
     held = [{"text": str(i), "fresh": True} for i in range(9)]  # a key of the user's own
-    divide([{"text": "learned"}], held, tmp_path, HOLDOUT, established=5)
-    assert held_rows(tmp_path) == (held, 5)
+    divide([{"text": "learned"}], held, tmp_path, HOLDOUT, rounds=["a", "a", "b", "b", "b"])
+    assert held_rows(tmp_path) == (held, ["a", "a", "b", "b", "b"])
+    (tmp_path / ROUNDS).write_text('{"established": 5}')  # of an earlier version
+    assert held_rows(tmp_path) == (held, [""] * 5)
 
 
 def test_jobs_of_the_old_version_have_marks_in_their_rows(tmp_path: Path) -> None:
     rows = [{"text": str(i)} for i in range(9)]
     marked = [*rows[:5], *({**row, "fresh": True} for row in rows[5:])]
     (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in marked))
-    assert held_rows(tmp_path) == (rows, 5)
+    assert held_rows(tmp_path) == (rows, [""] * 5)
     (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in rows))  # of a job over a file
-    assert held_rows(tmp_path) == (rows, 0)
+    assert held_rows(tmp_path) == (rows, [])

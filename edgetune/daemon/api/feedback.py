@@ -72,6 +72,6 @@ def _whole(item: FeedbackItem) -> dict[str, Any]:
 
 
 @router.post("/v1/learn", response_model=schemas.Job)
-def learn_now(service: TheService) -> Any:
+def learn_now(service: TheService, body: schemas.LearnRequest | None = None) -> Any:
     """Begin a job from the feedback so far."""
-    return job_object(service.learner.begin())
+    return job_object(service.learner.begin(everything=body is not None and body.all))

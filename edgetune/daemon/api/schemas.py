@@ -296,6 +296,11 @@ class FeedbackEdit(Body):
     correction: str = Field(description="What should have been answered.")
 
 
+class LearnRequest(Body):
+    all: bool = Field(False, description="Learn all that was ever learned anew, as if it were new, instead of what is "
+                      "new.")
+
+
 class DeletedFeedback(Deleted):
     remains: str = Field(description="What the daemon still has of it, a sentence; empty: nothing.")
 

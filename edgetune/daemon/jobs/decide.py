@@ -55,7 +55,8 @@ class Findings:
     """What was measured. old, new: each row's Score under what serves and under the new adapter. fresh: whether a row
     is of the job that is judged. serving: whether an adapter is in service, else `old` is of the base. canary: how
     far the new adapter is from the base there; None: not asked. base: each row's Score under the base, where it is
-    known. corrected: Scores, under the new adapter, of corrections that it learned.
+    known. corrected: Scores, under the new adapter, of corrections that it learned. rounds: of the first rows, those
+    that are not fresh, the job of each.
     """
 
     old: Sequence[Score]
@@ -65,6 +66,7 @@ class Findings:
     canary: Drift | None = None
     base: Sequence[Score] | None = None
     corrected: Sequence[Score] = ()
+    rounds: Sequence[str] = ()
 
     @property
     def who(self) -> str:
@@ -88,6 +90,9 @@ class Verdict:
     was measured. canary: {base, new, rise, limit, kl, max_kl}, the first two perplexities; None: not asked.
     corrected: {rows, kept}, of corrections that were learned; None: there are none.
 
+    rounds: of each earlier lesson whose questions were asked, {job, rows, right, before}, the oldest first; remembered:
+    the same in a sentence, "": there are none.
+
     wins, losses: rows right under one adapter alone (where no row differs: rows with a lower loss, and a higher);
     p: probability of that number of wins or fewer without a difference. surprise: probability that rows of this lesson
     surprise the old adapter as much as they do, or more, if they are like earlier ones; None: there are no rows of one
@@ -110,6 +115,8 @@ class Verdict:
     corrected: dict[str, Any] | None = None
     tests: dict[str, Any] = field(default_factory=dict)
     base_scores: dict[str, Any] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    remembered: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,6 +145,7 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     reason = worse or nothing_right or useless or _unlearned(found, limits)
     kept = sum(score.right is True for score in found.corrected)
     asked = sum(score.right is not None for score in found.corrected)
+    rounds = _rounds(found)
     unfinished = ""
     if nothing_right and not worse and not _beyond(found.canary, limits, SECOND):
         unfinished = f"0 of {_comparable(found)} right yet"
@@ -148,7 +156,8 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
         decisive.wins, decisive.losses, decisive.p, surprise, unfinished=unfinished,
         waits=bool(reason) and not worse and (bool(nothing_right) or not useless),
         canary=_canary(found.canary, limits), corrected={"rows": asked, "kept": kept} if found.corrected else None,
-        tests={"all": _numbers(everything), "earlier": _numbers(established)})
+        tests={"all": _numbers(everything), "earlier": _numbers(established)},
+        rounds=rounds, remembered=_remembered(rounds))
 
 
 # ---- counting --------------------------------------------------------------------------------------------------------
@@ -360,6 +369,26 @@ def _mean_rewards(count: Count, who: str) -> str:
     after = count.after / count.rows
     before = count.before / count.rows
     return f"the answers to {count.rows} validation examples earn {after:.3f} on average, {before:.3f} by {who}"
+
+
+def _rounds(found: Findings) -> list[dict[str, Any]]:
+    """How many of the questions of each earlier lesson are right, by the new adapter and before."""
+    rounds: dict[str, dict[str, Any]] = {}
+    for job, old, new in zip(found.rounds, found.old, found.new, strict=False):
+        if old.right is not None and new.right is not None:
+            counts = rounds.setdefault(job, {"job": job, "rows": 0, "right": 0, "before": 0})
+            counts["rows"] += 1
+            counts["right"] += new.right
+            counts["before"] += old.right
+    return [*rounds.values()]
+
+
+def _remembered(rounds: Sequence[Mapping[str, Any]]) -> str:
+    if not rounds:
+        return ""
+    rows, right, before = (sum(counts[name] for counts in rounds) for name in ("rows", "right", "before"))
+    which = "the earlier lesson" if len(rounds) == 1 else f"{len(rounds)} earlier lessons"
+    return f"{right} of {rows} questions of {which} are answered rightly, {before} before"
 
 
 def _numbers(compared: Counts) -> dict[str, Any]:

@@ -37,14 +37,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Exam:
-    """What adapters are asked. The first `established` rows are of earlier lessons, the others of the job that is
-    judged, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in training. rewarding:
-    how answers earn, where the job learns from rewards.
+    """What adapters are asked. rounds: of the first rows, which are of earlier lessons, the job of each; the others are
+    of the job that is judged, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
+    training. rewarding: how answers earn, where the job learns from rewards.
     """
 
     rows: Sequence[Row]
     canary: str = ""
-    established: int = 0
+    rounds: Sequence[str] = ()
     corrected: Sequence[Row] = ()
     system: str | None = None
     max_length: int = 512

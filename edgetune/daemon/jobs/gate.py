@@ -59,8 +59,8 @@ def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, l
         canary = drift(served, new.name, [exam.canary])
         if old is not base and needs_base(canary, limits):
             of_base = examiner.scores(base, rows)
-    fresh = [number >= exam.established for number in range(len(rows))]
-    verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected), limits)
+    fresh = [number >= len(exam.rounds) for number in range(len(rows))]
+    verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected, exam.rounds), limits)
     for scores, asked in ((verdict.scores, new), (verdict.base_scores, base)):
         scores.update((key, asdict(asked.scores[key])) for key in keys if key in asked.scores)
     return verdict

@@ -41,15 +41,15 @@ SUFFIX = 40  # letters at most
 
 @dataclass(frozen=True)
 class JobData:
-    """Rows of a job, iterated over twice. held: those to judge by, of which the first `established` are of earlier
-    rounds of feedback; None: a part of `rows`. corrected: rows that people corrected, which must be answered so in the
-    end. measured: rows whose loss, or reward, is measured during the training; none: the rows to judge by, where they
-    have one.
+    """Rows of a job, iterated over twice. held: those to judge by; None: a part of `rows`. rounds: of the first of
+    `held`, which are of earlier rounds of feedback, the job that learned each. corrected: rows that people corrected,
+    which must be answered so in the end. measured: rows whose loss, or reward, is measured during the training; none:
+    the rows to judge by, where they have one.
     """
 
     rows: Iterable[Row]
     held: Iterable[Row] | None
-    established: int = 0
+    rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
     measured: Iterable[Row] = ()
 
@@ -159,7 +159,7 @@ class Jobs:
                "method": dump(request.method), "config": dump(config.to_json()), "metadata": dump(request.metadata)}
         with self._runs.filling(job) as beside:
             beside.mkdir()
-            sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.established,
+            sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.rounds,
                                   data.corrected, data.measured)
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ HELD = "held.jsonl"  # rows to judge by
 CORRECTED = "corrected.jsonl"  # of a lesson: corrections that it learns, which its adapter is asked, too
 CORRECTED_MOST = 64
 MEASURED = "measured.jsonl"  # of a lesson whose method has no loss on rows to judge: what is measured in training
-ROUNDS = "rounds.json"  # {"established": how many of HELD, its first rows, are of earlier rounds}
+ROUNDS = "rounds.json"  # {"rounds": of the first rows of HELD, which are of earlier rounds, the job that learned each}
 _MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier rounds
 
 
@@ -160,11 +160,11 @@ def check_judgeable(row: Row) -> None:
 
 
 def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
-           established: int = 0, corrected: Iterable[Row] = (),
+           rounds: Sequence[str] = (), corrected: Iterable[Row] = (),
            measured: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
     """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
-    gate asks MOST at most. A row that is held out is never learned, even if it is in both. established: how many rows
-    of `held`, its first ones, are of earlier rounds. corrected: corrections among the rows to learn, of which
+    gate asks MOST at most. A row that is held out is never learned, even if it is in both. rounds: of the first rows of
+    `held`, which are of earlier rounds, the job of each. corrected: corrections among the rows to learn, of which
     CORRECTED_MOST are kept apart. measured: rows for MEASURED.
 
     Rows are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
@@ -187,19 +187,22 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
                             "a row that is held out is not learned: give other rows")
     _write(folder / CORRECTED, islice(corrected, CORRECTED_MOST))
     _write(folder / MEASURED, measured)
-    _write_lines(folder / ROUNDS, [json.dumps({"established": established})])
+    _write_lines(folder / ROUNDS, [json.dumps({"rounds": [*rounds]})])
     return sides
 
 
-def held_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows that judge a job, and how many of them, the first ones, are of earlier rounds."""
+def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows that judge a job, and of its first ones, which are of earlier rounds, the job of each; "" where an
+    earlier version did not write it.
+    """
     rows = list(Rows(folder / HELD))
     path = folder / ROUNDS
     if path.exists():
-        return rows, int(json.loads(path.read_text())["established"])
+        found = json.loads(path.read_text())
+        return rows, found["rounds"] if "rounds" in found else [""] * int(found["established"])
     marked = sum(_MARK in row for row in rows)
     unmarked = [{key: value for key, value in row.items() if key != _MARK} for row in rows]
-    return unmarked, len(rows) - marked if marked else 0
+    return unmarked, [""] * (len(rows) - marked if marked else 0)
 
 
 def measured_file(folder: Path, parser: RowParser) -> Path | None:

@@ -234,8 +234,8 @@ class Worker:
         from ...runs.answers import CONTEXT, may_repack
         from ...serving.llama import LlamaModel
         from . import gate
-        rows, established = held_rows(self.folder)
-        exam = Exam(rows, self.task["canary"], established, corrected_rows(self.folder), self.config.system or None,
+        rows, rounds = held_rows(self.folder)
+        exam = Exam(rows, self.task["canary"], rounds, corrected_rows(self.folder), self.config.system or None,
                     self.config.max_length, self._rewarding())
         limits = from_json(Limits, self.task["limits"], "the task")
         context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * self.config.max_length))

@@ -37,12 +37,14 @@ COUNTED = "row IS NOT NULL AND state = 'counted'"
 class StoredRow:
     """A row in the database, without its content: all rows of a job together may not fit in memory.
 
-    id, question: of its item. is_chat: whether it is a row of messages. has_answer: whether a right answer is known.
+    id, question: of its item. job: the last one that used it. is_chat: whether it is a row of messages.
+    has_answer: whether a right answer is known.
     """
 
     rowid: int
     id: str
     question: str
+    job: str | None
     is_chat: bool
     has_answer: bool = True
 
@@ -66,6 +68,11 @@ class TrainingRows:
     def held(self) -> StoredRows:
         """All rows to judge by, those of earlier rounds first."""
         return self.established + self.fresh
+
+    @property
+    def rounds(self) -> Sequence[str]:
+        """Of the established rows, the job of each."""
+        return [row.job or "" for row in self.established]
 
 
 class Feedback:
@@ -213,6 +220,14 @@ class Feedback:
         return TrainingRows(latest(new), latest(earlier), established,
                             [row for row in fresh if row.question in chosen], new + held)
 
+    def learned_rows(self) -> TrainingRows:
+        """What a job learns that begins anew with all that was learned, as if it were new. It is judged by what judged
+        that, and takes nothing: feedback that waits continues to wait.
+        """
+        kind = self.kind
+        judging = self._readable(sorted(spread(self.store.read(judges(kind.judging)), self.holdout, MOST)))
+        return TrainingRows(latest(self._stored("used", 0, kind.usable)), [], judging, [], [])
+
     def row(self, stored: StoredRow) -> Row:
         """Its content. Raises TooMuchError where it was removed meanwhile."""
         return right_answer(self.item(stored))
@@ -236,7 +251,8 @@ class Feedback:
         for rowid in rowids:
             for item in self.store.objects("feedback", self._columns(rowid), item_of):
                 if item.row is not None:
-                    found.append(StoredRow(rowid, item.id, item.question, "messages" in item.row, bool(item.answer)))
+                    found.append(StoredRow(rowid, item.id, item.question, item.job, "messages" in item.row,
+                                           bool(item.answer)))
         return found
 
     def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
@@ -245,6 +261,11 @@ class Feedback:
     def waiting_ids(self) -> Sequence[str]:
         """Of items with a row that waits for a job, the oldest first."""
         return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {self._waits} ORDER BY rowid")]
+
+    def learned_ids(self) -> Sequence[str]:
+        """Of items that a job has learned, the oldest first."""
+        return [row["id"] for row in self.store.read(
+            f"SELECT id FROM feedback WHERE state = 'used' AND held = 0 AND {self.kind.usable} ORDER BY rowid")]
 
     def waiting(self) -> int:
         """How many rows wait for a job, those that will judge included."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ from .method import LearnMethod
 
 log = logging.getLogger("edgetune.daemon")
 SUFFIX = "learned"  # of the adapters that its jobs make
+ANEW = "anew"  # in the metadata of jobs that learn all that was learned before, as if it were new
 IDLE_SECONDS = 600.0  # without a request, then --learn idle begins
 CHECK_SECONDS = 5.0
 RETRY_SECONDS = 60.0  # after the disk refused, or something broke
@@ -93,8 +94,9 @@ class Learner:
         return {"mode": self.config.learn, "method": self.method.objective.name, "new_rows": waiting,
                 "needed": self.config.learn_rows, "state": state, "unused": unused}
 
-    def begin(self) -> Job:
+    def begin(self, everything: bool = False) -> Job:
         """A job over all feedback that is new. It takes a minute to begin where anchors must be made first.
+        everything: over all that was learned, as if it were new, and over nothing else.
 
         Raises TooMuchError where another thread begins one, UsageError where one is not finished, or there is too
         little to learn or to judge by, Interrupted where the service stops; errors of Jobs.
@@ -103,9 +105,9 @@ class Learner:
             if unfinished := self._unfinished():
                 raise UsageError(f"{unfinished} is not finished", "wait for it, or cancel it")
             self._settle_ended()
-            self._set_aside_unlearnable()
-            rows = self.feedback.training_rows()
-            _check_enough(rows)
+            self._set_aside_unlearnable(self.feedback.learned_ids() if everything else self.feedback.waiting_ids())
+            rows = self.feedback.learned_rows() if everything else self.feedback.training_rows()
+            _check_enough(rows, everything)
             job = self._create(rows)
             self.feedback.assign(rows.taken, job.id)
             return job
@@ -120,9 +122,10 @@ class Learner:
         learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed)
         anchors = self.anchors.rows(len(learned) // ROWS_PER_ANCHOR) if self.method.imitates else []
         mixed = with_anchors(learned, anchors, train.seed)
-        counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held))}
+        counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
+                  **({} if rows.taken else {ANEW: "yes"})}
         data = JobData(JobRows(self.feedback, mixed, kind.learned),
-                       JobRows(self.feedback, rows.held, lambda item: [kind.judged(item)]), len(rows.established),
+                       JobRows(self.feedback, rows.held, lambda item: [kind.judged(item)]), rows.rounds,
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
                        () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
         return self.jobs.create_from_feedback(data, self.method.asked, suffix=SUFFIX, metadata=counts,
@@ -210,12 +213,12 @@ class Learner:
 
     # ---- rows ---------------------------------------------------------------------------------------------------
 
-    def _set_aside_unlearnable(self) -> None:
+    def _set_aside_unlearnable(self, ids: Iterable[str]) -> None:
         """A single row that this model's template or context does not accept would fail every job. Each row is
         tokenized once for that.
         """
         learnable = set()
-        for id in self.feedback.waiting_ids():
+        for id in ids:
             if id in self._learnable or self._is_learnable(id):
                 learnable.add(id)
         self._learnable = learnable
@@ -245,7 +248,7 @@ class Learner:
 
     def _settle(self, job: Job) -> None:
         """A job ended: what becomes of its rows."""
-        if job.origin != "learn":
+        if job.origin != "learn" or ANEW in job.metadata:  # which took nothing
             return
         verdict = job.verdict or {"passed": False}
         if job.status != "succeeded":
@@ -263,8 +266,12 @@ class Learner:
         self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
 
 
-def _check_enough(rows: TrainingRows) -> None:
+def _check_enough(rows: TrainingRows, everything: bool) -> None:
     """Raises UsageError where there is nothing to learn, or nothing to judge by."""
+    if everything and not (rows.new and rows.held):
+        raise UsageError("nothing was learned from feedback yet that could be learned anew", "learn what is new")
+    if everything:
+        return
     if not rows.taken:
         raise UsageError("there is no new feedback to learn", "correct some answers")
     if not rows.new:

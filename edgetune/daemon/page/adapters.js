@@ -45,7 +45,8 @@ function adapterCard(first) {
     put(badge, text);
     badge.className = `badge ${kind}`;
     promote.hidden = remove.hidden = adapter.state === "serving";
-    put(reason, verdict.reason ? `${judged(verdict, adapter.state)}: ${verdict.reason}` : "");
+    const said = [verdict.reason, verdict.remembered].filter(Boolean).join("; ");
+    put(reason, said ? `${judged(verdict, adapter.state)}: ${said}` : "");
     scores.hidden = !verdict.new;
     if (verdict.new && !scores.querySelector("table")) scores.append(scoreTable(verdict));
     put(made, `Trained ${when(adapter.created_at)}`);
