@@ -24,6 +24,7 @@ from edgetune.formats.named import PACKAGE, packaged_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from hubs import REPO, Hub, serving
+from services import learned_state
 from tiny import write_tiny
 
 PAGE = Path(__file__).with_name("screens.md")
@@ -258,6 +259,17 @@ def feedback(screens: Screens, client: Client) -> None:
     screens.run("edgetune feedback learn")
 
 
+def moved(columns: int, lines: int) -> dict[str, str]:
+    """What a daemon learned, on another base; a tiny one, for which all that it says is new."""
+    with prepared(columns, lines) as screens:
+        home = screens.terminal.home
+        write_tiny(home / "new.gguf", formats="Q8_0")
+        learned_state(home / "state", lessons=1)
+        screens.run("edgetune rebase new.gguf --from state -o moved --context 256 --lr 0.02 --epochs 2 --batch-size 4 "
+                    "--canary-rise off --max-kl off --no-govern")
+        return screens.kept
+
+
 def status(shown: Terminal) -> str:
     """While a job trains."""
     shown.clear()
@@ -270,7 +282,7 @@ def status(shown: Terminal) -> str:
 
 PARTS: dict[str, Callable[[int, int], dict[str, str]]] = {
     "machine": machine, "pulled": pulled, "learned": learned, "graded": graded, "tutored": tutored, "served": served,
-    "small": small, "demo": demo}
+    "moved": moved, "small": small, "demo": demo}
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ from typing import TypeVar
 
 from tiny import write_tiny
 
+from edgetune.daemon.learning.feedback import Feedback
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
-from edgetune.daemon.state.holdout import KEY, KEY_BYTES
+from edgetune.daemon.state.database import Store
+from edgetune.daemon.state.holdout import KEY, KEY_BYTES, open_holdout
 from edgetune.machine.policy import Policy
 from edgetune.serving.llama import LlamaModel
 
@@ -42,6 +44,20 @@ def same_holdout(state: Path) -> None:
     state.mkdir(exist_ok=True)
     if not (state / KEY).exists():
         (state / KEY).write_bytes(bytes([60]) * KEY_BYTES)
+
+
+def learned_state(folder: Path, lessons: int = 2, each: int = 20) -> Path:
+    """A state folder as a daemon leaves it that has learned corrections, without the adapters that it made."""
+    same_holdout(folder)
+    store = Store(folder)
+    feedback = Feedback(store, open_holdout(folder), DaemonConfig())
+    for lesson in range(lessons):
+        for i in range(each * lesson, each * lesson + each):
+            feedback.add(messages=[{"role": "user", "content": f"turn the light {i}"}], correction="on")
+        feedback.assign(feedback.training_rows().taken, f"ftjob-{lesson}")
+        feedback.settle(f"ftjob-{lesson}", "used")
+    store.close()
+    return folder
 
 
 def upload(service: Service, rows: list[dict[str, object]] = ROWS) -> str:

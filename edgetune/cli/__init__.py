@@ -15,6 +15,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     learn,
     models,
     plan,
+    rebase,
     remote,
     report,
     status,

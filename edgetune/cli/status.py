@@ -47,7 +47,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
     colour = "green" if health["status"] == "ok" else "yellow"
     rows: list[list[str | Text]] = [
         ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],
-        ["in service", Text(found["serving"] or BASE)],
+        ["in service", Text("\n".join(filter(None, (found["serving"] or BASE, _remembered(found)))))],
         ["memory", _memory(facts["memory"])],
         ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
         ["answers", _answers(facts["serving"])],
@@ -57,6 +57,12 @@ def view(facts: dict[str, Any]) -> RenderableType:
     return Group(table(facts["model"], ["", ""], rows),
                  *_happened("in service since", "adapter", found["history"][:SWITCHES]),
                  *_happened("yields", "action", facts["governor"][:SWITCHES]))
+
+
+def _remembered(found: dict[str, Any]) -> str:
+    """What the adapter in service still knows of earlier lessons, a sentence; "": there are none."""
+    serving = [adapter for adapter in found["data"] if adapter["id"] == found["serving"]]
+    return str(serving[0]["verdict"].get("remembered", "")) if serving else ""
 
 
 def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:

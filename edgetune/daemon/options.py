@@ -81,6 +81,8 @@ class DaemonConfig:
     learn_grader: str = option("", "File with a grader as JSON, which rewards answers to the questions of feedback.")
     learn_rows: int = option(20, "New pieces of feedback that start a training, those that are held out included.",
                              low=1)
+    compact_every: int = option(0, "Lessons that took over, after which all that was learned is learned anew, when "
+                                "--learn allows it; 0: only when it is told to.", low=0)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
                           "learned it.")
     feedback_rows: int = option(20_000, "Pieces of feedback kept at most, half of them waiting to be learned; the "

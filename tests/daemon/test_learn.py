@@ -449,3 +449,19 @@ def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.Monke
         give(service, range(24, 30))
         until(service.adapters.list)
         assert service.adapters.list()[0].job == service.jobs.list()[0].id
+
+
+def test_all_is_learned_anew_by_itself_after_some_lessons(model: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: a compaction is no lesson after which another one is due."""
+    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    with opened(model, tmp_path, learn="idle", learn_rows=25, canary_rise="off", compact_every=1) as service:
+        give(service, range(30))
+        until(lambda: len(service.jobs.list()) == 2)
+        compaction, lesson = service.jobs.list()
+        assert lesson.verdict["passed"]
+        assert (compaction.metadata["anew"], compaction.metadata["new"]) == ("yes", lesson.metadata["new"])
+        assert service.jobs.wait(compaction.id, 60).status == "succeeded"
+        assert not service.learner._is_compaction_due()

@@ -200,6 +200,10 @@ class Jobs:
         id = self._queue.job
         return self.get(id) if id else None
 
+    def lessons_since(self, mark: str) -> int:
+        """Lessons that took over since the latest job with this mark in its metadata was created."""
+        return self.table.lessons_since(mark)
+
     def unfinished(self, origin: str) -> str | None:
         """The id of a job of this origin that has not ended."""
         return self.table.unfinished(origin)

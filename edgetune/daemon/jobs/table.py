@@ -117,6 +117,13 @@ class JobTable:
         is_ended = "finished_at IS NOT NULL" if ended else "finished_at IS NULL"
         return {row["id"] for row in self.store.read(f"SELECT id FROM jobs WHERE {is_ended}")}
 
+    def lessons_since(self, mark: str) -> int:
+        """Lessons that took over since the latest job with this mark in its metadata was created."""
+        return int(self.store.read(
+            "SELECT count(*) FROM jobs WHERE origin = 'learn' AND json_valid(verdict) "
+            "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "
+            "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", f"$.{mark}")[0][0])
+
     def unfinished(self, origin: str) -> str | None:
         """A job of this origin that has not ended."""
         found = self.store.read("SELECT id FROM jobs WHERE origin = ? AND finished_at IS NULL", origin)

@@ -154,6 +154,8 @@ class Learner:
             waiting = self.feedback.waiting()
             if not self._blocked_by(waiting):
                 self._begin_by_itself(waiting)
+            elif self._is_compaction_due() and not (self._unfinished() or self._not_now()):
+                log.info("%s begins to learn all anew", self.begin(everything=True).id)
             self.paused_reason = ""
         except Exception as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -186,7 +188,14 @@ class Learner:
             return f"waits for {missing} more {'piece' if missing == 1 else 'pieces'} of feedback"
         if self._failed and waiting <= self._failed[0]:
             return f"waits for more feedback, since {self._failed[1]}"
+        return self._not_now()
+
+    def _not_now(self) -> str:
         return self.jobs.paused_reason or self._too_early() or self._too_much()
+
+    def _is_compaction_due(self) -> bool:
+        every = self.config.compact_every
+        return every > 0 and self.jobs.lessons_since(ANEW) >= every
 
     def _too_early(self) -> str:
         if self.config.learn == "nightly":

@@ -1,0 +1,51 @@
+"""rebase: all that a daemon learned, on another base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..daemon.options import DaemonConfig
+from ..training.config import FILE_OPTIONS, TrainConfig
+from .app import (
+    MODEL,
+    TRAIN_OPTIONS,
+    command,
+    config_options,
+    policy_file_option,
+    policy_of,
+    policy_options,
+    show,
+    stop_on_signals,
+    train_progress,
+)
+
+OF_DAEMON = ("memory", "context", "threads", "canary", "canary_rise", "max_kl")
+OF_TRAINING = tuple(name for name in TRAIN_OPTIONS if name not in (*FILE_OPTIONS, *OF_DAEMON, "shuffle"))
+
+
+@command("rebase", MODEL,
+         click.option("--from", "state", type=click.Path(path_type=Path), required=True, metavar="STATE",
+                      help="State folder of a daemon that does not run."),
+         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
+                      help="New folder of the adapter."),
+         config_options(*OF_DAEMON, of=DaemonConfig), config_options(*OF_TRAINING), policy_file_option, policy_options)
+def rebase_command(model: Path, state: Path, folder: Path, policy_file: Path | None, as_json: bool,
+                   **options: Any) -> None:
+    """Learn on MODEL all that the daemon of STATE has learned from feedback, and judge it as the daemon would.
+
+    The same questions are held out, and compared with MODEL alone; the verdict is in OUT's run.json. In STATE nothing
+    changes. Ctrl-C stops; the same command continues.
+    """
+    from ..daemon.rebase import rebase
+    policy = policy_of(policy_file, options)
+    config = DaemonConfig(**{name: options[name] for name in OF_DAEMON}).check()
+    train = TrainConfig(**{name: options[name] for name in OF_TRAINING}, threads=config.threads).check()
+    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
+        found = rebase(model, state, folder, config=config, policy=policy, train=train, should_stop=should_stop,
+                       on_event=progress.event)
+    remembered = [found.verdict["remembered"]] if found.verdict["remembered"] else []
+    show(as_json, {"out": str(folder), "rows": found.rows, "held_out": found.held, "verdict": found.verdict},
+         found.sentence, *remembered, f"adapter in {folder}")

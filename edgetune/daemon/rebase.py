@@ -1,0 +1,165 @@
+"""All that a daemon has learned, learned anew on another base and judged there by the same held-out questions.
+
+What lasts is what people said, not what a training made of it. So a rebase is the life of a daemon without people: its
+state is a copy of the old one, in which feedback and the key of held-out questions remain, its base is the new one, and
+its only job learns all that was learned as if it were new. Anchors, memory, the gate and continuing after a power cut
+are those of a daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import disk
+from ..adapters import store as lora
+from ..errors import DiskError, EdgetuneError, Interrupted, NotFoundError, UsageError
+from ..formats.bundle import open_bundle
+from ..formats.named import find_model
+from ..machine.policy import Policy
+from ..training.config import TrainConfig
+from .jobs.decide import without_scores
+from .jobs.table import ENDED, Job
+from .options import DaemonConfig
+from .service import Service
+from .state import adapters
+from .state.database import NAME as DATABASE
+from .state.database import Store
+from .state.holdout import KEY
+
+WORK = ".rebase"  # behind OUT's name: the folder of the new life, until OUT is there
+RECORD = "rebase.json"  # in it: what is done there
+COPIED = (DATABASE, f"{DATABASE}-wal", KEY)
+CLEARED = """DELETE FROM checkpoints; DELETE FROM events; DELETE FROM jobs; DELETE FROM adapters; DELETE FROM service;
+             DELETE FROM files; UPDATE feedback SET job = NULL WHERE state = 'new'"""
+POLL = 0.5  # seconds between two looks at the job
+EVENTS = 200  # that are read at a time at most
+
+
+@dataclass(frozen=True)
+class Rebased:
+    """out: the folder of the adapter. rows: how many were learned, each several times; held: how many judged. verdict:
+    the gate's, beside the new base, without the scores of rows.
+    """
+
+    out: Path
+    rows: int
+    held: int
+    verdict: dict[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        passed = "would be activated" if self.verdict["passed"] else "would not be activated"
+        return f"learned {self.rows} rows on the new base; {passed}: {self.verdict['reason']}"
+
+
+def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: DaemonConfig | None = None,
+           policy: Policy | None = None, train: TrainConfig | None = None,
+           should_stop: Callable[[], bool] = lambda: False,
+           on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> Rebased:
+    """Learn on `model` all that the daemon with this state folder has learned, and write the adapter's folder `out`. In
+    `state` nothing changes.
+
+    config, policy, train: as of a Service; of config its memory, context, threads and canary count. on_event: called
+    with the events of the training. The verdict is in run.json, as `gate`. A rebase that was stopped is continued by
+    the same call, with what the state held when it began.
+
+    Raises UsageError where `out` exists, a daemon holds `state`, nothing was learned there or nothing judges, or
+    another rebase to `out` has begun; NotFoundError for no state; Interrupted where should_stop returned True; errors
+    of jobs.
+    """
+    target = Path(out)
+    disk.refuse_existing(target)
+    work = target.with_name(f"{target.name}{WORK}")
+    config = replace(config or DaemonConfig(), state=str(work), learn="off").check()
+    train = (train or TrainConfig(threads=config.threads)).check()
+    asked = {"model": open_bundle(find_model(model)).fingerprint, "from": str(Path(state).resolve()),
+             "train": {name: value for name, value in train.to_json().items() if name != "threads"}}
+    _begin(work, Path(state), asked)
+    try:
+        with Service(model, config, policy, train) as service:
+            begun = service.jobs.list(limit=1)
+            job = begun[0] if begun else service.learner.begin(everything=True)
+            job = _followed(service, job.id, should_stop, on_event)
+            if job.result is None:
+                raise EdgetuneError(f"the training {job.status}: {(job.error or {}).get('message', 'it was ended')}",
+                                    "with other options it may succeed")
+            found = _written(service, job, target)
+    except (Interrupted, DiskError):  # continued by the same call
+        raise
+    except EdgetuneError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _begin(work: Path, state: Path, asked: dict[str, Any]) -> None:
+    """The folder of the new life, unless it is there already."""
+    if work.exists():
+        if json.loads((work / RECORD).read_text()) != asked:
+            raise UsageError(f"{work} holds a rebase of another state, to another base or with other options",
+                             "continue that one, remove it, or name another output")
+        return
+    if not (state / DATABASE).is_file():
+        raise NotFoundError(f"{state} is no state folder of a daemon: it has no {DATABASE}",
+                            "name the folder that its --state gave it")
+    try:
+        with disk.alone(state), disk.new_folder(work) as beside:
+            _copy(state, beside)
+            (beside / RECORD).write_text(json.dumps(asked))
+    except UsageError:
+        raise UsageError(f"a daemon holds {state}, or another program",
+                         "stop it until the copy is made, or give a copy of the folder") from None
+
+
+def _copy(state: Path, beside: Path) -> None:
+    """Feedback and the key of held-out questions; what belongs to the old base is left behind."""
+    for name in COPIED:
+        if (state / name).exists():
+            shutil.copyfile(state / name, beside / name)
+    copied = Store(beside)
+    try:
+        with copied.write() as db:
+            for statement in CLEARED.split(";"):
+                db.execute(statement)
+    finally:
+        copied.close()
+
+
+def _followed(service: Service, id: str, should_stop: Callable[[], bool],
+              on_event: Callable[[dict[str, Any]], None]) -> Job:
+    """The job when it has ended; what its training says is passed on."""
+    last = None
+    while True:
+        job = service.jobs.wait(id, POLL)
+        fresh = []
+        for event in service.jobs.events(id, limit=EVENTS):
+            if event["id"] == last:
+                break
+            fresh.append(event)
+        for event in reversed(fresh):
+            last = event["id"]
+            if event["type"] == "metrics":
+                on_event(event["data"])
+        if job.status in ENDED:
+            return job
+        if should_stop():
+            raise Interrupted("the rebase was stopped", "continue with the same command")
+
+
+def _written(service: Service, job: Job, target: Path) -> Rebased:
+    """The adapter of a job as a folder, with the gate's verdict in run.json."""
+    assert job.result
+    made = service.adapters.get(job.result)
+    verdict = without_scores(made.verdict)
+    with disk.new_folder(target) as beside:
+        for file in filter(Path.is_file, service.adapters.path(made.id).iterdir()):
+            if file.name != adapters.RECORD:
+                shutil.copyfile(file, beside / file.name)
+        lora.save_record(beside, {**lora.read_run(beside), "gate": verdict})
+    return Rebased(target, int(job.metadata["new"]), int(job.metadata["held"]), verdict)
