@@ -22,7 +22,8 @@ REASONS = 3  # different reasons named why rows cannot be used
 SHAPES = {"messages": "messages", "prompt": "prompt and completion", "text": "text",
           "preference": "pairs of answers", "unpaired": "prompt, completion and label",
           "ranked": "prompt, completions and rewards", "tutored": "prompt, completion and reference",
-          "privileged": "prompt, completion and privileged_context"}
+          "privileged": "prompt, completion and privileged_context",
+          "attempts": "prompt, completion, attempts and labels"}
 
 
 @dataclass(frozen=True)
