@@ -128,7 +128,7 @@ rules: ready ## hours, needs ../shared: Snips by a grader that knows only the sc
 tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare prompts, with and without a rule grader, three seeds
 	$(RUN) proofs/tutor.py $(TUTOR)
 
-nlft: ready ## hours, needs ../shared: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds
+nlft: ready ## an hour: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds
 	$(RUN) proofs/nlft.py $(NLFT)
 
 sizes: ready ## hours, needs ../shared: 20 to 5,000 rows of three data sets, trained without an option and by a grid
