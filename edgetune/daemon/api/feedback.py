@@ -14,6 +14,7 @@ from .errors import JsonRoute
 from .fine_tuning import After, Limit, job_object, page
 
 router = APIRouter(route_class=JsonRoute)
+WHAT_IS_NEW = schemas.LearnRequest()  # of a request without a body
 
 
 @router.post("/v1/feedback", response_model=schemas.FeedbackObject)
@@ -72,6 +73,6 @@ def _whole(item: FeedbackItem) -> dict[str, Any]:
 
 
 @router.post("/v1/learn", response_model=schemas.Job)
-def learn_now(service: TheService, body: schemas.LearnRequest | None = None) -> Any:
+def learn_now(service: TheService, body: schemas.LearnRequest = WHAT_IS_NEW) -> Any:
     """Begin a job from the feedback so far."""
-    return job_object(service.learner.begin(everything=body is not None and body.all))
+    return job_object(service.learner.begin(everything=body.all))
