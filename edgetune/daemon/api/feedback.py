@@ -14,7 +14,7 @@ from .errors import JsonRoute
 from .fine_tuning import After, Limit, job_object, page
 
 router = APIRouter(route_class=JsonRoute)
-WHAT_IS_NEW = schemas.LearnRequest()  # of a request without a body
+WHAT_IS_NEW = schemas.LearnRequest(all=False)  # of a request without a body
 
 
 @router.post("/v1/feedback", response_model=schemas.FeedbackObject)
