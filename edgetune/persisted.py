@@ -1,4 +1,4 @@
-"""Dataclasses that were written to disk as JSON, read back by one rule, whichever edgetune wrote them.
+"""What was written to disk as JSON, read back by one rule, whichever edgetune wrote it: objects, and dataclasses.
 
 A field that was renamed names its earlier names: field(metadata={"was": ("earlier",)}). A field that was added has a
 default, which is what older files meant. Where the meaning changes, the version of the file (or database) rises.
@@ -6,9 +6,11 @@ default, which is what older files meant. Where the meaning changes, the version
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -42,6 +44,19 @@ def from_json(kind: type[T], found: Any, source: str) -> T:
         if name not in values and not _has_default(spec):
             raise FormatError(f"{source} lacks the field {name!r}", "restore it from a copy")
     return kind(**values)
+
+
+def read_object(path: Path, hint: str) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None without the file. hint: the way out of a damaged one, a FormatError."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged: {error}", hint) from None
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} is not a JSON object", hint)
+    return found
 
 
 @cache

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from ..disk import new_folder, replaced
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
+from ..persisted import read_object
 from ..version import __version__
 from .lora import Lora, Pair
 
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # what was trained with it and is no part of it, such as a value head, by name
+SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options of training that an adapter to begin from decides
 SCHEMA = "schema.json"  # of the answers that it learned, where all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
@@ -157,24 +159,18 @@ def base_name(base: Gguf) -> str:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """run.json's content; {} where the folder has none. Raises FormatError for a damaged one."""
-    return _read_object(folder / RUN, "remove it to use the adapter without its record") or {}
+    return read_object(folder / RUN, "remove it to use the adapter without its record") or {}
+
+
+def recorded_size(start: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """The options that say what is trained, of the run that made an adapter, as far as it is known; {} for None."""
+    options = read_run(Path(start)).get("options", {}) if start is not None else {}
+    return {name: options[name] for name in SIZE if name in options}
 
 
 def read_schema(folder: Path) -> dict[str, Any] | None:
     """schema.json's content; None where the folder has none. Raises FormatError for a damaged one."""
-    return _read_object(folder / SCHEMA, "remove it to use the adapter without its schema")
-
-
-def _read_object(path: Path, hint: str) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged: {error}", hint) from None
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} is not a JSON object", hint)
-    return found
+    return read_object(folder / SCHEMA, "remove it to use the adapter without its schema")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 RUN = "run"  # the name of the command that `edgetune tutor MODEL ...` is
-NOT_HERE = (*FILE_OPTIONS, "eval_every", "patience", "steps", "packing", "overflow")
+NOT_HERE = (*FILE_OPTIONS, "eval_every", "patience", "steps", "packing", "overflow", "shuffle")
 
 
 class Tutor(click.Group):
@@ -98,11 +98,12 @@ def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Pat
     published to OUT only if held-out questions say that it is better, through llama.cpp. Ctrl-C stops; the same command
     continues. `edgetune tutor inspect OUT` shows what happened.
     """
+    from ..adapters.store import recorded_size
     from ..evaluation.graders.base import load_grader
     from ..tutor.teach import DEFAULTS, teach
     governor = governor_of(policy_file, options)
     rounds = TutorOptions(**{spec.name: options.pop(spec.name) for spec in fields(TutorOptions)})
-    config = TrainConfig(**{**options, **DEFAULTS, **explicit(options)}).check()
+    config = TrainConfig(**{**options, **DEFAULTS, **recorded_size(start), **explicit(options)}).check()
     judge = load_grader(Path(grader), allow_unsafe_python=unsafe_python) if grader else None
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         standing = teach(model, prompts, folder, labelled=labelled, grader=judge, start=start, keep=keep,

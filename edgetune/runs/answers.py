@@ -56,7 +56,8 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
     Interrupted where should_stop returns True.
     """
     context = min(read_shape(exam.base).context, max(exam.longest + ROOM, CONTEXT))
-    repack = _may_repack(exam, context)
+    repack = repack_within(exam.base, context, exam.config.memory_here(),
+                           "edgetune eval compares them where there is more memory")
 
     def look() -> None:
         if should_stop():
@@ -133,15 +134,12 @@ def may_repack(base: Gguf, context: int, budget: int) -> bool:
     return device.rss() + memory_needed(base, context, repack=True) <= budget
 
 
-def _may_repack(exam: Exam, context: int) -> bool:
-    """Whether the budget has room for copies of the weights; EdgetuneError where it has none for the model at all."""
-    used = device.rss()
-    budget = exam.config.memory_here()
-    needed = used + memory_needed(exam.base, context, repack=False)
+def repack_within(base: Gguf, context: int, budget: int, way_out: str) -> bool:
+    """`may_repack`; raises EdgetuneError, with this way out, where the budget has no room for the model at all."""
+    needed = device.rss() + memory_needed(base, context, repack=False)
     if needed > budget:
-        raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB",
-                            "edgetune eval compares them where there is more memory")
-    return may_repack(exam.base, context, budget)
+        raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB", way_out)
+    return may_repack(base, context, budget)
 
 
 def _answerable(exam: Exam, served: LlamaModel) -> list[Row]:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 TENTH = "tenth"  # as an origin's: nothing was said
-SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options that an adapter to begin from decides
 Rows = str | Path | Sequence[Mapping[str, Any]]  # a file, or rows
 OnEvent = Callable[[Event], None]
 
@@ -72,7 +71,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     before its end, and can be resumed.
     """
     objective = objective or Sft()
-    config = make_options(TrainConfig, {**objective.defaults, **_size_of(start), **options}).check()
+    config = make_options(TrainConfig, {**objective.defaults, **store.recorded_size(start), **options}).check()
     rewards = None
     if isinstance(objective, Rewarded):
         objective, rewards = rewards_of(objective, reward)
@@ -129,14 +128,6 @@ def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str]
 
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------
-
-
-def _size_of(start: str | Path | None) -> dict[str, Any]:
-    """The options that say what is trained, of the run that made an adapter, as far as it is known."""
-    if start is None:
-        return {}
-    options = store.read_run(Path(start)).get("options", {})
-    return {name: options[name] for name in SIZE if name in options}
 
 
 def _recorded_eval(out: Path) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..adapters.lora import Lora
@@ -74,13 +74,14 @@ def _judgments(setting: Setting, number: int, wrong: Sequence[tuple[Question, Sa
 def _helps(setting: Setting, wrong: Sequence[tuple[Question, Said]], judgments: Sequence[str],
            pairs: Lora) -> list[float]:
     """Nats a token by which each judgment makes the right answer likelier."""
-    references = [question.reference for question, _ in wrong]
-    told = []
-    for texts in (judgments, [""] * len(wrong)):
-        prompts = [_tokens(setting, revise(question.messages, one.text, text))
-                   for (question, one), text in zip(wrong, texts, strict=True)]
-        told.append(mean_logp(setting, prompts, references, pairs))
-    return [after - before if text else 0.0 for text, after, before in zip(judgments, *told, strict=True)]
+    said = [*judgments, *[""] * len(wrong)]
+    prompts = [_tokens(setting, revise(question.messages, one.text, text))
+               for (question, one), text in zip([*wrong, *wrong], said, strict=True)]
+    logps = mean_logp(setting, prompts, [question.reference for question, _ in wrong] * 2, pairs)
+    after = logps[:len(wrong)]
+    before = logps[len(wrong):]
+    return [with_it - without if text else 0.0
+            for text, with_it, without in zip(judgments, after, before, strict=True)]
 
 
 def _with_hints(setting: Setting, number: int, wrong: Sequence[tuple[Question, Said]], found: list[Correction],
@@ -94,8 +95,7 @@ def _with_hints(setting: Setting, number: int, wrong: Sequence[tuple[Question, S
                        pairs)
     for i, logp in zip(right, likely, strict=True):
         if logp >= LIKELY:
-            one = found[i]
-            found[i] = Correction(one.key, one.wrong, one.judgment, one.helps, one.leaked, texts[i], True, True)
+            found[i] = replace(found[i], revision=texts[i], hinted=True, kept=True)
     return found
 
 

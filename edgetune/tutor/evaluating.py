@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..evaluation.graders.agreement import form_of
-from ..evaluation.graders.base import Grade, Grader, ScoreModel
+from ..evaluation.graders.base import Grade, ScoreModel
 from ..evaluation.graders.sample import Sample
 from ..evaluation.judge import same
+from ..serving.rollouts.forward import open_decoder
+from ..training.judge import EngineJudge
 from .agreement import Majority, majority
 from .answering import Said
 from .options import TutorOptions
 from .questions import Question
+from .setting import Setting
 
 REFERENCE, GRADER, AGREEMENT, SELF, NOBODY = "reference", "grader", "agreement", "self", "nobody"
 VERIFIED = (REFERENCE, GRADER)
@@ -28,6 +31,7 @@ SURE_YES = 0.5  # probability of yes from which an answer that the model judges 
 COLLAPSED = 0.9  # of all questions get one and the same answer
 FEWEST_TO_COLLAPSE = 8  # questions
 YES_NO = ("yes", "no")
+JUDGE_TOKENS = 1024  # of a question with its answer, which the model judges
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,22 @@ class Evaluated:
         return asdict(self)
 
 
-def graded(grader: Grader | None, questions: Sequence[Question], said: Sequence[Sequence[Said]]) -> list[list[Grade]]:
-    """A grade of each answer; empty lists without a grader. Raises EdgetuneError where the grader fails."""
+def judge_of(setting: Setting) -> EngineJudge:
+    """The base as a judge of answers."""
+    decoder = open_decoder(setting.bundle.gguf, {}, threads=setting.config.threads, max_tokens=JUDGE_TOKENS,
+                           max_length=JUDGE_TOKENS, precision=setting.config.precision)
+    return EngineJudge(decoder, decoder.run, setting.tokenizer)
+
+
+def graded(setting: Setting, questions: Sequence[Question], said: Sequence[Sequence[Said]]) -> list[list[Grade]]:
+    """A grade of each answer; empty lists without a grader. One that asks a model asks the base. Raises EdgetuneError
+    where the grader fails.
+    """
+    grader = setting.grader
     if grader is None:
         return [[] for _ in questions]
+    if grader.needs_model:
+        grader = grader.with_model(judge_of(setting))
     samples = [Sample(one.text, finish_reason="stop" if one.ended else "length") for of in said for one in of]
     items: list[Mapping[str, Any]] = [question.item for question, of in zip(questions, said, strict=True) for _ in of]
     grades = grader.grade(samples, items)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import cannot_write, replaced
-from ..errors import FormatError
+from ..persisted import read_object
 
 BEGUN = "tutor.json"
 LEDGER = "ledger.jsonl"
@@ -30,6 +30,8 @@ TIMES = "times.jsonl"
 STEPS = ("select", "generate", "evaluate", "correct", "rows", "train", "search", "gate", "publish")
 TRAINED = "train"  # the folder of a round's run
 CANDIDATE = "candidate"
+
+MEND = "remove it, and continue with the same command"
 
 Found = dict[str, Any]  # what a step found; "facts" of it is what the ledger says
 
@@ -58,7 +60,7 @@ class Round:
 
     def read(self, step: str) -> Found | None:
         """What a step found; None where it is not done. Raises FormatError for a damaged file."""
-        return read_object(self.file(step))
+        return read_object(self.file(step), MEND)
 
     def step(self, step: str, make: Callable[[], Found]) -> Found:
         """What a step found, made now where it is not done."""
@@ -76,18 +78,6 @@ def rounds_of(out: Path) -> list[Round]:
     """Those that were begun, in their order."""
     folders = (out / "rounds").glob("[0-9]*") if (out / "rounds").is_dir() else ()
     return [Round(out, number) for number in sorted(int(folder.name) for folder in folders)]
-
-
-def read_object(path: Path) -> Found | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged: {error}", "remove it, and continue with the same command") from None
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} is not a JSON object", "remove it, and continue with the same command")
-    return found
 
 
 def write_object(path: Path, found: Mapping[str, Any]) -> None:

@@ -28,14 +28,12 @@ import numpy as np
 from ..adapters.lora import Lora
 from ..adapters.mixed import size_of
 from ..data.packing import is_supervised
-from ..errors import EdgetuneError
 from ..evaluation.canary import Drift, drift
 from ..evaluation.judge import is_json, same
 from ..evaluation.significance import flip_test, sign_test
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
-from ..machine import device
-from ..runs.answers import CONTEXT, may_repack, memory_needed
+from ..runs.answers import CONTEXT, repack_within
 from ..serving.llama import LlamaModel
 from .answering import Said, answer_example, mean_logp
 from .evaluating import graded
@@ -50,6 +48,7 @@ REPEATED = 0.2  # by which the share of repeated words may rise, and that of dif
 GAP = 0.25  # nats a token between our engine and llama.cpp
 CHECKED = 4  # answers, for the gap
 PUBLISHED = "published"
+Asked = Sequence[tuple[Said, float | None]]  # the answer to each question, nats a token of the right one
 CANDIDATE = "candidate"
 
 
@@ -113,39 +112,46 @@ def measure(setting: Setting, questions: Sequence[Question], published: Path | N
     prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions]
     context = _context(prompts, setting)
     with LlamaModel(gguf, context=context, threads=setting.config.threads or None,
-                    repack=_may_repack(setting, context)) as served:
+                    repack=repack_within(gguf, context, setting.config.memory_here(), "raise --memory")) as served:
         served.tokenizer.markup = setting.config.markup
         served.cache.before_decode = setting.look
         if published:
             served.load_adapter(published, PUBLISHED)
         served.load_adapter(candidate, CANDIDATE)
-        old = _asked(setting, served, PUBLISHED if published else None, questions, prompts)
-        new = _asked(setting, served, CANDIDATE, questions, prompts)
+        before = _asked(setting, served, PUBLISHED if published else None, questions, prompts)
+        after = _asked(setting, served, CANDIDATE, questions, prompts)
         drifted = drift(served, CANDIDATE, keep)
-        before = drift(served, PUBLISHED, keep) if published else Drift(0.0, 0.0, 0)
-        told = [_logp(setting, served, prompt, one.text) for prompt, one in
-                zip(prompts[:CHECKED], new, strict=False)]
+        drifted_before = drift(served, PUBLISHED, keep) if published else Drift(0.0, 0.0, 0)
+        told = [_logp(setting, served, prompt, one.text) for prompt, (one, _) in
+                zip(prompts[:CHECKED], after, strict=False)]
+    old, new = (_measured(setting, questions, asked) for asked in (before, after))
     pairs = setting.pairs(candidate)
     ours = mean_logp(setting, prompts[:CHECKED], [one.text for one in new[:CHECKED]], pairs)
     gap = max((abs(a - b) for a, b in zip(told, ours, strict=True)), default=0.0)
-    harm = Harm(drifted.rise, drifted.kl, largest_change(pairs, gguf), gap, before.rise, before.kl)
+    harm = Harm(drifted.rise, drifted.kl, largest_change(pairs, gguf), gap, drifted_before.rise,
+                drifted_before.kl)
     return old, new, harm
 
 
 def _asked(setting: Setting, served: LlamaModel, adapter: str | None, questions: Sequence[Question],
-           prompts: Sequence[Sequence[int]]) -> list[Measured]:
+           prompts: Sequence[Sequence[int]]) -> Asked:
     served.use(adapter)
     most = setting.options.max_tokens
     texts = dict(served.complete(prompts, most))
     lengths = [len(served.tokenizer.encode(texts[i], continues=True)) for i in range(len(prompts))]
-    said = [[Said(texts[i].strip(), lengths[i], lengths[i] < most)] for i in range(len(prompts))]
-    grades = graded(setting.grader, questions, said)
+    said = [Said(texts[i].strip(), lengths[i], lengths[i] < most) for i in range(len(prompts))]
     served.reset()
     logps = [_logp(setting, served, prompt, question.reference) if question.reference else None
              for question, prompt in zip(questions, prompts, strict=True)]
-    return [Measured(question.key, of[0].text, float(same(question.reference, of[0].text)) if question.reference
-                     else earned[0].reward, logp, of[0].ended)
-            for question, of, earned, logp in zip(questions, said, grades, logps, strict=True)]
+    return list(zip(said, logps, strict=True))
+
+
+def _measured(setting: Setting, questions: Sequence[Question], asked: Asked) -> list[Measured]:
+    """With what answers earn, when llama.cpp's memory is free again: a grader may ask a model."""
+    grades = graded(setting, questions, [[one] for one, _ in asked])
+    return [Measured(question.key, one.text, float(same(question.reference, one.text)) if question.reference
+                     else earned[0].reward, logp, one.ended)
+            for question, (one, logp), earned in zip(questions, asked, grades, strict=True)]
 
 
 def _logp(setting: Setting, served: LlamaModel, prompt: Sequence[int], text: str) -> float:
@@ -159,17 +165,6 @@ def _context(prompts: Sequence[Sequence[int]], setting: Setting) -> int:
     """Tokens in which some questions are answered together."""
     return min(read_shape(setting.bundle.gguf).context,
                max(CONTEXT, max(map(len, prompts)) + setting.options.max_tokens + 1))
-
-
-def _may_repack(setting: Setting, context: int) -> bool:
-    budget = setting.config.memory_here()
-    gguf = setting.bundle.gguf
-    device.trim()
-    needed = device.rss() + memory_needed(gguf, context, repack=False)
-    if needed > budget:
-        raise EdgetuneError(f"llama.cpp, which judges, needs up to {needed >> 20} MiB, the budget is {budget >> 20} "
-                            "MiB", "raise --memory")
-    return may_repack(gguf, context, budget)
 
 
 def largest_change(pairs: Lora, gguf: Gguf) -> float:

@@ -19,6 +19,7 @@ from ..data import holdout
 from ..data.anchors import ROWS_PER_ANCHOR, with_anchors
 from ..data.answer_schema import derive
 from ..data.dataset import Dataset, load_rows
+from ..data.packing import Example
 from ..data.rows import Row
 from ..errors import Interrupted
 from ..persisted import from_json
@@ -29,7 +30,6 @@ from .questions import Question
 from .setting import CONTINUE, Setting
 
 LABELLED, REPLAYED, ANSWERED, REVISED, AGREED = "labelled", "replayed", "answered", "revised", "agreed"
-SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options that an adapter to begin from decides
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
     lr_scale: factor of the learning rate. Raises Interrupted, and the errors of `run`.
     """
     seed = setting.seed(number, "train")
-    config = replace(setting.config, lr=setting.config.lr * lr_scale, **_size_of(start))
+    config = replace(setting.config, lr=setting.config.lr * lr_scale)
     if number == 0:
         config = replace(config, epochs="auto", batch_size="auto", lr=type(config)().lr)  # the recipe of `train`
     batch_size = batch_of(config, len(rows))
@@ -135,15 +135,17 @@ def dataset_of(setting: Setting, rows: Sequence[Taught], passes: int, seed: int)
     kept = anchors(setting, -(-len(order) // ROWS_PER_ANCHOR))
     learned: list[tuple[Row, float]] = [(setting.pool[one.key].with_answer(one.text), one.weight) for one in rows]
     mixed = with_anchors([learned[i] for i in order], [(row, 1.0) for row in kept], seed)
+    made: dict[int, list[Example]] = {}  # of each row, which comes several times
     examples = []
     for row, weight in mixed:
-        made = load_rows([row], setting.tokenizer, max_length=setting.config.max_length, system=setting.system)
-        examples += [replace(found, weights=found.weights * np.float32(weight)) for found in made.examples]
+        if id(row) not in made:
+            made[id(row)] = _weighted(setting, row, weight)
+        examples += made[id(row)]
     written = [row for row, _ in mixed]
     digest = holdout.digest_of([{"row": row, "weight": weight} for row, weight in mixed])
     return Dataset(examples, written, "messages", 0, 0, digest, derive([row for row, _ in learned]))
 
 
-def _size_of(start: Path | None) -> dict[str, Any]:
-    options = store.read_run(start).get("options", {}) if start else {}
-    return {name: options[name] for name in SIZE if name in options}
+def _weighted(setting: Setting, row: Row, weight: float) -> list[Example]:
+    made = load_rows([row], setting.tokenizer, max_length=setting.config.max_length, system=setting.system)
+    return [replace(found, weights=found.weights * np.float32(weight)) for found in made.examples]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from .. import disk
 from ..adapters import store
 from ..errors import Interrupted, MismatchError, UsageError
 from ..evaluation.graders.base import Grade
-from ..persisted import from_json
-from ..serving.rollouts.forward import open_decoder
-from ..training.judge import EngineJudge
+from ..formats.gguf import Gguf
+from ..persisted import from_json, read_object
 from . import correcting, gate, lesson, questions
 from .answering import Said, answers_to
 from .evaluating import (
@@ -33,9 +32,10 @@ from .evaluating import (
     collapse,
     evaluate,
     graded,
+    judge_of,
     probabilities_of_yes,
 )
-from .files import BEGUN, Found, Round, read_object, rounds_of, write_object
+from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
 from .lesson import AGREED, ANSWERED, REVISED, Taught, read_taught
 from .questions import Question
 from .search import search
@@ -44,7 +44,6 @@ from .setting import Setting
 KEPT = 3  # published adapters, to which one can go back
 PUBLISHED_RECORD = "published"  # of run.json: the round
 CALIBRATION = 16  # labelled questions of a round, by whose answers it is measured how well the model judges
-JUDGE_TOKENS = 1024  # of a question with its answer, which the model judges
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,12 @@ class Tutor:
             setting.on_event({"event": "round", "round": number, "rounds": setting.options.rounds})
             self.standing = self._round(Round(setting.out, number))
             if not self.standing.stopped and (why := _frozen(setting.out, number)):
-                self.standing = _stopped(self.standing, why)
+                self.standing = replace(self.standing, stopped=why)
             if self.standing.stopped:
                 break
         else:
             count = setting.options.rounds
-            self.standing = _stopped(self.standing, f"{count} round{' is' if count == 1 else 's are'} done")
+            self.standing = replace(self.standing, stopped=f"{count} round{' is' if count == 1 else 's are'} done")
         setting.on_event({"event": "end", "stopped": self.standing.stopped})
         return self.standing
 
@@ -96,7 +95,7 @@ class Tutor:
         new, stop = self._found(of) if of.number else ([], "")
         rows = self._step(of, "rows", lambda: self._rows(of, new, stop))
         if rows["stop"]:
-            return _stopped(self.standing, rows["stop"])
+            return replace(self.standing, stopped=rows["stop"])
         self._step(of, "train", lambda: self._train(of, read_taught(rows["rows"], of.file("rows"))))
         self._step(of, "search", lambda: self._search(of))
         found = self._step(of, "gate", lambda: self._gate(of))
@@ -109,12 +108,12 @@ class Tutor:
         was = self.standing
         if decision.passed:
             self._step(of, "publish", lambda: self._publish(of))
-            return Standing(of.candidate, of.candidate, 0, was.lr_scale)
+            return replace(was, published=of.candidate, current=of.candidate, barren=0)
         barren = was.barren + 1
         stopped = f"{barren} rounds in a row published nothing" if barren >= self.setting.options.stop_after else ""
         if decision.worse:
-            return Standing(was.published, was.published, barren, was.lr_scale / 2, stopped)
-        return Standing(was.published, of.trained, barren, was.lr_scale, stopped)
+            return replace(was, current=was.published, barren=barren, lr_scale=was.lr_scale / 2, stopped=stopped)
+        return replace(was, current=of.trained, barren=barren, stopped=stopped)
 
     def _step(self, of: Round, step: str, make: Callable[[], Found]) -> Found:
         """What a step found, now or before; whoever watches is told of it."""
@@ -182,7 +181,7 @@ class Tutor:
         setting = self.setting
         asked, said = _said(setting, found)
         passes_at = setting.grader.passes_at if setting.grader else 1.0
-        grades = graded(_with_judge(setting), asked, said)
+        grades = graded(setting, asked, said)
         told = [evaluate(question, of_question, grade, passes_at, setting.options)
                 for question, of_question, grade in zip(asked, said, grades, strict=True)]
         told, measured = self._judged(asked, said, grades, told)
@@ -201,7 +200,7 @@ class Tutor:
         known = [i for i, one in enumerate(told) if asked[i].reference]
         if setting.grader or not nobody or not known or setting.options.min_auc > 1:
             return list(told), None
-        judge = _judge(setting)
+        judge = judge_of(setting)
         yes = probabilities_of_yes(judge, [asked[i] for i in known], [said[i] for i in known])
         measured = auc([p for of in yes for p in of], [bool(right) for i in known for right in told[i].right])
         if measured is None or measured < setting.options.min_auc:
@@ -253,7 +252,7 @@ class Tutor:
 
     def _publish(self, of: Round) -> Found:
         """A step, so that what a person took back later is not published again by a run that is continued."""
-        _write_published(self.setting, of.candidate, of.number)
+        _write_published(self.setting.out, of.candidate, self.setting.bundle.gguf, of.number)
         return {"facts": {}}
 
 
@@ -310,19 +309,6 @@ def _new_rows(setting: Setting, evaluated: Found, corrected: Found) -> list[Taug
     return rows
 
 
-def _judge(setting: Setting) -> EngineJudge:
-    decoder = open_decoder(setting.bundle.gguf, {}, threads=setting.config.threads, max_tokens=JUDGE_TOKENS,
-                           max_length=JUDGE_TOKENS, precision=setting.config.precision)
-    return EngineJudge(decoder, decoder.run, setting.tokenizer)
-
-
-def _with_judge(setting: Setting) -> Any:
-    """The grader, which asks the base where it asks a model."""
-    if setting.grader is not None and setting.grader.needs_model:
-        return setting.grader.with_model(_judge(setting))
-    return setting.grader
-
-
 def _frozen(out: Path, number: int) -> str:
     """Why a further round would learn what only seems right: twice in a row more of what it asks is right, and less of
     what judges it. "" where that is not so.
@@ -341,10 +327,6 @@ def _frozen(out: Path, number: int) -> str:
     return "more of what it asks is right from round to round, and less of what judges it: the judges may be cheated"
 
 
-def _stopped(standing: Standing, why: str) -> Standing:
-    return Standing(standing.published, standing.current, standing.barren, standing.lr_scale, why)
-
-
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +335,7 @@ def begin(out: Path, begun: Mapping[str, Any]) -> None:
 
     Raises MismatchError where the rounds were begun with something else, UsageError for a folder of another kind.
     """
-    earlier = read_object(out / BEGUN)
+    earlier = read_object(out / BEGUN, MEND)
     if earlier is None:
         if out.exists() and any(out.iterdir()):
             raise UsageError(f"the output folder {out} exists", "name another with -o, or remove it")
@@ -371,9 +353,9 @@ def _kept_start(setting: Setting, start: Path) -> Path:
     kept = Round(setting.out, 0).candidate
     if not kept.exists():
         store.save_adapter(kept, setting.pairs(start), setting.bundle.gguf, store.read_run(start))
-        store.save_schema(kept, store.read_schema(start))
+    store.save_schema(kept, store.read_schema(start))
     if not (setting.out / store.FILE).exists():
-        _write_published(setting, kept, 0)
+        _write_published(setting.out, kept, setting.bundle.gguf, 0)
     return kept
 
 
@@ -382,11 +364,11 @@ def _was_published(of: Round) -> bool:
     return bool(found["decision"]["passed"]) if found else of.number == 0 and of.candidate.is_dir()
 
 
-def _write_published(setting: Setting, adapter: Path, number: int) -> None:
+def _write_published(out: Path, adapter: Path, gguf: Gguf, number: int) -> None:
     """Makes an adapter the one in the folder itself, which others open."""
-    store.save_schema(setting.out, store.read_schema(adapter))
-    store.save_run(setting.out, setting.pairs(adapter), setting.bundle.gguf,
-                   {**store.read_run(adapter), PUBLISHED_RECORD: number})
+    found = store.open_adapter(adapter, gguf)
+    store.save_schema(out, found.schema)
+    store.save_run(out, found.pairs, gguf, {**found.run, PUBLISHED_RECORD: number})
 
 
 def _remove_old(now: Round, standing: Standing) -> None:
@@ -400,7 +382,7 @@ def _remove_old(now: Round, standing: Standing) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def roll_back(out: Path, gguf: Any) -> int:
+def roll_back(out: Path, gguf: Gguf) -> int:
     """Makes the adapter that was published before the present one the one in the folder again; its round.
 
     Raises UsageError where there is none.
@@ -409,9 +391,7 @@ def roll_back(out: Path, gguf: Any) -> int:
     earlier = [of for of in rounds_of(out) if of.number < now and of.candidate.is_dir() and _was_published(of)]
     if not earlier:
         raise UsageError(f"nothing was published in {out} before round {now}", "only the last three are kept")
-    adapter = earlier[-1].candidate
+    last = earlier[-1]
     with disk.alone(out):
-        store.save_schema(out, store.read_schema(adapter))
-        store.save_run(out, store.open_adapter(adapter, gguf).pairs, gguf,
-                       {**store.read_run(adapter), PUBLISHED_RECORD: earlier[-1].number})
-    return earlier[-1].number
+        _write_published(out, last.candidate, gguf, last.number)
+    return last.number

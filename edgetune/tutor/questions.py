@@ -157,16 +157,13 @@ def select(pool: Pool, rates: Mapping[str, float], wanted: int, unseen: float, s
     shuffled = [pool.learn[i] for i in rng.permutation(len(pool.learn))]
     new = [question for question in shuffled if question.key not in rates]
     known = [question for question in shuffled if question.key in rates]
-    known.sort(key=lambda question: not OPEN[0] < rates[question.key] < OPEN[1])  # stable: the open ones first
-    most_new = max(round(unseen * wanted), wanted - len(known))
-    if not rates:
-        most_new = wanted
-    chosen = new[:most_new]
     openly = [question for question in known if OPEN[0] < rates[question.key] < OPEN[1]]
-    chosen += openly[:wanted - len(chosen)]
-    chosen += new[most_new:][:wanted - len(chosen)]
-    rest = [question for question in known if question not in openly]
-    return chosen + rest[:wanted - len(chosen)]
+    settled = [question for question in known if not OPEN[0] < rates[question.key] < OPEN[1]]
+    most_new = max(round(unseen * wanted), wanted - len(known))
+    chosen = new[:most_new]
+    for more in (openly, new[most_new:], settled):
+        chosen += more[:wanted - len(chosen)]
+    return chosen
 
 
 def judges_of_round(pool: Pool, number: int, most: int, seed: int) -> list[Question]:

@@ -53,7 +53,7 @@ def search(setting: Setting, published: Path | None, trained: Path, out: Path) -
     if not out.exists():
         store.save_adapter(out, between(first, second, best.share), setting.bundle.gguf,
                            {**record, "share": best.share})
-        store.save_schema(out, store.read_schema(trained))
+    store.save_schema(out, store.read_schema(trained))
     return {"share": best.share, "points": [point.to_json() for point in points]}
 
 
@@ -65,5 +65,5 @@ def measured(setting: Setting, questions: Sequence[Question], pairs: Lora, share
     said = answers_to(setting, [question.prompt_tokens(setting.tokenizer, setting.system) for question in asked], pairs,
                       1, GREEDY, setting.options.max_tokens, 0) if asked else []
     rewards = [float(same(question.reference, of[0].text)) if question.reference else grades[0].reward
-               for question, of, grades in zip(asked, said, graded(setting.grader, asked, said), strict=True)]
+               for question, of, grades in zip(asked, said, graded(setting, asked, said), strict=True)]
     return Point(share, float(np.mean(rewards)) if rewards else 0.0, float(np.mean(logps)) if logps else 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from ..adapters.store import open_adapter
+from ..adapters.store import open_adapter, recorded_size
 from ..data.files import read_rows
 from ..errors import DataError, DiskError, UsageError
 from ..evaluation.canary import FILE
@@ -39,14 +39,15 @@ def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Pat
 
     prompts: a file of questions, {"prompt": ...} or {"messages": [...]}, whose "completion", where there is one, is the
     right answer. labelled: a file of rows with right answers. grader: what judges answers to questions without one.
-    start: the adapter to begin from; without, the labelled rows are learned first. keep: a file of texts on which the
-    model is to stay as it is. until: a step after which to stop. Rounds in `out` are continued.
+    start: the adapter to begin from, whose size config must have; without, the labelled rows are learned first. keep: a
+    file of texts on which the model is to stay as it is. until: a step after which to stop. Rounds in `out` are
+    continued.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where should_stop returned
     True: the same call continues, to the same bytes.
     """
     options = (options or TutorOptions()).check()
-    config = config or TrainConfig(**DEFAULTS)
+    config = config or TrainConfig(**{**DEFAULTS, **recorded_size(start)})
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = config.markup

@@ -164,6 +164,20 @@ def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle: B
     assert not (tmp_path / "out").exists()
 
 
+def test_a_grader_that_asks_a_model_judges_every_step(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+    """The base, by the trainer's engine: what is drawn, what chooses how far to go, and what the gate asked."""
+    grader = read_grader({"type": "score_model", "name": "judge", "model": "self", "pass_threshold": 0.0,
+                          "input": [{"role": "user", "content": "Is {{ sample.output_text }} right?"}]})
+    teach(bundle, files[0], tmp_path / "out", grader=grader, keep=files[2], config=CONFIG,
+          options=replace(OPTIONS, rounds=1, per_round=8, samples=2))
+    of = rounds_of(tmp_path / "out")[-1]
+    rewards = [reward for one in (of.read("evaluate") or {})["evaluated"] for reward in one["rewards"]]
+    points = (of.read("search") or {})["facts"]["points"]
+    values = [one["value"] for one in (of.read("gate") or {})["candidate"]]
+    assert all(0 < value < 1 for value in (*rewards, *values, *(point["reward"] for point in points)))
+    assert points
+
+
 # ---- rounds that end by themselves ----
 
 
