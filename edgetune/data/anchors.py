@@ -9,12 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import cycle
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from .rows import with_system
 
 T = TypeVar("T")
 U = TypeVar("U")
 TOKENS = 32  # of an anchor at most: it may end anywhere, as many short ones say more of the base than few long ones
 ROWS_PER_ANCHOR = 5
+SYSTEM = "Answer the question."
 QUESTIONS = (
     "In one sentence, what makes the tides rise and fall?", "How do I boil an egg so that the yolk stays soft?",
     "Why do leaves turn yellow in autumn? Answer briefly.", "Give me one idea for a rainy afternoon.",
@@ -28,6 +31,23 @@ QUESTIONS = (
 
 def question(number: int) -> str:
     return QUESTIONS[number % len(QUESTIONS)]
+
+
+def asked(number: int, system: bool) -> list[dict[str, Any]]:
+    """A question as messages. system: whether training gives rows a system message, beside which this has another."""
+    messages = [{"role": "user", "content": question(number)}]
+    return with_system(messages, SYSTEM if system else None)
+
+
+def continued(number: int, text: str) -> dict[str, Any]:
+    """A row of a question that is continued as text."""
+    return {"text": question(number) + text, "open": True}
+
+
+def answered(messages: Sequence[dict[str, Any]], text: str, ended: bool) -> dict[str, Any]:
+    """A row of an answer, which may have been cut."""
+    row: dict[str, Any] = {"messages": [*messages, {"role": "assistant", "content": text}]}
+    return row if ended else {**row, "open": True}
 
 
 def with_anchors(rows: Sequence[T], anchors: Sequence[U], seed: int) -> list[T | U]:

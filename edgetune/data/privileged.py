@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import answer_to, check_object, keys_of, prompt_of, with_note
+from .prompted import answer_to, check_answer, check_object, keys_of, noted_prompt, prompt_of
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion and privileged_context"
@@ -38,10 +38,7 @@ def check_learnable(row: Row) -> str:
     """Its shape. Raises DataError, also for an empty answer or context."""
     shape = shape_of(row)
     assert isinstance(row, Mapping)
-    answer = answer_to(prompt_of(row), row)
-    answer.row  # noqa: B018 (raises)
-    if answer.is_blank:
-        raise DataError("the completion is empty", "write an answer, such as the model's own, or remove the row")
+    check_answer(row, "write an answer, such as the model's own, or remove the row")
     _note(row)
     return shape
 
@@ -49,9 +46,8 @@ def check_learnable(row: Row) -> str:
 def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     assert isinstance(row, Mapping)
     answer = answer_to(prompt_of(row), row)
-    taught = replace(answer, prompt=with_note(answer.prompt, _note(row), tokenizer))
-    behind = taught.example(tokenizer, system, max_length)
-    return [replace(answer.example(tokenizer, system, max_length), prompts=(behind.tokens[:behind.begin],))]
+    noted = noted_prompt(answer, _note(row), tokenizer, system, max_length)
+    return [replace(answer.example(tokenizer, system, max_length), prompts=(noted,))]
 
 
 def _note(row: Mapping[str, Any]) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
@@ -102,6 +105,22 @@ def answer_to(prompt: Text, row: Mapping[str, Any]) -> Answer:
     if not isinstance(prompt, str) and isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]
     return Answer("completion", prompt, answer, row.get("tools"))
+
+
+def check_answer(row: Mapping[str, Any], way_out: str) -> None:
+    """Raises DataError, with this way out, for a row whose completion is none, or says nothing."""
+    answer = answer_to(prompt_of(row), row)
+    answer.row  # noqa: B018 (raises)
+    if answer.is_blank:
+        raise DataError("the completion is empty", way_out)
+
+
+def noted_prompt(answer: Answer, note: str, tokenizer: Tokenizer, system: str | None,
+                 max_length: int) -> NDArray[np.int32]:
+    """The tokens before an answer whose prompt has a note. Raises DataError."""
+    noted = replace(answer, prompt=with_note(answer.prompt, note, tokenizer))
+    example = noted.example(tokenizer, system, max_length)
+    return example.tokens[:example.begin]
 
 
 def text_of(row: Mapping[str, Any], key: str) -> Text:

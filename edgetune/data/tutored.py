@@ -15,12 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import Answer, answer_to, check_object, keys_of, prompt_of, with_note
+from .prompted import answer_to, check_answer, check_object, keys_of, noted_prompt, prompt_of
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion and reference, and a judgment where the completion is wrong"
@@ -44,10 +43,7 @@ def check_learnable(row: Row) -> str:
     """Its shape. Raises DataError, also for an empty answer or reference."""
     shape = shape_of(row)
     assert isinstance(row, Mapping)
-    answer = answer_to(prompt_of(row), row)
-    answer.row  # noqa: B018 (raises)
-    if answer.is_blank:
-        raise DataError("the completion is empty", "write the model's answer, or remove the row")
+    check_answer(row, "write the model's answer, or remove the row")
     if not _note(row, "reference"):
         raise DataError("the reference is empty", "write the right answer, or remove the row")
     _note(row, "judgment")
@@ -57,20 +53,11 @@ def check_learnable(row: Row) -> str:
 
 def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     assert isinstance(row, Mapping)
-    prompt = prompt_of(row)
-    plain = answer_to(prompt, row).example(tokenizer, system, max_length)
-    prompts = []
-    for key in NOTES:
-        note = _note(row, key)
-        prompts.append(_prompt(replace(answer_to(prompt, row), prompt=with_note(prompt, note, tokenizer)), tokenizer,
-                               system, max_length) if note else _NOTHING)
-    return [replace(plain, prompts=tuple(prompts), reward=score_of(row))]
-
-
-def _prompt(answer: Answer, tokenizer: Tokenizer, system: str | None, max_length: int) -> NDArray[np.int32]:
-    """The tokens before an answer."""
-    example = answer.example(tokenizer, system, max_length)
-    return example.tokens[:example.begin]
+    answer = answer_to(prompt_of(row), row)
+    plain = answer.example(tokenizer, system, max_length)
+    notes = [_note(row, key) for key in NOTES]
+    prompts = tuple(noted_prompt(answer, note, tokenizer, system, max_length) if note else _NOTHING for note in notes)
+    return [replace(plain, prompts=prompts, reward=score_of(row))]
 
 
 def _note(row: Mapping[str, Any], key: str) -> str:

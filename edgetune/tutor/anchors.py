@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..data.anchors import TOKENS, question
-from ..data.rows import with_system
+from ..data.anchors import TOKENS, answered, asked, continued, question
 from ..disk import replaced
 from .answering import answers_to
 from .questions import conversation_tokens
@@ -14,7 +13,6 @@ from .setting import Setting
 
 FILE = "anchors.jsonl"
 NATURAL = 1.0  # the temperature at which answers are as likely as the base finds them
-SYSTEM = "Answer the question."  # of answers, where the tutor's rows have a system message
 
 
 def anchors(setting: Setting, count: int) -> list[dict[str, Any]]:
@@ -29,18 +27,15 @@ def anchors(setting: Setting, count: int) -> list[dict[str, Any]]:
 
 
 def _made(setting: Setting, questions: int) -> list[dict[str, Any]]:
-    asked = [question(i) for i in range(questions)]
     tokenizer = setting.tokenizer
     seed = setting.seed(0, "anchors")
-    prompts = [tokenizer.encode(text, bos=True) for text in asked]
+    prompts = [tokenizer.encode(question(i), bos=True) for i in range(questions)]
     said = answers_to(setting, prompts, {}, 1, NATURAL, TOKENS, seed, strip=False)
-    rows: list[dict[str, Any]] = [{"text": text + of[0].text, "open": True}
-                                  for text, of in zip(asked, said, strict=True) if of[0].text.strip()]
+    rows = [continued(i, of[0].text) for i, of in enumerate(said) if of[0].text.strip()]
     if tokenizer.chat_template is None:
         return rows
-    messages = [with_system([{"role": "user", "content": text}], SYSTEM if setting.system else None) for text in asked]
+    messages = [asked(i, setting.system is not None) for i in range(questions)]
     said = answers_to(setting, [conversation_tokens(of, tokenizer, None) for of in messages], {}, 1, NATURAL, TOKENS,
                       seed)
-    return rows + [{"messages": [*of, {"role": "assistant", "content": one[0].text}],
-                    **({} if one[0].ended else {"open": True})}
+    return rows + [answered(of, one[0].text, one[0].ended)
                    for of, one in zip(messages, said, strict=True) if one[0].text]

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import SETS, OwnSet, Row, wilson
-from proofs.own import BUILD, model_path, read_results, right_answers, trained
+from proofs.own import BUILD, add_result, model_path, read_results, right_answers, trained
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -130,10 +130,8 @@ def main() -> None:
         own = SETS[name]
         rows = own.rows("train")[:CORRECTED]
         unseen = own.rows("heldout")[:UNSEEN]
-        results.append({"set": name, "lesson": by_lesson(model, own, rows, unseen),
-                        "file": by_file(model, own, rows, unseen)})
-        with args.out.open("a") as file:
-            file.write(json.dumps(results[-1]) + "\n")
+        add_result(args.out, results, {"set": name, "lesson": by_lesson(model, own, rows, unseen),
+                                       "file": by_file(model, own, rows, unseen)})
     print("\n".join(told(result) for result in results))
     wrong = [what for result in results for what in judged(result)]
     print("; ".join(wrong) if wrong else "all hold")

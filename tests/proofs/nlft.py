@@ -34,7 +34,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.own import BUILD, model_path, read_results
+from proofs.own import BUILD, add_result, model_path, read_results
 from proofs.preferences import edgetune, written
 from proofs.sums import (
     FEW,
@@ -176,9 +176,7 @@ def main() -> None:
         for seed in args.seeds:
             for arm in (START, *args.only):
                 if (arm, few, seed) not in done:
-                    results.append(measured(model, folder, arm, few, seed, args.steps))
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(results[-1]) + "\n")
+                    add_result(args.out, results, measured(model, folder, arm, few, seed, args.steps))
                     share = np.mean(results[-1]["drawn"]) / SAMPLES
                     print(f"{few} rows, {arm}, seed {seed}: pass@1 {share:.1%}", flush=True)
     show(results)

@@ -98,6 +98,13 @@ def variants(args: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
         yield args.memory, args.seeds[0], ["--memory", args.memory]
 
 
+def add_result(path: Path, results: list[Result], result: Result) -> None:
+    """To the results, and to the file from which a later piece of a proof reads them."""
+    results.append(result)
+    with path.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
 def read_results(path: Path) -> list[Result]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
@@ -171,9 +178,7 @@ def main() -> None:
         for variant, seed, options in variants(args):
             if (name, variant, seed) not in done:
                 result = measured(model, SETS[name], variant, seed, options)
-                results.append(result)
-                with args.out.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
+                add_result(args.out, results, result)
                 print(f"{name}, {variant}, seed {seed}: {result['right']} of {result['of']} right, "
                       f"{result['steps']} steps, {result['seconds']:.0f} s", flush=True)
     show(results)

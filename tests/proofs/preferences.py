@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
 from peers.snips import SYSTEM
-from proofs.own import BUILD, model_path, read_results
+from proofs.own import BUILD, add_result, model_path, read_results
 
 from edgetune.evaluation.judge import same
 
@@ -156,9 +156,7 @@ def main() -> None:
     for seed in args.seeds:
         for variant, options in variants(args):
             if (variant, seed) not in done:
-                results.append(measured(model, folder, variant, options, seed, args))
-                with args.out.open("a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
+                add_result(args.out, results, measured(model, folder, variant, options, seed, args))
                 print(json.dumps(results[-1]), flush=True)
     means = table(results)
     if "dpo" in means and "none" in means:

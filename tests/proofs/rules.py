@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM
-from proofs.own import BUILD, model_path, read_results
+from proofs.own import BUILD, add_result, model_path, read_results
 from proofs.preferences import edgetune, written
 from proofs.sums import (
     CONTINUED,
@@ -135,22 +135,27 @@ def rewards_while_learning(path: Path) -> list[float]:
             "reward" in event.get("metrics", {})]
 
 
-def judged(model: Path, folder: Path, adapter: Path, rows: list[Row]) -> Result:
-    """What the likeliest answers are, a value for each row."""
+def answered(model: Path, folder: Path, adapter: Path, rows: list[Row]) -> tuple[list[str], list[float]]:
+    """(the likeliest answer to each row, what form.json gives it)"""
     asked = written(folder / "held.jsonl", [{"prompt": row["prompt"]} for row in rows])
     saved = folder / f"{adapter.name}.answers"
     saved.unlink(missing_ok=True)
     by_form = edgetune("grade", folder / "form.json", asked, "--model", model, "--adapter", adapter, "--system", SYSTEM,
                        "--max-tokens", MOST_TOKENS, "--save", saved, "--json")
-    texts = [json.loads(line)["text"] for line in saved.read_text(encoding="utf-8").splitlines()]
-    answered = written(folder / f"{adapter.name}.graded", [{"prompt": row["prompt"], "completion": text or " "}
-                                                            for row, text in zip(rows, texts, strict=True)])
-    by_covered = edgetune("grade", folder / "covered.json", answered, "--json")
+    return [json.loads(line)["text"] for line in saved.read_text(encoding="utf-8").splitlines()], by_form["scores"]
+
+
+def judged(model: Path, folder: Path, adapter: Path, rows: list[Row]) -> Result:
+    """What the likeliest answers are, a value for each row."""
+    texts, by_form = answered(model, folder, adapter, rows)
+    graded = written(folder / f"{adapter.name}.graded", [{"prompt": row["prompt"], "completion": text or " "}
+                                                          for row, text in zip(rows, texts, strict=True)])
+    by_covered = edgetune("grade", folder / "covered.json", graded, "--json")
     wanted = [json.loads(row["completion"]) for row in rows]
     given = [parts_of(text) for text in texts]
     return {"exact": [int(same(row["completion"], text)) for row, text in zip(rows, texts, strict=True)],
             "intent": [int(intent == right["intent"]) for (intent, _), right in zip(given, wanted, strict=True)],
-            "form": by_form["scores"], "covered": by_covered["scores"], "intents": [intent for intent, _ in given],
+            "form": by_form, "covered": by_covered["scores"], "intents": [intent for intent, _ in given],
             "slots": [slots for _, slots in given], "true_slots": [len(right["slots"]) for right in wanted]}
 
 
@@ -230,9 +235,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
     for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
-        results.append(measured(model, folder, variant, seed, args))
-        with args.out.open("a") as file:
-            file.write(json.dumps(results[-1]) + "\n")
+        add_result(args.out, results, measured(model, folder, variant, seed, args))
         print(f"{variant}, seed {seed}: exact {share(results[-1]['exact'])}, intent {share(results[-1]['intent'])}, "
               f"reward {statistics.fmean(results[-1]['form']):.3f}, {results[-1]['seconds']:.0f} s", flush=True)
     results = [result for result in results if result["steps"] in (0, args.steps)]

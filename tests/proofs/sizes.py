@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
-from proofs.own import BUILD, DEFAULT, model_path, read_results, trained
+from proofs.own import BUILD, DEFAULT, add_result, model_path, read_results, trained
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo
@@ -208,9 +208,7 @@ def main() -> None:
         for name, task in chosen.items():
             for variant, seed, options in variants(task, size, args.seeds) if size in task.sizes else ():
                 if (name, size, variant, seed) not in done:
-                    results.append(measured(model, name, task, size, variant, seed, options))
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(results[-1]) + "\n")
+                    add_result(args.out, results, measured(model, name, task, size, variant, seed, options))
                     print(f"{name}, {size} rows, {variant}, seed {seed}: {_outcome(results[-1])}, "
                           f"{results[-1]['steps']} steps, {results[-1]['seconds']:.0f} CPU s", flush=True)
     print("\n| data | rows | default | seeds | steps | CPU s | best of the grid | with | CPU s |\n" + "|---" * 9 + "|")

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jsonschema_rs
 from own_sets import SETS
-from proofs.own import BUILD, model_path, read_results, trained
+from proofs.own import BUILD, add_result, model_path, read_results, trained
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo
@@ -139,9 +139,7 @@ def main() -> None:
     done = {(result["set"], result["seed"]) for result in results}
     for name in args.only:
         if (name, args.seed) not in done:
-            results.append(measured(model, task_of(name), args.seed))
-            with args.out.open("a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
+            add_result(args.out, results, measured(model, task_of(name), args.seed))
             print(f"{name}: {results[-1]}", flush=True)
     show(results)
     wrong = judged(results, args.only)

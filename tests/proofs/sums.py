@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.own import BUILD, model_path, read_results
+from proofs.own import BUILD, add_result, model_path, read_results
 from proofs.preferences import edgetune, written
 
 from edgetune.evaluation.significance import Z, two_sided
@@ -188,9 +188,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
     for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
-        results.append(measured(model, folder, variant, seed, args.steps))
-        with args.out.open("a") as file:
-            file.write(json.dumps(results[-1]) + "\n")
+        add_result(args.out, results, measured(model, folder, variant, seed, args.steps))
         print(f"{variant}, seed {seed}: pass@1 {statistics.fmean(pass_at_1(results[-1:])):.1%}, "
               f"{sum(results[-1]['likeliest'])} of {ASKED} likeliest answers right, {results[-1]['seconds']:.0f} s",
               flush=True)

@@ -30,9 +30,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM
-from proofs.own import BUILD, model_path, read_results
+from proofs.own import BUILD, add_result, model_path, read_results
 from proofs.preferences import edgetune, written
-from proofs.rules import graders, of_rows, parts_of
+from proofs.rules import MOST_TOKENS, SIGNIFICANT, answered, graders, of_rows, parts_of
 from proofs.sums import CONTINUED, START, Result, against, by_variant, mean_interval, still_to_do, wins_and_losses
 
 from edgetune.evaluation.canary import drift
@@ -44,12 +44,10 @@ FEW = 50
 PROMPTS = 1000
 HELD = 8000  # the first row that judges
 ASKED = 300
-MOST_TOKENS = 64
 WIKI_LINES = 60
 TUTORS = {"tutor": "", "tutor, rules": "form"}  # the grader of each
 LABELS = "sft, all labels"
 VARIANTS = (CONTINUED, *TUTORS, LABELS)
-SIGNIFICANT = 0.05
 
 
 def measured(model: Path, folder: Path, variant: str, seed: int, args: argparse.Namespace) -> Result:
@@ -107,12 +105,7 @@ def steps_of(folder: Path, seed: int) -> int:
 
 def judged(model: Path, folder: Path, adapter: Path, rows: list[Result]) -> Result:
     """What the likeliest answers are, a value for each row."""
-    asked = written(folder / "held.jsonl", [{"prompt": row["prompt"]} for row in rows])
-    saved = folder / "answers.jsonl"
-    saved.unlink(missing_ok=True)
-    edgetune("grade", folder / "form.json", asked, "--model", model, "--adapter", adapter, "--system", SYSTEM,
-             "--max-tokens", MOST_TOKENS, "--save", saved, "--json")
-    texts = [json.loads(line)["text"] for line in saved.read_text(encoding="utf-8").splitlines()]
+    texts, _ = answered(model, folder, adapter, rows)
     intents = [parts_of(text)[0] for text in texts]
     return {"exact": [int(same(row["completion"], text)) for row, text in zip(rows, texts, strict=True)],
             "intent": [int(intent == json.loads(row["completion"])["intent"])
@@ -185,9 +178,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
     for variant, seed in still_to_do(results, args.only, args.seeds, args.rounds):
-        results.append(measured(model, folder, variant, seed, args))
-        with args.out.open("a") as file:
-            file.write(json.dumps(results[-1]) + "\n")
+        add_result(args.out, results, measured(model, folder, variant, seed, args))
         print(f"{variant}, seed {seed}: {sum(results[-1]['exact'])} of {ASKED} exact, {sum(results[-1]['intent'])} "
               f"intents right", flush=True)
     results = [result for result in results if result["steps"] in (0, args.rounds)]

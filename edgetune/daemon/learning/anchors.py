@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...data.anchors import QUESTIONS, TOKENS, question
+from ...data.anchors import QUESTIONS, TOKENS, answered, asked, continued, question
 from ...errors import Interrupted
 from ...serving.completion import Completion
 from ..state.files import Rows
@@ -78,18 +78,16 @@ class Anchors:
     def _texts(self, group: range) -> list[Row]:
         """Rows that continue a question as text."""
         answers = [self.base.generate(question(i), max_tokens=TOKENS, **self._options(i)) for i in group]
-        texts = [(question(i), answer.text()) for i, answer in zip(group, answers, strict=True)]
-        return [{"text": asked + text, "open": True} for asked, text in texts if text]
+        texts = [(i, answer.text()) for i, answer in zip(group, answers, strict=True)]
+        return [continued(i, text) for i, text in texts if text]
 
     def _answers(self, group: range) -> list[Row]:
         """Answers that ended. They have their own system message where training would give them that of the rows."""
         if self.base.chat is None:
             return []
-        system = [{"role": "system", "content": "Answer the question."}] if self.system else []
-        asked = [[*system, {"role": "user", "content": question(i)}] for i in group]
+        questions = [asked(i, self.system) for i in group]
         answers = [self.base.chat(messages, max_tokens=TOKENS, **self._options(i))
-                   for messages, i in zip(asked, group, strict=True)]
-        ended = [(answer.text(), answer.finish) for answer in answers]
-        return [{"messages": [*messages, {"role": "assistant", "content": text}],
-                 **({} if finish == "stop" else {"open": True})}
-                for messages, (text, finish) in zip(asked, ended, strict=True) if text.strip()]
+                   for messages, i in zip(questions, group, strict=True)]
+        said = [(answer.text(), answer.finish == "stop") for answer in answers]
+        return [answered(messages, text, ended)
+                for messages, (text, ended) in zip(questions, said, strict=True) if text.strip()]
