@@ -19,8 +19,8 @@ from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.rewarded import Rewarded
+from edgetune.training.answered import Answer, Reward
 from edgetune.training.config import TrainConfig
-from edgetune.training.rollouts import Answer, Reward
 from edgetune.training.run import run
 
 PROMPT = 12  # tokens

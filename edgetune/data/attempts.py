@@ -11,7 +11,7 @@ that a right answer is kept; it makes no pair in a row without a wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError
@@ -57,8 +57,7 @@ def check_learnable(row: Row) -> str:
 
 def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     """Of each pair the chosen answer's example, then the rejected one's, at full length. Raises DataError."""
-    if tokenizer.chat_template is None:
-        raise DataError("the model has no chat template, and a second answer needs one", "use a chat model")
+    check_chat(tokenizer)
     return [example for number, pair in enumerate(pairs_of(row), start=1) for example in
             in_group([answer.example(tokenizer, system, max_length) for answer in pair], number=number)]
 
@@ -84,8 +83,18 @@ def pairs_of(row: Any) -> list[tuple[Answer, Answer]]:
 
 def _behind(attempt: Answer, second: Answer) -> Answer:
     """The second answer, where the attempt was the first."""
-    prompt = [*attempt.row["messages"], {"role": "user", "content": REQUEST}]
-    return Answer(second.name, prompt, second.answer, second.tools)
+    return Answer(second.name, asked_again(attempt.row["messages"]), second.answer, second.tools)
+
+
+def asked_again(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation that ends with an answer, and asks for a second one."""
+    return [*messages, {"role": "user", "content": REQUEST}]
+
+
+def check_chat(tokenizer: Tokenizer) -> None:
+    """Raises DataError for a model that knows no second turn."""
+    if tokenizer.chat_template is None:
+        raise DataError("the model has no chat template, and a second answer needs one", "use a chat model")
 
 
 def _answers(row: Any) -> list[Answer]:

@@ -30,17 +30,19 @@ class Example:
     """One document of n tokens. `weights[i]` is the weight of predicting `tokens[i]`; `weights[0]` is 0.
 
     Consecutive examples of one `group` (not 0) belong together, such as a better and a worse answer: they are in the
-    same micro-batch. `reward` is what an objective knows of the document as a whole, such as how good its answer is;
-    `item` is its row as JSON, for an objective that grades the model's answers. `logp` is the log-probability that its
-    supervised tokens had when the model drew them, `values` what was expected there, where an objective needs it.
-    `prompts` are other prompts for the same answer, behind which the reference model reads it too (views.py): the
-    tokens of each, in an order that its row's parser and its objective know; empty for one that the row lacks.
+    same micro-batch. `reward` is what an objective knows of the document as a whole, such as how good its answer is,
+    `held` how much more than others it is held to the reference model; `item` is its row as JSON, for an objective that
+    grades the model's answers. `logp` is the log-probability that its supervised tokens had when the model drew them,
+    `values` what was expected there, where an objective needs it. `prompts` are other prompts for the same answer,
+    behind which the reference model reads it too (views.py), or a prompt that the model is given later: the tokens of
+    each, in an order that its row's parser and its objective know; empty for one that the row lacks.
     """
 
     tokens: NDArray[np.int32]  # [n]
     weights: NDArray[np.float32]  # [n], may be negative
     group: int = 0
     reward: float = 0.0
+    held: float = 0.0
     item: str = ""
     logp: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # [supervised], or empty
     values: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # likewise

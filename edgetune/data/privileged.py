@@ -39,18 +39,19 @@ def check_learnable(row: Row) -> str:
     shape = shape_of(row)
     assert isinstance(row, Mapping)
     check_answer(row, "write an answer, such as the model's own, or remove the row")
-    _note(row)
+    note_of(row)
     return shape
 
 
 def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     assert isinstance(row, Mapping)
     answer = answer_to(prompt_of(row), row)
-    noted = noted_prompt(answer, _note(row), tokenizer, system, max_length)
+    noted = noted_prompt(answer, note_of(row), tokenizer, system, max_length)
     return [replace(answer.example(tokenizer, system, max_length), prompts=(noted,))]
 
 
-def _note(row: Mapping[str, Any]) -> str:
+def note_of(row: Mapping[str, Any]) -> str:
+    """What the teacher is told beside the question. Raises DataError for a context that is no text, or empty."""
     context = row[KEY]
     if not isinstance(context, str):
         raise DataError(f"{KEY} is a JSON {json_type(context)}", "write text")

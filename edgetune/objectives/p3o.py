@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..data.packing import Example
 from ..options import option
 from .base import register
+from .drawn import Floats
 from .policy import Policy, centred
-from .rewarded import Floats
 
 
 @register

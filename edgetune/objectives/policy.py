@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal
-from .rewarded import Floats, Rewarded
+from .drawn import Floats
+from .rewarded import Rewarded
 
 Doubles = NDArray[np.float64]
 LEAST_STD = 1e-4  # is added to a standard deviation before it divides
@@ -39,8 +41,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class Policy(Rewarded):
-    """`Example.reward` is the advantage A_i of an answer, `Example.logp` its log p by pi_old; empty: by pi itself."""
+    """`Example.reward` is the advantage A_i of an answer, `Example.logp` its log p by pi_old; empty: by pi itself.
+    `Example.held` is added to beta.
+    """
 
+    compares_updates: ClassVar[bool] = True
     beta: float = option(0.0, "Weight of the KL divergence to the model that training started from.", low=0.0)
     epsilon: float = option(0.2, "How far the updates with some answers may lower the probability of a token, as a "
                             "share.", low=0.0)
@@ -76,8 +81,9 @@ class Policy(Rewarded):
                 u_log = batch.reference[part].astype(np.float64) - logp[part]
                 kl = np.exp(u_log) - u_log - 1
                 sums.kl += float(kl.sum())
-                value = value - self.beta * kl
-                slope = slope + self.beta * np.expm1(u_log)
+                beta = self.beta + example.held
+                value = value - beta * kl
+                slope = slope + beta * np.expm1(u_log)
             c = self.share_of(example)
             sums.loss -= c * float(value.sum())
             sums.tokens += value.size
@@ -108,6 +114,12 @@ def _metrics(sums: Sums, batch: Batch) -> Iterator[tuple[str, tuple[float, float
         yield "clip_ratio/region_mean", (sums.clipped, sums.ratios)
     if batch.reference is not None:
         yield "kl", (sums.kl, sums.tokens)
+
+
+def left_out(rewards: Floats) -> Floats:
+    """Each less the mean of the others of its group."""
+    g = rewards.shape[1]
+    return np.asarray(centred(rewards) * (g / (g - 1)), np.float32)
 
 
 def centred(rewards: Floats) -> Floats:

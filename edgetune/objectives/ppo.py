@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal, register
+from .drawn import Floats
 from .policy import Doubles, Policy, Sums
-from .rewarded import Floats
 
 LEAST_VARIANCE = 1e-8  # is added to a variance before it divides
 

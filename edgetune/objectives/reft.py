@@ -11,8 +11,8 @@ import numpy as np
 from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal, register
+from .drawn import Floats
 from .grpo import Grpo
-from .rewarded import Floats
 
 
 @register

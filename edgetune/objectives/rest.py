@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal, register
-from .rewarded import Floats, Rewarded
+from .drawn import Floats
+from .rewarded import Rewarded
 
 
 @register

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..data.packing import Example
 from ..options import option
 from .base import register
-from .policy import LEAST_STD, Doubles, Policy, Sums, centred
-from .rewarded import Floats
+from .drawn import Floats
+from .policy import LEAST_STD, Doubles, Policy, Sums, left_out
 
 
 @register
@@ -30,8 +30,7 @@ class Rloo(Policy):
                                         "deviation.")
 
     def advantages(self, rewards: Floats, _repeated: NDArray[np.bool_]) -> Floats:
-        g = rewards.shape[1]
-        found = centred(rewards) * (g / (g - 1))
+        found = left_out(rewards)
         if self.normalize_advantages:
             found = (found - found.mean()) / (found.std(ddof=1) + LEAST_STD)
         return np.asarray(found, np.float32)

@@ -22,12 +22,12 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..persisted import from_json
 from . import checkpoint, metrics, reference
+from .answered import Rewards, needs_judge
 from .batches import shares
 from .config import TrainConfig
 from .origin import Origin
 from .plan import Tradeoffs
 from .resume import Identity, differences, fingerprint_run
-from .rollouts import Rewards, needs_judge
 from .state import RunState, next_leg
 from .trainer import Trainer
 

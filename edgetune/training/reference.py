@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.packing import Batch, Example, collate, is_supervised
+from ..data.packing import Batch, Example, is_supervised
 from ..data.trees import micro_batches
 from ..data.views import documents, spread
 from ..disk import cache_folder, replaced
@@ -50,8 +50,7 @@ class Reference:
     def add_to(self, batch: Batch) -> Batch:
         found = [self._of(example) for example in batch.examples]
         if self.top:
-            parts = np.concatenate([value.reshape(2, -1, self.top) for value in found], axis=1)
-            return replace(batch, choices=parts[0].astype(np.int32), choices_reference=parts[1])
+            return with_choices(batch, found, self.top)
         own = [value[:example.supervised] for example, value in zip(batch.examples, found, strict=True)]
         others = [value[example.supervised:] for example, value in zip(batch.examples, found, strict=True)]
         return replace(batch, reference=np.concatenate(own), views=spread(batch.examples, others))
@@ -73,11 +72,7 @@ class Reference:
             self._known[_key(example)] = self._read_top(example) if self.top else self._read(example)
 
     def _read_top(self, example: Example) -> NDArray[np.float32]:
-        """[2, supervised, top], flat: tokens, which float32 holds exactly, and their log p."""
-        batch = collate(documents(example)[:1])
-        self.decoder.forward(batch, keep=False)
-        tokens, logp = self.decoder.likeliest(batch, self.top)
-        return np.concatenate([tokens.reshape(-1).astype(np.float32), logp.reshape(-1)])
+        return likeliest(self.decoder, [example], self.top, ANY)[id(example)]
 
     def _read(self, example: Example) -> NDArray[np.float32]:
         """[documents, supervised], flat: its own first."""
@@ -116,6 +111,30 @@ class Reference:
             self.save(path, fingerprint)
             for old in sorted(path.parent.glob("*.npz"), key=os.path.getmtime)[:-CACHED]:
                 old.unlink(missing_ok=True)
+
+
+def likeliest(decoder: Passes, examples: Sequence[Example], top: int,
+              max_tokens: int) -> dict[int, NDArray[np.float32]]:
+    """The likeliest tokens at the answer of each example, behind its first other prompt, by the identity of the
+    example: [2, supervised, top], flat: tokens, which float32 holds exactly, and their log p.
+    """
+    read = [replace(documents(example)[0], group=0) for example in examples]
+    owners = {id(one): id(example) for one, example in zip(read, examples, strict=True)}
+    found: dict[int, NDArray[np.float32]] = {}
+    for batch in micro_batches(read, max_tokens):
+        assert isinstance(batch, Batch)
+        decoder.forward(batch, keep=False)
+        tokens, logp = decoder.likeliest(batch, top)
+        for one, part in batch.parts():
+            found[owners[id(one)]] = np.concatenate([tokens[part].reshape(-1).astype(np.float32),
+                                                     logp[part].reshape(-1)])
+    return found
+
+
+def with_choices(batch: Batch, known: Sequence[NDArray[np.float32]], top: int) -> Batch:
+    """The batch with what `likeliest` says of each of its examples."""
+    parts = np.concatenate([value.reshape(2, -1, top) for value in known], axis=1)
+    return replace(batch, choices=parts[0].astype(np.int32), choices_reference=parts[1])
 
 
 def cached(name: str) -> Path:

@@ -10,26 +10,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data import rows
+from ..data.lengths import Lengths
 from ..data.packing import Batch, Example, order
 from ..data.trees import Tree
 from ..errors import DataError, EdgetuneError, UsageError
 from ..llamacpp.sampling import SEED_LIMIT, Sampling
 from ..models.base import Passes
 from ..models.decoder import Decoder
+from ..objectives.drawn import Drawn
 from ..objectives.rewarded import Rewarded
 from ..serving.rollouts.draws import candidates_of
 from ..serving.rollouts.engine import Rollout, Rollouts, Wanted
 from ..serving.rollouts.plan import AnswerPlan
+from .answered import PASS, Answer, Answered, Expectation, JudgedRewards, Reward, Rewards
 from .judge import EngineJudge
 from .passes import Measurement, scores
+from .reference import likeliest, with_choices
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -37,113 +41,11 @@ if TYPE_CHECKING:
 PARALLEL = 64  # answers in progress at once, where memory has room
 REDRAWS = 3  # how often other prompts are answered in place of those whose answers are all worth the same
 SOME = 16  # prompts, by which it is said what to expect
-PASS = 1.0  # the least reward of a right answer
 EXCHANGED = 1 << 14  # floats
 GREEDY = Sampling()
 LEARNING, REDRAWING, EXPECTING = range(3)  # what a draw is for: each has its own chance
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is rewarded. item: the row of its prompt, as JSON; ended: whether the model ended it."""
-
-    text: str
-    item: str
-    ended: bool
-    tokens: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class Reward:
-    """value: finite. parts: of what it is made, by name."""
-
-    value: float
-    parts: Mapping[str, float] = field(default_factory=dict)
-
-
-Rewards = Callable[[Sequence[Answer]], Sequence[Reward]]
-
-
-@runtime_checkable
-class JudgedRewards(Protocol):
-    """Rewards that may ask a model. use_model: called once, before the first answers, where needs_model."""
-
-    @property
-    def needs_model(self) -> bool: ...
-
-    def use_model(self, judge: EngineJudge) -> None: ...
-
-
-def needs_judge(rewards: Rewards | None) -> bool:
-    return isinstance(rewards, JudgedRewards) and rewards.needs_model
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The answers to some prompts, G each, with their rewards. penalized [P, G]: less what long answers lose."""
-
-    prompts: Sequence[Example]
-    answers: Sequence[Sequence[Rollout]]
-    rewards: Sequence[Sequence[Reward]]
-    penalized: NDArray[np.float32]
-
-    @property
-    def flat(self) -> NDArray[np.bool_]:
-        """Whether all answers to a prompt have the same reward, [P]."""
-        return np.asarray(np.ptp(self.penalized, axis=1) == 0)
-
-    @property
-    def repeated(self) -> NDArray[np.bool_]:
-        """Whether an answer is the same as an earlier one to its prompt, [P, G]."""
-        found = np.zeros(self.penalized.shape, np.bool_)
-        for p, of_prompt in enumerate(self.answers):
-            seen: set[bytes] = set()
-            for i, answer in enumerate(of_prompt):
-                found[p, i] = answer.tokens.tobytes() in seen
-                seen.add(answer.tokens.tobytes())
-        return found
-
-    def chosen(self, indices: Sequence[int]) -> Answered:
-        return Answered([self.prompts[i] for i in indices], [self.answers[i] for i in indices],
-                        [self.rewards[i] for i in indices], self.penalized[list(indices)])
-
-    def with_others(self, other: Answered) -> Answered:
-        return Answered([*self.prompts, *other.prompts], [*self.answers, *other.answers],
-                        [*self.rewards, *other.rewards], np.concatenate([self.penalized, other.penalized]))
-
-    def metrics(self) -> dict[str, float]:
-        """TRL's names. entropy is estimated by the log p of the tokens that were drawn."""
-        rewards = [reward for of_prompt in self.rewards for reward in of_prompt]
-        answers = [answer for of_prompt in self.answers for answer in of_prompt]
-        tokens = np.array([answer.tokens.size for answer in answers])
-        found = {"reward": float(self.penalized.mean())}
-        if self.penalized.shape[1] > 1:
-            found |= {"reward_std": float(self.penalized.std(axis=1, ddof=1).mean()),
-                      "frac_reward_zero_std": float(self.flat.mean())}
-        for name in rewards[0].parts:
-            values = np.array([reward.parts.get(name, 0.0) for reward in rewards])
-            found |= {f"rewards/{name}/mean": float(values.mean()), f"rewards/{name}/std": float(values.std())}
-        logp = np.concatenate([answer.logp for answer in answers])
-        return found | {
-            "completions/mean_length": float(tokens.mean()), "completions/min_length": float(tokens.min()),
-            "completions/max_length": float(tokens.max()),
-            "completions/clipped_ratio": float(np.mean([not answer.ended for answer in answers])),
-            "entropy": -float(logp.mean())}
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What answers to some prompts are worth before training. pass_at_1: the share of answers with a reward of PASS at
-    least, pass_at_k: of prompts with such an answer among `samples`. frac_reward_zero_std: the share of prompts whose
-    answers all have the same reward, so that nothing is learned from them.
-    """
-
-    prompts: int
-    samples: int
-    reward: float
-    pass_at_1: float
-    pass_at_k: float
-    frac_reward_zero_std: float
+SECOND = 1 << 16  # ends the words of a seed of second answers
+Known = dict[int, dict[str, np.ndarray]]  # {field of an Example: its value} by the identity of an example
 
 
 @dataclass(frozen=True)
@@ -170,11 +72,12 @@ class _Slice:
 class Roller:
     """Answers prompts for a trainer; one call at a time, between two micro-batches.
 
+    rewards: None for an objective that learns from none.
     batch: number -> the prompts of a step, counted from 1; per_epoch: steps in which every prompt comes once.
     """
 
-    def __init__(self, decoder: Passes, plan: AnswerPlan, objective: Rewarded, rewards: Rewards, tokenizer: Tokenizer,
-                 seed: int, max_length: int, system: str | None = None) -> None:
+    def __init__(self, decoder: Passes, plan: AnswerPlan, objective: Drawn, rewards: Rewards | None,
+                 tokenizer: Tokenizer, seed: int, max_length: int, system: str | None = None) -> None:
         if not isinstance(decoder, Decoder):
             raise UsageError(f"{objective.name} needs a model that answers", "choose another method")
         self.decoder = decoder
@@ -201,7 +104,7 @@ class Roller:
             return self._completions(batch(step)), {}
         if place.generation != self._generation:
             batches = [batch(place.first + i) for i in range(place.per)]
-            self._slices = self._generate(place.generation, batches, others)
+            self._slices = self._generate(place, batches, others, per_epoch)
             self._generation = place.generation
         chosen = self._slices[place.slice]
         return chosen.examples, {} if place.iteration else chosen.metrics
@@ -234,13 +137,15 @@ class Roller:
         known: {field: values} by the identity of an example.
         """
         place = self._place(step, per_epoch)
-        if self.objective.num_iterations > 1 and place and not place.iteration:
+        if self.objective.compares_updates and self.objective.num_iterations > 1 and place and not place.iteration:
             chosen = self._slices[place.slice]
             chosen.examples = [replace(one, **known[id(one)]) if id(one) in known else one for one in chosen.examples]
 
-    def _generate(self, generation: int, batches: Sequence[list[Example]], others: Sequence[Example]) -> list[_Slice]:
+    def _generate(self, place: _Place, batches: Sequence[list[Example]], others: Sequence[Example],
+                  per_epoch: int) -> list[_Slice]:
+        generation = place.generation
         prompts = [prompt for batch in batches for prompt in batch]
-        answered = self.answer(prompts, self._sampling(LEARNING, generation), self.objective.num_generations)
+        answered = self.answer(prompts, self.objective.num_generations, LEARNING, generation)
         slices = []
         begin = 0
         for number, batch in enumerate(batches):
@@ -248,7 +153,7 @@ class Roller:
             begin += len(batch)
             if self.objective.redraws:
                 of_step = self._redrawn(of_step, others, generation, number)
-            slices.append(_Slice(self._examples(of_step), of_step.metrics()))
+            slices.append(_Slice(self._examples(of_step, (place.first + number - 1) / per_epoch), of_step.metrics()))
         return slices
 
     def _redrawn(self, answered: Answered, others: Sequence[Example], generation: int, number: int) -> Answered:
@@ -262,78 +167,116 @@ class Roller:
             missing = wanted - int((~flat).sum())
             if not missing or not waiting:
                 break
-            more = self.answer(waiting[:missing], self._sampling(REDRAWING, generation, number, again),
-                               self.objective.num_generations)
+            more = self.answer(waiting[:missing], self.objective.num_generations, REDRAWING, generation, number, again)
             waiting = waiting[missing:]
             answered = answered.with_others(more)
         telling = [int(i) for i in np.argsort(answered.flat, kind="stable")]  # those that differ first
         return answered.chosen(telling[:wanted])
 
-    def _examples(self, answered: Answered) -> list[Example]:
-        advantages = self.objective.advantages(answered.penalized, answered.repeated)
-        return [self._example(prompt, rollout, float(advantage), group)
-                for group, (prompt, rollouts, row) in enumerate(zip(answered.prompts, answered.answers, advantages,
-                                                                    strict=True), start=1)
-                for rollout, advantage in zip(rollouts, row, strict=True)]
+    def _examples(self, answered: Answered, epochs: float) -> list[Example]:
+        worth, held = self.objective.worth(answered.penalized, answered.repeated, epochs)
+        return [self._example(prompt, rollout, float(worth[p, i]), float(held[p, i]), p + 1)
+                for p, (asked, rollouts) in enumerate(zip(answered.asked, answered.answers, strict=True))
+                for i, (prompt, rollout) in enumerate(zip(asked, rollouts, strict=True))]
 
-    def _example(self, prompt: Example, rollout: Rollout, advantage: float, group: int) -> Example:
-        is_left_out = self.objective.mask_truncated_completions and not rollout.ended
-        weight = 0.0 if is_left_out else 1.0
+    def _example(self, prompt: Example, rollout: Rollout, worth: float, held: float, group: int) -> Example:
+        objective = self.objective
+        weight = 0.0 if objective.mask_truncated_completions and not rollout.ended else 1.0
         weights = np.concatenate([np.zeros(prompt.tokens.size), np.full(rollout.tokens.size, weight)])
         return Example(np.concatenate([prompt.tokens, rollout.tokens]), weights.astype(np.float32),
-                       group if self.objective.keeps_groups else 0, advantage)
+                       group if objective.keeps_groups else 0, worth, held=held,
+                       prompts=prompt.prompts if objective.needs_top else ())
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
-    def answer(self, prompts: Sequence[Example], sampling: Sampling, samples: int) -> Answered:
-        """`samples` answers to each prompt, rewarded. Raises EdgetuneError for a reward that is no number."""
-        budgets = [self.objective.answer_tokens(prompt.tokens.size, self.max_length) for prompt in prompts]
+    def answer(self, prompts: Sequence[Example], samples: int, *numbers: int) -> Answered:
+        """`samples` answers to each prompt, in each turn, rewarded; the likeliest ones without numbers, by which draws
+        differ. Raises EdgetuneError for a reward that is no number.
+        """
+        budgets = [self.objective.answer_tokens(prompt.longest, self.max_length) for prompt in prompts]
+        first = self._answer(prompts, budgets, samples, self._sampling(*numbers))
+        if self.objective.again is None:
+            return first
+        again = [self._again(prompt, rollout, budget) for prompt, rollouts, budget in
+                 zip(prompts, first.answers, budgets, strict=True) for rollout in rollouts]
+        numbers = (*numbers, SECOND) if numbers else ()
+        second = self._answer(again, np.repeat(budgets, samples).tolist(), 1, self._sampling(*numbers))
+        return first.with_second(second)
+
+    def _answer(self, prompts: Sequence[Example], budgets: Sequence[int], samples: int, sampling: Sampling) -> Answered:
         wanted = Wanted([prompt.tokens for prompt in prompts], samples, budgets, sampling, self.tokenizer.is_end)
         plan = replace(self.plan, candidates=candidates_of(sampling, self.decoder.shape.n_vocab))
         found: list[list[Any]] = [[None] * samples for _ in prompts]
         for rollout in Rollouts(self.decoder, plan, wanted):
             found[rollout.prompt][rollout.sample] = rollout
+        asked = [[prompt] * samples for prompt in prompts]
+        if self.rewards is None:
+            return Answered(prompts, asked, found, [[] for _ in prompts], np.zeros((len(prompts), samples), np.float32))
         flat = [Answer(self._text(rollout), prompt.item, rollout.ended, rollout.tokens.tolist())
                 for prompt, rollouts in zip(prompts, found, strict=True) for rollout in rollouts]
         rewards = _checked(self.rewards(flat), len(flat))
         values = np.array([reward.value for reward in rewards], np.float32).reshape(len(prompts), samples)
         tokens = np.array([[rollout.tokens.size for rollout in rollouts] for rollouts in found])
-        return Answered(prompts, found, [rewards[i:i + samples] for i in range(0, len(rewards), samples)],
+        assert isinstance(self.objective, Rewarded)
+        return Answered(prompts, asked, found, [rewards[i:i + samples] for i in range(0, len(rewards), samples)],
                         self.objective.penalized(values, tokens))
+
+    def _again(self, prompt: Example, first: Rollout, budget: int) -> Example:
+        """The prompt of the second answer. What the first has at its end is left out as far as it takes more tokens in
+        the conversation than it had, which can be where it was cut within a character.
+        """
+        assert self.objective.again
+        kept = first.tokens.size - int(first.ended)
+        while True:
+            text = self.tokenizer.decode(first.tokens[:kept].tolist())
+            tokens = self.objective.again.second_prompt(prompt.item, text, self.tokenizer, self.system)
+            over = tokens.size - (prompt.longest + budget)
+            if over <= 0 or not kept:
+                return Example(tokens, np.zeros(tokens.size, np.float32), item=prompt.item)
+            kept = max(kept - over, 0)
 
     def _text(self, rollout: Rollout) -> str:
         tokens = rollout.tokens.tolist()
         return self.tokenizer.decode(tokens[:-1] if rollout.ended else tokens)
 
-    def _sampling(self, purpose: int, *numbers: int) -> Sampling:
-        words = np.random.SeedSequence([self.seed, purpose, *numbers]).generate_state(1)
+    def _sampling(self, *numbers: int) -> Sampling:
+        if not numbers:
+            return GREEDY
+        words = np.random.SeedSequence([self.seed, *numbers]).generate_state(1)
         return sampling_of(self.objective, int(words[0]) % SEED_LIMIT)
 
     def measure(self, prompts: Sequence[Example]) -> Measurement:
-        """The rewards of greedy answers; the loss is less the mean reward."""
-        answered = self.answer(prompts, GREEDY, 1)
-        rewards = [float(reward) for reward in answered.penalized[:, 0]]
+        """The rewards of greedy answers, of the last turn; the loss is less the mean reward."""
+        answered = self.answer(prompts, 1)
+        rewards = [float(reward) for reward in answered.penalized[:, -1]]
         tokens = sum(rollout.tokens.size for rollouts in answered.answers for rollout in rollouts)
         return Measurement(-float(np.mean(rewards)), tokens, answered.metrics(), tuple(-reward for reward in rewards))
+
+    def greedy(self, prompts: Sequence[Example]) -> list[Example]:
+        """The likeliest answer to each prompt, to be learned from or measured."""
+        return self._examples(self.answer(prompts, 1), 0.0)
 
     def expect(self, prompts: Sequence[Example]) -> Expectation:
         """Of SOME prompts, spread over all. Raises UsageError where their answers teach nothing."""
         objective = self.objective
         some = [prompts[i] for i in order(len(prompts), 0, self.seed)[:SOME]]
-        answered = self.answer(some, self._sampling(EXPECTING), objective.num_generations)
-        passed = answered.penalized >= PASS
-        found = Expectation(len(some), objective.num_generations, float(answered.penalized.mean()),
+        answered = self.answer(some, objective.num_generations, EXPECTING)
+        last = answered.by_turn[:, -1]
+        passed = last >= PASS
+        found = Expectation(len(some), objective.num_generations, float(last.mean()),
                             float(passed.mean()), float(passed.any(axis=1).mean()), float(answered.flat.mean()))
-        if not any(objective.has_signal(example) for example in self._examples(answered)):
+        if not any(objective.has_signal(example) for example in self._examples(answered, math.inf)):
             raise UsageError(*_nothing_to_learn(found, answered))
         return found
 
     # ---- the reference ------------------------------------------------------------------------------------------
 
-    def refer(self, micro_batches: Sequence[Batch | Tree]) -> None:
-        """Computes log p of answers by the adapter that training started from, for the step that learns from them."""
-        with self._as_it_started():
-            self._referred = scores(self.decoder, micro_batches)
+    def refer(self, micro_batches: Sequence[Batch | Tree], max_tokens: int) -> None:
+        """Computes what the model that answers are compared with says of them, for the step that learns from them."""
+        top = self.objective.needs_top
+        with self._as_it_started() if self.objective.keeps_start else nullcontext():
+            self._referred = likeliest(self.decoder, [one for micro in micro_batches for one in micro.examples], top,
+                                       max_tokens) if top else scores(self.decoder, micro_batches)
 
     @contextmanager
     def _as_it_started(self) -> Iterator[None]:
@@ -346,7 +289,10 @@ class Roller:
             exchange(lora, start)
 
     def add_to(self, batch: Batch) -> Batch:
-        return replace(batch, reference=np.concatenate([self._referred[id(one)] for one in batch.examples]))
+        known = [self._referred[id(one)] for one in batch.examples]
+        if self.objective.needs_top:
+            return with_choices(batch, known, self.objective.needs_top)
+        return replace(batch, reference=np.concatenate(known))
 
     # ---- in the midst of a generation ---------------------------------------------------------------------------
 
@@ -368,14 +314,16 @@ class Roller:
                             for each in state["slices"]]
 
 
-def answer_plan(objective: Rewarded, prompts: int, prompt_tokens: int, longest: int, n_vocab: int) -> AnswerPlan:
-    """The memory of the answers to `prompts` prompts at once, as much as is of use. longest: prompt and answer."""
-    live = min(PARALLEL, prompts * objective.num_generations, longest)
-    return AnswerPlan(live, objective.num_generations, prompt_tokens, objective.max_completion_length,
+def answer_plan(objective: Drawn, prompts: int, lengths: Lengths, max_length: int, n_vocab: int) -> AnswerPlan:
+    """The most memory that the answers to `prompts` prompts at once can make use of."""
+    g = objective.num_generations
+    prompt = lengths.prompt or max_length - 1
+    live = min(PARALLEL, prompts * g, lengths.longest or max_length)
+    return AnswerPlan(live, g if objective.turns == 1 else 1, prompt, objective.max_completion_length,
                       candidates_of(sampling_of(objective), n_vocab))
 
 
-def sampling_of(objective: Rewarded, seed: int = 0) -> Sampling:
+def sampling_of(objective: Drawn, seed: int = 0) -> Sampling:
     return Sampling(objective.temperature, objective.top_k, objective.top_p, objective.min_p, seed)
 
 
@@ -412,10 +360,21 @@ def _checked(rewards: Sequence[Reward], count: int) -> list[Reward]:
 
 def _written(example: Example) -> dict[str, Any]:
     return {"tokens": example.tokens.tolist(), "weights": example.weights.tolist(), "group": example.group,
-            "reward": example.reward, "logp": example.logp.tolist(), "values": example.values.tolist()}
+            "reward": example.reward, "held": example.held, "prompts": [prompt.tolist() for prompt in example.prompts],
+            "logp": example.logp.tolist(), "values": example.values.tolist()}
 
 
 def _read(written: Mapping[str, Any]) -> Example:
     return Example(np.array(written["tokens"], np.int32), np.array(written["weights"], np.float32),
-                   int(written["group"]), float(written["reward"]), logp=np.array(written["logp"], np.float32),
+                   int(written["group"]), float(written["reward"]), held=float(written.get("held", 0.0)),
+                   prompts=tuple(np.array(prompt, np.int32) for prompt in written.get("prompts", ())),
+                   logp=np.array(written["logp"], np.float32),
                    values=np.array(written["values"], np.float32))
+
+
+def keep(known: Known, batch: Batch, logp: np.ndarray) -> None:
+    """log p and values of each example of a batch, by its identity."""
+    for example, part in batch.parts():
+        known[id(example)] = {"logp": logp[part].copy()}
+        if batch.values is not None:
+            known[id(example)]["values"] = batch.values[part].astype(np.float32)

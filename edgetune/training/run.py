@@ -27,13 +27,13 @@ from ..machine import device
 from ..machine.governor import Governor
 from ..objectives.base import Objective
 from . import begin, checkpoint, length, metrics, reference, referred
+from .answered import Rewards
 from .begin import Event as Event
 from .begin import Task
 from .config import TrainConfig
 from .origin import Origin
 from .origin import read_origin as read_origin
 from .plan import Plan
-from .rollouts import Rewards
 from .throttle import MemoryPressure, Throttle, be_nice
 from .trainer import StepResult
 from .verdict import Course, Verdict, diverged, judge
@@ -180,7 +180,7 @@ class _Run:
                             "tokens": data.tokens, "computed": round(data.tokens * t.computed_share()),
                             "supervised": data.supervised, "plan": t.plan.to_json(), "isa": t.ops.isa,
                             "disk": self._disk()})
-        if t.roller and not self.begun.event and not t.roller.objective.imitated_epochs:
+        if t.is_rewarded and t.roller and not self.begun.event and not t.roller.objective.imitated_epochs:
             self._write({"event": "expect", "step": t.steps_done, **asdict(t.expect(self.should_stop))})
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
@@ -229,7 +229,7 @@ class _Run:
                      **_named(measured.metrics)})
 
     def _report(self, r: StepResult) -> None:
-        if self.trainer.roller is None:
+        if not self.trainer.is_rewarded:
             self.state.learn(r.loss)
         elif "reward" in r.metrics:  # it is known when answers are drawn
             self.state.learn(-r.metrics["reward"])
@@ -282,7 +282,7 @@ class _Run:
         t = self.trainer
         return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
                       self.config.lr, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
-                      t.roller is not None)
+                      t.is_rewarded)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
         """Writes adapter.gguf and run.json, with the arena's adapter."""
@@ -300,7 +300,7 @@ class _Run:
         data = self.task.data
         return {
             "status": status, **self.trainer.record(), "origin": self.begun.origin,
-            "measure": "reward" if self.trainer.roller else "loss",
+            "measure": "reward" if self.trainer.is_rewarded else "loss",
             "data": {"digest": data.digest, "rows": len(data.examples), "tokens": data.tokens,
                      "supervised": data.supervised, "truncated": data.truncated, "skipped": data.skipped},
             "held_out": None if self.held_out is None else {

@@ -29,32 +29,31 @@ from ..data.dataset import Dataset, load_rows
 from ..data.formats import Columns
 from ..data.lengths import Given, Lengths, read_lengths
 from ..data.packing import Batch, Example
-from ..data.trees import Tree
+from ..data.trees import Tree, micro_batches
 from ..errors import DataError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
-from ..models.base import Network, Structure
+from ..models.base import Network
 from ..models.linear import trained_shapes
 from ..models.networks import open_network
 from ..models.stream import sizes
 from ..objectives.base import Objective
+from ..objectives.drawn import Drawn
 from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
 from ..options import make_options
-from ..serving.rollouts.plan import AnswerPlan
 from ..version import __version__
 from . import length, optim, plan
+from .answered import Expectation, Rewards
 from .batches import Batches, cut
 from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
 from .passes import Measurement, References, Totals, learn, learn_together, measure
 from .reference import Reference
-from .rollouts import Expectation, Rewards, Roller, answer_plan
+from .rollouts import Known, Roller, answer_plan, keep
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Known = dict[int, dict[str, np.ndarray]]  # {field of an Example: its value} by the identity of an example
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Trainer:
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = backend or Cpu(device.thread_count(config.threads))
-        if isinstance(self.objective, Rewarded):
+        if isinstance(self.objective, Drawn):
             _ = self.tokenizer  # it stays open, so that the plan must know its memory
         self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, previous=previous, family=family,
                               objective=self.objective)
@@ -231,14 +230,14 @@ class Trainer:
         n = self.objective.count(answers) or 1.0
         telling = [answer for answer in answers if self.roller.objective.has_signal(answer)]
         if self.objective.needs_reference:
-            self.roller.refer(self._cut(telling))
+            self.roller.refer(self._cut(telling), self.max_tokens)
         self.computing = False
         return telling, n, metrics
 
     def _learn(self, step: int, examples: Sequence[Example], n: float, known: Known) -> Totals:
         """Adds up the gradient of a step, whose loss is divided by n."""
         totals = Totals()
-        seen = partial(_keep, known) if self.roller else lambda _batch, _logp: None
+        seen = partial(keep, known) if self.roller and self.roller.objective.compares_updates else lambda *_: None
         micros = self._cut(examples)
         if self.objective.sees_step and len(micros) > 1:
             totals.add(micros, learn_together(self.decoder, self.objective, lambda: self._one_by_one(micros), n,
@@ -290,10 +289,14 @@ class Trainer:
         """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
         """
         with self._stoppable(should_stop):
-            if self.roller:
-                self.computing = True
+            if self.roller is None:
+                return measure(self.decoder, self.objective, self._one_by_one(self._cut(examples)), self.reference)
+            self.computing = True
+            if self.is_rewarded:
                 return self.roller.measure(examples)
-            return measure(self.decoder, self.objective, self._one_by_one(self._cut(examples)), self.reference)
+            micros = micro_batches(self.roller.greedy(examples), self.max_tokens, share=False)  # in their order
+            self.roller.refer(micros, self.max_tokens)
+            return measure(self.decoder, self.objective, self._one_by_one(micros), self.roller)
 
     def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
         """Computes log p by the reference model, where it is not known yet: by the base, unless `reference` says that
@@ -343,15 +346,20 @@ class Trainer:
             self.computing = False
             self.decoder.adapter.before_step(None)
 
+    @property
+    def is_rewarded(self) -> bool:
+        """Whether it learns from rewards of the model's answers, and is measured by them."""
+        return isinstance(self.objective, Rewarded)
+
     def keep_start(self) -> None:
         """Makes the adapter in the arena the one that answers are compared with, for an objective that does that."""
         if "start" in self.arena:
             self.ops.copy(self.arena.flat("start"), self.arena.flat("lora"))
 
     def _open_roller(self, rewards: Rewards | None) -> Roller | None:
-        if not isinstance(self.objective, Rewarded):
+        if not isinstance(self.objective, Drawn):
             return None
-        if rewards is None:
+        if rewards is None and self.is_rewarded:
             raise UsageError(f"{self.objective.name} needs something that rewards answers",
                              "name a grader or a reward function")
         assert self.plan.answers
@@ -414,9 +422,10 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
         family = ValuedLora(**lora_of(config).options(), width=structure.head_weights // structure.n_vocab)
     make = partial(plan.make, structure, config, lengths=lengths, previous=previous, family=family,
                    sizes=sizes(model.gguf.tensors.values(), structure.n_layer))
-    if isinstance(objective, Rewarded):
-        make = partial(make, answers=_answers(structure, config, lengths, objective),
-                       keeps_start=objective.needs_reference)
+    if isinstance(objective, Drawn):
+        make = partial(make, answers=answer_plan(objective, _at_once(config, lengths, objective), lengths,
+                                                 config.max_length, structure.n_vocab),
+                       keeps_start=objective.keeps_start)
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)
         ops = Cpu(device.thread_count(config.threads or board.cores))
@@ -433,18 +442,8 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     return make(ops=ops or Cpu(config.threads or here.cores), limits=limits)
 
 
-def _answers(structure: Structure, config: TrainConfig, lengths: Lengths, objective: Rewarded) -> AnswerPlan:
-    """The most memory that answers can make use of."""
+def _at_once(config: TrainConfig, lengths: Lengths, objective: Drawn) -> int:
+    """Prompts that are answered together; 1 while it is not known how many there are."""
     units = len(lengths.units)
-    at_once = units if objective.steps_per_generation == 0 else objective.steps_per_generation * length.batch_of(
-        config, units)
-    prompt = lengths.prompt or config.max_length - 1
-    return answer_plan(objective, at_once or 1, prompt, lengths.longest or config.max_length, structure.n_vocab)
-
-
-def _keep(known: Known, batch: Batch, logp: np.ndarray) -> None:
-    """log p and values of each example of a batch, by its identity."""
-    for example, part in batch.parts():
-        known[id(example)] = {"logp": logp[part].copy()}
-        if batch.values is not None:
-            known[id(example)]["values"] = batch.values[part].astype(np.float32)
+    steps = objective.steps_per_generation
+    return (steps * length.batch_of(config, units) if steps else units) or 1

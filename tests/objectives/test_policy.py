@@ -32,9 +32,9 @@ from edgetune.objectives.rest import Rest
 from edgetune.objectives.rewarded import Rewarded
 from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
+from edgetune.training.answered import Reward
 from edgetune.training.config import TrainConfig
 from edgetune.training.passes import learn
-from edgetune.training.rollouts import Reward
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 

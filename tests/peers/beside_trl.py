@@ -50,7 +50,7 @@ def ours(method: str, shared: Path, steps: int) -> list[float]:
     """The seconds of each step."""
     from edgetune.objectives.dpo import Dpo
     from edgetune.objectives.grpo import Grpo
-    from edgetune.training.rollouts import Reward
+    from edgetune.training.answered import Reward
     from edgetune.training.trainer import Trainer
     common: dict[str, Any] = {"lr": LR, "system": SYSTEM, "shuffle": False, "steps": steps, "max_length": 192}
     if method == "grpo":

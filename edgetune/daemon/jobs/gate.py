@@ -22,8 +22,8 @@ from ...evaluation.graders.llama_judge import LlamaJudge
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
 from ...serving.llama import LlamaModel
+from ...training.answered import Answer as RewardedAnswer
 from ...training.judge import EngineJudge
-from ...training.rollouts import Answer as RewardedAnswer
 from ..options import Limits
 from .decide import Findings, Verdict, decide, needs_base
 from .exam import Asked, Exam, Score

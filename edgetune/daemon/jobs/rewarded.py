@@ -17,8 +17,8 @@ from ...evaluation.graders.rewards import GraderRewards, rewards_of
 from ...objectives.base import Objective
 from ...objectives.rewarded import Rewarded
 from ...options import AUTO
+from ...training.answered import Answer
 from ...training.judge import EngineJudge
-from ...training.rollouts import Answer
 from ..state.files import digest
 from .table import Job
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...data.packing import Example
 from ...errors import DataError, UsageError
 from ...objectives.rewarded import Rewarded
-from ...training.rollouts import Answer, Reward
+from ...training.answered import Answer, Reward
 from .base import Grade, Grader, ScoreModel, load_grader, read_grader
 from .reward import RewardFunction, load_reward
 from .sample import Sample

@@ -1,0 +1,159 @@
+"""Answers that a model drew, what rewarded them, and what is said of them in all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.packing import Example
+from ..serving.rollouts.engine import Rollout
+from .judge import EngineJudge
+
+T = TypeVar("T")
+PASS = 1.0  # the least reward of a right answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is rewarded. item: the row of its prompt, as JSON; ended: whether the model ended it."""
+
+    text: str
+    item: str
+    ended: bool
+    tokens: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Reward:
+    """value: finite. parts: of what it is made, by name."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+Rewards = Callable[[Sequence[Answer]], Sequence[Reward]]
+
+
+@runtime_checkable
+class JudgedRewards(Protocol):
+    """Rewards that may ask a model. use_model: called once, before the first answers, where needs_model."""
+
+    @property
+    def needs_model(self) -> bool: ...
+
+    def use_model(self, judge: EngineJudge) -> None: ...
+
+
+def needs_judge(rewards: Rewards | None) -> bool:
+    return isinstance(rewards, JudgedRewards) and rewards.needs_model
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to some prompts, G each, with their rewards, of which there are none where nothing rewards.
+
+    asked: of each answer its prompt, which is another for each second answer; those are behind all first ones.
+    penalized [P, G]: rewards less what long answers lose; 0 where nothing rewards. turns: answers in a conversation.
+    """
+
+    prompts: Sequence[Example]
+    asked: Sequence[Sequence[Example]]
+    answers: Sequence[Sequence[Rollout]]
+    rewards: Sequence[Sequence[Reward]]
+    penalized: NDArray[np.float32]
+    turns: int = 1
+
+    @property
+    def by_turn(self) -> NDArray[np.float32]:
+        """penalized as [P, turns, G]."""
+        return self.penalized.reshape(len(self.prompts), self.turns, -1)
+
+    @property
+    def flat(self) -> NDArray[np.bool_]:
+        """Whether all answers to a prompt, of the same turn, have the same reward, [P]."""
+        return np.asarray((np.ptp(self.by_turn, axis=2) == 0).all(axis=1))
+
+    @property
+    def repeated(self) -> NDArray[np.bool_]:
+        """Whether an answer is the same as an earlier one to its prompt, [P, G]."""
+        found = np.zeros(self.penalized.shape, np.bool_)
+        for p, of_prompt in enumerate(self.answers):
+            seen: set[bytes] = set()
+            for i, answer in enumerate(of_prompt):
+                found[p, i] = answer.tokens.tobytes() in seen
+                seen.add(answer.tokens.tobytes())
+        return found
+
+    def chosen(self, indices: Sequence[int]) -> Answered:
+        return Answered([self.prompts[i] for i in indices], [self.asked[i] for i in indices],
+                        [self.answers[i] for i in indices], [self.rewards[i] for i in indices],
+                        self.penalized[list(indices)], self.turns)
+
+    def with_others(self, other: Answered) -> Answered:
+        return Answered([*self.prompts, *other.prompts], [*self.asked, *other.asked], [*self.answers, *other.answers],
+                        [*self.rewards, *other.rewards], np.concatenate([self.penalized, other.penalized]), self.turns)
+
+    def with_second(self, second: Answered) -> Answered:
+        """With the second answer behind each of these, which `second` has as the one to a prompt of its own."""
+        count = len(self.prompts)
+        g = self.penalized.shape[1]
+
+        def joined(first: Sequence[Sequence[T]], behind: Sequence[Sequence[T]]) -> list[list[T]]:
+            flat = [one for of in behind for one in of]
+            return [[*of, *flat[i * g:(i + 1) * g]] for i, of in enumerate(first)]
+
+        return Answered(self.prompts, joined(self.asked, second.asked), joined(self.answers, second.answers),
+                        joined(self.rewards, second.rewards),
+                        np.concatenate([self.penalized, second.penalized.reshape(count, g)], axis=1), 2)
+
+    def metrics(self) -> dict[str, float]:
+        """TRL's names. entropy is estimated by the log p of the tokens that were drawn."""
+        answers = [answer for of_prompt in self.answers for answer in of_prompt]
+        tokens = np.array([answer.tokens.size for answer in answers])
+        logp = np.concatenate([answer.logp for answer in answers])
+        return self._rewarded() | {
+            "completions/mean_length": float(tokens.mean()), "completions/min_length": float(tokens.min()),
+            "completions/max_length": float(tokens.max()),
+            "completions/clipped_ratio": float(np.mean([not answer.ended for answer in answers])),
+            "entropy": -float(logp.mean())}
+
+    def _rewarded(self) -> dict[str, float]:
+        """`reward` is of the last turn; of two turns also how often the second answer is right and the first was not,
+        and the other way round.
+        """
+        rewards = [reward for of_prompt in self.rewards for reward in of_prompt]
+        if not rewards:
+            return {}
+        last = self.by_turn[:, -1]
+        found = {"reward": float(last.mean())}
+        if last.shape[1] > 1:
+            found |= {"reward_std": float(last.std(axis=1, ddof=1).mean()),
+                      "frac_reward_zero_std": float(self.flat.mean())}
+        if self.turns > 1:
+            first = self.by_turn[:, 0]
+            found |= {"reward/first": float(first.mean()),
+                      "corrected": float(((first < PASS) & (last >= PASS)).mean()),
+                      "spoiled": float(((first >= PASS) & (last < PASS)).mean())}
+        for name in rewards[0].parts:
+            values = np.array([reward.parts.get(name, 0.0) for reward in rewards])
+            found |= {f"rewards/{name}/mean": float(values.mean()), f"rewards/{name}/std": float(values.std())}
+        return found
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What answers to some prompts, those of the last turn, are worth before training. pass_at_1: the share of answers
+    with a reward of PASS at least, pass_at_k: of prompts with such an answer among `samples`. frac_reward_zero_std: the
+    share of prompts whose answers all have the same reward, so that nothing is learned from them.
+    """
+
+    prompts: int
+    samples: int
+    reward: float
+    pass_at_1: float
+    pass_at_k: float
+    frac_reward_zero_std: float

@@ -1,0 +1,204 @@
+"""Self-correction by rewards of two turns: gradients as autograd has them on the paper's formula in both stages, second
+prompts as a conversation has them, and runs that resume to the same bytes in the midst of their answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decoder_cases import adapted, distance, make_case, random_example
+from gradients import autograd, flat
+from policy_cases import LETTERS, letters
+
+import edgetune
+from edgetune.data import again
+from edgetune.data.attempts import REQUEST
+from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.packing import Example
+from edgetune.data.trees import micro_batches
+from edgetune.errors import Interrupted
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.objectives.score import Score
+from edgetune.serving.rollouts.engine import Rollout
+from edgetune.training.config import TrainConfig
+from edgetune.training.passes import learn
+from edgetune.training.reference import Reference
+from edgetune.training.run import run
+from edgetune.training.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
+LENGTH = 256  # the tiny vocabulary parts the request into letters
+G = 3
+ROWS = [{"prompt": f"set {i}", "wanted": "eiou"[i % 4]} for i in range(8)]
+OPTIONS = {**LETTERS, "max_length": LENGTH}
+OWN = Score(max_completion_length=9, num_generations=2, first_stage_epochs=0.5)
+
+
+# ---- the formula -----------------------------------------------------------------------------------------------------
+
+
+def conversations(n_vocab: int) -> list[list[Example]]:
+    """Of two prompts, each with G first answers and as many second ones, all of other lengths: documents."""
+    rng = np.random.default_rng(5)
+
+    def document(prompt: np.ndarray, size: int) -> Example:
+        tokens = np.r_[prompt, random_example(rng, size, n_vocab).tokens].astype(np.int32)
+        return Example(tokens, np.r_[np.zeros(prompt.size), np.ones(size)].astype(np.float32))
+
+    found = []
+    for _ in range(2):
+        prompt = random_example(rng, 10, n_vocab).tokens
+        first = [document(prompt, n) for n in (5, 3, 6)]
+        request = random_example(rng, 4, n_vocab).tokens
+        second = [document(np.r_[one.tokens, request], n) for one, n in zip(first, (4, 7, 2), strict=True)]
+        found.append([*first, *second])
+    return found
+
+
+def formula(score: Score, is_first_stage: bool, rewards: np.ndarray, logps: Sequence[torch.Tensor],
+            of_start: Sequence[torch.Tensor]) -> torch.Tensor:
+    """SCoRe's equations 3 and 4 with the mean of the other answers as the baseline, by torch; [P, 2, G] rewards."""
+    losses = []
+    for p, of_prompt in enumerate(rewards.tolist()):
+        r1, r2 = of_prompt
+        for turn in range(2):
+            for i in range(G):
+                at = (p * 2 + turn) * G + i
+                if is_first_stage:
+                    worth = [0.0] * G if turn == 0 else r2
+                    beta = score.beta + (score.first_turn_beta if turn == 0 else 0.0)
+                else:
+                    worth = r1 if turn == 0 else [b + score.progress_weight * (b - a) for a, b in
+                                                  zip(r1, r2, strict=True)]
+                    beta = score.beta
+                advantage = worth[i] - sum(worth[:i] + worth[i + 1:]) / (G - 1)
+                u = of_start[at] - logps[at]
+                ratio = (logps[at] - logps[at].detach()).exp()
+                losses.append(-(ratio * advantage - beta * (u.exp() - u - 1)).sum())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("is_first_stage", [True, False], ids=["first stage", "second stage"])
+def test_gradients_equal_autograd(is_first_stage: bool, tmp_path: Path) -> None:
+    score = Score(num_generations=G, beta=0.05, first_turn_beta=0.4, progress_weight=3.0)
+    case = make_case("llama", tmp_path)
+    documents = conversations(case.decoder.shape.n_vocab)
+    rewards = np.random.default_rng(6).random((2, 2, G)).astype(np.float32)
+    worth, held = score.worth(rewards.reshape(2, 2 * G), np.zeros((2, 2 * G), np.bool_),
+                              0.9 if is_first_stage else 1.0)
+    case.examples[:] = [Example(one.tokens, one.weights, reward=float(a), held=float(h))
+                        for of, worths, helds in zip(documents, worth, held, strict=True)
+                        for one, a, h in zip(of, worths, helds, strict=True)]
+    peft = adapted(case)
+    with torch.no_grad(), peft.disable_adapter():
+        of_start = [_logp(peft, one) for one in case.examples]
+    wanted, truth = autograd(case, lambda logps, _: formula(score, is_first_stage, rewards, logps, of_start), peft)
+    n = score.count(case.examples)
+    case.decoder.arena.flat("dlora").fill(0.0)
+    reference = Reference(case.decoder)
+    micros = micro_batches(case.examples, 64)
+    assert len(micros) > 1
+    loss = sum(learn(case.decoder, score, micro, n, reference).loss for micro in micros) / n
+    ours = flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
+    assert loss == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert np.linalg.norm(flat(truth)) > 1e-3
+    assert distance(ours, flat(truth)) < 1e-4
+
+
+def _logp(peft: Any, example: Example) -> torch.Tensor:
+    tokens = torch.from_numpy(example.tokens).long()
+    out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
+    return out.gather(1, tokens[1:, None])[example.begin - 1:, 0]
+
+
+# ---- two turns -------------------------------------------------------------------------------------------------------
+
+
+def data(bundle: edgetune.Bundle, rows: Any = ROWS) -> Dataset:
+    return load_rows(rows, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=OWN.rows)
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "set it"}, {"messages": [{"role": "system", "content": "be short"},
+                                                                       {"role": "user", "content": "set it"}]}])
+def test_the_second_prompt_is_that_of_the_conversation(bundle: edgetune.Bundle, asked: dict[str, Any]) -> None:
+    tokenizer = Tokenizer(bundle.gguf.path)
+    before = asked.get("messages") or [{"role": "user", "content": "set it"}]
+    text = tokenizer.render([*before, {"role": "assistant", "content": "on 1"}, {"role": "user", "content": REQUEST}],
+                            None, add_generation_prompt=True)
+    found = again.second_prompt(json.dumps({**asked, "answer": 7}), "on 1", tokenizer, None)
+    assert found.tolist() == tokenizer.encode(text, bos=True)
+
+
+def test_both_turns_are_drawn_and_rewarded(bundle: edgetune.Bundle) -> None:
+    """Each second answer follows its own first one, and everything fits into what was planned."""
+    trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
+    trainer.add(ROWS)
+    assert trainer.roller
+    tokenizer = trainer.tokenizer
+    answered = trainer.roller.answer(trainer.batch(1), OWN.num_generations, 0, 0)
+    assert answered.penalized.shape == (2, 4)
+    for row, asked, answers in zip(trainer.batch(1), answered.asked, answered.answers, strict=True):
+        assert [one.tokens.tolist() for one in asked[:2]] == [row.tokens.tolist()] * 2
+        for first, second in zip(answers[:2], asked[2:], strict=True):
+            said = tokenizer.decode(first.tokens[:first.tokens.size - int(first.ended)].tolist())
+            wanted = again.second_prompt(row.item, said, tokenizer, None)
+            if wanted.size <= row.longest + 9:  # else its end was left out
+                assert second.tokens.tolist() == wanted.tolist()
+            assert second.tokens.size <= row.longest + 9
+    metrics = answered.metrics()
+    assert metrics["reward"] == pytest.approx(answered.penalized[:, 2:].mean(), rel=1e-6)
+    assert metrics["reward/first"] == pytest.approx(answered.penalized[:, :2].mean(), rel=1e-6)
+    result = trainer.step()
+    assert set(result.metrics) >= {"reward", "reward/first", "corrected", "spoiled", "kl"}
+
+
+def test_a_first_answer_that_grows_in_the_conversation_is_shortened(bundle: edgetune.Bundle) -> None:
+    """One that was cut within a character is written with another, of more tokens."""
+    trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
+    trainer.add(ROWS)
+    assert trainer.roller
+    prompt = trainer.batch(1)[0]
+    half = trainer.tokenizer.encode("\u20ac")[0]
+    broken = Rollout(0, 0, np.array([half] * 9, np.int32), np.zeros(9, np.float32), np.zeros(9, np.float32), False)
+    whole = again.second_prompt(prompt.item, trainer.tokenizer.decode([half] * 9), trainer.tokenizer, None)
+    found = trainer.roller._again(prompt, broken, 9)
+    assert found.tokens.size <= prompt.longest + 9
+    assert whole.size > prompt.longest + 9
+
+
+def go(bundle: edgetune.Bundle, out: Path, objective: Score, **options: Any) -> dict[str, Any]:
+    return run(bundle, data(bundle), out, TrainConfig(**OPTIONS), objective=objective, rewards=letters, **options)
+
+
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    """In both stages, between two updates with the same answers, and in their midst."""
+    objective = Score(max_completion_length=9, num_generations=2, first_stage_epochs=0.5, num_iterations=2,
+                      steps_per_generation=2)
+    go(bundle, tmp_path / "whole", objective)
+    wanted = (tmp_path / "whole" / "adapter.gguf").read_bytes()
+    for stops in (60, 130, 190):
+        asked = iter([False] * stops)
+        with pytest.raises(Interrupted):
+            go(bundle, tmp_path / str(stops), objective, should_stop=lambda asked=asked: next(asked, True))
+        go(bundle, tmp_path / str(stops), objective, resume=True)
+        assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
+
+
+def test_a_run_raises_the_reward_of_second_answers(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    """And is measured by it; in the first stage first answers are held to where training started."""
+    objective = Score(max_completion_length=9, num_generations=6, first_stage_epochs=10.0, first_turn_beta=3.0)
+    config = TrainConfig(**{**OPTIONS, "steps": 20, "batch_size": 8})
+    record = run(bundle, data(bundle), tmp_path / "out", config, objective=objective, rewards=letters,
+                 held_out=data(bundle, ROWS[:4]))
+    events = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = [event["metrics"] for event in events if event["event"] == "step"]
+    measured = [event for event in events if event["event"] == "eval"]
+    assert np.mean([one["reward"] for one in steps[-5:]]) > np.mean([one["reward"] for one in steps[:5]]) + 0.02
+    assert record["measure"] == "reward"
+    assert measured[0]["loss"] == pytest.approx(-measured[0]["metrics"]["reward"])

@@ -1,0 +1,135 @@
+"""Self-distillation on the model's own answers: what is learned from them is what self-distill learns from the same
+tokens, the teacher is what training starts from or what learns, and runs resume to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import run as command
+from decoder_cases import distance
+from policy_cases import LETTERS
+
+import edgetune
+from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.packing import collate
+from edgetune.data.privileged import NOTE
+from edgetune.errors import DataError, Interrupted
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.objectives import base
+from edgetune.objectives.sdft import Sdft
+from edgetune.objectives.self_distill import SelfDistill
+from edgetune.training.config import TrainConfig
+from edgetune.training.passes import learn
+from edgetune.training.reference import Reference
+from edgetune.training.run import run
+from edgetune.training.trainer import Trainer
+
+ROWS = [{"prompt": f"set the light {i}", "privileged_context": f"the light {i} is {'on' if i % 2 else 'off'}"}
+        for i in range(8)]
+LENGTH = 192  # the tiny vocabulary parts the note into letters
+OPTIONS = {**LETTERS, "max_length": LENGTH}
+OWN = Sdft(max_completion_length=9, distillation_topk=5, num_generations=2)
+
+
+def data(bundle: edgetune.Bundle, rows: Any = ROWS) -> Dataset:
+    return load_rows(rows, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=OWN.rows)
+
+
+def trainer(bundle: edgetune.Bundle, objective: Sdft) -> Trainer:
+    made = Trainer(bundle, **OPTIONS, objective=objective)
+    made.add(ROWS)
+    return made
+
+
+def test_the_teacher_reads_the_question_with_its_context(bundle: edgetune.Bundle) -> None:
+    """The same tokens as those of a conversation whose question has the note behind it; a completion is ignored."""
+    tokenizer = Tokenizer(bundle.gguf.path)
+    row = ROWS[3]
+    (found,) = data(bundle, [{**row, "completion": "never"}]).examples
+    for tokens, asked in ((found.tokens, row["prompt"]),
+                          (found.prompts[0], f"{row['prompt']}\n\n{NOTE.format(row['privileged_context'])}")):
+        text = tokenizer.render([{"role": "user", "content": asked}], None, add_generation_prompt=True)
+        assert tokens.tolist() == tokenizer.encode(text, bos=True)
+    assert not found.supervised
+    for wrong, what in (({"prompt": "a"}, "the row has no privileged_context"),
+                        ({**row, "privileged_context": " "}, "the privileged_context is empty"),
+                        ({**row, "prompt": ""}, "the prompt is empty")):
+        with pytest.raises(DataError, match=what):
+            data(bundle, [wrong])
+
+
+@pytest.mark.parametrize("kind", ["base", "live"])
+def test_a_step_is_that_of_self_distill_on_the_same_tokens(bundle: edgetune.Bundle, kind: str) -> None:
+    """After steps that moved the adapter. Of teachers the base is read with the adapter off, what learns with it."""
+    made = trainer(bundle, replace(OWN, teacher_model_kind=kind))
+    for _ in range(3):
+        made.step()
+    assert made.roller
+    drawn, _ = made.roller.of_step(4, made.batch, made.examples, made.steps_per_epoch)
+    assert len(drawn) == 4
+    assert all(one.prompts and 1 <= one.supervised <= 9 for one in drawn)
+    given = SelfDistill(distillation_topk=5)
+    reference = Reference(made.decoder, top=5)
+    reference.is_base = kind == "base"
+    for one in drawn:
+        reference.add(one)
+    gradient = made.arena.flat("dlora")
+    gradient.fill(0.0)
+    n = given.count(drawn)
+    wanted = learn(made.decoder, given, collate(drawn), n, reference).loss / n
+    by_hand = gradient.copy()
+    result = made.step()
+    assert result.loss == pytest.approx(wanted, rel=1e-5)
+    assert distance(gradient * max(1.0, result.grad_norm), by_hand) < 1e-4  # it was clipped to a norm of 1
+    assert set(result.metrics) >= {"divergence", "teacher_agreement", "completions/mean_length", "entropy"}
+    assert "reward" not in result.metrics
+
+
+def go(bundle: edgetune.Bundle, out: Path, objective: Sdft, **options: Any) -> dict[str, Any]:
+    return run(bundle, data(bundle), out, TrainConfig(**OPTIONS), objective=objective, **options)
+
+
+@pytest.mark.parametrize("objective", [replace(OWN, num_iterations=2, steps_per_generation=2),
+                                       replace(OWN, teacher_model_kind="live")], ids=["again", "live"])
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, objective: Sdft,
+                                                       tmp_path: Path) -> None:
+    go(bundle, tmp_path / "whole", objective)
+    wanted = (tmp_path / "whole" / "adapter.gguf").read_bytes()
+    for stops in (40, 120):
+        asked = iter([False] * stops)
+        with pytest.raises(Interrupted):
+            go(bundle, tmp_path / str(stops), objective, should_stop=lambda asked=asked: next(asked, True))
+        go(bundle, tmp_path / str(stops), objective, resume=True)
+        assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
+
+
+def test_the_student_comes_nearer_to_the_teacher(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    """As a user types it; held-out questions are answered as they are measured."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 3))
+    made = json.loads(command("train", bundle.path, rows, "-o", tmp_path / "out", "--method", "sdft", "--threads", 1,
+                              "--max-length", LENGTH, "--max-completion-length", 9, "--distillation-topk", 5, "--rank",
+                              4, "--lr", 0.02, "--steps", 30, "--batch-size", 4, "--seed", 1, "--json"))
+    assert made["measure"] == "loss"
+    assert made["held_out"]["loss_after"] < 0.9 * made["held_out"]["loss_before"]
+    events = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert not [event for event in events if event["event"] == "expect"]
+    assert base.read_objective(made["objective"]) == Sdft(max_completion_length=9, distillation_topk=5)
+
+
+def test_what_the_teacher_reads_is_planned(bundle: edgetune.Bundle) -> None:
+    """The note is longer than the question, and the answer follows both."""
+    found = data(bundle).examples
+    lengths = OWN.lengths(found, max_length=LENGTH, share=True)
+    assert lengths.aside == max(one.prompts[0].size for one in found) + 9
+    assert lengths.prompt == max(one.prompts[0].size for one in found)
+    assert lengths.known > 0
+    with pytest.raises(DataError, match=r"a prompt of \d+ tokens leaves no room for an answer within"):
+        OWN.lengths(found, max_length=found[0].prompts[0].size, share=True)
+    assert np.isfinite(lengths.computed_share(2, 512))
