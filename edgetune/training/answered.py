@@ -98,7 +98,7 @@ class Answered:
                         [*self.rewards, *other.rewards], np.concatenate([self.penalized, other.penalized]), self.turns)
 
     def with_second(self, second: Answered) -> Answered:
-        """With the second answer behind each of these, which `second` has as the one to a prompt of its own."""
+        """With the second answer behind each of these, which `second` has as the only one to its own prompt."""
         count = len(self.prompts)
         g = self.penalized.shape[1]
 

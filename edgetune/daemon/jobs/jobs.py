@@ -114,7 +114,7 @@ class Jobs:
         a method, DataError for too few rows, TooMuchError for too many jobs, DiskError.
         """
         method = recipe.method_of(method, hyperparameters)
-        asking = recipe.objective_of(method)[0].rows is prompts
+        asking = recipe.objective_of(method)[0].rows.shape_of is prompts.shape_of
         held = self.files.rows(validation_file, asking) if validation_file is not None else None
         data = _checked(self.files.rows(training_file, asking), held, method, self.allow_python)
         return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), "api", training_file,

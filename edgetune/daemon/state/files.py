@@ -244,8 +244,9 @@ def _parsers() -> list[RowParser]:
     """Of all objectives; that of supervised rows first, whose error is reported where none can read a row, and that of
     prompts last, since rows of many shapes have a prompt.
     """
-    rows = dict.fromkeys(objective.rows for objective in objectives().values())
-    others = [parser for parser in rows if parser not in (supervised_rows, prompts)]
+    rows = {objective.rows.shape_of: objective.rows for objective in objectives().values()}  # a reader of each shape
+    apart = (supervised_rows.shape_of, prompts.shape_of)
+    others = [parser for shape_of, parser in rows.items() if shape_of not in apart]
     return [supervised_rows, *others, prompts]
 
 
