@@ -53,6 +53,7 @@ def answers_to(setting: Setting, prompts: Sequence[Sequence[int]], pairs: Lora, 
     for answered in answers(setting.bundle.gguf, setting.tokenizer, pairs, asked, engine_of(setting)):
         setting.look()
         rollout = answered.rollout
+        setting.drawn.tokens += rollout.tokens.size
         found[rollout.prompt][rollout.sample] = Said(answered.text.strip() if strip else answered.text,
                                                            int(rollout.tokens.size), rollout.ended)
     return found

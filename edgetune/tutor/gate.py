@@ -139,6 +139,7 @@ def _asked(setting: Setting, served: LlamaModel, adapter: str | None, questions:
     most = setting.options.max_tokens
     texts = dict(served.complete(prompts, most))
     lengths = [len(served.tokenizer.encode(texts[i], continues=True)) for i in range(len(prompts))]
+    setting.drawn.tokens += sum(lengths)
     said = [Said(texts[i].strip(), lengths[i], lengths[i] < most) for i in range(len(prompts))]
     served.reset()
     logps = [_logp(setting, served, prompt, question.reference) if question.reference else None

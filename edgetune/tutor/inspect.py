@@ -48,9 +48,10 @@ class Told:
         return [Text(line) for line in found]
 
 
-def summary(out: Path) -> dict[str, Any]:
-    """{"rounds": [...]}: of each what was asked, right, learned, and what the gate said. Raises UsageError where the
-    folder has no rounds.
+def summary(out: Path, watts: float = 0.0) -> dict[str, Any]:
+    """{"rounds": [...]}: of each what was asked, right, learned, what the gate said, and what it cost: seconds, tokens
+    that were drawn and trained on, and with `watts`, what the machine takes meanwhile, watt-hours. Raises UsageError
+    where the folder has no rounds.
     """
     if not (out / BEGUN).exists():
         raise UsageError(f"{out} holds no rounds of a tutor", "name the folder that was given with -o")
@@ -60,8 +61,11 @@ def summary(out: Path) -> dict[str, Any]:
         number = line["round"]
         one = found.setdefault(number, {"round": number, "seconds": 0.0})
         one["seconds"] += seconds.get((number, line["step"]), 0.0)
+        one["drawn"] = one.get("drawn", 0) + line.get("drawn", 0)
+        one["trained"] = one.get("trained", 0) + line.get("trained", 0)
         one[line["step"]] = {name: value for name, value in line.items() if name not in ("round", "step", "sha256")}
-    return {"rounds": list(found.values())}
+    rounds = list(found.values())
+    return {"rounds": [{**one, "watt_hours": watts * one["seconds"] / 3600} for one in rounds] if watts else rounds}
 
 
 def lines(found: Mapping[str, Any]) -> list[RenderableType]:
@@ -78,12 +82,14 @@ def lines(found: Mapping[str, Any]) -> list[RenderableType]:
         rows.append([str(one["round"]), str(asked or ""), "" if rate is None else f"{rate:.0%}",
                      str(one.get("rows", {}).get("rows", "")), str(one.get("train", {}).get("steps", "")),
                      "" if decision is None else "published" if decision["passed"] else "no",
-                     duration(one["seconds"])])
+                     f"{one['drawn']:,}", f"{one['trained']:,}", duration(one["seconds"]),
+                     *([f"{one['watt_hours']:.2g} Wh"] if "watt_hours" in one else [])])
         if decision:
             said.append(Text(f"round {one['round']}: {decision['reason']}"))
         elif stop := one.get("rows", {}).get("stop"):
             said.append(Text(f"round {one['round']}: {stop}"))
-    return [table("", ["round", "answers", "right", "rows", "steps", "gate", "time"], rows), *said]
+    heads = ["round", "answers", "right", "rows", "steps", "gate", "tokens drawn", "tokens trained", "time", "energy"]
+    return [table("", heads[:len(rows[0])] if rows else heads, rows), *said]
 
 
 def told(out: Path, number: int | None, most: int) -> list[Told]:

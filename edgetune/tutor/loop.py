@@ -41,6 +41,7 @@ from .questions import Question
 from .search import search
 from .setting import Setting
 
+DRAWING = ("generate", "correct", "search", "gate")  # steps in which the model answers
 KEPT = 3  # published adapters, to which one can go back
 PUBLISHED_RECORD = "published"  # of run.json: the round
 CALIBRATION = 16  # labelled questions of a round, by whose answers it is measured how well the model judges
@@ -119,12 +120,18 @@ class Tutor:
         """What a step found, now or before; whoever watches is told of it."""
         is_new = of.read(step) is None
         self.setting.release()
-        found = of.step(step, make)
+        found = of.step(step, lambda: self._counted(step, make))
         self.setting.on_event({"event": "tutor", "round": of.number, "step": step, **found["facts"]})
         if is_new and step == self.until:
             raise Interrupted(f"stopped after the step {step} of round {of.number}",
                               f"look at {of.file(step)}, and continue with the same command")
         return found
+
+    def _counted(self, step: str, make: Callable[[], Found]) -> Found:
+        """What a step finds, with the tokens of the answers that it drew, where it draws any."""
+        self.setting.drawn.tokens = 0
+        found = make()
+        return {**found, "facts": {**found["facts"], "drawn": self.setting.drawn.tokens}} if step in DRAWING else found
 
     # ---- the steps -----------------------------------------------------------------------------------------------
 
@@ -229,7 +236,8 @@ class Tutor:
         setting = self.setting
         record = lesson.train(setting, of.number, rows, self.standing.current, self.standing.lr_scale, of.trained)
         facts = {"seed": setting.seed(of.number, "train"), "steps": record["steps"],
-                 "tokens": sum(one.tokens for one in rows), "lr_scale": self.standing.lr_scale}
+                 "tokens": sum(one.tokens for one in rows), "trained": record["data"]["tokens"],
+                 "lr_scale": self.standing.lr_scale}
         return {"facts": facts}
 
     def _search(self, of: Round) -> Found:

@@ -27,10 +27,18 @@ CONTINUE = "continue with the same command"
 PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train", "anchors")
 
 
+@dataclass
+class Drawn:
+    """tokens: of all answers since it was last set to 0."""
+
+    tokens: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
     """grader: read, None without; a model that it asks is the base. should_stop: asked often; where it returns True,
-    Interrupted is raised and the step is made again later. on_event: called with {"event": ..., "round": ...}.
+    Interrupted is raised and the step is made again later. on_event: called with {"event": ..., "round": ...}. drawn:
+    counts what the model says.
     """
 
     bundle: Bundle
@@ -43,6 +51,7 @@ class Setting:
     governor: Governor | None = None
     should_stop: Callable[[], bool] = lambda: False
     on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
+    drawn: Drawn = field(default_factory=Drawn)
 
     @property
     def system(self) -> str | None:

@@ -20,6 +20,7 @@ from edgetune.evaluation.graders.base import read_grader
 from edgetune.formats.bundle import Bundle
 from edgetune.training.config import TrainConfig
 from edgetune.tutor.files import STEPS, rounds_of
+from edgetune.tutor.inspect import summary
 from edgetune.tutor.loop import Standing, roll_back
 from edgetune.tutor.options import TutorOptions
 from edgetune.tutor.teach import teach
@@ -76,6 +77,19 @@ def test_what_a_run_leaves(bundle: Bundle, done: Path) -> None:
     said = json.dumps(ledger)
     assert "say" not in said
     assert "tell" not in said
+
+
+def test_what_a_round_cost_is_told(done: Path) -> None:
+    """Tokens of what the model said, as the files have them, and of the rows of training."""
+    told = summary(done, watts=36.0)["rounds"]
+    of = rounds_of(done)[1]
+    steps = {step: of.read(step) or {"facts": {}} for step in STEPS}
+    answers = sum(one["tokens"] for each in steps["generate"]["answers"] for one in each["said"])
+    assert steps["generate"]["facts"]["drawn"] == answers == steps["generate"]["facts"]["tokens"]
+    assert told[1]["drawn"] == sum(steps[step]["facts"].get("drawn", 0) for step in STEPS) > answers
+    assert told[1]["trained"] == read_run(of.trained)["data"]["tokens"] > 0
+    assert told[1]["seconds"] > 0
+    assert told[1]["watt_hours"] == pytest.approx(told[1]["seconds"] / 100)
 
 
 def test_the_gate_asks_what_was_not_learned(done: Path) -> None:
@@ -228,6 +242,8 @@ def test_the_command(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -
     assert bytes_of(tmp_path / "out") == bytes_of(done)
     shown = invoke("tutor", "inspect", str(done), "--prompts", "2")
     assert "judged by" in shown
+    assert "Wh" not in shown
+    assert "Wh" in invoke("tutor", "inspect", str(done), "--prompts", "0", "--watts", "6")
     assert re.search(r"^(say|tell) \d+$", shown, re.M)
     assert "round 0: " in shown
     told = json.loads(invoke("tutor", "inspect", str(done), "--round", "1", "--json"))
@@ -245,6 +261,5 @@ def command() -> Callable[..., str]:
 
 
 def test_a_folder_without_rounds(tmp_path: Path) -> None:
-    from edgetune.tutor.inspect import summary
     with pytest.raises(EdgetuneError, match="holds no rounds of a tutor"):
         summary(tmp_path)
