@@ -41,7 +41,8 @@ class Nlft(Objective):
     b_t, w_t > ratio * c_t and w_t > least; 0 within `radius` tokens of one; W_t = wrong_weight * sqrt(c_t) else, and 0
     where more than most_bad of its tokens are bad. The published code finds what is near by hidden states, with the
     comparison inverted; here it is by distance. Its second term for wrong answers takes probabilities at the places of
-    another prompt, and is left out.
+    another prompt, and is left out. Both are times the row's weights, which are 1 in rows of this method; an answer
+    that was read without a reference has W = 1.
     """
 
     name: ClassVar[str] = "nlft"
@@ -82,22 +83,31 @@ class Nlft(Objective):
 
     def _weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
         assert batch.reference is not None
-        assert batch.views is not None
         a = np.zeros(logp.size, np.float32)
         loss = 0.0
         counts = dict.fromkeys(("core", "bad"), (0.0, 0.0))
         for example, part in batch.parts():
             now = logp[part].astype(np.float64)
-            b, c, w = np.exp(np.array([batch.reference[part], batch.views[WITH_REFERENCE, part],
-                                       batch.views[WITH_JUDGMENT, part]], np.float64))
-            is_right = bool(np.isnan(w).any()) or example.reward >= self.clear_score
-            keep, push, found = self._right(c) if is_right else self._wrong(b, c, w)
+            keep, push, found, name = self._judged(batch, example, part)
             p = np.minimum(np.exp(now), SURE)
-            name = "core" if is_right else "bad"
             counts[name] = (counts[name][0] + float(found.sum()), counts[name][1] + now.size)
             loss -= self.scale * float((keep * now + push * np.log1p(-p)).sum()) / max(now.size, 1)
             a[part] = self.scale / max(now.size, 1) * (keep - self._limited(push * p / (1 - p)))
         return Signal(a, loss, counts)
+
+    def _judged(self, batch: Batch, example: Example, part: slice) -> tuple[Floats, Floats, Mask, str]:
+        """(W, S, core or bad tokens, which of both) of an answer, by what was read of it, times the row's weights. What
+        was read without a reference is imitated as it is.
+        """
+        assert batch.reference is not None
+        given = batch.supervised_weights[part].astype(np.float64)
+        if batch.views is None or np.isnan(batch.views[WITH_REFERENCE, part]).any():
+            return given, np.zeros(given.size), np.zeros(given.size, np.bool_), "core"
+        b, c, w = np.exp(np.array([batch.reference[part], batch.views[WITH_REFERENCE, part],
+                                   batch.views[WITH_JUDGMENT, part]], np.float64))
+        is_right = bool(np.isnan(w).any()) or example.reward >= self.clear_score
+        keep, push, found = self._right(c) if is_right else self._wrong(b, c, w)
+        return given * keep, given * push, found, "core" if is_right else "bad"
 
     def _right(self, c: Floats) -> tuple[Floats, Floats, Mask]:
         """(W, S, core tokens) of a right answer."""

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..adapters import store
-from ..data import holdout
+from ..data import holdout, tutored
 from ..data.anchors import ROWS_PER_ANCHOR, with_anchors
 from ..data.answer_schema import derive
-from ..data.dataset import Dataset, load_rows
+from ..data.dataset import Dataset, fitting, load_rows
 from ..data.packing import Example
 from ..data.rows import Row
 from ..errors import Interrupted
+from ..objectives.base import make_objective
+from ..objectives.nlft import Nlft
 from ..persisted import from_json
 from ..training.length import batch_of, epochs_of
 from ..training.run import run
@@ -30,17 +32,22 @@ from .questions import Question
 from .setting import CONTINUE, Setting
 
 LABELLED, REPLAYED, ANSWERED, REVISED, AGREED = "labelled", "replayed", "answered", "revised", "agreed"
+WRONG = "wrong"  # an answer with a judgment, of which some tokens are made less likely
+MOST_WRONG = 0.3  # of the tokens of what is imitated
 
 
 @dataclass(frozen=True)
 class Taught:
-    """One answer to learn. key: of its question; weight: of its tokens; source: where it is from; tokens: of it."""
+    """One answer to learn. key: of its question; weight: of its tokens; source: where it is from; tokens: of it.
+    judgment: of a wrong one.
+    """
 
     key: str
     text: str
     weight: float
     source: str
     tokens: int
+    judgment: str = ""
 
     @property
     def is_verified(self) -> bool:
@@ -50,8 +57,8 @@ class Taught:
         return asdict(self)
 
 
-def taught(setting: Setting, question: Question, text: str, weight: float, source: str) -> Taught:
-    return Taught(question.key, text, weight, source, len(setting.tokenizer.encode(text)) + 1)
+def taught(setting: Setting, question: Question, text: str, weight: float, source: str, judgment: str = "") -> Taught:
+    return Taught(question.key, text, weight, source, len(setting.tokenizer.encode(text)) + 1, judgment)
 
 
 def read_taught(found: Sequence[Mapping[str, Any]], path: Path) -> list[Taught]:
@@ -75,7 +82,18 @@ def lesson(setting: Setting, number: int, new: Sequence[Taught], earlier: Sequen
     again += [older[i] for i in rng.permutation(len(older))]
     wanted = options.replay / max(1e-9, 1 - options.replay) * sum(one.tokens for one in new)
     chosen = _first(again, max(wanted, sum(one.tokens for one in new if not one.is_verified)))
-    return _surest([*new, *chosen], options.unverified)
+    kept = _surest([one for one in (*new, *chosen) if one.source != WRONG], options.unverified)
+    return [*kept, *_wrong(new, MOST_WRONG * sum(one.tokens for one in kept))]
+
+
+def _wrong(rows: Sequence[Taught], most: float) -> list[Taught]:
+    """The first wrong answers, of at most as many tokens together."""
+    found: list[Taught] = []
+    for one in rows:
+        if one.source == WRONG and one.tokens <= most:
+            found.append(one)
+            most -= one.tokens
+    return found
 
 
 def _first(rows: Sequence[Taught], tokens: float) -> list[Taught]:
@@ -115,13 +133,16 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
     passes = max(1, round(epochs_of(config, len(rows))))
     config = replace(config, seed=seed, epochs=1.0, batch_size=batch_size, shuffle=False)
     setting.look()
-    earlier = store.read_run(out)
-    if earlier.get("status") == "done":  # killed between this and the step's file
-        return earlier
+    data = dataset_of(setting, rows, passes, seed)
+    record = store.read_run(out)
     try:
-        return run(setting.bundle, dataset_of(setting, rows, passes, seed), out, config, start=start,
-                   resume=out.exists(), should_stop=setting.should_stop, governor=setting.governor,
-                   on_event=lambda event: setting.on_event({**event, "round": number}))
+        if record.get("status") != "done":  # else it was killed between this and the step's file
+            record = run(setting.bundle, data, out, config, start=start, resume=out.exists(),
+                         should_stop=setting.should_stop, governor=setting.governor,
+                         objective=make_objective(setting.options.objective, {}) if number else None,
+                         on_event=lambda event: setting.on_event({**event, "round": number}))
+        store.save_schema(out, data.schema)
+        return record
     except Interrupted as stop:  # a run by itself would be continued with another command
         raise Interrupted(f"round {number} was {stop.what}", CONTINUE) from None
 
@@ -133,7 +154,7 @@ def dataset_of(setting: Setting, rows: Sequence[Taught], passes: int, seed: int)
     rng = np.random.default_rng(seed)
     order = [int(i) for _ in range(passes) for i in rng.permutation(len(rows))]
     kept = anchors(setting, -(-len(order) // ROWS_PER_ANCHOR))
-    learned: list[tuple[Row, float]] = [(setting.pool[one.key].with_answer(one.text), one.weight) for one in rows]
+    learned = [(_row_of(setting, one), one.weight) for one in rows]
     mixed = with_anchors([learned[i] for i in order], [(row, 1.0) for row in kept], seed)
     made: dict[int, list[Example]] = {}  # of each row, which comes several times
     examples = []
@@ -143,9 +164,27 @@ def dataset_of(setting: Setting, rows: Sequence[Taught], passes: int, seed: int)
         examples += made[id(row)]
     written = [row for row, _ in mixed]
     digest = holdout.digest_of([{"row": row, "weight": weight} for row, weight in mixed])
-    return Dataset(examples, written, "messages", 0, 0, digest, derive([row for row, _ in learned]))
+    right = [row for (row, _), one in zip(learned, rows, strict=True) if one.source != WRONG]
+    return Dataset(examples, written, "messages", 0, 0, digest, derive(right))
+
+
+def _row_of(setting: Setting, one: Taught) -> Row:
+    """With the right answer, and the judgment, where evidence is read by them."""
+    question = setting.pool[one.key]
+    if setting.options.objective == Nlft.name and one.source in (ANSWERED, WRONG) and question.reference:
+        return question.with_evidence(one.text, one.judgment)
+    return question.with_answer(one.text)
 
 
 def _weighted(setting: Setting, row: Row, weight: float) -> list[Example]:
-    made = load_rows([row], setting.tokenizer, max_length=setting.config.max_length, system=setting.system)
-    return [replace(found, weights=found.weights * np.float32(weight)) for found in made.examples]
+    """One whose evidence is longer than a row may be is imitated as it is, if it is right."""
+    longest = setting.config.max_length
+    if isinstance(row, dict) and "reference" in row:
+        found = [*tutored.examples_of(row, tutored.SHAPE, setting.tokenizer, setting.system, longest)]
+        made = [fit for _, fit in fitting(found, longest, "skip")]
+        if not made and not row["judgment"]:
+            plain = [replace(one, prompts=()) for one in found]
+            made = [fit for _, fit in fitting(plain, longest, "truncate")]
+    else:
+        made = load_rows([row], setting.tokenizer, max_length=longest, system=setting.system).examples
+    return [replace(one, weights=one.weights * np.float32(weight)) for one in made]

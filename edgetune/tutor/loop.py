@@ -19,6 +19,7 @@ from ..adapters import store
 from ..errors import Interrupted, MismatchError, UsageError
 from ..evaluation.graders.base import Grade
 from ..formats.gguf import Gguf
+from ..objectives.sft import Sft
 from ..persisted import from_json, read_object
 from . import correcting, gate, lesson, questions
 from .answering import Said, answers_to
@@ -36,7 +37,7 @@ from .evaluating import (
     probabilities_of_yes,
 )
 from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
-from .lesson import AGREED, ANSWERED, REVISED, Taught, read_taught
+from .lesson import AGREED, ANSWERED, REVISED, WRONG, Taught, read_taught
 from .questions import Question
 from .search import search
 from .setting import Setting
@@ -144,8 +145,9 @@ class Tutor:
         new = _new_rows(self.setting, evaluated, corrected)
         stop = evaluated["collapse"]
         least = self.setting.options.min_rows
-        if not stop and len(new) < least:
-            stop = f"round {of.number} found {len(new)} answers to learn, {least} are needed"
+        right = sum(one.source != WRONG for one in new)
+        if not stop and right < least:
+            stop = f"round {of.number} found {right} answers to learn, {least} are needed"
         return new, stop
 
     def _rows(self, of: Round, new: Sequence[Taught], stop: str) -> Found:
@@ -304,7 +306,9 @@ def _judged_before(of: Round) -> list[list[str]]:
 
 
 def _new_rows(setting: Setting, evaluated: Found, corrected: Found) -> list[Taught]:
-    """What a round found: the trusted answer to each question, and right revisions of wrong ones."""
+    """What a round found: the trusted answer to each question, right revisions of wrong ones, and, where they are
+    learned too, wrong ones with what was said of them.
+    """
     rows = []
     for one in evaluated["evaluated"]:
         if one["label"]:
@@ -312,8 +316,11 @@ def _new_rows(setting: Setting, evaluated: Found, corrected: Found) -> list[Taug
             assert source == ANSWERED or one["by"] in (AGREEMENT, SELF)
             rows.append(lesson.taught(setting, setting.pool[one["key"]], one["label"], one["weight"], source))
     for one in corrected["corrections"]:
+        question = setting.pool[one["key"]]
         if one["kept"]:
-            rows.append(lesson.taught(setting, setting.pool[one["key"]], one["revision"], 1.0, REVISED))
+            rows.append(lesson.taught(setting, question, one["revision"], 1.0, REVISED))
+        if one["judgment"] and setting.options.objective != Sft.name:
+            rows.append(lesson.taught(setting, question, one["wrong"], 1.0, WRONG, one["judgment"]))
     return rows
 
 
@@ -349,6 +356,7 @@ def begin(out: Path, begun: Mapping[str, Any]) -> None:
             raise UsageError(f"the output folder {out} exists", "name another with -o, or remove it")
         write_object(out / BEGUN, begun)
         return
+    earlier = {"objective": Sft.name, **earlier}  # before there was a choice
     different = [name for name in {**earlier, **begun} if earlier.get(name) != json.loads(json.dumps(begun)).get(name)]
     if different:
         name = different[0]

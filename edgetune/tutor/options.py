@@ -27,8 +27,10 @@ class TutorOptions:
     min_auc: float = option(0.75, "How well the model must tell right answers from wrong ones, on rows whose answer is "
                             "known, before it judges others; above 1: it never does.", low=0.5, high=1.01)
     judged_weight: float = option(0.25, "Weight of an answer that the model itself judged.", low=0.0, high=1.0)
-    replay: float = option(0.25, "Share of earlier and labelled rows in a round's tokens, at least.", low=0.0, high=1.0,
-                           group="What is learned")
+    objective: str = option("sft", "How answers are learned: sft, imitated as a whole; nlft, where the right answer is "
+                            "known, token by token by how likely it makes them, and wrong answers with a judgment too.",
+                            choices=("sft", "nlft"), group="What is learned")
+    replay: float = option(0.25, "Share of earlier and labelled rows in a round's tokens, at least.", low=0.0, high=1.0)
     unverified: float = option(0.5, "Share of a round's tokens that no grader, reference or person verified, at most.",
                                low=0.0, high=1.0)
     gate_alpha: float = option(0.1, "Chance that an adapter that is no better is ever published; the k-th test since "

@@ -60,6 +60,13 @@ class Question:
             row["tools"] = self.item["tools"]
         return row
 
+    def with_evidence(self, text: str, judgment: str) -> dict[str, Any]:
+        """A row of an answer, right or with a judgment, beside the right answer, as `data/tutored.py` reads it."""
+        is_text = isinstance(self.item.get("prompt"), str)
+        asked = {"prompt": self.item["prompt"]} if is_text else {"messages": self.messages}
+        row = {**asked, "completion": text, "reference": self.reference, "judgment": judgment or None}
+        return {**row, "tools": self.item["tools"]} if "tools" in self.item and not is_text else row
+
     def prompt_tokens(self, tokenizer: Tokenizer, system: str | None) -> list[int]:
         """What the model is given."""
         return conversation_tokens(self.messages, tokenizer, system)

@@ -223,3 +223,25 @@ def test_a_batch_has_what_was_read_behind_each_prompt(tmp_path: Path) -> None:
     wrong = case.examples[1]
     for row, prompt in enumerate(wrong.prompts):
         np.testing.assert_allclose(batch.views[row, 5:], read_by_peft(peft, wrong, prompt).numpy(), atol=2e-5)
+
+
+def test_without_a_reference_an_answer_is_imitated_by_its_weight() -> None:
+    """Beside others that have one, and alone; weights of rows count for those as well."""
+    rng = np.random.default_rng(2)
+    found = [tuple(-rng.random(n).astype(np.float32) - 1e-3 for _ in range(4)) for n in (4, 6)]
+    batch = batch_of(found, [True, False])
+    logp = np.concatenate([of[0] for of in found])
+    whole = FREE.weights(logp, batch)
+    halves = [replace(one, weights=one.weights * np.float32(0.5)) for one in batch.examples]
+    read = {"reference": batch.reference, "views": batch.views}
+    half = FREE.weights(logp, replace(collate(halves), **read))
+    np.testing.assert_allclose(half.a, whole.a / 2, rtol=1e-6)
+    assert half.loss == pytest.approx(whole.loss / 2, rel=1e-6)
+    assert batch.views is not None
+    views = batch.views.copy()
+    views[:, 4:] = np.nan
+    for lacking in (replace(collate(halves), reference=batch.reference, views=views),
+                    replace(collate(halves), reference=batch.reference)):
+        signal = FREE.weights(logp, lacking)
+        np.testing.assert_allclose(signal.a[4:], 0.5 / 6, rtol=1e-6)
+    assert signal.loss == pytest.approx(-0.5 * sum(of[0].mean() for of in found), rel=1e-5)
