@@ -13,7 +13,7 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor nlft shared service cycles wheels \
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor second-task nlft shared service cycles wheels \
     installs clean
 
 help: ## this list
@@ -127,6 +127,9 @@ rules: ready ## hours, needs ../shared: Snips by a grader that knows only the sc
 
 tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare prompts, with and without a rule grader, three seeds
 	$(RUN) proofs/tutor.py $(TUTOR)
+
+second-task: ready ## hours, needs ../shared: seven rounds of Snips, then home commands, then wrong labels of both, three seeds
+	$(RUN) proofs/second_task.py $(SECOND_TASK)
 
 nlft: ready ## an hour: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds
 	$(RUN) proofs/nlft.py $(NLFT)

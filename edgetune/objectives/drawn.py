@@ -61,6 +61,10 @@ class Drawn(Objective):
     def has_signal(self, example: Example) -> bool:
         """Whether anything is learned from an answer."""
 
+    def teaches(self, example: Example) -> bool:
+        """Whether it is learned from for what it is worth, and not only held to the reference."""
+        return self.has_signal(example)
+
     def worth(self, rewards: Floats, repeated: NDArray[np.bool_], epochs: float) -> tuple[Floats, Floats]:  # noqa: ARG002
         """(what each answer is worth, how much more than by the objective alone it is held to the reference), both
         [P, G]: the `reward` and `held` of its Example from then on.

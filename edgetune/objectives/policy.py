@@ -69,8 +69,11 @@ class Policy(Rewarded):
     def redraws(self) -> bool:
         return self.dynamic_sampling
 
+    def teaches(self, example: Example) -> bool:
+        return example.supervised > 0 and example.reward != 0
+
     def has_signal(self, example: Example) -> bool:
-        return example.supervised > 0 and (example.reward != 0 or self.beta > 0)
+        return self.teaches(example) or (example.supervised > 0 and self.beta + example.held > 0)
 
     def weights(self, logp: Floats, batch: Batch) -> Signal:
         sums = Sums()

@@ -61,6 +61,9 @@ class Ppo(Policy):
     def sees_step(self) -> bool:  # type: ignore[override]
         return self.whiten_rewards or self.whiten_advantages
 
+    def teaches(self, example: Example) -> bool:
+        return example.supervised > 0  # the values, too
+
     def has_signal(self, example: Example) -> bool:
         return example.supervised > 0
 

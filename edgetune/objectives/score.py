@@ -64,9 +64,6 @@ class Score(Policy):
     def advantages(self, rewards: Floats, repeated: NDArray[np.bool_]) -> Floats:
         return self.worth(rewards, repeated, self.first_stage_epochs)[0]
 
-    def has_signal(self, example: Example) -> bool:
-        return super().has_signal(example) or (example.supervised > 0 and example.held > 0)
-
     def count(self, examples: Sequence[Example]) -> float:
         return float(len(examples))
 

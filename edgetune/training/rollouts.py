@@ -265,7 +265,7 @@ class Roller:
         passed = last >= PASS
         found = Expectation(len(some), objective.num_generations, float(last.mean()),
                             float(passed.mean()), float(passed.any(axis=1).mean()), float(answered.flat.mean()))
-        if not any(objective.has_signal(example) for example in self._examples(answered, math.inf)):
+        if not any(objective.teaches(example) for example in self._examples(answered, math.inf)):
             raise UsageError(*_nothing_to_learn(found, answered))
         return found
 

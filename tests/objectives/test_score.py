@@ -22,7 +22,7 @@ from edgetune.data.attempts import REQUEST
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
 from edgetune.data.trees import micro_batches
-from edgetune.errors import Interrupted
+from edgetune.errors import Interrupted, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
 from edgetune.serving.rollouts.engine import Rollout
@@ -189,6 +189,13 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
             go(bundle, tmp_path / str(stops), objective, should_stop=lambda asked=asked: next(asked, True))
         go(bundle, tmp_path / str(stops), objective, resume=True)
         assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
+
+
+def test_rewards_that_teach_nothing_are_refused(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+    """Also where the model would be held to what it started from."""
+    with pytest.raises(UsageError, match="all answers to a prompt have the same reward, 0.5 in the mean"):
+        run(bundle, data(bundle), tmp_path / "out", TrainConfig(**OPTIONS), objective=OWN,
+            rewards=lambda found: [Reward(0.5) for _ in found])
 
 
 def common(found: Sequence[Answer]) -> list[Reward]:

@@ -47,7 +47,7 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def asked(row: Row) -> list[dict[str, str]]:
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": row["prompt"]}]
+    return [{"role": "system", "content": row.get("system", SYSTEM)}, {"role": "user", "content": row["prompt"]}]
 
 
 def exact(service: Service, dev: list[Row]) -> float:
@@ -63,12 +63,12 @@ def shuffled(rows: list[Row]) -> list[Row]:
     return [{**row, "completion": answers[row["prompt"]]} for row in rows]
 
 
-def swapped(rows: list[Row]) -> list[Row]:
-    """Each intent is called by the name of the next one, the same everywhere; slots are right."""
+def swapped(rows: list[Row], key: str = "intent") -> list[Row]:
+    """Each intent is called by the name of the next one, the same everywhere; slots are right. key: of the intent."""
     answers = [json.loads(row["completion"]) for row in rows]
-    intents = sorted({answer["intent"] for answer in answers})
+    intents = sorted({answer[key] for answer in answers})
     following = dict(zip(intents, intents[1:] + intents[:1], strict=True))
-    return [{**row, "completion": json.dumps({**answer, "intent": following[answer["intent"]]}, ensure_ascii=False)}
+    return [{**row, "completion": json.dumps({**answer, key: following[answer[key]]}, ensure_ascii=False)}
             for row, answer in zip(rows, answers, strict=True)]
 
 
