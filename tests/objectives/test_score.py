@@ -193,7 +193,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
 
 def test_rewards_that_teach_nothing_are_refused(bundle: edgetune.Bundle, tmp_path: Path) -> None:
     """Also where the model would be held to what it started from."""
-    with pytest.raises(UsageError, match="all answers to a prompt have the same reward, 0.5 in the mean"):
+    with pytest.raises(UsageError, match=r"all answers to a prompt have the same reward, 0\.5 in the mean"):
         run(bundle, data(bundle), tmp_path / "out", TrainConfig(**OPTIONS), objective=OWN,
             rewards=lambda found: [Reward(0.5) for _ in found])
 
