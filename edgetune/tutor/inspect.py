@@ -77,13 +77,18 @@ def lines(found: Mapping[str, Any]) -> list[RenderableType]:
         decision = one.get("gate")
         rows.append([str(one["round"]), str(asked or ""), "" if rate is None else f"{rate:.0%}",
                      str(one.get("rows", {}).get("rows", "")), str(one.get("train", {}).get("steps", "")),
-                     "" if decision is None else "published" if decision["passed"] else "no",
+                     _rate(decision), "" if decision is None else "published" if decision["passed"] else "no",
                      duration(one["seconds"])])
         if decision:
             said.append(Text(f"round {one['round']}: {decision['reason']}"))
         elif stop := one.get("rows", {}).get("stop"):
             said.append(Text(f"round {one['round']}: {stop}"))
-    return [table("", ["round", "answers", "right", "rows", "steps", "gate", "time"], rows), *said]
+    return [table("", ["round", "answers", "right", "rows", "steps", "held out", "gate", "time"], rows), *said]
+
+
+def _rate(decision: Mapping[str, Any] | None) -> str:
+    """Of held-out questions that are right, or what they earn, after the round."""
+    return f"{decision['held_out']:.0%}" if decision and "held_out" in decision else ""
 
 
 def told(out: Path, number: int | None, most: int) -> list[Told]:

@@ -120,7 +120,7 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
         return earlier
     try:
         return run(setting.bundle, dataset_of(setting, rows, passes, seed), out, config, start=start,
-                   resume=out.exists(), should_stop=setting.should_stop, governor=setting.governor,
+                   resume=out.exists(), should_stop=setting.should_stop, governor=setting.governor, busy=setting.busy,
                    on_event=lambda event: setting.on_event({**event, "round": number}))
     except Interrupted as stop:  # a run by itself would be continued with another command
         raise Interrupted(f"round {number} was {stop.what}", CONTINUE) from None
