@@ -47,6 +47,8 @@ class DaemonConfig:
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
+    keep_prompts: int = option(0, "Prompts that people ask, kept at most for --learn tutor, without answers; the "
+                               "oldest go first; 0: none is kept, and those that were leave.", low=0, high=100_000)
     keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
                        low=2, high=100)
     # what it answers with, beside the model

@@ -48,6 +48,7 @@ from .learning.anchors import Anchors, Base
 from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .learning.method import learn_method
+from .learning.prompts import Prompts
 from .learning.recall import Recall
 from .options import DaemonConfig, model_name
 from .state.adapters import LATEST as LATEST
@@ -63,8 +64,8 @@ CONTEXT = 4096  # tokens, unless another number is asked for or the model was tr
 class Service:
     """See above. policy: what training yields to. train: options of a job that its request leaves open.
 
-    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, batcher, embeddings, grading.
-    Raises UsageError for options out of their range and where another process has the state folder.
+    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings,
+    grading. Raises UsageError for options out of their range and where another process has the state folder.
     """
 
     def __init__(self, model: str | Path, config: DaemonConfig | None = None, policy: Policy | None = None,
@@ -97,6 +98,7 @@ class Service:
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.holdout = open_holdout(folder)
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
+            self.prompts = Prompts(self.store, self.config.keep_prompts)
             self.recall = Recall(self.feedback, self.adapters, self.served, self.method.imitates)
             self.jobs = self._jobs(folder)
             self.learner = self._learner(folder)

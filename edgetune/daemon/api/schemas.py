@@ -162,7 +162,8 @@ class Job(Answer):
     finished_at: int | None
     estimated_finish: int | None
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
-    origin: Literal["api", "learn"] = Field(description="learn: begun by the daemon itself, from feedback.")
+    origin: Literal["api", "learn", "tutor"] = Field(description="Begun by the daemon itself: learn, from feedback; "
+                                                     "tutor, from prompts that it keeps.")
     model: str
     fine_tuned_model: str | None
     training_file: str | None
@@ -176,6 +177,9 @@ class Job(Answer):
     error: JobError | None
     progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, reward, "
                                                        "tokens_per_s, eta_s, judged, judging.")
+    rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of the tutor: round, held_out (the share "
+                                         "of held-out questions that are right, or what they earn), held_out_before, "
+                                         "questions, published, reason.")
     organization_id: str = ""
     result_files: list[str] = Field(default_factory=list)
     report: str | None = Field(description="Where a page shows how the training of an adapter went.")
@@ -307,6 +311,28 @@ class DeletedFeedback(Deleted):
 
 class FeedbackPage(Page[FeedbackObject]):
     counts: dict[str, int]
+
+
+class PromptObject(Answer):
+    id: str
+    object: Literal["prompt"] = "prompt"
+    created_at: int
+    question: str = Field(description="What was asked last; in lists its beginning.")
+    job: str | None = Field(description="The training that asked it again.")
+
+
+class WholePrompt(PromptObject):
+    row: dict[str, Any] = Field(description="What is kept: messages, or a prompt, and no answer.")
+
+
+class PromptPage(Page[PromptObject]):
+    counts: dict[str, int] = Field(description="kept; new: no training has taken them; most: --keep-prompts.")
+
+
+class DeletedPrompts(Answer):
+    object: Literal["list"] = "list"
+    count: int = Field(description="How many there were.")
+    remains: str = Field(description="What the daemon still has of them, a sentence; empty: nothing.")
 
 
 class AdapterName(Body):

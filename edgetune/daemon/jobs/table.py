@@ -30,7 +30,8 @@ Note = tuple[str, Any]  # a sentence and its data
 @dataclass(frozen=True)
 class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused one is pausing
-    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. progress, while it runs and
+    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. rounds: of a
+    tutor's job, what became of each, as progress.py says. progress, while it runs and
     as far as known: phase (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it
     learns from rewards, tokens_per_s (of the last step), eta_s, and of `judging` rows that are asked, how many were
     (judged).
@@ -42,7 +43,7 @@ class Job:
     started_at: int | None
     finished_at: int | None
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
-    origin: Literal["api", "learn"]
+    origin: Literal["api", "learn", "tutor"]
     model: str
     suffix: str
     seed: int
@@ -55,6 +56,7 @@ class Job:
     result: str | None
     error: dict[str, Any] | None
     verdict: dict[str, Any] | None = None
+    rounds: list[dict[str, Any]] | None = None
     progress: dict[str, Any] | None = field(default=None, compare=False)
     result_files: Sequence[str] = field(default=(), compare=False)
     report: Path | None = field(default=None, compare=False)
@@ -192,7 +194,7 @@ class JobTable:
 
 
 def _job(columns: dict[str, Any]) -> Job:
-    for name in ("method", "metadata", "config", "error", "verdict"):
+    for name in ("method", "metadata", "config", "error", "verdict", "rounds"):
         columns[name] = json.loads(columns[name]) if columns[name] else None
     columns["config"] = from_json(TrainConfig, columns["config"], "its config").to_json()
     if columns["error"] is not None:

@@ -141,6 +141,11 @@ class Learner:
         finally:
             self._beginning.release()
 
+    def remains_of_prompts(self) -> str:
+        """Where deleted prompts still are: a sentence, or ""."""
+        job = self.jobs.unfinished("tutor")
+        return f"{job} is not finished and may ask them yet; cancel it to be rid of them at once" if job else ""
+
     # ---- when ---------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
