@@ -50,6 +50,7 @@ from .learning.learner import Learner
 from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.recall import Recall
+from .learning.tutoring import Tutoring, tutor_task
 from .options import DaemonConfig, model_name
 from .state.adapters import LATEST as LATEST
 from .state.adapters import Adapters
@@ -74,6 +75,7 @@ class Service:
         self.policy = (policy or Policy(nice=19)).check()
         self.train = (train or TrainConfig(threads=self.config.threads)).check()
         self.method = learn_method(self.config)
+        self.tutor = tutor_task(self.config)
         self.path = find_model(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()
@@ -124,8 +126,11 @@ class Service:
                     together=min(self.config.parallel // 2, self.config.queue))
         anchors = Anchors(base, folder, system=bool(self.train.system), stopping=self.stopping)
         governor = Governor(self.policy, read_device().profile)
+        tutoring = None
+        if self.tutor:
+            tutoring = Tutoring(self.tutor, self.prompts, self.feedback, self.jobs, self.served.tokenizer)
         return Learner(self.feedback, self.method, self.jobs, anchors, self.batcher, governor, self.config,
-                       self.stopping)
+                       self.stopping, tutoring=tutoring)
 
     def _open_model(self) -> None:
         here = read_device()

@@ -126,6 +126,16 @@ class JobTable:
             "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "
             "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", f"$.{mark}")[0][0])
 
+    def latest_rounds(self) -> Sequence[dict[str, Any]]:
+        """Of the tutor's latest job."""
+        found = self.store.read("SELECT rounds FROM jobs WHERE origin = 'tutor' AND json_valid(rounds) "
+                                "ORDER BY rowid DESC LIMIT 1")
+        return list(json.loads(found[0]["rounds"])) if found else []
+
+    def set_rounds(self, id: str, rounds: Sequence[Mapping[str, Any]]) -> None:
+        with self.store.write() as db:
+            db.execute("UPDATE jobs SET rounds = ? WHERE id = ?", (dump(rounds), id))
+
     def unfinished(self, origin: str) -> str | None:
         """A job of this origin that has not ended."""
         found = self.store.read("SELECT id FROM jobs WHERE origin = ? AND finished_at IS NULL", origin)
