@@ -8,7 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from edgetune.machine.policy import Policy
 from edgetune.serving.question import Question
 
 TRAIN = TrainConfig(rank=4, lr=2e-2, epochs=3.0, batch_size=4, max_length=128, threads=1, precision="exact")
-OPTIONS = "rounds=2,per_round=12,samples=4,max_tokens=6,questions=12,min_rows=1,max_change=1000"
+OPTIONS = "rounds=1,per_round=8,samples=4,max_tokens=6,questions=12,min_rows=1,max_change=1000"
 GRADER = {"type": "regex", "name": "a", "pattern": "a"}
 
 
@@ -50,7 +50,7 @@ def opened(model: Path, folder: Path, grader: dict[str, Any] | None = GRADER, op
     if grader is not None:
         (folder / "grader.json").write_text(json.dumps(grader))
         config = replace(config, learn_grader=str(folder / "grader.json"))
-    return Service(model, replace(config, **more), Policy(govern=False), TRAIN)
+    return Service(model, replace(config, **more), Policy(nice=0, govern=False), TRAIN)
 
 
 def ask(service: Service, numbers: range, word: str = "say") -> None:
@@ -75,46 +75,93 @@ def service(model: Path, tmp_path: Path) -> Iterator[Service]:
         yield made
 
 
-def test_rounds_are_judged_come_into_service_and_can_be_taken_back(service: Service) -> None:
+@dataclass(frozen=True)
+class Made:
+    """A job that was left alone: its files when it began, and what it made."""
+
+    service: Service
+    job: Job
+    prompts: list[dict[str, Any]]
+    labelled: list[dict[str, Any]]
+    held: list[dict[str, Any]]
+
+    @property
+    def adapter(self) -> bytes:
+        return bytes_of(self.service, self.job)
+
+
+def bytes_of(service: Service, job: Job) -> bytes:
+    assert job.result
+    return (service.adapters.path(job.result) / "adapter.gguf").read_bytes()
+
+
+def begun(service: Service) -> Job:
     """The grader wants an a, which the tiny model says sometimes: that can be learned."""
     ask(service, range(60))
     correct(service, range(10))
-    job = service.learner.begin_rounds()
-    folder = service.jobs.folder / job.id
-    rows = [json.loads(line) for line in (folder / TRAIN_ROWS).read_text().splitlines()]
-    held, _ = held_rows(folder)
-    labelled = [json.loads(line) for line in (folder / LABELLED).read_text().splitlines()]
-    asked = {row["messages"][-1]["content"] for row in rows}
-    judging = {row["messages"][0]["content"] for row in held}
+    return service.learner.begin_rounds()
+
+
+@pytest.fixture(scope="module")
+def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    with opened(model, tmp_path_factory.mktemp("made")) as service:
+        job = begun(service)
+        folder = service.jobs.folder / job.id
+        files = [lines(folder / TRAIN_ROWS), lines(folder / LABELLED), held_rows(folder)[0]]
+        job = ended(service, job)
+        until(lambda: not folder.exists())  # with all that people asked
+        yield Made(service, job, *files)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_asked_what_is_learned_and_what_judges(made: Made) -> None:
+    """A fifth of the prompts judges, by the key of this daemon, and held-out feedback."""
+    service = made.service
+    asked = {row["messages"][-1]["content"] for row in made.prompts}
+    judging = {row["messages"][0]["content"] for row in made.held}
     by_key = {prompt.asked for prompt in service.prompts.list() if service.holdout.rank(prompt.question) < EDGE}
     assert {text for text in judging if text.startswith("say")} == by_key
     assert asked == {f"say {i}" for i in range(60)} - by_key
-    assert len(labelled) + sum(len(row["messages"]) == 2 for row in held) == 10
-    assert job.metadata == {"prompts": str(len(rows)), "labelled": str(len(labelled)), "held": str(len(held))}
-    job = ended(service, job)
-    assert [found["round"] for found in job.rounds or []][0] == 0  # of a base, which learns what people said first
-    for found in job.rounds or []:
+    answered = [row for row in made.held if len(row["messages"]) == 2]
+    told = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in [*made.labelled, *answered]}
+    assert told == {f"tell {i}": "aa" for i in range(10)}
+    assert len(answered) == service.feedback.counts()["held"] == 2
+    counts = {"prompts": len(asked), "labelled": 8, "held": len(judging)}
+    assert made.job.metadata == {name: str(count) for name, count in counts.items()}
+
+
+def test_rounds_are_judged_come_into_service_and_can_be_taken_back(made: Made) -> None:
+    service = made.service
+    job = made.job
+    rounds = job.rounds or []
+    assert [found["round"] for found in rounds] == [0, 1]  # a base learns what people said first
+    for found in rounds:
         assert 0 <= found["held_out"] <= 1
-        assert found["questions"] == min(12, len(held))
+        assert found["questions"] == min(12, len(made.held))
         assert found["reason"]
-    assert any(found["published"] for found in job.rounds or [])
+    assert any(found["published"] for found in rounds)
+    assert service.learner.why()["tutor"]["rounds"] == rounds
     verdict = job.verdict
     assert verdict is not None
-    assert verdict["old"]["rows"] == len(held)
+    assert verdict["old"]["rows"] == len(made.held)
     assert verdict["old"]["reward"] is not None  # of prompts, by the grader
     assert job.result
+    assert job.trained_tokens
     adapter = service.adapters.get(job.result)
     assert open_adapter(service.adapters.path(adapter.id), service.bundle.gguf).pairs
     assert (adapter.state == "serving") == verdict["passed"]
     service.adapters.promote(adapter.id, "for the test")
     assert service.adapters.rollback("for the test") is None
-    assert not folder.exists()  # with all that people asked
 
 
 def test_it_continues_from_what_serves_and_takes_no_feedback(service: Service) -> None:
-    correct(service, range(20))
-    lesson = ended(service, service.learner.begin())
-    service.adapters.promote(lesson.result, "for the test")
+    rows = [{"prompt": f"tell {i}", "completion": "aa"} for i in range(20)]
+    made = ended(service, service.jobs.create_from_rows(rows, hyperparameters={"steps": 4}))
+    service.adapters.promote(made.result, "for the test")
+    correct(service, range(10))
     counts = service.feedback.counts()
     ask(service, range(40))
     job = service.learner.begin_rounds()
@@ -149,34 +196,17 @@ def kill_in_round(service: Service, job: Job) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_kill_changes_nothing(model: Path, tmp_path: Path) -> None:
-    """The rounds are those of a job that was left alone, and so is the adapter."""
-    made = []
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        with opened(model, tmp_path / name) as service:
-            correct(service, range(10))
-            ask(service, range(40))
-            job = service.learner.begin_rounds()
-            if name == "killed":
-                kill_in_round(service, job)
-            job = ended(service, job)
-            resumed = [event for event in service.jobs.events(job.id, limit=100) if "resumes" in event["message"]]
-            assert bool(resumed) == (name == "killed")
-            assert job.result
-            made.append((job.rounds, (service.adapters.path(job.result) / "adapter.gguf").read_bytes()))
-    assert made[0] == made[1]
-
-
-def test_a_daemon_that_stops_goes_on(model: Path, tmp_path: Path) -> None:
+def test_a_kill_and_a_restart_change_nothing(model: Path, tmp_path: Path, made: Made) -> None:
+    """The rounds and the adapter are those of a job that was left alone."""
     with opened(model, tmp_path) as service:
-        correct(service, range(10))
-        ask(service, range(40))
-        job = service.learner.begin_rounds()
-        until(lambda: (service.jobs.get(job.id).progress or {}).get("round") is not None, 60)
+        job = begun(service)
+        kill_in_round(service, job)
+        until(lambda: any("resumes" in event["message"] for event in service.jobs.events(job.id, limit=100)))
+        until(lambda: service.jobs.pid is not None)
     with opened(model, tmp_path) as service:
-        assert service.jobs.get(job.id).status in ("queued", "running", "succeeded")
-        assert ended(service, job).rounds
+        job = ended(service, job)
+        assert job.rounds == made.job.rounds
+        assert bytes_of(service, job) == made.adapter
 
 
 def test_a_daemon_without_a_tutor_ends_its_job(model: Path, tmp_path: Path) -> None:
@@ -275,7 +305,9 @@ def test_a_lesson_that_takes_over_has_prompts_asked_again(service: Service) -> N
     """It began from the base."""
     ask(service, range(20))
     service.prompts.take([prompt.id for prompt in service.prompts.list()], "ftjob-0")
-    correct(service, range(20))
-    job = ended(service, service.learner.begin())
-    assert job.verdict is not None
-    assert service.prompts.waiting() == (20 if job.verdict["passed"] else 0)
+    rows = [{"prompt": f"tell {i}", "completion": "aa"} for i in range(20)]
+    job = ended(service, service.jobs.create_from_rows(rows, hyperparameters={"steps": 2}))
+    until(lambda: service.jobs.running is None)
+    for passed, waiting in ((False, 0), (True, 20)):
+        service.learner._settle(replace(job, origin="learn", verdict={"passed": passed, "reason": ""}))
+        assert service.prompts.waiting() == waiting
