@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..errors import UsageError, printable
 from .app import cli, command, show
-from .remote import Listing, connect, daemon_options, entries, format_time, url_path
+from .remote import Listing, begun_lines, connect, daemon_options, entries, format_time, url_path
 
 PROMPTS = "/v1/prompts"
 ID = click.argument("prompt_id", metavar="ID")
@@ -45,6 +45,14 @@ def prompts_show(prompt_id: str, url: str, key_file: Path | None, as_json: bool)
     with connect(url, key_file) as client:
         found = client.get(url_path(PROMPTS, prompt_id))
     show(as_json, found, Text(json.dumps(found["row"], ensure_ascii=False, indent=1)))
+
+
+@command("learn", daemon_options, group=prompts)
+def prompts_learn(url: str, key_file: Path | None, as_json: bool) -> None:
+    """Begin the tutor's rounds over the prompts that are kept (--learn tutor)."""
+    with connect(url, key_file) as client:
+        job = client.post("/v1/learn", {"prompts": True})
+    show(as_json, job, *begun_lines(job))
 
 
 @command("delete", click.argument("prompt_id", metavar="[ID]", required=False),

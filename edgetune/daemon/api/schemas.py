@@ -176,7 +176,7 @@ class Job(Answer):
     trained_tokens: int | None
     error: JobError | None
     progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, reward, "
-                                                       "tokens_per_s, eta_s, judged, judging.")
+                                                       "tokens_per_s, eta_s, judged, judging, round, rounds.")
     rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of the tutor: round, held_out (the share "
                                          "of held-out questions that are right, or what they earn), held_out_before, "
                                          "questions, published, reason.")
@@ -303,6 +303,18 @@ class FeedbackEdit(Body):
 class LearnRequest(Body):
     all: bool = Field(False, description="Learn all that was ever learned anew, as if it were new, instead of what is "
                       "new.")
+    prompts: bool = Field(False, description="Begin the tutor's rounds over the prompts that are kept instead.")
+
+
+class LearnSwitch(Body):
+    on: bool = Field(description="false: nothing is learned by itself, and what is being learned is paused; true: that "
+                     "is resumed.")
+
+
+class LearnState(Answer):
+    object: Literal["learning"] = "learning"
+    on: bool
+    state: str = Field(description="Why nothing is learned now, or what is.")
 
 
 class DeletedFeedback(Deleted):
