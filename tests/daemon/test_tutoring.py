@@ -7,22 +7,30 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("fastapi")
+
+from click.testing import CliRunner
+from daemons import daemon
 from services import same_holdout, until
 from tiny import write_tiny
 
 from edgetune import TrainConfig
 from edgetune.adapters.store import open_adapter
+from edgetune.cli.app import cli
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.jobs.recipe import held_rows
 from edgetune.daemon.jobs.table import Job
 from edgetune.daemon.jobs.tutored import LABELLED, START, TUTOR
 from edgetune.daemon.learning import learner as learn
+from edgetune.daemon.learning.learner import Clocks
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.holdout import EDGE
@@ -311,3 +319,46 @@ def test_a_lesson_that_takes_over_has_prompts_asked_again(service: Service) -> N
     for passed, waiting in ((False, 0), (True, 20)):
         service.learner._settle(replace(job, origin="learn", verdict={"passed": passed, "reason": ""}))
         assert service.prompts.waiting() == waiting
+
+
+def test_the_api_and_the_commands(model: Path, tmp_path: Path) -> None:
+    """Begun, paused by the switch, looked at, resumed, and gone with what it asks."""
+    (tmp_path / "grader.json").write_text(json.dumps(GRADER))
+    with daemon(model, tmp_path / "state", TRAIN, Policy(nice=0, govern=False), learn="tutor", keep_prompts=100,
+                tutor_options=OPTIONS, canary_rise="off", learn_grader=str(tmp_path / "grader.json")) as running:
+        def run(*args: str) -> Any:
+            done = CliRunner().invoke(cli, [*args, "--url", running.url, "--json"], catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+            return json.loads(done.output)
+
+        service = running.service
+        ask(service, range(60))
+        job = run("prompts", "learn")
+        assert job["origin"] == "tutor"
+        assert job["method"]["supervised"]["grader"] == GRADER
+        assert job["method"]["supervised"]["tutor"]["per_round"] == 8
+        off = run("feedback", "learn", "--off")
+        assert off["on"] is False
+        until(lambda: run("jobs", "show", job["id"])["status"] == "paused")
+        remains = run("prompts", "delete", "--all")["remains"]
+        assert remains == f"{job['id']} is not finished and may ask them yet; cancel it to be rid of them at once"
+        assert run("status", "--once")["learning"]["tutor"]["prompts"]["kept"] == 0
+        shown = CliRunner().invoke(cli, ["status", "--once", "--url", running.url])
+        assert "0 prompts of 100 at most are kept, 0 are new" in " ".join(shown.output.split())
+        assert run("feedback", "learn", "--on")["on"] is True
+        until(lambda: run("jobs", "show", job["id"])["status"] in ("queued", "running"))
+        assert run("jobs", "cancel", job["id"])["status"] == "cancelled"
+        until(lambda: not (service.jobs.folder / job["id"]).exists())
+        both = CliRunner().invoke(cli, ["feedback", "learn", "--all", "--off", "--url", running.url])
+        assert "--all and --off are both given" in both.output
+
+
+def test_at_night(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(model, tmp_path, learn="tutor-nightly", learn_hours="02:00-04:00") as service:
+        ask(service, range(40))
+        hour = 12
+        monkeypatch.setattr(service.learner, "clocks",
+                            Clocks(local=lambda: time.struct_time((2026, 1, 1, hour, 30, 0, 0, 1, 0))))
+        assert service.learner.why()["tutor"]["state"] == "waits for the hours 02:00-04:00"
+        hour = 3
+        assert service.learner.why()["tutor"]["state"] == "begins to ask prompts"
