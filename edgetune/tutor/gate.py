@@ -120,8 +120,9 @@ def measure(setting: Setting, questions: Sequence[Question], published: Path | N
         served.load_adapter(candidate, CANDIDATE)
         before = _asked(setting, served, PUBLISHED if published else None, questions, prompts)
         after = _asked(setting, served, CANDIDATE, questions, prompts)
-        drifted = drift(served, CANDIDATE, keep)
         drifted_before = drift(served, PUBLISHED, keep) if published else Drift(0.0, 0.0, 0)
+        drifted = drift(served, CANDIDATE, keep)
+        served.use(CANDIDATE)
         told = [_logp(setting, served, prompt, one.text) for prompt, (one, _) in
                 zip(prompts[:CHECKED], after, strict=False)]
     old, new = (_measured(setting, questions, asked) for asked in (before, after))
