@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(model: Path, folder: Path, grader: dict[str, Any] | None = GRADER, options: str = OPTIONS,
-           **more: Any) -> Service:
+           train: TrainConfig = TRAIN, **more: Any) -> Service:
     (folder / "canary.txt").write_text("Cats sleep for most of the day.")
     same_holdout(folder / "state")
     config = DaemonConfig(state=str(folder / "state"), canary=str(folder / "canary.txt"), context=512, parallel=2,
@@ -58,7 +58,7 @@ def opened(model: Path, folder: Path, grader: dict[str, Any] | None = GRADER, op
     if grader is not None:
         (folder / "grader.json").write_text(json.dumps(grader))
         config = replace(config, learn_grader=str(folder / "grader.json"))
-    return Service(model, replace(config, **more), Policy(nice=0, govern=False), TRAIN)
+    return Service(model, replace(config, **more), Policy(nice=0, govern=False), train)
 
 
 def ask(service: Service, numbers: range, word: str = "say") -> None:
@@ -165,20 +165,33 @@ def test_rounds_are_judged_come_into_service_and_can_be_taken_back(made: Made) -
     assert service.adapters.rollback("for the test") is None
 
 
-def test_it_continues_from_what_serves_and_takes_no_feedback(service: Service) -> None:
-    rows = [{"prompt": f"tell {i}", "completion": "aa"} for i in range(20)]
-    made = ended(service, service.jobs.create_from_rows(rows, hyperparameters={"steps": 4}))
-    service.adapters.promote(made.result, "for the test")
-    correct(service, range(10))
-    counts = service.feedback.counts()
-    ask(service, range(40))
-    job = service.learner.begin_rounds()
-    assert open_adapter(service.jobs.folder / job.id / START, service.bundle.gguf).pairs
-    job = ended(service, job)
-    assert job.rounds
-    assert job.rounds[0]["round"] == 1
-    assert service.feedback.counts() == counts
-    assert service.prompts.waiting() == 0
+def test_it_continues_from_what_serves_takes_no_feedback_and_takes_over(model: Path, tmp_path: Path) -> None:
+    """The grader wants an a, which a tenth of the answers have; with many passes greedy ones have it, too."""
+    options = "rounds=1,per_round=24,samples=6,max_tokens=4,questions=24,min_rows=1,max_change=1000,replay=0.6"
+    train = replace(TRAIN, lr=4e-3, epochs=40.0)
+    with opened(model, tmp_path, options=options, train=train) as service:
+        rows = [{"prompt": f"lamp {i}", "completion": "on"} for i in range(20)]
+        before = ended(service, service.jobs.create_from_rows(rows, hyperparameters={"epochs": 1, "lr": 1e-4})).result
+        assert before
+        service.adapters.promote(before, "for the test")
+        correct(service, range(20))
+        counts = service.feedback.counts()
+        ask(service, range(100))
+        job = service.learner.begin_rounds()
+        started = open_adapter(service.jobs.folder / job.id / START, service.bundle.gguf).pairs
+        serving = open_adapter(service.adapters.path(before), service.bundle.gguf).pairs
+        assert all((started[name].b == pair.b).all() for name, pair in serving.items())
+        job = ended(service, job)
+        assert [(found["round"], found["published"]) for found in job.rounds or []] == [(1, True)], str(job.rounds)
+        assert job.verdict is not None
+        assert job.verdict["passed"], job.verdict["reason"]
+        assert service.adapters.serving == job.result
+        assert "validation examples" in service.adapters.history()[0]["cause"]
+        assert service.feedback.counts() == counts
+        assert service.prompts.waiting() == 0
+        rolled = service.adapters.rollback("for the test")
+        assert rolled
+        assert rolled.id == before
 
 
 def test_what_publishes_nothing_says_so_and_makes_no_adapter(model: Path, tmp_path: Path) -> None:
