@@ -61,16 +61,17 @@ def _ignored(**values: Any) -> list[Field]:
 
 SAMPLING = _supported(temperature=0.5, top_p=0.9, top_k=20, min_p=0.1, seed=7, stop=["on"], frequency_penalty=0.5,
                       presence_penalty=0.5, repeat_penalty=1.1, repeat_last_n=32)
-KEPT_NOWHERE = _ignored(user="me", store=True, metadata={"a": "b"}, service_tier="auto", safety_identifier="me",
+KEPT_NOWHERE = _ignored(user="me", metadata={"a": "b"}, service_tier="auto", safety_identifier="me",
                         prompt_cache_key="k", prompt_cache_retention="24h", prediction={"type": "content"},
                         cache_prompt=True)
+STORE = Field("store", SUPPORTED, False, "false: the prompt is not kept, where --keep-prompts keeps some")
 GENERATION = [
     Field("model", SUPPORTED, "tiny", "absent or empty: what is in service"),
     *SAMPLING, *_supported(max_tokens=3, n=2, stream=True), Field("logit_bias", SUPPORTED, {"5": -100}, "of token ids"),
     Field("stream_options", SUPPORTED, {"include_usage": True}, "include_obfuscation is ignored", {"stream": True}),
     Field("response_format", SUPPORTED, FORMAT, "text, json_object (also with llama-server's schema), json_schema"),
     Field("json_schema", SUPPORTED, PARAMETERS, "as in llama-server"),
-    Field("grammar", SUPPORTED, 'root ::= "on" | "off"', "GBNF"), *KEPT_NOWHERE,
+    Field("grammar", SUPPORTED, 'root ::= "on" | "off"', "GBNF"), STORE, *KEPT_NOWHERE,
 ]
 
 CHAT = Endpoint("/v1/chat/completions", {"messages": [{"role": "user", "content": "turn"}], "max_tokens": 3}, [
@@ -103,7 +104,7 @@ RESPONSES = Endpoint("/v1/responses", {"input": "turn", "max_output_tokens": 3},
           {"tools": [{"type": "function", **FUNCTION}]}),
     Field("text", SUPPORTED, {"format": {"type": "json_schema", "name": "lamp", "schema": PARAMETERS}},
           "format: text, json_object, json_schema; verbosity: medium alone"),
-    *_ignored(user="me", safety_identifier="me", prompt_cache_key="k", store=True),
+    *_ignored(user="me", safety_identifier="me", prompt_cache_key="k"), STORE,
     Field("stream_options", IGNORED, {"include_obfuscation": True}),
     Field("service_tier", REFUSED, "flex", "but auto and default"),
     Field("truncation", REFUSED, "auto", "but disabled"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -97,6 +98,12 @@ def make_state(folder: Path) -> Path:
         for number in range(3):
             service.feedback.add(prompt=f"lamp {number}", answer="off", correction="on", model="tiny")
     return folder
+
+
+def as_version_5(db: sqlite3.Connection) -> None:
+    """The tables without what version 6 added; the version is for the caller to set."""
+    for statement in ("DROP TABLE prompts", "DROP TABLE switches", "ALTER TABLE jobs DROP COLUMN rounds"):
+        db.execute(statement)
 
 
 def contents(folder: Path) -> set[str]:

@@ -41,7 +41,7 @@ INSIDE = {
            ["elsewhere", "objective", "slash", "sweep", "watched"], ["preferred"],
            ["answer", "bench", "compress", "daemon", "data", "demo", "learn", "models"],
            ["chat", "compare", "files", "grade", "plan", "rebase", "report", "tutor"], ["remote"],
-           ["feedback", "status"]],
+           ["feedback", "kept", "status"]],
     "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],
                 ["source"], ["fits", "onnx", "quantize", "shrink", "work_folder"],
                 ["estimate"], ["pipeline"]],

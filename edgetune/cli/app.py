@@ -85,8 +85,8 @@ class Commands(click.Group):
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return ["demo", "compress", "data", "train", "resume", "tutor", "report", "plan", "eval", "grade", "compare",
-                "generate", "chat", "daemon", "service", "status", "jobs", "adapters", "feedback", "rebase", "export",
-                "import", "merge", "pull", "models", "info", "device", "doctor", "bench"]
+                "generate", "chat", "daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase",
+                "export", "import", "merge", "pull", "models", "info", "device", "doctor", "bench"]
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Groups have a line in the list of commands as others have, instead of a beginning that ends in dots."""

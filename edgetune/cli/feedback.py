@@ -106,9 +106,17 @@ def feedback_delete(feedback_id: str, url: str, key_file: Path | None, as_json: 
 
 
 @command("learn", click.option("--all", "everything", is_flag=True, help="Learn all that was ever learned anew, as if "
-                               "it were new, and leave what is new for later."), daemon_options, group=feedback)
-def feedback_learn(everything: bool, url: str, key_file: Path | None, as_json: bool) -> None:
-    """Begin a training from the feedback so far."""
+                               "it were new, and leave what is new for later."),
+         click.option("--on/--off", "on", default=None, help="Begin no training, but let the daemon learn by "
+                      "itself, or not: what it is learning is paused, or resumed."), daemon_options, group=feedback)
+def feedback_learn(everything: bool, on: bool | None, url: str, key_file: Path | None, as_json: bool) -> None:
+    """Begin a training from the feedback so far; or switch all learning off and on."""
     with connect(url, key_file) as client:
+        if on is not None:
+            if everything:
+                raise UsageError(f"--all and --{'on' if on else 'off'} are both given", "leave one of them out")
+            found = client.patch("/v1/learn", {"on": on})
+            show(as_json, found, f"learning is {'on' if on else 'off'}: {found['state']}")
+            return
         job = client.post("/v1/learn", {"all": everything})
     show(as_json, job, *begun_lines(job))

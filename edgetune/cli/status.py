@@ -53,10 +53,23 @@ def view(facts: dict[str, Any]) -> RenderableType:
         ["answers", _answers(facts["serving"])],
         ["job", Text(_job(facts["job"]) if facts["job"] else "none")],
         ["learning", Text("\n".join(filter(None, (facts["learning"]["state"], facts["learning"]["unused"]))))],
+        *_tutor(facts["learning"]["tutor"]),
     ]
     return Group(table(facts["model"], ["", ""], rows),
                  *_happened("in service since", "adapter", found["history"][:SWITCHES]),
                  *_happened("yields", "action", facts["governor"][:SWITCHES]))
+
+
+def _tutor(found: dict[str, Any] | None) -> list[list[str | Text]]:
+    """What the tutor waits for, and what became of the rounds of its latest job."""
+    if found is None:
+        return []
+    counts = found["prompts"]
+    lines = [found["state"], f"{counts['kept']} prompts of {counts['most']} at most are kept, {counts['new']} are new"]
+    for one in found["rounds"]:
+        said = "published" if one["published"] else "not published"
+        lines.append(f"round {one['round']}, {said}: {one['reason']}")
+    return [["tutor", Text("\n".join(lines))]]
 
 
 def _remembered(found: dict[str, Any]) -> str:
@@ -89,6 +102,8 @@ def _job(job: dict[str, Any]) -> str:
     if progress.get("phase") == "judging":
         of = f" {progress['judged']} of {progress['judging']}" if "judging" in progress else ""
         parts.append(f"judging{of}: the trained adapter answers held-out rows beside what is in service")
+    elif progress.get("phase") == "tutor":
+        parts.append(f"round {progress['round']} of {progress['rounds']}: prompts are answered and judged")
     elif "step" in progress:
         parts.append(f"step {progress['step']}/{progress['steps']}")
         for name, form in (("loss", "loss {:.3f}"), ("reward", "reward {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):

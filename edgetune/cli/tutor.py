@@ -77,6 +77,8 @@ def tutor() -> None:
                            "continued."),
          click.option("--labelled", type=click.Path(path_type=Path), help="Rows with right answers, as `train` takes "
                       "them: learned first where there is no --start, and a fifth of them judges."),
+         click.option("--held", type=click.Path(path_type=Path), help="Rows that judge and are never learned, with "
+                      "right answers or, beside a grader, without [a fifth of the others]."),
          click.option("--grader", metavar="FILE", help="What judges answers whose right one is not known, as `grade` "
                       "takes it."),
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from."),
@@ -89,8 +91,8 @@ def tutor() -> None:
          config_options(*(spec.name for spec in fields(TutorOptions)), of=TutorOptions),
          config_options(*(name for name in TRAIN_OPTIONS if name not in NOT_HERE)), policy_file_option, policy_options,
          group=tutor, cls=RoundsCommand)
-def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Path | None, grader: str | None,
-                  start: Path | None, keep: Path | None, until: str | None, unsafe_python: bool,
+def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Path | None, held: Path | None,
+                  grader: str | None, start: Path | None, keep: Path | None, until: str | None, unsafe_python: bool,
                   policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Let MODEL answer PROMPTS, judge its answers, correct wrong ones, and learn from what is trusted, round by round.
 
@@ -106,9 +108,9 @@ def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Pat
     config = TrainConfig(**{**options, **DEFAULTS, **recorded_size(start), **explicit(options)}).check()
     judge = load_grader(Path(grader), allow_unsafe_python=unsafe_python) if grader else None
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        standing = teach(model, prompts, folder, labelled=labelled, grader=judge, start=start, keep=keep,
-                         until=until or "", options=rounds, config=config, governor=governor, should_stop=should_stop,
-                         on_event=progress.event)
+        standing = teach(model, prompts, folder, labelled=labelled, held=held, grader=judge, start=start,
+                         keep=keep, until=until or "", options=rounds, config=config, governor=governor,
+                         should_stop=should_stop, on_event=progress.event)
     from ..tutor.inspect import lines, summary
     found = summary(folder)
     show(as_json, {"out": str(folder), "stopped": standing.stopped, **found}, *lines(found),

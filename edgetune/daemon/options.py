@@ -47,6 +47,8 @@ class DaemonConfig:
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
+    keep_prompts: int = option(0, "Prompts that people ask, kept at most for --learn tutor, without answers; the "
+                               "oldest go first; 0: none is kept, and those that were leave.", low=0, high=100_000)
     keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
                        low=2, high=100)
     # what it answers with, beside the model
@@ -71,16 +73,21 @@ class DaemonConfig:
                                         "sandbox, reward functions in the process that trains.")
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
-                        "nightly (in --learn-hours), or off.", choices=("off", "idle", "nightly"),
+                        "nightly (in --learn-hours), or off; tutor and tutor-nightly also from the prompts that are "
+                        "kept, by answering them.", choices=("off", "idle", "nightly", "tutor", "tutor-nightly"),
                         common=True, group="How it learns")
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.", common=True)
     learn_method: str = option("sft", "What feedback teaches, by a method of edgetune train: sft, right answers; dpo "
                                "or orpo, that they are better than wrong ones; kto, which were good and which bad; "
                                "grpo, rloo, rest and others, what --learn-grader rewards.")
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1 [its defaults].")
-    learn_grader: str = option("", "File with a grader as JSON, which rewards answers to the questions of feedback.")
+    learn_grader: str = option("", "File with a grader as JSON, which rewards answers to the questions of feedback, "
+                              "and to prompts that the tutor asks.")
     learn_rows: int = option(20, "New pieces of feedback that start a training, those that are held out included.",
                              low=1)
+    tutor_prompts: int = option(64, "Kept prompts that were not asked yet, which start the tutor's rounds.", low=1)
+    tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [those of edgetune tutor, but "
+                                "3 rounds and the limits on the canary below].")
     compact_every: int = option(0, "Lessons that took over, after which all that was learned is learned anew, when "
                                 "--learn allows it; 0: only when it is told to.", low=0)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
@@ -95,6 +102,15 @@ class DaemonConfig:
                               "times as far where clearly more answers are right; off: any.")
     max_kl: str = option("0.1", "How far what a new adapter expects of the canary may be from what the base expects, "
                          "in nats a token (KL); six times as far where clearly more answers are right; off: any.")
+
+    @property
+    def tutors(self) -> bool:
+        """Whether it learns from prompts, too."""
+        return self.learn.startswith("tutor")
+
+    @property
+    def learns_at_night(self) -> bool:
+        return self.learn.endswith("nightly")
 
     def check(self) -> DaemonConfig:
         """Returns self; raises UsageError for the first option out of its range."""

@@ -35,7 +35,7 @@ WORK = ".rebase"  # behind OUT's name: the folder of the new life, until OUT is 
 RECORD = "rebase.json"  # in it: what is done there
 COPIED = (DATABASE, f"{DATABASE}-wal", KEY)
 CLEARED = """DELETE FROM checkpoints; DELETE FROM events; DELETE FROM jobs; DELETE FROM adapters; DELETE FROM service;
-             DELETE FROM files; UPDATE feedback SET job = NULL WHERE state = 'new'"""
+             DELETE FROM files; DELETE FROM prompts; UPDATE feedback SET job = NULL WHERE state = 'new'"""
 POLL = 0.5  # seconds between two looks at the job
 EVENTS = 200  # that are read at a time at most
 

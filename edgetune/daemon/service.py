@@ -48,7 +48,9 @@ from .learning.anchors import Anchors, Base
 from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .learning.method import learn_method
+from .learning.prompts import Prompts
 from .learning.recall import Recall
+from .learning.tutoring import Tutoring, tutor_task
 from .options import DaemonConfig, model_name
 from .state.adapters import LATEST as LATEST
 from .state.adapters import Adapters
@@ -63,8 +65,8 @@ CONTEXT = 4096  # tokens, unless another number is asked for or the model was tr
 class Service:
     """See above. policy: what training yields to. train: options of a job that its request leaves open.
 
-    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, batcher, embeddings, grading.
-    Raises UsageError for options out of their range and where another process has the state folder.
+    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings,
+    grading. Raises UsageError for options out of their range and where another process has the state folder.
     """
 
     def __init__(self, model: str | Path, config: DaemonConfig | None = None, policy: Policy | None = None,
@@ -73,6 +75,7 @@ class Service:
         self.policy = (policy or Policy(nice=19)).check()
         self.train = (train or TrainConfig(threads=self.config.threads)).check()
         self.method = learn_method(self.config)
+        self.tutor = tutor_task(self.config)
         self.path = find_model(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()
@@ -97,6 +100,7 @@ class Service:
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.holdout = open_holdout(folder)
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
+            self.prompts = Prompts(self.store, self.config.keep_prompts)
             self.recall = Recall(self.feedback, self.adapters, self.served, self.method.imitates)
             self.jobs = self._jobs(folder)
             self.learner = self._learner(folder)
@@ -122,8 +126,11 @@ class Service:
                     together=min(self.config.parallel // 2, self.config.queue))
         anchors = Anchors(base, folder, system=bool(self.train.system), stopping=self.stopping)
         governor = Governor(self.policy, read_device().profile)
+        tutoring = None
+        if self.tutor:
+            tutoring = Tutoring(self.tutor, self.prompts, self.feedback, self.jobs, self.served.tokenizer)
         return Learner(self.feedback, self.method, self.jobs, anchors, self.batcher, governor, self.config,
-                       self.stopping)
+                       self.stopping, tutoring=tutoring)
 
     def _open_model(self) -> None:
         here = read_device()

@@ -22,6 +22,7 @@ class Question:
     n: number of answers. logprobs: for each token its log-probability, and those of this many likeliest ones.
     echo: answers begin with the prompt, and may be nothing else (max_tokens 0).
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
+    may_be_kept: whether who asks lets what is asked be kept, where that is done.
     """
 
     messages: Sequence[Message] | None = None
@@ -37,6 +38,7 @@ class Question:
     echo: bool = False
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    may_be_kept: bool = True
 
     @property
     def shown_tools(self) -> Sequence[Tool] | None:

@@ -120,8 +120,9 @@ def measure(setting: Setting, questions: Sequence[Question], published: Path | N
         served.load_adapter(candidate, CANDIDATE)
         before = _asked(setting, served, PUBLISHED if published else None, questions, prompts)
         after = _asked(setting, served, CANDIDATE, questions, prompts)
-        drifted = drift(served, CANDIDATE, keep)
         drifted_before = drift(served, PUBLISHED, keep) if published else Drift(0.0, 0.0, 0)
+        drifted = drift(served, CANDIDATE, keep)
+        served.use(CANDIDATE)
         told = [_logp(setting, served, prompt, one.text) for prompt, (one, _) in
                 zip(prompts[:CHECKED], after, strict=False)]
     old, new = (_measured(setting, questions, asked) for asked in (before, after))
@@ -201,12 +202,17 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     after = sum(one.value for one in new)
     told = f"{after:g} of {len(new)} held-out questions right, {before:g} before"
     if not all(one.value in (0, 1) for one in (*old, *new)):
-        told = f"held-out questions earn {after / len(new):.3f}, {before / len(old):.3f} before"
+        told = f"held-out questions earn {mean_value(new):.3f}, {mean_value(old):.3f} before"
     if test == "likelihood":
         told += f", by {len(old)} questions only; right answers are {'' if sum(likelier) > 0 else 'not '}likelier"
     chance = f"{'not' if p <= alpha else 'this may be'} chance (p {p:.2g}, asked {alpha:.2g})"
     reason = objection or f"{told}: {chance}"
     return Decision(passed, worse, reason, test, len(old), wins, losses, p, alpha)
+
+
+def mean_value(measured: Sequence[Measured]) -> float:
+    """The share of right answers, or the mean reward, of the questions that were asked."""
+    return sum(one.value for one in measured) / len(measured)
 
 
 def alpha_of(alpha: float, judged: Sequence[Sequence[str]], now: Sequence[str]) -> float:

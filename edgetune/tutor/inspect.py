@@ -81,15 +81,21 @@ def lines(found: Mapping[str, Any]) -> list[RenderableType]:
         decision = one.get("gate")
         rows.append([str(one["round"]), str(asked or ""), "" if rate is None else f"{rate:.0%}",
                      str(one.get("rows", {}).get("rows", "")), str(one.get("train", {}).get("steps", "")),
-                     "" if decision is None else "published" if decision["passed"] else "no",
+                     _rate(decision), "" if decision is None else "published" if decision["passed"] else "no",
                      f"{one['drawn']:,}", f"{one['trained']:,}", duration(one["seconds"]),
                      *([f"{one['watt_hours']:.2g} Wh"] if "watt_hours" in one else [])])
         if decision:
             said.append(Text(f"round {one['round']}: {decision['reason']}"))
         elif stop := one.get("rows", {}).get("stop"):
             said.append(Text(f"round {one['round']}: {stop}"))
-    heads = ["round", "answers", "right", "rows", "steps", "gate", "tokens drawn", "tokens trained", "time", "energy"]
+    heads = ["round", "answers", "right", "rows", "steps", "held out", "gate", "tokens drawn", "tokens trained", "time",
+             "energy"]
     return [table("", heads[:len(rows[0])] if rows else heads, rows), *said]
+
+
+def _rate(decision: Mapping[str, Any] | None) -> str:
+    """Of held-out questions that are right, or what they earn, after the round."""
+    return f"{decision['held_out']:.0%}" if decision and "held_out" in decision else ""
 
 
 def told(out: Path, number: int | None, most: int) -> list[Told]:

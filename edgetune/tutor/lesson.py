@@ -138,7 +138,7 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
     try:
         if record.get("status") != "done":  # else it was killed between this and the step's file
             record = run(setting.bundle, data, out, config, start=start, resume=out.exists(),
-                         should_stop=setting.should_stop, governor=setting.governor,
+                         should_stop=setting.should_stop, governor=setting.governor, busy=setting.busy,
                          objective=make_objective(setting.options.objective, {}) if number else None,
                          on_event=lambda event: setting.on_event({**event, "round": number}))
         store.save_schema(out, data.schema)

@@ -257,7 +257,9 @@ class Tutor:
         published = self.standing.published
         old, new, harm = gate.measure(setting, asked, published, of.candidate, self.keep)
         decision = gate.decide(old, new, harm, alpha, options, is_first=published is None)
-        return {"facts": {**decision.to_json(), **asdict(harm)}, "decision": decision.to_json(), "keys": keys,
+        held_out = {"held_out_before": gate.mean_value(old), "held_out": gate.mean_value(new)}
+        facts = {**decision.to_json(), **held_out, **asdict(harm)}
+        return {"facts": facts, "decision": decision.to_json(), "keys": keys,
                 "published": [one.to_json() for one in old], "candidate": [one.to_json() for one in new]}
 
     def _publish(self, of: Round) -> Found:

@@ -80,20 +80,28 @@ def conversation_tokens(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer
     return tokenizer.encode(text, bos=True)
 
 
-def read_questions(path: Path, tokenizer: Tokenizer, system: str | None, labelled: bool) -> list[Question]:
+def read_questions(path: Path, tokenizer: Tokenizer, system: str | None, labelled: bool | None) -> list[Question]:
     """The questions of a file, each once: prompts as `--method grpo` takes them, whose completion is the right answer
-    where there is one; labelled rows as `--method sft` takes them. Raises DataError, which names the line.
+    where there is one; labelled rows as `--method sft` takes them; None: rows of either kind. Raises DataError, which
+    names the line.
     """
     found: dict[str, Question] = {}
     for line, row in read_rows(path, hashlib.sha256()):
         try:
-            question = _labelled(row, tokenizer, system) if labelled else _asked(row)
+            has_answer = _ends_with_answer(row) if labelled is None else labelled
+            question = _labelled(row, tokenizer, system) if has_answer else _asked(row)
         except DataError as error:
             raise DataError(f"{place(line, path.name)}: {error.what}", error.hint) from None
         found.setdefault(question.key, question)
     if not found:
         raise DataError(f"{path} holds no rows", "write one JSON object a line")
     return list(found.values())
+
+
+def _ends_with_answer(row: rows.Row) -> bool:
+    """Whether a row of messages ends with the right answer; that of a prompt is its completion in either kind."""
+    messages = row.get("messages") if isinstance(row, Mapping) else None
+    return bool(messages) and isinstance(messages, list) and messages[-1].get("role") == "assistant"
 
 
 def _labelled(given: rows.Row, tokenizer: Tokenizer, system: str | None) -> Question:
@@ -139,15 +147,26 @@ class Pool:
         return [question for question in self.learn if question.reference]
 
 
-def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader: bool) -> Pool:
-    """has_grader: whether questions without a right answer can judge. Raises DataError where nothing can."""
+def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader: bool,
+            held: Sequence[Question] = ()) -> Pool:
+    """has_grader: whether questions without a right answer can judge. held: those that judge, where the caller decides
+    that; all others are learned from, but those without a right answer that choose how far to go. Raises DataError
+    where nothing can judge.
+    """
     known: dict[str, Question] = {}
-    for question in (*labelled, *asked):
+    for question in (*held, *labelled, *asked):
         known.setdefault(question.key, question)
+    apart = {question.key for question in held}
     sides: dict[str, list[Question]] = {LEARN: [], DEV: [], JUDGE: []}
     for question in known.values():
         can_judge = bool(question.reference) or has_grader
-        sides[question.side if can_judge else LEARN].append(question)
+        side = question.side if can_judge else LEARN
+        if held:
+            side = DEV if side == DEV and not question.reference else LEARN
+        if question.key not in apart:
+            sides[side].append(question)
+        elif can_judge:
+            sides[JUDGE].append(question)
     if not sides[JUDGE]:
         raise DataError("nothing can judge what is learned: no prompt with a known answer is held out, and there is no "
                         "grader", "give more rows with answers (--labelled FILE), or a grader (--grader FILE)")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..machine.governor import Governor
 from ..training.config import TrainConfig
+from ..training.throttle import POLL_SECONDS, AnswerPriority
 from .options import TutorOptions
 from .questions import Pool
 
@@ -37,8 +40,8 @@ class Drawn:
 @dataclass(frozen=True, eq=False)
 class Setting:
     """grader: read, None without; a model that it asks is the base. should_stop: asked often; where it returns True,
-    Interrupted is raised and the step is made again later. on_event: called with {"event": ..., "round": ...}. drawn:
-    counts what the model says.
+    Interrupted is raised and the step is made again later. busy: whether someone is being answered. on_event: called
+    with {"event": ..., "round": ...}. drawn: counts what the model says.
     """
 
     bundle: Bundle
@@ -50,8 +53,13 @@ class Setting:
     out: Path
     governor: Governor | None = None
     should_stop: Callable[[], bool] = lambda: False
+    busy: Callable[[], bool] = lambda: False
     on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
     drawn: Drawn = field(default_factory=Drawn)
+
+    @cached_property
+    def _priority(self) -> AnswerPriority:
+        return AnswerPriority(self.busy)
 
     @property
     def system(self) -> str | None:
@@ -73,9 +81,20 @@ class Setting:
         device.trim()
 
     def look(self) -> None:
-        """Raises Interrupted where the tutor is to stop."""
+        """Yields to answers, and waits as long as the governor says so. Raises Interrupted where the tutor is to stop.
+        """
+        self._priority(self.should_stop)
+        while self._is_paused() and not self.should_stop():
+            time.sleep(POLL_SECONDS)
         if self.should_stop():
             raise Interrupted("the tutor was stopped", CONTINUE)
+
+    def _is_paused(self) -> bool:
+        governor = self.governor
+        if governor is None or not governor.policy.govern:
+            return False
+        governor.look()
+        return governor.state.action == "pause"
 
 
 Conversation = Sequence[dict[str, Any]]

@@ -30,18 +30,21 @@ FREE = ("memory", "threads", "checkpoint_every")  # options that may differ when
 
 
 def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Path, *,
-          labelled: str | Path | None = None, grader: Grader | None = None, start: str | Path | None = None,
+          labelled: str | Path | None = None, held: str | Path | None = None, grader: Grader | None = None,
+          start: str | Path | None = None,
           keep: str | Path | None = None, until: str = "", options: TutorOptions | None = None,
           config: TrainConfig | None = None, governor: Governor | None = None,
-          should_stop: Callable[[], bool] = lambda: False,
+          should_stop: Callable[[], bool] = lambda: False, busy: Callable[[], bool] = lambda: False,
           on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> Standing:
     """Rounds of answering, judging, correcting and learning, in the folder `out`, which holds what they published.
 
     prompts: a file of questions, {"prompt": ...} or {"messages": [...]}, whose "completion", where there is one, is the
-    right answer. labelled: a file of rows with right answers. grader: what judges answers to questions without one.
+    right answer. labelled: a file of rows with right answers. held: a file of rows that judge and are never learned,
+    of which those without a right answer need a grader; without it a fifth of the others judges. grader: what judges
+    answers to questions without a right one.
     start: the adapter to begin from, whose size config must have; without, the labelled rows are learned first. keep: a
-    file of texts on which the model is to stay as it is. until: a step after which to stop. Rounds in `out` are
-    continued.
+    file of texts on which the model is to stay as it is. until: a step after which to stop. busy: whether someone is
+    being answered, to whom all steps yield. Rounds in `out` are continued.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where should_stop returned
     True: the same call continues, to the same bytes.
@@ -51,19 +54,20 @@ def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Pat
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = config.markup
-    files = {"prompts": prompts, "labelled": labelled, "keep": keep}
+    files = {"prompts": prompts, "labelled": labelled, "held": held, "keep": keep}
     paths = {name: Path(path) for name, path in files.items() if path is not None}
     if not paths.keys() & {"prompts", "labelled"}:
         raise UsageError("there is nothing to ask", "give a file of prompts, or of labelled rows")
     system = config.system or None
     known = read_questions(paths["labelled"], tokenizer, system, labelled=True) if labelled else []
     asked = read_questions(paths["prompts"], tokenizer, system, labelled=False) if prompts else []
+    judging = read_questions(paths["held"], tokenizer, system, labelled=None) if held else []
     if grader is not None:
-        _check_items(grader, asked)
+        _check_items(grader, [*asked, *(question for question in judging if not question.reference)])
     folder = Path(out)
     began = Path(start) if start is not None else None
-    setting = Setting(bundle, tokenizer, pool_of(known, asked, grader is not None), grader, options, config, folder,
-                      governor, should_stop, on_event)
+    pool = pool_of(known, asked, grader is not None, judging)
+    setting = Setting(bundle, tokenizer, pool, grader, options, config, folder, governor, should_stop, busy, on_event)
     begin(folder, {
         "model": fingerprint(bundle.gguf), "start": _digest(open_adapter(began, bundle.gguf).path) if began else None,
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),

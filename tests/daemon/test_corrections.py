@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services import as_version_5
 
 from edgetune.daemon.learning.feedback import Feedback
 from edgetune.daemon.learning.items import SHOWN
@@ -74,6 +75,7 @@ def test_a_list_shows_the_beginnings_of_question_and_answer(feedback: Feedback, 
 
 def as_version_2(store: Store) -> None:
     with store.write() as db:
+        as_version_5(db)
         for statement in ("DROP TABLE questions", "DROP INDEX feedback_by_job",
                           "ALTER TABLE feedback DROP COLUMN rejected", "ALTER TABLE adapters DROP COLUMN name",
                           "ALTER TABLE feedback DROP COLUMN asked",

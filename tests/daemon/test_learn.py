@@ -170,7 +170,7 @@ def test_learns_and_refuses(service: Service) -> None:
     with pytest.raises(UsageError, match="no new feedback"):
         learner.begin()
     give(service, range(40))
-    assert learner.why() == {"mode": "off", "method": "sft", "new_rows": 40, "needed": 10,
+    assert learner.why() == {"on": True, "tutor": None, "mode": "off", "method": "sft", "new_rows": 40, "needed": 10,
                              "state": "learns when it is told to, not by itself", "unused": ""}
     job = learner.begin()
     assert job.origin == "learn"

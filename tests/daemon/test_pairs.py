@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from services import open_service
+from services import as_version_5, open_service
 
 from edgetune.daemon.learning.feedback import Feedback
 from edgetune.daemon.options import DaemonConfig
@@ -104,6 +104,7 @@ def test_choices_of_version_4_keep_their_worse_answer(feedback: Feedback, tmp_pa
     plain = feedback.add(prompt="lamp", answer="é", rejected="ö")
     alone = feedback.add(prompt="lamp", answer="ü", rating="up")
     with feedback.store.write() as db:
+        as_version_5(db)
         db.execute("ALTER TABLE feedback ADD COLUMN pair TEXT")
         for item in (chat, plain):
             assert item.row

@@ -60,6 +60,33 @@ def test_without_a_grader_bare_prompts_do_not_judge() -> None:
         pool_of([], questions(60), has_grader=False)
 
 
+def test_held_questions_judge_alone_and_are_never_learned() -> None:
+    """Also where a prompt, or a labelled row, asks the same; one without an answer judges beside a grader alone."""
+    asked = questions(60)
+    labelled = questions(60, "yes")[20:30]
+    answered = questions(60, "no")[:3]
+    bare = asked[3:5]
+    for has_grader in (False, True):
+        found = pool_of(labelled, asked, has_grader, held=[*answered, *bare])
+        keys = {question.key for question in found.judge}
+        assert keys == {question.key for question in [*answered, *(bare if has_grader else [])]}
+        assert all(question.reference == "no" for question in found.judge if question not in bare)
+        learned = {question.key for question in (*found.learn, *found.dev)}
+        assert learned == {question.key for question in asked[5:]}
+        assert {question.key for question in labelled} <= {question.key for question in found.learn}
+        assert bool(found.dev) == has_grader  # of which some choose how far to go
+
+
+@pytest.mark.parametrize("row", [{"prompt": "on?"}, {"messages": [{"role": "user", "content": "on?"}]}])
+def test_held_rows_are_of_either_kind(row: dict[str, object], tmp_path: Path, tokenizer: Tokenizer) -> None:
+    answered = {"prompt": "off?", "completion": "no"}
+    chat = {"messages": [{"role": "user", "content": "dim?"}, {"role": "assistant", "content": "yes"}]}
+    path = tmp_path / "held.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (row, answered, chat)))
+    found = read_questions(path, tokenizer, None, labelled=None)
+    assert [(question.text, question.reference) for question in found] == [("on?", ""), ("off?", "no"), ("dim?", "yes")]
+
+
 @given(n=st.integers(20, 120), wanted=st.integers(1, 80), unseen=st.floats(0, 1), seed=st.integers(0, 9),
        rates=st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=120))
 def test_a_round_takes_what_it_wants_once(n: int, wanted: int, unseen: float, seed: int, rates: list[float]) -> None:

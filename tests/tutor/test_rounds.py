@@ -71,6 +71,7 @@ def test_what_a_run_leaves(bundle: Bundle, done: Path) -> None:
     assert steps == [step for step in STEPS if step in steps]
     assert set(STEPS) - set(steps) <= {"publish"}
     gates = [line for line in ledger if line["step"] == "gate"]
+    assert all(gate["gap"] < 0.05 for gate in gates)  # of the candidate's answers by the candidate, in both engines
     assert gates[0]["passed"]  # a model of random weights knows nothing, and learns to say it
     assert read_run(done)["published"] == max(line["round"] for line in gates if line["passed"])
     assert open_adapter(done, bundle.gguf).pairs

@@ -31,6 +31,7 @@ from . import (
     ollama_embed,
     ollama_models,
     pages,
+    prompts,
     reference,
     responses,
     schemas,
@@ -64,7 +65,7 @@ def app(service: Service) -> FastAPI:
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
     for part in (completions, embeddings, feedback, fine_tuning, graders, ollama, ollama_embed, ollama_models, pages,
-                 reference, responses):
+                 prompts, reference, responses):
         made.include_router(part.router)
     made.include_router(router)
     errors.install(made)

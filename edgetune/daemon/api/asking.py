@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from ...errors import UsageError
+from ...errors import EdgetuneError, UsageError
 from ...serving.completion import Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.tool_calls import Call, CallPiece, join
@@ -79,13 +79,15 @@ class Asked:
     recalled: the id of the feedback that the answer was taken from, None where the model makes it.
     """
 
-    def __init__(self, questions: Sequence[Question], service: Service, recent: RecentAnswers, id: str) -> None:
+    def __init__(self, questions: Sequence[Question], service: Service, recent: RecentAnswers, pools: Pools,
+                 id: str) -> None:
         self.questions = questions
         self.service = service
         self.id = id
         self.created = int(time.time())
         self.completions: list[Completion] = []
         self._recent = recent
+        self._pools = pools
         self._given = asyncio.Queue[_Given]()
         self._raw: list[str] = []  # the text of each answer, with its calls
 
@@ -97,7 +99,7 @@ class Asked:
         state = request.app.state
         service: Service = state.service
         pools: Pools = state.pools
-        asked = cls(questions, service, state.recent, prefix + secrets.token_hex(12))
+        asked = cls(questions, service, state.recent, pools, prefix + secrets.token_hex(12))
         loop = asyncio.get_running_loop()
         await pools.take(lambda: asked._submit(loop))
         asked._raw = [""] * len(asked.completions)
@@ -187,6 +189,8 @@ class Asked:
                 if said or calls or logprobs or finish:
                     yield Piece(i, said, calls, logprobs, finish)
             self._keep()
+            if self.service.prompts.most:
+                await self._pools.take(self._keep_prompts)
         finally:
             self.cancel()  # the client is gone
 
@@ -249,6 +253,14 @@ class Asked:
             for i, answer in enumerate(self._raw):
                 line = {**self._readable(self._question(i)), "answer": answer}
                 log.info("%s: %s", self.id, json.dumps(line, ensure_ascii=False))
+
+    def _keep_prompts(self) -> None:
+        """The one place where prompts are kept: those that the model answered, if the daemon keeps any."""
+        try:
+            for question in self.questions if self.recalled is None else ():
+                self.service.prompts.keep(question)
+        except EdgetuneError as error:  # of the disk; the answer is whole all the same
+            log.warning("a prompt is not kept: %s", error)
 
     def _readable(self, question: Question) -> dict[str, Any]:
         content = question.content

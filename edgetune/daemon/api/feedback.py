@@ -1,4 +1,4 @@
-"""/v1/feedback: given, read, edited and deleted; /v1/learn begins a training from it."""
+"""/v1/feedback: given, read, edited and deleted; /v1/learn begins a training, and switches learning off and on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import JsonRoute
 from .fine_tuning import After, Limit, job_object, page
 
 router = APIRouter(route_class=JsonRoute)
-WHAT_IS_NEW = schemas.LearnRequest(all=False)  # of a request without a body
+WHAT_IS_NEW = schemas.LearnRequest(all=False, prompts=False)  # of a request without a body
 
 
 @router.post("/v1/feedback", response_model=schemas.FeedbackObject)
@@ -74,5 +74,15 @@ def _whole(item: FeedbackItem) -> dict[str, Any]:
 
 @router.post("/v1/learn", response_model=schemas.Job)
 def learn_now(service: TheService, body: schemas.LearnRequest = WHAT_IS_NEW) -> Any:
-    """Begin a job from the feedback so far."""
-    return job_object(service.learner.begin(everything=body.all))
+    """Begin a job from the feedback so far, or from prompts."""
+    if body.all and body.prompts:
+        raise UsageError("all and prompts are both given", "begin one after the other")
+    return job_object(service.learner.begin_rounds() if body.prompts else service.learner.begin(everything=body.all))
+
+
+@router.patch("/v1/learn", response_model=schemas.LearnState)
+def switch_learning(body: schemas.LearnSwitch, service: TheService) -> Any:
+    """The switch of all that the daemon learns by itself; it is remembered."""
+    service.learner.switch(body.on)
+    state = service.learner.why()
+    return {"on": state["on"], "state": state["state"]}

@@ -91,7 +91,7 @@ def job_object(job: Any) -> dict[str, Any]:
         "hyperparameters": named,
         "method": {"type": kind, kind: {**beside, "hyperparameters": {**config, **shown(objective, job), **named}}},
         "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
-        "result_files": job.result_files,
+        "result_files": job.result_files, "rounds": job.rounds or [],
         "report": f"/v1/fine_tuning/jobs/{job.id}/report" if job.report else None,
     }
 

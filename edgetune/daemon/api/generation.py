@@ -12,7 +12,7 @@ from .shapes import Answer, Body, Whole
 
 OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty",
            "presence_penalty", "repeat_penalty", "repeat_last_n")
-IGNORED = ("user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key",
+IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key",
            "prompt_cache_retention", "prediction", "cache_prompt", "parallel_tool_calls")
 
 
@@ -71,9 +71,10 @@ class Generation(Body):
     grammar: str | None = Field(None, description="A grammar in GBNF that answers obey.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
+                               "(--keep-prompts).")
     # taken, without effect
     user: str | None = Field(None, description="Not used, nor kept; so are those that follow.")
-    store: bool | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -101,7 +102,7 @@ class Generation(Body):
             raise UsageError("two of response_format, json_schema and grammar are given", "leave one of them out")
         free = self.response_format is not None and self.response_format.type == "text"
         return {"model": self.model or "", "schema": schemas[0] if schemas else None, "grammar": self.grammar or "",
-                "free": free, "n": self.n or 1, "options": self.options()}
+                "free": free, "n": self.n or 1, "options": self.options(), "may_be_kept": self.store is not False}
 
 
 def _token(key: str) -> int:

@@ -13,7 +13,7 @@ from .schemas import Metadata
 from .shapes import Answer, Body, Whole
 
 NOT_USED = "Taken and not used: "
-IGNORED = ("user", "safety_identifier", "prompt_cache_key", "store", "stream_options")
+IGNORED = ("user", "safety_identifier", "prompt_cache_key", "stream_options")
 PARTS = ("input_text", "output_text", "text")
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -94,7 +94,8 @@ class ResponseRequest(Body):
     user: str | None = Field(None, description=NOT_USED + "nor kept.")
     safety_identifier: str | None = Field(None, description=NOT_USED + "nor kept.")
     prompt_cache_key: str | None = Field(None, description=NOT_USED + "what begins alike is found by its tokens.")
-    store: bool | None = Field(None, description=NOT_USED + "responses are not stored.")
+    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
+                               "(--keep-prompts). Responses are not stored.")
     service_tier: Literal["auto", "default"] | None = None
     truncation: Literal["disabled"] | None = Field(None, description="What does not fit the context is refused.")
     parallel_tool_calls: Literal[True] | None = None
@@ -123,7 +124,7 @@ class ResponseRequest(Body):
         tools = [tool.plain() for tool in self.tools or ()]
         return Question(messages=self._messages(), model=self.model or "", tools=tools,
                         tool_choice=choice if isinstance(choice, str) else "auto", function=function,
-                        schema=self._schema(),
+                        schema=self._schema(), may_be_kept=self.store is not False,
                         options={name: value for name, value in names.items() if value is not None})
 
     def _schema(self) -> dict[str, Any] | None:

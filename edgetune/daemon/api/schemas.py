@@ -162,7 +162,8 @@ class Job(Answer):
     finished_at: int | None
     estimated_finish: int | None
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
-    origin: Literal["api", "learn"] = Field(description="learn: begun by the daemon itself, from feedback.")
+    origin: Literal["api", "learn", "tutor"] = Field(description="Begun by the daemon itself: learn, from feedback; "
+                                                     "tutor, from prompts that it keeps.")
     model: str
     fine_tuned_model: str | None
     training_file: str | None
@@ -175,7 +176,10 @@ class Job(Answer):
     trained_tokens: int | None
     error: JobError | None
     progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, reward, "
-                                                       "tokens_per_s, eta_s, judged, judging.")
+                                                       "tokens_per_s, eta_s, judged, judging, round, rounds.")
+    rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of the tutor: round, held_out (the share "
+                                         "of held-out questions that are right, or what they earn), held_out_before, "
+                                         "questions, published, reason.")
     organization_id: str = ""
     result_files: list[str] = Field(default_factory=list)
     report: str | None = Field(description="Where a page shows how the training of an adapter went.")
@@ -299,6 +303,18 @@ class FeedbackEdit(Body):
 class LearnRequest(Body):
     all: bool = Field(False, description="Learn all that was ever learned anew, as if it were new, instead of what is "
                       "new.")
+    prompts: bool = Field(False, description="Begin the tutor's rounds over the prompts that are kept instead.")
+
+
+class LearnSwitch(Body):
+    on: bool = Field(description="false: nothing is learned by itself, and what is being learned is paused; true: that "
+                     "is resumed.")
+
+
+class LearnState(Answer):
+    object: Literal["learning"] = "learning"
+    on: bool
+    state: str = Field(description="Why nothing is learned now, or what is.")
 
 
 class DeletedFeedback(Deleted):
@@ -307,6 +323,28 @@ class DeletedFeedback(Deleted):
 
 class FeedbackPage(Page[FeedbackObject]):
     counts: dict[str, int]
+
+
+class PromptObject(Answer):
+    id: str
+    object: Literal["prompt"] = "prompt"
+    created_at: int
+    question: str = Field(description="What was asked last; in lists its beginning.")
+    job: str | None = Field(description="The training that asked it again.")
+
+
+class WholePrompt(PromptObject):
+    row: dict[str, Any] = Field(description="What is kept: messages, or a prompt, and no answer.")
+
+
+class PromptPage(Page[PromptObject]):
+    counts: dict[str, int] = Field(description="kept; new: no training has taken them; most: --keep-prompts.")
+
+
+class DeletedPrompts(Answer):
+    object: Literal["list"] = "list"
+    count: int = Field(description="How many there were.")
+    remains: str = Field(description="What the daemon still has of them, a sentence; empty: nothing.")
 
 
 class AdapterName(Body):

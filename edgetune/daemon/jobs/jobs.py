@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ... import disk
@@ -27,7 +28,7 @@ from ..state.database import dump, now
 from ..state.files import Files
 from ..state.holdout import Holdout
 from ..state.shelf import Shelf
-from . import recipe
+from . import recipe, tutored
 from .queue import Queue
 from .rewarded import REWARD, with_rewards
 from .table import ENDED, JobTable, Note
@@ -44,7 +45,8 @@ class JobData:
     """Rows of a job, iterated over twice. held: those to judge by; None: a part of `rows`. rounds: of the first of
     `held`, which are of earlier rounds of feedback, the job that learned each. corrected: rows that people corrected,
     which must be answered so in the end. measured: rows whose loss, or reward, is measured during the training; none:
-    the rows to judge by, where they have one.
+    the rows to judge by, where they have one. labelled, start: of a tutor's job, rows with right answers beside the
+    prompts, and the folder of the adapter to begin from.
     """
 
     rows: Iterable[Row]
@@ -52,6 +54,8 @@ class JobData:
     rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
     measured: Iterable[Row] = ()
+    labelled: Iterable[Row] = ()
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class _Request:
     seed: int | None
     method: dict[str, Any]
     metadata: dict[str, str]
-    origin: Literal["api", "learn"]
+    origin: Literal["api", "learn", "tutor"]
     training_file: str | None = None
     validation_file: str | None = None
 
@@ -144,6 +148,12 @@ class Jobs:
         method = recipe.method_of(method, hyperparameters)
         return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), "learn"))
 
+    def create_tutored(self, data: JobData, method: Mapping[str, Any], *, suffix: str,
+                       hyperparameters: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:
+        """A job of the tutor over prompts that fit the model."""
+        method = recipe.method_of(method, hyperparameters)
+        return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), "tutor"))
+
     def _add(self, data: JobData, request: _Request) -> Job:
         _check_suffix(request.suffix)
         objective, asked = recipe.objective_of(request.method)
@@ -161,6 +171,8 @@ class Jobs:
             beside.mkdir()
             sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.rounds,
                                   data.corrected, data.measured)
+            if request.origin == tutored.TUTOR:
+                tutored.fill(beside, data.labelled, data.start)
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out",
                        {"rows": sides, "config": config.to_json()})
@@ -203,6 +215,10 @@ class Jobs:
     def lessons_since(self, mark: str) -> int:
         """Lessons that took over since the latest job with this mark in its metadata was created."""
         return self.table.lessons_since(mark)
+
+    def latest_rounds(self) -> Sequence[dict[str, Any]]:
+        """What became of the rounds of the tutor's latest job; empty without one."""
+        return self.table.latest_rounds()
 
     def unfinished(self, origin: str) -> str | None:
         """The id of a job of this origin that has not ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from .openai_metrics import of_measurement, of_step
@@ -12,6 +13,19 @@ TOGETHER_SECONDS = 2.0  # steps are written together: each commit is a sync of t
 HistoryLine = tuple[str, str, str, Any]  # level, type, message, data
 
 
+def round_of(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What became of a round of the tutor, from what its steps found: prompts that it asked, right (the share of their
+    answers), rows that it learned, held_out and held_out_before (the share of right answers to held-out questions, or
+    what these earn, with its adapter and with the one before), questions, published, reason.
+    """
+    rows = steps["rows"]
+    gate = steps.get("gate", {})
+    return {"round": rows["round"], "prompts": steps.get("select", {}).get("prompts", 0),
+            "right": steps.get("evaluate", {}).get("rate"), "rows": rows["rows"], "held_out": gate.get("held_out"),
+            "held_out_before": gate.get("held_out_before"), "questions": gate.get("questions", 0),
+            "published": bool(gate.get("passed")), "reason": gate.get("reason") or rows["stop"]}
+
+
 class JobProgress:
     """Of one job. facts: what is known of it now, as Job.progress."""
 
@@ -19,6 +33,8 @@ class JobProgress:
         self.table = table
         self.job = job
         self.facts: dict[str, Any] = {}
+        self._rounds = list(table.get(job).rounds or [])
+        self._steps: dict[str, dict[str, Any]] = {}  # of the tutor's round, what each found
         self._pending: list[HistoryLine] = []
         self._written_at = 0.0
 
@@ -47,7 +63,14 @@ class JobProgress:
             self._add("message", f"{event['what']}; what was learned before remains", None, "warn")
         elif kind == "judging":
             self.facts.update(judged=event["done"], judging=event["of"])
+        elif kind == "round":
+            self._begin_round(event)
+        elif kind == "tutor":
+            self._tutor(event)
+        elif kind == "end":
+            self._add("message", f"the tutor stops: {event['stopped']}", None)
         elif kind == "again":
+            self._rounds = []
             self._add("message", f"begins again: {event['what']}", None, "warn")
         elif kind == "trained":
             for name in ("judged", "judging"):
@@ -57,6 +80,28 @@ class JobProgress:
                       {"run": event["record"]})
         if kind != "step" or time.monotonic() - self._written_at >= TOGETHER_SECONDS:
             self.write()
+
+    def _begin_round(self, event: dict[str, Any]) -> None:
+        self._steps = {}
+        self.facts = {"phase": "tutor", "round": event["round"], "rounds": event["rounds"]}
+
+    def _tutor(self, event: dict[str, Any]) -> None:
+        """A step of a round is done. Where the tutor was stopped, those that were done are told again."""
+        self._steps[event["step"]] = event
+        self.facts = {name: self.facts[name] for name in ("round", "rounds") if name in self.facts}
+        self.facts["phase"] = "tutor"
+        if event["step"] == "gate" or event.get("stop"):
+            self._end_round()
+
+    def _end_round(self) -> None:
+        """The round is decided: kept with the job, and told once."""
+        found = round_of(self._steps)
+        if found in self._rounds:
+            return
+        self._rounds = [*(one for one in self._rounds if one["round"] != found["round"]), found]
+        self.table.set_rounds(self.job, self._rounds)
+        said = "published" if found["published"] else "not published"
+        self._add("message", f"round {found['round']} is {said}: {found['reason']}", found)
 
     def _start(self, event: dict[str, Any]) -> None:
         event["plan"].pop("buffers")

@@ -34,6 +34,7 @@ from .decide import without_scores
 from .process import WorkerProcess
 from .progress import JobProgress
 from .table import ENDED, Job, JobTable
+from .tutored import TUTOR
 from .worker import RUN, STOPPED, is_done, trained_tokens
 
 log = logging.getLogger("edgetune.daemon")
@@ -244,7 +245,7 @@ class Queue:
         if config.weights == "auto":  # streaming saves nothing: what answers keeps all of them in memory
             config = replace(config, weights="resident")
         left = self.options.left_for_training(config.weights == "resident")
-        if not (folder / RUN).exists():
+        if not ((folder / RUN).exists() or (folder / TUTOR).exists()):
             left = int(left * SPARE)
         asked = config.memory_bytes(left) if config.memory else left
         serving = self.adapters.serving
@@ -284,6 +285,9 @@ class Queue:
         if made is None and self._may_be_judged_again(job.id, against):
             return self._judge_again(job.id, against)
         run = self.runs.path(job.id) / RUN
+        if made is None and not is_done(run):  # of a tutor whose rounds published nothing
+            self.table.set(job.id, "succeeded", verdict["reason"], verdict=dump(verdict))
+            return "succeeded"
         made = made or self.adapters.add(job.id, run, job.suffix, verdict)
         serves = made.state == "serving"
         reason = verdict["reason"]

@@ -30,10 +30,11 @@ Note = tuple[str, Any]  # a sentence and its data
 @dataclass(frozen=True)
 class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused one is pausing
-    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. progress, while it runs and
+    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. rounds: of a
+    tutor's job, what became of each, as progress.py says. progress, while it runs and
     as far as known: phase (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it
-    learns from rewards, tokens_per_s (of the last step), eta_s, and of `judging` rows that are asked, how many were
-    (judged).
+    learns from rewards, tokens_per_s (of the last step), eta_s, of `judging` rows that are asked, how many were
+    (judged), and of a tutor's job (phase tutor, where it neither trains nor is judged) round and rounds.
     result_files: ids, of a job that has ended. report: a file of HTML beside the adapter that it made.
     """
 
@@ -42,7 +43,7 @@ class Job:
     started_at: int | None
     finished_at: int | None
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
-    origin: Literal["api", "learn"]
+    origin: Literal["api", "learn", "tutor"]
     model: str
     suffix: str
     seed: int
@@ -55,6 +56,7 @@ class Job:
     result: str | None
     error: dict[str, Any] | None
     verdict: dict[str, Any] | None = None
+    rounds: list[dict[str, Any]] | None = None
     progress: dict[str, Any] | None = field(default=None, compare=False)
     result_files: Sequence[str] = field(default=(), compare=False)
     report: Path | None = field(default=None, compare=False)
@@ -124,6 +126,16 @@ class JobTable:
             "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "
             "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", f"$.{mark}")[0][0])
 
+    def latest_rounds(self) -> Sequence[dict[str, Any]]:
+        """Of the tutor's latest job."""
+        found = self.store.read("SELECT rounds FROM jobs WHERE origin = 'tutor' AND json_valid(rounds) "
+                                "ORDER BY rowid DESC LIMIT 1")
+        return list(json.loads(found[0]["rounds"])) if found else []
+
+    def set_rounds(self, id: str, rounds: Sequence[Mapping[str, Any]]) -> None:
+        with self.store.write() as db:
+            db.execute("UPDATE jobs SET rounds = ? WHERE id = ?", (dump(rounds), id))
+
     def unfinished(self, origin: str) -> str | None:
         """A job of this origin that has not ended."""
         found = self.store.read("SELECT id FROM jobs WHERE origin = ? AND finished_at IS NULL", origin)
@@ -192,7 +204,7 @@ class JobTable:
 
 
 def _job(columns: dict[str, Any]) -> Job:
-    for name in ("method", "metadata", "config", "error", "verdict"):
+    for name in ("method", "metadata", "config", "error", "verdict", "rounds"):
         columns[name] = json.loads(columns[name]) if columns[name] else None
     columns["config"] = from_json(TrainConfig, columns["config"], "its config").to_json()
     if columns["error"] is not None:

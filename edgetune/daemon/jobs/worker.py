@@ -39,10 +39,10 @@ from ...training.metrics import NAME as METRICS
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
 from ..options import Limits
-from . import longer
+from . import longer, tutored
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
-from .recipe import TRAIN, corrected_rows, held_rows, measured_file, objective_of
+from .recipe import HELD, TRAIN, corrected_rows, held_rows, measured_file, objective_of
 from .rewarded import Rewarding, eval_samples, with_rewards
 
 RUN = "run"  # the folder of train.run, within the job's
@@ -126,14 +126,20 @@ class Worker:
         self.folder = Path(task["folder"])
         self.out = self.folder / RUN
         self.config = from_json(TrainConfig, task["config"], "the task")
-        self.objective, self.rewards = with_rewards(objective_of(task["method"])[0], task["allow_python"])
+        self.tutor = tutored.task_of(task["method"])
+        objective = self.tutor.objective if self.tutor else objective_of(task["method"])[0]
+        self.objective, self.rewards = with_rewards(objective, task["allow_python"])
         self.bundle = open_bundle(task["model"])
         serving = task["serving"] or {"scores": {}, "base_scores": {}}
         self.base = Asked(None, read_scores(serving["base_scores"]))
         self.old = Asked(OLD, read_scores(serving["scores"])) if task["serving"] else self.base
 
     def work(self) -> dict[str, Any]:
-        """Train, unless that is done, and judge; train longer where that may help. The verdict, as JSON."""
+        """Train, unless that is done, and judge; train longer where that may help. The verdict, as JSON; of a tutor
+        whose rounds published nothing it says just that.
+        """
+        if self.tutor and not is_done(self.out) and (nothing := self._tutored(self.tutor)):
+            return {"passed": False, "reason": nothing}
         if longer.is_being_taken(self.out):
             longer.take_best(self.out)
         with reported(self.out):
@@ -193,6 +199,20 @@ class Worker:
         return {"event": "served", "step": measured["best_step"], "reward": served, "engine_reward":
                 -measured["loss_after"], "gap": served + measured["loss_after"], "rows": len(earned)}
 
+    def _tutored(self, task: tutored.TutorTask) -> str:
+        """The tutor's rounds, made or continued; why they published nothing, "" where they did."""
+        lesson = tutored.Lesson(self.folder, self.folder / TRAIN, self.folder / HELD, self.out, self.emit)
+        limits = from_json(Limits, self.task["limits"], "the task")
+        self.commands.set_saves(True)
+        nothing = lesson.learn(self.bundle, task, self.config, self.task["canary"], limits, self.task["allow_python"],
+                               governor=self._governor(), should_stop=lambda: self.commands.stopping,
+                               busy=lambda: self.commands.busy)
+        self.commands.set_saves(False)
+        return nothing
+
+    def _governor(self) -> Governor:
+        return Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
+
     def learn(self, more: int = 0) -> None:
         """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed.
 
@@ -223,11 +243,10 @@ class Worker:
         return True
 
     def _run(self, rows: Dataset, held: Dataset | None, resume: bool, more: int = 0) -> None:
-        governor = Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
         run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, more=more,
                 allow_changed=("held-out",) if resume and held is None else (), on_event=self.emit,
-                should_stop=lambda: self.commands.stopping, governor=governor, busy=lambda: self.commands.busy,
-                objective=self.objective, rewards=self.rewards)
+                should_stop=lambda: self.commands.stopping, governor=self._governor(),
+                busy=lambda: self.commands.busy, objective=self.objective, rewards=self.rewards)
 
     def judge(self) -> Verdict:
         """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""

@@ -23,7 +23,7 @@ from ..options import DaemonConfig
 from ..state.database import Store, dump, now
 from ..state.holdout import MOST, Holdout
 from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
-from .kinds import ANSWERS, RowKind, right_answer
+from .kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
 from .limits import judges, make_room, spread
 from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, question_of, read_row, with_answer
 
@@ -227,6 +227,18 @@ class Feedback:
         kind = self.kind
         judging = self._readable(sorted(spread(self.store.read(judges(kind.judging)), self.holdout, MOST)))
         return TrainingRows(latest(self._stored("used", 0, kind.usable)), [], judging, [], [])
+
+    def answered_rows(self) -> TrainingRows:
+        """What people said is right, by whatever method the daemon learns from it: `new` to learn, and what judges. It
+        takes nothing. Half of MOST rows judge at most, of earlier rounds and of what waits alike.
+        """
+        learned = self._stored("used", 0, HAS_ANSWER) + self._stored("new", 0, HAS_ANSWER)
+        before = self.store.read(judges(HAS_ANSWER))
+        fresh = latest(self._stored("new", 1, HAS_ANSWER))
+        chosen = self.holdout.lowest([row.question for row in fresh], max(MOST // 4, MOST // 2 - len(before)))
+        fresh = [row for row in fresh if row.question in chosen]
+        established = self._readable(sorted(spread(before, self.holdout, MOST // 2 - len(fresh))))
+        return TrainingRows(latest(learned), [], established, fresh, [])
 
     def row(self, stored: StoredRow) -> Row:
         """Its content. Raises TooMuchError where it was removed meanwhile."""

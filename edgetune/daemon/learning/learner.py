@@ -1,6 +1,6 @@
 """Learning from use: when enough feedback has arrived and no request is disturbed, a job begins by itself.
 
-A job trains from the base, in the order of curriculum.py.
+A job over feedback trains from the base, in the order of curriculum.py. The tutor's, over prompts, are tutoring.py's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,18 @@ from ...machine.policy import read_hours, within
 from ...serving.batcher import Batcher
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
+from ..jobs.tutored import TUTOR
 from ..options import DaemonConfig
 from ..state.holdout import SHARE
 from .anchors import Anchors
 from .curriculum import JobRows, curriculum, passes_over
 from .feedback import Feedback, TrainingRows
 from .method import LearnMethod
+from .tutoring import Tutoring
 
 log = logging.getLogger("edgetune.daemon")
+LEARN = "learn"  # the origin of jobs over feedback
+SWITCH = "learning"  # its name in the database
 SUFFIX = "learned"  # of the adapters that its jobs make
 ANEW = "anew"  # in the metadata of jobs that learn all that was learned before, as if it were new
 IDLE_SECONDS = 600.0  # without a request, then --learn idle begins
@@ -48,13 +52,13 @@ class Learner:
     """Begins jobs over feedback, and records what became of each row. For any number of threads.
 
     method: by which its jobs learn. jobs, anchors: where they go, and what is mixed into their rows. governor: says
-    when the machine has no capacity for a job. paused_reason: why it does not learn by itself now because something
-    failed, in a sentence for the daemon's health, or "".
+    when the machine has no capacity for a job. tutoring: None where it does not ask prompts. paused_reason: why it does
+    not learn by itself now because something failed, in a sentence for the daemon's health, or "".
     """
 
     def __init__(self, feedback: Feedback, method: LearnMethod, jobs: Jobs, anchors: Anchors, batcher: Batcher,
                  governor: Governor, config: DaemonConfig, stopping: threading.Event,
-                 clocks: Clocks | None = None) -> None:
+                 clocks: Clocks | None = None, tutoring: Tutoring | None = None) -> None:
         self.feedback = feedback
         self.method = method
         self.jobs = jobs
@@ -64,8 +68,10 @@ class Learner:
         self.config = config
         self.stopping = stopping
         self.clocks = clocks or Clocks()
+        self.tutoring = tutoring
         self.paused_reason = ""
         self._failed: tuple[int, str] | None = None  # rows that waited when a job failed, and why it did
+        self._failed_to_tutor: tuple[int, str] | None = None  # the same of prompts
         self._retry_at = 0.0  # on the monotonic clock
         self._learnable: set[str] = set()  # waiting items that were found to fit the model
         self._beginning = threading.Lock()
@@ -74,6 +80,8 @@ class Learner:
     def start(self) -> None:
         self.jobs.on_done.append(self._settle)
         self._settle_ended()
+        if self.tutoring is None and (job := self.jobs.unfinished(TUTOR)):
+            self.jobs.cancel(job)  # of a daemon that tutored
         if self.config.learn != "off":
             self._thread.start()
 
@@ -83,16 +91,18 @@ class Learner:
             self._thread.join()
 
     def why(self) -> dict[str, Any]:
-        """mode, method, new_rows that wait, how many are needed, as `state` why nothing is learned now, or what is, and
-        as `unused` what the method cannot learn from, a sentence or "".
+        """on: whether it may begin by itself; mode, method, new_rows that wait, how many are needed, as `state` why
+        nothing is learned now, or what is, as `unused` what the method cannot learn from, a sentence or "", and as
+        `tutor` the prompts, how many new ones are needed, its state likewise, and the rounds of its latest job; None
+        where there is no tutor.
         """
         waiting = self.feedback.waiting()
         state = self._blocked_by(waiting) or "begins to learn"
         if self.config.learn == "off" and not self._unfinished():
             state = "learns when it is told to, not by itself"
         unused = self.method.unused(self.feedback.unusable())
-        return {"mode": self.config.learn, "method": self.method.objective.name, "new_rows": waiting,
-                "needed": self.config.learn_rows, "state": state, "unused": unused}
+        return {"on": self.is_on, "mode": self.config.learn, "method": self.method.objective.name, "new_rows": waiting,
+                "needed": self.config.learn_rows, "state": state, "unused": unused, "tutor": self._tutor_state()}
 
     def begin(self, everything: bool = False) -> Job:
         """A job over all feedback that is new. It takes a minute to begin where anchors must be made first.
@@ -111,6 +121,34 @@ class Learner:
             job = self._create(rows)
             self.feedback.assign(rows.taken, job.id)
             return job
+
+    def begin_rounds(self) -> Job:
+        """A job of the tutor over the prompts that are kept. Raises as `begin`, and UsageError without a tutor."""
+        if self.tutoring is None:
+            raise UsageError(f"learn is {self.config.learn}, and no prompts are learned from",
+                             "start the daemon with --learn tutor and --keep-prompts 1000")
+        with self._alone():
+            if unfinished := self._unfinished():
+                raise UsageError(f"{unfinished} is not finished", "wait for it, or cancel it")
+            return self.tutoring.begin()
+
+    # ---- the switch ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_on(self) -> bool:
+        """Whether jobs may begin by themselves, as far as people say. It is remembered."""
+        return not self.feedback.store.read("SELECT 1 FROM switches WHERE name = ?", SWITCH)
+
+    def switch(self, on: bool) -> None:
+        """Off: no job begins by itself, and those that are not finished are paused. On: these are resumed."""
+        with self.feedback.store.write() as db:
+            db.execute("INSERT OR REPLACE INTO switches (name) VALUES (?)" if not on else
+                       "DELETE FROM switches WHERE name = ?", (SWITCH,))
+        for origin in (LEARN, TUTOR):
+            job = self.jobs.unfinished(origin)
+            with suppress(UsageError):  # it is so already, or ended meanwhile
+                if job:
+                    (self.jobs.resume if on else self.jobs.pause)(job)
 
     def _create(self, rows: TrainingRows) -> Job:
         """Anchors are mixed with right answers alone: other methods hold the adapter to what the base says, or learn
@@ -141,6 +179,11 @@ class Learner:
         finally:
             self._beginning.release()
 
+    def remains_of_prompts(self) -> str:
+        """Where deleted prompts still are: a sentence, or ""."""
+        job = self.jobs.unfinished(TUTOR)
+        return f"{job} is not finished and may ask them yet; cancel it to be rid of them at once" if job else ""
+
     # ---- when ---------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
@@ -156,6 +199,8 @@ class Learner:
                 self._begin_by_itself(waiting)
             elif self._is_compaction_due() and not (self._unfinished() or self._not_now()):
                 log.info("%s begins to learn all anew", self.begin(everything=True).id)
+            elif self.tutoring and not self._tutor_blocked_by(self.tutoring.prompts.waiting()):
+                self._tutor_by_itself(self.tutoring)
             self.paused_reason = ""
         except Exception as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -178,6 +223,36 @@ class Learner:
             self._failed = waiting, str(error)
             log.warning("does not learn: %s", error)
 
+    def _tutor_by_itself(self, tutoring: Tutoring) -> None:
+        """Raises as `_begin_by_itself`."""
+        waiting = tutoring.prompts.waiting()
+        try:
+            log.info("%s begins to ask %d new prompts", self.begin_rounds().id, waiting)
+        except (DiskError, TooMuchError):
+            raise
+        except EdgetuneError as error:
+            self._failed_to_tutor = waiting, str(error)
+            log.warning("does not tutor: %s", error)
+
+    def _tutor_state(self) -> dict[str, Any] | None:
+        if self.tutoring is None:
+            return None
+        counts = self.tutoring.prompts.counts()
+        state = self._tutor_blocked_by(counts["new"]) or "begins to ask prompts"
+        return {"prompts": counts, "needed": self.config.tutor_prompts, "state": state,
+                "rounds": self.jobs.latest_rounds()}
+
+    def _tutor_blocked_by(self, waiting: int) -> str:
+        """Why no rounds begin now, in a sentence; "": nothing blocks them."""
+        missing = self.config.tutor_prompts - waiting
+        if job := self._unfinished():
+            return f"learns: {job}"
+        if missing > 0:
+            return f"waits for {missing} more prompt{'' if missing == 1 else 's'}"
+        if self._failed_to_tutor and waiting <= self._failed_to_tutor[0]:
+            return f"waits for more prompts, since {self._failed_to_tutor[1]}"
+        return self._not_now()
+
     def _blocked_by(self, waiting: int) -> str:
         """Why no job begins by itself now, in a sentence; "": nothing blocks it."""
         needed = self.config.learn_rows
@@ -191,6 +266,8 @@ class Learner:
         return self._not_now()
 
     def _not_now(self) -> str:
+        if not self.is_on:
+            return "is switched off: nothing is learned by itself"
         return self.jobs.paused_reason or self._too_early() or self._too_much()
 
     def _is_compaction_due(self) -> bool:
@@ -198,7 +275,7 @@ class Learner:
         return every > 0 and self.jobs.lessons_since(ANEW) >= every
 
     def _too_early(self) -> str:
-        if self.config.learn == "nightly":
+        if self.config.learns_at_night:
             hours = self.config.learn_hours
             local = self.clocks.local()
             if within(local.tm_hour * 60 + local.tm_min, read_hours("learn-hours", hours)):
@@ -218,7 +295,7 @@ class Learner:
         return f"waits: {state.cause}" if state.action == "pause" else ""
 
     def _unfinished(self) -> str | None:
-        return self.jobs.unfinished("learn")
+        return self.jobs.unfinished(LEARN) or self.jobs.unfinished(TUTOR)
 
     # ---- rows ---------------------------------------------------------------------------------------------------
 
@@ -257,7 +334,9 @@ class Learner:
 
     def _settle(self, job: Job) -> None:
         """A job ended: what becomes of its rows."""
-        if job.origin != "learn" or ANEW in job.metadata:  # which took nothing
+        if job.origin == LEARN and job.verdict and job.verdict["passed"] and self.tutoring:
+            self.tutoring.prompts.renew()  # it began from the base, and knows nothing of what rounds learned
+        if job.origin != LEARN or ANEW in job.metadata:  # which took nothing
             return
         verdict = job.verdict or {"passed": False}
         if job.status != "succeeded":

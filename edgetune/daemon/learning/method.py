@@ -64,9 +64,9 @@ def learn_method(config: DaemonConfig) -> LearnMethod:
         objective, rewards = rewarded.with_rewards(objective, config.allow_python_graders)
         assert rewards
         kind = _gradable(kind, rewards)
-    elif config.learn_grader:
+    elif config.learn_grader and not config.tutors:
         raise UsageError(f"learn-grader is given, and {name} learns from {kind.says}",
-                         "leave it out, or choose a learn-method such as grpo")
+                         "leave it out, choose a learn-method such as grpo, or --learn tutor")
     return LearnMethod(objective, kind, _asked(objective))
 
 

@@ -22,6 +22,9 @@ function showDevice(state) {
   put($("why"), sentence(learning.state));
   const starts = learning.mode === "off" ? "" : ` of the ${learning.needed} that start a training`;
   const unused = learning.unused ? `. ${sentence(learning.unused)}` : "";
+  $("by-itself").hidden = learning.mode === "off";
+  if (!$("switch").disabled) $("switch").checked = learning.on;
+  showTutor(learning.tutor);
   put($("rows"), `New pieces of feedback: ${learning.new_rows}${starts}${unused}`);
 }
 

@@ -3,6 +3,7 @@
 
 const names = new Map(); // of uploaded files, by id
 const ALIVE = ["queued", "running", "pausing", "paused"];
+const ORIGINS = { learn: "From feedback", tutor: "From prompts" };
 const COLOURS = { succeeded: "good", running: "good", pausing: "warm", paused: "warm", failed: "bad" };
 
 async function showJobs(jobs) {
@@ -25,7 +26,7 @@ function jobCard(first) {
     el("div", { class: "row small-buttons" }, report, pause, resume, cancel)), bar, facts, wrong, story);
   card.show = (job) => {
     const { progress, status } = job, alive = ALIVE.includes(status);
-    put(title, job.origin === "learn" ? "From feedback" : job.suffix || names.get(job.training_file));
+    put(title, ORIGINS[job.origin] || job.suffix || names.get(job.training_file));
     put(badge, status);
     badge.className = `badge ${COLOURS[status] || ""}`;
     bar.hidden = !alive;
@@ -60,7 +61,9 @@ function jobStory({ id, status }) {
     whole = !ALIVE.includes(job.status);
     const all = [...events.values()].sort((a, b) => a.created_at - b.created_at);
     const of = (type) => all.filter((event) => event.type === type);
-    for (const shown of [rewards, losses]) shown.show(of("metrics").map((event) => event.data));
+    const metrics = of("metrics").map((event) => event.data);
+    const round = metrics.reduce((last, line) => line.round ?? last, undefined); // of the tutor, the latest one
+    for (const shown of [rewards, losses]) shown.show(metrics.filter((line) => line.round === round));
     showLines(lines, of("message").map((event) => [event.created_at, event.message]).reverse());
   };
   return story;
@@ -71,9 +74,10 @@ async function steer(button, id, verb) {
     await act(button, () => post(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}/${verb}`));
 }
 
-function pace({ phase, step, steps, loss, reward, tokens_per_s: speed, eta_s: left, judged, judging }) {
+function pace({ phase, round, rounds, step, steps, loss, reward, tokens_per_s: speed, eta_s: left, judged, judging }) {
   const asked = judging ? ` (${judged} of ${judging})` : "";
   if (phase === "judging") return `trained, now judged beside what is in service${asked}`;
+  if (phase === "tutor") return `round ${round} of ${rounds}: prompts are answered and judged`;
   if (!step) return "begins";
   const said = Number.isFinite(reward) ? `reward ${number(reward)}` : `loss ${number(loss)}`;
   const parts = [`step ${step} of ${steps}`, said, `${number(speed, 0)} tokens/s`];

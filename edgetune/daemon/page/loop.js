@@ -16,6 +16,7 @@ async function lookNow() {
     showAdapters(adapters);
     await showJobs(jobs.data);
     await showFeedback();
+    await showPrompts();
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
     showHealth(health);
     if (lost) notice("");
@@ -58,6 +59,12 @@ $("anew").addEventListener("click", () => {
   $("text").focus();
 });
 $("given").addEventListener("toggle", () => $("given").open && look());
+$("kept").addEventListener("toggle", () => $("kept").open && look());
+$("more-prompts").addEventListener("click", () => { wantedPrompts += MORE; act($("more-prompts"), () => {}); });
+$("forget").addEventListener("click", forgetPrompts);
+$("ask").addEventListener("click", () => act($("ask"), () => post("/v1/learn", { prompts: true })));
+$("switch").addEventListener("change", () => act($("switch"),
+  () => call("/v1/learn", { method: "PATCH", json: { on: $("switch").checked } })));
 $("more").addEventListener("click", () => { wanted += MORE; act($("more"), () => {}); });
 $("train").addEventListener("submit", (event) => { event.preventDefault(); train(); });
 $("learn").addEventListener("click", async () => {

@@ -1,0 +1,45 @@
+"""/v1/prompts: what the daemon keeps of what people asked, read and deleted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from ..learning.prompts import KeptPrompt
+from . import schemas
+from .completions import TheService
+from .errors import JsonRoute
+from .fine_tuning import After, Limit, page
+
+router = APIRouter(prefix="/v1/prompts", route_class=JsonRoute)
+
+
+@router.get("", response_model=schemas.PromptPage)
+def list_prompts(service: TheService, after: After = None, limit: Limit = 100) -> Any:
+    """The newest first; of each the beginning."""
+    found = [_heading(prompt) for prompt in service.prompts.list(after, limit + 1)]
+    return {**page(found, limit), "counts": service.prompts.counts()}
+
+
+@router.get("/{prompt_id}", response_model=schemas.WholePrompt)
+def get_prompt(prompt_id: str, service: TheService) -> Any:
+    found = service.prompts.get(prompt_id)
+    return {**_heading(found), "row": found.row}
+
+
+@router.delete("", response_model=schemas.DeletedPrompts)
+def delete_prompts(service: TheService) -> Any:
+    """All of them, for good."""
+    return {"count": service.prompts.clear(), "remains": service.learner.remains_of_prompts()}
+
+
+@router.delete("/{prompt_id}", response_model=schemas.DeletedFeedback)
+def delete_prompt(prompt_id: str, service: TheService) -> Any:
+    """For good: no training that begins later asks it."""
+    service.prompts.delete(prompt_id)
+    return {"id": prompt_id, "object": "prompt", "remains": service.learner.remains_of_prompts()}
+
+
+def _heading(prompt: KeptPrompt) -> dict[str, Any]:
+    return {"id": prompt.id, "created_at": prompt.created_at, "question": prompt.asked, "job": prompt.job}

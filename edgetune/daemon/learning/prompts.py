@@ -1,0 +1,151 @@
+"""Prompts that people asked, kept for the tutor where the operator asked for that (--keep-prompts), and nothing else.
+
+What is kept is the question alone, of a request that was answered and did not say `store: false`: never the answer, nor
+who asked. One that is asked again is kept once, as the newest. There are `most` at most, of which the oldest go first;
+a daemon that may keep fewer than it has, or none, deletes the others when it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...data.prompts import check_learnable
+from ...errors import DataError, FormatError, NotFoundError, UsageError
+from ...persisted import from_json
+from ...serving.question import Question
+from ..state.database import Store, dump, now
+from .items import SHOWN
+from .rows import Row, asked_of, make_row, question_of
+
+LARGEST = 16 << 10  # bytes of a prompt with its conversation, as JSON: far more than is learned of one
+WAITS = "job IS NULL"
+
+
+@dataclass(frozen=True)
+class KeptPrompt:
+    """row: what was asked, as {"messages": [...]} or {"prompt": ...}. question: its digest, as of feedback. job: the
+    last one that took it, None: it waits for one.
+    """
+
+    id: str
+    created_at: int
+    row: Row
+    question: str
+    job: str | None
+
+    @property
+    def asked(self) -> str:
+        """The beginning of the last thing that was asked."""
+        return asked_of(_answered(self.row))[:SHOWN]
+
+
+class Prompts:
+    """The prompts in the store, `most` of them at most; 0: none is kept. For any number of threads."""
+
+    def __init__(self, store: Store, most: int) -> None:
+        self.store = store
+        self.most = most
+        if self._count("1") > most:
+            self._trim()
+            store.wipe()
+
+    def keep(self, question: Question) -> bool:
+        """Whether it was kept: not where none may be, where it says so, and what the tutor could not ask again: token
+        ids, prompts with tools, what is measured (echo, logprobs), and what is larger than LARGEST.
+        """
+        measured = question.echo or question.logprobs is not None
+        if not (self.most and question.may_be_kept) or measured or question.shown_tools:
+            return False
+        row = {name: value for name, value in question.content.items() if value}
+        try:
+            check_learnable(row)
+            name = question_of(_answered(row))
+            written = dump(row)
+        except (DataError, UsageError, TypeError, ValueError, RecursionError):
+            return False
+        if len(written) > LARGEST:
+            return False
+        with self.store.write() as db:
+            (last,) = db.execute("SELECT coalesce(max(rowid), 0) FROM prompts").fetchone()
+            db.execute("INSERT INTO prompts (rowid, id, created_at, row, question) VALUES (?, ?, ?, ?, ?) "
+                       "ON CONFLICT (question) DO UPDATE SET rowid = excluded.rowid, created_at = excluded.created_at",
+                       (last + 1, f"prompt-{secrets.token_hex(12)}", now(), written, name))
+        if self._count("1") > self.most:
+            self._trim()
+        return True
+
+    def _trim(self) -> None:
+        with self.store.write() as db:
+            db.execute("DELETE FROM prompts WHERE rowid NOT IN (SELECT rowid FROM prompts ORDER BY rowid DESC LIMIT ?)",
+                       (self.most,))
+
+    def get(self, id: str) -> KeptPrompt:
+        """Raises NotFoundError, also for one that is damaged."""
+        return self.store.one("prompts", self.store.read("SELECT * FROM prompts WHERE id = ?", id), _read, _unknown(id))
+
+    def list(self, after: str | None = None, limit: int = 100) -> Sequence[KeptPrompt]:
+        """The newest first, at most `limit` of them, those older than the prompt `after`. Raises NotFoundError."""
+        return self.store.newest("prompts", _read, self.store.before("prompts", after), limit)
+
+    def counts(self) -> dict[str, int]:
+        """Prompts that are kept, those of them that no job has taken, and how many are kept at most."""
+        return {"kept": self._count("1"), "new": self.waiting(), "most": self.most}
+
+    def delete(self, id: str) -> None:
+        """For good, also a damaged one. Raises NotFoundError."""
+        with self.store.write() as db:
+            if not db.execute("DELETE FROM prompts WHERE id = ?", (id,)).rowcount:
+                raise _unknown(id)
+        self.store.forget("prompts", id)
+        self.store.wipe()
+
+    def clear(self) -> int:
+        """Delete all of them, for good; how many there were."""
+        with self.store.write() as db:
+            ids = [id for (id,) in db.execute("SELECT id FROM prompts").fetchall()]
+            db.execute("DELETE FROM prompts")
+        for id in ids:
+            self.store.forget("prompts", id)
+        self.store.wipe()
+        return len(ids)
+
+    # ---- learning -----------------------------------------------------------------------------------------------
+
+    def waiting(self) -> int:
+        """How many no job has taken."""
+        return self._count(WAITS)
+
+    def take(self, ids: Sequence[str], job: str) -> None:
+        """A job asks these."""
+        with self.store.write() as db:
+            db.executemany("UPDATE prompts SET job = ? WHERE id = ?", [(job, id) for id in ids])
+
+    def renew(self) -> None:
+        """All of them wait again, because what serves now has not learned from them."""
+        with self.store.write() as db:
+            db.execute("UPDATE prompts SET job = NULL")
+
+    def _count(self, where: str) -> int:
+        return int(self.store.read(f"SELECT count(*) FROM prompts WHERE {where}")[0][0])
+
+
+def _answered(row: Mapping[str, Any]) -> Row:
+    """The row of feedback that would give an empty answer to it."""
+    return make_row(row.get("messages"), row.get("prompt"), "", None)
+
+
+def _read(columns: dict[str, Any]) -> KeptPrompt:
+    columns["row"] = json.loads(columns["row"])
+    try:
+        check_learnable(columns["row"])
+    except DataError as error:
+        raise FormatError(error.what) from None
+    return from_json(KeptPrompt, columns, "the row")
+
+
+def _unknown(id: str) -> NotFoundError:
+    return NotFoundError(f"there is no prompt {id!r:.80}", "list them to see what is kept")
