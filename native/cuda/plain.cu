@@ -1,0 +1,2 @@
+/* The kernels that know no weight formats. */
+#include "norm.cuh"
