@@ -72,14 +72,14 @@ def kernels_command(isa: str | None, precision: str | None, name: str | None, fm
     GFLOP/s, also as a share of what a loop that stays in registers reaches; where memory is the limit, GB/s of the
     arrays that an op reads and writes. The least time of several calls counts.
     """
-    from ..backends import cpu
+    from ..backends import cpu, native
     from ..bench import kernels
     from ..machine.device import thread_count
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     isas = chosen("isa", isa, usable, usable if everything else usable[:1])
     names = chosen("model", name, list(kernels.MODELS), list(kernels.MODELS) if everything else ["SmolLM2-135M"])
-    formats = chosen("format", fmt, list(cpu.FORMATS), list(cpu.FORMATS) if everything else ["Q4_1"])
-    precisions = [precision] if precision else list(cpu.PRECISIONS)
+    formats = chosen("format", fmt, list(native.FORMATS), list(native.FORMATS) if everything else ["Q4_1"])
+    precisions = [precision] if precision else list(native.PRECISIONS)
     with nullcontext() if as_json else out.status("measuring") as status:
         def tell(r: kernels.Result) -> None:
             if status:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import store
-from ..backends import cpu
+from ..backends import cpu, native
 from ..console import mib
 from ..errors import EdgetuneError, UsageError
 from ..formats import bundle, signature
@@ -210,7 +210,7 @@ def examine() -> dict[str, Any]:
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": cpu.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
-            "products": {p: cpu.Cpu(1).products(p) for p in cpu.PRECISIONS},
+            "products": {p: cpu.Cpu(1).products(p) for p in native.PRECISIONS},
             "llama_cpp": llama, "missing": missing, "ready": ready, "verdict": verdict(here, usable[0], missing, ready)}
 
 

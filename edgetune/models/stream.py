@@ -111,6 +111,7 @@ class Stream:
         self.streamed = streamed
         self.weights = {name: tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
         self._gguf = gguf
+        self._ops = ops
         self._at = NOWHERE
         self._reads_rows = streamed > 0 or "output.weight" in gguf.tensors
         self._parts: dict[int, list[Tensor]] = {}
@@ -124,7 +125,7 @@ class Stream:
         self._bound_faults()
         if streamed:
             self._window = _Window(gguf, self._parts[n_layer][0])
-            self._buffer = self._place_blocks(ops)
+            self._buffer = self._place_blocks()
             self.weights[self._window.tensor.name] = self._window.tensor
         for part in self._parts.keys() - self._streamed_parts:
             for tensor in self._parts[part]:
@@ -146,6 +147,7 @@ class Stream:
         self._advise(self._at, os.POSIX_FADV_DONTNEED)
         self._at = NOWHERE  # until it is read
         if 0 <= part < self.streamed:
+            self._ops.synchronize()  # the part before is still read
             for tensor in self._parts[part]:
                 if tensor.name in self.weights:
                     self._gguf.file.read_into(self.weights[tensor.name].data, self._gguf.offset(tensor))
@@ -166,16 +168,16 @@ class Stream:
         """
         self._gguf.file.check()
         if not self._reads_rows:
-            return self.weights["token_embd.weight"], tokens
+            return self.weights["token_embd.weight"], self._ops.place(tokens)
         embedding = self._gguf.tensors["token_embd.weight"]
         found, places = np.unique(tokens, return_inverse=True)
         row = embedding.data.nbytes // embedding.shape[0]
         begin = self._gguf.offset(embedding)
-        needed = np.empty((found.size, row), np.uint8)
+        needed = self._ops.empty((found.size, row), np.uint8)
         for out, token in zip(needed, found.tolist(), strict=True):
             self._gguf.file.read_into(out, begin + token * row)
         read = replace(embedding, shape=(found.size, embedding.shape[1]), data=needed.reshape(-1))
-        return read, places.astype(np.int32)
+        return read, self._ops.place(places.astype(np.int32))
 
     def slices(self, targets: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         """First entry and end of parts of the vocabulary. Where the head is streamed, only the current part is in
@@ -198,11 +200,11 @@ class Stream:
         finally:
             self._window.release(0, n)
 
-    def _place_blocks(self, ops: Backend) -> Arena:
+    def _place_blocks(self) -> Arena:
         """Places all streamed blocks into one buffer, as large as the largest, each from its beginning."""
         blocks = [[tensor for tensor in self._parts[i] if tensor.name in self.weights] for i in range(self.streamed)]
         nbytes = max(sum(_aligned(tensor.data.nbytes) for tensor in block) for block in blocks)
-        arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")], ops.allocate)
+        arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")], self._ops.allocate)
         for block in blocks:
             begin = 0
             for tensor in block:

@@ -212,6 +212,7 @@ class Trainer:
         norm = self._update(grad, loss, lr, step) if examples else 0.0
         if self.roller:
             self.roller.learned(step, self.steps_per_epoch, known)
+        self.ops.synchronize()
         self.steps_done = step
         return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
                           totals.computed, {**metrics, **totals.metrics})
@@ -340,13 +341,15 @@ class Trainer:
             yield
         finally:
             self.decoder.before_block = lambda: None
-            self.computing = False
             self.decoder.adapter.before_step(None)
+            self.ops.synchronize()
+            self.computing = False
 
     def keep_start(self) -> None:
         """Makes the adapter in the arena the one that answers are compared with, for an objective that does that."""
         if "start" in self.arena:
             self.ops.copy(self.arena.flat("start"), self.arena.flat("lora"))
+            self.ops.synchronize()
 
     def _open_roller(self, rewards: Rewards | None) -> Roller | None:
         if not isinstance(self.objective, Rewarded):

@@ -72,6 +72,15 @@ class Counting:
         self.uploaded.append(mapped.nbytes)
         return mapped.copy()  # as a device with its own memory would
 
+    def synchronize(self) -> None:
+        self.cpu.synchronize()
+
+    def place(self, array: Array) -> Array:
+        return array.copy()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        return self.cpu.empty(shape, dtype)
+
 
 def trained(model: Path, backend: Any = None) -> tuple[Trainer, bytes]:
     trainer = Trainer(model, backend=backend, threads=2, **OPTIONS)
