@@ -13,7 +13,7 @@ struct range {
 struct device {
     struct et_device given, cached; /* as Python gave it; what the context is made on */
     void **functions;               /* [kernels, FORMATS], NULL until one is found */
-    struct range *reached;          /* in ascending order; an array lies in one of them */
+    struct range *reached;          /* in ascending order */
     size_t n_reached;
 };
 
@@ -74,7 +74,8 @@ int device_add_memory(struct device *d, uintptr_t begin, size_t bytes) {
 
 int device_reaches(const struct device *d, const void *array, size_t bytes) {
     uintptr_t begin = (uintptr_t)array;
-    size_t low = 0, high = d->n_reached; /* the last range that does not begin behind the array is before `high` */
+    size_t low = 0; /* becomes the first range that begins behind the array */
+    size_t high = d->n_reached;
     while (low < high) {
         size_t middle = (low + high) / 2;
         if (d->reached[middle].begin <= begin)
@@ -82,7 +83,12 @@ int device_reaches(const struct device *d, const void *array, size_t bytes) {
         else
             high = middle;
     }
-    return low && begin + bytes <= d->reached[low - 1].end;
+    if (!low)
+        return 0;
+    for (; begin + bytes > d->reached[low - 1].end; low++) /* what is adjacent was told in parts */
+        if (low == d->n_reached || d->reached[low].begin != d->reached[low - 1].end)
+            return 0;
+    return 1;
 }
 
 /* KERNELS: (unit, name, whether there is one for each format), by number */

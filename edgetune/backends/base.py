@@ -63,7 +63,7 @@ class Memory(Protocol):
     def discard(self, begin: int) -> None:
         """Releases the bytes from `begin`, a multiple of the page size, to the end. They read as zeros afterwards.
 
-        All ops are done by then.
+        What ops still do with them is done before.
         """
 
 

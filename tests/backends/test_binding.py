@@ -149,7 +149,8 @@ def test_an_array_that_the_device_does_not_reach_is_refused() -> None:
     memory = np.zeros(96, np.float32)
     at = memory.ctypes.data
     _native.add_memory(made, at + 256, 64)
-    _native.add_memory(made, at + 64, 64)
+    _native.add_memory(made, at + 96, 32)
+    _native.add_memory(made, at + 64, 32)  # with the part behind it one
     for first, count in ((0, 16), (12, 8), (28, 8), (32, 16), (60, 8), (80, 16)):
         with pytest.raises(ValueError, match="add: x is not in the device's memory"):
             _native.add(made, memory[first:first + count], memory[16:16 + count])
@@ -161,7 +162,8 @@ SCRATCH = np.zeros(cpu.scratch_bytes(1), np.uint8)
 FROZEN = SCRATCH[:0].copy()
 FROZEN.flags.writeable = False
 HUGE = 10**400
-# A function, the arguments that it takes ("context": a context, "device": one on a device), the place of the wrong one and the values it can have.
+# A function, the arguments that it takes ("context": a context, "device": one on a device), the place of the wrong one
+# and the values it can have.
 WRONG = [
     ("context", [1, None, 0, SCRATCH], 0, ["3", None, 1.5, 0, -1, HUGE]),
     ("context", [1, None, 0, SCRATCH], 1, [3, b"avx2", "\ud800", "scalar\0"]),
