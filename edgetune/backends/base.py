@@ -1,7 +1,7 @@
 """The contract of a backend, the device that computes. An op is a method, outputs first, then inputs.
 
 To add one, write a class that is a Backend in a file of this folder: the ops, memory for arrays (`allocate`), and
-weights in the form that its ops read (`upload`). It is passed as `Trainer(backend=...)`. The trainer reads
+weights in the form that its ops read (`upload`). It is passed as `Trainer(ops=...)`. The trainer reads
 `scratch_bytes`, allocates them with everything else, and calls `use_scratch` before the first op. `cpu.py` and
 `cuda.py` are the backends; tests/backends/test_backend.py has one that counts the calls of another.
 
@@ -274,8 +274,12 @@ class Backend(Ops, Protocol):
     def use_scratch(self, scratch: Array) -> None:
         """Before the first op: a writable uint8 array of scratch_bytes. Without it the backend allocates its own."""
 
+    @property
+    def is_paged(self) -> bool:
+        """Whether memory costs nothing until it is written, and again after it is discarded."""
+
     def allocate(self, nbytes: int) -> Memory:
-        """Memory for arrays. Raises MemoryError."""
+        """Memory for arrays. Raises MemoryError, or DeviceError."""
 
     def upload(self, mapped: Array) -> Array:
         """A weight as ops read it, from its GGUF bytes, uint8, mapped from the file; or an array that stays the same.

@@ -136,6 +136,10 @@ class Cpu(NativeOps, Backend):
             raise ValueError(f"scratch has {scratch.nbytes} bytes, {self._threads} threads need {self._scratch_bytes}")
         self._scratch = scratch
 
+    @property
+    def is_paged(self) -> bool:
+        return True
+
     def allocate(self, nbytes: int) -> Pages:
         return Pages(nbytes)
 

@@ -220,6 +220,10 @@ class Cuda(NativeOps, Backend):
             raise ValueError(f"scratch has {scratch.nbytes} bytes, a GPU needs {self.scratch_bytes}")
         self._scratch = scratch
 
+    @property
+    def is_paged(self) -> bool:
+        return False
+
     def allocate(self, nbytes: int) -> Region:
         region = Region(self._driver, nbytes)
         self._reach(region.address, max(nbytes, 1))

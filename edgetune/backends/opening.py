@@ -13,16 +13,14 @@ from .cpu import Cpu
 if TYPE_CHECKING:
     from .cuda import Cuda
 
-BACKENDS = ("auto", "cpu", "cuda")
-
-
 def tell(line: str) -> None:
     """Where results are not: on a program's stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def open_backend(name: str, threads: int, say: Callable[[str], None] = tell) -> Backend:
-    """One of BACKENDS; `threads` of the CPU. say: is told, in a line, that auto took the GPU, and of what takes long.
+    """name: auto, cpu or cuda; threads: of the CPU. say: is told, in a line, that auto took the GPU, and of what takes
+    long.
 
     Raises UsageError for a GPU that was asked for and cannot be used.
     """
@@ -44,12 +42,3 @@ def open_cuda(say: Callable[[str], None] = tell) -> Cuda:
     from .cuda import Cuda
     from .cuda_driver import open_driver
     return Cuda(open_driver(say))
-
-
-def why_no_gpu() -> str:
-    """The sentence that says why none can be used; "" where one can."""
-    try:
-        open_cuda(lambda _: None)
-    except DeviceError as error:
-        return str(error)
-    return ""

@@ -64,6 +64,10 @@ class Counting:
     def use_scratch(self, scratch: Array) -> None:
         self.cpu.use_scratch(scratch)
 
+    @property
+    def is_paged(self) -> bool:
+        return True
+
     def allocate(self, nbytes: int) -> Memory:
         self.allocated.append(nbytes)
         return self.cpu.allocate(nbytes)
@@ -83,7 +87,7 @@ class Counting:
 
 
 def trained(model: Path, backend: Any = None) -> tuple[Trainer, bytes]:
-    trainer = Trainer(model, backend=backend, threads=2, **OPTIONS)
+    trainer = Trainer(model, ops=backend, threads=2, **OPTIONS)
     trainer.add_examples(random_rows(416, 6, 20, seed=0))
     trainer.train()
     return trainer, trainer.arena.flat("lora").tobytes()
