@@ -81,8 +81,9 @@ class Region:
         self._nbytes = max(nbytes, 1)
         self._driver = driver
         self.address = driver.allocate(self._nbytes)
-        weakref.finalize(self, driver.free, self.address).atexit = False
-        self.array: Array = np.asarray(_Bytes(self, self.address, nbytes))
+        held = _Bytes(self.address, nbytes)
+        weakref.finalize(held, driver.free, self.address).atexit = False
+        self.array: Array = np.asarray(held)
 
     def discard(self, begin: int) -> None:
         """See base.Memory."""
@@ -91,10 +92,9 @@ class Region:
 
 
 class _Bytes:
-    """Bytes as numpy takes them. owner: what lives as long as an array over them; died: called when none is left."""
+    """Bytes as numpy takes them; it lives as long as an array over them. died: called then."""
 
-    def __init__(self, owner: Any, address: int, nbytes: int, died: Callable[[], None] = lambda: None) -> None:
-        self.owner = owner
+    def __init__(self, address: int, nbytes: int, died: Callable[[], None] = lambda: None) -> None:
         self._died = died
         self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
@@ -119,7 +119,7 @@ class _Pool:
         size = max(ALIGN, 1 << (nbytes - 1).bit_length()) if nbytes else ALIGN
         piece = self._free[size].pop() if self._free[size] else self._cut(size, allocate)
         left = self._left
-        held = _Bytes(piece, piece.ctypes.data, nbytes, lambda: left.append((size, piece)))
+        held = _Bytes(piece.ctypes.data, nbytes, lambda: left.append((size, piece)))
         return np.asarray(held).view(kind).reshape(shape)
 
     def recycle(self) -> None:

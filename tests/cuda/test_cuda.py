@@ -79,7 +79,7 @@ def test_memory_of_small_arrays_is_given_again_only_when_no_op_reads_it() -> Non
     del view
     assert ops.empty((50,)).ctypes.data != at, "an op may still read it"
     ops.synchronize()
-    assert ops.empty((60,)).ctypes.data == at
+    assert at in {made.ctypes.data for made in [ops.empty((60,)) for _ in range(2)]}
     for _ in range(2000):
         ops.empty((CHUNK // 4,), np.uint8)
         ops.synchronize()
