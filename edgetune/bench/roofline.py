@@ -193,7 +193,7 @@ def bounds(calls: Sequence[Call], gpu: Gpu) -> list[Bound]:
 
 
 def limit(calls: Sequence[Call], gpu: Gpu, tokens: int) -> dict[str, Any]:
-    """What `edgetune plan` says of a GPU: the least seconds of a step of so many tokens, by kernel, and their speed."""
+    """What `edgetune plan` says of a GPU: the least seconds of a step of `tokens`, by kernel, and its speed."""
     kernels = bounds(calls, gpu)
     seconds = sum(kernel.seconds for kernel in kernels)
     peak = gpu.tensor_flops if any(call.flops and not call.is_exact for call in calls) else gpu.float_flops

@@ -143,8 +143,8 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
 
 def gpu_limits(network: Network, plan: Plan, config: TrainConfig, objective: Objective,
                board: Profile) -> list[dict[str, Any]]:
-    """For each mode of the board's GPU, what bounds a step, by kernel; empty: no GPU that is known, or a run whose time
-    is that of its own answers.
+    """For each mode of the board's GPU, what bounds a step, by kernel; empty: no GPU that is known, or a run that
+    learns from answers which it generates, whose time is theirs.
     """
     if plan.answers or not board.gpus():
         return []
@@ -217,8 +217,8 @@ def gpu_lines(gpus: list[dict[str, Any]]) -> list[str]:
     lines = []
     for gpu in gpus:
         mode = f" in {gpu['mode']}" if gpu["mode"] else ""
-        lines.append(f"its GPU{mode}: about {gpu['tokens_per_s']:.0f} tokens/s where its {gpu['memory_gb_s']:g} GB/s and "
-                     f"{gpu['peak_flops'] / 1e12:.1f} TFLOP/s are the limit")
+        peaks = f"{gpu['memory_gb_s']:g} GB/s and {gpu['peak_flops'] / 1e12:.1f} TFLOP/s"
+        lines.append(f"its GPU{mode}: about {gpu['tokens_per_s']:.0f} tokens/s where its {peaks} are the limit")
     return [*lines, "this is an estimate of the limit, on paper: it was never run on a card"] if lines else []
 
 
