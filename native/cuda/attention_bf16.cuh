@@ -14,6 +14,7 @@ template <int C>
 DEVICE void copy_rows(uint16_t (*tile)[C + 8], int rows, const attention_rows &x, int64_t at, int64_t stride, int n,
                       int width) {
     if (x.whole) {
+        ROLLED
         for (int i = (int)threadIdx.x; i < rows * (C / 8); i += (int)blockDim.x) {
             int row = i / (C / 8);
             int c = i % (C / 8) * 8;
