@@ -49,6 +49,7 @@ DEVICE void copy_keys(uint16_t (*tile)[C + 8], int rows, const attention_args &a
 
 /* Until all copies of the block are there. */
 DEVICE void wait_for_rows() {
+    commit_copies();
     wait_for_copies<0>();
     __syncthreads();
 }
@@ -104,17 +105,28 @@ DEVICE void add_product(float sums[W / 8][4], const float p[N / 8][4], const uin
     }
 }
 
+DEVICE void put(float *p, float x) { *p = x; }
+DEVICE void put(uint16_t *p, float x) { *p = float_to_bf16(x); }
+
+/* n values from p on = scale * sums [W] of a lane's row, 0 or 1: its columns, of which p is the first. */
+template <int W, typename type> DEVICE void put_row(type *p, const float (*sums)[4], int row, float scale, int n) {
+    UNROLL
+    for (int j = 0; j < W / 8; j++) {
+        if (j * 8 < n)
+            put(p + j * 8, scale * sums[j][2 * row]);
+        if (j * 8 + 1 < n)
+            put(p + j * 8 + 1, scale * sums[j][2 * row + 1]);
+    }
+}
+
 /* out from element `at` on = scale * sums [.., W] of a lane's row, 0 or 1, its columns from `column` on. */
 template <int W>
 DEVICE void store_row(et_array out, int64_t at, const float (*sums)[4], int row, float scale, int column, int C) {
-    UNROLL
-    for (int j = 0; j < W / 8; j++) {
-        int c = column + j * 8 + lane_column();
-        if (c < C)
-            array_put(out, at + c, scale * sums[j][2 * row]);
-        if (c + 1 < C)
-            array_put(out, at + c + 1, scale * sums[j][2 * row + 1]);
-    }
+    column += lane_column();
+    if (out.type == ET_F32)
+        put_row<W>((float *)out.data + at + column, sums, row, scale, C - column);
+    else
+        put_row<W>((uint16_t *)out.data + at + column, sums, row, scale, C - column);
 }
 
 /* Over the four lanes that share a row. */
@@ -187,11 +199,9 @@ template <typename shared_type, int C, int QUERIES, int KEYS> DEVICE void attent
     int k = next_key(a, tile, 0);
     copy_queries<C>(shared->q, QUERIES, a, a.q, tile.h, tile.t, tile.n);
     copy_keys<C>(shared->k, KEYS, a, a.k, tile.g, k, a.T - k);
-    commit_copies();
     while (k <= tile.last) {
         wait_for_rows();
         copy_keys<C>(shared->v, KEYS, a, a.v, tile.g, k, a.T - k);
-        commit_copies();
         int next = next_key(a, tile, k + KEYS);
         float s[KEYS / 8][4];
         multiply_rows<C, KEYS>(s, shared->q, row, shared->k);
@@ -201,8 +211,7 @@ template <typename shared_type, int C, int QUERIES, int KEYS> DEVICE void attent
         wait_for_rows();
         if (next <= tile.last) {
             copy_keys<C>(shared->k, KEYS, a, a.k, tile.g, next, a.T - next);
-            commit_copies();
-        }
+            }
         add_product<C, KEYS, C>(out, s, shared->v, 0);
         k = next;
     }
@@ -336,7 +345,7 @@ DEVICE void attention_dkv_bf16(const attention_args &a) {
             if (!beyond_window(a, t, n, highest))
                 add_queries_bf16<shared_type, C, QUERIES, BUFFERS, W>(a, shared, tile, dk, dv, h, t, n, row, column);
         }
-    wait_for_copies<0>(); /* of keys before the queries, that none of them sees */
+    wait_for_rows(); /* of keys before the queries, that none of them sees */
     UNROLL
     for (int r = 0; r < 2; r++) {
         int k = tile.t + row + lane_row() + r * 8;
