@@ -12,6 +12,8 @@
 #include <string.h>
 
 #define DEVICE static inline
+#define UNROLL
+#define ROLLED
 #define KERNEL(name, type)                                                                                             \
     static void name(const type a);                                                                                    \
     static const emulated_kernel entry_##name(#name, [](const void *args) { name(*(const type *)args); });             \

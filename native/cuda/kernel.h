@@ -16,6 +16,8 @@
 
 #define DEVICE static __device__ __forceinline__
 #define KERNEL(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK) name(const type a)
+#define UNROLL _Pragma("unroll") /* the loop that follows, whole: its arrays stay in registers */
+#define ROLLED _Pragma("unroll 1") /* the loop that follows as it is, where more registers would not pay */
 #ifndef INFINITY /* which NVRTC has not */
 #define INFINITY __int_as_float(0x7f800000)
 #endif
