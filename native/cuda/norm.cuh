@@ -1,21 +1,6 @@
 /* RMS norms and their backward passes: a block a row. */
-#include "kernel.h"
+#include "block.cuh"
 #include "norm.h"
-
-/* The sum of x over the threads of a block, in all of them. */
-DEVICE float block_sum(float x, float sums[8]) {
-    int warp = (int)threadIdx.x / ET_WARP;
-    int lane = (int)threadIdx.x % ET_WARP;
-    x = warp_sum(x);
-    __syncthreads(); /* `sums` may be in use by those before */
-    if (lane == 0)
-        sums[warp] = x;
-    __syncthreads();
-    float total = 0;
-    for (int i = 0; i < (int)blockDim.x / ET_WARP; i++)
-        total += sums[i];
-    return total;
-}
 
 KERNEL(rmsnorm_forward, norm_args) {
     norm_shared *shared = shared_memory<norm_shared>();

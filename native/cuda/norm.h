@@ -2,7 +2,7 @@
 #ifndef ET_NORM_H
 #define ET_NORM_H
 
-#include "../et.h"
+#include "launch.h"
 
 struct norm_args {
     et_array out, inp, dout; /* [rows, D]; dout backward alone, where out is dinp */
@@ -13,7 +13,7 @@ struct norm_args {
 };
 
 struct norm_shared {
-    float sums[8]; /* a warp each */
+    float sums[ET_WARPS];
 };
 
 #endif
