@@ -63,8 +63,8 @@ DEVICE float scale_of(float most) {
     return most > 0.0f ? most : 1.0f;
 }
 
-/* A warp a group of moments, of which lane l has every 32nd from l on: all loads lie side by side, and nothing waits for
- * other warps. */
+/* A warp a group of moments, of which lane l has every 32nd from l on: loads lie side by side, all are under way before
+ * the first is used, and nothing waits for other warps. */
 KERNEL(adamw8, adamw_args) {
     enum { EACH = ET_MOMENTS / ET_WARP };
     int lane = (int)threadIdx.x % ET_WARP;
@@ -73,17 +73,22 @@ KERNEL(adamw8, adamw_args) {
     if (begin >= a.n)
         return;
     et_moments *moments = a.moments + group;
-    float m[EACH], v[EACH];
+    float param[EACH], grad[EACH], m[EACH], v[EACH];
     float most_m = 0;
     float most_v = 0;
     float m_scale = moments->m_scale;
     float v_scale = moments->v_scale;
     for (int k = 0; k < EACH; k++) {
         int j = k * ET_WARP + lane;
+        param[k] = begin + j < a.n ? a.param[begin + j] : 0.0f;
+        grad[k] = begin + j < a.n ? a.grad[begin + j] : 0.0f;
         m[k] = m_of(moments->m[j], m_scale);
         v[k] = v_scale * eighth_power(moments->v[j] * (1.0f / 255));
-        if (begin + j < a.n)
-            a.param[begin + j] = adamw_step(a, a.param[begin + j], a.grad[begin + j], &m[k], &v[k]);
+    }
+    for (int k = 0; k < EACH; k++) {
+        int64_t i = begin + k * ET_WARP + lane;
+        if (i < a.n)
+            a.param[i] = adamw_step(a, param[k], grad[k], &m[k], &v[k]);
         most_m = fmaxf(most_m, fabsf(m[k]));
         most_v = fmaxf(most_v, v[k]);
     }

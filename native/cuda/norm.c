@@ -5,6 +5,8 @@
 
 static void launch_norm(et_context *ctx, enum et_kernel kernel, struct norm_args args, int64_t rows) {
     struct et_grid grid = {(unsigned)rows, 1, 1};
+    args.whole = args.D % 4 == 0 && et_aligned(args.out) && et_aligned(args.inp) && et_aligned(args.dout) &&
+                 et_aligned((et_array){(void *)args.weight, ET_F32});
     et_launch(ctx, kernel, 0, grid, et_threads_for(args.D), sizeof(struct norm_shared), &args);
 }
 

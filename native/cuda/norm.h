@@ -9,7 +9,7 @@ struct norm_args {
     float *rstd;             /* [rows], written forward */
     const float *weight;     /* [D] */
     float eps;
-    int accumulate, D;
+    int accumulate, D, whole; /* whole: fours of values are aligned */
 };
 
 struct norm_shared {
