@@ -9,7 +9,7 @@
 
 /* ---- buffers ----------------------------------------------------------------------------------------------- */
 
-#define GUARD 17                /* words at either end; odd, so that no array is aligned to a vector */
+static size_t guard = 17;       /* words at either end; odd, so that no array is aligned to a vector */
 #define CANARY 0x7fc17fc0u      /* NaN in float and bf16, so that what reads it shows */
 
 struct buffer {
@@ -19,28 +19,30 @@ struct buffer {
 };
 static struct buffer *buffers;
 
+void check_align(int aligned) { guard = aligned ? 16 : 17; }
+
 static void *guarded(size_t bytes) {
-    struct buffer *b = malloc(sizeof *b + bytes + 2 * GUARD * 4);
+    struct buffer *b = malloc(sizeof *b + bytes + 2 * guard * 4);
     if (!b)
         abort();
     *b = (struct buffer){buffers, bytes};
     buffers = b;
-    for (size_t i = 0; i < GUARD * 4; i += 4) {
+    for (size_t i = 0; i < guard * 4; i += 4) {
         memcpy(b->data + i, &(uint32_t){CANARY}, 4);
-        memcpy(b->data + GUARD * 4 + bytes + i, &(uint32_t){CANARY}, 4);
+        memcpy(b->data + guard * 4 + bytes + i, &(uint32_t){CANARY}, 4);
     }
-    return b->data + GUARD * 4;
+    return b->data + guard * 4;
 }
 
 int check_guards(const void *x) {
     const struct buffer *b = buffers;
-    while (b && b->data + GUARD * 4 != x)
+    while (b && b->data + guard * 4 != x)
         b = b->next;
     if (!b)
         return 0;
-    for (size_t i = 0; i < GUARD * 4; i += 4)
+    for (size_t i = 0; i < guard * 4; i += 4)
         if (memcmp(b->data + i, &(uint32_t){CANARY}, 4) ||
-            memcmp(b->data + GUARD * 4 + b->bytes + i, &(uint32_t){CANARY}, 4))
+            memcmp(b->data + guard * 4 + b->bytes + i, &(uint32_t){CANARY}, 4))
             return 0;
     return 1;
 }

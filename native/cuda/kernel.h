@@ -107,7 +107,7 @@ DEVICE void array_put(et_array a, int64_t i, float x) {
 }
 
 /* Sum and maximum over the lanes of a warp, in all of them, in an order that is always the same. */
-DEVICE float warp_sum(float x) {
+template <typename type> DEVICE type warp_sum(type x) {
     for (int step = ET_WARP / 2; step; step /= 2)
         x += __shfl_xor_sync(ET_ALL_LANES, x, step);
     return x;
