@@ -1,8 +1,5 @@
 /* Products with quantized weights by tensor cores. A tile of weights is unpacked once for a block, into shared memory as
- * bf16: forward reads it along the rows, whose weights are summed, backward across.
- *
- * While one tile of either side is multiplied, the next is on its way: activations in bf16 as asynchronous copies, weights
- * as they are in registers, to be unpacked behind the multiplication. */
+ * bf16: forward reads it along the rows, whose weights are summed, backward across. */
 #ifndef ET_PRODUCT_CUH
 #define ET_PRODUCT_CUH
 
@@ -50,95 +47,107 @@ DEVICE void put_bf16(uint16_t *to, const float *x) {
     *(words<4> *)to = packed;
 }
 
-/* Tiles of both sides on their way from global to shared memory. */
-template <typename shape, int format, int backward> struct product_fetch {
-    float held[shape::chunks][8]; /* activations that are not copied */
-    run<format> w;
-};
+DEVICE int is_copied(const product_part &p) { return p.inp_aligned && p.inp.type == ET_BF16; }
 
-template <typename shape, int format, int backward>
-DEVICE void fetch_tiles(product_fetch<shape, format, backward> &f, uint16_t *tile, const product_args &a,
-                        const product_part &p, int i0) {
-    int inner = backward ? p.rows : p.columns;
+/* Where chunk c of a thread is in the tile of activations: its row, and the first of its 8 columns. */
+template <typename shape> DEVICE int chunk_row(int c) {
+    return ((int)threadIdx.x + c * ET_BLOCK) / (shape::inner / 8);
+}
+template <typename shape> DEVICE int chunk_column(int c) {
+    return ((int)threadIdx.x + c * ET_BLOCK) % (shape::inner / 8) * 8;
+}
+
+/* Begins to copy the tile of activations whose first column is i0. */
+template <typename shape>
+DEVICE void copy_inputs(uint16_t *tile, const product_part &p, int i0, int T, int inner) {
     for (int c = 0; c < shape::chunks; c++) {
-        int id = (int)threadIdx.x + c * ET_BLOCK;
-        int t = (int)blockIdx.y * shape::T + id / (shape::inner / 8);
-        int i = id % (shape::inner / 8) * 8;
-        if (p.inp_aligned && p.inp.type == ET_BF16) {
-            int there = t < a.T && i0 + i < inner;
-            const uint16_t *from = (const uint16_t *)p.inp.data + (there ? (int64_t)t * inner + i0 + i : 0);
-            copy_async(tile + id / (shape::inner / 8) * shape::inp_stride + i, from, there ? 16 : 0);
-        } else
-            fetch_chunk(f.held[c], p, t, i0 + i, a.T, inner);
+        int t = (int)blockIdx.y * shape::T + chunk_row<shape>(c);
+        int i = i0 + chunk_column<shape>(c);
+        int there = t < T && i < inner;
+        const uint16_t *from = (const uint16_t *)p.inp.data + (there ? (int64_t)t * inner + i : 0);
+        copy_async(tile + chunk_row<shape>(c) * shape::inp_stride + chunk_column<shape>(c), from, there ? 16 : 0);
     }
-    commit_copies();
+}
+
+/* The thread's run of the tile of weights at i0 along what is summed. */
+template <typename shape, int format, int backward> DEVICE run<format> fetch_weights(const product_part &p, int i0) {
     constexpr int runs = (backward ? shape::outer : shape::inner) / ET_RUN; /* a row of the tile */
     int row = (int)threadIdx.x / runs + (backward ? i0 : (int)blockIdx.x * shape::outer);
     int column = (int)threadIdx.x % runs * ET_RUN + (backward ? (int)blockIdx.x * shape::outer : i0);
     const uint8_t *from = (const uint8_t *)p.w + row * row_bytes<format>(p.columns);
-    f.w = fetch_run<format>(from, column, row < p.rows ? p.columns : 0, p.w_aligned);
+    return fetch_run<format>(from, column, row < p.rows ? p.columns : 0, p.w_aligned);
 }
 
-template <typename shape, int format, int backward>
-DEVICE void put_tiles(const product_fetch<shape, format, backward> &f, uint16_t *tile, uint16_t *w_tile,
-                      const product_part &p) {
-    if (!p.inp_aligned || p.inp.type != ET_BF16)
-        for (int c = 0; c < shape::chunks; c++) {
-            int id = (int)threadIdx.x + c * ET_BLOCK;
-            put_bf16(tile + id / (shape::inner / 8) * shape::inp_stride + id % (shape::inner / 8) * 8, f.held[c]);
-        }
+template <typename shape, int format, int backward> DEVICE void put_weights(uint16_t *tile, const run<format> &w) {
     constexpr int columns = backward ? shape::outer : shape::inner;
     constexpr int runs = columns / ET_RUN;
     float x[ET_RUN];
-    values(x, f.w);
-    uint16_t *to = w_tile + (int)threadIdx.x / runs * (columns + PRODUCT_PAD) + (int)threadIdx.x % runs * ET_RUN;
+    values(x, w);
+    uint16_t *to = tile + (int)threadIdx.x / runs * (columns + PRODUCT_PAD) + (int)threadIdx.x % runs * ET_RUN;
     put_bf16(to, x);
     put_bf16(to + 8, x + 8);
 }
 
+/* sum += the product of 16 of what is summed */
 template <typename shape, int backward>
-DEVICE void multiply_tiles(float (&sum)[shape::rows][shape::columns][4], const uint16_t *inp, const uint16_t *w) {
+DEVICE void multiply_step(float (&sum)[shape::rows][shape::columns][4], const uint16_t *inp, const uint16_t *w, int s) {
     int lane = (int)threadIdx.x % ET_WARP;
     int warp = (int)threadIdx.x / ET_WARP;
     int t = warp % shape::warps_T * (shape::rows * 16) + lane % 16;
     int o = warp / shape::warps_T % shape::warps_outer * (shape::columns * 8) + lane / 16 * 8;
-    int i = warp / (shape::warps_T * shape::warps_outer) * (shape::steps * 16);
-    int inp_at = t * shape::inp_stride + i + lane / 16 * 8;
+    int i = (warp / (shape::warps_T * shape::warps_outer) * shape::steps + s) * 16;
     constexpr int stride = (backward ? shape::outer : shape::inner) + PRODUCT_PAD;
-    int w_at = backward ? (i + lane % 16) * stride + o : (o + lane % 8) * stride + i + lane % 16 / 8 * 8;
-    for (int s = 0; s < shape::steps; s++) {
-        uint32_t A[shape::rows][4];
-        for (int r = 0; r < shape::rows; r++)
-            load_matrix(A[r], inp + inp_at + r * 16 * shape::inp_stride + s * 16);
-        for (int c = 0; c < shape::columns; c += 2) {
-            uint32_t B[4]; /* of columns c and c + 1 */
-            if (backward)
-                load_matrix_transposed(B, w + w_at + s * 16 * stride + c * 8);
-            else
-                load_matrix(B, w + w_at + c * 8 * stride + s * 16);
-            for (int r = 0; r < shape::rows; r++) {
-                mma(sum[r][c], A[r], B);
-                mma(sum[r][c + 1], A[r], B + 2);
-            }
+    const uint16_t *inp_at = inp + t * shape::inp_stride + i + lane / 16 * 8;
+    const uint16_t *w_at = w + (backward ? (i + lane % 16) * stride + o
+                                         : (o + lane % 8) * stride + i + lane % 16 / 8 * 8);
+    uint32_t A[shape::rows][4];
+    for (int r = 0; r < shape::rows; r++)
+        load_matrix(A[r], inp_at + r * 16 * shape::inp_stride);
+    for (int c = 0; c < shape::columns; c += 2) {
+        uint32_t B[4]; /* of columns c and c + 1 */
+        if (backward)
+            load_matrix_transposed(B, w_at + c * 8);
+        else
+            load_matrix(B, w_at + c * 8 * stride);
+        for (int r = 0; r < shape::rows; r++) {
+            mma(sum[r][c], A[r], B);
+            mma(sum[r][c + 1], A[r], B + 2);
         }
     }
 }
 
-/* sum += the product of one part */
+/* sum += the product of one part. While one tile of either side is multiplied, the next is on its way: activations in bf16
+ * as asynchronous copies, those that must be converted a chunk a step, so that few registers hold them, and weights in
+ * registers as they are, to be unpacked behind the multiplication. */
 template <typename shape, int format, int backward>
 DEVICE void add_part(float (&sum)[shape::rows][shape::columns][4], typename shape::tiles *shared, const product_args &a,
                      const product_part &p) {
     int inner = backward ? p.rows : p.columns;
-    product_fetch<shape, format, backward> f;
-    int filled = 0; /* which of the two tiles */
+    int copied = is_copied(p);
+    run<format> w;
+    int full = 1; /* which of the two tiles is */
     for (int next = 0; next < inner + shape::inner; next += shape::inner) {
+        uint16_t *inp = shared->inp[!full];
+        if (next < inner) {
+            w = fetch_weights<shape, format, backward>(p, next);
+            if (copied)
+                copy_inputs<shape>(inp, p, next, a.T, inner);
+        }
+        commit_copies();
+        UNROLL for (int s = 0; s < shape::steps || s < shape::chunks; s++) {
+            int converts = s < shape::chunks && !copied && next < inner;
+            float x[8];
+            if (converts)
+                fetch_chunk(x, p, (int)blockIdx.y * shape::T + chunk_row<shape>(s), next + chunk_column<shape>(s), a.T,
+                            inner);
+            if (s < shape::steps && next > 0)
+                multiply_step<shape, backward>(sum, shared->inp[full], shared->w[full], s);
+            if (converts)
+                put_bf16(inp + chunk_row<shape>(s) * shape::inp_stride + chunk_column<shape>(s), x);
+        }
+        full = !full;
         if (next < inner)
-            fetch_tiles(f, shared->inp[!filled], a, p, next);
-        if (next > 0)
-            multiply_tiles<shape, backward>(sum, shared->inp[filled], shared->w[filled]);
-        filled = !filled;
-        if (next < inner)
-            put_tiles(f, shared->inp[filled], shared->w[filled], p);
+            put_weights<shape, format, backward>(shared->w[full], w);
         wait_for_copies<0>();
         __syncthreads();
     }

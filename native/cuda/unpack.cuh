@@ -30,24 +30,36 @@ DEVICE uint32_t half_at(const uint8_t *p, int aligned) {
     return aligned ? *(const uint16_t *)p : (uint32_t)p[0] | (uint32_t)p[1] << 8;
 }
 
+/* out [4] = 16 bytes from an even address: whole words of them and, where that is no multiple of 4, a half at each end. */
+DEVICE void load_halves(uint32_t (&out)[4], const uint8_t *p) {
+    int odd = (int)((uintptr_t)p & 2);
+    const uint32_t *middle = (const uint32_t *)(p + odd);
+    uint32_t first = half_at(odd ? p : p + 12, 1);
+    uint32_t last = half_at(p + 14, 1);
+    uint32_t x[3] = {middle[0], middle[1], middle[2]};
+    out[0] = odd ? first | x[0] << 16 : x[0];
+    out[1] = odd ? x[0] >> 16 | x[1] << 16 : x[1];
+    out[2] = odd ? x[1] >> 16 | x[2] << 16 : x[2];
+    out[3] = odd ? x[2] >> 16 | last << 16 : first | last << 16;
+}
+
 /* out [n] = the words at byte `where` of a block, and some multiple of 16 bytes on. */
 template <int format, int where, int n> DEVICE void load(uint32_t (&out)[n], const uint8_t *block, int on, int aligned) {
     constexpr int all = format_size<format>::bytes | where | 16;
     constexpr int unit = all & -all; /* divides the address if aligned */
     constexpr int each = unit < 4 ? 1 : unit / 4 < n ? unit / 4 : n;
     const uint8_t *p = block + where + on;
-    if (aligned && unit >= 4)
+    if (!aligned || unit == 1)
+        for (int i = 0; i < n; i++)
+            out[i] = any_word(p + 4 * i);
+    else if constexpr (unit == 2)
+        load_halves(out, p);
+    else
         for (int i = 0; i < n; i += each) {
             words<each> piece = *(const words<each> *)(p + 4 * i);
             for (int j = 0; j < each; j++)
                 out[i + j] = piece.x[j];
         }
-    else if (aligned && unit == 2)
-        for (int i = 0; i < n; i++)
-            out[i] = half_at(p + 4 * i, 1) | half_at(p + 4 * i + 2, 1) << 16;
-    else
-        for (int i = 0; i < n; i++)
-            out[i] = any_word(p + 4 * i);
 }
 
 /* ---- codes, four to a word ---- */
@@ -125,13 +137,15 @@ PLAIN(BF16, 8, bits_to_float(i % 2 ? r.x[i / 2] & 0xffff0000u : r.x[i / 2] << 16
  * nibbles, of which the upper are the second half of the block. CODES are of q, nibbles. */
 #define OF_32(format, where, minimum, fifth, bias, CODES)                                                              \
     template <> struct run<ET_##format> {                                                                              \
-        uint32_t nibbles[4], d, m, bits;                                                                               \
+        uint32_t nibbles[4], header[1], bits;                                                                          \
         int at;                                                                                                        \
     };                                                                                                                 \
     DEVICE void fetch(run<ET_##format> &r, const uint8_t *b, int at, int, int aligned) {                               \
         load<ET_##format, where>(r.nibbles, b, 0, aligned);                                                            \
-        r.d = half_at(b, aligned);                                                                                     \
-        r.m = minimum ? half_at(b + 2, aligned) : 0;                                                                   \
+        if constexpr (minimum)                                                                                         \
+            load<ET_##format, 0>(r.header, b, 0, aligned);                                                             \
+        else                                                                                                           \
+            r.header[0] = half_at(b, aligned);                                                                         \
         r.bits = fifth ? half_at(b + where - 4 + at / 8, aligned) : 0;                                                 \
         r.at = at;                                                                                                     \
     }                                                                                                                  \
@@ -141,7 +155,7 @@ PLAIN(BF16, 8, bits_to_float(i % 2 ? r.x[i / 2] & 0xffff0000u : r.x[i / 2] << 16
             uint32_t q = bits_of_bytes(r.nibbles[i], r.at / 4, 4);                                                     \
             codes[i] = CODES;                                                                                          \
         }                                                                                                              \
-        scale_codes(out, codes, bias, half_value(r.d), half_value(r.m));                                               \
+        scale_codes(out, codes, bias, half_value(r.header[0]), half_value(r.header[0] >> 16));                         \
     }
 OF_32(Q4_0, 2, 0, 0, 8, q)
 OF_32(Q4_1, 4, 1, 0, 0, q)
@@ -204,21 +218,21 @@ DEVICE int crumbs_at(int g) { return g / 8 * 32 + g % 2 * 16; }
 DEVICE int crumbs_bit(int g) { return g % 8 / 2 * 2; }
 
 template <> struct run<ET_Q2_K> {
-    uint32_t x[4], d, dmin, scales;
+    uint32_t x[4], halves[1], scales; /* halves: d, dmin */
     int g;
 };
 DEVICE void fetch(run<ET_Q2_K> &r, const uint8_t *b, int at, int, int aligned) {
     r.g = at / 16;
     load<ET_Q2_K, 16>(r.x, b, crumbs_at(r.g), aligned);
     r.scales = b[r.g];
-    r.d = half_at(b + 80, aligned);
-    r.dmin = half_at(b + 82, aligned);
+    load<ET_Q2_K, 80>(r.halves, b, 0, aligned);
 }
 DEVICE void values(float (&out)[ET_RUN], const run<ET_Q2_K> &r) {
     uint32_t codes[4];
     for (int i = 0; i < 4; i++)
         codes[i] = bits_of_bytes(r.x[i], crumbs_bit(r.g), 2);
-    scale_codes(out, codes, 0, half_value(r.d) * (float)(r.scales & 15), -half_value(r.dmin) * (float)(r.scales >> 4));
+    scale_codes(out, codes, 0, half_value(r.halves[0]) * (float)(r.scales & 15),
+                -half_value(r.halves[0] >> 16) * (float)(r.scales >> 4));
 }
 
 /* As Q2_K, with a third bit in hmask (absent: minus 4), signed 6-bit scales and no minimum. */
@@ -242,55 +256,49 @@ DEVICE void values(float (&out)[ET_RUN], const run<ET_Q3_K> &r) {
     scale_codes(out, codes, 4, half_value(r.d) * (float)((int)scale - 32), 0);
 }
 
-/* What Q4_K's and Q5_K's blocks begin with: two halves, and in 12 bytes the 6-bit scales and minima of 8 groups of 32. */
-struct header_K {
-    uint32_t d, dmin, scales[3];
-    int g;
-};
-DEVICE void fetch_header(header_K &h, const uint8_t *b, int at, int aligned) {
-    h.g = at / 32;
-    h.d = half_at(b, aligned);
-    h.dmin = half_at(b + 2, aligned);
+/* out = codes of Q4_K or Q5_K with what is in the first 16 bytes of a block: two halves, d and dmin, and in 12 bytes the
+ * 6-bit scales and minima of 8 groups of 32. */
+DEVICE void scale_codes_K(float (&out)[ET_RUN], const uint32_t (&codes)[4], const uint32_t (&header)[4], int g) {
+    uint32_t part[3];
     for (int i = 0; i < 3; i++)
-        h.scales[i] = b[4 + 4 * i + h.g % 4];
-}
-DEVICE void scale_codes_K(float (&out)[ET_RUN], const uint32_t (&codes)[4], const header_K &h) {
-    int first = h.g < 4;
-    uint32_t scale = first ? h.scales[0] & 63 : (h.scales[2] & 15) | (h.scales[0] >> 6) << 4;
-    uint32_t minimum = first ? h.scales[1] & 63 : h.scales[2] >> 4 | (h.scales[1] >> 6) << 4;
-    scale_codes(out, codes, 0, half_value(h.d) * (float)scale, -half_value(h.dmin) * (float)minimum);
+        part[i] = header[1 + i] >> (g % 4 * 8) & 255;
+    uint32_t scale = g < 4 ? part[0] & 63 : (part[2] & 15) | part[0] >> 6 << 4;
+    uint32_t minimum = g < 4 ? part[1] & 63 : part[2] >> 4 | part[1] >> 6 << 4;
+    scale_codes(out, codes, 0, half_value(header[0]) * (float)scale, -half_value(header[0] >> 16) * (float)minimum);
 }
 
 template <> struct run<ET_Q4_K> {
-    uint32_t x[4];
-    header_K header;
+    uint32_t x[4], header[4];
+    int g;
 };
 DEVICE void fetch(run<ET_Q4_K> &r, const uint8_t *b, int at, int, int aligned) {
     load<ET_Q4_K, 16>(r.x, b, at / 64 * 32 + at % 32, aligned);
-    fetch_header(r.header, b, at, aligned);
+    load<ET_Q4_K, 0>(r.header, b, 0, aligned);
+    r.g = at / 32;
 }
 DEVICE void values(float (&out)[ET_RUN], const run<ET_Q4_K> &r) {
     uint32_t codes[4];
     for (int i = 0; i < 4; i++)
-        codes[i] = bits_of_bytes(r.x[i], r.header.g % 2 * 4, 4);
-    scale_codes_K(out, codes, r.header);
+        codes[i] = bits_of_bytes(r.x[i], r.g % 2 * 4, 4);
+    scale_codes_K(out, codes, r.header, r.g);
 }
 
 /* As Q4_K, with a fifth bit: that of the group in each of 32 bytes. */
 template <> struct run<ET_Q5_K> {
-    uint32_t x[4], fifth[4];
-    header_K header;
+    uint32_t x[4], fifth[4], header[4];
+    int g;
 };
 DEVICE void fetch(run<ET_Q5_K> &r, const uint8_t *b, int at, int, int aligned) {
     load<ET_Q5_K, 16>(r.fifth, b, at % 32, aligned);
     load<ET_Q5_K, 48>(r.x, b, at / 64 * 32 + at % 32, aligned);
-    fetch_header(r.header, b, at, aligned);
+    load<ET_Q5_K, 0>(r.header, b, 0, aligned);
+    r.g = at / 32;
 }
 DEVICE void values(float (&out)[ET_RUN], const run<ET_Q5_K> &r) {
     uint32_t codes[4];
     for (int i = 0; i < 4; i++)
-        codes[i] = bits_of_bytes(r.x[i], r.header.g % 2 * 4, 4) | bits_of_bytes(r.fifth[i], r.header.g, 1) << 4;
-    scale_codes_K(out, codes, r.header);
+        codes[i] = bits_of_bytes(r.x[i], r.g % 2 * 4, 4) | bits_of_bytes(r.fifth[i], r.g, 1) << 4;
+    scale_codes_K(out, codes, r.header, r.g);
 }
 
 /* 16 groups of 16 with 8-bit scales; codes of 4 low and 2 high bits, minus 32. Of each 128 weights, quarter c has its
@@ -315,23 +323,21 @@ DEVICE void values(float (&out)[ET_RUN], const run<ET_Q6_K> &r) {
 
 /* As IQ4_NL, with 6-bit scales of 8 groups of 32. */
 template <> struct run<ET_IQ4_XS> {
-    uint32_t nibbles[4], d, low, high;
+    uint32_t nibbles[4], header[2]; /* d and the upper bits of scales, the lower */
     int at;
 };
 DEVICE void fetch(run<ET_IQ4_XS> &r, const uint8_t *b, int at, int, int aligned) {
     r.at = at;
     load<ET_IQ4_XS, 8>(r.nibbles, b, at / 32 * 16, aligned);
-    r.d = half_at(b, aligned);
-    r.high = half_at(b + 2, aligned);
-    r.low = b[4 + at / 64];
+    load<ET_IQ4_XS, 0>(r.header, b, 0, aligned);
 }
 DEVICE void values(float (&out)[ET_RUN], const run<ET_IQ4_XS> &r) {
     uint32_t codes[4];
     int g = r.at / 32;
     for (int i = 0; i < 4; i++)
         codes[i] = nonlinear(bits_of_bytes(r.nibbles[i], r.at % 32 / 4, 4));
-    uint32_t scale = (r.low >> (g % 2 * 4) & 15) | (r.high >> (2 * g) & 3) << 4;
-    scale_codes(out, codes, 128, half_value(r.d) * (float)((int)scale - 32), 0);
+    uint32_t scale = (r.header[1] >> (4 * g) & 15) | (r.header[0] >> (16 + 2 * g) & 3) << 4;
+    scale_codes(out, codes, 128, half_value(r.header[0]) * (float)((int)scale - 32), 0);
 }
 
 /* The run of weights k .. k + 15 of a row of `columns`; of those beyond it, zeros. */
