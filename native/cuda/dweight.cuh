@@ -1,6 +1,6 @@
-/* Gradients of LoRA's weights, in float: with a rank of 16 they are bound by memory, which tensor cores do not help. Tokens
- * are cut into parts, a block each, as else a narrow gradient would be the work of few; the parts' sums are added in their
- * order by another kernel. */
+/* Gradients of LoRA's weights, in float: with a rank of 16 they are bound by memory, which tensor cores do not help.
+ * Tokens are cut into parts, a block each, as else a small gradient would be the work of few; another kernel adds the
+ * sums of the parts in their order. */
 #include "dweight.h"
 #include "kernel.h"
 

@@ -13,6 +13,7 @@
 
 #define DEVICE static inline
 #define UNROLL
+#define MAY_ALIAS [[gnu::may_alias]]
 #define KERNEL(name, type)                                                                                             \
     static void name(const type a);                                                                                    \
     static const emulated_kernel entry_##name(#name, [](const void *args) { name(*(const type *)args); });             \

@@ -2,10 +2,10 @@
  * C++ for the CPU (emulate.h), where tests run it. Blocks have one dimension of at most ET_BLOCK threads, a multiple of
  * ET_WARP; grids have up to three.
  *
- * KERNEL(name, type) { body } is a kernel whose only argument is `a`, a struct of that type; DEVICE is what it calls. Of a
- * KERNEL_TWICE two blocks are on a multiprocessor at once, so that one works while the other waits: 128 registers. All
- * shared memory is one struct of a block, shared_memory<type>(), not initialised. Everything that belongs to one card
- * alone stands here, behind a function: mma, load_matrix, copy_async, and conversions. */
+ * KERNEL(name, type) { body } is a kernel whose only argument is `a`, a struct of that type; DEVICE is what it calls.
+ * Of a KERNEL_TWICE two blocks fit on a multiprocessor, as it has at most 128 registers a thread, so that one works while
+ * the other waits. All shared memory is one struct of a block, shared_memory<type>(), not initialised. Everything that
+ * belongs to one card alone stands here, behind a function: mma, load_matrix, copy_async, and conversions. */
 #ifndef ET_KERNEL_H
 #define ET_KERNEL_H
 
@@ -16,6 +16,7 @@
 #else
 
 #define DEVICE static __device__ __forceinline__
+#define MAY_ALIAS
 #define UNROLL _Pragma("unroll") /* before a loop whose index names registers */
 #define KERNEL(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK) name(const type a)
 #define KERNEL_TWICE(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK, 2) name(const type a)
@@ -96,7 +97,7 @@ DEVICE float bf16_to_float(uint16_t x) { return bits_to_float((uint32_t)x << 16)
 DEVICE uint16_t float_to_bf16(float x) { return (uint16_t)pack_bf16(x, x); }
 
 /* Registers that are loaded or stored at once, at a multiple of their size. */
-template <int n> struct alignas(4 * n) [[gnu::may_alias]] words {
+template <int n> struct alignas(4 * n) MAY_ALIAS words {
     uint32_t x[n];
 };
 

@@ -1,5 +1,5 @@
-/* Products with quantized weights by tensor cores. A tile of weights is unpacked once for a block, into shared memory as
- * bf16: forward reads it along the rows, whose weights are summed, backward across. */
+/* Products with quantized weights by tensor cores. A tile of weights is unpacked once for a block, into shared memory
+ * as bf16: forward reads it along the rows, whose weights are summed, backward across. */
 #ifndef ET_PRODUCT_CUH
 #define ET_PRODUCT_CUH
 
@@ -116,9 +116,9 @@ DEVICE void multiply_step(float (&sum)[shape::rows][shape::columns][4], const ui
     }
 }
 
-/* sum += the product of one part. While one tile of either side is multiplied, the next is on its way: activations in bf16
- * as asynchronous copies, those that must be converted a chunk a step, so that few registers hold them, and weights in
- * registers as they are, to be unpacked behind the multiplication. */
+/* sum += the product of one part. While one tile of either side is multiplied, the next is on its way: activations in
+ * bf16 as asynchronous copies, those that must be converted a chunk a step, so that few registers hold them, and
+ * weights in registers as they are, to be unpacked behind the multiplication. */
 template <typename shape, int format, int backward>
 DEVICE void add_part(float (&sum)[shape::rows][shape::columns][4], typename shape::tiles *shared, const product_args &a,
                      const product_part &p) {

@@ -1,5 +1,5 @@
-/* Products with a frozen weight, forward and backward: out [T, outer] (+)= scale * sum over `inner` of inp and w, and of
- * LoRA's x and y, which are one more such product with weights in F32. */
+/* Products with a frozen weight, forward and backward: out [T, outer] (+)= scale * sum over `inner` of inp and w, and
+ * of LoRA's x and y, which are one more such product with weights in F32. */
 #ifndef ET_PRODUCT_H
 #define ET_PRODUCT_H
 
@@ -22,8 +22,8 @@ struct product_args {
 };
 
 /* What a block of ET_BLOCK threads computes by tensor cores, PRODUCT_SHAPE(name, T, outer, inner, warps along each): a
- * tile of out, for `inner` more at a time. A tile of weights has 4096, a run each thread. Large tiles unpack weights least
- * often; where T is small, so that a few of them are all there is, small ones keep a card busy, with the warps one behind
+ * tile of out, for `inner` more at a time. A tile of weights has 4096, a run a thread. Large tiles unpack weights least
+ * often; where T is so small that there are only a few of them, small ones keep a card busy, with the warps one behind
  * the other along what is summed. */
 #define PRODUCT_SHAPES                                                                                                 \
     PRODUCT_SHAPE(large, 128, 128, 32, 2, 4, 1)                                                                        \

@@ -30,7 +30,7 @@ DEVICE uint32_t half_at(const uint8_t *p, int aligned) {
     return aligned ? *(const uint16_t *)p : (uint32_t)p[0] | (uint32_t)p[1] << 8;
 }
 
-/* out [4] = 16 bytes from an even address: whole words of them and, where that is no multiple of 4, a half at each end. */
+/* out [4] = 16 bytes from an even address: in whole words but, where that is no multiple of 4, a half at each end. */
 DEVICE void load_halves(uint32_t (&out)[4], const uint8_t *p) {
     int odd = (int)((uintptr_t)p & 2);
     const uint32_t *middle = (const uint32_t *)(p + odd);
@@ -44,7 +44,8 @@ DEVICE void load_halves(uint32_t (&out)[4], const uint8_t *p) {
 }
 
 /* out [n] = the words at byte `where` of a block, and some multiple of 16 bytes on. */
-template <int format, int where, int n> DEVICE void load(uint32_t (&out)[n], const uint8_t *block, int on, int aligned) {
+template <int format, int where, int n>
+DEVICE void load(uint32_t (&out)[n], const uint8_t *block, int on, int aligned) {
     constexpr int all = format_size<format>::bytes | where | 16;
     constexpr int unit = all & -all; /* divides the address if aligned */
     constexpr int each = unit < 4 ? 1 : unit / 4 < n ? unit / 4 : n;
@@ -64,8 +65,8 @@ template <int format, int where, int n> DEVICE void load(uint32_t (&out)[n], con
 
 /* ---- codes, four to a word ---- */
 
-/* out = scale * (code - bias) + offset. A byte in the last bits of 2^23 is that number more: a conversion to float, which
- * cards do at a quarter of the speed, is spared. */
+/* out = scale * (code - bias) + offset. A byte in the last bits of 2^23 is that number more: this spares a conversion
+ * to float, which cards do at a quarter of the speed. */
 DEVICE void scale_codes(float (&out)[ET_RUN], const uint32_t (&codes)[4], int bias, float scale, float offset) {
     for (int i = 0; i < ET_RUN; i++) {
         uint32_t code = codes[i / 4] >> (i % 4 * 8) & 255;
@@ -133,8 +134,8 @@ PLAIN(F16, 8, half_to_float((uint16_t)(r.x[i / 2] >> (i % 2 * 16))))
 PLAIN(BF16, 8, bits_to_float(i % 2 ? r.x[i / 2] & 0xffff0000u : r.x[i / 2] << 16))
 #undef PLAIN
 
-/* Blocks of 32: a half-precision scale, perhaps a minimum, perhaps the codes' fifth bits, and from byte `where` on their
- * nibbles, of which the upper are the second half of the block. CODES are of q, nibbles. */
+/* Blocks of 32: a half-precision scale, perhaps a minimum, perhaps the fifth bits of codes, and from byte `where` on
+ * their nibbles, of which the upper are the second half of the block. CODES are of q, nibbles. */
 #define OF_32(format, where, minimum, fifth, bias, CODES)                                                              \
     template <> struct run<ET_##format> {                                                                              \
         uint32_t nibbles[4], header[1], bits;                                                                          \
@@ -256,8 +257,8 @@ DEVICE void values(float (&out)[ET_RUN], const run<ET_Q3_K> &r) {
     scale_codes(out, codes, 4, half_value(r.d) * (float)((int)scale - 32), 0);
 }
 
-/* out = codes of Q4_K or Q5_K with what is in the first 16 bytes of a block: two halves, d and dmin, and in 12 bytes the
- * 6-bit scales and minima of 8 groups of 32. */
+/* out = codes of Q4_K or Q5_K with what is in the first 16 bytes of a block: two halves, d and dmin, and in 12 bytes
+ * the 6-bit scales and minima of 8 groups of 32. */
 DEVICE void scale_codes_K(float (&out)[ET_RUN], const uint32_t (&codes)[4], const uint32_t (&header)[4], int g) {
     uint32_t part[3];
     for (int i = 0; i < 3; i++)

@@ -1,5 +1,4 @@
-/* The kernels that read weights: all of them for one format, ET_ONLY, or without it for every one. */
-#include "exact.cuh"
+/* Products by tensor cores, and weights as floats. */
 #include "product.cuh"
 #include "weights.cuh"
 
@@ -9,17 +8,8 @@
 
 #define KERNELS(format)                                                                                                \
     KERNEL(weights_##format, weights_args) { weights_to_floats<ET_##format>(a); }                                      \
-    KERNEL(exact_forward_##format, product_args) { exact_product<ET_##format, 0>(a); }                                 \
-    KERNEL(exact_backward_##format, product_args) { exact_product<ET_##format, 1>(a); }                                \
     PRODUCTS(format, large)                                                                                            \
     PRODUCTS(format, medium)                                                                                           \
     PRODUCTS(format, small)
 
-#ifdef ET_ONLY
-#define KERNELS_OF(format) KERNELS(format)
-KERNELS_OF(ET_ONLY)
-#else
-#define FORMAT(name, ...) KERNELS(name)
-#include "../formats.def"
-#undef FORMAT
-#endif
+#include "each_format.cuh"
