@@ -22,7 +22,7 @@ static const struct shape shapes[] = {
 /* Blocks that keep a card busy: 16 multiprocessors with two each have four turns, 132 one. Not asked of the card, as
  * results are not to depend on it. Tests are smaller than that. */
 #ifdef ET_EMULATED
-enum { ENOUGH = 4 };
+enum { ENOUGH = 2 };
 #else
 enum { ENOUGH = 128 };
 #endif
