@@ -15,8 +15,6 @@ struct check {
     double worst; /* the largest error / tolerance seen */
 };
 
-/* Whether the arrays to come, and none from before, are aligned to 16 bytes, or to 4 and no more. */
-void check_align(int aligned);
 /* 64 bits of noise, a pure function of (seed, i): splitmix64. */
 uint64_t check_noise(uint64_t seed, uint64_t i);
 /* n floats of noise in [-1, 1), a pure function of seed, with canaries at both ends. Freed by check_free. */

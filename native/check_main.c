@@ -26,16 +26,6 @@ static const struct subject {
     {"cached", check_cached, 0},     {"attention", check_attentions, 1},
 };
 
-/* A GPU's kernels take other ways where arrays are aligned to vectors, so they are checked with both. */
-static void check_subject(struct check *c, const struct subject *subject, et_context *alone) {
-    subject->check(c, alone);
-    if (strcmp(c->isa, "cuda"))
-        return;
-    check_align(1);
-    subject->check(c, alone);
-    check_align(0);
-}
-
 static et_context *make_context(const char *isa, enum et_precision precision, int threads, void **scratch) {
     et_context *ctx = NULL;
     size_t bytes = et_scratch_bytes(threads);
@@ -60,7 +50,7 @@ static void check_isa(struct check *total, const char *isa, const char *only) {
         else
             for (int i = 0; i < COUNT(subjects); i++)
                 if ((precision == ET_EXACT || subjects[i].by_precision) && (!only || !strcmp(only, subjects[i].name)))
-                    check_subject(&c, &subjects[i], alone);
+                    subjects[i].check(&c, alone);
         et_context_destroy(c.ctx);
         et_context_destroy(alone);
         free(scratch);

@@ -1,6 +1,7 @@
 /* The kernels that know no weight formats. */
 #include "adamw.cuh"
 #include "cached.cuh"
+#include "dweight.cuh"
 #include "elementwise.cuh"
 #include "glu.cuh"
 #include "head.cuh"
