@@ -20,6 +20,7 @@ from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
+from ..machine.gpu import gpu_mhz
 from ..machine.sensors import Readings, Sensors
 from ..models.networks import open_network
 from ..training.config import TrainConfig
@@ -164,7 +165,7 @@ def describe_device(root: Path) -> dict[str, Any]:
     profile = {k: v for k, v in asdict(here.profile).items() if v and k != "name"} if here.profile else {}
     return {**_machine(here), "matched": here.matched, "overrides": here.overrides(), "processors": here.processors,
             "memory_installed": here.memory_installed, "power_mode": here.power_mode, "profile_says": profile,
-            **_sensed(_sensors_of(root, here).read())}
+            **_sensed(_sensors_of(root, here).read(), root)}
 
 
 def sensor_reader(root: Path) -> Callable[[], dict[str, Any]]:
@@ -173,8 +174,8 @@ def sensor_reader(root: Path) -> Callable[[], dict[str, Any]]:
 
     def read() -> dict[str, Any]:
         r = sensors.read()
-        return {"memory_available": r.available, **_sensed(r), "processors": r.processors,
-                "kept_busy_by_others": round(r.others_busy, 1)}
+        return {"memory_available": r.available, "power_mode": r.power_mode, **_sensed(r, root),
+                "processors": r.processors, "kept_busy_by_others": round(r.others_busy, 1)}
 
     return read
 
@@ -189,8 +190,9 @@ def _sensors_of(root: Path, here: device.Device) -> Sensors:
     return Sensors(root, here.profile.zones if here.profile else ())
 
 
-def _sensed(r: Readings) -> dict[str, Any]:
-    return {"temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
+def _sensed(r: Readings, root: Path) -> dict[str, Any]:
+    return {"gpu_load_percent": r.gpu_load, "gpu_mhz": None if r.gpu_load is None else gpu_mhz(root),
+            "temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
             "on_battery": r.on_battery, "battery_percent": r.battery, "waiting_for_memory_percent": r.memory_stall}
 
 

@@ -146,17 +146,22 @@ void run_block() {
         start(f);
     for (warp &w : now.warps)
         w.arrived = 0;
+    uint64_t asleep = random_number(); /* warps, by bit, that come to the next barrier after all others */
     for (;;) {
         for (size_t i = order.size() - 1; i; i--)
             std::swap(order[i], order[random_number() % (i + 1)]);
         bool progress = false;
         for (unsigned thread : order)
-            while (now.fibers[thread].state == READY) {
+            while (now.fibers[thread].state == READY && !(asleep >> thread / ET_WARP & 1)) {
                 resume(thread);
                 progress = true;
             }
         if (progress)
             continue;
+        if (asleep) {
+            asleep = 0;
+            continue;
+        }
         auto waits = [](waiting state) {
             return std::count_if(now.fibers.begin(), now.fibers.end(), [&](fiber &f) { return f.state == state; });
         };
@@ -167,6 +172,7 @@ void run_block() {
             refuse("the threads of the block wait for each other in different places");
         for (fiber &f : now.fibers)
             f.state = READY;
+        asleep = random_number();
     }
 }
 

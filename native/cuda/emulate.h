@@ -12,10 +12,15 @@
 #include <string.h>
 
 #define DEVICE static inline
+#define UNROLL
+#define ROLLED
+#define MAY_ALIAS [[gnu::may_alias]]
 #define KERNEL(name, type)                                                                                             \
     static void name(const type a);                                                                                    \
     static const emulated_kernel entry_##name(#name, [](const void *args) { name(*(const type *)args); });             \
     static void name(const type a)
+
+#define KERNEL_TWICE KERNEL
 
 /* Made before main, so that the device finds the kernel by its name. */
 struct emulated_kernel {

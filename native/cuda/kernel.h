@@ -2,9 +2,10 @@
  * C++ for the CPU (emulate.h), where tests run it. Blocks have one dimension of at most ET_BLOCK threads, a multiple of
  * ET_WARP; grids have up to three.
  *
- * KERNEL(name, type) { body } is a kernel whose only argument is `a`, a struct of that type; DEVICE is what it calls. All
- * shared memory is one struct of a block, shared_memory<type>(), not initialised. Everything that belongs to one card
- * alone stands here, behind a function: mma, load_matrix, copy_async, and conversions. */
+ * KERNEL(name, type) { body } is a kernel whose only argument is `a`, a struct of that type; DEVICE is what it calls.
+ * Of a KERNEL_TWICE two blocks fit on a multiprocessor, as it has at most 128 registers a thread, so that one works while
+ * the other waits. All shared memory is one struct of a block, shared_memory<type>(), not initialised. Everything that
+ * belongs to one card alone stands here, behind a function: mma, load_matrix, copy_async, and conversions. */
 #ifndef ET_KERNEL_H
 #define ET_KERNEL_H
 
@@ -15,7 +16,11 @@
 #else
 
 #define DEVICE static __device__ __forceinline__
+#define MAY_ALIAS
+#define UNROLL _Pragma("unroll") /* before a loop whose index names registers */
 #define KERNEL(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK) name(const type a)
+#define ROLLED _Pragma("unroll 1") /* the loop that follows as it is, where more registers would not pay */
+#define KERNEL_TWICE(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK, 2) name(const type a)
 #ifndef INFINITY /* which NVRTC has not */
 #define INFINITY __int_as_float(0x7f800000)
 #endif
@@ -92,6 +97,11 @@ template <int left> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_
 DEVICE float bf16_to_float(uint16_t x) { return bits_to_float((uint32_t)x << 16); }
 DEVICE uint16_t float_to_bf16(float x) { return (uint16_t)pack_bf16(x, x); }
 
+/* Registers that are loaded or stored at once, at a multiple of their size. */
+template <int n> struct alignas(4 * n) MAY_ALIAS words {
+    uint32_t x[n];
+};
+
 /* Element i of an array of activations. */
 DEVICE float array_get(et_array a, int64_t i) {
     return a.type == ET_F32 ? ((const float *)a.data)[i] : bf16_to_float(((const uint16_t *)a.data)[i]);
@@ -105,7 +115,7 @@ DEVICE void array_put(et_array a, int64_t i, float x) {
 }
 
 /* Sum and maximum over the lanes of a warp, in all of them, in an order that is always the same. */
-DEVICE float warp_sum(float x) {
+template <typename type> DEVICE type warp_sum(type x) {
     for (int step = ET_WARP / 2; step; step /= 2)
         x += __shfl_xor_sync(ET_ALL_LANES, x, step);
     return x;

@@ -10,6 +10,7 @@
 
 #define ET_WARP 32
 #define ET_BLOCK 256 /* threads of a block at most */
+#define ET_WARPS (ET_BLOCK / ET_WARP)
 
 /* The kernels by number, ET_KERNEL_name; those for a weight are one for each format. */
 enum et_kernel {

@@ -4,8 +4,10 @@
 #include "set.h"
 
 static void launch_norm(et_context *ctx, enum et_kernel kernel, struct norm_args args, int64_t rows) {
-    unsigned threads = args.D >= 4 * ET_BLOCK ? ET_BLOCK : blocks_of(args.D, 4 * ET_WARP) * ET_WARP;
-    et_launch(ctx, kernel, 0, (struct et_grid){(unsigned)rows, 1, 1}, threads, sizeof(struct norm_shared), &args);
+    struct et_grid grid = {(unsigned)rows, 1, 1};
+    args.whole = args.D % 4 == 0 && et_aligned(args.out) && et_aligned(args.inp) && et_aligned(args.dout) &&
+                 et_aligned((et_array){(void *)args.weight, ET_F32});
+    et_launch(ctx, kernel, 0, grid, et_threads_for(args.D), sizeof(struct norm_shared), &args);
 }
 
 void cuda_rmsnorm_forward(et_context *ctx, et_array out, float *rstd, et_array inp, const float *weight, float eps,

@@ -1,31 +1,25 @@
-/* RMS norms and their backward passes: a block a row. */
-#include "kernel.h"
+/* RMS norms and their backward passes: a block a row, four values a thread at a time. */
+#include "block.cuh"
+#include "four.cuh"
 #include "norm.h"
-
-/* The sum of x over the threads of a block, in all of them. */
-DEVICE float block_sum(float x, float sums[8]) {
-    int warp = (int)threadIdx.x / ET_WARP;
-    int lane = (int)threadIdx.x % ET_WARP;
-    x = warp_sum(x);
-    __syncthreads(); /* `sums` may be in use by those before */
-    if (lane == 0)
-        sums[warp] = x;
-    __syncthreads();
-    float total = 0;
-    for (int i = 0; i < (int)blockDim.x / ET_WARP; i++)
-        total += sums[i];
-    return total;
-}
 
 KERNEL(rmsnorm_forward, norm_args) {
     norm_shared *shared = shared_memory<norm_shared>();
-    int64_t row = (int64_t)blockIdx.x * a.D;
+    const int64_t row = (int64_t)blockIdx.x * a.D;
     float square = 0;
-    for (int i = (int)threadIdx.x; i < a.D; i += (int)blockDim.x)
-        square += array_get(a.inp, row + i) * array_get(a.inp, row + i);
+    for (int i = 4 * (int)threadIdx.x; i < a.D; i += 4 * (int)blockDim.x) {
+        four x = get_four(a.inp, row + i, row + a.D, a.whole);
+        for (int k = 0; k < 4; k++)
+            square += x.x[k] * x.x[k];
+    }
     float rstd = 1.0f / sqrtf(block_sum(square, shared->sums) / (float)a.D + a.eps);
-    for (int i = (int)threadIdx.x; i < a.D; i += (int)blockDim.x)
-        array_put(a.out, row + i, array_get(a.inp, row + i) * rstd * a.weight[i]);
+    for (int i = 4 * (int)threadIdx.x; i < a.D; i += 4 * (int)blockDim.x) {
+        four x = get_four(a.inp, row + i, row + a.D, a.whole);
+        four weight = get_four(floats(a.weight), i, a.D, a.whole);
+        for (int k = 0; k < 4; k++)
+            x.x[k] = x.x[k] * rstd * weight.x[k];
+        put_four(a.out, row + i, x, row + a.D, a.whole);
+    }
     if (threadIdx.x == 0)
         a.rstd[blockIdx.x] = rstd;
 }
@@ -33,14 +27,26 @@ KERNEL(rmsnorm_forward, norm_args) {
 /* dinp = rstd (dout w - inp rstd^2 mean(dout w inp)) */
 KERNEL(rmsnorm_backward, norm_args) {
     norm_shared *shared = shared_memory<norm_shared>();
-    int64_t row = (int64_t)blockIdx.x * a.D;
+    const int64_t row = (int64_t)blockIdx.x * a.D;
     float rstd = a.rstd[blockIdx.x];
     float pull = 0;
-    for (int i = (int)threadIdx.x; i < a.D; i += (int)blockDim.x)
-        pull += array_get(a.dout, row + i) * a.weight[i] * array_get(a.inp, row + i);
+    for (int i = 4 * (int)threadIdx.x; i < a.D; i += 4 * (int)blockDim.x) {
+        four d = get_four(a.dout, row + i, row + a.D, a.whole);
+        four x = get_four(a.inp, row + i, row + a.D, a.whole);
+        four weight = get_four(floats(a.weight), i, a.D, a.whole);
+        for (int k = 0; k < 4; k++)
+            pull += d.x[k] * weight.x[k] * x.x[k];
+    }
     pull = block_sum(pull, shared->sums) * rstd * rstd / (float)a.D;
-    for (int i = (int)threadIdx.x; i < a.D; i += (int)blockDim.x) {
-        float d = rstd * (array_get(a.dout, row + i) * a.weight[i] - array_get(a.inp, row + i) * pull);
-        array_put(a.out, row + i, a.accumulate ? array_get(a.out, row + i) + d : d);
+    for (int i = 4 * (int)threadIdx.x; i < a.D; i += 4 * (int)blockDim.x) {
+        four d = get_four(a.dout, row + i, row + a.D, a.whole);
+        four x = get_four(a.inp, row + i, row + a.D, a.whole);
+        four weight = get_four(floats(a.weight), i, a.D, a.whole);
+        four sum = {};
+        if (a.accumulate)
+            sum = get_four(a.out, row + i, row + a.D, a.whole);
+        for (int k = 0; k < 4; k++)
+            sum.x[k] += rstd * (d.x[k] * weight.x[k] - x.x[k] * pull);
+        put_four(a.out, row + i, sum, row + a.D, a.whole);
     }
 }

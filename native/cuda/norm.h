@@ -2,18 +2,18 @@
 #ifndef ET_NORM_H
 #define ET_NORM_H
 
-#include "../et.h"
+#include "launch.h"
 
 struct norm_args {
     et_array out, inp, dout; /* [rows, D]; dout backward alone, where out is dinp */
     float *rstd;             /* [rows], written forward */
     const float *weight;     /* [D] */
     float eps;
-    int accumulate, D;
+    int accumulate, D, whole; /* whole: fours of values are aligned */
 };
 
 struct norm_shared {
-    float sums[8]; /* a warp each */
+    float sums[ET_WARPS];
 };
 
 #endif
