@@ -17,6 +17,7 @@ from . import _native
 from .cuda_kernels import Compiler, find_nvrtc
 from .native import FORMATS
 
+DRIVER = "libcuda.so.1"
 LEAST = (8, 0)  # compute capability: bf16 in the tensor cores, asynchronous copies
 ROOM = 256 << 20  # free bytes without which nothing is begun
 INSTALL = "pip install 'edgetune[cuda]'"
@@ -41,9 +42,9 @@ _SENTENCES = {
 def open_driver(say: Callable[[str], None]) -> CudaDriver:
     """The first GPU. Raises DeviceError, in a sentence, where none can be used. say: is told of what takes long."""
     try:
-        library = ctypes.CDLL("libcuda.so.1")
+        library = ctypes.CDLL(DRIVER)
     except OSError:
-        raise DeviceError("no NVIDIA driver is installed (libcuda.so.1)", "use --backend cpu") from None
+        raise DeviceError(f"no NVIDIA driver is installed ({DRIVER})", "use --backend cpu") from None
     nvrtc = find_nvrtc()
     try:
         from cuda.bindings import driver
