@@ -76,15 +76,13 @@ def compile_unit(unit: str, fmt: str, architecture: str) -> tuple[bytes, str]:
     given = ProgramOptions(name=f"{unit}.cu", arch=architecture, include_path=include,
                            define_macro=f"ET_ONLY={fmt}" if fmt else None, **OPTIONS)
     log = io.StringIO()
-    program = Program((root / "cuda" / f"{unit}.cu").read_text(encoding="utf-8"), "c++", given)
+    text = (root / "cuda" / f"{unit}.cu").read_text(encoding="utf-8")
     try:
-        compiled = program.compile("cubin", logs=log)
+        compiled = Program(text, "c++", given).compile("cubin", logs=log)
     except Exception as error:  # cuda-core's own kind is private
         first = next((line for line in str(error).splitlines() if "error" in line), str(error))
         raise DeviceError(f"the kernels of {unit}.cu cannot be compiled for {architecture}: {first}",
                           "this is a defect of edgetune: --backend cpu works without them") from None
-    finally:
-        program.close()
     return bytes(compiled.code), log.getvalue()
 
 
