@@ -56,7 +56,7 @@ cuda: ## many minutes: the GPU's kernels on the emulator: the harness, then trai
 	$(BUILD) build/emulated -j $(JOBS)
 	rm -rf build/emulated/python && mkdir -p build/emulated/python && cp -r edgetune build/emulated/python
 	rm -f build/emulated/python/edgetune/backends/*.so
-	cp build/emulated/_native.*.so build/emulated/python/edgetune/backends/
+	cmake --install build/emulated --prefix build/emulated/python
 	build/emulated/et_check cuda
 	cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON) -m pytest -n $(JOBS) -m '' cuda backends/test_binding.py
 

@@ -23,6 +23,7 @@ def why_no_nvrtc() -> str:
 
 
 needs_nvrtc = pytest.mark.skipif(bool(why_no_nvrtc()), reason=f"needs NVRTC: {why_no_nvrtc()}")
+NATIVE = Path(__file__).parents[2] / "native"
 UNITS = sorted({(unit, "Q4_1" if for_weights else "") for unit, _, for_weights in _native.KERNELS})
 
 
@@ -36,13 +37,13 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """As the package has them: what native/CMakeLists.txt installs, and nothing beside it."""
     root = tmp_path / "cuda_sources"
-    rules = (cuda_kernels.CHECKOUT / "CMakeLists.txt").read_text()
+    rules = (NATIVE / "CMakeLists.txt").read_text()
     for name in re.findall(r"install\(FILES (.*) DESTINATION edgetune/backends/cuda_sources\)", rules)[0].split():
         root.mkdir(exist_ok=True)
-        shutil.copy(cuda_kernels.CHECKOUT / name, root)
+        shutil.copy(NATIVE / name, root)
     assert {path.name for path in root.iterdir()} == set(SHARED)
     of_cuda = shutil.ignore_patterns("*.c", "*.cc")
-    shutil.copytree(cuda_kernels.CHECKOUT / "cuda", root / "cuda", ignore=of_cuda)
+    shutil.copytree(NATIVE / "cuda", root / "cuda", ignore=of_cuda)
     monkeypatch.setattr(cuda_kernels, "INSTALLED", root)
     cuda_kernels.sources.cache_clear()
     yield root
