@@ -113,7 +113,7 @@ class _Pool:
         self._rest: Array = np.empty(0, np.uint8)  # of the last chunk
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike, allocate: Callable[[int], Array]) -> Array:
-        """allocate: makes more memory, of so many bytes."""
+        """allocate: makes more memory, of this number of bytes."""
         kind = np.dtype(dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         size = max(ALIGN, 1 << (nbytes - 1).bit_length()) if nbytes else ALIGN
