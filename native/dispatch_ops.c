@@ -3,7 +3,7 @@
 
 #include "dispatch.h"
 
-#define RUN(op, ...) (et_context_kernels(ctx)->op(ctx, __VA_ARGS__), ET_OK)
+#define RUN(op, ...) (et_context_kernels(ctx)->op(ctx, __VA_ARGS__), et_failure(ctx))
 
 /* What both products with a frozen weight [N, K] need. */
 static int check_product(et_array out, et_array inp, const void *w, int format, const float *x, const float *y,

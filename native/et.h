@@ -26,6 +26,7 @@ enum et_code {
     ET_BAD_INDEX = -3,    /* a token, target or position outside its range, or tokens that are no forest */
     ET_NO_ISA = -4,       /* the named kernel set does not exist, or this CPU cannot run it */
     ET_NO_MEMORY = -5,    /* scratch too small, or the context could not be created */
+    ET_DEVICE = -6,       /* the context's device failed, now or in an op before; it can do no more */
 };
 
 /* Weight formats, ET_F32 and so on, numbered as in GGUF (ggml_type). */
@@ -69,6 +70,8 @@ void et_context_destroy(et_context *ctx);
 void et_context_set_precision(et_context *ctx, enum et_precision precision); /* from the next op on */
 /* From the next op on, only `threads` of the context's threads work; the others sleep. 1 <= threads <= those it has. */
 int et_context_set_threads(et_context *ctx, int threads);
+/* Waits until all ops so far are done; a CPU's ops are when they return. Returns ET_OK or ET_DEVICE. */
+int et_context_synchronize(et_context *ctx);
 const char *et_context_isa(const et_context *ctx);
 /* What et_matmul_forward or _backward multiply in, in this kernel set at this precision: "float", "bf16" or "int8". */
 const char *et_context_product(const et_context *ctx, int backward);

@@ -34,6 +34,8 @@ struct worker {
 struct et_context {
     const struct et_kernel_set *kernels;
     enum et_precision precision;
+    const struct et_device *device; /* NULL: the ops run on this CPU's threads */
+    int failure;                    /* ET_OK or ET_DEVICE */
     float *scratch;
     int threads, started;
     atomic_int working; /* threads that take tasks, and shares of a job; the others sleep until there are more */
@@ -255,6 +257,10 @@ float *et_shared(et_context *ctx) { return ctx->scratch; }
 float *et_scratch(et_context *ctx, int thread) {
     return ctx->scratch + ET_SHARED_FLOATS + (size_t)thread * ET_THREAD_FLOATS;
 }
+void et_set_device(et_context *ctx, const struct et_device *device) { ctx->device = device; }
+const struct et_device *et_device_of(const et_context *ctx) { return ctx->device; }
+int et_failure(const et_context *ctx) { return ctx->failure; }
+void et_fail(et_context *ctx, int code) { ctx->failure = ctx->failure ? ctx->failure : code; }
 const struct et_kernel_set *et_context_kernels(const et_context *ctx) { return ctx->kernels; }
 enum et_precision et_precision(const et_context *ctx) { return ctx->precision; }
 void et_context_set_precision(et_context *ctx, enum et_precision precision) { ctx->precision = precision; }

@@ -22,6 +22,12 @@ int et_pool_create(et_context **ctx, const struct et_kernel_set *kernels, enum e
 int et_threads(const et_context *ctx); /* those that work */
 float *et_shared(et_context *ctx);              /* ET_SHARED_FLOATS, 64-byte aligned; used by matmul_* */
 float *et_scratch(et_context *ctx, int thread); /* ET_THREAD_FLOATS, 64-byte aligned; used by matmul_* while it runs */
+/* The device that the context's ops run on, or NULL; and what became of it, ET_OK until it fails. */
+struct et_device;
+void et_set_device(et_context *ctx, const struct et_device *device);
+const struct et_device *et_device_of(const et_context *ctx);
+int et_failure(const et_context *ctx);
+void et_fail(et_context *ctx, int code);
 const struct et_kernel_set *et_context_kernels(const et_context *ctx);
 enum et_precision et_precision(const et_context *ctx);
 

@@ -61,6 +61,12 @@ class Board:
                     f"{supply}/mouse/type": "Battery\n", f"{supply}/mouse/scope": "Device\n",
                     f"{supply}/mouse/status": "Discharging\n", f"{supply}/mouse/capacity": "3\n"})
 
+    def jetson(self, mode: int, gpu_load: float, gpu_folder: str = "sys/devices/platform/gpu.0") -> None:
+        """From now on also what L4T says of a Jetson's power mode, and of its GPU at a load in percent."""
+        self.write({"etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n",
+                    "var/lib/nvpmodel/status": f"pmode:{mode:04}\n", f"{gpu_folder}/load": f"{gpu_load * 10:.0f}\n",
+                    "sys/class/devfreq/17000000.gpu/cur_freq": "306000000\n"})
+
     def tick(self, others: float = 0.0, own: float = 0.0) -> None:
         """A second passes, in which so many processors were busy."""
         self.all_ticks += 100 * self.cores

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import store
-from ..backends import cpu
+from ..backends import cpu, native
+from ..backends.opening import open_cuda
 from ..console import mib
 from ..errors import EdgetuneError, UsageError
 from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
+from ..machine.gpu import gpu_mhz
 from ..machine.sensors import Readings, Sensors
 from ..models.networks import open_network
 from ..training.config import TrainConfig
@@ -163,7 +165,7 @@ def describe_device(root: Path) -> dict[str, Any]:
     profile = {k: v for k, v in asdict(here.profile).items() if v and k != "name"} if here.profile else {}
     return {**_machine(here), "matched": here.matched, "overrides": here.overrides(), "processors": here.processors,
             "memory_installed": here.memory_installed, "power_mode": here.power_mode, "profile_says": profile,
-            **_sensed(_sensors_of(root, here).read())}
+            **_sensed(_sensors_of(root, here).read(), root)}
 
 
 def sensor_reader(root: Path) -> Callable[[], dict[str, Any]]:
@@ -172,8 +174,8 @@ def sensor_reader(root: Path) -> Callable[[], dict[str, Any]]:
 
     def read() -> dict[str, Any]:
         r = sensors.read()
-        return {"memory_available": r.available, **_sensed(r), "processors": r.processors,
-                "kept_busy_by_others": round(r.others_busy, 1)}
+        return {"memory_available": r.available, "power_mode": r.power_mode, **_sensed(r, root),
+                "processors": r.processors, "kept_busy_by_others": round(r.others_busy, 1)}
 
     return read
 
@@ -188,8 +190,9 @@ def _sensors_of(root: Path, here: device.Device) -> Sensors:
     return Sensors(root, here.profile.zones if here.profile else ())
 
 
-def _sensed(r: Readings) -> dict[str, Any]:
-    return {"temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
+def _sensed(r: Readings, root: Path) -> dict[str, Any]:
+    return {"gpu_load_percent": r.gpu_load, "gpu_mhz": None if r.gpu_load is None else gpu_mhz(root),
+            "temperature": r.temperature, "zone": r.zone, "kernel_throttles_at": r.trip, "throttled": r.throttled,
             "on_battery": r.on_battery, "battery_percent": r.battery, "waiting_for_memory_percent": r.memory_stall}
 
 
@@ -210,8 +213,17 @@ def examine() -> dict[str, Any]:
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": cpu.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
-            "products": {p: cpu.Cpu(1).products(p) for p in cpu.PRECISIONS},
-            "llama_cpp": llama, "missing": missing, "ready": ready, "verdict": verdict(here, usable[0], missing, ready)}
+            "products": {p: cpu.Cpu(1).products(p) for p in native.PRECISIONS},
+            "gpu": gpu_facts(), "llama_cpp": llama, "missing": missing, "ready": ready,
+            "verdict": verdict(here, usable[0], missing, ready)}
+
+
+def gpu_facts() -> str:
+    """Which one would compute, or in a sentence why none does."""
+    try:
+        return open_cuda(lambda _: None).isa
+    except EdgetuneError as error:
+        return f"none: {error}"
 
 
 def verdict(here: device.Device, kernels: str, missing: list[str], ready: bool) -> str:

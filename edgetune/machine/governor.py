@@ -102,11 +102,16 @@ def _heat(r: Readings, policy: Policy, held: int) -> Level:
     if r.temperature is None or not policy.max_temp:
         return NOTHING
     level = _level(r.temperature, (policy.max_temp - HEAT_BAND, policy.max_temp), HEAT_BAND, held)
-    return level, f"{r.zone} is at {r.temperature:.0f} °C, the limit is {policy.max_temp:g}"
+    return level, f"{r.zone} is at {r.temperature:.0f} °C, the limit is {policy.max_temp:g}{_in_mode(r)}"
 
 
 def _throttling(r: Readings, _policy: Policy, _held: int) -> Level:
-    return (1, r.throttled) if r.throttled else NOTHING
+    return (1, r.throttled + _in_mode(r)) if r.throttled else NOTHING
+
+
+def _in_mode(r: Readings) -> str:
+    """A Jetson in a smaller power mode is slower, and stays cooler."""
+    return f", in power mode {r.power_mode}" if r.power_mode else ""
 
 
 def _foreground(r: Readings, _policy: Policy, _held: int) -> Level:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TextIO
 
 from ..disk import cannot_write
-from .device import memory
+from .device import memory, power_mode
+from .gpu import gpu_load
 from .procfs import cgroups, fields, kib, number, text, whole
 
 # What the firmware of a Raspberry Pi says in get_throttled of the present; the soft limit of a 3B+ is not among them:
@@ -26,6 +27,7 @@ _FIRMWARE = ((0, "the power supply gives too little voltage"), (1, "the firmware
              (2, "the firmware throttles the cores"))
 # The alerts that a Jetson counts, each slowing the cores for a moment.
 _ALERTS = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "over-current"}
+_CLOCK_COOLERS = ("cpufreq", "Processor", "devfreq")  # of kinds of cooling devices; the last is a GPU's
 _TICKS = 10  # of the processors' clock between two looks, or it is too coarse
 _WEIGHT = 0.3  # of the newest look in the average
 _LOWEST_TRIP = 40.0  # degrees; trip points below are ways to say that there is none
@@ -52,6 +54,8 @@ class Readings:
     processors: int = 1
     others_busy: float = 0.0  # processors kept busy by other processes, averaged over some looks
     foreground: bool = False  # someone is being answered
+    gpu_load: float | None = None  # percent, by all together: the driver does not tell whose it is
+    power_mode: str = ""  # a Jetson's
 
 
 class Sensors:
@@ -75,7 +79,7 @@ class Sensors:
                         for path in sorted(chip.glob("oc*_event_cnt"))}
         self._alarms = [chip / "in0_lcrit_alarm" for chip in _chips(self.root, "rpi_volt")]
         self._cooling = [folder / "cur_state" for folder in self.root.glob("sys/class/thermal/cooling_device*")
-                         if any(word in text(folder / "type") for word in ("cpufreq", "Processor"))]
+                         if any(word in text(folder / "type") for word in _CLOCK_COOLERS)]
         self._kills = self._kill_count()
         self._ticks = self._cpu_ticks()
         self._anonymous = 0
@@ -95,7 +99,8 @@ class Sensors:
         now = self._local()
         return Readings(now.tm_hour * 60 + now.tm_min, total, available, self._anonymous - anonymous, some, full,
                         _stall(self.root / "proc/pressure/cpu"), self._kills > kills, temperature, zone, self._trip,
-                        self._throttled(), on_battery, battery, processors, others, self._foreground())
+                        self._throttled(), on_battery, battery, processors, others, self._foreground(),
+                        gpu_load(self.root), power_mode(self.root))
 
     def _memory_stall(self) -> tuple[float, float]:
         """Of the machine or of our cgroup, whichever waits more."""

@@ -9,9 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
+from boards import Board
 
 from edgetune.backends.cpu import isa_names
-from edgetune.cli.info import describe_device
+from edgetune.cli.info import describe_device, sensor_reader
 from edgetune.errors import FormatError, UsageError
 from edgetune.llamacpp import library as llamacpp
 from edgetune.llamacpp.quantizer import quantize_file
@@ -270,6 +271,18 @@ def test_what_overrides_a_profile_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert facts["profile_says"]["throttle_temp"] == 98.5
     with pytest.raises(UsageError, match="no folder proc"):
         describe_device(tmp_path / "sys")
+
+
+def test_what_is_said_of_a_jetsons_gpu(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    board.jetson(mode=1, gpu_load=42)
+    board.write({"proc/device-tree/model": "NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0"})
+    facts = describe_device(tmp_path)
+    assert (facts["profile"], facts["power_mode"]) == ("NVIDIA Jetson Orin NX", "25W")
+    assert (facts["gpu_load_percent"], facts["gpu_mhz"]) == (42, 306)
+    assert facts["profile_says"]["gpu_sms"] == (8, 8)
+    now = sensor_reader(tmp_path)()
+    assert (now["power_mode"], now["gpu_load_percent"], now["gpu_mhz"]) == ("25W", 42, 306)
 
 
 def written(nbytes: int) -> mmap.mmap:

@@ -60,6 +60,10 @@ def test_nothing_to_give_way_to() -> None:
     ({"on_battery": True, "battery": 19}, "pause", "power", "the battery is low, 19 % left"),
     ({"on_battery": False, "battery": 3}, "go", "", ""),
     ({"throttled": "the firmware caps the clock"}, "slower", "throttling", "the firmware caps the clock"),
+    ({"temperature": 71.0, "power_mode": "25W"}, "slower", "heat", "the limit is 75, in power mode 25W"),
+    ({"throttled": "the board slowed down for over-current", "power_mode": "MAXN"}, "slower", "throttling",
+     "over-current, in power mode MAXN"),
+    ({"gpu_load": 100.0}, "go", "", ""),  # whose it is, nobody says
     ({"foreground": True}, "pause", "foreground", "someone is being answered"),
     ({"others_busy": 2.5, "cpu_stall": 30.0}, "slower", "load", "other programs use 2.5 of 4 processors"),
     ({"others_busy": 2.5, "cpu_stall": None}, "slower", "load", "2.5"),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune.machine.device import read_profiles
+from edgetune.machine.gpu import gpu_mhz
 from edgetune.machine.sensors import Sensors
 
 
@@ -77,6 +78,51 @@ def test_a_cooling_device_that_lowers_the_clock(board: Board) -> None:
     assert sensors.read().throttled == ""
     board.write({f"{clock}/cur_state": "2\n"})
     assert sensors.read().throttled == "the kernel lowers the clock for heat"
+
+
+def test_a_gpu_whose_clock_is_lowered(board: Board) -> None:
+    gpu = "sys/class/thermal/cooling_device3"
+    board.write({f"{gpu}/type": "devfreq-17000000.gpu\n", f"{gpu}/cur_state": "0\n"})
+    sensors = Sensors(board.root)
+    assert sensors.read().throttled == ""
+    board.write({f"{gpu}/cur_state": "3\n"})
+    assert sensors.read().throttled == "the kernel lowers the clock for heat"
+
+
+@pytest.mark.parametrize("folder", ["sys/devices/gpu.0", "sys/devices/platform/gpu.0",
+                                    "sys/class/devfreq/17000000.gpu/device"])
+def test_load_and_clock_of_a_jetsons_gpu(board: Board, folder: str) -> None:
+    sensors = Sensors(board.root)
+    assert (sensors.read().gpu_load, gpu_mhz(board.root)) == (None, None)
+    board.jetson(mode=0, gpu_load=98.7, gpu_folder=folder)  # the driver may be loaded later
+    assert (sensors.read().gpu_load, gpu_mhz(board.root)) == (98.7, 306)
+
+
+def test_the_power_mode_of_a_jetson_may_change(board: Board) -> None:
+    sensors = Sensors(board.root)
+    assert sensors.read().power_mode == ""
+    board.jetson(mode=0, gpu_load=0)
+    assert sensors.read().power_mode == "15W"
+    board.jetson(mode=1, gpu_load=0)
+    assert sensors.read().power_mode == "25W"
+
+
+@pytest.mark.parametrize("names", [("cpu-thermal", "gpu-thermal", "tj-thermal"),
+                                   ("CPU-therm", "GPU-therm", "tj-therm")])
+def test_a_jetsons_gpu_is_a_sensor_that_may_sleep(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """JetPack 6's and 5's names. While the GPU sleeps, its zone cannot be read: here it is a folder."""
+    zones = [tmp_path / f"sys/class/thermal/thermal_zone{i}" for i in range(3)]
+    for zone, name, degrees in zip(zones, names, (50, 71, 60), strict=True):
+        zone.mkdir(parents=True)
+        (zone / "type").write_text(f"{name}\n")
+        (zone / "temp").write_text(f"{degrees}000\n")
+    for board in (profile for profile in read_profiles() if profile.gpu_sms):
+        readings = Sensors(tmp_path, board.zones).read()
+        assert (readings.temperature, readings.zone) == (71, names[1])
+    (zones[1] / "temp").unlink()
+    (zones[1] / "temp").mkdir()
+    readings = Sensors(tmp_path, board.zones).read()
+    assert (readings.temperature, readings.zone) == (60, names[2])
 
 
 def test_trip_points_of_the_kernel(board: Board) -> None:

@@ -1,0 +1,2 @@
+/* Attention, a unit of its own as it takes longest to compile. */
+#include "attention.cuh"

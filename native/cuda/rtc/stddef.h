@@ -1,0 +1,1 @@
+/* What NVRTC has no header for: it knows size_t by itself. */

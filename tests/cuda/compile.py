@@ -1,0 +1,145 @@
+"""The GPU's kernels through both of NVIDIA's compilers, for a Jetson Orin and a server's card; no card is needed.
+
+    python tests/cuda/compile.py [--formats Q4_1 Q4_K ...] [--archs sm_87 sm_90]
+
+Each unit of native/cuda/kernels.def is compiled by nvcc and by NVRTC, as `edgetune` does it on a card, weight kernels
+once a format. Prints registers and bytes of spilled registers by kernel. Exits with 1 at a warning, a spill, or more
+registers than a block of ET_BLOCK threads can have. Needs the packages nvidia-cuda-nvcc, nvidia-cuda-nvrtc and
+cuda-bindings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+NATIVE = Path(__file__).parents[2] / "native"
+CUDA = NATIVE / "cuda"
+MOST_REGISTERS = 65536 // 256  # of an SM, over the threads of one block
+ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
+SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+USED = re.compile(r"Used (\d+) registers")
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel. spilled: bytes that do not fit the registers, stored and loaded."""
+
+    name: str
+    arch: str
+    registers: int
+    spilled: int
+
+
+def units() -> dict[str, bool]:
+    """The units, and whether each is compiled once a format."""
+    found = re.findall(r"^(WEIGHT_)?KERNEL_OF\((\w+),", (CUDA / "kernels.def").read_text(), re.MULTILINE)
+    return {unit: bool(weight) for weight, unit in found}
+
+
+def formats() -> list[str]:
+    return re.findall(r"^FORMAT\((\w+),", (NATIVE / "formats.def").read_text(), re.MULTILINE)
+
+
+def by_nvcc(nvcc: Path, unit: str, arch: str, defines: list[str]) -> tuple[bool, str]:
+    """(whether it was compiled, what the compiler said)"""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(nvcc), "-std=c++17", f"-arch={arch}", "-cubin", "-o", f"{folder}/unit.cubin",
+                   str(CUDA / f"{unit}.cu"), "-Xptxas", "-v", *defines]
+        done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def by_nvrtc(unit: str, arch: str, defines: list[str]) -> tuple[bool, str]:
+    from cuda.bindings import nvrtc
+
+    def call(function: str, *args: object) -> object:
+        code, *result = getattr(nvrtc, function)(*args)
+        if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            sys.exit(f"{function} failed: {code.name}")
+        return result[0] if result else None
+
+    source = CUDA / f"{unit}.cu"
+    program = call("nvrtcCreateProgram", source.read_bytes(), source.name.encode(), 0, [], [])
+    options = [f"--gpu-architecture={arch}", "--std=c++17", "-default-device", f"-I{CUDA}", f"-I{CUDA}/rtc",
+               "--ptxas-options=-v", *defines]
+    code, = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    log = b" " * int(str(call("nvrtcGetProgramLogSize", program)))
+    call("nvrtcGetProgramLog", program, log)
+    return code == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode().rstrip("\0")
+
+
+def kernels_of(log: str) -> list[Kernel]:
+    """What ptxas says of each entry function."""
+    found = []
+    name = arch = ""
+    spilled = 0
+    for line in log.splitlines():
+        if match := ENTRY.search(line):
+            name, arch = match.groups()
+        elif match := SPILLED.search(line):
+            spilled = int(match[1]) + int(match[2])
+        elif match := USED.search(line):
+            found.append(Kernel(name, arch, int(match[1]), spilled))
+    return found
+
+
+def checked(compiler: str, unit: str, arch: str, compiled: tuple[bool, str]) -> tuple[list[Kernel], list[str]]:
+    """The kernels, and what is wrong with them."""
+    done, log = compiled
+    if not done:
+        return [], [f"{compiler}, {unit}, {arch}: does not compile:\n{log}"]
+    kernels = kernels_of(log)
+    wrong = [f"{compiler}, {unit}, {arch}: {line.strip()}" for line in log.splitlines() if "warning" in line.lower()]
+    for kernel in kernels:
+        if kernel.spilled:
+            wrong.append(f"{compiler}, {arch}: {kernel.name} spills {kernel.spilled} bytes")
+        if kernel.registers > MOST_REGISTERS:
+            wrong.append(f"{compiler}, {arch}: {kernel.name} has {kernel.registers} registers")
+    if not kernels:
+        wrong.append(f"{compiler}, {unit}, {arch}: no kernel was compiled")
+    return kernels, wrong
+
+
+def nvcc_path() -> Path:
+    """nvcc of the package nvidia-cuda-nvcc."""
+    spec = find_spec("nvidia")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for path in sorted(Path(folder).glob("*/bin/nvcc")):
+            return path
+    sys.exit("needs nvcc: pip install nvidia-cuda-nvcc")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", nargs="+", default=formats())
+    parser.add_argument("--archs", nargs="+", default=["sm_87", "sm_90"])
+    args = parser.parse_args()
+    nvcc = nvcc_path()
+    wrong: list[str] = []
+    print("| kernel | compiler | " + " | ".join(f"{arch}: registers, spilled" for arch in args.archs) + " |")
+    print("|---" * (2 + len(args.archs)) + "|")
+    for unit, of_weights in units().items():
+        for defines in [[f"-DET_ONLY={name}"] for name in args.formats] if of_weights else [[]]:
+            for compiler in ("nvcc", "NVRTC"):
+                table: dict[str, list[str]] = {}
+                for arch in args.archs:
+                    compiled = by_nvcc(nvcc, unit, arch, defines) if compiler == "nvcc" else by_nvrtc(
+                        unit, arch, defines)
+                    kernels, problems = checked(compiler, unit, arch, compiled)
+                    wrong += problems
+                    for kernel in kernels:
+                        table.setdefault(kernel.name, []).append(f"{kernel.registers}, {kernel.spilled}")
+                for name, cells in sorted(table.items()):
+                    print(f"| {name} | {compiler} | " + " | ".join(cells) + " |", flush=True)
+    print("\n" + ("\n".join(wrong) if wrong else "no warning, no spill"))
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
