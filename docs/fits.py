@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgetune.backends.cpu import FORMATS, Cpu
+from edgetune.backends.cpu import Cpu
+from edgetune.backends.native import FORMATS
 from edgetune.errors import UsageError
 from edgetune.formats.families import FAMILIES
 from edgetune.formats.shape import Rope, Shape

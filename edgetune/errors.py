@@ -60,6 +60,10 @@ class NumericsError(EdgetuneError):
     """Training left the finite numbers."""
 
 
+class DeviceError(EdgetuneError):
+    """A GPU cannot be used, or failed while it computed. What was saved before is whole."""
+
+
 class DiskError(EdgetuneError):
     """The disk refuses: it is full, read-only or broken."""
 

@@ -1,11 +1,12 @@
 /* The thin CPython extension: binding_call.c reads and checks arguments as a spec says, binding_ops.def lists the
- * specs, binding_context.c has contexts, binding.c the module. */
+ * specs, binding_context.c has contexts, binding_device.c what those on a device need, binding.c the module. */
 #ifndef ET_BINDING_H
 #define ET_BINDING_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "cuda/device.h"
 #include "et.h"
 
 #define MAX_ARRAYS 12
@@ -42,16 +43,27 @@ struct op {
 
 extern const struct op binding_ops[]; /* ends with a nameless one */
 
+struct device;
+
 struct context {
     et_context *ctx;
     Py_buffer scratch;
-    int busy; /* guarded by the GIL */
+    struct device *device; /* NULL: the CPU */
+    int busy;              /* guarded by the GIL */
 };
 
 /* The context in a capsule; NULL and an exception if it is none, or at work on another thread. */
 struct context *idle_context(PyObject *capsule, const char *function);
 
+struct device *device_open(const struct et_device *given); /* NULL where there is no memory for it */
+void device_close(struct device *device);
+/* What a context is made on: the device that was given, with a table of the functions that it has found. */
+const struct et_device *device_of(const struct device *device);
+int device_add_memory(struct device *device, uintptr_t begin, size_t bytes); /* that it reaches; -1: no memory */
+int device_reaches(const struct device *device, const void *array, size_t bytes);
+
 extern PyMethodDef context_functions[];
 int add_ops(PyObject *module); /* 0, or -1 and an exception */
+int add_devices(PyObject *module);
 
 #endif

@@ -244,6 +244,15 @@ static int bind_shapes(struct call *c) {
     return 0;
 }
 
+/* A device that is handed memory which it does not reach can do no more. What is written at once is the host's. */
+static int check_memory(const struct context *context, const struct call *c) {
+    for (int i = 0; context->device && i < c->n_views; i++)
+        if (c->view[i].obj && c->word[i].kind != '!' &&
+            !device_reaches(context->device, c->view[i].buf, (size_t)c->view[i].len))
+            return wrong(c, &c->word[i], "is not in the device's memory");
+    return 0;
+}
+
 /* ---- calls ------------------------------------------------------------------------------------------------- */
 
 /* Any op: `self` is its place in binding_ops, the first argument the context; returns the op's code. */
@@ -253,7 +262,7 @@ static PyObject *run(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
     struct context *context = idle_context(n_args ? args[0] : Py_None, c.op->name);
     if (!context)
         return NULL;
-    if (read_arguments(&c, args + 1, n_args - 1) == 0 && bind_shapes(&c) == 0) {
+    if (read_arguments(&c, args + 1, n_args - 1) == 0 && bind_shapes(&c) == 0 && check_memory(context, &c) == 0) {
         int code;
         context->busy = 1;
         Py_BEGIN_ALLOW_THREADS

@@ -47,12 +47,12 @@ static int get_isa(PyObject *object, const char **out) {
     return -1;
 }
 
-static int get_scratch(PyObject *object, Py_buffer *out) {
+static int get_scratch(PyObject *object, const char *function, Py_buffer *out) {
     if (PyObject_GetBuffer(object, out, PyBUF_SIMPLE | PyBUF_WRITABLE) == 0)
         return 0;
     if (PyErr_ExceptionMatches(PyExc_BufferError)) {
         PyErr_Clear();
-        PyErr_SetString(PyExc_ValueError, "context: scratch must be C-contiguous and writable");
+        PyErr_Format(PyExc_ValueError, "%s: scratch must be C-contiguous and writable", function);
     }
     return -1;
 }
@@ -74,11 +74,37 @@ struct context *idle_context(PyObject *capsule, const char *function) {
 
 /* ---- functions --------------------------------------------------------------------------------------------- */
 
-static void context_free(PyObject *capsule) {
-    struct context *c = PyCapsule_GetPointer(capsule, CAPSULE);
+static void free_context(struct context *c) {
     et_context_destroy(c->ctx);
+    device_close(c->device);
     PyBuffer_Release(&c->scratch);
     PyMem_Free(c);
+}
+
+static void context_free(PyObject *capsule) {
+    struct context *c = PyCapsule_GetPointer(capsule, CAPSULE);
+    free_context(c);
+}
+
+/* A new context with its scratch; NULL and an exception where it cannot have them. */
+static struct context *new_context(PyObject *scratch, const char *function) {
+    struct context *c = PyMem_Calloc(1, sizeof *c);
+    if (!c) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    if (get_scratch(scratch, function, &c->scratch) == 0)
+        return c;
+    PyMem_Free(c);
+    return NULL;
+}
+
+/* The capsule of a context that was made with this code; or, of one that could not be, the code. */
+static PyObject *made_context(struct context *c, int code) {
+    PyObject *result = code ? PyLong_FromLong(code) : PyCapsule_New(c, CAPSULE, context_free);
+    if (code || !result)
+        free_context(c);
+    return result;
 }
 
 /* context(threads, isa or None, precision, scratch) -> capsule, or the code that says why not */
@@ -91,22 +117,76 @@ static PyObject *context(PyObject *module, PyObject *args) {
         get_whole(threads, "context", "threads", 1, INT_MAX, &n_threads) < 0 || get_isa(isa, &name) < 0 ||
         get_whole(precision, "context", "precision", ET_EXACT, ET_INT8, &number) < 0)
         return NULL;
-    struct context *c = PyMem_Calloc(1, sizeof *c);
+    struct context *c = new_context(scratch, "context");
+    return c ? made_context(c, et_context_create(&c->ctx, name, (enum et_precision)number, (int)n_threads,
+                                                 c->scratch.buf, (size_t)c->scratch.len))
+             : NULL;
+}
+
+/* device_context(find, launch, synchronize, stream, precision, scratch) -> capsule, or the code that says why not. The
+ * first four are addresses: of functions as struct et_device has them, find's owner is NULL, and of the stream. */
+static PyObject *device_context(PyObject *module, PyObject *args) {
+    static const char *const names[] = {"find", "launch", "synchronize", "stream"};
+    PyObject *given[4], *precision, *scratch;
+    long long address[4], number;
+    (void)module;
+    if (!PyArg_UnpackTuple(args, "device_context", 6, 6, &given[0], &given[1], &given[2], &given[3], &precision,
+                           &scratch))
+        return NULL;
+    for (int i = 0; i < 4; i++) /* the stream 0 is the device's own */
+        if (get_whole(given[i], "device_context", names[i], i < 3, LLONG_MAX, &address[i]) < 0)
+            return NULL;
+    if (get_whole(precision, "device_context", "precision", ET_EXACT, ET_INT8, &number) < 0)
+        return NULL;
+    struct et_device device = {.stream = (void *)(uintptr_t)address[3]};
+    uintptr_t find = (uintptr_t)address[0];
+    uintptr_t launch = (uintptr_t)address[1];
+    uintptr_t wait = (uintptr_t)address[2];
+    memcpy(&device.find, &find, sizeof device.find); /* C has no conversion between the two that all compilers take */
+    memcpy(&device.launch, &launch, sizeof device.launch);
+    memcpy(&device.synchronize, &wait, sizeof device.synchronize);
+    struct context *c = new_context(scratch, "device_context");
     if (!c)
-        return PyErr_NoMemory();
-    if (get_scratch(scratch, &c->scratch) < 0) {
-        PyMem_Free(c);
+        return NULL;
+    c->device = device_open(&device);
+    return made_context(c, !c->device ? ET_NO_MEMORY
+                                      : et_context_create_on(&c->ctx, device_of(c->device), (enum et_precision)number,
+                                                             c->scratch.buf, (size_t)c->scratch.len));
+}
+
+/* add_memory(capsule, address, bytes): the device reaches these bytes, and arrays of ops may be there */
+static PyObject *add_memory(PyObject *module, PyObject *args) {
+    PyObject *capsule, *begin, *size;
+    long long address, bytes;
+    (void)module;
+    if (!PyArg_UnpackTuple(args, "add_memory", 3, 3, &capsule, &begin, &size))
+        return NULL;
+    struct context *c = idle_context(capsule, "add_memory");
+    if (!c || get_whole(begin, "add_memory", "address", 1, LLONG_MAX, &address) < 0 ||
+        get_whole(size, "add_memory", "bytes", 1, LLONG_MAX - address, &bytes) < 0)
+        return NULL;
+    if (!c->device) {
+        PyErr_SetString(PyExc_ValueError, "add_memory: the context is the CPU's, which reaches all memory");
         return NULL;
     }
-    int code = et_context_create(&c->ctx, name, (enum et_precision)number, (int)n_threads, c->scratch.buf,
-                                 (size_t)c->scratch.len);
-    PyObject *result = code ? PyLong_FromLong(code) : PyCapsule_New(c, CAPSULE, context_free);
-    if (code || !result) {
-        et_context_destroy(c->ctx);
-        PyBuffer_Release(&c->scratch);
-        PyMem_Free(c);
-    }
-    return result;
+    if (device_add_memory(c->device, (uintptr_t)address, (size_t)bytes) < 0)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* synchronize(capsule) -> code, when all ops so far are done */
+static PyObject *synchronize(PyObject *module, PyObject *capsule) {
+    struct context *c = idle_context(capsule, "synchronize");
+    int code;
+    (void)module;
+    if (!c)
+        return NULL;
+    c->busy = 1;
+    Py_BEGIN_ALLOW_THREADS
+    code = et_context_synchronize(c->ctx);
+    Py_END_ALLOW_THREADS
+    c->busy = 0;
+    return PyLong_FromLong(code);
 }
 
 static PyObject *context_isa(PyObject *module, PyObject *capsule) {
@@ -198,6 +278,9 @@ static PyObject *kernel_sets(PyObject *module, PyObject *none) {
 
 PyMethodDef context_functions[] = {
     {"context", context, METH_VARARGS, NULL},
+    {"device_context", device_context, METH_VARARGS, NULL},
+    {"add_memory", add_memory, METH_VARARGS, NULL},
+    {"synchronize", synchronize, METH_O, NULL},
     {"context_isa", context_isa, METH_O, NULL},
     {"context_products", context_products, METH_O, NULL},
     {"set_precision", set_precision, METH_VARARGS, NULL},

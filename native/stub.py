@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 STUB = HERE.parent / "edgetune" / "backends" / "_native.pyi"
 WIDTH = 120
 
-HEAD = '''"""The extension behind native.py. Written by native/stub.py from binding_ops.def."""
+HEAD = '''"""The extension behind native.py, cpu.py and cuda.py. Written by native/stub.py from binding_ops.def."""
 
 from typing import Any
 
@@ -29,8 +29,15 @@ HEAD_STATE: int
 SAMPLE_STATE: int
 MOMENTS: int
 MOMENT_BYTES: int
+KERNELS: tuple[tuple[str, str, bool], ...]
+EMULATED: tuple[int, int, int]
 
 def context(threads: int, isa: str | None, precision: int, scratch: _Array, /) -> _Context | int: ...
+def device_context(
+    find: int, launch: int, synchronize: int, stream: int, precision: int, scratch: _Array, /,
+) -> _Context | int: ...
+def add_memory(context: _Context, address: int, size: int, /) -> None: ...
+def synchronize(context: _Context, /) -> int: ...
 def context_isa(context: _Context, /) -> str: ...
 def context_products(context: _Context, /) -> tuple[str, str]: ...
 def set_precision(context: _Context, precision: int, /) -> None: ...

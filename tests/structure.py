@@ -34,7 +34,7 @@ FLOORS = [
 INSIDE = {
     "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "published"],
                  ["mixed", "ollama", "peft", "valued"]],
-    "backends": [["base"], ["arena", "cpu"]],
+    "backends": [["base"], ["arena", "cuda_kernels", "native"], ["cpu", "cuda"], ["cuda_driver"], ["opening"]],
     "bench": [["answers", "generate", "ops"], ["kernels", "train"], ["roofline", "steps"]],
     "cli": [["extras"], ["graded", "grouped", "info", "judged", "prompts", "prose", "typed"],
            ["app"],
@@ -58,7 +58,8 @@ INSIDE = {
                 ["grammar", "json_schema", "quantizer", "sandbox"], ["chat_template", "sampling"],
                 ["divergence", "tokenizer"], ["embedding"]],
     "machine": [["procfs", "toml"], ["gpu"], ["device"], ["policy", "sensors"], ["governor"]],
-    "models": [["choices", "linear", "stream"], ["base", "prefix"], ["structure"], ["decoder"], ["networks"]],
+    "models": [["choices", "linear", "placed", "stream"], ["base", "prefix"], ["structure"], ["kept"], ["decoder"],
+              ["networks"]],
     "objectives": [["answers", "base"], ["dpo", "kto", "nlft", "orpo", "rewarded", "rrhf", "self_distill", "sft"],
                   ["policy", "rest", "self_correct"], ["agreement", "grpo", "p3o", "ppo", "rloo"], ["reft"]],
     "runs": [["answers", "elements", "events", "result"], ["chart", "history", "page", "tables"], ["report"],

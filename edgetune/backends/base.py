@@ -1,13 +1,19 @@
 """The contract of a backend, the device that computes. An op is a method, outputs first, then inputs.
 
 To add one, write a class that is a Backend in a file of this folder: the ops, memory for arrays (`allocate`), and
-weights in the form that its ops read (`upload`). It is passed as `Trainer(backend=...)`. The trainer reads
-`scratch_bytes`, allocates them with everything else, and calls `use_scratch` before the first op. `cpu.py` is the only
-backend; tests/backends/test_backend.py has one that counts the calls of another.
+weights in the form that its ops read (`upload`). It is passed as `Trainer(ops=...)`. The trainer reads
+`scratch_bytes`, allocates them with everything else, and calls `use_scratch` before the first op. `cpu.py` and
+`cuda.py` are the backends; tests/backends/test_backend.py has one that counts the calls of another.
 
 Arrays are numpy arrays over memory that the device and this process both reach (on a Jetson, its unified memory),
 C-contiguous float32 unless said otherwise; activations are float32 or (as uint16) bf16, which may differ from array to
-array. Nothing is copied; arrays may be views of an arena. Shapes: T tokens, D model width, H heads, G key/value heads,
+array. All that ops are given is from the backend: views of what it allocated, or what `upload`, `place` and `empty`
+made. On the CPU these copy nothing.
+
+Ops run in their order, and may return before they are done. After `synchronize` the process may read what they wrote,
+and write again to what they read or wrote; before it, it may do neither. It may always read what only it has written.
+
+Shapes: T tokens, D model width, H heads, G key/value heads,
 C head width, V vocabulary, R rank; N rows and K columns of a weight. A weight is what `upload` made of its GGUF bytes,
 with the name of its format (for "F32" also a float32 array). Outputs are overwritten unless `accumulate` is set or the
 docstring says that they accumulate.
@@ -25,7 +31,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 
@@ -54,7 +61,10 @@ class Memory(Protocol):
         """All of it, uint8, zeros at first."""
 
     def discard(self, begin: int) -> None:
-        """Releases the bytes from `begin`, a multiple of the page size, to the end. They read as zeros afterwards."""
+        """Releases the bytes from `begin`, a multiple of the page size, to the end. They read as zeros afterwards.
+
+        What ops still do with them is done before.
+        """
 
 
 class Ops(Protocol):
@@ -254,6 +264,9 @@ class Backend(Ops, Protocol):
         In the numbers of the products with quantized weights at this precision.
         """
 
+    def synchronize(self) -> None:
+        """Returns when all ops so far are done. Raises what went wrong on the device, in them or before."""
+
     @property
     def scratch_bytes(self) -> int:
         """Bytes of work space that all ops share."""
@@ -261,11 +274,22 @@ class Backend(Ops, Protocol):
     def use_scratch(self, scratch: Array) -> None:
         """Before the first op: a writable uint8 array of scratch_bytes. Without it the backend allocates its own."""
 
+    @property
+    def is_paged(self) -> bool:
+        """Whether memory costs nothing until it is written, and again after it is discarded."""
+
     def allocate(self, nbytes: int) -> Memory:
-        """Memory for arrays. Raises MemoryError."""
+        """Memory for arrays. Raises MemoryError, or DeviceError."""
 
     def upload(self, mapped: Array) -> Array:
-        """A weight as ops read it, from its GGUF bytes, uint8, mapped from the file."""
+        """A weight as ops read it, from its GGUF bytes, uint8, mapped from the file; or an array that stays the same.
+        """
+
+    def place(self, array: Array) -> Array:
+        """A small array of this process as ops read it, such as the tokens of a batch. It is not changed afterwards."""
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
+        """A small array for ops to write, which lives as long as it is referred to."""
 
 
 OPS = tuple(name for name in vars(Ops) if not name.startswith("_"))

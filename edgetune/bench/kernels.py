@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import cpu
+from ..backends import cpu, native
 from ..backends.base import CACHE, HEAD_STATE, MOMENT_BYTES, MOMENTS, SAMPLE_STATE
 from ..formats.gguf import FORMATS
 from ..machine import device
@@ -257,7 +257,7 @@ def others(s: Sizes) -> Iterator[Case]:
         yield Case("rope", "neox" if neox else "", (TOKENS, s.h, s.c),
                    (floats(TOKENS, s.h, s.c), np.cos(angle), np.sin(angle), positions, neox, 1.0))
     gate, up, act, dup = (floats(TOKENS, s.f) for _ in range(4))
-    for kind in cpu.GLU_KINDS:
+    for kind in native.GLU_KINDS:
         yield Case("glu_forward", kind, (TOKENS, s.f), (act, gate, up, kind))
         yield Case("glu_backward", kind, (TOKENS, s.f),
                    (floats(TOKENS, s.f), dup, floats(TOKENS, s.f), act, gate, up, kind))

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..backends.arena import Arena
 from ..backends.base import OPS, Array, Backend
@@ -77,6 +78,7 @@ class Counting:
     threads = 1
     working = 1
     scratch_bytes = 0
+    is_paged = True
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -97,6 +99,15 @@ class Counting:
 
     def upload(self, mapped: Array) -> Array:
         return mapped
+
+    def place(self, array: Array) -> Array:
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
+        return np.empty(shape, dtype)
+
+    def synchronize(self) -> None:
+        """Nothing runs."""
 
 
 class Untouched:

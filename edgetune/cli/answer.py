@@ -16,6 +16,7 @@ from .app import (
     MODEL,
     F,
     adapter_option,
+    backend_option,
     column_options,
     command,
     engine_option,
@@ -141,10 +142,10 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, structured_option, memory_option, threads_option, url_options, cls=EvalCommand)
+         markup_option, structured_option, memory_option, threads_option, backend_option, url_options, cls=EvalCommand)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool, memory: str,
-                 **options: Any) -> None:
+                 backend: str, **options: Any) -> None:
     """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA.
 
     Of rows of pairs it says how many of the chosen answers the model prefers (preference accuracy), and by how much in
@@ -161,13 +162,14 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
     of_answers = options | {"show_wrong": show_wrong, "save": save}
-    refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length, memory=memory)
+    refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length, memory=memory,
+                  backend=backend)
     if serving.url:
         _ask_daemon(model, serving, data, Columns(prompt_column, completion_column), system, options["limit"],
                     show_wrong, save, as_json)
         return
     check_answers_asked(**of_answers)
-    check_engine(engine, memory=memory, structured=serving.structured)
+    check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
@@ -175,7 +177,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     check_method(objective, has_pairs)
     if has_pairs:
         refuse_for_pairs(**of_answers)
-        eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, max_length, system,
+        eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, backend, max_length, system,
                    None if engine == "native" else served_model(model, serving), as_json)
         return
     rows = load(data, tokenizer, max_length=max_length, system=system or None,
@@ -187,7 +189,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         from ..evaluation.native import engine_within, native_grade, native_match
         from ..serving.rollouts.texts import pairs_of
         pairs = pairs_of(bundle.gguf, serving.adapter)
-        own = engine_within(memory, threads=serving.threads)
+        own = engine_within(memory, threads=serving.threads, backend=backend)
         graded = native_grade(bundle, tokenizer, rows, pairs, own, system=system or None, **options)
         base = graded.answers
         if save and pairs:
@@ -225,7 +227,7 @@ def check_answers_asked(answers: bool, **options: Any) -> None:
         raise UsageError(f"--{name.replace('_', '-')} is given with --no-answers", "leave one of them out")
 
 
-OWN = ("samples", "memory", "parallel", "precision", "save")  # options of edgetune's own engine alone
+OWN = ("samples", "memory", "parallel", "precision", "backend", "save")  # options of edgetune's own engine alone
 
 
 def check_engine(engine: str, **options: Any) -> None:
@@ -275,8 +277,8 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
          precision_option("With --engine native: how products are computed."),
          click.option("--save", type=click.Path(path_type=Path), callback=new_file,
                       help="With --engine native: new file for the answers, which else are printed."),
-         memory_option, threads_option, busy_file_option, runtime_option, markup_option, structured_option,
-         url_options)
+         memory_option, threads_option, backend_option, busy_file_option, runtime_option, markup_option,
+         structured_option, url_options)
 def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, engine: str,
                      **options: Any) -> None:
     """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime.

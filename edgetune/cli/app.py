@@ -20,7 +20,7 @@ from rich.text import Text
 from ..errors import EdgetuneError, UsageError
 from ..machine.policy import Policy, read_policy
 from ..options import AUTO, groups_of, kind_of, takes_auto
-from ..training.config import FILE_OPTIONS, TrainConfig
+from ..training.config import BACKENDS, FILE_OPTIONS, TrainConfig
 from ..version import __version__
 from .extras import extra_of
 from .grouped import GroupedCommand, GroupedOption
@@ -47,6 +47,9 @@ adapter_option = click.option("--adapter", type=click.Path(path_type=Path), mult
                               help="Adapter folder (or adapter.gguf) to answer with.")
 threads_option = click.option("--threads", type=click.IntRange(0, 1024), default=0,
                               help="Threads; 0: one a core that this process may use.")
+backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
+                              help="What edgetune's own engine computes on: cpu, cuda (an NVIDIA GPU), or auto: the "
+                              "GPU where one can be used.")
 system_option = click.option("--system", default="", help="System message.")
 
 

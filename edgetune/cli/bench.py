@@ -14,6 +14,7 @@ from ..training.config import TrainConfig
 from .app import (
     MODEL,
     adapter_option,
+    backend_option,
     cli,
     command,
     config_options,
@@ -72,14 +73,14 @@ def kernels_command(isa: str | None, precision: str | None, name: str | None, fm
     GFLOP/s, also as a share of what a loop that stays in registers reaches; where memory is the limit, GB/s of the
     arrays that an op reads and writes. The least time of several calls counts.
     """
-    from ..backends import cpu
+    from ..backends import cpu, native
     from ..bench import kernels
     from ..machine.device import thread_count
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     isas = chosen("isa", isa, usable, usable if everything else usable[:1])
     names = chosen("model", name, list(kernels.MODELS), list(kernels.MODELS) if everything else ["SmolLM2-135M"])
-    formats = chosen("format", fmt, list(cpu.FORMATS), list(cpu.FORMATS) if everything else ["Q4_1"])
-    precisions = [precision] if precision else list(cpu.PRECISIONS)
+    formats = chosen("format", fmt, list(native.FORMATS), list(native.FORMATS) if everything else ["Q4_1"])
+    precisions = [precision] if precision else list(native.PRECISIONS)
     with nullcontext() if as_json else out.status("measuring") as status:
         def tell(r: kernels.Result) -> None:
             if status:
@@ -128,7 +129,7 @@ def rate(r: dict[str, Any]) -> str:
          click.option("--steps", type=click.IntRange(1), default=5, show_default=True,
                       help="Steps that are timed, after one that is not."),
          config_options("rank", "targets", "blocks", "dropout", "memory", "micro_batch", "recompute", "weights",
-                        "precision", "seed", "threads"),
+                        "precision", "seed", "threads", "backend"),
          click.option("--save", is_flag=False, flag_value=str(HERE), type=click.Path(path_type=Path),
                       callback=here_or_in_a_folder,
                       help="Keep the JSON object, from which edgetune plan predicts: in this file, or alone for this "
@@ -187,9 +188,10 @@ def train_tables(r: dict[str, Any]) -> list[Any]:
          click.option("--prompts", type=click.IntRange(1), default=8, show_default=True,
                       help="Prompts that many answers are to, as many to each."),
          precision_option("Of --engine native's products."),
-         adapter_option, threads_option, save_option, group=bench)
+         adapter_option, threads_option, backend_option, save_option, group=bench)
 def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, engine: str, answers: int, prompts: int,
-                     precision: str, adapter: Path | None, threads: int, save: Path | None, as_json: bool) -> None:
+                     precision: str, adapter: Path | None, threads: int, backend: str, save: Path | None,
+                     as_json: bool) -> None:
     """Time how llama.cpp, or edgetune's own engine, reads prompts and then generates with MODEL.
 
     One answer through llama.cpp: both are timed apart. More: tokens of answers by the time of all.
@@ -198,7 +200,8 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, en
     from ..console import table
     if engine == "native" or answers > 1:
         _many_answers(model, save, as_json, engine=engine, answers=answers, prompts=prompts, precision=precision,
-                      prompt_tokens=prompt_tokens, tokens=tokens, adapter=adapter, threads=threads, seed=seed)
+                      backend=backend, prompt_tokens=prompt_tokens, tokens=tokens, adapter=adapter, threads=threads,
+                      seed=seed)
         return
     with nullcontext() if as_json else out.status("generating"):
         r = generate.run(model, prompt_tokens=prompt_tokens, tokens=tokens, adapter=adapter, threads=threads, seed=seed)
@@ -210,7 +213,7 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, en
 
 
 def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str, answers: int, prompts: int,
-                  precision: str, **options: Any) -> None:
+                  precision: str, backend: str, **options: Any) -> None:
     from ..bench import answers as bench_answers
     from ..console import table
     from ..evaluation.native import engine_within
@@ -220,7 +223,7 @@ def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str,
     with nullcontext() if as_json else out.status("generating"):
         native = None
         if engine == "native":
-            native = engine_within(threads=options["threads"], precision=precision, parallel=answers)
+            native = engine_within(threads=options["threads"], precision=precision, parallel=answers, backend=backend)
         r = bench_answers.run(model, native=native, count=answers, prompts=prompts, **options)
     adapter = f", adapter {r['adapter']}" if r["adapter"] else ""
     finish(as_json, save, r, f"{model.name} through {engine}, {r['threads']} threads{adapter}", table("", ["", ""], [

@@ -28,6 +28,7 @@ EXTRAS = (
           ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
     Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx", "matplotlib")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
+    Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
     Extra("sign", "signed bundles", ("cryptography",)),
 )
 

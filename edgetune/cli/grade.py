@@ -12,7 +12,7 @@ import click
 
 from ..errors import DataError, EdgetuneError, UsageError, printable
 from .answer import Serving, new_file, served_model
-from .app import ModelPath, adapter_option, command, explicit, show, system_option, threads_option
+from .app import ModelPath, adapter_option, backend_option, command, explicit, show, system_option, threads_option
 from .prompts import ordered, save_lines
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.graders.sample import Sample
 
 Rows = list[dict[str, Any]]
-OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory", "seed", "threads")
+OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory", "seed", "threads", "backend")
 
 
 @command("grade", click.argument("grader"), click.argument("data", type=click.Path(path_type=Path)),
@@ -37,7 +37,7 @@ OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory
          click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampling."), system_option,
          click.option("--memory", default="", help="The most that this process may take, such as 500M or 25% "
                       "[75% of what is available]."),
-         threads_option,
+         threads_option, backend_option,
          click.option("--pass-at", type=float, metavar="REWARD",
                       help="Reward from which an answer passes. [the grader's pass_threshold, else 1]"),
          click.option("--show", "shown", type=click.IntRange(1), metavar="N", help="Show the N worst answers."),
@@ -125,7 +125,8 @@ def _written(rows: Rows) -> list[Sample]:
 
 
 def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
-             max_tokens: int, system: str, memory: str, seed: int, threads: int) -> Iterator[Sample]:
+             max_tokens: int, system: str, memory: str, seed: int, threads: int,
+             backend: str) -> Iterator[Sample]:
     """By our own engine, in the order of the rows."""
     from ..data.rows import with_system
     from ..evaluation.graders.answered import answered_sample
@@ -149,7 +150,8 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
     asked = Asked(prompts, [max_tokens] * len(rows), samples,
                   Sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=seed))
     form = call_form(tokenizer)
-    for answered in ordered(answers(gguf, tokenizer, pairs, asked, engine_within(memory, threads=threads)), samples):
+    engine = engine_within(memory, threads=threads, backend=backend)
+    for answered in ordered(answers(gguf, tokenizer, pairs, asked, engine), samples):
         yield answered_sample(answered, rows[answered.rollout.prompt].get("tools"), form)
 
 

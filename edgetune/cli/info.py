@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import store
-from ..backends import cpu
+from ..backends import cpu, native
+from ..backends.opening import open_cuda
 from ..console import mib
 from ..errors import EdgetuneError, UsageError
 from ..formats import bundle, signature
@@ -212,8 +213,17 @@ def examine() -> dict[str, Any]:
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": cpu.cpu_features(), "kernels": usable[0], "kernels_usable": usable,
-            "products": {p: cpu.Cpu(1).products(p) for p in cpu.PRECISIONS},
-            "llama_cpp": llama, "missing": missing, "ready": ready, "verdict": verdict(here, usable[0], missing, ready)}
+            "products": {p: cpu.Cpu(1).products(p) for p in native.PRECISIONS},
+            "gpu": gpu_facts(), "llama_cpp": llama, "missing": missing, "ready": ready,
+            "verdict": verdict(here, usable[0], missing, ready)}
+
+
+def gpu_facts() -> str:
+    """Which one would compute, or in a sentence why none does."""
+    try:
+        return open_cuda(lambda _: None).isa
+    except EdgetuneError as error:
+        return f"none: {error}"
 
 
 def verdict(here: device.Device, kernels: str, missing: list[str], ready: bool) -> str:

@@ -53,8 +53,8 @@ def refuse_for_pairs(**options: Any) -> None:
 
 
 def eval_pairs(data: Path, bundle: Bundle, tokenizer: Tokenizer, objective: Objective, adapter: Path | None,
-               threads: int, max_length: int, system: str, served_model: AbstractContextManager[LlamaModel] | None,
-               as_json: bool) -> None:
+               threads: int, backend: str, max_length: int, system: str,
+               served_model: AbstractContextManager[LlamaModel] | None, as_json: bool) -> None:
     """served_model: opens what answers through llama.cpp; None: edgetune's own engine measures."""
     from ..data import preferences
     from ..data.dataset import load
@@ -63,9 +63,9 @@ def eval_pairs(data: Path, bundle: Bundle, tokenizer: Tokenizer, objective: Obje
     rows = load(data, tokenizer, max_length=max_length, system=system or None, parser=preferences)
     of_base: pairs.LogP | None = None
     if served_model is None:
-        logp = pairs.native_logp(bundle, rows, pairs_of(bundle.gguf, adapter), threads)
+        logp = pairs.native_logp(bundle, rows, pairs_of(bundle.gguf, adapter), threads, backend)
         if adapter:
-            of_base = pairs.native_logp(bundle, rows, {}, threads)
+            of_base = pairs.native_logp(bundle, rows, {}, threads, backend)
     else:
         with served_model as served:
             logp = pairs.served_logp(served, rows)

@@ -62,7 +62,7 @@ def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow
 
 
 def answer_file(model: Path, path: Path, *, adapter: Path | None, samples: int, memory: str, parallel: int,
-                precision: str, threads: int, system: str, raw: bool, markup: str, max_tokens: int,
+                precision: str, threads: int, backend: str, system: str, raw: bool, markup: str, max_tokens: int,
                 stop: Sequence[str], as_json: bool, save: Path | None, **sampling: Any) -> None:
     """Writes a JSON line an answer, in the order of the prompts, into `save`, or prints it as soon as it is made; with
     --json one object, when all are there.
@@ -79,7 +79,8 @@ def answer_file(model: Path, path: Path, *, adapter: Path | None, samples: int, 
     rows = read_prompts(path, tokenizer, system, raw)
     asked = Asked([tokenizer.encode(row.text, bos=True) for row in rows], [max_tokens] * len(rows), samples,
                   Sampling(**sampling), stop)
-    engine = engine_within(memory, parallel=parallel, precision=precision, threads=threads)
+    engine = engine_within(memory, parallel=parallel, precision=precision, threads=threads,
+                           backend=backend)
     made = ordered(answers(gguf, tokenizer, pairs, asked, engine), samples)
     lines = (answer_line(rows[answered.rollout.prompt], answered) for answered in made)
     if save is not None:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, threads: int = 0,
-                micro_batch: int = 1024) -> tuple[float, int]:
+                backend: str = "auto", micro_batch: int = 1024) -> tuple[float, int]:
     """(mean -log p of the supervised tokens by weight, in natural log, their number)."""
-    decoder = open_decoder(bundle.gguf, pairs or {}, threads=threads, max_tokens=max(
+    decoder = open_decoder(bundle.gguf, pairs or {}, threads=threads, backend=backend, max_tokens=max(
         micro_batch, *(e.tokens.size for e in dataset.examples)),
         max_length=max(e.tokens.size for e in dataset.examples))
     measured = measure(decoder, Sft(), micro_batches(dataset.examples, decoder.run.max_tokens))
@@ -55,7 +55,7 @@ def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: 
 def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: Lora | None, engine: Engine, *,
                  answers: bool = True, system: str | None = None, limit: int | None = None) -> Graded:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows."""
-    loss, tokens = native_loss(bundle, dataset, pairs, threads=engine.threads)
+    loss, tokens = native_loss(bundle, dataset, pairs, threads=engine.threads, backend=engine.backend)
     given = native_match(bundle, tokenizer, dataset, pairs, engine, system=system, limit=limit) if answers else []
     scores = Scores("native", len(dataset.examples), tokens, loss, exact_share(given), len(given), parsed_share(given))
     return Graded(scores, [], given)

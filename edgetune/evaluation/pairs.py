@@ -47,10 +47,12 @@ class PairScores:
         return asdict(self)
 
 
-def native_logp(bundle: Bundle, dataset: Dataset, pairs: Lora, threads: int = 0) -> LogP:
+def native_logp(bundle: Bundle, dataset: Dataset, pairs: Lora, threads: int = 0,
+                backend: str = "auto") -> LogP:
     """Of each example by edgetune's engine."""
     longest = max(example.tokens.size for example in dataset.examples)
-    decoder = open_decoder(bundle.gguf, pairs, threads=threads, max_tokens=longest, max_length=longest)
+    decoder = open_decoder(bundle.gguf, pairs, threads=threads, max_tokens=longest, max_length=longest,
+                           backend=backend)
     return [decoder.score(collate([example])).copy() for example in dataset.examples]
 
 

@@ -32,10 +32,10 @@ class Blocks:
         self.h = h
         self.logits = logits
         self.precision = precision
-        self.lse = np.empty(n, np.float32)
-        self._state = np.empty((n, SAMPLE_STATE), np.float32)
-        self._top = np.empty((n, 1), np.float32)
-        self._limit = np.full(n, np.inf, np.float32)
+        self.lse = ops.empty((n,))
+        self._state = ops.empty((n, SAMPLE_STATE))
+        self._top = ops.empty((n, 1))
+        self._limit = ops.place(np.full(n, np.inf, np.float32))
 
     def read(self, see: Callable[[int, Floats], None], parts: Iterable[tuple[int, int]]) -> None:
         """see: called with each block's first entry and its logits [n, entries]. parts: of the vocabulary, in order."""
@@ -44,6 +44,7 @@ class Blocks:
                 last = min(first + self.logits.shape[1], end)
                 self.ops.head_top(self._top, self.lse, self.logits, self._state, self.h, self.head.data,
                                   self.head.format, self._limit, (first, last), self.precision)
+                self.ops.synchronize()
                 see(first, self.logits.reshape(-1)[:(last - first) * len(self.h)].reshape(-1, last - first))
 
 
@@ -66,9 +67,10 @@ class Choices:
         width = dh.shape[1]
         for begin in range(0, len(self.tokens), POSITIONS):
             part = slice(begin, begin + POSITIONS)
-            tokens = np.ascontiguousarray(self.tokens[part].reshape(-1))
-            rows = np.empty((tokens.size, width), np.float32)
+            tokens = self.ops.place(np.ascontiguousarray(self.tokens[part].reshape(-1)))
+            rows = self.ops.empty((tokens.size, width))
             self.ops.embed(rows, tokens, self.head.data, self.head.format, 1.0)
+            self.ops.synchronize()
             factors = -a[part]
             factors[:, 0] = a[part, 1:].sum(1)
             dh[part] += np.einsum("nk,nkd->nd", factors, rows.reshape(-1, self.tokens.shape[1], width))

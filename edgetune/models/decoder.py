@@ -3,7 +3,7 @@
 Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, changed in place from a block's output
 to its input. Activations are overwritten, the adapter's gradients accumulate until the optimizer's update. T is the
 number of tokens in this micro-batch, a forest of documents; the buffers hold `max_tokens`. S is the number of
-supervised positions. `k` holds the activations of a block that its backward reads (`structure.kept_widths`).
+supervised positions. `k` holds the activations of a block that its backward reads (kept.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from ..formats.gguf import Gguf, Tensor
 from ..formats.shape import read_shape
 from .base import Network, Passes
 from .choices import Blocks, Choices, Likeliest
+from .kept import Kept
 from .linear import Activations, Projections, RunShape, forward_precision, trained_shapes
+from .placed import Placed
 from .prefix import Prefix
 from .stream import EMBEDDING, HEAD_TOKENS, Stream
-from .structure import BACKWARD_GROUPS, DecoderStructure, head_block, kept_widths
+from .structure import BACKWARD_GROUPS, DecoderStructure, head_block
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -63,7 +65,8 @@ class Decoder(Passes):
         self.stream = Stream(model.gguf, model.shape.n_layer, ops, streamed)
         shapes = trained_shapes(model.shape, run)
         self.adapter = run.family.carve(shapes, arena, ops, seed)
-        self.linear = Projections(ops, self.stream.weights, model.vectors, run, self.adapter, shapes)
+        self.vectors = {name: ops.upload(vector) for name, vector in model.vectors.items()}
+        self.linear = Projections(ops, self.stream.weights, self.vectors, run, self.adapter, shapes)
         s = self.shape
         self.rope = []
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
@@ -71,11 +74,11 @@ class Decoder(Passes):
             sin = arena.view(f"sin{i}", run.max_length, s.n_rot // 2)
             cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
             self.rope.append((cos, sin))
-        self.widths = kept_widths(s, run)
+        self.kept = Kept(s, run, arena)
         self.prefix = Prefix(s, run, ops, arena)
         self.before_block: Callable[[], None] = lambda: None
         self.attend: Attend | None = None  # in place of `attend_batch`, where a pass sees more than its own tokens
-        self._views: dict[tuple[int, int], Activations] = {}
+        self._placed: Placed | None = None
         self._value = ValueHead(arena, s.d_model) if isinstance(run.family, ValuedLora) else None
 
     # ---- whole passes -----------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ class Decoder(Passes):
         for layer in range(self.shape.n_layer):
             self.before_block()
             if keep and layer >= self.run.lowest:
-                self.ops.copy(self._block_x(layer, batch), x)
+                self.ops.copy(self.kept.block_x(layer, batch.tokens.size), x)
             self._block_forward(layer, x, batch)
 
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
@@ -102,7 +105,6 @@ class Decoder(Passes):
         t = batch.tokens.size
         s = self.shape
         dx = self.arena.view("dx", t, s.d_model)
-        dx.fill(0.0)
         if not batch.supervised.size and not batch.is_prefix:
             self.stream.leave()
             return self.arena.view("logp", 0)
@@ -127,10 +129,11 @@ class Decoder(Passes):
         t = batch.tokens.size
         s = self.shape
         self.forward(batch, keep=False)
-        h = np.empty((t, s.d_model), np.float32)
-        out = np.empty((t, s.n_vocab), np.float32)
-        self._norm(h, np.empty(t, np.float32), self.arena.view("x", t, s.d_model), "output_norm")
+        h = self.ops.empty((t, s.d_model))
+        out = self.ops.empty((t, s.n_vocab))
+        self._norm(h, self.ops.empty((t,)), self.arena.view("x", t, s.d_model), "output_norm")
         self.ops.matmul_forward(out, h, self.stream.head.data, self.stream.head.format, precision=self.run.precision)
+        self.ops.synchronize()
         return out
 
     # ---- the head ---------------------------------------------------------------------------------------------
@@ -146,13 +149,17 @@ class Decoder(Passes):
         head = self.stream.head
         self._norm(h, rstd, x, "output_norm")
         self.stream.enter(self.shape.n_layer)
+        found = None if best is None else self.ops.empty(best.shape, np.int32)
         for part in self._head_parts(batch):
-            targets = batch.targets[part]
+            targets = self._place(batch).targets[part]
             logits, _, state = self._head_work(targets.size)
-            part_best = None if best is None else best[part]
+            part_best = None if found is None else found[part]
             for entries in self.stream.slices(targets):
                 self.ops.head_forward(logp[part], part_best, logits, state, h[part], head.data, head.format, targets,
                                       entries, self.run.precision)
+        self.ops.synchronize()
+        if best is not None and found is not None:
+            best[:] = found
         return logp
 
     def _choices_forward(self, batch: Batch, given: np.ndarray) -> np.ndarray:
@@ -189,20 +196,23 @@ class Decoder(Passes):
         return self._value.forward(self._hidden(self.arena.view("head_h", n, self.shape.d_model)))
 
     def _hidden(self, h: np.ndarray) -> np.ndarray:
-        """The head's input [S, D] as float32, in a buffer that only backward uses otherwise."""
+        """The head's input [S, D] as float32, to be read, in a buffer that only backward uses otherwise."""
         out = self.arena.view("dnorm", *h.shape)
         self.ops.copy(out, h)
+        self.ops.synchronize()
         return out
 
     def _head_backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray,
                        dvalues: np.ndarray | None = None) -> np.ndarray:
-        """dx [T, D] at the supervised positions = gradient of the last block's output. Returns log p [S].
+        """dx [T, D] = gradient of the last block's output, 0 but at the supervised positions. Returns log p [S].
 
         dL/dz_t = a_t (softmax(z_t) - onehot(target_t)), in one pass over the vocabulary.
         """
         s = self.shape
         logp = self.arena.view("logp", batch.supervised.size)
         if not batch.supervised.size:
+            self.ops.synchronize()
+            dx.fill(0.0)
             return logp
         x, h, rstd = self._gather(batch)
         dh = self.arena.view("dnorm", batch.supervised.size, s.d_model)
@@ -212,9 +222,9 @@ class Decoder(Passes):
             self._value.backward(self._hidden(h), dvalues)
         self.stream.enter(s.n_layer, s.n_layer - 1)
         given = batch.choices
-        summed = a if given is None else a.sum(1)
+        summed = self.ops.place(a if given is None else a.sum(1))
         for part in self._head_parts(batch):
-            targets = batch.targets[part]
+            targets = self._place(batch).targets[part]
             work = self._head_work(targets.size)
             choices = Choices(self.ops, head, targets, given[part]) if given is not None else None
             for entries in self.stream.slices(choices.tokens if choices else targets):
@@ -223,8 +233,11 @@ class Decoder(Passes):
                 if choices and entries[1] == s.n_vocab:
                     choices.backward(dh[part], a[part])
         if self._value and dvalues is not None:
+            self.ops.synchronize()
             self._value.add_to(dh, dvalues)
-        self.ops.rmsnorm_backward(dh, dh, x, self.model.vectors["output_norm.weight"], rstd)
+        self.ops.rmsnorm_backward(dh, dh, x, self.vectors["output_norm.weight"], rstd)
+        self.ops.synchronize()
+        dx.fill(0.0)
         first, *others = batch.turns
         dx[batch.supervised[first]] = dh[first] if others else dh
         for turn in others:
@@ -237,7 +250,7 @@ class Decoder(Passes):
         d = self.shape.d_model
         x = self.arena.view("x", batch.tokens.size, d)
         picked = self.arena.view("head_x", n, d)
-        np.take(x, batch.supervised, axis=0, out=picked, mode="clip")
+        self.ops.embed(picked, self._place(batch).supervised, x, "F32")
         return picked, self.arena.view("head_h", n, d), self.arena.view("head_rstd", n)
 
     def _head_parts(self, batch: Batch) -> Iterator[slice]:
@@ -257,7 +270,7 @@ class Decoder(Passes):
     def _block_forward(self, layer: int, x: np.ndarray, batch: Batch, rebuild: bool = False) -> None:
         """x [T, D] = block(x). rebuild: computes only what backward reads; x is not the block's output then."""
         t = batch.tokens.size
-        k = self._kept(layer, t)
+        k = self.kept.of(layer, t)
         self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
         norm1, rstd1 = self._normed(1, t)
         self._norm(norm1, rstd1, x, f"blk.{layer}.attn_norm")
@@ -269,7 +282,7 @@ class Decoder(Passes):
     def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
         """dx [T, D]: from the gradient of the block's output to that of its input."""
         t = batch.tokens.size
-        k = self._kept(layer, t)
+        k = self.kept.of(layer, t)
         deepest = self._deepest_group(layer)
         self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
         self._mlp_backward(layer, dx, k, deepest)
@@ -287,18 +300,18 @@ class Decoder(Passes):
             dnorm = self.arena.view("dnorm", t, self.shape.d_model)
         self._attention_backward(dnorm, datt, norm1, layer, k, batch)
         if dnorm is not None:
-            self._norm_backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm")
+            self._norm_backward(dx, dnorm, self.kept.block_x(layer, batch.tokens.size), rstd1, f"blk.{layer}.attn_norm")
 
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """The activations of an earlier block: computed again from its input, or, where they were kept, its norms."""
         t = batch.tokens.size
-        k = self._kept(layer, t)
+        k = self.kept.of(layer, t)
         if layer < self.shape.n_layer - self.run.kept:
             x = self.arena.view("x", t, self.shape.d_model)
-            self.ops.copy(x, self._block_x(layer, batch))
+            self.ops.copy(x, self.kept.block_x(layer, batch.tokens.size))
             self._block_forward(layer, x, batch, rebuild=True)
             return
-        self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
+        self._norm(*self._normed(1, t), self.kept.block_x(layer, batch.tokens.size), f"blk.{layer}.attn_norm")
         self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
 
     def _mlp_forward(self, layer: int, x: np.ndarray, k: Activations, rebuild: bool) -> None:
@@ -356,8 +369,9 @@ class Decoder(Passes):
         s = self.shape
         self.prefix.keep(layer, key, v, batch)
         seen = self.prefix.seen(layer, key, v, batch)
+        placed = self._place(batch)
         self.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, len(q)), q, *seen,
-                                   batch.seen_ends, batch.seen_positions, s.attn_scale, s.windows[layer],
+                                   placed.seen_ends, placed.seen_positions, s.attn_scale, s.windows[layer],
                                    forward_precision(self.run, layer))
 
     def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int,
@@ -370,15 +384,16 @@ class Decoder(Passes):
         dq = self.arena.view("dq", *q.shape)
         dk, dv = (self.arena.view(f"d{name}", batch.behind + t, s.n_kv, s.d_head) for name in "kv")
         seen = self.prefix.seen(layer, key, v, batch)
+        placed = self._place(batch)
         self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", s.n_head, t), datt.reshape(q.shape),
                                     k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, *seen,
-                                    batch.seen_ends, batch.seen_positions, s.attn_scale, s.windows[layer],
+                                    placed.seen_ends, placed.seen_positions, s.attn_scale, s.windows[layer],
                                     self.run.precision)
         dk, dv = self.prefix.own_gradients(layer, dk, dv, batch)
         self._rotate(layer, dq, dk, batch, -1.0)
         for i, (name, grad) in enumerate({"q": dq, "k": dk, "v": dv}.items()):
             if s.qk_norm and name != "v":
-                weight = self.model.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
+                weight = self.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
                 self.ops.rmsnorm_backward(grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
             self.linear.backward(dinp, grad.reshape(t, -1), layer, f"attn_{name}", k, accumulate=i > 0)
             self.linear.finish(norm1, layer, f"attn_{name}")
@@ -386,7 +401,7 @@ class Decoder(Passes):
     def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
         cos, sin = self.rope[self.shape.rope_of(layer)]
         for x in (q, k):
-            self.ops.rope(x, cos, sin, batch.positions, self.shape.neox, sign)
+            self.ops.rope(x, cos, sin, self._place(batch).positions, self.shape.neox, sign)
 
     def _residual_forward(self, x: np.ndarray, inp: np.ndarray, k: Activations, layer: int, target: str, post: str,
                           kept: str) -> None:
@@ -405,43 +420,27 @@ class Decoder(Passes):
         if not self.shape.post_norms:
             return dx
         dpost = self.arena.view("dpost", *dx.shape)
-        weight = self.model.vectors[f"blk.{layer}.{post}.weight"]
+        weight = self.vectors[f"blk.{layer}.{post}.weight"]
         self.ops.rmsnorm_backward(dpost, dx, k[f"{kept}_out"], weight, k[f"rstd_{kept}"])
         return dpost
 
     # ---- small helpers ----------------------------------------------------------------------------------------
 
     def _norm(self, out: np.ndarray, rstd: np.ndarray, inp: np.ndarray, name: str) -> None:
-        self.ops.rmsnorm_forward(out, rstd, inp, self.model.vectors[f"{name}.weight"], self.shape.norm_eps)
+        self.ops.rmsnorm_forward(out, rstd, inp, self.vectors[f"{name}.weight"], self.shape.norm_eps)
 
     def _norm_backward(self, dx: np.ndarray, dout: np.ndarray, inp: np.ndarray, rstd: np.ndarray, name: str) -> None:
-        self.ops.rmsnorm_backward(dx, dout, inp, self.model.vectors[f"{name}.weight"], rstd, True)
+        self.ops.rmsnorm_backward(dx, dout, inp, self.vectors[f"{name}.weight"], rstd, True)
 
-    def _block_x(self, layer: int, batch: Batch) -> np.ndarray:
-        """The input of a trained block, [T, D]."""
-        i = layer - self.run.lowest
-        t = batch.tokens.size
-        d = self.shape.d_model
-        start = i * self.run.max_tokens * d
-        return self.arena.flat("block_x")[start:start + t * d].reshape(t, d)
+    def _place(self, batch: Batch) -> Placed:
+        """What ops read of a batch; the last one's is kept."""
+        if self._placed is None or self._placed.batch is not batch:
+            self._placed = Placed(self.ops, batch)
+        return self._placed
 
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The buffers of the first or second norm of a block: its output [T, D] and rstd [T]."""
         return self.arena.view(f"norm{i}", t, self.shape.d_model), self.arena.view(f"rstd{i}", t)
-
-    def _kept(self, layer: int, t: int) -> Activations:
-        """The activations of a block, [T, width] each ([T] where the width is 1)."""
-        copy = max(layer - (self.shape.n_layer - self.run.kept), 0)  # blocks that are not kept share the lowest one's
-        if (kept := self._views.get((copy, t))) is not None:
-            return kept
-        if len(self._views) >= self.shape.n_layer:
-            self._views.clear()  # views of an earlier t
-        kept = self._views[copy, t] = {}
-        for name, width in self.widths.items():
-            start = copy * self.run.max_tokens * width
-            flat = self.arena.flat(name)[start:start + t * width]
-            kept[name] = flat if name.startswith("rstd") else flat.reshape(t, width)
-        return kept
 
     def _deepest_group(self, layer: int) -> int:
         """Index of the last of BACKWARD_GROUPS that backward must reach in this block."""

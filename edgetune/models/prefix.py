@@ -44,6 +44,7 @@ class Prefix:
 
     def begin(self) -> None:
         """Before a prefix whose batches follow: its gradients are 0."""
+        self.ops.synchronize()
         self.arena.flat("prefix_dk").fill(0.0)
         self.arena.flat("prefix_dv").fill(0.0)
 

@@ -38,13 +38,14 @@ NOWHERE = -2
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of the weights of each block, of the embedding, of the head (0 where it is the embedding), and of a row of
-    the embedding.
+    the embedding. head_stays: whether the head is never streamed.
     """
 
     blocks: tuple[int, ...]
     embedding: int
     head: int
     row: int
+    head_stays: bool = False
 
     @property
     def total(self) -> int:
@@ -64,6 +65,9 @@ class Sizes:
         rows = min(tokens * self.row, self.embedding)
         if not streamed:
             return sum(self.blocks) + (self.head + rows if self.head else self.embedding)
+        if self.head_stays:
+            widest = max(*self.blocks[:streamed], rows)
+            return sum(self.blocks[streamed:]) + (self.head or self.embedding) + widest + PAGE * len(self.blocks)
         targets = min(tokens, HEAD_TOKENS) * (self.head_row + 2 * PAGE)
         in_head = min(slice_entries(self.head_row) * self.head_row + targets, self.head or self.embedding) + 2 * PAGE
         widest = max(*self.blocks[:streamed], rows, in_head)
@@ -73,7 +77,8 @@ class Sizes:
         """Bytes read for a micro-batch: blocks up and, down to the lowest trained, down again; head; embedding."""
         if not streamed:
             return 0
-        return sum(self.blocks[:streamed]) + sum(self.blocks[lowest:streamed]) + self.embedding + self.head
+        ends = self.embedding + (0 if self.head_stays else self.head)
+        return sum(self.blocks[:streamed]) + sum(self.blocks[lowest:streamed]) + ends
 
 
 def part_of(name: str, n_layer: int) -> int | None:
@@ -104,13 +109,14 @@ class Stream:
 
     `weights` has every matrix by name. The matrices of a streamed block are valid after `enter`, the rows of a streamed
     head within `slices`. With `streamed` 0 all weights stay once they were read, but for an embedding that is not the
-    head.
+    head. Where the backend's memory is not paged, the head stays in any case.
     """
 
     def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0) -> None:
         self.streamed = streamed
         self.weights = {name: tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
         self._gguf = gguf
+        self._ops = ops
         self._at = NOWHERE
         self._reads_rows = streamed > 0 or "output.weight" in gguf.tensors
         self._parts: dict[int, list[Tensor]] = {}
@@ -120,11 +126,13 @@ class Stream:
         self._streamed_parts = {EMBEDDING} if self._reads_rows else set()  # the others stay in memory
         if streamed:
             self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
-            self._streamed_parts |= {n_layer, *range(streamed)}
+            self._streamed_parts |= {*range(streamed), *([n_layer] if ops.is_paged else [])}
         self._bound_faults()
+        self._window: _Window | None = None
         if streamed:
+            self._buffer = self._place_blocks()
+        if n_layer in self._streamed_parts:
             self._window = _Window(gguf, self._parts[n_layer][0])
-            self._buffer = self._place_blocks(ops)
             self.weights[self._window.tensor.name] = self._window.tensor
         for part in self._parts.keys() - self._streamed_parts:
             for tensor in self._parts[part]:
@@ -146,10 +154,11 @@ class Stream:
         self._advise(self._at, os.POSIX_FADV_DONTNEED)
         self._at = NOWHERE  # until it is read
         if 0 <= part < self.streamed:
+            self._ops.synchronize()  # the part before is still read
             for tensor in self._parts[part]:
                 if tensor.name in self.weights:
                     self._gguf.file.read_into(self.weights[tensor.name].data, self._gguf.offset(tensor))
-        else:
+        elif self._ops.is_paged:
             self._buffer.release()
         self._advise(then, os.POSIX_FADV_WILLNEED)
         self._at = part
@@ -166,23 +175,23 @@ class Stream:
         """
         self._gguf.file.check()
         if not self._reads_rows:
-            return self.weights["token_embd.weight"], tokens
+            return self.weights["token_embd.weight"], self._ops.place(tokens)
         embedding = self._gguf.tensors["token_embd.weight"]
         found, places = np.unique(tokens, return_inverse=True)
         row = embedding.data.nbytes // embedding.shape[0]
         begin = self._gguf.offset(embedding)
-        needed = np.empty((found.size, row), np.uint8)
+        needed = self._ops.empty((found.size, row), np.uint8)
         for out, token in zip(needed, found.tolist(), strict=True):
             self._gguf.file.read_into(out, begin + token * row)
         read = replace(embedding, shape=(found.size, embedding.shape[1]), data=needed.reshape(-1))
-        return read, places.astype(np.int32)
+        return read, self._ops.place(places.astype(np.int32))
 
     def slices(self, targets: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         """First entry and end of parts of the vocabulary. Where the head is streamed, only the current part is in
         memory, and with the last one the rows of `targets`, which the end of the head's pass reads.
         """
         n = self.head.shape[0]
-        if not self.streamed:
+        if self._window is None:
             yield 0, n
             return
         step = slice_entries(self._window.row)
@@ -198,11 +207,11 @@ class Stream:
         finally:
             self._window.release(0, n)
 
-    def _place_blocks(self, ops: Backend) -> Arena:
+    def _place_blocks(self) -> Arena:
         """Places all streamed blocks into one buffer, as large as the largest, each from its beginning."""
         blocks = [[tensor for tensor in self._parts[i] if tensor.name in self.weights] for i in range(self.streamed)]
         nbytes = max(sum(_aligned(tensor.data.nbytes) for tensor in block) for block in blocks)
-        arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")], ops.allocate)
+        arena = Arena([Buffer("weights", (nbytes,), "step", "uint8")], self._ops.allocate)
         for block in blocks:
             begin = 0
             for tensor in block:

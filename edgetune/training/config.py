@@ -14,6 +14,7 @@ from ..options import AUTO, check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
+BACKENDS = ("auto", "cpu", "cuda")  # as backends/opening.py takes them
 RUN_OPTIONS = ("eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
 FILE_OPTIONS = ("prompt_column", "completion_column")  # of files of rows: a job's are in a known shape when it begins
 
@@ -80,6 +81,8 @@ class TrainConfig(LoraOptions):
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
                        high=2**63 - 1)
     threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024, common=True)
+    backend: str = option("auto", "What computes: cpu, cuda (an NVIDIA GPU), or auto: the GPU where one can be used.",
+                          choices=BACKENDS, common=True)
 
     def check(self) -> TrainConfig:
         """Returns self; raises UsageError for the first option of another type or out of its range."""
@@ -190,3 +193,4 @@ class TrainOptions(TypedDict, total=False):
     checkpoint_every: str
     seed: int
     threads: int
+    backend: str

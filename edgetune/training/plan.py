@@ -125,6 +125,7 @@ def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Size
     for options that the model cannot fulfil (blocks, rank).
     """
     given = read_lengths(lengths, config.max_length)
+    sizes = replace(sizes, head_stays=not ops.is_paged)
     planner = _Planner(structure, config, ops, sizes, limits, given, previous, family, answers, keeps_start)
     run = planner.run(Tradeoffs(1, 1, 0))
     run.family.check_shapes(trained_shapes(structure, run))
@@ -307,11 +308,11 @@ class _Planner:
         at_a_time = f"{best.max_tokens} tokens are computed at a time"
         at_a_time += f", not {at.max_tokens}, for the same batch" if at.max_tokens != best.max_tokens else ""
         at_a_time += f", up to {best.prefix} that rows begin with alike before them" if best.prefix else ""
+        read = "embedding" if self.sizes.head_stays else "embedding and head"
         texts = {
             ("kept",): f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
             ("max_tokens", "prefix"): at_a_time,
-            ("streamed",): f"{best.streamed} of {self.structure.n_layer} blocks, embedding and head are read at every "
-                           "use",
+            ("streamed",): f"{best.streamed} of {self.structure.n_layer} blocks, {read} are read at every use",
             ("live",): f"{best.live} answers are in progress at a time, not {at.live}",
             ("optimizer_state",): "AdamW's moments are stored in 8 bits, which changes the adapter a little",
         }

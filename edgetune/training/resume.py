@@ -16,8 +16,8 @@ from ..version import __version__
 from . import length
 from .trainer import Trainer
 
-# Options that change speed or when state is saved, but not what is learned.
-FREE = ("memory", "weights", "threads", "checkpoint_every")
+# Options that change speed or when state is saved, but not what is learned; "isa" tells another backend.
+FREE = ("memory", "weights", "threads", "backend", "checkpoint_every")
 # What decides the shapes of a checkpoint's arrays, or what they began with.
 FIXED = ("family", "rank", "targets", "blocks", "optimizer-state", "start")
 

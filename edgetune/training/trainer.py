@@ -25,6 +25,7 @@ from ..adapters.valued import ValuedLora
 from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..backends.cpu import Cpu
+from ..backends.opening import open_backend
 from ..data.dataset import Dataset, load_rows
 from ..data.formats import Columns
 from ..data.lengths import Given, Lengths, read_lengths
@@ -83,7 +84,7 @@ class Trainer:
     tokenizer: of the model; the caller closes it. Default: one is opened when it is needed.
     objective: what is learned from the rows (default: to imitate their answers).
     rewards: what rewards answers, for an objective that learns from the model's own.
-    backend: what computes (default: this CPU, with config.threads).
+    ops: what computes, open already (default: what config.backend names, with config.threads).
     family: what is trained (default: LoRA by the options).
 
     Raises the kinds of EdgetuneError for wrong input, UsageError also where memory is too small.
@@ -91,7 +92,7 @@ class Trainer:
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Given = (),
                  previous: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
-                 objective: Objective | None = None, backend: Backend | None = None,
+                 objective: Objective | None = None, ops: Backend | None = None,
                  family: Family | None = None, rewards: Rewards | None = None, **options: Unpack[TrainOptions]) -> None:
         for name in RUN_OPTIONS:
             if name in options:
@@ -105,7 +106,7 @@ class Trainer:
         self.model = open_network(self.bundle.gguf)
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
-        self.ops = backend or Cpu(device.thread_count(config.threads))
+        self.ops = ops or open_backend(config.backend, device.thread_count(config.threads))
         if isinstance(self.objective, Rewarded):
             _ = self.tokenizer  # it stays open, so that the plan must know its memory
         self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, previous=previous, family=family,
@@ -207,9 +208,9 @@ class Trainer:
             examples, n, metrics = self._examples_of(step)
             grad.fill(0.0)
             totals = self._learn(step, examples, n, known)
-        loss = totals.loss / n
-        lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
-        norm = self._update(grad, loss, lr, step) if examples else 0.0
+            loss = totals.loss / n
+            lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
+            norm = self._update(grad, loss, lr, step) if examples else 0.0
         if self.roller:
             self.roller.learned(step, self.steps_per_epoch, known)
         self.steps_done = step
@@ -259,8 +260,7 @@ class Trainer:
         run = self.plan.run
         groups = run.family.parameters(trained_shapes(self.model.structure, run))
         moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
-        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr,
-                    step - self.begun_at)
+        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr, step - self.begun_at)
         return norm
 
     def _before_part(self, step: int, number: int, part: int) -> None:
@@ -340,13 +340,15 @@ class Trainer:
             yield
         finally:
             self.decoder.before_block = lambda: None
-            self.computing = False
             self.decoder.adapter.before_step(None)
+            self.ops.synchronize()
+            self.computing = False
 
     def keep_start(self) -> None:
         """Makes the adapter in the arena the one that answers are compared with, for an objective that does that."""
         if "start" in self.arena:
             self.ops.copy(self.arena.flat("start"), self.arena.flat("lora"))
+            self.ops.synchronize()
 
     def _open_roller(self, rewards: Rewards | None) -> Roller | None:
         if not isinstance(self.objective, Rewarded):
@@ -403,9 +405,8 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
               previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
               family: Family | None = None, objective: Objective | None = None) -> plan.Plan:
     """The plan for this model on this machine, in this process with what it uses now; or, with `board`, in a new
-    process on that board, with the smallest memory that it is sold with. ops: what will compute (default: the CPU,
-    with config.threads). objective: one that learns from answers takes memory for them. Raises UsageError where nothing
-    fits the budget.
+    process on that board, with the smallest memory that it is sold with. ops: what will compute (default: as of a
+    Trainer). objective: one that learns from answers takes memory for them. UsageError where nothing fits the budget.
     """
     asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
     structure = model.structure
@@ -419,8 +420,7 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
                        keeps_start=objective.needs_reference)
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)
-        ops = Cpu(device.thread_count(config.threads or board.cores))
-        return make(ops=ops, limits=limits)
+        return make(ops=Cpu(device.thread_count(config.threads or board.cores)), limits=limits)
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
@@ -430,7 +430,7 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
     budget = config.memory_bytes(here.memory_available + process)
     limits = plan.MemoryLimits(process + lengths.known, before, budget, asked)
-    return make(ops=ops or Cpu(config.threads or here.cores), limits=limits)
+    return make(ops=ops or open_backend(config.backend, config.threads or here.cores, lambda _: None), limits=limits)
 
 
 def _answers(structure: Structure, config: TrainConfig, lengths: Lengths, objective: Rewarded) -> AnswerPlan:

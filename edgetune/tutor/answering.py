@@ -37,7 +37,7 @@ class Said:
 def engine_of(setting: Setting) -> Engine:
     config = setting.config
     return Engine(config.memory_here(), f"--memory {config.memory}" if config.memory else "what is available",
-                  precision=config.precision, threads=config.threads)
+                  precision=config.precision, threads=config.threads, backend=config.backend)
 
 
 def answers_to(setting: Setting, prompts: Sequence[Sequence[int]], pairs: Lora, samples: int, temperature: float,
@@ -74,7 +74,7 @@ def mean_logp(setting: Setting, prompts: Sequence[Sequence[int]], texts: Sequenc
     examples = [answer_example(setting, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     longest = max(one.tokens.size for one in examples)
     decoder = open_decoder(setting.bundle.gguf, pairs, threads=setting.config.threads,
-                           max_tokens=max(SCORED, longest), max_length=longest)
+                           max_tokens=max(SCORED, longest), max_length=longest, backend=setting.config.backend)
     setting.look()
     logps = scores(decoder, micro_batches(examples, decoder.run.max_tokens))
     return [float(np.mean(logps[id(one)], dtype=np.float64)) for one in examples]

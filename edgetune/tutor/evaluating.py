@@ -56,7 +56,7 @@ class Evaluated:
 def judge_of(setting: Setting) -> EngineJudge:
     """The base as a judge of answers."""
     decoder = open_decoder(setting.bundle.gguf, {}, threads=setting.config.threads, max_tokens=JUDGE_TOKENS,
-                           max_length=JUDGE_TOKENS, precision=setting.config.precision)
+                           max_length=JUDGE_TOKENS, precision=setting.config.precision, backend=setting.config.backend)
     return EngineJudge(decoder, decoder.run, setting.tokenizer)
 
 

@@ -64,6 +64,10 @@ class Counting:
     def use_scratch(self, scratch: Array) -> None:
         self.cpu.use_scratch(scratch)
 
+    @property
+    def is_paged(self) -> bool:
+        return True
+
     def allocate(self, nbytes: int) -> Memory:
         self.allocated.append(nbytes)
         return self.cpu.allocate(nbytes)
@@ -72,9 +76,18 @@ class Counting:
         self.uploaded.append(mapped.nbytes)
         return mapped.copy()  # as a device with its own memory would
 
+    def synchronize(self) -> None:
+        self.cpu.synchronize()
+
+    def place(self, array: Array) -> Array:
+        return array.copy()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        return self.cpu.empty(shape, dtype)
+
 
 def trained(model: Path, backend: Any = None) -> tuple[Trainer, bytes]:
-    trainer = Trainer(model, backend=backend, threads=2, **OPTIONS)
+    trainer = Trainer(model, ops=backend, threads=2, **OPTIONS)
     trainer.add_examples(random_rows(416, 6, 20, seed=0))
     trainer.train()
     return trainer, trainer.arena.flat("lora").tobytes()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetune.backends import _native, cpu
+from edgetune.backends import _native, cpu, native
 from edgetune.backends.base import CACHE, HEAD_STATE, MOMENT_BYTES, MOMENTS, SAMPLE_STATE
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ SIZES = {"T": 2, "Q": 1, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1,
          "S": max(HEAD_STATE, SAMPLE_STATE), "L": 1, "M": CACHE, "W": 2, "n": 6, "r": 2, "u": 1}
 REALS = {"sign": 1.0}
 WHOLES = {"end": -1, "step": 1}
-F32 = cpu.FORMATS["F32"].id
+F32 = native.FORMATS["F32"].id
 DTYPES = {"!": np.float64, "@": np.int32, "?": np.int32}
 
 
@@ -131,11 +131,39 @@ def test_a_call_without_context_or_of_another_length_is_refused(context: Any, na
         op()
 
 
+def device_context() -> Any:
+    """A context on a device that runs nothing."""
+    made = _native.device_context(1, 1, 1, 0, 0, np.zeros(cpu.scratch_bytes(1), np.uint8))
+    assert not isinstance(made, int)
+    return made
+
+
+def test_only_a_device_has_memory_of_its_own(context: Any) -> None:
+    with pytest.raises(ValueError, match="add_memory: the context is the CPU's"):
+        _native.add_memory(context, 4096, 1)
+
+
+def test_an_array_that_the_device_does_not_reach_is_refused() -> None:
+    """Begins before a part that it reaches, between two, or ends behind one: nothing of it is launched."""
+    made = device_context()
+    memory = np.zeros(96, np.float32)
+    at = memory.ctypes.data
+    _native.add_memory(made, at + 256, 64)
+    _native.add_memory(made, at + 96, 32)
+    _native.add_memory(made, at + 64, 32)  # with the part behind it one
+    for first, count in ((0, 16), (12, 8), (28, 8), (32, 16), (60, 8), (80, 16)):
+        with pytest.raises(ValueError, match="add: x is not in the device's memory"):
+            _native.add(made, memory[first:first + count], memory[16:16 + count])
+    with pytest.raises(ValueError, match="add: y is not in the device's memory"):
+        _native.add(made, memory[16:32], memory[:16])
+
+
 SCRATCH = np.zeros(cpu.scratch_bytes(1), np.uint8)
 FROZEN = SCRATCH[:0].copy()
 FROZEN.flags.writeable = False
 HUGE = 10**400
-# A function, the arguments that it takes ("context": a context), the place of the wrong one and the values it can have.
+# A function, the arguments that it takes ("context": a context, "device": one on a device), the place of the wrong one
+# and the values it can have.
 WRONG = [
     ("context", [1, None, 0, SCRATCH], 0, ["3", None, 1.5, 0, -1, HUGE]),
     ("context", [1, None, 0, SCRATCH], 1, [3, b"avx2", "\ud800", "scalar\0"]),
@@ -150,6 +178,16 @@ WRONG = [
     ("register_loop", ["context", False, 10], 0, [None, 3, "context"]),
     ("register_loop", ["context", False, 10], 1, ["x", None, 0.5, 2, HUGE]),
     ("register_loop", ["context", False, 10], 2, ["3", None, 1.5, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 0, ["3", None, 0.5, 0, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 1, ["3", None, 0.5, 0, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 2, ["3", None, 0.5, 0, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 3, ["3", None, 0.5, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 4, ["fast", None, 0.5, -1, 3, HUGE]),
+    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 5, [None, 3, "scratch", FROZEN, np.zeros((9, 9), np.uint8)[:, ::2]]),
+    ("synchronize", ["context"], 0, [None, 3, "context"]),
+    ("add_memory", ["device", 4096, 1], 0, [None, 3, "context"]),
+    ("add_memory", ["device", 4096, 1], 1, ["3", None, 0.5, 0, -1, HUGE]),
+    ("add_memory", ["device", 4096, 1], 2, ["3", None, 0.5, 0, -1, 2**63 - 1, HUGE]),
     ("scratch_bytes", [1], 0, ["3", None, 1.5, HUGE]),
 ]
 
@@ -157,7 +195,8 @@ WRONG = [
 @pytest.mark.parametrize(("name", "usual", "place", "values"), WRONG)
 def test_functions_of_contexts_refuse(context: Any, name: str, usual: list[Any], place: int, values: list[Any]) -> None:
     function = getattr(_native, name)
-    right = [context if isinstance(value, str) else value for value in usual]
+    contexts = {"context": context, "device": device_context()}
+    right = [contexts[value] if isinstance(value, str) else value for value in usual]
     assert not isinstance(function(*right), BaseException)
     for value in values:
         with pytest.raises((TypeError, ValueError)):

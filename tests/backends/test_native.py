@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny import dequantize, ggml_type
 
-from edgetune.backends import cpu
+from edgetune.backends import cpu, native
 from edgetune.errors import UnsupportedError
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +38,9 @@ def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarra
         raw = raw.view(np.uint8).reshape(rows, -1)
     else:
         raw = rng.integers(0, 256, (rows * columns // block, size), np.uint8)
-        for offset in cpu.FORMATS[fmt].halves:
+        for offset in native.FORMATS[fmt].halves:
             raw[:, offset + 1] &= 0xBB  # clears one bit of the exponent: neither infinite nor NaN
-        if cpu.FORMATS[fmt].scales == "EXPONENT":
+        if native.FORMATS[fmt].scales == "EXPONENT":
             raw[:, 0] = raw[:, 0] % 16 + 115  # 2^-12 to 2^3
         raw = raw.reshape(rows, -1)
     return raw.reshape(-1).copy(), dequantize(raw, fmt).reshape(rows, columns)
@@ -55,7 +55,7 @@ def ctx(request: pytest.FixtureRequest) -> cpu.Cpu:
     return cpu.Cpu(2, request.param)
 
 
-@pytest.mark.parametrize("fmt", cpu.FORMATS)
+@pytest.mark.parametrize("fmt", native.FORMATS)
 def test_dequantize_equals_gguf_and_llama_cpp(ctx: cpu.Cpu, fmt: str) -> None:
     w, want = weights(fmt, 8, 3 * 256)
     out = np.empty_like(want)
@@ -76,11 +76,11 @@ def influence(fmt: str) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("fmt", sorted(cpu.FORMATS.keys() - {"F32"}))
+@pytest.mark.parametrize("fmt", sorted(native.FORMATS.keys() - {"F32"}))
 def test_scales_are_where_the_list_says(fmt: str) -> None:
     """A byte of codes changes 8 weights at most: whatever changes more is a scale, and must be the block's own."""
     counts, (_, block, size) = influence(fmt), ggml_type(fmt)
-    form = cpu.FORMATS[fmt]
+    form = native.FORMATS[fmt]
     beginning = {"VALUES": 0, "ONE": 2, "ONE_AND_MINIMUM": 4, "EXPONENT": 1}
     assert (form.block, form.size) == (block, size)
     assert all(counts[place] > block // 2 for place in form.halves)
@@ -102,7 +102,7 @@ def test_every_scale_of_mxfp4(ctx: cpu.Cpu) -> None:
     np.testing.assert_array_equal(out, dequantize(raw, "MXFP4"))
 
 
-@pytest.mark.parametrize("fmt", cpu.FORMATS)
+@pytest.mark.parametrize("fmt", native.FORMATS)
 def test_products_equal_numpy(ctx: cpu.Cpu, fmt: str) -> None:
     T = 21
     N = 50
@@ -125,7 +125,7 @@ def test_products_equal_numpy(ctx: cpu.Cpu, fmt: str) -> None:
     assert close(dinp, dout @ wide)
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in cpu.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
+@pytest.mark.parametrize("fmt", [fmt for fmt in native.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
 @pytest.mark.parametrize("precision", ["fast", "int8"])
 def test_rounded_products_are_close(ctx: cpu.Cpu, fmt: str, precision: str) -> None:
     """Each as close as the numbers allow that it says it is multiplied in, and no closer unless these are floats."""
@@ -349,7 +349,7 @@ def test_context_serves_one_caller_at_a_time() -> None:
     assert all("in use by another thread" in error for error in errors)
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("precision", native.PRECISIONS)
 def test_fewer_working_threads_change_no_bit(precision: str) -> None:
     w, _ = weights("Q4_1", 256, 256)
     inp = noise(64, 256)

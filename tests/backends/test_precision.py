@@ -10,7 +10,7 @@ from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
 
 from edgetune.adapters.lora import Pair
-from edgetune.backends import cpu
+from edgetune.backends import cpu, native
 from edgetune.data.packing import Example, collate
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.trainer import Trainer
@@ -18,7 +18,7 @@ from edgetune.training.trainer import Trainer
 GATES = {"fast": (0.9995, 0.997), "int8": (0.995, 0.975)}  # cosine of the whole gradient, and of each tensor
 KERNEL_SETS = [name for name in cpu.isa_names() if cpu.usable(name)]
 # the best of the kernel sets that multiply in the same numbers
-KINDS = list({tuple(cpu.Cpu(1, name).products(p) for p in cpu.PRECISIONS): name
+KINDS = list({tuple(cpu.Cpu(1, name).products(p) for p in native.PRECISIONS): name
               for name in reversed(KERNEL_SETS)}.values())
 
 
@@ -94,7 +94,7 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
     assert results[0].tobytes() == results[1].tobytes()
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("precision", native.PRECISIONS)
 @pytest.mark.parametrize("isa", KERNEL_SETS)
 def test_products_are_in_the_numbers_that_they_are_said_to_be(isa: str, precision: str) -> None:
     """Of 255 and 256.75: floats keep both, bf16 makes 256 of the second, 127ths of 256.75 make 254.73 of the first."""

@@ -7,7 +7,7 @@ import pytest
 from commands import run
 from tiny import write_tiny
 
-from edgetune.backends import cpu
+from edgetune.backends import cpu, native
 from edgetune.backends.base import OPS
 from edgetune.bench import answers, generate, kernels, ops, train
 from edgetune.formats.gguf import open_gguf
@@ -190,7 +190,7 @@ def test_kernels_measures_every_op_format_and_kernel_set():
     assert {r["op"] for r in results} == set(OPS)
     usable = {name for name in cpu.isa_names() if cpu.usable(name)}
     per_format = {(r["isa"], r["op"], r["format"]) for r in results if r["precision"]}
-    assert per_format == {(isa, op, fmt) for isa in usable for fmt in cpu.FORMATS
+    assert per_format == {(isa, op, fmt) for isa in usable for fmt in native.FORMATS
                           for op in ("matmul_forward", "matmul_backward", "head_forward", "head_backward",
                                      "head_sample", "head_top")}
     assert {r["precision"] for r in results if r["format"] == "Q4_0"} == {"exact", "fast", "int8", ""}
@@ -231,12 +231,12 @@ def test_kernels_are_compared_with_the_best_that_the_loop_reached(monkeypatch):
 
 def test_peak_is_a_rate():
     """FLOP/s, of every precision both ways."""
-    for precision in cpu.PRECISIONS:
+    for precision in native.PRECISIONS:
         assert all(1e7 < cpu.Cpu(1).peak(precision, backward) < 1e15 for backward in (False, True))
 
 
 def test_weights_of_every_format_are_ordinary_numbers():
-    for fmt in cpu.FORMATS:
+    for fmt in native.FORMATS:
         out = np.empty((4, 256), np.float32)
         cpu.Cpu(1).dequantize(out, kernels.weight(fmt, 4, 256), fmt)
         assert np.isfinite(out).all()

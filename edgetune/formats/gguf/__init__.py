@@ -2,10 +2,10 @@
 (check.py), written (write.py).
 """
 
-from ...backends.cpu import Format
+from ...backends.native import FORMATS, Format
 from .check import ENCODER, check_adapter, check_encoder, check_model, check_vocabulary
 from .file import OpenFile
-from .read import FORMATS, Gguf, Metadata, Tensor, fingerprint, open_gguf
+from .read import Gguf, Metadata, Tensor, fingerprint, open_gguf
 from .write import write_gguf
 
 __all__ = [

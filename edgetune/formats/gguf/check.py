@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ...backends.native import FORMATS
 from ...errors import FormatError, UnsupportedError
 from ..families import FAMILIES
-from .read import FORMATS, Gguf
+from .read import Gguf
 
 _BROKEN = "the file was converted wrongly or is damaged: download or convert it again"
 _SIZE = 2**31 - 1

@@ -26,14 +26,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...backends import cpu
-from ...backends.cpu import Format
+from ...backends.cpu import Cpu
+from ...backends.native import FORMATS, Format
 from ...errors import FormatError, UnsupportedError
 from ..named import find_model
 from .file import OpenFile
 
-FORMATS = cpu.FORMATS  # what edgetune computes with; others it opens and names
-_NAMED = (
+_NAMED = (  # beside FORMATS, with which edgetune computes; these it opens and names
     ("Q8_1", 9, 32, 36), ("Q8_K", 15, 256, 292), ("IQ2_XXS", 16, 256, 66), ("IQ2_XS", 17, 256, 74),
     ("IQ3_XXS", 18, 256, 98), ("IQ1_S", 19, 256, 50), ("IQ3_S", 21, 256, 110), ("IQ2_S", 22, 256, 82),
     ("I8", 24, 1, 1), ("I16", 25, 1, 2), ("I32", 26, 1, 4), ("I64", 27, 1, 8), ("F64", 28, 1, 8),
@@ -130,7 +129,7 @@ class Tensor:
         if self.format == "F32":
             return self.data.view("<f4").reshape(self.shape)
         values = np.empty(self.shape, np.float32)
-        cpu.Cpu(threads=1).dequantize(values, self.data, self.format)
+        Cpu(threads=1).dequantize(values, self.data, self.format)
         return values
 
 

@@ -147,9 +147,9 @@ class Rollouts:
         """Answers as they are finished."""
         while self._waiting or self._prompts or self._live:
             begun = self._begin()
-            hidden = np.concatenate([self._advance(), *(answer.prompt.hidden[None] for answer in begun)])
+            hidden = [self._advance(), *(answer.prompt.hidden[None] for answer in begun)]
             self._live += begun
-            self._draw(hidden)
+            self._draw(self._together(hidden))
             finished = [answer for answer in self._live if answer.finished]
             self._live = [answer for answer in self._live if not answer.finished]
             yield from map(self._finish, finished)
@@ -205,8 +205,9 @@ class Rollouts:
         prompts = [self._wanted.prompts[self._waiting.popleft()] for _ in chosen]
         numbers = self._wanted.numbers or range(len(self._wanted.prompts))
         reading = read_together(prompts, self._blocks, self._step)
-        self._slots = reading.slots
+        self._slots = self._decoder.ops.place(reading.slots)
         hidden = self._forward(reading.batch, self._attend_prompts)
+        self._decoder.ops.synchronize()
         for index, prompt, segment, place in zip(chosen, prompts, reading.segments, reading.places, strict=True):
             self._prompts.append(_Prompt(index, numbers[index], prompt.size, segment, segment.path(),
                                          hidden[place].copy()))
@@ -228,12 +229,20 @@ class Rollouts:
         if not live:
             return np.empty((0, self._decoder.shape.d_model), np.float32)
         slots = [self._extend(answer) for answer in live]
-        self._slots = np.array(slots, np.int32)
+        place = self._decoder.ops.place
+        self._slots = place(np.array(slots, np.int32))
         seen = self._paths[[answer.row for answer in live]]
-        self._seen = np.ascontiguousarray(seen[:, :int((seen >= 0).sum(1).max())])
+        self._seen = place(np.ascontiguousarray(seen[:, :int((seen >= 0).sum(1).max())]))
         batch = forward_batch(np.array([answer.tokens[-1] for answer in live]),
                               np.array([answer.position for answer in live]), np.empty(0, np.int64))
         return self._forward(batch, self._attend_answers)
+
+    def _together(self, hidden: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Hidden states [n, D], as ops read them; of answers in progress they are an op's already."""
+        if len(hidden) == 1:
+            return hidden[0]
+        self._decoder.ops.synchronize()
+        return self._decoder.ops.place(np.concatenate(hidden))
 
     def _extend(self, answer: _Answer) -> int:
         """The slot of an answer's last token, which its path has from now on."""
@@ -284,15 +293,19 @@ class Rollouts:
         token = view("drawn_token", n)
         logp, drawn = view("drawn_logp", 2, n)
         h = view("head_h", n, shape.d_model)
-        decoder.ops.rmsnorm_forward(h, view("head_rstd", n), np.ascontiguousarray(hidden),
-                                    decoder.model.vectors["output_norm.weight"], shape.norm_eps)
-        keys = keys_of(sampling.seed, [answer.prompt.number for answer in answers],
-                       [answer.sample for answer in answers], [len(answer.tokens) for answer in answers])
-        limits = limits_of(sampling, lambda limit: self._top(h, limit), n) if self._plan.candidates else None
+        decoder.ops.rmsnorm_forward(h, view("head_rstd", n), hidden, decoder.vectors["output_norm.weight"],
+                                    shape.norm_eps)
+        keys = decoder.ops.place(keys_of(sampling.seed, [answer.prompt.number for answer in answers],
+                                         [answer.sample for answer in answers],
+                                         [len(answer.tokens) for answer in answers]))
+        limits = None
+        if self._plan.candidates:
+            limits = decoder.ops.place(limits_of(sampling, lambda limit: self._top(h, limit), n))
         temperature = sampling.temperature if sampling.temperature >= COLDEST else 0.0
         for part in self._parts():
             decoder.ops.head_sample(token, logp, drawn, *self._work(n), h, decoder.stream.head.data,
                                     decoder.stream.head.format, keys, limits, temperature, part, decoder.run.precision)
+        decoder.ops.synchronize()
         if not np.isfinite(logp).all():
             raise NumericsError("the logits of an answer are not finite", "look at the adapter, or leave it out")
         for answer, *found in zip(answers, token.tolist(), logp.tolist(), drawn.tolist(), strict=True):
@@ -307,11 +320,13 @@ class Rollouts:
     def _top(self, h: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As draws.Top."""
         decoder = self._decoder
+        below = decoder.ops.place(limit)
         top = decoder.arena.view("top", len(h), self._plan.candidates)
-        lse = np.empty(len(h), np.float32)
+        lse = decoder.ops.empty((len(h),))
         for part in self._parts():
             decoder.ops.head_top(top, lse, *self._work(len(h)), h, decoder.stream.head.data, decoder.stream.head.format,
-                                 limit, part, decoder.run.precision)
+                                 below, part, decoder.run.precision)
+        decoder.ops.synchronize()
         return top, lse
 
     def _parts(self) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from ...adapters.lora import Lora, Pair
 from ...adapters.low_rank import CarvedLora, LoraFamily
 from ...backends.arena import Arena, Buffer
 from ...backends.base import Backend
-from ...backends.cpu import Cpu
+from ...backends.opening import open_backend
 from ...errors import MismatchError
 from ...formats.gguf import Gguf
 from ...machine.device import thread_count
@@ -21,15 +21,17 @@ _BACKWARD = {"block_x", "dx", "dact", "datt", "dq", "dk", "dv", "delta", "du", "
 
 
 def open_decoder(model: Model | Gguf, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
-                 precision: str = "exact", beside: Iterable[Buffer] = ()) -> Decoder:
+                 precision: str = "exact", beside: Iterable[Buffer] = (), backend: str = "auto",
+                 ops: Backend | None = None) -> Decoder:
     """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
 
-    threads: 0 for one a core. beside: buffers that its arena is to have too. Raises MismatchError for a pair that does
+    threads: 0 for one a core. beside: buffers that its arena is to have too. backend: what computes, as
+    `opening.open_backend` has it, unless it is open already, as `ops`. Raises MismatchError for a pair that does
     not fit the model.
     """
     model = model if isinstance(model, Model) else Model(model)
     run = forward_run(model, pairs, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)
-    ops = Cpu(run.threads)
+    ops = ops or open_backend(backend, run.threads)
     arena = Arena([*forward_buffers(model, run, ops), *beside], ops.allocate)
     ops.use_scratch(arena.flat("scratch"))
     decoder = Decoder(model, run, ops, arena)

@@ -14,7 +14,8 @@ import numpy as np
 from ...adapters.lora import Lora
 from ...adapters.store import open_adapter
 from ...backends.arena import arena_bytes
-from ...backends.cpu import Cpu
+from ...backends.base import Backend
+from ...backends.opening import open_backend
 from ...errors import UsageError
 from ...formats.gguf import Gguf
 from ...llamacpp.sampling import Sampling, TextStream
@@ -37,7 +38,8 @@ GROWTH = 8 << 20  # bytes that Python takes while it answers
 @dataclass(frozen=True)
 class Engine:
     """How answers are computed. parallel: answers in progress at once at most. budget: bytes of this process, as
-    `asked` says it. precision: of products: exact, fast or int8. threads: 0 for one a core.
+    `asked` says it. precision: of products: exact, fast or int8. threads: 0 for one a core. backend: what computes, as
+    `opening.open_backend` has it.
     """
 
     budget: int
@@ -45,6 +47,7 @@ class Engine:
     parallel: int = PARALLEL
     precision: str = "fast"
     threads: int = 0
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine:
 
 
 def _answers(model: Model, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine: Engine) -> Iterator[Answered]:
-    plan = plan_of(model, pairs, asked, engine)
+    ops = open_backend(engine.backend, device.thread_count(engine.threads))
+    plan = plan_of(model, pairs, asked, engine, ops)
     run = _run(model, pairs, plan, engine)
     decoder = open_decoder(model, pairs, threads=engine.threads, max_tokens=run.max_tokens, max_length=run.max_length,
-                           precision=engine.precision, beside=plan.buffers(model.shape, run.activations))
+                           precision=engine.precision, beside=plan.buffers(model.shape, run.activations), ops=ops)
     texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
     wanted = Wanted([np.array(prompt, np.int32) for prompt in asked.prompts], asked.samples, asked.max_tokens,
                     asked.sampling, tokenizer.is_end if asked.ends else lambda _: False,
@@ -107,14 +111,13 @@ def _answers(model: Model, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engi
         yield Answered(texts[rollout.prompt][rollout.sample].whole(), rollout)
 
 
-def plan_of(model: Model, pairs: Lora, asked: Asked, engine: Engine) -> AnswerPlan:
+def plan_of(model: Model, pairs: Lora, asked: Asked, engine: Engine, ops: Backend) -> AnswerPlan:
     """The memory of the answers: as many at once as the budget has room for. Raises UsageError where that is none."""
     most = AnswerPlan(min(engine.parallel, len(asked.prompts) * asked.samples), asked.samples,
                       max(map(len, asked.prompts)), max(asked.max_tokens),
                       candidates_of(asked.sampling, model.shape.n_vocab))
     device.trim()
     process = device.rss() + GROWTH
-    ops = Cpu(device.thread_count(engine.threads))
 
     def needs(plan: AnswerPlan) -> int:
         run = _run(model, pairs, plan, engine)

@@ -1,0 +1,209 @@
+"""NVIDIA's driver behind the seam of cuda.py: the first GPU, by the packages cuda-core and cuda-bindings.
+
+They are imported where a GPU is asked for, and only if the driver's library is there. On a GPU that shares the memory
+of the CPU (a Jetson) arrays are page-locked, and weights are read where the file is mapped; on a card with its own
+memory the driver moves pages to whoever reads them (managed memory). Not yet run on a card.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from ..errors import DeviceError
+from . import _native
+from .cuda_kernels import Compiler, find_nvrtc
+from .native import FORMATS
+
+DRIVER = "libcuda.so.1"
+LEAST = (8, 0)  # compute capability: bf16 in the tensor cores, asynchronous copies
+ROOM = 256 << 20  # free bytes without which nothing is begun
+INSTALL = "pip install 'edgetune[cuda]'"
+RESUME = "what was saved is whole: resume from the last checkpoint"
+READ_MOSTLY = 1  # CU_MEM_ADVISE_SET_READ_MOSTLY
+
+# Operations a cycle of an SM, two for a multiplication and its sum: bf16 in tensor cores with sums in float, without
+# zeros left out, and float. From the peaks, SMs and clocks that NVIDIA publishes of A100, RTX 3090, Orin, RTX 4090,
+# H100, B200 and RTX 5090.
+OPERATIONS = {"sm_80": (2048, 128), "sm_86": (512, 256), "sm_87": (2048, 256), "sm_89": (512, 256),
+              "sm_90": (4096, 256), "sm_100": (8192, 256), "sm_120": (512, 256)}
+OTHERS = (1024, 256)
+
+_SENTENCES = {
+    "OUT_OF_MEMORY": ("the GPU has no memory left", "lower --micro-batch or --max-length, or use --backend cpu"),
+    "NO_DEVICE": ("the driver finds no GPU", "use --backend cpu"),
+    "LAUNCH_TIMEOUT": ("the GPU hung: a kernel ran longer than its driver allows", RESUME),
+    "ECC_UNCORRECTABLE": ("the GPU's memory has an error that cannot be corrected", RESUME),
+}
+
+
+def open_driver(say: Callable[[str], None]) -> CudaDriver:
+    """The first GPU. Raises DeviceError, in a sentence, where none can be used. say: is told of what takes long."""
+    try:
+        library = ctypes.CDLL(DRIVER)
+    except OSError:
+        raise DeviceError(f"no NVIDIA driver is installed ({DRIVER})", "use --backend cpu") from None
+    nvrtc = find_nvrtc()
+    try:
+        from cuda.bindings import driver
+        from cuda.core import Device
+    except ImportError as error:
+        raise DeviceError(f"cuda-core is missing ({error})", INSTALL) from None
+    try:
+        return CudaDriver(library, driver, Device, nvrtc, say)
+    except DeviceError:
+        raise
+    except Exception as error:  # cuda-core's own kind is private
+        raise DeviceError(f"the GPU cannot be opened: {error}", "use --backend cpu") from None
+
+
+class CudaDriver:
+    """See cuda.Driver. library: libcuda; api: cuda.bindings.driver; device: cuda.core.Device."""
+
+    def __init__(self, library: ctypes.CDLL, api: Any, device: Any, nvrtc: str, say: Callable[[str], None]) -> None:
+        self._api = api
+        self._library = library
+        self._check_driver()
+        self._device = device(0)
+        self._check_capability()
+        self.name = f"sm_{self._device.arch}"
+        self._device.set_current()
+        free, _ = self._call("cuMemGetInfo")
+        if free < ROOM:
+            raise DeviceError(f"the GPU has {free >> 20} MiB of free memory, at least {ROOM >> 20} are needed",
+                              "end what else uses it, or use --backend cpu")
+        self._integrated = bool(self._attribute("INTEGRATED"))
+        if not self._integrated and not self._attribute("CONCURRENT_MANAGED_ACCESS"):
+            raise DeviceError("this GPU's driver does not let CPU and GPU use memory at the same time",
+                              "use --backend cpu")
+        self._registers = bool(self._integrated and self._attribute("READ_ONLY_HOST_REGISTER_SUPPORTED")
+                               and self._attribute("CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM"))
+        self._queue = self._device.create_stream()
+        self.stream = int(self._queue.handle)
+        self.launch = _address(library, "cuLaunchKernel")
+        self.wait = _address(library, "cuStreamSynchronize")
+        self._compiler = Compiler(self.name, nvrtc, say)
+        self._modules: dict[tuple[str, str], Any] = {}  # a module is unloaded with its object
+
+    @property
+    def card(self) -> str:
+        """As NVIDIA calls it."""
+        return str(self._device.name)
+
+    def _check_driver(self) -> None:
+        (code,) = self._api.cuInit(0)
+        if int(code):
+            error = _error("cuInit", code)
+            raise DeviceError(f"the NVIDIA driver does not work: {error.what}", "use --backend cpu")
+        has = self._call("cuDriverGetVersion") // 1000
+        wants = int(version("cuda-bindings").partition(".")[0])
+        if has < wants:
+            raise DeviceError(f"the NVIDIA driver is for CUDA {has}, the package cuda-bindings for {wants}", INSTALL)
+
+    def _check_capability(self) -> None:
+        major, minor = self._device.compute_capability
+        if (major, minor) < LEAST:
+            raise DeviceError(f"the GPU {self.card} has compute capability {major}.{minor}, at least "
+                              f"{LEAST[0]}.{LEAST[1]} is needed", "use --backend cpu")
+
+    def find(self, kernel: int, fmt: int) -> int:
+        unit, name, for_weights = _native.KERNELS[kernel]
+        only = next(known.name for known in FORMATS.values() if known.id == fmt) if for_weights else ""
+        binary = None if (unit, only) in self._modules else self._compiler.binary(unit, only)
+        try:
+            if binary is not None:
+                from cuda.core import ObjectCode
+                self._modules[unit, only] = ObjectCode.from_cubin(binary)
+            found = self._modules[unit, only].get_kernel(f"{name}_{only}" if only else name)
+        except Exception as error:  # cuda-core's own kind is private
+            raise DeviceError(f"the GPU's kernel {name} cannot be loaded: {error}",
+                              "remove the folder kernels in edgetune's cache, or use --backend cpu") from None
+        return int(found.handle)
+
+    def enter(self) -> None:
+        self._device.set_current()
+
+    def allocate(self, nbytes: int) -> int:
+        address = self._page_locked(nbytes) if self._integrated else self._managed(nbytes)
+        self.clear(address, nbytes)
+        return address
+
+    def _page_locked(self, nbytes: int) -> int:
+        address = int(self._call("cuMemHostAlloc", nbytes, self._api.CU_MEMHOSTALLOC_DEVICEMAP))
+        if int(self._call("cuMemHostGetDevicePointer", address, 0)) != address:
+            self._call("cuMemFreeHost", address)
+            raise DeviceError("this GPU reaches memory under other addresses than the CPU", "use --backend cpu")
+        return address
+
+    def _managed(self, nbytes: int) -> int:
+        """The driver would take more than the card has, and move pages to and fro."""
+        free, _ = self._call("cuMemGetInfo")
+        if nbytes > free:
+            raise DeviceError(f"the GPU has {free >> 20} MiB of free memory, {nbytes >> 20} more are needed",
+                              "lower --memory, --micro-batch or --max-length, or use --backend cpu")
+        return int(self._call("cuMemAllocManaged", nbytes, self._api.CUmemAttach_flags.CU_MEM_ATTACH_GLOBAL.value))
+
+    def free(self, address: int) -> None:
+        self._settle()
+        self._call("cuMemFreeHost" if self._integrated else "cuMemFree", address)
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """Nothing is released: page-locked memory cannot be, and a card's own is no memory of this process."""
+        self._call("cuMemsetD8Async", address, 0, nbytes, self._queue.handle)
+        self._settle()
+
+    def register(self, address: int, nbytes: int) -> bool:
+        flags = self._api.CU_MEMHOSTREGISTER_READ_ONLY | self._api.CU_MEMHOSTREGISTER_DEVICEMAP
+        if not self._registers:
+            return False
+        (code,) = self._api.cuMemHostRegister(address, nbytes, flags)
+        return int(code) == 0
+
+    def unregister(self, address: int) -> None:
+        self._settle()
+        self._call("cuMemHostUnregister", address)
+
+    def is_constant(self, address: int, nbytes: int) -> None:
+        """Pages of a card that are only read may be in its memory and in the CPU's."""
+        if self._integrated:
+            return
+        device = self._device.device_id  # cuda-bindings 13 takes another type here; the library's function stays
+        self._library.cuMemAdvise(ctypes.c_uint64(address), ctypes.c_size_t(nbytes), READ_MOSTLY, device)
+
+    def peak(self, precision: str) -> float:
+        tensor, single = OPERATIONS.get(self.name, OTHERS)
+        cycles = self._attribute("MULTIPROCESSOR_COUNT") * self._attribute("CLOCK_RATE") * 1e3
+        return float((single if precision == "exact" else tensor) * cycles)
+
+    def failure(self) -> DeviceError:
+        (code,) = self._api.cuStreamSynchronize(self._queue.handle)
+        if int(code) == 0:
+            return DeviceError("the GPU could not begin a kernel", RESUME)
+        return _error("cuStreamSynchronize", code)
+
+    def _settle(self) -> None:
+        self._call("cuStreamSynchronize", self._queue.handle)
+
+    def _attribute(self, name: str) -> int:
+        attribute = getattr(self._api.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self._call("cuDeviceGetAttribute", attribute, self._api.CUdevice(self._device.device_id)))
+
+    def _call(self, name: str, *args: Any) -> Any:
+        """The result of a function of the driver, or results. Raises DeviceError for its code."""
+        code, *results = getattr(self._api, name)(*args)
+        if int(code):
+            raise _error(name, code)
+        return results[0] if len(results) == 1 else results
+
+
+def _error(function: str, code: Any) -> DeviceError:
+    name = str(getattr(code, "name", code)).removeprefix("CUDA_ERROR_")
+    return DeviceError(*_SENTENCES.get(name, (f"the GPU failed ({name} in {function})", RESUME)))
+
+
+def _address(library: ctypes.CDLL, function: str) -> int:
+    address = ctypes.cast(getattr(library, function), ctypes.c_void_p).value
+    assert address
+    return address

@@ -1,0 +1,41 @@
+"""What forward keeps in the arena for the backward of its blocks: their inputs and activations."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backends.arena import Arena
+from ..formats.shape import Shape
+from .linear import Activations, RunShape
+from .structure import kept_widths
+
+
+class Kept:
+    """In an arena with the buffers of `kept_widths`, and "block_x". t: tokens of the batch, T."""
+
+    def __init__(self, shape: Shape, run: RunShape, arena: Arena) -> None:
+        self.shape = shape
+        self.run = run
+        self.arena = arena
+        self.widths = kept_widths(shape, run)
+        self._views: dict[tuple[int, int], Activations] = {}
+
+    def block_x(self, layer: int, t: int) -> np.ndarray:
+        """The input of a trained block, [T, D]."""
+        d = self.shape.d_model
+        start = (layer - self.run.lowest) * self.run.max_tokens * d
+        return self.arena.flat("block_x")[start:start + t * d].reshape(t, d)
+
+    def of(self, layer: int, t: int) -> Activations:
+        """The activations of a block, [T, width] each ([T] where the width is 1)."""
+        copy = max(layer - (self.shape.n_layer - self.run.kept), 0)  # blocks that are not kept share the lowest one's
+        if (kept := self._views.get((copy, t))) is not None:
+            return kept
+        if len(self._views) >= self.shape.n_layer:
+            self._views.clear()  # views of an earlier t
+        kept = self._views[copy, t] = {}
+        for name, width in self.widths.items():
+            start = copy * self.run.max_tokens * width
+            flat = self.arena.flat(name)[start:start + t * width]
+            kept[name] = flat if name.startswith("rstd") else flat.reshape(t, width)
+        return kept

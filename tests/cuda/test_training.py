@@ -1,0 +1,103 @@
+"""Training, answers and resuming on the emulated GPU, beside the CPU; minutes in all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from counting import dataset
+from durable import CONFIG, go, stop
+from emulated import HERE, WHY_NOT, cuda
+from tiny import SHAPES
+
+from edgetune.backends import opening
+from edgetune.bench.train import random_rows
+from edgetune.errors import MismatchError
+from edgetune.evaluation.native import native_loss
+from edgetune.formats.bundle import Bundle
+from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp.sampling import Sampling
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.serving.rollouts.texts import Asked, Engine, answers
+from edgetune.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(HERE is None, reason=WHY_NOT)
+OPTIONS: dict[str, Any] = {"rank": 4, "steps": 2, "batch_size": 2, "max_length": 24, "lr": 1e-2, "threads": 1}
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is there."""
+    monkeypatch.setattr(opening, "open_cuda", lambda _say: cuda(registers=True)[0])
+
+
+def losses(model: Path | Bundle, backend: str, **options: Any) -> tuple[list[float], np.ndarray]:
+    """Of each step, and the adapter after them."""
+    trainer = Trainer(model, backend=backend, **OPTIONS | options)
+    trainer.add_examples(random_rows(trainer.model.structure.n_vocab, 4, 20, seed=0))
+    return [result.loss for result in trainer.train()], trainer.arena.flat("lora").copy()
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_every_network_learns_as_on_the_cpu(architecture: str, tiny_models: dict[str, Path]) -> None:
+    found, adapter = losses(tiny_models[architecture], "cuda", precision="exact")
+    want, wanted = losses(tiny_models[architecture], "cpu", precision="exact")
+    assert found == pytest.approx(want, abs=1e-4)
+    assert np.abs(adapter - wanted).mean() < 1e-4
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("options", [{"precision": "fast"}, {"dropout": 0.5, "precision": "exact"},
+                                     {"weights": "streamed", "precision": "exact"},
+                                     {"recompute": "block", "optimizer_state": "8bit", "precision": "exact"}], ids=str)
+def test_other_ways_to_compute(options: dict[str, Any], bundle: Bundle) -> None:
+    want, _ = losses(bundle, "cpu", **options)
+    found, adapter = losses(bundle, "cuda", **options)
+    assert found == pytest.approx(want, abs=2e-3 if options["precision"] == "fast" else 1e-4)
+    assert np.isfinite(adapter).all()
+    again, same = losses(bundle, "cuda", **options)
+    assert (again, same.tobytes()) == (found, adapter.tobytes())
+
+
+@pytest.mark.usefixtures("emulated")
+def test_answers_and_losses_are_those_of_the_cpu(tiny_llama: Path, bundle: Bundle) -> None:
+    gguf = open_gguf(tiny_llama)
+    tokenizer = Tokenizer(gguf)
+    prompts = [[1, 5, 9, 40], [1, 5, 9, 41, 7], [3]]
+    for sampling in (Sampling(), Sampling(temperature=1.0, top_k=20, top_p=0.9, min_p=0.0, seed=3)):
+        asked = Asked(prompts, [6] * len(prompts), 2, sampling, ends=False)
+        made = []
+        for backend in ("cpu", "cuda"):
+            engine = Engine(2**30, "1G", precision="exact", threads=1, backend=backend)
+            found = sorted((a.rollout for a in answers(gguf, tokenizer, {}, asked, engine)),
+                           key=lambda r: (r.prompt, r.sample))
+            made.append([(r.prompt, r.sample, r.tokens.tolist()) for r in found])
+        assert made[0] == made[1]
+    rows = dataset(6)
+    assert native_loss(bundle, rows, backend="cuda")[0] == pytest.approx(native_loss(bundle, rows)[0], abs=1e-4)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_run_of_the_cpu_is_resumed_on_the_gpu_where_that_is_allowed(bundle: Bundle, tmp_path: Path) -> None:
+    on_cpu = replace(CONFIG, backend="cpu")
+    stop(bundle, tmp_path / "out", 33, on_cpu)
+    on_gpu = replace(CONFIG, backend="cuda")
+    with pytest.raises(MismatchError, match=r"not cuda emulated .*--allow-changed isa"):
+        go(bundle, tmp_path / "out", on_gpu, resume=True)
+    go(bundle, tmp_path / "out", on_gpu, resume=True, allow_changed=("isa",))
+    done = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (done["status"], done["isa"]) == ("done", "cuda emulated")
+
+
+@pytest.mark.usefixtures("emulated")
+def test_auto_takes_the_gpu_and_says_so() -> None:
+    said: list[str] = []
+    assert opening.open_backend("auto", 1, said.append).isa == "cuda emulated"
+    assert said == ["computing on the GPU (cuda emulated); --backend cpu computes on the CPU"]
+    assert opening.open_backend("cpu", 1, said.append).threads == 1
+    assert len(said) == 1
