@@ -9,8 +9,8 @@
 
 /* ---- buffers ----------------------------------------------------------------------------------------------- */
 
-#define GUARD 17                /* words at either end; odd, so that an array is aligned to a vector only where it is meant to be */
-#define CANARY 0x7fc17fc0u      /* NaN in float and bf16, so that what reads it shows */
+#define GUARD 17           /* words at either end; odd, so that no array is aligned to a vector that is not meant to be */
+#define CANARY 0x7fc17fc0u /* NaN in float and bf16, so that what reads it shows */
 
 struct buffer {
     struct buffer *next;
@@ -21,13 +21,14 @@ struct buffer {
 static struct buffer *buffers;
 static uint64_t made, checks;
 
+/* Whether an array is aligned to 16 bytes: all arrays of half of the checks, half of those of the others. */
+static int is_aligned(void) { return (int)((check_noise(1, made++) | check_noise(2, checks)) & 1); }
+
 static void *guarded(size_t bytes) {
     struct buffer *b = malloc(sizeof *b + bytes + 2 * GUARD * 4 + 12);
     if (!b)
         abort();
-    int aligned = (int)((check_noise(1, made++) | check_noise(1, checks)) & 1); /* to 16 bytes: half of all, in half of the
-                                                                                 * checks; all in the others */
-    *b = (struct buffer){buffers, bytes, b->data + GUARD * 4 + (aligned ? 12 : 0)};
+    *b = (struct buffer){buffers, bytes, b->data + GUARD * 4 + (is_aligned() ? 12 : 0)};
     buffers = b;
     for (size_t i = 0; i < GUARD * 4; i += 4) {
         memcpy(b->array - GUARD * 4 + i, &(uint32_t){CANARY}, 4);

@@ -1,10 +1,10 @@
-/* Causal grouped-query attention in tiles, as FlashAttention-2 has it (Dao 2023): forward by an online softmax; backward
- * makes the probabilities again from lse, once for dq by tiles of queries, once for dk and dv by tiles of keys, so that
- * nothing is added by two blocks.
+/* Causal grouped-query attention in tiles, as FlashAttention-2 has it (Dao 2023): forward by an online softmax;
+ * backward makes the probabilities again from lse, once for dq by tiles of queries, once for dk and dv by tiles of
+ * keys, so that nothing is added by two blocks.
  *
- * Tokens are a forest in depth-first order (et.h): a tile of keys begins at one that is seen, past the subtrees that the
- * queries are not in and what their window leaves out. Where a tile of keys is a path and the queries are all below it,
- * no pair is looked at alone. */
+ * Tokens are a forest in depth-first order (et.h): a tile of keys begins at one that is seen, past the subtrees that
+ * the queries are not in and what their window leaves out. Where a tile of keys is a path and the queries are all below
+ * it, no pair is looked at alone. */
 #include "attention.h"
 #include "kernel.h"
 
@@ -45,8 +45,9 @@ DEVICE attention_tile key_tile(const attention_args &a, int rows) {
     return tile;
 }
 
-/* The first key from k on that some query of the tile sees, or one past its last query. Subtrees end before it, and along
- * a path positions rise by one a token, so what is too far away for the window is passed at once. */
+/* The first key from k on that some query of the tile sees, or one past its last query. A key whose subtree has queries
+ * is above all tokens between, and no position rises by more than one a token: what the window leaves out is passed at
+ * once. */
 DEVICE int next_key(const attention_args &a, const attention_tile &queries, int k) {
     while (k <= queries.last) {
         int distance = a.window ? queries.least - a.position[k] : 0;

@@ -27,11 +27,14 @@ struct attention_float_shared {
     float p[FLOAT_OWN][FLOAT_PASSING], ds[FLOAT_OWN][FLOAT_PASSING];
 };
 
-/* In bf16, C is padded to one of these widths. WIDTH(width, queries and keys at a time forward; rows of a block's own and
- * rows that pass by backward, buffers for these, parts of dk's and dv's width, each a warp's). A warp has 16 rows. What
- * bounds them are 48 KiB and, for the sums of a warp, 255 registers a thread: heads of 256 make the scores of dk and dv
- * twice, and load what passes by into one buffer. */
-#define ATTENTION_WIDTHS(WIDTH) WIDTH(64, 64, 64, 64, 32, 2, 1) WIDTH(128, 64, 32, 64, 16, 2, 1) WIDTH(256, 48, 16, 32, 16, 1, 2)
+/* In bf16, C is padded to one of these widths. WIDTH(width, queries and keys at a time forward; rows of a block's own
+ * and rows that pass by backward, buffers for these, parts of dk's and dv's width, each a warp's). A warp has 16 rows.
+ * What bounds them are 48 KiB and, for the sums of a warp, 255 registers a thread: heads of 256 make the scores of dk
+ * and dv twice, and load what passes by into one buffer. */
+#define ATTENTION_WIDTHS(WIDTH)                                                                                        \
+    WIDTH(64, 64, 64, 64, 32, 2, 1)                                                                                    \
+    WIDTH(128, 64, 32, 64, 16, 2, 1)                                                                                   \
+    WIDTH(256, 48, 16, 32, 16, 1, 2)
 
 /* Rows are 16 bytes longer than their values, so that load_matrix reads eight of them without conflicts. */
 #define ATTENTION_SHARED(C, QUERIES, KEYS, OWN, PASSING, BUFFERS, PARTS)                                               \

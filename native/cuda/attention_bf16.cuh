@@ -1,6 +1,6 @@
-/* Attention by tensor cores: q, k, v, dout, the probabilities and the gradients of the scores are rounded to bf16. A warp
- * has 16 rows of its block's own, whose scores become the left side of the next product where they are, in registers.
- * Exponents are to base 2. Shared is a struct of ATTENTION_WIDTHS, C its width. */
+/* Attention by tensor cores: q, k, v, dout, the probabilities and the gradients of the scores are rounded to bf16. A
+ * warp has 16 rows of its block's own, whose scores become the left side of the next product where they are, in
+ * registers. Exponents are to base 2. */
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
@@ -190,7 +190,8 @@ template <int N> DEVICE void hide_unseen(float s[N / 8][4], const attention_args
 }
 
 /* The values of a tile of keys are copied while its scores are multiplied, the next keys while these are summed. */
-template <typename shared_type, int C, int QUERIES, int KEYS> DEVICE void attention_forward_bf16(const attention_args &a) {
+template <typename shared_type, int C, int QUERIES, int KEYS>
+DEVICE void attention_forward_bf16(const attention_args &a) {
     shared_type *shared = shared_memory<shared_type>();
     attention_tile tile = query_tile(a, QUERIES);
     int row = this_warp() * WARP_ROWS;
@@ -209,9 +210,8 @@ template <typename shared_type, int C, int QUERIES, int KEYS> DEVICE void attent
             hide_unseen<KEYS>(s, a, tile.t + row + lane_row(), k + lane_column());
         softmax_step<C, KEYS>(s, out, rows, a.scale * LOG2_E);
         wait_for_rows();
-        if (next <= tile.last) {
+        if (next <= tile.last)
             copy_keys<C>(shared->k, KEYS, a, a.k, tile.g, next, a.T - next);
-            }
         add_product<C, KEYS, C>(out, s, shared->v, 0);
         k = next;
     }
@@ -285,8 +285,8 @@ DEVICE void attention_dq_bf16(const attention_args &a) {
 
 /* What queries t .. t + n - 1 of head h add to dk and dv of the block's keys, in the columns from `column` on. */
 template <typename shared_type, int C, int QUERIES, int BUFFERS, int W>
-DEVICE void add_queries_bf16(const attention_args &a, shared_type *shared, const attention_tile &keys, float dk[W / 8][4],
-                             float dv[W / 8][4], int h, int t, int n, int row, int column) {
+DEVICE void add_queries_bf16(const attention_args &a, shared_type *shared, const attention_tile &keys,
+                             float dk[W / 8][4], float dv[W / 8][4], int h, int t, int n, int row, int column) {
     float s[QUERIES / 8][4], dp[QUERIES / 8][4];
     uint16_t(*q)[C + 8] = shared->passing[0];
     uint16_t(*dout)[C + 8] = shared->passing[BUFFERS - 1];

@@ -1,5 +1,5 @@
-/* Attention whose products are in float, the truth that tests compare with: a thread has one score of own x passing rows,
- * and of the block's sums every FLOAT_PASSING-th column of its row. */
+/* Attention whose products are in float: a thread has one score of own x passing rows, and of the block's sums every
+ * FLOAT_PASSING-th column of its row. */
 
 enum { FLOAT_SUMS = ET_MAX_HEAD / FLOAT_PASSING };
 
@@ -11,8 +11,8 @@ DEVICE float_thread this_thread() {
     return {(int)threadIdx.x / FLOAT_PASSING, (int)threadIdx.x % FLOAT_PASSING};
 }
 
-/* tile [rows] = n rows of x from element `at` on, the next `stride` further, and zeros; once the block is done with what
- * was in the tile. */
+/* tile [rows] = n rows of x from element `at` on, the next `stride` further, and zeros; once the block is done with
+ * what was in the tile. */
 DEVICE void load_floats(float (*tile)[ET_MAX_HEAD + 1], int rows, et_array x, int64_t at, int64_t stride, int n,
                         int C) {
     __syncthreads();

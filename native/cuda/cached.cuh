@@ -1,6 +1,6 @@
-/* Attention of one new query each of many answers over a cache of keys and values, whose blocks they may share: an online
- * softmax (Milakov & Gimelshein 2018) by each warp over every CACHED_WARPS-th block of the query's path; at the end they
- * are brought under one maximum, in the warps' order. */
+/* Attention of one new query each of many answers over a cache of keys and values, whose blocks they may share: an
+ * online softmax (Milakov & Gimelshein 2018) by each warp over every CACHED_WARPS-th block of the query's path; at the
+ * end they are brought under one maximum, in the warps' order. */
 #include "cached.h"
 #include "kernel.h"
 
@@ -22,7 +22,7 @@ struct cached_sums {
     float most, sum, sums[CACHED_SUMS];
 };
 
-/* 32 entries of a path, a lane each: tokens that are seen of the lane's, and of all before it; whether the path ends. */
+/* 32 entries of a path, a lane each: how many tokens the lane's has, and all before it; whether the path ends. */
 struct path_part {
     int entry, tokens, before, total;
     bool ends;

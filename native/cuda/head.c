@@ -1,5 +1,5 @@
-/* Head and loss, a block of the vocabulary after the other: its logits, what becomes of them row by row, and backward the
- * product of e and w. */
+/* Head and loss, a block of the vocabulary after the other: its logits, what becomes of them row by row, and backward
+ * the product of e and w. */
 #include "head.h"
 
 #include "set.h"

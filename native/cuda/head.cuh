@@ -1,12 +1,12 @@
-/* Head and loss over a block of the vocabulary at a time, as native/head.h tells: a block of threads a row of logits. */
+/* Head and loss over a block of the vocabulary at a time, as native/head.h tells: a block of threads a row. */
 #include "block.cuh"
 #include "head.h"
 
 /* How far the target's logit is ahead of all others together; no others: infinitely. */
 DEVICE float head_lead(const head_state &s) { return s.target - s.max - logf(s.sum); }
 
-/* Takes the target's logit out of a row, brings maximum and sum on, and makes e = exp(z - max) of it where dh is wanted,
- * whose sum so far is brought under the same maximum. */
+/* Takes the target's logit out of a row, and brings maximum and sum on; where dh is wanted, makes e = exp(z - max) of
+ * the row, and brings what dh has summed up under the same maximum. */
 KERNEL(head_rows, head_args) {
     head_shared *shared = shared_memory<head_shared>();
     const int64_t row = blockIdx.x;

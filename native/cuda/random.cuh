@@ -1,4 +1,4 @@
-/* Random bits as functions of a seed and an index: those of every kernel set, so that a run repeats on every machine. */
+/* Random bits by seed and index: those of every kernel set, so that a run repeats on every machine. */
 #ifndef ET_RANDOM_CUH
 #define ET_RANDOM_CUH
 
@@ -19,7 +19,9 @@ DEVICE uint32_t mix32(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-DEVICE uint32_t random_bits(uint64_t key, uint32_t i) { return mix32(mix32(i ^ (uint32_t)key) ^ (uint32_t)(key >> 32)); }
+DEVICE uint32_t random_bits(uint64_t key, uint32_t i) {
+    return mix32(mix32(i ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
+}
 
 /* 2^14 values share a key, in which value i has the number i % ET_KEY_VALUES. */
 #define ET_KEY_VALUES (1 << 14)

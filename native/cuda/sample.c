@@ -1,11 +1,11 @@
-/* Tokens drawn and the highest logits: the logits of a block of the vocabulary after the other, and a kernel on them. */
+/* Tokens drawn and the highest logits: logits of a block of the vocabulary after the other, and a kernel on them. */
 #include "sample.h"
 
 #include "set.h"
 
 _Static_assert(sizeof(struct sample_state) == ET_SAMPLE_STATE * sizeof(float), "as et.h says");
 
-/* Launches the kernel for the logits of each block of entries begin .. end - 1; the results are there after the last. */
+/* Launches the kernel for the logits of each block of entries begin .. end - 1; results are there after the last. */
 static void each_logits(et_context *ctx, enum et_kernel kernel, unsigned shared, struct sample_args args, et_array h,
                         const void *w, int format, int block, int begin, int end, int T, int V, int D) {
     struct et_grid grid = {(unsigned)T, 1, 1};

@@ -27,9 +27,9 @@ DEVICE sample_state state_under(const sample_args &a, float most) {
 /* What is subtracted from logits before they are exponentiated. */
 DEVICE float base_of(const sample_state &s) { return s.max == -INFINITY ? 0.0f : s.max; }
 
-/* The highest of z / temperature + noise is a draw from the softmax (Gumbel 1954; Maddison et al. 2014). The noise is at
- * most -log(rest), and this above best - z / temperature just where rest < exp(z / temperature - best): nearly never, so
- * that nearly no noise is made. above: exp(base / temperature - best), and a little more for rounding. */
+/* The highest of z / temperature + noise is a draw from the softmax (Gumbel 1954; Maddison et al. 2014). The noise is
+ * at most -log(rest), and this above best - z / temperature just where rest < exp(z / temperature - best): nearly
+ * never, so that nearly no noise is made. above: exp(base / temperature - best), and a little more for rounding. */
 KERNEL(sample_rows, sample_args) {
     sample_shared *shared = shared_memory<sample_shared>();
     const int row = (int)blockIdx.x;
