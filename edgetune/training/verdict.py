@@ -46,7 +46,7 @@ class Course:
 
     def number(self, loss: float) -> str:
         """As a person reads it."""
-        return _number(-loss if self.of_rewards else loss)
+        return _number(0.0 - loss if self.of_rewards else loss)  # a reward of 0 is not -0
 
     def better(self, before: float, after: float) -> str:
         return f"{'rose' if self.of_rewards else 'fell'} from {self.number(before)} to {self.number(after)}"

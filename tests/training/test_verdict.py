@@ -102,3 +102,8 @@ def test_of_a_real_run_whose_loss_rises(bundle, tmp_path):
         example.tokens[:] = 5
     record = run(bundle, data, tmp_path / "out", TrainConfig(**OPTIONS, shuffle=False))
     assert (record["verdict"]["kind"], record["verdict"]["step"]) == ("worse", 12)
+
+
+def test_no_reward_is_zero() -> None:
+    assert course(of_rewards=True).number(0.0) == "0"
+    assert course(of_rewards=True).number(-0.125) == "0.125"
