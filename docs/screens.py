@@ -259,6 +259,29 @@ def feedback(screens: Screens, client: Client) -> None:
     screens.run("edgetune feedback learn")
 
 
+def asked(columns: int, lines: int) -> dict[str, str]:
+    """What a daemon keeps of what it was asked: a tiny one."""
+    with prepared(columns, lines) as beside, prepared(columns, lines) as screens:
+        home = beside.terminal.home
+        write_tiny(home / "tiny.gguf", formats="Q8_0")
+        (home / "grader.json").write_text(json.dumps({"type": "regex", "name": "a", "pattern": "a"}))
+        beside.terminal.type(f"edgetune daemon tiny.gguf --port {URL.rpartition(':')[2]} --no-govern --learn tutor "
+                             "--keep-prompts 100 --learn-grader grader.json")
+        beside.terminal.wait(URL)
+        with Client(URL) as client:
+            for number in range(40):
+                question: Any = [{"role": "user", "content": f"turn on the lamp with the number {number}"}]
+                client.post("/v1/chat/completions", {"messages": question, "max_tokens": 2})
+            latest = client.get("/v1/prompts")["data"][0]["id"]
+            screens.run("edgetune prompts list --limit 3")
+            screens.run(f"edgetune prompts show {latest}")
+            screens.run(f"edgetune prompts delete {latest}")
+            screens.run("edgetune prompts learn")
+        beside.terminal.press("C-c")
+        beside.terminal.wait(ENDED)
+        return screens.kept
+
+
 def moved(columns: int, lines: int) -> dict[str, str]:
     """What a daemon learned, on another base; a tiny one, for which all that it says is new."""
     with prepared(columns, lines) as screens:
@@ -282,7 +305,7 @@ def status(shown: Terminal) -> str:
 
 PARTS: dict[str, Callable[[int, int], dict[str, str]]] = {
     "machine": machine, "pulled": pulled, "learned": learned, "graded": graded, "tutored": tutored, "served": served,
-    "moved": moved, "small": small, "demo": demo}
+    "asked": asked, "moved": moved, "small": small, "demo": demo}
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A tutor's job, in its process: the rounds of tutor/ over prompts that people asked, in STATE/runs/ID/tutor.
 
-Its rows to learn are prompts, beside labelled ones in a file of their own; the rows that judge it judge its rounds, and
+Its rows to learn are prompts, beside labelled ones in a separate file; the rows that judge it judge its rounds, and
 then, as any job's, what they published beside what is in service.
 """
 
