@@ -21,6 +21,7 @@ from ..errors import DiskError, EdgetuneError, Interrupted, NotFoundError, Usage
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..machine.policy import Policy
+from ..objectives.sft import Sft
 from ..training.config import TrainConfig
 from .jobs.decide import without_scores
 from .jobs.table import ENDED, Job
@@ -75,7 +76,10 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
     target = Path(out)
     disk.refuse_existing(target)
     work = target.with_name(f"{target.name}{WORK}")
-    config = replace(config or DaemonConfig(), state=str(work), learn="off").check()
+    config = config or DaemonConfig()
+    grader = "" if config.learn_method == Sft.name else config.learn_grader  # a tutor's, which has nothing to do here
+    config = replace(config, state=str(work), learn="off", keep_prompts=0, tutor_options="",
+                     learn_grader=grader).check()
     train = (train or TrainConfig(threads=config.threads)).check()
     asked = {"model": open_bundle(find_model(model)).fingerprint, "from": str(Path(state).resolve()),
              "train": {name: value for name, value in train.to_json().items() if name != "threads"}}

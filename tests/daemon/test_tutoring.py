@@ -265,6 +265,10 @@ def test_when_it_begins_by_itself(service: Service, monkeypatch: pytest.MonkeyPa
     learner = service.learner
     ask(service, range(19))
     assert learner.why()["tutor"]["state"] == "waits for 1 more prompt"
+    learner.switch(False)
+    for state in (learner.why()["state"], learner.why()["tutor"]["state"]):
+        assert state == "is switched off: nothing is learned by itself"
+    learner.switch(True)
     ask(service, range(19, 40))
     assert learner.why()["tutor"]["state"] == "waits until nobody asks for 10 minutes"
     learner.switch(False)

@@ -74,13 +74,20 @@ def task_of(method: Mapping[str, Any]) -> TutorTask | None:
 
 
 def fill(folder: Path, labelled: Iterable[Row], start: Path | None) -> None:
-    """Writes what such a job has beside its rows into its folder."""
-    (folder / LABELLED).write_text("".join(json.dumps(row) + "\n" for row in labelled), encoding="utf-8")
-    if start is not None:
-        (folder / START).mkdir()
-        for name in (store.FILE, store.RUN, store.SCHEMA):
-            if (start / name).exists():
-                shutil.copyfile(start / name, folder / START / name)
+    """Writes what such a job has beside its rows into its folder. Raises DiskError."""
+    try:
+        (folder / LABELLED).write_text("".join(json.dumps(row) + "\n" for row in labelled), encoding="utf-8")
+        if start is not None:
+            (folder / START).mkdir()
+            _copy_adapter(start, folder / START)
+    except OSError as error:
+        raise disk.cannot_write(folder, error) from None
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    for name in (store.FILE, store.RUN, store.SCHEMA):
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
 
 
 @dataclass(frozen=True)
@@ -162,9 +169,7 @@ class Lesson:
             return False
         shutil.rmtree(self.out, ignore_errors=True)
         with disk.new_folder(self.out) as beside:
-            for name in (store.FILE, store.RUN, store.SCHEMA):
-                if (self.rounds / name).exists():
-                    shutil.copyfile(self.rounds / name, beside / name)
+            _copy_adapter(self.rounds, beside)
             (beside / METRICS).write_text("".join(self._lines(record.get("published", 0))), encoding="utf-8")
         return True
 

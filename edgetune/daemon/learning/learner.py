@@ -245,8 +245,8 @@ class Learner:
     def _tutor_blocked_by(self, waiting: int) -> str:
         """Why no rounds begin now, in a sentence; "": nothing blocks them."""
         missing = self.config.tutor_prompts - waiting
-        if job := self._unfinished():
-            return f"learns: {job}"
+        if begun := self._begun_or_off():
+            return begun
         if missing > 0:
             return f"waits for {missing} more prompt{'' if missing == 1 else 's'}"
         if self._failed_to_tutor and waiting <= self._failed_to_tutor[0]:
@@ -256,8 +256,8 @@ class Learner:
     def _blocked_by(self, waiting: int) -> str:
         """Why no job begins by itself now, in a sentence; "": nothing blocks it."""
         needed = self.config.learn_rows
-        if job := self._unfinished():
-            return f"learns: {job}"
+        if begun := self._begun_or_off():
+            return begun
         if waiting < needed:
             missing = needed - waiting
             return f"waits for {missing} more {'piece' if missing == 1 else 'pieces'} of feedback"
@@ -265,10 +265,15 @@ class Learner:
             return f"waits for more feedback, since {self._failed[1]}"
         return self._not_now()
 
+    def _begun_or_off(self) -> str:
+        job = self._unfinished()
+        return f"learns: {job}" if job and self.is_on else self._switched_off()
+
+    def _switched_off(self) -> str:
+        return "" if self.is_on else "is switched off: nothing is learned by itself"
+
     def _not_now(self) -> str:
-        if not self.is_on:
-            return "is switched off: nothing is learned by itself"
-        return self.jobs.paused_reason or self._too_early() or self._too_much()
+        return self._switched_off() or self.jobs.paused_reason or self._too_early() or self._too_much()
 
     def _is_compaction_due(self) -> bool:
         every = self.config.compact_every
