@@ -12,7 +12,10 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 # From tests/: in this folder Python would find the sources, which have no kernels, before what is installed.
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
-.PHONY: help ready docs captures picture dev test lint check cuda arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
+# The same with the package that `make cuda` leaves.
+EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
+
+.PHONY: help ready docs captures picture dev test lint check cuda cuda-steps arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
     heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor second-task nlft shared service cycles wheels \
     installs clean
 
@@ -50,15 +53,20 @@ check: ## the kernels' harness, on every kernel set that this CPU can run
 	$(BUILD) build/check/$(CC) -j $(JOBS)
 	build/check/$(CC)/et_check
 
-# Leaves a package with the emulated GPU in build/emulated/python.
-cuda: ## many minutes: the GPU's kernels on the emulator: the harness, then training and answers; what NVRTC makes of them
+# Leaves a package with the emulated GPU in build/emulated/python. COMPILE: what NVIDIA's compilers are to compile.
+cuda: ready ## many minutes: the GPU's kernels on the emulator: harness, planted faults, training; NVIDIA's compilers on them
 	$(CMAKE) -B build/emulated -DET_CHECK=ON -DET_EMULATE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/emulated -j $(JOBS)
 	rm -rf build/emulated/python && mkdir -p build/emulated/python && cp -r edgetune build/emulated/python
 	rm -f build/emulated/python/edgetune/backends/*.so
 	cmake --install build/emulated --prefix build/emulated/python
 	build/emulated/et_check cuda
-	cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON) -m pytest -n $(JOBS) -m '' cuda backends/test_binding.py
+	$(PYTHON) tests/cuda/planted.py build/emulated
+	$(EMULATED) -m pytest -n $(JOBS) -m '' cuda backends/test_binding.py
+	$(PYTHON) tests/cuda/compile.py $(COMPILE)
+
+cuda-steps: cuda ## many minutes more: ten steps of SmolLM2 on the emulated GPU beside this CPU
+	$(EMULATED) cuda/steps.py
 
 # What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows; then each set once, for qemu is slow.
 arm-kernels: ## the same for aarch64's kernel sets, under qemu, and which of them each of four cores must pick

@@ -18,7 +18,7 @@
 #define DEVICE static __device__ __forceinline__
 #define MAY_ALIAS
 #define UNROLL _Pragma("unroll") /* before a loop whose index names registers */
-#define KERNEL(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK) name(const type a)
+#define KERNEL(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK, 1) name(const type a)
 #define ROLLED _Pragma("unroll 1") /* the loop that follows as it is, where more registers would not pay */
 #define KERNEL_TWICE(name, type) extern "C" __global__ void __launch_bounds__(ET_BLOCK, 2) name(const type a)
 #ifndef INFINITY /* which NVRTC has not */

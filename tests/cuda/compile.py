@@ -4,8 +4,8 @@
 
 Each unit of native/cuda/kernels.def is compiled by nvcc and by NVRTC, as `edgetune` does it on a card, weight kernels
 once a format. Prints registers and bytes of spilled registers by kernel. Exits with 1 at a warning, a spill, or more
-registers than a block of ET_BLOCK threads can have. Needs the packages nvidia-cuda-nvcc, nvidia-cuda-nvrtc and
-cuda-bindings.
+registers than a block of ET_BLOCK threads can have. Needs the packages nvidia-cuda-nvcc and cuda-bindings with NVRTC;
+without them it says so, and compiles nothing.
 """
 
 from __future__ import annotations
@@ -106,13 +106,27 @@ def checked(compiler: str, unit: str, arch: str, compiled: tuple[bool, str]) -> 
     return kernels, wrong
 
 
-def nvcc_path() -> Path:
+def nvcc_path() -> Path | None:
     """nvcc of the package nvidia-cuda-nvcc."""
     spec = find_spec("nvidia")
-    for folder in spec.submodule_search_locations or [] if spec else []:
-        for path in sorted(Path(folder).glob("*/bin/nvcc")):
-            return path
-    sys.exit("needs nvcc: pip install nvidia-cuda-nvcc")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).glob("*/bin/nvcc"))), None)
+
+
+def rows_of(unit: str, defines: list[str], archs: list[str], nvcc: Path) -> tuple[list[str], list[str]]:
+    """The unit's lines of the table, and what is wrong."""
+    lines = []
+    wrong = []
+    for compiler in ("nvcc", "NVRTC"):
+        cells: dict[str, list[str]] = {}
+        for arch in archs:
+            compiled = by_nvcc(nvcc, unit, arch, defines) if compiler == "nvcc" else by_nvrtc(unit, arch, defines)
+            kernels, problems = checked(compiler, unit, arch, compiled)
+            wrong += problems
+            for kernel in kernels:
+                cells.setdefault(kernel.name, []).append(f"{kernel.registers}, {kernel.spilled}")
+        lines += [f"| {name} | {compiler} | {' | '.join(found)} |" for name, found in sorted(cells.items())]
+    return lines, wrong
 
 
 def main() -> None:
@@ -121,22 +135,17 @@ def main() -> None:
     parser.add_argument("--archs", nargs="+", default=["sm_87", "sm_90"])
     args = parser.parse_args()
     nvcc = nvcc_path()
+    if nvcc is None or find_spec("cuda") is None:
+        print("skipped: NVIDIA's compilers are missing (pip install nvidia-cuda-nvcc 'edgetune[cuda]')")
+        return
     wrong: list[str] = []
     print("| kernel | compiler | " + " | ".join(f"{arch}: registers, spilled" for arch in args.archs) + " |")
     print("|---" * (2 + len(args.archs)) + "|")
     for unit, of_weights in units().items():
         for defines in [[f"-DET_ONLY={name}"] for name in args.formats] if of_weights else [[]]:
-            for compiler in ("nvcc", "NVRTC"):
-                table: dict[str, list[str]] = {}
-                for arch in args.archs:
-                    compiled = by_nvcc(nvcc, unit, arch, defines) if compiler == "nvcc" else by_nvrtc(
-                        unit, arch, defines)
-                    kernels, problems = checked(compiler, unit, arch, compiled)
-                    wrong += problems
-                    for kernel in kernels:
-                        table.setdefault(kernel.name, []).append(f"{kernel.registers}, {kernel.spilled}")
-                for name, cells in sorted(table.items()):
-                    print(f"| {name} | {compiler} | " + " | ".join(cells) + " |", flush=True)
+            lines, problems = rows_of(unit, defines, args.archs, nvcc)
+            print("\n".join(lines), flush=True)
+            wrong += problems
     print("\n" + ("\n".join(wrong) if wrong else "no warning, no spill"))
     sys.exit(bool(wrong))
 

@@ -78,8 +78,8 @@ def main() -> None:
             losses = [loss_in_llama(model, Path(folder) / name) for name in ("cpu", "gpu")]
         apart = max(abs(x - y) / (1 if precision == "exact" else y) for x, y in zip(got, want, strict=True))
         cosine = float(adapter @ wanted / (np.linalg.norm(adapter) * np.linalg.norm(wanted)))
-        print(f"{precision}: losses {apart:.2e} apart (at most {LOSS[precision]:g}), cosine of what the adapters learned "
-              f"{cosine:.6f} (at least {COSINE[precision]:g}), loss of a row in llama.cpp {losses[0]:.5f} and "
+        print(f"{precision}: losses {apart:.2e} apart (at most {LOSS[precision]:g}), cosine of what the adapters "
+              f"learned {cosine:.6f} (at least {COSINE[precision]:g}), loss of a row in llama.cpp {losses[0]:.5f} and "
               f"{losses[1]:.5f}")
         if apart > LOSS[precision] or cosine < COSINE[precision]:
             wrong.append(precision)
