@@ -350,6 +350,8 @@ int synchronize(void *) { return 0; }
 
 } // namespace
 
-emulated_kernel::emulated_kernel(const char *name, void (*run)(const void *args)) { functions().push_back({name, run}); }
+emulated_kernel::emulated_kernel(const char *name, void (*run)(const void *args)) {
+    functions().push_back({name, run});
+}
 
 extern "C" const struct et_device et_emulated_device = {find, launch, synchronize, nullptr, nullptr};

@@ -1,9 +1,9 @@
 /* A GPU's model of execution on the CPU, so that kernels can be tested without one: kernel.h for C++.
  *
- * Each thread of a block is a fiber that runs to its next barrier, in random order, so that what only a lucky order gets
- * right is found. Shared memory is NaN at first, and exactly as large as was asked for, so that the address sanitizer
- * sees what reaches beyond it. An asynchronous copy is made when it is waited for, and not before. A thread that ends or
- * waits elsewhere where others wait for it ends the program with a sentence. */
+ * Each thread of a block is a fiber that runs to its next barrier, in random order, so that what only a lucky order
+ * gets right is found. Shared memory is NaN at first, and exactly as large as was asked for, so that the address
+ * sanitizer sees what reaches beyond it. An asynchronous copy is made when it is waited for, and not before. A thread
+ * that ends or waits elsewhere where others wait for it ends the program with a sentence. */
 #ifndef ET_EMULATE_H
 #define ET_EMULATE_H
 
@@ -55,7 +55,8 @@ DEVICE uint32_t float_to_bits(float x) {
 }
 
 DEVICE float half_to_float(uint16_t h) {
-    float size = h & 0x7c00 ? ldexpf((float)((h & 0x3ff) | 0x400), (h >> 10 & 31) - 25) : ldexpf((float)(h & 0x3ff), -24);
+    float rest = (float)(h & 0x3ff);
+    float size = h & 0x7c00 ? ldexpf(rest + 0x400, (h >> 10 & 31) - 25) : ldexpf(rest, -24);
     if ((h & 0x7c00) == 0x7c00)
         size = bits_to_float(0x7f800000 | (uint32_t)(h & 0x3ff) << 13);
     return h & 0x8000 ? -size : size;

@@ -1,10 +1,10 @@
-/* What kernels are written with: CUDA C++ for the compilers of a GPU, which need no header but ours, or the same text as
- * C++ for the CPU (emulate.h), where tests run it. Blocks have one dimension of at most ET_BLOCK threads, a multiple of
- * ET_WARP; grids have up to three.
+/* What kernels are written with: CUDA C++ for the compilers of a GPU, which need no header but ours, or the same text
+ * as C++ for the CPU (emulate.h), where tests run it. Blocks have one dimension of at most ET_BLOCK threads, a multiple
+ * of ET_WARP; grids have up to three.
  *
  * KERNEL(name, type) { body } is a kernel whose only argument is `a`, a struct of that type; DEVICE is what it calls.
- * Of a KERNEL_TWICE two blocks fit on a multiprocessor, as it has at most 128 registers a thread, so that one works while
- * the other waits. All shared memory is one struct of a block, shared_memory<type>(), not initialised. Everything that
+ * Of a KERNEL_TWICE two blocks fit on a multiprocessor, as it has at most 128 registers a thread, so that one works
+ * while the other waits. All shared memory is one struct of a block, shared_memory<type>(), not initialised. Everything that
  * belongs to one card alone stands here, behind a function: mma, load_matrix, copy_async, and conversions. */
 #ifndef ET_KERNEL_H
 #define ET_KERNEL_H
@@ -47,8 +47,8 @@ DEVICE uint32_t pack_bf16(float first, float second) {
 }
 
 /* d [16, 8] += a [16, 16] . b [16, 8] by a warp: bf16 with sums in float (PTX: mma.m16n8k16). With g = lane / 4 and
- * c = 2 * (lane % 4), a lane has d[0..1] = row g, columns c, c + 1; d[2..3] = row g + 8. a[0] = row g, columns c, c + 1;
- * a[1] = row g + 8; a[2], a[3] = the same 8 columns on. b[0] = column g, rows c, c + 1; b[1] = rows c + 8, c + 9. */
+ * c = 2 * (lane % 4), a lane has d[0..1] = row g, columns c, c + 1; d[2..3] = row g + 8. a[0] = row g, columns c,
+ * c + 1; a[1] = row g + 8; a[2], a[3] = the same 8 columns on. b[0] = column g, rows c, c + 1; b[1] = rows c + 8, c + 9. */
 DEVICE void mma(float d[4], const uint32_t a[4], const uint32_t b[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"

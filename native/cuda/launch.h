@@ -1,8 +1,8 @@
 /* What host and kernels share: the list of kernels, how one is launched, and memory on the device.
  *
  * A kernel set for a GPU (set.c) has the functions of table.h as any other does. They cut work into blocks and launch
- * kernels; a struct of arguments is copied with the launch. Launches of a context run in order, one after the other, and
- * are complete after et_context_synchronize alone. */
+ * kernels; a struct of arguments is copied with the launch. Launches of a context run in order, one after the other,
+ * and are complete after et_context_synchronize alone. */
 #ifndef ET_LAUNCH_H
 #define ET_LAUNCH_H
 
