@@ -6,6 +6,7 @@ BUILD = cmake --build
 JOBS ?= 2
 ARM_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+CUDA_SANITIZED ?= products formats refusals ops optimizer draws cached attention
 ARM_SETS ?= cortex-a72:neon cortex-a76:dotprod max:i8mm
 # The source tree where `make dev` has built its extension, else the edgetune that PYTHON has installed.
 SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
@@ -182,13 +183,14 @@ cycles: ## the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 
 # Leaves a package with the sanitized extension in build/sanitize/python. To run Python on it:
 #   LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python python3 ...
-sanitize: ## the harness, and training on mutated models, under the address and undefined-behaviour sanitizers
-	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+sanitize: ## the harness, with the emulated GPU, and training on mutated models, under the address and undefined-behaviour sanitizers
+	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DET_EMULATE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/sanitize/$(CC) -j $(JOBS)
 	rm -rf build/sanitize/python && mkdir -p build/sanitize/python && cp -r edgetune build/sanitize/python
 	rm -f build/sanitize/python/edgetune/backends/*.so
 	cp build/sanitize/$(CC)/_native.*.so build/sanitize/python/edgetune/backends/
-	build/sanitize/$(CC)/et_check
+	build/sanitize/$(CC)/et_check cpu
+	for subject in $(CUDA_SANITIZED); do build/sanitize/$(CC)/et_check cuda $$subject || exit 1; done
 	cd tests && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest -n 0 models/test_fuzz_model.py training/test_optim.py
 

@@ -1,5 +1,5 @@
-/* et_check [--pick | NAME [SUBJECT]]: checks every kernel set that this CPU can run (or the named one) against the truth
- * in ref.h, in all subjects or one. */
+/* et_check [--pick | NAME [SUBJECT]]: checks kernel sets against the truth in ref.h, in all subjects or one: the named
+ * set, all that this CPU can run ("cpu"), or without a name these and, in a build that emulates it, a GPU's, "cuda". */
 #include "check.h"
 #ifdef ET_EMULATED
 #include "cuda/device.h"
@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     for (int i = 0; et_isa_name(i); i++) {
         if (!et_isa_usable(i))
             continue;
-        if (!only || strcmp(only, et_isa_name(i)) == 0)
+        if (!only || strcmp(only, "cpu") == 0 || strcmp(only, et_isa_name(i)) == 0)
             check_isa(&total, et_isa_name(i), subject);
     }
     printf("%d passed, %d failed\n", total.passed, total.failed);
