@@ -66,7 +66,7 @@ cuda: ready ## many minutes: the GPU's kernels on the emulator: harness, planted
 	$(EMULATED) -m pytest -n $(JOBS) -m '' cuda backends/test_binding.py
 	$(PYTHON) tests/cuda/compile.py $(COMPILE)
 
-cuda-steps: cuda ## many minutes more: ten steps of SmolLM2 on the emulated GPU beside this CPU
+cuda-steps: ready ## many minutes, after `make cuda`: ten steps of SmolLM2 on the emulated GPU beside this CPU
 	$(EMULATED) cuda/steps.py
 
 # What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows; then each set once, for qemu is slow.

@@ -16,7 +16,7 @@ from tiny import write_tiny
 if TYPE_CHECKING:  # else every process that collects tests would take a second for it
     import schemathesis
 
-OPERATIONS = 48
+OPERATIONS = 53
 MODES = ["positive", "negative"]
 
 

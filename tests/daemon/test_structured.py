@@ -204,7 +204,7 @@ def test_penalties_and_biases_change_the_answer(client):
 def test_null_is_absent_and_what_has_no_effect_is_named_once(client, caplog):
     absent = dict.fromkeys(("n", "logprobs", "top_logprobs", "tools", "tool_choice", "response_format", "stop", "seed",
                             "logit_bias", "stream", "stream_options", "presence_penalty", "metadata", "temperature"))
-    idle = {"user": "me", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": False}
+    idle = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": False}
     with caplog.at_level(logging.INFO, "edgetune.daemon"):
         for _ in range(2):
             said = client.chat.completions.create(messages=ASK, max_tokens=2, model=None, extra_body=absent | idle)

@@ -33,7 +33,7 @@ class JobProgress:
         self.table = table
         self.job = job
         self.facts: dict[str, Any] = {}
-        self._rounds = list(table.get(job).rounds or [])
+        self._rounds = table.rounds(job)
         self._steps: dict[str, dict[str, Any]] = {}  # of the tutor's round, what each found
         self._pending: list[HistoryLine] = []
         self._written_at = 0.0
