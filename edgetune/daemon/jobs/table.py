@@ -126,15 +126,15 @@ class JobTable:
             "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "
             "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", f"$.{mark}")[0][0])
 
-    def latest_rounds(self) -> list[dict[str, Any]]:
+    def latest_rounds(self) -> Sequence[dict[str, Any]]:
         """Of the tutor's latest job."""
         return self._rounds("origin = 'tutor'")
 
-    def rounds(self, id: str) -> list[dict[str, Any]]:
+    def rounds(self, id: str) -> Sequence[dict[str, Any]]:
         """Of a job, also of one whose row is damaged elsewhere."""
         return self._rounds("id = ?", id)
 
-    def _rounds(self, where: str, *values: str) -> list[dict[str, Any]]:
+    def _rounds(self, where: str, *values: str) -> Sequence[dict[str, Any]]:
         found = self.store.read(f"SELECT rounds FROM jobs WHERE {where} AND json_valid(rounds) "
                                 "ORDER BY rowid DESC LIMIT 1", *values)
         return list(json.loads(found[0]["rounds"])) if found else []
