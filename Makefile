@@ -56,7 +56,7 @@ check: ## the kernels' harness, on every kernel set that this CPU can run
 
 # Leaves a package with the emulated GPU in build/emulated/python. COMPILE: what NVIDIA's compilers are to compile.
 cuda: ready ## many minutes: the GPU's kernels on the emulator: harness, planted faults, training; NVIDIA's compilers on them
-	$(CMAKE) -B build/emulated -DET_CHECK=ON -DET_EMULATE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+	$(CMAKE) -B build/emulated -DET_CHECK=ON -DET_EMULATE=ON -DET_SCALAR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/emulated -j $(JOBS)
 	rm -rf build/emulated/python && mkdir -p build/emulated/python && cp -r edgetune build/emulated/python
 	rm -f build/emulated/python/edgetune/backends/*.so
@@ -184,7 +184,8 @@ cycles: ## the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 # Leaves a package with the sanitized extension in build/sanitize/python. To run Python on it:
 #   LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python python3 ...
 sanitize: ## the harness, with the emulated GPU, and training on mutated models, under the address and undefined-behaviour sanitizers
-	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DET_EMULATE=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DET_EMULATE=$(if $(CUDA_SANITIZED),ON,OFF) \
+	    -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/sanitize/$(CC) -j $(JOBS)
 	rm -rf build/sanitize/python && mkdir -p build/sanitize/python && cp -r edgetune build/sanitize/python
 	rm -f build/sanitize/python/edgetune/backends/*.so

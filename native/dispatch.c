@@ -105,12 +105,12 @@ const char *et_cpu_features(void) {
 
 /* ---- kernel sets ------------------------------------------------------------------------------------------- */
 
-#ifdef ET_X86
+#if defined ET_X86 && !defined ET_SCALAR
 #define ISA_X86(name) ISA_ANY(name)
 #else
 #define ISA_X86(name)
 #endif
-#ifdef ET_ARM
+#if defined ET_ARM && !defined ET_SCALAR
 #define ISA_ARM(name) ISA_ANY(name)
 #else
 #define ISA_ARM(name)

@@ -50,7 +50,8 @@ def find_nvrtc() -> str:
     """
     try:
         from cuda.bindings import __version__ as bindings
-        from cuda.bindings import nvrtc
+        from cuda.bindings import nvrtc  # a torch may have brought these, without what follows
+        from cuda.core import Program  # noqa: F401
     except ImportError as error:
         raise DeviceError(f"cuda-core is missing ({error})", "pip install 'edgetune[cuda]'") from None
     with suppress(OSError):  # what is loaded already is taken; a wheel's would be preferred otherwise

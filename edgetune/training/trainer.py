@@ -430,16 +430,17 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)
         return make(ops=Cpu(device.thread_count(config.threads or board.cores)), limits=limits)
+    ops = ops or open_backend(config.backend, device.thread_count(config.threads), lambda _: None)  # takes memory
     if config.memory:
         device.refuse_huge_pages()
     model.gguf.release()
     device.trim()
-    here = device.read_device()
+    available = device.read_device().memory_available
     process = device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
-    budget = config.memory_bytes(here.memory_available + process)
+    budget = config.memory_bytes(available + process)
     limits = plan.MemoryLimits(process + lengths.known, before, budget, asked)
-    return make(ops=ops or open_backend(config.backend, config.threads or here.cores, lambda _: None), limits=limits)
+    return make(ops=ops, limits=limits)
 
 
 def _at_once(config: TrainConfig, lengths: Lengths, objective: Drawn) -> int:

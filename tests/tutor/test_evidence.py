@@ -89,6 +89,7 @@ def go(bundle: Bundle, folder: Path, out: Path, options: TutorOptions = OPTIONS,
                  options=options, config=CONFIG, until=until)
 
 
+@pytest.mark.slow
 def test_rounds_are_continued_to_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     """Their evidence is by the adapter that a round begins from, and is kept beside its training."""
     for name, text, count in (("prompts", "say", 30), ("labelled", "tell", 40)):

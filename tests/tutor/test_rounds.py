@@ -102,6 +102,7 @@ def test_the_gate_asks_what_was_not_learned(done: Path) -> None:
         assert not judged & learned
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files, done: Path,
                                                    tmp_path: Path) -> None:
     """Stopped again and again, in the midst of steps of round 1."""
@@ -133,6 +134,7 @@ def test_steps_can_be_made_one_by_one(bundle: Bundle, files: Files, done: Path, 
     assert bytes_of(out) == bytes_of(done)
 
 
+@pytest.mark.slow
 def test_more_rounds_continue(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     go(bundle, out, files, options=replace(OPTIONS, rounds=1))
