@@ -30,7 +30,8 @@ def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, ur
     kinds = [event["data"]["event"] for event in events if event["type"] == "metrics"]
     expect(job.locator("svg circle")).to_have_count(kinds.count("eval"))
     drawn = job.locator("svg path.train").get_attribute("d")
-    assert drawn.count("M") + drawn.count("L") == kinds.count("step") == 8  # 16 rows in batches of 4, twice
+    assert drawn.count("M") + drawn.count("L") == kinds.count("step")
+    assert kinds.count("step") in (6, 8)  # 9 to 16 rows in batches of 4, twice: the key says how many of the 20 judge
     names = job.locator("svg text").all_text_contents()
     assert "loss" in names  # each axis has a name
     assert any(name.startswith("step ") for name in names)
