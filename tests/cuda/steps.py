@@ -32,8 +32,8 @@ from edgetune.training.trainer import Trainer
 
 LOSS = {"exact": 1e-4, "fast": 1e-2}  # of the CPU's, absolute and as a share
 COSINE = {"exact": 0.9999, "fast": 0.99}  # of what both adapters learned
-"""After steps of AdamW, whose first go by the sign of a gradient alone, both devices rounding in their own way in `fast`;
-the gates of one gradient are those of tests/backends/test_precision.py."""
+"""After steps of AdamW, whose first go by the sign of a gradient alone, and with each device rounding in its own way in
+`fast`. The gates of one gradient are those of tests/backends/test_precision.py."""
 ROWS = [{"prompt": "Switch the lamp on.", "completion": '{"device": "lamp", "action": "on"}'}]
 
 
