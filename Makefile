@@ -55,7 +55,7 @@ check: ## the kernels' harness, on every kernel set that this CPU can run
 	build/check/$(CC)/et_check
 
 # Leaves a package with the emulated GPU in build/emulated/python. COMPILE: what NVIDIA's compilers are to compile.
-cuda: ready ## many minutes: the GPU's kernels on the emulator: harness, planted faults, training; NVIDIA's compilers on them
+cuda: ## many minutes: the GPU's kernels on the emulator: harness, planted faults, training; NVIDIA's compilers on them
 	$(CMAKE) -B build/emulated -DET_CHECK=ON -DET_EMULATE=ON -DET_SCALAR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/emulated -j $(JOBS)
 	rm -rf build/emulated/python && mkdir -p build/emulated/python && cp -r edgetune build/emulated/python
@@ -64,7 +64,7 @@ cuda: ready ## many minutes: the GPU's kernels on the emulator: harness, planted
 	build/emulated/et_check cuda
 	$(PYTHON) tests/cuda/planted.py build/emulated
 	$(EMULATED) -m pytest -n $(JOBS) -m '' cuda backends/test_binding.py
-	$(PYTHON) tests/cuda/compile.py $(COMPILE)
+	$(EMULATED) cuda/compile.py $(COMPILE)
 
 cuda-steps: ready ## many minutes, after `make cuda`: ten steps of SmolLM2 on the emulated GPU beside this CPU
 	$(EMULATED) cuda/steps.py

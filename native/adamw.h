@@ -1,36 +1,26 @@
 /* AdamW, with moments in float or in 8 bits, whose codes et.h tells. The latter are unpacked a block at a time, stepped
  * as floats, and packed again with a new scale. */
 
+#include "adamw_rates.h"
+
 struct adamw_args {
+    struct adamw_rates rates;
     float *param;
     const float *grad;
     float *m, *v;
     struct et_moments *moments; /* instead of m and v */
-    float beta1, beta2, eps;
-    float shrink; /* 1 - lr * weight_decay */
-    float rate;   /* lr / (1 - beta1^step) */
-    float unbias; /* 1 / sqrt(1 - beta2^step) */
     uint64_t seed;
     int64_t n;
 };
 
-static struct adamw_args adamw_step(float lr, float beta1, float beta2, float eps, float weight_decay, int64_t step) {
-    return (struct adamw_args){
-        .beta1 = beta1, .beta2 = beta2, .eps = eps,
-        .shrink = (float)(1.0 - (double)lr * weight_decay),
-        .rate = (float)(lr / (1.0 - pow(beta1, (double)step))),
-        .unbias = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))),
-    };
-}
-
 INLINE void adamw_values(const struct adamw_args *a, float *restrict param, const float *restrict grad,
                          float *restrict m, float *restrict v, int64_t n) {
-    float beta1 = a->beta1;
-    float beta2 = a->beta2;
-    float eps = a->eps;
-    float shrink = a->shrink;
-    float rate = a->rate;
-    float unbias = a->unbias;
+    float beta1 = a->rates.beta1;
+    float beta2 = a->rates.beta2;
+    float eps = a->rates.eps;
+    float shrink = a->rates.shrink;
+    float rate = a->rates.rate;
+    float unbias = a->rates.unbias;
     for (int64_t i = 0; i < n; i++) {
         m[i] = beta1 * m[i] + (1.0f - beta1) * grad[i];
         v[i] = beta2 * v[i] + (1.0f - beta2) * grad[i] * grad[i];
@@ -48,8 +38,8 @@ static void adamw_task(void *arg, int task, int thread) {
 /* Decoupled AdamW (Loshchilov & Hutter 2019), as torch.optim.AdamW; step counts from 1. */
 static void adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,
                   float beta2, float eps, float weight_decay, int64_t step, int64_t n) {
-    struct adamw_args a = adamw_step(lr, beta1, beta2, eps, weight_decay, step);
-    a.param = param, a.grad = grad, a.m = m, a.v = v, a.n = n;
+    struct adamw_args a = {.rates = adamw_rates_of(lr, beta1, beta2, eps, weight_decay, step), .param = param,
+                           .grad = grad, .m = m, .v = v, .n = n};
     et_parallel(ctx, adamw_task, &a, value_tasks(n));
 }
 
@@ -142,7 +132,7 @@ static void adamw8_task(void *arg, int task, int thread) {
  * Theirs are looked up; ours are roots, which every row has an instruction for. */
 static void adamw8(et_context *ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,
                    float beta2, float eps, float weight_decay, int64_t step, uint64_t seed, int64_t n) {
-    struct adamw_args a = adamw_step(lr, beta1, beta2, eps, weight_decay, step);
-    a.param = param, a.grad = grad, a.moments = moments, a.seed = seed, a.n = n;
+    struct adamw_args a = {.rates = adamw_rates_of(lr, beta1, beta2, eps, weight_decay, step), .param = param,
+                           .grad = grad, .moments = moments, .seed = seed, .n = n};
     et_parallel(ctx, adamw8_task, &a, value_tasks(n));
 }

@@ -1,5 +1,7 @@
 /* Activations in either type, a vector at a time: arithmetic is in float, the type is how they are stored. */
 
+#include "either.h"
+
 typedef uint16_t half_vec __attribute__((vector_size(2 * VL)));
 typedef uint16_t half_vec_unaligned __attribute__((vector_size(2 * VL), aligned(2), may_alias));
 
@@ -42,16 +44,6 @@ static inline half_vec vec_to_bf16(vec x) {
 /* Ops are compiled for the types that their arrays may have: what depends on a type is decided once a task.
  * EITHER runs the statement with the array's type a constant, so what it calls must be INLINE. */
 #define INLINE static inline __attribute__((always_inline))
-#define EITHER(array, ...)                                                                                             \
-    do {                                                                                                               \
-        if ((array).type == ET_F32) {                                                                                  \
-            (array).type = ET_F32;                                                                                     \
-            __VA_ARGS__;                                                                                               \
-        } else {                                                                                                       \
-            (array).type = ET_BF16;                                                                                    \
-            __VA_ARGS__;                                                                                               \
-        }                                                                                                              \
-    } while (0)
 
 /* The statement for each vector of [begin, end): its first element is i, and it has n, VL but at the end. */
 #define EACH_VECTOR(i, n, begin, end, ...)                                                                             \

@@ -76,13 +76,12 @@ class Cpu(NativeOps, Backend):
     """
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
-        super().__init__()
+        super().__init__("CPU", f"{threads} threads need")
         self._scratch_bytes = scratch_bytes(threads)
         _check_isa(isa)
         self._isa = isa
         self._threads = threads
         self._working = threads
-        self._scratch: Array | None = None
 
     def _open(self, precision: int) -> _native._Context:
         scratch = self._scratch
@@ -127,14 +126,6 @@ class Cpu(NativeOps, Backend):
     @property
     def scratch_bytes(self) -> int:
         return self._scratch_bytes
-
-    def use_scratch(self, scratch: Array) -> None:
-        """Raises ValueError for a smaller array, RuntimeError after the first op."""
-        if self._context is not None:
-            raise RuntimeError("this CPU computes already: its scratch must be given before the first op")
-        if scratch.nbytes < self._scratch_bytes:
-            raise ValueError(f"scratch has {scratch.nbytes} bytes, {self._threads} threads need {self._scratch_bytes}")
-        self._scratch = scratch
 
     @property
     def is_paged(self) -> bool:

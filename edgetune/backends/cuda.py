@@ -139,10 +139,9 @@ class Cuda(NativeOps, Backend):
     """A GPU by its driver. Raises DeviceError, in any op, for what goes wrong on it."""
 
     def __init__(self, driver: Driver) -> None:
-        super().__init__()
+        super().__init__("GPU", "a GPU needs")
         self._driver = driver
         self._thread = threading.get_ident()
-        self._scratch: Array | None = None
         self._reached: list[tuple[int, int]] = []  # address and bytes of all memory that ops may be given
         self._errors: list[BaseException] = []
         self._find = _finder(driver, self._errors)
@@ -211,14 +210,6 @@ class Cuda(NativeOps, Backend):
     @property
     def scratch_bytes(self) -> int:
         return _native.scratch_bytes(1)
-
-    def use_scratch(self, scratch: Array) -> None:
-        """Raises ValueError for a smaller array, RuntimeError after the first op."""
-        if self._context is not None:
-            raise RuntimeError("this GPU computes already: its scratch must be given before the first op")
-        if scratch.nbytes < self.scratch_bytes:
-            raise ValueError(f"scratch has {scratch.nbytes} bytes, a GPU needs {self.scratch_bytes}")
-        self._scratch = scratch
 
     @property
     def is_paged(self) -> bool:

@@ -1,6 +1,6 @@
 """NVIDIA's driver behind the seam of cuda.py: the first GPU, by the packages cuda-core and cuda-bindings.
 
-They are imported where a GPU is asked for, and only if the driver's library is there. On a GPU that shares the memory
+They are imported where a GPU is asked for. On a GPU that shares the memory
 of the CPU (a Jetson) arrays are page-locked, and weights are read where the file is mapped; on a card with its own
 memory the driver moves pages to whoever reads them (managed memory). Not yet run on a card.
 """
@@ -17,7 +17,6 @@ from . import _native
 from .cuda_kernels import Compiler, find_nvrtc
 from .native import FORMATS
 
-DRIVER = "libcuda.so.1"
 LEAST = (8, 0)  # compute capability: bf16 in the tensor cores, asynchronous copies
 ROOM = 256 << 20  # free bytes without which nothing is begun
 INSTALL = "pip install 'edgetune[cuda]'"
@@ -39,18 +38,13 @@ _SENTENCES = {
 }
 
 
-def open_driver(say: Callable[[str], None]) -> CudaDriver:
-    """The first GPU. Raises DeviceError, in a sentence, where none can be used. say: is told of what takes long."""
-    try:
-        library = ctypes.CDLL(DRIVER)
-    except OSError:
-        raise DeviceError(f"no NVIDIA driver is installed ({DRIVER})", "use --backend cpu") from None
-    nvrtc = find_nvrtc()
-    try:
-        from cuda.bindings import driver
-        from cuda.core import Device
-    except ImportError as error:
-        raise DeviceError(f"cuda-core is missing ({error})", INSTALL) from None
+def open_driver(library: ctypes.CDLL, say: Callable[[str], None]) -> CudaDriver:
+    """The first GPU. Raises DeviceError, in a sentence, where none can be used. library: libcuda; say: is told of what
+    takes long.
+    """
+    nvrtc = find_nvrtc()  # and the packages
+    from cuda.bindings import driver
+    from cuda.core import Device
     try:
         return CudaDriver(library, driver, Device, nvrtc, say)
     except DeviceError:

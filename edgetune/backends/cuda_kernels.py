@@ -20,7 +20,7 @@ from ..errors import DeviceError, DiskError
 
 INSTALLED = Path(__file__).parent / "cuda_sources"
 CHECKOUT = Path(__file__).parents[2] / "native"
-SHARED = ("et.h", "formats.def")
+SHARED = ("et.h", "formats.def", "either.h", "adamw_rates.h")
 """What kernels include beside the files of cuda/."""
 OPTIONS: dict[str, Any] = {"std": "c++17", "device_as_default_execution_space": True}  # et.h declares the ops too
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
@@ -66,8 +66,9 @@ def find_nvrtc() -> str:
     return f"{major}.{minor}"
 
 
-def compile_unit(unit: str, fmt: str, architecture: str) -> tuple[bytes, str]:
-    """(a binary for "sm_87" and the like, what the compiler said) of a unit; fmt: the only weight format, or "".
+def compile_unit(unit: str, fmt: str, architecture: str, **more: Any) -> tuple[bytes, str]:
+    """(a binary for "sm_87" and the like, what the compiler said) of a unit; fmt: the only weight format, or "". more:
+    options of cuda.core's compiler that change nothing of the binary.
 
     Raises DeviceError with the compiler's first line.
     """
@@ -75,7 +76,7 @@ def compile_unit(unit: str, fmt: str, architecture: str) -> tuple[bytes, str]:
     root = sources()
     include = [str(folder) for folder in (root / "cuda" / "rtc", root / "cuda", root)]
     given = ProgramOptions(name=f"{unit}.cu", arch=architecture, include_path=include,
-                           define_macro=f"ET_ONLY={fmt}" if fmt else None, **OPTIONS)
+                           define_macro=f"ET_ONLY={fmt}" if fmt else None, **OPTIONS, **more)
     log = io.StringIO()
     text = (root / "cuda" / f"{unit}.cu").read_text(encoding="utf-8")
     try:

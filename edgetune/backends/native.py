@@ -57,15 +57,33 @@ def _activation(kind: str) -> int:
 
 
 class NativeOps(Ops, ABC):
-    """The ops on a context, which is opened by the first that needs it."""
+    """The ops on a context, which is opened by the first that needs it. name, needs: for errors, such as "CPU" and
+    "2 threads need".
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, needs: str) -> None:
+        self._name = name
+        self._needs = needs
         self._context: _native._Context | None = None
         self._precision = "exact"  # that the context is set to
+        self._scratch: Array | None = None
 
     @abstractmethod
     def _open(self, precision: int) -> _native._Context:
         """A new context at this precision."""
+
+    @property
+    @abstractmethod
+    def scratch_bytes(self) -> int:
+        """See base.Backend."""
+
+    def use_scratch(self, scratch: Array) -> None:
+        """Raises ValueError for a smaller array, RuntimeError after the first op."""
+        if self._context is not None:
+            raise RuntimeError(f"this {self._name} computes already: its scratch must be given before the first op")
+        if scratch.nbytes < self.scratch_bytes:
+            raise ValueError(f"scratch has {scratch.nbytes} bytes, {self._needs} {self.scratch_bytes}")
+        self._scratch = scratch
 
     def _failure(self) -> Exception:
         """Why the device of the context failed; for a backend that has one."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, UsageError
@@ -12,6 +14,9 @@ from .cpu import Cpu
 
 if TYPE_CHECKING:
     from .cuda import Cuda
+
+DRIVER = "libcuda.so.1"
+
 
 def tell(line: str) -> None:
     """Where results are not: on a program's stderr."""
@@ -38,7 +43,18 @@ def open_backend(name: str, threads: int, say: Callable[[str], None] = tell) -> 
 
 
 def open_cuda(say: Callable[[str], None] = tell) -> Cuda:
-    """Raises DeviceError, in a sentence, where no GPU can be used. Of what a GPU needs, nothing is imported before."""
+    """Raises DeviceError, in a sentence, where no GPU can be used. Without a driver nothing of a GPU is imported."""
+    if (library := _driver(DRIVER)) is None:
+        raise DeviceError(f"no NVIDIA driver is installed ({DRIVER})", "use --backend cpu")
     from .cuda import Cuda
     from .cuda_driver import open_driver
-    return Cuda(open_driver(say))
+    return Cuda(open_driver(library, say))
+
+
+@cache
+def _driver(name: str) -> ctypes.CDLL | None:
+    """NVIDIA's, which is looked for once: `auto` asks whenever something is to compute."""
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from ..errors import UsageError, printable
 from .app import cli, command, show
-from .remote import Listing, begun_lines, connect, daemon_options, entries, format_time, url_path
+from .remote import Listing, begun_lines, connect, daemon_options, format_time, latest, show_latest, url_path
 
 FEEDBACK = "/v1/feedback"
 BRIEF = 60  # characters of a question, and of an answer, in a list
@@ -30,13 +29,10 @@ def feedback() -> None:
                               help="Pieces at most; 0: all."), daemon_options, group=feedback)
 def feedback_list(limit: int, url: str, key_file: Path | None, as_json: bool) -> None:
     """The latest first."""
-    with connect(url, key_file) as client:
-        counts = client.get(FEEDBACK, limit=1)["counts"]
-        found = list(islice(client.all(FEEDBACK), limit or None))
+    found, counts = latest(FEEDBACK, limit, url, key_file)
     rows = [([each["id"], each["state"], format_time(each["created_at"])], _brief(each)) for each in found]
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
-    show(as_json, {"object": "list", "data": found, "counts": counts},
-         *(entries(rows) if rows else ["there is no feedback"]), counted)
+    show_latest(as_json, found, counts, rows, counted, "there is no feedback")
 
 
 def _brief(found: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
 from pathlib import Path
 
 import click
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from ..errors import UsageError, printable
 from .app import cli, command, show
-from .remote import Listing, begun_lines, connect, daemon_options, entries, format_time, url_path
+from .remote import Listing, begun_lines, connect, daemon_options, format_time, latest, show_latest, url_path
 
 PROMPTS = "/v1/prompts"
 ID = click.argument("prompt_id", metavar="ID")
@@ -29,14 +28,11 @@ def prompts() -> None:
                               help="Prompts at most; 0: all."), daemon_options, group=prompts)
 def prompts_list(limit: int, url: str, key_file: Path | None, as_json: bool) -> None:
     """The latest first, and how many are kept."""
-    with connect(url, key_file) as client:
-        counts = client.get(PROMPTS, limit=1)["counts"]
-        found = list(islice(client.all(PROMPTS), limit or None))
+    found, counts = latest(PROMPTS, limit, url, key_file)
     rows = [([each["id"], format_time(each["created_at"])], printable(" ".join(each["question"].split())))
             for each in found]
     counted = f"{counts['kept']} of {counts['most']} at most are kept, {counts['new']} were not asked by the tutor yet"
-    show(as_json, {"object": "list", "data": found, "counts": counts},
-         *(entries(rows) if rows else ["no prompts are kept"]), counted)
+    show_latest(as_json, found, counts, rows, counted, "no prompts are kept")
 
 
 @command("show", ID, daemon_options, group=prompts)

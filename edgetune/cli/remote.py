@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,20 @@ def url_path(path: str, *names: str) -> str:
         if not name or "/" in name:
             raise NotFoundError(f"there is no {name!r}", f"edgetune {path.rpartition('/')[2]} lists those that exist")
     return "/".join([path, *(quote(name, safe=":") for name in names)])
+
+
+def latest(path: str, limit: int, url: str, key_file: Path | None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """(the latest objects of a list, at most `limit`, 0: all; how many there are, by what they are)"""
+    with connect(url, key_file) as client:
+        counts: dict[str, int] = client.get(path, limit=1)["counts"]
+        return list(islice(client.all(path), limit or None)), counts
+
+
+def show_latest(as_json: bool, found: list[dict[str, Any]], counts: dict[str, int],
+                rows: list[tuple[list[str], str]], counted: str, nothing: str) -> None:
+    """rows: of what was found, as `entries` takes them; nothing: what is said where there are none."""
+    show(as_json, {"object": "list", "data": found, "counts": counts},
+         *(entries(rows) if rows else [nothing]), counted)
 
 
 def entries(rows: list[tuple[list[str], str]]) -> list[Text]:

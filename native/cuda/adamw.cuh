@@ -5,10 +5,10 @@
 #include "random.cuh"
 
 /* A step of one parameter; m and v are its moments, then the new ones. */
-DEVICE float adamw_step(const adamw_args &a, float param, float grad, float *m, float *v) {
-    *m = a.beta1 * *m + (1.0f - a.beta1) * grad;
-    *v = a.beta2 * *v + (1.0f - a.beta2) * grad * grad;
-    return a.shrink * param - a.rate * *m / (sqrtf(*v) * a.unbias + a.eps);
+DEVICE float adamw_step(const adamw_rates &r, float param, float grad, float *m, float *v) {
+    *m = r.beta1 * *m + (1.0f - r.beta1) * grad;
+    *v = r.beta2 * *v + (1.0f - r.beta2) * grad * grad;
+    return r.shrink * param - r.rate * *m / (sqrtf(*v) * r.unbias + r.eps);
 }
 
 KERNEL(adamw, adamw_args) {
@@ -18,7 +18,7 @@ KERNEL(adamw, adamw_args) {
         four m = get_four(floats(a.m), i, a.n, a.whole);
         four v = get_four(floats(a.v), i, a.n, a.whole);
         for (int k = 0; k < 4; k++)
-            param.x[k] = adamw_step(a, param.x[k], grad.x[k], &m.x[k], &v.x[k]);
+            param.x[k] = adamw_step(a.rates, param.x[k], grad.x[k], &m.x[k], &v.x[k]);
         put_four(floats(a.param), i, param, a.n, a.whole);
         put_four(floats(a.m), i, m, a.n, a.whole);
         put_four(floats(a.v), i, v, a.n, a.whole);
@@ -88,7 +88,7 @@ KERNEL(adamw8, adamw_args) {
     for (int k = 0; k < EACH; k++) {
         int64_t i = begin + k * ET_WARP + lane;
         if (i < a.n)
-            a.param[i] = adamw_step(a, param[k], grad[k], &m[k], &v[k]);
+            a.param[i] = adamw_step(a.rates, param[k], grad[k], &m[k], &v[k]);
         most_m = fmaxf(most_m, fabsf(m[k]));
         most_v = fmaxf(most_v, v[k]);
     }

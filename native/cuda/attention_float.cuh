@@ -39,19 +39,6 @@ DEVICE float dot(const float *x, const float *y, int C) {
     return sum;
 }
 
-/* Over the threads of a row. */
-DEVICE float row_sum(float x) {
-    for (int step = FLOAT_PASSING / 2; step; step /= 2)
-        x += __shfl_xor_sync(ET_ALL_LANES, x, step);
-    return x;
-}
-
-DEVICE float row_max(float x) {
-    for (int step = FLOAT_PASSING / 2; step; step /= 2)
-        x = fmaxf(x, __shfl_xor_sync(ET_ALL_LANES, x, step));
-    return x;
-}
-
 /* sums += a row of p . passing, in the thread's columns */
 DEVICE void add_floats(float sums[FLOAT_SUMS], const float *p, const float (*passing)[ET_MAX_HEAD + 1], int C) {
     ROLLED
@@ -88,11 +75,11 @@ KERNEL(attention_forward_float, attention_args) {
         float s = a.scale * dot(shared->own[0][thread.row], shared->passing[thread.column], a.C);
         s = sees(a, tile.t + thread.row, k + thread.column) ? s : -INFINITY;
         float before = most;
-        most = fmaxf(most, row_max(s));
+        most = fmaxf(most, warp_max<FLOAT_PASSING>(s));
         float base = most == -INFINITY ? 0.0f : most; /* nothing seen yet: -inf - 0 stays -inf */
         float factor = expf(before - base);
         float p = expf(s - base);
-        sum = sum * factor + row_sum(p);
+        sum = sum * factor + warp_sum<FLOAT_PASSING>(p);
         shared->p[thread.row][thread.column] = p;
         for (float &x : sums)
             x *= factor;

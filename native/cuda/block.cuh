@@ -7,8 +7,7 @@
 /* x of all threads put together by `join`, in all of them, in an order that is always the same. */
 template <typename type, typename function>
 DEVICE type block_reduce(type x, type parts[ET_WARPS], function join) {
-    for (int step = ET_WARP / 2; step; step /= 2)
-        x = join(x, __shfl_xor_sync(ET_ALL_LANES, x, step));
+    x = warp_reduce(x, join);
     __syncthreads(); /* `parts` may be in use by those before */
     if (threadIdx.x % ET_WARP == 0)
         parts[threadIdx.x / ET_WARP] = x;

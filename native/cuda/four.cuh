@@ -2,19 +2,8 @@
 #ifndef ET_FOUR_CUH
 #define ET_FOUR_CUH
 
+#include "../either.h"
 #include "kernel.h"
-
-/* Runs the statement with the array's type a constant, for what is called in it to be compiled for both types. */
-#define EITHER(array, ...)                                                                                             \
-    do {                                                                                                               \
-        if ((array).type == ET_F32) {                                                                                  \
-            (array).type = ET_F32;                                                                                     \
-            __VA_ARGS__;                                                                                               \
-        } else {                                                                                                       \
-            (array).type = ET_BF16;                                                                                    \
-            __VA_ARGS__;                                                                                               \
-        }                                                                                                              \
-    } while (0)
 
 /* For the first of each four of n values that are this thread's of the grid. */
 #define EACH_FOUR(i, n)                                                                                                \

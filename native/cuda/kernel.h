@@ -4,7 +4,7 @@
  *
  * KERNEL(name, type) { body } is a kernel whose only argument is `a`, a struct of that type; DEVICE is what it calls.
  * Of a KERNEL_TWICE two blocks fit on a multiprocessor, as it has at most 128 registers a thread, so that one works
- * while the other waits. All shared memory is one struct of a block, shared_memory<type>(), not initialised. Everything that
+ * while the other waits. All shared memory is one struct of a block, shared_memory<type>(), not initialised. What
  * belongs to one card alone stands here, behind a function: mma, load_matrix, copy_async, and conversions. */
 #ifndef ET_KERNEL_H
 #define ET_KERNEL_H
@@ -48,7 +48,8 @@ DEVICE uint32_t pack_bf16(float first, float second) {
 
 /* d [16, 8] += a [16, 16] . b [16, 8] by a warp: bf16 with sums in float (PTX: mma.m16n8k16). With g = lane / 4 and
  * c = 2 * (lane % 4), a lane has d[0..1] = row g, columns c, c + 1; d[2..3] = row g + 8. a[0] = row g, columns c,
- * c + 1; a[1] = row g + 8; a[2], a[3] = the same 8 columns on. b[0] = column g, rows c, c + 1; b[1] = rows c + 8, c + 9. */
+ * c + 1; a[1] = row g + 8; a[2], a[3] = the same 8 columns on. b[0] = column g, rows c, c + 1; b[1] = rows c + 8,
+ * c + 9. */
 DEVICE void mma(float d[4], const uint32_t a[4], const uint32_t b[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -114,17 +115,20 @@ DEVICE void array_put(et_array a, int64_t i, float x) {
         ((uint16_t *)a.data)[i] = float_to_bf16(x);
 }
 
-/* Sum and maximum over the lanes of a warp, in all of them, in an order that is always the same. */
-template <typename type> DEVICE type warp_sum(type x) {
-    for (int step = ET_WARP / 2; step; step /= 2)
-        x += __shfl_xor_sync(ET_ALL_LANES, x, step);
+/* x of each `lanes` lanes of a warp that follow one another, put together by `join`, in all of them, in an order that
+ * is always the same. */
+template <int lanes = ET_WARP, typename type, typename function> DEVICE type warp_reduce(type x, function join) {
+    for (int step = lanes / 2; step; step /= 2)
+        x = join(x, __shfl_xor_sync(ET_ALL_LANES, x, step));
     return x;
 }
 
-DEVICE float warp_max(float x) {
-    for (int step = ET_WARP / 2; step; step /= 2)
-        x = fmaxf(x, __shfl_xor_sync(ET_ALL_LANES, x, step));
-    return x;
+template <int lanes = ET_WARP, typename type> DEVICE type warp_sum(type x) {
+    return warp_reduce<lanes>(x, [](type p, type q) { return p + q; });
+}
+
+template <int lanes = ET_WARP> DEVICE float warp_max(float x) {
+    return warp_reduce<lanes>(x, [](float p, float q) { return fmaxf(p, q); });
 }
 
 #endif

@@ -9,7 +9,7 @@ from edgetune.errors import UsageError
 
 
 def test_without_a_gpu_auto_is_silent_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetune.backends.cuda_driver.DRIVER", "libcuda-that-is-missing.so")
+    monkeypatch.setattr("edgetune.backends.opening.DRIVER", "libcuda-that-is-missing.so")
     said: list[str] = []
     assert opening.open_backend("auto", 1, said.append).threads == 1
     assert said == []

@@ -4,8 +4,8 @@
 
 Each unit of native/cuda/kernels.def is compiled by nvcc and by NVRTC, as `edgetune` does it on a card, weight kernels
 once a format. Prints registers and bytes of spilled registers by kernel. Exits with 1 at a warning, a spill, or more
-registers than a block of ET_BLOCK threads can have. Needs the packages nvidia-cuda-nvcc and cuda-bindings with NVRTC;
-without them it says so, and compiles nothing.
+registers than a block of ET_BLOCK threads can have. Needs the package nvidia-cuda-nvcc and the extra cuda; without them
+it says so, and compiles nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-NATIVE = Path(__file__).parents[2] / "native"
-CUDA = NATIVE / "cuda"
+from edgetune.backends import _native, cuda_kernels
+from edgetune.backends.native import FORMATS
+from edgetune.errors import DeviceError
+
 MOST_REGISTERS = 65536 // 256  # of an SM, over the threads of one block
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 SPILLED = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -38,40 +40,25 @@ class Kernel(NamedTuple):
 
 def units() -> dict[str, bool]:
     """The units, and whether each is compiled once a format."""
-    found = re.findall(r"^(WEIGHT_)?KERNEL_OF\((\w+),", (CUDA / "kernels.def").read_text(), re.MULTILINE)
-    return {unit: bool(weight) for weight, unit in found}
+    return {unit: for_weights for unit, _, for_weights in _native.KERNELS}
 
 
-def formats() -> list[str]:
-    return re.findall(r"^FORMAT\((\w+),", (NATIVE / "formats.def").read_text(), re.MULTILINE)
-
-
-def by_nvcc(nvcc: Path, unit: str, arch: str, defines: list[str]) -> tuple[bool, str]:
-    """(whether it was compiled, what the compiler said)"""
+def by_nvcc(nvcc: Path, unit: str, arch: str, fmt: str) -> tuple[bool, str]:
+    """(whether it was compiled, what the compiler said); fmt: the only weight format, or "" """
     with tempfile.TemporaryDirectory() as folder:
         command = [str(nvcc), "-std=c++17", f"-arch={arch}", "-cubin", "-o", f"{folder}/unit.cubin",
-                   str(CUDA / f"{unit}.cu"), "-Xptxas", "-v", *defines]
+                   str(cuda_kernels.sources() / "cuda" / f"{unit}.cu"), "-Xptxas", "-v",
+                   *([f"-DET_ONLY={fmt}"] if fmt else [])]
         done = subprocess.run(command, capture_output=True, text=True)
     return done.returncode == 0, done.stdout + done.stderr
 
 
-def by_nvrtc(unit: str, arch: str, defines: list[str]) -> tuple[bool, str]:
-    from cuda.bindings import nvrtc
-
-    def call(function: str, *args: object) -> object:
-        code, *result = getattr(nvrtc, function)(*args)
-        if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            sys.exit(f"{function} failed: {code.name}")
-        return result[0] if result else None
-
-    source = CUDA / f"{unit}.cu"
-    program = call("nvrtcCreateProgram", source.read_bytes(), source.name.encode(), 0, [], [])
-    options = [f"--gpu-architecture={arch}", "--std=c++17", "-default-device", f"-I{CUDA}", f"-I{CUDA}/rtc",
-               "--ptxas-options=-v", *defines]
-    code, = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    log = b" " * int(str(call("nvrtcGetProgramLogSize", program)))
-    call("nvrtcGetProgramLog", program, log)
-    return code == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode().rstrip("\0")
+def by_nvrtc(unit: str, arch: str, fmt: str) -> tuple[bool, str]:
+    """The same, as edgetune does it on a card."""
+    try:
+        return True, cuda_kernels.compile_unit(unit, fmt, arch, ptxas_options="-v")[1]
+    except DeviceError as error:
+        return False, str(error)
 
 
 def kernels_of(log: str) -> list[Kernel]:
@@ -113,14 +100,21 @@ def nvcc_path() -> Path | None:
     return next((path for folder in folders for path in sorted(Path(folder).glob("*/bin/nvcc"))), None)
 
 
-def rows_of(unit: str, defines: list[str], archs: list[str], nvcc: Path) -> tuple[list[str], list[str]]:
+def has_nvrtc() -> bool:
+    try:
+        return bool(cuda_kernels.find_nvrtc())
+    except DeviceError:
+        return False
+
+
+def rows_of(unit: str, fmt: str, archs: list[str], nvcc: Path) -> tuple[list[str], list[str]]:
     """The unit's lines of the table, and what is wrong."""
     lines = []
     wrong = []
     for compiler in ("nvcc", "NVRTC"):
         cells: dict[str, list[str]] = {}
         for arch in archs:
-            compiled = by_nvcc(nvcc, unit, arch, defines) if compiler == "nvcc" else by_nvrtc(unit, arch, defines)
+            compiled = by_nvcc(nvcc, unit, arch, fmt) if compiler == "nvcc" else by_nvrtc(unit, arch, fmt)
             kernels, problems = checked(compiler, unit, arch, compiled)
             wrong += problems
             for kernel in kernels:
@@ -131,19 +125,19 @@ def rows_of(unit: str, defines: list[str], archs: list[str], nvcc: Path) -> tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--formats", nargs="+", default=formats())
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--archs", nargs="+", default=["sm_87", "sm_90"])
     args = parser.parse_args()
     nvcc = nvcc_path()
-    if nvcc is None or find_spec("cuda") is None:
+    if nvcc is None or not has_nvrtc():
         print("skipped: NVIDIA's compilers are missing (pip install nvidia-cuda-nvcc 'edgetune[cuda]')")
         return
     wrong: list[str] = []
     print("| kernel | compiler | " + " | ".join(f"{arch}: registers, spilled" for arch in args.archs) + " |")
     print("|---" * (2 + len(args.archs)) + "|")
     for unit, of_weights in units().items():
-        for defines in [[f"-DET_ONLY={name}"] for name in args.formats] if of_weights else [[]]:
-            lines, problems = rows_of(unit, defines, args.archs, nvcc)
+        for fmt in args.formats if of_weights else [""]:
+            lines, problems = rows_of(unit, fmt, args.archs, nvcc)
             print("\n".join(lines), flush=True)
             wrong += problems
     print("\n" + ("\n".join(wrong) if wrong else "no warning, no spill"))

@@ -30,11 +30,11 @@ Note = tuple[str, Any]  # a sentence and its data
 @dataclass(frozen=True)
 class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused one is pausing
-    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. rounds: of a
-    tutor's job, what became of each, as progress.py says. progress, while it runs and
-    as far as known: phase (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it
-    learns from rewards, tokens_per_s (of the last step), eta_s, of `judging` rows that are asked, how many were
-    (judged), and of a tutor's job (phase tutor, where it neither trains nor is judged) round and rounds.
+    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. rounds: of a tutor's job,
+    what became of each, as progress.py says. progress, while it runs and as far as known: phase (training, judging),
+    step, steps, loss, held_out_loss, reward and held_out_reward where it learns from rewards, tokens_per_s (of the last
+    step), eta_s, of `judging` rows that are asked, how many were (judged), and of a tutor's job (phase tutor, where it
+    neither trains nor is judged) round and rounds.
     result_files: ids, of a job that has ended. report: a file of HTML beside the adapter that it made.
     """
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ...adapters.store import recorded_size
 from ...data import prompts as asking
-from ...data.dataset import load_rows
-from ...data.rows import Row
+from ...data import rows as supervised_rows
+from ...data.dataset import Dataset, load_rows
+from ...data.rows import Row, RowParser
 from ...errors import DataError, UsageError
 from ...evaluation.graders.base import load_grader
 from ...llamacpp.tokenizer import Tokenizer
@@ -117,21 +118,22 @@ class Tutoring:
 
     def _fits(self, row: Row) -> bool:
         """Whether this model's template takes a prompt, and its answer can be learned whole."""
-        train = self.jobs.train
-        try:
-            data = load_rows([row], self.tokenizer, max_length=train.max_length, system=train.system or None,
-                             parser=asking)
-        except DataError:
-            return False
-        return bool(data.examples[0].tokens.size + self.task.options.max_tokens <= train.max_length)
+        longest = self.jobs.train.max_length - self.task.options.max_tokens
+        data = self._tokenized(row, asking)
+        return data is not None and bool(data.examples[0].tokens.size <= longest)
 
     def _is_learnable(self, row: Row) -> bool:
+        data = self._tokenized(row, supervised_rows)
+        return data is not None and not data.truncated
+
+    def _tokenized(self, row: Row, parser: RowParser) -> Dataset | None:
+        """None for a row that this model's template does not take."""
         train = self.jobs.train
         try:
-            data = load_rows([row], self.tokenizer, max_length=train.max_length, system=train.system or None)
+            return load_rows([row], self.tokenizer, max_length=train.max_length, system=train.system or None,
+                             parser=parser)
         except DataError:
-            return False
-        return not data.truncated
+            return None
 
     def _check(self, rows: Sequence[Row], held: Sequence[Row]) -> None:
         """Raises UsageError."""
