@@ -123,28 +123,29 @@ static PyObject *context(PyObject *module, PyObject *args) {
              : NULL;
 }
 
-/* device_context(find, launch, synchronize, stream, precision, scratch) -> capsule, or the code that says why not. The
- * first four are addresses: of functions as struct et_device has them, find's owner is NULL, and of the stream. */
+/* device_context(find, launch, query, stream, patience, precision, scratch) -> capsule, or the code that says why not.
+ * The first four are addresses: of functions as struct et_device has them, find's owner is NULL, and of the stream;
+ * patience is in milliseconds. */
 static PyObject *device_context(PyObject *module, PyObject *args) {
-    static const char *const names[] = {"find", "launch", "synchronize", "stream"};
-    PyObject *given[4], *precision, *scratch;
-    long long address[4], number;
+    static const char *const names[] = {"find", "launch", "query", "stream", "patience"};
+    PyObject *given[5], *precision, *scratch;
+    long long address[5], number;
     (void)module;
-    if (!PyArg_UnpackTuple(args, "device_context", 6, 6, &given[0], &given[1], &given[2], &given[3], &precision,
-                           &scratch))
+    if (!PyArg_UnpackTuple(args, "device_context", 7, 7, &given[0], &given[1], &given[2], &given[3], &given[4],
+                           &precision, &scratch))
         return NULL;
-    for (int i = 0; i < 4; i++) /* the stream 0 is the device's own */
+    for (int i = 0; i < 5; i++) /* the stream 0 is the device's own */
         if (get_whole(given[i], "device_context", names[i], i < 3, LLONG_MAX, &address[i]) < 0)
             return NULL;
     if (get_whole(precision, "device_context", "precision", ET_EXACT, ET_INT8, &number) < 0)
         return NULL;
-    struct et_device device = {.stream = (void *)(uintptr_t)address[3]};
+    struct et_device device = {.stream = (void *)(uintptr_t)address[3], .patience = (double)address[4] / 1e3};
     uintptr_t find = (uintptr_t)address[0];
     uintptr_t launch = (uintptr_t)address[1];
-    uintptr_t wait = (uintptr_t)address[2];
+    uintptr_t query = (uintptr_t)address[2];
     memcpy(&device.find, &find, sizeof device.find); /* C has no conversion between the two that all compilers take */
     memcpy(&device.launch, &launch, sizeof device.launch);
-    memcpy(&device.synchronize, &wait, sizeof device.synchronize);
+    memcpy(&device.query, &query, sizeof device.query);
     struct context *c = new_context(scratch, "device_context");
     if (!c)
         return NULL;

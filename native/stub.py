@@ -30,11 +30,11 @@ SAMPLE_STATE: int
 MOMENTS: int
 MOMENT_BYTES: int
 KERNELS: tuple[tuple[str, str, bool], ...]
-EMULATED: tuple[int, int, int]
+EMULATED: tuple[int, ...]
 
 def context(threads: int, isa: str | None, precision: int, scratch: _Array, /) -> _Context | int: ...
 def device_context(
-    find: int, launch: int, synchronize: int, stream: int, precision: int, scratch: _Array, /,
+    find: int, launch: int, query: int, stream: int, patience: int, precision: int, scratch: _Array, /,
 ) -> _Context | int: ...
 def add_memory(context: _Context, address: int, size: int, /) -> None: ...
 def synchronize(context: _Context, /) -> int: ...

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import weakref
 from typing import Any
 
 import numpy as np
 
 from edgetune.backends import _native
+from edgetune.backends.base import Recorded
 from edgetune.backends.cuda import FIND, Cuda
 from edgetune.errors import DeviceError
 
@@ -24,9 +26,17 @@ class Emulated:
 
     def __init__(self, registers: bool = False) -> None:
         assert HERE
-        find, self.launch, self.wait = HERE
+        find, self.launch, self.query, *recording = HERE
+        begin, end, again, forget = recording
+        self._begin_recording: Any = ctypes.CFUNCTYPE(None)(begin)
+        self._end_recording: Any = ctypes.CFUNCTYPE(ctypes.c_void_p)(end)
+        self._again: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(again)
+        self._forget: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(forget)
+        self.recorded = 0
+        self.begun = 0
         self.name = "emulated"
         self.stream = 0
+        self.patience = 60_000
         self.registers = registers
         self.found: list[tuple[int, int]] = []
         self.entered = 0
@@ -66,6 +76,19 @@ class Emulated:
 
     def unregister(self, address: int) -> None:
         del self.registered[address]
+
+    def begin_recording(self) -> None:
+        self._begin_recording()
+
+    def end_recording(self) -> Recorded:
+        kept = self._end_recording()
+        self.recorded += 1
+
+        def begin() -> None:
+            self.begun += 1
+            self._again(kept)
+        weakref.finalize(begin, self._forget, kept)
+        return begin
 
     def is_constant(self, address: int, nbytes: int) -> None:  # noqa: ARG002
         self.constant.append(address)

@@ -143,6 +143,13 @@ class Carved(ABC):
     def before_step(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
         """Before a micro-batch that learns, with the seed for its random numbers; None: passes that follow measure."""
 
+    @property
+    def repeats(self) -> bool:
+        """Whether its ops are called alike in all passes of as many tokens, and a device may record them: not where
+        they are given numbers drawn by the seed.
+        """
+        return False
+
     @abstractmethod
     def export(self) -> Lora:
         """The adapter as pairs that llama.cpp applies to the base; may be views of the arena."""

@@ -81,6 +81,10 @@ class CarvedLora(Carved):
     def before_step(self, seed: int | None) -> None:
         self._dropout_seed = seed if self.family.dropout else None
 
+    @property
+    def repeats(self) -> bool:
+        return self._dropout_seed is None
+
     def forward(self, linear: Frozen, out: Array, inp: Array, kept: Array | None, accumulate: bool) -> None:
         self.keep(linear, inp, kept)
         linear.forward(out, inp, accumulate, (kept, self.adapted[linear.name].b))

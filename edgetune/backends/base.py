@@ -29,6 +29,7 @@ names these numbers for a device; tests/backends/test_precision.py measures thei
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +52,10 @@ MOMENTS = 256
 """Parameters that share the scales of their moments in 8 bits."""
 MOMENT_BYTES = 520
 """Bytes that MOMENTS parameters' moments take in 8 bits."""
+
+
+Recorded = Callable[[], None]
+"""Runs the ops again that `Backend.record` was given, as long as the memory that they were called with is there."""
 
 
 class Memory(Protocol):
@@ -266,6 +271,15 @@ class Backend(Ops, Protocol):
 
     def synchronize(self) -> None:
         """Returns when all ops so far are done. Raises what went wrong on the device, in them or before."""
+
+    @property
+    def records(self) -> bool:
+        """Whether `record` saves time: where to begin an op takes long beside the op."""
+
+    def record(self, ops: Callable[[], None]) -> Recorded:
+        """What runs the ops that `ops` calls, with what they are called with now. None of them runs yet, and there is
+        no `synchronize` among them. What it returns is kept until what it has begun is done.
+        """
 
     @property
     def scratch_bytes(self) -> int:

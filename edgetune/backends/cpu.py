@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ..errors import UnsupportedError
 from . import _native
-from .base import Array, Backend
+from .base import Array, Backend, Recorded
 from .native import NativeOps
 
 _PEAK_RUN = 1e-3  # seconds of a run of the register loop at least
@@ -122,6 +123,13 @@ class Cpu(NativeOps, Backend):
             operations = _native.register_loop(handle, backward, n)
             best = max(best, operations / (time.perf_counter() - began))
         return best
+
+    @property
+    def records(self) -> bool:
+        return False
+
+    def record(self, ops: Callable[[], None]) -> Recorded:
+        return ops
 
     @property
     def scratch_bytes(self) -> int:

@@ -6,6 +6,7 @@ CPU, emulated. Kernels are launched by the C extension, which asks for each one'
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -17,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..errors import DeviceError
 from . import _native
-from .base import Array, Backend
+from .base import Array, Backend, Recorded
 from .native import NativeOps
 
 FIND = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
@@ -31,14 +33,15 @@ SMALL = 1 << 16  # bytes of an array that stays, up to which it is one of these
 class Driver(Protocol):
     """A GPU that is open. Addresses are those of this process, which the GPU reaches as well.
 
-    name: of its kind, such as "sm_87". launch, wait: addresses of cuLaunchKernel and cuStreamSynchronize, or of what
-    stands for them; stream: the one that all ops run on.
+    name: of its kind, such as "sm_87". launch, query: addresses of cuLaunchKernel and cuStreamQuery, or of what stands
+    for them; stream: the one that all ops run on; patience: milliseconds after which what has no end hangs.
     """
 
     name: str
     launch: int
-    wait: int
+    query: int
     stream: int
+    patience: int
 
     def find(self, kernel: int, fmt: int) -> int:
         """The function of a kernel by its place in _native.KERNELS, for a weight's format by GGUF's number (0: none).
@@ -63,6 +66,12 @@ class Driver(Protocol):
 
     def unregister(self, address: int) -> None:
         """What began at this address is no longer read, once the stream has nothing left to do."""
+
+    def begin_recording(self) -> None:
+        """What is launched from now on is recorded, and not begun."""
+
+    def end_recording(self) -> Recorded:
+        """Ends it, and returns what begins all that was launched. Until the next recording, whatever went wrong."""
 
     def is_constant(self, address: int, nbytes: int) -> None:
         """What it allocated does not change from now on."""
@@ -154,7 +163,8 @@ class Cuda(NativeOps, Backend):
         scratch = self._grow(self.scratch_bytes) if self._scratch is None else self._scratch
         find = ctypes.cast(self._find, ctypes.c_void_p).value
         assert find
-        handle = _native.device_context(find, driver.launch, driver.wait, driver.stream, precision, scratch)
+        handle = _native.device_context(find, driver.launch, driver.query, driver.stream,
+                                        driver.patience, precision, scratch)
         if isinstance(handle, int):
             raise MemoryError("there is no memory for the context of the GPU")
         for address, nbytes in self._reached:
@@ -163,10 +173,13 @@ class Cuda(NativeOps, Backend):
 
     @property
     def _handle(self) -> _native._Context:
+        self._enter()
+        return super()._handle
+
+    def _enter(self) -> None:
         if threading.get_ident() != self._thread:
             self._driver.enter()
             self._thread = threading.get_ident()
-        return super()._handle
 
     def _failure(self) -> Exception:
         """What kept a kernel from being found, or else what the driver says."""
@@ -204,6 +217,26 @@ class Cuda(NativeOps, Backend):
 
     def peak(self, precision: str, backward: bool = False) -> float:  # noqa: ARG002  # both directions multiply alike
         return self._driver.peak(precision)
+
+    @property
+    def records(self) -> bool:
+        return True
+
+    def record(self, ops: Callable[[], None]) -> Recorded:
+        self._enter()
+        self._driver.begin_recording()
+        try:
+            ops()
+        except BaseException:
+            with contextlib.suppress(DeviceError):  # the first error says more
+                self._driver.end_recording()
+            raise
+        recorded = self._driver.end_recording()
+
+        def again() -> None:
+            self._enter()
+            recorded()
+        return again
 
     # ---- memory -------------------------------------------------------------------------------------------------
 

@@ -14,10 +14,12 @@ from typing import Any
 
 from ..errors import DeviceError
 from . import _native
+from .base import Recorded
 from .cuda_kernels import Compiler, find_nvrtc
 from .native import FORMATS
 
 LEAST = (8, 0)  # compute capability: bf16 in the tensor cores, asynchronous copies
+PATIENCE = 300_000  # milliseconds; a micro-batch takes seconds
 ROOM = 256 << 20  # free bytes without which nothing is begun
 INSTALL = "pip install 'edgetune[cuda]'"
 RESUME = "what was saved is whole: resume from the last checkpoint"
@@ -34,6 +36,7 @@ _SENTENCES = {
     "OUT_OF_MEMORY": ("the GPU has no memory left", "lower --micro-batch or --max-length, or use --backend cpu"),
     "NO_DEVICE": ("the driver finds no GPU", "use --backend cpu"),
     "LAUNCH_TIMEOUT": ("the GPU hung: a kernel ran longer than its driver allows", RESUME),
+    "NOT_READY": ("the GPU hung: it did not end what was begun on it", f"end this process; {RESUME}"),
     "ECC_UNCORRECTABLE": ("the GPU's memory has an error that cannot be corrected", RESUME),
 }
 
@@ -77,7 +80,9 @@ class CudaDriver:
         self._queue = self._device.create_stream()
         self.stream = int(self._queue.handle)
         self.launch = _address(library, "cuLaunchKernel")
-        self.wait = _address(library, "cuStreamSynchronize")
+        self.query = _address(library, "cuStreamQuery")
+        self.patience = PATIENCE
+        self._hangs = False  # then nothing that waits for it is called any more
         self._compiler = Compiler(self.name, nvrtc, say)
         self._modules: dict[tuple[str, str], Any] = {}  # a module is unloaded with its object
 
@@ -140,6 +145,8 @@ class CudaDriver:
         return int(self._call("cuMemAllocManaged", nbytes, self._api.CUmemAttach_flags.CU_MEM_ATTACH_GLOBAL.value))
 
     def free(self, address: int) -> None:
+        if self._hangs:
+            return
         self._settle()
         self._call("cuMemFreeHost" if self._integrated else "cuMemFree", address)
 
@@ -156,6 +163,8 @@ class CudaDriver:
         return int(code) == 0
 
     def unregister(self, address: int) -> None:
+        if self._hangs:
+            return
         self._settle()
         self._call("cuMemHostUnregister", address)
 
@@ -166,16 +175,41 @@ class CudaDriver:
         device = self._device.device_id  # cuda-bindings 13 takes another type here; the library's function stays
         self._library.cuMemAdvise(ctypes.c_uint64(address), ctypes.c_size_t(nbytes), READ_MOSTLY, device)
 
+    def begin_recording(self) -> None:
+        self._builder = self._queue.create_graph_builder()
+        try:
+            self._builder.begin_building()  # relaxed: other calls of this process are allowed meanwhile
+        except Exception as error:  # cuda-core's own kind is private
+            raise DeviceError(f"the GPU cannot record: {error}", RESUME) from None
+
+    def end_recording(self) -> Recorded:
+        builder = self._builder
+        queue = self._queue
+        try:
+            graph = builder.end_building().complete()
+        except Exception as error:
+            raise DeviceError(f"the GPU cannot begin what it recorded: {error}", RESUME) from None
+        finally:
+            builder.close()
+
+        def begin() -> None:
+            try:
+                graph.launch(queue)
+            except Exception:
+                raise self.failure() from None
+        return begin
+
     def peak(self, precision: str) -> float:
         tensor, single = OPERATIONS.get(self.name, OTHERS)
         cycles = self._attribute("MULTIPROCESSOR_COUNT") * self._attribute("CLOCK_RATE") * 1e3
         return float((single if precision == "exact" else tensor) * cycles)
 
     def failure(self) -> DeviceError:
-        (code,) = self._api.cuStreamSynchronize(self._queue.handle)
+        (code,) = self._api.cuStreamQuery(self._queue.handle)
         if int(code) == 0:
             return DeviceError("the GPU could not begin a kernel", RESUME)
-        return _error("cuStreamSynchronize", code)
+        self._hangs = _name(code) == "NOT_READY"
+        return _error("cuStreamQuery", code)
 
     def _settle(self) -> None:
         self._call("cuStreamSynchronize", self._queue.handle)
@@ -193,8 +227,12 @@ class CudaDriver:
 
 
 def _error(function: str, code: Any) -> DeviceError:
-    name = str(getattr(code, "name", code)).removeprefix("CUDA_ERROR_")
+    name = _name(code)
     return DeviceError(*_SENTENCES.get(name, (f"the GPU failed ({name} in {function})", RESUME)))
+
+
+def _name(code: Any) -> str:
+    return str(getattr(code, "name", code)).removeprefix("CUDA_ERROR_")
 
 
 def _address(library: ctypes.CDLL, function: str) -> int:

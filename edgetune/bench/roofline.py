@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..backends.arena import Arena
-from ..backends.base import OPS, Array, Backend
+from ..backends.base import OPS, Array, Backend, Recorded
 from ..data.packing import collate
 from ..formats.gguf import FORMATS
 from ..machine.gpu import Gpu
@@ -79,6 +79,7 @@ class Counting:
     working = 1
     scratch_bytes = 0
     is_paged = True
+    records = False
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -105,6 +106,9 @@ class Counting:
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
         return np.empty(shape, dtype)
+
+    def record(self, ops: Recorded) -> Recorded:
+        return ops
 
     def synchronize(self) -> None:
         """Nothing runs."""

@@ -7,7 +7,7 @@ the number of supervised positions of all examples. Everything here is determini
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -117,6 +117,13 @@ class Batch:
             end = begin + example.supervised
             yield example, slice(begin, end)
             begin = end
+
+    def filled(self, tokens: int) -> Batch:
+        """The same with a T of `tokens`: those that are added see themselves alone, and nothing is predicted there."""
+        n = tokens - self.tokens.size
+        ends = np.arange(self.tokens.size + 1, tokens + 1, dtype=np.int32)
+        return replace(self, tokens=np.pad(self.tokens, (0, n)), positions=np.pad(self.positions, (0, n)),
+                       ends=np.concatenate([self.ends, ends]))
 
     @cached_property
     def turns(self) -> tuple[NDArray[np.int64], ...]:

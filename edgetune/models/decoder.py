@@ -1,4 +1,4 @@
-"""The decoder on its quantized weights: forward and backward of the whole, the head, a block and its parts.
+"""The decoder on its quantized weights: forward and backward of the whole, a block and its parts.
 
 Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, changed in place from a block's output
 to its input. Activations are overwritten, the adapter's gradients accumulate until the optimizer's update. T is the
@@ -8,29 +8,39 @@ supervised positions. `k` holds the activations of a block that its backward rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..adapters.valued import ValuedLora, ValueHead
 from ..backends.arena import Arena
-from ..backends.base import HEAD_STATE, Backend
+from ..backends.base import Backend
 from ..formats.gguf import Gguf, Tensor
 from ..formats.shape import read_shape
 from .base import Network, Passes
-from .choices import Blocks, Choices, Likeliest
+from .head import Head
 from .kept import Kept
 from .linear import Activations, Projections, RunShape, forward_precision, trained_shapes
 from .placed import Placed
 from .prefix import Prefix
-from .stream import EMBEDDING, HEAD_TOKENS, Stream
-from .structure import BACKWARD_GROUPS, DecoderStructure, head_block
+from .repeated import Repeated
+from .stream import EMBEDDING, Stream
+from .structure import BACKWARD_GROUPS, DecoderStructure
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
-Attend = Callable[[int, Activations, np.ndarray, np.ndarray, np.ndarray, "Batch"], None]  # as `Decoder.attend_batch`
+
+@dataclass(frozen=True)
+class Attention:
+    """What takes the place of `Decoder.attend_batch`, as `call`. key: the same where its ops are the same on the same
+    memory in passes of as many tokens; None: they never are.
+    """
+
+    call: Callable[[int, Activations, np.ndarray, np.ndarray, np.ndarray, Batch], None]
+    key: Hashable | None = None
 
 
 class Model(Network):
@@ -77,24 +87,31 @@ class Decoder(Passes):
         self.kept = Kept(s, run, arena)
         self.prefix = Prefix(s, run, ops, arena)
         self.before_block: Callable[[], None] = lambda: None
-        self.attend: Attend | None = None  # in place of `attend_batch`, where a pass sees more than its own tokens
+        self.attention: Attention | None = None  # where a pass sees more than its own tokens
+        self.repeated = Repeated(ops)
         self._placed: Placed | None = None
-        self._value = ValueHead(arena, s.d_model) if isinstance(run.family, ValuedLora) else None
+        self._head = Head(s, run, ops, arena, self.stream, self.vectors, lambda: self.before_block())
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, keep: bool) -> None:
         """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
+        batch = self._fill(batch)
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         if batch.is_prefix and not keep:
             self.prefix.begin()
         self.stream.enter(EMBEDDING, 0)
         embedding, tokens = self.stream.rows(batch.tokens)
         self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
+        self._place(batch)
+        key = self._key(batch, "kept" if keep else "forward")
+        self.repeated.run(key, partial(self._blocks_forward, x, batch, keep))
+
+    def _blocks_forward(self, x: np.ndarray, batch: Batch, keep: bool) -> None:
         for layer in range(self.shape.n_layer):
             self.before_block()
             if keep and layer >= self.run.lowest:
-                self.ops.copy(self.kept.block_x(layer, batch.tokens.size), x)
+                self.ops.copy(self.kept.block_x(layer, len(x)), x)
             self._block_forward(layer, x, batch)
 
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
@@ -102,20 +119,33 @@ class Decoder(Passes):
 
         a: float32 [S], -dL/dlogp of each supervised target. dvalues: float32 [S], dL/dvalue.
         """
-        t = batch.tokens.size
-        s = self.shape
-        dx = self.arena.view("dx", t, s.d_model)
+        batch = self._fill(batch)
+        dx = self.arena.view("dx", batch.tokens.size, self.shape.d_model)
         if not batch.supervised.size and not batch.is_prefix:
             self.stream.leave()
             return self.arena.view("logp", 0)
-        logp = self._head_backward(dx, batch, np.ascontiguousarray(a, np.float32), dvalues)
-        for layer in range(s.n_layer - 1, self.run.lowest - 1, -1):
-            self.before_block()
-            if layer != s.n_layer - 1:  # the last block's activations are those of forward
-                self._rebuild(layer, batch)
-            self._block_backward(layer, dx, batch)
+        logp = self._head.backward(dx, batch, np.ascontiguousarray(a, np.float32), dvalues)
+        self.repeated.run(self._key(batch, "backward"), partial(self._blocks_backward, dx, batch))
         self.stream.leave()
         return logp
+
+    def _blocks_backward(self, dx: np.ndarray, batch: Batch) -> None:
+        last = self.shape.n_layer - 1
+        for layer in range(last, self.run.lowest - 1, -1):
+            self.before_block()
+            if layer != last:  # the last block's activations are those of forward
+                self._rebuild(layer, batch)
+            self._block_backward(layer, dx, batch)
+
+    def _fill(self, batch: Batch) -> Batch:
+        return batch if self.attention else self.repeated.fill(batch, self.run.max_tokens)
+
+    def _key(self, batch: Batch, name: str) -> Hashable | None:
+        """Of a pass of the blocks, for `Repeated.run`."""
+        attention = self.attention.key if self.attention else ()
+        if self.stream.streamed or attention is None or not self.adapter.repeats:
+            return None
+        return name, batch.tokens.size, batch.behind, batch.is_prefix, self.linear.is_off, attention
 
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target, as `head_forward`; valid until the next pass. best: int32 [S]."""
@@ -140,130 +170,15 @@ class Decoder(Passes):
 
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """After `forward`: log p as `score` returns it."""
-        if batch.choices is not None:
-            return self._choices_forward(batch, batch.choices)
-        logp = self.arena.view("logp", batch.supervised.size)
-        if not batch.supervised.size:
-            return logp
-        x, h, rstd = self._gather(batch)
-        head = self.stream.head
-        self._norm(h, rstd, x, "output_norm")
-        self.stream.enter(self.shape.n_layer)
-        found = None if best is None else self.ops.empty(best.shape, np.int32)
-        for part in self._head_parts(batch):
-            targets = self._place(batch).targets[part]
-            logits, _, state = self._head_work(targets.size)
-            part_best = None if found is None else found[part]
-            for entries in self.stream.slices(targets):
-                self.ops.head_forward(logp[part], part_best, logits, state, h[part], head.data, head.format, targets,
-                                      entries, self.run.precision)
-        self.ops.synchronize()
-        if best is not None and found is not None:
-            best[:] = found
-        return logp
-
-    def _choices_forward(self, batch: Batch, given: np.ndarray) -> np.ndarray:
-        logp = np.empty((len(given), 1 + given.shape[1]), np.float32)
-        for part, blocks in self._head_blocks(batch):
-            choices = Choices(self.ops, self.stream.head, batch.targets[part], given[part])
-            blocks.read(choices.see, self.stream.slices(batch.targets[part]))
-            logp[part] = choices.z - blocks.lse[:, None]
-        return logp
+        return self._head.forward(batch, best)
 
     def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
-        tokens = np.empty((batch.supervised.size, k), np.int32)
-        logp = np.empty(tokens.shape, np.float32)
-        for part, blocks in self._head_blocks(batch):
-            found = Likeliest(len(blocks.lse), k)
-            blocks.read(found.see, self.stream.slices(batch.targets[part]))
-            tokens[part] = found.tokens
-            logp[part] = found.values - blocks.lse[:, None]
+        found = self._head.likeliest(batch, k)
         self.stream.leave()
-        return tokens, logp
-
-    def _head_blocks(self, batch: Batch) -> Iterator[tuple[slice, Blocks]]:
-        """After `forward`: parts of [S], and their pass over the vocabulary."""
-        x, h, rstd = self._gather(batch)
-        self._norm(h, rstd, x, "output_norm")
-        self.stream.enter(self.shape.n_layer)
-        for part in self._head_parts(batch):
-            logits, _, _ = self._head_work(len(h[part]))
-            yield part, Blocks(self.ops, self.stream.head, h[part], logits, self.run.precision)
+        return found
 
     def values(self, batch: Batch) -> np.ndarray:
-        assert self._value
-        n = batch.supervised.size
-        return self._value.forward(self._hidden(self.arena.view("head_h", n, self.shape.d_model)))
-
-    def _hidden(self, h: np.ndarray) -> np.ndarray:
-        """The head's input [S, D] as float32, to be read, in a buffer that only backward uses otherwise."""
-        out = self.arena.view("dnorm", *h.shape)
-        self.ops.copy(out, h)
-        self.ops.synchronize()
-        return out
-
-    def _head_backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray,
-                       dvalues: np.ndarray | None = None) -> np.ndarray:
-        """dx [T, D] = gradient of the last block's output, 0 but at the supervised positions. Returns log p [S].
-
-        dL/dz_t = a_t (softmax(z_t) - onehot(target_t)), in one pass over the vocabulary.
-        """
-        s = self.shape
-        logp = self.arena.view("logp", batch.supervised.size)
-        if not batch.supervised.size:
-            self.ops.synchronize()
-            dx.fill(0.0)
-            return logp
-        x, h, rstd = self._gather(batch)
-        dh = self.arena.view("dnorm", batch.supervised.size, s.d_model)
-        head = self.stream.head
-        self._norm(h, rstd, x, "output_norm")
-        if self._value and dvalues is not None:
-            self._value.backward(self._hidden(h), dvalues)
-        self.stream.enter(s.n_layer, s.n_layer - 1)
-        given = batch.choices
-        summed = self.ops.place(a if given is None else a.sum(1))
-        for part in self._head_parts(batch):
-            targets = self._place(batch).targets[part]
-            work = self._head_work(targets.size)
-            choices = Choices(self.ops, head, targets, given[part]) if given is not None else None
-            for entries in self.stream.slices(choices.tokens if choices else targets):
-                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets,
-                                       summed[part], entries, self.run.precision)
-                if choices and entries[1] == s.n_vocab:
-                    choices.backward(dh[part], a[part])
-        if self._value and dvalues is not None:
-            self.ops.synchronize()
-            self._value.add_to(dh, dvalues)
-        self.ops.rmsnorm_backward(dh, dh, x, self.vectors["output_norm.weight"], rstd)
-        self.ops.synchronize()
-        dx.fill(0.0)
-        first, *others = batch.turns
-        dx[batch.supervised[first]] = dh[first] if others else dh
-        for turn in others:
-            dx[batch.supervised[turn]] += dh[turn]
-        return logp
-
-    def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The residual stream at the supervised positions [S, D], and space for its norm [S, D] and rstd [S]."""
-        n = batch.supervised.size
-        d = self.shape.d_model
-        x = self.arena.view("x", batch.tokens.size, d)
-        picked = self.arena.view("head_x", n, d)
-        self.ops.embed(picked, self._place(batch).supervised, x, "F32")
-        return picked, self.arena.view("head_h", n, d), self.arena.view("head_rstd", n)
-
-    def _head_parts(self, batch: Batch) -> Iterator[slice]:
-        """Parts of [S], short enough that the pass of the head, too, can be abandoned soon."""
-        for start in range(0, batch.supervised.size, HEAD_TOKENS):
-            self.before_block()
-            yield slice(start, start + HEAD_TOKENS)
-
-    def _head_work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The head's work space for n tokens: logits and their exponentials [n, B], state."""
-        block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
-        view = self.arena.view
-        return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
+        return self._head.values(batch)
 
     # ---- a block ----------------------------------------------------------------------------------------------
 
@@ -361,7 +276,8 @@ class Decoder(Passes):
                 self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
         q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
         self._rotate(layer, q, key, batch, 1.0)
-        (self.attend or self.attend_batch)(layer, k, q, key, v, batch)
+        attend = self.attention.call if self.attention else self.attend_batch
+        attend(layer, k, q, key, v, batch)
 
     def attend_batch(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                      batch: Batch) -> None:
@@ -435,7 +351,7 @@ class Decoder(Passes):
     def _place(self, batch: Batch) -> Placed:
         """What ops read of a batch; the last one's is kept."""
         if self._placed is None or self._placed.batch is not batch:
-            self._placed = Placed(self.ops, batch)
+            self._placed = Placed(self.ops, self.arena, batch)
         return self._placed
 
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:

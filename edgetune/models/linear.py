@@ -89,6 +89,11 @@ class Projections:
                 self._linear[name] = Frozen(name, found[2], ops, weight, vectors.get(f"{name}.bias"), run.precision,
                                             precision, rounds and found[2] in EXACT_DINP)
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the adapter is left out."""
+        return self._is_off
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Within it, forward passes are those of the base: no adapter is applied."""

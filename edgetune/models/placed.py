@@ -1,4 +1,4 @@
-"""What ops read of a batch, where they can."""
+"""What the ops of blocks read of a batch, in the arena: at the same place for every batch of the same sizes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
 
-class Placed:
-    """positions [T]; ends and positions of all that is seen; supervised [S], rows of the residual stream, and targets
-    [S]; all int32.
-    """
+def placed_buffers(tokens: int, prefix: int) -> list[Buffer]:
+    """For batches of up to `tokens` tokens behind a prefix of up to `prefix`."""
+    return [Buffer("positions", (tokens,), "step", "int32"),
+            Buffer("seen_ends", (prefix + tokens,), "step", "int32"),
+            Buffer("seen_positions", (prefix + tokens,), "step", "int32")]
 
-    def __init__(self, ops: Backend, batch: Batch) -> None:
+
+class Placed:
+    """positions [T]; ends and positions of all that is seen; int32."""
+
+    def __init__(self, ops: Backend, arena: Arena, batch: Batch) -> None:
         self.batch = batch
-        self.positions: Array = ops.place(batch.positions)
-        self.seen_ends: Array = ops.place(batch.seen_ends)
-        self.seen_positions: Array = ops.place(batch.seen_positions)
-        self.supervised: Array = ops.place(batch.supervised.astype(np.int32))
-        self.targets: Array = ops.place(batch.targets)
+        self.positions: Array = arena.view("positions", batch.positions.size)
+        self.seen_ends: Array = arena.view("seen_ends", batch.seen_ends.size)
+        self.seen_positions: Array = arena.view("seen_positions", batch.seen_positions.size)
+        ops.synchronize()  # what stands there is read no more
+        np.copyto(self.positions, batch.positions)
+        np.copyto(self.seen_ends, batch.seen_ends)
+        np.copyto(self.seen_positions, batch.seen_positions)

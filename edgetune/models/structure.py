@@ -10,6 +10,7 @@ from ..backends.base import HEAD_STATE
 from ..formats.shape import Shape
 from .base import Flops, Structure
 from .linear import RunShape
+from .placed import placed_buffers
 from .prefix import prefix_buffers
 from .stream import HEAD_TOKENS
 
@@ -103,7 +104,7 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
         Buffer("datt", (t, s.d_q), "block", half),
         Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (run.prefix + t, s.d_kv), "block", half),
         Buffer("dv", (run.prefix + t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
-        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half),
+        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half), *placed_buffers(t, run.prefix),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
         Buffer("exps", (at_once, head_block(s, at_once)), "head", half),

@@ -8,13 +8,16 @@
 extern "C" {
 #endif
 
+enum { ET_BUSY = 600 }; /* CUDA_ERROR_NOT_READY */
+
 struct et_device {
     /* A kernel's function, by its number and the weight's format (0: none), compiled if need be; NULL if that fails. */
     void *(*find)(void *owner, int kernel, int format);
     /* cuLaunchKernel: function, grid, block, bytes of shared memory, stream, arguments; 0 or the driver's code. */
     int (*launch)(void *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
                   unsigned shared, void *stream, void **params, void **extra);
-    int (*synchronize)(void *stream); /* cuStreamSynchronize */
+    int (*query)(void *stream); /* cuStreamQuery: 0 when all is done, ET_BUSY before, else the driver's code */
+    double patience;            /* seconds without an end after which it hangs */
     void *stream, *owner;
 };
 
@@ -32,6 +35,12 @@ const char *et_kernel_name(int kernel, int format);
 
 #ifdef ET_EMULATED
 extern const struct et_device et_emulated_device;
+/* Launches in between are kept, and not begun; what ends it returns them, to be begun any number of times, forgotten
+ * once. */
+void emulated_begin_recording(void);
+void *emulated_end_recording(void);
+void emulated_begin(void *recorded);
+void emulated_forget(void *recorded);
 #endif
 
 #ifdef __cplusplus

@@ -295,7 +295,17 @@ namespace {
 struct function {
     const char *name;
     void (*run)(const void *args);
+    size_t size;
 };
+
+/* A launch that waits to be begun. */
+struct recorded {
+    function *f;
+    unsigned x, y, z, threads, shared;
+    std::vector<unsigned char> args;
+};
+
+std::vector<recorded> *recording; /* what launches are added to instead of being begun */
 
 std::vector<function> &functions() {
     static std::vector<function> all;
@@ -327,10 +337,15 @@ void make_fibers(unsigned threads) {
 /* As cuLaunchKernel. Memory is as exact as `shared` says, for the sanitizer. */
 int launch(void *function_, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned, unsigned shared,
            void *, void **params, void **) {
-    auto *f = (const function *)function_;
+    auto *f = (function *)function_;
     now.kernel = f->name;
     if (threads % ET_WARP || threads > ET_BLOCK || !threads || !x || !y || !z)
         refuse("is launched with a size that no card takes");
+    if (recording) {
+        auto *args = (const unsigned char *)params[0];
+        recording->push_back({f, x, y, z, threads, shared, {args, args + f->size}});
+        return 0;
+    }
     now.run = f->run;
     now.args = params[0];
     now.shared = (unsigned char *)aligned_alloc(16, (shared + 15) / 16 * 16 + 16);
@@ -346,12 +361,30 @@ int launch(void *function_, unsigned x, unsigned y, unsigned z, unsigned threads
     return 0;
 }
 
-int synchronize(void *) { return 0; }
+/* As on a card: nothing that waits is allowed in a recording. */
+int query(void *) { return recording ? 900 : 0; }
 
 } // namespace
 
-emulated_kernel::emulated_kernel(const char *name, void (*run)(const void *args)) {
-    functions().push_back({name, run});
+emulated_kernel::emulated_kernel(const char *name, void (*run)(const void *args), size_t size) {
+    functions().push_back({name, run, size});
 }
 
-extern "C" const struct et_device et_emulated_device = {find, launch, synchronize, nullptr, nullptr};
+void emulated_begin_recording() { recording = new std::vector<recorded>; }
+
+void *emulated_end_recording() {
+    void *made = recording;
+    recording = nullptr;
+    return made;
+}
+
+void emulated_begin(void *made) {
+    for (recorded &r : *(std::vector<recorded> *)made) {
+        void *args = r.args.data();
+        launch(r.f, r.x, r.y, r.z, r.threads, 1, 1, r.shared, nullptr, &args, nullptr);
+    }
+}
+
+void emulated_forget(void *made) { delete (std::vector<recorded> *)made; }
+
+extern "C" const struct et_device et_emulated_device = {find, launch, query, 1, nullptr, nullptr};

@@ -17,14 +17,15 @@
 #define MAY_ALIAS [[gnu::may_alias]]
 #define KERNEL(name, type)                                                                                             \
     static void name(const type a);                                                                                    \
-    static const emulated_kernel entry_##name(#name, [](const void *args) { name(*(const type *)args); });             \
+    static const emulated_kernel entry_##name(                                                                        \
+        #name, [](const void *args) { name(*(const type *)args); }, sizeof(type));                                     \
     static void name(const type a)
 
 #define KERNEL_TWICE KERNEL
 
-/* Made before main, so that the device finds the kernel by its name. */
+/* Made before main, so that the device finds the kernel by its name. size: bytes of its arguments. */
 struct emulated_kernel {
-    emulated_kernel(const char *name, void (*run)(const void *args));
+    emulated_kernel(const char *name, void (*run)(const void *args), size_t size);
 };
 
 struct emulated_index {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgetune.backends.base import OPS, Array, Memory
+from edgetune.backends.base import OPS, Array, Memory, Recorded
 from edgetune.backends.cpu import Cpu
 from edgetune.bench.train import random_rows
 from edgetune.training.trainer import Trainer
@@ -63,6 +64,13 @@ class Counting:
 
     def use_scratch(self, scratch: Array) -> None:
         self.cpu.use_scratch(scratch)
+
+    @property
+    def records(self) -> bool:
+        return False
+
+    def record(self, ops: Callable[[], None]) -> Recorded:
+        return ops
 
     @property
     def is_paged(self) -> bool:

@@ -133,7 +133,7 @@ def test_a_call_without_context_or_of_another_length_is_refused(context: Any, na
 
 def device_context() -> Any:
     """A context on a device that runs nothing."""
-    made = _native.device_context(1, 1, 1, 0, 0, np.zeros(cpu.scratch_bytes(1), np.uint8))
+    made = _native.device_context(1, 1, 1, 0, 9, 0, np.zeros(cpu.scratch_bytes(1), np.uint8))
     assert not isinstance(made, int)
     return made
 
@@ -178,12 +178,13 @@ WRONG = [
     ("register_loop", ["context", False, 10], 0, [None, 3, "context"]),
     ("register_loop", ["context", False, 10], 1, ["x", None, 0.5, 2, HUGE]),
     ("register_loop", ["context", False, 10], 2, ["3", None, 1.5, -1, HUGE]),
-    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 0, ["3", None, 0.5, 0, -1, HUGE]),
-    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 1, ["3", None, 0.5, 0, -1, HUGE]),
-    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 2, ["3", None, 0.5, 0, -1, HUGE]),
-    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 3, ["3", None, 0.5, -1, HUGE]),
-    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 4, ["fast", None, 0.5, -1, 3, HUGE]),
-    ("device_context", [1, 1, 1, 0, 0, SCRATCH], 5, [None, 3, "scratch", FROZEN, np.zeros((9, 9), np.uint8)[:, ::2]]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 0, ["3", None, 0.5, 0, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 1, ["3", None, 0.5, 0, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 2, ["3", None, 0.5, 0, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 3, ["3", None, 0.5, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 4, ["3", None, 0.5, -1, HUGE]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 5, ["fast", None, 0.5, -1, 3, HUGE]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 6, [None, 3, "scratch", FROZEN, np.zeros((9, 9), np.uint8)[:, ::2]]),
     ("synchronize", ["context"], 0, [None, 3, "context"]),
     ("add_memory", ["device", 4096, 1], 0, [None, 3, "context"]),
     ("add_memory", ["device", 4096, 1], 1, ["3", None, 0.5, 0, -1, HUGE]),

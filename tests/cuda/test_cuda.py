@@ -169,7 +169,7 @@ def test_what_keeps_a_kernel_from_being_found_is_what_the_op_raises(inputs: tupl
     assert len(driver.found) == 1
 
 
-@pytest.mark.parametrize("what", ["launch", "wait"])
+@pytest.mark.parametrize("what", ["launch", "query"])
 def test_a_failure_of_the_driver_is_its_sentence(inputs: tuple[np.ndarray, np.ndarray], what: str) -> None:
     driver = Emulated()
     fails = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 700)  # an illegal address
@@ -178,6 +178,21 @@ def test_a_failure_of_the_driver_is_its_sentence(inputs: tuple[np.ndarray, np.nd
     for _ in range(2):
         with pytest.raises(DeviceError, match="the emulated GPU failed"):
             norm(ops, *inputs)
+
+
+def test_what_has_no_end_is_a_failure(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+    driver = Emulated()
+    asked = []
+    answers = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 600 if len(asked) < 20 and not asked.append(1) else 0)
+    driver.query = ctypes.cast(answers, ctypes.c_void_p).value or 0
+    expected = norm(Cpu(1), *inputs)
+    assert np.allclose(norm(Cuda(driver), *inputs), expected, rtol=1e-5, atol=1e-6)
+    assert len(asked) == 20
+    never = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 600)
+    driver.query = ctypes.cast(never, ctypes.c_void_p).value or 0
+    driver.patience = 20
+    with pytest.raises(DeviceError, match="the emulated GPU failed"):
+        norm(Cuda(driver), *inputs)
 
 
 def test_scratch_is_given_before_the_first_op(inputs: tuple[np.ndarray, np.ndarray]) -> None:

@@ -19,7 +19,8 @@ from edgetune.errors import DeviceError
 
 MIB = 1 << 20
 Code = IntEnum("Code", {"CUDA_SUCCESS": 0, "CUDA_ERROR_OUT_OF_MEMORY": 2, "CUDA_ERROR_NO_DEVICE": 100,
-                        "CUDA_ERROR_ILLEGAL_ADDRESS": 700, "CUDA_ERROR_LAUNCH_TIMEOUT": 702})
+                        "CUDA_ERROR_NOT_READY": 600, "CUDA_ERROR_ILLEGAL_ADDRESS": 700,
+                        "CUDA_ERROR_LAUNCH_TIMEOUT": 702})
 JETSON = {"INTEGRATED": 1, "CONCURRENT_MANAGED_ACCESS": 0, "READ_ONLY_HOST_REGISTER_SUPPORTED": 1,
           "CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM": 1, "MULTIPROCESSOR_COUNT": 8, "CLOCK_RATE": 1_000_000}
 SERVER = JETSON | {"INTEGRATED": 0, "CONCURRENT_MANAGED_ACCESS": 1, "MULTIPROCESSOR_COUNT": 132}
@@ -90,7 +91,7 @@ class Library:
 
     def __init__(self) -> None:
         self.cuLaunchKernel = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
-        self.cuStreamSynchronize = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
+        self.cuStreamQuery = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
         self.advised = 0
 
     def cuMemAdvise(self, *_: Any) -> int:
@@ -163,7 +164,8 @@ def test_a_driver_without_a_gpu_and_one_with_other_addresses() -> None:
 
 
 @pytest.mark.parametrize(("code", "says"), [
-    (Code.CUDA_ERROR_ILLEGAL_ADDRESS, r"the GPU failed \(ILLEGAL_ADDRESS in cuStreamSynchronize\); what was saved"),
+    (Code.CUDA_ERROR_ILLEGAL_ADDRESS, r"the GPU failed \(ILLEGAL_ADDRESS in cuStreamQuery\); what was saved"),
+    (Code.CUDA_ERROR_NOT_READY, "the GPU hung: .*; end this process; what was saved is whole: resume from the last"),
     (Code.CUDA_ERROR_LAUNCH_TIMEOUT, "the GPU hung: .*; what was saved is whole: resume from the last checkpoint"),
     (Code.CUDA_ERROR_OUT_OF_MEMORY, "the GPU has no memory left; lower --micro-batch"),
     (None, "the GPU could not begin a kernel; what was saved is whole"),
@@ -172,6 +174,55 @@ def test_what_fails_while_it_runs_is_a_sentence(code: Code | None, says: str) ->
     api = Api(JETSON)
     driver = opened(api)
     if code is not None:
-        api.fails["cuStreamSynchronize"] = code
+        api.fails["cuStreamQuery"] = code
     with pytest.raises(DeviceError, match=says):
         raise driver.failure()
+
+
+def test_nothing_waits_for_a_gpu_that_hangs() -> None:
+    api = Api(JETSON)
+    driver = opened(api)
+    address = driver.allocate(4096)
+    api.fails["cuStreamQuery"] = Code.CUDA_ERROR_NOT_READY
+    assert "hung" in str(driver.failure())
+    api.called.clear()
+    driver.free(address)
+    driver.unregister(4096)
+    assert api.called == []
+
+
+class Builder:
+    """As cuda.core's GraphBuilder: `did` says what was asked of it; `fails` is what raises."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.did: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*_: Any) -> Builder:
+            self.did.append(name)
+            if name == self.fails:
+                raise RuntimeError("not this card")
+            return self
+        return call
+
+
+@pytest.mark.parametrize("fails", ["", "begin_building", "end_building", "complete", "launch"])
+def test_a_recording_is_begun_as_a_whole_and_what_fails_is_a_sentence(fails: str) -> None:
+    builder = Builder(fails)
+    made = SimpleNamespace(**vars(device(0)) | {
+        "create_stream": lambda: SimpleNamespace(handle=77, create_graph_builder=lambda: builder)})
+    driver = opened(Api(JETSON), lambda _number: made)
+
+    def record() -> None:
+        driver.begin_recording()
+        again = driver.end_recording()
+        again()
+        again()
+    if not fails:
+        record()
+        assert builder.did == ["begin_building", "end_building", "complete", "close", "launch", "launch"]
+        return
+    with pytest.raises(DeviceError, match="; what was saved is whole: resume from the last checkpoint"):
+        record()
+    assert ("close" in builder.did) == (fails != "begin_building")

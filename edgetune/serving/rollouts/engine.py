@@ -23,7 +23,7 @@ from ...backends.base import CACHE, SAMPLE_STATE
 from ...data.forest import Tokens
 from ...errors import NumericsError, UsageError
 from ...llamacpp.sampling import Sampling
-from ...models.decoder import Decoder
+from ...models.decoder import Attention, Decoder
 from ...models.linear import Activations
 from ...models.stream import HEAD_TOKENS
 from .draws import COLDEST, check_sampling, keys_of, limits_of
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 
 WORTHWHILE = 8
 """Others are begun when a part of the rows is free, one of this many: to read prompts takes a pass over all weights."""
+
+ROWS = 16
+PATH = 8
+"""Where passes are recorded, a step has a multiple of these rows and blocks of a path, so that few sizes come."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Rollouts:
         self._live: list[_Answer] = []
         self._slots = np.empty(0, np.int32)  # of the tokens of the pass
         self._seen = np.empty((0, 0), np.int32)  # their paths
+        self._of_prompts = Attention(self._attend_prompts)
 
     def __iter__(self) -> Iterator[Rollout]:
         """Answers as they are finished."""
@@ -206,7 +211,7 @@ class Rollouts:
         numbers = self._wanted.numbers or range(len(self._wanted.prompts))
         reading = read_together(prompts, self._blocks, self._step)
         self._slots = self._decoder.ops.place(reading.slots)
-        hidden = self._forward(reading.batch, self._attend_prompts)
+        hidden = self._forward(reading.batch, self._of_prompts)
         self._decoder.ops.synchronize()
         for index, prompt, segment, place in zip(chosen, prompts, reading.segments, reading.places, strict=True):
             self._prompts.append(_Prompt(index, numbers[index], prompt.size, segment, segment.path(),
@@ -228,14 +233,21 @@ class Rollouts:
         live = self._live
         if not live:
             return np.empty((0, self._decoder.shape.d_model), np.float32)
-        slots = [self._extend(answer) for answer in live]
-        place = self._decoder.ops.place
-        self._slots = place(np.array(slots, np.int32))
+        slots = np.array([self._extend(answer) for answer in live], np.int32)
         seen = self._paths[[answer.row for answer in live]]
-        self._seen = place(np.ascontiguousarray(seen[:, :int((seen >= 0).sum(1).max())]))
-        batch = forward_batch(np.array([answer.tokens[-1] for answer in live]),
-                              np.array([answer.position for answer in live]), np.empty(0, np.int64))
-        return self._forward(batch, self._attend_answers)
+        rounded = self._decoder.repeated.rounded
+        n = rounded(len(live), ROWS, self._plan.live)
+        width = rounded(int((seen >= 0).sum(1).max()), PATH, self._plan.path)
+        view = self._decoder.arena.view
+        self._slots = view("answer_slots", n)
+        self._seen = view("answer_paths", n, width)
+        self._decoder.ops.synchronize()  # what stands there is read no more
+        last = np.minimum(np.arange(n), len(live) - 1)  # what is added is the last one's again
+        np.copyto(self._slots, slots[last])
+        np.copyto(self._seen, seen[last, :width])
+        batch = forward_batch(np.array([answer.tokens[-1] for answer in live])[last],
+                              np.array([answer.position for answer in live])[last], np.empty(0, np.int64))
+        return self._forward(batch, Attention(self._attend_answers, (self._plan, width)))[:len(live)]
 
     def _together(self, hidden: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Hidden states [n, D], as ops read them; of answers in progress they are an op's already."""
@@ -251,14 +263,14 @@ class Rollouts:
         self._paths[answer.row, answer.prompt.path.size + block] = slot
         return slot
 
-    def _forward(self, batch: Batch, attend: Callable[..., None]) -> NDArray[np.float32]:
+    def _forward(self, batch: Batch, attention: Attention) -> NDArray[np.float32]:
         """The residual stream [T, D] after all blocks, valid until the next pass."""
         decoder = self._decoder
-        decoder.attend = attend
+        decoder.attention = attention
         try:
             decoder.forward(batch, keep=False)
         finally:
-            decoder.attend = None
+            decoder.attention = None
         x: NDArray[np.float32] = decoder.arena.view("x", batch.tokens.size, decoder.shape.d_model)
         return x
 

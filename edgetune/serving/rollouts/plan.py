@@ -58,6 +58,8 @@ class AnswerPlan:
         return [
             Buffer("cache_keys", (s.n_layer, self.blocks, s.n_kv, s.d_head, CACHE), "run", activations),
             Buffer("cache_values", (s.n_layer, self.blocks, s.n_kv, CACHE, s.d_head), "run", activations),
+            Buffer("answer_slots", (self.live,), "step", "int32"),
+            Buffer("answer_paths", (self.live, self.path), "step", "int32"),
             Buffer("sample_state", (rows, SAMPLE_STATE), "head"),
             Buffer("drawn_token", (rows,), "head", "int32"),
             Buffer("drawn_logp", (2, rows), "head"),  # by the model, and in what it was drawn from

@@ -1,0 +1,184 @@
+"""The head of a decoder: from the residual stream to log-probabilities, and back; a value head beside it.
+
+T tokens of a batch, S supervised positions, D the model's width, B entries of the vocabulary at a time. The residual
+stream `x` [T, D] is in the arena.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..adapters.valued import ValuedLora, ValueHead
+from ..backends.arena import Arena
+from ..backends.base import HEAD_STATE, Array, Backend
+from ..formats.shape import Shape
+from .choices import Blocks, Choices, Likeliest
+from .linear import RunShape
+from .stream import HEAD_TOKENS, Stream
+from .structure import head_block
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+
+class Head:
+    """In an arena with a decoder's buffers. vectors: weights of the norms. before_part: called before each part of [S].
+    """
+
+    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, stream: Stream,
+                 vectors: Mapping[str, np.ndarray], before_part: Callable[[], None]) -> None:
+        self.shape = shape
+        self.run = run
+        self.ops = ops
+        self.arena = arena
+        self.stream = stream
+        self.norm = vectors["output_norm.weight"]
+        self._before_part = before_part
+        self._value = ValueHead(arena, shape.d_model) if isinstance(run.family, ValuedLora) else None
+        self._placed: _Placed | None = None
+
+    def forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+        """log p of each supervised target [S], [S, 1 + k] with choices; valid until the next pass. best: int32 [S]."""
+        if batch.choices is not None:
+            return self._choices_forward(batch, batch.choices)
+        logp = self.arena.view("logp", batch.supervised.size)
+        if not batch.supervised.size:
+            return logp
+        _, h, _ = self._gather(batch)
+        self.stream.enter(self.shape.n_layer)
+        found = None if best is None else self.ops.empty(best.shape, np.int32)
+        head = self.stream.head
+        for part in self._parts(batch):
+            targets = self._place(batch).targets[part]
+            part_best = None if found is None else found[part]
+            logits, _, state = self._work(targets.size)
+            for entries in self.stream.slices(targets):
+                self.ops.head_forward(logp[part], part_best, logits, state, h[part], head.data, head.format, targets,
+                                      entries, self.run.precision)
+        self.ops.synchronize()
+        if best is not None and found is not None:
+            best[:] = found
+        return logp
+
+    def backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray,
+                 dvalues: np.ndarray | None = None) -> np.ndarray:
+        """dx [T, D] = gradient of the last block's output, 0 but at the supervised positions. Returns log p [S].
+
+        dL/dz_t = a_t (softmax(z_t) - onehot(target_t)), in one pass over the vocabulary.
+        """
+        s = self.shape
+        logp = self.arena.view("logp", batch.supervised.size)
+        if not batch.supervised.size:
+            self.ops.synchronize()
+            dx.fill(0.0)
+            return logp
+        x, h, rstd = self._gather(batch)
+        dh = self.arena.view("dnorm", batch.supervised.size, s.d_model)
+        head = self.stream.head
+        if self._value and dvalues is not None:
+            self._value.backward(self._hidden(h), dvalues)
+        self.stream.enter(s.n_layer, s.n_layer - 1)
+        given = batch.choices
+        summed = self.ops.place(a if given is None else a.sum(1))
+        for part in self._parts(batch):
+            targets = self._place(batch).targets[part]
+            work = self._work(targets.size)
+            choices = Choices(self.ops, head, targets, given[part]) if given is not None else None
+            for entries in self.stream.slices(choices.tokens if choices else targets):
+                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets,
+                                       summed[part], entries, self.run.precision)
+                if choices and entries[1] == s.n_vocab:
+                    choices.backward(dh[part], a[part])
+        if self._value and dvalues is not None:
+            self.ops.synchronize()
+            self._value.add_to(dh, dvalues)
+        self.ops.rmsnorm_backward(dh, dh, x, self.norm, rstd)
+        self.ops.synchronize()
+        dx.fill(0.0)
+        first, *others = batch.turns
+        dx[batch.supervised[first]] = dh[first] if others else dh
+        for turn in others:
+            dx[batch.supervised[turn]] += dh[turn]
+        return logp
+
+    def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As Passes.likeliest."""
+        tokens = np.empty((batch.supervised.size, k), np.int32)
+        logp = np.empty(tokens.shape, np.float32)
+        for part, blocks in self._blocks(batch):
+            found = Likeliest(len(blocks.lse), k)
+            blocks.read(found.see, self.stream.slices(batch.targets[part]))
+            tokens[part] = found.tokens
+            logp[part] = found.values - blocks.lse[:, None]
+        return tokens, logp
+
+    def values(self, batch: Batch) -> np.ndarray:
+        """After `forward`: what the value head says, [S]."""
+        assert self._value
+        n = batch.supervised.size
+        return self._value.forward(self._hidden(self.arena.view("head_h", n, self.shape.d_model)))
+
+    def _hidden(self, h: np.ndarray) -> np.ndarray:
+        """The head's input [S, D] as float32, to be read, in a buffer that only backward uses otherwise."""
+        out = self.arena.view("dnorm", *h.shape)
+        self.ops.copy(out, h)
+        self.ops.synchronize()
+        return out
+
+    def _choices_forward(self, batch: Batch, given: np.ndarray) -> np.ndarray:
+        logp = np.empty((len(given), 1 + given.shape[1]), np.float32)
+        for part, blocks in self._blocks(batch):
+            choices = Choices(self.ops, self.stream.head, batch.targets[part], given[part])
+            blocks.read(choices.see, self.stream.slices(batch.targets[part]))
+            logp[part] = choices.z - blocks.lse[:, None]
+        return logp
+
+    def _blocks(self, batch: Batch) -> Iterator[tuple[slice, Blocks]]:
+        """Parts of [S], and their pass over the vocabulary."""
+        _, h, _ = self._gather(batch)
+        self.stream.enter(self.shape.n_layer)
+        for part in self._parts(batch):
+            logits, _, _ = self._work(len(h[part]))
+            yield part, Blocks(self.ops, self.stream.head, h[part], logits, self.run.precision)
+
+    def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The residual stream at the supervised positions [S, D], its norm [S, D] and rstd [S]."""
+        n = batch.supervised.size
+        d = self.shape.d_model
+        x = self.arena.view("x", batch.tokens.size, d)
+        picked = self.arena.view("head_x", n, d)
+        h = self.arena.view("head_h", n, d)
+        rstd = self.arena.view("head_rstd", n)
+        self.ops.embed(picked, self._place(batch).supervised, x, "F32")
+        self.ops.rmsnorm_forward(h, rstd, picked, self.norm, self.shape.norm_eps)
+        return picked, h, rstd
+
+    def _parts(self, batch: Batch) -> Iterator[slice]:
+        """Parts of [S], short enough that the pass of the head, too, can be abandoned soon."""
+        for start in range(0, batch.supervised.size, HEAD_TOKENS):
+            self._before_part()
+            yield slice(start, start + HEAD_TOKENS)
+
+    def _work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Work space for n tokens: logits and their exponentials [n, B], state."""
+        block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
+        view = self.arena.view
+        return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
+
+    def _place(self, batch: Batch) -> _Placed:
+        """What ops read of a batch; the last one's is kept."""
+        if self._placed is None or self._placed.batch is not batch:
+            self._placed = _Placed(self.ops, batch)
+        return self._placed
+
+
+class _Placed:
+    """supervised [S], rows of the residual stream, and targets [S], both int32."""
+
+    def __init__(self, ops: Backend, batch: Batch) -> None:
+        self.batch = batch
+        self.supervised: Array = ops.place(batch.supervised.astype(np.int32))
+        self.targets: Array = ops.place(batch.targets)

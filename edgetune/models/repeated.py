@@ -1,0 +1,57 @@
+"""Passes of the same sizes, recorded on a device where to begin each op by itself takes long.
+
+What a pass's ops are called with follows from the sizes of its batch, as what they read and write stands at the same
+places of the arena. So the second pass of a size is recorded, and later ones are begun as a whole. To have few sizes,
+batches are filled up (`fill`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+from ..backends.base import Backend, Recorded
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+MOST = 32  # recorded passes at once; one takes about a MiB of a GPU's memory
+GRANULE = 64  # tokens of a batch: what products on a GPU compute at a time at least
+
+
+class Repeated:
+    """Of one decoder: the recorded passes that came last, and the sizes that were seen."""
+
+    def __init__(self, ops: Backend) -> None:
+        self._ops = ops
+        self._seen: OrderedDict[Hashable, Recorded | None] = OrderedDict()
+        self._filled: tuple[Batch, Batch] | None = None  # the last one, and what it became
+
+    def run(self, key: Hashable | None, ops: Callable[[], None]) -> None:
+        """Runs ops, which are the same on the same memory whenever the key is. None: they never are."""
+        if key is None or not self._ops.records:
+            ops()
+            return
+        is_known = key in self._seen
+        recorded = self._seen.pop(key, None)
+        if is_known and recorded is None:
+            recorded = self._ops.record(ops)
+        self._seen[key] = recorded
+        (recorded or ops)()
+        if len(self._seen) > MOST:
+            self._ops.synchronize()  # the one that goes may still run
+            self._seen.popitem(last=False)
+
+    def rounded(self, n: int, granule: int, most: int) -> int:
+        """n, where passes are recorded up to a multiple of the granule, `most` at most."""
+        return min(-(-n // granule) * granule, most) if self._ops.records else n
+
+    def fill(self, batch: Batch, most: int) -> Batch:
+        """A batch with tokens that nothing sees, so that few sizes come. Prefixes and what is behind them stay."""
+        n = self.rounded(batch.computed, GRANULE, most)
+        if n == batch.computed or batch.is_prefix or batch.behind:
+            return batch
+        if self._filled is None or self._filled[0] is not batch:
+            self._filled = batch, batch.filled(n)
+        return self._filled[1]
