@@ -54,15 +54,20 @@ check: ## the kernels' harness, on every kernel set that this CPU can run
 	$(BUILD) build/check/$(CC) -j $(JOBS)
 	build/check/$(CC)/et_check
 
-# Leaves a package with the emulated GPU in build/emulated/python. COMPILE: what NVIDIA's compilers are to compile.
-cuda: ## many minutes: the GPU's kernels on the emulator: harness, planted faults, training; NVIDIA's compilers on them
-	$(CMAKE) -B build/emulated -DET_CHECK=ON -DET_EMULATE=ON -DET_SCALAR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+# Leaves a package with the emulated GPU in build/emulated/python. COMPILE: what NVIDIA's compilers are to compile. What is
+# C++ are the emulated kernels alone.
+cuda: ## many minutes: the GPU's kernels on the emulator: harness under the address sanitizer, planted faults, training; NVIDIA's compilers on them
+	$(CMAKE) -B build/emulated/check -DET_CHECK=ON -DET_EMULATE=ON -DET_SCALAR=ON -DET_EXTENSION=OFF \
+	    -DCMAKE_CXX_FLAGS="-fsanitize=address -fno-omit-frame-pointer --param=asan-use-after-return=0" \
+	    -DCMAKE_EXE_LINKER_FLAGS=-fsanitize=address
+	$(BUILD) build/emulated/check -j $(JOBS)
+	build/emulated/check/et_check cuda
+	$(PYTHON) tests/cuda/planted.py build/emulated/check
+	$(CMAKE) -B build/emulated -DET_EMULATE=ON -DET_SCALAR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/emulated -j $(JOBS)
 	rm -rf build/emulated/python && mkdir -p build/emulated/python && cp -r edgetune build/emulated/python
 	rm -f build/emulated/python/edgetune/backends/*.so
 	cmake --install build/emulated --prefix build/emulated/python
-	build/emulated/et_check cuda
-	$(PYTHON) tests/cuda/planted.py build/emulated
 	$(EMULATED) -m pytest -n $(JOBS) -m '' cuda backends/test_binding.py
 	$(EMULATED) cuda/compile.py $(COMPILE)
 

@@ -184,7 +184,7 @@ WRONG = [
     ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 3, ["3", None, 0.5, -1, HUGE]),
     ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 4, ["3", None, 0.5, -1, HUGE]),
     ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 5, ["fast", None, 0.5, -1, 3, HUGE]),
-    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 6, [None, 3, "scratch", FROZEN, np.zeros((9, 9), np.uint8)[:, ::2]]),
+    ("device_context", [1, 1, 1, 0, 9, 0, SCRATCH], 6, [None, 3, "scratch", FROZEN, np.zeros((9, 9), "u1")[:, ::2]]),
     ("synchronize", ["context"], 0, [None, 3, "context"]),
     ("add_memory", ["device", 4096, 1], 0, [None, 3, "context"]),
     ("add_memory", ["device", 4096, 1], 1, ["3", None, 0.5, 0, -1, HUGE]),

@@ -4,12 +4,12 @@
                                  [--out sizes.jsonl]
 
 The first N rows of Snips, of the demonstration's rows and of GSM8K are trained by `edgetune train` without an option,
-with each seed; with the first one also at each point of a grid: rates and batches, from 900 rows on rates and passes. A
-tenth of the rows is held out in each, and the best adapter by them is kept. Others are then answered by edgetune's own
-engine, which takes a fifth of llama.cpp's time: 100 of Snips, the demonstration's 60. Of GSM8K the loss of 100 rows is
-compared, as a model of this size has next to none of its answers right; that loss rises again after few passes, so its
-grid has fewer of them. Results are added to --out, and what it has already is not measured again, so that the proof can
-run in pieces; the table shows all of it.
+with each seed; with the first one also at each point of a grid: rates, passes as many as the default's or some more,
+and two batches where rows are few. A tenth of the rows is held out in each, and the best adapter by them is kept.
+Others are then answered by edgetune's own engine, which takes a fifth of llama.cpp's time: 100 of Snips, the
+demonstration's 60. Of GSM8K the loss of 100 rows is compared, as a model of this size has next to none of its answers
+right; that loss rises again after few passes, so its grid has fewer of them. Results are added to --out, and what it
+has already is not measured again, so that the proof can run in pieces; the table shows all of it.
 
 Exits with 1 where the default, by mean over its seeds, has 2 points of right answers less than the best point of the
 grid, or a loss that is 2 % higher, or took more than twice that point's time: seconds of all cores together, which
@@ -44,9 +44,9 @@ from edgetune.serving.rollouts.texts import pairs_of
 Row = dict[str, str]
 Result = dict[str, Any]
 RATES = (5e-4, 1e-3, 2e-3)
-FEW = 900  # rows, from which on a grid has fewer passes
+FEW = 100  # rows, up to which a grid has two batches
 BATCHES = (4, 8)
-PASSES = (1, 2)  # of the grid, over FEW rows and more, in batches of 8
+PASSES = {20: 16, 60: 16, 200: 8, 400: 4, 1000: 2, 5000: 1}  # of the grid, by the number of rows
 POINTS = 0.02
 TIME = 2.0
 MAX_LENGTH = 512
@@ -60,9 +60,8 @@ class Task:
     heldout: Path
     first: int  # of the held-out file's rows, the first one that is asked
     asked: int
-    sizes: tuple[int, ...]
+    passes: dict[int, int]  # of the grid, by the number of rows
     system: str
-    passes: int = 16  # of the grid, over fewer than FEW rows
     by_loss: bool = False
 
     def rows(self, size: int) -> list[Row]:
@@ -78,11 +77,16 @@ def tasks(shared: Path) -> dict[str, Task]:
     data = shared / "data"
     home = Path(demo.__file__).parent / "data"
     return {
-        "snips": Task(data / "snips_train.jsonl", data / "snips_dev.jsonl", 0, 100, (20, 60, 200, 1000, 5000),
+        "snips": Task(data / "snips_train.jsonl", data / "snips_dev.jsonl", 0, 100, _passes(20, 60, 200, 1000, 5000),
                       "Extract the intent and slots as JSON."),
-        "demo": Task(home / "home_train.jsonl", home / "home_heldout.jsonl", 0, 60, (20, 60, 200, 400), demo.SYSTEM),
-        "gsm8k": Task(data / "gsm8k_train.jsonl", data / "gsm8k_train.jsonl", 900, 100, (20, 60, 200, 900),
-                      "Solve the problem step by step.", passes=4, by_loss=True)}
+        "demo": Task(home / "home_train.jsonl", home / "home_heldout.jsonl", 0, 60, _passes(20, 60, 200, 400),
+                     demo.SYSTEM),
+        "gsm8k": Task(data / "gsm8k_train.jsonl", data / "gsm8k_train.jsonl", 900, 100, {20: 4, 60: 4, 200: 4, 900: 2},
+                      "Solve the problem step by step.", by_loss=True)}
+
+
+def _passes(*sizes: int) -> dict[int, int]:
+    return {size: PASSES[size] for size in sizes}
 
 
 def _rows(path: Path) -> list[Row]:
@@ -120,8 +124,8 @@ def variants(task: Task, size: int, seeds: list[int]) -> Iterator[tuple[str, int
     """(name, seed, options) of each training."""
     for seed in seeds:
         yield DEFAULT, seed, []
-    grid = product(RATES, (task.passes,), BATCHES) if size < FEW else product(RATES, PASSES, BATCHES[-1:])
-    for rate, passes, batch in grid:
+    passes = task.passes[size]
+    for rate, batch in product(RATES, BATCHES if size < FEW else BATCHES[-1:]):
         yield (f"lr {rate:g}, {passes} passes, batch {batch}", seeds[0],
                ["--lr", str(rate), "--epochs", str(passes), "--batch-size", str(batch)])
 
@@ -204,9 +208,9 @@ def main() -> None:
     results = read_results(args.out)
     done = {(result["set"], result["rows"], result["variant"], result["seed"]) for result in results}
     chosen = {name: task for name, task in tasks(args.shared).items() if name in args.only}
-    for size in sorted({size for task in chosen.values() for size in args.rows or task.sizes}):
+    for size in sorted({size for task in chosen.values() for size in args.rows or task.passes}):
         for name, task in chosen.items():
-            for variant, seed, options in variants(task, size, args.seeds) if size in task.sizes else ():
+            for variant, seed, options in variants(task, size, args.seeds) if size in task.passes else ():
                 if (name, size, variant, seed) not in done:
                     add_result(args.out, results, measured(model, name, task, size, variant, seed, options))
                     print(f"{name}, {size} rows, {variant}, seed {seed}: {_outcome(results[-1])}, "
@@ -214,7 +218,7 @@ def main() -> None:
     print("\n| data | rows | default | seeds | steps | CPU s | best of the grid | with | CPU s |\n" + "|---" * 9 + "|")
     wrong: list[str] = []
     for name, task in chosen.items():
-        for size in task.sizes:
+        for size in task.passes:
             line, missed = compared(results, name, size, task.by_loss)
             if line:
                 print(line)
