@@ -49,7 +49,6 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..backends.opening import open_backend
     from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
     from ..console import plan_lines
-    from ..data import loader
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named, thread_count
@@ -64,15 +63,9 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     if data and named:
         raise UsageError(f"{data} and --data {named} both name the rows to train on", "give one of them")
     data = data or named
-    if held_out and not data:
-        raise UsageError("--eval is given without rows to train on", "name them after the model")
     board = board_named(device, options["memory"]) if device else None
     bundle = open_bundle(model)
-    rows: Dataset | None = None
-    held: Dataset | None = None
-    if data:
-        config.check_held_out(held_out != loader.NONE)
-        rows, held = loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
+    rows, held = planned_rows(bundle, data, held_out, config, objective)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
     lengths = objective.lengths(*parts, max_length=config.max_length, share=shares(config))
@@ -100,6 +93,18 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
                         *row_lines(work, rows, held, held_out, share), *speed_lines(predicted, why_not),
                         *gpu_lines(gpus), *wear_lines(disk, predicted)]
     show(as_json, plan.to_json() | facts, *lines, *(buffer_tables(plan) if buffers else ()))
+
+
+def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config: TrainConfig,
+                 objective: Objective) -> tuple[Dataset | None, Dataset | None]:
+    """Rows to learn and those held out, as train has them."""
+    from ..data import loader
+    if data is None:
+        if held_out:
+            raise UsageError("--eval is given without rows to train on", "name them after the model")
+        return None, None
+    config.check_held_out(held_out != loader.NONE)
+    return loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------
