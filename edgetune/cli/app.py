@@ -148,13 +148,15 @@ class Lines(logging.Handler):
 def told() -> Iterator[None]:
     """Within it, a person is told what computes, and what of it takes long."""
     log = logging.getLogger("edgetune.backends")
-    lines = Lines(logging.INFO)
+    lines = Lines()
+    before = log.level
     log.setLevel(logging.INFO)
     log.addHandler(lines)
     try:
         yield
     finally:
         log.removeHandler(lines)
+        log.setLevel(before)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

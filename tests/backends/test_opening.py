@@ -34,6 +34,7 @@ def test_without_a_gpu_auto_is_silent_and_cuda_is_refused(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("with_gpu")
 def test_the_library_prints_nothing_and_logs_what_computes(capfd: pytest.CaptureFixture[str],
                                                            caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)  # another test may have asked for more
     opening.open_backend("auto", 1)
     assert caplog.record_tuples == []  # a program that does not ask is told of warnings alone
     with caplog.at_level(logging.INFO, "edgetune"):
@@ -58,3 +59,4 @@ def test_a_command_says_what_computes_on_stderr(flags: list[str]) -> None:
         assert done.stdout == f"json: {bool(flags)}\n"
         assert done.stderr == (json.dumps({"event": "log", "line": SAID}) if flags else SAID) + "\n"
     assert not logging.getLogger("edgetune.backends").handlers
+    assert not logging.getLogger("edgetune.backends").level
