@@ -1,12 +1,14 @@
 """Puts what a terminal shows into docs/terminal.md, below each `<!-- capture NAME COLUMNSxROWS -->`.
 
-`make captures` runs it. It needs tmux and the demonstration's model (pip install '.[demo,daemon]'), and some minutes.
+`make captures` runs it; `docs/captures.py NAME...` makes some anew, the others stay. It needs tmux and the
+demonstration's model (pip install '.[demo,daemon]'), and some minutes.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,6 +74,8 @@ SHOWN: dict[str, Callable[[Terminal], str]] = {"chat": chat, "train": train, "do
 
 def capture(place: re.Match[str]) -> str:
     name, columns, rows = place.groups()
+    if name not in (sys.argv[1:] or SHOWN):
+        return place[0]
     with terminal(int(columns), int(rows), EDGETUNE_URL=URL) as shown:
         (shown.home / "model.gguf").symlink_to(packaged_model())
         (shown.home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_to_learn()))

@@ -25,7 +25,7 @@ from edgetune.demo.run import DATA, SYSTEM
 PICTURE = Path(__file__).with_name("page.png")
 FOLDER = Path(__file__).parents[1] / "build" / "picture"
 ROWS, HELD = 160, 30
-LAPTOP = {"viewport": {"width": 1280, "height": 940}, "device_scale_factor": 1.5}
+LAPTOP = {"viewport": {"width": 1280, "height": 1100}, "device_scale_factor": 1.5}
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 ASKED = ("My toes are like ice here in the study", "My bread has to bake for 45 minutes",
          "Someone dropped chips all over the lounge carpet")
@@ -53,7 +53,7 @@ def main() -> None:
 def daemon() -> Iterator[Client]:
     """One as a user starts it, but for a machine that others use too; a client of it."""
     command = [sys.executable, "-m", "edgetune", "daemon", "smollm2", "--state", str(FOLDER / "state"),
-               "--port", "0", "--memory", "700M", "--learn", "idle", "--no-govern", "--json"]
+               "--port", "0", "--memory", "700M", "--learn", "tutor", "--keep-prompts", "1000", "--no-govern", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout

@@ -113,6 +113,16 @@ def test_every_command_is_shown_in_both_terminals():
             assert not re.search(r"/tmp|/root|Traceback", text), name
 
 
+@pytest.mark.parametrize("page", ["terminal.md", "screens.md"])
+def test_doctor_is_shown_with_all_that_it_says(page):
+    from edgetune.cli.info import examine
+    labels = {name.replace("_", " ") for name in examine()} - {"ready", "verdict", "board"}  # where it is one
+    shown = re.findall(r"```text\n\$ edgetune doctor\n(.*?)```", PAGES[page], re.S)
+    assert shown
+    for text in shown:
+        assert {label for label in labels if re.search(rf"^{label}  ", text, re.M)} == labels
+
+
 def group_or_command(path):
     from edgetune.cli import cli
     found = cli

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import sys
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
@@ -16,16 +16,12 @@ if TYPE_CHECKING:
     from .cuda import Cuda
 
 DRIVER = "libcuda.so.1"
+log = logging.getLogger("edgetune.backends")
 
 
-def tell(line: str) -> None:
-    """Where results are not: on a program's stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def open_backend(name: str, threads: int, say: Callable[[str], None] = tell) -> Backend:
+def open_backend(name: str, threads: int, say: Callable[[str], None] = log.info) -> Backend:
     """name: auto, cpu or cuda; threads: of the CPU. say: is told, in a line, that auto took the GPU, and of what takes
-    long.
+    long; by default `log`, which shows nothing unless the program asks for it.
 
     Raises UsageError for a GPU that was asked for and cannot be used.
     """
@@ -42,7 +38,7 @@ def open_backend(name: str, threads: int, say: Callable[[str], None] = tell) -> 
     return found
 
 
-def open_cuda(say: Callable[[str], None] = tell) -> Cuda:
+def open_cuda(say: Callable[[str], None] = log.info) -> Cuda:
     """Raises DeviceError, in a sentence, where no GPU can be used. Without a driver nothing of a GPU is imported."""
     if (library := _driver(DRIVER)) is None:
         raise DeviceError(f"no NVIDIA driver is installed ({DRIVER})", "use --backend cpu")

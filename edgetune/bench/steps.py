@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ..backends.base import Backend
 from ..data.lengths import lengths_of
 from ..data.packing import Example
 from ..formats.bundle import Bundle
@@ -25,9 +26,10 @@ STEPS = 2  # the first also reads the weights from the disk; the last is timed
 
 
 def run(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, examples: Sequence[Example] = (),
-        on_step: Callable[[int], None] = lambda _: None) -> tuple[float, Speed]:
+        on_step: Callable[[int], None] = lambda _: None, *, ops: Backend | None = None) -> tuple[float, Speed]:
     """(tokens a second, the speed) of real steps within the same memory as `plan`, on these rows; on random ones of the
-    greatest length where there are none. on_step: called with the number of steps done.
+    greatest length where there are none. on_step: called with the number of steps done. ops: as of a Trainer; it keeps
+    the memory that it computed in.
 
     A step has the options' batch, or as many rows as fill a micro-batch where that is less. Raises the errors of
     Trainer, also where the memory suffices for the plan, and no longer for this process, which has grown a little.
@@ -40,7 +42,7 @@ def run(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, e
     computed = share * sum(row.tokens.size for row in rows) / len(units_of(rows, config))
     filling = math.ceil(plan.run.max_tokens / computed)
     quick = replace(config, steps=STEPS, batch_size=min(batch, filling))
-    trainer = Trainer(bundle, quick, lengths=known, objective=objective)
+    trainer = Trainer(bundle, quick, lengths=known, objective=objective, ops=ops)
     trainer.add_examples(rows)
     on_step(0)
     for done in range(1, STEPS + 1):

@@ -34,8 +34,12 @@ from .preferred import EvalCommand, check_method, eval_pairs, holds_pairs, refus
 from .prose import Prose
 
 if TYPE_CHECKING:
+    from ..data.dataset import Dataset
     from ..data.formats import Columns
     from ..evaluation.served import Answer, Graded
+    from ..formats.bundle import Bundle
+    from ..llamacpp.tokenizer import Tokenizer
+    from ..serving.rollouts.texts import Engine
 
 
 def answer_options(command: F) -> F:
@@ -156,7 +160,6 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     """
     from ..data.dataset import load
     from ..data.formats import Columns
-    from ..evaluation.served import exact_match, grade
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     objective = take_objective(options)
@@ -184,26 +187,40 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
                 columns=Columns(prompt_column, completion_column))
     if (save or show_wrong) and not rows.asking:
         raise UsageError(f"{data} has no row with a question and an answer", "leave --save and --show-wrong out")
-    base: Sequence[Answer] = ()
+    wanted = options | {"system": system or None, "with_base": save is not None and serving.adapter is not None}
     if engine == "native":
-        from ..evaluation.native import engine_within, native_grade, native_match
-        from ..serving.rollouts.texts import pairs_of
-        pairs = pairs_of(bundle.gguf, serving.adapter)
+        from ..evaluation.native import engine_within
         own = engine_within(memory, threads=serving.threads, backend=backend)
-        graded = native_grade(bundle, tokenizer, rows, pairs, own, system=system or None, **options)
-        base = graded.answers
-        if save and pairs:
-            base = native_match(bundle, tokenizer, rows, None, own, system=system or None, limit=options["limit"])
+        graded, base = _graded_natively(bundle, tokenizer, rows, serving.adapter, own, **wanted)
     else:
-        with served_model(model, serving) as served:
-            graded = grade(served, rows, system=system or None, structured=serving.structured == "auto", **options)
-            base = graded.answers
-            if save and serving.adapter:
-                served.use(None)
-                base = exact_match(served, rows, system=system or None, limit=options["limit"])
+        graded, base = _graded_by_llama(model, serving, rows, **wanted)
     if save:
         save_answers(save, base, graded.answers if serving.adapter else ())
     show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
+
+
+def _graded_natively(bundle: Bundle, tokenizer: Tokenizer, rows: Dataset, adapter: Path | None, engine: Engine, *,
+                     with_base: bool, **options: Any) -> tuple[Graded, Sequence[Answer]]:
+    """The grades, and the answers without an adapter: the same ones unless it has one and both are wanted."""
+    from ..evaluation.native import native_grade, native_match
+    from ..serving.rollouts.texts import pairs_of
+    graded = native_grade(bundle, tokenizer, rows, pairs_of(bundle.gguf, adapter), engine, **options)
+    if not with_base:
+        return graded, graded.answers
+    return graded, native_match(bundle, tokenizer, rows, None, engine, system=options["system"],
+                                limit=options["limit"])
+
+
+def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base: bool,
+                     **options: Any) -> tuple[Graded, Sequence[Answer]]:
+    """As `_graded_natively`."""
+    from ..evaluation.served import exact_match, grade
+    with served_model(model, serving) as served:
+        graded = grade(served, rows, structured=serving.structured == "auto", **options)
+        if not with_base:
+            return graded, graded.answers
+        served.use(None)
+        return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
 
 
 def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: str, limit: int | None,

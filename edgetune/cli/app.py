@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import sys
@@ -98,7 +99,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return self._invoke(ctx)
+            with told():
+                return self._invoke(ctx)
         except EdgetuneError as error:
             if "--json" in sys.argv:
                 click.echo(json.dumps({"error": error.what, "hint": error.hint}))
@@ -128,6 +130,33 @@ def complain(error: object) -> None:
     """A sentence on stderr."""
     from ..console import say
     say(Console(stderr=True), Text(f"edgetune: {error}"))
+
+
+class Lines(logging.Handler):
+    """What the library says besides its results, on stderr: as lines, or with --json as progress is."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from ..console import say
+        ctx = click.get_current_context(silent=True)
+        if ctx and ctx.params.get("as_json"):
+            click.echo(json.dumps({"event": "log", "line": record.getMessage()}), err=True)
+        else:
+            say(Console(stderr=True), record.getMessage())
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Within it, a person is told what computes, and what of it takes long."""
+    log = logging.getLogger("edgetune.backends")
+    lines = Lines()
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(lines)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(before)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

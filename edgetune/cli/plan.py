@@ -13,6 +13,7 @@ from .app import MODEL, command, show, step_progress, train_options
 from .objective import ObjectiveCommand, take_objective, train_config
 
 if TYPE_CHECKING:
+    from ..backends.base import Backend
     from ..data.dataset import Dataset
     from ..formats.bundle import Bundle
     from ..machine.device import Profile
@@ -45,12 +46,12 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     --buffers: a buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the
     head; these two share one place.
     """
+    from ..backends.opening import open_backend
     from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
     from ..console import plan_lines
-    from ..data import loader
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
-    from ..machine.device import board_named
+    from ..machine.device import board_named, thread_count
     from ..models.networks import open_network
     from ..training.batches import Batches, shares
     from ..training.forecast import forecast
@@ -62,25 +63,21 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     if data and named:
         raise UsageError(f"{data} and --data {named} both name the rows to train on", "give one of them")
     data = data or named
-    if held_out and not data:
-        raise UsageError("--eval is given without rows to train on", "name them after the model")
     board = board_named(device, options["memory"]) if device else None
     bundle = open_bundle(model)
-    rows: Dataset | None = None
-    held: Dataset | None = None
-    if data:
-        config.check_held_out(held_out != loader.NONE)
-        rows, held = loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
+    rows, held = planned_rows(bundle, data, held_out, config, objective)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
     lengths = objective.lengths(*parts, max_length=config.max_length, share=shares(config))
-    plan = make_plan(network, config, lengths=lengths, board=board, objective=objective)
+    ops = None if board else open_backend(config.backend, thread_count(config.threads))
+    plan = make_plan(network, config, ops=ops, lengths=lengths, board=board, objective=objective)
     work = forecast(config, rows, held, plan.run.max_length)
     share = Batches(config, rows.examples).computed_share(plan.run.max_tokens, plan.run.prefix) if rows else 1.0
     predicted = known_speed(network.structure, plan, speed, board, share)
     why_not = ""
-    if predicted is None and measure and board is None:
-        predicted, why_not = measured_speed(bundle, config, plan, objective, rows, as_json)
+    if predicted is None and measure and ops:
+        predicted, why_not = measured_speed(bundle, config, plan, objective, rows, as_json, ops=ops)
+    del ops  # and the memory that it computed in
     if rows is None:
         Tokenizer(bundle.gguf).close()  # llama.cpp may refuse the vocabulary; after the plan, which counts memory
     if predicted is not None:
@@ -96,6 +93,18 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
                         *row_lines(work, rows, held, held_out, share), *speed_lines(predicted, why_not),
                         *gpu_lines(gpus), *wear_lines(disk, predicted)]
     show(as_json, plan.to_json() | facts, *lines, *(buffer_tables(plan) if buffers else ()))
+
+
+def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config: TrainConfig,
+                 objective: Objective) -> tuple[Dataset | None, Dataset | None]:
+    """Rows to learn and those held out, as train has them."""
+    from ..data import loader
+    if data is None:
+        if held_out:
+            raise UsageError("--eval is given without rows to train on", "name them after the model")
+        return None, None
+    config.check_held_out(held_out != loader.NONE)
+    return loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------
@@ -122,7 +131,7 @@ def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Pro
 
 
 def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, rows: Dataset | None,
-                   as_json: bool) -> tuple[dict[str, Any] | None, str]:
+                   as_json: bool, *, ops: Backend) -> tuple[dict[str, Any] | None, str]:
     """What two steps reach, and "", or None and why they could not be made."""
     from rich.console import Console
 
@@ -135,7 +144,7 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
     try:
         with step_progress(Console(stderr=True), as_json) as progress:  # the answer is the first line of stdout
             rate, speed = steps.run(bundle, config, plan, objective, rows.examples if rows else (),
-                                    lambda done: progress.step("measuring two steps", done, steps.STEPS))
+                                    lambda done: progress.step("measuring two steps", done, steps.STEPS), ops=ops)
     except EdgetuneError as error:
         return None, f"two steps could not be measured: {error}"
     return {"tokens_per_s": rate, "measured": True, "source": "two steps", "speed": vars(speed)}, ""

@@ -267,5 +267,6 @@ class Service:
                 "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(), "learning": self.learner.why(),
+                "keep_prompts": self.config.keep_prompts,
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

@@ -75,7 +75,8 @@ def load(
     converted for it, `columns` names their keys. `learnable` refuses what can be measured and not learned: an answer
     that is empty. Raises DataError, which names the line, for what cannot be used.
     """
-    return _read(Path(path), tokenizer, max_length, system, overflow, parser, columns, learnable).dataset()
+    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
+    return reader.read_file(Path(path)).dataset()
 
 
 def load_divided(
@@ -92,14 +93,8 @@ def load_divided(
     """(rows to learn, rows held out): the file as `load` reads it, divided as `holdout` says, among the rows of which
     something can be learned. Either side's digest is of its rows. (All of the file, None) where none can be held out.
     """
-    return _read(Path(path), tokenizer, max_length, system, overflow, parser, columns, learnable).divided()
-
-
-def _read(path: Path, *options: Any) -> _Tokenized:
-    """The file, with the digest of its bytes. options: those of _tokenized."""
-    digest = hashlib.sha256()
-    made = _tokenized(((place(line, path.name), row) for line, row in read_rows(path, digest)), path.name, *options)
-    return replace(made, digest=f"sha256:{digest.hexdigest()}")
+    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
+    return reader.read_file(Path(path)).divided()
 
 
 def load_rows(
@@ -116,8 +111,8 @@ def load_rows(
     """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
     digest = digest_of(rows)
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
-    made = _tokenized(named, "the data", tokenizer, max_length, system, overflow, parser, columns, learnable)
-    return replace(made, digest=digest).dataset()
+    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
+    return replace(reader.read_all(named, "the data"), digest=digest).dataset()
 
 
 @dataclass(frozen=True)
@@ -159,40 +154,9 @@ class _Tokenized:
         return replace(learned, digest=digest_of(learned.rows)), replace(held, digest=digest_of(held.rows))
 
 
-def _tokenized(
-    rows: Iterable[tuple[str, Row]],
-    name: str,
-    tokenizer: Tokenizer,
-    max_length: int,
-    system: str | None,
-    overflow: str,
-    parser: RowParser,
-    columns: Columns,
-    learnable: bool,
-) -> _Tokenized:
-    """rows: (where, row), where a row's errors are said to be; name: of all rows together. The digest stays empty."""
-    if max_length < 2:
-        raise UsageError(f"max-length is {max_length}", "choose 2 tokens or more")
-    if overflow not in ("truncate", "skip"):
-        raise UsageError(f"overflow is {overflow!r}", "choose truncate or skip")
-    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
-    made = []
-    for where, row in rows:
-        try:
-            made.append(reader.read(where, row))
-        except DataError as error:
-            raise DataError(f"{where}: {error.what}", error.hint) from None
-    if not made:
-        raise DataError(f"{name} holds no rows", f"expected are rows of {parser.EXPECTED}")
-    if not any(row.examples for row in made):
-        what = f"{name} leaves nothing to learn: no row has a supervised token within {max_length} tokens"
-        raise DataError(what, "raise max-length" + (", or truncate long rows" if overflow == "skip" else ""))
-    return _Tokenized(made, reader.kind)
-
-
 @dataclass
 class _RowReader:
-    """Reads rows one at a time, which must be of one shape, or text."""
+    """Reads the rows of one data set, which must be of one shape, or text. The options are those of `load`."""
 
     tokenizer: Tokenizer
     max_length: int
@@ -204,7 +168,35 @@ class _RowReader:
     kind: str = ""  # the shape so far
     first: str = ""  # where the first row of this kind is
 
-    def read(self, where: str, given: Row) -> _TokenizedRow:
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise UsageError(f"max-length is {self.max_length}", "choose 2 tokens or more")
+        if self.overflow not in ("truncate", "skip"):
+            raise UsageError(f"overflow is {self.overflow!r}", "choose truncate or skip")
+
+    def read_file(self, path: Path) -> _Tokenized:
+        """With the digest of the file's bytes."""
+        digest = hashlib.sha256()
+        made = self.read_all(((place(line, path.name), row) for line, row in read_rows(path, digest)), path.name)
+        return replace(made, digest=f"sha256:{digest.hexdigest()}")
+
+    def read_all(self, rows: Iterable[tuple[str, Row]], name: str) -> _Tokenized:
+        """rows: (where, row), where a row's errors are said to be; name: of all rows together. The digest stays empty.
+        """
+        made = []
+        for where, row in rows:
+            try:
+                made.append(self._read(where, row))
+            except DataError as error:
+                raise DataError(f"{where}: {error.what}", error.hint) from None
+        if not made:
+            raise DataError(f"{name} holds no rows", f"expected are rows of {self.parser.EXPECTED}")
+        if not any(row.examples for row in made):
+            what = f"{name} leaves nothing to learn: no row has a supervised token within {self.max_length} tokens"
+            raise DataError(what, "raise max-length" + (", or truncate long rows" if self.overflow == "skip" else ""))
+        return _Tokenized(made, self.kind)
+
+    def _read(self, where: str, given: Row) -> _TokenizedRow:
         """Raises DataError for a row that cannot be used."""
         row = recognised(given, [self.parser], self.columns)
         shape = self.parser.shape_of(row)

@@ -65,14 +65,19 @@ class Drawn(Objective):
         """Whether it is learned from for what it is worth, and not only held to the reference."""
         return self.has_signal(example)
 
-    def worth(self, rewards: Floats, repeated: NDArray[np.bool_], epochs: float) -> tuple[Floats, Floats]:  # noqa: ARG002
-        """(what each answer is worth, how much more than by the objective alone it is held to the reference), both
-        [P, G]: the `reward` and `held` of its Example from then on.
+    def worth(self, rewards: Floats, repeated: NDArray[np.bool_], epochs: float) -> Floats:  # noqa: ARG002
+        """What each answer is worth, [P, G]: the `reward` of its Example from then on.
 
         rewards [P, G]: 0 where nothing rewards; repeated [P, G]: whether an answer is the same as an earlier one to its
         prompt; epochs: passes over the rows before these answers. Second answers are behind all first ones.
         """
-        return rewards, np.zeros_like(rewards)
+        return rewards
+
+    def held(self, shape: tuple[int, ...], epochs: float) -> Floats:  # noqa: ARG002
+        """How much more than by the objective alone each answer is held to the reference: the `held` of its Example.
+        shape: P, G; epochs: as of `worth`.
+        """
+        return np.zeros(shape, np.float32)
 
     @property
     def turns(self) -> int:

@@ -34,7 +34,7 @@ class Grpo(Policy):
                                 "the same prompt, of all answers in the step, or of none.",
                                 choices=("group", "batch", "none"))
 
-    def advantages(self, rewards: Floats, _repeated: NDArray[np.bool_]) -> Floats:
+    def worth(self, rewards: Floats, _repeated: NDArray[np.bool_], _epochs: float) -> Floats:
         found = centred(rewards)
         if self.scale_rewards == "none":
             return found

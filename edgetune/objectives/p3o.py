@@ -29,7 +29,7 @@ class P3o(Policy):
     num_generations: int = option(2, "Answers to each prompt: two.", low=2, high=2)
     num_iterations: int = option(1, "How often all answers are learned from: once.", low=1, high=1)
 
-    def advantages(self, rewards: Floats, _repeated: NDArray[np.bool_]) -> Floats:
+    def worth(self, rewards: Floats, _repeated: NDArray[np.bool_], _epochs: float) -> Floats:
         return centred(rewards)
 
     def count(self, examples: Sequence[Example]) -> float:

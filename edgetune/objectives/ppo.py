@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.packing import Batch, Example
 from ..options import option
@@ -45,9 +44,6 @@ class Ppo(Policy):
                                      "over the step.")
     lam: float = option(0.95, "Lambda of the generalized advantages: 0 trusts the values, 1 the rewards.", low=0.0,
                         high=1.0)
-
-    def advantages(self, rewards: Floats, _repeated: NDArray[np.bool_]) -> Floats:
-        return rewards  # those of tokens follow from the values
 
     @property
     def needs_logp(self) -> bool:  # type: ignore[override]

@@ -32,7 +32,7 @@ class Rest(Rewarded):
     keep: int = option(2, "Different answers to a prompt that are kept at most, the best ones.", low=1)
     weigh: bool = option(False, "Weigh an answer that is kept by its reward.")
 
-    def advantages(self, rewards: Floats, repeated: NDArray[np.bool_]) -> Floats:
+    def worth(self, rewards: Floats, repeated: NDArray[np.bool_], _epochs: float) -> Floats:
         found = np.zeros(rewards.shape, np.float32)
         for row, (of_prompt, again) in enumerate(zip(rewards, repeated, strict=True)):
             wanted = (of_prompt >= self.min_reward) & ~again

@@ -1,12 +1,11 @@
 """Learning from rewards of the model's own answers: what all objectives that do so share.
 
-From the rewards of the answers to a prompt the objective makes what each is worth (`advantages`), which is the answer's
+From the rewards of the answers to a prompt the objective makes what each is worth (`worth`), which is the answer's
 `Example.reward` from then on. Options have TRL's names and, unless their help says another, its meaning.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -35,15 +34,6 @@ class Rewarded(Drawn):
     unsafe_python: bool = option(False, "Run python graders also where the kernel cannot confine them.")
     overlong_tokens: int = option(0, "Lower the reward of answers that come this close to their most tokens, down by 1 "
                                   "for one that is cut (DAPO's soft penalty); 0: never.", low=0)
-
-    @abstractmethod
-    def advantages(self, rewards: Floats, repeated: NDArray[np.bool_]) -> Floats:
-        """What each answer is worth, [P, G], by all rewards [P, G]. repeated [P, G]: whether an answer is the same as
-        an earlier one to its prompt.
-        """
-
-    def worth(self, rewards: Floats, repeated: NDArray[np.bool_], _epochs: float) -> tuple[Floats, Floats]:
-        return self.advantages(rewards, repeated), np.zeros_like(rewards)
 
     def penalized(self, rewards: Floats, tokens: NDArray[np.int64]) -> Floats:
         """Rewards less the penalty for long answers (Yu et al. 2025, equation 13), of any shape."""

@@ -29,7 +29,7 @@ class Rloo(Policy):
     normalize_advantages: bool = option(False, "Subtract the mean of a step's advantages, and divide by their standard "
                                         "deviation.")
 
-    def advantages(self, rewards: Floats, _repeated: NDArray[np.bool_]) -> Floats:
+    def worth(self, rewards: Floats, _repeated: NDArray[np.bool_], _epochs: float) -> Floats:
         found = left_out(rewards)
         if self.normalize_advantages:
             found = (found - found.mean()) / (found.std(ddof=1) + LEAST_STD)

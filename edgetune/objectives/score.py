@@ -52,17 +52,18 @@ class Score(Policy):
     def needs_logp(self) -> bool:  # type: ignore[override]
         return self.needs_reference or self.num_iterations > 1
 
-    def worth(self, rewards: Floats, _repeated: NDArray[np.bool_], epochs: float) -> tuple[Floats, Floats]:
+    def worth(self, rewards: Floats, _repeated: NDArray[np.bool_], epochs: float) -> Floats:
         first, second = np.split(rewards, 2, axis=1)
-        nothing = np.zeros_like(first)
         if epochs < self.first_stage_epochs:
-            return (np.concatenate([nothing, left_out(second)], axis=1),
-                    np.concatenate([nothing + np.float32(self.first_turn_beta), nothing], axis=1))
+            return np.concatenate([np.zeros_like(first), left_out(second)], axis=1)
         shaped = second + np.float32(self.progress_weight) * (second - first)
-        return np.concatenate([left_out(first), left_out(shaped)], axis=1), np.zeros_like(rewards)
+        return np.concatenate([left_out(first), left_out(shaped)], axis=1)
 
-    def advantages(self, rewards: Floats, repeated: NDArray[np.bool_]) -> Floats:
-        return self.worth(rewards, repeated, self.first_stage_epochs)[0]
+    def held(self, shape: tuple[int, ...], epochs: float) -> Floats:
+        found = np.zeros(shape, np.float32)
+        if epochs < self.first_stage_epochs:
+            found[:, :shape[1] // 2] = self.first_turn_beta
+        return found
 
     def count(self, examples: Sequence[Example]) -> float:
         return float(len(examples))

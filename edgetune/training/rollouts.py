@@ -174,7 +174,8 @@ class Roller:
         return answered.chosen(telling[:wanted])
 
     def _examples(self, answered: Answered, epochs: float) -> list[Example]:
-        worth, held = self.objective.worth(answered.penalized, answered.repeated, epochs)
+        worth = self.objective.worth(answered.penalized, answered.repeated, epochs)
+        held = self.objective.held(worth.shape, epochs)
         return [self._example(prompt, rollout, float(worth[p, i]), float(held[p, i]), p + 1)
                 for p, (asked, rollouts) in enumerate(zip(answered.asked, answered.answers, strict=True))
                 for i, (prompt, rollout) in enumerate(zip(asked, rollouts, strict=True))]

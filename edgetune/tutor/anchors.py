@@ -30,12 +30,12 @@ def _made(setting: Setting, questions: int) -> list[dict[str, Any]]:
     tokenizer = setting.tokenizer
     seed = setting.seed(0, "anchors")
     prompts = [tokenizer.encode(question(i), bos=True) for i in range(questions)]
-    said = answers_to(setting, prompts, {}, 1, NATURAL, TOKENS, seed, strip=False)
+    said = answers_to(setting, prompts, {}, temperature=NATURAL, max_tokens=TOKENS, seed=seed, strip=False)
     rows = [continued(i, of[0].text) for i, of in enumerate(said) if of[0].text.strip()]
     if tokenizer.chat_template is None:
         return rows
     messages = [asked(i, setting.system is not None) for i in range(questions)]
-    said = answers_to(setting, [conversation_tokens(of, tokenizer, None) for of in messages], {}, 1, NATURAL, TOKENS,
-                      seed)
+    said = answers_to(setting, [conversation_tokens(of, tokenizer, None) for of in messages], {},
+                      temperature=NATURAL, max_tokens=TOKENS, seed=seed)
     return rows + [answered(of, one[0].text, one[0].ended)
                    for of, one in zip(messages, said, strict=True) if one[0].text]

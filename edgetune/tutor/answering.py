@@ -40,8 +40,8 @@ def engine_of(setting: Setting) -> Engine:
                   precision=config.precision, threads=config.threads, backend=config.backend)
 
 
-def answers_to(setting: Setting, prompts: Sequence[Sequence[int]], pairs: Lora, samples: int, temperature: float,
-               max_tokens: int, seed: int, strip: bool = True) -> list[list[Said]]:
+def answers_to(setting: Setting, prompts: Sequence[Sequence[int]], pairs: Lora, *, samples: int = 1,
+               temperature: float, max_tokens: int, seed: int, strip: bool = True) -> list[list[Said]]:
     """`samples` answers to each prompt, without space around them where `strip`. The same prompts, adapter and seed
     give the same answers.
 

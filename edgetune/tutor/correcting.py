@@ -105,8 +105,8 @@ def _answers(setting: Setting, number: int, purpose: str, asked: Sequence[Conver
         return []
     prompts = [_tokens(setting, messages) for messages in asked]
     options = setting.options
-    said = answers_to(setting, prompts, pairs, 1, options.temperature, max_tokens or options.max_tokens,
-                      setting.seed(number, purpose))
+    said = answers_to(setting, prompts, pairs, temperature=options.temperature,
+                      max_tokens=max_tokens or options.max_tokens, seed=setting.seed(number, purpose))
     return [of[0] for of in said]
 
 

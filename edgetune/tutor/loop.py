@@ -177,8 +177,8 @@ class Tutor:
         options = setting.options
         seed = setting.seed(of.number, "generate")
         prompts = [setting.pool[key].prompt_tokens(setting.tokenizer, setting.system) for key in keys]
-        said = answers_to(setting, prompts, setting.pairs(self.standing.current), options.samples, options.temperature,
-                          options.max_tokens, seed)
+        said = answers_to(setting, prompts, setting.pairs(self.standing.current), samples=options.samples,
+                          temperature=options.temperature, max_tokens=options.max_tokens, seed=seed)
         flat = [one for of_question in said for one in of_question]
         facts = {"seed": seed, "answers": len(flat), "tokens": sum(one.tokens for one in flat),
                  "read": sum(map(len, prompts)), "ended": sum(one.ended for one in flat)}

@@ -63,7 +63,7 @@ def measured(setting: Setting, questions: Sequence[Question], pairs: Lora, share
     logps = mean_logp(setting, prompts, [question.reference for question in known], pairs)
     asked = questions if setting.grader else []
     said = answers_to(setting, [question.prompt_tokens(setting.tokenizer, setting.system) for question in asked], pairs,
-                      1, GREEDY, setting.options.max_tokens, 0) if asked else []
+                      temperature=GREEDY, max_tokens=setting.options.max_tokens, seed=0) if asked else []
     rewards = [float(same(question.reference, of[0].text)) if question.reference else grades[0].reward
                for question, of, grades in zip(asked, said, graded(setting, asked, said), strict=True)]
     return Point(share, float(np.mean(rewards)) if rewards else 0.0, float(np.mean(logps)) if logps else 0.0)

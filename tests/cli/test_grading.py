@@ -91,15 +91,16 @@ def test_eval_shows_what_is_wrong(place: Path) -> None:
     assert f"different: lamp is {json.loads(found['wrong'][0]['answer'])['lamp']}, not 0" in text
 
 
-def test_eval_saves_the_answers_of_both(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["llama.cpp", "native"])
+def test_eval_saves_the_answers_of_both(place: Path, tmp_path: Path, engine: str) -> None:
     path = tmp_path / "answers.jsonl"
-    run(*grading(place, "eval", "first"), "--save", path, "--limit", 7)
+    run(*grading(place, "eval", "first"), "--save", path, "--limit", 7, "--engine", engine)
     saved = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["prompt"] for row in saved] == [row["prompt"] for row in ROWS[:7]]
     assert all(row["expected"] == row["adapter"] for row in saved)
     assert {(row["base_correct"], row["adapter_correct"]) for row in saved} == {(False, True)}
     of_base = tmp_path / "base.jsonl"
-    run(*grading(place, "eval"), "--save", of_base, "--limit", 7)
+    run(*grading(place, "eval"), "--save", of_base, "--limit", 7, "--engine", engine)
     alone = [json.loads(line) for line in of_base.read_text().splitlines()]
     assert alone == [{key: row[key] for key in ("prompt", "expected", "base", "base_correct")} for row in saved]
     before = path.read_bytes()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 from sometimes import mostly_slow
 from tiny import write_tiny
 
+from edgetune.backends.cpu import Cpu
 from edgetune.bench import steps
 from edgetune.cli import app, cli
 from edgetune.console import about
@@ -24,6 +26,7 @@ from edgetune.data import loader
 from edgetune.data.dataset import Dataset
 from edgetune.data.lengths import lengths_of
 from edgetune.formats.bundle import open_bundle
+from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models.networks import open_network
 from edgetune.objectives.sft import Sft
 from edgetune.training.config import TrainConfig
@@ -185,6 +188,22 @@ def test_two_steps_are_those_of_a_trainer(place: Path, divided: dict[str, list[D
     flops = trainer.model.structure.flops(made.run, sizes).total
     assert rate / speed.flops_per_s == pytest.approx(sum(sizes) / flops)
     assert (speed.threads, speed.micro_batch, speed.kept) == (1, made.run.max_tokens, made.run.kept)
+
+
+def test_plan_and_measured_steps_compute_on_one_backend(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is opened once; and where nothing else needs its memory, it is given back."""
+    opened: list[weakref.ref[Cpu]] = []
+    held: list[list[Cpu | None]] = []
+
+    def open_cpu(threads: int) -> Cpu:
+        made = Cpu(threads)
+        opened.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr("edgetune.backends.opening.Cpu", open_cpu)
+    monkeypatch.setattr(Tokenizer, "close", lambda _self: held.append([ops() for ops in opened]))
+    assert run_json(*plan(place))["predicted"]["source"] == "two steps"
+    assert held == [[None]]
 
 
 ALONE = """

@@ -13,6 +13,7 @@ import sys
 import tarfile
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from services import LONG, SMALL, open_service, until, upload
@@ -124,6 +125,32 @@ def test_a_worker_of_another_edgetune_says_so() -> None:
         said = json.loads(worker.stdout.readline())
     assert (said["event"], said["kind"]) == ("failed", "MismatchError")
     assert "the daemon is edgetune 0.0.1" in said["what"]
+
+
+def test_what_computes_is_in_the_daemons_log_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   caplog: pytest.LogCaptureFixture,
+                                                   capfd: pytest.CaptureFixture[str]) -> None:
+    """A worker logs as a GPU's backend does, in a service that an app embeds."""
+    place = tmp_path / "logging_worker.py"
+    place.write_text("""
+import logging
+from edgetune.daemon.jobs import worker
+
+class Worker(worker.Worker):
+    def work(self):
+        logging.getLogger("edgetune.backends").info("computing on the GPU")
+        return super().work()
+
+worker.Worker = Worker
+main = worker.main
+""")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("edgetune.daemon.jobs.process.worker", SimpleNamespace(__name__=place.stem))
+    with caplog.at_level(logging.INFO, "edgetune.daemon"), open_service(tmp_path) as service:
+        job = service.jobs.create("tiny", upload(service), hyperparameters={"steps": 1})
+        assert service.jobs.wait(job.id, 60).status == "succeeded"
+    assert f"{job.id}: computing on the GPU" in caplog.messages
+    assert "computing" not in "".join(capfd.readouterr())
 
 
 def test_of_old_jobs_nothing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from edgetune.objectives.agreement import Agreement
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.p3o import P3o
 from edgetune.objectives.policy import Policy
+from edgetune.objectives.ppo import Ppo
 from edgetune.objectives.reft import Reft
 from edgetune.objectives.rest import Rest
 from edgetune.objectives.rewarded import Rewarded
@@ -177,7 +178,7 @@ def test_advantages_of_grpo_are_trls(scale: str) -> None:
         wanted = wanted / (flat.std(1, keepdim=True) + 1e-4)
     if scale == "batch":
         wanted = wanted / (flat.std() + 1e-4)
-    found = Grpo(scale_rewards=scale).advantages(rewards, np.zeros((5, 4), np.bool_))
+    found = Grpo(scale_rewards=scale).worth(rewards, np.zeros((5, 4), np.bool_), 0.0)
     assert np.allclose(found, wanted.numpy(), atol=1e-6)
 
 
@@ -187,19 +188,26 @@ def test_advantages_of_rloo_leave_the_answer_out(normalized: bool) -> None:
     wanted = np.array([[row[i] - np.delete(row, i).mean() for i in range(4)] for row in rewards])
     if normalized:
         wanted = (wanted - wanted.mean()) / (wanted.std(ddof=1) + 1e-4)
-    found = Rloo(normalize_advantages=normalized).advantages(rewards, np.zeros((5, 4), np.bool_))
+    found = Rloo(normalize_advantages=normalized).worth(rewards, np.zeros((5, 4), np.bool_), 0.0)
     assert np.allclose(found, wanted, atol=1e-5)
 
 
 def test_rest_keeps_the_best_different_answers() -> None:
     rewards = np.array([[1.0, 2.0, 2.0, 0.5], [0.1, 0.2, 0.3, 0.4]], np.float32)
     repeated = np.array([[False, False, True, False], [False] * 4])
-    assert Rest(keep=2).advantages(rewards, repeated).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
-    assert Rest(keep=1).advantages(rewards, repeated).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
-    assert Rest(keep=1, min_reward=0.4).advantages(rewards, repeated).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
-    assert Rest(keep=2, weigh=True).advantages(rewards, repeated).tolist() == [[1, 2, 0, 0], [0, 0, 0, 0]]
+    assert Rest(keep=2).worth(rewards, repeated, 0.0).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert Rest(keep=1).worth(rewards, repeated, 0.0).tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
+    assert Rest(keep=1, min_reward=0.4).worth(rewards, repeated, 0.0).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    assert Rest(keep=2, weigh=True).worth(rewards, repeated, 0.0).tolist() == [[1, 2, 0, 0], [0, 0, 0, 0]]
     shares = np.array([[0.75, 0, 0.75, 0.75], [0.5, 0, 0.5, 0]], np.float32)
-    assert Agreement().advantages(shares, repeated).tolist() == [[0.75, 0, 0, 0], [0, 0, 0, 0]]
+    assert Agreement().worth(shares, repeated, 0.0).tolist() == [[0.75, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_unless_the_objective_says_otherwise_an_answer_is_worth_its_reward() -> None:
+    """And is held to the reference by the objective alone."""
+    rewards = np.random.default_rng(2).random((5, 4)).astype(np.float32)
+    assert Ppo().worth(rewards, np.zeros((5, 4), np.bool_), 0.0).tolist() == rewards.tolist()
+    assert Ppo().held((5, 4), 0.0).tolist() == np.zeros((5, 4)).tolist()
 
 
 def test_what_is_kept_is_imitated_by_its_weight() -> None:

@@ -91,8 +91,9 @@ def test_gradients_equal_autograd(is_first_stage: bool, tmp_path: Path) -> None:
     case = make_case("llama", tmp_path)
     documents = conversations(case.decoder.shape.n_vocab)
     rewards = np.random.default_rng(6).random((2, 2, G)).astype(np.float32)
-    worth, held = score.worth(rewards.reshape(2, 2 * G), np.zeros((2, 2 * G), np.bool_),
-                              0.9 if is_first_stage else 1.0)
+    epochs = 0.9 if is_first_stage else 1.0
+    worth = score.worth(rewards.reshape(2, 2 * G), np.zeros((2, 2 * G), np.bool_), epochs)
+    held = score.held((2, 2 * G), epochs)
     case.examples[:] = [Example(one.tokens, one.weights, reward=float(a), held=float(h))
                         for of, worths, helds in zip(documents, worth, held, strict=True)
                         for one, a, h in zip(of, worths, helds, strict=True)]

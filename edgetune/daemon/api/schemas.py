@@ -397,5 +397,6 @@ class DeviceObject(Answer):
     temperature: float | None
     serving: dict[str, Any]
     learning: dict[str, Any]
+    keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")
     job: dict[str, Any] | None
     governor: list[dict[str, Any]]

@@ -339,6 +339,8 @@ class Queue:
             self._deaths = ("", 0)
         elif event["event"] == "governor":
             self.decisions.appendleft({"at": now(), "action": event["action"], "cause": event["cause"]})
+        elif event["event"] == "log":
+            log.info("%s: %s", self.job, event["line"])
         if self._progress:
             self._progress.take(event)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import shutil
 import signal
@@ -90,6 +91,9 @@ def main() -> None:
 
 def _answer() -> None:
     emit = _take_stdout()
+    backends = logging.getLogger("edgetune.backends")
+    backends.setLevel(logging.INFO)
+    backends.addHandler(Lines(emit))
     if not (asked := sys.stdin.readline()):
         os._exit(STOPPED)  # the parent died before it could ask
     task = json.loads(asked)
@@ -111,6 +115,17 @@ def _answer() -> None:
     except MemoryError:
         emit({"event": "failed", "kind": "MemoryError", "what": "there was not enough memory",
               "hint": "lower micro_batch or max_length", "disk": False})
+
+
+class Lines(logging.Handler):
+    """What computes, and what of it takes long, are lines of the daemon's log."""
+
+    def __init__(self, tell: Emit) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell({"event": "log", "line": record.getMessage()})
 
 
 class Worker:

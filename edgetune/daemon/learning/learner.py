@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...data.anchors import ROWS_PER_ANCHOR, with_anchors
@@ -196,11 +197,12 @@ class Learner:
         try:
             waiting = self.feedback.waiting()
             if not self._blocked_by(waiting):
-                self._begin_by_itself(waiting)
+                self._failed = self._begin_by_itself(waiting, self.begin, f"learn from {waiting} rows")
             elif self._is_compaction_due() and not (self._unfinished() or self._not_now()):
-                log.info("%s begins to learn all anew", self.begin(everything=True).id)
+                self._begin_or_wait(partial(self.begin, everything=True), "learn all anew")
             elif self.tutoring and not self._tutor_blocked_by(self.tutoring.prompts.waiting()):
-                self._tutor_by_itself(self.tutoring)
+                asked = self.tutoring.prompts.waiting()
+                self._failed_to_tutor = self._begin_by_itself(asked, self.begin_rounds, f"ask {asked} new prompts")
             self.paused_reason = ""
         except Exception as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -211,28 +213,25 @@ class Learner:
                 self.paused_reason = f"does not learn by itself: {type(error).__name__}: {error}"
                 log.exception("learning")
 
-    def _begin_by_itself(self, waiting: int) -> None:
-        """Raises what is not due to the rows, and may be better in a minute."""
+    def _begin_by_itself(self, waiting: int, begin: Callable[[], Job], to: str) -> tuple[int, str] | None:
+        """Why these rows or prompts cannot be learned from, as `_failed` has it. Raises what is not due to them, and
+        may be better in a minute.
+        """
         try:
-            log.info("%s begins to learn from %d rows", self.begin().id, waiting)
+            self._begin_or_wait(begin, to)
         except DiskError:
             raise
-        except (TooMuchError, Interrupted) as error:  # another thread began one, or the service stops
-            log.info("does not learn now: %s", error)
         except EdgetuneError as error:
-            self._failed = waiting, str(error)
-            log.warning("does not learn: %s", error)
+            log.warning("does not %s: %s", to, error)
+            return waiting, str(error)
+        return None
 
-    def _tutor_by_itself(self, tutoring: Tutoring) -> None:
-        """Raises as `_begin_by_itself`."""
-        waiting = tutoring.prompts.waiting()
+    def _begin_or_wait(self, begin: Callable[[], Job], to: str) -> None:
+        """Looks again in a moment where another thread begins one, there are too many, or the service stops."""
         try:
-            log.info("%s begins to ask %d new prompts", self.begin_rounds().id, waiting)
-        except (DiskError, TooMuchError):
-            raise
-        except EdgetuneError as error:
-            self._failed_to_tutor = waiting, str(error)
-            log.warning("does not tutor: %s", error)
+            log.info("%s begins to %s", begin().id, to)
+        except (TooMuchError, Interrupted) as error:
+            log.info("does not %s now: %s", to, error)
 
     def _tutor_state(self) -> dict[str, Any] | None:
         if self.tutoring is None:

@@ -16,7 +16,7 @@ async function lookNow() {
     showAdapters(adapters);
     await showJobs(jobs.data);
     await showFeedback();
-    await showPrompts();
+    await showPrompts(device.keep_prompts);
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
     showHealth(health);
     if (lost) notice("");

@@ -26,11 +26,10 @@ function roundCard({ round }) {
   return card;
 }
 
-/** The latest, while somebody looks. */
-async function showPrompts() {
-  const { counts } = await get("/v1/prompts?limit=1");
-  $("kept").hidden = !counts.most;
-  if (!counts.most || !$("kept").open) return;
+/** The latest, where any are kept and while somebody looks. */
+async function showPrompts(most) {
+  $("kept").hidden = !most;
+  if (!most || !$("kept").open) return;
   const items = [];
   let page;
   do {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemons import daemon
-from pages import HOSTILE, PHONE, ask, expect, get, go_to, is_sideways, opened, runs
+from pages import HOSTILE, LAPTOP, PHONE, ask, expect, get, go_to, is_sideways, opened, runs
 from services import same_holdout
 
 from edgetune.machine.policy import Policy
@@ -32,6 +33,22 @@ def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
                 keep_prompts=100, tutor_prompts=90, tutor_options=OPTIONS, canary_rise="off",
                 canary=str(folder / "canary.txt"), learn_grader=str(folder / "grader.json")) as running:
         yield running
+
+
+@pytest.mark.parametrize("most", [0, 100])
+def test_prompts_are_asked_for_where_they_are_kept_and_looked_at(browser, url, running, monkeypatch, most):
+    monkeypatch.setattr(running.service, "config", replace(running.service.config, keep_prompts=most))
+    asked = []
+    with opened(browser, url, **LAPTOP) as page:
+        runs(page)
+        page.on("request", lambda request: asked.append(request.url.removeprefix(url)))
+        page.evaluate("look().then(look)")  # the first may have begun before
+        assert page.get_by_text("What people asked").is_visible() == bool(most)
+        assert "/v1/device" in asked
+        assert not any(path.startswith("/v1/prompts") for path in asked)
+        page.evaluate("$('kept').open = true")
+        page.evaluate("look().then(look)")
+        assert any(path.startswith("/v1/prompts") for path in asked) == bool(most)
 
 
 def test_what_is_asked_here_is_kept_seen_and_deleted(page, url):
