@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from graded import check, grade, reward
 from rapidfuzz import fuzz, utils
-from rouge_score.rouge_scorer import RougeScorer
 
 from edgetune.errors import UsageError
 from edgetune.evaluation.graders.base import grader_types, load_grader, read_grader
@@ -73,6 +72,7 @@ def similarity(metric, text, reference):
 def test_similarities_are_those_of_the_libraries(text, reference):
     from nltk.translate.gleu_score import sentence_gleu
     from nltk.translate.meteor_score import single_meteor_score
+    from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu import sentence_bleu
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
     words = [Tokenizer13a()(reference).split(), Tokenizer13a()(text).split()]
