@@ -196,8 +196,8 @@ def test_rows_are_settled_after_a_crash(tiny_q8: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("deletes", mostly_slow([False, True], [True]))
 def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, deletes: bool) -> None:
     """The verdict is taken beside what is in service at the end, also where the other adapter was deleted meanwhile."""
-    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(40)]
-    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 20}).id, 60)
+    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(20)]
+    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 5}).id, 60)
     service.adapters.promote(first.result, "a test")
     job = service.jobs.create_from_rows(rows, hyperparameters={"steps": 60})
     until(lambda: (service.jobs.get(job.id).progress or {}).get("step"))
