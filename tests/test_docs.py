@@ -37,7 +37,7 @@ def write_rows(folder):
 @pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("library.md", 3)])
 def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     """In this process, on a tiny model."""
-    write_tiny(tmp_path / "model.gguf", formats="Q8_0")
+    write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
     write_rows(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert len(programs(page)) == count

@@ -57,10 +57,10 @@ def test_page():
 MODULES = sorted((ROOT / "edgetune").rglob("*.py"))
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
-def test_modules(module):
-    text = " ".join(module.read_text("utf-8").split())
-    assert found(re.sub(r"\bhealing\b", "", text, flags=re.I)) == []  # a key of manifests
+def test_modules():
+    for module in MODULES:
+        text = " ".join(module.read_text("utf-8").split())
+        assert found(re.sub(r"\bhealing\b", "", text, flags=re.I)) == [], module  # a key of manifests
 
 
 def test_the_idioms_are_found():

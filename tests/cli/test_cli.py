@@ -235,7 +235,7 @@ def test_errors_are_one_sentence(place, adapter, args, code, words):
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_resume_goes_on(place, number):
     args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", f"stopped-{number}", "--steps",
-            "120", *SMALL]
+            "60", *SMALL]
     process = subprocess.Popen(args, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = place / f"stopped-{number}" / "metrics.jsonl"
     deadline = time.monotonic() + 60
@@ -250,7 +250,7 @@ def test_a_signal_saves_and_resume_goes_on(place, number):
     assert (place / f"stopped-{number}" / "adapter.gguf").exists()
     done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 120
+    assert json.loads(done.stdout)["steps"] == 60
 
 
 def commands(group, path=()):

@@ -28,7 +28,8 @@ def curvature_of(model, windows=WINDOWS):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path, _ = make_family("llama", tmp_path_factory.mktemp("family"), hidden_size=128, intermediate_size=256)
+    path, _ = make_family("llama", tmp_path_factory.mktemp("family"), hidden_size=128, intermediate_size=256,
+                          num_hidden_layers=2)
     model = floats.read(open_gguf(path))
     return floats.Floats(model.architecture, model.metadata | {"general.alignment": 64},
                          model.types | {"general.alignment": "u32"}, model.tensors)
@@ -106,7 +107,7 @@ def test_a_size_that_cannot_be_met_names_the_least(model, costs):
 
 def test_rows_rule_formats_out(tmp_path):
     path, _ = make_family("qwen2", tmp_path, hidden_size=96, intermediate_size=256, num_attention_heads=6,
-                          num_key_value_heads=3)
+                          num_key_value_heads=3, num_hidden_layers=1)
     costs = assign.measure(floats.read(open_gguf(path)), curvature_of(floats.read(open_gguf(path)), WINDOWS[:2]))
     assert set(costs.formats["blk.0.attn_q.weight"]) == {"Q8_0", "Q5_1", "Q5_0", "Q4_1", "IQ4_NL"}
     assert {"Q2_0", "Q2_K", "Q6_K"} < set(costs.formats["blk.0.ffn_down.weight"])

@@ -36,6 +36,7 @@ from edgetune.serving.onnx import OnnxModel, Session
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(3, 416, 60)]
 WINDOWS = np.random.default_rng(1).integers(3, 416, (10, 52)).astype(np.int32)
+SOME = ("llama", "gemma3")  # without and with a tied embedding, normed queries and windows
 CASES = [*((family, "none") for family in FAMILIES), ("llama", "llama3"), ("qwen2", "yarn"), ("gemma3", "linear")]
 
 
@@ -81,7 +82,7 @@ def test_the_export_computes_what_transformers_does(family, rope, made):
     assert np.abs(one_by_one - wanted).max() < 2e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, SOME))
 def test_greedy_answers_are_those_of_transformers(family, made):
     model = made(family)
     prompt = TOKENS[:20]
@@ -94,7 +95,7 @@ def test_greedy_answers_are_those_of_transformers(family, made):
         assert answer == served.tokenizer.decode(token for token in ids if not served.tokenizer.is_control(token))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, SOME))
 def test_int8_is_close_and_small(family, made):
     model = made(family)
     wanted = hf_logits(model.source, TOKENS)
@@ -110,8 +111,8 @@ def test_int8_is_close_and_small(family, made):
 
 def test_a_tied_embedding_is_stored_once(made):
     names = {family: [tensor.name for tensor in onnx.load(str(made(family).int8 / "model.onnx")).graph.initializer
-                      if list(tensor.dims)[:1] == [416] and tensor.name.endswith("int8")] for family in FAMILIES}
-    assert [len(names[family]) for family in ("llama", "qwen2", "qwen3", "gemma3")] == [2, 1, 1, 1]
+                      if list(tensor.dims)[:1] == [416] and tensor.name.endswith("int8")] for family in SOME}
+    assert [len(names[family]) for family in SOME] == [2, 1]
 
 
 @pytest.mark.parametrize("shape", [(7, 64), (5, 50), (3, 1)])

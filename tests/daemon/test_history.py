@@ -86,7 +86,7 @@ def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path: Path)
 def test_a_promotion_while_a_job_trains_is_not_overruled(folder: Path) -> None:
     with open_service(folder) as service:
         second, first = (found.id for found in service.adapters.list())
-        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 300})
+        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 100})
         until(lambda: (service.jobs.get(job.id).progress or {}).get("step", 0) > 5)
         assert service.adapters.serving == second
         service.adapters.promote(first, "by hand")

@@ -1,166 +1,25 @@
-"""edgetune.daemon.learning.learner: which rows a job gets, when it begins by itself, and what becomes of its rows."""
+"""edgetune.daemon.learning.learner: what a job learns, and what becomes of its rows."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import time
-import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from services import same_holdout, until
+from learners import TRAIN, give, opened
+from services import until
 from sometimes import mostly_slow
-from tiny import write_tiny
 
-from edgetune import TrainConfig
 from edgetune.daemon.jobs.queue import REJUDGED
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.jobs.recipe import held_rows
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.anchors import Anchors
-from edgetune.daemon.learning.curriculum import JobRows, curriculum, passes_over
-from edgetune.daemon.learning.learner import Clocks, Learner
-from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
-from edgetune.data.anchors import QUESTIONS, ROWS_PER_ANCHOR, with_anchors
+from edgetune.data.anchors import QUESTIONS
 from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
-from edgetune.machine.governor import Governor
-from edgetune.machine.policy import Policy
-from edgetune.objectives.base import objectives
-
-TRAIN = TrainConfig(lr=2e-2, epochs=2.0, batch_size=4, max_length=96, threads=1)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
-
-
-def opened(model: Path, folder: Path, train: TrainConfig = TRAIN, **options: Any) -> Service:
-    """A tiny model has unlearned nothing if it still says "on"."""
-    canary = folder / "canary.txt"
-    canary.write_text("turn the light on, turn the light on")
-    same_holdout(folder / "state")
-    config = DaemonConfig(state=str(folder / "state"), canary=str(canary), context=512, parallel=2, threads=1,
-                          max_kl="off")
-    return Service(model, replace(config, **options), Policy(govern=False), train)
-
-
-@pytest.fixture
-def service(model: Path, tmp_path: Path) -> Iterator[Service]:
-    with opened(model, tmp_path, learn_rows=10, canary_rise="off") as service:  # kernels differ in the canary's rise
-        yield service
-
-
-def give(service: Service, numbers: range, answer: str = "on") -> None:
-    for i in numbers:
-        asked = [{"role": "user", "content": f"turn the light {i}"}]
-        service.feedback.add(messages=asked, answer="", correction=answer)
-
-
-# ---- the rows of a job -----------------------------------------------------------------------------------------------
-
-
-def rows(name: str, n: int) -> list[dict[str, str]]:
-    return [{"prompt": f"{name} {i}", "completion": ""} for i in range(n)]
-
-
-@pytest.mark.parametrize("passes", [1, 4])
-def test_curriculum(passes: int) -> None:
-    new = rows("new", 10)
-    earlier = rows("earlier", 40)
-    made = curriculum(new, earlier, passes, 1.0, seed=3)
-    assert made == curriculum(new, earlier, passes, 1.0, seed=3) != curriculum(new, earlier, passes, 1.0, seed=4)
-    assert made[:40] == earlier
-    for turn in range(passes):
-        block = [row["prompt"] for row in made[40 + 20 * turn :][:20]]
-        assert {row["prompt"] for row in new} <= set(block)
-        assert len(set(block)) == 20  # as many earlier ones, no one twice
-    assert len(made) == 40 + 20 * passes
-    assert len(curriculum(new, [], passes, 1.0, 0)) == 10 * passes
-    assert len(curriculum(new, earlier[:5], passes, 4.0, 0)) == 5 + 15 * passes
-
-
-def test_few_new_rows_are_gone_through_often() -> None:
-    """However many earlier ones there are; what the service's options ask for counts too."""
-    passes = [passes_over(count, TrainConfig(batch_size=8)) for count in (1, 32, 80, 120, 400, 3000)]
-    assert passes == [15, 15, 15, 10, 3, 2]
-    assert passes_over(40, TrainConfig(epochs=4.0)) == 4
-    assert passes_over(40, TrainConfig(epochs=0.1)) == 1
-    assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
-
-
-def test_anchors_are_spread() -> None:
-    learned = rows("row", 23)
-    anchors = rows("anchor", 3)
-    made = with_anchors(learned, anchors, seed=3)
-    assert [row for row in made if row not in anchors] == learned
-    found = made[ROWS_PER_ANCHOR :: ROWS_PER_ANCHOR + 1]
-    assert len(found) == len(made) - len(learned) == 4
-    assert sorted(row["prompt"] for row in found[:3]) == [row["prompt"] for row in anchors]  # each, then again
-    assert found[3] == found[0]
-    assert with_anchors(learned, [], 0) == learned
-
-
-def test_rows_of_a_job_have_one_shape(service: Service) -> None:
-    prompts = rows("a", 2)
-    assert list(JobRows(service.feedback, prompts)) == prompts
-    service.feedback.add(prompt="e", correction="f")
-    service.feedback.add(messages=[{"role": "user", "content": "g"}], correction="h")
-    found = service.feedback.training_rows()
-    stored = sorted(found.new + found.held, key=lambda row: row.rowid)
-    made = JobRows(service.feedback, [{"text": "c"}, {"prompt": "d", "completion": "d", "note": 1}, *stored])
-    expected = [{"text": "c"}, *({**more, "messages": [{"role": "user", "content": asked},
-                                                        {"role": "assistant", "content": answer}]}
-                                 for asked, answer, more in (("d", "d", {"note": 1}), ("e", "f", {}), ("g", "h", {})))]
-    assert list(made) == list(made) == expected  # they can be gone through again
-
-
-@pytest.mark.slow
-def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece may take 20 times its bytes as objects; all that wait may be 32 MiB as bytes."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
-    pieces = 8
-    for i in range(pieces):
-        asked = {"role": "user", "content": f"turn the light {i}", "note": [[]] * 15_000}
-        service.feedback.add(messages=[asked], correction="on")
-    objectives()  # imports what is imported once, and is no feedback
-    tracemalloc.start()
-    try:
-        note = json.loads(json.dumps([[]] * 15_000))
-        of_one = tracemalloc.get_traced_memory()[0]
-        del note
-        tracemalloc.reset_peak()
-        job = service.learner.begin()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    service.jobs.cancel(job.id)
-    assert of_one > 8e5
-    assert peak < 4 * of_one  # as JSON text, as objects, and as both again where a row is made of another
-
-
-def test_a_job_has_its_new_rows_as_often_as_the_options_say(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
-    give(service, range(10))
-    for epochs, times in ((2.0, 2), ("auto", 15)):
-        service.jobs.train = replace(TRAIN, epochs=epochs)
-        job = service.learner.begin()
-        learned = (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()
-        service.jobs.cancel(job.id)
-        service.jobs.wait(job.id, 60)
-        until(lambda: not service.feedback.unsettled())
-        assert len(learned) == 8 * times
-        assert {learned.count(row) for row in learned} == {times}
-
-
-# ---- a life in small -------------------------------------------------------------------------------------------------
 
 
 def test_learns_and_refuses(service: Service) -> None:
@@ -252,11 +111,11 @@ def test_all_that_was_learned_is_learned_anew(service: Service, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_rows_of_which_nothing_is_right_yet_wait_for_others(model: Path, tmp_path: Path,
+def test_rows_of_which_nothing_is_right_yet_wait_for_others(tiny_q8: Path, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """They are too few, or the training is too short; they are not set aside as wrong."""
     monkeypatch.setattr(Anchors, "rows", lambda *_: [])
-    with opened(model, tmp_path, replace(TRAIN, lr=1e-6, epochs=1.0)) as service:
+    with opened(tiny_q8, tmp_path, replace(TRAIN, lr=1e-6, epochs=1.0)) as service:
         give(service, range(20))
         job = service.jobs.wait(service.learner.begin().id, 60)
         assert job.verdict["unfinished"] == "0 of 4 right yet"
@@ -319,14 +178,14 @@ def test_too_little_to_judge_by(service: Service, monkeypatch: pytest.MonkeyPatc
     service.jobs.cancel(service.learner.begin().id)
 
 
-def test_rows_are_settled_after_a_crash(model: Path, tmp_path: Path) -> None:
+def test_rows_are_settled_after_a_crash(tiny_q8: Path, tmp_path: Path) -> None:
     """The job ended, and the daemon too, before it could say of the rows what became of them."""
-    with opened(model, tmp_path) as service:
+    with opened(tiny_q8, tmp_path) as service:
         give(service, range(30))
         service.jobs.on_done.clear()
         assert service.jobs.wait(service.learner.begin().id, 60).status == "succeeded"
         assert service.feedback.unsettled()
-    with opened(model, tmp_path) as service:
+    with opened(tiny_q8, tmp_path) as service:
         assert not service.feedback.unsettled()
         assert service.feedback.counts()["used"] > 0
 
@@ -337,8 +196,8 @@ def test_rows_are_settled_after_a_crash(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("deletes", mostly_slow([False, True], [True]))
 def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, deletes: bool) -> None:
     """The verdict is taken beside what is in service at the end, also where the other adapter was deleted meanwhile."""
-    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(40)]
-    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 20}).id, 60)
+    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(20)]
+    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 5}).id, 60)
     service.adapters.promote(first.result, "a test")
     job = service.jobs.create_from_rows(rows, hyperparameters={"steps": 60})
     until(lambda: (service.jobs.get(job.id).progress or {}).get("step"))
@@ -383,85 +242,3 @@ def test_a_word_at_the_last_moment_is_not_overruled(service: Service, monkeypatc
     else:
         assert made.state == "candidate"
         assert said[0].startswith("not activated: what is in service changed 4 times while it was judged")
-
-
-# ---- by itself -------------------------------------------------------------------------------------------------------
-
-
-def at(hour: int) -> time.struct_time:
-    return time.struct_time((2026, 1, 1, hour, 30, 0, 3, 1, 0))
-
-
-def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct_time],
-               clock: Callable[[], float]) -> Learner:
-    """Another learner, with a policy and clocks of its own."""
-    governor = Governor(policy, None, local=local, clock=clock)
-    return Learner(service.feedback, service.method, service.jobs, service.learner.anchors, service.batcher, governor,
-                   service.config, service.stopping, Clocks(local, clock))
-
-
-def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = service.batcher.idle_since
-    hour = 12
-    learner = learner_of(service, Policy(govern=False), lambda: at(hour), lambda: now)
-    assert learner._blocked_by(9) == "waits for 1 more piece of feedback"
-    monkeypatch.setattr(learner, "config", DaemonConfig(learn="idle", learn_rows=10))
-    assert learner._blocked_by(10) == "waits until nobody asks for 10 minutes"
-    now += learn.IDLE_SECONDS
-    assert learner._blocked_by(10) == ""
-    monkeypatch.setattr(learner, "config", DaemonConfig(learn="nightly", learn_rows=10))
-    assert learner._blocked_by(10) == "waits for the hours 01:00-06:00"
-    hour = 3
-    assert learner._blocked_by(10) == ""
-    quiet = learner_of(service, Policy(quiet_hours="02:00-04:00"), lambda: at(hour), time.monotonic)
-    monkeypatch.setattr(quiet, "config", learner.config)
-    assert "quiet hours" in quiet._blocked_by(10)
-
-
-@pytest.mark.parametrize("table", ["feedback", "jobs"])
-def test_the_thread_survives_what_goes_wrong(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                             table: str) -> None:
-    """From its first look on; health says it, and learning begins when it is mended."""
-    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.3)
-    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(learn, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
-    database = tmp_path / "state" / "state.db"
-    with opened(model, tmp_path) as service:
-        give(service, range(40))
-    with opened(model, tmp_path, learn="idle", learn_rows=25) as service, closing(sqlite3.connect(database)) as db:
-        db.execute(f"ALTER TABLE {table} RENAME TO elsewhere")
-        until(lambda: service.learner.paused_reason)
-        assert any("does not learn by itself" in reason for reason in service.health()["reasons"])
-        db.execute(f"ALTER TABLE elsewhere RENAME TO {table}")
-        until(service.jobs.list)
-        until(lambda: not service.learner.paused_reason)
-        assert service.health()["status"] == "ok"
-
-
-def test_begins_by_itself(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
-    with opened(model, tmp_path, learn="idle", learn_rows=25) as service:
-        give(service, range(24))
-        assert service.learner.why()["state"] == "waits for 1 more piece of feedback"
-        give(service, range(24, 30))
-        until(service.adapters.list)
-        assert service.adapters.list()[0].job == service.jobs.list()[0].id
-
-
-def test_all_is_learned_anew_by_itself_after_some_lessons(model: Path, tmp_path: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once: a compaction is no lesson after which another one is due."""
-    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
-    with opened(model, tmp_path, learn="idle", learn_rows=25, canary_rise="off", compact_every=1) as service:
-        give(service, range(30))
-        until(lambda: len(service.jobs.list()) == 2)
-        compaction, lesson = service.jobs.list()
-        assert lesson.verdict["passed"]
-        assert (compaction.metadata["anew"], compaction.metadata["new"]) == ("yes", lesson.metadata["new"])
-        assert service.jobs.wait(compaction.id, 60).status == "succeeded"
-        assert not service.learner._is_compaction_due()

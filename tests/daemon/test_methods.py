@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from services import same_holdout, until
+from sometimes import mostly_slow
 from tiny import write_tiny
 
 from edgetune import TrainConfig
@@ -197,7 +198,7 @@ def question(row: dict[str, Any]) -> str:
 METRIC = {"dpo": "rewards/accuracies", "kto": "rewards/chosen", "orpo": "rewards/accuracies", "grpo": "reward"}
 
 
-@pytest.mark.parametrize("name", METRIC)
+@pytest.mark.parametrize("name", mostly_slow(METRIC, ["dpo", "kto", "grpo"]))  # orpo learns pairs as dpo does
 def test_a_lesson(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Corrections, choices and thumbs are learned by the method, judged, and settled; held-out questions are not."""
     def no_anchors(*_: object) -> None:

@@ -34,9 +34,9 @@ def running(tmp_path_factory):
 
 def test_every_call_and_every_shape_is_there(running):
     url, key = running
-    page = httpx.get(f"{url}/docs")
+    page = httpx.get(f"{url}/docs", timeout=60)
     assert page.status_code == 200
-    schema = httpx.get(f"{url}/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()
+    schema = httpx.get(f"{url}/openapi.json", headers={"Authorization": f"Bearer {key}"}, timeout=60).json()
     calls = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
     assert set(re.findall(r"<summary><code>([A-Z]+ [^<]+)</code>", page.text)) == calls
     ids = re.findall(r' id="([^"]+)"', page.text)
@@ -48,7 +48,7 @@ def test_every_call_and_every_shape_is_there(running):
 
 
 def test_nothing_is_loaded_and_nothing_runs(running):
-    page = httpx.get(f"{running[0]}/docs")
+    page = httpx.get(f"{running[0]}/docs", timeout=60)
     assert "<script" not in page.text
     policy = page.headers["Content-Security-Policy"]
     assert "script-src 'none'" in policy
@@ -91,8 +91,8 @@ def test_others_are_answered_while_the_schema_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "get_openapi", slowly)
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", n_context=64)
     with daemon(model, tmp_path / "state") as running, ThreadPoolExecutor(2) as pool:
-        assert httpx.patch(f"{running.url}/v1/files").headers["Allow"] == "GET, POST"
-        assert httpx.get(f"{running.url}/nowhere").status_code == 404
+        assert httpx.patch(f"{running.url}/v1/files", timeout=60).headers["Allow"] == "GET, POST"
+        assert httpx.get(f"{running.url}/nowhere", timeout=60).status_code == 404
         assert not made
         pages = [pool.submit(httpx.get, running.url + path, timeout=60) for path in ("/openapi.json", "/docs")]
         assert asked.wait(60)

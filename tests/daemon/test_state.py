@@ -16,6 +16,7 @@ import httpx
 import pytest
 from daemons import PATIENCE, daemon
 from services import ROWS, SMALL, contents, open_service, upload
+from sometimes import mostly_slow
 
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.holdout import KEY, KEY_BYTES
@@ -54,7 +55,7 @@ def restore(state: Path) -> None:
     shutil.copyfile(state / "earlier.db", state / "state.db")
 
 
-@pytest.mark.parametrize("lose", [remove, empty, restore])
+@pytest.mark.parametrize("lose", mostly_slow([remove, empty, restore], [remove, restore]))
 def test_without_its_database_nothing_is_deleted(folder: Path, caplog: pytest.LogCaptureFixture,
                                                  lose: Callable[[Path], None]) -> None:
     shutil.copytree(folder, folder / "other")

@@ -152,7 +152,7 @@ def test_a_changed_row_changes_the_digest_of_its_side_alone(tiny_llama, tmp_path
 
 
 def test_huge_rows_do_not_come_along(tiny_llama, tmp_path):
-    rows = [{"prompt": f"lamp {i}", "completion": "on " * 110_000} for i in range(16)]
+    rows = [{"prompt": f"lamp {i}", "completion": "on", "note": "on " * 110_000} for i in range(16)]
     held = loader.load(tiny_llama, (written(tmp_path / "rows.jsonl", rows), None), CONFIG, hold_out=True)[1]
     assert len(held.examples) == 4
     assert len(held.rows) == 3

@@ -12,6 +12,7 @@ from tiny import write_tiny
 from vocabularies import TALK, TOOLS, write_sentencepiece
 
 from edgetune.errors import DataError, UnsupportedError
+from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.tokenizer import Tokenizer
 
 STRANGE = [
@@ -26,15 +27,15 @@ STRANGE = [
 
 @pytest.fixture(scope="module")
 def fields(smollm2: Path):
-    """Of SmolLM2's GGUF; the gguf package takes seconds to read 49,152 tokens."""
-    return gguf.GGUFReader(smollm2).fields
+    """Of SmolLM2's GGUF, which formats/test_gguf.py compares with what the gguf package reads, in seconds."""
+    return open_gguf(smollm2).metadata
 
 
 @pytest.fixture(scope="module")
 def hf(fields):
     """SmolLM2's tokenizer as HF tokenizers runs it, from the vocabulary and merges in the GGUF."""
     tokenizers = pytest.importorskip("tokenizers")
-    tokens, types, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
+    tokens, types, merges = (fields[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
     vocabulary = {token: i for i, token in enumerate(tokens)}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
@@ -172,8 +173,7 @@ def test_renders_plain_talk_as_transformers(tokenizer: Tokenizer, name: str):
 
 
 def test_smollm2_template_as_transformers(smol: Tokenizer, fields):
-    field = fields["tokenizer.chat_template"]
-    assert smol.chat_template == field.contents()
+    assert smol.chat_template == fields["tokenizer.chat_template"]
     for messages in (TALK[:2], TALK[1:2], [*TALK[:2], TALK[4], TALK[5]]):
         for generate in (True, False):
             expected = transformers_render(smol.chat_template, messages, None, generate)

@@ -4,6 +4,7 @@ of their answers, and what is refused.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import torch
 from decoder_cases import Case, adapted, distance, hf_projection, in_parts, lora_parameters, make_case, row_order
 from peft import PeftModel
 from policy_cases import LETTERS, PROMPT, ROWS, answers, go, letters, log_probabilities, near, prompts
+from sometimes import mostly_slow
 
 import edgetune
 from edgetune.data.packing import Example, collate
@@ -121,16 +123,18 @@ def formula(objective: Policy, examples: Sequence[Example], logps: list[torch.Te
     return torch.cat(per_token).sum() / (len(examples) * objective.max_completion_length)
 
 
-OBJECTIVES = [Grpo(loss_type="grpo"), Grpo(loss_type="dapo", num_iterations=2, epsilon_high=0.28),
-              Grpo(loss_type="dr_grpo", beta=0.1), Grpo(loss_type="grpo", num_iterations=2, beta=0.04),
-              Rloo(), Rloo(num_iterations=2, beta=0.05), P3o()]
-NAMES = ["grpo", "dapo, clipped", "dr_grpo with KL", "grpo with all", "rloo", "rloo with all", "p3o"]
+OBJECTIVES = {"grpo": Grpo(loss_type="grpo"),
+              "dapo, clipped": Grpo(loss_type="dapo", num_iterations=2, epsilon_high=0.28),
+              "dr_grpo with KL": Grpo(loss_type="dr_grpo", beta=0.1),
+              "grpo with all": Grpo(loss_type="grpo", num_iterations=2, beta=0.04),
+              "rloo": Rloo(), "rloo with all": Rloo(num_iterations=2, beta=0.05), "p3o": P3o()}
 
 
-@pytest.mark.parametrize("parted", [False, True], ids=["one forest", "behind prefixes"])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=NAMES)
-def test_gradients_equal_the_papers_and_trls(objective: Policy, parted: bool, alike: tuple[Case, PeftModel]) -> None:
+@pytest.mark.parametrize(("name", "parted"), mostly_slow(itertools.product(OBJECTIVES, (False, True)), [
+    *((name, False) for name in OBJECTIVES), ("grpo with all", True), ("rloo with all", True), ("p3o", True)]))
+def test_gradients_equal_the_papers_and_trls(name: str, parted: bool, alike: tuple[Case, PeftModel]) -> None:
     """Answers to a prompt share it, in one forest or behind it; transformers and autograd have each by itself."""
+    objective: Policy = OBJECTIVES[name]
     case, peft = alike
     peft.zero_grad()
     examples = near(peft, answers(case, with_old=objective.num_iterations > 1))
@@ -234,17 +238,20 @@ def test_long_answers_lose_what_dapo_takes_from_them() -> None:
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
-RUNS = [Grpo(max_completion_length=9), Grpo(max_completion_length=9, num_iterations=2, steps_per_generation=2),
-        Grpo(max_completion_length=9, beta=0.1, num_iterations=2), Rest(max_completion_length=9, min_reward=0.1),
-        Grpo(max_completion_length=9, dynamic_sampling=True),
-        Reft(max_completion_length=9, warmup_epochs=0.75, num_iterations=2)]
+RUNS = {"one update": Grpo(max_completion_length=9),
+        "several": Grpo(max_completion_length=9, num_iterations=2, steps_per_generation=2),
+        "with KL": Grpo(max_completion_length=9, beta=0.1, num_iterations=2),
+        "rest": Rest(max_completion_length=9, min_reward=0.1),
+        "dynamic": Grpo(max_completion_length=9, dynamic_sampling=True),
+        "reft": Reft(max_completion_length=9, warmup_epochs=0.75, num_iterations=2)}
 
 
-@pytest.mark.parametrize("objective", RUNS, ids=["one update", "several", "with KL", "rest", "dynamic", "reft"])
-@pytest.mark.parametrize("stops", [7, 61, 130])
-def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, objective: Rewarded, stops: int,
-                                                       tmp_path: Path, whole: Callable[[Rewarded], Path]) -> None:
+@pytest.mark.parametrize(("name", "stops"), mostly_slow(itertools.product(RUNS, (7, 61, 130)), [
+    *((name, 61) for name in RUNS), ("several", 7), ("several", 130)]))
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, name: str, stops: int, tmp_path: Path,
+                                                       whole: Callable[[Rewarded], Path]) -> None:
     """Also in the midst of answers, and between two updates with the same ones."""
+    objective = RUNS[name]
     folders = (whole(objective), tmp_path / "out")
     asked = iter([False] * stops)
     try:
@@ -285,7 +292,7 @@ def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp
 def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> None:
     objective = Grpo(max_completion_length=9, num_generations=8, temperature=1.0)
     events: list[dict[str, Any]] = []
-    config = TrainConfig(**{**LETTERS, "steps": 30, "batch_size": 8})
+    config = TrainConfig(**{**LETTERS, "steps": 20, "batch_size": 8})
     record = run(bundle, prompts(bundle, objective), tmp_path / "out", config, objective=objective, rewards=letters,
                  on_event=events.append, held_out=prompts(bundle, objective, ROWS[:4]))
     (expected,) = [e for e in events if e["event"] == "expect"]

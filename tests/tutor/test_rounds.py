@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.formats.bundle import Bundle
 from edgetune.training.config import TrainConfig
+from edgetune.tutor import gate
 from edgetune.tutor.files import STEPS, rounds_of
 from edgetune.tutor.inspect import summary
 from edgetune.tutor.loop import Standing, roll_back
@@ -27,6 +27,7 @@ from edgetune.tutor.teach import teach
 
 OPTIONS = TutorOptions(rounds=2, per_round=12, samples=4, max_tokens=6, questions=12, min_rows=1, corrections=3,
                        canary_rise=1e3, max_kl=1e3, max_change=1e3)
+FEW = replace(OPTIONS, per_round=8, samples=2, questions=8)
 CONFIG = TrainConfig(rank=4, lr=2e-2, epochs=3.0, batch_size=4, max_length=128, threads=1, precision="exact", seed=3)
 Files = tuple[Path, Path, Path]  # prompts, labelled rows, a text to keep
 GRADER = {"type": "regex", "name": "a", "pattern": "a"}
@@ -51,10 +52,28 @@ def go(bundle: Bundle, out: Path, files: Files, options: TutorOptions = OPTIONS,
 
 
 @pytest.fixture(scope="module")
-def done(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("rounds") / "out"
-    go(bundle, out, files)
-    return out
+def told(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of rounds that the command made, and what it printed."""
+    folder = tmp_path_factory.mktemp("rounds")
+    grader = folder / "grader.json"
+    grader.write_text(json.dumps(GRADER))
+    common = ["tutor", str(bundle.path), str(files[0]), "-o", str(folder / "out"), "--labelled", str(files[1]),
+              "--grader", str(grader), "--keep", str(files[2])]
+    given = {**vars(OPTIONS), **{name: getattr(CONFIG, name) for name in
+                                 ("rank", "lr", "epochs", "batch_size", "max_length", "threads", "precision", "seed")}}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return folder / "out", json.loads(invoke(*common, *flags, "--json"))
+
+
+@pytest.fixture(scope="module")
+def done(told: tuple[Path, dict[str, Any]]) -> Path:
+    return told[0]
+
+
+def invoke(*words: str) -> str:
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
@@ -124,6 +143,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files,
 
 
 def test_steps_can_be_made_one_by_one(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
+    """By a program, which ends in the same bytes as the command."""
     out = tmp_path / "out"
     for step in ("search", "generate", "evaluate"):
         with pytest.raises(Interrupted, match=f"stopped after the step {step} of round"):
@@ -143,21 +163,21 @@ def test_more_rounds_continue(bundle: Bundle, files: Files, done: Path, tmp_path
     assert bytes_of(out) == bytes_of(done)
 
 
-def test_a_step_back(bundle: Bundle, files: Files, tmp_path: Path) -> None:
-    """What a person took back is not published again when the rounds are continued."""
+def test_a_step_back(bundle: Bundle, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a person took back is not published again when the rounds are continued. Here every gate is open."""
+    decide = gate.decide
+    monkeypatch.setattr(gate, "decide", lambda *given, **named: replace(decide(*given, **named), passed=True))
     out = tmp_path / "out"
-    options = replace(OPTIONS, gate_alpha=1.0, rounds=1)
+    options = replace(FEW, rounds=1)
     go(bundle, out, files, options=options)
-    published = [of.number for of in rounds_of(out) if (of.read("gate") or {})["decision"]["passed"]]
-    if len(published) < 2:
-        with pytest.raises(UsageError, match=r"nothing was published in .* before round"):
-            roll_back(out, bundle.gguf)
-        return
     before = (out / "adapter.gguf").read_bytes()
-    assert roll_back(out, bundle.gguf) == published[-2]
+    assert read_run(out)["published"] == 1
+    assert roll_back(out, bundle.gguf) == 0
     assert (out / "adapter.gguf").read_bytes() != before
+    with pytest.raises(UsageError, match=r"nothing was published in .* before round 0"):
+        roll_back(out, bundle.gguf)
     go(bundle, out, files, options=options)
-    assert read_run(out)["published"] == published[-2]
+    assert read_run(out)["published"] == 0
 
 
 def test_something_else_is_not_continued(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
@@ -186,7 +206,7 @@ def test_a_grader_that_asks_a_model_judges_every_step(bundle: Bundle, files: Fil
     grader = read_grader({"type": "score_model", "name": "judge", "model": "self", "pass_threshold": 0.0,
                           "input": [{"role": "user", "content": "Is {{ sample.output_text }} right?"}]})
     teach(bundle, files[0], tmp_path / "out", grader=grader, keep=files[2], config=CONFIG,
-          options=replace(OPTIONS, rounds=1, per_round=8, samples=2))
+          options=replace(OPTIONS, rounds=1, per_round=6, samples=2, questions=6))
     of = rounds_of(tmp_path / "out")[-1]
     rewards = [reward for one in (of.read("evaluate") or {})["evaluated"] for reward in one["rewards"]]
     points = (of.read("search") or {})["facts"]["points"]
@@ -206,7 +226,7 @@ def test_rounds_that_find_nothing_end(bundle: Bundle, files: Files, tmp_path: Pa
 
 def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     """Nothing is ever sure enough."""
-    found = go(bundle, tmp_path / "out", files, replace(OPTIONS, gate_alpha=0.0, rounds=50, stop_after=2))
+    found = go(bundle, tmp_path / "out", files, replace(FEW, gate_alpha=0.0, rounds=50, stop_after=2))
     assert found.stopped == "2 rounds in a row published nothing"
     assert not (tmp_path / "out" / "adapter.gguf").exists()
 
@@ -214,7 +234,7 @@ def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path:
 def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     """It has learned to say "ok" to everything, and rows with other right answers say that this is wrong."""
     rows = [{**json.loads(line), "completion": "ok"} for line in files[1].read_text().splitlines()]
-    edgetune.train(bundle, rows, tmp_path / "start", eval="none", answers=False, rank=4, lr=2e-2, epochs=30,
+    edgetune.train(bundle, rows, tmp_path / "start", eval="none", answers=False, rank=4, lr=2e-2, epochs=15,
                    batch_size=4, threads=1)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({**row, "completion": "ok" if i % 2 else "b"}) + "\n"
@@ -229,38 +249,21 @@ def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: Files, tmp_
 # ---- the command line ----
 
 
-def test_the_command(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
-    grader = tmp_path / "grader.json"
-    grader.write_text(json.dumps(GRADER))
-    invoke = command()
-    common = ["tutor", str(bundle.path), str(files[0]), "-o", str(tmp_path / "out"), "--labelled", str(files[1]),
-              "--grader", str(grader), "--keep", str(files[2])]
-    given = {**vars(OPTIONS), **{name: getattr(CONFIG, name) for name in
-                                 ("rank", "lr", "epochs", "batch_size", "max_length", "threads", "precision", "seed")}}
-    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    found = json.loads(invoke(*common, *flags, "--json"))
+def test_the_command(told: tuple[Path, dict[str, Any]]) -> None:
+    """Its folder is that of a program, as the test of single steps finds."""
+    done, found = told
     assert found["stopped"] == "2 rounds are done"
     assert [one["gate"]["test"] for one in found["rounds"]] == ["sign"] * 3
     assert [one["round"] for one in found["rounds"]] == [0, 1, 2]
-    assert bytes_of(tmp_path / "out") == bytes_of(done)
     shown = invoke("tutor", "inspect", str(done), "--prompts", "2")
     assert "judged by" in shown
     assert "Wh" not in shown
     assert "Wh" in invoke("tutor", "inspect", str(done), "--prompts", "0", "--watts", "6")
     assert re.search(r"^(say|tell) \d+$", shown, re.M)
     assert "round 0: " in shown
-    told = json.loads(invoke("tutor", "inspect", str(done), "--round", "1", "--json"))
-    assert len(told["questions"]) == 10
-    assert all(len(one["before"]) == 4 for one in told["questions"])
-
-
-def command() -> Callable[..., str]:
-    def invoke(*words: str) -> str:
-        result = CliRunner().invoke(cli, words, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    return invoke
+    first = json.loads(invoke("tutor", "inspect", str(done), "--round", "1", "--json"))
+    assert len(first["questions"]) == 10
+    assert all(len(one["before"]) == 4 for one in first["questions"])
 
 
 def test_a_folder_without_rounds(tmp_path: Path) -> None:

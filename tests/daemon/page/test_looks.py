@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from pages import LAPTOP, ROWS, SMALL_PHONE, ask, expect, get, go_to, is_sideways, opened, runs, sync_api
 from services import SMALL
+from sometimes import mostly_slow
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,8 @@ def url(running):
     return running.url
 
 
-@pytest.mark.parametrize("size", [(1280, 900), (900, 700), (390, 844), (360, 600)])
+@pytest.mark.parametrize("size", [(1280, 900), pytest.param((900, 700), marks=pytest.mark.slow),
+                                  pytest.param((390, 844), marks=pytest.mark.slow), (360, 600)])
 def test_a_notice_covers_no_button_that_sends_and_leaves_by_itself(browser, url, size):
     with opened(browser, url, viewport={"width": size[0], "height": size[1]}) as page:
         expect(page.locator("#health")).to_have_text("running")
@@ -111,7 +113,7 @@ def test_a_phone_shows_each_part_whole_and_readable(browser, url, scheme):
             check_looks(page)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", mostly_slow(["light", "dark"], ["light"]))  # a phone shows both
 def test_a_laptop_shows_all_at_once(browser, url, scheme):
     with opened(browser, url, color_scheme=scheme, **LAPTOP) as page:
         runs(page)

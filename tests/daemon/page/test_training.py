@@ -16,6 +16,7 @@ from zipfile import ZipFile
 import pytest
 from pages import HOSTILE, PHONE, ROWS, begin_training, expect, get, go_to, httpx, lines_of, opened, runs
 from services import until
+from sometimes import mostly_slow
 
 
 def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, url):
@@ -144,7 +145,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_a_sentence_and_leaves_nothing(
     until(lambda: get(url, "/v1/files")["data"] == before)
 
 
-@pytest.mark.parametrize("height", [500, 600, 844])
+@pytest.mark.parametrize("height", mostly_slow([500, 600, 844], [500]))
 def test_what_is_wrong_with_an_upload_is_seen_where_one_looks(browser, url, height):
     with opened(browser, url, **{**PHONE, "viewport": {"width": 390, "height": height}}) as page:
         runs(page)

@@ -1,0 +1,112 @@
+"""edgetune.daemon.learning.curriculum and data.anchors: the rows of a job, how often and in which order."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+from learners import TRAIN, give
+from services import until
+
+from edgetune import TrainConfig
+from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
+from edgetune.daemon.learning.anchors import Anchors
+from edgetune.daemon.learning.curriculum import JobRows, curriculum, passes_over
+from edgetune.daemon.service import Service
+from edgetune.data.anchors import ROWS_PER_ANCHOR, with_anchors
+from edgetune.objectives.base import objectives
+
+
+def rows(name: str, n: int) -> list[dict[str, str]]:
+    return [{"prompt": f"{name} {i}", "completion": ""} for i in range(n)]
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+def test_curriculum(passes: int) -> None:
+    new = rows("new", 10)
+    earlier = rows("earlier", 40)
+    made = curriculum(new, earlier, passes, 1.0, seed=3)
+    assert made == curriculum(new, earlier, passes, 1.0, seed=3) != curriculum(new, earlier, passes, 1.0, seed=4)
+    assert made[:40] == earlier
+    for turn in range(passes):
+        block = [row["prompt"] for row in made[40 + 20 * turn :][:20]]
+        assert {row["prompt"] for row in new} <= set(block)
+        assert len(set(block)) == 20  # as many earlier ones, no one twice
+    assert len(made) == 40 + 20 * passes
+    assert len(curriculum(new, [], passes, 1.0, 0)) == 10 * passes
+    assert len(curriculum(new, earlier[:5], passes, 4.0, 0)) == 5 + 15 * passes
+
+
+def test_few_new_rows_are_gone_through_often() -> None:
+    """However many earlier ones there are; what the service's options ask for counts too."""
+    passes = [passes_over(count, TrainConfig(batch_size=8)) for count in (1, 32, 80, 120, 400, 3000)]
+    assert passes == [15, 15, 15, 10, 3, 2]
+    assert passes_over(40, TrainConfig(epochs=4.0)) == 4
+    assert passes_over(40, TrainConfig(epochs=0.1)) == 1
+    assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
+
+
+def test_anchors_are_spread() -> None:
+    learned = rows("row", 23)
+    anchors = rows("anchor", 3)
+    made = with_anchors(learned, anchors, seed=3)
+    assert [row for row in made if row not in anchors] == learned
+    found = made[ROWS_PER_ANCHOR :: ROWS_PER_ANCHOR + 1]
+    assert len(found) == len(made) - len(learned) == 4
+    assert sorted(row["prompt"] for row in found[:3]) == [row["prompt"] for row in anchors]  # each, then again
+    assert found[3] == found[0]
+    assert with_anchors(learned, [], 0) == learned
+
+
+def test_rows_of_a_job_have_one_shape(service: Service) -> None:
+    prompts = rows("a", 2)
+    assert list(JobRows(service.feedback, prompts)) == prompts
+    service.feedback.add(prompt="e", correction="f")
+    service.feedback.add(messages=[{"role": "user", "content": "g"}], correction="h")
+    found = service.feedback.training_rows()
+    stored = sorted(found.new + found.held, key=lambda row: row.rowid)
+    made = JobRows(service.feedback, [{"text": "c"}, {"prompt": "d", "completion": "d", "note": 1}, *stored])
+    expected = [{"text": "c"}, *({**more, "messages": [{"role": "user", "content": asked},
+                                                        {"role": "assistant", "content": answer}]}
+                                 for asked, answer, more in (("d", "d", {"note": 1}), ("e", "f", {}), ("g", "h", {})))]
+    assert list(made) == list(made) == expected  # they can be gone through again
+
+
+@pytest.mark.slow
+def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece may take 20 times its bytes as objects; all that wait may be 32 MiB as bytes."""
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    pieces = 8
+    for i in range(pieces):
+        asked = {"role": "user", "content": f"turn the light {i}", "note": [[]] * 15_000}
+        service.feedback.add(messages=[asked], correction="on")
+    objectives()  # imports what is imported once, and is no feedback
+    tracemalloc.start()
+    try:
+        note = json.loads(json.dumps([[]] * 15_000))
+        of_one = tracemalloc.get_traced_memory()[0]
+        del note
+        tracemalloc.reset_peak()
+        job = service.learner.begin()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    service.jobs.cancel(job.id)
+    assert of_one > 8e5
+    assert peak < 4 * of_one  # as JSON text, as objects, and as both again where a row is made of another
+
+
+def test_a_job_has_its_new_rows_as_often_as_the_options_say(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+    give(service, range(10))
+    for epochs, times in ((2.0, 2), ("auto", 15)):
+        service.jobs.train = replace(TRAIN, epochs=epochs)
+        job = service.learner.begin()
+        learned = (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()
+        service.jobs.cancel(job.id)
+        service.jobs.wait(job.id, 60)
+        until(lambda: not service.feedback.unsettled())
+        assert len(learned) == 8 * times
+        assert {learned.count(row) for row in learned} == {times}
