@@ -186,10 +186,13 @@ service: ready ## a minute: `edgetune service` in a systemd of its own, in names
 cycles: ## the ARM tiles' inner loops under llvm-mca (needs llvm-19)
 	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)
 
+# The kernel sets that this CPU runs; what it does not run need not be sanitized.
+RUNNABLE = from edgetune.backends import cpu; print(*filter(cpu.usable, cpu.isa_names()), sep=";")
+
 # Leaves a package with the sanitized extension in build/sanitize/python. To run Python on it:
 #   LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python python3 ...
-sanitize: ## the harness, with the emulated GPU, and training on mutated models, under the address and undefined-behaviour sanitizers
-	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE=ON -DET_EMULATE=$(if $(CUDA_SANITIZED),ON,OFF) \
+sanitize: ready ## the harness, with the emulated GPU, and training on mutated models, under the address and undefined-behaviour sanitizers
+	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE="$$($(RUN) -c '$(RUNNABLE)')" -DET_EMULATE=$(if $(CUDA_SANITIZED),ON,OFF) \
 	    -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/sanitize/$(CC) -j $(JOBS)
 	rm -rf build/sanitize/python && mkdir -p build/sanitize/python && cp -r edgetune build/sanitize/python

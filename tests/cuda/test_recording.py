@@ -19,15 +19,21 @@ from edgetune.serving.rollouts.texts import Asked, Engine, answers
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(HERE is None, reason=WHY_NOT)
-OPTIONS: dict[str, Any] = {"rank": 4, "steps": 5, "batch_size": 2, "max_length": 80, "lr": 1e-2, "threads": 1,
+OPTIONS: dict[str, Any] = {"rank": 4, "steps": 5, "batch_size": 2, "max_length": 20, "lr": 1e-2, "threads": 1,
                            "precision": "exact"}
 
 
+@pytest.fixture(autouse=True)
+def small_granule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are filled up to a multiple of 16 tokens, as an emulated thread is slow."""
+    monkeypatch.setattr(repeated, "GRANULE", 16)
+
+
 def opened(bundle: Bundle, **options: Any) -> tuple[Trainer, Any]:
-    """A trainer on rows of 60 to 80 tokens, and its driver."""
+    """A trainer on rows of 12 to 18 tokens, and its driver."""
     ops, driver = cuda()
     trainer = Trainer(bundle, ops=ops, **OPTIONS | options)
-    for length in range(60, 80, 5):
+    for length in range(12, 20, 2):
         trainer.add_examples(random_rows(trainer.model.structure.n_vocab, 1, length, seed=length))
     return trainer, driver
 
@@ -112,7 +118,7 @@ def test_passes_that_differ_are_not_recorded(options: dict[str, Any], bundle: Bu
 def test_the_base_and_the_adapter_are_told_apart(bundle: Bundle) -> None:
     trainer, driver = opened(bundle)
     trainer.train()
-    rows = random_rows(trainer.model.structure.n_vocab, 2, 64, seed=9)
+    rows = random_rows(trainer.model.structure.n_vocab, 2, 16, seed=9)
 
     def base() -> float:
         with trainer.decoder.linear.off():
