@@ -66,6 +66,7 @@ int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : NULL;
     const char *subject = argc > 2 ? argv[2] : NULL;
     struct check total = {.isa = "all"};
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a failure is read as soon as it is there */
     if (only && strcmp(only, "--pick") == 0) {
         void *scratch;
         et_context *ctx = make_context(NULL, ET_FAST, 1, &scratch);

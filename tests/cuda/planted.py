@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,8 +74,23 @@ def is_found(fault: Fault, build: Path) -> bool:
         link = [str(planted) if (build / word).resolve() == whole.resolve() else word for word in link_command(build)]
         link[link.index("-o") + 1] = str(harness)
         subprocess.run(link, cwd=build, check=True)
-        done = subprocess.run([str(harness), "cuda", fault.subject], capture_output=True, timeout=SECONDS)
-    return done.returncode != 0
+        return _fails([str(harness), "cuda", fault.subject])
+
+
+def _fails(command: list[str]) -> bool:
+    """Whether the harness ends with a failure; at the first one that it says it is ended."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+        too_long = threading.Timer(SECONDS, running.kill)
+        too_long.start()
+        assert running.stdout
+        fails = any(line.startswith("FAILED") for line in running.stdout)
+        if fails:
+            running.kill()
+        code = running.wait()
+        if not too_long.is_alive() and not fails:
+            sys.exit(f"{command[-1]} took more than {SECONDS} seconds")
+        too_long.cancel()
+    return fails or code != 0
 
 
 def main() -> None:
