@@ -90,7 +90,7 @@ class Decoder(Passes):
         self.attention: Attention | None = None  # where a pass sees more than its own tokens
         self.repeated = Repeated(ops)
         self._placed: Placed | None = None
-        self._head = Head(s, run, ops, arena, self.stream, self.vectors, lambda: self.before_block())
+        self._head = Head(s, run, ops, arena, self.stream, self.vectors)
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Decoder(Passes):
         if not batch.supervised.size and not batch.is_prefix:
             self.stream.leave()
             return self.arena.view("logp", 0)
-        logp = self._head.backward(dx, batch, np.ascontiguousarray(a, np.float32), dvalues)
+        logp = self._head.backward(dx, batch, np.ascontiguousarray(a, np.float32), self.before_block, dvalues)
         self.repeated.run(self._key(batch, "backward"), partial(self._blocks_backward, dx, batch))
         self.stream.leave()
         return logp
@@ -170,10 +170,10 @@ class Decoder(Passes):
 
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """After `forward`: log p as `score` returns it."""
-        return self._head.forward(batch, best)
+        return self._head.forward(batch, self.before_block, best)
 
     def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
-        found = self._head.likeliest(batch, k)
+        found = self._head.likeliest(batch, k, self.before_block)
         self.stream.leave()
         return found
 

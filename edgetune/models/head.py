@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 
 
 class Head:
-    """In an arena with a decoder's buffers. vectors: weights of the norms. before_part: called before each part of [S].
+    """In an arena with a decoder's buffers. vectors: weights of the norms.
+
+    Of its methods, begin is called before each part of [S], which are short, and may abandon the pass.
     """
 
     def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, stream: Stream,
-                 vectors: Mapping[str, np.ndarray], before_part: Callable[[], None]) -> None:
+                 vectors: Mapping[str, np.ndarray]) -> None:
         self.shape = shape
         self.run = run
         self.ops = ops
         self.arena = arena
         self.stream = stream
         self.norm = vectors["output_norm.weight"]
-        self._before_part = before_part
         self._value = ValueHead(arena, shape.d_model) if isinstance(run.family, ValuedLora) else None
         self._placed: _Placed | None = None
 
-    def forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+    def forward(self, batch: Batch, begin: Callable[[], None], best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target [S], [S, 1 + k] with choices; valid until the next pass. best: int32 [S]."""
         if batch.choices is not None:
-            return self._choices_forward(batch, batch.choices)
+            return self._choices_forward(batch, begin, batch.choices)
         logp = self.arena.view("logp", batch.supervised.size)
         if not batch.supervised.size:
             return logp
@@ -51,7 +52,7 @@ class Head:
         self.stream.enter(self.shape.n_layer)
         found = None if best is None else self.ops.empty(best.shape, np.int32)
         head = self.stream.head
-        for part in self._parts(batch):
+        for part in _parts(batch, begin):
             targets = self._place(batch).targets[part]
             part_best = None if found is None else found[part]
             logits, _, state = self._work(targets.size)
@@ -63,7 +64,7 @@ class Head:
             best[:] = found
         return logp
 
-    def backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray,
+    def backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray, begin: Callable[[], None],
                  dvalues: np.ndarray | None = None) -> np.ndarray:
         """dx [T, D] = gradient of the last block's output, 0 but at the supervised positions. Returns log p [S].
 
@@ -83,7 +84,7 @@ class Head:
         self.stream.enter(s.n_layer, s.n_layer - 1)
         given = batch.choices
         summed = self.ops.place(a if given is None else a.sum(1))
-        for part in self._parts(batch):
+        for part in _parts(batch, begin):
             targets = self._place(batch).targets[part]
             work = self._work(targets.size)
             choices = Choices(self.ops, head, targets, given[part]) if given is not None else None
@@ -104,11 +105,11 @@ class Head:
             dx[batch.supervised[turn]] += dh[turn]
         return logp
 
-    def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def likeliest(self, batch: Batch, k: int, begin: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
         """As Passes.likeliest."""
         tokens = np.empty((batch.supervised.size, k), np.int32)
         logp = np.empty(tokens.shape, np.float32)
-        for part, blocks in self._blocks(batch):
+        for part, blocks in self._blocks(batch, begin):
             found = Likeliest(len(blocks.lse), k)
             blocks.read(found.see, self.stream.slices(batch.targets[part]))
             tokens[part] = found.tokens
@@ -128,19 +129,19 @@ class Head:
         self.ops.synchronize()
         return out
 
-    def _choices_forward(self, batch: Batch, given: np.ndarray) -> np.ndarray:
+    def _choices_forward(self, batch: Batch, begin: Callable[[], None], given: np.ndarray) -> np.ndarray:
         logp = np.empty((len(given), 1 + given.shape[1]), np.float32)
-        for part, blocks in self._blocks(batch):
+        for part, blocks in self._blocks(batch, begin):
             choices = Choices(self.ops, self.stream.head, batch.targets[part], given[part])
             blocks.read(choices.see, self.stream.slices(batch.targets[part]))
             logp[part] = choices.z - blocks.lse[:, None]
         return logp
 
-    def _blocks(self, batch: Batch) -> Iterator[tuple[slice, Blocks]]:
+    def _blocks(self, batch: Batch, begin: Callable[[], None]) -> Iterator[tuple[slice, Blocks]]:
         """Parts of [S], and their pass over the vocabulary."""
         _, h, _ = self._gather(batch)
         self.stream.enter(self.shape.n_layer)
-        for part in self._parts(batch):
+        for part in _parts(batch, begin):
             logits, _, _ = self._work(len(h[part]))
             yield part, Blocks(self.ops, self.stream.head, h[part], logits, self.run.precision)
 
@@ -155,12 +156,6 @@ class Head:
         self.ops.embed(picked, self._place(batch).supervised, x, "F32")
         self.ops.rmsnorm_forward(h, rstd, picked, self.norm, self.shape.norm_eps)
         return picked, h, rstd
-
-    def _parts(self, batch: Batch) -> Iterator[slice]:
-        """Parts of [S], short enough that the pass of the head, too, can be abandoned soon."""
-        for start in range(0, batch.supervised.size, HEAD_TOKENS):
-            self._before_part()
-            yield slice(start, start + HEAD_TOKENS)
 
     def _work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Work space for n tokens: logits and their exponentials [n, B], state."""
@@ -182,3 +177,10 @@ class _Placed:
         self.batch = batch
         self.supervised: Array = ops.place(batch.supervised.astype(np.int32))
         self.targets: Array = ops.place(batch.targets)
+
+
+def _parts(batch: Batch, begin: Callable[[], None]) -> Iterator[slice]:
+    """Of [S]."""
+    for start in range(0, batch.supervised.size, HEAD_TOKENS):
+        begin()
+        yield slice(start, start + HEAD_TOKENS)

@@ -1,7 +1,9 @@
 """Runs on a tiny random model: learning, stopping, resuming, adapters kept; no torch, no SmolLM2."""
 
+import gc
 import json
 import math
+import weakref
 from statistics import mean, stdev
 
 import numpy as np
@@ -30,6 +32,21 @@ def test_the_loss_falls(bundle):
     assert tokens == sum(int(np.count_nonzero(e.weights)) for e in sequences(8, seed=1))
     assert results[0].grad_norm > 0
     assert trainer.total_steps == 12
+
+
+def test_its_memory_goes_with_it(bundle):
+    """No circle of references keeps an arena until it is looked for."""
+    gc.disable()
+    try:
+        trainer = Trainer(bundle, **{**OPTIONS, "steps": 1})
+        trainer.add_examples(sequences(4))
+        trainer.train()
+        trainer.loss(sequences(4, seed=1))
+        arena = weakref.ref(trainer.arena)
+        del trainer
+        assert arena() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 48}, {"recompute": "none"}, {"threads": 1}])
