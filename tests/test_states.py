@@ -58,6 +58,7 @@ def test_stopped_run_ends_in_the_adapter_of_the_old_version(states):
         assert np.abs(found[name].b - pair.b).max() < 0.02 * scale, name
 
 
+@pytest.mark.slow
 def test_daemon_continues_where_the_old_version_was_killed(states):
     with open_service(states / "daemon") as service:
         adapter = service.adapters.serving

@@ -91,6 +91,7 @@ def test_steps_are_adamw_on_the_kl_of_all_tokens(family, models, tmp_path):
         np.testing.assert_allclose(found.tensors[name], array, rtol=0, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_stopped_run_ends_with_the_same_bytes(rank, models, tmp_path):
     config = dataclasses.replace(CONFIG, distill_rank=rank)

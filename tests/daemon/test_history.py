@@ -26,6 +26,7 @@ from edgetune.errors import NotFoundError
 from edgetune.python_child import child
 
 
+@pytest.mark.slow
 def test_one_jobs_deaths_are_not_another_ones(tmp_path: Path) -> None:
     def die(service: Service, id: str, seen: set[int]) -> None:
         pid = until(lambda: service.jobs.running and service.jobs.running.id == id and service.jobs.pid

@@ -304,6 +304,7 @@ def test_metadata_has_openais_limits(patient, metadata, says):
     assert taken.status_code == 404  # there is no such file: that was all
 
 
+@pytest.mark.slow
 def test_a_list_of_feedback_reads_only_what_it_shows(model, tmp_path):
     """Sixteen at once, over fifty pieces of a quarter of a megabyte each."""
     with process(model, tmp_path) as running, httpx.Client(base_url=running.url, timeout=PATIENCE) as client:

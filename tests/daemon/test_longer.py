@@ -47,6 +47,7 @@ def test_nothing_right_trains_longer_and_stays_out(tmp_path: Path) -> None:
         assert steps == set(range(1, max(steps) + 1))
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_that_was_asked_for_is_kept(tmp_path: Path) -> None:
     with open_service(tmp_path) as service:
         job = service.jobs.wait(service.jobs.create("tiny", upload(service), hyperparameters={

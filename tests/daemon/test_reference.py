@@ -56,6 +56,7 @@ def test_nothing_is_loaded_and_nothing_runs(running):
     assert set(re.findall(r'(?:src|href)="([^"#][^"]*)"', page.text)) == {"data:,", "openapi.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium in the PATH")
 def test_a_browser_shows_it(running):
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -76,6 +77,7 @@ def test_a_browser_shows_it(running):
         browser.close()
 
 
+@pytest.mark.slow
 def test_others_are_answered_while_the_schema_is_made(tmp_path, monkeypatch):
     """It takes seconds on a small board, and is made when somebody asks for it, not at the start or at a wrong path."""
     asked = threading.Event()

@@ -257,6 +257,7 @@ def test_json_that_python_would_let_through_is_refused(client, body):
         assert refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_random_requests_break_nothing(open_one):
     met = fuzz(open_one.url, 300)
     assert met["200"] > 10  # not all of it is nonsense

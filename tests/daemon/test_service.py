@@ -39,6 +39,7 @@ print([m for m in ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_cl
 """
 
 
+@pytest.mark.slow
 def test_an_app_embeds_it_without_the_extra(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     done = subprocess.run([sys.executable, "-c", APP], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -85,6 +85,7 @@ def test_a_model_that_may_call_sees_the_tools_and_else_does_not(client):
     check(free.choices[0].message.tool_calls or [])
 
 
+@pytest.mark.slow
 def test_a_call_that_rows_taught_comes_by_itself(tmp_path):
     model = write_tiny(tmp_path / "Tiny.gguf", n_context=2048, metadata={"tokenizer.chat_template": templates.CHATML})
     data = load_rows([ROW] * 8, Tokenizer(model), max_length=2048)

@@ -217,6 +217,7 @@ def kill_in_round(service: Service, job: Job) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_kill_and_a_restart_change_nothing(model: Path, tmp_path: Path, made: Made) -> None:
     """The rounds and the adapter are those of a job that was left alone."""
     with opened(model, tmp_path) as service:

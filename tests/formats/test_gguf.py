@@ -237,6 +237,7 @@ def test_other_formats_open_and_are_named(tmp_path: Path) -> None:
         found.f32()
 
 
+@pytest.mark.slow
 def test_smollm2_opens_fast_and_as_the_gguf_package_reads_it(smollm2: Path) -> None:
     start = time.process_time()
     opened = open_gguf(smollm2)

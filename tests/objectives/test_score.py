@@ -178,6 +178,7 @@ def go(bundle: edgetune.Bundle, out: Path, objective: Score, **options: Any) -> 
     return run(bundle, data(bundle), out, TrainConfig(**OPTIONS), objective=objective, rewards=letters, **options)
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, tmp_path: Path) -> None:
     """In both stages, between two updates with the same answers, and in their midst."""
     objective = Score(max_completion_length=9, num_generations=2, first_stage_epochs=0.5, num_iterations=2,

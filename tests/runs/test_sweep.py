@@ -48,6 +48,7 @@ def test_the_command_makes_a_table_and_marks_the_best(place):
         assert (record["steps"], record["seconds"]) == (one["steps"], one["seconds"])
 
 
+@pytest.mark.slow
 def test_every_combination_and_one_that_fails(place, tmp_path):
     found = sweep(place / "model.gguf", ROWS, tmp_path / "out", grid={"lr": [2e-2, 1e30], "rank": [2, 4]},
                   **{name: value for name, value in OPTIONS.items() if name != "rank"})

@@ -42,6 +42,7 @@ def test_together_with_three_adapters_as_one_by_one(each_known: Known, context: 
     assert bool(put_back) == (context == 96)
 
 
+@pytest.mark.slow
 def test_many_threads_ask_cancel_load_and_unload(each_known: Known) -> None:
     """Every answer is whole or, cancelled, the beginning of what it would have been."""
     rows = each_known.rows

@@ -85,6 +85,7 @@ def test_dead_between_any_two_changes_of_the_disk(bundle, tmp_path, watched, wan
             assert place == 1
 
 
+@pytest.mark.slow
 def test_a_power_cut_may_take_all_that_was_not_flushed(bundle, tmp_path, watched, wanted, monkeypatch):
     """The worst that a disk can make of it: contents and names since their last fsync are lost, removals are not."""
     out = tmp_path / "out"

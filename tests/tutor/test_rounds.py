@@ -142,6 +142,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files,
     assert bytes_of(out) == bytes_of(done)
 
 
+@pytest.mark.slow
 def test_steps_can_be_made_one_by_one(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     """By a program, which ends in the same bytes as the command."""
     out = tmp_path / "out"

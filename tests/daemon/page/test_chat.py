@@ -16,6 +16,7 @@ def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", d_model=256, d_ff=512, n_context=4096)
 
 
+@pytest.mark.slow
 def test_learning_without_rows_says_what_is_missing(page):
     """The first of this file: later ones give feedback to the same daemon."""
     page.get_by_role("button", name="Learn now").click()
@@ -162,6 +163,7 @@ def test_feedback_is_listed_edited_and_deleted(page, url):
     expect(page.locator("#feedback")).not_to_contain_text("the right one")
 
 
+@pytest.mark.slow
 def test_more_feedback_is_shown_when_asked_for(page, url):
     before = len(get(url, "/v1/feedback")["data"])
     for i in range(25):

@@ -113,6 +113,7 @@ def test_a_phone_shows_each_part_whole_and_readable(browser, url, scheme):
             check_looks(page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", mostly_slow(["light", "dark"], ["light"]))  # a phone shows both
 def test_a_laptop_shows_all_at_once(browser, url, scheme):
     with opened(browser, url, color_scheme=scheme, **LAPTOP) as page:

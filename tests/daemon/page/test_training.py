@@ -113,6 +113,7 @@ def is_named_taken_away_and_deleted(page, url: str) -> None:
     expect(page.locator("#jobs > li").first.get_by_role("link", name="Report")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_a_training_is_paused_resumed_and_cancelled(page, url):
     begin_training(page, f"{HOSTILE}.jsonl", lines_of(ROWS), epochs=5000)
     job = page.locator("#jobs > li").first
