@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +172,20 @@ def test_a_budget_holds_as_many_answers_as_fit() -> None:
     with pytest.raises(UsageError, match=rf"answer of 50 tokens to a prompt of 100 needs {least} MiB, the budget is "
                                          rf"{least - 1} MiB \(--memory 110M\); give it --memory {least}M"):
         fitting(plan, needs, (least - 1) << 20, "--memory 110M")
+
+
+def test_a_decoder_goes_with_the_answers_that_it_made(llama: Case) -> None:
+    """No circle of references keeps its arena until it is looked for."""
+    gc.disable()
+    try:
+        plan = AnswerPlan(4, 1, 10, 10)
+        decoder = opened(llama, plan)
+        gone = weakref.ref(decoder)
+        assert len([*Rollouts(decoder, plan, Wanted([np.arange(5, dtype=np.int32)], 1, [3], GREEDY))]) == 1
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_answered_is_refused(llama: Case) -> None:

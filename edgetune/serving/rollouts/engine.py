@@ -146,7 +146,6 @@ class Rollouts:
         self._live: list[_Answer] = []
         self._slots = np.empty(0, np.int32)  # of the tokens of the pass
         self._seen = np.empty((0, 0), np.int32)  # their paths
-        self._of_prompts = Attention(self._attend_prompts)
 
     def __iter__(self) -> Iterator[Rollout]:
         """Answers as they are finished."""
@@ -211,7 +210,7 @@ class Rollouts:
         numbers = self._wanted.numbers or range(len(self._wanted.prompts))
         reading = read_together(prompts, self._blocks, self._step)
         self._slots = self._decoder.ops.place(reading.slots)
-        hidden = self._forward(reading.batch, self._of_prompts)
+        hidden = self._forward(reading.batch, Attention(self._attend_prompts))
         self._decoder.ops.synchronize()
         for index, prompt, segment, place in zip(chosen, prompts, reading.segments, reading.places, strict=True):
             self._prompts.append(_Prompt(index, numbers[index], prompt.size, segment, segment.path(),
