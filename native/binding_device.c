@@ -118,19 +118,13 @@ static int add(PyObject *module, const char *name, PyObject *object) {
 int add_devices(PyObject *module) {
 #ifdef ET_EMULATED
     const struct et_device *e = &et_emulated_device;
-    void *const functions[] = {(void *)e->find, (void *)e->launch, (void *)e->query,
-                               (void *)emulated_begin_recording, (void *)emulated_end_recording, (void *)emulated_begin,
-                               (void *)emulated_forget};
-    const Py_ssize_t n = sizeof functions / sizeof *functions;
-    PyObject *all = PyTuple_New(n);
-    for (Py_ssize_t i = 0; i < n && all; i++) {
-        PyObject *address = PyLong_FromVoidPtr(functions[i]);
-        if (address)
-            PyTuple_SET_ITEM(all, i, address);
-        else
-            Py_CLEAR(all);
-    }
-    if (add(module, "EMULATED", all) < 0)
+    if (add(module, "EMULATED", Py_BuildValue("(NNNNNNN)", PyLong_FromVoidPtr((void *)e->find),
+                                              PyLong_FromVoidPtr((void *)e->launch),
+                                              PyLong_FromVoidPtr((void *)e->query),
+                                              PyLong_FromVoidPtr((void *)emulated_begin_recording),
+                                              PyLong_FromVoidPtr((void *)emulated_end_recording),
+                                              PyLong_FromVoidPtr((void *)emulated_begin),
+                                              PyLong_FromVoidPtr((void *)emulated_forget))) < 0)
         return -1;
 #endif
     return add(module, "KERNELS", kernels());

@@ -3,7 +3,7 @@
 #define _GNU_SOURCE /* syscall */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <time.h> /* nanosleep */
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -198,19 +198,13 @@ int et_context_create_on(et_context **ctx, const struct et_device *device, enum 
     return code;
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* The code with which the device has ended; ET_BUSY where it hangs. It is asked often at first, as passes are short. */
 static int ended(const struct et_device *device) {
     const struct timespec nap = {.tv_nsec = 50 * 1000};
-    double begun = seconds();
+    int64_t begun = et_now_ns();
     int code;
     while ((code = device->query(device->stream)) == ET_BUSY) {
-        double waited = seconds() - begun;
+        double waited = 1e-9 * (double)(et_now_ns() - begun);
         if (waited > device->patience)
             break;
         if (waited > 1e-3)

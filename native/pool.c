@@ -52,7 +52,7 @@ struct et_context {
     struct worker workers[]; /* [0] is the caller */
 };
 
-static int64_t now_ns(void) {
+int64_t et_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
@@ -110,7 +110,7 @@ static void run_tasks(et_context *ctx, int thread) {
 
 /* Returns when there is a job newer than `seen`, or none will come. */
 static void wait_for_work(et_context *ctx, uint64_t seen) {
-    for (int64_t end = now_ns() + SPIN_NS; now_ns() < end; relax())
+    for (int64_t end = et_now_ns() + SPIN_NS; et_now_ns() < end; relax())
         if (atomic_load(&ctx->job) != seen || atomic_load(&ctx->stop))
             return;
     pthread_mutex_lock(&ctx->lock);
@@ -142,7 +142,7 @@ static void *worker_main(void *arg) {
 }
 
 static void wait_for_done(et_context *ctx, int n) {
-    for (int64_t end = now_ns() + SPIN_NS; now_ns() < end; relax())
+    for (int64_t end = et_now_ns() + SPIN_NS; et_now_ns() < end; relax())
         if (atomic_load(&ctx->done) == n)
             return;
     pthread_mutex_lock(&ctx->lock);

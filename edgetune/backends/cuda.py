@@ -71,7 +71,7 @@ class Driver(Protocol):
         """What is launched from now on is recorded, and not begun."""
 
     def end_recording(self) -> Recorded:
-        """Ends it, and returns what begins all that was launched. Until the next recording, whatever went wrong."""
+        """Ends it, also where something went wrong, and returns what begins all that was launched."""
 
     def is_constant(self, address: int, nbytes: int) -> None:
         """What it allocated does not change from now on."""
@@ -163,8 +163,8 @@ class Cuda(NativeOps, Backend):
         scratch = self._grow(self.scratch_bytes) if self._scratch is None else self._scratch
         find = ctypes.cast(self._find, ctypes.c_void_p).value
         assert find
-        handle = _native.device_context(find, driver.launch, driver.query, driver.stream,
-                                        driver.patience, precision, scratch)
+        handle = _native.device_context(find, driver.launch, driver.query, driver.stream, driver.patience, precision,
+                                        scratch)
         if isinstance(handle, int):
             raise MemoryError("there is no memory for the context of the GPU")
         for address, nbytes in self._reached:

@@ -1,8 +1,8 @@
 """NVIDIA's driver behind the seam of cuda.py: the first GPU, by the packages cuda-core and cuda-bindings.
 
-They are imported where a GPU is asked for. On a GPU that shares the memory
-of the CPU (a Jetson) arrays are page-locked, and weights are read where the file is mapped; on a card with its own
-memory the driver moves pages to whoever reads them (managed memory). Not yet run on a card.
+They are imported where a GPU is asked for. On a GPU that shares the memory of the CPU (a Jetson) arrays are
+page-locked, and weights are read where the file is mapped; on a card with its own memory the driver moves pages to
+whoever reads them (managed memory). Not yet run on a card.
 """
 
 from __future__ import annotations
@@ -145,10 +145,7 @@ class CudaDriver:
         return int(self._call("cuMemAllocManaged", nbytes, self._api.CUmemAttach_flags.CU_MEM_ATTACH_GLOBAL.value))
 
     def free(self, address: int) -> None:
-        if self._hangs:
-            return
-        self._settle()
-        self._call("cuMemFreeHost" if self._integrated else "cuMemFree", address)
+        self._release("cuMemFreeHost" if self._integrated else "cuMemFree", address)
 
     def clear(self, address: int, nbytes: int) -> None:
         """Nothing is released: page-locked memory cannot be, and a card's own is no memory of this process."""
@@ -163,10 +160,7 @@ class CudaDriver:
         return int(code) == 0
 
     def unregister(self, address: int) -> None:
-        if self._hangs:
-            return
-        self._settle()
-        self._call("cuMemHostUnregister", address)
+        self._release("cuMemHostUnregister", address)
 
     def is_constant(self, address: int, nbytes: int) -> None:
         """Pages of a card that are only read may be in its memory and in the CPU's."""
@@ -176,8 +170,8 @@ class CudaDriver:
         self._library.cuMemAdvise(ctypes.c_uint64(address), ctypes.c_size_t(nbytes), READ_MOSTLY, device)
 
     def begin_recording(self) -> None:
-        self._builder = self._queue.create_graph_builder()
         try:
+            self._builder = self._queue.create_graph_builder()
             self._builder.begin_building()  # relaxed: other calls of this process are allowed meanwhile
         except Exception as error:  # cuda-core's own kind is private
             raise DeviceError(f"the GPU cannot record: {error}", RESUME) from None
@@ -210,6 +204,11 @@ class CudaDriver:
             return DeviceError("the GPU could not begin a kernel", RESUME)
         self._hangs = _name(code) == "NOT_READY"
         return _error("cuStreamQuery", code)
+
+    def _release(self, function: str, address: int) -> None:
+        if not self._hangs:
+            self._settle()
+            self._call(function, address)
 
     def _settle(self) -> None:
         self._call("cuStreamSynchronize", self._queue.handle)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..adapters.valued import ValuedLora, ValueHead
 from ..backends.arena import Arena
-from ..backends.base import HEAD_STATE, Array, Backend
+from ..backends.base import HEAD_STATE, Backend
 from ..formats.shape import Shape
 from .choices import Blocks, Choices, Likeliest
 from .linear import RunShape
@@ -39,7 +39,6 @@ class Head:
         self.stream = stream
         self.norm = vectors["output_norm.weight"]
         self._value = ValueHead(arena, shape.d_model) if isinstance(run.family, ValuedLora) else None
-        self._placed: _Placed | None = None
 
     def forward(self, batch: Batch, begin: Callable[[], None], best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target [S], [S, 1 + k] with choices; valid until the next pass. best: int32 [S]."""
@@ -52,8 +51,9 @@ class Head:
         self.stream.enter(self.shape.n_layer)
         found = None if best is None else self.ops.empty(best.shape, np.int32)
         head = self.stream.head
+        all_targets = self.ops.place(batch.targets)
         for part in _parts(batch, begin):
-            targets = self._place(batch).targets[part]
+            targets = all_targets[part]
             part_best = None if found is None else found[part]
             logits, _, state = self._work(targets.size)
             for entries in self.stream.slices(targets):
@@ -84,8 +84,9 @@ class Head:
         self.stream.enter(s.n_layer, s.n_layer - 1)
         given = batch.choices
         summed = self.ops.place(a if given is None else a.sum(1))
+        all_targets = self.ops.place(batch.targets)
         for part in _parts(batch, begin):
-            targets = self._place(batch).targets[part]
+            targets = all_targets[part]
             work = self._work(targets.size)
             choices = Choices(self.ops, head, targets, given[part]) if given is not None else None
             for entries in self.stream.slices(choices.tokens if choices else targets):
@@ -153,7 +154,7 @@ class Head:
         picked = self.arena.view("head_x", n, d)
         h = self.arena.view("head_h", n, d)
         rstd = self.arena.view("head_rstd", n)
-        self.ops.embed(picked, self._place(batch).supervised, x, "F32")
+        self.ops.embed(picked, self.ops.place(batch.supervised.astype(np.int32)), x, "F32")
         self.ops.rmsnorm_forward(h, rstd, picked, self.norm, self.shape.norm_eps)
         return picked, h, rstd
 
@@ -162,21 +163,6 @@ class Head:
         block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
         view = self.arena.view
         return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
-
-    def _place(self, batch: Batch) -> _Placed:
-        """What ops read of a batch; the last one's is kept."""
-        if self._placed is None or self._placed.batch is not batch:
-            self._placed = _Placed(self.ops, batch)
-        return self._placed
-
-
-class _Placed:
-    """supervised [S], rows of the residual stream, and targets [S], both int32."""
-
-    def __init__(self, ops: Backend, batch: Batch) -> None:
-        self.batch = batch
-        self.supervised: Array = ops.place(batch.supervised.astype(np.int32))
-        self.targets: Array = ops.place(batch.targets)
 
 
 def _parts(batch: Batch, begin: Callable[[], None]) -> Iterator[slice]:

@@ -200,8 +200,7 @@ class Learner:
                 self._failed = self._begin_by_itself(waiting, self.begin, f"learn from {waiting} rows")
             elif self._is_compaction_due() and not (self._unfinished() or self._not_now()):
                 self._begin_or_wait(partial(self.begin, everything=True), "learn all anew")
-            elif self.tutoring and not self._tutor_blocked_by(self.tutoring.prompts.waiting()):
-                asked = self.tutoring.prompts.waiting()
+            elif self.tutoring and not self._tutor_blocked_by(asked := self.tutoring.prompts.waiting()):
                 self._failed_to_tutor = self._begin_by_itself(asked, self.begin_rounds, f"ask {asked} new prompts")
             self.paused_reason = ""
         except Exception as error:
