@@ -15,7 +15,7 @@ from edgetune.formats.gguf import FORMATS, open_gguf
 from edgetune.machine.device import board_named, read_profiles
 from edgetune.models.networks import open_network
 from edgetune.training.config import TrainConfig
-from edgetune.training.trainer import make_plan
+from edgetune.training.planned import make_plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny import Shape, format_of, model_metadata, tensor_shapes, tokenizer_metadata

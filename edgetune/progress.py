@@ -81,9 +81,10 @@ class TrainProgress:
 
     def event(self, e: dict[str, Any]) -> None:
         handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
-                    "expect": self._expect, "eval": self._eval, "governor": self._governor, "step": self._step,
-                    "done": self._done, "answers": self._answers, "answers_missing": self._missing,
-                    "round": self._round, "tutor": self._tutor}
+                    "anchors": self._anchors, "anchors_missing": self._no_anchors, "expect": self._expect,
+                    "eval": self._eval, "governor": self._governor, "step": self._step, "done": self._done,
+                    "answers": self._answers, "answers_missing": self._missing, "round": self._round,
+                    "tutor": self._tutor}
         if e["event"] in handlers:
             handlers[e["event"]](e)
 
@@ -128,6 +129,14 @@ class TrainProgress:
         if e["truncated"] or e["skipped"]:
             say(self.console, note(f"{e['path']}: {e['truncated']} rows cut to {e['max_length']} tokens, "
                                    f"{e['skipped']} left out"))
+
+    def _anchors(self, e: dict[str, Any]) -> None:
+        if not e["done"]:
+            say(self.console, f"the base answers {e['of']} questions first, so that it stays as it is elsewhere "
+                              "(they are kept; --anchors 0 leaves that out)")
+
+    def _no_anchors(self, e: dict[str, Any]) -> None:
+        say(self.console, note(f"nothing holds the base as it is elsewhere: {e['reason']}"))
 
     def _start(self, e: dict[str, Any]) -> None:
         self._stop()

@@ -24,7 +24,7 @@ from ..machine.gpu import gpu_mhz
 from ..machine.sensors import Readings, Sensors
 from ..models.networks import open_network
 from ..training.config import TrainConfig
-from ..training.trainer import make_plan
+from ..training.planned import make_plan
 from ..version import __version__
 from .extras import EXTRAS
 

@@ -53,11 +53,12 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named, thread_count
     from ..models.networks import open_network
+    from ..training.anchored import beside, rows_per_anchor
     from ..training.batches import Batches, shares
     from ..training.forecast import forecast
     from ..training.length import batch_of
+    from ..training.planned import make_plan
     from ..training.run import disk_writes
-    from ..training.trainer import make_plan
     objective = take_objective(options)
     config = train_config(options, objective)
     if data and named:
@@ -68,10 +69,10 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     rows, held = planned_rows(bundle, data, held_out, config, objective)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
-    lengths = objective.lengths(*parts, max_length=config.max_length, share=shares(config))
+    lengths = beside(objective.lengths(*parts, max_length=config.max_length, share=shares(config)), config, objective)
     ops = None if board else open_backend(config.backend, thread_count(config.threads))
     plan = make_plan(network, config, ops=ops, lengths=lengths, board=board, objective=objective)
-    work = forecast(config, rows, held, plan.run.max_length)
+    work = forecast(config, rows, held, plan.run.max_length, rows_per_anchor(config, objective))
     share = Batches(config, rows.examples).computed_share(plan.run.max_tokens, plan.run.prefix) if rows else 1.0
     predicted = known_speed(network.structure, plan, speed, board, share)
     why_not = ""

@@ -16,6 +16,7 @@ from .rows import with_system
 T = TypeVar("T")
 U = TypeVar("U")
 TOKENS = 32  # of an anchor at most: it may end anywhere, as many short ones say more of the base than few long ones
+LONGEST = 128  # tokens with the question: what follows is cut off
 ROWS_PER_ANCHOR = 5
 SYSTEM = "Answer the question."
 QUESTIONS = (
@@ -27,6 +28,14 @@ QUESTIONS = (
     "What is the difference between weather and climate?", "Write two lines about the first snow.",
     "Why do cats purr?", "What is an atom made of?", "How can a small town save energy? Answer briefly.",
     "What is the largest ocean?")
+
+
+def asking(system: bool, chats: bool) -> list[dict[str, Any]]:
+    """Rows whose tokens are the questions, each as a text to continue, and with `chats` as a message that has an
+    answer, of which only its end counts.
+    """
+    rows = [continued(i, "") for i in range(len(QUESTIONS))]
+    return rows + [answered(asked(i, system), ".", True) for i in range(len(QUESTIONS)) if chats]
 
 
 def question(number: int) -> str:

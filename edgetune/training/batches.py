@@ -15,10 +15,14 @@ COUNTED = 64  # batches
 
 @dataclass(frozen=True)
 class Batches:
-    """Of examples. units: indices of what a batch counts: rows, groups of rows, or with packing packs of them."""
+    """Of examples. units: indices of what a batch counts: rows, groups of rows, or with packing packs of them.
+    anchors: learned beside them, one for each `rows_per_anchor` units.
+    """
 
     config: TrainConfig
     examples: Sequence[Example] = ()
+    anchors: Sequence[Example] = ()
+    rows_per_anchor: int = 0
     units: Sequence[Sequence[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -34,6 +38,15 @@ class Batches:
         rows = order(len(self.units), epoch, self.config.seed, self.config.shuffle)
         size = length.batch_of(self.config, len(self.units))
         return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self.units[unit]]
+
+    def anchors_of_step(self, step: int) -> list[Example]:
+        """In an order by the seed, all of them before one comes again."""
+        if not self.anchors:
+            return []
+        size = length.batch_of(self.config, len(self.units))
+        mixed = order(len(self.anchors), 0, self.config.seed, True)
+        numbers = range((step - 1) * size // self.rows_per_anchor, step * size // self.rows_per_anchor)
+        return [self.anchors[mixed[number % len(mixed)]] for number in numbers]
 
     def computed_share(self, max_tokens: int, prefix: int = 0) -> float:
         """What share of the rows' tokens is computed, as rows of a batch begin alike: of the first COUNTED batches."""

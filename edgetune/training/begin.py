@@ -14,17 +14,20 @@ from ..adapters import store
 from ..adapters.base import Family
 from ..adapters.low_rank import LoraFamily
 from ..data.dataset import Dataset
+from ..data.packing import Example
 from ..errors import FormatError, MismatchError, UsageError
 from ..formats.bundle import Bundle
 from ..formats.gguf import fingerprint, open_gguf
 from ..machine.governor import Governor
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
+from ..options import AUTO
 from ..persisted import from_json
-from . import checkpoint, metrics, reference
+from . import anchored, checkpoint, metrics, reference
 from .answered import Rewards, needs_judge
 from .batches import shares
 from .config import TrainConfig
+from .length import anchors_learned, units_of
 from .origin import Origin
 from .plan import Tradeoffs
 from .resume import Identity, differences, fingerprint_run
@@ -32,7 +35,7 @@ from .state import RunState, next_leg
 from .trainer import Trainer
 
 Event = dict[str, Any]
-OLDER = {"method": Sft.name, "family": LoraFamily.name, "start": None}  # what runs before these names were
+OLDER = {"method": Sft.name, "family": LoraFamily.name, "start": None, "anchors": 0}  # before these names were
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Begun:
 
 
 def anew(task: Task) -> Begun:
-    begun = _open(task, None)
+    begun = _open(task, None, {})
     if task.start:
         begun.state.start = {"path": str(task.start.resolve()), "fingerprint": begun.identity["start"]}
         begun.trainer.load(task.start)
@@ -85,7 +88,8 @@ def resumed(task: Task) -> Begun:
     """From what is in the folder: the newest undamaged checkpoint; nothing yet, after a kill before the first one; or
     the finished adapter, if there are to be more epochs.
     """
-    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, metrics.CSV, metrics.REPORT, reference.FILE)
+    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, metrics.CSV, metrics.REPORT, reference.FILE,
+             anchored.FILE)
     for stale in (path for name in whole for path in task.out.glob(f"{name}.tmp")):
         with suppress(OSError):
             stale.unlink()
@@ -96,19 +100,35 @@ def resumed(task: Task) -> Begun:
     return _from_checkpoint(task, record) if saved else _again(task, record)
 
 
-def _open(task: Task, previous: Tradeoffs | None) -> Begun:
+def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
+    """was: of the run that is resumed."""
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
-    lengths = objective.lengths(*parts, max_length=task.config.max_length, share=shares(task.config))
+    config = task.config
+    lengths = anchored.beside(objective.lengths(*parts, max_length=config.max_length, share=shares(config)), config,
+                              objective)
     if needs_judge(task.rewards):
-        lengths = replace(lengths, aside=task.config.max_length)
-    trainer = Trainer(task.bundle, task.config, lengths=lengths, previous=previous, objective=objective,
+        lengths = replace(lengths, aside=config.max_length)
+    anchors = _anchors(task, objective, was)
+    trainer = Trainer(task.bundle, config, lengths=lengths, previous=previous, objective=objective,
                       family=task.family, rewards=task.rewards)
     trainer.add_examples(task.data.examples)
+    trainer.add_anchors(anchors, anchored.rows_per_anchor(config, objective))
     identity = fingerprint_run(trainer, task.data, task.held_out)
     if task.start:
         identity["start"] = fingerprint(open_gguf(store.open_adapter(task.start).path))
     return Begun(trainer, identity, RunState(), _origin(task, trainer, None))
+
+
+def _anchors(task: Task, objective: Objective, was: Identity) -> list[Example]:
+    """A resumed run has those that it began with; one that has none goes on so, unless it is told otherwise."""
+    every = anchored.rows_per_anchor(task.config, objective)
+    if not every or (task.config.anchors == AUTO and not was.get("anchors", every)):
+        return []
+    if kept := anchored.read(task.out / anchored.FILE):
+        return kept
+    number = anchors_learned(task.config, len(units_of(task.data.examples, task.config)), every)
+    return anchored.prepare(task.bundle, task.config, number, task.should_stop, task.on_event)
 
 
 def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -131,9 +151,9 @@ def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan:
     changed since. Raises MismatchError for a change that is not allowed.
     """
     previous = from_json(Tradeoffs, plan, source) if was_asked == asked(task.config.to_json()) else None
-    begun = _open(task, previous)
-    begun.origin = _origin(task, begun.trainer, record.get("origin"))
     was = {**OLDER, **({"method": was["objective"]} if "objective" in was else {}), **was}
+    begun = _open(task, previous, was)
+    begun.origin = _origin(task, begun.trainer, record.get("origin"))
     changed = differences(task.out, was, begun.identity, task.allow_changed)
     begun.identity.setdefault("start", was["start"])
     begun.event = {"event": "resume", "step": 0, "damaged": [], "changed": changed}
@@ -155,7 +175,8 @@ def _again(task: Task, record: Mapping[str, Any]) -> Begun:
     """
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
-    written = {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, store.FILE, store.BESIDE, store.RUN}
+    written = {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, anchored.FILE, store.FILE, store.BESIDE,
+               store.RUN}
     if not (is_begun and names <= written):
         raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
                           "start in another folder")

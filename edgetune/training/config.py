@@ -48,6 +48,10 @@ class TrainConfig(LoraOptions):
     max_length: int = option(512, "Tokens in a row at most.", low=2, common=True)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
+    anchors: int | Literal["auto"] = option("auto", "Rows for each answer of the base itself that is learned beside "
+                                            "them, so that it stays as it was elsewhere; 0: none; auto: 5 with "
+                                            "--method sft and --epochs auto, else none.", low=0, high=10**9, auto=int,
+                                            common=True)
     share_prefixes: str = option("auto", "Compute once what rows of a batch begin with alike, such as a system "
                                  "message; off: again for each row. Results are the same but for rounding.",
                                  choices=("auto", "off"))
@@ -177,6 +181,7 @@ class TrainOptions(TypedDict, total=False):
     max_length: int
     overflow: str
     packing: bool
+    anchors: int | Literal["auto"]
     share_prefixes: str
     shuffle: bool
     system: str

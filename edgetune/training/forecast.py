@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..data.anchors import LONGEST
 from ..data.dataset import Dataset
 from ..models.base import Structure
 from ..models.linear import RunShape
@@ -13,7 +14,8 @@ from .config import TrainConfig
 
 @dataclass(frozen=True)
 class Forecast:
-    """steps: None without rows, where no option says how many. tokens: those learned in all steps, every pass counted;
+    """steps: None without rows, where no option says how many. tokens: those learned in all steps, every pass counted,
+    and those of anchors, which are taken to be long;
     measurements: of the held-out loss; measured_tokens: in all of them. stops_early: whether a held-out loss that
     rises ends the run before.
     """
@@ -34,7 +36,8 @@ class Forecast:
         return (self.tokens + self.measured_tokens * flops.forward / flops.total) / tokens_per_s
 
 
-def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None, longest: int) -> Forecast:
+def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None, longest: int,
+             rows_per_anchor: int = 0) -> Forecast:
     """Of a run over these rows; without any, of rows of `longest` tokens."""
     if rows is None:
         return Forecast(0, 0, config.steps or None, float(config.steps * length.batch_of(config, 0) * longest))
@@ -43,6 +46,7 @@ def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None
     epoch = length.steps_per_epoch(config, units)
     passes, rest = divmod(steps, epoch)
     tokens = rows.tokens * (passes + min(1.0, rest * length.batch_of(config, units) / units))
+    tokens += LONGEST * length.anchors_learned(config, units, rows_per_anchor)
     if held_out is None:
         return Forecast(len(rows.examples), 0, steps, tokens)
     every = length.eval_every(config, epoch, steps, held_out.tokens / rows.tokens)

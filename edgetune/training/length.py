@@ -61,6 +61,12 @@ def total_steps(config: TrainConfig, units: int, more: float = 0.0) -> int:
     return max(1, round((more or epochs_of(config, units)) * steps_per_epoch(config, units)))
 
 
+def anchors_learned(config: TrainConfig, units: int, rows_per_anchor: int) -> int:
+    """In a run over this number of units, each anchor counted as often as it comes; rows_per_anchor 0: there are none.
+    """
+    return total_steps(config, units) * batch_of(config, units) // rows_per_anchor if rows_per_anchor else 0
+
+
 def is_auto(config: TrainConfig) -> bool:
     """Whether the data decides how long the run is."""
     return not config.steps and config.epochs == AUTO

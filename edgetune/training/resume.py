@@ -31,6 +31,7 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     given |= trainer.objective.options()
     given |= run.family.options()
     given["patience"] = length.patience(trainer.config)
+    given["anchors"] = trainer.rows_per_anchor
     if trainer.config.steps:
         del given["epochs"]  # steps override them
     options = {name.replace("_", "-"): value for name, value in given.items()}

@@ -26,7 +26,7 @@ from ..formats.bundle import Bundle
 from ..machine import device
 from ..machine.governor import Governor
 from ..objectives.base import Objective
-from . import begin, checkpoint, length, metrics, reference, referred
+from . import anchored, begin, checkpoint, length, metrics, reference, referred
 from .answered import Rewards
 from .begin import Event as Event
 from .begin import Task
@@ -185,6 +185,8 @@ class _Run:
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
         store.save_record(self.out, self._record("running"))
+        if t.anchors and not (self.out / anchored.FILE).exists():
+            anchored.save(self.out / anchored.FILE, t.anchors)
         referred.prepare(t, [data, self.held_out], self.out, self.state.start, self.should_stop)
 
     def _loop(self) -> None:
@@ -328,6 +330,7 @@ class _Run:
                 self.metrics.path.unlink(missing_ok=True)
                 (self.out / store.RUN).unlink(missing_ok=True)
                 (self.out / reference.FILE).unlink(missing_ok=True)
+                (self.out / anchored.FILE).unlink(missing_ok=True)
                 (self.out / store.BESIDE).unlink(missing_ok=True)
                 self.out.rmdir()
 

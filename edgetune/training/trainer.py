@@ -20,25 +20,20 @@ import numpy.random
 from ..adapters import store
 from ..adapters.base import Family, slices
 from ..adapters.lora import Lora, Pair
-from ..adapters.low_rank import lora_of
-from ..adapters.valued import ValuedLora
 from ..backends.arena import Arena
 from ..backends.base import Backend
-from ..backends.cpu import Cpu
 from ..backends.opening import open_backend
 from ..data.dataset import Dataset, load_rows
 from ..data.formats import Columns
-from ..data.lengths import Given, Lengths, read_lengths
+from ..data.lengths import Given
 from ..data.packing import Batch, Example
 from ..data.trees import Tree, micro_batches
 from ..errors import DataError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
-from ..models.base import Network
 from ..models.linear import trained_shapes
 from ..models.networks import open_network
-from ..models.stream import sizes
 from ..objectives.base import Objective
 from ..objectives.drawn import Drawn
 from ..objectives.rewarded import Rewarded
@@ -48,13 +43,17 @@ from ..version import __version__
 from . import length, optim, plan
 from .answered import Expectation, Rewards
 from .batches import Batches, cut
-from .config import DEFAULT_MEMORY, RUN_OPTIONS, TrainConfig, TrainOptions
+from .config import RUN_OPTIONS, TrainConfig, TrainOptions
 from .passes import Measurement, References, Totals, learn, learn_together, measure
+from .planned import make_plan
 from .reference import Reference
-from .rollouts import Known, Roller, answer_plan, keep
+from .rollouts import Known, Roller, keep
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+IMITATE = Sft()  # what anchors are learned by
+ANCHOR = 1 << 16  # the number of a step's first micro-batch of anchors
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Trainer:
             if name in options:
                 raise UsageError(f"{name} is an option of a run, a Trainer does not use it",
                                  "leave it out, or use edgetune.run")
-        self.objective = (objective or Sft()).check()
+        self.objective = (objective or IMITATE).check()
         given = {**vars(config or TrainConfig(**self.objective.defaults)), **options}
         self.config = config = make_options(TrainConfig, given).check()
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
@@ -169,7 +168,20 @@ class Trainer:
                                 "tokenise it with this model's tokenizer")
         last = max((example.group for example in self.examples), default=0)  # numbers of earlier calls are taken
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
-        self._batches = Batches(self.config, self.examples)
+        self._batches = replace(self._batches, examples=self.examples)
+
+    def add_anchors(self, anchors: Sequence[Example], rows_per_anchor: int) -> None:
+        """Have what the base says (anchored.py) learned beside the rows: one anchor for each rows_per_anchor rows."""
+        self._batches = replace(self._batches, anchors=anchors, rows_per_anchor=rows_per_anchor if anchors else 0)
+
+    @property
+    def anchors(self) -> Sequence[Example]:
+        return self._batches.anchors
+
+    @property
+    def rows_per_anchor(self) -> int:
+        """0: no anchors are learned."""
+        return self._batches.rows_per_anchor
 
     @property
     def steps_per_epoch(self) -> int:
@@ -205,9 +217,13 @@ class Trainer:
         grad = self.arena.flat("dlora")
         with self._stoppable(should_stop):
             examples, n, metrics = self._examples_of(step)
+            anchors = self._batches.anchors_of_step(step) if examples else []
+            own, aside = IMITATE.count(examples), IMITATE.count(anchors)  # tokens, by which both are weighted
             grad.fill(0.0)
-            totals = self._learn(step, examples, n, known)
+            totals = self._learn(step, examples, n * (own + aside) / own if anchors else n, known)
             loss = totals.loss / n
+            if anchors:
+                metrics = {**metrics, "anchor_loss": self._learn_anchors(step, anchors, own + aside, totals) / aside}
             lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
             norm = self._update(grad, loss, lr, step) if examples else 0.0
         if self.roller:
@@ -248,6 +264,16 @@ class Trainer:
             begin = partial(self._before_part, step, number)
             totals.add([micro], learn(self.decoder, self.objective, micro, n, self._references, begin, seen))
         return totals
+
+    def _learn_anchors(self, step: int, anchors: Sequence[Example], n: float, totals: Totals) -> float:
+        """Adds their gradient to that of the rows, and their tokens to the totals; returns the sum of their losses."""
+        loss = 0.0
+        for number, micro in enumerate(self._one_by_one(self._cut(anchors)), start=ANCHOR):
+            begin = partial(self._before_part, step, number)
+            signal = learn(self.decoder, IMITATE, micro, n, self._references, begin)
+            loss += signal.loss
+            totals.add([micro], replace(signal, loss=0.0))
+        return loss
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
         norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
@@ -402,49 +428,9 @@ class Trainer:
                 "options": self.config.to_json(), "objective": self.objective.to_json(),
                 "family": {"name": self.plan.run.family.name, **self.plan.run.family.options()},
                 "seed": self.config.seed, "steps": self.steps_done,
+                "anchors": len(self.anchors), "rows_per_anchor": self.rows_per_anchor,
                 "total_steps": self.total_steps, "isa": self.ops.isa,
                 "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
                 "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "budget_mib": self.plan.limits.budget / 2**20,
                          "traded": list(self.plan.traded), **asdict(self.plan.tradeoffs)},
                 "peak_rss_mib": device.peak_rss() / 2**20, "peak_children_mib": device.peak_of_children() / 2**20}
-
-
-def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
-              previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
-              family: Family | None = None, objective: Objective | None = None) -> plan.Plan:
-    """The plan for this model on this machine, in this process with what it uses now; or, with `board`, in a new
-    process on that board, with the smallest memory that it is sold with. ops: what will compute (default: as of a
-    Trainer). objective: one that learns from answers takes memory for them. UsageError where nothing fits the budget.
-    """
-    asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
-    structure = model.structure
-    lengths = read_lengths(lengths, config.max_length)
-    if objective and objective.needs_values and family is None:
-        family = ValuedLora(**lora_of(config).options(), width=structure.head_weights // structure.n_vocab)
-    make = partial(plan.make, structure, config, lengths=lengths, previous=previous, family=family,
-                   sizes=sizes(model.gguf.tensors.values(), structure.n_layer))
-    if isinstance(objective, Drawn):
-        make = partial(make, answers=answer_plan(objective, _at_once(config, lengths, objective), lengths,
-                                                 config.max_length, structure.n_vocab),
-                       keeps_start=objective.keeps_start)
-    if board is not None:
-        limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)
-        return make(ops=Cpu(device.thread_count(config.threads or board.cores)), limits=limits)
-    ops = ops or open_backend(config.backend, device.thread_count(config.threads), lambda _: None)  # takes memory
-    if config.memory:
-        device.refuse_huge_pages()
-    model.gguf.release()
-    device.trim()
-    available = device.read_device().memory_available
-    process = device.rss()
-    before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
-    budget = config.memory_bytes(available + process)
-    limits = plan.MemoryLimits(process + lengths.known, before, budget, asked)
-    return make(ops=ops, limits=limits)
-
-
-def _at_once(config: TrainConfig, lengths: Lengths, objective: Drawn) -> int:
-    """Prompts that are answered together; 1 while it is not known how many there are."""
-    units = len(lengths.units)
-    steps = objective.steps_per_generation
-    return (steps * length.batch_of(config, units) if steps else units) or 1

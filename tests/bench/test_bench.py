@@ -13,7 +13,8 @@ from edgetune.bench import answers, generate, kernels, ops, train
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Model
 from edgetune.training.config import TrainConfig
-from edgetune.training.trainer import Trainer, make_plan
+from edgetune.training.planned import make_plan
+from edgetune.training.trainer import Trainer
 
 SMALL = ["--rank", "4", "--threads", "1", "--batch-size", "2"]
 # The tiny llama: D 64, H 4, G 2, C 16, F 128, V 416, two blocks. Weights of a block's projections:

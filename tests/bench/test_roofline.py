@@ -25,7 +25,8 @@ from edgetune.machine.gpu import Gpu
 from edgetune.models.networks import open_network
 from edgetune.training.config import TrainConfig
 from edgetune.training.plan import Plan
-from edgetune.training.trainer import Trainer, make_plan
+from edgetune.training.planned import make_plan
+from edgetune.training.trainer import Trainer
 
 ROWS = 3
 LENGTH = 32

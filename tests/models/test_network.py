@@ -23,7 +23,8 @@ from edgetune.models.linear import Projections, RunShape, trained_shapes
 from edgetune.models.networks import NETWORKS
 from edgetune.models.stream import Stream
 from edgetune.training.config import TrainConfig
-from edgetune.training.trainer import Trainer, make_plan
+from edgetune.training.planned import make_plan
+from edgetune.training.trainer import Trainer
 
 N_BLOCKS = 3
 D = 32

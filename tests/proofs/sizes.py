@@ -36,9 +36,11 @@ from proofs.own import BUILD, DEFAULT, add_result, model_path, read_results, tra
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo
+from edgetune.evaluation.canary import FILE, Drift, drift
 from edgetune.evaluation.native import engine_within, native_loss, native_match
 from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.serving.llama import LlamaModel
 from edgetune.serving.rollouts.texts import pairs_of
 
 Row = dict[str, str]
@@ -111,13 +113,22 @@ def measured(model: Path, name: str, task: Task, size: int, variant: str, seed: 
         tokenizer = Tokenizer(bundle.gguf)
         rows = load_rows(task.held_out, tokenizer, max_length=MAX_LENGTH, system=task.system)
         pairs = pairs_of(bundle.gguf, out)
-        loss, _ = native_loss(bundle, rows, pairs) if task.by_loss else (None, 0)
+        loss, _ = native_loss(bundle, rows, pairs)
         answers = [] if task.by_loss else native_match(bundle, tokenizer, rows, pairs, engine_within(),
                                                        system=task.system)
+        elsewhere = drifted(model, out)
     right = sum(answer.correct for answer in answers)
     return {"set": name, "rows": size, "variant": variant, "seed": seed, "loss": loss,
             "seconds": seconds, "right": right, "of": len(answers), "steps": record["steps"],
+            "rise": elsewhere.rise, "kl": elsewhere.kl,
             "verdict": record["verdict"]["sentence"]}
+
+
+def drifted(model: Path, adapter: Path) -> Drift:
+    """On the text by which the daemon's gate tells what a training has unlearned."""
+    with LlamaModel(model) as served:
+        served.load_adapter(adapter, "adapter")
+        return drift(served, "adapter", [FILE.read_text(encoding="utf-8")])
 
 
 def variants(task: Task, size: int, seeds: list[int]) -> Iterator[tuple[str, int, list[str]]]:

@@ -27,7 +27,7 @@ from edgetune.compress.source import floats
 from edgetune.data.dataset import Dataset
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Model
-from edgetune.training.trainer import make_plan
+from edgetune.training.planned import make_plan
 
 SYSTEM = "Extract the intent and slots as JSON."
 BATCH = 8

@@ -98,17 +98,30 @@ def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine:
 
 
 def _answers(model: Model, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine: Engine) -> Iterator[Answered]:
+    texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
+    for rollout in draw(model, pairs, asked, engine, tokenizer.is_end if asked.ends else lambda _: False,
+                        lambda prompt, sample, token: texts[prompt][sample].ends_with(token)):
+        yield Answered(texts[rollout.prompt][rollout.sample].whole(), rollout)
+
+
+def draw(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
+         watch: Callable[[int, int, int], bool] = lambda _prompt, _sample, _token: False,
+         before_block: Callable[[], None] = lambda: None) -> Iterator[Rollout]:
+    """Answers as tokens, as they are finished. is_end, watch: as of `Wanted`; of `asked` stop and ends are not looked
+    at. before_block: called before each block of the model, may raise.
+
+    Raises, before the first is begun, UsageError as `answers` does.
+    """
+    _check(model, asked, engine)
     ops = open_backend(engine.backend, device.thread_count(engine.threads))
     plan = plan_of(model, pairs, asked, engine, ops)
     run = _run(model, pairs, plan, engine)
     decoder = open_decoder(model, pairs, threads=engine.threads, max_tokens=run.max_tokens, max_length=run.max_length,
                            precision=engine.precision, beside=plan.buffers(model.shape, run.activations), ops=ops)
-    texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
+    decoder.before_block = before_block
     wanted = Wanted([np.array(prompt, np.int32) for prompt in asked.prompts], asked.samples, asked.max_tokens,
-                    asked.sampling, tokenizer.is_end if asked.ends else lambda _: False,
-                    lambda prompt, sample, token: texts[prompt][sample].ends_with(token))
-    for rollout in Rollouts(decoder, plan, wanted):
-        yield Answered(texts[rollout.prompt][rollout.sample].whole(), rollout)
+                    asked.sampling, is_end, watch)
+    yield from Rollouts(decoder, plan, wanted)
 
 
 def plan_of(model: Model, pairs: Lora, asked: Asked, engine: Engine, ops: Backend) -> AnswerPlan:

@@ -1,0 +1,179 @@
+"""Anchors of a run (data/anchors.py): a part of every step beside its rows. The base draws them before the first step,
+and they are kept as tokens: beside the run for a resume, and in the user's cache for the next run on this base.
+
+The files are npz: `name` of what decides them, `tokens`, `sizes` [n], `begins` [n] of what the base said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backends.opening import open_backend
+from ..data import loader
+from ..data.anchors import LONGEST, ROWS_PER_ANCHOR, TOKENS, asking
+from ..data.lengths import Lengths
+from ..data.packing import Example
+from ..disk import cache_folder, replaced
+from ..errors import DataError, DiskError, Interrupted, UsageError
+from ..formats.bundle import Bundle
+from ..llamacpp.sampling import Sampling
+from ..machine import device
+from ..models.decoder import Model
+from ..objectives.base import Objective
+from ..objectives.sft import Sft
+from ..serving.rollouts.texts import Asked, Engine, draw
+from . import length
+from .config import DEFAULT_MEMORY, TrainConfig
+
+FILE = "anchors.npz"
+BATCH = 64  # that are drawn, and kept in a file
+MOST = 256  # of a run: they come again after that
+PARALLEL = 32  # drawn at once: more take more memory than training does
+CACHED = 64  # files in the cache, the newest
+NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
+
+
+def rows_per_anchor(config: TrainConfig, objective: Objective) -> int:
+    """0: no anchors are learned."""
+    if isinstance(config.anchors, str):
+        return ROWS_PER_ANCHOR if objective.name == Sft.name and length.is_auto(config) else 0
+    return config.anchors
+
+
+def beside(lengths: Lengths, config: TrainConfig, objective: Objective) -> Lengths:
+    """The lengths with room for an anchor, where some are learned."""
+    if not rows_per_anchor(config, objective):
+        return lengths
+    return replace(lengths, aside=max(lengths.aside, min(LONGEST, config.max_length)))
+
+
+def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Callable[[], bool],
+            on_event: Callable[[dict[str, Any]], None]) -> list[Example]:
+    """At least `number` anchors, MOST at most: what the cache has, and others that are drawn. None for a base that
+    cannot say any in the memory that training may have; an event tells why.
+
+    Raises Interrupted once should_stop returns True.
+    """
+    batches = -(-min(number, MOST) // BATCH)
+    name = _name(bundle, config)
+    found: list[Example] = []
+    for batch in range(batches):
+        path = _cached(name, batch)
+        part = read(path, name)
+        if not part:
+            on_event({"event": "anchors", "done": batch * BATCH, "of": batches * BATCH})
+            try:
+                part = _drawn(bundle, config, batch, should_stop)
+            except (UsageError, DataError) as error:
+                on_event({"event": "anchors_missing", "reason": error.what})
+                return []
+            _keep(path, part, name)
+        found += part
+    return [cut for one in found if (cut := _cut(one, config.max_length)).supervised]
+
+
+def _name(bundle: Bundle, config: TrainConfig) -> str:
+    """Of what decides which tokens are drawn, beside their number."""
+    ops = open_backend(config.backend, device.thread_count(config.threads), lambda _: None)
+    return json.dumps([bundle.fingerprint, bool(config.system), TOKENS, ops.isa, config.precision,
+                       ops.products(config.precision)])
+
+
+def _cut(example: Example, max_length: int) -> Example:
+    limit = min(LONGEST, max_length)
+    return replace(example, tokens=example.tokens[:limit], weights=example.weights[:limit])
+
+
+def _drawn(bundle: Bundle, config: TrainConfig, batch: int, should_stop: Callable[[], bool]) -> list[Example]:
+    """Raises UsageError where memory or the model's context has no room for them."""
+    prompts, ends = _prompts(bundle, config)
+    named = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
+    engine = Engine(config.memory_here(), named, PARALLEL, config.precision, config.threads, config.backend)
+    asked = Asked(prompts, [TOKENS] * len(prompts), BATCH // len(prompts), replace(NATURAL, seed=batch))
+
+    def before_block() -> None:
+        if should_stop():
+            raise Interrupted("stopped while the base drew its anchors, before the first step", "begin again")
+
+    found = {}
+    for one in draw(Model(bundle.gguf), {}, asked, engine, ends.__contains__, before_block=before_block):
+        found[one.prompt, one.sample] = _example(prompts[one.prompt], one.tokens)
+    return [found[key] for key in sorted(found)]
+
+
+def _prompts(bundle: Bundle, config: TrainConfig) -> tuple[list[list[int]], set[int]]:
+    """The questions as tokens, and the tokens that end an answer. A model that cannot be asked continues texts."""
+    end = bundle.gguf.metadata.get("tokenizer.ggml.eos_token_id")
+    ends = {end} if isinstance(end, int) else set()
+    plain = replace(config, markup="escape", prompt_column="", completion_column="", max_length=LONGEST,
+                    overflow="skip", system="")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "questions.jsonl"
+        for chats in (True, False):
+            rows = asking(bool(config.system), chats)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            try:
+                loaded, = loader.load(bundle.gguf.path, [path], plain)
+            except DataError:  # it has no chat template
+                if chats:
+                    continue
+                raise
+            break
+    assert loaded
+    texts = [one for one in loaded.examples if one.begin <= 1]  # all of it is supervised
+    said = [one for one in loaded.examples if one.begin > 1]
+    ends |= {int(one.tokens[-1]) for one in said}
+    return [one.tokens.tolist() for one in texts] + [one.tokens[:one.begin].tolist() for one in said], ends
+
+
+def _example(prompt: Sequence[int], said: np.ndarray) -> Example:
+    tokens = np.concatenate([np.array(prompt, np.int32), said.astype(np.int32)])
+    weights = np.zeros(tokens.size, np.float32)
+    weights[len(prompt):] = 1.0
+    return Example(tokens, weights)
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, name: str = "") -> list[Example]:
+    """What a file holds; nothing where it is missing, damaged, or with `name` of another one."""
+    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    with suppress(*unreadable), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        if name in ("", str(file["name"])):
+            parts = np.split(file["tokens"].astype(np.int32), np.cumsum(file["sizes"])[:-1])
+            return [_example(part[:begin].tolist(), part[begin:])
+                    for part, begin in zip(parts, file["begins"], strict=True)]
+    return []
+
+
+def save(path: Path, anchors: Sequence[Example], name: str = "") -> None:
+    """Writes them whole. Raises DiskError."""
+    tokens = np.concatenate([one.tokens for one in anchors])
+    with replaced(path) as beside, beside.open("wb") as file:
+        np.savez(file, name=np.array(name), tokens=tokens, sizes=np.array([one.tokens.size for one in anchors]),
+                 begins=np.array([one.begin for one in anchors]))
+
+
+def _cached(name: str, batch: int) -> Path:
+    return cache_folder() / "anchors" / f"{sha256(name.encode()).hexdigest()[:32]}-{batch}.npz"
+
+
+def _keep(path: Path, anchors: Sequence[Example], name: str) -> None:
+    """In the cache, of which the oldest files are removed; without it where the disk refuses."""
+    with suppress(DiskError, OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, anchors, name)
+        for old in sorted(path.parent.glob("*.npz"), key=os.path.getmtime)[:-CACHED]:
+            old.unlink(missing_ok=True)

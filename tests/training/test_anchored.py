@@ -1,0 +1,240 @@
+"""What the base says is a part of every step: how much, which, and that a run with it resumes to the same bytes."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from counting import sequences
+from durable import CONFIG, STEPS, go, refused, stop
+from tiny import write_tiny
+
+from edgetune.data.anchors import LONGEST, TOKENS
+from edgetune.data.packing import Example
+from edgetune.errors import Interrupted, MismatchError
+from edgetune.formats.bundle import open_bundle
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.objectives.dpo import Dpo
+from edgetune.objectives.sft import Sft
+from edgetune.runs.train import train
+from edgetune.training import anchored
+from edgetune.training.batches import Batches
+from edgetune.training.config import TrainConfig
+from edgetune.training.trainer import Trainer
+
+HELD = replace(CONFIG, anchors=5)
+EVERY = 5
+FEW = 40  # anchors of a run: a file of them
+WHOLE = replace(HELD, max_length=LONGEST)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "edgetune" / "anchors"
+
+
+def prepared(bundle, config=WHOLE, number=FEW, events=None):
+    told = [] if events is None else events
+    return anchored.prepare(bundle, config, number, lambda: False, told.append)
+
+
+def same(some, others):
+    return len(some) == len(others) and all(
+        np.array_equal(a.tokens, b.tokens) and np.array_equal(a.weights, b.weights)
+        for a, b in zip(some, others, strict=True))
+
+
+# ---- which are learned -----------------------------------------------------------------------------------------------
+
+
+def test_a_step_has_its_share_of_them_and_all_come_before_one_comes_again():
+    rows = sequences(8)
+    anchors = sequences(7, seed=1)
+    batches = Batches(TrainConfig(batch_size=4), rows, anchors, EVERY)
+    counts = [len(batches.anchors_of_step(step)) for step in range(1, 11)]
+    assert counts == [0, 1, 1, 1, 1] * 2  # one for each five rows
+    taken = [id(one) for step in range(1, 20) for one in batches.anchors_of_step(step)]
+    assert len(set(taken[:7])) == 7
+    assert taken[7:14] == taken[:7]
+    assert taken != [id(one) for step in range(1, 20)
+                     for one in replace(batches, config=TrainConfig(batch_size=4, seed=1)).anchors_of_step(step)]
+    assert Batches(TrainConfig(batch_size=4), rows).anchors_of_step(1) == []
+
+
+def test_a_step_learns_them_as_if_they_were_rows(bundle):
+    """The gradient is that of one batch of rows and anchors; the loss that is told is of the rows alone."""
+    rows = sequences(5)
+    anchors = sequences(3, seed=1)
+    options = {"rank": 4, "lr": 2e-2, "max_length": 48, "threads": 1, "precision": "exact", "steps": 2, "warmup": 0}
+    held = Trainer(bundle, batch_size=5, **options)
+    held.add_examples(rows)
+    held.add_anchors(anchors, 2)
+    mixed = Trainer(bundle, batch_size=7, **options)
+    mixed.add_examples([*rows, *held._batches.anchors_of_step(1)])
+    alone = Trainer(bundle, batch_size=5, **options)
+    alone.add_examples(rows)
+    found = held.step()
+    expected = mixed.step()
+    assert found.loss == pytest.approx(alone.step().loss, rel=1e-6)
+    assert found.tokens == expected.tokens
+    assert found.supervised == expected.supervised
+    beside = held._batches.anchors_of_step(1)
+    counts = [Sft().count(part) for part in (rows, beside)]
+    whole = (counts[0] * found.loss + counts[1] * found.metrics["anchor_loss"]) / sum(counts)
+    assert whole == pytest.approx(expected.loss, rel=1e-6)
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    np.testing.assert_allclose(held.arena.flat("lora"), mixed.arena.flat("lora"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "every"), [
+    ({}, 5), ({"anchors": 3}, 3), ({"anchors": 0}, 0), ({"epochs": 2.0}, 0), ({"steps": 9}, 0),
+    ({"steps": 9, "anchors": 4}, 4)])
+def test_where_the_data_decides_how_long_a_run_is_they_are_learned(options, every):
+    assert anchored.rows_per_anchor(TrainConfig(**options), Sft()) == every
+
+
+def test_other_objectives_learn_them_where_they_are_asked_for(bundle):
+    """The gradient is the mean of the pairs' and of the anchors', weighted by their tokens."""
+    assert anchored.rows_per_anchor(TrainConfig(), Dpo()) == 0
+    assert anchored.rows_per_anchor(HELD, Dpo()) == EVERY
+    rows = [replace(one, group=1 + i // 2) for i, one in enumerate(sequences(4))]
+    anchors = sequences(2, seed=1)
+    found = []
+    for objective, examples, beside in ((Dpo(), rows, anchors), (Dpo(), rows, []), (Sft(), anchors, [])):
+        trainer = Trainer(bundle, objective=objective, batch_size=2, rank=4, max_length=48, threads=1, steps=1,
+                          precision="exact", max_grad_norm=0.0)
+        trainer.add_examples(examples)
+        trainer.add_anchors(beside, 1)
+        found.append((trainer.step().loss, trainer.arena.flat("dlora").copy()))
+    (loss, both), (loss_alone, of_pairs), (_, of_anchors) = found
+    assert loss == pytest.approx(loss_alone, rel=1e-6)
+    share = Sft().count(rows) / Sft().count([*rows, *anchors])
+    np.testing.assert_allclose(both, share * of_pairs + (1 - share) * of_anchors, rtol=1e-4, atol=1e-7)
+
+
+# ---- drawing them ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cache")
+def test_they_are_the_bases_answers_to_questions(bundle):
+    found = prepared(bundle)
+    assert len(found) == anchored.BATCH
+    tokenizer = Tokenizer(bundle.gguf)
+    said = [tokenizer.decode(one.tokens[:one.begin]) for one in found]
+    assert sum("tides rise" in text for text in said) == anchored.BATCH / 16
+    assert sum(text.endswith("assistant\n") for text in said) == anchored.BATCH / 2
+    assert all(one.supervised <= TOKENS and one.tokens.size <= LONGEST for one in found)
+    assert len({one.tokens[one.begin:].tobytes() for one in found}) > anchored.BATCH / 2  # no two draws are alike
+    asked = prepared(bundle, replace(WHOLE, system="Count."))
+    assert sum("Answer the question." in tokenizer.decode(one.tokens[:one.begin]) for one in asked) == 32
+
+
+def test_they_are_drawn_once_and_kept(bundle, cache):
+    events = []
+    found = prepared(bundle, events=events)
+    assert events == [{"event": "anchors", "done": 0, "of": anchored.BATCH}]
+    assert same(prepared(bundle, events=events), found)
+    assert len(events) == 1
+    more = prepared(bundle, number=anchored.BATCH + 1, events=events)
+    assert events[1:] == [{"event": "anchors", "done": anchored.BATCH, "of": 2 * anchored.BATCH}]
+    assert same(more[:anchored.BATCH], found)
+    assert len(more) == 2 * anchored.BATCH
+    kept, _ = sorted(cache.iterdir())
+    kept.write_bytes(kept.read_bytes()[:-9])  # damaged
+    assert same(prepared(bundle), found)
+    assert len(prepared(bundle, number=10**6)) == anchored.MOST
+
+
+def test_where_they_cannot_be_kept_they_are_drawn_again(bundle, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert same(prepared(bundle), prepared(bundle))
+
+
+@pytest.mark.usefixtures("cache")
+def test_short_rows_leave_room_for_a_part_of_each(bundle):
+    found = prepared(bundle, replace(HELD, max_length=40))
+    assert found
+    assert all(one.tokens.size <= 40 and one.supervised for one in found)
+
+
+@pytest.mark.usefixtures("cache")
+def test_where_memory_has_no_room_a_run_goes_without(bundle):
+    events = []
+    assert prepared(bundle, replace(HELD, memory="1M"), events=events) == []
+    assert events[-1]["event"] == "anchors_missing"
+    assert "--memory 1M" in events[-1]["reason"]
+
+
+def test_a_stop_is_heard_while_they_are_drawn(bundle, cache):
+    asked = iter([False] * 3)
+    with pytest.raises(Interrupted, match="before the first step"):
+        anchored.prepare(bundle, HELD, FEW, lambda: next(asked, True), lambda _: None)
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_model_that_cannot_be_asked_continues_texts(tmp_path):
+    refusing = {"tokenizer.chat_template": "{{ raise_exception('ask nothing') }}"}
+    plain = open_bundle(write_tiny(tmp_path / "plain.gguf", metadata=refusing))
+    tokenizer = Tokenizer(plain.gguf)
+    found = prepared(plain)
+    said = [tokenizer.decode(one.tokens[:one.begin]) for one in found]
+    assert len(said) == anchored.BATCH
+    assert sum("tides rise" in text for text in said) == anchored.BATCH / 16
+    assert not any("assistant" in text for text in said)
+
+
+# ---- a run with them -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_them_resumes_to_the_same_bytes(bundle, tmp_path, cache):
+    wanted = go(bundle, tmp_path / "undisturbed", HELD)
+    assert wanted != go(bundle, tmp_path / "without")
+    record = json.loads((tmp_path / "undisturbed" / "run.json").read_text())
+    assert record["rows_per_anchor"] == EVERY
+    assert 0 < record["anchors"] <= anchored.BATCH
+    for answers in (0, 33):
+        prepared(bundle, HELD)
+        stop(bundle, tmp_path / f"out{answers}", answers, HELD)
+        shutil.rmtree(cache)
+        assert go(bundle, tmp_path / f"out{answers}", HELD, resume=True) == wanted
+    prepared(bundle, HELD)
+    stop(bundle, tmp_path / "lost", 33, HELD)
+    (tmp_path / "lost" / anchored.FILE).unlink()
+    assert go(bundle, tmp_path / "lost", HELD, resume=True) == wanted  # drawn again, as they were
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_resumed_run_has_as_many_as_it_began_with(bundle, tmp_path):
+    prepared(bundle, HELD)
+    stop(bundle, tmp_path / "out", 33, HELD)
+    refused(bundle, tmp_path / "out", "was started with --anchors 5, not 4", config=replace(HELD, anchors=4),
+            resume=True)
+    stop(bundle, tmp_path / "other", 33)
+    with pytest.raises(MismatchError, match="was started with --anchors 0, not 5"):
+        go(bundle, tmp_path / "other", HELD, resume=True)
+
+
+@pytest.mark.usefixtures("cache")
+def test_epochs_after_the_end_go_on_with_them(bundle, tmp_path):
+    go(bundle, tmp_path / "out", HELD)
+    go(bundle, tmp_path / "out", HELD, resume=True, more=1)
+    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    later = [line for line in steps if line["event"] == "step" and line["step"] > STEPS]
+    assert [("metrics" in line) for line in later] == [step * 4 // EVERY > (step - 1) * 4 // EVERY
+                                                       for step in range(STEPS + 1, STEPS + 1 + len(later))]
+
+
+@pytest.mark.usefixtures("cache")
+def test_train_without_an_option_learns_them(tiny_llama, tmp_path):
+    rows = [{"prompt": f"set the light {i}", "completion": "on"} for i in range(12)]
+    told = []
+    result = train(tiny_llama, rows, tmp_path / "out", max_length=64, batch_size=4, answers=False, threads=1,
+                   on_event=told.append)
+    assert result.record["rows_per_anchor"] == EVERY
+    steps = [event for event in told if event["event"] == "step"]
+    assert sum("anchor_loss" in step.get("metrics", {}) for step in steps) > len(steps) / 2
+    assert isinstance(anchored.read(tmp_path / "out" / anchored.FILE)[0], Example)
