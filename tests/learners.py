@@ -13,7 +13,7 @@ from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.machine.policy import Policy
 
-TRAIN = TrainConfig(lr=2e-2, epochs=2.0, batch_size=4, max_length=96, threads=1)
+TRAIN = TrainConfig(lr=2e-2, epochs=2.0, batch_size=4, max_length=96, threads=1, anchors=0)
 
 
 def opened(model: Path, folder: Path, train: TrainConfig = TRAIN, **options: Any) -> Service:

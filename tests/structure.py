@@ -72,7 +72,7 @@ INSIDE = {
                 ["anchored", "batches", "forecast", "plan", "rollouts"], ["planned"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
     "tutor": [["agreement", "files", "options", "questions"], ["inspect", "setting"], ["answering"],
-             ["anchors", "evaluating"], ["correcting", "gate", "lesson", "search"], ["loop"], ["teach"]],
+             ["evaluating"], ["correcting", "gate", "lesson", "search"], ["loop"], ["teach"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

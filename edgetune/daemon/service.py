@@ -44,7 +44,6 @@ from .jobs.jobs import NAMES as RUN_NAMES
 from .jobs.jobs import Jobs
 from .jobs.queue import Queue, WorkerOptions
 from .jobs.table import JobTable
-from .learning.anchors import Anchors, Base
 from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .learning.method import learn_method
@@ -103,7 +102,7 @@ class Service:
             self.prompts = Prompts(self.store, self.config.keep_prompts)
             self.recall = Recall(self.feedback, self.adapters, self.served, self.method.imitates)
             self.jobs = self._jobs(folder)
-            self.learner = self._learner(folder)
+            self.learner = self._learner()
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
@@ -120,17 +119,13 @@ class Service:
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,
                     self.config.allow_python_graders)
 
-    def _learner(self, folder: Path) -> Learner:
-        chat = None if self.served.tokenizer.chat_template is None else self.chat
-        base = Base(self.name, self.bundle.fingerprint, self.generate, chat,
-                    together=min(self.config.parallel // 2, self.config.queue))
-        anchors = Anchors(base, folder, system=bool(self.train.system), stopping=self.stopping)
+    def _learner(self) -> Learner:
         governor = Governor(self.policy, read_device().profile)
         tutoring = None
         if self.tutor:
             tutoring = Tutoring(self.tutor, self.prompts, self.feedback, self.jobs, self.served.tokenizer)
-        return Learner(self.feedback, self.method, self.jobs, anchors, self.batcher, governor, self.config,
-                       self.stopping, tutoring=tutoring)
+        return Learner(self.feedback, self.method, self.jobs, self.batcher, governor, self.config, self.stopping,
+                       tutoring=tutoring)
 
     def _open_model(self) -> None:
         here = read_device()

@@ -121,7 +121,7 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
 
 
 def _anchors(task: Task, objective: Objective, was: Identity) -> list[Example]:
-    """A resumed run has those that it began with; one that has none goes on so, unless it is told otherwise."""
+    """A resumed run has those that it began with; one that has none gets none, unless the options name a number."""
     every = anchored.rows_per_anchor(task.config, objective)
     if not every or (task.config.anchors == AUTO and not was.get("anchors", every)):
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..data.anchors import LONGEST
+from ..data.anchors import TYPICAL
 from ..data.dataset import Dataset
 from ..models.base import Structure
 from ..models.linear import RunShape
@@ -15,7 +15,7 @@ from .config import TrainConfig
 @dataclass(frozen=True)
 class Forecast:
     """steps: None without rows, where no option says how many. tokens: those learned in all steps, every pass counted,
-    and those of anchors, which are taken to be long;
+    and about those of anchors;
     measurements: of the held-out loss; measured_tokens: in all of them. stops_early: whether a held-out loss that
     rises ends the run before.
     """
@@ -46,7 +46,7 @@ def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None
     epoch = length.steps_per_epoch(config, units)
     passes, rest = divmod(steps, epoch)
     tokens = rows.tokens * (passes + min(1.0, rest * length.batch_of(config, units) / units))
-    tokens += LONGEST * length.anchors_learned(config, units, rows_per_anchor)
+    tokens += TYPICAL * length.anchors_learned(config, units, rows_per_anchor)
     if held_out is None:
         return Forecast(len(rows.examples), 0, steps, tokens)
     every = length.eval_every(config, epoch, steps, held_out.tokens / rows.tokens)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..adapters import store
 from ..data import holdout, tutored
-from ..data.anchors import ROWS_PER_ANCHOR, with_anchors
+from ..data.anchors import ROWS_PER_ANCHOR
 from ..data.answer_schema import derive
 from ..data.dataset import Dataset, fitting, load_rows
 from ..data.packing import Example
@@ -24,10 +24,10 @@ from ..data.rows import Row
 from ..errors import Interrupted
 from ..objectives.base import make_objective
 from ..objectives.nlft import Nlft
+from ..options import AUTO
 from ..persisted import from_json
 from ..training.length import batch_of, epochs_of
 from ..training.run import run
-from .anchors import anchors
 from .questions import Question
 from .setting import CONTINUE, Setting
 
@@ -131,7 +131,8 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
         config = replace(config, epochs="auto", batch_size="auto", lr=type(config)().lr)  # the recipe of `train`
     batch_size = batch_of(config, len(rows))
     passes = max(1, round(epochs_of(config, len(rows))))
-    config = replace(config, seed=seed, epochs=1.0, batch_size=batch_size, shuffle=False)
+    anchors = ROWS_PER_ANCHOR if config.anchors == AUTO else config.anchors
+    config = replace(config, seed=seed, epochs=1.0, batch_size=batch_size, shuffle=False, anchors=anchors)
     setting.look()
     data = dataset_of(setting, rows, passes, seed)
     record = store.read_run(out)
@@ -148,14 +149,13 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
 
 
 def dataset_of(setting: Setting, rows: Sequence[Taught], passes: int, seed: int) -> Dataset:
-    """The rows in the order in which they are learned: several times, each time in another order, with what the base
-    says of other things in between. Each token has its row's weight.
+    """The rows in the order in which they are learned: several times, each time in another order. Each token has its
+    row's weight.
     """
     rng = np.random.default_rng(seed)
     order = [int(i) for _ in range(passes) for i in rng.permutation(len(rows))]
-    kept = anchors(setting, -(-len(order) // ROWS_PER_ANCHOR))
     learned = [(_row_of(setting, one), one.weight) for one in rows]
-    mixed = with_anchors([learned[i] for i in order], [(row, 1.0) for row in kept], seed)
+    mixed = [learned[i] for i in order]
     made: dict[int, list[Example]] = {}  # of each row, which comes several times
     examples = []
     for row, weight in mixed:

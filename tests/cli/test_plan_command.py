@@ -144,7 +144,8 @@ def test_steps_and_measurements_are_those_of_a_run(
     rows, held = divided[held_out]
     assert rows
     events: list[dict[str, Any]] = []
-    whole = TrainConfig(**{"rank": 1, "max_length": 64, "threads": 1, **options, "patience": 0})  # ends no run early
+    fixed = {"patience": 0, "anchors": 0}  # it is not ended early, and what the base would say is not known before
+    whole = TrainConfig(**{"rank": 1, "max_length": 64, "threads": 1, **options, **fixed})
     record = train(open_bundle(place / "model.gguf"), rows, tmp_path / "run", whole, held_out=held,
                    on_event=events.append)
     assert found["steps"] == record["steps"]
@@ -153,6 +154,7 @@ def test_steps_and_measurements_are_those_of_a_run(
     work = forecast(whole, rows, held, 64)
     learned = sum(event["tokens"] for event in events if event["event"] == "step")
     assert work.tokens == pytest.approx(learned, rel=0.01)  # of a part of a pass, rows are not all as long
+    assert forecast(whole, rows, held, 64, rows_per_anchor=5).tokens > 1.1 * work.tokens
     assert work.measured_tokens == (found["measurements"] * held.tokens if held else 0)
 
 

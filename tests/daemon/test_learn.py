@@ -15,9 +15,8 @@ from edgetune.daemon.jobs.queue import REJUDGED
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.jobs.recipe import held_rows
 from edgetune.daemon.learning import learner as learn
-from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.service import Service
-from edgetune.data.anchors import QUESTIONS
+from edgetune.data.anchors import ROWS_PER_ANCHOR
 from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 
@@ -26,6 +25,7 @@ def test_learns_and_refuses(service: Service) -> None:
     """What is right is learned and serves; what contradicts it does not get through, and is set aside."""
     learner = service.learner
     feedback = service.feedback
+    service.jobs.train = replace(TRAIN, anchors="auto")
     with pytest.raises(UsageError, match="no new feedback"):
         learner.begin()
     give(service, range(40))
@@ -36,15 +36,7 @@ def test_learns_and_refuses(service: Service) -> None:
     assert job.id in learner.why()["state"]
     with pytest.raises(UsageError, match="is not finished"):
         learner.begin()
-    anchors = learner.anchors.rows(1)
-    texts = [row["text"] for row in anchors if "text" in row]
-    assert 0 < len(texts) <= len(QUESTIONS)
-    assert all(any(text.startswith(question) for question in QUESTIONS) for text in texts)
-    assert not set(texts) & set(QUESTIONS)  # they go on
-    assert anchors == learner.anchors.rows(1)  # kept
-    more = learner.anchors.rows(len(anchors) + 1)  # the base says other things when it is asked again
-    assert more[: len(anchors)] == anchors
-    assert len({json.dumps(row) for row in more}) == len(more) > len(anchors)
+    assert job.config["anchors"] == ROWS_PER_ANCHOR
     job = service.jobs.wait(job.id, 60)
     assert job.status == "succeeded"
     verdict = service.adapters.get(job.result).verdict
@@ -82,9 +74,8 @@ def test_learns_and_refuses(service: Service) -> None:
     assert {note.job for note in feedback.list() if note.state == "used"} == {job.id}
 
 
-def test_all_that_was_learned_is_learned_anew(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
     """As if it were new, and nothing else; whatever becomes of it, what waits goes on to wait."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     with pytest.raises(UsageError, match="nothing was learned from feedback yet"):
         service.learner.begin(everything=True)
     feedback = service.feedback
@@ -111,10 +102,8 @@ def test_all_that_was_learned_is_learned_anew(service: Service, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_rows_of_which_nothing_is_right_yet_wait_for_others(tiny_q8: Path, tmp_path: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_which_nothing_is_right_yet_wait_for_others(tiny_q8: Path, tmp_path: Path) -> None:
     """They are too few, or the training is too short; they are not set aside as wrong."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     with opened(tiny_q8, tmp_path, replace(TRAIN, lr=1e-6, epochs=1.0)) as service:
         give(service, range(20))
         job = service.jobs.wait(service.learner.begin().id, 60)
@@ -125,8 +114,7 @@ def test_rows_of_which_nothing_is_right_yet_wait_for_others(tiny_q8: Path, tmp_p
         assert "came to nothing: 0 of 4 validation examples are answered exactly" in service.learner._blocked_by(20)
 
 
-def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+def test_what_came_to_nothing_waits(service: Service) -> None:
     give(service, range(30))
     job = service.learner.begin()
     service.jobs.cancel(job.id)
@@ -136,8 +124,7 @@ def test_what_came_to_nothing_waits(service: Service, monkeypatch: pytest.Monkey
     assert "waits for more feedback" not in service.learner._blocked_by(31)
 
 
-def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service) -> None:
     give(service, range(30))
     long = service.feedback.add(prompt="turn the light " * 200, correction="on")
     job = service.learner.begin()
@@ -148,7 +135,6 @@ def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service, monkeyp
 
 def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a job is begun and cancelled, and whatever came in meanwhile."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     tokenized = []
     monkeypatch.setattr(learn, "load_rows", lambda rows, *args, **options: (
         tokenized.extend(json.dumps(row) for row in rows), load_rows(rows, *args, **options))[1])
@@ -161,9 +147,8 @@ def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monke
     assert len(tokenized) == len(set(tokenized)) == 40
 
 
-def test_too_little_to_judge_by(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_to_judge_by(service: Service) -> None:
     """Five questions are enough, whichever is held out; fewer are where one of them is."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     held: list[bool] = []
     while not any(held):
         with pytest.raises(UsageError, match=r"no new feedback|on \d questions?, and none is held out to judge"):

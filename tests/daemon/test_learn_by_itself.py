@@ -13,7 +13,6 @@ from learners import give, opened
 from services import until
 
 from edgetune.daemon.learning import learner as learn
-from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.learning.learner import Clocks, Learner
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -29,7 +28,7 @@ def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct
                clock: Callable[[], float]) -> Learner:
     """Another learner, with a policy and clocks of its own."""
     governor = Governor(policy, None, local=local, clock=clock)
-    return Learner(service.feedback, service.method, service.jobs, service.learner.anchors, service.batcher, governor,
+    return Learner(service.feedback, service.method, service.jobs, service.batcher, governor,
                    service.config, service.stopping, Clocks(local, clock))
 
 
@@ -58,7 +57,6 @@ def test_the_thread_survives_what_goes_wrong(tiny_q8: Path, tmp_path: Path, monk
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.3)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(learn, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     database = tmp_path / "state" / "state.db"
     with opened(tiny_q8, tmp_path) as service:
         give(service, range(40))
@@ -75,7 +73,6 @@ def test_the_thread_survives_what_goes_wrong(tiny_q8: Path, tmp_path: Path, monk
 def test_begins_by_itself(tiny_q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     with opened(tiny_q8, tmp_path, learn="idle", learn_rows=25) as service:
         give(service, range(24))
         assert service.learner.why()["state"] == "waits for 1 more piece of feedback"
@@ -89,7 +86,6 @@ def test_all_is_learned_anew_by_itself_after_some_lessons(tiny_q8: Path, tmp_pat
     """Once: a compaction is no lesson after which another one is due."""
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     with opened(tiny_q8, tmp_path, learn="idle", learn_rows=25, canary_rise="off", compact_every=1) as service:
         give(service, range(30))
         until(lambda: len(service.jobs.list()) == 2)

@@ -1,4 +1,4 @@
-"""edgetune.daemon.learning.curriculum and data.anchors: the rows of a job, how often and in which order."""
+"""edgetune.daemon.learning.curriculum: the rows of a job, how often and in which order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from services import until
 
 from edgetune import TrainConfig
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
-from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.learning.curriculum import JobRows, curriculum, passes_over
 from edgetune.daemon.service import Service
-from edgetune.data.anchors import ROWS_PER_ANCHOR, with_anchors
 from edgetune.objectives.base import objectives
 
 
@@ -48,18 +46,6 @@ def test_few_new_rows_are_gone_through_often() -> None:
     assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
 
 
-def test_anchors_are_spread() -> None:
-    learned = rows("row", 23)
-    anchors = rows("anchor", 3)
-    made = with_anchors(learned, anchors, seed=3)
-    assert [row for row in made if row not in anchors] == learned
-    found = made[ROWS_PER_ANCHOR :: ROWS_PER_ANCHOR + 1]
-    assert len(found) == len(made) - len(learned) == 4
-    assert sorted(row["prompt"] for row in found[:3]) == [row["prompt"] for row in anchors]  # each, then again
-    assert found[3] == found[0]
-    assert with_anchors(learned, [], 0) == learned
-
-
 def test_rows_of_a_job_have_one_shape(service: Service) -> None:
     prompts = rows("a", 2)
     assert list(JobRows(service.feedback, prompts)) == prompts
@@ -75,9 +61,8 @@ def test_rows_of_a_job_have_one_shape(service: Service) -> None:
 
 
 @pytest.mark.slow
-def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feedback_is_never_in_memory_as_a_whole(service: Service) -> None:
     """A piece may take 20 times its bytes as objects; all that wait may be 32 MiB as bytes."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     pieces = 8
     for i in range(pieces):
         asked = {"role": "user", "content": f"turn the light {i}", "note": [[]] * 15_000}
@@ -98,8 +83,7 @@ def test_feedback_is_never_in_memory_as_a_whole(service: Service, monkeypatch: p
     assert peak < 4 * of_one  # as JSON text, as objects, and as both again where a row is made of another
 
 
-def test_a_job_has_its_new_rows_as_often_as_the_options_say(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+def test_a_job_has_its_new_rows_as_often_as_the_options_say(service: Service) -> None:
     give(service, range(10))
     for epochs, times in ((2.0, 2), ("auto", 15)):
         service.jobs.train = replace(TRAIN, epochs=epochs)

@@ -14,7 +14,6 @@ from tiny import write_tiny
 
 from edgetune import TrainConfig
 from edgetune.adapters.store import open_adapter
-from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.learning.feedback import Feedback
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.rebase import WORK, rebase
@@ -85,9 +84,7 @@ def test_all_that_was_learned_is_learned_on_another_base(base: Path, state: Path
     assert found.sentence.startswith("learned 32 rows on the new base; would be activated: ")
 
 
-def test_what_cannot_be_rebased_is_said(base: Path, state: Path, tmp_path: Path,
-                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
+def test_what_cannot_be_rebased_is_said(base: Path, state: Path, tmp_path: Path) -> None:
     with alone(state), pytest.raises(UsageError, match=r"a daemon holds .*state, or another program; stop it"):
         rebased(base, state, tmp_path / "out")
     with pytest.raises(NotFoundError, match=r"is no state folder of a daemon: it has no state\.db"):

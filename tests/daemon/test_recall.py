@@ -12,7 +12,6 @@ from daemons import PATIENCE, daemon
 from services import open_service, until
 from tiny import write_tiny
 
-from edgetune.daemon.learning.anchors import Anchors
 from edgetune.daemon.learning.recall import RecalledAnswer
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.files import digest
@@ -128,9 +127,8 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_training_has_learned_the_model_answers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_training_has_learned_the_model_answers(service: Service) -> None:
     """What is held out is recalled for good: it is never learned. After a roll-back all is again."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     feedback = service.feedback
     made = [feedback.add(messages=asked(f"turn on light {i}"), correction="on") for i in range(10)]
 
@@ -158,9 +156,8 @@ def test_what_a_training_has_learned_the_model_answers(service: Service, monkeyp
     assert recalled() == {note.id for note in made}
 
 
-def test_what_a_training_failed_to_learn_is_recalled(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_training_failed_to_learn_is_recalled(service: Service) -> None:
     """As the gate found out: of two corrections one is another answer than what the model says afterwards."""
-    monkeypatch.setattr(Anchors, "rows", lambda *_: [])
     made = [service.feedback.add(messages=asked(f"turn on light {i}"), correction="on") for i in range(10)]
     learned = [i for i, note in enumerate(made) if not note.held]
     kept, missed = learned[0], learned[-1]

@@ -45,6 +45,11 @@ class JobProgress:
             self._start(event)
         elif kind == "step":
             self._step(event)
+        elif kind == "anchors":
+            if not event["done"]:
+                self._add("message", f"the base answers {event['of']} questions first", None)
+        elif kind == "anchors_missing":
+            self._add("message", f"nothing holds the base as it is elsewhere: {event['reason']}", None, "warn")
         elif kind == "expect":
             self._add("metrics", f"before training: mean reward {event['reward']:.3f} of {event['samples']} answers "
                       f"each to {event['prompts']} prompts", event)

@@ -10,22 +10,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ...data.anchors import ROWS_PER_ANCHOR, with_anchors
 from ...data.dataset import load_rows
-from ...errors import DataError, DiskError, EdgetuneError, Interrupted, NotFoundError, TooMuchError, UsageError
+from ...errors import DataError, DiskError, EdgetuneError, NotFoundError, TooMuchError, UsageError
 from ...machine.governor import Governor
 from ...machine.policy import read_hours, within
 from ...serving.batcher import Batcher
+from ...training.anchored import rows_per_anchor
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..jobs.tutored import TUTOR
 from ..options import DaemonConfig
 from ..state.holdout import SHARE
-from .anchors import Anchors
 from .curriculum import JobRows, curriculum, passes_over
 from .feedback import Feedback, TrainingRows
 from .method import LearnMethod
@@ -52,18 +51,17 @@ class Clocks:
 class Learner:
     """Begins jobs over feedback, and records what became of each row. For any number of threads.
 
-    method: by which its jobs learn. jobs, anchors: where they go, and what is mixed into their rows. governor: says
-    when the machine has no capacity for a job. tutoring: None where it does not ask prompts. paused_reason: why it does
-    not learn by itself now because something failed, in a sentence for the daemon's health, or "".
+    method: by which its jobs learn. governor: says when the machine has no capacity for a job. tutoring: None where it
+    does not ask prompts. paused_reason: why it does not learn by itself now because something failed, in a sentence for
+    the daemon's health, or "".
     """
 
-    def __init__(self, feedback: Feedback, method: LearnMethod, jobs: Jobs, anchors: Anchors, batcher: Batcher,
+    def __init__(self, feedback: Feedback, method: LearnMethod, jobs: Jobs, batcher: Batcher,
                  governor: Governor, config: DaemonConfig, stopping: threading.Event,
                  clocks: Clocks | None = None, tutoring: Tutoring | None = None) -> None:
         self.feedback = feedback
         self.method = method
         self.jobs = jobs
-        self.anchors = anchors
         self.batcher = batcher
         self.governor = governor
         self.config = config
@@ -106,11 +104,11 @@ class Learner:
                 "needed": self.config.learn_rows, "state": state, "unused": unused, "tutor": self._tutor_state()}
 
     def begin(self, everything: bool = False) -> Job:
-        """A job over all feedback that is new. It takes a minute to begin where anchors must be made first.
-        everything: over all that was learned, as if it were new, and over nothing else.
+        """A job over all feedback that is new. everything: over all that was learned, as if it were new, and nothing
+        else.
 
         Raises TooMuchError where another thread begins one, UsageError where one is not finished, or there is too
-        little to learn or to judge by, Interrupted where the service stops; errors of Jobs.
+        little to learn or to judge by; errors of Jobs.
         """
         with self._alone():
             if unfinished := self._unfinished():
@@ -152,27 +150,26 @@ class Learner:
                     (self.jobs.resume if on else self.jobs.pause)(job)
 
     def _create(self, rows: TrainingRows) -> Job:
-        """Anchors are mixed with right answers alone: other methods hold the adapter to what the base says, or learn
-        from its own answers.
+        """It has anchors as a training has whose length the data decides: beside right answers, unless the options say
+        otherwise.
         """
         kind = self.method.kind
         train = self.method.train(self.jobs.train)
         passes = passes_over(len(rows.new), train)
         learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed)
-        anchors = self.anchors.rows(len(learned) // ROWS_PER_ANCHOR) if self.method.imitates else []
-        mixed = with_anchors(learned, anchors, train.seed)
+        anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
                   **({} if rows.taken else {ANEW: "yes"})}
-        data = JobData(JobRows(self.feedback, mixed, kind.learned),
+        data = JobData(JobRows(self.feedback, learned, kind.learned),
                        JobRows(self.feedback, rows.held, lambda item: [kind.judged(item)]), rows.rounds,
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
                        () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
         return self.jobs.create_from_feedback(data, self.method.asked, suffix=SUFFIX, metadata=counts,
-                                              hyperparameters={"epochs": 1.0, "steps": 0, "shuffle": False})
+                                              hyperparameters={"epochs": 1.0, "steps": 0, "shuffle": False,
+                                                               "anchors": anchors})
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Waiting for another thread would block this one while anchors are made."""
         if not self._beginning.acquire(blocking=False):
             raise TooMuchError("a training over feedback is being begun already", "ask again in a minute")
         try:
@@ -226,10 +223,10 @@ class Learner:
         return None
 
     def _begin_or_wait(self, begin: Callable[[], Job], to: str) -> None:
-        """Looks again in a moment where another thread begins one, there are too many, or the service stops."""
+        """Looks again in a moment where another thread begins one, or there are too many."""
         try:
             log.info("%s begins to %s", begin().id, to)
-        except (TooMuchError, Interrupted) as error:
+        except TooMuchError as error:
             log.info("does not %s now: %s", to, error)
 
     def _tutor_state(self) -> dict[str, Any] | None:
