@@ -31,7 +31,6 @@ from ..llamacpp.sampling import Sampling
 from ..machine import device
 from ..models.decoder import Model
 from ..objectives.base import Objective
-from ..objectives.self_distill import SelfDistill
 from ..objectives.sft import Sft
 from ..serving.rollouts.texts import Asked, Engine, draw
 from . import length
@@ -41,9 +40,7 @@ FILE = "anchors.npz"
 BATCH = 64  # that are drawn, and kept in a file
 MOST = 256  # of a run: they come again after that
 PARALLEL = 32  # drawn at once: more take more memory than training does
-LIKELY = 8  # bytes that are kept of a likely token
 CACHED = 64  # files in the cache, the newest
-HOLD = SelfDistill()  # by what they are learned: the base, asked the same, is the teacher
 NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
 
 
@@ -58,8 +55,7 @@ def beside(lengths: Lengths, config: TrainConfig, objective: Objective) -> Lengt
     """The lengths with room for an anchor, where some are learned."""
     if not rows_per_anchor(config, objective):
         return lengths
-    known = MOST * TOKENS * HOLD.needs_top * LIKELY
-    return replace(lengths, aside=max(lengths.aside, min(LONGEST, config.max_length)), known=lengths.known + known)
+    return replace(lengths, aside=max(lengths.aside, min(LONGEST, config.max_length)))
 
 
 def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Callable[[], bool],
@@ -145,7 +141,7 @@ def _example(prompt: Sequence[int], said: np.ndarray) -> Example:
     tokens = np.concatenate([np.array(prompt, np.int32), said.astype(np.int32)])
     weights = np.zeros(tokens.size, np.float32)
     weights[len(prompt):] = 1.0
-    return Example(tokens, weights, prompts=(tokens[:len(prompt)],))
+    return Example(tokens, weights)
 
 
 # ---- on disk ---------------------------------------------------------------------------------------------------------

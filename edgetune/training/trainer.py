@@ -41,7 +41,6 @@ from ..objectives.sft import Sft
 from ..options import make_options
 from ..version import __version__
 from . import length, optim, plan
-from .anchored import HOLD
 from .answered import Expectation, Rewards
 from .batches import Batches, cut
 from .config import RUN_OPTIONS, TrainConfig, TrainOptions
@@ -117,7 +116,6 @@ class Trainer:
         self.roller = self._open_roller(rewards)
         self.keep_start()
         self._references: References = self.roller or self.reference
-        self._base = Reference(self.decoder, self.plan.run.max_tokens, HOLD.needs_top)
         self.examples: list[Example] = []
         self._batches = Batches(config)
         self.steps_done = 0
@@ -220,12 +218,12 @@ class Trainer:
         with self._stoppable(should_stop):
             examples, n, metrics = self._examples_of(step)
             anchors = self._batches.anchors_of_step(step) if examples else []
-            own, aside = IMITATE.count(examples), HOLD.count(anchors)  # tokens, by which both are weighted
+            own, aside = IMITATE.count(examples), IMITATE.count(anchors)  # tokens, by which both are weighted
             grad.fill(0.0)
             totals = self._learn(step, examples, n * (own + aside) / own if anchors else n, known)
             loss = totals.loss / n
             if anchors:
-                metrics = {**metrics, "anchor_kl": self._learn_anchors(step, anchors, own + aside, totals) / aside}
+                metrics = {**metrics, "anchor_loss": self._learn_anchors(step, anchors, own + aside, totals) / aside}
             lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
             norm = self._update(grad, loss, lr, step) if examples else 0.0
         if self.roller:
@@ -268,15 +266,13 @@ class Trainer:
         return totals
 
     def _learn_anchors(self, step: int, anchors: Sequence[Example], n: float, totals: Totals) -> float:
-        """Adds their gradient to that of the rows, and their tokens to the totals. Returns the sum over their tokens of
-        KL(base || adapter) in nats.
-        """
+        """Adds their gradient to that of the rows, and their tokens to the totals; returns the sum of their losses."""
         loss = 0.0
         for number, micro in enumerate(self._one_by_one(self._cut(anchors)), start=ANCHOR):
             begin = partial(self._before_part, step, number)
-            signal = learn(self.decoder, HOLD, micro, n, self._base, begin)
+            signal = learn(self.decoder, IMITATE, micro, n, self._references, begin)
             loss += signal.loss
-            totals.add([micro], replace(signal, loss=0.0, metrics={}))
+            totals.add([micro], replace(signal, loss=0.0))
         return loss
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
