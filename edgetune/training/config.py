@@ -15,7 +15,7 @@ from ..options import AUTO, check_options, option
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
 BACKENDS = ("auto", "cpu", "cuda")  # as backends/opening.py takes them
-RUN_OPTIONS = ("eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
+RUN_OPTIONS = ("anchors", "eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
 FILE_OPTIONS = ("prompt_column", "completion_column")  # of files of rows: a job's are in a known shape when it begins
 
 
