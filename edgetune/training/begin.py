@@ -32,6 +32,7 @@ from .origin import Origin
 from .plan import Tradeoffs
 from .resume import Identity, differences, fingerprint_run
 from .state import RunState, next_leg
+from .throttle import Courtesy
 from .trainer import Trainer
 
 Event = dict[str, Any]
@@ -128,7 +129,8 @@ def _anchors(task: Task, objective: Objective, was: Identity) -> list[Example]:
     if kept := anchored.read(task.out / anchored.FILE):
         return kept
     number = anchors_learned(task.config, len(units_of(task.data.examples, task.config)), every)
-    return anchored.prepare(task.bundle, task.config, number, task.should_stop, task.on_event)
+    should_stop = Courtesy(task.should_stop, task.busy, task.governor)
+    return anchored.prepare(task.bundle, task.config, number, should_stop, task.on_event)
 
 
 def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:

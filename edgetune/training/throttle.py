@@ -54,6 +54,27 @@ class AnswerPriority:
         return slept
 
 
+class Courtesy:
+    """A should_stop of work that keeps no state: it yields to answers, and waits as long as the governor says so."""
+
+    def __init__(self, should_stop: Callable[[], bool], busy: Callable[[], bool], governor: Governor | None) -> None:
+        self._should_stop = should_stop
+        self._priority = AnswerPriority(busy)
+        self._governor = governor if governor and governor.policy.govern else None
+
+    def __call__(self) -> bool:
+        self._priority(self._should_stop)
+        while self._is_paused() and not self._should_stop():
+            time.sleep(POLL_SECONDS)
+        return self._should_stop()
+
+    def _is_paused(self) -> bool:
+        if self._governor is None:
+            return False
+        self._governor.look()
+        return self._governor.state.action == "pause"
+
+
 class Throttle:
     """A run's should_stop that also yields: it is called often, acts on the governor's decision and, while that is
     "pause", does not return.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..machine.governor import Governor
 from ..training.config import TrainConfig
-from ..training.throttle import POLL_SECONDS, AnswerPriority
+from ..training.throttle import Courtesy
 from .options import TutorOptions
 from .questions import Pool
 
@@ -58,8 +57,8 @@ class Setting:
     drawn: Drawn = field(default_factory=Drawn)
 
     @cached_property
-    def _priority(self) -> AnswerPriority:
-        return AnswerPriority(self.busy)
+    def _courtesy(self) -> Courtesy:
+        return Courtesy(self.should_stop, self.busy, self.governor)
 
     @property
     def system(self) -> str | None:
@@ -83,18 +82,8 @@ class Setting:
     def look(self) -> None:
         """Yields to answers, and waits as long as the governor says so. Raises Interrupted where the tutor is to stop.
         """
-        self._priority(self.should_stop)
-        while self._is_paused() and not self.should_stop():
-            time.sleep(POLL_SECONDS)
-        if self.should_stop():
+        if self._courtesy():
             raise Interrupted("the tutor was stopped", CONTINUE)
-
-    def _is_paused(self) -> bool:
-        governor = self.governor
-        if governor is None or not governor.policy.govern:
-            return False
-        governor.look()
-        return governor.state.action == "pause"
 
 
 Conversation = Sequence[dict[str, Any]]
