@@ -1,4 +1,5 @@
-"""Anchors: what the base itself says to questions of all kinds, learned beside other rows so that it stays as it was.
+"""Anchors: what the base itself says to questions of all kinds, learned beside other rows so that it stays as it was
+(pseudo-rehearsal, Robins 1995; of language models, Huang et al. 2024, arXiv:2403.01244).
 
 Each is to be learned once or twice: those that are learned again and again are learned by heart, and all that they do
 not say suffers. So they are many and short, and placed between the rows.
