@@ -52,8 +52,8 @@ def rows_per_anchor(config: TrainConfig, objective: Objective) -> int:
 
 
 def beside(lengths: Lengths, config: TrainConfig, objective: Objective) -> Lengths:
-    """The lengths with room for an anchor, where some are learned."""
-    if not rows_per_anchor(config, objective):
+    """The lengths with room for an anchor, where some are learned; rows that are not known are long enough."""
+    if not (lengths.units and rows_per_anchor(config, objective)):
         return lengths
     return replace(lengths, aside=max(lengths.aside, min(LONGEST, config.max_length)))
 
