@@ -131,9 +131,11 @@ class TrainProgress:
                                    f"{e['skipped']} left out"))
 
     def _anchors(self, e: dict[str, Any]) -> None:
-        if not e["done"]:
-            say(self.console, f"the base answers {e['of']} questions first, so that it stays as it is elsewhere "
-                              "(they are kept; --anchors 0 leaves that out)")
+        if e["done"]:
+            say(self.console, f"the base has answered {e['done']} of {e['of']} questions")
+        else:
+            say(self.console, f"the base answers {e['of']} questions first, to stay as it is elsewhere (once for a "
+                              "base; --anchors 0: never)")
 
     def _no_anchors(self, e: dict[str, Any]) -> None:
         say(self.console, note(f"nothing holds the base as it is elsewhere: {e['reason']}"))
