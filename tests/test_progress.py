@@ -58,6 +58,16 @@ def test_step_time_left_and_cause_are_always_visible(columns):
     assert over in " ".join(lines)
 
 
+def test_what_the_base_answers_first_is_told():
+    events = [{"event": "anchors", "done": 0, "of": 128}, {"event": "anchors", "done": 64, "of": 128}]
+    first, second, last = screen(events, 60)
+    assert f"{first} {second}" == ("the base answers 128 questions first, to stay as it is elsewhere (once for a base; "
+                                   "--anchors 0: never)")
+    assert last == "the base has answered 64 of 128 questions"
+    said = screen([{"event": "anchors_missing", "reason": "this does not fit: it needs 161 MiB"}], 80)
+    assert said == ["nothing holds the base as it is elsewhere: this does not fit: it needs 161 MiB"]
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(0.001, False), (9.0, True)])
 def test_wear_is_said_where_a_checkpoint_is_due(seconds, said):
     lines = screen([START, STEP | {"seconds": seconds}, STEP | {"step": 1101, "seconds": seconds}], 80)
