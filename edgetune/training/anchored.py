@@ -60,8 +60,8 @@ def beside(lengths: Lengths, config: TrainConfig, objective: Objective) -> Lengt
 
 def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Callable[[], bool],
             on_event: Callable[[dict[str, Any]], None]) -> list[Example]:
-    """At least `number` anchors, MOST at most: what the cache has, and others that are drawn. None for a base that
-    cannot say any in the memory that training may have; an event tells why.
+    """About `number` anchors, MOST at most, without those that end at once: what the cache has, and others that are
+    drawn. None for a base that cannot say any in the memory that training may have; an event tells why.
 
     Raises Interrupted once should_stop returns True.
     """
@@ -108,7 +108,8 @@ def _drawn(bundle: Bundle, config: TrainConfig, batch: int, should_stop: Callabl
 
     found = {}
     for one in draw(Model(bundle.gguf), {}, asked, engine, ends.__contains__, before_block=before_block):
-        found[one.prompt, one.sample] = _example(prompts[one.prompt], one.tokens)
+        if one.tokens.size > 1 or not one.ended:  # else the base said nothing
+            found[one.prompt, one.sample] = _example(prompts[one.prompt], one.tokens)
     return [found[key] for key in sorted(found)]
 
 
