@@ -38,7 +38,7 @@ from .config import DEFAULT_MEMORY, TrainConfig
 
 FILE = "anchors.npz"
 BATCH = 64  # that are drawn, and kept in a file
-MOST = 128  # of a run: they come again after that
+MOST = 256  # of a run: they come again after that
 PARALLEL = 32  # drawn at once: more take more memory than training does
 CACHED = 64  # files in the cache, the newest
 NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
