@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -121,6 +121,17 @@ def cache_folder() -> Path:
     """Where what can be had again is kept for a user: edgetune/ in the folder that XDG names for it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgetune"
+
+
+def cache(path: Path, write: Callable[[], object], most: int) -> None:
+    """Has `write` make a file of the cache, and keeps the newest `most` of its folder that end alike; without it where
+    the disk refuses.
+    """
+    with suppress(DiskError, OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write()
+        for old in sorted(path.parent.glob(f"*{path.suffix}"), key=os.path.getmtime)[:-most]:
+            old.unlink(missing_ok=True)
 
 
 def private_folder(path: Path) -> None:

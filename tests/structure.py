@@ -69,7 +69,7 @@ INSIDE = {
                ["constraint", "llama", "onnx", "rollouts"], ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "reference", "state", "verdict"],
                 ["length", "optim", "passes"], ["judge"], ["answered"],
-                ["anchored", "batches", "forecast", "plan", "rollouts"], ["planned"], ["trainer"],
+                ["batches", "forecast", "plan", "rollouts"], ["anchored", "planned"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
     "tutor": [["agreement", "files", "options", "questions"], ["inspect", "setting"], ["answering"],
              ["evaluating"], ["correcting", "gate", "lesson", "search"], ["loop"], ["teach"]],

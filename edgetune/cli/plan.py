@@ -53,8 +53,8 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..llamacpp.tokenizer import Tokenizer
     from ..machine.device import board_named, thread_count
     from ..models.networks import open_network
-    from ..training.anchored import beside, rows_per_anchor
-    from ..training.batches import Batches, shares
+    from ..training.anchored import lengths_with_anchors, rows_per_anchor
+    from ..training.batches import Batches
     from ..training.forecast import forecast
     from ..training.length import batch_of
     from ..training.planned import make_plan
@@ -69,7 +69,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     rows, held = planned_rows(bundle, data, held_out, config, objective)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
-    lengths = beside(objective.lengths(*parts, max_length=config.max_length, share=shares(config)), config, objective)
+    lengths = lengths_with_anchors(objective, config, *parts)
     ops = None if board else open_backend(config.backend, thread_count(config.threads))
     plan = make_plan(network, config, ops=ops, lengths=lengths, board=board, objective=objective)
     work = forecast(config, rows, held, plan.run.max_length, rows_per_anchor(config, objective))

@@ -14,7 +14,7 @@ from ..objectives.sft import Sft
 from ..serving.rollouts.forward import open_decoder
 from ..serving.rollouts.texts import Asked, Engine
 from ..serving.rollouts.texts import answers as answers_of
-from ..training.config import DEFAULT_MEMORY, TrainConfig
+from ..training.config import TrainConfig
 from ..training.passes import measure
 from .judge import same
 from .served import Answer, Graded, Scores, exact_share, parsed_share, question_of
@@ -63,6 +63,5 @@ def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: 
 
 def engine_within(memory: str = "", **options: object) -> Engine:
     """Our own engine within a budget of this process such as 500M; "": of what is available, as training has it."""
-    budget = TrainConfig(memory=memory).memory_here()
-    asked = f"--memory {memory}" if memory else f"{DEFAULT_MEMORY} of what is available"
-    return replace(Engine(budget, asked), **options)  # type: ignore[arg-type]
+    config = TrainConfig(memory=memory)
+    return replace(Engine(config.memory_here(), config.memory_asked), **options)  # type: ignore[arg-type]

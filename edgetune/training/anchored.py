@@ -7,9 +7,7 @@ The files are npz: `name` of what decides them, `tokens`, `sizes` [n], `begins` 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,8 +22,8 @@ from ..data import loader
 from ..data.anchors import LONGEST, ROWS_PER_ANCHOR, TOKENS, asking
 from ..data.lengths import Lengths
 from ..data.packing import Example
-from ..disk import cache_folder, replaced
-from ..errors import DataError, DiskError, Interrupted, UsageError
+from ..disk import cache, cache_folder, replaced
+from ..errors import DataError, Interrupted, UsageError
 from ..formats.bundle import Bundle
 from ..llamacpp.sampling import Sampling
 from ..machine import device
@@ -34,13 +32,16 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..serving.rollouts.texts import Asked, Engine, draw
 from . import length
-from .config import DEFAULT_MEMORY, TrainConfig
+from .batches import shares
+from .config import TrainConfig
+from .reference import UNREADABLE
 
 FILE = "anchors.npz"
 BATCH = 64  # that are drawn, and kept in a file
 MOST = 256  # of a run: they come again after that
 PARALLEL = 32  # drawn at once: more take more memory than training does
 CACHED = 64  # files in the cache, the newest
+Questions = tuple[list[list[int]], set[int]]  # as tokens, and the tokens that end an answer
 NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
 
 
@@ -51,11 +52,14 @@ def rows_per_anchor(config: TrainConfig, objective: Objective) -> int:
     return config.anchors
 
 
-def beside(lengths: Lengths, config: TrainConfig, objective: Objective) -> Lengths:
-    """The lengths with room for an anchor, where some are learned; rows that are not known are long enough."""
-    if not (lengths.units and rows_per_anchor(config, objective)):
-        return lengths
-    return replace(lengths, aside=max(lengths.aside, min(LONGEST, config.max_length)))
+def lengths_with_anchors(objective: Objective, config: TrainConfig, *parts: Sequence[Example]) -> Lengths:
+    """Of the rows of a run, in parts as `Objective.lengths` has them, with room for an anchor where some are learned;
+    rows that are not known are long enough.
+    """
+    found = objective.lengths(*parts, max_length=config.max_length, share=shares(config))
+    if not (found.units and rows_per_anchor(config, objective)):
+        return found
+    return replace(found, aside=max(found.aside, min(LONGEST, config.max_length)))
 
 
 def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Callable[[], bool],
@@ -67,6 +71,7 @@ def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Calla
     """
     batches = -(-min(number, MOST) // BATCH)
     name = _name(bundle, config)
+    asked: Questions | None = None
     found: list[Example] = []
     for batch in range(batches):
         path = _cached(name, batch)
@@ -74,7 +79,8 @@ def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Calla
         if not part:
             on_event({"event": "anchors", "done": batch * BATCH, "of": batches * BATCH})
             try:
-                part = _drawn(bundle, config, batch, should_stop)
+                asked = asked or _questions(bundle, config)
+                part = _drawn(bundle, config, asked, batch, should_stop)
             except (UsageError, DataError) as error:
                 on_event({"event": "anchors_missing", "reason": error.what})
                 return []
@@ -95,11 +101,12 @@ def _cut(example: Example, max_length: int) -> Example:
     return _example(example.tokens[:example.begin].tolist(), example.tokens[example.begin:limit])
 
 
-def _drawn(bundle: Bundle, config: TrainConfig, batch: int, should_stop: Callable[[], bool]) -> list[Example]:
+def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int,
+           should_stop: Callable[[], bool]) -> list[Example]:
     """Raises UsageError where memory or the model's context has no room for them."""
-    prompts, ends = _prompts(bundle, config)
-    named = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
-    engine = Engine(config.memory_here(), named, PARALLEL, config.precision, config.threads, config.backend)
+    prompts, ends = questions
+    engine = Engine(config.memory_here(), config.memory_asked, PARALLEL, config.precision, config.threads,
+                    config.backend)
     asked = Asked(prompts, [TOKENS] * len(prompts), BATCH // len(prompts), replace(NATURAL, seed=batch))
 
     def before_block() -> None:
@@ -113,8 +120,8 @@ def _drawn(bundle: Bundle, config: TrainConfig, batch: int, should_stop: Callabl
     return [found[key] for key in sorted(found)]
 
 
-def _prompts(bundle: Bundle, config: TrainConfig) -> tuple[list[list[int]], set[int]]:
-    """The questions as tokens, and the tokens that end an answer. A model that cannot be asked continues texts."""
+def _questions(bundle: Bundle, config: TrainConfig) -> Questions:
+    """A model that cannot be asked continues texts."""
     end = bundle.gguf.metadata.get("tokenizer.ggml.eos_token_id")
     ends = {end} if isinstance(end, int) else set()
     plain = replace(config, markup="escape", prompt_column="", completion_column="", max_length=LONGEST,
@@ -150,8 +157,7 @@ def _example(prompt: Sequence[int], said: np.ndarray) -> Example:
 
 def read(path: Path, name: str = "") -> list[Example]:
     """What a file holds; nothing where it is missing, damaged, or with `name` of another one."""
-    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    with suppress(*unreadable), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with suppress(*UNREADABLE), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         if name in ("", str(file["name"])):
             parts = np.split(file["tokens"].astype(np.int32), np.cumsum(file["sizes"])[:-1])
             return [_example(part[:begin].tolist(), part[begin:])
@@ -172,9 +178,6 @@ def _cached(name: str, batch: int) -> Path:
 
 
 def _keep(path: Path, anchors: Sequence[Example], name: str) -> None:
-    """In the cache, of which the oldest files are removed; without it where the disk refuses."""
-    with suppress(DiskError, OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, anchors, name)
-        for old in sorted(path.parent.glob("*.npz"), key=os.path.getmtime)[:-CACHED]:
-            old.unlink(missing_ok=True)
+    """In the cache, unless the base said nothing."""
+    if anchors:
+        cache(path, lambda: save(path, anchors, name), CACHED)

@@ -25,7 +25,6 @@ from ..options import AUTO
 from ..persisted import from_json
 from . import anchored, checkpoint, metrics, reference
 from .answered import Rewards, needs_judge
-from .batches import shares
 from .config import TrainConfig
 from .length import anchors_learned, units_of
 from .origin import Origin
@@ -106,8 +105,7 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
     config = task.config
-    lengths = anchored.beside(objective.lengths(*parts, max_length=config.max_length, share=shares(config)), config,
-                              objective)
+    lengths = anchored.lengths_with_anchors(objective, config, *parts)
     if needs_judge(task.rewards):
         lengths = replace(lengths, aside=config.max_length)
     anchors = _anchors(task, objective, was)

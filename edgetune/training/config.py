@@ -130,6 +130,11 @@ class TrainConfig(LoraOptions):
         unit = {"%": available / 100, "K": 2**10, "M": 2**20, "G": 2**30}[found[2].upper()]
         return int(number * unit)
 
+    @property
+    def memory_asked(self) -> str:
+        """The budget as it was asked for, for sentences."""
+        return f"--memory {self.memory}" if self.memory else f"{DEFAULT_MEMORY} of what is available"
+
     def memory_here(self) -> int:
         """The budget in bytes of this process, which may take what it has and what is available beside."""
         return self.memory_bytes(read_device().memory_available + rss())

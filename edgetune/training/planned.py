@@ -17,7 +17,7 @@ from ..models.stream import sizes
 from ..objectives.base import Objective
 from ..objectives.drawn import Drawn
 from . import length, plan
-from .config import DEFAULT_MEMORY, TrainConfig
+from .config import TrainConfig
 from .rollouts import answer_plan
 
 
@@ -28,7 +28,7 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     process on that board, with the smallest memory that it is sold with. ops: what will compute (default: as of a
     Trainer). objective: one that learns from answers takes memory for them. UsageError where nothing fits the budget.
     """
-    asked = f"--memory {config.memory}" if config.memory else f"{DEFAULT_MEMORY} of what is available"
+    asked = config.memory_asked
     structure = model.structure
     lengths = read_lengths(lengths, config.max_length)
     if objective and objective.needs_values and family is None:

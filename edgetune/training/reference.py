@@ -7,7 +7,6 @@ The file is npz: `fingerprint` of what decides them beside the examples, `keys` 
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 from ..data.packing import Batch, Example, is_supervised
 from ..data.trees import micro_batches
 from ..data.views import documents, spread
-from ..disk import cache_folder, replaced
-from ..errors import DiskError
+from ..disk import cache, cache_folder, replaced
 from ..models.base import Passes
 
 FILE = "reference.npz"
 CACHED = 8  # files in the cache, the newest
 ANY = 1 << 62
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what reading a damaged npz raises
 
 
 class Reference:
@@ -97,20 +96,15 @@ class Reference:
 
     def load(self, path: Path, fingerprint: str) -> None:
         """Takes what a file holds; one that is missing, damaged or of another fingerprint holds nothing."""
-        unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-        with suppress(*unreadable), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with suppress(*UNREADABLE), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) == fingerprint:
                 parts = np.split(file["values"].astype(np.float32), np.cumsum(file["sizes"])[:-1])
                 self._known |= {bytes(key): part for key, part in zip(file["keys"], parts, strict=True)}
 
     def save_cached(self, name: str, fingerprint: str) -> None:
         """In the user's cache, of which the oldest files are removed; without it where the disk refuses."""
-        with suppress(DiskError, OSError):
-            path = cached(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.save(path, fingerprint)
-            for old in sorted(path.parent.glob("*.npz"), key=os.path.getmtime)[:-CACHED]:
-                old.unlink(missing_ok=True)
+        path = cached(name)
+        cache(path, lambda: self.save(path, fingerprint), CACHED)
 
 
 def likeliest(decoder: Passes, examples: Sequence[Example], top: int,

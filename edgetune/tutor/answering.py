@@ -36,7 +36,7 @@ class Said:
 
 def engine_of(setting: Setting) -> Engine:
     config = setting.config
-    return Engine(config.memory_here(), f"--memory {config.memory}" if config.memory else "what is available",
+    return Engine(config.memory_here(), config.memory_asked,
                   precision=config.precision, threads=config.threads, backend=config.backend)
 
 

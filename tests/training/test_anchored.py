@@ -135,6 +135,14 @@ def test_where_they_cannot_be_kept_they_are_drawn_again(bundle, tmp_path, monkey
     assert same(prepared(bundle), prepared(bundle))
 
 
+def test_a_base_that_says_nothing_has_none(bundle, cache, monkeypatch):
+    """All of its answers end at their first token."""
+    questions, _ = anchored._questions(bundle, WHOLE)
+    monkeypatch.setattr(anchored, "_questions", lambda *_: (questions, set(range(1 << 20))))
+    assert prepared(bundle) == []
+    assert not cache.exists()
+
+
 @pytest.mark.usefixtures("cache")
 def test_short_rows_leave_room_for_a_part_of_each(bundle):
     found = prepared(bundle, replace(HELD, max_length=40))

@@ -92,16 +92,10 @@ def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine:
     check_sampling(asked.sampling)
     asked = replace(asked, stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop))
     TextStream(asked.stop)  # refuses an empty one
-    model = Model(gguf)
-    _check(model, asked, engine)
-    return _answers(model, tokenizer, pairs, asked, engine) if asked.prompts else iter(())
-
-
-def _answers(model: Model, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine: Engine) -> Iterator[Answered]:
     texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
-    for rollout in draw(model, pairs, asked, engine, tokenizer.is_end if asked.ends else lambda _: False,
-                        lambda prompt, sample, token: texts[prompt][sample].ends_with(token)):
-        yield Answered(texts[rollout.prompt][rollout.sample].whole(), rollout)
+    drawn = draw(Model(gguf), pairs, asked, engine, tokenizer.is_end if asked.ends else lambda _: False,
+                 lambda prompt, sample, token: texts[prompt][sample].ends_with(token))
+    return (Answered(texts[rollout.prompt][rollout.sample].whole(), rollout) for rollout in drawn)
 
 
 def draw(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
@@ -110,9 +104,14 @@ def draw(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callab
     """Answers as tokens, as they are finished. is_end, watch: as of `Wanted`; of `asked` stop and ends are not looked
     at. before_block: called before each block of the model, may raise.
 
-    Raises, before the first is begun, UsageError as `answers` does.
+    Raises, before the first is begun, UsageError as `answers` does, but for how tokens are sampled.
     """
     _check(model, asked, engine)
+    return _drawn(model, pairs, asked, engine, is_end, watch, before_block) if asked.prompts else iter(())
+
+
+def _drawn(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
+           watch: Callable[[int, int, int], bool], before_block: Callable[[], None]) -> Iterator[Rollout]:
     ops = open_backend(engine.backend, device.thread_count(engine.threads))
     plan = plan_of(model, pairs, asked, engine, ops)
     run = _run(model, pairs, plan, engine)
