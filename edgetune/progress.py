@@ -134,8 +134,8 @@ class TrainProgress:
         if e["done"]:
             say(self.console, f"the base has answered {e['done']} of {e['of']} questions")
         else:
-            say(self.console, f"the base answers {e['of']} questions first, to stay as it is elsewhere (once for a "
-                              "base; --anchors 0: never)")
+            say(self.console, f"the base answers {e['of']} questions first, to stay as it is elsewhere (they are "
+                              "kept; --anchors 0: never)")
 
     def _no_anchors(self, e: dict[str, Any]) -> None:
         say(self.console, note(f"nothing holds the base as it is elsewhere: {e['reason']}"))

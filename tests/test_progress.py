@@ -61,7 +61,7 @@ def test_step_time_left_and_cause_are_always_visible(columns):
 def test_what_the_base_answers_first_is_told():
     events = [{"event": "anchors", "done": 0, "of": 128}, {"event": "anchors", "done": 64, "of": 128}]
     first, second, last = screen(events, 60)
-    assert f"{first} {second}" == ("the base answers 128 questions first, to stay as it is elsewhere (once for a base; "
+    assert f"{first} {second}" == ("the base answers 128 questions first, to stay as it is elsewhere (they are kept; "
                                    "--anchors 0: never)")
     assert last == "the base has answered 64 of 128 questions"
     said = screen([{"event": "anchors_missing", "reason": "this does not fit: it needs 161 MiB"}], 80)
