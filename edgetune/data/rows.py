@@ -14,8 +14,8 @@ Where the next prompt continues the text of the last answer, all turns share one
 history (Qwen3 drops earlier reasoning, Mistral moves the system text to the last question), the row becomes several
 examples, each with the prompt of its turn: every answer is still learnt once, from what the model will see.
 
-Text rows end with EOS; all their tokens but the first are supervised. With "open": true a text, or the answers of a
-conversation, would continue: what ends them is not learned.
+Text rows end with EOS; all their tokens but the first are supervised. With "open": true a text would continue: it has
+no EOS.
 Text that spells a special token becomes that token (see `llamacpp.tokenizer`).
 """
 
@@ -110,7 +110,7 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, 
     if shape == "text":
         return [_document(tokenizer, _text(row, "text"), bool(row.get("open")))]
     if tokenizer.chat_template is not None:
-        return _turns(tokenizer, *_conversation(row, shape, system), bool(row.get("open")))
+        return _turns(tokenizer, *_conversation(row, shape, system))
     if shape == "messages":
         what = "the model has no chat template, which rows of messages need"
         raise DataError(what, "use rows of prompt and completion or text, or a chat model")
@@ -179,12 +179,9 @@ def _continuation(tokenizer: Tokenizer, prompt: str, completion: str) -> Example
 
 
 def _turns(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, is_open: bool
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
 ) -> Iterator[Example]:
-    """One example, or one for each stretch in which every prompt continues the text before it.
-
-    is_open: what ends answers is not learned.
-    """
+    """One example, or one for each stretch in which every prompt continues the text before it."""
     tokens: list[int] = []
     weights: list[float] = []
     seen: str | None = None  # the text of `tokens`
@@ -193,8 +190,6 @@ def _turns(
             continue
         prompt, text = _turn(tokenizer, messages[:i], message, tools)
         answer = _answer(tokenizer, text)
-        if is_open and answer and tokenizer.is_end(answer[-1]):
-            answer = answer[:-1]
         if seen is not None and prompt.startswith(seen):
             # After a mark such as </s> llama.cpp tokenizes as at the start of a text.
             new = tokenizer.encode(prompt[len(seen) :], continues=not tokenizer.is_control(tokens[-1]))

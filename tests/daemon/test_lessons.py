@@ -13,6 +13,7 @@ from services import until
 from edgetune import TrainConfig
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.learning.curriculum import JobRows, curriculum, passes_over
+from edgetune.daemon.learning.feedback import StoredRow
 from edgetune.daemon.service import Service
 from edgetune.objectives.base import objectives
 
@@ -46,17 +47,19 @@ def test_few_new_rows_are_gone_through_often() -> None:
     assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
 
 
-def test_rows_of_a_job_have_one_shape(service: Service) -> None:
-    prompts = rows("a", 2)
-    assert list(JobRows(service.feedback, prompts)) == prompts
-    service.feedback.add(prompt="e", correction="f")
-    service.feedback.add(messages=[{"role": "user", "content": "g"}], correction="h")
+def stored(service: Service) -> list[StoredRow]:
+    """All feedback, in the order in which it came."""
     found = service.feedback.training_rows()
-    stored = sorted(found.new + found.held, key=lambda row: row.rowid)
-    made = JobRows(service.feedback, [{"text": "c"}, {"prompt": "d", "completion": "d", "note": 1}, *stored])
-    expected = [{"text": "c"}, *({**more, "messages": [{"role": "user", "content": asked},
-                                                        {"role": "assistant", "content": answer}]}
-                                 for asked, answer, more in (("d", "d", {"note": 1}), ("e", "f", {}), ("g", "h", {})))]
+    return sorted(found.new + found.held, key=lambda row: row.rowid)
+
+
+def test_rows_of_a_job_have_one_shape(service: Service) -> None:
+    service.feedback.add(prompt="e", correction="f")
+    assert list(JobRows(service.feedback, stored(service))) == [{"prompt": "e", "completion": "f"}]
+    service.feedback.add(messages=[{"role": "user", "content": "g"}], correction="h")
+    made = JobRows(service.feedback, stored(service))
+    expected = [{"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+                for asked, answer in (("e", "f"), ("g", "h"))]
     assert list(made) == list(made) == expected  # they can be gone through again
 
 

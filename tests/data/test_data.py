@@ -18,7 +18,7 @@ from vocabularies import TOOLS, write_sentencepiece
 
 from edgetune.data.dataset import Dataset, load, load_rows
 from edgetune.data.packing import Example
-from edgetune.data.rows import as_messages, prompt_of
+from edgetune.data.rows import prompt_of
 from edgetune.errors import DataError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 
@@ -413,17 +413,9 @@ def test_text_among_other_rows(tokenizer):
     assert load_rows(["on the", {"text": "the light"}], tokenizer, max_length=100).kind == "text"
 
 
-@pytest.mark.parametrize("row", [{"text": "the light"}, {"messages": as_messages("lamp", "on")}])
-def test_an_open_row_does_not_end(tokenizer, row):
-    ended, is_open = (load_rows([{**row, "open": how}], tokenizer, max_length=100).examples[0]
+def test_an_open_text_does_not_end(tokenizer):
+    ended, is_open = (load_rows([{"text": "the light", "open": how}], tokenizer, max_length=100).examples[0]
                       for how in (False, True))
     assert tokenizer.is_end(ended.tokens[-1])
     assert ended.tokens[:-1].tolist() == is_open.tokens.tolist()
     assert np.array_equal(ended.weights[:-1], is_open.weights)
-
-
-def test_an_open_answer_of_no_token_is_refused_in_a_sentence(tokenizer: Tokenizer) -> None:
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
-    row = {"messages": as_messages("lamp", ""), "open": True}
-    with pytest.raises(DataError, match="no row"):
-        load_rows([row], tokenizer, max_length=100)

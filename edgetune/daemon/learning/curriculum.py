@@ -2,7 +2,7 @@
 
 First come all rows that were learned before, once, the oldest first; then several passes over the new rows, each mixed
 with earlier ones. Their number follows from how many rows are new: so these are learned, however many earlier rows
-exist, and the gate sees clearly whether they do good or harm. Anchors are inserted in between.
+exist, and the gate sees clearly whether they do good or harm.
 """
 
 from __future__ import annotations
@@ -40,25 +40,22 @@ def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: floa
 
 
 class JobRows:
-    """Rows to go through as often as needed. What is stored is read one piece at a time, of which `made` makes rows.
+    """Rows to go through as often as needed. What is stored is read one piece at a time; `made` makes rows of it.
 
     Right answers have one shape, beside text: where some are messages, prompt and completion become messages too, which
     mean the same.
     """
 
-    def __init__(self, feedback: Feedback, rows: Iterable[StoredRow | Row],
+    def __init__(self, feedback: Feedback, rows: Iterable[StoredRow],
                  made: Callable[[FeedbackItem], Iterable[Row]] = ANSWERS.learned) -> None:
         self.feedback = feedback
         self.rows = [*rows]
         self.made = made
-        self.is_chat = any(row.is_chat if isinstance(row, StoredRow) else "messages" in row for row in self.rows)
+        self.is_chat = any(row.is_chat for row in self.rows)
 
     def __iter__(self) -> Iterator[Row]:
-        for each in self.rows:
-            if not isinstance(each, StoredRow):
-                yield self._shaped(each)
-                continue
-            item = self.feedback.item(each)
+        for stored in self.rows:
+            item = self.feedback.item(stored)
             for row in self.made(item):
                 yield self._shaped(row) if row is item.row else row
 
