@@ -152,8 +152,9 @@ void check_array_close(struct check *c, et_array got, const float *want, size_t 
     va_end(args);
 }
 
-/* What all but products with quantized weights is rounded to. */
-const char *check_numbers(et_context *ctx) {
+const char *check_numbers(et_context *ctx, enum factor factor) {
+    if (factor != CHECK_NO_WEIGHT)
+        return et_context_product(ctx, factor == CHECK_BACKWARD);
     int int8 = strcmp(et_context_product(ctx, 0), "int8") == 0;
     if (int8)
         et_context_set_precision(ctx, ET_FAST);
@@ -161,4 +162,15 @@ const char *check_numbers(et_context *ctx) {
     if (int8)
         et_context_set_precision(ctx, ET_INT8);
     return numbers;
+}
+
+int check_is_repeated(struct check *c, enum factor factor) {
+    const char *own = check_numbers(c->ctx, factor);
+    int repeated = 0;
+    for (int lower = ET_EXACT; lower < (int)c->precision; lower++) {
+        et_context_set_precision(c->ctx, (enum et_precision)lower);
+        repeated |= strcmp(own, check_numbers(c->ctx, factor)) == 0;
+    }
+    et_context_set_precision(c->ctx, c->precision);
+    return repeated;
 }

@@ -11,6 +11,7 @@
 struct check {
     et_context *ctx;
     const char *isa;
+    enum et_precision precision; /* of ctx */
     int passed, failed;
     double worst; /* the largest error / tolerance seen */
 };
@@ -45,8 +46,13 @@ __attribute__((format(printf, 6, 7))) void check_array_close(struct check *c, et
 /* One check: a fact. */
 __attribute__((format(printf, 3, 4))) void check_true(struct check *c, int fact, const char *what, ...);
 
-/* What a context multiplies in where it is not a quantized weight that is multiplied: "float" or "bf16". */
-const char *check_numbers(et_context *ctx);
+/* What a context multiplies a quantized weight in, forward or backward: as et_context_product; and what it multiplies
+ * in elsewhere, "float" or "bf16". */
+enum factor { CHECK_FORWARD, CHECK_BACKWARD, CHECK_NO_WEIGHT };
+const char *check_numbers(et_context *ctx, enum factor factor);
+/* 1 if c multiplies in what it multiplies in at a lower precision, too: numbers alone choose a kernel, which was checked
+ * there. */
+int check_is_repeated(struct check *c, enum factor factor);
 
 /* check_products.c: products at c's precision, and that `alone`, a context of one thread, gives the same bits. */
 void check_products(struct check *c, et_context *alone);

@@ -42,9 +42,10 @@ static et_context *make_context(const char *isa, enum et_precision precision, in
 static void check_isa(struct check *total, const char *isa, const char *only) {
     struct check c = {.isa = isa};
     for (int precision = ET_EXACT; precision <= ET_INT8; precision++) {
+        c.precision = (enum et_precision)precision;
         void *scratch, *scratch_alone;
-        c.ctx = make_context(isa, (enum et_precision)precision, CHECK_THREADS, &scratch);
-        et_context *alone = make_context(isa, (enum et_precision)precision, 1, &scratch_alone);
+        c.ctx = make_context(isa, c.precision, CHECK_THREADS, &scratch);
+        et_context *alone = make_context(isa, c.precision, 1, &scratch_alone);
         if (!c.ctx || !alone)
             check_true(&c, 0, "no context");
         else

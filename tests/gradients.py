@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from edgetune.data.packing import collate
 from edgetune.objectives.base import Objective
-from edgetune.training.passes import learn, learn_together
+from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
 
 Loss = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]  # of each document: log p [S], weights [S]
@@ -53,10 +53,9 @@ def our_gradient(
     batches = [collate(case.examples[2 * pairs[0]:2 * pairs[-1] + 2]) for pairs in step]
     n = objective.count(case.examples)
     case.decoder.arena.flat("dlora").fill(0.0)
+    gradient = Gradient(case.decoder, objective, n, reference)
     if objective.sees_step and parts > 1:
-        together = learn_together(case.decoder, objective, lambda: batches, n, reference or Reference(case.decoder),
-                                  lambda _number, _part: None)
-        loss = together.loss / n
+        loss = gradient.add_together(lambda: batches).loss / n
     else:
-        loss = sum(learn(case.decoder, objective, batch, n, reference).loss for batch in batches) / n
+        loss = sum(gradient.add(batch).loss for batch in batches) / n
     return loss, flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})

@@ -68,7 +68,7 @@ INSIDE = {
     "serving": [["call_form", "completion", "embedding", "kv_cache", "labels", "model", "question", "tool_calls"],
                ["constraint", "llama", "onnx", "rollouts"], ["batcher"]],
     "training": [["checkpoint", "config", "cost", "metrics", "origin", "reference", "state", "verdict"],
-                ["length", "optim", "passes"], ["judge"], ["answered"],
+                ["length", "optim", "passes"], ["gradient", "judge"], ["answered"],
                 ["batches", "forecast", "plan", "rollouts"], ["anchored", "planned"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
     "tutor": [["agreement", "files", "options", "questions"], ["inspect", "setting"], ["answering"],

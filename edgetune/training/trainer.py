@@ -44,7 +44,8 @@ from . import length, optim, plan
 from .answered import Expectation, Rewards
 from .batches import Batches, cut
 from .config import RUN_OPTIONS, TrainConfig, TrainOptions
-from .passes import Measurement, References, Totals, learn, learn_together, measure
+from .gradient import Gradient
+from .passes import Measurement, References, Totals, measure
 from .planned import make_plan
 from .reference import Reference
 from .rollouts import Known, Roller, keep
@@ -255,22 +256,21 @@ class Trainer:
         """Adds up the gradient of a step, whose loss is divided by n."""
         totals = Totals()
         seen = partial(keep, known) if self.roller and self.roller.objective.compares_updates else lambda *_: None
+        gradient = Gradient(self.decoder, self.objective, n, self._references, partial(self._before_part, step), seen)
         micros = self._cut(examples)
         if self.objective.sees_step and len(micros) > 1:
-            totals.add(micros, learn_together(self.decoder, self.objective, lambda: self._one_by_one(micros), n,
-                                              self._references, partial(self._before_part, step), seen))
+            totals.add(micros, gradient.add_together(lambda: self._one_by_one(micros)))
             return totals
         for number, micro in enumerate(self._one_by_one(micros)):
-            begin = partial(self._before_part, step, number)
-            totals.add([micro], learn(self.decoder, self.objective, micro, n, self._references, begin, seen))
+            totals.add([micro], gradient.add(micro, number))
         return totals
 
     def _learn_anchors(self, step: int, anchors: Sequence[Example], n: float, totals: Totals) -> float:
         """Adds their gradient to that of the rows, and their tokens to the totals; returns the sum of their losses."""
         loss = 0.0
+        gradient = Gradient(self.decoder, IMITATE, n, self._references, partial(self._before_part, step))
         for number, micro in enumerate(self._one_by_one(self._cut(anchors)), start=ANCHOR):
-            begin = partial(self._before_part, step, number)
-            signal = learn(self.decoder, IMITATE, micro, n, self._references, begin)
+            signal = gradient.add(micro, number)
             loss += signal.loss
             totals.add([micro], replace(signal, loss=0.0))
         return loss

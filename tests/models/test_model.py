@@ -31,7 +31,8 @@ from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import FormatError, UnsupportedError
 from edgetune.formats.gguf import FORMATS
 from edgetune.objectives.sft import Sft
-from edgetune.training.passes import learn, measure
+from edgetune.training.gradient import Gradient
+from edgetune.training.passes import measure
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 
@@ -67,7 +68,7 @@ def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alik
         assert (tree.prefix is None) == (not alike)
         assert tree.prefix is None or (tree.prefix.batch.computed > 8 and tree.prefix.entries.size > 20)
         parts.decoder.arena.flat("dlora").fill(0.0)
-        signal = learn(parts.decoder, Sft(), tree, 1.0)
+        signal = Gradient(parts.decoder, Sft(), 1.0).add(tree)
         errors = {}
         for key, pair in parts.decoder.adapter.adapted.items():
             for kind, ours, theirs in zip("AB", (pair.da, pair.db), wanted[key], strict=True):

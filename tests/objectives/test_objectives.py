@@ -35,7 +35,8 @@ from edgetune.objectives.base import Objective, make_objective, objectives, read
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
 from edgetune.training.config import TrainConfig
-from edgetune.training.passes import learn, measure
+from edgetune.training.gradient import Gradient
+from edgetune.training.passes import measure
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
@@ -116,7 +117,7 @@ def test_trees_teach_what_batches_do(objective: Objective, stem: int, tails: tup
     assert all(tree.prefix and tree.prefix.batch.computed == stem - 1 for tree in trees)
     n = objective.count(case.examples)
     parts.decoder.arena.flat("dlora").fill(0.0)
-    signals = [learn(parts.decoder, objective, tree, n) for tree in trees]
+    signals = [Gradient(parts.decoder, objective, n).add(tree) for tree in trees]
     pairs = parts.decoder.adapter.adapted
     assert distance(flat({key: (pair.da, pair.db) for key, pair in pairs.items()}), truth) < 1e-5
     assert sum(signal.loss for signal in signals) / n == pytest.approx(wanted, rel=1e-5)
@@ -131,7 +132,7 @@ def test_weights_that_depend_on_logp_need_needs_logp(tmp_path: Path) -> None:
 
     case = make_case("llama", tmp_path)
     with pytest.raises(ValueError, match="set needs_logp"):
-        learn(case.decoder, Hasty(), case.batch, 1.0)
+        Gradient(case.decoder, Hasty(), 1.0).add(case.batch)
 
 
 def test_gradients_relative_to_the_base_equal_autograd(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
 from edgetune.training.answered import Reward
 from edgetune.training.config import TrainConfig
-from edgetune.training.passes import learn
+from edgetune.training.gradient import Gradient
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
@@ -156,7 +156,7 @@ def test_gradients_equal_the_papers_and_trls(name: str, parted: bool, alike: tup
     decoder = ours.decoder
     decoder.arena.flat("dlora").fill(0.0)
     n = objective.count(examples)
-    found = sum(learn(decoder, objective, micro, n, _Known(examples, base)).loss for micro in micros) / n
+    found = sum(Gradient(decoder, objective, n, _Known(examples, base)).add(micro).loss for micro in micros) / n
     assert found == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
     pairs = decoder.adapter.adapted
     ours_flat = np.concatenate([part.ravel() for key in sorted(pairs) for part in (pairs[key].da, pairs[key].db)])

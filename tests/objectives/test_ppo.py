@@ -29,7 +29,7 @@ from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import Interrupted
 from edgetune.objectives.ppo import Ppo, whitened
 from edgetune.training import checkpoint
-from edgetune.training.passes import learn, learn_together
+from edgetune.training.gradient import Gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 PPO = Ppo(kl_coef=0.1, beta=0.02, vf_coef=0.3, gamma=0.97, lam=0.9)
@@ -152,11 +152,11 @@ def test_gradients_equal_autograd(again: bool, objective: Ppo, parted: bool, ali
     assert len(micros) > 1
     assert any(isinstance(micro, Tree) for micro in micros) == parted
     n = objective.count(examples)
-    reference = Known(examples, base)
+    gradient = Gradient(decoder, objective, n, Known(examples, base))
     if objective.sees_step:
-        found = learn_together(decoder, objective, lambda: micros, n, reference, lambda _number, _part: None).loss / n
+        found = gradient.add_together(lambda: micros).loss / n
     else:
-        found = sum(learn(decoder, objective, micro, n, reference).loss for micro in micros) / n
+        found = sum(gradient.add(micro).loss for micro in micros) / n
     assert found == pytest.approx(loss.item(), rel=1e-5)
     pairs = decoder.adapter.adapted
     flat = np.concatenate([part.ravel() for key in sorted(pairs) for part in (pairs[key].da, pairs[key].db)])

@@ -28,7 +28,7 @@ from edgetune.objectives.score import Score
 from edgetune.serving.rollouts.engine import Rollout
 from edgetune.training.answered import Answer, Reward
 from edgetune.training.config import TrainConfig
-from edgetune.training.passes import learn
+from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
@@ -106,7 +106,7 @@ def test_gradients_equal_autograd(is_first_stage: bool, tmp_path: Path) -> None:
     reference = Reference(case.decoder)
     micros = micro_batches(case.examples, 64)
     assert len(micros) > 1
-    loss = sum(learn(case.decoder, score, micro, n, reference).loss for micro in micros) / n
+    loss = sum(Gradient(case.decoder, score, n, reference).add(micro).loss for micro in micros) / n
     ours = flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
     assert loss == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert np.linalg.norm(flat(truth)) > 1e-3

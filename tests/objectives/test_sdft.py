@@ -25,7 +25,7 @@ from edgetune.objectives import base
 from edgetune.objectives.sdft import Sdft
 from edgetune.objectives.self_distill import SelfDistill
 from edgetune.training.config import TrainConfig
-from edgetune.training.passes import learn
+from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
@@ -82,7 +82,7 @@ def test_a_step_is_that_of_self_distill_on_the_same_tokens(bundle: edgetune.Bund
     gradient = made.arena.flat("dlora")
     gradient.fill(0.0)
     n = given.count(drawn)
-    wanted = learn(made.decoder, given, collate(drawn), n, reference).loss / n
+    wanted = Gradient(made.decoder, given, n, reference).add(collate(drawn)).loss / n
     by_hand = gradient.copy()
     result = made.step()
     assert result.loss == pytest.approx(wanted, rel=1e-5)

@@ -22,7 +22,8 @@ from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import UsageError
 from edgetune.objectives.base import make_objective
 from edgetune.objectives.self_distill import SelfDistill
-from edgetune.training.passes import learn, measure
+from edgetune.training.gradient import Gradient
+from edgetune.training.passes import measure
 from edgetune.training.reference import Reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
@@ -213,7 +214,7 @@ def test_behind_a_prefix_they_are_the_same(tmp_path: Path) -> None:
     reference = Reference(parts.decoder, top=K)
     n = objective.count(case.examples)
     parts.decoder.arena.flat("dlora").fill(0.0)
-    found = sum(learn(parts.decoder, objective, tree, n, reference).loss for tree in trees) / n
+    found = sum(Gradient(parts.decoder, objective, n, reference).add(tree).loss for tree in trees) / n
     assert found == pytest.approx(loss, rel=1e-5)
     theirs = flat({key: (pair.da, pair.db) for key, pair in parts.decoder.adapter.adapted.items()})
     assert distance(theirs, gradient) < 1e-4

@@ -34,6 +34,7 @@ import numpy as np
 from snips import SYSTEM, Row, model_path, padded
 
 PEERS = ("peft-fp32", "peft-bf16", "peft-bf16-compile", "peft-nf4")
+FP32_COMPILED = "peft-fp32-compile"  # only if asked for: for a CPU that does not multiply bf16
 FORMATS = {"Q8_0": 7, "Q4_K_M": 15, "F16": 1}  # llama.cpp's llama_ftype
 WARM = 2  # steps of a process that are not counted
 ROWS = 96  # of Snips, and behind an instruction
@@ -80,7 +81,7 @@ def peft_step(args: argparse.Namespace) -> Step:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     torch.set_num_threads(args.cores)
-    dtype = torch.float32 if args.contender == "peft-fp32" else torch.bfloat16
+    dtype = torch.float32 if args.contender.startswith("peft-fp32") else torch.bfloat16
     options: dict[str, Any] = {}
     if args.contender == "peft-nf4":
         nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",  # type: ignore[no-untyped-call]
@@ -98,7 +99,7 @@ def peft_step(args: argparse.Namespace) -> Step:
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0,
                                   fused=True)
-    run = torch.compile(model) if args.contender == "peft-bf16-compile" else model
+    run = torch.compile(model) if args.contender.endswith("-compile") else model
 
     def step(batch: list[Row]) -> float:
         loss = run(**padded(batch)).loss
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="counted in a process, after two to warm up")
     parser.add_argument("--shapes", nargs="+", default=["1x256", "4x256"], help="rows x tokens")
-    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    parser.add_argument("--peers", nargs="*", default=PEERS, choices=(*PEERS, FP32_COMPILED))
     parser.add_argument("--precision", default="fast", help="edgetune's")
     parser.add_argument("--recompute", default="none", help="edgetune's; auto: what its --memory allows")
     parser.add_argument("--memory", default="", help="edgetune's budget, such as 400M")
