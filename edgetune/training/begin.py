@@ -19,6 +19,7 @@ from ..errors import FormatError, MismatchError, UsageError
 from ..formats.bundle import Bundle
 from ..formats.gguf import fingerprint, open_gguf
 from ..machine.governor import Governor
+from ..models.networks import open_network
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
@@ -29,6 +30,7 @@ from .config import TrainConfig
 from .length import anchors_learned, units_of
 from .origin import Origin
 from .plan import Tradeoffs
+from .planned import make_plan
 from .resume import Identity, differences, fingerprint_run
 from .state import RunState, next_leg
 from .throttle import Courtesy
@@ -108,6 +110,9 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
     lengths = anchored.lengths_with_anchors(objective, config, *parts)
     if needs_judge(task.rewards):
         lengths = replace(lengths, aside=config.max_length)
+    if anchored.rows_per_anchor(config, objective):  # what does not fit is refused before anything is drawn
+        make_plan(open_network(task.bundle.gguf), config, lengths=lengths, previous=previous, family=task.family,
+                  objective=objective)
     anchors = _anchors(task, objective, was)
     trainer = Trainer(task.bundle, config, lengths=lengths, previous=previous, objective=objective,
                       family=task.family, rewards=task.rewards)

@@ -12,7 +12,7 @@ from tiny import write_tiny
 
 from edgetune.data.anchors import LONGEST, TOKENS
 from edgetune.data.packing import Example
-from edgetune.errors import Interrupted, MismatchError
+from edgetune.errors import Interrupted, MismatchError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.dpo import Dpo
@@ -156,6 +156,14 @@ def test_where_memory_has_no_room_a_run_goes_without(bundle):
     assert prepared(bundle, replace(HELD, memory="1M"), events=events) == []
     assert events[-1]["event"] == "anchors_missing"
     assert "--memory 1M" in events[-1]["reason"]
+
+
+def test_a_training_that_does_not_fit_is_refused_before_they_are_drawn(bundle, cache, tmp_path):
+    events = []
+    with pytest.raises(UsageError, match="does not fit: training needs"):
+        go(bundle, tmp_path / "out", replace(HELD, memory="30M"), on_event=events.append)
+    assert events == []
+    assert not cache.exists()
 
 
 def test_a_stop_is_heard_while_they_are_drawn(bundle, cache):
