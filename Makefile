@@ -122,7 +122,7 @@ chain: ready ## minutes, needs ../shared: compressed for a board of 512 MB, trai
 load: ready ## seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
 	$(RUN) proofs/load.py
 
-life: ready ## half an hour, needs ../shared: a daemon learns Snips from corrections, and refuses wrong ones; LIFE="--learn-method dpo"
+life: ready ## an hour, needs ../shared: a daemon learns Snips from corrections, refuses wrong ones; LIFE="--state DIR" to continue it
 	$(RUN) proofs/life.py $(LIFE)
 
 corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it

