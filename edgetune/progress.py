@@ -71,12 +71,14 @@ class TrainProgress:
         self.last = 0.0
         self.disk: dict[str, Any] | None = None  # what it writes, until that is said
         self.live: Live | None = None
+        self.drawing: StepProgress | None = None  # of anchors
 
     def __enter__(self: P) -> P:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self._end_drawing(kind is None)
         self._stop()
 
     def event(self, e: dict[str, Any]) -> None:
@@ -131,16 +133,24 @@ class TrainProgress:
                                    f"{e['skipped']} left out"))
 
     def _anchors(self, e: dict[str, Any]) -> None:
-        if e["done"]:
-            say(self.console, f"the base has answered {e['done']} of {e['of']} questions")
-        else:
+        if self.drawing is None:
             say(self.console, f"the base answers {e['of']} questions first, to stay as it is elsewhere (they are "
                               "kept; --anchors 0: never)")
+            self.drawing = StepProgress(self.console)
+            self.drawing.start()
+        self.drawing.step("answering", e["done"], e["of"])
+
+    def _end_drawing(self, is_done: bool) -> None:
+        if self.drawing is not None:
+            self.drawing.stop(is_done)
+            self.drawing = None
 
     def _no_anchors(self, e: dict[str, Any]) -> None:
+        self._end_drawing(is_done=False)
         say(self.console, note(f"nothing holds the base as it is elsewhere: {e['reason']}"))
 
     def _start(self, e: dict[str, Any]) -> None:
+        self._end_drawing(is_done=True)
         self._stop()
         self.pace = Pace(e["steps"], e["done"])
         self.numbers = ""
@@ -279,13 +289,19 @@ class StepProgress:
             self.live = Live(console=console, get_renderable=self._view, refresh_per_second=4)
 
     def __enter__(self: S) -> S:
-        if self.live:
-            self.live.start()
+        self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if kind is None:
+        self.stop(kind is None)
+
+    def start(self) -> None:
+        if self.live:
+            self.live.start()
+
+    def stop(self, is_done: bool) -> None:
+        if is_done:
             self._complete()
         if self.live:
             self.outlook = None  # nothing is left

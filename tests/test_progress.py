@@ -30,8 +30,9 @@ def screen(events, columns):
     with TrainProgress(Console(file=file, force_terminal=True, width=columns)) as progress:
         for event in events:
             progress.event(event)
-        if progress.live:
-            progress.live.refresh()
+        for live in (progress.live, progress.drawing and progress.drawing.live):
+            if live:
+                live.refresh()
         shown = file.getvalue()
     terminal = pyte.Screen(columns, 24)
     pyte.Stream(terminal).feed(shown.replace("\n", "\r\n"))
@@ -63,9 +64,24 @@ def test_what_the_base_answers_first_is_told():
     first, second, last = screen(events, 60)
     assert f"{first} {second}" == ("the base answers 128 questions first, to stay as it is elsewhere (they are kept; "
                                    "--anchors 0: never)")
-    assert last == "the base has answered 64 of 128 questions"
-    said = screen([{"event": "anchors_missing", "reason": "this does not fit: it needs 161 MiB"}], 80)
-    assert said == ["nothing holds the base as it is elsewhere: this does not fit: it needs 161 MiB"]
+    assert last.startswith("answering ")
+    assert " 50 %" in last
+    begun = screen([*events, START, STEP], 80)
+    assert any(line.startswith("answering ") and " 100 %" in line for line in begun)
+    missing = {"event": "anchors_missing", "reason": "this does not fit: it needs 161 MiB"}
+    told = "nothing holds the base as it is elsewhere: this does not fit: it needs 161 MiB"
+    assert screen([missing], 80) == [told]
+    *_, stopped, said = screen([events[0], missing], 80)
+    assert (" 0 %" in stopped, said) == (True, told)
+
+
+def test_without_a_terminal_it_is_told_in_lines():
+    file = io.StringIO()
+    with TrainProgress(Console(file=file, width=200)) as progress:
+        progress.event({"event": "anchors", "done": 64, "of": 128})  # the first 64 were kept
+    told, answering = file.getvalue().splitlines()
+    assert told.startswith("the base answers 128 questions first")
+    assert answering.startswith("answering  50%  ")
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.001, False), (9.0, True)])
