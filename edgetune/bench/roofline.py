@@ -28,7 +28,7 @@ from ..models.linear import trained_shapes
 from ..models.stream import NORESERVE
 from ..training import optim
 from ..training.config import TrainConfig
-from ..training.length import batch_of
+from ..training.length import batch_of, peak_rate
 from ..training.plan import Plan
 from .ops import arguments, flops
 from .train import random_rows
@@ -189,7 +189,7 @@ def step_calls(network: Network, plan: Plan, config: TrainConfig, needs_logp: bo
     optim.clip(ops, grad, config.max_grad_norm)
     moments = [arena.flat(name) for name in arena.buffers if name.startswith("adam_")]
     groups = run.family.parameters(trained_shapes(network.structure, run))
-    optim.adamw(ops, arena.flat("lora"), grad, moments, groups, config, config.lr, 1)
+    optim.adamw(ops, arena.flat("lora"), grad, moments, groups, config, peak_rate(config, 0), 1)
     return counting.calls
 
 

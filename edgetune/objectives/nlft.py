@@ -4,9 +4,9 @@ reference answer, and of a judgment (Liu et al. 2024, arXiv 2412.20382; its auth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ class Nlft(Objective):
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     rows: ClassVar[RowParser] = tutored
+    defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
     core: float = option(0.95, "Tokens likelier than this beside the reference are the core of a right answer.",
                          low=0.01, high=0.999)
     core_power: float = option(5.0, "How fast the weight of core tokens grows from 1 to 2.", low=0.0, high=100.0)

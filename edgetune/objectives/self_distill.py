@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class SelfDistill(Objective):
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     rows: ClassVar[RowParser] = privileged
+    defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
     divergence: str = option("forward", "From the teacher's distribution to the student's (forward), the other way "
                              "(reverse), or between (jsd).", choices=("forward", "reverse", "jsd"))
     distillation_alpha: float = option(0.5, "With jsd, the share of the teacher in what both are compared with.",

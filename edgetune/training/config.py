@@ -27,7 +27,9 @@ class TrainConfig(LoraOptions):
     targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.")
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
     # the optimizer
-    lr: float = option(1e-3, "Peak learning rate of AdamW.", low=0.0, common=True, group="The optimizer")
+    lr: float | Literal["auto"] = option("auto", "Peak learning rate of AdamW; auto: 1e-3 with steps of 4 rows or "
+                                         "fewer, 2e-3 with 8 or more, between them in proportion.", low=0.0, auto=float,
+                                         common=True, group="The optimizer")
     schedule: str = option("linear", "What the learning rate does after the warm-up.",
                            choices=("constant", "linear", "cosine"))
     warmup: float = option(0.05, "Warm-up: below 1 a share of all steps, from 1 on a number of steps.", low=0.0)
@@ -172,7 +174,7 @@ class TrainOptions(TypedDict, total=False):
     dropout: float
     rslora: bool
     lora_plus: float
-    lr: float
+    lr: float | Literal["auto"]
     schedule: str
     warmup: float
     weight_decay: float

@@ -1,4 +1,5 @@
-"""How long a run is, and when its held-out loss is measured: by the options, or by how much data there is.
+"""How long a run is, its learning rate, and when its held-out loss is measured: by the options, or by how much data
+there is.
 
 A unit is what a batch counts: a row, a group of rows, or with packing a pack.
 """
@@ -17,6 +18,7 @@ ENOUGH_STEPS = 150  # what --epochs auto reaches where the data is small
 MOST_EPOCHS = 15  # but it passes over the data this often at most
 LARGEST_BATCH = 8  # of --batch-size auto
 LEAST_BATCH = 4
+RATE = 1e-3  # of --lr auto with LEAST_BATCH units in a step
 PATIENCE = 3  # measurements in a row that are worse than the lowest one end a run of --epochs auto
 LEAST_MEASUREMENTS = 5  # in such a run, after the one before the first step
 MOST_MEASUREMENTS = 30
@@ -35,6 +37,15 @@ def batch_of(config: TrainConfig, units: int) -> int:
     if not isinstance(config.batch_size, str):
         return config.batch_size
     return min(max(units * MOST_EPOCHS // ENOUGH_STEPS, LEAST_BATCH), LARGEST_BATCH) if units else LARGEST_BATCH
+
+
+def peak_rate(config: TrainConfig, units: int) -> float:
+    """The highest learning rate; auto grows with the batch, whose gradient has less noise, up to LARGEST_BATCH. units
+    0: it is not known how many there are.
+    """
+    if not isinstance(config.lr, str):
+        return config.lr
+    return RATE * min(max(batch_of(config, units), LEAST_BATCH), LARGEST_BATCH) / LEAST_BATCH
 
 
 def steps_per_epoch(config: TrainConfig, units: int) -> int:

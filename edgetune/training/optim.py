@@ -20,20 +20,20 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
     return round(config.warmup * total) if config.warmup < 1 else int(config.warmup)
 
 
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+def learning_rate(config: TrainConfig, peak: float, step: int, total: int) -> float:
     """The learning rate of step 1..total, as in transformers' schedules, but for the warm-up of W steps.
 
-    There its first step has lr * 0 / W. Here no step has a rate of zero: it is lr * step / (W + 1) for step <= W.
+    There its first step has peak * 0 / W. Here no step has a rate of zero: it is peak * step / (W + 1) for step <= W.
     """
     warm = warmup_steps(config, total)
     if step <= warm:
-        return config.lr * step / (warm + 1)
+        return peak * step / (warm + 1)
     if config.schedule == "constant":
-        return config.lr
+        return peak
     done = (step - 1 - warm) / max(total - warm, 1)  # 0 at the first step after the warm-up, < 1 at the last
     if config.schedule == "linear":
-        return config.lr * (1 - done)
-    return config.lr * (0.5 * (1 + math.cos(math.pi * done)))
+        return peak * (1 - done)
+    return peak * (0.5 * (1 + math.cos(math.pi * done)))
 
 
 def clip(ops: Ops, grad: np.ndarray, max_norm: float) -> float:

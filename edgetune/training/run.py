@@ -283,7 +283,7 @@ class _Run:
     def _course(self) -> Course:
         t = self.trainer
         return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
-                      self.config.lr, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
+                      t.peak_rate, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
                       t.is_rewarded)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:

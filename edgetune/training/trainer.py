@@ -185,6 +185,11 @@ class Trainer:
         return self._batches.rows_per_anchor
 
     @property
+    def peak_rate(self) -> float:
+        """The highest learning rate."""
+        return length.peak_rate(self.config, len(self._batches.units))
+
+    @property
     def steps_per_epoch(self) -> int:
         return self._batches.steps_per_epoch
 
@@ -225,7 +230,8 @@ class Trainer:
             loss = totals.loss / n
             if anchors:
                 metrics = {**metrics, "anchor_loss": self._learn_anchors(step, anchors, own + aside, totals) / aside}
-            lr = optim.learning_rate(self.config, step - self.begun_at, self.total_steps - self.begun_at)
+            lr = optim.learning_rate(self.config, self.peak_rate, step - self.begun_at,
+                                     self.total_steps - self.begun_at)
             norm = self._update(grad, loss, lr, step) if examples else 0.0
         if self.roller:
             self.roller.learned(step, self.steps_per_epoch, known)
@@ -279,7 +285,7 @@ class Trainer:
         norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NumericsError(f"the loss is {loss} and the gradient's norm {norm} in step {step}",
-                                f"lower the learning rate, now {self.config.lr:g}, or look at the rows of this batch")
+                                f"lower the learning rate, now {self.peak_rate:g}, or look at the rows of this batch")
         if not self.best_known:
             self.ops.copy(self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
         run = self.plan.run

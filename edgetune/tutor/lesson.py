@@ -26,7 +26,7 @@ from ..objectives.base import make_objective
 from ..objectives.nlft import Nlft
 from ..options import AUTO
 from ..persisted import from_json
-from ..training.length import batch_of, epochs_of
+from ..training.length import batch_of, epochs_of, peak_rate
 from ..training.run import run
 from .questions import Question
 from .setting import CONTINUE, Setting
@@ -126,13 +126,15 @@ def train(setting: Setting, number: int, rows: Sequence[Taught], start: Path | N
     lr_scale: factor of the learning rate. Raises Interrupted, and the errors of `run`.
     """
     seed = setting.seed(number, "train")
-    config = replace(setting.config, lr=setting.config.lr * lr_scale)
+    config = setting.config
     if number == 0:
-        config = replace(config, epochs="auto", batch_size="auto", lr=type(config)().lr)  # the recipe of `train`
+        config = replace(config, epochs="auto", batch_size="auto", lr="auto")  # the recipe of `train`
     batch_size = batch_of(config, len(rows))
+    lr = peak_rate(config, len(rows)) * (lr_scale if number else 1.0)
     passes = max(1, round(epochs_of(config, len(rows))))
     anchors = ROWS_PER_ANCHOR if config.anchors == AUTO else config.anchors
-    config = replace(config, seed=seed, epochs=1.0, batch_size=batch_size, shuffle=False, anchors=anchors)
+    config = replace(config, seed=seed, epochs=1.0, batch_size=batch_size, lr=lr, shuffle=False,
+                     anchors=anchors)
     setting.look()
     data = dataset_of(setting, rows, passes, seed)
     record = store.read_run(out)

@@ -140,7 +140,7 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
         examples = train.examples[(step - 1) * 8:step * 8]
         tick = time.monotonic()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, total)
+            group["lr"] = learning_rate(config, config.lr, step, total)
         loss, n = loss_of(examples)
         (loss / n).backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)

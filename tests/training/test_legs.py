@@ -186,7 +186,7 @@ def test_more_epochs_go_on_with_steps_rows_and_their_own_schedule(bundle, finish
     lines = [line for line in metrics(out) if line["event"] == "step"]
     assert [line["step"] for line in lines] == list(range(1, 21))
     leg = replace(CONFIG, steps=12)
-    assert [line["lr"] for line in lines[8:]] == [optim.learning_rate(leg, step, 12) for step in range(1, 13)]
+    assert [line["lr"] for line in lines[8:]] == [optim.learning_rate(leg, leg.lr, step, 12) for step in range(1, 13)]
     trainer = Trainer(bundle, replace(CONFIG, eval_every=0))
     trainer.add_examples(dataset(24).examples)
     trainer.load(finished)

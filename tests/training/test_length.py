@@ -35,6 +35,23 @@ def test_batches_are_small_where_rows_are_few(units, batch, steps):
     assert length.batch_of(TrainConfig(batch_size=4), units) == 4
 
 
+@pytest.mark.parametrize(("units", "batch", "rate"), [
+    (0, "auto", 2e-3), (20, "auto", 1e-3), (54, "auto", 1.25e-3), (80, "auto", 2e-3), (5000, "auto", 2e-3),
+    (5000, 1, 1e-3), (20, 6, 1.5e-3), (20, 64, 2e-3)])
+def test_the_rate_grows_with_the_batch(units, batch, rate):
+    assert length.peak_rate(TrainConfig(batch_size=batch), units) == pytest.approx(rate)
+    assert length.peak_rate(TrainConfig(batch_size=batch, lr=3e-4), units) == 3e-4
+
+
+def test_a_training_takes_the_rate_of_its_batch(bundle):
+    rates = {}
+    for rows in (36, 96):
+        trainer = Trainer(bundle, **{**OPTIONS, "warmup": 0.0, "batch_size": "auto", "lr": "auto"})
+        trainer.add_examples(dataset(rows).examples)
+        rates[rows] = trainer.step().lr
+    assert rates == {36: pytest.approx(1e-3), 96: pytest.approx(2e-3)}
+
+
 def test_a_plan_has_room_for_a_batch_that_the_data_decides(bundle):
     """The rows of a step are those of `batch_of`; the plan knows them by the lengths."""
     few = [20] * 50
@@ -113,7 +130,7 @@ def test_a_run_by_its_data_ends_after_three_measurements_that_are_worse(bundle, 
     ({"epochs": -1.0}, "epochs is -1.0, the least is 0"),
     ({"patience": 1.5}, "patience is 1.5, of type float; give a whole number, or 'auto'"),
     ({"patience": -1}, "patience is -1, the least is 0"),
-    ({"lr": "auto"}, "lr is 'auto', of type str"),
+    ({"rank": "auto"}, "rank is 'auto', of type str"),
 ])
 def test_neither_a_number_nor_auto(options, words):
     with pytest.raises(UsageError, match=words):

@@ -25,7 +25,7 @@ def ctx():
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_schedule_warms_up_and_ends(schedule):
     config = TrainConfig(lr=1.0, schedule=schedule, warmup=4)
-    rates = [optim.learning_rate(config, step, 20) for step in range(1, 21)]
+    rates = [optim.learning_rate(config, config.lr, step, 20) for step in range(1, 21)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == pytest.approx(1.0)
     assert max(rates) == pytest.approx(1.0)

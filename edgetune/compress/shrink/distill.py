@@ -177,8 +177,9 @@ class _Run:
             raise NumericsError(f"the KL is {loss} in step {self.step + 1} of distillation", "lower --distill-lr")
         torch.autograd.backward(hidden, leaf.grad)
         nn.utils.clip_grad_norm_(self.params.values(), MAX_NORM)
-        schedule = TrainConfig(lr=self.config.distill_lr, warmup=WARMUP, schedule="cosine")
-        self.optimizer.param_groups[0]["lr"] = learning_rate(schedule, self.step + 1, self.config.steps)
+        schedule = TrainConfig(warmup=WARMUP, schedule="cosine")
+        self.optimizer.param_groups[0]["lr"] = learning_rate(schedule, self.config.distill_lr, self.step + 1,
+                                                             self.config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 
 from ...objectives.base import Objective
 from ...training.config import TrainConfig
+from ...training.length import peak_rate
 from ..jobs.recipe import objective_of
 from ..jobs.rewarded import shown
 from . import schemas
@@ -101,4 +102,6 @@ def _multiplier(job: Any, objective: Objective) -> float:
     asked = job.method[job.method["type"]]["hyperparameters"]
     if isinstance(asked.get("learning_rate_multiplier"), float | int):
         return float(asked["learning_rate_multiplier"])
-    return job.config["lr"] / objective.defaults.get("lr", TrainConfig.lr) if "lr" in asked else 1.0
+    if not isinstance(asked.get("lr"), float | int):
+        return 1.0
+    return float(asked["lr"]) / peak_rate(TrainConfig(**objective.defaults), 0)

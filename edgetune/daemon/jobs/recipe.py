@@ -22,6 +22,7 @@ from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, TrainConfig
+from ...training.length import peak_rate
 from ..state.files import Rows, digest
 from ..state.holdout import MOST, Holdout
 from . import rewarded
@@ -93,7 +94,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
             raise UsageError(f"{name} says again what another hyperparameter says", "give one of them")
         given[target] = _typed(name, value, spec)
         if name == "learning_rate_multiplier":
-            given[target] *= base.lr
+            given[target] *= peak_rate(base, 0)
     if "epochs" in given:
         given.setdefault("steps", 0)
     return replace(base, **given).check()

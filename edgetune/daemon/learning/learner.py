@@ -20,6 +20,7 @@ from ...machine.governor import Governor
 from ...machine.policy import read_hours, within
 from ...serving.batcher import Batcher
 from ...training.anchored import rows_per_anchor
+from ...training.length import peak_rate
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..jobs.tutored import TUTOR
@@ -165,8 +166,9 @@ class Learner:
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
                        () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
         return self.jobs.create_from_feedback(data, self.method.asked, suffix=SUFFIX, metadata=counts,
-                                              hyperparameters={"epochs": 1.0, "steps": 0, "shuffle": False,
-                                                               "anchors": anchors})
+                                              hyperparameters={
+                                                  "epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors,
+                                                  "lr": peak_rate(train, len(rows.new))})
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
