@@ -47,9 +47,9 @@ from edgetune.serving.rollouts.texts import pairs_of
 
 Row = dict[str, str]
 Result = dict[str, Any]
-RATES = (5e-4, 1e-3, 2e-3)
 FEW = 100  # rows, up to which a grid has two batches
-BATCHES = (4, 8)
+RATES = {True: (5e-4, 1e-3, 2e-3), False: (1e-3, 2e-3, 4e-3)}  # of few rows and of more: around the default's
+BATCHES = {True: (4, 8), False: (8,)}
 PASSES = {20: 16, 60: 16, 200: 8, 400: 4, 1000: 2, 5000: 1}  # of the grid, by the number of rows
 POINTS = 0.02
 TIME = 2.0
@@ -139,7 +139,7 @@ def variants(task: Task, size: int, seeds: list[int]) -> Iterator[tuple[str, int
     for seed in seeds:
         yield DEFAULT, seed, []
     passes = task.passes[size]
-    for rate, batch in product(RATES, BATCHES if size < FEW else BATCHES[-1:]):
+    for rate, batch in product(RATES[size < FEW], BATCHES[size < FEW]):
         yield (f"lr {rate:g}, {passes} passes, batch {batch}", seeds[0],
                ["--lr", str(rate), "--epochs", str(passes), "--batch-size", str(batch)])
 

@@ -75,7 +75,7 @@ def test_a_real_run_with_all_that_it_says(out):
                  run["isa"], "exact answers"):
         assert said in text, said
     chosen = re.search(r"optionheredefault(.*?)\d+ options at their defaults", text)[1]
-    assert chosen.startswith(f"rank4{TrainConfig.rank}dropout0.10lr0.02{TrainConfig.lr:g}")  # option, here, default
+    assert chosen.startswith(f"rank4{TrainConfig.rank}dropout0.10lr0.02{TrainConfig.lr}")  # option, here, default
     assert "schedule" not in chosen
 
 
