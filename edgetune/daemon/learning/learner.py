@@ -152,7 +152,7 @@ class Learner:
 
     def _create(self, rows: TrainingRows) -> Job:
         """It has anchors as a training has whose length the data decides: beside right answers, unless the options say
-        otherwise.
+        otherwise; and the learning rate of its new rows, which it repeats.
         """
         kind = self.method.kind
         train = self.method.train(self.jobs.train)
