@@ -63,11 +63,11 @@ def lengths_with_anchors(objective: Objective, config: TrainConfig, *parts: Sequ
 
 
 def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Callable[[], bool],
-            on_event: Callable[[dict[str, Any]], None]) -> list[Example]:
+            on_event: Callable[[dict[str, Any]], None], check: Callable[[], object] = lambda: None) -> list[Example]:
     """About `number` anchors, MOST at most, without those that end at once: what the cache has, and others that are
     drawn. None for a base that cannot say any in the memory that training may have; an event tells why.
 
-    Raises Interrupted once should_stop returns True.
+    check: is called before any is drawn, and may refuse. Raises Interrupted once should_stop returns True.
     """
     batches = -(-min(number, MOST) // BATCH)
     name = _name(bundle, config)
@@ -77,6 +77,8 @@ def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Calla
         path = _cached(name, batch)
         part = read(path, name)
         if not part:
+            if asked is None:
+                check()
             on_event({"event": "anchors", "done": batch * BATCH, "of": batches * BATCH})
             try:
                 asked = asked or _questions(bundle, config)

@@ -110,10 +110,12 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
     lengths = anchored.lengths_with_anchors(objective, config, *parts)
     if needs_judge(task.rewards):
         lengths = replace(lengths, aside=config.max_length)
-    if anchored.rows_per_anchor(config, objective):  # what does not fit is refused before anything is drawn
-        make_plan(open_network(task.bundle.gguf), config, lengths=lengths, previous=previous, family=task.family,
-                  objective=objective)
-    anchors = _anchors(task, objective, was)
+
+    def fits() -> object:
+        return make_plan(open_network(task.bundle.gguf), config, lengths=lengths, previous=previous,
+                         family=task.family, objective=objective)
+
+    anchors = _anchors(task, objective, was, fits)
     trainer = Trainer(task.bundle, config, lengths=lengths, previous=previous, objective=objective,
                       family=task.family, rewards=task.rewards)
     trainer.add_examples(task.data.examples)
@@ -124,8 +126,10 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
     return Begun(trainer, identity, RunState(), _origin(task, trainer, None))
 
 
-def _anchors(task: Task, objective: Objective, was: Identity) -> list[Example]:
-    """A resumed run has those that it began with; one that has none gets none, unless the options name a number."""
+def _anchors(task: Task, objective: Objective, was: Identity, fits: Callable[[], object]) -> list[Example]:
+    """A resumed run has those that it began with; one that has none gets none, unless the options name a number. fits:
+    refuses a training that does not fit, before any is drawn.
+    """
     every = anchored.rows_per_anchor(task.config, objective)
     if not every or (task.config.anchors == AUTO and not was.get("anchors", every)):
         return []
@@ -133,7 +137,7 @@ def _anchors(task: Task, objective: Objective, was: Identity) -> list[Example]:
         return kept
     number = anchors_learned(task.config, len(units_of(task.data.examples, task.config)), every)
     should_stop = Courtesy(task.should_stop, task.busy, task.governor)
-    return anchored.prepare(task.bundle, task.config, number, should_stop, task.on_event)
+    return anchored.prepare(task.bundle, task.config, number, should_stop, task.on_event, fits)
 
 
 def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
