@@ -104,9 +104,9 @@ def patience(config: TrainConfig) -> int:
     return config.patience
 
 
-def is_enough(config: TrainConfig, misses: int, worse: int) -> bool:
+def is_enough(config: TrainConfig, misses: int, overfitted: int) -> bool:
     """Whether measurements end the run: as many without improvement as were asked for, or with auto as many that are
-    worse (see `state`).
+    worse though the rows to learn are known (see `state`).
     """
-    count = worse if config.patience == AUTO else misses
+    count = overfitted if config.patience == AUTO else misses
     return 0 < patience(config) <= count

@@ -196,7 +196,7 @@ class _Run:
             with suppress(MemoryPressure):  # the loop repeats what was interrupted
                 if self._measurement_due():
                     self._evaluate()
-                if t.steps_done >= t.total_steps or length.is_enough(self.config, s.misses, s.worse):
+                if t.steps_done >= t.total_steps or length.is_enough(self.config, s.misses, s.overfitted):
                     break
                 if self.should_stop():
                     raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")

@@ -4,6 +4,10 @@ Few held-out rows tell little: of six the mean loss rises by a fifth when a sing
 more of all answers become right. A measurement is therefore called worse than the lowest only where its rows, compared
 one by one, say so: by the rule of standard errors (Breiman et al. 1984, section 3.4.3) on paired differences. Kept is
 the last adapter that is not worse.
+
+A held-out loss that is worse while the rows to learn are no better known than the others is no overfitting: the run has
+yet to learn them. Which answer belongs to which question is learned late, and until then both losses stay where the
+form of answers alone brought them.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any
 
 WINDOW = 5  # steps whose losses are averaged at the beginning and at the end of a run
 ERRORS = 2.0  # standard errors by which a loss must be higher to be worse
+KNOWN = 0.5  # of the held-out loss: below it the loss of rows to learn says that they are known, and others are not
 MOST = 256  # numbers that are kept of a measurement: of more rows, means of neighbours
 
 
@@ -26,7 +31,7 @@ class RunState:
     best, best_step: the held-out loss of the adapter to keep, and the step after which it was measured: the leg's last
     one that is not worse than its lowest; what the leg began with counts. lowest, lowest_rows: the lowest loss after
     that, in all and of the rows. misses: measurements since it; worse: those of them, the last ones in a row, that are
-    worse.
+    worse; overfitted: likewise, where the rows to learn were known.
     """
 
     eval_before: float | None = None
@@ -37,6 +42,7 @@ class RunState:
     lowest_rows: list[float] = field(default_factory=list)
     misses: int = 0
     worse: int = 0
+    overfitted: int = 0
     measured: int = -1  # the last step after which the held-out loss was measured
     history: list[list[float]] = field(default_factory=list)  # [step, held-out loss] of every measurement
     first_losses: list[float] = field(default_factory=list)  # of the first steps, WINDOW at most
@@ -78,11 +84,17 @@ class RunState:
             self.lowest_rows = rows
             self.misses = 0
             self.worse = 0
+            self.overfitted = 0
             return
         self.misses += 1
         is_unknown = not math.isfinite(loss) or len(rows) != len(self.lowest_rows)
         is_worse = is_unknown or is_higher(rows, self.lowest_rows)
         self.worse = self.worse + 1 if is_worse else 0
+        self.overfitted = self.overfitted + 1 if is_worse and not self._is_learning(loss) else 0
+
+    def _is_learning(self, held_out: float) -> bool:
+        """Whether rows to learn are hardly better known than the held-out ones; of losses, not of rewards."""
+        return bool(self.last_losses) and 0 < KNOWN * held_out < fmean(self.last_losses)
 
     def learn(self, loss: float) -> None:
         """Takes the loss of a step."""

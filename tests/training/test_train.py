@@ -153,6 +153,20 @@ def test_kept_is_the_last_that_rows_do_not_find_worse(last, kept):
     assert state.best == pytest.approx(mean(last if kept == 2 else lowest))
 
 
+@pytest.mark.parametrize(("trained", "overfitted"), [(0.5, 0), (0.31, 0), (0.29, 3), (0.01, 3)])
+def test_rows_that_are_not_learned_yet_are_not_overfitted(trained, overfitted):
+    """Held-out losses of 0.6 are worse than 0.4; the rows to learn are known from half of that on."""
+    state = RunState()
+    for step, held_out in enumerate((2.0, 0.4, 0.6, 0.6, 0.6)):
+        for _ in range(5):
+            state.learn(trained)
+        state.measure(step, held_out, (held_out,) * 4)
+    assert (state.worse, state.overfitted) == (3, overfitted)
+    assert state.best_step == 1
+    state.measure(5, 0.3, (0.3,) * 4)
+    assert (state.worse, state.overfitted, state.best_step) == (0, 0, 5)
+
+
 def test_each_row_of_a_measurement_has_the_loss_that_it_has_alone(bundle):
     trainer = Trainer(bundle, TrainConfig(**OPTIONS))
     examples = dataset(5, 1).examples
