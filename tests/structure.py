@@ -58,7 +58,7 @@ INSIDE = {
                 ["grammar", "json_schema", "quantizer", "sandbox"], ["chat_template", "sampling"],
                 ["divergence", "tokenizer"], ["embedding"]],
     "machine": [["procfs", "toml"], ["gpu"], ["device"], ["policy", "sensors"], ["governor"]],
-    "models": [["choices", "linear", "placed", "repeated", "stream"], ["base", "prefix"], ["structure"],
+    "models": [["choices", "linear", "needed", "repeated", "stream"], ["placed"], ["base", "prefix"], ["structure"],
               ["head", "kept"], ["decoder"], ["networks"]],
     "objectives": [["answers", "base"], ["dpo", "drawn", "kto", "nlft", "orpo", "rrhf", "self_distill", "sft"],
                   ["rewarded", "sdft", "self_correct"], ["policy", "rest"],

@@ -3,13 +3,14 @@
 Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, changed in place from a block's output
 to its input. Activations are overwritten, the adapter's gradients accumulate until the optimizer's update. T is the
 number of tokens in this micro-batch, a forest of documents; the buffers hold `max_tokens`. S is the number of
-supervised positions. `k` holds the activations of a block that its backward reads (kept.py).
+supervised positions. `k` holds the activations of a block that its backward reads (kept.py); N is the number of
+tokens whose output is needed (needed.py), T but in the last block, and `own` holds the activations of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from .base import Network, Passes
 from .head import Head
 from .kept import Kept
 from .linear import Activations, Projections, RunShape, forward_precision, trained_shapes
+from .needed import Needed
 from .placed import Placed
 from .prefix import Prefix
 from .repeated import Repeated
@@ -95,7 +97,9 @@ class Decoder(Passes):
     # ---- whole passes -----------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, keep: bool) -> None:
-        """x becomes the last block's output; with keep, block_x[i] the input of block lowest + i."""
+        """x becomes the last block's output at the supervised positions; with keep, block_x[i] the input of block
+        lowest + i.
+        """
         batch = self._fill(batch)
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         if batch.is_prefix and not keep:
@@ -158,7 +162,7 @@ class Decoder(Passes):
         """All logits, float32 [T, V]: for tests and tools; T * V floats are allocated."""
         t = batch.tokens.size
         s = self.shape
-        self.forward(batch, keep=False)
+        self.forward(replace(batch, supervised=np.arange(t)), keep=False)
         h = self.ops.empty((t, s.d_model))
         out = self.ops.empty((t, s.n_vocab))
         self._norm(h, self.ops.empty((t,)), self.arena.view("x", t, s.d_model), "output_norm")
@@ -185,35 +189,42 @@ class Decoder(Passes):
     def _block_forward(self, layer: int, x: np.ndarray, batch: Batch, rebuild: bool = False) -> None:
         """x [T, D] = block(x). rebuild: computes only what backward reads; x is not the block's output then."""
         t = batch.tokens.size
-        k = self.kept.of(layer, t)
+        needed, k, own = self._kept(layer, batch)
         self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
         norm1, rstd1 = self._normed(1, t)
         self._norm(norm1, rstd1, x, f"blk.{layer}.attn_norm")
-        self._attention_forward(layer, norm1, k, batch)
-        self._residual_forward(x, k["att"], k, layer, "attn_output", "post_attention_norm", "att")
-        self.ops.copy(k["mid"], x)
-        self._mlp_forward(layer, x, k, rebuild)
+        self._attention_forward(layer, norm1, batch)
+        own_x = needed.taken(x, "dx")
+        att = needed.taken(k["att"], "datt")
+        self._residual_forward(own_x, att, own, layer, "attn_output", "post_attention_norm", "att")
+        self.ops.copy(own["mid"], own_x)
+        self._mlp_forward(layer, own_x, own, rebuild)
+        needed.put(x, own_x)
 
     def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
         """dx [T, D]: from the gradient of the block's output to that of its input."""
         t = batch.tokens.size
-        k = self.kept.of(layer, t)
+        needed, k, own = self._kept(layer, batch)
         deepest = self._deepest_group(layer)
         self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
-        self._mlp_backward(layer, dx, k, deepest)
+        own_dx = needed.taken(dx, "x")
+        self._mlp_backward(layer, own_dx, own, deepest)
         if deepest < 2:
             return
         datt = self.arena.view("datt", t, self.shape.d_q)
-        dout = self._residual_backward(dx, k, layer, "post_attention_norm", "att")
-        self.linear.backward(datt if deepest > 2 else None, dout, layer, "attn_output", k)
-        self.linear.finish(k["att"], layer, "attn_output")
+        own_datt = needed.room(datt, "dq")
+        dout = self._residual_backward(own_dx, own, layer, "post_attention_norm", "att")
+        self.linear.backward(own_datt if deepest > 2 else None, dout, layer, "attn_output", own)
+        needed.put(datt, own_datt)
+        self.linear.finish(needed.taken(k["att"], "dq"), layer, "attn_output")
         if deepest == 2:
             return
+        needed.put(dx, own_dx)
         norm1, rstd1 = self._normed(1, t)
         dnorm = None  # nothing below the lowest trained block is trained
         if layer > self.run.lowest:
             dnorm = self.arena.view("dnorm", t, self.shape.d_model)
-        self._attention_backward(dnorm, datt, norm1, layer, k, batch)
+        self._attention_backward(dnorm, datt, norm1, layer, batch)
         if dnorm is not None:
             self._norm_backward(dx, dnorm, self.kept.block_x(layer, batch.tokens.size), rstd1, f"blk.{layer}.attn_norm")
 
@@ -265,19 +276,28 @@ class Decoder(Passes):
         if dnorm is not None:
             self._norm_backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm")
 
-    def _attention_forward(self, layer: int, norm1: np.ndarray, k: Activations, batch: Batch) -> None:
-        t = batch.tokens.size
+    def _attention_forward(self, layer: int, norm1: np.ndarray, batch: Batch) -> None:
+        """k["att"] [T, H * C] of the needed tokens, from the normed input [T, D]."""
         s = self.shape
-        heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
-        for name in heads:
-            raw = k[f"{name}_raw"] if s.qk_norm and name != "v" else k[name]
-            self.linear.forward(raw, norm1, layer, f"attn_{name}", k)
-            if raw is not k[name]:
-                self._norm(k[name], k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
-        q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
-        self._rotate(layer, q, key, batch, 1.0)
+        needed, k, own = self._kept(layer, batch)
+        own_q = needed.room(k["q"], "dq")
+        self._project(own_q, needed.taken(norm1, "norm2"), layer, "q", own)
+        self._rotate(layer, own_q, s.n_head, needed.positions, 1.0)
+        needed.put(k["q"], own_q)
+        self._project(k["k"], norm1, layer, "k", k)
+        self._rotate(layer, k["k"], s.n_kv, self._place(batch).positions, 1.0)
+        self._project(k["v"], norm1, layer, "v", k)
+        q, key, v = self._heads(k)
         attend = self.attention.call if self.attention else self.attend_batch
         attend(layer, k, q, key, v, batch)
+
+    def _project(self, out: np.ndarray, norm1: np.ndarray, layer: int, name: str, k: Activations) -> None:
+        """out [T, heads * C] = queries, keys or values of the normed input, before they are rotated."""
+        has_norm = self.shape.qk_norm and name != "v"
+        raw = k[f"{name}_raw"] if has_norm else out
+        self.linear.forward(raw, norm1, layer, f"attn_{name}", k)
+        if has_norm:
+            self._norm(out, k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
 
     def attend_batch(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                      batch: Batch) -> None:
@@ -291,12 +311,12 @@ class Decoder(Passes):
                                    forward_precision(self.run, layer))
 
     def _attention_backward(self, dinp: np.ndarray | None, datt: np.ndarray, norm1: np.ndarray, layer: int,
-                            k: Activations, batch: Batch) -> None:
+                            batch: Batch) -> None:
         """dinp [T, D] (None: not wanted) = gradient of the normed input, from datt [T, H * C]."""
         t = batch.tokens.size
         s = self.shape
-        heads = {"q": s.n_head, "k": s.n_kv, "v": s.n_kv}
-        q, key, v = (k[name].reshape(t, h, s.d_head) for name, h in heads.items())
+        needed, k, own = self._kept(layer, batch)
+        q, key, v = self._heads(k)
         dq = self.arena.view("dq", *q.shape)
         dk, dv = (self.arena.view(f"d{name}", batch.behind + t, s.n_kv, s.d_head) for name in "kv")
         seen = self.prefix.seen(layer, key, v, batch)
@@ -306,18 +326,36 @@ class Decoder(Passes):
                                     placed.seen_ends, placed.seen_positions, s.attn_scale, s.windows[layer],
                                     self.run.precision)
         dk, dv = self.prefix.own_gradients(layer, dk, dv, batch)
-        self._rotate(layer, dq, dk, batch, -1.0)
-        for i, (name, grad) in enumerate({"q": dq, "k": dk, "v": dv}.items()):
-            if s.qk_norm and name != "v":
-                weight = self.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
-                self.ops.rmsnorm_backward(grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
-            self.linear.backward(dinp, grad.reshape(t, -1), layer, f"attn_{name}", k, accumulate=i > 0)
-            self.linear.finish(norm1, layer, f"attn_{name}")
+        own_dq = needed.taken(dq, "datt")
+        own_dinp = None if dinp is None else needed.room(dinp, "x")
+        self._rotate(layer, own_dq, s.n_head, needed.positions, -1.0)
+        self._project_backward(own_dinp, own_dq, needed.taken(norm1, "norm2"), layer, "q", own)
+        if dinp is not None and own_dinp is not None:
+            needed.put(dinp, own_dinp)
+        self._rotate(layer, dk, s.n_kv, placed.positions, -1.0)
+        self._project_backward(dinp, dk, norm1, layer, "k", k)
+        self._project_backward(dinp, dv, norm1, layer, "v", k)
 
-    def _rotate(self, layer: int, q: np.ndarray, k: np.ndarray, batch: Batch, sign: float) -> None:
+    def _project_backward(self, dinp: np.ndarray | None, grad: np.ndarray, norm1: np.ndarray, layer: int, name: str,
+                          k: Activations) -> None:
+        """dinp [T, D] (+)= gradient of the normed input, from that of `_project`'s output, which is changed; the
+        queries' comes first.
+        """
+        if self.shape.qk_norm and name != "v":
+            weight = self.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
+            self.ops.rmsnorm_backward(grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
+        self.linear.backward(dinp, grad.reshape(len(grad), -1), layer, f"attn_{name}", k, accumulate=name != "q")
+        self.linear.finish(norm1, layer, f"attn_{name}")
+
+    def _heads(self, k: Activations) -> Iterator[np.ndarray]:
+        """Queries [T, H, C], keys and values [T, G, C]."""
+        s = self.shape
+        return (k[name].reshape(-1, n, s.d_head) for name, n in (("q", s.n_head), ("k", s.n_kv), ("v", s.n_kv)))
+
+    def _rotate(self, layer: int, x: np.ndarray, heads: int, positions: np.ndarray, sign: float) -> None:
+        """x [T, heads * C], in place."""
         cos, sin = self.rope[self.shape.rope_of(layer)]
-        for x in (q, k):
-            self.ops.rope(x, cos, sin, self._place(batch).positions, self.shape.neox, sign)
+        self.ops.rope(x.reshape(len(x), heads, -1), cos, sin, positions, self.shape.neox, sign)
 
     def _residual_forward(self, x: np.ndarray, inp: np.ndarray, k: Activations, layer: int, target: str, post: str,
                           kept: str) -> None:
@@ -353,6 +391,12 @@ class Decoder(Passes):
         if self._placed is None or self._placed.batch is not batch:
             self._placed = Placed(self.ops, self.arena, batch)
         return self._placed
+
+    def _kept(self, layer: int, batch: Batch) -> tuple[Needed, Activations, Activations]:
+        """The tokens whose output of this block is needed; `k`; `own`."""
+        placed = self._place(batch)
+        needed = placed.last if layer == self.shape.n_layer - 1 else placed.every
+        return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)
 
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The buffers of the first or second norm of a block: its output [T, D] and rstd [T]."""

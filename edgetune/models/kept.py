@@ -31,7 +31,7 @@ class Kept:
         copy = max(layer - (self.shape.n_layer - self.run.kept), 0)  # blocks that are not kept share the lowest one's
         if (kept := self._views.get((copy, t))) is not None:
             return kept
-        if len(self._views) >= self.shape.n_layer:
+        if len(self._views) > self.shape.n_layer:  # of a pass: one a block, and one of the last block's needed tokens
             self._views.clear()  # views of an earlier t
         kept = self._views[copy, t] = {}
         for name, width in self.widths.items():

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend
+from .needed import Needed, predicting
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -21,7 +22,9 @@ def placed_buffers(tokens: int, prefix: int) -> list[Buffer]:
 
 
 class Placed:
-    """positions [T]; ends and positions of all that is seen; int32."""
+    """positions [T]; ends and positions of all that is seen; int32. every, last: the tokens whose output is needed of a
+    block, and of the last one.
+    """
 
     def __init__(self, ops: Backend, arena: Arena, batch: Batch) -> None:
         self.batch = batch
@@ -32,3 +35,5 @@ class Placed:
         np.copyto(self.positions, batch.positions)
         np.copyto(self.seen_ends, batch.seen_ends)
         np.copyto(self.seen_positions, batch.seen_positions)
+        self.every = Needed(ops, arena, self.positions)
+        self.last = predicting(ops, arena, batch, self.every)

@@ -15,8 +15,10 @@ from decoder_cases import (
     Case,
     branching_examples,
     check,
+    compare,
     distance,
     in_parts,
+    keeping,
     make_case,
     pass_once,
     train_once,
@@ -78,6 +80,28 @@ def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alik
         measured = measure(parts.decoder, Sft(), [tree])
         assert measured.loss * n == pytest.approx(signal.loss, rel=1e-6)
         assert measure(case.decoder, Sft(), [case.batch]).loss * n == pytest.approx(signal.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_last_block_computes_what_is_predicted_from(name: str, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows whose last tokens alone are supervised: its MLP takes these, where one block is kept, and all."""
+    case = make_case(name, tmp_path)
+    rows = [replace(row, weights=np.where(np.arange(row.tokens.size) < row.tokens.size - 3, 0, row.weights))
+            for row in case.examples]
+    case = replace(case, examples=rows)
+    found = truth(case)
+    for kept in (1, 9):
+        of = keeping(case, kept)
+        compare(of, *found)
+        tokens = []
+        glu = of.decoder.ops.glu_forward
+        with monkeypatch.context() as patched:
+            patched.setattr(of.decoder.ops, "glu_forward", lambda out, *rest, glu=glu, tokens=tokens:
+                            (tokens.append(len(out)), glu(out, *rest)))
+            of.decoder.score(of.batch)
+        assert tokens == [*[of.batch.computed] * (of.decoder.shape.n_layer - 1), np.unique(of.batch.supervised).size]
+        assert tokens[-1] < 0.1 * tokens[0]
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ class Rollouts:
         np.copyto(self._slots, slots[last])
         np.copyto(self._seen, seen[last, :width])
         batch = forward_batch(np.array([answer.tokens[-1] for answer in live])[last],
-                              np.array([answer.position for answer in live])[last], np.empty(0, np.int64))
+                              np.array([answer.position for answer in live])[last], np.empty(0, np.int64),
+                              np.arange(n))
         return self._forward(batch, Attention(self._attend_answers, (self._plan, width)))[:len(live)]
 
     def _together(self, hidden: list[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -263,7 +264,7 @@ class Rollouts:
         return slot
 
     def _forward(self, batch: Batch, attention: Attention) -> NDArray[np.float32]:
-        """The residual stream [T, D] after all blocks, valid until the next pass."""
+        """The residual stream [T, D] after all blocks, of the tokens that are read; valid until the next pass."""
         decoder = self._decoder
         decoder.attention = attention
         try:

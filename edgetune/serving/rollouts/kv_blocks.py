@@ -109,11 +109,11 @@ def read_together(prompts: Sequence[Tokens], blocks: Blocks, step: int) -> Readi
     sizes = np.array([segment.tokens.size for segment in order])
     ends = dict(zip(order, np.cumsum(sizes).tolist(), strict=True))
     within = [max(ends[below] for below in (segment, *_depth_first(segment.children))) for segment in order]
+    places = np.array([ends[segment] - 1 for segment in segments])
     batch = forward_batch(np.concatenate([segment.tokens for segment in order]),
                           np.concatenate([np.arange(s.begin, s.begin + s.tokens.size) for s in order]),
-                          np.repeat(within, sizes))
-    return Reading(batch, np.concatenate([segment.slots() for segment in order]), segments,
-                   np.array([ends[segment] - 1 for segment in segments]))
+                          np.repeat(within, sizes), places)
+    return Reading(batch, np.concatenate([segment.slots() for segment in order]), segments, places)
 
 
 def forest_size(prompts: Sequence[Tokens], step: int) -> tuple[int, int]:
@@ -125,9 +125,10 @@ def forest_size(prompts: Sequence[Tokens], step: int) -> tuple[int, int]:
     return sum(sizes), sum(map(blocks_for, sizes))
 
 
-def forward_batch(tokens: NDArray[np.int32], positions: NDArray[np.int64], ends: NDArray[np.int64]) -> Batch:
-    """Tokens of which nothing is predicted."""
-    return Batch(tokens.astype(np.int32), positions.astype(np.int32), ends.astype(np.int32), _NOTHING,
+def forward_batch(tokens: NDArray[np.int32], positions: NDArray[np.int64], ends: NDArray[np.int64],
+                  read: NDArray[np.int64]) -> Batch:
+    """Tokens without targets. read: those from which something is predicted."""
+    return Batch(tokens.astype(np.int32), positions.astype(np.int32), ends.astype(np.int32), read,
                  _NOTHING.astype(np.int32), _NOTHING.astype(np.float32), ())
 
 
