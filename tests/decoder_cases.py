@@ -94,10 +94,10 @@ def keeping(case: Case, kept: int) -> Case:
     return replace(case, decoder=decoder)
 
 
-def in_parts(case: Case, max_tokens: int, prefix: int, kept: int) -> Case:
+def in_parts(case: Case, max_tokens: int, prefix: int, kept: int, prefix_inputs: bool = False) -> Case:
     """The case with a decoder for fewer tokens at a time, behind a prefix that is computed apart."""
     model = case.decoder.model
-    run = replace(case.decoder.run, max_tokens=max_tokens, prefix=prefix,
+    run = replace(case.decoder.run, max_tokens=max_tokens, prefix=prefix, prefix_inputs=prefix_inputs,
                   kept=min(kept, model.shape.n_layer - case.decoder.run.lowest))
     decoder = make_decoder(model, run)
     decoder.adapter.load(case.pairs, "pairs")

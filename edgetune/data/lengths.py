@@ -73,10 +73,10 @@ class Lengths:
                       else replace(unit, longest=min(unit.longest, max_length)) for unit in self.units)
         return Lengths(units, min(self.shared, max_length), self.prompt, self.aside, self.known)
 
-    def computed_share(self, batch: int, max_tokens: int, prefix: int = 0) -> float:
+    def computed_share(self, batch: int, max_tokens: int, prefix: int = 0, passed_again: float = 1.0) -> float:
         """Tokens to compute, as a share of those of the rows, where a batch has `batch` units of mean size, and
         micro-batches take `max_tokens`. What is behind a prefix in several micro-batches pays for `prefix` of its
-        tokens once, and for a forward pass more. 1 without rows.
+        tokens once, and for a forward pass more through `passed_again` of the blocks, a share. 1 without rows.
         """
         if not self.units:
             return 1.0
@@ -88,7 +88,8 @@ class Lengths:
             again = self.shared - apart  # in each micro-batch
             twice = sum(max(0, min(prefix, unit.shared) - self.shared) for unit in self.units if unit.size > max_tokens)
             fit = max(1, int((max_tokens - again) / max(own, 1)))
-            computed = -(-batch // fit) * again + apart + batch * own + FORWARD * (apart + batch * twice / count)
+            computed = -(-batch // fit) * again + apart + batch * own
+            computed += passed_again * FORWARD * (apart + batch * twice / count)
             computed += PASSES if prefix else 0
         return computed * count / (batch * sum(unit.rows for unit in self.units))
 

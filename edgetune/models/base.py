@@ -112,7 +112,7 @@ class Passes(ABC):
 
     Where the structure keeps prefixes: `score` of a batch that is a prefix keeps what batches behind it see, with no
     gradient yet. Their `backward` adds to its gradient there, which the prefix's own `backward`, after `forward` with
-    keep, takes into account.
+    keep, takes into account. No other prefix comes between these.
 
     adapter: what is trained. linear: the projections, whose `off()` leaves the adapter out of a pass. before_block:
     a function to call before each block and each part of the head; an exception from it abandons the pass.

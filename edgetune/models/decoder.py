@@ -97,25 +97,30 @@ class Decoder(Passes):
     # ---- whole passes -----------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, keep: bool) -> None:
-        """x becomes the last block's output at the supervised positions; with keep, block_x[i] the input of block
-        lowest + i.
+        """x becomes the last block's output at the supervised positions; with keep, `_block_x` the inputs of the
+        trained blocks. Where these are kept of a prefix, it is passed through the blocks whose activations are kept.
         """
         batch = self._fill(batch)
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         if batch.is_prefix and not keep:
             self.prefix.begin()
-        self.stream.enter(EMBEDDING, 0)
-        embedding, tokens = self.stream.rows(batch.tokens)
-        self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
+        has_inputs = keep and self.prefix.keeps_inputs(batch)
+        first = self.shape.n_layer - self.run.kept if has_inputs else 0
+        if has_inputs:
+            self.ops.copy(x, self._block_x(first, batch))
+        else:
+            self.stream.enter(EMBEDDING, 0)
+            embedding, tokens = self.stream.rows(batch.tokens)
+            self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
         self._place(batch)
         key = self._key(batch, "kept" if keep else "forward")
-        self.repeated.run(key, partial(self._blocks_forward, x, batch, keep))
+        self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keep != self.prefix.keeps_inputs(batch)))
 
-    def _blocks_forward(self, x: np.ndarray, batch: Batch, keep: bool) -> None:
-        for layer in range(self.shape.n_layer):
+    def _blocks_forward(self, x: np.ndarray, batch: Batch, first: int, keeps_inputs: bool) -> None:
+        for layer in range(first, self.shape.n_layer):
             self.before_block()
-            if keep and layer >= self.run.lowest:
-                self.ops.copy(self.kept.block_x(layer, len(x)), x)
+            if keeps_inputs and layer >= self.run.lowest:
+                self.ops.copy(self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
 
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
@@ -226,7 +231,7 @@ class Decoder(Passes):
             dnorm = self.arena.view("dnorm", t, self.shape.d_model)
         self._attention_backward(dnorm, datt, norm1, layer, batch)
         if dnorm is not None:
-            self._norm_backward(dx, dnorm, self.kept.block_x(layer, batch.tokens.size), rstd1, f"blk.{layer}.attn_norm")
+            self._norm_backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm")
 
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """The activations of an earlier block: computed again from its input, or, where they were kept, its norms."""
@@ -234,10 +239,10 @@ class Decoder(Passes):
         k = self.kept.of(layer, t)
         if layer < self.shape.n_layer - self.run.kept:
             x = self.arena.view("x", t, self.shape.d_model)
-            self.ops.copy(x, self.kept.block_x(layer, batch.tokens.size))
+            self.ops.copy(x, self._block_x(layer, batch))
             self._block_forward(layer, x, batch, rebuild=True)
             return
-        self._norm(*self._normed(1, t), self.kept.block_x(layer, batch.tokens.size), f"blk.{layer}.attn_norm")
+        self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
         self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
 
     def _mlp_forward(self, layer: int, x: np.ndarray, k: Activations, rebuild: bool) -> None:
@@ -397,6 +402,11 @@ class Decoder(Passes):
         placed = self._place(batch)
         needed = placed.last if layer == self.shape.n_layer - 1 else placed.every
         return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)
+
+    def _block_x(self, layer: int, batch: Batch) -> np.ndarray:
+        """The input of a trained block, [T, D]."""
+        place = self.prefix if self.prefix.keeps_inputs(batch) else self.kept
+        return place.block_x(layer, batch.tokens.size)
 
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The buffers of the first or second norm of a block: its output [T, D] and rstd [T]."""

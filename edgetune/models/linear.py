@@ -38,6 +38,7 @@ class RunShape:
     threads: int
     precision: str  # of products: exact, fast or int8
     prefix: int = 0  # tokens of a prefix at most, whose keys and values are kept for batches behind it
+    prefix_inputs: bool = False  # whether the inputs of its blocks are, too, so that it is passed forward once
 
     @property
     def activations(self) -> str:

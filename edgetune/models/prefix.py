@@ -1,5 +1,6 @@
 """A prefix that is computed apart from the batches behind it (data/trees.py): its keys and values in every block, and
-the gradients that these batches add to them.
+the gradients that these batches add to them. Where there is room also the inputs of its blocks, from which its backward
+begins; elsewhere it is passed forward again.
 
 Letters: T tokens of a batch, P of its prefix, G heads of keys, C their width.
 """
@@ -27,10 +28,12 @@ def prefix_buffers(s: Shape, run: RunShape) -> list[Buffer]:
     kept = (s.n_layer, run.prefix, s.d_kv)
     learned = (s.n_layer - run.lowest, run.prefix, s.d_kv)
     seen = (run.prefix + run.max_tokens, s.d_kv)
+    inputs = Buffer("prefix_x", (s.n_layer - run.lowest, run.prefix, s.d_model), "step")
     return [Buffer("prefix_k", kept, "step", half), Buffer("prefix_v", kept, "step", half),
             Buffer("prefix_dk", learned, "step"), Buffer("prefix_dv", learned, "step"),
             Buffer("seen_k", seen, "block", half), Buffer("seen_v", seen, "block", half),
-            Buffer("added", (run.prefix, s.d_kv), "block")]
+            Buffer("added", (run.prefix, s.d_kv), "block"),
+            *([inputs] if run.prefix_inputs else [])]
 
 
 class Prefix:
@@ -47,6 +50,15 @@ class Prefix:
         self.ops.synchronize()
         self.arena.flat("prefix_dk").fill(0.0)
         self.arena.flat("prefix_dv").fill(0.0)
+
+    def keeps_inputs(self, batch: Batch) -> bool:
+        """Whether this is a prefix, and the inputs of its trained blocks are kept."""
+        return batch.is_prefix and self.run.prefix_inputs
+
+    def block_x(self, layer: int, t: int) -> np.ndarray:
+        """The input of a trained block, [P, D], where it is kept. t: P."""
+        start = (layer - self.run.lowest) * self.run.prefix * self.shape.d_model
+        return self.arena.flat("prefix_x")[start:start + t * self.shape.d_model].reshape(t, self.shape.d_model)
 
     def keep(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> None:
         """A prefix's keys and values [P, G, C]."""

@@ -57,7 +57,8 @@ class MemoryLimits:
 class Tradeoffs:
     """What was traded for memory: tokens in a micro-batch; the number of blocks whose activations are kept, and of
     those whose weights are streamed; AdamW's moments in "float" or "8bit"; tokens of a prefix at most that is computed
-    apart from the rows behind it; answers in progress at a time, where a run learns from its own.
+    apart from the rows behind it; answers in progress at a time, where a run learns from its own; whether the inputs of
+    the blocks are kept of a prefix.
     """
 
     max_tokens: int
@@ -66,6 +67,7 @@ class Tradeoffs:
     optimizer_state: str = "float"
     prefix: int = 0
     live: int = 0
+    prefix_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ class _Planner:
         c = self.config
         return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest, family=self.family or lora_of(c),
                         targets=self.targets(), blocks=c.block_range(self.structure.n_layer), kept=tradeoffs.kept,
-                        threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix)
+                        threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix,
+                        prefix_inputs=tradeoffs.prefix_inputs)
 
     def targets(self) -> tuple[str, ...]:
         """The trained projections of a block, by the network's names."""
@@ -216,7 +219,8 @@ class _Planner:
     def _cost(self, tradeoffs: Tradeoffs) -> tuple[float, int]:
         plan = self.plan(tradeoffs)
         penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
-        share = self.lengths.computed_share(self.batch, tradeoffs.max_tokens, tradeoffs.prefix)
+        passed_again = tradeoffs.kept / self.live if tradeoffs.prefix_inputs else 1.0
+        share = self.lengths.computed_share(self.batch, tradeoffs.max_tokens, tradeoffs.prefix, passed_again)
         cost = share * penalty * cost_per_token(self.structure, plan.run, plan.read_bytes)
         if tradeoffs.live:
             passes = replace(plan.run, max_tokens=tradeoffs.live)
@@ -227,25 +231,31 @@ class _Planner:
         """For each way to compute, the one that streams the fewest blocks."""
         if self.limits.before > self.limits.budget:
             return
-        choices = product(self.token_counts(), self.kept_counts(), self.states(), self.lives())
-        for (tokens, prefix), kept, state, live in choices:
-            arena = self.plan(Tradeoffs(tokens, kept, 0, state, prefix, live)).arena_bytes
-            left = self.limits.budget - self.limits.process - GROWTH - arena
+        choices = product(self.token_counts(), self.kept_counts(), self.states(), self.lives(), (False, True))
+        for (tokens, prefix), kept, state, live, prefix_inputs in choices:
+            if prefix_inputs and (not prefix or kept == self.live):
+                continue
+            resident = Tradeoffs(tokens, kept, 0, state, prefix, live, prefix_inputs)
+            left = self.limits.budget - self.limits.process - GROWTH - self.plan(resident).arena_bytes
             for streamed in self.streamings():
                 if self.sizes.in_memory(streamed, tokens) <= left:
-                    yield Tradeoffs(tokens, kept, streamed, state, prefix, live)
+                    yield replace(resident, streamed=streamed)
                     break
+
+    @property
+    def live(self) -> int:
+        """Blocks that backward passes through."""
+        return self.structure.n_layer - self.config.block_range(self.structure.n_layer)[0]
 
     def kept_counts(self) -> list[int]:
         """The numbers of blocks whose activations may be kept; those of the last block always are."""
         if self.previous:
             return [self.previous.kept]
-        live = self.structure.n_layer - self.config.block_range(self.structure.n_layer)[0]
         if self.config.recompute == "none":
-            return [live]
+            return [self.live]
         if self.config.recompute == "block":
             return [1]
-        return sorted({max(1, live * eighth // 8) for eighth in range(9)})
+        return sorted({max(1, self.live * eighth // 8) for eighth in range(9)})
 
     def states(self) -> list[str]:
         """The formats that the optimizer's state may have, the largest first."""
@@ -311,7 +321,7 @@ class _Planner:
         read = "embedding" if self.sizes.head_stays else "embedding and head"
         texts = {
             ("kept",): f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
-            ("max_tokens", "prefix"): at_a_time,
+            ("max_tokens", "prefix", "prefix_inputs"): at_a_time,
             ("streamed",): f"{best.streamed} of {self.structure.n_layer} blocks, {read} are read at every use",
             ("live",): f"{best.live} answers are in progress at a time, not {at.live}",
             ("optimizer_state",): "AdamW's moments are stored in 8 bits, which changes the adapter a little",

@@ -56,13 +56,16 @@ def test_gradients_of_a_forest_equal_autograd_on_its_rows(name: str, tmp_path: P
 
 @pytest.mark.parametrize(("name", "alike"), [*((name, True) for name in FAMILIES), ("gemma3", False)])
 def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alike: bool, tmp_path: Path) -> None:
-    """A group of rows, where one block's activations are kept, and all; what all begin with is supervised, too."""
+    """A group of rows, where one block's activations are kept, and all; what all begin with is supervised, too. Where
+    the inputs of its blocks are kept, it is passed through the others once.
+    """
     case = make_case(name, tmp_path)
     rows = [replace(row, group=1) for row in branching_examples(case.decoder.shape.n_vocab)]
     case = replace(case, examples=[row for row in rows if row.tokens.size > 2 or not alike])
     _, _, wanted = truth(case)
-    for kept in (1, 9):
-        parts = in_parts(case, 48, 20, kept)
+    gradients = []
+    for kept, prefix_inputs in ((1, False), (1, True), (2, True), (9, False)):
+        parts = in_parts(case, 48, 20, kept, prefix_inputs)
         tree, = micro_batches(case.examples, 48, prefix=20)
         assert isinstance(tree, Tree)
         assert tree.parted
@@ -71,6 +74,7 @@ def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alik
         assert tree.prefix is None or (tree.prefix.batch.computed > 8 and tree.prefix.entries.size > 20)
         parts.decoder.arena.flat("dlora").fill(0.0)
         signal = Gradient(parts.decoder, Sft(), 1.0).add(tree)
+        gradients.append(parts.decoder.arena.flat("dlora").copy())
         errors = {}
         for key, pair in parts.decoder.adapter.adapted.items():
             for kind, ours, theirs in zip("AB", (pair.da, pair.db), wanted[key], strict=True):
@@ -80,6 +84,7 @@ def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alik
         measured = measure(parts.decoder, Sft(), [tree])
         assert measured.loss * n == pytest.approx(signal.loss, rel=1e-6)
         assert measure(case.decoder, Sft(), [case.batch]).loss * n == pytest.approx(signal.loss, rel=1e-5)
+    assert all(np.array_equal(gradients[0], others) for others in gradients[1:3])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

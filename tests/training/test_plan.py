@@ -136,6 +136,9 @@ def test_a_tree_that_does_not_fit_is_computed_in_parts():
     assert any("288 tokens are computed at a time, not 960, for the same batch, up to 191 that rows begin with alike "
                "before them: " in text for text in tight.traded)
     assert make(400, lengths=INSTRUCTION, batch_size=32, max_length=512).run.prefix == 299
+    tighter = make(170, lengths=ANSWERS, **options)
+    assert tighter.run.prefix_inputs  # most blocks are computed again from these, and need not be once more
+    assert activations(tighter) < activations(tight)
     least = []
     for lengths in (ANSWERS, [(288,) * 8], [960]):
         with pytest.raises(UsageError) as refused:

@@ -54,18 +54,22 @@ def test_the_loss_is_that_of_rows_alone(bundle: Bundle, group: int) -> None:
     assert losses[1][3] < losses[1][0]
 
 
-def test_it_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
-    """Stopped within a tree, and between two steps; with a mask for each part."""
+@pytest.mark.parametrize("recompute", ["auto", "block"])
+def test_it_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path, recompute: str) -> None:
+    """Stopped within a tree, and between two steps; with a mask for each part. Where blocks are computed again, the
+    inputs of those of the prefix are kept, as there is room.
+    """
+    config = replace(CONFIG, recompute=recompute)
     rows = Dataset(behind_an_instruction(16), [""] * 16, "text", 0, 0, "sha256:rows")
-    run(bundle, rows, tmp_path / "undisturbed", CONFIG, held_out=replace(rows, digest="sha256:other"))
+    run(bundle, rows, tmp_path / "undisturbed", config, held_out=replace(rows, digest="sha256:other"))
     plan = json.loads((tmp_path / "undisturbed" / "run.json").read_text())["plan"]
-    assert plan["prefix"] == 39
+    assert (plan["prefix"], plan["prefix_inputs"]) == (39, recompute == "block")
     for answers in (33, 60):
         asked = iter([False] * answers)
         with pytest.raises(Interrupted):
-            run(bundle, rows, tmp_path / str(answers), CONFIG, held_out=replace(rows, digest="sha256:other"),
+            run(bundle, rows, tmp_path / str(answers), config, held_out=replace(rows, digest="sha256:other"),
                 should_stop=lambda asked=asked: next(asked, True))
-        run(bundle, rows, tmp_path / str(answers), CONFIG, held_out=replace(rows, digest="sha256:other"), resume=True)
+        run(bundle, rows, tmp_path / str(answers), config, held_out=replace(rows, digest="sha256:other"), resume=True)
         found, wanted = ((tmp_path / name / "adapter.gguf").read_bytes() for name in (str(answers), "undisturbed"))
         assert found == wanted
 
