@@ -254,7 +254,9 @@ def test_corrections_that_are_not_kept() -> None:
     few = judged(12, new)
     assert (few.passed, few.unfinished) == (True, "12 of 40 corrected answers kept yet")
     assert judged(12, rows((8, False, 9.0))).unfinished == ""  # it became worse
-    assert judged(0, old).unfinished == "0 of 8 right yet"
+    assert judged(35, old).unfinished == "0 of 8 right yet"
+    nothing = judged(36, old)  # its rows have no more to teach: it waits for others
+    assert (nothing.passed, nothing.unfinished, nothing.waits) == (False, "", True)
     assert decide(findings(old, new), LIMIT).corrected is None
 
 

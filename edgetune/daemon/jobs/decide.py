@@ -147,7 +147,8 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     asked = sum(score.right is not None for score in found.corrected)
     rounds = _rounds(found)
     unfinished = ""
-    if nothing_right and not worse and not _beyond(found.canary, limits, SECOND):
+    knows_its_rows = asked and kept >= KEPT * asked  # nothing is left to learn of them
+    if nothing_right and not knows_its_rows and not worse and not _beyond(found.canary, limits, SECOND):
         unfinished = f"0 of {_comparable(found)} right yet"
     elif not reason and kept < KEPT * asked:
         unfinished = f"{kept} of {asked} corrected answers kept yet"
