@@ -114,7 +114,8 @@ class Decoder(Passes):
             self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
         self._place(batch)
         key = self._key(batch, "kept" if keep else "forward")
-        self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keep != self.prefix.keeps_inputs(batch)))
+        keeps_inputs = keep != self.prefix.keeps_inputs(batch)  # of such a prefix its first pass keeps them
+        self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keeps_inputs))
 
     def _blocks_forward(self, x: np.ndarray, batch: Batch, first: int, keeps_inputs: bool) -> None:
         for layer in range(first, self.shape.n_layer):
