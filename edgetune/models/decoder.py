@@ -401,7 +401,8 @@ class Decoder(Passes):
     def _kept(self, layer: int, batch: Batch) -> tuple[Needed, Activations, Activations]:
         """The tokens whose output of this block is needed; `k`; `own`."""
         placed = self._place(batch)
-        needed = placed.last if layer == self.shape.n_layer - 1 else placed.every
+        apart = layer == self.shape.n_layer - 1 and self.adapter.repeats  # what is drawn goes by a token's place in T
+        needed = placed.last if apart else placed.every
         return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)
 
     def _block_x(self, layer: int, batch: Batch) -> np.ndarray:
