@@ -101,6 +101,19 @@ def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
     assert "came to nothing" not in service.learner._blocked_by(feedback.waiting())
 
 
+def test_a_lesson_has_batch_and_rate_of_its_new_rows(service: Service) -> None:
+    """As a training on a file of them has, which are few, though their passes are many rows."""
+    service.jobs.train = replace(TRAIN, batch_size="auto", lr="auto", epochs="auto", steps=0)
+    give(service, range(80))
+    job = service.learner.begin()
+    new = int(job.metadata["new"])
+    rows = (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()
+    service.jobs.cancel(job.id)
+    service.jobs.wait(job.id, 60)
+    assert (new, job.config["batch_size"], job.config["lr"]) == (64, 6, 1.5e-3)
+    assert len(rows) > 10 * new
+
+
 @pytest.mark.slow
 def test_rows_of_which_nothing_is_right_yet_wait_for_others(tiny_q8: Path, tmp_path: Path) -> None:
     """They are too few, or the training is too short; they are not set aside as wrong."""

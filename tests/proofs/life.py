@@ -1,14 +1,14 @@
 """Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
 
     python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--corrections 50] [--dev 50]
-                                 [--lr 1e-3] [--seed 0] [--context 2048] [--learn-method sft] [--learn-options ""]
+                                 [--lr RATE] [--seed 0] [--context 2048] [--learn-method sft] [--learn-options ""]
                                  [--learn-grader FILE] [--state DIR]
 
 A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
 goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
 A method that learns from what was wrong, too, is given what the service answered beside each correction; one that
-learns from rewards gets a grader that counts the right fields of an answer, unless another is named. --lr is that of
-sft, others have their own.
+learns from rewards gets a grader that counts the right fields of an answer, unless another is named. What is trained
+has the service's own options, --lr beside them.
 With --state the service and what was found live in a folder: a life that was stopped, even in the midst of a round, is
 continued by the same command.
 Exits with 1 unless the targets below are reached, more and more of those rows are right over the good rounds, and no
@@ -129,7 +129,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--dev", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, help="[the service's own]")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--corrections", type=int, default=50, help="in a round")
@@ -146,7 +146,7 @@ def opened(args: argparse.Namespace, state: Path) -> Service:
                           learn_method=args.learn_method, learn_options=args.learn_options,
                           learn_grader=grader_file(args, state))
     (state / KEY).write_bytes(bytes(KEY_BYTES))  # the same rows are held out in every life
-    train = TrainConfig(lr=args.lr, batch_size=4, max_length=256, seed=args.seed)
+    train = TrainConfig(seed=args.seed, lr=args.lr or TrainConfig.lr)
     return Service(model, config, Policy(govern=False, nice=19), train)
 
 

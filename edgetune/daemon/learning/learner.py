@@ -20,7 +20,7 @@ from ...machine.governor import Governor
 from ...machine.policy import read_hours, within
 from ...serving.batcher import Batcher
 from ...training.anchored import rows_per_anchor
-from ...training.length import peak_rate
+from ...training.length import batch_of, peak_rate
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..jobs.tutored import TUTOR
@@ -152,7 +152,7 @@ class Learner:
 
     def _create(self, rows: TrainingRows) -> Job:
         """It has anchors as a training has whose length the data decides: beside right answers, unless the options say
-        otherwise; and the learning rate of its new rows, which it repeats.
+        otherwise; and batch and learning rate of a training on its new rows, which it repeats.
         """
         kind = self.method.kind
         train = self.method.train(self.jobs.train)
@@ -168,6 +168,7 @@ class Learner:
         return self.jobs.create_from_feedback(data, self.method.asked, suffix=SUFFIX, metadata=counts,
                                               hyperparameters={
                                                   "epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors,
+                                                  "batch_size": batch_of(train, len(rows.new)),
                                                   "lr": peak_rate(train, len(rows.new))})
 
     @contextmanager
