@@ -101,8 +101,9 @@ def make_state(folder: Path) -> Path:
 
 
 def as_version_5(db: sqlite3.Connection) -> None:
-    """The tables without what version 6 added; the version is for the caller to set."""
-    for statement in ("DROP TABLE prompts", "DROP TABLE switches", "ALTER TABLE jobs DROP COLUMN rounds"):
+    """The tables without what later versions added; the version is for the caller to set."""
+    for statement in ("DROP TABLE prompts", "DROP TABLE switches", "ALTER TABLE jobs DROP COLUMN rounds",
+                      "ALTER TABLE feedback DROP COLUMN tries"):
         db.execute(statement)
 
 

@@ -85,7 +85,8 @@ class Findings:
 @dataclass(frozen=True)
 class Verdict:
     """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. waits: it did
-    not pass, but nothing speaks against its rows, which are to be learned with the next ones. old, new:
+    not pass, but nothing speaks against its rows, which are to be learned with the next ones. again: it is not better,
+    but not worse either, and its rows are like earlier ones: they may be learned with the next ones, once. old, new:
     {rows, answered, right, loss, exact, reach, ended, parsed, reward}, counts, and means over the rows for which each
     was measured. canary: {base, new, rise, limit, kl, max_kl}, the first two perplexities; None: not asked.
     corrected: {rows, kept}, of corrections that were learned; None: there are none.
@@ -111,6 +112,7 @@ class Verdict:
     scores: dict[str, Any] = field(default_factory=dict)
     unfinished: str = ""
     waits: bool = False
+    again: bool = False
     canary: dict[str, Any] | None = None
     corrected: dict[str, Any] | None = None
     tests: dict[str, Any] = field(default_factory=dict)
@@ -156,6 +158,7 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
         decisive.wins, decisive.losses, decisive.p, surprise, unfinished=unfinished,
         waits=bool(reason) and not worse and (bool(nothing_right) or not useless),
+        again=bool(useless) and not worse and _alpha(surprise) == ALPHA_LIKE_BEFORE,
         canary=_canary(found.canary, limits), corrected={"rows": asked, "kept": kept} if found.corrected else None,
         tests={"all": _numbers(everything), "earlier": _numbers(established)},
         rounds=rounds, remembered=_remembered(rounds))

@@ -348,12 +348,19 @@ class Learner:
             self.feedback.settle(job.id, "used")
         elif verdict.get("waits") or verdict.get("unfinished"):  # too few to learn from, not wrong
             self._wait_for_more(job, verdict["reason"])
+        elif verdict.get("again"):
+            self.feedback.try_again(job.id)
+            self._note_failed(job, verdict["reason"])
         else:
             self.feedback.settle(job.id, "aside")
 
     def _wait_for_more(self, job: Job, why: str) -> None:
         """Its rows are learned together with others that come."""
         self.feedback.settle(job.id, "new")
+        self._note_failed(job, why)
+
+    def _note_failed(self, job: Job, why: str) -> None:
+        """No other begins by itself with the rows that wait now."""
         self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
 
 

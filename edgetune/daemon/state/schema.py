@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 6  # of the schema, in user_version; see UPGRADES
+VERSION = 7  # of the schema, in user_version; see UPGRADES
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY,            -- file-...; stored in STATE/files/ID.jsonl, the results of a job in ID.csv
@@ -52,7 +52,8 @@ CREATE TABLE feedback (
     question TEXT,                  -- digest of what was asked; null where an earlier version wrote the row
     size INTEGER NOT NULL,          -- bytes of row and model
     asked TEXT, answer TEXT,        -- their beginnings, for lists; null without a row
-    rejected TEXT);                 -- the wrong, or worse, answer; null where none is known
+    rejected TEXT,                  -- the wrong, or worse, answer; null where none is known
+    tries INTEGER NOT NULL DEFAULT 0); -- jobs that learned it, and did not pass though nothing spoke against it
 CREATE INDEX feedback_by_state ON feedback(state, held, size);
 CREATE INDEX feedback_by_question ON feedback(question);
 CREATE INDEX feedback_by_job ON feedback(job);
@@ -116,4 +117,7 @@ ALTER TABLE jobs ADD COLUMN rounds TEXT;
 CREATE TABLE prompts (id TEXT PRIMARY KEY, created_at INTEGER NOT NULL, row TEXT NOT NULL,
     question TEXT NOT NULL UNIQUE, job TEXT);
 CREATE TABLE switches (name TEXT PRIMARY KEY);
+""",
+    6: """
+ALTER TABLE feedback ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;
 """}
