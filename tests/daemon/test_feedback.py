@@ -49,17 +49,6 @@ def learn(feedback: Feedback, job: str) -> None:
     feedback.settle(job, "used")
 
 
-def test_what_nothing_speaks_against_is_learned_a_second_time(feedback: Feedback) -> None:
-    """And is set aside if that one does not pass either; what was new to it waits once more."""
-    for job, numbers, new in (("one", range(10), 10), ("two", range(10, 20), 10), ("three", range(20, 20), 0)):
-        give(feedback, numbers)
-        feedback.assign(feedback.training_rows().taken, job)
-        feedback.try_again(job)
-        assert not feedback.unsettled()
-        assert feedback.waiting() == new
-    assert feedback.counts()["aside"] == 20
-
-
 def questions(feedback: Feedback, rows: Sequence[StoredRow]) -> set[int]:
     return {int(feedback.row(row)["messages"][0]["content"].split()[1]) for row in rows}
 
