@@ -90,6 +90,11 @@ class Arena:
         """The whole buffer, 1-D."""
         return self._flat[name]
 
+    def part(self, name: str, i: int, *shape: int) -> np.ndarray:
+        """The first prod(shape) elements of the i-th entry of a buffer, as a contiguous array of this shape."""
+        begin = i * math.prod(self.buffers[name].shape[1:])
+        return self._flat[name][begin:begin + math.prod(shape)].reshape(shape)
+
     def view(self, name: str, *shape: int) -> np.ndarray:
         """The buffer's first prod(shape) elements as a contiguous array of this shape."""
         if (found := self._views.get((name, shape))) is not None:

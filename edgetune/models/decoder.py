@@ -104,7 +104,8 @@ class Decoder(Passes):
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         if batch.is_prefix and not keep:
             self.prefix.begin()
-        has_inputs = keep and self.prefix.keeps_inputs(batch)
+        keeps_inputs = self.prefix.keeps_inputs(batch)
+        has_inputs = keep and keeps_inputs
         first = self.shape.n_layer - self.run.kept if has_inputs else 0
         if has_inputs:
             self.ops.copy(x, self._block_x(first, batch))
@@ -114,13 +115,13 @@ class Decoder(Passes):
             self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
         self._place(batch)
         key = self._key(batch, "kept" if keep else "forward")
-        keeps_inputs = keep != self.prefix.keeps_inputs(batch)  # of such a prefix its first pass keeps them
-        self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keeps_inputs))
+        self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keep != keeps_inputs))
 
-    def _blocks_forward(self, x: np.ndarray, batch: Batch, first: int, keeps_inputs: bool) -> None:
+    def _blocks_forward(self, x: np.ndarray, batch: Batch, first: int, store: bool) -> None:
+        """store: the inputs of the trained blocks; of a prefix that keeps them, its first pass does, without keep."""
         for layer in range(first, self.shape.n_layer):
             self.before_block()
-            if keeps_inputs and layer >= self.run.lowest:
+            if store and layer >= self.run.lowest:
                 self.ops.copy(self._block_x(layer, batch), x)
             self._block_forward(layer, x, batch)
 

@@ -22,9 +22,7 @@ class Kept:
 
     def block_x(self, layer: int, t: int) -> np.ndarray:
         """The input of a trained block, [T, D]."""
-        d = self.shape.d_model
-        start = (layer - self.run.lowest) * self.run.max_tokens * d
-        return self.arena.flat("block_x")[start:start + t * d].reshape(t, d)
+        return self.arena.part("block_x", layer - self.run.lowest, t, self.shape.d_model)
 
     def of(self, layer: int, t: int) -> Activations:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""
@@ -35,7 +33,6 @@ class Kept:
             self._views.clear()  # views of an earlier t
         kept = self._views[copy, t] = {}
         for name, width in self.widths.items():
-            start = copy * self.run.max_tokens * width
-            flat = self.arena.flat(name)[start:start + t * width]
-            kept[name] = flat if name.startswith("rstd") else flat.reshape(t, width)
+            shape = (t * width,) if name.startswith("rstd") else (t, width)
+            kept[name] = self.arena.part(name, copy, *shape)
         return kept

@@ -57,8 +57,7 @@ class Prefix:
 
     def block_x(self, layer: int, t: int) -> np.ndarray:
         """The input of a trained block, [P, D], where it is kept. t: P."""
-        start = (layer - self.run.lowest) * self.run.prefix * self.shape.d_model
-        return self.arena.flat("prefix_x")[start:start + t * self.shape.d_model].reshape(t, self.shape.d_model)
+        return self.arena.part("prefix_x", layer - self.run.lowest, t, self.shape.d_model)
 
     def keep(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> None:
         """A prefix's keys and values [P, G, C]."""
@@ -100,6 +99,4 @@ class Prefix:
 
     def _kept(self, name: str, i: int, n: int) -> np.ndarray:
         """The first n tokens of the i-th block that has them, [n, G, C]."""
-        start = i * self.run.prefix * self.shape.d_kv
-        flat = self.arena.flat(f"prefix_{name}")[start:start + n * self.shape.d_kv]
-        return flat.reshape(n, self.shape.n_kv, self.shape.d_head)
+        return self.arena.part(f"prefix_{name}", i, n, self.shape.n_kv, self.shape.d_head)

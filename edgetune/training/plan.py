@@ -219,7 +219,7 @@ class _Planner:
     def _cost(self, tradeoffs: Tradeoffs) -> tuple[float, int]:
         plan = self.plan(tradeoffs)
         penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
-        passed_again = tradeoffs.kept / self.live if tradeoffs.prefix_inputs else 1.0
+        passed_again = tradeoffs.kept / self.n_live if tradeoffs.prefix_inputs else 1.0
         share = self.lengths.computed_share(self.batch, tradeoffs.max_tokens, tradeoffs.prefix, passed_again)
         cost = share * penalty * cost_per_token(self.structure, plan.run, plan.read_bytes)
         if tradeoffs.live:
@@ -233,7 +233,7 @@ class _Planner:
             return
         choices = product(self.token_counts(), self.kept_counts(), self.states(), self.lives(), (False, True))
         for (tokens, prefix), kept, state, live, prefix_inputs in choices:
-            if prefix_inputs and (not prefix or kept == self.live):
+            if prefix_inputs and (not prefix or kept == self.n_live):
                 continue
             resident = Tradeoffs(tokens, kept, 0, state, prefix, live, prefix_inputs)
             left = self.limits.budget - self.limits.process - GROWTH - self.plan(resident).arena_bytes
@@ -243,7 +243,7 @@ class _Planner:
                     break
 
     @property
-    def live(self) -> int:
+    def n_live(self) -> int:
         """Blocks that backward passes through."""
         return self.structure.n_layer - self.config.block_range(self.structure.n_layer)[0]
 
@@ -252,10 +252,10 @@ class _Planner:
         if self.previous:
             return [self.previous.kept]
         if self.config.recompute == "none":
-            return [self.live]
+            return [self.n_live]
         if self.config.recompute == "block":
             return [1]
-        return sorted({max(1, self.live * eighth // 8) for eighth in range(9)})
+        return sorted({max(1, self.n_live * eighth // 8) for eighth in range(9)})
 
     def states(self) -> list[str]:
         """The formats that the optimizer's state may have, the largest first."""

@@ -149,10 +149,10 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     asked = sum(score.right is not None for score in found.corrected)
     rounds = _rounds(found)
     unfinished = ""
-    knows_its_rows = asked and kept >= KEPT * asked  # nothing is left to learn of them
-    if nothing_right and not knows_its_rows and not worse and not _beyond(found.canary, limits, SECOND):
+    forgets = kept < KEPT * asked
+    if nothing_right and (forgets or not asked) and not worse and not _beyond(found.canary, limits, SECOND):
         unfinished = f"0 of {_comparable(found)} right yet"
-    elif not reason and kept < KEPT * asked:
+    elif not reason and forgets:
         unfinished = f"{kept} of {asked} corrected answers kept yet"
     return Verdict(
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),

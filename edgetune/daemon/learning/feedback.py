@@ -2,10 +2,10 @@
 
 A row is `new` until a job has learned it and the gate has judged that job. Then it is `used`, and later jobs learn it
 again; if the job did not pass, it is set `aside`: nothing is learned from it or judged by it any more; where nothing
-spoke against its rows, only after another that did not pass either. A later word on
-the same answer takes back an earlier one, whose row is then `withdrawn`. What the daemon's method cannot use (kinds.py)
-is `counted`, and is new for a daemon whose method can. One question in five is held out for the gate (holdout.py), and
-a question stays on its side. How much is kept, limits.py says.
+spoke against its rows, only after another that did not pass either. A later word on the same answer takes back an
+earlier one, whose row is then `withdrawn`. What the daemon's method cannot use (kinds.py) is `counted`, and is new for
+a daemon whose method can. One question in five is held out for the gate (holdout.py), and a question stays on its side.
+How much is kept, limits.py says.
 
 People can read, edit and delete what they gave. What is deleted leaves the disk, and the next job learns without it.
 """
