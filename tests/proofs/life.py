@@ -7,8 +7,8 @@
 A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
 goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
 A method that learns from what was wrong, too, is given what the service answered beside each correction; one that
-learns from rewards gets a grader that counts the right fields of an answer, unless another is named. What is trained
-has the service's own options, --lr beside them.
+learns from rewards gets a grader that counts the right fields of an answer, unless another is named. Trainings have the
+service's own options; --lr is that of sft, others have their own.
 With --state the service and what was found live in a folder: a life that was stopped, even in the midst of a round, is
 continued by the same command.
 Exits with 1 unless the targets below are reached, more and more of those rows are right over the good rounds, and no
