@@ -24,11 +24,14 @@ SCORED = 512  # tokens that are scored at once, unless one conversation is longe
 
 @dataclass(frozen=True)
 class Said:
-    """An answer: its text without space around it, its tokens, whether the model ended it."""
+    """An answer: its text without space around it, its tokens, whether the model ended it. shown: the key of the
+    labelled question that stood before the one that is answered; "" for none.
+    """
 
     text: str
     tokens: int
     ended: bool
+    shown: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return vars(self).copy()

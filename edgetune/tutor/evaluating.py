@@ -2,7 +2,7 @@
 
 In order of trust: the right answer, where it is known; a grader; what most of a question's answers agree on; the model
 itself, asked whether an answer is right, and only if it is measured to tell right answers from wrong ones. A rule that
-a grader checks can be kept by wrong answers too, so what passes it is weighted by how many of those answers agree.
+a grader checks can be kept by wrong answers too, so what passes it is weighted by how far those answers agree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..evaluation.graders.sample import Sample
 from ..evaluation.judge import same
 from ..serving.rollouts.forward import open_decoder
 from ..training.judge import EngineJudge
-from .agreement import Majority, majority
+from .agreement import Consensus, consensus
 from .answering import Said
 from .options import TutorOptions
 from .questions import Question
@@ -38,7 +38,7 @@ JUDGE_TOKENS = 1024  # of a question with its answer, which the model judges
 class Evaluated:
     """The answers to one question. right: of each, None: nobody knows. rewards: of each, where a grader gave any.
     by: who says so. label: the answer to imitate, "" for none; weight: how far it is trusted. rate: the share of right
-    answers, by which questions are selected.
+    answers among those that the model gives by itself, by which questions are selected.
     """
 
     key: str
@@ -88,31 +88,32 @@ def evaluate(question: Question, said: Sequence[Said], grades: Sequence[Grade], 
     if question.reference:
         right = [same(question.reference, text) for text in texts]
         label = question.reference if any(right) else ""
-        return _found(question, right, rewards, REFERENCE, label, 1.0)
+        return _found(question, said, right, rewards, REFERENCE, label, 1.0)
     if grades:
         right = [grade.applicable and grade.reward >= passes_at for grade in grades]
-        agreed = majority(texts, [i for i, is_right in enumerate(right) if is_right])
-        return _found(question, right, rewards, GRADER, *_label(agreed, 1.0))
-    agreed = majority(texts) if len(texts) >= FEWEST_TO_AGREE else None
+        agreed = consensus(texts, [i for i, is_right in enumerate(right) if is_right])
+        return _found(question, said, right, rewards, GRADER, *_label(agreed, 1.0))
+    agreed = consensus(texts) if len(texts) >= FEWEST_TO_AGREE else None
     if agreed and agreed.share >= options.agreement:
         known = [i in agreed.places for i in range(len(texts))]
-        return _found(question, known, rewards, AGREEMENT, *_label(agreed, options.agreement_weight))
+        return _found(question, said, known, rewards, AGREEMENT, *_label(agreed, options.agreement_weight))
     if len(yes):
         right = [probability >= SURE_YES for probability in yes]
         best = max(range(len(texts)), key=lambda i: yes[i])
         label = texts[best] if right[best] else ""
-        return _found(question, right, rewards, SELF, label, options.judged_weight)
+        return _found(question, said, right, rewards, SELF, label, options.judged_weight)
     rate = agreed.share if agreed else 0.0
     return Evaluated(question.key, [None] * len(texts), rewards, NOBODY, "", 0.0, rate)
 
 
-def _found(question: Question, right: Sequence[bool], rewards: Sequence[float], by: str, label: str,
-           weight: float) -> Evaluated:
-    rate = sum(right) / len(right)
+def _found(question: Question, said: Sequence[Said], right: Sequence[bool], rewards: Sequence[float], by: str,
+           label: str, weight: float) -> Evaluated:
+    own = [is_right for one, is_right in zip(said, right, strict=True) if not one.shown]
+    rate = sum(own) / len(own)
     return Evaluated(question.key, list(right), rewards, by, label, weight if label else 0.0, rate)
 
 
-def _label(agreed: Majority | None, weight: float) -> tuple[str, float]:
+def _label(agreed: Consensus | None, weight: float) -> tuple[str, float]:
     return (agreed.text, weight * agreed.share) if agreed else ("", 0.0)
 
 

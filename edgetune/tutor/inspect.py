@@ -18,14 +18,15 @@ LONGEST = 300  # letters of a text that is shown
 
 @dataclass(frozen=True)
 class Told:
-    """One question of a round. asked: its text. before: the model's answers, each with whether it is right; judgment,
-    revision: of a wrong one, "" without; label: what is learned, weight: how far it is trusted, and by whom; after: the
-    model's answer where a later round asked again.
+    """One question of a round. asked: its text. before: the answers that the model gave by itself, each with whether it
+    is right; shown: those behind a labelled row; judgment, revision: of a wrong one, "" without; label: what is
+    learned, weight: how far it is trusted, and by whom; after: the model's answer where a later round asked again.
     """
 
     key: str
     asked: str
     before: list[tuple[str, bool | None]]
+    shown: list[tuple[str, bool | None]]
     judgment: str
     revision: str
     label: str
@@ -42,6 +43,7 @@ class Told:
         marks = {True: "right", False: "wrong", None: "not known"}
         found = [_short(self.asked), f"  judged by {self.by}"]
         found += [f"  {marks[right]}: {_short(text)}" for text, right in self.before]
+        found += [f"  {marks[right]}, behind a labelled row: {_short(text)}" for text, right in self.shown]
         named = {"judgment": self.judgment, "revision": self.revision,
                  f"learned with weight {self.weight:.2g}": self.label, "after": self.after}
         found += [f"  {name}: {_short(text)}" for name, text in named.items() if text]
@@ -118,8 +120,10 @@ def _of_round(of: Round, rounds: list[Round]) -> list[Told]:
     for one in (of.read("evaluate") or {})["evaluated"]:
         key = one["key"]
         correction = corrected.get(key, {})
-        before = [(answer["text"], right) for answer, right in zip(asked[key]["said"], one["right"], strict=True)]
-        found.append(Told(key, asked[key].get("asked", key), before, correction.get("judgment", ""),
+        said = list(zip(asked[key]["said"], one["right"], strict=True))
+        before, shown = ([(answer["text"], right) for answer, right in said if bool(answer.get("shown")) == is_shown]
+                         for is_shown in (False, True))
+        found.append(Told(key, asked[key].get("asked", key), before, shown, correction.get("judgment", ""),
                           correction.get("revision", ""), one["label"], one["weight"], one["by"], after.get(key, "")))
     return sorted(found, key=lambda one: (not one.revision, not one.label))
 

@@ -2,7 +2,8 @@
 
 Most of what a small model can lose is in rows that it has not seen for long, and most of what can go wrong is in rows
 that nobody verified. So a share of the tokens, at least, are labelled and earlier rows, and of those that no grader,
-reference or person verified at most a share is learned, the surest first.
+reference or person verified at most a share is learned, the surest first. Tokens count by their weights there: what is
+trusted a third teaches a third.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Taught:
     def is_verified(self) -> bool:
         return self.source != AGREED
 
+    @property
+    def mass(self) -> float:
+        """What it adds to a training: tokens times their weight."""
+        return self.tokens * self.weight
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -80,8 +86,8 @@ def lesson(setting: Setting, number: int, new: Sequence[Taught], earlier: Sequen
     again = [labelled[i] for i in rng.permutation(len(labelled))]
     older = list(replayed.values())
     again += [older[i] for i in rng.permutation(len(older))]
-    wanted = options.replay / max(1e-9, 1 - options.replay) * sum(one.tokens for one in new)
-    chosen = _first(again, max(wanted, sum(one.tokens for one in new if not one.is_verified)))
+    wanted = options.replay / max(1e-9, 1 - options.replay) * sum(one.mass for one in new)
+    chosen = _first(again, max(wanted, sum(one.mass for one in new if not one.is_verified)))
     kept = _surest([one for one in (*new, *chosen) if one.source != WRONG], options.unverified)
     return [*kept, *_wrong(new, MOST_WRONG * sum(one.tokens for one in kept))]
 
@@ -96,24 +102,24 @@ def _wrong(rows: Sequence[Taught], most: float) -> list[Taught]:
     return found
 
 
-def _first(rows: Sequence[Taught], tokens: float) -> list[Taught]:
-    """The first of the rows, of as many tokens together, or all."""
+def _first(rows: Sequence[Taught], mass: float) -> list[Taught]:
+    """The first of the rows, of as much mass together, or all."""
     found: list[Taught] = []
     for one in rows:
-        if tokens <= 0:
+        if mass <= 0:
             break
         found.append(one)
-        tokens -= one.tokens
+        mass -= one.mass
     return found
 
 
 def _surest(rows: Sequence[Taught], share: float) -> list[Taught]:
-    """Without those of the unverified that would be more than a share of all tokens, the least sure first."""
+    """Without those of the unverified that would be more than a share of all mass, the least sure first."""
     kept = list(rows)
     doubtful = sorted((one for one in rows if not one.is_verified), key=lambda one: one.weight)
     for one in doubtful:
-        unverified = sum(other.tokens for other in kept if not other.is_verified)
-        if unverified <= share * sum(other.tokens for other in kept):
+        unverified = sum(other.mass for other in kept if not other.is_verified)
+        if unverified <= share * sum(other.mass for other in kept):
             break
         kept.remove(one)
     return kept

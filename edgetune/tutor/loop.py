@@ -22,7 +22,7 @@ from ..formats.gguf import Gguf
 from ..objectives.sft import Sft
 from ..persisted import from_json, read_object
 from . import correcting, gate, lesson, questions
-from .answering import Said, answers_to
+from .answering import Said
 from .evaluating import (
     AGREEMENT,
     NOBODY,
@@ -37,6 +37,7 @@ from .evaluating import (
     probabilities_of_yes,
 )
 from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
+from .generating import generate
 from .lesson import AGREED, ANSWERED, REVISED, WRONG, Taught, read_taught
 from .questions import Question
 from .search import search
@@ -174,14 +175,11 @@ class Tutor:
 
     def _generate(self, of: Round, keys: Sequence[str]) -> Found:
         setting = self.setting
-        options = setting.options
-        seed = setting.seed(of.number, "generate")
-        prompts = [setting.pool[key].prompt_tokens(setting.tokenizer, setting.system) for key in keys]
-        said = answers_to(setting, prompts, setting.pairs(self.standing.current), samples=options.samples,
-                          temperature=options.temperature, max_tokens=options.max_tokens, seed=seed)
+        said = generate(setting, of.number, [setting.pool[key] for key in keys], setting.pairs(self.standing.current))
         flat = [one for of_question in said for one in of_question]
-        facts = {"seed": seed, "answers": len(flat), "tokens": sum(one.tokens for one in flat),
-                 "read": sum(map(len, prompts)), "ended": sum(one.ended for one in flat)}
+        facts = {"seed": setting.seed(of.number, "generate"), "answers": len(flat),
+                 "shown": sum(bool(one.shown) for one in flat), "tokens": sum(one.tokens for one in flat),
+                 "ended": sum(one.ended for one in flat)}
         return {"facts": facts, "answers": [{"key": key, "asked": setting.pool[key].text,
                                              "said": [one.to_json() for one in of_question]}
                                             for key, of_question in zip(keys, said, strict=True)]}

@@ -15,24 +15,27 @@ class TutorOptions:
                          group="The rounds")
     per_round: int = option(64, "Prompts in a round.", low=1, high=100_000, common=True)
     samples: int = option(6, "Answers to each prompt.", low=1, high=64, common=True)
+    shown: int = option(3, "Further answers to each prompt, each with another labelled row shown before it, of those "
+                        "whose questions are most like it.", low=0, high=64)
     temperature: float = option(0.8, "Of answers.", low=0.0, high=4.0)
     max_tokens: int = option(96, "Tokens of an answer at most.", low=1, high=1 << 16, common=True)
     unseen: float = option(0.2, "Share of a round's prompts that were never asked, as long as there are some.", low=0.0,
                            high=1.0)
     corrections: int = option(16, "Wrong answers to a round's prompts that are judged and revised at most, of those "
                               "whose right answer is known.", low=0, group="What is trusted")
-    agreement: float = option(0.75, "Share of the answers to a prompt that must agree, where nothing else says what is "
-                              "right.", low=0.0, high=1.0)
-    agreement_weight: float = option(0.5, "Weight of such an answer, times the share that agrees.", low=0.0, high=1.0)
+    agreement: float = option(0.3, "How much of what is said the answers to a prompt must have in common with the one "
+                              "that has most, where nothing else says what is right.", low=0.0, high=1.0)
+    agreement_weight: float = option(0.5, "Weight of such an answer, times what is in common.", low=0.0, high=1.0)
     min_auc: float = option(0.75, "How well the model must tell right answers from wrong ones, on rows whose answer is "
                             "known, before it judges others; above 1: it never does.", low=0.5, high=1.01)
     judged_weight: float = option(0.25, "Weight of an answer that the model itself judged.", low=0.0, high=1.0)
     objective: str = option("sft", "How answers are learned: sft, imitated as a whole; nlft, where the right answer is "
                             "known, token by token by how likely it makes them, and wrong answers with a judgment too.",
                             choices=("sft", "nlft"), group="What is learned")
-    replay: float = option(0.25, "Share of earlier and labelled rows in a round's tokens, at least.", low=0.0, high=1.0)
-    unverified: float = option(0.5, "Share of a round's tokens that no grader, reference or person verified, at most.",
-                               low=0.0, high=1.0)
+    replay: float = option(0.25, "Share of earlier and labelled rows in what a round learns, tokens times their weight, "
+                           "at least.", low=0.0, high=1.0)
+    unverified: float = option(0.5, "Share of what a round learns, tokens times their weight, that no grader, reference "
+                               "or person verified, at most.", low=0.0, high=1.0)
     gate_alpha: float = option(0.1, "Chance that an adapter that is no better is ever published; the k-th test since "
                                "its questions were new takes gate-alpha / k (k + 1) of it.", low=0.0, high=1.0,
                                group="The gate")

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class Question:
         return asked_messages(self.item)
 
     @property
+    def tools(self) -> Any:
+        """What the model may call; None for nothing."""
+        return self.item.get("tools")
+
+    @property
     def side(self) -> str:
         """Whether it is learned from, chooses how far to go, or judges."""
         return SIDES[int(self.key[:8], 16) % len(SIDES)]
@@ -56,25 +62,31 @@ class Question:
         if isinstance(self.item.get("prompt"), str):
             return {"prompt": self.item["prompt"], "completion": text}
         row: dict[str, Any] = {"messages": [*self.messages, {"role": "assistant", "content": text}]}
-        if "tools" in self.item:
-            row["tools"] = self.item["tools"]
-        return row
+        return {**row, "tools": self.tools} if self.tools is not None else row
 
     def with_evidence(self, text: str, judgment: str) -> dict[str, Any]:
         """A row of an answer, right or with a judgment, beside the right answer, as `data/tutored.py` reads it."""
         is_text = isinstance(self.item.get("prompt"), str)
         asked = {"prompt": self.item["prompt"]} if is_text else {"messages": self.messages}
         row = {**asked, "completion": text, "reference": self.reference, "judgment": judgment or None}
-        return {**row, "tools": self.item["tools"]} if "tools" in self.item and not is_text else row
+        return {**row, "tools": self.tools} if self.tools is not None and not is_text else row
 
     def prompt_tokens(self, tokenizer: Tokenizer, system: str | None) -> list[int]:
         """What the model is given."""
-        return conversation_tokens(self.messages, tokenizer, system)
+        return conversation_tokens(self.messages, tokenizer, system, self.tools)
+
+    def behind(self, shown: Question) -> list[dict[str, Any]]:
+        """Messages that ask it after another question and its right answer, behind what the system says."""
+        own = self.messages
+        begin = sum(1 for _ in takewhile(lambda message: message["role"] == "system", own))
+        turns = [message for message in shown.messages if message["role"] != "system"]
+        return [*own[:begin], *turns, {"role": "assistant", "content": shown.reference}, *own[begin:]]
 
 
-def conversation_tokens(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, system: str | None) -> list[int]:
+def conversation_tokens(messages: Sequence[dict[str, Any]], tokenizer: Tokenizer, system: str | None,
+                        tools: Any = None) -> list[int]:
     """The tokens of messages that the model is to answer. Raises DataError where it has no chat template."""
-    text = prompts.prompt_text({"messages": list(messages)}, "messages", tokenizer, system) \
+    text = prompts.prompt_text({"messages": list(messages), "tools": tools}, "messages", tokenizer, system) \
         if tokenizer.chat_template is not None or len(messages) > 1 else \
         prompts.prompt_text({"prompt": messages[0]["content"]}, "prompt", tokenizer, system)
     return tokenizer.encode(text, bos=True)

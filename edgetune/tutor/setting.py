@@ -26,7 +26,7 @@ from .options import TutorOptions
 from .questions import Pool
 
 CONTINUE = "continue with the same command"
-PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train")
+PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train", "shown")
 
 
 @dataclass

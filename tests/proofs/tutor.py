@@ -1,12 +1,13 @@
 """What the tutor makes of 50 labelled rows and 1,000 bare prompts: SmolLM2 on Snips, with and without a rule grader.
 
-    python tests/proofs/tutor.py [--shared ../shared] [--seeds 0,1,2] [--only tutor ...] [--rounds 4]
+    python tests/proofs/tutor.py [--shared ../shared] [--seeds 0,1,2] [--only tutor ...] [--rounds 3]
                                  [--out tutor.jsonl]
 
 A model learns 50 rows by the tutor's own round 0, without a round: "start". From that adapter
 
     sft continued       learns the 50 again, for as many steps as the tutor took
-    tutor               gets the bare prompts of 1,000 others and no grader: agreement is all that it has
+    tutor               gets the bare prompts of 1,000 others and no grader: what its answers have in common, with and
+                        without labelled rows shown before them, is all that it has; 200 new prompts in a round
     tutor, rules        gets a grader too, that of proofs/rules.py, which knows the schema and no answer
     sft, all labels     learns all 1,050 with their answers, one pass: what a teacher who wrote them would give
 
@@ -45,6 +46,8 @@ PROMPTS = 1000
 HELD = 8000  # the first row that judges
 ASKED = 300
 WIKI_LINES = 60
+LR = "3e-4"
+ROUND = ["--per-round", 200, "--unseen", 1, "--lr", LR]
 TUTORS = {"tutor": "", "tutor, rules": "form"}  # the grader of each
 LABELS = "sft, all labels"
 VARIANTS = (CONTINUED, *TUTORS, LABELS)
@@ -66,7 +69,8 @@ def measured(model: Path, folder: Path, variant: str, seed: int, args: argparse.
     elif variant in TUTORS:
         out = folder / f"{variant.replace(', ', '-')}-{seed}"
         judge = ["--grader", folder / f"{TUTORS[variant]}.json"] if TUTORS[variant] else []
-        taught(model, [prompts], out, "--labelled", few, "--start", of(start), "--rounds", args.rounds, *judge, *common)
+        taught(model, [prompts], out, "--labelled", few, "--start", of(start), "--rounds", args.rounds, *ROUND, *judge,
+               *common)
         adapter = out
     else:
         adapter = folder / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"
@@ -91,7 +95,7 @@ def trained(model: Path, rows: Path, out: Path, start: Path, seed: int, steps: i
     if not (out / "adapter.gguf").exists():
         length = ["--steps", steps] if steps else ["--epochs", 1]
         edgetune("train", model, rows, "-o", out, "--start", start, "--system", SYSTEM, "--seed", seed, "--eval",
-                 "none", "--batch-size", 8, "--lr", "1e-4", "--no-answers", *length, "--json")
+                 "none", "--batch-size", 8, "--lr", LR, "--no-answers", *length, "--json")
 
 
 def steps_of(folder: Path, seed: int) -> int:
@@ -170,7 +174,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=[*TUTORS, CONTINUED, LABELS])
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=BUILD / "tutor.jsonl", help="[build/tutor.jsonl]")
     args = parser.parse_args()
     model = args.model or model_path()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from edgetune.evaluation.graders.agreement import parts_of
 from edgetune.evaluation.graders.base import Grade
-from edgetune.tutor.agreement import majority
+from edgetune.tutor.agreement import consensus
 from edgetune.tutor.answering import Said
 from edgetune.tutor.evaluating import auc, collapse, evaluate, probabilities_of_yes
 from edgetune.tutor.options import TutorOptions
@@ -47,7 +49,7 @@ def test_what_passes_a_grader_is_weighted_by_how_many_of_it_agree() -> None:
 def test_agreement_counts_where_nobody_else_judges() -> None:
     found = evaluate(question(), said('{"a": 1, "b": 2}', '{"b":2,"a":1}', '{"a":1,"b":2.0}', "no"), [], 1.0, OPTIONS)
     assert (found.by, found.label, found.weight) == ("agreement", '{"a": 1, "b": 2}', 0.5 * 0.75)
-    assert evaluate(question(), said("1", "1", "2", "3"), [], 1.0, OPTIONS).by == "nobody"
+    assert evaluate(question(), said("1", "2", "3", "4"), [], 1.0, OPTIONS).by == "nobody"
     assert evaluate(question(), said("1", "1", "1"), [], 1.0, OPTIONS).by == "nobody"  # three may agree by chance
 
 
@@ -56,12 +58,39 @@ def test_a_model_judges_what_is_left() -> None:
     assert (found.by, found.label, found.weight, found.rate) == ("self", "2", 0.25, 0.5)
 
 
-def test_what_most_say() -> None:
-    found = majority(["a", "b", "b", "", "a"])
+def test_what_answers_have_in_common() -> None:
+    found = consensus(["a", "b", "b", "", "a"])
     assert found
     assert (found.text, found.share, found.places) == ("a", 0.4, (0, 4))
-    assert majority(["", " "]) is None
-    assert majority(["a", "b"], []) is None
+    assert consensus(["", " "]) is None
+    assert consensus(["a", "b"], []) is None
+
+
+def test_the_answer_that_has_most_in_common_with_all() -> None:
+    """By Dice's coefficient of values with their paths: no answer is given twice, and the intent is what most say."""
+    texts = ['{"intent": "play", "slots": {"artist": "davis", "year": 1959}}',
+             '{"intent": "play", "slots": {"artist": "davis"}}', '{"intent": "play", "slots": {"album": "blue"}}',
+             '{"intent": "rate", "slots": {"artist": "miles"}}', "no"]
+    found = consensus(texts)
+    assert found
+    assert found.places == (1,)
+    assert found.share == pytest.approx((2 * 2 / 5 + 1 + 2 * 1 / 4 + 0 + 0) / 5)
+    assert evaluate(question(), said(*texts), [], 1.0, replace(OPTIONS, agreement=0.45)).label == texts[1]
+    assert evaluate(question(), said(*texts), [], 1.0, replace(OPTIONS, agreement=0.47)).by == "nobody"
+
+
+def test_parts() -> None:
+    assert parts_of('{"a": [1, 2.0], "b": {"c": true}, "d": {}}') == parts_of('{"d":{},"b":{"c":true},"a":[2,1.0]}')
+    assert len(parts_of('{"a": [1, 2], "b": {"c": true}, "d": {}}')) == 4
+    assert not parts_of('{"a": 1}') & parts_of('{"a": true, "b": 1}')
+    assert parts_of(" 7 ") == parts_of("7.0")
+    assert parts_of(" ") == frozenset()
+
+
+def test_how_often_a_question_is_answered_rightly_counts_answers_that_were_shown_nothing() -> None:
+    answers = [*said("x", "y"), *(replace(one, shown="key") for one in said("y", "y"))]
+    found = evaluate(question(reference="y"), answers, [], 1.0, OPTIONS)
+    assert (found.label, found.rate) == ("y", 0.5)
 
 
 def test_auc_is_the_mean_rank_of_right_answers() -> None:

@@ -242,7 +242,7 @@ def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: Files, tmp_
                                for i, row in enumerate(rows)))
     found = teach(bundle, prompts, tmp_path / "out", start=tmp_path / "start", keep=files[2], config=CONFIG,
                   options=replace(OPTIONS, temperature=0.0))
-    assert found.stopped == "64 of 64 answers to 16 questions are one and the same"
+    assert found.stopped == "112 of 112 answers to 16 questions are one and the same"
     assert found.published == tmp_path / "out" / "rounds" / "000" / "candidate"
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "start" / "adapter.gguf").read_bytes()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -95,6 +95,29 @@ def form_of(text: str) -> Hashable:
     number = last_number(text)
     is_number = number is not None and text.replace(",", "").lstrip("+-").replace(".", "", 1).isdecimal()
     return _frozen(number) if is_number else ("text", text)
+
+
+def parts_of(text: str) -> frozenset[Hashable]:
+    """What a text says, part by part: of JSON each value with its path, in lists wherever it stands; of all else the
+    whole. Empty for text without a visible character. Parts are equal as forms are.
+    """
+    value = parse_json(text.strip())
+    if value is NOT_JSON or not isinstance(value, dict | list):
+        form = form_of(text)
+        return frozenset() if form is None else frozenset([form])
+    return frozenset(_leaves(value, ()))
+
+
+def _leaves(value: Any, path: tuple[str | None, ...]) -> Iterator[Hashable]:
+    """Each value in a value of JSON that holds no other, with its path."""
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _leaves(part, (*path, key))
+    elif isinstance(value, list) and value:
+        for part in value:
+            yield from _leaves(part, (*path, None))
+    else:
+        yield path, _frozen(value)
 
 
 def _frozen(value: Any) -> Hashable:
