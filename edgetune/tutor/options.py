@@ -32,9 +32,9 @@ class TutorOptions:
     objective: str = option("sft", "How answers are learned: sft, imitated as a whole; nlft, where the right answer is "
                             "known, token by token by how likely it makes them, and wrong answers with a judgment too.",
                             choices=("sft", "nlft"), group="What is learned")
-    replay: float = option(0.25, "Share of earlier and labelled rows in what a round learns, tokens times their weight, "
+    replay: float = option(0.25, "Share of earlier and labelled rows in what a round learns, tokens times weight, "
                            "at least.", low=0.0, high=1.0)
-    unverified: float = option(0.5, "Share of what a round learns, tokens times their weight, that no grader, reference "
+    unverified: float = option(0.5, "Share of what a round learns, tokens times weight, that no grader, reference "
                                "or person verified, at most.", low=0.0, high=1.0)
     gate_alpha: float = option(0.1, "Chance that an adapter that is no better is ever published; the k-th test since "
                                "its questions were new takes gate-alpha / k (k + 1) of it.", low=0.0, high=1.0,
