@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -37,10 +37,11 @@ from .config import TrainConfig
 from .reference import UNREADABLE
 
 FILE = "anchors.npz"
+BATCHES = "anchor_batches"  # of run.json: the first that is learned, and the one after the last
 BATCH = 64  # that are drawn, and kept in a file
-MOST = 256  # of a run: they come again after that
+MOST = 1024  # of a run: they come again after that, and are soon known by heart
 PARALLEL = 32  # drawn at once: more take more memory than training does
-CACHED = 64  # files in the cache, the newest
+CACHED = 128  # files in the cache, the newest
 Questions = tuple[list[list[int]], set[int]]  # as tokens, and the tokens that end an answer
 NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
 
@@ -62,24 +63,33 @@ def lengths_with_anchors(objective: Objective, config: TrainConfig, *parts: Sequ
     return replace(found, aside=max(found.aside, min(LONGEST, config.max_length)))
 
 
-def prepare(bundle: Bundle, config: TrainConfig, number: int, should_stop: Callable[[], bool],
+def batches_of(number: int, record: Mapping[str, Any], start: Mapping[str, Any]) -> range:
+    """The batches of about `number` anchors, MOST at most; batches are the same modulo MOST / BATCH. record: of the
+    run, where it is resumed. start: of the run that made the adapter from which training starts, whose anchors it has
+    learned: others are next.
+    """
+    learned = start.get(BATCHES, [0, -(-start.get("anchors", 0) // BATCH)])
+    first = record.get(BATCHES, learned[1:])[0]
+    return range(first, first - -min(number, MOST) // BATCH)
+
+
+def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Callable[[], bool],
             on_event: Callable[[dict[str, Any]], None], check: Callable[[], object] = lambda: None) -> list[Example]:
-    """About `number` anchors, MOST at most, without those that end at once: what the cache has, and others that are
-    drawn. None for a base that cannot say any in the memory that training may have; an event tells why.
+    """The anchors of some batches, without those that end at once: what the cache has, and others that are drawn. None
+    for a base that cannot say any in the memory that training may have; an event tells why.
 
     check: is called before any is drawn, and may refuse. Raises Interrupted once should_stop returns True.
     """
-    batches = -(-min(number, MOST) // BATCH)
     name = _name(bundle, config)
     asked: Questions | None = None
     found: list[Example] = []
-    for batch in range(batches):
+    for done, batch in enumerate(number % (MOST // BATCH) for number in batches):
         path = _cached(name, batch)
         part = read(path, name)
         if not part:
             if asked is None:
                 check()
-            on_event({"event": "anchors", "done": batch * BATCH, "of": batches * BATCH})
+            on_event({"event": "anchors", "done": done * BATCH, "of": len(batches) * BATCH})
             try:
                 asked = asked or _questions(bundle, config)
                 part = _drawn(bundle, config, asked, batch, should_stop)

@@ -78,7 +78,7 @@ class Begun:
 
 
 def anew(task: Task) -> Begun:
-    begun = _open(task, None, {})
+    begun = _open(task, None, {}, {})
     if task.start:
         begun.state.start = {"path": str(task.start.resolve()), "fingerprint": begun.identity["start"]}
         begun.trainer.load(task.start)
@@ -102,8 +102,8 @@ def resumed(task: Task) -> Begun:
     return _from_checkpoint(task, record) if saved else _again(task, record)
 
 
-def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
-    """was: of the run that is resumed."""
+def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping[str, Any]) -> Begun:
+    """was, record: of the run that is resumed."""
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
     config = task.config
@@ -115,29 +115,31 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity) -> Begun:
         return make_plan(open_network(task.bundle.gguf), config, lengths=lengths, previous=previous,
                          family=task.family, objective=objective)
 
-    anchors = _anchors(task, objective, was, fits)
+    anchors, batches = _anchors(task, objective, was, record, fits)
     trainer = Trainer(task.bundle, config, lengths=lengths, previous=previous, objective=objective,
                       family=task.family, rewards=task.rewards)
     trainer.add_examples(task.data.examples)
-    trainer.add_anchors(anchors, anchored.rows_per_anchor(config, objective))
+    trainer.add_anchors(anchors, anchored.rows_per_anchor(config, objective), batches)
     identity = fingerprint_run(trainer, task.data, task.held_out)
     if task.start:
         identity["start"] = fingerprint(open_gguf(store.open_adapter(task.start).path))
     return Begun(trainer, identity, RunState(), _origin(task, trainer, None))
 
 
-def _anchors(task: Task, objective: Objective, was: Identity, fits: Callable[[], object]) -> list[Example]:
-    """A resumed run has those that it began with; one that has none gets none, unless the options name a number. fits:
+def _anchors(task: Task, objective: Objective, was: Identity, record: Mapping[str, Any],
+             fits: Callable[[], object]) -> tuple[list[Example], range]:
+    """With the batches that they are of. A resumed run has those that it began with; one that has none gets none, unless the options name a number. fits:
     refuses a training that does not fit, before any is drawn.
     """
     every = anchored.rows_per_anchor(task.config, objective)
     if not every or (task.config.anchors == AUTO and not was.get("anchors", every)):
-        return []
-    if kept := anchored.read(task.out / anchored.FILE):
-        return kept
+        return [], range(0)
     number = anchors_learned(task.config, len(units_of(task.data.examples, task.config)), every)
+    batches = anchored.batches_of(number, record, store.read_run(task.start) if task.start else {})
+    if kept := anchored.read(task.out / anchored.FILE):
+        return kept, batches
     should_stop = Courtesy(task.should_stop, task.busy, task.governor)
-    return anchored.prepare(task.bundle, task.config, number, should_stop, task.on_event, fits)
+    return anchored.prepare(task.bundle, task.config, batches, should_stop, task.on_event, fits), batches
 
 
 def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -161,7 +163,7 @@ def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan:
     """
     previous = from_json(Tradeoffs, plan, source) if was_asked == asked(task.config.to_json()) else None
     was = {**OLDER, **({"method": was["objective"]} if "objective" in was else {}), **was}
-    begun = _open(task, previous, was)
+    begun = _open(task, previous, was, record)
     begun.origin = _origin(task, begun.trainer, record.get("origin"))
     changed = differences(task.out, was, begun.identity, task.allow_changed)
     begun.identity.setdefault("start", was["start"])

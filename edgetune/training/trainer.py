@@ -119,6 +119,7 @@ class Trainer:
         self._references: References = self.roller or self.reference
         self.examples: list[Example] = []
         self._batches = Batches(config)
+        self.anchor_batches = range(0)
         self.steps_done = 0
         self.begun_at = 0  # the step after which the optimizer and its schedule began
         self.more = 0.0  # epochs from there; 0: what the options say
@@ -171,8 +172,12 @@ class Trainer:
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
         self._batches = replace(self._batches, examples=self.examples)
 
-    def add_anchors(self, anchors: Sequence[Example], rows_per_anchor: int) -> None:
-        """Have what the base says (anchored.py) learned beside the rows: one anchor for each rows_per_anchor rows."""
+    def add_anchors(self, anchors: Sequence[Example], rows_per_anchor: int,
+                    batches: range = range(0)) -> None:
+        """Have what the base says (anchored.py) learned beside the rows: one anchor for each rows_per_anchor rows.
+        batches: in which they were drawn.
+        """
+        self.anchor_batches = batches
         self._batches = replace(self._batches, anchors=anchors, rows_per_anchor=rows_per_anchor if anchors else 0)
 
     @property
@@ -435,6 +440,7 @@ class Trainer:
                 "family": {"name": self.plan.run.family.name, **self.plan.run.family.options()},
                 "seed": self.config.seed, "steps": self.steps_done,
                 "anchors": len(self.anchors), "rows_per_anchor": self.rows_per_anchor,
+                "anchor_batches": [self.anchor_batches.start, self.anchor_batches.stop],
                 "total_steps": self.total_steps, "isa": self.ops.isa,
                 "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
                 "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "budget_mib": self.plan.limits.budget / 2**20,

@@ -37,7 +37,7 @@ def cache(tmp_path, monkeypatch):
 
 def prepared(bundle, config=WHOLE, number=FEW, events=None):
     told = [] if events is None else events
-    return anchored.prepare(bundle, config, number, lambda: False, told.append)
+    return anchored.prepare(bundle, config, anchored.batches_of(number, {}, {}), lambda: False, told.append)
 
 
 def same(some, others):
@@ -169,7 +169,7 @@ def test_a_training_that_does_not_fit_is_refused_before_they_are_drawn(bundle, c
 def test_a_stop_is_heard_while_they_are_drawn(bundle, cache):
     asked = iter([False] * 3)
     with pytest.raises(Interrupted, match="before the first step"):
-        anchored.prepare(bundle, HELD, FEW, lambda: next(asked, True), lambda _: None)
+        anchored.prepare(bundle, HELD, range(1), lambda: next(asked, True), lambda _: None)
     assert not cache.exists()
 
 
@@ -224,6 +224,32 @@ def test_epochs_after_the_end_go_on_with_them(bundle, tmp_path):
     later = [line for line in steps if line["event"] == "step" and line["step"] > STEPS]
     assert [("metrics" in line) for line in later] == [step * 4 // EVERY > (step - 1) * 4 // EVERY
                                                        for step in range(STEPS + 1, STEPS + 1 + len(later))]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_run_from_an_adapter_has_others_than_those_that_it_has_learned(bundle, tmp_path):
+    """Also where it is resumed, with its file or without."""
+    go(bundle, tmp_path / "first", HELD)
+    wanted = go(bundle, tmp_path / "second", HELD, start=tmp_path / "first")
+    batches = [json.loads((tmp_path / name / "run.json").read_text())["anchor_batches"] for name in ("first", "second")]
+    assert batches == [[0, 1], [1, 2]]
+    for name in ("kept", "lost"):
+        stop(bundle, tmp_path / name, 33, HELD, start=tmp_path / "first")
+        learned = anchored.read(tmp_path / name / anchored.FILE)
+        assert same(learned, anchored.prepare(bundle, HELD, range(1, 2), lambda: False, lambda _: None))
+        assert not same(learned, prepared(bundle, HELD))
+        if name == "lost":
+            (tmp_path / name / anchored.FILE).unlink()
+        assert go(bundle, tmp_path / name, HELD, resume=True, start=tmp_path / "first") == wanted
+
+
+@pytest.mark.parametrize(("number", "record", "start", "batches"), [
+    (1, {}, {}, [0, 1]), (64, {}, {}, [0, 1]), (65, {}, {}, [0, 2]), (10**6, {}, {}, [0, 16]),
+    (130, {}, {"anchor_batches": [3, 5]}, [5, 8]), (130, {"anchor_batches": [2, 9]}, {"anchor_batches": [3, 5]}, [2, 5]),
+    (64, {}, {"anchors": 193}, [4, 5])])  # the last by 0.1.0, whose runs began with the first
+def test_batches_follow_those_of_the_adapter_from_which_training_starts(number, record, start, batches):
+    found = anchored.batches_of(number, record, start)
+    assert [found.start, found.stop] == batches
 
 
 @pytest.mark.usefixtures("cache")
