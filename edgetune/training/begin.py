@@ -128,8 +128,8 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping
 
 def _anchors(task: Task, objective: Objective, was: Identity, record: Mapping[str, Any],
              fits: Callable[[], object]) -> tuple[list[Example], range]:
-    """With the batches that they are of. A resumed run has those that it began with; one that has none gets none, unless the options name a number. fits:
-    refuses a training that does not fit, before any is drawn.
+    """With the batches that they are of. A resumed run has those that it began with; one that has none gets none,
+    unless the options name a number. fits: refuses a training that does not fit, before any is drawn.
     """
     every = anchored.rows_per_anchor(task.config, objective)
     if not every or (task.config.anchors == AUTO and not was.get("anchors", every)):
