@@ -72,7 +72,7 @@ INSIDE = {
                 ["batches", "forecast", "plan", "rollouts"], ["anchored", "planned"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
     "tutor": [["agreement", "files", "options", "questions"], ["inspect", "nearest", "setting"], ["answering"],
-             ["evaluating", "generating"], ["correcting", "gate", "lesson", "search"], ["loop"], ["teach"]],
+             ["evaluating", "generating"], ["agreed", "correcting", "lesson"], ["gate", "search"], ["loop"], ["teach"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

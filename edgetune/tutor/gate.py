@@ -2,8 +2,9 @@
 
 Published is what is surely better on questions that neither learned, and does no harm elsewhere:
 
-- better: an exact one-sided sign test over the questions on which the two differ. With fewer than FEW questions, a
-  randomization test over how likely the right answers are, and no fewer answers right;
+- better: an exact one-sided sign test over the questions on which the two differ. With fewer than FEW questions no
+  fewer answers right, and a sign test over held-out questions of which most answers of what is published agree
+  (agreed.py), or where there are none a randomization test over how likely the right answers are;
 - no harm: unrelated text surprises it hardly more than the base, and it expects nearly what the base expects there, or
   at least it is no further from the base in this than what is published already;
 - healthy: answers end, are not much longer or shorter, do not repeat themselves more, are no less often JSON;
@@ -29,19 +30,20 @@ from ..adapters.lora import Lora
 from ..adapters.mixed import size_of
 from ..data.packing import is_supervised
 from ..evaluation.canary import Drift, drift
+from ..evaluation.graders.base import Grade
 from ..evaluation.judge import is_json, same
 from ..evaluation.significance import flip_test, sign_test
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..runs.answers import CONTEXT, repack_within
 from ..serving.llama import LlamaModel
+from .agreed import nearness
 from .answering import Said, answer_example, mean_logp
 from .evaluating import graded
 from .options import TutorOptions
-from .questions import Question
+from .questions import FEW, Question
 from .setting import Setting
 
-FEW = 20  # questions; with fewer, one or two lucky answers would decide
 ENDED = 0.1  # share by which fewer answers may end
 LENGTHS = (0.5, 2.0)  # times the earlier mean length
 REPEATED = 0.2  # by which the share of repeated words may rise, and that of different pairs of words fall
@@ -55,7 +57,8 @@ CANDIDATE = "candidate"
 @dataclass(frozen=True)
 class Measured:
     """One question under one adapter. value: 1 for a right answer, 0 for a wrong one; where nobody knows the right one,
-    its reward. logp: nats a token of the right answer, None without one.
+    its reward, or what it has in common with most answers (agreed). logp: nats a token of the right answer, None
+    without one.
     """
 
     key: str
@@ -63,6 +66,7 @@ class Measured:
     value: float
     logp: float | None
     ended: bool
+    agreed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,8 +89,9 @@ class Harm:
 
 @dataclass(frozen=True)
 class Decision:
-    """passed: published. worse: surely worse than what is published, so the round is undone. test: sign or likelihood;
-    wins, losses: questions better and worse under the new adapter; p: of that by chance; alpha: what p must not exceed.
+    """passed: published. worse: surely worse than what is published, so the round is undone. test: sign, likelihood or
+    agreement; wins, losses: questions better and worse under the new adapter; p: of that by chance; alpha: what p must
+    not exceed.
     """
 
     passed: bool
@@ -151,9 +156,14 @@ def _asked(setting: Setting, served: LlamaModel, adapter: str | None, questions:
 def _measured(setting: Setting, questions: Sequence[Question], asked: Asked) -> list[Measured]:
     """With what answers earn, when llama.cpp's memory is free again: a grader may ask a model."""
     grades = graded(setting, questions, [[one] for one, _ in asked])
-    return [Measured(question.key, one.text, float(same(question.reference, one.text)) if question.reference
-                     else earned[0].reward, logp, one.ended)
+    return [Measured(question.key, one.text, _value(question, one.text, earned), logp, one.ended, bool(question.agreed))
             for question, (one, logp), earned in zip(questions, asked, grades, strict=True)]
+
+
+def _value(question: Question, text: str, earned: Sequence[Grade]) -> float:
+    if question.reference:
+        return float(same(question.reference, text))
+    return nearness(question, text) if question.agreed else earned[0].reward
 
 
 def _logp(setting: Setting, served: LlamaModel, prompt: Sequence[int], text: str) -> float:
@@ -183,36 +193,53 @@ def largest_change(pairs: Lora, gguf: Gguf) -> float:
 def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: float, options: TutorOptions,
            is_first: bool) -> Decision:
     """alpha: of this test. is_first: nothing is published yet, so that answers may change as they like."""
-    differences = [after.value - before.value for before, after in zip(old, new, strict=True)]
-    wins = sum(difference > 0 for difference in differences)
-    losses = sum(difference < 0 for difference in differences)
+    known, agreed = ([pair for pair in zip(old, new, strict=True) if pair[0].agreed == is_agreed]
+                     for is_agreed in (False, True))
+    wins, losses = won_and_lost(known)
     p = sign_test(losses, wins)
     p_worse = sign_test(wins, losses)
     test = "sign"
-    likelier: list[float] = []
-    if len(old) < FEW and all(one.logp is not None for one in (*old, *new)):
-        test = "likelihood"
-        likelier = [after.logp - before.logp for before, after in zip(old, new, strict=True)
-                    if after.logp is not None and before.logp is not None]
-        p = flip_test(likelier) if sum(differences) >= 0 else 1.0
+    told = _told([before for before, _ in known], [after for _, after in known])
+    if len(known) < FEW and all(one.logp is not None for pair in known for one in pair):
+        told += f", by {len(known)} questions only"
+        if agreed:
+            test = "agreement"
+            wins, losses = won_and_lost(agreed)
+            p_worse = min(p_worse, sign_test(wins, losses))
+            p = sign_test(losses, wins)
+            told += f"; {wins} other answers are nearer to what most say, {losses} further from it"
+        else:
+            test = "likelihood"
+            likelier = [after.logp - before.logp for before, after in known
+                        if after.logp is not None and before.logp is not None]
+            p = flip_test(likelier)
+            told += f"; right answers are {'' if sum(likelier) > 0 else 'not '}likelier"
+        p = p if sum(after.value - before.value for before, after in known) >= 0 else 1.0
     objection = harmed(harm, options) or ("" if is_first else unhealthy(old, new))
-    worse = p_worse <= alpha and losses > wins
-    passed = not objection and p <= alpha
-    before = sum(one.value for one in old)
-    after = sum(one.value for one in new)
-    told = f"{after:g} of {len(new)} held-out questions right, {before:g} before"
-    if not all(one.value in (0, 1) for one in (*old, *new)):
-        told = f"held-out questions earn {mean_value(new):.3f}, {mean_value(old):.3f} before"
-    if test == "likelihood":
-        told += f", by {len(old)} questions only; right answers are {'' if sum(likelier) > 0 else 'not '}likelier"
     chance = f"{'not' if p <= alpha else 'this may be'} chance (p {p:.2g}, asked {alpha:.2g})"
+    passed = not objection and p <= alpha
     reason = objection or f"{told}: {chance}"
-    return Decision(passed, worse, reason, test, len(old), wins, losses, p, alpha)
+    return Decision(passed, p_worse <= alpha, reason, test, len(old), wins, losses, p, alpha)
+
+
+def won_and_lost(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[int, int]:
+    """The questions whose second value is higher, and those whose it is lower."""
+    return (sum(after.value > before.value for before, after in pairs),
+            sum(after.value < before.value for before, after in pairs))
+
+
+def _told(old: Sequence[Measured], new: Sequence[Measured]) -> str:
+    """What questions say whose right answer, or reward, is known."""
+    if all(one.value in (0, 1) for one in (*old, *new)):
+        before, after = (sum(one.value for one in side) for side in (old, new))
+        return f"{after:g} of {len(new)} held-out questions right, {before:g} before"
+    return f"held-out questions earn {mean_value(new):.3f}, {mean_value(old):.3f} before"
 
 
 def mean_value(measured: Sequence[Measured]) -> float:
-    """The share of right answers, or the mean reward, of the questions that were asked."""
-    return sum(one.value for one in measured) / len(measured)
+    """The share of right answers, or the mean reward, of the questions that were asked and that it is known of."""
+    values = [one.value for one in measured if not one.agreed]
+    return sum(values) / len(values)
 
 
 def alpha_of(alpha: float, judged: Sequence[Sequence[str]], now: Sequence[str]) -> float:

@@ -22,6 +22,7 @@ from ..formats.gguf import Gguf
 from ..objectives.sft import Sft
 from ..persisted import from_json, read_object
 from . import correcting, gate, lesson, questions
+from .agreed import with_agreed
 from .answering import Said
 from .evaluating import (
     AGREEMENT,
@@ -39,8 +40,8 @@ from .evaluating import (
 from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
 from .generating import generate
 from .lesson import AGREED, ANSWERED, REVISED, WRONG, Taught, read_taught
-from .questions import Question
-from .search import search
+from .questions import DEV, JUDGE, Question
+from .search import MOST, search
 from .setting import Setting
 
 DRAWING = ("generate", "correct", "search", "gate")  # steps in which the model answers
@@ -242,17 +243,24 @@ class Tutor:
 
     def _search(self, of: Round) -> Found:
         setting = self.setting
-        found = search(setting, self.standing.published, of.trained, of.candidate)
+        published = self.standing.published
+        agreed = with_agreed(setting, of.number, setting.pool.bare[DEV][:MOST], published) if published else []
+        setting.release()
+        found = search(setting, agreed, published, of.trained, of.candidate)
         return {"facts": found}
 
     def _gate(self, of: Round) -> Found:
         setting = self.setting
         options = setting.options
         seed = setting.config.seed
-        asked = questions.judges_of_round(setting.pool, max(1, of.number), options.questions, seed)
+        published = self.standing.published
+        asked = questions.of_round(setting.pool.judge, max(1, of.number), options.questions, seed)
+        if published:
+            bare = questions.of_round(setting.pool.bare[JUDGE], max(1, of.number), options.questions, seed)
+            asked += with_agreed(setting, of.number, bare, published)
+            setting.release()
         keys = [question.key for question in asked]
         alpha = gate.alpha_of(options.gate_alpha, _judged_before(of), keys)
-        published = self.standing.published
         old, new, harm = gate.measure(setting, asked, published, of.candidate, self.keep)
         decision = gate.decide(old, new, harm, alpha, options, is_first=published is None)
         held_out = {"held_out_before": gate.mean_value(old), "held_out": gate.mean_value(new)}
@@ -336,7 +344,7 @@ def _frozen(out: Path, number: int) -> str:
         if not evaluated or not judged:
             return ""
         rates.append(evaluated["facts"]["rate"])
-        values.append(sum(one["value"] for one in judged["candidate"]) / len(judged["candidate"]))
+        values.append(judged["facts"].get("held_out", 0.0))
     if len(rates) < 3 or not (rates[0] < rates[1] < rates[2] and values[0] > values[1] > values[2]):
         return ""
     return "more of what it asks is right from round to round, and less of what judges it: the judges may be cheated"

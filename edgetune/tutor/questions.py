@@ -26,18 +26,20 @@ from ..llamacpp.tokenizer import Tokenizer
 
 LEARN, DEV, JUDGE = "learn", "dev", "judge"
 SIDES = (JUDGE, JUDGE, DEV, LEARN, LEARN, LEARN, LEARN, LEARN, LEARN, LEARN)  # by a digest: a fifth judges
+FEW = 20  # questions; with fewer, one or two lucky answers would decide
 OPEN = (0.1, 0.9)  # between these rates of right answers there is something to learn
 
 
 @dataclass(frozen=True)
 class Question:
     """key: of what it asks. item: its row, as graders see it. reference: the right answer; "" where nobody gave one.
-    row: what a training row of it begins with; an answer makes it whole (`with_answer`).
+    agreed: what most answers say, where that judges in the place of a right one.
     """
 
     key: str
     item: Mapping[str, Any]
     reference: str = ""
+    agreed: str = ""
 
     @property
     def text(self) -> str:
@@ -143,11 +145,14 @@ def key_of(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """All questions, by side. A labelled row wins over a prompt that asks the same."""
+    """All questions, by side. A labelled row wins over a prompt that asks the same. bare: of DEV and of JUDGE those
+    that only the agreement of answers can judge.
+    """
 
     learn: Sequence[Question]
     dev: Sequence[Question]
     judge: Sequence[Question]
+    bare: Mapping[str, Sequence[Question]]
     _by_key: Mapping[str, Question] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Question:
@@ -162,8 +167,9 @@ class Pool:
 def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader: bool,
             held: Sequence[Question] = ()) -> Pool:
     """has_grader: whether questions without a right answer can judge. held: those that judge, where the caller decides
-    that; all others are learned from, but those without a right answer that choose how far to go. Raises DataError
-    where nothing can judge.
+    that; all others are learned from, but those without a right answer that choose how far to go. Where fewer than FEW
+    questions judge by right answers, the agreement of answers to others judges beside them. Raises DataError where
+    nothing can judge.
     """
     known: dict[str, Question] = {}
     for question in (*held, *labelled, *asked):
@@ -179,12 +185,18 @@ def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader:
             sides[side].append(question)
         elif can_judge:
             sides[JUDGE].append(question)
+    bare: dict[str, list[Question]] = {DEV: [], JUDGE: []}
+    if not has_grader and not held and len(sides[JUDGE]) < FEW:
+        for side, questions in bare.items():
+            questions += [one for one in sides[LEARN] if not one.reference and one.side == side]
+        apart = {question.key for questions in bare.values() for question in questions}
+        sides[LEARN] = [question for question in sides[LEARN] if question.key not in apart]
     if not sides[JUDGE]:
         raise DataError("nothing can judge what is learned: no prompt with a known answer is held out, and there is no "
                         "grader", "give more rows with answers (--labelled FILE), or a grader (--grader FILE)")
     if not sides[LEARN]:
         raise DataError("every question is held out to judge", "give more prompts")
-    return Pool(sides[LEARN], sides[DEV], sides[JUDGE], known)
+    return Pool(sides[LEARN], sides[DEV], sides[JUDGE], bare, known)
 
 
 def select(pool: Pool, rates: Mapping[str, float], wanted: int, unseen: float, seed: Sequence[int]) -> list[Question]:
@@ -204,11 +216,11 @@ def select(pool: Pool, rates: Mapping[str, float], wanted: int, unseen: float, s
     return chosen
 
 
-def judges_of_round(pool: Pool, number: int, most: int, seed: int) -> list[Question]:
-    """The questions of the gate of round 1, 2, ...: the next ones of a fixed random order, which begins again at its
-    end, so that an adapter is not judged by those that the one before was lucky on.
+def of_round(questions: Sequence[Question], number: int, most: int, seed: int) -> list[Question]:
+    """Those that judge in round 1, 2, ...: the next ones of a fixed random order, which begins again at its end, so
+    that an adapter is not judged by those that the one before was lucky on.
     """
-    order = np.random.default_rng([seed, len(pool.judge)]).permutation(len(pool.judge))
+    order = np.random.default_rng([seed, len(questions)]).permutation(len(questions))
     count = min(most, len(order))
     begin = (number - 1) * count
-    return [pool.judge[order[(begin + i) % len(order)]] for i in range(count)]
+    return [questions[order[(begin + i) % len(order)]] for i in range(count)]

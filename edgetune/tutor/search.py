@@ -16,7 +16,7 @@ import numpy as np
 from ..adapters import store
 from ..adapters.lora import Lora
 from ..adapters.mixed import between
-from ..evaluation.judge import same
+from .agreed import nearness
 from .answering import GREEDY, answers_to, mean_logp
 from .evaluating import graded
 from .questions import Question
@@ -29,7 +29,9 @@ MOST = 32
 
 @dataclass(frozen=True)
 class Point:
-    """share: of the way. score: mean reward of greedy answers, where a grader judges, then log p of right answers."""
+    """share: of the way. reward: of greedy answers in the mean, or what they have in common with right ones, or with
+    what most say. logp: of right answers, nats a token.
+    """
 
     share: float
     reward: float
@@ -39,11 +41,14 @@ class Point:
         return vars(self).copy()
 
 
-def search(setting: Setting, published: Path | None, trained: Path, out: Path) -> dict[str, Any]:
-    """Writes the best point between two adapters to a new folder. {"share", "points"}."""
+def search(setting: Setting, agreed: Sequence[Question], published: Path | None, trained: Path,
+           out: Path) -> dict[str, Any]:
+    """Writes the best point between two adapters to a new folder. {"share", "points"}. agreed: questions of which it is
+    known what most answers say.
+    """
     first = setting.pairs(published)
     second = setting.pairs(trained)
-    questions = setting.pool.dev[:MOST]
+    questions = [*setting.pool.dev[:MOST], *agreed]
     points = []
     if len(questions) >= FEWEST:
         points = [measured(setting, questions, between(first, second, share), share) for share in SHARES]
@@ -61,9 +66,8 @@ def measured(setting: Setting, questions: Sequence[Question], pairs: Lora, share
     known = [question for question in questions if question.reference]
     prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in known]
     logps = mean_logp(setting, prompts, [question.reference for question in known], pairs)
-    asked = questions if setting.grader else []
-    said = answers_to(setting, [question.prompt_tokens(setting.tokenizer, setting.system) for question in asked], pairs,
-                      temperature=GREEDY, max_tokens=setting.options.max_tokens, seed=0) if asked else []
-    rewards = [float(same(question.reference, of[0].text)) if question.reference else grades[0].reward
-               for question, of, grades in zip(asked, said, graded(setting, asked, said), strict=True)]
-    return Point(share, float(np.mean(rewards)) if rewards else 0.0, float(np.mean(logps)) if logps else 0.0)
+    said = answers_to(setting, [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions],
+                      pairs, temperature=GREEDY, max_tokens=setting.options.max_tokens, seed=0)
+    rewards = [nearness(question, of[0].text) if question.reference or question.agreed else grades[0].reward
+               for question, of, grades in zip(questions, said, graded(setting, questions, said), strict=True)]
+    return Point(share, float(np.mean(rewards)), float(np.mean(logps)) if logps else 0.0)

@@ -246,7 +246,8 @@ def test_a_run_from_an_adapter_has_others_than_those_that_it_has_learned(bundle,
 @pytest.mark.parametrize(("number", "record", "start", "batches"), [
     (1, {}, {}, [0, 1]), (64, {}, {}, [0, 1]), (65, {}, {}, [0, 2]), (10**6, {}, {}, [0, 16]),
     (130, {}, {"anchor_batches": [3, 5]}, [5, 8]),
-    (130, {"anchor_batches": [2, 9]}, {"anchor_batches": [3, 5]}, [2, 5]), (64, {}, {"anchors": 193}, [4, 5])])  # the last by 0.1.0, whose runs began with the first
+    (130, {"anchor_batches": [2, 9]}, {"anchor_batches": [3, 5]}, [2, 5]),
+    (64, {}, {"anchors": 193}, [4, 5])])  # of an earlier version, whose runs began with the first
 def test_batches_follow_those_of_the_adapter_from_which_training_starts(number, record, start, batches):
     found = anchored.batches_of(number, record, start)
     assert [found.start, found.stop] == batches

@@ -53,6 +53,29 @@ def test_few_questions_judge_by_how_likely_right_answers_are() -> None:
     assert not decided(asked("0000100000"), asked("0000100000")).passed  # and where nothing is known, nothing passes
 
 
+def agreed(values: list[float], logp: float | None = None) -> list[Measured]:
+    return [Measured(f"bare {i}", f"a b c d e {i}", value, logp, True, agreed=True) for i, value in enumerate(values)]
+
+
+def test_few_questions_are_judged_beside_what_most_answers_say() -> None:
+    """Of 30 held-out questions nobody knows the right answer. What is known may not become worse."""
+    old = [*asked("100", -2.0), *agreed([0.5] * 30)]
+    nearer = agreed([0.7] * 12 + [0.3] * 3 + [0.5] * 15)
+    found = decided(old, [*asked("100", -2.5), *nearer])
+    assert (found.passed, found.test, found.wins, found.losses) == (True, "agreement", 12, 3)
+    assert found.p == pytest.approx(sum(math.comb(15, k) for k in range(12, 16)) / 2**15)
+    assert "1 of 3 held-out questions right, 1 before, by 3 questions only; 12 other answers" in found.reason
+    assert not decided(old, [*asked("000", -1.0), *nearer]).passed
+    assert not decided(old, [*asked("100", -1.0), *agreed([0.7] * 8 + [0.3] * 7 + [0.5] * 15)]).passed
+    assert decided(old, [*asked("100", -1.0), *agreed([0.3] * 12 + [0.5] * 18)]).worse
+
+
+def test_many_questions_judge_alone() -> None:
+    old = [*asked("0" * 30, -2.0), *agreed([0.5] * 30)]
+    found = decided(old, [*asked("0" * 30, -2.0), *agreed([0.7] * 30)])
+    assert (found.passed, found.test, found.wins) == (False, "sign", 0)
+
+
 def test_flip_test_counts_all_signs() -> None:
     values = np.random.default_rng(0).normal(0.4, 1, 9)
     sums = [float(np.dot(signs, values)) for signs in product((1, -1), repeat=9)]

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.tutor.questions import (
+    DEV,
     JUDGE,
     LEARN,
     Pool,
     Question,
-    judges_of_round,
     key_of,
+    of_round,
     pool_of,
     read_questions,
     select,
@@ -52,10 +53,10 @@ def test_sides_are_a_function_of_the_question() -> None:
     assert shares == pytest.approx([0.2, 0.7], abs=0.03)
 
 
-def test_without_a_grader_bare_prompts_do_not_judge() -> None:
+def test_without_a_grader_bare_prompts_are_not_right_answers() -> None:
     found = pool_of(questions(60, "yes")[:40], questions(60), has_grader=False)
     assert all(question.reference for question in (*found.judge, *found.dev))
-    assert len(found.learn) + len(found.dev) + len(found.judge) == 60
+    assert len(found.learn) + len(found.dev) + len(found.judge) + sum(map(len, found.bare.values())) == 60
     with pytest.raises(DataError, match=r"nothing can judge.*--labelled FILE.*--grader FILE"):
         pool_of([], questions(60), has_grader=False)
 
@@ -106,11 +107,27 @@ def test_a_round_takes_what_it_wants_once(n: int, wanted: int, unseen: float, se
 
 def test_questions_that_judge_are_renewed() -> None:
     of = pool(400)
-    asked = [[question.key for question in judges_of_round(of, number, 30, 0)] for number in (1, 2, 3)]
+    asked = [[question.key for question in of_round(of.judge, number, 30, 0)] for number in (1, 2, 3)]
     assert all(len(set(keys)) == 30 for keys in asked)
     assert not set(asked[0]) & set(asked[1])
     few = pool(60)
-    assert {question.key for question in judges_of_round(few, 5, 500, 0)} == {question.key for question in few.judge}
+    assert {question.key for question in of_round(few.judge, 5, 500, 0)} == {question.key for question in few.judge}
+
+
+def test_where_few_judge_bare_questions_are_held_out_too() -> None:
+    """And only there: not beside a grader, and not beside 20 questions with right answers, or rows that were named."""
+    several = questions(460, "yes")
+    bare = questions(200)
+    labelled = several[200:260]
+    found = pool_of(labelled, bare, has_grader=False)
+    assert len(found.judge) < 20
+    apart = {side: {one.key for one in found.bare[side]} for side in (JUDGE, DEV)}
+    assert apart[JUDGE] == {one.key for one in bare if one.side == JUDGE}
+    assert apart[DEV] == {one.key for one in bare if one.side == DEV}
+    assert not {one.key for one in (*found.learn, *found.judge, *found.dev)} & (apart[JUDGE] | apart[DEV])
+    for other in (pool_of(labelled, bare, has_grader=True), pool_of(several[200:], bare, has_grader=False),
+                  pool_of(labelled[1:], bare, False, held=labelled[:1])):
+        assert not any(other.bare.values())
 
 
 def test_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
