@@ -29,8 +29,9 @@ MOST = 32
 
 @dataclass(frozen=True)
 class Point:
-    """share: of the way. reward: of greedy answers in the mean, or what they have in common with right ones, or with
-    what most say. logp: of right answers, nats a token.
+    """share: of the way. reward: of greedy answers in the mean, where a grader judges, or what they have in common with
+    what most say. logp: of right answers, nats a token; it decides where there is no reward, as what few answers have in
+    common with right ones is mostly chance.
     """
 
     share: float
@@ -66,8 +67,9 @@ def measured(setting: Setting, questions: Sequence[Question], pairs: Lora, share
     known = [question for question in questions if question.reference]
     prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in known]
     logps = mean_logp(setting, prompts, [question.reference for question in known], pairs)
-    said = answers_to(setting, [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions],
-                      pairs, temperature=GREEDY, max_tokens=setting.options.max_tokens, seed=0)
+    asked = questions if setting.grader else [question for question in questions if question.agreed]
+    said = answers_to(setting, [question.prompt_tokens(setting.tokenizer, setting.system) for question in asked], pairs,
+                      temperature=GREEDY, max_tokens=setting.options.max_tokens, seed=0) if asked else []
     rewards = [nearness(question, of[0].text) if question.reference or question.agreed else grades[0].reward
-               for question, of, grades in zip(questions, said, graded(setting, questions, said), strict=True)]
-    return Point(share, float(np.mean(rewards)), float(np.mean(logps)) if logps else 0.0)
+               for question, of, grades in zip(asked, said, graded(setting, asked, said), strict=True)]
+    return Point(share, float(np.mean(rewards)) if rewards else 0.0, float(np.mean(logps)) if logps else 0.0)
