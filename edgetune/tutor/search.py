@@ -30,8 +30,8 @@ MOST = 32
 @dataclass(frozen=True)
 class Point:
     """share: of the way. reward: of greedy answers in the mean, where a grader judges, or what they have in common with
-    what most say. logp: of right answers, nats a token; it decides where there is no reward, as what few answers have in
-    common with right ones is mostly chance.
+    what most say. logp: of right answers, nats a token; it decides where there is no reward, as what few answers have
+    in common with right ones is mostly chance.
     """
 
     share: float
