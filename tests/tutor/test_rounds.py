@@ -216,6 +216,25 @@ def test_a_grader_that_asks_a_model_judges_every_step(bundle: Bundle, files: Fil
     assert points
 
 
+def test_without_a_grader_most_answers_judge_beside_few_right_ones(bundle: Bundle, files: Files,
+                                                                    tmp_path: Path) -> None:
+    """The rate of learning is far too high for a second round, which is refused. Held-out prompts are never learned."""
+    out = tmp_path / "out"
+    found = teach(bundle, files[0], out, labelled=files[1], keep=files[2], config=CONFIG,
+                  options=replace(OPTIONS, rounds=1, temperature=0.1))
+    before, of = rounds_of(out)
+    judged = of.read("gate") or {}
+    assert (before.read("gate") or {})["facts"]["test"] == "likelihood"  # no answers could agree yet
+    assert (judged["facts"]["test"], judged["facts"]["passed"]) == ("agreement", False)
+    assert found.published == before.candidate
+    bare = [one["key"] for one in judged["candidate"] if one["agreed"]]
+    assert bare
+    assert len(judged["candidate"]) - len(bare) < 20
+    assert (of.read("search") or {})["facts"]["drawn"] > 0  # how far to go is chosen by such prompts too
+    learned = {row["key"] for row in (of.read("rows") or {})["rows"]}
+    assert not learned & set(bare)
+
+
 # ---- rounds that end by themselves ----
 
 
