@@ -101,8 +101,8 @@ def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
     assert "came to nothing" not in service.learner._blocked_by(feedback.waiting())
 
 
-def test_a_lesson_has_batch_and_rate_of_its_new_rows(service: Service) -> None:
-    """As a training on a file of them has, which are few, though their passes are many rows."""
+def test_a_lesson_has_batch_and_rate_of_its_different_rows(service: Service) -> None:
+    """As a training on a file of them has, which are few, though their passes are many rows. Earlier ones count."""
     service.jobs.train = replace(TRAIN, batch_size="auto", lr="auto", epochs="auto", steps=0)
     give(service, range(80))
     job = service.learner.begin()
@@ -112,6 +112,15 @@ def test_a_lesson_has_batch_and_rate_of_its_new_rows(service: Service) -> None:
     service.jobs.wait(job.id, 60)
     assert (new, job.config["batch_size"], job.config["lr"]) == (64, 6, 1.5e-3)
     assert len(rows) > 10 * new
+    feedback = service.feedback
+    feedback.assign(feedback.training_rows().taken, "ftjob-earlier")
+    feedback.settle("ftjob-earlier", "used")
+    give(service, range(100, 130))
+    job = service.learner.begin()
+    service.jobs.cancel(job.id)
+    service.jobs.wait(job.id, 60)
+    assert (job.metadata["earlier"], job.metadata["new"]) == ("64", "24")
+    assert (job.config["batch_size"], job.config["lr"]) == (8, 2e-3)
 
 
 @pytest.mark.slow

@@ -152,12 +152,13 @@ class Learner:
 
     def _create(self, rows: TrainingRows) -> Job:
         """It has anchors as a training has whose length the data decides: beside right answers, unless the options say
-        otherwise; and batch and learning rate of a training on its new rows, which it repeats.
+        otherwise; and batch and learning rate of a training on as many different rows.
         """
         kind = self.method.kind
         train = self.method.train(self.jobs.train)
         passes = passes_over(len(rows.new), train)
         learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed)
+        different = len(rows.new) + len(rows.earlier)
         anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
                   **({} if rows.taken else {ANEW: "yes"})}
@@ -168,8 +169,8 @@ class Learner:
         return self.jobs.create_from_feedback(data, self.method.asked, suffix=SUFFIX, metadata=counts,
                                               hyperparameters={
                                                   "epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors,
-                                                  "batch_size": batch_of(train, len(rows.new)),
-                                                  "lr": peak_rate(train, len(rows.new))})
+                                                  "batch_size": batch_of(train, different),
+                                                  "lr": peak_rate(train, different)})
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
