@@ -1,8 +1,9 @@
-"""Held-out questions whose right answer nobody knows, judged by what most answers of the published adapter say.
+"""Held-out questions whose right answer nobody knows, judged by what the published adapter says behind labelled rows.
 
-Several answers in two views are right more often than one. So an adapter whose one answer is nearer to them than that
-of the published one has learned what they know, on questions that it never saw. They are the published adapter's own
-answers, so what differs from it by chance is further from them: the comparison favours what is published.
+With right answers to questions like it in view an adapter is right more often than without, and goes wrong otherwise.
+So one whose answer without them is nearer to that than the published one's is has learned something, on questions that
+it never saw. What the published adapter says by itself must not be counted in: whatever differs from it is further from
+that, also where it is better.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ from pathlib import Path
 
 from ..evaluation.graders.agreement import parts_of
 from .agreement import consensus, in_common
-from .generating import generate
+from .generating import answers_behind_rows
 from .questions import Question
 from .setting import Setting
 
-SURE = 0.5  # of what is said must be in common, for a question to judge
+SURE = 0.4  # of what is said must be in common, for a question to judge
 
 
 def with_agreed(setting: Setting, number: int, questions: Sequence[Question], published: Path) -> list[Question]:
     """Those of the questions whose answers have enough in common, each with the answer that has most of it."""
-    if not questions:
-        return []
-    said = generate(setting, number, questions, setting.pairs(published))
+    said = answers_behind_rows(setting, number, questions, setting.pairs(published))
     agreed = [consensus([one.text for one in of if one.ended]) for of in said]
     return [replace(question, agreed=found.text) for question, found in zip(questions, agreed, strict=True)
             if found and found.share >= SURE]

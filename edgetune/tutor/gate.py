@@ -3,8 +3,8 @@
 Published is what is surely better on questions that neither learned, and does no harm elsewhere:
 
 - better: an exact one-sided sign test over the questions on which the two differ. With fewer than FEW questions no
-  fewer answers right, and a sign test over held-out questions of which most answers of what is published agree
-  (agreed.py), or where there are none a randomization test over how likely the right answers are;
+  fewer answers right, and a sign test over held-out questions to which what is published has answers behind labelled
+  rows that agree (agreed.py), or where there are none a randomization test over how likely the right answers are;
 - no harm: unrelated text surprises it hardly more than the base, and it expects nearly what the base expects there, or
   at least it is no further from the base in this than what is published already;
 - healthy: answers end, are not much longer or shorter, do not repeat themselves more, are no less often JSON;
@@ -57,7 +57,7 @@ CANDIDATE = "candidate"
 @dataclass(frozen=True)
 class Measured:
     """One question under one adapter. value: 1 for a right answer, 0 for a wrong one; where nobody knows the right one,
-    its reward, or what it has in common with most answers (agreed). logp: nats a token of the right answer, None
+    its reward, or what it has in common with others (agreed). logp: nats a token of the right answer, None
     without one.
     """
 
@@ -207,7 +207,7 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
             wins, losses = won_and_lost(agreed)
             p_worse = min(p_worse, sign_test(wins, losses))
             p = sign_test(losses, wins)
-            told += f"; {wins} other answers are nearer to what most say, {losses} further from it"
+            told += f"; {wins} other answers are nearer to those behind labelled rows, {losses} further from them"
         else:
             test = "likelihood"
             likelier = [after.logp - before.logp for before, after in known

@@ -20,15 +20,24 @@ def generate(setting: Setting, number: int, questions: Sequence[Question], pairs
     """The answers to each question, those that the model gives by itself first."""
     options = setting.options
     prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions]
-    found = answers_to(setting, prompts, pairs, samples=options.samples, temperature=options.temperature,
+    alone = answers_to(setting, prompts, pairs, samples=options.samples, temperature=options.temperature,
                        max_tokens=options.max_tokens, seed=setting.seed(number, "generate"))
+    shown = answers_behind_rows(setting, number, questions, pairs)
+    return [[*own, *more] for own, more in zip(alone, shown, strict=True)]
+
+
+def answers_behind_rows(setting: Setting, number: int, questions: Sequence[Question],
+                        pairs: Lora) -> list[list[Said]]:
+    """Those that the model gives behind labelled rows alone; none where none can be shown."""
+    options = setting.options
+    found: list[list[Said]] = [[] for _ in questions]
     views = list(_views(setting, questions))
     if not views:
         return found
-    more = answers_to(setting, [prompt for _, _, prompt in views], pairs, temperature=options.temperature,
+    said = answers_to(setting, [prompt for _, _, prompt in views], pairs, temperature=options.temperature,
                       max_tokens=options.max_tokens, seed=setting.seed(number, "shown"))
-    for (place, shown, _), said in zip(views, more, strict=True):
-        found[place] += [replace(one, shown=shown.key) for one in said]
+    for (place, shown, _), of_view in zip(views, said, strict=True):
+        found[place] += [replace(one, shown=shown.key) for one in of_view]
     return found
 
 

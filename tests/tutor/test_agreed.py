@@ -37,9 +37,9 @@ def test_questions_of_which_answers_agree_judge(setting: Setting, monkeypatch: p
     said = {"sure": [("1", True), ("1", True), ("2", True)], "unsure": [("1", True), ("2", True), ("3", True)],
             "cut": [("1", False), ("1", False), ("2", True), ("3", True), ("4", True)], "mute": [("", True)]}
 
-    def generate(_: Setting, _number: int, questions: Sequence[Question], _pairs: object) -> list[list[Said]]:
+    def answers(_: Setting, _number: int, questions: Sequence[Question], _pairs: object) -> list[list[Said]]:
         return [[Said(text, 1, ended) for text, ended in said[one.text]] for one in questions]
-    monkeypatch.setattr(agreed, "generate", generate)
+    monkeypatch.setattr(agreed, "answers_behind_rows", answers)
     asked = [question(text) for text in said]
     monkeypatch.setattr(Setting, "pairs", lambda *_: {})
     assert [(one.text, one.agreed) for one in with_agreed(setting, 1, asked, Path("published"))] == [("sure", "1")]
