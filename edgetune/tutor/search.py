@@ -24,7 +24,7 @@ from .setting import Setting
 
 SHARES = (1.0, 0.5, 0.25)
 FEWEST = 4  # questions, before they say anything
-MOST = 32
+MOST = 64  # questions: of fewer, what is better is too often chance
 
 
 @dataclass(frozen=True)
