@@ -1,7 +1,9 @@
 """How far to go from the adapter that is published towards the one that a round trained.
 
 A lesson of the model's own answers often has its direction right and its length wrong. So points between are measured
-on questions that were set apart for this, which neither learn nor judge.
+on questions that were set apart for this, which neither learn nor judge. All of the way is gone unless less of it is
+better on so many of them that this is hardly chance: the best of three points that differ by chance is mostly the
+shortest, from which nothing is learned.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 from ..adapters import store
 from ..adapters.lora import Lora
 from ..adapters.mixed import between
+from ..evaluation.significance import MOST_FLIPS, flip_test, sign_test
 from .agreed import nearness
 from .answering import GREEDY, answers_to, mean_logp
 from .evaluating import graded
@@ -23,28 +26,43 @@ from .questions import Question
 from .setting import Setting
 
 SHARES = (1.0, 0.5, 0.25)
+CHANCE = 0.1
 FEWEST = 4  # questions, before they say anything
 MOST = 64  # questions: of fewer, what is better is too often chance
 
 
 @dataclass(frozen=True)
 class Point:
-    """share: of the way. reward: of greedy answers in the mean, where a grader judges, or what they have in common with
-    what most say. logp: of right answers, nats a token; it decides where there is no reward, as what few answers have
+    """share: of the way. rewards: of greedy answers, where a grader judges, or what they have in common with others
+    (agreed.py). logps: of right answers, nats a token; they decide where there are no rewards, as what few answers have
     in common with right ones is mostly chance.
     """
 
     share: float
-    reward: float
-    logp: float
+    rewards: Sequence[float]
+    logps: Sequence[float]
 
     def to_json(self) -> dict[str, Any]:
-        return vars(self).copy()
+        return {"share": self.share, "reward": mean(self.rewards), "logp": mean(self.logps)}
+
+    def is_surely_better(self, other: Point) -> bool:
+        """By a sign test over rewards, or a randomization test over log-probabilities."""
+        if self.rewards:
+            wins = sum(a > b for a, b in zip(self.rewards, other.rewards, strict=True))
+            losses = sum(a < b for a, b in zip(self.rewards, other.rewards, strict=True))
+            return sign_test(losses, wins) <= CHANCE
+        differences = [a - b for a, b in zip(self.logps, other.logps, strict=True)]
+        return flip_test(differences[:MOST_FLIPS]) <= CHANCE
+
+
+def mean(values: Sequence[float]) -> float:
+    """0 of none."""
+    return float(np.mean(values)) if values else 0.0
 
 
 def search(setting: Setting, agreed: Sequence[Question], published: Path | None, trained: Path,
            out: Path) -> dict[str, Any]:
-    """Writes the best point between two adapters to a new folder. {"share", "points"}. agreed: questions of which it is
+    """Writes a point between two adapters to a new folder. {"share", "points"}. agreed: questions of which it is
     known what most answers say.
     """
     first = setting.pairs(published)
@@ -53,8 +71,9 @@ def search(setting: Setting, agreed: Sequence[Question], published: Path | None,
     points = []
     if len(questions) >= FEWEST:
         points = [measured(setting, questions, between(first, second, share), share) for share in SHARES]
-    best = max(points, key=lambda point: (round(point.reward, 6), round(point.logp, 6), point.share),
-               default=Point(1.0, 0.0, 0.0))
+    best = points[0] if points else Point(1.0, (), ())
+    for shorter in points[1:]:
+        best = shorter if shorter.is_surely_better(best) else best
     record = store.read_run(trained)
     if not out.exists():
         store.save_adapter(out, between(first, second, best.share), setting.bundle.gguf,
@@ -72,4 +91,4 @@ def measured(setting: Setting, questions: Sequence[Question], pairs: Lora, share
                       temperature=GREEDY, max_tokens=setting.options.max_tokens, seed=0) if asked else []
     rewards = [nearness(question, of[0].text) if question.reference or question.agreed else grades[0].reward
                for question, of, grades in zip(asked, said, graded(setting, asked, said), strict=True)]
-    return Point(share, float(np.mean(rewards)) if rewards else 0.0, float(np.mean(logps)) if logps else 0.0)
+    return Point(share, rewards, logps)
