@@ -46,9 +46,10 @@ METHODS = {"none": [], "sft": ["--method", "sft"], "dpo": ["--method", "dpo"],
 def edgetune(*words: object) -> Any:
     """What a command prints as JSON; 1 is the code of an adapter that is worse than none."""
     done = subprocess.run([sys.executable, "-m", "edgetune", *map(str, words)], capture_output=True, text=True)
-    if done.returncode not in (0, 1) or not done.stdout.strip():
+    found = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else None
+    if done.returncode not in (0, 1) or found is None or "error" in found:
         sys.exit(f"{words}: {done.stdout}{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def written(path: Path, rows: list[Row]) -> Path:
