@@ -2,7 +2,7 @@
 
 A lesson of the model's own answers often has its direction right and its length wrong. So points between are measured
 on questions that were set apart for this, which neither learn nor judge. All of the way is gone unless less of it is
-better on so many of them that this is hardly chance: the best of three points that differ by chance is mostly the
+better on enough of them that this is hardly chance: the best of three points that differ by chance is mostly the
 shortest, from which nothing is learned.
 """
 

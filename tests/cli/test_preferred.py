@@ -31,7 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny(folder / "model.gguf", formats="Q8_0")
     for name, rows in (("pairs", ROWS), ("rows", OTHERS)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = train(folder, "adapter", "--method", "dpo", "--beta", "1", "--lr", "0.02", "--steps", "12")
+    made = train(folder, "adapter", "--method", "dpo", "--beta", "1", "--lr", "0.02", "--steps", "12",
+                 "--precision", "exact")  # else on AMX few tokens are rounded otherwise than many
     assert made["objective"] == {"name": "dpo", "beta": 1.0, "loss_type": "sigmoid", "label_smoothing": 0.0,
                                  "sft_weight": 0.0}
     assert made["held_out"]["loss_after"] < made["held_out"]["loss_before"] == pytest.approx(math.log(2), rel=1e-4)
