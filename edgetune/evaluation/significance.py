@@ -11,6 +11,12 @@ Z = 1.959964  # standard deviations on either side that hold 95 % of a normal di
 MOST_FLIPS = 20
 
 
+def won_and_lost(before: Sequence[float], after: Sequence[float]) -> tuple[int, int]:
+    """(how many values are higher after, how many are lower), pair by pair."""
+    pairs = list(zip(before, after, strict=True))
+    return sum(new > old for old, new in pairs), sum(new < old for old, new in pairs)
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Exact probability of at most `wins` wins where win and loss are equally likely."""
     n = wins + losses

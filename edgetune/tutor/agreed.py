@@ -21,9 +21,15 @@ from .setting import Setting
 SURE = 0.4  # of what is said must be in common, for a question to judge
 
 
-def with_agreed(setting: Setting, number: int, questions: Sequence[Question], published: Path) -> list[Question]:
-    """Those of the questions whose answers have enough in common, each with the answer that has most of it."""
+def with_agreed(setting: Setting, number: int, questions: Sequence[Question],
+                published: Path | None) -> list[Question]:
+    """Those of the questions whose answers have enough in common, each with the answer that has most of it; none where
+    nothing is published yet. The memory that this took is given back.
+    """
+    if published is None:
+        return []
     said = answers_behind_rows(setting, number, questions, setting.pairs(published))
+    setting.release()
     agreed = [consensus([one.text for one in of if one.ended]) for of in said]
     return [replace(question, agreed=found.text) for question, found in zip(questions, agreed, strict=True)
             if found and found.share >= SURE]

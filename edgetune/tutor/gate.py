@@ -32,7 +32,7 @@ from ..data.packing import is_supervised
 from ..evaluation.canary import Drift, drift
 from ..evaluation.graders.base import Grade
 from ..evaluation.judge import is_json, same
-from ..evaluation.significance import flip_test, sign_test
+from ..evaluation.significance import flip_test, sign_test, won_and_lost
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..runs.answers import CONTEXT, repack_within
@@ -195,7 +195,7 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     """alpha: of this test. is_first: nothing is published yet, so that answers may change as they like."""
     known, agreed = ([pair for pair in zip(old, new, strict=True) if pair[0].agreed == is_agreed]
                      for is_agreed in (False, True))
-    wins, losses = won_and_lost(known)
+    wins, losses = _won_and_lost(known)
     p = sign_test(losses, wins)
     p_worse = sign_test(wins, losses)
     test = "sign"
@@ -204,7 +204,7 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
         told += f", by {len(known)} questions only"
         if agreed:
             test = "agreement"
-            wins, losses = won_and_lost(agreed)
+            wins, losses = _won_and_lost(agreed)
             p_worse = min(p_worse, sign_test(wins, losses))
             p = sign_test(losses, wins)
             told += f"; {wins} other answers are nearer to those behind labelled rows, {losses} further from them"
@@ -222,10 +222,8 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     return Decision(passed, p_worse <= alpha, reason, test, len(old), wins, losses, p, alpha)
 
 
-def won_and_lost(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[int, int]:
-    """The questions whose second value is higher, and those whose it is lower."""
-    return (sum(after.value > before.value for before, after in pairs),
-            sum(after.value < before.value for before, after in pairs))
+def _won_and_lost(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[int, int]:
+    return won_and_lost([before.value for before, _ in pairs], [after.value for _, after in pairs])
 
 
 def _told(old: Sequence[Measured], new: Sequence[Measured]) -> str:

@@ -244,8 +244,7 @@ class Tutor:
     def _search(self, of: Round) -> Found:
         setting = self.setting
         published = self.standing.published
-        agreed = with_agreed(setting, of.number, setting.pool.bare[DEV][:MOST], published) if published else []
-        setting.release()
+        agreed = with_agreed(setting, of.number, setting.pool.bare[DEV][:MOST], published)
         found = search(setting, agreed, published, of.trained, of.candidate)
         return {"facts": found}
 
@@ -255,10 +254,8 @@ class Tutor:
         seed = setting.config.seed
         published = self.standing.published
         asked = questions.of_round(setting.pool.judge, max(1, of.number), options.questions, seed)
-        if published:
-            bare = questions.of_round(setting.pool.bare[JUDGE], max(1, of.number), options.questions, seed)
-            asked += with_agreed(setting, of.number, bare, published)
-            setting.release()
+        bare = questions.of_round(setting.pool.bare[JUDGE], max(1, of.number), options.questions, seed)
+        asked += with_agreed(setting, of.number, bare, published)
         keys = [question.key for question in asked]
         alpha = gate.alpha_of(options.gate_alpha, _judged_before(of), keys)
         old, new, harm = gate.measure(setting, asked, published, of.candidate, self.keep)

@@ -33,7 +33,7 @@ OPEN = (0.1, 0.9)  # between these rates of right answers there is something to 
 @dataclass(frozen=True)
 class Question:
     """key: of what it asks. item: its row, as graders see it. reference: the right answer; "" where nobody gave one.
-    agreed: what most answers say, where that judges in the place of a right one.
+    agreed: what most answers behind labelled rows say, where that judges in the place of a right one.
     """
 
     key: str

@@ -18,7 +18,7 @@ import numpy as np
 from ..adapters import store
 from ..adapters.lora import Lora
 from ..adapters.mixed import between
-from ..evaluation.significance import MOST_FLIPS, flip_test, sign_test
+from ..evaluation.significance import MOST_FLIPS, flip_test, sign_test, won_and_lost
 from .agreed import nearness
 from .answering import GREEDY, answers_to, mean_logp
 from .evaluating import graded
@@ -48,8 +48,7 @@ class Point:
     def is_surely_better(self, other: Point) -> bool:
         """By a sign test over rewards, or a randomization test over log-probabilities."""
         if self.rewards:
-            wins = sum(a > b for a, b in zip(self.rewards, other.rewards, strict=True))
-            losses = sum(a < b for a, b in zip(self.rewards, other.rewards, strict=True))
+            wins, losses = won_and_lost(other.rewards, self.rewards)
             return sign_test(losses, wins) <= CHANCE
         differences = [a - b for a, b in zip(self.logps, other.logps, strict=True)]
         return flip_test(differences[:MOST_FLIPS]) <= CHANCE
@@ -62,8 +61,8 @@ def mean(values: Sequence[float]) -> float:
 
 def search(setting: Setting, agreed: Sequence[Question], published: Path | None, trained: Path,
            out: Path) -> dict[str, Any]:
-    """Writes a point between two adapters to a new folder. {"share", "points"}. agreed: questions of which it is
-    known what most answers say.
+    """Writes a point between two adapters to a new folder. {"share", "points"}. agreed: questions that answers
+    behind labelled rows judge.
     """
     first = setting.pairs(published)
     second = setting.pairs(trained)

@@ -37,7 +37,7 @@ from edgetune.daemon.service import Service
 from edgetune.daemon.state.holdout import KEY, KEY_BYTES
 from edgetune.demo.run import SYSTEM
 from edgetune.evaluation.judge import same
-from edgetune.evaluation.significance import two_sided
+from edgetune.evaluation.significance import two_sided, won_and_lost
 from edgetune.machine.policy import Policy
 
 HOME = Path(__file__).parents[2] / "edgetune" / "demo" / "data"
@@ -118,9 +118,7 @@ def share(rights: Sequence[bool]) -> float:
 
 def verdicts(results: Sequence[Result]) -> dict[str, bool]:
     """{what is asked for, with what was found: whether it was reached}."""
-    pairs = [*zip(joined(results, "before", COMMANDS), joined(results, "after", COMMANDS), strict=True)]
-    wins = sum(new and not old for old, new in pairs)
-    losses = sum(old and not new for old, new in pairs)
+    wins, losses = won_and_lost(joined(results, "before", COMMANDS), joined(results, "after", COMMANDS))
     p = two_sided(wins, losses)
     old, new = (share(joined(results, when, SNIPS)) for when in ("before", "after"))
     wrong = [one for result in results for one in result["rounds"] if one["kind"] != "good"]

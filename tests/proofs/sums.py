@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from proofs.own import BUILD, add_result, model_path, read_results
 from proofs.preferences import edgetune, written
 
-from edgetune.evaluation.significance import Z, two_sided
+from edgetune.evaluation.significance import Z, two_sided, won_and_lost
 
 Row = dict[str, Any]
 Result = dict[str, Any]
@@ -130,9 +130,9 @@ def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
 def wins_and_losses(runs: Sequence[Result], others: Sequence[Result], name: str) -> tuple[int, int]:
     """By what results have a value of for each question, of the seeds that both have."""
     of_seed = {run["seed"]: run[name] for run in others}
-    pairs = [pair for run in runs if run["seed"] in of_seed
-             for pair in zip(run[name], of_seed[run["seed"]], strict=True)]
-    return sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    both = [run for run in runs if run["seed"] in of_seed]
+    return won_and_lost([value for run in both for value in of_seed[run["seed"]]],
+                        [value for run in both for value in run[name]])
 
 
 def against(runs: Sequence[Result], others: Sequence[Result], name: str) -> str:

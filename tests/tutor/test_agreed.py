@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from asked import question
 
 from edgetune.formats.bundle import Bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -15,13 +16,8 @@ from edgetune.tutor import agreed
 from edgetune.tutor.agreed import nearness, with_agreed
 from edgetune.tutor.answering import Said
 from edgetune.tutor.options import TutorOptions
-from edgetune.tutor.questions import Question, key_of, pool_of
+from edgetune.tutor.questions import Question, pool_of
 from edgetune.tutor.setting import Setting
-
-
-def question(text: str, reference: str = "", most: str = "") -> Question:
-    row = {"prompt": text}
-    return Question(key_of(row), row, reference, most)
 
 
 @pytest.fixture
@@ -47,6 +43,6 @@ def test_questions_of_which_answers_agree_judge(setting: Setting, monkeypatch: p
 
 
 def test_what_an_answer_has_in_common() -> None:
-    assert nearness(question("q", most='{"a": 1, "b": 2}'), '{"a": 1, "b": 3, "c": 4}') == pytest.approx(2 / 5)
+    assert nearness(question("q", agreed='{"a": 1, "b": 2}'), '{"a": 1, "b": 3, "c": 4}') == pytest.approx(2 / 5)
     assert nearness(question("q", "yes", "no"), "yes") == 1.0
-    assert nearness(question("q", most="no"), "yes") == 0.0
+    assert nearness(question("q", agreed="no"), "yes") == 0.0

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from asked import question
 
 from edgetune.evaluation.graders.agreement import parts_of
 from edgetune.evaluation.graders.base import Grade
@@ -14,14 +15,8 @@ from edgetune.tutor.agreement import consensus
 from edgetune.tutor.answering import Said
 from edgetune.tutor.evaluating import auc, collapse, evaluate, probabilities_of_yes
 from edgetune.tutor.options import TutorOptions
-from edgetune.tutor.questions import Question, key_of
 
 OPTIONS = TutorOptions()
-
-
-def question(text: str = "how many?", reference: str = "") -> Question:
-    row = {"prompt": text}
-    return Question(key_of(row), row, reference)
 
 
 def said(*texts: str) -> list[Said]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from asked import question
 
 from edgetune.formats.bundle import Bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -27,11 +27,6 @@ TEXTS = ("turn on the lamp in the hall", "turn off the lamp", "play a song by mi
          "play the weather song", "open the blinds in the hall")
 OPTIONS = TutorOptions(samples=2, shown=3, max_tokens=5)
 CONFIG = TrainConfig(threads=1, precision="exact")
-
-
-def question(asked: str | list[dict[str, Any]], reference: str = "") -> Question:
-    row: dict[str, Any] = {"prompt": asked} if isinstance(asked, str) else {"messages": asked}
-    return Question(key_of(row), row, reference)
 
 
 LABELLED = [question(text, f"answer {i}") for i, text in enumerate(TEXTS)]

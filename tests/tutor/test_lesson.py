@@ -8,21 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from asked import question
 
 from edgetune.formats.bundle import Bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 from edgetune.tutor.lesson import AGREED, ANSWERED, LABELLED, REPLAYED, Taught, lesson
 from edgetune.tutor.options import TutorOptions
-from edgetune.tutor.questions import Question, key_of, pool_of
+from edgetune.tutor.questions import pool_of
 from edgetune.tutor.setting import Setting
 
 OPTIONS = TutorOptions(replay=0.25, unverified=0.5)
-
-
-def question(text: str, reference: str = "") -> Question:
-    row = {"prompt": text}
-    return Question(key_of(row), row, reference)
 
 
 @pytest.fixture

@@ -1,0 +1,13 @@
+"""Questions of the tutor, for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgetune.tutor.questions import Question, key_of
+
+
+def question(asked: str | list[dict[str, Any]] = "how many?", reference: str = "", agreed: str = "") -> Question:
+    """asked: a prompt, or messages."""
+    row: dict[str, Any] = {"prompt": asked} if isinstance(asked, str) else {"messages": asked}
+    return Question(key_of(row), row, reference, agreed)
