@@ -120,7 +120,7 @@ def trained(model: Path, folder: Path, out: Path, start: Path, arm: str, rows: l
     method = ["--method", "nlft"] if arm.startswith("nlft") else []
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     edgetune("train", model, written(folder / f"{out.name}.jsonl", rows), "-o", out, "--start", start, "--eval", "none",
-             "--no-answers", *method, *flags, "--json")
+             "--no-answers", "--no-govern", *method, *flags, "--json")
 
 
 def randomly_weighted(bundle: Any, rows: list[Row], seed: int) -> Dataset:

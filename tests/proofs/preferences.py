@@ -81,7 +81,8 @@ def measured(model: Path, folder: Path, variant: str, options: list[str], seed: 
     first = folder / f"first-{seed}"
     few = written(folder / "few.jsonl", rows[:FEW])
     if not (first / "adapter.gguf").exists():
-        edgetune("train", model, few, "-o", first, "--system", SYSTEM, "--no-answers", "--seed", seed, "--json")
+        edgetune("train", model, few, "-o", first, "--system", SYSTEM, "--no-answers", "--no-govern", "--seed",
+                 seed, "--json")
     learned = rows[FEW:FEW + args.rows]
     judging = rows[HELD:HELD + args.asked]
     pairs = own_pairs(model, first, learned, seed, folder / f"pairs-{seed}.jsonl")
@@ -94,8 +95,8 @@ def measured(model: Path, folder: Path, variant: str, options: list[str], seed: 
         data = written(folder / "rows.jsonl", learned) if "sft" in options else pairs
         began = time.monotonic()
         if not (out / "adapter.gguf").exists():
-            edgetune("train", model, data, "-o", out, "--start", first, "--system", SYSTEM, "--no-answers", "--seed",
-                     seed, *options, "--json")
+            edgetune("train", model, data, "-o", out, "--start", first, "--system", SYSTEM, "--no-answers",
+                     "--no-govern", "--seed", seed, *options, "--json")
         seconds = time.monotonic() - began
     of = ["--adapter", out, "--engine", "native", "--system", SYSTEM, "--json"]
     preferred = edgetune("eval", model, held_pairs, *of)

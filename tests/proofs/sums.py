@@ -76,7 +76,8 @@ def learned(model: Path, rows: Path, out: Path, *options: object) -> float:
     """Seconds of the training; a folder that is there is trained to its end, and not again."""
     record = out / "run.json"
     if not record.exists() or json.loads(record.read_text(encoding="utf-8"))["status"] != "done":
-        edgetune("train", model, rows, "-o", out, *options, *(["--resume"] if out.exists() else []), "--json")
+        edgetune("train", model, rows, "-o", out, "--no-govern", *options, *(["--resume"] if out.exists() else []),
+                 "--json")
     return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
 
 

@@ -95,7 +95,7 @@ def trained(model: Path, rows: Path, out: Path, start: Path, seed: int, steps: i
     if not (out / "adapter.gguf").exists():
         length = ["--steps", steps] if steps else ["--epochs", 1]
         edgetune("train", model, rows, "-o", out, "--start", start, "--system", SYSTEM, "--seed", seed, "--eval",
-                 "none", "--batch-size", 8, "--lr", LR, "--no-answers", *length, "--json")
+                 "none", "--batch-size", 8, "--lr", LR, "--no-answers", "--no-govern", *length, "--json")
 
 
 def steps_of(folder: Path, seed: int) -> int:
