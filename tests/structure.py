@@ -71,8 +71,9 @@ INSIDE = {
                 ["length", "optim", "passes"], ["gradient", "judge"], ["answered"],
                 ["batches", "forecast", "plan", "rollouts"], ["anchored", "planned"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
-    "tutor": [["agreement", "files", "options", "questions"], ["inspect", "nearest", "setting"], ["answering"],
-             ["evaluating", "generating"], ["agreed", "correcting", "lesson"], ["gate", "search"], ["loop"], ["teach"]],
+    "tutor": [["agreement", "files", "options", "questions"], ["form", "inspect", "nearest"], ["setting"],
+             ["answering"], ["evaluating", "generating"], ["agreed", "correcting", "lesson"], ["gate", "search"], ["loop"],
+             ["teach"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from ..errors import DataError
@@ -108,7 +108,12 @@ def _array(values: Sequence[list[Any]]) -> dict[str, Any]:
 
 
 def _text(values: Sequence[str]) -> dict[str, Any]:
-    counts = Counter(values)
-    if len(counts) <= MOST_VALUES and min(counts.values()) > 1 and len(values) >= OFTEN * len(counts):
-        return {"type": "string", "enum": sorted(counts)}
+    if is_closed(values):
+        return {"type": "string", "enum": sorted(set(values))}
     return {"type": "string", "maxLength": max(ROOM * max(map(len, values)), 64)}
+
+
+def is_closed(values: Sequence[Hashable]) -> bool:
+    """Whether no other value is to be expected: few occurred, all of them twice at least (Good and Turing)."""
+    counts = Counter(values)
+    return len(counts) <= MOST_VALUES and min(counts.values()) > 1 and len(values) >= OFTEN * len(counts)

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..evaluation.graders.agreement import parts_of
-from .agreement import consensus, in_common
+from .agreement import Consensus, consensus, in_common
+from .answering import Said
+from .form import kept
 from .generating import answers_behind_rows
 from .questions import Question
 from .setting import Setting
@@ -30,9 +32,15 @@ def with_agreed(setting: Setting, number: int, questions: Sequence[Question],
         return []
     said = answers_behind_rows(setting, number, questions, setting.pairs(published))
     setting.release()
-    agreed = [consensus([one.text for one in of if one.ended]) for of in said]
+    agreed = [_agreed(setting, question, of) for question, of in zip(questions, said, strict=True)]
     return [replace(question, agreed=found.text) for question, found in zip(questions, agreed, strict=True)
-            if found and found.share >= SURE]
+            if found and found.trust >= SURE]
+
+
+def _agreed(setting: Setting, question: Question, said: Sequence[Said]) -> Consensus | None:
+    """What answers that the model ended have in common, if they keep the form of labelled ones."""
+    texts = [one.text for one in said if one.ended]
+    return consensus(texts, kept(setting.form, question, texts))
 
 
 def nearness(question: Question, text: str) -> float:

@@ -18,11 +18,13 @@ from ..evaluation.graders.agreement import form_of, parts_of
 class Consensus:
     """The answer that has most in common with all. share: of parts in common with an answer, mean over all of them,
     itself too; for answers that are no JSON the share that says the same. places: of those that say the same.
+    trust: the share, where answers that may not count have nothing in common.
     """
 
     text: str
     share: float
     places: tuple[int, ...]
+    trust: float
 
 
 def consensus(texts: Sequence[str], among: Sequence[int] | None = None) -> Consensus | None:
@@ -35,7 +37,8 @@ def consensus(texts: Sequence[str], among: Sequence[int] | None = None) -> Conse
         return None
     best = max(shares, key=lambda place: (round(shares[place], 9), -place))
     form = form_of(texts[best])
-    return Consensus(texts[best], shares[best], tuple(place for place in places if form_of(texts[place]) == form))
+    says_it = tuple(place for place in places if form_of(texts[place]) == form)
+    return Consensus(texts[best], shares[best], says_it, shares[best] * len(places) / len(texts))
 
 
 def in_common(a: frozenset[Hashable], b: frozenset[Hashable]) -> float:

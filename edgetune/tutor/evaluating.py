@@ -17,8 +17,9 @@ from ..evaluation.graders.sample import Sample
 from ..evaluation.judge import same
 from ..serving.rollouts.forward import open_decoder
 from ..training.judge import EngineJudge
-from .agreement import Consensus, consensus
+from .agreement import consensus
 from .answering import Said
+from .form import Form, kept
 from .options import TutorOptions
 from .questions import Question
 from .setting import Setting
@@ -81,8 +82,10 @@ def graded(setting: Setting, questions: Sequence[Question], said: Sequence[Seque
 
 
 def evaluate(question: Question, said: Sequence[Said], grades: Sequence[Grade], passes_at: float,
-             options: TutorOptions, yes: Sequence[float] = ()) -> Evaluated:
-    """yes: how probable the model finds it that each answer is right; empty where it may not judge."""
+             options: TutorOptions, yes: Sequence[float] = (), form: Form | None = None) -> Evaluated:
+    """yes: how probable the model finds it that each answer is right; empty where it may not judge. form: of labelled
+    answers, which those that agree must keep.
+    """
     texts = [one.text for one in said]
     rewards = [grade.reward for grade in grades]
     if question.reference:
@@ -92,17 +95,19 @@ def evaluate(question: Question, said: Sequence[Said], grades: Sequence[Grade], 
     if grades:
         right = [grade.applicable and grade.reward >= passes_at for grade in grades]
         agreed = consensus(texts, [i for i, is_right in enumerate(right) if is_right])
-        return _found(question, said, right, rewards, GRADER, *_label(agreed, 1.0))
-    agreed = consensus(texts) if len(texts) >= FEWEST_TO_AGREE else None
-    if agreed and agreed.share >= options.agreement:
+        label, weight = (agreed.text, agreed.share) if agreed else ("", 0.0)
+        return _found(question, said, right, rewards, GRADER, label, weight)
+    agreed = consensus(texts, kept(form, question, texts)) if len(texts) >= FEWEST_TO_AGREE else None
+    if agreed and agreed.trust >= options.agreement:
         known = [i in agreed.places for i in range(len(texts))]
-        return _found(question, said, known, rewards, AGREEMENT, *_label(agreed, options.agreement_weight))
+        weight = options.agreement_weight * agreed.trust
+        return _found(question, said, known, rewards, AGREEMENT, agreed.text, weight)
     if len(yes):
         right = [probability >= SURE_YES for probability in yes]
         best = max(range(len(texts)), key=lambda i: yes[i])
         label = texts[best] if right[best] else ""
         return _found(question, said, right, rewards, SELF, label, options.judged_weight)
-    rate = agreed.share if agreed else 0.0
+    rate = agreed.trust if agreed else 0.0
     return Evaluated(question.key, [None] * len(texts), rewards, NOBODY, "", 0.0, rate)
 
 
@@ -111,10 +116,6 @@ def _found(question: Question, said: Sequence[Said], right: Sequence[bool], rewa
     own = [is_right for one, is_right in zip(said, right, strict=True) if not one.shown]
     rate = sum(own) / len(own)
     return Evaluated(question.key, list(right), rewards, by, label, weight if label else 0.0, rate)
-
-
-def _label(agreed: Consensus | None, weight: float) -> tuple[str, float]:
-    return (agreed.text, weight * agreed.share) if agreed else ("", 0.0)
 
 
 # ---- the model as a judge --------------------------------------------------------------------------------------------

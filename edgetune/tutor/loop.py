@@ -38,6 +38,7 @@ from .evaluating import (
     probabilities_of_yes,
 )
 from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
+from .form import kept
 from .generating import generate
 from .lesson import AGREED, ANSWERED, REVISED, WRONG, Taught, read_taught
 from .questions import DEV, JUDGE, Question
@@ -190,14 +191,16 @@ class Tutor:
         asked, said = _said(setting, found)
         passes_at = setting.grader.passes_at if setting.grader else 1.0
         grades = graded(setting, asked, said)
-        told = [evaluate(question, of_question, grade, passes_at, setting.options)
+        told = [evaluate(question, of_question, grade, passes_at, setting.options, form=setting.form)
                 for question, of_question, grade in zip(asked, said, grades, strict=True)]
         told, measured = self._judged(asked, said, grades, told)
         by = {name: sum(one.by == name for one in told) for name in dict.fromkeys(one.by for one in told)}
         rate = sum(one.rate for one in told) / len(told)
         why = collapse(asked, said)
-        facts = {"by": by, "rate": rate, "labels": sum(bool(one.label) for one in told), "auc": measured,
-                 "collapse": why}
+        keep = sum(len(kept(setting.form, question, [one.text for one in of_question]))
+                   for question, of_question in zip(asked, said, strict=True))
+        facts = {"by": by, "keep_form": keep, "rate": rate, "labels": sum(bool(one.label) for one in told),
+                 "auc": measured, "collapse": why}
         return {"facts": facts, "collapse": why, "evaluated": [one.to_json() for one in told]}
 
     def _judged(self, asked: Sequence[Question], said: Sequence[Sequence[Said]], grades: Sequence[Sequence[Grade]],
@@ -216,7 +219,7 @@ class Tutor:
         found = list(told)
         for i, of in zip(nobody, probabilities_of_yes(judge, [asked[i] for i in nobody], [said[i] for i in nobody]),
                          strict=True):
-            found[i] = evaluate(asked[i], said[i], grades[i], 1.0, setting.options, of)
+            found[i] = evaluate(asked[i], said[i], grades[i], 1.0, setting.options, of, setting.form)
         return found, measured
 
     def _correct(self, of: Round, found: Found, evaluated: Found) -> Found:

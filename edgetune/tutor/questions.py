@@ -168,35 +168,34 @@ def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader:
             held: Sequence[Question] = ()) -> Pool:
     """has_grader: whether questions without a right answer can judge. held: those that judge, where the caller decides
     that; all others are learned from, but those without a right answer that choose how far to go. Where fewer than FEW
-    questions judge by right answers, the agreement of answers to others judges beside them. Raises DataError where
-    nothing can judge.
+    questions judge by right answers, the agreement of answers to others judges beside them and chooses how far to go,
+    so that more right answers are learned. Raises DataError where nothing can judge.
     """
     known: dict[str, Question] = {}
     for question in (*held, *labelled, *asked):
         known.setdefault(question.key, question)
     apart = {question.key for question in held}
-    sides: dict[str, list[Question]] = {LEARN: [], DEV: [], JUDGE: []}
-    for question in known.values():
-        can_judge = bool(question.reference) or has_grader
-        side = question.side if can_judge else LEARN
-        if held:
-            side = DEV if side == DEV and not question.reference else LEARN
-        if question.key not in apart:
-            sides[side].append(question)
-        elif can_judge:
-            sides[JUDGE].append(question)
+    others = [question for question in known.values() if question.key not in apart]
+    judge = [question for question in held or others
+             if (question.reference or has_grader) and (held or question.side == JUDGE)]
+    is_few = not has_grader and not held and len(judge) < FEW
+    learn: list[Question] = []
+    dev: list[Question] = []
     bare: dict[str, list[Question]] = {DEV: [], JUDGE: []}
-    if not has_grader and not held and len(sides[JUDGE]) < FEW:
-        for side, questions in bare.items():
-            questions += [one for one in sides[LEARN] if not one.reference and one.side == side]
-        apart = {question.key for questions in bare.values() for question in questions}
-        sides[LEARN] = [question for question in sides[LEARN] if question.key not in apart]
-    if not sides[JUDGE]:
+    for question in others:
+        can_judge = bool(question.reference) or has_grader
+        if is_few and not can_judge and question.side != LEARN:
+            bare[question.side].append(question)
+        elif can_judge and question.side == DEV and not is_few and not (held and question.reference):
+            dev.append(question)
+        elif held or not can_judge or question.side != JUDGE:
+            learn.append(question)
+    if not judge:
         raise DataError("nothing can judge what is learned: no prompt with a known answer is held out, and there is no "
                         "grader", "give more rows with answers (--labelled FILE), or a grader (--grader FILE)")
-    if not sides[LEARN]:
+    if not learn:
         raise DataError("every question is held out to judge", "give more prompts")
-    return Pool(sides[LEARN], sides[DEV], sides[JUDGE], bare, known)
+    return Pool(learn, dev, judge, bare, known)
 
 
 def select(pool: Pool, rates: Mapping[str, float], wanted: int, unseen: float, seed: Sequence[int]) -> list[Question]:

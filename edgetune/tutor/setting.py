@@ -22,6 +22,7 @@ from ..machine import device
 from ..machine.governor import Governor
 from ..training.config import TrainConfig
 from ..training.throttle import Courtesy
+from .form import Form, common_form
 from .options import TutorOptions
 from .questions import Pool
 
@@ -63,6 +64,11 @@ class Setting:
     @property
     def system(self) -> str | None:
         return self.config.system or None
+
+    @cached_property
+    def form(self) -> Form | None:
+        """What labelled answers have in common, for where nothing else says what is right."""
+        return common_form(self.pool.labelled)
 
     def seed(self, number: int, purpose: str) -> int:
         """Of everything random in a round that serves a purpose."""

@@ -22,16 +22,17 @@ from edgetune.tutor.setting import Setting
 
 @pytest.fixture
 def setting(bundle: Bundle, tmp_path: Path) -> Iterator[Setting]:
-    labelled = [question(f"q {i}", "ab") for i in range(20)]
+    labelled = [question(f"q {i}", f"{i + 100}") for i in range(20)]
     with closing(Tokenizer(bundle.gguf)) as tokenizer:
         yield Setting(bundle, tokenizer, pool_of(labelled, [], has_grader=False), None,
                       TutorOptions(), TrainConfig(threads=1, precision="exact"), tmp_path)
 
 
 def test_questions_of_which_answers_agree_judge(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that was cut agrees with none."""
+    """An answer that was cut agrees with none, nor does one of another form than labelled ones, which are numbers."""
     said = {"sure": [("1", True), ("1", True), ("2", True)], "unsure": [("1", True), ("2", True), ("3", True)],
-            "cut": [("1", False), ("1", False), ("2", True), ("3", True), ("4", True)], "mute": [("", True)]}
+            "cut": [("1", False), ("1", False), ("2", True), ("3", True), ("4", True)], "mute": [("", True)],
+            "words": [("one", True), ("one", True), ("1", True)]}
 
     def answers(_: Setting, _number: int, questions: Sequence[Question], _pairs: object) -> list[list[Said]]:
         return [[Said(text, 1, ended) for text, ended in said[one.text]] for one in questions]

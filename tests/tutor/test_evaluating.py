@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from edgetune.evaluation.graders.base import Grade
 from edgetune.tutor.agreement import consensus
 from edgetune.tutor.answering import Said
 from edgetune.tutor.evaluating import auc, collapse, evaluate, probabilities_of_yes
+from edgetune.tutor.form import common_form
 from edgetune.tutor.options import TutorOptions
 
 OPTIONS = TutorOptions()
@@ -130,3 +132,14 @@ def test_one_right_answer_to_all_questions_is_no_collapse() -> None:
     assert not collapse(asked, [said("ok", "ok") for _ in asked])
     asked[0] = question("q 0", "other")
     assert collapse(asked, [said("ok", "ok") for _ in asked])
+
+
+def test_what_breaks_the_form_of_labelled_answers_has_nothing_in_common() -> None:
+    """Four name a field that no row has, two of nine say the same in the known form: a trust of two ninths."""
+    form = common_form([question(f"{i}?", json.dumps({"a": i})) for i in range(9)])
+    texts = [*['{"b": 1}'] * 4, '{"a": 1}', '{"a": 1}', "no", "no", "no"]
+    asked = question("1?")
+    found = evaluate(asked, said(*texts), [], 1.0, replace(OPTIONS, agreement=0.2), form=form)
+    assert (found.label, found.weight) == ('{"a": 1}', pytest.approx(0.5 * 2 / 9))
+    assert evaluate(asked, said(*texts), [], 1.0, replace(OPTIONS, agreement=0.25), form=form).by == "nobody"
+    assert evaluate(asked, said(*texts), [], 1.0, replace(OPTIONS, agreement=0.4)).label == '{"b": 1}'

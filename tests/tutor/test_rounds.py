@@ -218,9 +218,14 @@ def test_a_grader_that_asks_a_model_judges_every_step(bundle: Bundle, files: Fil
 
 def test_without_a_grader_most_answers_judge_beside_few_right_ones(bundle: Bundle, files: Files,
                                                                     tmp_path: Path) -> None:
-    """The rate of learning is far too high for a second round, which is refused. Held-out prompts are never learned."""
+    """The rate of learning is far too high for a second round, which is refused. Held-out prompts are never learned.
+
+    One labelled answer differs, so that others may.
+    """
     out = tmp_path / "out"
-    found = teach(bundle, files[0], out, labelled=files[1], keep=files[2], config=CONFIG,
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text(files[1].read_text() + '{"prompt": "tell more", "completion": "ab"}\n')
+    found = teach(bundle, files[0], out, labelled=labelled, keep=files[2], config=CONFIG,
                   options=replace(OPTIONS, rounds=1, temperature=0.1))
     before, of = rounds_of(out)
     judged = of.read("gate") or {}

@@ -1,0 +1,101 @@
+"""What all labelled answers have in common, and so what a right answer to another question has too.
+
+A few labelled rows say more than their answers: which fields there are, which values a field has if it has few, which
+fields come with which of these, and whether values are taken from what is asked. An answer that breaks what rows keep
+is wrong more often than one that keeps it, however many others say the same.
+
+What holds for all rows may hold by chance where they are few. So each of these is a check only if most labelled
+answers keep what the others say, part of them left out at a time (cross-validation, Stone 1974).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.answer_schema import LEAST, is_closed
+from ..evaluation.graders.agreement import parts_of
+from ..evaluation.graders.grounded import normal, stands_in
+from .questions import Question
+
+FOLDS = 10
+MOST = 0.5  # of labelled answers keep what the others say, for a check
+
+Place = Hashable  # where a value stands in an answer
+
+
+@dataclass(frozen=True)
+class Form:
+    """closed: the values of each field that has few. places: where values stand; beside: where they stand in answers
+    that have a certain value of such a field. checks: the names of those that count.
+    """
+
+    closed: Mapping[Place, frozenset[Hashable]]
+    places: frozenset[Place]
+    beside: Mapping[Hashable, frozenset[Place]]
+    checks: frozenset[str] = frozenset()
+
+    def keeps(self, question: Question, text: str) -> bool:
+        """Whether an answer to a question passes all checks."""
+        parts = parts_of(text)
+        return bool(parts) and all(CHECKS[name](self, question, parts) for name in self.checks)
+
+    def has_fields(self, _: Question, parts: Iterable[Any]) -> bool:
+        places = {place for place, _ in parts}
+        known = [self.beside.get(part, frozenset()) for part in parts if part[0] in self.closed]
+        return places <= self.places and all(places <= beside for beside in known)
+
+    def has_values(self, _: Question, parts: Iterable[Any]) -> bool:
+        return all(value in self.closed[place] for place, value in parts if place in self.closed)
+
+    def is_grounded(self, question: Question, parts: Iterable[Any]) -> bool:
+        source = normal(question.text)
+        return all(_stands_in(source, value) for place, value in parts if place not in self.closed)
+
+
+CHECKS: dict[str, Callable[[Form, Question, Iterable[Any]], bool]] = {
+    "fields": Form.has_fields, "values": Form.has_values, "grounded": Form.is_grounded}
+
+
+def kept(form: Form | None, question: Question, texts: Sequence[str]) -> list[int]:
+    """The places of those answers to a question that keep a form; all without one."""
+    return [place for place, text in enumerate(texts) if form is None or form.keeps(question, text)]
+
+
+def common_form(labelled: Sequence[Question]) -> Form | None:
+    """None where labelled answers are too few to say anything, or keep nothing that others do."""
+    if len(labelled) < LEAST:
+        return None
+    kept = dict.fromkeys(CHECKS, 0)
+    for fold in range(FOLDS):
+        form = _form(labelled[i] for i in range(len(labelled)) if i % FOLDS != fold)
+        for question in labelled[fold::FOLDS]:
+            parts = parts_of(question.reference)
+            for name, check in CHECKS.items():
+                kept[name] += check(form, question, parts)
+    checks = frozenset(name for name, count in kept.items() if count > MOST * len(labelled))
+    form = _form(labelled)
+    return Form(form.closed, form.places, form.beside, checks) if checks else None
+
+
+def _form(labelled: Iterable[Question]) -> Form:
+    answers: list[frozenset[Any]] = [parts_of(question.reference) for question in labelled]
+    values: dict[Place, list[Hashable]] = {}
+    for parts in answers:
+        for place, value in parts:
+            values.setdefault(place, []).append(value)
+    closed = {place: frozenset(found) for place, found in values.items() if is_closed(found)}
+    beside: dict[Hashable, frozenset[Place]] = {}
+    for parts in answers:
+        places = frozenset(place for place, _ in parts)
+        for part in parts:
+            if part[0] in closed:
+                beside[part] = beside.get(part, frozenset()) | places
+    return Form(closed, frozenset(values), beside)
+
+
+def _stands_in(source: str, value: Any) -> bool:
+    """Whether a value of `parts_of` stands in a normal text; what is neither text nor number need not."""
+    said = value[1] if isinstance(value, tuple) else value
+    return isinstance(said, bool) or not isinstance(said, str | int | float) or stands_in(source, said)
