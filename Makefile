@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check cuda cuda-steps arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor second-task nlft shared service cycles wheels \
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor second-task compaction nlft shared service cycles wheels \
     installs clean
 
 help: ## this list
@@ -124,6 +124,9 @@ load: ready ## seven minutes: 32 clients chat with a daemon that trains and prom
 
 life: ready ## an hour, needs ../shared: a daemon learns Snips from corrections, refuses wrong ones; LIFE="--state DIR" to continue it
 	$(RUN) proofs/life.py $(LIFE)
+
+compaction: ready ## minutes a life, needs ../shared: lives that ended, all that they learned learned anew; COMPACTION="--lives DIR ..."
+	$(RUN) proofs/compaction.py $(COMPACTION)
 
 corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
 	$(RUN) proofs/corrections.py

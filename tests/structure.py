@@ -72,8 +72,8 @@ INSIDE = {
                 ["batches", "forecast", "plan", "rollouts"], ["anchored", "planned"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
     "tutor": [["agreement", "files", "options", "questions"], ["form", "inspect", "nearest"], ["setting"],
-             ["answering"], ["evaluating", "generating"], ["agreed", "correcting", "lesson"], ["gate", "search"], ["loop"],
-             ["teach"]],
+             ["answering"], ["evaluating", "generating"], ["agreed", "correcting", "lesson"], ["gate", "search"],
+             ["loop"], ["teach"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

