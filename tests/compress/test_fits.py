@@ -44,7 +44,7 @@ def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny: Path) ->
     assert said["predicted_peak_bytes"] == there["peak_bytes"]
     assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
     here = planned(tiny)["process_bytes"]
-    assert 0 <= there["process_bytes"] - here < 16 << 20  # over what Python takes, which differs by machine
+    assert abs(there["process_bytes"] - here) < 16 << 20  # what Python takes differs by machine and page cache
 
 
 def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2: Path) -> None:
