@@ -164,6 +164,7 @@ def test_more_rounds_continue(bundle: Bundle, files: Files, done: Path, tmp_path
     assert bytes_of(out) == bytes_of(done)
 
 
+@pytest.mark.slow
 def test_a_step_back(bundle: Bundle, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a person took back is not published again when the rounds are continued. Here every gate is open."""
     decide = gate.decide
