@@ -28,9 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
 from proofs import life
-from proofs.own import BUILD, add_result, model_path, read_results
-from proofs.preferences import edgetune, written
-from proofs.sums import Result
+from proofs.compared import BUILD, Result, add_result, edgetune, model_path, read_results, written
 from proofs.tutor import forgotten
 
 LESS = 0.02  # of exact answers, that learning anew may have

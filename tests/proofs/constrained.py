@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.own import model_path
+from proofs.compared import model_path
 
 from edgetune.llamacpp.json_schema import grammar_of
 from edgetune.serving.batcher import KEPT, Batcher

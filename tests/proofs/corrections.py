@@ -25,7 +25,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import SETS, OwnSet, Row, wilson
-from proofs.own import BUILD, add_result, model_path, read_results, right_answers, trained
+from proofs.compared import BUILD, add_result, model_path, read_results
+from proofs.own import right_answers, trained
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service

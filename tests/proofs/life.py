@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.own import add_result, read_results
+from proofs.compared import add_result, read_results
 
 from edgetune import TrainConfig
 from edgetune.daemon.options import DaemonConfig

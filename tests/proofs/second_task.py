@@ -28,8 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from proofs.compared import BUILD, add_result, model_path, read_results
 from proofs.life import Row, answered, live, rows_of, shuffled, swapped
-from proofs.own import BUILD, add_result, model_path, read_results
 
 from edgetune import TrainConfig
 from edgetune.daemon.options import DaemonConfig

@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.own import model_path
+from proofs.compared import model_path
 
 from edgetune import TrainConfig
 from edgetune.backends.arena import lay_out

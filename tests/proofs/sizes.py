@@ -34,7 +34,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
-from proofs.own import BUILD, DEFAULT, add_result, model_path, read_results, trained
+from proofs.compared import BUILD, add_result, model_path, read_results
+from proofs.own import DEFAULT, trained
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo

