@@ -1,19 +1,27 @@
-"""The JSON schema that the answers of rows have in common: their keys, types and, where few occur, their values."""
+"""The JSON schema that the answers of rows have in common: their keys, types and, where few occur, their values.
+
+A row that comes several times says no more than once: a lesson repeats each, and all of its values would seem to be
+frequent ones.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from graphlib import CycleError, TopologicalSorter
+from hashlib import sha256
 from typing import Any
 
 from ..errors import DataError
+from ..llamacpp.json_schema import ANY_ORDER
 from .rows import Row, shape_of
 
 LEAST = 8  # answers from which a schema is derived
 MOST_VALUES = 48  # of an enumeration
 MOST_KEYS = 64  # of an object: with more they are no names of fields
 OFTEN = 3  # times that a value of an enumeration occurs, on average
+ENOUGH = 10  # values of a field, before they are taken for all that there are
 DEEPEST = 16
 LARGEST = 10**15  # of whole numbers: what a grammar writes
 ROOM = 4  # times the longest text, or list, that occurred
@@ -26,12 +34,22 @@ def derive(rows: Iterable[Row]) -> dict[str, Any] | None:
     one is unlikely then.
     """
     values = []
-    for answer in _answers(rows):
+    for answer in _answers(_different(rows)):
         value = _parsed(answer)
         if not isinstance(value, dict | list) or not _is_plain(value, DEEPEST):
             return None
         values.append(value)
     return _schema(values) if len(values) >= LEAST else None
+
+
+def _different(rows: Iterable[Row]) -> Iterable[Row]:
+    """Each row once. What JSON cannot write is no row of answers in JSON, and ends the search for a schema."""
+    seen = set()
+    for row in rows:
+        key = sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest()
+        if key not in seen:
+            seen.add(key)
+            yield row
 
 
 def _answers(rows: Iterable[Row]) -> Iterable[str]:
@@ -91,14 +109,31 @@ def _schema(values: Sequence[Any]) -> dict[str, Any]:
 
 def _object(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, list[Any]] = {}
-    for value in sorted(values, key=len, reverse=True):  # the longest say in which order keys come
+    for value in sorted(values, key=len, reverse=True):
         for key, inner in value.items():
             found.setdefault(key, []).append(inner)
     if len(found) > MOST_KEYS:
         return {"type": "object", "additionalProperties": _schema([inner for each in found.values() for inner in each])}
-    return {"type": "object", "properties": {key: _schema(inner) for key, inner in found.items()},
-            "required": [key for key, inner in found.items() if len(inner) == len(values)],
-            "additionalProperties": False}
+    order = _order(values)
+    properties = {key: _schema(found[key]) for key in order or found}
+    told = {"type": "object", "properties": properties, "additionalProperties": False}
+    if order is None:
+        return {**told, ANY_ORDER: True}
+    return {**told, "required": [key for key in order if len(found[key]) == len(values)]}
+
+
+def _order(values: Sequence[dict[str, Any]]) -> list[str] | None:
+    """Of keys, as all have it; None where some differ: to be held to another order than one has learned costs answers.
+    """
+    before: TopologicalSorter[str] = TopologicalSorter()
+    for value in values:
+        keys = list(value)
+        for earlier, key in zip([None, *keys], keys, strict=False):
+            before.add(key, *([] if earlier is None else [earlier]))
+    try:
+        return list(before.static_order())
+    except CycleError:
+        return None
 
 
 def _array(values: Sequence[list[Any]]) -> dict[str, Any]:
@@ -114,6 +149,9 @@ def _text(values: Sequence[str]) -> dict[str, Any]:
 
 
 def is_closed(values: Sequence[Hashable]) -> bool:
-    """Whether no other value is to be expected: few occurred, all of them twice at least (Good and Turing)."""
+    """Whether no other value is to be expected: few occurred, all of them twice at least (Good and Turing), in enough
+    answers.
+    """
     counts = Counter(values)
-    return len(counts) <= MOST_VALUES and min(counts.values()) > 1 and len(values) >= OFTEN * len(counts)
+    is_frequent = len(values) >= max(OFTEN * len(counts), ENOUGH)
+    return is_frequent and len(counts) <= MOST_VALUES and min(counts.values()) > 1

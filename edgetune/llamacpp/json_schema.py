@@ -1,7 +1,8 @@
 """A JSON schema as a grammar in GBNF: whatever the grammar lets through is valid under the schema.
 
 The reverse does not hold: keys come in the schema's order, without further ones, whitespace is what models write, and
-numbers have a length. What a grammar cannot hold to is refused, so that nobody relies on it.
+numbers have a length. What a grammar cannot hold to is refused, so that nobody relies on it. A key of our own,
+"x-any-order", lets an object's keys come in any order, if none is required.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ Schema = Mapping[str, Any]
 DEEPEST = 48  # schemas within one another
 MOST_RULES = 4000
 REPEATED = json_pattern.REPEATED
+ANY_ORDER = "x-any-order"
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 REFUSED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "patternProperties",
            "propertyNames", "minProperties", "maxProperties", "contains", "multipleOf",
@@ -236,11 +238,12 @@ class Rules:
         properties = {**properties, **{key: more for key in required if key not in properties}}
         if not properties:
             return r'"{" ws "}"' if more is False else self._map(more, place)
+        if schema.get(ANY_ORDER):
+            return self._unordered(properties, required, more, place)
         rest = '"}"'  # after all keys; behind a comma, and without one before
         first = '"}"'
         for key in reversed(properties):
-            value = self.rule(properties[key], f"{place}/properties/{key:.60}")
-            pair = self.named(f'{text(json.dumps(key, ensure_ascii=False))} ws ":" ws {value} ws')
+            pair = self._pair(properties, key, place)
             behind = self.named(rest)
             if key in required:
                 first = f"{pair} {behind}"
@@ -249,6 +252,17 @@ class Rules:
                 first = f"{pair} {behind} | {self.named(first)}"
                 rest = f'"," ws {pair} {behind} | {behind}'
         return f'"{{" ws ({first})'
+
+    def _unordered(self, properties: Schema, required: Sequence[str], more: Any, place: str) -> str:
+        """Keys in any order; one that comes twice counts as it comes last."""
+        if required or more is not False:
+            raise _cannot(f"{ANY_ORDER} and {'required' if required else 'additionalProperties'}", place)
+        pair = self.named(" | ".join(self._pair(properties, key, place) for key in properties))
+        return f'"{{" ws ({pair} ("," ws {pair})*)? "}}"'
+
+    def _pair(self, properties: Schema, key: str, place: str) -> str:
+        value = self.rule(properties[key], f"{place}/properties/{key:.60}")
+        return self.named(f'{text(json.dumps(key, ensure_ascii=False))} ws ":" ws {value} ws')
 
     def _map(self, more: Any, place: str) -> str:
         pair = self.named(f'string ws ":" ws {self.rule(more, f"{place}/additionalProperties")} ws')

@@ -14,11 +14,11 @@ from own_sets import SETS
 
 from edgetune.data.answer_schema import derive
 from edgetune.llamacpp.gbnf import check
-from edgetune.llamacpp.json_schema import grammar_of
+from edgetune.llamacpp.json_schema import ANY_ORDER, grammar_of
 
 
-def row(answer: object) -> dict[str, object]:
-    return {"prompt": "a", "completion": json.dumps(answer)}
+def row(answer: object, prompt: str = "a") -> dict[str, object]:
+    return {"prompt": prompt, "completion": json.dumps(answer)}
 
 
 def test_keys_types_and_few_values_are_those_that_occurred():
@@ -36,10 +36,43 @@ def test_keys_types_and_few_values_are_those_that_occurred():
                                    {"text": "{}"}, row({"n": 10**20}), {"messages": [
                                        {"role": "user", "content": "a"}, {"role": "assistant", "content": "Hello."}]}])
 def test_one_answer_of_another_kind_and_there_is_no_schema(other):
-    rows = [row({"a": 1})] * 20
+    rows = [row({"a": 1}, f"{i}") for i in range(20)]
     assert derive(rows)
     assert derive([*rows, other]) is None
     assert derive(rows[:3]) is None  # too few to say
+
+
+def test_a_row_that_comes_several_times_says_no_more_than_once():
+    """A lesson repeats each: every value would seem to be a frequent one."""
+    rows = [row({"artist": f"artist {i}"}, f"{i}") for i in range(12)]
+    assert derive(rows * 6) == derive(rows) == {
+        "type": "object", "properties": {"artist": {"type": "string", "maxLength": 64}}, "required": ["artist"],
+        "additionalProperties": False}
+    assert derive(rows[:7] * 6) is None
+    few = derive([row({"label": "ab"[i % 2]}, f"{i}") for i in range(9)])
+    assert few is not None
+    assert "enum" not in few["properties"]["label"]  # nine answers do not say that there are two labels
+
+
+def test_keys_come_in_the_order_that_all_rows_have():
+    rows = [row(dict(list({"a": i, "b": i, "c": i, "d": i}.items())[i % 3:][:2]), f"{i}") for i in range(12)]
+    found = derive(rows)
+    assert found is not None
+    assert list(found["properties"]) == ["a", "b", "c", "d"]  # no row has all of them
+    assert found["required"] == []
+    assert check(grammar_of(found))
+
+
+def test_keys_that_rows_have_in_different_orders_come_in_any():
+    rows = [row({"intent": "x", "slots": dict(sorted({"a": i, "b": i, "c": i}.items(), reverse=bool(i % 2)))}, f"{i}")
+            for i in range(12)]
+    found = derive(rows)
+    assert found is not None
+    slots = found["properties"]["slots"]
+    assert slots[ANY_ORDER]
+    assert "required" not in slots
+    assert found["required"] == ["intent", "slots"]
+    check_all(found, rows)
 
 
 @pytest.mark.parametrize("name", SETS)

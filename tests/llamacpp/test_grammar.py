@@ -76,6 +76,9 @@ def test_whatever_is_said_is_valid(tokenizer, schema, seed):
      ['{"v":null}', '{"v":null,"t":{"v":null}}'], ['{"t":{"v":null}}', '{"v":null,"t":{}}']),
     ({"type": "object", "properties": {"a": {"const": 1}, "b": {"enum": ["x", "y"]}}, "required": ["b"]},
      ['{"b":"x"}', '{"a":1,"b": "y"}'], ['{"a":1}', '{"b":"z"}', '{"b":"x","c":1}']),
+    ({"type": "object", "properties": {"a": {"const": 1}, "b": {"enum": ["x", "y"]}}, "additionalProperties": False,
+      "x-any-order": True}, ["{}", '{"b":"x"}', '{"b":"x", "a":1}', '{"a":1,"b":"y"}'],
+     ['{"c":1}', '{"a":2}', '{"a":1,}', '{"a":1 "b":"x"}']),
     ({"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}}, "required": ["k"]}, {"type": "null"}]},
      ['{"k":"a"}', "null"], ['{"k":"b"}', "1"]),
     ({"type": "array", "items": {"enum": ["a", "b", 1]}, "uniqueItems": True, "minItems": 1, "maxItems": 2},
@@ -106,6 +109,9 @@ def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
     ({"$ref": "http://x/y"}, "http://x/y"), ({"$ref": "#/$defs/a"}, "#/\\$defs/a"), ({"enum": []}, "enum"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"), ({"type": "integer", "minimum": "1"}, "minimum"),
     ({"type": "object", "required": ["a"], "additionalProperties": False}, "requires a key"),
+    ({"properties": {"a": {}}, "x-any-order": True}, "x-any-order and additionalProperties"),
+    ({"properties": {"a": {}}, "required": ["a"], "additionalProperties": False, "x-any-order": True},
+     "x-any-order and required"),
     ({"type": "string", "minimum": 1}, "minimum for another type"), (3, "schema is 3"),
     ({"type": "integer", "minimum": 3, "maximum": 2}, "no number is")])
 def test_what_cannot_be_held_to_is_refused(schema, says):
