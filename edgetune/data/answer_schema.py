@@ -43,10 +43,10 @@ def derive(rows: Iterable[Row]) -> dict[str, Any] | None:
 
 
 def _different(rows: Iterable[Row]) -> Iterable[Row]:
-    """Each row once. What JSON cannot write is no row of answers in JSON, and ends the search for a schema."""
+    """Each row once."""
     seen = set()
     for row in rows:
-        key = sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest()
+        key = sha256(repr(row).encode(errors="surrogatepass")).digest()
         if key not in seen:
             seen.add(key)
             yield row
@@ -109,7 +109,7 @@ def _schema(values: Sequence[Any]) -> dict[str, Any]:
 
 def _object(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, list[Any]] = {}
-    for value in sorted(values, key=len, reverse=True):
+    for value in values:
         for key, inner in value.items():
             found.setdefault(key, []).append(inner)
     if len(found) > MOST_KEYS:

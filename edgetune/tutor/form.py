@@ -67,14 +67,14 @@ def common_form(labelled: Sequence[Question]) -> Form | None:
     """None where labelled answers are too few to say anything, or keep nothing that others do."""
     if len(labelled) < LEAST:
         return None
-    kept = dict.fromkeys(CHECKS, 0)
+    counts = dict.fromkeys(CHECKS, 0)
     for fold in range(FOLDS):
         form = _form(labelled[i] for i in range(len(labelled)) if i % FOLDS != fold)
         for question in labelled[fold::FOLDS]:
             parts = parts_of(question.reference)
             for name, check in CHECKS.items():
-                kept[name] += check(form, question, parts)
-    checks = frozenset(name for name, count in kept.items() if count > MOST * len(labelled))
+                counts[name] += check(form, question, parts)
+    checks = frozenset(name for name, count in counts.items() if count > MOST * len(labelled))
     form = _form(labelled)
     return Form(form.closed, form.places, form.beside, checks) if checks else None
 
