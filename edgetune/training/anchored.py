@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backends.opening import open_backend
 from ..data import loader
-from ..data.anchors import LONGEST, ROWS_PER_ANCHOR, TOKENS, asking
+from ..data.anchors import BEGINNINGS, LONGEST, QUESTIONS, ROWS_PER_ANCHOR, TOKENS, asking, of_batch
 from ..data.lengths import Lengths
 from ..data.packing import Example
 from ..disk import cache, cache_folder, replaced
@@ -42,8 +42,18 @@ BATCH = 64  # that are drawn, and kept in a file
 MOST = 1024  # of a run: they come again after that, and are soon known by heart
 PARALLEL = 32  # drawn at once: more take more memory than training does
 CACHED = 128  # files in the cache, the newest
-Questions = tuple[list[list[int]], set[int]]  # as tokens, and the tokens that end an answer
+
+Prompts = list[list[int]]
 NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Texts to continue and questions, as tokens; the tokens that end what is said."""
+
+    texts: Prompts
+    chats: Prompts
+    ends: set[int]
 
 
 def rows_per_anchor(config: TrainConfig, objective: Objective) -> int:
@@ -104,7 +114,8 @@ def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Ca
 def _name(bundle: Bundle, config: TrainConfig) -> str:
     """Of what decides which tokens are drawn, beside their number."""
     ops = open_backend(config.backend, device.thread_count(config.threads), lambda _: None)
-    return json.dumps([bundle.fingerprint, bool(config.system), TOKENS, ops.isa, config.precision,
+    asked = sha256(json.dumps([BEGINNINGS, QUESTIONS]).encode()).hexdigest()[:16]
+    return json.dumps([bundle.fingerprint, bool(config.system), asked, TOKENS, ops.isa, config.precision,
                        ops.products(config.precision)])
 
 
@@ -116,7 +127,7 @@ def _cut(example: Example, max_length: int) -> Example:
 def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int,
            should_stop: Callable[[], bool]) -> list[Example]:
     """Raises UsageError where memory or the model's context has no room for them."""
-    prompts, ends = questions
+    prompts = of_batch(questions.texts, batch) + of_batch(questions.chats, batch)
     engine = Engine(config.memory_here(), config.memory_asked, PARALLEL, config.precision, config.threads,
                     config.backend)
     asked = Asked(prompts, [TOKENS] * len(prompts), BATCH // len(prompts), replace(NATURAL, seed=batch))
@@ -126,7 +137,7 @@ def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int
             raise Interrupted("stopped while the base drew its anchors, before the first step", "begin again")
 
     found = {}
-    for one in draw(Model(bundle.gguf), {}, asked, engine, ends.__contains__, before_block=before_block):
+    for one in draw(Model(bundle.gguf), {}, asked, engine, questions.ends.__contains__, before_block=before_block):
         if one.tokens.size > 1 or not one.ended:  # else the base said nothing
             found[one.prompt, one.sample] = _example(prompts[one.prompt], one.tokens)
     return [found[key] for key in sorted(found)]
@@ -154,7 +165,7 @@ def _questions(bundle: Bundle, config: TrainConfig) -> Questions:
     texts = [one for one in loaded.examples if one.begin <= 1]  # all of it is supervised
     said = [one for one in loaded.examples if one.begin > 1]
     ends |= {int(one.tokens[-1]) for one in said}
-    return [one.tokens.tolist() for one in texts] + [one.tokens[:one.begin].tolist() for one in said], ends
+    return Questions([one.tokens.tolist() for one in texts], [one.tokens[:one.begin].tolist() for one in said], ends)
 
 
 def _example(prompt: Sequence[int], said: np.ndarray) -> Example:

@@ -10,7 +10,7 @@ from counting import sequences
 from durable import CONFIG, STEPS, go, refused, stop
 from tiny import write_tiny
 
-from edgetune.data.anchors import LONGEST, TOKENS
+from edgetune.data.anchors import BEGINNINGS, LONGEST, QUESTIONS, TOKENS
 from edgetune.data.packing import Example
 from edgetune.errors import Interrupted, MismatchError, UsageError
 from edgetune.formats.bundle import open_bundle
@@ -105,8 +105,12 @@ def test_they_are_the_bases_answers_to_questions(bundle):
     assert len(found) == anchored.BATCH
     tokenizer = Tokenizer(bundle.gguf)
     said = [tokenizer.decode(one.tokens[:one.begin]) for one in found]
-    assert sum("tides rise" in text for text in said) == anchored.BATCH / 16
+    assert sum("tides rise" in text for text in said) == sum("In 1923" in text for text in said) == 2
     assert sum(text.endswith("assistant\n") for text in said) == anchored.BATCH / 2
+    more = prepared(bundle, number=4 * anchored.BATCH)
+    begun = [tokenizer.decode(one.tokens[:one.begin]) for one in more]
+    assert len(set(begun)) == len(QUESTIONS) + len(BEGINNINGS)  # others in each batch
+    assert set(begun[:anchored.BATCH]) == set(begun[3 * anchored.BATCH:]) == set(said)
     assert all(one.supervised <= TOKENS and one.tokens.size <= LONGEST for one in found)
     assert len({one.tokens[one.begin:].tobytes() for one in found}) > anchored.BATCH / 2  # no two draws are alike
     asked = prepared(bundle, replace(WHOLE, system="Count."))
@@ -138,8 +142,8 @@ def test_where_they_cannot_be_kept_they_are_drawn_again(bundle, tmp_path, monkey
 
 def test_a_base_that_says_nothing_has_none(bundle, cache, monkeypatch):
     """All of its answers end at their first token."""
-    questions, _ = anchored._questions(bundle, WHOLE)
-    monkeypatch.setattr(anchored, "_questions", lambda *_: (questions, set(range(1 << 20))))
+    questions = anchored._questions(bundle, WHOLE)
+    monkeypatch.setattr(anchored, "_questions", lambda *_: replace(questions, ends=set(range(1 << 20))))
     assert prepared(bundle) == []
     assert not cache.exists()
 
@@ -182,7 +186,7 @@ def test_a_model_that_cannot_be_asked_continues_texts(tmp_path):
     found = prepared(plain)
     said = [tokenizer.decode(one.tokens[:one.begin]) for one in found]
     assert len(said) == anchored.BATCH
-    assert sum("tides rise" in text for text in said) == anchored.BATCH / 16
+    assert sum("In 1923" in text for text in said) == anchored.BATCH / 16
     assert not any("assistant" in text for text in said)
 
 
