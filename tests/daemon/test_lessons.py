@@ -12,7 +12,7 @@ from services import until
 
 from edgetune import TrainConfig
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
-from edgetune.daemon.learning.curriculum import JobRows, curriculum, passes_over
+from edgetune.daemon.learning.curriculum import JobRows, curriculum, least_rows, passes_over
 from edgetune.daemon.learning.feedback import StoredRow
 from edgetune.daemon.service import Service
 from edgetune.objectives.base import objectives
@@ -36,6 +36,25 @@ def test_curriculum(passes: int) -> None:
     assert len(made) == 40 + 20 * passes
     assert len(curriculum(new, [], passes, 1.0, 0)) == 10 * passes
     assert len(curriculum(new, earlier[:5], passes, 4.0, 0)) == 5 + 15 * passes
+
+
+def test_earlier_rows_make_up_what_a_lesson_is_too_short_by() -> None:
+    """Each of them at most once in a pass."""
+    new = rows("new", 10)
+    earlier = rows("earlier", 40)
+    assert [len(curriculum(new, earlier, 4, 1.0, 0, least)) for least in (0, 120, 121, 170, 10**6)] == [
+        120, 120, 124, 172, 240]
+    made = curriculum(new, earlier, 4, 1.0, 0, 170)
+    block = [row["prompt"] for row in made[40:][:33]]
+    assert len(set(block)) == 33
+    assert {row["prompt"] for row in new} <= set(block)
+    assert len(curriculum(new, [], 4, 1.0, 0, 1000)) == 40
+
+
+def test_how_long_a_lesson_is_at_least() -> None:
+    """Of few rows none is learned more often than in a training on a file; --epochs and --steps decide."""
+    assert [least_rows(different, TrainConfig()) for different in (40, 120, 160, 1000)] == [600, 1800, 2400, 2400]
+    assert least_rows(1000, TrainConfig(epochs=2.0)) == least_rows(1000, TrainConfig(steps=5)) == 0
 
 
 def test_few_new_rows_are_gone_through_often() -> None:

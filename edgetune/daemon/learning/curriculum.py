@@ -2,7 +2,8 @@
 
 First come all rows that were learned before, once, the oldest first; then several passes over the new rows, each mixed
 with earlier ones. Their number follows from how many rows are new: so these are learned, however many earlier rows
-exist, and the gate sees clearly whether they do good or harm.
+exist, and the gate sees clearly whether they do good or harm. Earlier rows make up what a lesson is too short by: it
+begins from the base, and must come to know all that what serves knows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from ...data.rows import as_messages
 from ...training.config import TrainConfig
-from ...training.length import epochs_of, is_auto
+from ...training.length import LARGEST_BATCH, MOST_EPOCHS, epochs_of, is_auto
 from .feedback import Feedback, StoredRow
 from .items import FeedbackItem
 from .kinds import ANSWERS
@@ -21,6 +22,7 @@ from .rows import Row
 
 T = TypeVar("T")
 LEAST_PASSES = 2
+LEAST_STEPS = 300  # of the largest batch
 
 
 def passes_over(new: int, config: TrainConfig) -> int:
@@ -28,12 +30,24 @@ def passes_over(new: int, config: TrainConfig) -> int:
     return max(LEAST_PASSES if is_auto(config) else 1, round(epochs_of(config, new)))
 
 
-def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int) -> list[T]:
-    """The rows of a job in order. passes: over what is new. replay: earlier rows mixed with each new one."""
+def least_rows(different: int, config: TrainConfig) -> int:
+    """How many rows a job goes through at least, where the data decides: those of LEAST_STEPS, and each different one
+    MOST_EPOCHS times at most. Else 0.
+    """
+    return min(MOST_EPOCHS * different, LEAST_STEPS * LARGEST_BATCH) if is_auto(config) else 0
+
+
+def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int,
+               least: int = 0) -> list[T]:
+    """The rows of a job in order. passes: over what is new. replay: earlier rows mixed with each new one, more of them
+    where there would be fewer than `least` rows.
+    """
     dice = random.Random(seed)
+    missing = least - len(earlier) - passes * len(new)
+    mixed = min(len(earlier), max(round(replay * len(new)), -(-missing // passes)))
     rows = [*earlier]
     for _ in range(passes):
-        block = [*new, *dice.sample(earlier, min(len(earlier), round(replay * len(new))))]
+        block = [*new, *dice.sample(earlier, mixed)]
         dice.shuffle(block)
         rows += block
     return rows

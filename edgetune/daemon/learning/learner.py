@@ -26,7 +26,7 @@ from ..jobs.table import Job
 from ..jobs.tutored import TUTOR
 from ..options import DaemonConfig
 from ..state.holdout import SHARE
-from .curriculum import JobRows, curriculum, passes_over
+from .curriculum import JobRows, curriculum, least_rows, passes_over
 from .feedback import Feedback, TrainingRows
 from .method import LearnMethod
 from .tutoring import Tutoring
@@ -157,8 +157,9 @@ class Learner:
         kind = self.method.kind
         train = self.method.train(self.jobs.train)
         passes = passes_over(len(rows.new), train)
-        learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed)
         different = len(rows.new) + len(rows.earlier)
+        learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed,
+                             least_rows(different, train))
         anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
                   **({} if rows.taken else {ANEW: "yes"})}
