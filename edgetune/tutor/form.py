@@ -11,7 +11,7 @@ answers keep what the others say, part of them left out at a time (cross-validat
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.answer_schema import LEAST, is_closed
@@ -75,8 +75,7 @@ def common_form(labelled: Sequence[Question]) -> Form | None:
             for name, check in CHECKS.items():
                 counts[name] += check(form, question, parts)
     checks = frozenset(name for name, count in counts.items() if count > MOST * len(labelled))
-    form = _form(labelled)
-    return Form(form.closed, form.places, form.beside, checks) if checks else None
+    return replace(_form(labelled), checks=checks) if checks else None
 
 
 def _form(labelled: Iterable[Question]) -> Form:

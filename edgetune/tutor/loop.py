@@ -38,7 +38,6 @@ from .evaluating import (
     probabilities_of_yes,
 )
 from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
-from .form import kept
 from .generating import generate
 from .lesson import AGREED, ANSWERED, REVISED, WRONG, Taught, read_taught
 from .questions import DEV, JUDGE, Question
@@ -197,10 +196,8 @@ class Tutor:
         by = {name: sum(one.by == name for one in told) for name in dict.fromkeys(one.by for one in told)}
         rate = sum(one.rate for one in told) / len(told)
         why = collapse(asked, said)
-        keep = sum(len(kept(setting.form, question, [one.text for one in of_question]))
-                   for question, of_question in zip(asked, said, strict=True))
-        facts = {"by": by, "keep_form": keep, "rate": rate, "labels": sum(bool(one.label) for one in told),
-                 "auc": measured, "collapse": why}
+        facts = {"by": by, "rate": rate, "labels": sum(bool(one.label) for one in told), "auc": measured,
+                 "collapse": why}
         return {"facts": facts, "collapse": why, "evaluated": [one.to_json() for one in told]}
 
     def _judged(self, asked: Sequence[Question], said: Sequence[Sequence[Said]], grades: Sequence[Sequence[Grade]],

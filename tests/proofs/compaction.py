@@ -3,11 +3,10 @@
     python tests/proofs/compaction.py --lives DIR ... [--shared ../shared] [--asked 100] [--out compaction.jsonl]
 
 Each folder is that of a life that `proofs/life.py --state` has ended. A copy of its service learns everything anew, as
-`edgetune learn --all` and --compact-every do, and the gate decides. The same rows are learned by `edgetune train`
-without an option. The first rows of snips_dev judge, by the likeliest answers through llama.cpp: what served at the end
-of the life, what serves after learning anew, what that made even where the gate refused it, and the one training; of
-all, what unrelated text (WikiText) says of forgetting. Results are added to --out, and a life that it has already is
-not measured again.
+`edgetune feedback learn --all` and --compact-every do, and the gate decides. The same rows are learned by `edgetune
+train` without an option. The first rows of snips_dev judge, by the likeliest answers through llama.cpp: what served at
+the end of the life, what learning anew made, so also what serves after it, and the one training; of all, what unrelated
+text (WikiText) says of forgetting. Results are added to --out, and a life that it has already is not measured again.
 
 Exits with 1 unless what serves after learning anew has within two points as many exact answers as one training, in the
 mean over all lives.
@@ -32,7 +31,8 @@ from proofs.compared import BUILD, Result, add_result, edgetune, model_path, rea
 from proofs.tutor import forgotten
 
 LESS = 0.02  # of exact answers, that learning anew may have
-END, AFTER, ANEW, ONCE = "at its end", "after learning anew", "learned anew", "one training"
+END, ANEW, ONCE = "at its end", "learned anew", "one training"
+AFTER = "after learning anew"  # what serves then: one of the first two, as the gate decided
 
 
 def adapters(args: argparse.Namespace, state: Path, folder: Path) -> Iterator[tuple[str, Path, Result]]:
@@ -47,11 +47,9 @@ def adapters(args: argparse.Namespace, state: Path, folder: Path) -> Iterator[tu
             sys.exit(f"{job.id} {job.status}: {job.error}")
         verdict = service.adapters.get(job.result or "").verdict
         told = {"promoted": service.adapters.serving == job.result, "reason": verdict["reason"], "rows": len(rows)}
-        yield AFTER, service.adapters.path(service.adapters.serving), told
         yield ANEW, service.adapters.path(job.result or ""), told
     once = folder / "once"
-    learned = folder / "rows.jsonl"
-    learned.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    learned = written(folder / "rows.jsonl", rows)
     edgetune("train", args.model, learned, "-o", once, "--no-answers", "--no-govern", "--seed", args.seed, "--json")
     yield ONCE, once, {"rows": len(rows)}
 
@@ -74,7 +72,7 @@ def measured(args: argparse.Namespace, lived: Path) -> list[Result]:
 def show(results: list[Result]) -> None:
     print("\n| | lives | exact | each | WikiText | KL |\n" + "|---" * 6 + "|")
     for name in (END, AFTER, ANEW, ONCE):
-        of = [result for result in results if result["learned"] == name]
+        of = named(results, name)
         right = sum(round(result["exact"] * result["asked"]) for result in of)
         low, high = wilson(right, sum(result["asked"] for result in of))
         each = ", ".join(f"{result['exact']:.0%}" for result in of)
@@ -82,8 +80,16 @@ def show(results: list[Result]) -> None:
               f"{fmean(result['rise'] for result in of):+.1%} | {fmean(result['kl'] for result in of):.3f} |")
 
 
+def named(results: list[Result], name: str) -> list[Result]:
+    """Of each life."""
+    if name != AFTER:
+        return [result for result in results if result["learned"] == name]
+    lives = zip(named(results, END), named(results, ANEW), strict=True)
+    return [anew if anew["promoted"] else end for end, anew in lives]
+
+
 def exact(results: list[Result], name: str) -> float:
-    return fmean(result["exact"] for result in results if result["learned"] == name)
+    return fmean(result["exact"] for result in named(results, name))
 
 
 def main() -> None:

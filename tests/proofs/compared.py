@@ -10,7 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,22 @@ def begun(args: argparse.Namespace) -> tuple[Path, Path, list[Result]]:
     folder = args.out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     return args.model or model_path(), folder, read_results(args.out)
+
+
+def prove(args: argparse.Namespace, length: int, measured: Callable[[Path, Path, str, int, argparse.Namespace], Result],
+          told: Callable[[Result], str], show: Callable[[Sequence[Result]], None],
+          missed: Callable[[Sequence[Result]], Sequence[str]]) -> None:
+    """Measures each variant with each seed where that is not done yet, says what was found, and ends. length: the steps
+    or rounds of all but the start; results of other lengths are left out. measured: of (model, folder, variant, seed,
+    args); told: a result in a line; missed: what does not hold.
+    """
+    model, folder, results = begun(args)
+    for variant, seed in still_to_do(results, args.only, args.seeds, length):
+        add_result(args.out, results, measured(model, folder, variant, seed, args))
+        print(f"{variant}, seed {seed}: {told(results[-1])}", flush=True)
+    results = [result for result in results if result["steps"] in (0, length)]
+    show(results)
+    end(missed(results))
 
 
 def end(wrong: Sequence[str]) -> None:

@@ -38,15 +38,12 @@ from proofs.compared import (
     START,
     Result,
     Row,
-    add_result,
     against,
     arguments,
-    begun,
     by_variant,
     edgetune,
-    end,
     mean_interval,
-    still_to_do,
+    prove,
     unbeaten,
     written,
 )
@@ -179,6 +176,11 @@ def of_rows(runs: Sequence[Result], name: str) -> list[float]:
     return [value for run in runs for value in run[name]]
 
 
+def told(result: Result) -> str:
+    return (f"exact {share(result['exact'])}, intent {share(result['intent'])}, reward "
+            f"{statistics.fmean(result['form']):.3f}, {result['seconds']:.0f} s")
+
+
 def show(results: Sequence[Result]) -> None:
     found = by_variant(results)
     print("\n| learned | seeds | steps | exact | against sft continued | intent | against sft continued | s |\n"
@@ -224,14 +226,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--steps", type=int, default=40)
     args = parser.parse_args()
-    model, folder, results = begun(args)
-    for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
-        add_result(args.out, results, measured(model, folder, variant, seed, args))
-        print(f"{variant}, seed {seed}: exact {share(results[-1]['exact'])}, intent {share(results[-1]['intent'])}, "
-              f"reward {statistics.fmean(results[-1]['form']):.3f}, {results[-1]['seconds']:.0f} s", flush=True)
-    results = [result for result in results if result["steps"] in (0, args.steps)]
-    show(results)
-    end(missed(results))
+    prove(args, args.steps, measured, told, show, missed)
 
 
 if __name__ == "__main__":

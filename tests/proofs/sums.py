@@ -16,6 +16,7 @@ Exits with 1 unless the start has between 5 and 60 % by pass@1, and GRPO 10 poin
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import statistics
@@ -30,15 +31,12 @@ from proofs.compared import (
     START,
     Result,
     Row,
-    add_result,
     against,
     arguments,
-    begun,
     by_variant,
     edgetune,
-    end,
     mean_interval,
-    still_to_do,
+    prove,
     written,
 )
 
@@ -87,7 +85,7 @@ def learned(model: Path, rows: Path, out: Path, *options: object) -> float:
     return float(json.loads(record.read_text(encoding="utf-8"))["seconds"])
 
 
-def measured(model: Path, folder: Path, variant: str, seed: int, steps: int) -> Result:
+def measured(model: Path, folder: Path, variant: str, seed: int, args: argparse.Namespace) -> Result:
     """The start is trained where it is not there yet."""
     few = written(folder / f"few-{seed}.jsonl", sums(seed)[:FEW])
     prompts = written(folder / f"prompts-{seed}.jsonl", sums(seed)[FEW:][:PROMPTS])
@@ -97,13 +95,13 @@ def measured(model: Path, folder: Path, variant: str, seed: int, steps: int) -> 
     seconds = learned(model, few, start, "--epochs", 4, *always)
     out = start
     if variant != START:
-        out = folder / f"{variant.replace(' ', '-')}-{steps}-{seed}"
+        out = folder / f"{variant.replace(' ', '-')}-{args.steps}-{seed}"
         options = METHODS[variant]
         graded = ["--grader", folder / "grader.json"] if options else []
         seconds = learned(model, few if variant == CONTINUED else prompts, out, "--start", start, "--batch-size", 8,
-                          "--steps", steps, *options, *graded, *always)
+                          "--steps", args.steps, *options, *graded, *always)
     drawn, likeliest = judged(model, folder, out, seed)
-    return {"variant": variant, "seed": seed, "steps": steps if variant != START else 0, "seconds": seconds,
+    return {"variant": variant, "seed": seed, "steps": args.steps if variant != START else 0, "seconds": seconds,
             "drawn": drawn, "likeliest": likeliest}
 
 
@@ -113,6 +111,11 @@ def measured(model: Path, folder: Path, variant: str, seed: int, steps: int) -> 
 def pass_at_1(runs: Sequence[Result]) -> list[float]:
     """Of each question."""
     return [right / SAMPLES for run in runs for right in run["drawn"]]
+
+
+def told(result: Result) -> str:
+    return (f"pass@1 {statistics.fmean(pass_at_1([result])):.1%}, {sum(result['likeliest'])} of {ASKED} likeliest "
+            f"answers right, {result['seconds']:.0f} s")
 
 
 def show(results: Sequence[Result]) -> None:
@@ -148,15 +151,7 @@ def main() -> None:
     parser = arguments(__doc__, [*METHODS], DEFAULT, "sums.jsonl")
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    model, folder, results = begun(args)
-    for variant, seed in still_to_do(results, args.only, args.seeds, args.steps):
-        add_result(args.out, results, measured(model, folder, variant, seed, args.steps))
-        print(f"{variant}, seed {seed}: pass@1 {statistics.fmean(pass_at_1(results[-1:])):.1%}, "
-              f"{sum(results[-1]['likeliest'])} of {ASKED} likeliest answers right, {results[-1]['seconds']:.0f} s",
-              flush=True)
-    results = [result for result in results if result["steps"] in (0, args.steps)]
-    show(results)
-    end(missed(results))
+    prove(args, args.steps, measured, told, show, missed)
 
 
 if __name__ == "__main__":

@@ -36,15 +36,12 @@ from proofs.compared import (
     SHARED,
     START,
     Result,
-    add_result,
     against,
     arguments,
-    begun,
     by_variant,
     edgetune,
-    end,
     mean_interval,
-    still_to_do,
+    prove,
     unbeaten,
     written,
 )
@@ -146,6 +143,10 @@ def rounds_in(out: Path) -> list[Result]:
 # ---- what the results say ----
 
 
+def told(result: Result) -> str:
+    return f"{sum(result['exact'])} of {ASKED} exact, {sum(result['intent'])} intents right"
+
+
 def show(results: Sequence[Result]) -> None:
     found = by_variant(results)
     print("\n| learned | seeds | exact | against sft continued | intent | against sft continued | WikiText | KL |\n"
@@ -181,14 +182,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    model, folder, results = begun(args)
-    for variant, seed in still_to_do(results, args.only, args.seeds, args.rounds):
-        add_result(args.out, results, measured(model, folder, variant, seed, args))
-        print(f"{variant}, seed {seed}: {sum(results[-1]['exact'])} of {ASKED} exact, {sum(results[-1]['intent'])} "
-              f"intents right", flush=True)
-    results = [result for result in results if result["steps"] in (0, args.rounds)]
-    show(results)
-    end(missed(results))
+    prove(args, args.rounds, measured, told, show, missed)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from asked import question
 
 from edgetune.adapters.store import read_run
 from edgetune.data import tutored
@@ -23,7 +24,7 @@ from edgetune.tutor.files import rounds_of
 from edgetune.tutor.lesson import AGREED, ANSWERED, LABELLED, REVISED, WRONG, dataset_of, lesson, taught
 from edgetune.tutor.loop import Standing
 from edgetune.tutor.options import TutorOptions
-from edgetune.tutor.questions import Question, key_of, pool_of
+from edgetune.tutor.questions import pool_of
 from edgetune.tutor.setting import Setting
 from edgetune.tutor.teach import teach
 
@@ -35,8 +36,7 @@ CONFIG = TrainConfig(rank=4, lr=2e-2, epochs=2.0, batch_size=4, max_length=256, 
 
 @pytest.fixture
 def setting(bundle: Bundle, tmp_path: Path) -> Iterator[Setting]:
-    rows = [{"prompt": f"q {i}"} for i in range(20)]
-    asked = [Question(key_of(row), row, "ab") for row in rows]
+    asked = [question(f"q {i}", "ab") for i in range(20)]
     with closing(Tokenizer(bundle.gguf)) as tokenizer:
         yield Setting(bundle, tokenizer, pool_of(asked, [], has_grader=False), None, OPTIONS, CONFIG, tmp_path)
 
