@@ -1,45 +1,51 @@
 """The JSON schema that the answers of rows have in common: their keys, types and, where few occur, their values.
 
 A row that comes several times says no more than once: a lesson repeats each, and all of its values would seem to be
-frequent ones.
+frequent ones. A value that is copied from the question, such as a name, is not chosen among those that occurred.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import DataError
 from ..llamacpp.json_schema import ANY_ORDER
 from .rows import Row, shape_of
+from .words import normal, stands_in
 
 LEAST = 8  # answers from which a schema is derived
 MOST_VALUES = 48  # of an enumeration
 MOST_KEYS = 64  # of an object: with more they are no names of fields
 OFTEN = 3  # times that a value of an enumeration occurs, on average
 ENOUGH = 10  # values of a field, before they are taken for all that there are
+COPIED = 0.9  # of a field's values stand in their questions, where they are taken from these
+TOLD = 0.5  # of its other values stand there too, where the question tells what to choose from
 DEEPEST = 16
 LARGEST = 10**15  # of whole numbers: what a grammar writes
 ROOM = 4  # times the longest text, or list, that occurred
+
+Value = TypeVar("Value", bound=Hashable)
+Said = Sequence[tuple[str, Any]]  # values at the same place of all answers, each behind the normal text of its question
 
 
 def derive(rows: Iterable[Row]) -> dict[str, Any] | None:
     """A schema under which all answers are valid; None where not all are objects or lists of JSON, or they are few.
 
-    A text is held to the values that occurred where all occurred twice at least: by Good and Turing's estimate another
-    one is unlikely then.
+    A text is held to the values that occurred where all occurred twice at least, as another one is unlikely then by
+    Good and Turing's estimate, and where they are not copied from the questions.
     """
-    values = []
-    for answer in _answers(_different(rows)):
+    said = []
+    for question, answer in _answers(_different(rows)):
         value = _parsed(answer)
         if not isinstance(value, dict | list) or not _is_plain(value, DEEPEST):
             return None
-        values.append(value)
-    return _schema(values) if len(values) >= LEAST else None
+        said.append((question, value))
+    return _schema(said) if len(said) >= LEAST else None
 
 
 def _different(rows: Iterable[Row]) -> Iterable[Row]:
@@ -52,17 +58,22 @@ def _different(rows: Iterable[Row]) -> Iterable[Row]:
             yield row
 
 
-def _answers(rows: Iterable[Row]) -> Iterable[str]:
-    """All that is learned as an answer; what is no text of an answer is no JSON."""
+def _answers(rows: Iterable[Row]) -> Iterable[tuple[str, str]]:
+    """All that is learned as an answer, behind its question; what is no text of an answer is no JSON."""
     for row in rows:
         if isinstance(row, str) or _shape(row) not in ("messages", "prompt"):
-            yield ""
+            yield "", ""
         elif "completion" in row:
-            yield str(row["completion"])
+            yield normal(str(row["prompt"])), str(row["completion"])
         else:
-            for message in [message for message in row["messages"] if message["role"] == "assistant"]:
+            asked: list[str] = []
+            for message in row["messages"]:
                 content = message.get("content")
-                yield content if isinstance(content, str) and not message.get("tool_calls") else ""
+                if message["role"] == "assistant":
+                    is_text = isinstance(content, str) and not message.get("tool_calls")
+                    yield normal(" ".join(asked)), content if is_text else ""
+                if message["role"] != "system":
+                    asked.append(str(content))
 
 
 def _shape(row: Row) -> str:
@@ -88,14 +99,14 @@ def _is_plain(value: Any, depth: int) -> bool:
     return not isinstance(value, int | float) or abs(value) < LARGEST
 
 
-def _schema(values: Sequence[Any]) -> dict[str, Any]:
-    """Of values at the same place of all answers."""
+def _schema(said: Said) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
-    if objects := [value for value in values if isinstance(value, dict)]:
+    values = [value for _, value in said]
+    if objects := _of(dict, said):
         parts.append(_object(objects))
-    if lists := [value for value in values if isinstance(value, list)]:
+    if lists := _of(list, said):
         parts.append(_array(lists))
-    if texts := [value for value in values if isinstance(value, str)]:
+    if texts := _of(str, said):
         parts.append(_text(texts))
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if numbers:
@@ -107,19 +118,23 @@ def _schema(values: Sequence[Any]) -> dict[str, Any]:
     return parts[0] if len(parts) == 1 else {"anyOf": parts}
 
 
-def _object(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, list[Any]] = {}
-    for value in values:
+def _of(kind: type, said: Said) -> Said:
+    return [(question, value) for question, value in said if isinstance(value, kind)]
+
+
+def _object(said: Said) -> dict[str, Any]:
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for question, value in said:
         for key, inner in value.items():
-            found.setdefault(key, []).append(inner)
+            found.setdefault(key, []).append((question, inner))
     if len(found) > MOST_KEYS:
-        return {"type": "object", "additionalProperties": _schema([inner for each in found.values() for inner in each])}
-    order = _order(values)
+        return {"type": "object", "additionalProperties": _schema([each for inner in found.values() for each in inner])}
+    order = _order([value for _, value in said])
     properties = {key: _schema(found[key]) for key in order or found}
     told = {"type": "object", "properties": properties, "additionalProperties": False}
     if order is None:
         return {**told, ANY_ORDER: True}
-    return {**told, "required": [key for key in order if len(found[key]) == len(values)]}
+    return {**told, "required": [key for key in order if len(found[key]) == len(said)]}
 
 
 def _order(values: Sequence[dict[str, Any]]) -> list[str] | None:
@@ -136,16 +151,17 @@ def _order(values: Sequence[dict[str, Any]]) -> list[str] | None:
         return None
 
 
-def _array(values: Sequence[list[Any]]) -> dict[str, Any]:
-    items = [item for value in values for item in value]
-    longest = max(map(len, values))
+def _array(said: Said) -> dict[str, Any]:
+    items = [(question, item) for question, value in said for item in value]
+    longest = max(len(value) for _, value in said)
     return {"type": "array", "items": _schema(items) if items else {}, "maxItems": ROOM * longest}
 
 
-def _text(values: Sequence[str]) -> dict[str, Any]:
-    if is_closed(values):
-        return {"type": "string", "enum": sorted(set(values))}
-    return {"type": "string", "maxLength": max(ROOM * max(map(len, values)), 64)}
+def _text(said: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    texts = [text for _, text in said]
+    if is_closed(texts) and not is_copied(said, stands_in):
+        return {"type": "string", "enum": sorted(set(texts))}
+    return {"type": "string", "maxLength": max(ROOM * max(map(len, texts)), 64)}
 
 
 def is_closed(values: Sequence[Hashable]) -> bool:
@@ -155,3 +171,15 @@ def is_closed(values: Sequence[Hashable]) -> bool:
     counts = Counter(values)
     is_frequent = len(values) >= max(OFTEN * len(counts), ENOUGH)
     return is_frequent and len(counts) <= MOST_VALUES and min(counts.values()) > 1
+
+
+def is_copied(said: Sequence[tuple[str, Value]], stands: Callable[[str, Value], bool]) -> bool:
+    """Whether values, each behind its question, are taken from there; stands: whether one is in a question. Where a
+    question tells all that there is to choose from, it has the other ones too.
+    """
+    own = sum(stands(question, value) for question, value in said)
+    if own < COPIED * len(said):
+        return False
+    values = {value for _, value in said}
+    others = sum(stands(question, other) for question, value in said for other in values - {value})
+    return others <= TOLD * len(said) * (len(values) - 1)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.answer_schema import LEAST, is_closed
+from ..data.answer_schema import LEAST, is_closed, is_copied
+from ..data.words import normal, stands_in
 from ..evaluation.graders.agreement import parts_of
-from ..evaluation.graders.grounded import normal, stands_in
 from .questions import Question
 
 FOLDS = 10
@@ -27,11 +27,13 @@ Place = Hashable  # where a value stands in an answer
 
 @dataclass(frozen=True)
 class Form:
-    """closed: the values of each field that has few. places: where values stand; beside: where they stand in answers
-    that have a certain value of such a field. checks: the names of those that count.
+    """closed: the values of each field that has few; copied: the fields whose values are taken from the question, where
+    there may be others. places: where values stand; beside: where they stand in answers that have a certain value of a
+    closed field. checks: the names of those that count.
     """
 
     closed: Mapping[Place, frozenset[Hashable]]
+    copied: frozenset[Place]
     places: frozenset[Place]
     beside: Mapping[Hashable, frozenset[Place]]
     checks: frozenset[str] = frozenset()
@@ -43,11 +45,14 @@ class Form:
 
     def has_fields(self, _: Question, parts: Iterable[Any]) -> bool:
         places = {place for place, _ in parts}
-        known = [self.beside.get(part, frozenset()) for part in parts if part[0] in self.closed]
+        chosen = self.closed.keys() - self.copied
+        known = [self.beside.get(part, frozenset()) for part in parts if part in self.beside or part[0] in chosen]
         return places <= self.places and all(places <= beside for beside in known)
 
-    def has_values(self, _: Question, parts: Iterable[Any]) -> bool:
-        return all(value in self.closed[place] for place, value in parts if place in self.closed)
+    def has_values(self, question: Question, parts: Iterable[Any]) -> bool:
+        source = normal(question.text)
+        return all(value in self.closed[place] or (place in self.copied and _stands_in(source, value))
+                   for place, value in parts if place in self.closed)
 
     def is_grounded(self, question: Question, parts: Iterable[Any]) -> bool:
         source = normal(question.text)
@@ -79,19 +84,22 @@ def common_form(labelled: Sequence[Question]) -> Form | None:
 
 
 def _form(labelled: Iterable[Question]) -> Form:
-    answers: list[frozenset[Any]] = [parts_of(question.reference) for question in labelled]
-    values: dict[Place, list[Hashable]] = {}
-    for parts in answers:
+    answers: list[tuple[str, frozenset[Any]]] = [
+        (normal(question.text), parts_of(question.reference)) for question in labelled]
+    values: dict[Place, list[tuple[str, Hashable]]] = {}
+    for source, parts in answers:
         for place, value in parts:
-            values.setdefault(place, []).append(value)
-    closed = {place: frozenset(found) for place, found in values.items() if is_closed(found)}
+            values.setdefault(place, []).append((source, value))
+    closed = {place: frozenset(value for _, value in found) for place, found in values.items()
+              if is_closed([value for _, value in found])}
+    copied = frozenset(place for place in closed if is_copied(values[place], _stands_in))
     beside: dict[Hashable, frozenset[Place]] = {}
-    for parts in answers:
+    for _, parts in answers:
         places = frozenset(place for place, _ in parts)
         for part in parts:
             if part[0] in closed:
                 beside[part] = beside.get(part, frozenset()) | places
-    return Form(closed, frozenset(values), beside)
+    return Form(closed, copied, frozenset(values), beside)
 
 
 def _stands_in(source: str, value: Any) -> bool:

@@ -54,6 +54,29 @@ def test_a_row_that_comes_several_times_says_no_more_than_once():
     assert "enum" not in few["properties"]["label"]  # nine answers do not say that there are two labels
 
 
+@pytest.mark.parametrize("question", ["{who} has the {thing}.", "From what {who} took: who has it?"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_name_that_the_question_says_is_not_one_of_those_that_occurred(question, chat):
+    said = [(["Ann", "Bo", "Cem"][i % 3], ["lent", "lost"][i % 2], f"{i}") for i in range(24)]
+    rows = [row({"who": who, "what": what}, f"{question.format(who=who.upper(), thing=thing)} {thing}")
+            for who, what, thing in said]
+    if chat:
+        rows = [{"messages": [{"role": "system", "content": "Lent or lost, Ann, Bo or Cem?"},
+                              {"role": "user", "content": each["prompt"]},
+                              {"role": "assistant", "content": each["completion"]}]} for each in rows]
+    found = derive(rows)
+    assert found is not None
+    assert found["properties"] == {"who": {"type": "string", "maxLength": 64},
+                                   "what": {"type": "string", "enum": ["lent", "lost"]}}
+
+
+def test_a_value_is_chosen_where_the_question_tells_all_of_them():
+    rows = [row({"mood": ["good", "bad"][i % 2]}, f"Good or bad? It is {'so'[i % 2]}. {i}") for i in range(24)]
+    found = derive(rows)
+    assert found is not None
+    assert found["properties"]["mood"] == {"type": "string", "enum": ["bad", "good"]}
+
+
 def test_keys_come_in_the_order_that_all_rows_have():
     rows = [row(dict(list({"a": i, "b": i, "c": i, "d": i}.items())[i % 3:][:2]), f"{i}") for i in range(12)]
     found = derive(rows)

@@ -27,7 +27,9 @@ ASKED = question("heat the barn to 7 at dusk")
 
 
 @pytest.mark.parametrize(("answer", "keeps"), [
-    ({"intent": "heat", "slots": {"room": "barn", "degrees": 7}}, False),  # six rooms are all that there are
+    ({"intent": "heat", "slots": {"room": "barn", "degrees": 7}}, True),  # no row has it, but rooms are copied
+    ({"intent": "heat", "slots": {"room": "attic", "degrees": 7}}, True),
+    ({"intent": "heat", "slots": {"room": "cabin", "degrees": 7}}, False),  # neither said nor in a row
     ({"intent": "heat", "slots": {"degrees": 7}}, True),
     ({"intent": "heat", "slots": {"degrees": 7.0}}, True),
     ({"intent": "heat", "slots": {"degrees": 8}}, False),  # nobody said so

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ...data.words import normal, stands_in
 from .base import OUTPUT, OneByOne, register, template
 from .items import prompt_text
 from .sample import Sample, json_of
@@ -47,19 +47,3 @@ class Grounded(OneByOne):
                 yield from self._values(part)
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
             yield value
-
-
-def normal(text: str) -> str:
-    """Without the differences of case and white space."""
-    return " ".join(text.casefold().split())
-
-
-def stands_in(source: str, value: str | float) -> bool:
-    """Whether a value stands in a normal text, on the boundaries of words; a number in one of its notations."""
-    if isinstance(value, str):
-        words = normal(value)
-        return bool(words) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", source) is not None
-    notations = {str(value)}
-    if isinstance(value, float) and value.is_integer():
-        notations.add(str(int(value)))
-    return any(re.search(rf"(?<![\w.]){re.escape(text)}(?![\w]|[.,]\d)", source) for text in notations)
