@@ -49,8 +49,8 @@ INSIDE = {
               ["jobs"], ["embeddings", "grading", "learning"], ["service"], ["api", "rebase"], ["server"]],
     "data": [["forest", "words"], ["packing"], ["lengths", "rows", "views"], ["prompted", "prompts"],
              ["attempts", "preferences", "privileged", "ranked", "tutored", "unpaired"], ["again", "informed"],
-             ["anchors", "answer_schema", "files", "formats", "holdout", "trees"], ["dataset"], ["facts", "loader"],
-             ["check"]],
+             ["anchors", "answer_schema", "files", "formats", "holdout", "trees"], ["dataset", "retold"],
+             ["facts", "loader"], ["check"]],
     "evaluation": [["canary", "judge", "significance"], ["graders", "served"], ["asked", "compare", "native", "pairs"]],
     "formats": [["families", "named", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
     "llamacpp": [["context", "gbnf", "json_numbers", "json_pattern", "library", "markup", "meter",
@@ -72,8 +72,8 @@ INSIDE = {
                 ["batches", "forecast", "plan", "rollouts"], ["anchored", "planned"], ["trainer"],
                 ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
     "tutor": [["agreement", "files", "options", "questions"], ["form", "inspect", "nearest"], ["setting"],
-             ["answering"], ["evaluating", "generating"], ["agreed", "correcting", "lesson"], ["gate", "search"],
-             ["loop"], ["teach"]],
+             ["answering"], ["evaluating", "generating"], ["agreed", "correcting", "lesson"],
+             ["gate", "retelling", "search"], ["loop"], ["teach"]],
 }
 """Within a room, its modules and rooms from the lowest to the highest."""
 

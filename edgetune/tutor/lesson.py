@@ -33,6 +33,7 @@ from .questions import Question
 from .setting import CONTINUE, Setting
 
 LABELLED, REPLAYED, ANSWERED, REVISED, AGREED = "labelled", "replayed", "answered", "revised", "agreed"
+RETOLD = "retold"  # a labelled row with other values
 WRONG = "wrong"  # an answer with a judgment, of which some tokens are made less likely
 MOST_WRONG = 0.3  # of the tokens of what is imitated
 
@@ -40,7 +41,7 @@ MOST_WRONG = 0.3  # of the tokens of what is imitated
 @dataclass(frozen=True)
 class Taught:
     """One answer to learn. key: of its question; weight: of its tokens; source: where it is from; tokens: of it.
-    judgment: of a wrong one.
+    judgment: of a wrong one. asked: other words of its question; "": its own.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Taught:
     source: str
     tokens: int
     judgment: str = ""
+    asked: str = ""
 
     @property
     def is_verified(self) -> bool:
@@ -63,8 +65,9 @@ class Taught:
         return asdict(self)
 
 
-def taught(setting: Setting, question: Question, text: str, weight: float, source: str, judgment: str = "") -> Taught:
-    return Taught(question.key, text, weight, source, len(setting.tokenizer.encode(text)) + 1, judgment)
+def taught(setting: Setting, question: Question, text: str, weight: float, source: str, judgment: str = "",
+           asked: str = "") -> Taught:
+    return Taught(question.key, text, weight, source, len(setting.tokenizer.encode(text)) + 1, judgment, asked)
 
 
 def read_taught(found: Sequence[Mapping[str, Any]], path: Path) -> list[Taught]:
@@ -179,6 +182,8 @@ def dataset_of(setting: Setting, rows: Sequence[Taught], passes: int, seed: int)
 def _row_of(setting: Setting, one: Taught) -> Row:
     """With the right answer, and the judgment, where evidence is read by them."""
     question = setting.pool[one.key]
+    if one.asked:
+        question = question.asking(one.asked)
     if setting.options.objective == Nlft.name and one.source in (ANSWERED, WRONG) and question.reference:
         return question.with_evidence(one.text, one.judgment)
     return question.with_answer(one.text)

@@ -41,6 +41,7 @@ from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
 from .generating import generate
 from .lesson import AGREED, ANSWERED, REVISED, WRONG, Taught, read_taught
 from .questions import DEV, JUDGE, Question
+from .retelling import known_values, retold
 from .search import MOST, search
 from .setting import Setting
 
@@ -145,12 +146,21 @@ class Tutor:
         evaluated = self._step(of, "evaluate", lambda: self._evaluate(said))
         corrected = self._step(of, "correct", lambda: self._correct(of, said, evaluated))
         new = _new_rows(self.setting, evaluated, corrected)
+        if again := self._retold(of, said):  # which is right, other than what nobody verified
+            new = [*(one for one in new if one.is_verified), *again]
         stop = evaluated["collapse"]
         least = self.setting.options.min_rows
         right = sum(one.source != WRONG for one in new)
         if not stop and right < least:
             stop = f"round {of.number} found {right} answers to learn, {least} are needed"
         return new, stop
+
+    def _retold(self, of: Round, said: Found) -> list[Taught]:
+        """Labelled rows with other values: those that answers of this round and all before agree on, too."""
+        setting = self.setting
+        made = [*(found for earlier in _before(of) if (found := earlier.read("generate"))), said]
+        values = known_values(setting, (told for found in made for told in zip(*_said(setting, found), strict=True)))
+        return retold(setting, of.number, values)
 
     def _rows(self, of: Round, new: Sequence[Taught], stop: str) -> Found:
         setting = self.setting

@@ -32,6 +32,8 @@ class TutorOptions:
     objective: str = option("sft", "How answers are learned: sft, imitated as a whole; nlft, where the right answer is "
                             "known, token by token by how likely it makes them, and wrong answers with a judgment too.",
                             choices=("sft", "nlft"), group="What is learned")
+    retold: int = option(8, "Times that a round learns each labelled row with other values, of other rows and what "
+                            "answers agree on, where answers are JSON with values of the question.", low=0, high=1000)
     replay: float = option(0.25, "Share of earlier and labelled rows in what a round learns, tokens times weight, "
                            "at least.", low=0.0, high=1.0)
     unverified: float = option(0.5, "Share of what a round learns, tokens times weight, that no grader, reference "

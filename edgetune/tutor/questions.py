@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,12 @@ class Question:
         return asked_messages(self.item)
 
     @property
+    def last(self) -> str:
+        """What its last message says; "" where that is no text."""
+        content = self.messages[-1].get("content")
+        return content if isinstance(content, str) else ""
+
+    @property
     def tools(self) -> Any:
         """What the model may call; None for nothing."""
         return self.item.get("tools")
@@ -58,6 +64,13 @@ class Question:
     def side(self) -> str:
         """Whether it is learned from, chooses how far to go, or judges."""
         return SIDES[int(self.key[:8], 16) % len(SIDES)]
+
+    def asking(self, last: str) -> Question:
+        """It with other words in its last message; no question of the pool."""
+        if isinstance(self.item.get("prompt"), str):
+            return replace(self, item={**self.item, "prompt": last})
+        messages = [*self.messages[:-1], {**self.messages[-1], "content": last}]
+        return replace(self, item={**self.item, "prompt" if "prompt" in self.item else "messages": messages})
 
     def with_answer(self, text: str) -> dict[str, Any]:
         """A row that imitates an answer."""
