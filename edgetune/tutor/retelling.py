@@ -27,7 +27,7 @@ def known_values(setting: Setting, said: Iterable[tuple[Question, Sequence[Said]
     for question, answers in said:
         if question.reference:
             continue
-        named = Counter(part for one in answers for part in set(texts_in(parsed(one.text))))
+        named = Counter(part for one in answers for part in dict.fromkeys(texts_in(parsed(one.text))))
         for (place, text), count in named.items():
             value = value_in(question.last, text)
             if value and count >= SURE * len(answers) and value not in found.get(place, [value]):

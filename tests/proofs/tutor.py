@@ -6,8 +6,8 @@
 A model learns 50 rows by the tutor's own round 0, without a round: "start". From that adapter
 
     sft continued       learns the 50 again, for as many steps as the tutor took
-    tutor               gets the bare prompts of 1,000 others and no grader: what its answers have in common, with and
-                        without labelled rows shown before them, is all that it has; 200 new prompts in a round
+    tutor               gets the bare prompts of 1,000 others and no grader: the labelled rows, told again with values
+                        that its answers have in common, are all that it has; 200 new prompts in a round
     tutor, rules        gets a grader too, that of proofs/rules.py, which knows the schema and no answer
     sft, all labels     learns all 1,050 with their answers, one pass: what a teacher who wrote them would give
 
@@ -56,8 +56,8 @@ PROMPTS = 1000
 HELD = 8000  # the first row that judges
 ASKED = 300
 WIKI_LINES = 60
-LR = "3e-4"
-ROUND = ["--per-round", 200, "--unseen", 1, "--lr", LR, "--canary-rise", 0.05]  # as a daemon allows
+LR = "1e-3"
+ROUND = ["--per-round", 200, "--unseen", 1, "--retold", 16, "--lr", LR, "--canary-rise", 0.05]  # as a daemon allows
 TUTORS = {"tutor": "", "tutor, rules": "form"}  # the grader of each
 LABELS = "sft, all labels"
 VARIANTS = (CONTINUED, *TUTORS, LABELS)
