@@ -371,7 +371,7 @@ def begin(out: Path, begun: Mapping[str, Any]) -> None:
             raise UsageError(f"the output folder {out} exists", "name another with -o, or remove it")
         write_object(out / BEGUN, begun)
         return
-    earlier = {"objective": Sft.name, **earlier}  # before there was a choice
+    earlier = {"objective": Sft.name, "retold": 0, **earlier}  # before there was a choice
     different = [name for name in {**earlier, **begun} if earlier.get(name) != json.loads(json.dumps(begun)).get(name)]
     if different:
         name = different[0]
