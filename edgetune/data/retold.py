@@ -88,7 +88,7 @@ def value_in(question: str, text: str) -> Value | None:
 
 def told_again(question: str, answer: str, values: Values, rng: np.random.Generator) -> tuple[str, str]:
     """(question, answer) with other values; as they are where there are none, or where the answer's JSON is written in
-    a way of its own.
+    a way that is not known.
     """
     value = parsed(answer)
     style = next((style for style in STYLES if json.dumps(value, **style) == answer), None)
