@@ -120,18 +120,19 @@ def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Pat
 @command("inspect", click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)),
          click.option("--round", "number", type=click.IntRange(0), help="Round whose answers are shown [the last]."),
          click.option("--prompts", "shown", type=click.IntRange(0), default=10, show_default=True,
-                      help="Questions of it to show."),
+                      help="Questions of it to show, and rows that were told again."),
          click.option("--watts", type=click.FloatRange(0, min_open=True), help="What the machine that made the rounds "
                       "takes meanwhile, by a meter: shows the energy of each."), group=tutor)
 def inspect_command(folder: Path, number: int | None, shown: int, watts: float | None, as_json: bool) -> None:
     """Show the rounds in OUT, and for some questions the answers before, the judgment, the revision, those after."""
     from ..tutor.inspect import lines, summary, told
     found = summary(folder, watts or 0.0)
-    questions = told(folder, number, shown)
+    questions, retold = told(folder, number, shown)
     printed: list[RenderableType] = [*lines(found)]
-    for one in questions:
-        printed += ["", *one.lines()]
-    show(as_json, {**found, "questions": [one.to_json() for one in questions]}, *printed)
+    for part in (*(one.lines() for one in questions), *(one.lines() for one in retold)):
+        printed += ["", *part]
+    show(as_json, {**found, "questions": [one.to_json() for one in questions],
+                   "retold": [one.to_json() for one in retold]}, *printed)
 
 
 @command("rollback", MODEL, click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)), group=tutor)

@@ -20,7 +20,8 @@ LONGEST = 300  # letters of a text that is shown
 class Told:
     """One question of a round. asked: its text. before: the answers that the model gave by itself, each with whether it
     is right; shown: those behind a labelled row; judgment, revision: of a wrong one, "" without; label: what is
-    learned, weight: how far it is trusted, and by whom; after: the model's answer where a later round asked again.
+    learned, "" for nothing, weight: how far it is trusted, and by whom; after: the model's answer where a later round
+    asked again.
     """
 
     key: str
@@ -100,22 +101,50 @@ def _rate(decision: Mapping[str, Any] | None) -> str:
     return f"{decision['held_out']:.0%}" if decision and "held_out" in decision else ""
 
 
-def told(out: Path, number: int | None, most: int) -> list[Told]:
-    """Questions of a round (None: the last that asked), those that were corrected first. Raises UsageError."""
+@dataclass(frozen=True)
+class Retold:
+    """A labelled row with other values, as a round learned it."""
+
+    asked: str
+    answer: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[RenderableType]:
+        """Without markup."""
+        from rich.text import Text
+        return [Text(_short(self.asked)), Text(f"  told again, learned: {_short(self.answer)}")]
+
+
+def told(out: Path, number: int | None, most: int) -> tuple[list[Told], list[Retold]]:
+    """(questions of a round, those that were corrected first; labelled rows that it learned with other values); None:
+    the last round that asked. Raises UsageError.
+    """
     rounds = [of for of in rounds_of(out) if of.read("evaluate")]
     wanted = [of for of in rounds if number in (None, of.number)]
     if not wanted:
         if number is None:
-            return []
+            return [], []
         named = ", ".join(str(of.number) for of in rounds) or "none"
         raise UsageError(f"round {number} asked nothing", f"rounds that did: {named}")
-    return _of_round(wanted[-1], rounds)[:most]
+    of = wanted[-1]
+    again = [Retold(one["asked"], one["text"]) for one in _rows(of) or [] if one.get("asked")]
+    return _of_round(of, rounds)[:most], again[:most]
+
+
+def _rows(of: Round) -> list[Found] | None:
+    """What a round learns; None where that is not decided yet."""
+    found = of.read("rows")
+    return None if found is None else list(found["rows"])
 
 
 def _of_round(of: Round, rounds: list[Round]) -> list[Told]:
     asked = {one["key"]: one for one in (of.read("generate") or {})["answers"]}
     corrected = {one["key"]: one for one in (of.read("correct") or {"corrections": []})["corrections"]}
     after = _later_answers(of, rounds)
+    rows = _rows(of)
+    learned = None if rows is None else {(one["key"], one["text"]) for one in rows}
     found = []
     for one in (of.read("evaluate") or {})["evaluated"]:
         key = one["key"]
@@ -123,8 +152,9 @@ def _of_round(of: Round, rounds: list[Round]) -> list[Told]:
         said = list(zip(asked[key]["said"], one["right"], strict=True))
         before, shown = ([(answer["text"], right) for answer, right in said if bool(answer.get("shown")) == is_shown]
                          for is_shown in (False, True))
+        label = one["label"] if learned is None or (key, one["label"]) in learned else ""
         found.append(Told(key, asked[key].get("asked", key), before, shown, correction.get("judgment", ""),
-                          correction.get("revision", ""), one["label"], one["weight"], one["by"], after.get(key, "")))
+                          correction.get("revision", ""), label, one["weight"], one["by"], after.get(key, "")))
     return sorted(found, key=lambda one: (not one.revision, not one.label))
 
 

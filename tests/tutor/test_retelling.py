@@ -17,6 +17,7 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 from edgetune.tutor.answering import Said
 from edgetune.tutor.files import rounds_of
+from edgetune.tutor.inspect import told
 from edgetune.tutor.lesson import AGREED, LABELLED, RETOLD, dataset_of
 from edgetune.tutor.options import TutorOptions
 from edgetune.tutor.questions import Question, pool_of
@@ -96,5 +97,10 @@ def test_a_round_learns_them_in_the_place_of_what_nobody_verified(bundle: Bundle
         teach(bundle, prompts, out, labelled=few, config=config, options=replace(options, retold=times))
         of = rounds_of(out)[-1]
         assert (of.read("evaluate") or {})["facts"]["by"]["agreement"]
-        sources[times] = {row["source"] for row in (of.read("rows") or {})["rows"]}
+        rows = (of.read("rows") or {})["rows"]
+        sources[times] = {row["source"] for row in rows}
+        asked, again = told(out, None, 3)
+        assert [one.asked for one in again] == [row["asked"] for row in rows if row["asked"]][:3]
+        assert len(again) == (3 if times else 0)
+        assert any(one.label for one in asked if one.by == "agreement") == (not times)  # "learned" is what was
     assert sources == {0: {AGREED, LABELLED}, 2: {RETOLD, LABELLED}}
