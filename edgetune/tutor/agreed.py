@@ -3,7 +3,8 @@
 With right answers to questions like it in view an adapter is right more often than without, and goes wrong otherwise.
 So one whose answer without them is nearer to that than the published one's is has learned something, on questions that
 it never saw. What the published adapter says by itself must not be counted in: whatever differs from it is further from
-that, also where it is better.
+that, also where it is better. That these answers break the form of labelled ones does not count: they judge part by
+part, and of those that keep it whole there are too few to judge by.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..evaluation.graders.agreement import parts_of
-from .agreement import Consensus, consensus, in_common
-from .answering import Said
-from .form import kept
+from .agreement import consensus, in_common
 from .generating import answers_behind_rows
 from .questions import Question
 from .setting import Setting
@@ -32,15 +31,9 @@ def with_agreed(setting: Setting, number: int, questions: Sequence[Question],
         return []
     said = answers_behind_rows(setting, number, questions, setting.pairs(published))
     setting.release()
-    agreed = [_agreed(setting, question, of) for question, of in zip(questions, said, strict=True)]
+    agreed = [consensus([one.text for one in of if one.ended]) for of in said]
     return [replace(question, agreed=found.text) for question, found in zip(questions, agreed, strict=True)
-            if found and found.trust >= SURE]
-
-
-def _agreed(setting: Setting, question: Question, said: Sequence[Said]) -> Consensus | None:
-    """What answers that the model ended have in common, if they keep the form of labelled ones."""
-    texts = [one.text for one in said if one.ended]
-    return consensus(texts, kept(setting.form, question, texts))
+            if found and found.share >= SURE]
 
 
 def nearness(question: Question, text: str) -> float:

@@ -29,7 +29,7 @@ def setting(bundle: Bundle, tmp_path: Path) -> Iterator[Setting]:
 
 
 def test_questions_of_which_answers_agree_judge(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that was cut agrees with none, nor does one of another form than labelled ones, which are numbers."""
+    """An answer that was cut agrees with none. Labelled ones are numbers; here others may judge, too."""
     said = {"sure": [("1", True), ("1", True), ("2", True)], "unsure": [("1", True), ("2", True), ("3", True)],
             "cut": [("1", False), ("1", False), ("2", True), ("3", True), ("4", True)], "mute": [("", True)],
             "words": [("one", True), ("one", True), ("1", True)]}
@@ -39,7 +39,8 @@ def test_questions_of_which_answers_agree_judge(setting: Setting, monkeypatch: p
     monkeypatch.setattr(agreed, "answers_behind_rows", answers)
     asked = [question(text) for text in said]
     monkeypatch.setattr(Setting, "pairs", lambda *_: {})
-    assert [(one.text, one.agreed) for one in with_agreed(setting, 1, asked, Path("published"))] == [("sure", "1")]
+    assert [(one.text, one.agreed) for one in with_agreed(setting, 1, asked, Path("published"))] == [
+        ("sure", "1"), ("words", "one")]
     assert with_agreed(setting, 1, [], Path("published")) == []
 
 
