@@ -3,8 +3,10 @@
 Published is what is surely better on questions that neither learned, and does no harm elsewhere:
 
 - better: an exact one-sided sign test over the questions on which the two differ. With fewer than FEW questions no
-  fewer answers right, and a sign test over held-out questions to which what is published has answers behind labelled
-  rows that agree (agreed.py), or where there are none a randomization test over how likely the right answers are;
+  fewer answers right, and a randomization test over how near their answers are to right ones in the mean, told again
+  with other values (retelling.py). Where they cannot be, a sign test over held-out questions to which what is published
+  has answers behind labelled rows that agree (agreed.py), or where there are none a randomization test over how likely
+  the right answers are;
 - no harm: unrelated text surprises it hardly more than the base, and it expects nearly what the base expects there, or
   at least it is no further from the base in this than what is published already;
 - healthy: answers end, are not much longer or shorter, do not repeat themselves more, are no less often JSON;
@@ -32,7 +34,7 @@ from ..data.packing import is_supervised
 from ..evaluation.canary import Drift, drift
 from ..evaluation.graders.base import Grade
 from ..evaluation.judge import is_json, same
-from ..evaluation.significance import flip_test, sign_test, won_and_lost
+from ..evaluation.significance import MOST_FLIPS, flip_test, sign_test, won_and_lost
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..runs.answers import CONTEXT, repack_within
@@ -57,8 +59,8 @@ CANDIDATE = "candidate"
 @dataclass(frozen=True)
 class Measured:
     """One question under one adapter. value: 1 for a right answer, 0 for a wrong one; where nobody knows the right one,
-    its reward, or what it has in common with others (agreed). logp: nats a token of the right answer, None
-    without one.
+    its reward, or what it has in common with others (agreed); of one that tells another again (of: its key) what it has
+    in common with the right one. logp: nats a token of the right answer, None without one, or where it tells again.
     """
 
     key: str
@@ -67,6 +69,7 @@ class Measured:
     logp: float | None
     ended: bool
     agreed: bool = False
+    of: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,9 +92,9 @@ class Harm:
 
 @dataclass(frozen=True)
 class Decision:
-    """passed: published. worse: surely worse than what is published, so the round is undone. test: sign, likelihood or
-    agreement; wins, losses: questions better and worse under the new adapter; p: of that by chance; alpha: what p must
-    not exceed.
+    """passed: published. worse: surely worse than what is published, so the round is undone. test: sign, retold,
+    agreement or likelihood; wins, losses: questions better and worse under the new adapter; p: of that by chance;
+    alpha: what p must not exceed.
     """
 
     passed: bool
@@ -148,7 +151,7 @@ def _asked(setting: Setting, served: LlamaModel, adapter: str | None, questions:
     setting.drawn.tokens += sum(lengths)
     said = [Said(texts[i].strip(), lengths[i], lengths[i] < most) for i in range(len(prompts))]
     served.reset()
-    logps = [_logp(setting, served, prompt, question.reference) if question.reference else None
+    logps = [_logp(setting, served, prompt, question.reference) if question.reference and not question.of else None
              for question, prompt in zip(questions, prompts, strict=True)]
     return list(zip(said, logps, strict=True))
 
@@ -156,11 +159,13 @@ def _asked(setting: Setting, served: LlamaModel, adapter: str | None, questions:
 def _measured(setting: Setting, questions: Sequence[Question], asked: Asked) -> list[Measured]:
     """With what answers earn, when llama.cpp's memory is free again: a grader may ask a model."""
     grades = graded(setting, questions, [[one] for one, _ in asked])
-    return [Measured(question.key, one.text, _value(question, one.text, earned), logp, one.ended, bool(question.agreed))
-            for question, (one, logp), earned in zip(questions, asked, grades, strict=True)]
+    return [Measured(question.key, one.text, _value(question, one.text, earned), logp, one.ended, bool(question.agreed),
+                     question.of) for question, (one, logp), earned in zip(questions, asked, grades, strict=True)]
 
 
 def _value(question: Question, text: str, earned: Sequence[Grade]) -> float:
+    if question.of:
+        return nearness(question, text)
     if question.reference:
         return float(same(question.reference, text))
     return nearness(question, text) if question.agreed else earned[0].reward
@@ -193,8 +198,9 @@ def largest_change(pairs: Lora, gguf: Gguf) -> float:
 def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: float, options: TutorOptions,
            is_first: bool) -> Decision:
     """alpha: of this test. is_first: nothing is published yet, so that answers may change as they like."""
-    known, agreed = ([pair for pair in zip(old, new, strict=True) if pair[0].agreed == is_agreed]
-                     for is_agreed in (False, True))
+    pairs = list(zip(old, new, strict=True))
+    agreed = [pair for pair in pairs if pair[0].agreed]
+    known = [pair for pair in pairs if not pair[0].agreed and not pair[0].of]
     wins, losses = _won_and_lost(known)
     p = sign_test(losses, wins)
     p_worse = sign_test(wins, losses)
@@ -202,7 +208,13 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     told = _told([before for before, _ in known], [after for _, after in known])
     if len(known) < FEW and all(one.logp is not None for pair in known for one in pair):
         told += f", by {len(known)} questions only"
-        if agreed:
+        if retold := _changes(pairs):
+            test = "retold"
+            wins, losses = sum(change > 0 for change in retold), sum(change < 0 for change in retold)
+            p_worse = min(p_worse, flip_test([-change for change in retold]))
+            p = flip_test(retold)
+            told += f"; told again with other values, {wins} are answered better in the mean, {losses} worse"
+        elif agreed:
             test = "agreement"
             wins, losses = _won_and_lost(agreed)
             p_worse = min(p_worse, sign_test(wins, losses))
@@ -222,6 +234,17 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     return Decision(passed, p_worse <= alpha, reason, test, len(old), wins, losses, p, alpha)
 
 
+def _changes(pairs: Sequence[tuple[Measured, Measured]]) -> list[float]:
+    """Of each question that was told again the change of the mean value. Those that tell the same again stand or fall
+    together, so each such question is one observation.
+    """
+    found: dict[str, list[float]] = {}
+    for before, after in pairs:
+        if before.of:
+            found.setdefault(before.of, []).append(after.value - before.value)
+    return [float(np.mean(changes)) for changes in found.values()][:MOST_FLIPS]
+
+
 def _won_and_lost(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[int, int]:
     return won_and_lost([before.value for before, _ in pairs], [after.value for _, after in pairs])
 
@@ -236,7 +259,7 @@ def _told(old: Sequence[Measured], new: Sequence[Measured]) -> str:
 
 def mean_value(measured: Sequence[Measured]) -> float:
     """The share of right answers, or the mean reward, of the questions that were asked and that it is known of."""
-    values = [one.value for one in measured if not one.agreed]
+    values = [one.value for one in measured if not one.agreed and not one.of]
     return sum(values) / len(values)
 
 

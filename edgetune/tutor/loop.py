@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import disk
 from ..adapters import store
+from ..data.retold import Values
 from ..errors import Interrupted, MismatchError, UsageError
 from ..evaluation.graders.base import Grade
 from ..formats.gguf import Gguf
@@ -40,8 +41,8 @@ from .evaluating import (
 from .files import BEGUN, MEND, Found, Round, rounds_of, write_object
 from .generating import generate
 from .lesson import AGREED, ANSWERED, REVISED, WRONG, Taught, read_taught
-from .questions import DEV, JUDGE, Question
-from .retelling import known_values, retold
+from .questions import DEV, FEW, JUDGE, Question
+from .retelling import judging, known_values, retold
 from .search import MOST, search
 from .setting import Setting
 
@@ -146,7 +147,7 @@ class Tutor:
         evaluated = self._step(of, "evaluate", lambda: self._evaluate(said))
         corrected = self._step(of, "correct", lambda: self._correct(of, said, evaluated))
         new = _new_rows(self.setting, evaluated, corrected)
-        if again := self._retold(of, said):  # which is right, other than what nobody verified
+        if again := self._retold(of):  # which is right, other than what nobody verified
             new = [*(one for one in new if one.is_verified), *again]
         stop = evaluated["collapse"]
         least = self.setting.options.min_rows
@@ -155,12 +156,14 @@ class Tutor:
             stop = f"round {of.number} found {right} answers to learn, {least} are needed"
         return new, stop
 
-    def _retold(self, of: Round, said: Found) -> list[Taught]:
+    def _retold(self, of: Round) -> list[Taught]:
         """Labelled rows with other values: those that answers of this round and all before agree on, too."""
+        return retold(self.setting, of.number, self._values(of))
+
+    def _values(self, of: Round) -> Values:
         setting = self.setting
-        made = [*(found for earlier in _before(of) if (found := earlier.read("generate"))), said]
-        values = known_values(setting, (told for found in made for told in zip(*_said(setting, found), strict=True)))
-        return retold(setting, of.number, values)
+        made = [found for one in (*_before(of), of) if (found := one.read("generate"))]
+        return known_values(setting, (told for found in made for told in zip(*_said(setting, found), strict=True)))
 
     def _rows(self, of: Round, new: Sequence[Taught], stop: str) -> Found:
         setting = self.setting
@@ -265,8 +268,9 @@ class Tutor:
         published = self.standing.published
         asked = questions.of_round(setting.pool.judge, max(1, of.number), options.questions, seed)
         bare = questions.of_round(setting.pool.bare[JUDGE], max(1, of.number), options.questions, seed)
-        asked += with_agreed(setting, of.number, bare, published)
-        keys = [question.key for question in asked]
+        again = judging(asked, self._values(of), setting.seed(of.number, "judge")) if len(asked) < FEW else []
+        asked += again or with_agreed(setting, of.number, bare, published)
+        keys = [question.key for question in asked if not question.of]
         alpha = gate.alpha_of(options.gate_alpha, _judged_before(of), keys)
         old, new, harm = gate.measure(setting, asked, published, of.candidate, self.keep)
         decision = gate.decide(old, new, harm, alpha, options, is_first=published is None)

@@ -33,13 +33,15 @@ OPEN = (0.1, 0.9)  # between these rates of right answers there is something to 
 @dataclass(frozen=True)
 class Question:
     """key: of what it asks. item: its row, as graders see it. reference: the right answer; "" where nobody gave one.
-    agreed: what most answers behind labelled rows say, where that judges in the place of a right one.
+    agreed: what most answers behind labelled rows say, where that judges in the place of a right one. of: the key of
+    the question that it tells again with other values; "" for none.
     """
 
     key: str
     item: Mapping[str, Any]
     reference: str = ""
     agreed: str = ""
+    of: str = ""
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from .questions import Question
 from .setting import Setting
 
 SURE = 0.65  # of the answers to a prompt name a value in a place
+JUDGING = 8  # times that a question which judges is told again
+TRIES = 4  # for each, as values are drawn that it has already
+FEWEST = 5  # questions told again: if all of them are answered better, that is hardly chance
 
 
 def known_values(setting: Setting, said: Iterable[tuple[Question, Sequence[Said]]]) -> Values:
@@ -33,6 +37,19 @@ def known_values(setting: Setting, said: Iterable[tuple[Question, Sequence[Said]
             if value and count >= SURE * len(answers) and value not in found.get(place, [value]):
                 found[place].append(value)
     return found
+
+
+def judging(questions: Sequence[Question], values: Values, seed: int) -> list[Question]:
+    """Questions with right answers, told again to judge; none where too few of them can be."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for question in questions:
+        told = dict.fromkeys(told_again(question.last, question.reference, values, rng)
+                             for _ in range(TRIES * JUDGING if question.reference and values else 0))
+        told.pop((question.last, question.reference), None)
+        found += [replace(question.asking(asked), reference=answer, of=question.key)
+                  for asked, answer in list(told)[:JUDGING]]
+    return found if len({one.of for one in found}) >= FEWEST else []
 
 
 def retold(setting: Setting, number: int, values: Values) -> list[Taught]:

@@ -27,7 +27,7 @@ from .options import TutorOptions
 from .questions import Pool
 
 CONTINUE = "continue with the same command"
-PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train", "shown", "retold")
+PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train", "shown", "retold", "judge")
 
 
 @dataclass

@@ -70,6 +70,30 @@ def test_few_questions_are_judged_beside_what_most_answers_say() -> None:
     assert decided(old, [*asked("100", -1.0), *agreed([0.3] * 12 + [0.5] * 18)]).worse
 
 
+def again(values: list[list[float]]) -> list[Measured]:
+    """values: of each question those of its telling again."""
+    return [Measured(f"{i} {j}", f"a b c d e {i} {j}", value, None, True, of=f"{i}")
+            for i, told in enumerate(values) for j, value in enumerate(told)]
+
+
+def test_few_questions_are_judged_told_again() -> None:
+    """Each of them counts once, by its mean, however often it was told. What is known may not become worse."""
+    old = [*asked("100000", -2.0), *again([[0.5] * 8] * 6)]
+    better = again([[0.5] * 7 + [0.6]] * 6)
+    found = decided(old, [*asked("100000", -2.5), *better])
+    assert (found.passed, found.test, found.wins, found.losses, found.p) == (True, "retold", 6, 0, 2**-6)
+    assert "1 of 6 held-out questions right, 1 before, by 6 questions only; told again" in found.reason
+    assert not decided(old, [*asked("000000", -1.0), *better]).passed
+    mixed = again([[0.9] * 8] * 3 + [[0.4] * 8] * 3)
+    found = decided(old, [*asked("100000", -1.0), *mixed])
+    assert (found.passed, found.wins, found.losses) == (False, 3, 3)
+    assert found.p == pytest.approx(flip_test([0.4] * 3 + [-0.1] * 3))
+    found = decided(old, [*asked("100000", -1.0), *again([[0.1] * 8] * 6)])
+    assert (found.passed, found.worse) == (False, True)
+    beside = decided([*old, *agreed([0.5] * 30)], [*asked("100000", -2.5), *better, *agreed([0.1] * 30)])
+    assert (beside.passed, beside.test) == (True, "retold")  # right answers say more than what answers agree on
+
+
 def test_many_questions_judge_alone() -> None:
     old = [*asked("0" * 30, -2.0), *agreed([0.5] * 30)]
     found = decided(old, [*asked("0" * 30, -2.0), *agreed([0.7] * 30)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from asked import question
 
-from edgetune.data.retold import Value
+from edgetune.data.retold import Value, values_of
 from edgetune.formats.bundle import Bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
@@ -20,8 +20,8 @@ from edgetune.tutor.files import rounds_of
 from edgetune.tutor.inspect import told
 from edgetune.tutor.lesson import AGREED, LABELLED, RETOLD, dataset_of
 from edgetune.tutor.options import TutorOptions
-from edgetune.tutor.questions import Question, pool_of
-from edgetune.tutor.retelling import known_values, retold
+from edgetune.tutor.questions import Question, key_of, pool_of
+from edgetune.tutor.retelling import judging, known_values, retold
 from edgetune.tutor.setting import Setting
 from edgetune.tutor.teach import teach
 
@@ -79,6 +79,22 @@ def test_labelled_rows_are_told_with_them(setting: Setting) -> None:
     assert [message["content"] for message in messages[:2]] == ["hello", "yes?"]
     assert {"prompt": "feed the goat", "completion": fed("goat")} in learned.rows
     assert retold(setting, 1, {}) == []
+
+
+def test_questions_that_judge_are_told_again() -> None:
+    """None where they are too few to say anything; never as they are, and with the answer that is right then."""
+    asked = [question(f"feed the {animal}", fed(animal)) for animal in ("cow", "pig", "hen", "cat", "dog")]
+    values = values_of((one.last, one.reference) for one in asked)
+    found = judging(asked, values, 0)
+    assert found == judging(asked, values, 0)
+    assert {one.of for one in found} == {one.key for one in asked}
+    for one in found:
+        assert one.last == f"feed the {json.loads(one.reference)['what']}"
+        assert key_of(one.item) != one.of
+    assert len({(one.of, one.last) for one in found}) == len(found) == 5 * 4
+    assert judging(asked[:4], values, 0) == []
+    assert judging([*asked[:4], question("no answer")], values, 0) == []
+    assert judging(asked, {}, 0) == []
 
 
 def test_a_round_learns_them_in_the_place_of_what_nobody_verified(bundle: Bundle, tmp_path: Path) -> None:
