@@ -180,6 +180,6 @@ def is_copied(said: Sequence[tuple[str, Value]], stands: Callable[[str, Value], 
     own = sum(stands(question, value) for question, value in said)
     if own < COPIED * len(said):
         return False
-    values = {value for _, value in said}
-    others = sum(stands(question, other) for question, value in said for other in values - {value})
-    return others <= TOLD * len(said) * (len(values) - 1)
+    some = list(dict.fromkeys(value for _, value in said))[:MOST_VALUES]
+    others = [stands(question, other) for question, value in said for other in some if other != value]
+    return sum(others) <= TOLD * len(others)
