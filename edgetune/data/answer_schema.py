@@ -64,7 +64,7 @@ def _answers(rows: Iterable[Row]) -> Iterable[tuple[str, str]]:
         if isinstance(row, str) or _shape(row) not in ("messages", "prompt"):
             yield "", ""
         elif "completion" in row:
-            yield normal(str(row["prompt"])), str(row["completion"])
+            yield normal(str(row.get("prompt", row.get("messages")))), str(row["completion"])
         else:
             asked: list[str] = []
             for message in row["messages"]:
