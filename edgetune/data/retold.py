@@ -81,9 +81,9 @@ def texts_in(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
 
 
 def value_in(question: str, text: str) -> Value | None:
-    """An answer's text as a value, if it stands in the question once."""
+    """An answer's text as a value, if it stands in the question once and has no white space around it."""
     found = _occurrences(question, text)
-    return Value(found[0][0], text) if len(found) == 1 else None
+    return Value(found[0][0], text) if len(found) == 1 and text == text.strip() else None
 
 
 def told_again(question: str, answer: str, values: Values, rng: np.random.Generator) -> tuple[str, str]:

@@ -77,3 +77,4 @@ def test_a_value_is_said_as_the_question_spells_it():
     assert value_in("Play red hot and red hot", "red hot") is None
     assert value_in("Play (a+b)* now", "(a+b)*") == Value("(a+b)*", "(a+b)*")
     assert value_in("Play", " ") is None
+    assert value_in("Play blue", " blue") is None  # as a model may say
