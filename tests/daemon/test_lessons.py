@@ -39,16 +39,18 @@ def test_curriculum(passes: int) -> None:
 
 
 def test_earlier_rows_make_up_what_a_lesson_is_too_short_by() -> None:
-    """Each of them at most once in a pass."""
+    """Each of them at most once in a pass; where they are not enough, or none are earlier, there are more passes."""
     new = rows("new", 10)
     earlier = rows("earlier", 40)
-    assert [len(curriculum(new, earlier, 4, 1.0, 0, least)) for least in (0, 120, 121, 170, 10**6)] == [
-        120, 120, 124, 172, 240]
+    assert [len(curriculum(new, earlier, 4, 1.0, 0, least)) for least in (0, 120, 121, 170, 240, 241)] == [
+        120, 120, 124, 172, 240, 290]
     made = curriculum(new, earlier, 4, 1.0, 0, 170)
     block = [row["prompt"] for row in made[40:][:33]]
     assert len(set(block)) == 33
     assert {row["prompt"] for row in new} <= set(block)
-    assert len(curriculum(new, [], 4, 1.0, 0, 1000)) == 40
+    anew = [row["prompt"] for row in curriculum(new, [], 4, 1.0, 0, 95)]
+    assert len(anew) == 100
+    assert {anew.count(row["prompt"]) for row in new} == {10}
 
 
 def test_how_long_a_lesson_is_at_least() -> None:

@@ -40,11 +40,12 @@ def least_rows(different: int, config: TrainConfig) -> int:
 def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int,
                least: int = 0) -> list[T]:
     """The rows of a job in order. passes: over what is new. replay: earlier rows mixed with each new one, more of them
-    where there would be fewer than `least` rows.
+    where there would be fewer than `least` rows, and more passes where there are not enough earlier ones.
     """
     dice = random.Random(seed)
     missing = least - len(earlier) - passes * len(new)
     mixed = min(len(earlier), max(round(replay * len(new)), -(-missing // passes)))
+    passes = max(passes, -(-(least - len(earlier)) // (len(new) + mixed)))
     rows = [*earlier]
     for _ in range(passes):
         block = [*new, *dice.sample(earlier, mixed)]
