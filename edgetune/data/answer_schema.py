@@ -41,8 +41,8 @@ def derive(rows: Iterable[Row]) -> dict[str, Any] | None:
     """
     said = []
     for question, answer in _answers(_different(rows)):
-        value = _parsed(answer)
-        if not isinstance(value, dict | list) or not _is_plain(value, DEEPEST):
+        value = parsed(answer)
+        if value is None or not _is_plain(value, DEEPEST):
             return None
         said.append((question, value))
     return _schema(said) if len(said) >= LEAST else None
@@ -64,16 +64,20 @@ def _answers(rows: Iterable[Row]) -> Iterable[tuple[str, str]]:
         if isinstance(row, str) or _shape(row) not in ("messages", "prompt"):
             yield "", ""
         elif "completion" in row:
-            yield normal(str(row.get("prompt", row.get("messages")))), str(row["completion"])
+            yield _question(row.get("prompt", row.get("messages"))), str(row["completion"])
         else:
-            asked: list[str] = []
-            for message in row["messages"]:
-                content = message.get("content")
+            for i, message in enumerate(row["messages"]):
                 if message["role"] == "assistant":
+                    content = message.get("content")
                     is_text = isinstance(content, str) and not message.get("tool_calls")
-                    yield normal(" ".join(asked)), content if is_text else ""
-                if message["role"] != "system":
-                    asked.append(str(content))
+                    yield _question(row["messages"][:i]), content if is_text else ""
+
+
+def _question(asked: Any) -> str:
+    """The normal text of a prompt, or of messages but for the system's, which may name all that there is to choose."""
+    if isinstance(asked, str):
+        return normal(asked)
+    return normal(" ".join(str(message.get("content")) for message in asked if message["role"] != "system"))
 
 
 def _shape(row: Row) -> str:
@@ -84,11 +88,13 @@ def _shape(row: Row) -> str:
         return ""
 
 
-def _parsed(text: str) -> Any:
+def parsed(answer: str) -> Any:
+    """An object or list of JSON; None for all else."""
     try:
-        return json.loads(text)
+        value = json.loads(answer)
     except (ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict | list) else None
 
 
 def _is_plain(value: Any, depth: int) -> bool:

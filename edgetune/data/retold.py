@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .answer_schema import is_copied
+from .answer_schema import is_copied, parsed
 from .words import normal, stands_in
 
 OPEN = 0.5  # of a field's values differ, where others are to be expected
@@ -57,15 +57,6 @@ def _is_open(said: Sequence[tuple[str, str]]) -> bool:
     different = len({text for _, text in said})
     normals = [(normal(question), text) for question, text in said]
     return different >= max(FEWEST, OPEN * len(said)) and is_copied(normals, stands_in)
-
-
-def parsed(answer: str) -> Any:
-    """An object or list of JSON; None for all else."""
-    try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict | list) else None
 
 
 def texts_in(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:

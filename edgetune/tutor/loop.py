@@ -147,7 +147,7 @@ class Tutor:
         evaluated = self._step(of, "evaluate", lambda: self._evaluate(said))
         corrected = self._step(of, "correct", lambda: self._correct(of, said, evaluated))
         new = _new_rows(self.setting, evaluated, corrected)
-        if again := self._retold(of):  # which is right, other than what nobody verified
+        if again := retold(self.setting, of.number, self._values(of)):  # in the place of what nobody verified
             new = [*(one for one in new if one.is_verified), *again]
         stop = evaluated["collapse"]
         least = self.setting.options.min_rows
@@ -156,11 +156,8 @@ class Tutor:
             stop = f"round {of.number} found {right} answers to learn, {least} are needed"
         return new, stop
 
-    def _retold(self, of: Round) -> list[Taught]:
-        """Labelled rows with other values: those that answers of this round and all before agree on, too."""
-        return retold(self.setting, of.number, self._values(of))
-
     def _values(self, of: Round) -> Values:
+        """With which rows are told again: of labelled rows, and what answers of this round and all before agree on."""
         setting = self.setting
         made = [found for one in (*_before(of), of) if (found := one.read("generate"))]
         return known_values(setting, (told for found in made for told in zip(*_said(setting, found), strict=True)))

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..data.retold import Values, parsed, texts_in, told_again, value_in, values_of
+from ..data.answer_schema import parsed
+from ..data.retold import Values, texts_in, told_again, value_in, values_of
 from .answering import Said
 from .lesson import RETOLD, Taught, taught
 from .questions import Question
