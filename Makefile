@@ -155,7 +155,7 @@ rules: ready ## hours, needs ../shared: Snips by a grader that knows only the sc
 tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare prompts, with and without a rule grader, three seeds
 	$(RUN) proofs/tutor.py $(TUTOR)
 
-second-task: ready ## hours, needs ../shared: seven rounds of Snips, then home commands, then wrong labels of both, three seeds
+second-task: ready ## 40 minutes a life, needs ../shared: home commands after a life's seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)
 
 nlft: ready ## an hour: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds

@@ -258,6 +258,17 @@ def check_engine(engine: str, **options: Any) -> None:
                              "leave one of them out, or answer through llama.cpp")
 
 
+def refuse_file(prompt: str) -> None:
+    """Raises UsageError where a prompt is the name of a file, which nobody wants to be answered."""
+    try:
+        is_file = Path(prompt).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL byte
+        return
+    if is_file:
+        raise UsageError(f"the prompt {prompt} is a file, and one text is answered at a time",
+                         "give --engine native to answer the prompts in it, or the text itself")
+
+
 def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: bool) -> None:
     from ..console import table
     scores = graded.scores
@@ -311,6 +322,7 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
         answer_file(model, Path(prompt), system=system, raw=raw, as_json=as_json, **own, **options)
         return
     check_engine(engine, **own)
+    refuse_file(prompt)
     with served_model(model, Serving.taken_from(options)) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})

@@ -102,8 +102,9 @@ class Tutor:
         rows = self._step(of, "rows", lambda: self._rows(of, new, stop))
         if rows["stop"]:
             return replace(self.standing, stopped=rows["stop"])
-        self._step(of, "train", lambda: self._train(of, read_taught(rows["rows"], of.file("rows"))))
-        self._step(of, "search", lambda: self._search(of))
+        taught = read_taught(rows["rows"], of.file("rows"))
+        self._step(of, "train", lambda: self._train(of, taught))
+        self._step(of, "search", lambda: self._search(of, taught))
         found = self._step(of, "gate", lambda: self._gate(of))
         decision = from_json(gate.Decision, found["decision"], str(of.file("gate")))
         standing = self._after(of, decision)
@@ -251,10 +252,12 @@ class Tutor:
                  "lr_scale": self.standing.lr_scale}
         return {"facts": facts}
 
-    def _search(self, of: Round) -> Found:
+    def _search(self, of: Round, rows: Sequence[Taught]) -> Found:
+        """Bare prompts are asked only of what nobody verified: they are judged by what is published, which favours it."""
         setting = self.setting
         published = self.standing.published
-        agreed = with_agreed(setting, of.number, setting.pool.bare[DEV][:MOST], published)
+        bare = [] if all(one.is_verified for one in rows) else setting.pool.bare[DEV][:MOST]
+        agreed = with_agreed(setting, of.number, bare, published)
         found = search(setting, agreed, published, of.trained, of.candidate)
         return {"facts": found}
 

@@ -104,3 +104,11 @@ def test_a_prompt_that_is_no_file(model: Path) -> None:
     text = run("generate", model, "hello", "--engine", "native", code=2)
     assert 'there is no file hello; with --engine native, PROMPT is a file of prompts, a JSON object a line' in text
     assert "--samples is given without --engine native" in run("generate", model, "hello", "--samples", 2, code=2)
+
+
+def test_a_file_that_is_given_as_a_prompt(model: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", PROMPTS)
+    text = run("generate", model, path, code=2)
+    assert f"the prompt {path} is a file, and one text is answered at a time; give --engine native" in text
+    for prompt in ("x" * 300, "a\0b"):  # no names of files
+        assert run("generate", model, prompt, "--max-tokens", 1)

