@@ -253,7 +253,7 @@ class Tutor:
         return {"facts": facts}
 
     def _search(self, of: Round, rows: Sequence[Taught]) -> Found:
-        """Bare prompts are asked only of what nobody verified: they are judged by what is published, which favours it."""
+        """Bare prompts are asked only of what nobody verified: what is published judges them, and favours itself."""
         setting = self.setting
         published = self.standing.published
         bare = [] if all(one.is_verified for one in rows) else setting.pool.bare[DEV][:MOST]
