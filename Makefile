@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: help ready docs captures picture dev test lint check cuda cuda-steps arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor second-task compaction nlft shared service cycles wheels \
+    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor tutor-cost second-task compaction nlft shared service cycles wheels \
     installs clean
 
 help: ## this list
@@ -154,6 +154,9 @@ rules: ready ## hours, needs ../shared: Snips by a grader that knows only the sc
 
 tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare prompts, with and without a rule grader, three seeds
 	$(RUN) proofs/tutor.py $(TUTOR)
+
+tutor-cost: ready ## minutes, needs ../shared: seconds and tokens of a round of the tutor here, and at the least on a Pi 5
+	$(RUN) proofs/tutor_cost.py $(TUTOR_COST)
 
 second-task: ready ## 40 minutes a life, needs ../shared: home commands after a life's seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)
