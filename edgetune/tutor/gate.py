@@ -4,9 +4,10 @@ Published is what is surely better on questions that neither learned, and does n
 
 - better: an exact one-sided sign test over the questions on which the two differ. With fewer than FEW questions no
   fewer answers right, and a randomization test over how near their answers are to right ones in the mean, told again
-  with other values (retelling.py). Where they cannot be, a sign test over held-out questions to which what is published
-  has answers behind labelled rows that agree (agreed.py), or where there are none a randomization test over how likely
-  the right answers are;
+  with other values (retelling.py); rather better than worse is enough where all that was learned is known to be right,
+  as training on such rows keeps what it made without a test. Where they cannot be told again, a sign test over held-out
+  questions to which what is published has answers behind labelled rows that agree (agreed.py), or where there are none
+  a randomization test over how likely the right answers are;
 - no harm: unrelated text surprises it hardly more than the base, and it expects nearly what the base expects there, or
   at least it is no further from the base in this than what is published already;
 - healthy: answers end, are not much longer or shorter, do not repeat themselves more, are no less often JSON;
@@ -196,8 +197,10 @@ def largest_change(pairs: Lora, gguf: Gguf) -> float:
 
 
 def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: float, options: TutorOptions,
-           is_first: bool) -> Decision:
-    """alpha: of this test. is_first: nothing is published yet, so that answers may change as they like."""
+           is_first: bool, is_verified: bool = False) -> Decision:
+    """alpha: of this test. is_first: nothing is published yet, so that answers may change as they like. is_verified:
+    all that was learned is known to be right.
+    """
     pairs = list(zip(old, new, strict=True))
     agreed = [pair for pair in pairs if pair[0].agreed]
     known = [pair for pair in pairs if not pair[0].agreed and not pair[0].of]
@@ -205,6 +208,7 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     p = sign_test(losses, wins)
     p_worse = sign_test(wins, losses)
     test = "sign"
+    asked = alpha
     told = _told([before for before, _ in known], [after for _, after in known])
     if len(known) < FEW and all(one.logp is not None for pair in known for one in pair):
         told += f", by {len(known)} questions only"
@@ -213,6 +217,7 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
             wins, losses = sum(change > 0 for change in retold), sum(change < 0 for change in retold)
             p_worse = min(p_worse, flip_test([-change for change in retold]))
             p = flip_test(retold)
+            asked = max(alpha, options.verified_alpha) if is_verified else alpha
             told += f"; told again with other values, {wins} are answered better in the mean, {losses} worse"
         elif agreed:
             test = "agreement"
@@ -228,10 +233,10 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
             told += f"; right answers are {'' if sum(likelier) > 0 else 'not '}likelier"
         p = p if sum(after.value - before.value for before, after in known) >= 0 else 1.0
     objection = harmed(harm, options) or ("" if is_first else unhealthy(old, new))
-    chance = f"{'not' if p <= alpha else 'this may be'} chance (p {p:.2g}, asked {alpha:.2g})"
-    passed = not objection and p <= alpha
-    reason = objection or f"{told}: {chance}"
-    return Decision(passed, p_worse <= alpha, reason, test, len(old), wins, losses, p, alpha)
+    sure = "not chance" if p <= alpha else "rather better than worse" if p <= asked else "this may be chance"
+    reason = objection or f"{told}: {sure} (p {p:.2g}, asked {asked:.2g})"
+    passed = not objection and p <= asked
+    return Decision(passed, p_worse <= alpha, reason, test, len(old), wins, losses, p, asked)
 
 
 def _changes(pairs: Sequence[tuple[Measured, Measured]]) -> list[float]:

@@ -105,7 +105,7 @@ class Tutor:
         taught = read_taught(rows["rows"], of.file("rows"))
         self._step(of, "train", lambda: self._train(of, taught))
         self._step(of, "search", lambda: self._search(of, taught))
-        found = self._step(of, "gate", lambda: self._gate(of))
+        found = self._step(of, "gate", lambda: self._gate(of, taught))
         decision = from_json(gate.Decision, found["decision"], str(of.file("gate")))
         standing = self._after(of, decision)
         _remove_old(of, standing)
@@ -261,7 +261,7 @@ class Tutor:
         found = search(setting, agreed, published, of.trained, of.candidate)
         return {"facts": found}
 
-    def _gate(self, of: Round) -> Found:
+    def _gate(self, of: Round, rows: Sequence[Taught]) -> Found:
         setting = self.setting
         options = setting.options
         seed = setting.config.seed
@@ -273,7 +273,8 @@ class Tutor:
         keys = [question.key for question in asked if not question.of]
         alpha = gate.alpha_of(options.gate_alpha, _judged_before(of), keys)
         old, new, harm = gate.measure(setting, asked, published, of.candidate, self.keep)
-        decision = gate.decide(old, new, harm, alpha, options, is_first=published is None)
+        decision = gate.decide(old, new, harm, alpha, options, is_first=published is None,
+                               is_verified=all(one.is_verified for one in rows))
         held_out = {"held_out_before": gate.mean_value(old), "held_out": gate.mean_value(new)}
         facts = {**decision.to_json(), **held_out, **asdict(harm)}
         return {"facts": facts, "decision": decision.to_json(), "keys": keys,
@@ -375,7 +376,7 @@ def begin(out: Path, begun: Mapping[str, Any]) -> None:
             raise UsageError(f"the output folder {out} exists", "name another with -o, or remove it")
         write_object(out / BEGUN, begun)
         return
-    earlier = {"objective": Sft.name, "retold": 0, **earlier}  # before there was a choice
+    earlier = {"objective": Sft.name, "retold": 0, "verified_alpha": 0.0, **earlier}  # before there was a choice
     different = [name for name in {**earlier, **begun} if earlier.get(name) != json.loads(json.dumps(begun)).get(name)]
     if different:
         name = different[0]

@@ -41,6 +41,8 @@ class TutorOptions:
     gate_alpha: float = option(0.1, "Chance that an adapter that is no better is ever published; the k-th test since "
                                "its questions were new takes gate-alpha / k (k + 1) of it.", low=0.0, high=1.0,
                                group="The gate")
+    verified_alpha: float = option(0.5, "As --gate-alpha, of a test by few labelled rows told again, where all that a "
+                                   "round learned is known to be right; 0: --gate-alpha.", low=0.0, high=1.0)
     questions: int = option(64, "Held-out questions that a gate asks at most.", low=1)
     canary_rise: float = option(0.02, "Share by which the perplexity of unrelated text may rise over the base's.",
                                 low=0.0)

@@ -183,8 +183,8 @@ def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader:
             held: Sequence[Question] = ()) -> Pool:
     """has_grader: whether questions without a right answer can judge. held: those that judge, where the caller decides
     that; all others are learned from, but those without a right answer that choose how far to go. Where fewer than FEW
-    questions judge by right answers, those that would choose how far to go judge beside them, and so does the agreement
-    of answers to others, which chooses too. Raises DataError where nothing can judge.
+    questions judge by right answers, the agreement of answers to others judges beside them and chooses how far to go,
+    so that more right answers are learned. Raises DataError where nothing can judge.
     """
     known: dict[str, Question] = {}
     for question in (*held, *labelled, *asked):
@@ -201,8 +201,8 @@ def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader:
         can_judge = bool(question.reference) or has_grader
         if is_few and not can_judge and question.side != LEARN:
             bare[question.side].append(question)
-        elif can_judge and question.side == DEV and not (held and question.reference):
-            (judge if is_few else dev).append(question)
+        elif can_judge and question.side == DEV and not is_few and not (held and question.reference):
+            dev.append(question)
         elif held or not can_judge or question.side != JUDGE:
             learn.append(question)
     if not judge:

@@ -22,8 +22,8 @@ def asked(right: str, logp: float | None = None, text: str = "a b c d e") -> lis
 
 
 def decided(old: list[Measured], new: list[Measured], harm: Harm = HARMLESS, alpha: float = 0.05,
-            is_first: bool = False) -> Decision:
-    return decide(old, new, harm, alpha, TutorOptions(), is_first)
+            is_first: bool = False, is_verified: bool = False, **options: float) -> Decision:
+    return decide(old, new, harm, alpha, TutorOptions(**options), is_first, is_verified)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("wins", "losses", "passes"), [(7, 0, True), (8, 1, True), (9, 2, True), (8, 2, False),
@@ -92,6 +92,23 @@ def test_few_questions_are_judged_told_again() -> None:
     assert (found.passed, found.worse) == (False, True)
     beside = decided([*old, *agreed([0.5] * 30)], [*asked("100000", -2.5), *better, *agreed([0.1] * 30)])
     assert (beside.passed, beside.test) == (True, "retold")  # right answers say more than what answers agree on
+
+
+def test_what_is_known_to_be_right_need_only_be_rather_better() -> None:
+    """By few questions told again alone; --verified-alpha 0 asks as much of it as of anything."""
+    old = [*asked("100000", -2.0), *again([[0.5] * 8] * 6)]
+    mixed = [*asked("100000", -2.0), *again([[0.9] * 8] * 3 + [[0.4] * 8] * 3)]
+    assert not decided(old, mixed).passed
+    found = decided(old, mixed, is_verified=True)
+    assert (found.passed, found.worse, found.alpha) == (True, False, 0.5)
+    assert "rather better than worse (p 0.12, asked 0.5)" in found.reason
+    assert not decided(old, mixed, is_verified=True, verified_alpha=0.0).passed
+    assert not decided(old, old, is_verified=True).passed  # nothing changed
+    worse = [*asked("100000", -2.0), *again([[0.1] * 8] * 3 + [[0.6] * 8] * 3)]
+    assert not decided(old, worse, is_verified=True).passed
+    assert not decided(old, [*asked("000000", -2.0), *mixed[6:]], is_verified=True).passed
+    bare = [*asked("100", -2.0), *agreed([0.7] * 8 + [0.3] * 7 + [0.5] * 15)]
+    assert not decided([*asked("100", -2.0), *agreed([0.5] * 30)], bare, is_verified=True).passed
 
 
 def test_many_questions_judge_alone() -> None:

@@ -103,7 +103,7 @@ def test_a_round_learns_them_in_the_place_of_what_nobody_verified(bundle: Bundle
     prompts.write_text("".join(json.dumps({"prompt": f"eat {i}"}) + "\n" for i in range(30)))
     few = tmp_path / "few.jsonl"
     few.write_text("".join(json.dumps({"prompt": f"eat n{i}", "completion": json.dumps({"a": f"n{i}"})}) + "\n"
-                           for i in range(11)))
+                           for i in range(8)))
     config = TrainConfig(rank=4, lr=1e-3, epochs=1.0, batch_size=4, max_length=128, threads=1, seed=3)
     options = TutorOptions(rounds=1, per_round=4, unseen=1.0, samples=4, shown=0, temperature=0.0, max_tokens=6,
                            questions=8, min_rows=1, min_auc=1.01)
