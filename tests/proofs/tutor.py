@@ -17,7 +17,8 @@ published counts, or the start where nothing was. Its rounds are shown: pass rat
 seconds, and what unrelated text (WikiText) says of forgetting. Results are added to --out, and what it has already is
 not measured again, so that the proof can run in pieces.
 
-Exits with 1 unless both tutors have more exact answers and more right intents than sft continued, with p below 0.05.
+Exits with 1 unless both tutors have more exact answers and more right intents than sft continued, with p below 0.05,
+and none has fewer than its start, with p below 0.1.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ from proofs.compared import (
     mean_interval,
     prove,
     unbeaten,
+    wins_and_losses,
     written,
 )
 from proofs.rules import MOST_TOKENS, answered, graders, of_rows, parts_of
 
 from edgetune.evaluation.canary import drift
 from edgetune.evaluation.judge import same
+from edgetune.evaluation.significance import two_sided
 from edgetune.serving.llama import LlamaModel
 
 FEW = 50
@@ -57,6 +60,7 @@ HELD = 8000  # the first row that judges
 ASKED = 300
 WIKI_LINES = 60
 LR = "1e-3"
+WORSE = 0.1
 ROUND = ["--per-round", 200, "--unseen", 1, "--retold", 16, "--lr", LR, "--canary-rise", 0.05]  # as a daemon allows
 TUTORS = {"tutor": "", "tutor, rules": "form"}  # the grader of each
 LABELS = "sft, all labels"
@@ -149,11 +153,11 @@ def told(result: Result) -> str:
 
 def show(results: Sequence[Result]) -> None:
     found = by_variant(results)
-    print("\n| learned | seeds | exact | against sft continued | intent | against sft continued | WikiText | KL |\n"
-          + "|---" * 8 + "|")
+    print("\n| learned | seeds | exact | against sft continued | against its start | intent | against sft continued | "
+          "against its start | WikiText | KL |\n" + "|---" * 10 + "|")
     for name, runs in found.items():
-        told = [against(runs, found[CONTINUED], what) if name != CONTINUED and CONTINUED in found else ""
-                for what in ("exact", "intent")]
+        told = [" | ".join(against(runs, found[other], what) if name != other and other in found else ""
+                           for other in (CONTINUED, START)) for what in ("exact", "intent")]
         rise = sum(run["rise"] for run in runs) / len(runs)
         kl = sum(run["kl"] for run in runs) / len(runs)
         print(f"| {name} | {len(runs)} | {mean_interval(of_rows(runs, 'exact'))} | {told[0]} | "
@@ -173,8 +177,16 @@ def missed(results: Sequence[Result]) -> list[str]:
     found = by_variant(results)
     if CONTINUED not in found or not all(name in found for name in TUTORS):
         return ["sft continued and the tutors are not all measured yet"]
-    return [told for name in TUTORS for what in ("exact", "intent")
-            for told in unbeaten(name, CONTINUED, found, what)]
+    kinds = [(name, what) for name in TUTORS for what in ("exact", "intent")]
+    return [told for name, what in kinds for told in (*unbeaten(name, CONTINUED, found, what),
+                                                      *worse_than_start(name, found, what))]
+
+
+def worse_than_start(name: str, found: dict[str, list[Result]], what: str) -> list[str]:
+    wins, losses = wins_and_losses(found[name], found[START], what)
+    p = two_sided(wins, losses)
+    return [f"{name}, {what}: worse than its start, {wins} won, {losses} lost, p {p:.2g}"] if (
+        losses > wins and p < WORSE) else []
 
 
 def main() -> None:
