@@ -47,7 +47,7 @@ INSIDE = {
                 ["estimate"], ["pipeline"]],
     "daemon": [["keys", "memory", "options", "places"], ["client", "grading_child", "state", "unit"], ["remote_model"],
               ["jobs"], ["embeddings", "grading", "learning"], ["service"], ["api", "rebase"], ["server"]],
-    "data": [["forest", "words"], ["packing"], ["lengths", "rows", "views"], ["prompted", "prompts"],
+    "data": [["forest", "likeness", "words"], ["packing"], ["lengths", "rows", "views"], ["prompted", "prompts"],
              ["attempts", "preferences", "privileged", "ranked", "tutored", "unpaired"], ["again", "informed"],
              ["anchors", "answer_schema", "files", "formats", "holdout", "trees"], ["dataset", "retold"],
              ["facts", "loader"], ["check"]],

@@ -141,6 +141,29 @@ def test_rows_like_earlier_ones_are_tried_again_where_the_lesson_was_no_better()
     assert not judged(38, 0.6).again
 
 
+def test_what_asks_something_else_is_news() -> None:
+    """Home commands after seven lessons of Snips: 24 of 60 earlier rows right, 27 by what served. By how these rows
+    surprised it that was worse, and they were set aside as wrong.
+    """
+    def judged(right: int, strangeness: float | None) -> Verdict:
+        old = [Score(i / 60, i < 27, float(i < 27), True, True) for i in range(60)]
+        new = [Score(i / 60 + (-1) ** i / 9, 5 <= i < right + 5, float(5 <= i < right + 5), True, True)
+               for i in range(60)]
+        learned = rows((10, False, 3.0)), rows((8, True, 0.1), (2, False, 1.0))
+        return decide(replace(findings(old + learned[0], new + learned[1], 10), strangeness=strangeness), LIMIT)
+
+    assert judged(24, 0.001).passed
+    for contradicting in (0.3, None):
+        found = judged(24, contradicting)
+        assert (found.passed, found.again) == (False, False)
+        assert found.reason.endswith(", after corrections unlike earlier ones")
+    lost = judged(18, 0.001)
+    assert (lost.passed, lost.again) == (False, True)  # it is learned once more, with later rows
+    assert lost.reason == "18 of 60 validation examples of earlier lessons are answered exactly, 27 by the active " \
+                          "adapter"
+    assert lost.strangeness == 0.001
+
+
 def test_the_loss_tells_where_no_answer_can() -> None:
     old, lower, higher = ([Score(1.0 + d)] * 9 for d in (0, -0.1, 0.1))
     passed = verdict(old, lower)

@@ -13,7 +13,7 @@ import pytest
 import edgetune
 from edgetune.daemon.jobs.decide import Verdict
 from edgetune.daemon.jobs.exam import Asked, Exam, read_scores
-from edgetune.daemon.jobs.gate import judge
+from edgetune.daemon.jobs.gate import judge, strangeness
 from edgetune.daemon.options import Limits
 from edgetune.errors import DataError
 from edgetune.serving.llama import LlamaModel
@@ -103,6 +103,24 @@ def test_the_first_rows_are_of_earlier_lessons(served: LlamaModel) -> None:
     assert alone.surprise is None
     assert (alone.rounds, alone.remembered) == ([], "")
     assert "earlier" not in alone.reason
+
+
+def test_how_unlike_questions_are() -> None:
+    """Of the demonstration's commands beside questions of another kind; by the words of the system's message too."""
+    path = Path(edgetune.__file__).parent / "demo" / "data" / "home_train.jsonl"
+    asked = [json.loads(line)["prompt"] for line in path.read_text("utf-8").splitlines()]
+    foods = ("bread", "rice", "soup", "cake", "tea", "fish", "beans", "pie", "corn", "eggs")
+    others = [f"how long should {food} stay in the oven before the guests arrive" for food in foods]
+    alike = strangeness(asked[:70], 60)
+    strange = strangeness([*asked[:60], *others], 60)
+    assert alike is not None
+    assert strange is not None
+    assert strange < 0.01 < alike
+    ordered = strangeness([f"home {one}" for one in asked[:60]] + [f"shop {one}" for one in asked[60:70]], 60)
+    assert ordered is not None
+    assert ordered < alike
+    assert strangeness(asked[:10], 0) is None  # none are earlier
+    assert strangeness(asked[:10], 10) is None  # none are fresh
 
 
 def test_judge_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,16 +38,17 @@ def test_curriculum(passes: int) -> None:
     assert len(curriculum(new, earlier[:5], passes, 4.0, 0)) == 5 + 15 * passes
 
 
-def test_earlier_rows_make_up_what_a_lesson_is_too_short_by() -> None:
-    """Each of them at most once in a pass; where they are not enough, or none are earlier, there are more passes."""
+def test_earlier_rows_are_learned_as_long_as_what_serves_learned_them() -> None:
+    """Each of them at most once in a pass; what is new comes beside them, as often as it would alone."""
     new = rows("new", 10)
     earlier = rows("earlier", 40)
-    assert [len(curriculum(new, earlier, 4, 1.0, 0, least)) for least in (0, 120, 121, 170, 240, 241)] == [
-        120, 120, 124, 172, 240, 290]
-    made = curriculum(new, earlier, 4, 1.0, 0, 170)
+    assert [len(curriculum(new, earlier, 4, 1.0, 0, 0, least)) for least in (0, 80, 81, 130, 200, 201)] == [
+        120, 120, 124, 172, 240, 240]
+    made = curriculum(new, earlier, 4, 1.0, 0, 0, 130)
     block = [row["prompt"] for row in made[40:][:33]]
     assert len(set(block)) == 33
     assert {row["prompt"] for row in new} <= set(block)
+    assert [len(curriculum(new, earlier, 4, 1.0, 0, 241, least)) for least in (0, 200)] == [260, 290]
     anew = [row["prompt"] for row in curriculum(new, [], 4, 1.0, 0, 95)]
     assert len(anew) == 100
     assert {anew.count(row["prompt"]) for row in new} == {10}

@@ -17,7 +17,9 @@ lost where it does worse, and a sign test says whether that is chance. The new a
 
 The significance that is required depends on the lesson. If its rows surprise the old adapter no more than earlier rows,
 neither of which it was trained on, they are more of the same, and a slip is forgiven. Rows that surprise it are either
-news or wrong. News does not harm earlier rows, so the first sign that these get worse is enough.
+news or wrong. Where they ask what earlier ones do not, they are news: earlier rows need not become better by them, and
+what makes them worse is learned once more with later rows. Else they contradict earlier rows, and the first sign that
+these get worse is enough.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Findings:
     is of the job that is judged. serving: whether an adapter is in service, else `old` is of the base. canary: how
     far the new adapter is from the base there; None: not asked. base: each row's Score under the base, where it is
     known. corrected: Scores, under the new adapter, of corrections that it learned. rounds: of the first rows, those
-    that are not fresh, the job of each.
+    that are not fresh, the job of each. strangeness: probability that questions of the earlier kind are as unlike them
+    as the fresh ones; None: there are too few.
     """
 
     old: Sequence[Score]
@@ -67,6 +70,12 @@ class Findings:
     base: Sequence[Score] | None = None
     corrected: Sequence[Score] = ()
     rounds: Sequence[str] = ()
+    strangeness: float | None = None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether fresh rows ask what earlier ones do not."""
+        return self.strangeness is not None and self.strangeness < UNLIKE_BEFORE
 
     @property
     def who(self) -> str:
@@ -86,10 +95,11 @@ class Findings:
 class Verdict:
     """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. waits: it did
     not pass, but nothing speaks against its rows, which are to be learned with the next ones. again: it is not better,
-    but not worse either, and its rows are like earlier ones: they may be learned with the next ones, once. old, new:
-    {rows, answered, right, loss, exact, reach, ended, parsed, reward}, counts, and means over the rows for which each
-    was measured. canary: {base, new, rise, limit, kl, max_kl}, the first two perplexities; None: not asked.
-    corrected: {rows, kept}, of corrections that were learned; None: there are none.
+    but not worse either, and its rows are like earlier ones, or it is worse and its rows ask what earlier ones do not:
+    they may be learned with the next ones, once. old, new: {rows, answered, right, loss, exact, reach, ended, parsed,
+    reward}, counts, and means over the rows for which each was measured. canary: {base, new, rise, limit, kl, max_kl},
+    the first two perplexities; None: not asked. corrected: {rows, kept}, of corrections that were learned; None: there
+    are none.
 
     rounds: of each earlier lesson whose questions were asked, {job, rows, right, before}, the oldest first; remembered:
     the same in a sentence, "": there are none.
@@ -97,8 +107,9 @@ class Verdict:
     wins, losses: rows right under one adapter alone (where no row differs: rows with a lower loss, and a higher);
     p: probability of that number of wins or fewer without a difference. surprise: probability that rows of this lesson
     surprise the old adapter as much as they do, or more, if they are like earlier ones; None: there are no rows of one
-    kind. tests: by rows (all, earlier) and measure, {wins, losses, p}. scores, base_scores: by digest, each row's Score
-    under the new adapter and, where known, the base.
+    kind. strangeness: the same of their questions, by how unlike earlier ones they are. tests: by rows (all, earlier)
+    and measure, {wins, losses, p}. scores, base_scores: by digest, each row's Score under the new adapter and, where
+    known, the base.
     """
 
     passed: bool
@@ -109,6 +120,7 @@ class Verdict:
     losses: int
     p: float
     surprise: float | None
+    strangeness: float | None = None
     scores: dict[str, Any] = field(default_factory=dict)
     unfinished: str = ""
     waits: bool = False
@@ -141,9 +153,12 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     established = _compare(found.old, found.new, earlier)
     decisive = everything[next((name for name in ("right", "reward") if everything[name].differ), "loss")]
     surprise = _surprise(found)
-    worse = _unsound(found) or _first_worse(found, everything, established, _alpha(surprise))
+    alpha = _alpha(surprise, found.is_news)
+    unsound = _unsound(found)
+    worse = unsound or _first_worse(found, everything, established, alpha)
     nothing_right = _nothing_right(found)
-    useless = _useless(found, everything, established, surprise)
+    is_like = alpha == ALPHA_LIKE_BEFORE
+    useless = _useless(found, everything, {} if is_like or found.is_news else established)
     reason = worse or nothing_right or useless or _unlearned(found, limits)
     kept = sum(score.right is True for score in found.corrected)
     asked = sum(score.right is not None for score in found.corrected)
@@ -156,9 +171,9 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
         unfinished = f"{kept} of {asked} corrected answers kept yet"
     return Verdict(
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
-        decisive.wins, decisive.losses, decisive.p, surprise, unfinished=unfinished,
+        decisive.wins, decisive.losses, decisive.p, surprise, found.strangeness, unfinished=unfinished,
         waits=bool(reason) and not worse and (bool(nothing_right) or not useless),
-        again=bool(useless) and not worse and _alpha(surprise) == ALPHA_LIKE_BEFORE,
+        again=(found.is_news and bool(worse) and not unsound) or (bool(useless) and not worse and is_like),
         canary=_canary(found.canary, limits), corrected={"rows": asked, "kept": kept} if found.corrected else None,
         tests={"all": _numbers(everything), "earlier": _numbers(established)},
         rounds=rounds, remembered=_remembered(rounds))
@@ -231,8 +246,8 @@ def _surprise(found: Findings) -> float | None:
     return None
 
 
-def _alpha(surprise: float | None) -> float:
-    if surprise is None or UNLIKE_BEFORE <= surprise <= LIKE_BEFORE:
+def _alpha(surprise: float | None, is_news: bool) -> float:
+    if surprise is None or UNLIKE_BEFORE <= surprise <= LIKE_BEFORE or (is_news and surprise < UNLIKE_BEFORE):
         return ALPHA
     return ALPHA_UNLIKE_BEFORE if surprise < UNLIKE_BEFORE else ALPHA_LIKE_BEFORE
 
@@ -321,12 +336,12 @@ def _nothing_right(found: Findings) -> str:
     return f"0 of {count} validation examples are {found.rightly}, as before"
 
 
-def _useless(found: Findings, everything: Counts, established: Counts, surprise: float | None) -> str:
+def _useless(found: Findings, everything: Counts, established: Counts) -> str:
+    """established: of earlier rows, where these must not have become worse alone; else empty."""
     reward = everything["reward"]
     if reward.rows and reward.after <= reward.before:
         return f"{_mean_rewards(reward, found.who)}: no higher"
-    strict = _alpha(surprise) > ALPHA_LIKE_BEFORE
-    for compared, which in ((established if strict else {}, " of earlier lessons"), (everything, "")):
+    for compared, which in ((established, " of earlier lessons"), (everything, "")):
         if compared and not (compared["reach"].wins > compared["reach"].losses
                              or compared["loss"].wins >= compared["loss"].losses):
             loss = compared["loss"]

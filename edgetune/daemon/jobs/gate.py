@@ -14,6 +14,8 @@ import numpy as np
 
 from ...data import preferences, prompts
 from ...data.dataset import load_rows
+from ...data.holdout import asked_text
+from ...data.likeness import Likeness
 from ...data.preferences import is_pair
 from ...data.rows import Row
 from ...errors import DataError
@@ -25,7 +27,7 @@ from ...serving.llama import LlamaModel
 from ...training.answered import Answer as RewardedAnswer
 from ...training.judge import EngineJudge
 from ..options import Limits
-from .decide import Findings, Verdict, decide, needs_base
+from .decide import Findings, Verdict, decide, needs_base, rank_sum
 from .exam import Asked, Exam, Score
 from .recipe import check_judgeable
 from .rewarded import Rewarding
@@ -60,10 +62,23 @@ def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, l
         if old is not base and needs_base(canary, limits):
             of_base = examiner.scores(base, rows)
     fresh = [number >= len(exam.rounds) for number in range(len(rows))]
-    verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected, exam.rounds), limits)
+    verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected, exam.rounds,
+                              strangeness([asked_text(row) for row in rows], len(exam.rounds))), limits)
     for scores, asked in ((verdict.scores, new), (verdict.base_scores, base)):
         scores.update((key, asdict(asked.scores[key])) for key in keys if key in asked.scores)
     return verdict
+
+
+def strangeness(questions: Sequence[str], earlier: int) -> float | None:
+    """Probability that the first `earlier` questions are as unlike one another as the others are unlike these, or more,
+    if all are of one kind: of each the most alike of the others counts. None where there are too few.
+    """
+    known = Likeness(questions[:earlier])
+    if earlier < 2 or earlier == len(questions):
+        return None
+    nearest = [max(one for j, one in enumerate(known.to(question)) if j != i) for i, question in enumerate(questions)]
+    far = [1 - likeness for likeness in nearest]
+    return rank_sum(far[earlier:], far[:earlier])
 
 
 class Examiner:

@@ -2,8 +2,8 @@
 
 First come all rows that were learned before, once, the oldest first; then several passes over the new rows, each mixed
 with earlier ones. Their number follows from how many rows are new: so these are learned, however many earlier rows
-exist, and the gate sees clearly whether they do good or harm. Earlier rows make up what a lesson is too short by: it
-begins from the base, and must come to know all that what serves knows.
+exist, and the gate sees clearly whether they do good or harm. A lesson begins from the base, and must come to know all
+that what serves knows: so earlier rows are learned as long as its lesson was, and what is new beside them.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def passes_over(new: int, config: TrainConfig) -> int:
 
 
 def least_rows(different: int, config: TrainConfig) -> int:
-    """How many rows a job goes through at least, where the data decides: those of LEAST_STEPS, and each different one
-    MOST_EPOCHS times at most. Else 0.
+    """How many rows a job goes through at least, of this number of different ones, where the data decides: those of
+    LEAST_STEPS, and each MOST_EPOCHS times at most. Else 0.
     """
     return min(MOST_EPOCHS * different, LEAST_STEPS * LARGEST_BATCH) if is_auto(config) else 0
 
 
-def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int,
-               least: int = 0) -> list[T]:
+def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int, least: int = 0,
+               least_earlier: int = 0) -> list[T]:
     """The rows of a job in order. passes: over what is new. replay: earlier rows mixed with each new one, more of them
-    where there would be fewer than `least` rows, and more passes where there are not enough earlier ones.
+    where they would be fewer than `least_earlier` in all, and more passes where all would be fewer than `least`.
     """
     dice = random.Random(seed)
-    missing = least - len(earlier) - passes * len(new)
+    missing = least_earlier - len(earlier)
     mixed = min(len(earlier), max(round(replay * len(new)), -(-missing // passes)))
     passes = max(passes, -(-(least - len(earlier)) // (len(new) + mixed)))
     rows = [*earlier]

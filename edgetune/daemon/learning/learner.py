@@ -159,7 +159,7 @@ class Learner:
         passes = passes_over(len(rows.new), train)
         different = len(rows.new) + len(rows.earlier)
         learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed,
-                             least_rows(different, train))
+                             least_rows(different, train), least_rows(len(rows.earlier), train))
         anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
                   **({} if rows.taken else {ANEW: "yes"})}
