@@ -292,11 +292,11 @@ def _unsound(found: Findings) -> str:
 
 def _first_worse(found: Findings, everything: Counts, established: Counts, alpha: float) -> str:
     new = _summary(found.new)
-    unlike = ", after corrections unlike earlier ones" if alpha == ALPHA_UNLIKE_BEFORE else ""
+    surprising = ", after corrections that surprise it though they ask the same" if alpha == ALPHA_UNLIKE_BEFORE else ""
     for compared, which in ((established, " of earlier lessons"), (everything, "")):
         for name, count in compared.items():
             if count.p < alpha and not _outweighed(name, compared, new):
-                return _worse(name, count, found, which) + unlike
+                return _worse(name, count, found, which) + surprising
     return ""
 
 
