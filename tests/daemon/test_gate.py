@@ -119,6 +119,9 @@ def test_how_unlike_questions_are() -> None:
     ordered = strangeness([f"home {one}" for one in asked[:60]] + [f"shop {one}" for one in asked[60:70]], 60)
     assert ordered is not None
     assert ordered < alike
+    numbered = strangeness([f"turn on lamp {i}" for i in range(40)], 30)
+    assert numbered is not None
+    assert numbered > 0.3  # words that one question alone has are nothing new
     assert strangeness(asked[:10], 0) is None  # none are earlier
     assert strangeness(asked[:10], 10) is None  # none are fresh
 

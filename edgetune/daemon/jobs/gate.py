@@ -32,6 +32,7 @@ from .exam import Asked, Exam, Score
 from .recipe import check_judgeable
 from .rewarded import Rewarding
 
+ROUNDED = 9  # digits of likeness: what is equal but for rounding is equal
 PROSE = 30  # words; nobody writes a longer answer twice in the same words, unless it is JSON
 
 
@@ -73,11 +74,12 @@ def strangeness(questions: Sequence[str], earlier: int) -> float | None:
     """Probability that the first `earlier` questions are as unlike one another as the others are unlike these, or more,
     if all are of one kind: of each the most alike of the others counts. None where there are too few.
     """
-    known = Likeness(questions[:earlier])
     if earlier < 2 or earlier == len(questions):
         return None
-    nearest = [max(one for j, one in enumerate(known.to(question)) if j != i) for i, question in enumerate(questions)]
-    far = [1 - likeness for likeness in nearest]
+    known = Likeness(questions)  # a word that one question alone has weighs the same, wherever that is
+    nearest = [max(one for j, one in enumerate(known.to(question)[:earlier]) if j != i)
+               for i, question in enumerate(questions)]
+    far = [1 - round(likeness, ROUNDED) for likeness in nearest]
     return rank_sum(far[earlier:], far[:earlier])
 
 
