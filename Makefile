@@ -158,10 +158,10 @@ tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare
 tutor-cost: ready ## minutes, needs ../shared: seconds and tokens of a round of the tutor here, and at the least on a Pi 5
 	$(RUN) proofs/tutor_cost.py $(TUTOR_COST)
 
-second-task: ready ## 40 minutes a life, needs ../shared: home commands after a life's seven rounds of Snips, then wrong labels of both
+second-task: ready ## an hour a life, needs ../shared: home commands after a life's seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)
 
-nlft: ready ## an hour: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds
+nlft: ready ## twenty minutes: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds
 	$(RUN) proofs/nlft.py $(NLFT)
 
 sizes: ready ## hours, needs ../shared: 20 to 5,000 rows of three data sets, trained without an option and by a grid

@@ -83,14 +83,6 @@ def question_of(row: Row) -> Any:
     return prompt if (isinstance(prompt, str) and prompt.strip()) or (isinstance(prompt, list) and prompt) else row
 
 
-def asked_text(row: Row) -> str:
-    """The words of what a row asks, those of the system's message among them."""
-    question = question_of(row)
-    if isinstance(question, list):
-        return "\n".join(str(message.get("content") or "") for message in question)
-    return question if isinstance(question, str) else canonical(question)
-
-
 def canonical(value: Any) -> str:
     """JSON in which equal values are equal text. Raises DataError for what JSON cannot hold."""
     try:

@@ -42,7 +42,6 @@ BATCH = 64  # that are drawn, and kept in a file
 MOST = 1024  # of a run: they come again after that, and are soon known by heart
 PARALLEL = 32  # drawn at once: more take more memory than training does
 CACHED = 128  # files in the cache, the newest
-
 Prompts = list[list[int]]
 NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
 

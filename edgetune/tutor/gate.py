@@ -217,7 +217,8 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
             wins, losses = sum(change > 0 for change in retold), sum(change < 0 for change in retold)
             p_worse = min(p_worse, flip_test([-change for change in retold]))
             p = flip_test(retold)
-            asked = max(alpha, options.verified_alpha) if is_verified else alpha
+            if is_verified:
+                asked = max(alpha, options.verified_alpha)
             told += f"; told again with other values, {wins} are answered better in the mean, {losses} worse"
         elif agreed:
             test = "agreement"

@@ -104,8 +104,9 @@ class Tutor:
             return replace(self.standing, stopped=rows["stop"])
         taught = read_taught(rows["rows"], of.file("rows"))
         self._step(of, "train", lambda: self._train(of, taught))
-        self._step(of, "search", lambda: self._search(of, taught))
-        found = self._step(of, "gate", lambda: self._gate(of, taught))
+        is_verified = all(one.is_verified for one in taught)
+        self._step(of, "search", lambda: self._search(of, is_verified))
+        found = self._step(of, "gate", lambda: self._gate(of, is_verified))
         decision = from_json(gate.Decision, found["decision"], str(of.file("gate")))
         standing = self._after(of, decision)
         _remove_old(of, standing)
@@ -252,16 +253,16 @@ class Tutor:
                  "lr_scale": self.standing.lr_scale}
         return {"facts": facts}
 
-    def _search(self, of: Round, rows: Sequence[Taught]) -> Found:
+    def _search(self, of: Round, is_verified: bool) -> Found:
         """Bare prompts are asked only of what nobody verified: what is published judges them, and favours itself."""
         setting = self.setting
         published = self.standing.published
-        bare = [] if all(one.is_verified for one in rows) else setting.pool.bare[DEV][:MOST]
+        bare = [] if is_verified else setting.pool.bare[DEV][:MOST]
         agreed = with_agreed(setting, of.number, bare, published)
         found = search(setting, agreed, published, of.trained, of.candidate)
         return {"facts": found}
 
-    def _gate(self, of: Round, rows: Sequence[Taught]) -> Found:
+    def _gate(self, of: Round, is_verified: bool) -> Found:
         setting = self.setting
         options = setting.options
         seed = setting.config.seed
@@ -274,7 +275,7 @@ class Tutor:
         alpha = gate.alpha_of(options.gate_alpha, _judged_before(of), keys)
         old, new, harm = gate.measure(setting, asked, published, of.candidate, self.keep)
         decision = gate.decide(old, new, harm, alpha, options, is_first=published is None,
-                               is_verified=all(one.is_verified for one in rows))
+                               is_verified=is_verified)
         held_out = {"held_out_before": gate.mean_value(old), "held_out": gate.mean_value(new)}
         facts = {**decision.to_json(), **held_out, **asdict(harm)}
         return {"facts": facts, "decision": decision.to_json(), "keys": keys,

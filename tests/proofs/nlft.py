@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,10 @@ ANSWERS = "answers"
 VERIFIED = "verified"
 ARMS = (ANSWERS, "own", VERIFIED, "random", "nlft+", "nlft")
 SIGNIFICANT = 0.05
+judged_once = cache(judged)  # the start answers the same, whatever it is compared with
 
 
-def measured(model: Path, folder: Path, arm: str, few: int, seed: int, steps: int, results: Sequence[Result]) -> Result:
-    """results: so far; the start answers the same, whatever it is compared with."""
+def measured(model: Path, folder: Path, arm: str, few: int, seed: int, steps: int) -> Result:
     (folder / "grader.json").write_text(json.dumps(GRADER), encoding="utf-8")
     start = folder / f"start-{seed}"
     learned(model, written(folder / f"few-{seed}.jsonl", sums(seed)[:FEW]), start, "--epochs", 4, "--eval", "none",
@@ -75,9 +76,7 @@ def measured(model: Path, folder: Path, arm: str, few: int, seed: int, steps: in
     if arm != START:
         adapter = folder / f"{arm}-{few}-{seed}"
         trained(model, folder, adapter, start, arm, learned_by(arm, own), seed, steps)
-    same_start = [one for one in results if arm == START == one["variant"] and one["seed"] == seed]
-    drawn, likeliest = ((same_start[0]["drawn"], same_start[0]["likeliest"]) if same_start else
-                        judged(model, folder, adapter, seed))
+    drawn, likeliest = judged_once(model, folder, adapter, seed)
     return {"variant": arm, "few": few, "seed": seed, "steps": steps, "drawn": drawn, "likeliest": likeliest,
             "right": sum(row["judgment"] is None for row in own)}
 
@@ -165,7 +164,7 @@ def main() -> None:
         for seed in args.seeds:
             for arm in (START, *args.only):
                 if (arm, few, seed) not in done:
-                    add_result(args.out, results, measured(model, folder, arm, few, seed, args.steps, results))
+                    add_result(args.out, results, measured(model, folder, arm, few, seed, args.steps))
                     share = np.mean(results[-1]["drawn"]) / SAMPLES
                     print(f"{few} rows, {arm}, seed {seed}: pass@1 {share:.1%}", flush=True)
     show(results)

@@ -120,7 +120,7 @@ class Verdict:
     losses: int
     p: float
     surprise: float | None
-    strangeness: float | None = None
+    strangeness: float | None
     scores: dict[str, Any] = field(default_factory=dict)
     unfinished: str = ""
     waits: bool = False
@@ -247,9 +247,11 @@ def _surprise(found: Findings) -> float | None:
 
 
 def _alpha(surprise: float | None, is_news: bool) -> float:
-    if surprise is None or UNLIKE_BEFORE <= surprise <= LIKE_BEFORE or (is_news and surprise < UNLIKE_BEFORE):
-        return ALPHA
-    return ALPHA_UNLIKE_BEFORE if surprise < UNLIKE_BEFORE else ALPHA_LIKE_BEFORE
+    if surprise is not None and surprise > LIKE_BEFORE:
+        return ALPHA_LIKE_BEFORE
+    if surprise is not None and surprise < UNLIKE_BEFORE and not is_news:
+        return ALPHA_UNLIKE_BEFORE
+    return ALPHA
 
 
 def _comparable(found: Findings) -> int:

@@ -14,12 +14,12 @@ import numpy as np
 
 from ...data import preferences, prompts
 from ...data.dataset import load_rows
-from ...data.holdout import asked_text
 from ...data.likeness import Likeness
 from ...data.preferences import is_pair
 from ...data.rows import Row
 from ...errors import DataError
 from ...evaluation.canary import drift
+from ...evaluation.graders.items import prompt_text
 from ...evaluation.graders.llama_judge import LlamaJudge
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
@@ -64,18 +64,19 @@ def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, l
             of_base = examiner.scores(base, rows)
     fresh = [number >= len(exam.rounds) for number in range(len(rows))]
     verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected, exam.rounds,
-                              strangeness([asked_text(row) for row in rows], len(exam.rounds))), limits)
+                              strangeness(rows, len(exam.rounds))), limits)
     for scores, asked in ((verdict.scores, new), (verdict.base_scores, base)):
         scores.update((key, asdict(asked.scores[key])) for key in keys if key in asked.scores)
     return verdict
 
 
-def strangeness(questions: Sequence[str], earlier: int) -> float | None:
-    """Probability that the first `earlier` questions are as unlike one another as the others are unlike these, or more,
-    if all are of one kind: of each the most alike of the others counts. None where there are too few.
+def strangeness(rows: Sequence[Row], earlier: int) -> float | None:
+    """Probability that what the first `earlier` rows ask is as unlike one another as the others are unlike these, or
+    more, if all are of one kind: of each the most alike of the others counts. None where there are too few.
     """
-    if earlier < 2 or earlier == len(questions):
+    if earlier < 2 or earlier == len(rows):
         return None
+    questions = [row if isinstance(row, str) else prompt_text(row) for row in rows]
     known = Likeness(questions)  # a word that one question alone has weighs the same, wherever that is
     nearest = [max(one for j, one in enumerate(known.to(question)[:earlier]) if j != i)
                for i, question in enumerate(questions)]
