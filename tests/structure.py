@@ -31,52 +31,6 @@ FLOORS = [
 ]
 """Rooms and top modules from the lowest to the highest; a module imports only from lower floors, or its own room."""
 
-INSIDE = {
-    "adapters": [["lora", "lora_options"], ["base", "store"], ["low_rank", "merge", "published"],
-                 ["mixed", "ollama", "peft", "valued"]],
-    "backends": [["base"], ["arena", "cuda_kernels", "native"], ["cpu", "cuda"], ["cuda_driver"], ["opening"]],
-    "bench": [["answers", "generate", "ops"], ["kernels", "train"], ["roofline", "steps"]],
-    "cli": [["extras"], ["graded", "grouped", "info", "judged", "prompts", "prose", "typed"],
-           ["app"],
-           ["elsewhere", "objective", "slash", "sweep", "watched"], ["preferred"],
-           ["answer", "bench", "compress", "daemon", "data", "demo", "learn", "models"],
-           ["chat", "compare", "files", "grade", "plan", "rebase", "report", "tutor"], ["remote"],
-           ["feedback", "kept", "status"]],
-    "compress": [["measured", "options", "progress", "report", "samples", "texts"], ["measure", "memory"],
-                ["source"], ["fits", "onnx", "quantize", "shrink", "work_folder"],
-                ["estimate"], ["pipeline"]],
-    "daemon": [["keys", "memory", "options", "places"], ["client", "grading_child", "state", "unit"], ["remote_model"],
-              ["jobs"], ["embeddings", "grading", "learning"], ["service"], ["api", "rebase"], ["server"]],
-    "data": [["forest", "likeness", "words"], ["packing"], ["lengths", "rows", "views"], ["prompted", "prompts"],
-             ["attempts", "preferences", "privileged", "ranked", "tutored", "unpaired"], ["again", "informed"],
-             ["anchors", "answer_schema", "files", "formats", "holdout", "trees"], ["dataset", "retold"],
-             ["facts", "loader"], ["check"]],
-    "evaluation": [["canary", "judge", "significance"], ["graders", "served"], ["asked", "compare", "native", "pairs"]],
-    "formats": [["families", "named", "safetensors", "signature"], ["gguf"], ["bundle", "shape"]],
-    "llamacpp": [["context", "gbnf", "json_numbers", "json_pattern", "library", "markup", "meter",
-                 "tool_text"],
-                ["grammar", "json_schema", "quantizer", "sandbox"], ["chat_template", "sampling"],
-                ["divergence", "tokenizer"], ["embedding"]],
-    "machine": [["procfs", "toml"], ["gpu"], ["device"], ["policy", "sensors"], ["governor"]],
-    "models": [["choices", "linear", "needed", "repeated", "stream"], ["placed"], ["base", "prefix"], ["structure"],
-              ["head", "kept"], ["decoder"], ["networks"]],
-    "objectives": [["answers", "base"], ["dpo", "drawn", "kto", "nlft", "orpo", "rrhf", "self_distill", "sft"],
-                  ["rewarded", "sdft", "self_correct"], ["policy", "rest"],
-                  ["agreement", "grpo", "p3o", "ppo", "rloo", "score"], ["reft"]],
-    "runs": [["answers", "elements", "events", "result"], ["chart", "history", "page", "tables"], ["report"],
-            ["comparison", "reported"], ["train"], ["sweep"]],
-    "serving": [["call_form", "completion", "embedding", "kv_cache", "labels", "model", "question", "tool_calls"],
-               ["constraint", "llama", "onnx", "rollouts"], ["batcher"]],
-    "training": [["checkpoint", "config", "cost", "metrics", "origin", "reference", "state", "verdict"],
-                ["length", "optim", "passes"], ["gradient", "judge"], ["answered"],
-                ["batches", "forecast", "plan", "rollouts"], ["anchored", "planned"], ["trainer"],
-                ["resume", "throttle"], ["begin"], ["referred"], ["run"]],
-    "tutor": [["agreement", "files", "options", "questions"], ["form", "inspect", "nearest"], ["setting"],
-             ["answering"], ["evaluating", "generating"], ["agreed", "correcting", "lesson"],
-             ["gate", "retelling", "search"], ["loop"], ["teach"]],
-}
-"""Within a room, its modules and rooms from the lowest to the highest."""
-
 FLOOR = {box: number for number, floor in enumerate(FLOORS) for box in floor}
 FACE = "__init__"
 
