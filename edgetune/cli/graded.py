@@ -28,12 +28,13 @@ def exact_text(scores: Scores) -> str:
 
 def comparison_lines(found: Comparison, first: str, second: str) -> list[str]:
     """On how many rows each is better, and whether that is chance. first, second: as in "right with A"."""
+    from ..evaluation.compare import in_words
     right = found.right
     lower = found.lower
-    lines = [f"rows of lower loss {first}: {lower.first}, {second}: {lower.second}; {lower.verdict(first, second)}"]
+    lines = [f"rows of lower loss {first}: {lower.losses}, {second}: {lower.wins}; {in_words(lower, first, second)}"]
     if found.answers:
-        lines.insert(0, f"rows right only {first}: {right.first}, only {second}: {right.second}; "
-                     f"{right.verdict(first, second)}")
+        lines.insert(0, f"rows right only {first}: {right.losses}, only {second}: {right.wins}; "
+                     f"{in_words(right, first, second)}")
     return lines
 
 

@@ -79,7 +79,7 @@ def eval_pairs(data: Path, bundle: Bundle, tokenizer: Tokenizer, objective: Obje
 
 def show_pairs(title: str, found: PairScores, method: str, as_json: bool) -> None:
     from ..console import table
-    from ..evaluation.significance import wilson
+    from ..evaluation.acceptance import wilson
     low, high = wilson(round(found.preference_accuracy * found.pairs), found.pairs)
     lines = [["pairs", str(found.pairs)], ["loss of the chosen answers", f"{found.loss:.4f}"],
              ["preference accuracy", f"{found.preference_accuracy:.1%} ({low:.0%} to {high:.0%})"],

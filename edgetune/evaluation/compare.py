@@ -4,49 +4,24 @@ the two differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .acceptance import Paired
 from .served import Answer, Graded
-from .significance import two_sided
 
 LEVEL = 0.05  # a difference that chance makes less often than this is taken for one
 
 
 @dataclass(frozen=True)
-class Discordant:
-    """The number of rows on which the first model alone is better, and the second alone."""
-
-    first: int
-    second: int
-
-    @property
-    def p(self) -> float:
-        """The exact sign test: how often chance makes such a difference, or a larger one, between equals."""
-        return two_sided(self.first, self.second)
-
-    def verdict(self, first: str, second: str) -> str:
-        """In plain words whether the difference is chance. first, second: as in "right with A"."""
-        if not self.first + self.second:
-            return "no difference"
-        if self.p >= LEVEL:
-            return f"this may be chance (exact sign test, p = {self.p:.2g})"
-        return f"not chance (exact sign test, p = {self.p:.2g}), better {first if self.first > self.second else second}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"first_alone": self.first, "second_alone": self.second, "p": self.p,
-                "chance": self.p >= LEVEL}
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """right: rows that are answered right with one alone. lower: rows whose loss is lower with one; equal ones count
-    for neither. answers: each row's two, where both were asked.
+    """right: the second model's wins are the rows that it alone answers right. lower: those on which its loss is lower.
+    answers: each row's two, where both were asked.
     """
 
-    right: Discordant
-    lower: Discordant
+    right: Paired
+    lower: Paired
     answers: Sequence[tuple[Answer, Answer]]
 
     @property
@@ -58,7 +33,7 @@ class Comparison:
         """With the first `shown` discordant rows of each kind."""
         rows = [{"prompt": a.question, "expected": a.expected, "first": a.answer, "second": b.answer,
                  "right": "first" if a.correct else "second"} for a, b in self.some(shown)]
-        return {"right": self.right.to_json(), "lower_loss": self.lower.to_json(), "discordant": rows}
+        return {"right": to_json(self.right), "lower_loss": to_json(self.lower), "discordant": rows}
 
     def some(self, most: int) -> list[tuple[Answer, Answer]]:
         """The first of the discordant rows that are right with the first alone, then of the others."""
@@ -69,12 +44,21 @@ class Comparison:
 def compare(first: Graded, second: Graded) -> Comparison:
     """Of two models that were asked the same rows."""
     answers = list(zip(first.answers, second.answers, strict=True))
-    losses = [(a.mean, b.mean) for a, b in zip(first.losses, second.losses, strict=True)]
-    right = _count((a.correct, b.correct) for a, b in answers)
-    return Comparison(right, _count((-a, -b) for a, b in losses), answers)
+    right = Paired.of([a.correct for a, _ in answers], [b.correct for _, b in answers])
+    lower = Paired.of([-loss.mean for loss in first.losses], [-loss.mean for loss in second.losses])
+    return Comparison(right, lower, answers)
 
 
-def _count(pairs: Iterable[tuple[float, float]]) -> Discordant:
-    """The numbers of pairs whose first value is larger, and whose second."""
-    signs = [(a > b) - (a < b) for a, b in pairs]
-    return Discordant(signs.count(1), signs.count(-1))
+def in_words(found: Paired, first: str, second: str) -> str:
+    """Whether the difference may be chance. first, second: as in "right with A"."""
+    if not found.wins + found.losses:
+        return "no difference"
+    p = found.p_two_sided
+    if p >= LEVEL:
+        return f"this may be chance (exact sign test, p = {p:.2g})"
+    return f"not chance (exact sign test, p = {p:.2g}), better {second if found.wins > found.losses else first}"
+
+
+def to_json(found: Paired) -> dict[str, Any]:
+    p = found.p_two_sided
+    return {"first_alone": found.losses, "second_alone": found.wins, "p": p, "chance": p >= LEVEL}

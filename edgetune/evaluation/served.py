@@ -17,8 +17,8 @@ from ..data.packing import is_supervised
 from ..data.rows import Row, prompt_of
 from ..errors import DataError
 from ..serving.llama import LlamaModel
+from .acceptance import wilson
 from .judge import differences, is_json, same
-from .significance import wilson
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 from ..data.dataset import load_rows
 from ..data.rows import Row
 from ..errors import DataError, EdgetuneError, Interrupted
+from ..evaluation.acceptance import Paired
 from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
-from ..evaluation.significance import sign_test
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..llamacpp.context import BATCH, OUTPUTS
@@ -102,7 +102,7 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]
     before, after = (round(answers[when] * rows) for when in ("before", "after"))
     than = "fewer than the " if after < before else ""
     said = f"{after} of {rows} held-out rows are answered exactly, {than}{before} before"
-    if after < before and sign_test(answers["wins"], answers["losses"]) < WORSE:
+    if after < before and Paired(answers["wins"], answers["losses"]).p_worse < WORSE:
         return {**verdict, "kind": "worse", "sentence": f"Worse than before, although the held-out loss fell: {said}; "
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}
     kind = verdict["kind"]

@@ -32,10 +32,10 @@ import numpy as np
 from ..adapters.lora import Lora
 from ..adapters.mixed import size_of
 from ..data.packing import is_supervised
+from ..evaluation.acceptance import Paired, flip_test
 from ..evaluation.canary import Drift, drift
 from ..evaluation.graders.base import Grade
 from ..evaluation.judge import is_json, same
-from ..evaluation.significance import MOST_FLIPS, flip_test, sign_test, won_and_lost
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..runs.answers import CONTEXT, repack_within
@@ -204,9 +204,10 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
     pairs = list(zip(old, new, strict=True))
     agreed = [pair for pair in pairs if pair[0].agreed]
     known = [pair for pair in pairs if not pair[0].agreed and not pair[0].of]
-    wins, losses = _won_and_lost(known)
-    p = sign_test(losses, wins)
-    p_worse = sign_test(wins, losses)
+    found = _paired(known)
+    wins, losses = found.wins, found.losses
+    p = found.p_better
+    p_worse = found.p_worse
     test = "sign"
     asked = alpha
     told = _told([before for before, _ in known], [after for _, after in known])
@@ -222,9 +223,10 @@ def decide(old: Sequence[Measured], new: Sequence[Measured], harm: Harm, alpha: 
             told += f"; told again with other values, {wins} are answered better in the mean, {losses} worse"
         elif agreed:
             test = "agreement"
-            wins, losses = _won_and_lost(agreed)
-            p_worse = min(p_worse, sign_test(wins, losses))
-            p = sign_test(losses, wins)
+            found = _paired(agreed)
+            wins, losses = found.wins, found.losses
+            p_worse = min(p_worse, found.p_worse)
+            p = found.p_better
             told += f"; {wins} other answers are nearer to those behind labelled rows, {losses} further from them"
         else:
             test = "likelihood"
@@ -248,11 +250,11 @@ def _changes(pairs: Sequence[tuple[Measured, Measured]]) -> list[float]:
     for before, after in pairs:
         if before.of:
             found.setdefault(before.of, []).append(after.value - before.value)
-    return [float(np.mean(changes)) for changes in found.values()][:MOST_FLIPS]
+    return [float(np.mean(changes)) for changes in found.values()]
 
 
-def _won_and_lost(pairs: Sequence[tuple[Measured, Measured]]) -> tuple[int, int]:
-    return won_and_lost([before.value for before, _ in pairs], [after.value for _, after in pairs])
+def _paired(pairs: Sequence[tuple[Measured, Measured]]) -> Paired:
+    return Paired.of([before.value for before, _ in pairs], [after.value for _, after in pairs])
 
 
 def _told(old: Sequence[Measured], new: Sequence[Measured]) -> str:
@@ -311,7 +313,7 @@ def unhealthy(old: Sequence[Measured], new: Sequence[Measured]) -> str:
         return f"its answers have {lengths[1]:.0f} letters in the mean, {lengths[0]:.0f} before"
     json_lost = [is_json(a.text) and not is_json(b.text) for a, b in zip(old, new, strict=True)]
     json_won = [is_json(b.text) and not is_json(a.text) for a, b in zip(old, new, strict=True)]
-    if sign_test(sum(json_won), sum(json_lost)) < 0.05:
+    if Paired(sum(json_won), sum(json_lost)).p_worse < 0.05:
         return f"{sum(json_lost)} of its answers are no longer JSON"
     repeated = [repetition([one.text for one in side]) for side in (old, new)]
     if repeated[1] > repeated[0] + REPEATED:

@@ -18,7 +18,7 @@ import numpy as np
 from ..adapters import store
 from ..adapters.lora import Lora
 from ..adapters.mixed import between
-from ..evaluation.significance import MOST_FLIPS, flip_test, sign_test, won_and_lost
+from ..evaluation.acceptance import Paired, flip_test
 from .agreed import nearness
 from .answering import GREEDY, answers_to, mean_logp
 from .evaluating import graded
@@ -48,10 +48,9 @@ class Point:
     def is_surely_better(self, other: Point) -> bool:
         """By a sign test over rewards, or a randomization test over log-probabilities."""
         if self.rewards:
-            wins, losses = won_and_lost(other.rewards, self.rewards)
-            return sign_test(losses, wins) <= CHANCE
+            return Paired.of(other.rewards, self.rewards).p_better <= CHANCE
         differences = [a - b for a, b in zip(self.logps, other.logps, strict=True)]
-        return flip_test(differences[:MOST_FLIPS]) <= CHANCE
+        return flip_test(differences) <= CHANCE
 
 
 def mean(values: Sequence[float]) -> float:

@@ -9,7 +9,8 @@ import pytest
 from random_adapters import SEVEN, random_pairs, write_adapter
 
 from edgetune.data.dataset import load_rows
-from edgetune.evaluation.compare import Comparison, Discordant, compare
+from edgetune.evaluation.acceptance import Paired
+from edgetune.evaluation.compare import Comparison, compare, in_words
 from edgetune.evaluation.served import grade, served_loss
 from edgetune.serving.llama import LlamaModel
 
@@ -46,13 +47,13 @@ def test_of_known_answers(served: LlamaModel) -> None:
         graded.append(grade(served, data, max_tokens=6))
         lower.append([served_loss(served, load_rows([row], served.tokenizer, max_length=200))[0] for row in rows])
     found = compare(*graded)
-    assert found.right == Discordant(3, 1)
+    assert (found.right.losses, found.right.wins) == (3, 1)
     assert [(a.question, a.correct, b.correct) for a, b in found.discordant] == [
         (question, author == "A", author == "B") for author, question in zip(authors[:4], QUESTIONS[:4], strict=True)]
-    assert found.lower == Discordant(sum(a < b for a, b in zip(*lower, strict=True)),
-                                     sum(a > b for a, b in zip(*lower, strict=True)))
+    assert found.lower == Paired(sum(a > b for a, b in zip(*lower, strict=True)),
+                                 sum(a < b for a, b in zip(*lower, strict=True)))
     assert [pair[0].question for pair in found.some(2)] == [QUESTIONS[0], QUESTIONS[1], QUESTIONS[3]]
-    assert compare(graded[0], graded[0]) == Comparison(Discordant(0, 0), Discordant(0, 0),
+    assert compare(graded[0], graded[0]) == Comparison(Paired(0, 0, 6), Paired(0, 0, 6),
                                                        [(a, a) for a in graded[0].answers])
 
 
@@ -64,5 +65,6 @@ def test_of_known_answers(served: LlamaModel) -> None:
     (1, 9, 22 / 1024, "not chance (exact sign test, p = 0.021), better with B"),
 ])
 def test_the_verdict_in_words(first: int, second: int, p: float, said: str) -> None:
-    assert Discordant(first, second).p == p
-    assert Discordant(first, second).verdict("with A", "with B") == said
+    found = Paired(second, first)
+    assert found.p_two_sided == p
+    assert in_words(found, "with A", "with B") == said

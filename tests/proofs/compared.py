@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune.evaluation.significance import Z, two_sided, won_and_lost
+from edgetune.evaluation.acceptance import Paired, Z
 
 BUILD = Path(__file__).parents[2] / "build"  # which git ignores
 SHARED = Path(__file__).parents[3] / "shared"
@@ -132,22 +132,23 @@ def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
     return found
 
 
-def wins_and_losses(runs: Sequence[Result], others: Sequence[Result], name: str) -> tuple[int, int]:
-    """By what results have a value of for each question, of the seeds that both have."""
+def paired(runs: Sequence[Result], others: Sequence[Result], name: str) -> Paired:
+    """By the values that results have of each question, of the seeds that both have."""
     of_seed = {run["seed"]: run[name] for run in others}
     both = [run for run in runs if run["seed"] in of_seed]
-    return won_and_lost([value for run in both for value in of_seed[run["seed"]]],
-                        [value for run in both for value in run[name]])
+    return Paired.of([value for run in both for value in of_seed[run["seed"]]],
+                     [value for run in both for value in run[name]])
 
 
 def against(runs: Sequence[Result], others: Sequence[Result], name: str) -> str:
     """Wins, losses and the sign test."""
-    wins, losses = wins_and_losses(runs, others, name)
-    return f"{wins}:{losses}, p {two_sided(wins, losses):.2g}"
+    found = paired(runs, others, name)
+    return f"{found.wins}:{found.losses}, p {found.p_two_sided:.2g}"
 
 
 def unbeaten(name: str, other: str, found: dict[str, list[Result]], what: str) -> list[str]:
     """That a variant does not win against another, with p below SIGNIFICANT: a sentence; none where it does."""
-    wins, losses = wins_and_losses(found[name], found[other], what)
-    p = two_sided(wins, losses)
-    return [] if wins > losses and p < SIGNIFICANT else [f"{name}, {what}: {wins} won, {losses} lost, p {p:.2g}"]
+    both = paired(found[name], found[other], what)
+    if both.wins > both.losses and both.p_two_sided < SIGNIFICANT:
+        return []
+    return [f"{name}, {what}: {both.wins} won, {both.losses} lost, p {both.p_two_sided:.2g}"]

@@ -34,8 +34,8 @@ from proofs.life import Row, answered, live, rows_of, shuffled, swapped
 
 from edgetune.daemon.service import Service
 from edgetune.demo.run import SYSTEM
+from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.judge import same
-from edgetune.evaluation.significance import two_sided, won_and_lost
 
 HOME = Path(__file__).parents[2] / "edgetune" / "demo" / "data"
 SNIPS = "snips"
@@ -106,14 +106,14 @@ def share(rights: Sequence[bool]) -> float:
 
 def verdicts(results: Sequence[Result]) -> dict[str, bool]:
     """{what is asked for, with what was found: whether it was reached}."""
-    wins, losses = won_and_lost(joined(results, "before", COMMANDS), joined(results, "after", COMMANDS))
-    p = two_sided(wins, losses)
+    found = Paired.of(joined(results, "before", COMMANDS), joined(results, "after", COMMANDS))
     old, new = (share(joined(results, when, SNIPS)) for when in ("before", "after"))
     wrong = [one for result in results for one in result["rounds"] if one["kind"] != "good"]
     refused = sum(not one["promoted"] for one in wrong)
     commands_now = share(joined(results, "after", COMMANDS))
-    return {f"home commands: {commands_now:.1f} % right, {wins} won and {losses} lost, p = {p:.2g}":
-            wins > losses and p < SIGNIFICANT,
+    return {f"home commands: {commands_now:.1f} % right, {found.wins} won and {found.losses} lost, "
+            f"p = {found.p_two_sided:.2g}":
+            found.wins > found.losses and found.p_two_sided < SIGNIFICANT,
             f"Snips: {old:.1f} % exact before, {new:.1f} % after; at most {LOST:g} points down": old - new <= LOST,
             f"wrong rounds refused: {refused} of {len(wrong)}, all of at least {WRONG}":
             refused == len(wrong) >= WRONG}

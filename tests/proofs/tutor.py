@@ -42,16 +42,15 @@ from proofs.compared import (
     by_variant,
     edgetune,
     mean_interval,
+    paired,
     prove,
     unbeaten,
-    wins_and_losses,
     written,
 )
 from proofs.rules import MOST_TOKENS, answered, graders, of_rows, parts_of
 
 from edgetune.evaluation.canary import drift
 from edgetune.evaluation.judge import same
-from edgetune.evaluation.significance import two_sided
 from edgetune.serving.llama import LlamaModel
 
 FEW = 50
@@ -184,10 +183,10 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 
 def worse_than_start(name: str, found: dict[str, list[Result]], what: str) -> list[str]:
-    wins, losses = wins_and_losses(found[name], found[START], what)
-    p = two_sided(wins, losses)
-    return [f"{name}, {what}: worse than its start, {wins} won, {losses} lost, p {p:.2g}"] if (
-        losses > wins and p < WORSE) else []
+    both = paired(found[name], found[START], what)
+    if both.losses <= both.wins or both.p_two_sided >= WORSE:
+        return []
+    return [f"{name}, {what}: worse than its start, {both.wins} won, {both.losses} lost, p {both.p_two_sided:.2g}"]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgetune.evaluation.significance import flip_test
+from edgetune.evaluation.acceptance import flip_test
 from edgetune.tutor.gate import Decision, Harm, Measured, alpha_of, decide, harmed, repetition, unhealthy, variety
 from edgetune.tutor.options import TutorOptions
 
@@ -123,8 +123,6 @@ def test_flip_test_counts_all_signs() -> None:
     assert flip_test(values.tolist()) == pytest.approx(np.mean([found >= values.sum() - 1e-9 for found in sums]))
     assert flip_test([]) == 1
     assert flip_test([0.0] * 5) == 1
-    with pytest.raises(ValueError, match="21 differences, 20 at most"):
-        flip_test([1.0] * 21)
 
 
 def test_repeated_tests_spend_alpha() -> None:

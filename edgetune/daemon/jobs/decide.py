@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...evaluation.significance import sign_test
+from ...evaluation.acceptance import Paired
 from ..options import Limits
 from .exam import Score
 
@@ -199,12 +199,12 @@ class Count:
     @property
     def p(self) -> float:
         """Probability of at most as many wins without a difference."""
-        return sign_test(self.wins, self.losses)
+        return Paired(self.wins, self.losses).p_worse
 
     @property
     def p_better(self) -> float:
         """Probability of at least as many wins without a difference."""
-        return sign_test(self.losses, self.wins)
+        return Paired(self.wins, self.losses).p_better
 
 
 Counts = Mapping[str, Count]  # by measure

@@ -1,0 +1,134 @@
+"""Whether B is better than A: paired tests on the same rows, and how often they may be wrong in a sequence of them.
+
+Everything that accepts or refuses a model asks here: the gate of the daemon, the gate of the tutor, `compare`, a run's
+answers. Three things keep the error below alpha, and all three are needed:
+
+- a row counts by its sign alone. If B is no better than A, then of the rows on which they differ B wins each with a
+  probability of at most 1/2, and the exact sign test finds p <= a with a probability of at most a;
+- the k-th test since the last publication may spend alpha / (k (k + 1)), see `alpha_of_test`;
+- rows that were used to choose B do not decide about it, see `Split`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
+EXACT_FLIPS = 16  # differences of which all combinations of signs are counted; of more, DRAWN_FLIPS random ones
+DRAWN_FLIPS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The numbers of rows on which B is better than A, worse, and equal. All p are those of the exact sign test."""
+
+    wins: int
+    losses: int
+    ties: int = 0
+
+    @classmethod
+    def of(cls, before: Iterable[Any], after: Iterable[Any]) -> Paired:
+        """Of each row's value under A and under B, where the greater value is better. Values are numbers, or anything
+        that Python orders, as tuples: (is right, reward). Raises ValueError for unequal numbers of values.
+        """
+        signs = [(new > old) - (new < old) for old, new in zip(before, after, strict=True)]
+        return cls(signs.count(1), signs.count(-1), signs.count(0))
+
+    def __add__(self, other: Paired) -> Paired:
+        """Both together, of different rows."""
+        return Paired(self.wins + other.wins, self.losses + other.losses, self.ties + other.ties)
+
+    @property
+    def rows(self) -> int:
+        return self.wins + self.losses + self.ties
+
+    @property
+    def p_better(self) -> float:
+        """The probability of at least as many wins, if B is no better than A."""
+        return self._at_most(self.losses)
+
+    @property
+    def p_worse(self) -> float:
+        """The probability of at least as many losses, if B is no worse than A."""
+        return self._at_most(self.wins)
+
+    @property
+    def p_two_sided(self) -> float:
+        """The probability of a difference as large in either direction, if the two are equal."""
+        return min(1.0, 2 * min(self.p_better, self.p_worse))
+
+    def _at_most(self, count: int) -> float:
+        """The probability of at most `count` heads of as many coins as there are rows that differ."""
+        n = self.wins + self.losses
+        return float(sum(math.comb(n, k) for k in range(count + 1)) / 2**n)
+
+
+def alpha_of_test(alpha: float, tests_before: int) -> float:
+    """The level of the next test, if there were `tests_before` since the last publication (or since the beginning).
+
+    Guarantee: let none of the adapters that are tested be better than the active one. Then the probability that any of
+    them is ever published is at most alpha. The k-th test has the level alpha / (k (k + 1)), these levels sum to alpha,
+    and by the union bound it does not matter which questions are asked, whether they are the same again, or how tests
+    depend on one another. So also the probability that an adapter that is no better is published before one that is
+    better is at most alpha. A publication begins a new sequence with the whole alpha (alpha investing, Foster and Stine
+    2008): over a long time at most alpha false publications are expected for each sequence that begins.
+    """
+    k = tests_before + 1
+    return alpha / (k * (k + 1))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Held-out names in two parts. By `selecting` rows a checkpoint, a round or a length is chosen, as often as one
+    likes; `deciding` rows are asked only of what was chosen. Raises ValueError where a name is in both.
+    """
+
+    selecting: frozenset[str]
+    deciding: frozenset[str]
+
+    def __post_init__(self) -> None:
+        if both := self.selecting & self.deciding:
+            raise ValueError(f"{len(both)} rows were used to choose and must not decide, such as {min(both)}")
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Split:
+        """By the digest of each name: about half of them select, and a name stays where it is when others come."""
+        both = frozenset(names)
+        selecting = frozenset(name for name in both if sha256(name.encode()).digest()[0] % 2)
+        return cls(selecting, both - selecting)
+
+
+def flip_test(differences: Sequence[float]) -> float:
+    """The probability of a sum at least as large as that of these differences, if each sign were chance: Fisher's
+    randomization test for pairs (1935), for values of which more than the sign counts. 1 without differences.
+
+    It counts all signs of up to EXACT_FLIPS differences that are not 0. Of more it draws signs with a fixed seed, and
+    counts what was found as one of the draws, so that its level holds all the same.
+    """
+    values = np.array([value for value in differences if value])
+    if not values.size:
+        return 1.0
+    reached = values.sum() - 1e-12 * np.abs(values).sum()  # sums in another order round differently
+    if len(values) <= EXACT_FLIPS:
+        sums = np.zeros(1)
+        for value in values:
+            sums = np.concatenate([sums + value, sums - value])
+        return float(np.mean(sums >= reached))
+    signs = np.random.default_rng(0).integers(0, 2, (DRAWN_FLIPS, len(values)), np.int8)
+    sums = (2 * signs - 1) @ values
+    return float((np.sum(sums >= reached) + 1) / (DRAWN_FLIPS + 1))
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of the share of which `right` of n is a sample (Wilson, 1927); n > 0."""
+    share = right / n
+    middle = share + Z**2 / (2 * n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    scale = 1 + Z**2 / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
