@@ -32,6 +32,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class AllowedPython:
+    """What clients may have run. graders: whether a grader may be Python, which runs in a sandbox. rewards: the folder
+    of the reward functions that a job may name; "": none.
+    """
+
+    graders: bool = False
+    rewards: str = ""
+
+
+@dataclass(frozen=True)
 class DaemonConfig:
     """Options of a daemon, or of a service within an app. Immutable."""
 
@@ -69,8 +79,9 @@ class DaemonConfig:
     structured: str = option("auto", "Hold the answers of an adapter to the schema of its training rows, where all of "
                              "these are JSON and a request asks for no other form: auto, or off.",
                              choices=("auto", "off"))
-    allow_python_graders: bool = option(False, "Let jobs and graders that clients send run Python: python graders in a "
-                                        "sandbox, reward functions in the process that trains.")
+    allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox.")
+    rewards: str = option("", "Folder of reward functions that jobs may name, as module:function; they run in the "
+                          "process that trains [jobs may name none].")
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
                         "nightly (in --learn-hours), or off; tutor and tutor-nightly also from the prompts that are "
@@ -118,6 +129,7 @@ class DaemonConfig:
         TrainConfig(memory=self.memory).memory_bytes(2**40)
         read_hours("learn-hours", self.learn_hours)
         self.limits()
+        self.python()
         if not self.socket and self.host not in LOOPBACK and not self.key_file:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
@@ -132,6 +144,13 @@ class DaemonConfig:
         if not kl and self.max_kl != OFF:
             raise UsageError(f"max-kl is {self.max_kl!r:.40}", "give nats a token such as 0.1, or off")
         return Limits(float(rise[1]) / 100 if rise else None, float(kl[1]) if kl else None)
+
+    def python(self) -> AllowedPython:
+        """Raises UsageError where the folder of reward functions does not exist."""
+        folder = Path(self.rewards).expanduser().absolute()
+        if self.rewards and not folder.is_dir():
+            raise UsageError(f"rewards is {self.rewards}, and that is no folder", "name a folder of Python files")
+        return AllowedPython(self.allow_python_graders, str(folder) if self.rewards else "")
 
     def folder(self) -> Path:
         """Of the state."""

@@ -114,10 +114,10 @@ class Service:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
         options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(),
-                                self.left_for_training, self.config.allow_python_graders)
+                                self.left_for_training, self.config.python())
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping)
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,
-                    self.config.allow_python_graders)
+                    self.config.python())
 
     def _learner(self) -> Learner:
         governor = Governor(self.policy, read_device().profile)

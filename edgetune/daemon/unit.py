@@ -27,7 +27,7 @@ from .keys import read_keys
 from .options import LOOPBACK, DaemonConfig
 
 NAME = "edgetune"
-FILES = ("canary", "embeddings", "learn_grader")  # options that name a file
+FILES = ("canary", "embeddings", "learn_grader", "rewards")  # options that name a file or a folder
 UNITS = Path("/etc/systemd/system")
 RUN = Path("/run") / NAME
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome and PrivateTmp

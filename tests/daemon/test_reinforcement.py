@@ -20,6 +20,7 @@ from tiny import write_tiny
 from edgetune.daemon.jobs.exam import Asked, Exam
 from edgetune.daemon.jobs.gate import judge
 from edgetune.daemon.jobs.rewarded import Rewarding, with_rewards
+from edgetune.daemon.options import AllowedPython
 from edgetune.daemon.state.files import digest
 from edgetune.data.prompts import prompt_text
 from edgetune.evaluation.graders.base import read_grader
@@ -194,7 +195,7 @@ def test_a_grader_that_cannot_train_is_refused_before_a_job_exists(client: opena
     ({"compute_multiplier": 0}, "compute_multiplier"), ({"eval_samples": 0}, "eval_samples"),
     ({"compute_multiplier": 2.0, "num_generations": 3}, "compute_multiplier says again what num_generations says"),
     ({"eval_interval": 2, "eval_every": 3}, "eval_interval says again what eval_every says"),
-    ({"reward": "os:getcwd"}, "the reward function 'os:getcwd' is refused here"),
+    ({"reward": "os:getcwd"}, "the reward function 'os:getcwd' is refused"),
     ({"unsafe_python": True}, "there is no 'unsafe_python'")])
 def test_hyperparameters_that_cannot_be_are_refused_by_name(client: openai.OpenAI, wrong: dict[str, Any],
                                                             says: str) -> None:
@@ -216,7 +217,7 @@ def test_rows_with_answers_judge_as_ever(running: Daemon, client: openai.OpenAI)
     with pytest.raises(openai.BadRequestError, match=r"row 1: the row has no item\.word"):
         client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), method=method(),
                                        validation_file=upload(client, held))
-    objective, rewards = with_rewards(Grpo(grader=json.dumps(GRADER), max_completion_length=10), allow_python=False)
+    objective, rewards = with_rewards(Grpo(grader=json.dumps(GRADER), max_completion_length=10), AllowedPython())
     assert isinstance(objective, Grpo)
     assert rewards
     exam = Exam([*held, *ROWS[:2]], max_length=64, rewarding=Rewarding(objective, rewards))
@@ -234,7 +235,7 @@ def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, trained: A
     """The gate turns the adapter off for that, which would judge its own answers otherwise."""
     written = {"type": "score_model", "name": "good", "model": "self", "range": [0, 5],
                "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
-    objective, rewards = with_rewards(Grpo(grader=json.dumps(written), max_completion_length=10), allow_python=False)
+    objective, rewards = with_rewards(Grpo(grader=json.dumps(written), max_completion_length=10), AllowedPython())
     assert isinstance(objective, Grpo)
     assert rewards
     base = Asked(None)

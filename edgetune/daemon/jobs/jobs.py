@@ -23,6 +23,7 @@ from ...data.rows import Row
 from ...errors import TooMuchError, UsageError
 from ...persisted import from_json
 from ...training.config import TrainConfig
+from ..options import AllowedPython
 from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
@@ -74,15 +75,15 @@ class _Request:
 
 class Jobs:
     """The jobs of a service. For any number of threads. train: options of a job that its request leaves open. runs:
-    the shelf of jobs' folders. holdout: which rows judge where a request names none. allow_python: whether graders and
-    reward functions in Python may run.
+    the shelf of jobs' folders. holdout: which rows are held out where a request names none. python: what clients may
+    have run.
 
     on_done: called with each job that ended, on the thread that runs them. paused_reason: why none is begun for now, in
     a sentence, or "". governor: its latest decisions, {at, action, cause}, the newest first.
     """
 
     def __init__(self, table: JobTable, runs: Shelf, queue: Queue, files: Files, adapters: Adapters,
-                 train: TrainConfig, holdout: Holdout, allow_python: bool = False) -> None:
+                 train: TrainConfig, holdout: Holdout, python: AllowedPython) -> None:
         self.table = table
         self.changed = table.changed
         self.folder = runs.folder
@@ -90,7 +91,7 @@ class Jobs:
         self.adapters = adapters
         self.train = train
         self.holdout = holdout
-        self.allow_python = allow_python
+        self.python = python
         self._runs = runs
         self._queue = queue
         runs.tidy(table.ids(ended=False), done=table.ids(ended=True))
@@ -120,7 +121,7 @@ class Jobs:
         method = recipe.method_of(method, hyperparameters)
         asking = recipe.objective_of(method)[0].rows.shape_of is prompts.shape_of
         held = self.files.rows(validation_file, asking) if validation_file is not None else None
-        data = _checked(self.files.rows(training_file, asking), held, method, self.allow_python)
+        data = _checked(self.files.rows(training_file, asking), held, method, self.python)
         return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), "api", training_file,
                                         validation_file))
 
@@ -130,7 +131,7 @@ class Jobs:
         """
         named = {name: value for name, value in hyperparameters.items() if name == REWARD}
         objective, _ = recipe.objective_of(recipe.method_of(method, named))
-        with_rewards(objective, self.allow_python)
+        with_rewards(objective, self.python)
 
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
@@ -139,7 +140,7 @@ class Jobs:
         `rows`.
         """
         method = recipe.method_of(None, hyperparameters)
-        data = _checked(rows, held, method, self.allow_python)
+        data = _checked(rows, held, method, self.python)
         return self._add(data, _Request(model or self.adapters.name, suffix, seed, method, dict(metadata or {}), "api"))
 
     def create_from_feedback(self, data: JobData, method: Mapping[str, Any], *, suffix: str,
@@ -290,9 +291,9 @@ class Jobs:
 
 
 def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[str, Any],
-             allow_python: bool) -> JobData:
+             python: AllowedPython) -> JobData:
     """Rows that reading checks for what the method can learn, and the gate can judge by."""
-    objective, rewards = with_rewards(recipe.objective_of(method)[0], allow_python)
+    objective, rewards = with_rewards(recipe.objective_of(method)[0], python)
     learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
     return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))
 

@@ -24,7 +24,7 @@ from ...training.config import TrainConfig
 from ...training.length import is_auto
 from ...training.metrics import NAME as METRICS
 from ...version import __version__
-from ..options import Limits
+from ..options import AllowedPython, Limits
 from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
@@ -50,8 +50,8 @@ KEPT = 20  # decisions of the governor
 class WorkerOptions:
     """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours.
     limits: how far from the base an adapter may be there. left_for_training: bytes that a process may have; of one that
-    maps the weights (True) they count as its own, though the daemon has them mapped too. allow_python: whether graders
-    in Python may run.
+    maps the weights (True) they count as its own, though the daemon has them mapped too. python: what clients
+    may have run.
     """
 
     model: Path
@@ -59,7 +59,7 @@ class WorkerOptions:
     canary: str
     limits: Limits
     left_for_training: Callable[[bool], int]
-    allow_python: bool = False
+    python: AllowedPython
 
 
 class Queue:
@@ -256,7 +256,7 @@ class Queue:
                    **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
                 "policy": asdict(self.options.policy), "canary": self.canary, "limits": asdict(self.options.limits),
-                "allow_python": self.options.allow_python,
+                "python": asdict(self.options.python),
                 "serving": old, "longer": is_auto(config) or (job.origin == "learn" and _imitates(job)),
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 

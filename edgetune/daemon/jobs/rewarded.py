@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -12,18 +15,22 @@ import numpy as np
 from ...data import prompts
 from ...data import rows as supervised_rows
 from ...data.rows import Row
-from ...errors import DataError, UnsupportedError, UsageError
+from ...errors import DataError, EdgetuneError, UnsupportedError, UsageError
+from ...evaluation.graders.reward import RewardFunction, reward_in
 from ...evaluation.graders.rewards import GraderRewards, rewards_of
 from ...objectives.base import Objective
 from ...objectives.rewarded import Rewarded
 from ...options import AUTO
 from ...training.answered import Answer
 from ...training.judge import EngineJudge
+from ..options import AllowedPython
 from ..state.files import digest
 from .table import Job
 
 GRADER = "grader"  # beside the hyperparameters, as OpenAI has it
 REWARD = "reward"  # the hyperparameter that names a function instead
+IN_FOLDER = re.compile(r"(?P<module>[A-Za-z_]\w{0,99}(?:\.[A-Za-z_]\w{0,99}){0,9}):(?P<function>[A-Za-z_]\w*)",
+                       re.ASCII)  # a module, in folders or not, and a function
 ELSEWHERE = (GRADER, "unsafe_python")  # options of an objective that are no hyperparameters of a job
 EFFORT = "default"  # the only reasoning_effort: there is no reasoning apart from the answer
 LEAST_GENERATIONS = 2
@@ -84,21 +91,46 @@ def grader_of(method: Mapping[str, Any]) -> dict[str, Any]:
     return {GRADER: json.dumps(grader)}
 
 
-def with_rewards(objective: Objective, allow_python: bool) -> tuple[Objective, GraderRewards | None]:
-    """(the objective of a job, what rewards its answers; None: it does not learn from rewards).
+def with_rewards(objective: Objective, python: AllowedPython,
+                 runs: bool = False) -> tuple[Objective, GraderRewards | None]:
+    """(the objective of a job, its rewards; None: it does not learn from rewards).
 
-    allow_python: whether graders and reward functions in Python may run. Raises UsageError for a grader that cannot be.
+    runs: whether this process grades answers. Only such a process imports a reward function, which is code of whoever
+    may write into the folder; another checks the name. Raises UsageError for a grader or a name that cannot be used.
     """
     if not isinstance(objective, Rewarded):
         return objective, None
     if not (objective.grader or objective.reward):
         raise UsageError(f"the method {objective.method} needs a grader",
                          'give one beside its hyperparameters: {"type": "string_check", ...}')
-    objective, rewards = rewards_of(objective, allow_python=allow_python)
+    if objective.reward:
+        path, function = _reward_file(objective.reward, python.rewards)
+        if runs:
+            sys.path.append(python.rewards)  # for what the module imports from beside itself
+        return objective, GraderRewards(reward_in(str(path), function) if runs else RewardFunction(function, _not_here))
+    objective, rewards = rewards_of(objective, allow_python=python.graders)
     if rewards.needs_model:
         rewards.use_model(_Itself())
     rewards.check_alone("use a grader that judges each answer by itself, or train by edgetune train")
     return objective, rewards
+
+
+def _reward_file(named: str, folder: str) -> tuple[Path, str]:
+    """(the file of a reward function, its name). Raises UsageError."""
+    if not folder:
+        raise UsageError(f"the reward function {named!r:.80} is refused: this daemon has no folder of them",
+                         "use a grader, or start the daemon with --rewards FOLDER")
+    if not (found := IN_FOLDER.fullmatch(named)):
+        raise UsageError(f"the reward function is {named!r:.80}", "write module:function, a module of --rewards FOLDER")
+    path = Path(folder, *found["module"].split(".")).with_suffix(".py")
+    if not path.is_file():
+        raise UsageError(f"there is no module {found['module']:.80} in the daemon's folder of reward functions",
+                         "name one that is there")
+    return path, found["function"]
+
+
+def _not_here(**_: Any) -> list[float]:
+    raise EdgetuneError("a reward function runs only in the process that trains", "report it")
 
 
 class _Itself:

@@ -39,7 +39,7 @@ from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
-from ..options import Limits
+from ..options import AllowedPython, Limits
 from . import longer, tutored
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
@@ -143,7 +143,8 @@ class Worker:
         self.config = from_json(TrainConfig, task["config"], "the task")
         self.tutor = tutored.task_of(task["method"])
         objective = self.tutor.objective if self.tutor else objective_of(task["method"])[0]
-        self.objective, self.rewards = with_rewards(objective, task["allow_python"])
+        self.python = from_json(AllowedPython, task["python"], "the task")
+        self.objective, self.rewards = with_rewards(objective, self.python, runs=True)
         self.bundle = open_bundle(task["model"])
         serving = task["serving"] or {"scores": {}, "base_scores": {}}
         self.base = Asked(None, read_scores(serving["base_scores"]))
@@ -219,7 +220,7 @@ class Worker:
         lesson = tutored.Lesson(self.folder, self.folder / TRAIN, self.folder / HELD, self.out, self.emit)
         limits = from_json(Limits, self.task["limits"], "the task")
         self.commands.set_saves(True)
-        nothing = lesson.learn(self.bundle, task, self.config, self.task["canary"], limits, self.task["allow_python"],
+        nothing = lesson.learn(self.bundle, task, self.config, self.task["canary"], limits, self.python.graders,
                                governor=self._governor(), should_stop=lambda: self.commands.stopping,
                                busy=lambda: self.commands.busy)
         self.commands.set_saves(False)

@@ -61,7 +61,7 @@ def learn_method(config: DaemonConfig) -> LearnMethod:
         if objective.imitated_epochs:
             raise UsageError(f"learn-method is {name}, which imitates rows of prompt and completion first, and "
                              "feedback has conversations", "choose grpo, or give --learn-options warmup_epochs=0")
-        objective, rewards = rewarded.with_rewards(objective, config.allow_python_graders)
+        objective, rewards = rewarded.with_rewards(objective, config.python())
         assert rewards
         kind = _gradable(kind, rewards)
     elif config.learn_grader and not config.tutors:

@@ -60,7 +60,7 @@ def tutor_task(config: DaemonConfig) -> TutorTask | None:
         grader = read.to_json()
     task = TutorTask(read_options(config.tutor_options), grader)
     task.options  # noqa: B018 (checked)
-    with_rewards(task.objective, config.allow_python_graders)
+    with_rewards(task.objective, config.python())
     return task
 
 

@@ -107,17 +107,21 @@ def load_reward(named: str) -> RewardFunction:
     found = NAMED.fullmatch(named)
     if not found:
         raise UsageError(f"the reward function is {named!r:.80}", "write module:function, or file.py:function")
+    return reward_in(found["module"], found["function"])
+
+
+def reward_in(module: str, name: str) -> RewardFunction:
+    """A function of a module, or of a file of Python. Raises UsageError where there is none."""
     try:
-        module = _module(found["module"])
+        imported = _module(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise UsageError(f"the module of the reward function {named} cannot be imported ({reason})",
+        raise UsageError(f"the module of the reward function {module}:{name} cannot be imported ({reason})",
                          "name one that can, or a file: rewards.py:function") from error
-    function = getattr(module, found["function"], None)
+    function = getattr(imported, name, None)
     if not callable(function):
-        raise UsageError(f"there is no function {found['function']} in {found['module']}",
-                         "write module:function, or file.py:function")
-    return RewardFunction(found["function"], function)
+        raise UsageError(f"there is no function {name} in {module}", "write module:function, or file.py:function")
+    return RewardFunction(name, function)
 
 
 def _module(named: str) -> Any:

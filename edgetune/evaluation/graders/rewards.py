@@ -66,16 +66,14 @@ def rewards_of(objective: Rewarded, function: Callable[..., Any] | None = None,
                allow_python: bool = True) -> tuple[Rewarded, GraderRewards]:
     """(the objective with its grader's JSON in place of a file's name, what it names).
 
-    function: a reward function, in place of a name. allow_python: without, python graders are refused, and reward
-    functions too. Raises UsageError where nothing is named, and for what is wrong with a grader.
+    function: a reward function, in place of a name. allow_python: without, python graders are refused. Raises
+    UsageError where nothing is named, and for what is wrong with a grader.
     """
     if function is not None:
         if objective.grader or objective.reward:
             raise UsageError("a reward function and a grader are both given", "leave one of them out")
         return objective, GraderRewards(RewardFunction(getattr(function, "__name__", "reward"), function))
     if objective.reward:
-        if not allow_python:
-            raise UsageError(f"the reward function {objective.reward!r:.80} is refused here", "use a grader")
         return objective, GraderRewards(load_reward(objective.reward))
     if not objective.grader:
         raise UsageError(f"{objective.name} needs something that rewards answers",
