@@ -344,7 +344,5 @@ def test_what_is_shown_of_a_job(service: Service) -> None:
     progress.take({"event": "judging", "done": 5, "of": 20})
     assert progress.facts == {"phase": "judging", "step": 2, "steps": 2, "loss": 1.5, "tokens_per_s": None,
                               "eta_s": None, "trained_tokens": 18, "judged": 5, "judging": 20}
-    progress.take({"event": "longer", "what": "0 of 4 right yet"})
-    assert messages(service, job.id)[-1] == "0 of 4 right yet: trains longer"
     progress.take({"event": "trained", "tokens": 36, "record": {}})
     assert "judged" not in progress.facts

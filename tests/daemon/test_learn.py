@@ -123,33 +123,24 @@ def test_a_lesson_has_batch_and_rate_of_its_different_rows(service: Service) -> 
     assert (job.config["batch_size"], job.config["lr"]) == (8, 2e-3)
 
 
-@pytest.mark.slow
-def test_rows_of_which_nothing_is_right_yet_wait_for_others(tiny_q8: Path, tmp_path: Path) -> None:
-    """They are too few, or the training is too short; they are not set aside as wrong."""
-    with opened(tiny_q8, tmp_path, replace(TRAIN, lr=1e-6, epochs=1.0)) as service:
-        give(service, range(20))
-        job = service.jobs.wait(service.learner.begin().id, 60)
-        assert job.verdict["unfinished"] == "0 of 4 right yet"
-        until(lambda: not service.feedback.unsettled())
-        assert service.feedback.waiting() == 20
-        assert service.feedback.counts()["aside"] == 0
-        assert "came to nothing: 0 of 4 validation examples are answered exactly" in service.learner._blocked_by(20)
-
-
-def test_a_lesson_that_proved_nothing_leaves_its_rows_for_the_next(service: Service) -> None:
-    """Those for which it was the second are set aside; what was new to it waits once more."""
+@pytest.mark.parametrize("name", ["waits", "unfinished", "again"])
+def test_rows_that_nothing_speaks_against_are_learned_with_the_next(service: Service, name: str) -> None:
+    """By a verdict of an earlier version, too. Held-out rows are new to the next job as well."""
     give(service, range(30))
     job = service.learner.begin()
     service.jobs.cancel(job.id)
     job = service.jobs.wait(job.id, 60)
     until(lambda: not service.feedback.unsettled())
-    verdict = {"passed": False, "waits": False, "unfinished": "", "again": True, "reason": "no more right"}
-    for more, waiting, aside in ((range(0), 30, 0), (range(30, 40), 10, 30), (range(0), 0, 40)):
+    verdict = {"passed": False, name: True, "reason": "no more right"}
+    for more, waiting in ((range(0), 30), (range(30, 40), 40)):
         give(service, more)
-        service.feedback.assign(service.feedback.training_rows().taken, job.id)
+        taken = service.feedback.training_rows()
+        assert len(taken.taken) == waiting
+        assert len(taken.fresh) == waiting // 5
+        service.feedback.assign(taken.taken, job.id)
         service.learner._settle(replace(job, status="succeeded", verdict=verdict))
-        assert (service.feedback.waiting(), service.feedback.counts()["aside"]) == (waiting, aside)
-        assert not waiting or "came to nothing: no more right" in service.learner._blocked_by(waiting)
+        assert (service.feedback.waiting(), service.feedback.counts()["aside"]) == (waiting, 0)
+        assert "came to nothing: no more right" in service.learner._blocked_by(waiting)
 
 
 def test_what_came_to_nothing_waits(service: Service) -> None:

@@ -47,7 +47,6 @@ SURE = 0.01  # level at which right answers, or a lower loss, make up for what i
 MOST = 0.5  # of the answers must end, and be JSON, whatever became better
 SECOND = 6  # times its limits the canary may be from the base where clearly more answers are right
 NO_LIMITS = Limits()
-KEPT = 0.9  # of the corrected answers at least; a lesson that keeps fewer trains longer
 # the sign of a difference that is better
 BETTER = {"right": 1, "reach": 1, "loss": -1, "ended": 1, "parsed": 1, "reward": 1}
 
@@ -93,10 +92,8 @@ class Findings:
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed, and the reason in one sentence. unfinished: why training longer may help, "": it would not. waits: it did
-    not pass, but nothing speaks against its rows, which are to be learned with the next ones. again: it is not better,
-    but not worse either, and its rows are like earlier ones, or it is worse and its rows ask what earlier ones do not:
-    they may be learned with the next ones, once. old, new: {rows, answered, right, loss, exact, reach, ended, parsed,
+    """passed, and the reason in one sentence. waits: it did not pass, but nothing speaks against its rows, which are
+    learned again together with the next ones. old, new: {rows, answered, right, loss, exact, reach, ended, parsed,
     reward}, counts, and means over the rows for which each was measured. canary: {base, new, rise, limit, kl, max_kl},
     the first two perplexities; None: not asked. corrected: {rows, kept}, of corrections that were learned; None: there
     are none.
@@ -122,9 +119,7 @@ class Verdict:
     surprise: float | None
     strangeness: float | None
     scores: dict[str, Any] = field(default_factory=dict)
-    unfinished: str = ""
     waits: bool = False
-    again: bool = False
     canary: dict[str, Any] | None = None
     corrected: dict[str, Any] | None = None
     tests: dict[str, Any] = field(default_factory=dict)
@@ -163,17 +158,11 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     kept = sum(score.right is True for score in found.corrected)
     asked = sum(score.right is not None for score in found.corrected)
     rounds = _rounds(found)
-    unfinished = ""
-    forgets = kept < KEPT * asked
-    if nothing_right and (forgets or not asked) and not worse and not _beyond(found.canary, limits, SECOND):
-        unfinished = f"0 of {_comparable(found)} right yet"
-    elif not reason and forgets:
-        unfinished = f"{kept} of {asked} corrected answers kept yet"
     return Verdict(
         not reason, reason or _praise(found, everything, kept, asked), _summary(found.old), _summary(found.new),
-        decisive.wins, decisive.losses, decisive.p, surprise, found.strangeness, unfinished=unfinished,
-        waits=bool(reason) and not worse and (bool(nothing_right) or not useless),
-        again=(found.is_news and bool(worse) and not unsound) or (bool(useless) and not worse and is_like),
+        decisive.wins, decisive.losses, decisive.p, surprise, found.strangeness,
+        waits=bool(reason) and not unsound and ((not worse and (bool(nothing_right) or not useless or is_like))
+                                                or (found.is_news and bool(worse))),
         canary=_canary(found.canary, limits), corrected={"rows": asked, "kept": kept} if found.corrected else None,
         tests={"all": _numbers(everything), "earlier": _numbers(established)},
         rounds=rounds, remembered=_remembered(rounds))

@@ -62,10 +62,6 @@ class JobProgress:
             self._add("metrics", f"resumed after step {event['step']}", event)
         elif kind == "governor":
             self._add("metrics", f"{event['action']}: {event['cause']}", event)
-        elif kind == "longer":
-            self._add("message", f"{event['what']}: trains longer", None)
-        elif kind == "dropped":
-            self._add("message", f"{event['what']}; what was learned before remains", None, "warn")
         elif kind == "judging":
             self.facts.update(judged=event["done"], judging=event["of"])
         elif kind == "round":

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...data import rows as supervised_rows
 from ...errors import DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ...machine.policy import Policy
 from ...persisted import from_json
 from ...runs.tables import write_step_metrics
 from ...serving.batcher import Batcher
 from ...training.config import TrainConfig
-from ...training.length import is_auto
 from ...training.metrics import NAME as METRICS
 from ...version import __version__
 from ..options import AllowedPython, Limits
@@ -29,7 +27,6 @@ from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
 from ..state.shelf import Shelf
-from . import recipe
 from .decide import without_scores
 from .process import WorkerProcess
 from .progress import JobProgress
@@ -256,8 +253,7 @@ class Queue:
                    **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
                 "policy": asdict(self.options.policy), "canary": self.canary, "limits": asdict(self.options.limits),
-                "python": asdict(self.options.python),
-                "serving": old, "longer": is_auto(config) or (job.origin == "learn" and _imitates(job)),
+                "python": asdict(self.options.python), "serving": old,
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:
@@ -343,11 +339,6 @@ class Queue:
             log.info("%s: %s", self.job, event["line"])
         if self._progress:
             self._progress.take(event)
-
-
-def _imitates(job: Job) -> bool:
-    """Whether training longer makes more of its rows' answers right."""
-    return recipe.objective_of(job.method)[0].rows is supervised_rows
 
 
 def read_canary(named: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
-from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, NumericsError, UsageError
+from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
 from ...formats.bundle import open_bundle
 from ...formats.shape import read_shape
 from ...machine.device import read_device, trim
@@ -40,7 +40,7 @@ from ...training.metrics import NAME as METRICS
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
 from ..options import AllowedPython, Limits
-from . import longer, tutored
+from . import tutored
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
 from .recipe import HELD, TRAIN, corrected_rows, held_rows, measured_file, objective_of
@@ -151,40 +151,15 @@ class Worker:
         self.old = Asked(OLD, read_scores(serving["scores"])) if task["serving"] else self.base
 
     def work(self) -> dict[str, Any]:
-        """Train, unless that is done, and judge; train longer where that may help. The verdict, as JSON; of a tutor
-        whose rounds published nothing it says just that.
+        """Train, unless that is done, and evaluate. The verdict, as JSON; of a tutor whose rounds published nothing it
+        says just that.
         """
         if self.tutor and not is_done(self.out) and (nothing := self._tutored(self.tutor)):
             return {"passed": False, "reason": nothing}
-        if longer.is_being_taken(self.out):
-            longer.take_best(self.out)
         with reported(self.out):
             if not is_done(self.out):
                 self.learn()
-        verdict = self._judged()
-        legs = longer.legs_done(self.out)
-        while self.task["longer"] and (legs or verdict["unfinished"]):
-            longer.keep_best(self.out, verdict)
-            if not verdict["unfinished"] or legs >= longer.LEGS or not self._extra_leg(verdict["unfinished"]):
-                break
-            legs += 1
-            verdict = self._judged()
-        if longer.has_best(self.out):
-            verdict = longer.take_best(self.out)
-        if legs and verdict["unfinished"] and not verdict["passed"]:
-            verdict["reason"] += f", after training longer {legs} time{'s' if legs > 1 else ''}"
-        return verdict
-
-    def _extra_leg(self, why: str) -> bool:
-        """Train longer; whether that led to an adapter."""
-        self.emit({"event": "longer", "what": why})
-        try:
-            with reported(self.out):
-                self.learn(longer.epochs_to_add(self.out))
-        except NumericsError as error:
-            self.emit({"event": "dropped", "what": error.what})
-            return False
-        return True
+        return self._judged()
 
     def _judged(self) -> dict[str, Any]:
         """The verdict as JSON; against: the adapter that served."""
@@ -229,11 +204,8 @@ class Worker:
     def _governor(self) -> Governor:
         return Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
 
-    def learn(self, more: int = 0) -> None:
-        """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed.
-
-        more: epochs to add to a run that is done. No held-out loss is measured in these.
-        """
+    def learn(self) -> None:
+        """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
         measured = measured_file(self.folder, self.objective.rows)
         rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, measured), self.config,
                                  self.objective.rows, learnable=False)  # clients' rows were checked when they came
@@ -242,15 +214,14 @@ class Worker:
             most = eval_samples(self.task["method"])
             held = replace(held, examples=held.examples[:most], rows=held.rows[:most])
         self.commands.set_saves(True)
-        if not (self.out.exists() and self._resume(rows, held, more)):
+        if not (self.out.exists() and self._resume(rows, held)):
             self._run(rows, held, resume=False)
         self.commands.set_saves(False)
 
-    def _resume(self, rows: Dataset, held: Dataset | None, more: int) -> bool:
+    def _resume(self, rows: Dataset, held: Dataset | None) -> bool:
         """Whether the run could be resumed; one that could not is removed."""
         try:
-            is_extra = more or longer.legs_done(self.out)
-            self._run(rows, None if is_extra else held, resume=True, more=more)
+            self._run(rows, held, resume=True)
         except (MismatchError, UsageError, FormatError) as error:
             # another edgetune, other kernels, less memory than its plan takes, no checkpoint that is whole
             self.emit({"event": "again", "what": error.what})
@@ -258,9 +229,8 @@ class Worker:
             return False
         return True
 
-    def _run(self, rows: Dataset, held: Dataset | None, resume: bool, more: int = 0) -> None:
-        run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, more=more,
-                allow_changed=("held-out",) if resume and held is None else (), on_event=self.emit,
+    def _run(self, rows: Dataset, held: Dataset | None, resume: bool) -> None:
+        run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, on_event=self.emit,
                 should_stop=lambda: self.commands.stopping, governor=self._governor(),
                 busy=lambda: self.commands.busy, objective=self.objective, rewards=self.rewards)
 

@@ -1,11 +1,11 @@
 """What people say about answers: corrections, ratings and choices, as rows to learn and rows to judge by.
 
-A row is `new` until a job has learned it and the gate has judged that job. Then it is `used`, and later jobs learn it
-again; if the job did not pass, it is set `aside`: nothing is learned from it or judged by it any more; where nothing
-spoke against its rows, only after another that did not pass either. A later word on the same answer takes back an
-earlier one, whose row is then `withdrawn`. What the daemon's method cannot use (kinds.py) is `counted`, and is new for
-a daemon whose method can. One question in five is held out for the gate (holdout.py), and a question stays on its side.
-How much is kept, limits.py says.
+A row is `new` until a job has learned it and the gate has evaluated that job. Then it is `used`, and later jobs learn
+it again. If the job did not pass, it is set `aside`: no later job learns it or is evaluated by it. Where nothing spoke
+against its rows, it is new again, and is learned together with the rows that come next. A later word on the same answer
+takes back an earlier one, whose row is then `withdrawn`. What the daemon's method cannot use (kinds.py) is `counted`,
+and is new for a daemon whose method can. One question in five is held out for the gate (holdout.py), and a question
+stays on its side. How much is kept, limits.py says.
 
 People can read, edit and delete what they gave. What is deleted leaves the disk, and the next job learns without it.
 """
@@ -308,14 +308,6 @@ class Feedback:
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = ?, job = CASE ? WHEN 'new' THEN NULL ELSE job END "
                        "WHERE job = ? AND state = 'new'", (state, state, job))
-
-    def try_again(self, job: str) -> None:
-        """The job is over and did not pass, though nothing speaks against its new rows: they wait for another one, but
-        those for which it was the second are set aside.
-        """
-        with self.store.write() as db:
-            db.execute("UPDATE feedback SET tries = tries + 1, state = CASE tries WHEN 0 THEN 'new' ELSE 'aside' END, "
-                       "job = CASE tries WHEN 0 THEN NULL ELSE job END WHERE job = ? AND state = 'new'", (job,))
 
     def unsettled(self) -> Sequence[str]:
         """Jobs whose rows wait to be settled."""

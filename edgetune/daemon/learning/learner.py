@@ -39,6 +39,7 @@ ANEW = "anew"  # in the metadata of jobs that learn all that was learned before,
 IDLE_SECONDS = 600.0  # without a request, then --learn idle begins
 CHECK_SECONDS = 5.0
 RETRY_SECONDS = 60.0  # after the disk refused, or something broke
+WAITS = ("waits", "unfinished", "again")  # in a verdict: nothing speaks against its rows; the last two of 0.1.0
 
 
 @dataclass(frozen=True)
@@ -348,21 +349,14 @@ class Learner:
             self._wait_for_more(job, job.error["message"] if job.error else "it was cancelled")
         elif verdict["passed"]:
             self.feedback.settle(job.id, "used")
-        elif verdict.get("waits") or verdict.get("unfinished"):  # too few to learn from, not wrong
+        elif any(verdict.get(name) for name in WAITS):
             self._wait_for_more(job, verdict["reason"])
-        elif verdict.get("again"):
-            self.feedback.try_again(job.id)
-            self._note_failed(job, verdict["reason"])
         else:
             self.feedback.settle(job.id, "aside")
 
     def _wait_for_more(self, job: Job, why: str) -> None:
-        """Its rows are learned together with others that come."""
+        """Its rows are learned together with others that come; no job begins by itself before."""
         self.feedback.settle(job.id, "new")
-        self._note_failed(job, why)
-
-    def _note_failed(self, job: Job, why: str) -> None:
-        """No other begins by itself with the rows that wait now."""
         self._failed = self.feedback.waiting(), f"{job.id} came to nothing: {why}"
 
 
