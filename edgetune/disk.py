@@ -72,8 +72,12 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, nbytes: int) -> None:
-    """Raises DiskFullError where fewer than nbytes are free."""
-    if (free := shutil.disk_usage(folder).free) < nbytes:
+    """Raises DiskFullError where fewer than nbytes are free, DiskError where the folder cannot be reached."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise DiskError(f"{folder} cannot be reached: {error.strerror}", "mount its disk, or make it again") from None
+    if free < nbytes:
         raise DiskFullError(f"{folder} has {free // 2**20} MiB free, at times {-(-nbytes // 2**20)} MiB are needed",
                             "make room or choose another place")
 
@@ -104,10 +108,10 @@ def sync(path: Path) -> None:
 
 
 def sync_whole(path: Path) -> None:
-    """The same for a file, or for a folder and the files in it."""
+    """The same for a file, or for a folder with all that is in it."""
     if path.is_dir():
-        for file in path.iterdir():
-            sync(file)
+        for inner in path.iterdir():
+            sync_whole(inner)
     sync(path)
 
 

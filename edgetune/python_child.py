@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 from .machine.procfs import kib
 
+NO_ROOM = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # of a start that may succeed in a minute
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.1
 _WALL = 256 << 20  # bytes of address space above a limit where the kernel refuses; llama.cpp aborts there

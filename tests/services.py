@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tiny import write_tiny
 
+from edgetune.daemon.jobs.process import JobProcess, WorkerProcess
 from edgetune.daemon.learning.feedback import Feedback
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -27,7 +28,8 @@ LONG = {**SMALL, "steps": 3000, "checkpoint_every": "0.05s"}  # far longer than 
 T = TypeVar("T")
 
 
-def open_service(folder: Path, govern: bool = False, **options: object) -> Service:
+def open_service(folder: Path, govern: bool = False, start_process: Callable[[], JobProcess] = WorkerProcess,
+                 **options: object) -> Service:
     """Not started yet. Its model is made where it is not there. govern: it gives way to others on this machine. Tiny
     models learn by changing all that they expect, which max_kl would refuse.
     """
@@ -37,7 +39,7 @@ def open_service(folder: Path, govern: bool = False, **options: object) -> Servi
     (folder / "canary.txt").write_text(CANARY)
     config = DaemonConfig(**{"state": str(folder / "state"), "canary": str(folder / "canary.txt"), "threads": 1,
                              "max_kl": "off", **options})
-    return Service(folder / "tiny.gguf", config, Policy(nice=19, govern=govern))
+    return Service(folder / "tiny.gguf", config, Policy(nice=19, govern=govern), start_process=start_process)
 
 
 def same_holdout(state: Path) -> None:

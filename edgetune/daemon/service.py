@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
@@ -42,6 +42,7 @@ from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
 from .jobs.jobs import Jobs
+from .jobs.process import JobProcess, WorkerProcess
 from .jobs.queue import Queue, WorkerOptions
 from .jobs.table import JobTable
 from .learning.feedback import Feedback
@@ -62,18 +63,20 @@ CONTEXT = 4096  # tokens, unless another number is asked for or the model was tr
 
 
 class Service:
-    """See above. policy: what training yields to. train: options of a job that its request leaves open.
+    """See above. policy: what training yields to. train: options of a job that its request leaves open. start_process:
+    starts the process of a job.
 
     Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings,
     grading. Raises UsageError for options out of their range and where another process has the state folder.
     """
 
     def __init__(self, model: str | Path, config: DaemonConfig | None = None, policy: Policy | None = None,
-                 train: TrainConfig | None = None) -> None:
+                 train: TrainConfig | None = None, start_process: Callable[[], JobProcess] = WorkerProcess) -> None:
         self.config = (config or DaemonConfig()).check()
         self.policy = (policy or Policy(nice=19)).check()
         self.train = (train or TrainConfig(threads=self.config.threads)).check()
         self.method = learn_method(self.config)
+        self.start_process = start_process
         self.tutor = tutor_task(self.config)
         self.path = find_model(model)
         self.name = model_name(self.path)
@@ -115,7 +118,8 @@ class Service:
         runs = Shelf(folder, RUNS, RUN_NAMES)
         options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(),
                                 self.left_for_training, self.config.python())
-        queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping)
+        queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping,
+                      self.start_process)
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,
                     self.config.python())
 
@@ -235,7 +239,10 @@ class Service:
     def health(self) -> dict[str, Any]:
         """{"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
         paused = [reason for reason in (self.jobs.paused_reason, self.learner.paused_reason) if reason]
-        reasons = [*paused, *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
+        threads = [] if self.stopping.is_set() else [self.batcher.thread, self.jobs.thread, self.learner.thread]
+        dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
+                for thread in threads if thread.ident and not thread.is_alive()]
+        reasons = [*dead, *paused, *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
         if lost := lost_things(self.store.folder):
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "

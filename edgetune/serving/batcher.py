@@ -100,14 +100,14 @@ class Batcher:
         self._working: list[_Answer] = []  # the thread's, in the order in which they began
         self._turns: dict[str | None, float] = {}  # when each adapter had its last one
         self._told = False  # what on_busy was called with last
-        self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
+        self.thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
 
     # ---- for any thread -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._cells.clear()
         self._open = True
-        self._thread.start()
+        self.thread.start()
 
     def stop(self, now: bool = False) -> None:
         """Take no more requests and return when those taken are answered; now: cancel them."""
@@ -115,8 +115,8 @@ class Batcher:
             self._open = False
             self._now = self._now or now
             self._wake.notify()
-        if self._thread.ident:
-            self._thread.join()
+        if self.thread.ident:
+            self.thread.join()
 
     def break_off(self) -> None:
         """Cancel all answers in progress and all that wait; others may come."""

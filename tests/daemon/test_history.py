@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tarfile
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from services import LONG, SMALL, open_service, until, upload
 
 from edgetune.daemon.jobs import table as job_table
 from edgetune.daemon.jobs.decide import without_scores
+from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.database import Store
 from edgetune.errors import NotFoundError
@@ -146,8 +147,8 @@ worker.Worker = Worker
 main = worker.main
 """)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("edgetune.daemon.jobs.process.worker", SimpleNamespace(__name__=place.stem))
-    with caplog.at_level(logging.INFO, "edgetune.daemon"), open_service(tmp_path) as service:
+    start = partial(WorkerProcess, place.stem)
+    with caplog.at_level(logging.INFO, "edgetune.daemon"), open_service(tmp_path, start_process=start) as service:
         job = service.jobs.create("tiny", upload(service), hyperparameters={"steps": 1})
         assert service.jobs.wait(job.id, 60).status == "succeeded"
     assert f"{job.id}: computing on the GPU" in caplog.messages

@@ -11,6 +11,7 @@ in whatever way, resumes from its last checkpoint when the daemon is back.
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,6 +103,11 @@ class Jobs:
     def stop(self) -> None:
         """Save what is trained, and return when that is done."""
         self._queue.stop()
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The one that runs jobs."""
+        return self._queue.thread
 
     @property
     def on_done(self) -> list[Callable[[Job], None]]:

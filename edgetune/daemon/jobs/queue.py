@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from ..state.database import dump, now
 from ..state.files import Files
 from ..state.shelf import Shelf
 from .decide import without_scores
-from .process import WorkerProcess
+from .process import JobProcess, WorkerProcess
 from .progress import JobProgress
 from .table import ENDED, Job, JobTable
 from .tutored import TUTOR
@@ -68,7 +68,8 @@ class Queue:
     """
 
     def __init__(self, table: JobTable, runs: Shelf, files: Files, adapters: Adapters, batcher: Batcher,
-                 options: WorkerOptions, stopping: threading.Event) -> None:
+                 options: WorkerOptions, stopping: threading.Event,
+                 start_process: Callable[[], JobProcess] = WorkerProcess) -> None:
         self.table = table
         self.changed = table.changed
         self.runs = runs
@@ -78,29 +79,30 @@ class Queue:
         self.options = options
         self.canary = read_canary(options.canary)
         self.stopping = stopping
+        self.start_process = start_process
         self.on_done: list[Callable[[Job], None]] = []
         self.job: str | None = None
         self.paused_reason = ""
         self.decisions: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._retry_at = 0.0
-        self._process: WorkerProcess | None = None
+        self._process: JobProcess | None = None
         self._progress: JobProgress | None = None
         self._deaths: tuple[str, int] = ("", 0)  # of one job's processes, with no step between
         self._rejudged: tuple[str, int] = ("", 0)  # a job, and how often it was judged again
         self._sending = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
+        self.thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
     def start(self) -> None:
         self.batcher.on_busy = self._send_busy
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         with self.changed:
             self.stopping.set()
             self.end_process(at_once=False)
             self.changed.notify_all()
-        if self._thread.ident:
-            self._thread.join()
+        if self.thread.ident:
+            self.thread.join()
 
     def end_process(self, at_once: bool) -> None:
         """When it has saved, or at once."""
@@ -155,7 +157,10 @@ class Queue:
             try:
                 self._attempt()
             except EdgetuneError as error:  # of the disk, or the database
-                self._pause(error)
+                self._pause(error.what)
+            except Exception as error:  # whatever it is, the next jobs need this thread
+                log.exception("jobs")
+                self._pause(f"{type(error).__name__}: {error}")
             finally:
                 self.job = None
 
@@ -164,7 +169,7 @@ class Queue:
         if id := self._next():
             try:
                 self._run(self.table.get(id))
-            except (DiskError, TooMuchError, Interrupted):  # not of the job, which another try may finish
+            except (DiskError, TooMuchError, Interrupted, OSError):  # not of the job, which another try may finish
                 raise
             except Exception as error:
                 log.exception("job %s", id)
@@ -187,9 +192,9 @@ class Queue:
                 self.changed.wait(wait if wait > 0 else None)
         return None
 
-    def _pause(self, error: EdgetuneError) -> None:
+    def _pause(self, why: str) -> None:
         """The job remains in the queue."""
-        self.paused_reason = f"no training for now: {error.what}"
+        self.paused_reason = f"no training for now: {why}"
         self._retry_at = time.monotonic() + RETRY_SECONDS
         log.warning("%s", self.paused_reason)
 
@@ -205,19 +210,20 @@ class Queue:
                 task = self._task(job)
                 self.table.set(job.id, "running", "resumed" if job.started_at else "begun",
                                started_at=job.started_at or now())
-                self._process = WorkerProcess(task)
+                self._process = self.start_process()
         if self._process:
-            self._send_busy()
             against = task["serving"] and task["serving"]["id"]
-            self._conclude(job, against, *self._listen(self._process))
+            self._conclude(job, against, *self._listen(self._process, task))
         elif status in ENDED:
             self.forget(job.id)
 
-    def _listen(self, process: WorkerProcess) -> tuple[dict[str, Any], int]:
+    def _listen(self, process: JobProcess, task: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """Its last event and its exit code. Raises DiskError where its history could not be written."""
         last: dict[str, Any] = {}
         refused: DiskError | None = None
         try:
+            process.begin(task)  # not with `changed` held: that takes until the process reads
+            self._send_busy()
             for last in process.events():
                 try:
                     self._on_event(last)
@@ -239,6 +245,8 @@ class Queue:
     def _task(self, job: Job) -> dict[str, Any]:
         config = from_json(TrainConfig, job.config, f"the options of {job.id}")
         folder = self.runs.path(job.id)
+        if not folder.is_dir():
+            raise DiskError(f"{folder}, with the rows of {job.id}, is not there", "mount its disk, or cancel the job")
         if config.weights == "auto":  # streaming saves nothing: what answers keeps all of them in memory
             config = replace(config, weights="resident")
         left = self.options.left_for_training(config.weights == "resident")
@@ -266,8 +274,10 @@ class Queue:
                 raise DiskError(last["what"], last["hint"])
             elif status == "running" and last.get("event") == "failed" and self._may_be_judged_again(job.id, against):
                 self._judge_again(job.id, against)
+            elif status == "running" and last.get("event") == "failed" and last["resumable"]:
+                self.table.set(job.id, "paused", f"paused, its work is kept: {_sentence(last)}", "warn")
             elif status == "running" and last.get("event") == "failed":
-                status = self._fail(job.id, last["kind"], "; ".join(filter(None, (last["what"], last["hint"]))))
+                status = self._fail(job.id, last["kind"], _sentence(last))
             elif status == "running" and code != STOPPED and not self.stopping.is_set():
                 status = self._died(job.id, code)
         if status in ENDED:
@@ -339,6 +349,10 @@ class Queue:
             log.info("%s: %s", self.job, event["line"])
         if self._progress:
             self._progress.take(event)
+
+
+def _sentence(failed: Mapping[str, Any]) -> str:
+    return "; ".join(filter(None, (failed["what"], failed["hint"])))
 
 
 def read_canary(named: str) -> str:

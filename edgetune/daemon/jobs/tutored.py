@@ -16,7 +16,7 @@ from typing import Any
 from ... import disk
 from ...adapters import store
 from ...data.rows import Row
-from ...errors import FormatError, MismatchError, UsageError
+from ...errors import FormatError, MismatchError
 from ...evaluation.graders.base import read_grader
 from ...formats.bundle import Bundle
 from ...objectives.base import Objective
@@ -129,8 +129,7 @@ class Lesson:
 
         try:
             stopped = rounds()
-        except (MismatchError, UsageError, FormatError) as error:
-            # of another edgetune or canary, less memory than the plan of a training takes, damaged
+        except (MismatchError, FormatError) as error:  # of another edgetune or canary, or damaged
             if not self.rounds.exists():
                 raise
             self.emit({"event": "again", "what": error.what})

@@ -1,9 +1,14 @@
 """The process of a job: it trains in STATE/runs/ID, then the gate judges the result. Started by process.py.
 
 It reads its task from stdin, a line of JSON, and then one command a line: `busy` and `free` as people are answered or
-not, `stop`. It writes events to stdout, a line of JSON each: those of training, then one of {"event": "judged",
-"verdict": ...}, {"event": "stopped"}, {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether the
-disk refused}. It ends when its parent dies, at any moment; the next process continues from what it had saved.
+not, `stop`. It writes events to stdout, a line of JSON each: those of training, then one of
+
+    {"event": "judged", "verdict": ...}
+    {"event": "stopped"}
+    {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether the disk or the system refused,
+     "resumable": whether what was done before can be continued later}
+
+It ends when its parent dies, at any moment; the next process continues from what it had saved.
 """
 
 from __future__ import annotations
@@ -16,7 +21,9 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +32,7 @@ from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
+from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
 from ...formats.shape import read_shape
 from ...machine.device import read_device, trim
@@ -32,7 +40,7 @@ from ...machine.governor import Governor
 from ...machine.policy import Policy
 from ...objectives.rewarded import Rewarded
 from ...persisted import from_json
-from ...python_child import die_with
+from ...python_child import NO_ROOM, die_with
 from ...runs.reported import reported
 from ...training import checkpoint, run
 from ...training.config import TrainConfig
@@ -48,16 +56,23 @@ from .rewarded import Rewarding, eval_samples, with_rewards
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
+ALIVE = "alive"  # the event that says that this process works
+ALIVE_SECONDS = 60.0
+GRADER_SECONDS = 240.0  # for an answer; longer than a python grader's own limits
 OLD, NEW = "old", "new"  # what the gate calls adapters
 Emit = Callable[[dict[str, Any]], None]
 
 
 class ParentCommands:
-    """Commands of the parent while this process works. A separate thread reads them."""
+    """Commands of the parent while this process works; a separate thread reads them. Another tells the parent each
+    ALIVE_SECONDS that this process still works: whoever works asks here for commands.
+    """
 
-    def __init__(self) -> None:
-        self.busy = False
-        self.stopping = False
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._works = True
+        self._busy = False
+        self._stopping = False
         self._saves = False  # whether what runs now looks at `stopping` and saves
         self._lock = threading.Lock()
 
@@ -66,19 +81,36 @@ class ParentCommands:
             command = line.strip()
             if command == "stop":
                 break
-            self.busy = command == "busy"
+            self._busy = command == "busy"
         self.stop()
+
+    def beat(self) -> None:
+        while True:
+            time.sleep(ALIVE_SECONDS)
+            if self._works:
+                self._works = False
+                with suppress(BrokenPipeError):
+                    self._emit({"event": ALIVE})
+
+    def is_busy(self) -> bool:
+        """Whether somebody is being answered."""
+        self._works = True
+        return self._busy
+
+    def should_stop(self) -> bool:
+        self._works = True
+        return self._stopping
 
     def stop(self, *_signal: object) -> None:
         with self._lock:
-            self.stopping = True
+            self._stopping = True
             if not self._saves:
                 os._exit(STOPPED)  # nothing is lost: what is done is on disk
 
     def set_saves(self, whether: bool) -> None:
         with self._lock:
             self._saves = whether
-            if self.stopping and not whether:
+            if self._stopping and not whether:
                 os._exit(STOPPED)
 
 
@@ -99,22 +131,32 @@ def _answer() -> None:
     task = json.loads(asked)
     die_with(task["parent"], STOPPED)
     be_nice(task["policy"]["nice"])
-    commands = ParentCommands()
+    commands = ParentCommands(emit)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which sends a command
     # the main thread may hold the lock that stop() takes
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=commands.stop).start())
-    threading.Thread(target=commands.listen, daemon=True).start()
+    set_time_limit(GRADER_SECONDS)
+    for loop in (commands.listen, commands.beat):
+        threading.Thread(target=loop, daemon=True).start()
+    has_begun = False
     try:
-        emit({"event": "judged", "verdict": Worker(task, commands, emit).work()})
+        worker = Worker(task, commands, emit)
+        has_begun = worker.has_begun
+        emit({"event": "judged", "verdict": worker.work()})
     except Interrupted:
         emit({"event": "stopped"})
         sys.exit(STOPPED)
     except EdgetuneError as error:
         emit({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
-              "disk": isinstance(error, DiskError)})
+              "disk": isinstance(error, DiskError), "resumable": has_begun and isinstance(error, UsageError)})
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        emit({"event": "failed", "kind": type(error).__name__, "what": f"no process can be started: {error.strerror}",
+              "hint": "", "disk": True, "resumable": True})
     except MemoryError:
         emit({"event": "failed", "kind": "MemoryError", "what": "there was not enough memory",
-              "hint": "lower micro_batch or max_length", "disk": False})
+              "hint": "lower micro_batch or max_length", "disk": False, "resumable": False})
 
 
 class Lines(logging.Handler):
@@ -146,6 +188,7 @@ class Worker:
         self.python = from_json(AllowedPython, task["python"], "the task")
         self.objective, self.rewards = with_rewards(objective, self.python, runs=True)
         self.bundle = open_bundle(task["model"])
+        self.has_begun = self.out.exists() or (self.folder / tutored.TUTOR).exists()  # in an earlier process
         serving = task["serving"] or {"scores": {}, "base_scores": {}}
         self.base = Asked(None, read_scores(serving["base_scores"]))
         self.old = Asked(OLD, read_scores(serving["scores"])) if task["serving"] else self.base
@@ -196,8 +239,8 @@ class Worker:
         limits = from_json(Limits, self.task["limits"], "the task")
         self.commands.set_saves(True)
         nothing = lesson.learn(self.bundle, task, self.config, self.task["canary"], limits, self.python.graders,
-                               governor=self._governor(), should_stop=lambda: self.commands.stopping,
-                               busy=lambda: self.commands.busy)
+                               governor=self._governor(), should_stop=self.commands.should_stop,
+                               busy=self.commands.is_busy)
         self.commands.set_saves(False)
         return nothing
 
@@ -222,8 +265,8 @@ class Worker:
         """Whether the run could be resumed; one that could not is removed."""
         try:
             self._run(rows, held, resume=True)
-        except (MismatchError, UsageError, FormatError) as error:
-            # another edgetune, other kernels, less memory than its plan takes, no checkpoint that is whole
+        except (MismatchError, FormatError) as error:
+            # another edgetune, other kernels, no checkpoint that is whole
             self.emit({"event": "again", "what": error.what})
             shutil.rmtree(self.out)
             return False
@@ -231,8 +274,8 @@ class Worker:
 
     def _run(self, rows: Dataset, held: Dataset | None, resume: bool) -> None:
         run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, on_event=self.emit,
-                should_stop=lambda: self.commands.stopping, governor=self._governor(),
-                busy=lambda: self.commands.busy, objective=self.objective, rewards=self.rewards)
+                should_stop=self.commands.should_stop, governor=self._governor(),
+                busy=self.commands.is_busy, objective=self.objective, rewards=self.rewards)
 
     def judge(self) -> Verdict:
         """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""
@@ -247,7 +290,7 @@ class Worker:
         repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
                         repack=repack) as served:
-            served.cache.before_decode = AnswerPriority(lambda: self.commands.busy)
+            served.cache.before_decode = AnswerPriority(self.commands.is_busy)
             if self.old is not self.base:
                 served.load_adapter(self.task["serving"]["path"], OLD)
             served.load_adapter(self.out, NEW)
@@ -281,9 +324,11 @@ def _take_stdout() -> Emit:
     """Events go to the parent as lines of JSON; what anything else prints goes to stderr."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    lock = threading.Lock()
 
     def emit(event: dict[str, Any]) -> None:
-        out.write(json.dumps(event) + "\n")
-        out.flush()
+        with lock:
+            out.write(json.dumps(event) + "\n")
+            out.flush()
 
     return emit

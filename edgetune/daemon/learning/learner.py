@@ -76,7 +76,7 @@ class Learner:
         self._retry_at = 0.0  # on the monotonic clock
         self._learnable: set[str] = set()  # waiting items that were found to fit the model
         self._beginning = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="learn", daemon=True)
+        self.thread = threading.Thread(target=self._loop, name="learn", daemon=True)
 
     def start(self) -> None:
         self.jobs.on_done.append(self._settle)
@@ -84,12 +84,12 @@ class Learner:
         if self.tutoring is None and (job := self.jobs.unfinished(TUTOR)):
             self.jobs.cancel(job)  # of a daemon that tutored
         if self.config.learn != "off":
-            self._thread.start()
+            self.thread.start()
 
     def stop(self) -> None:
         self.stopping.set()
-        if self._thread.ident:
-            self._thread.join()
+        if self.thread.ident:
+            self.thread.join()
 
     def why(self) -> dict[str, Any]:
         """on: whether it may begin by itself; mode, method, new_rows that wait, how many are needed, as `state` why

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 from ...errors import UsageError
 from .sample import Sample, Ungraded
 from .template import Template, parse_template
+from .time_limit import in_time
 from .typed import fits, in_words, made_of
 
 T = TypeVar("T", bound="Grader")
@@ -166,7 +167,7 @@ class OneByOne(Grader):
 
     def _grade(self, sample: Sample, item: Mapping[str, Any]) -> Grade:
         try:
-            reward = float(self.score(sample, item))
+            reward = float(in_time(lambda: self.score(sample, item), self.name))
         except Ungraded as ungraded:
             return Grade(0.0, errors=ungraded.errors)
         except RecursionError:  # of JSON that is nested without end

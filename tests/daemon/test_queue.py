@@ -1,0 +1,144 @@
+"""The states of jobs in the queue, with processes that do what a test tells them."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_workers import FakeWorkers
+from services import SMALL, open_service, until, upload
+
+from edgetune.daemon.jobs import queue as work
+from edgetune.daemon.jobs.jobs import Job
+from edgetune.daemon.jobs.process import SilentError
+from edgetune.daemon.service import Service
+from edgetune.errors import TooMuchError
+
+
+@pytest.fixture
+def workers() -> FakeWorkers:
+    return FakeWorkers()
+
+
+@pytest.fixture
+def service(tmp_path: Path, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setattr(work, "RETRY_SECONDS", 0.05)
+    with open_service(tmp_path, start_process=workers) as service:
+        yield service
+
+
+def begin(service: Service) -> Job:
+    return service.jobs.create(service.name, upload(service), hyperparameters=SMALL)
+
+
+def said(service: Service, job: Job) -> list[str]:
+    return [event["message"] for event in service.jobs.events(job.id, limit=100)]
+
+
+def test_the_thread_outlives_a_folder_that_is_out_of_reach(service: Service, workers: FakeWorkers) -> None:
+    """As of a card that is unmounted for a moment: also where another folder is in its place."""
+    away = service.jobs.folder.with_name("away")
+    for place in (False, True):
+        workers_job = begin(service)
+        running = workers.next()
+        waiting = begin(service)
+        service.jobs.folder.rename(away)
+        if place:
+            service.jobs.folder.mkdir()
+        running.end({"event": "stopped"}, 75)
+        until(lambda: service.jobs.paused_reason)
+        assert service.health()["status"] == "degraded"
+        if place:
+            service.jobs.folder.rmdir()
+        away.rename(service.jobs.folder)
+        for job in (workers_job, waiting):
+            workers.next().judge()
+            assert service.jobs.wait(job.id, 30).status == "succeeded"
+    assert service.health()["status"] == "ok"
+
+
+def test_the_thread_outlives_any_error(service: Service, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        def broken(*_: object) -> None:
+            raise RuntimeError("a bug")
+
+        patched.setattr(service.jobs.table, "next", broken)
+        job = begin(service)
+        until(lambda: "a bug" in service.jobs.paused_reason)
+    workers.next().judge()
+    assert service.jobs.wait(job.id, 30).status == "succeeded"
+
+
+def test_health_names_a_thread_that_died(service: Service) -> None:
+    assert service.health()["status"] == "ok"
+    died = threading.Thread(target=lambda: None, name="learn")
+    died.start()
+    died.join()
+    service.learner.thread = died
+    health = service.health()
+    assert health["status"] == "degraded"
+    assert "learn" in health["reasons"][0]
+
+
+def test_where_no_process_can_start_the_job_waits(service: Service, workers: FakeWorkers) -> None:
+    workers.errors = [TooMuchError("no process can be started: Cannot allocate memory"), OSError(errno.EMFILE, "files")]
+    job = begin(service)
+    until(lambda: service.jobs.paused_reason)
+    workers.next().judge()
+    assert service.jobs.wait(job.id, 30).status == "succeeded"
+
+
+def test_a_process_that_hangs_fails_its_job_and_the_next_one_begins(service: Service, workers: FakeWorkers) -> None:
+    hangs = begin(service)
+    after = begin(service)
+    process = workers.next()
+    process.emit(SilentError("the training process did nothing for 6 hours"))
+    job = service.jobs.wait(hangs.id, 30)
+    assert job.error
+    assert "6 hours" in job.error["message"]
+    assert "kill" in process.commands
+    workers.next().judge()
+    assert service.jobs.wait(after.id, 30).status == "succeeded"
+
+
+def test_work_that_does_not_fit_now_is_kept(service: Service, workers: FakeWorkers) -> None:
+    """The job is paused, and continues where it was when a person resumes it."""
+    job = begin(service)
+    process = workers.next()
+    process.train()
+    process.fail("UsageError", "this does not fit: 100 MiB", resumable=True)
+    until(lambda: service.jobs.get(job.id).status == "paused")
+    assert (process.folder / "run").exists()
+    assert any("100 MiB" in text for text in said(service, job))
+    service.jobs.resume(job.id)
+    again = workers.next()
+    assert again.folder == process.folder
+    assert (again.folder / "run").exists()
+    again.judge()
+    assert service.jobs.wait(job.id, 30).status == "succeeded"
+
+
+def test_jobs_can_be_steered_while_a_process_does_not_read_its_task(service: Service, workers: FakeWorkers,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = threading.Event()
+    begun = threading.Event()
+
+    class Slow(type(workers())):  # type: ignore[misc]
+        def begin(self, task: dict[str, object]) -> None:
+            begun.set()
+            assert reads.wait(30)
+            super().begin(task)
+
+    monkeypatch.setattr("fake_workers.FakeProcess", Slow)
+    job = begin(service)
+    assert begun.wait(30)
+    started = time.monotonic()
+    assert service.jobs.pause(job.id).status == "pausing"
+    assert begin(service).status == "queued"
+    assert time.monotonic() - started < 5
+    reads.set()
+    until(lambda: service.jobs.get(job.id).status == "paused")
