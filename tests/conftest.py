@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from seeds import take_seed
 from tiny import SHAPES, write_tiny
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX512")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+take_seed()
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

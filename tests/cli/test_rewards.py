@@ -117,6 +117,7 @@ def test_what_is_refused_before_a_single_step(model: Path, tmp_path: Path, optio
     assert not out.exists()
 
 
+@pytest.mark.learning
 def test_what_most_answers_say_is_learned(model: Path, tmp_path: Path) -> None:
     """From an adapter that says on, and now and then something else: it says on more often then."""
     rows = written(tmp_path / "rows.jsonl", [{"prompt": f"turn on lamp {i}"} for i in range(12)])
@@ -125,7 +126,7 @@ def test_what_most_answers_say_is_learned(model: Path, tmp_path: Path) -> None:
     common = ("--threads", 1, "--rank", 4, "--max-length", 48, "--batch-size", 12)
     said("train", model, learned, "-o", tmp_path / "start", "--steps", 40, "--lr", 0.03, "--eval", "none", *common)
     agreeing = ("train", model, rows, "-o", tmp_path / "out", "--method", "agreement", "--start", tmp_path / "start",
-                "--max-completion-length", 6, "--steps", 4, "--temperature", 0.4, "--lr", 0.005, *common)
+                "--max-completion-length", 6, "--steps", 4, "--temperature", 0.4, "--lr", 0.001, *common)
     shown = said(*agreeing)
     assert "agreement compares the answers to a prompt, and held-out prompts are answered once; learn all rows" in shown
     assert not (tmp_path / "out").exists()
@@ -134,8 +135,8 @@ def test_what_most_answers_say_is_learned(model: Path, tmp_path: Path) -> None:
     assert (record["objective"]["name"], record["objective"]["num_generations"]) == ("agreement", 8)
     steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     rewards = [step["metrics"]["reward"] for step in steps if step["event"] == "step"]
-    assert 0 < rewards[0] < rewards[-1]
+    assert rewards[-1] > max(rewards[0] - 0.05, 0.9)
     grader = written(tmp_path / "grader.json", {"type": "agreement"})
     answered = json.loads(run("grade", grader, rows, "--model", model, "--adapter", tmp_path / "out", "--samples", 8,
                               "--max-tokens", 6, "--temperature", 0.4, "--json"))
-    assert answered["mean"] > 0.5
+    assert answered["mean"] > 0.9

@@ -1,0 +1,24 @@
+"""The seed of trainings in tests: EDGETUNE_TEST_SEED is the default of TrainConfig where it is set.
+
+`make learning` runs the tests that are marked so with several. What is learned has to hold with each of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+VARIABLE = "EDGETUNE_TEST_SEED"
+
+
+def take_seed() -> None:
+    """Changes the default, also of programs' flags, which are made from it."""
+    if seed := int(os.environ.get(VARIABLE, "0")):
+        from edgetune.training.config import TrainConfig
+
+        spec = TrainConfig.__dataclass_fields__["seed"]
+        names = [name for name, field in TrainConfig.__dataclass_fields__.items() if field.init]
+        spec.default = seed
+        TrainConfig.seed = seed
+        defaults = list(TrainConfig.__init__.__defaults__ or ())
+        defaults[names.index("seed") - len(names)] = seed
+        TrainConfig.__init__.__defaults__ = tuple(defaults)
