@@ -27,15 +27,14 @@ ready:
 	@$(RUN) -c "import edgetune.backends.cpu" 2> /dev/null || \
 	    { echo "edgetune is not installed for $(PYTHON): run pip install '.[test]', or make dev" >&2; exit 1; }
 
-docs: ready ## docs/cli.md and docs/options.md, from the commands and their options
+docs: ready ## docs/cli.md, docs/api.md and the tables of docs/models.md, from the code
 	$(RUN) ../docs/generate.py
 
 picture: ready ## docs/page.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
 	$(RUN) ../docs/picture.py
 
-captures: ready ## many minutes: the terminals of docs/terminal.md and docs/screens.md, made in tmux
+captures: ready ## many minutes: the terminals of docs/terminal.md, made in tmux
 	$(RUN) ../docs/captures.py
-	$(RUN) ../docs/screens.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))

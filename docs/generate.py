@@ -1,5 +1,5 @@
-"""Writes docs/cli.md and docs/options.md from the commands and the dataclasses of options, and the tables of
-docs/models.md and docs/jetson.md from the known models, the boards and the planner.
+"""Writes docs/cli.md from the commands and the dataclasses of options, docs/api.md from the fields of requests, and the
+tables of docs/models.md from the known models, the boards and the planner.
 
 `make docs` runs it, `python docs/generate.py --check` says whether the files are current.
 """
@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 import fits
-import rooflines
 
 from edgetune.cli import cli
 from edgetune.compress.options import CompressConfig
@@ -33,12 +32,19 @@ FIELDS = """\
 supported: it has its effect. ignored: it is taken, changes no answer, and is named once in the log. refused: the
 request is answered with 400 and a sentence; so is every field that is not listed. null is as good as absent.
 `tests/daemon/test_api_fields.py` asks a daemon for each line."""
-CLASSES = {
-    "Training": (TrainConfig, "`edgetune train`, `plan`, `jobs create`, `Trainer(...)`, a job's `hyperparameters`"),
-    "What training yields to": (Policy, "`edgetune train`, and a file given by `--policy`"),
-    "The daemon": (DaemonConfig, "`edgetune daemon`, `service install`, `DaemonConfig(...)`"),
-    "Compression": (CompressConfig, "`edgetune compress`"),
+SHARED = {
+    "Training": (TrainConfig, "Also those of `Trainer(...)` and of a job's `hyperparameters`."),
+    "What training yields to": (Policy, "A file given by `--policy` may hold them, a line each."),
+    "The daemon": (DaemonConfig, "Also those of `DaemonConfig(...)`."),
+    "Compression": (CompressConfig, "Of `edgetune compress`."),
 }
+FEW = 3  # options of a shared table; fewer stand in the command's own
+EVERYWHERE = {"--json", "--url", "--key-file"}
+COMMON = """\
+Every command takes `--json`: it prints one JSON object and nothing else; progress, where there is any, is JSON lines on
+stderr. Commands that ask a daemon take `--url`, which is http://HOST:PORT or unix:/PATH [`EDGETUNE_URL`, else
+http://127.0.0.1:8642], and `--key-file`, a file that holds a key (et-...) [`EDGETUNE_KEY`]. Options that several
+commands share are listed [once](#shared-options)."""
 
 
 def cell(text: str) -> str:
@@ -66,18 +72,18 @@ def limits(meta: Any) -> str:
     return f"`auto`, or {numbers}" if meta["auto"] else numbers
 
 
-def options_page() -> str:
-    lines = ["# Options", "", NOTE, ""]
-    for title, (kind, where) in CLASSES.items():
-        lines += [f"## {title}", "", f"`{kind.__module__}.{kind.__name__}`: {where}.", "",
-                  "| option | default | range | meaning |", "|---|---|---|---|", *option_rows(kind), ""]
-    return "\n".join([*lines, *objective_lines()])
+def shared_lines() -> Iterator[str]:
+    yield from ("## Shared options", "")
+    for title, (kind, where) in SHARED.items():
+        yield from (f"### {title}", "", f"`{kind.__module__}.{kind.__name__}`. {where}", "",
+                    "| option | default | range | meaning |", "|---|---|---|---|", *option_rows(kind), "")
+    yield from objective_lines()
 
 
 def objective_lines() -> Iterator[str]:
     """Every registered objective with its options."""
-    yield from ("## Objectives", "", "What is learned from the rows: `Trainer(..., objective=...)`, and the type of a "
-                "job's `method`; `--method` where there is a choice.", "")
+    yield from ("## Methods", "", "What is learned from the rows: `--method`, `Trainer(..., objective=...)`, and the "
+                "type of a job's `method`.", "")
     for name, kind in objectives().items():
         summary = cell(inspect.getdoc(inspect.getmodule(kind)) or "")
         yield from (f"### {name}", "", f"{summary} `{kind.__module__}.{kind.__name__}`, method `{kind.method}`.", "")
@@ -101,13 +107,52 @@ def command_lines(path: str, command: click.Command) -> Iterator[str]:
     usage = " ".join(command.collect_usage_pieces(context))
     text = inspect.cleandoc(command.help or "").replace("\b\n", "")
     yield from (f"## {path}", "", f"    {path} {usage}", "", text, "")
-    rows = []
-    for parameter in command.get_params(context):
-        if isinstance(parameter, click.Option) and HELP.isdisjoint(parameter.opts) and not parameter.hidden:
-            flags = "`, `".join((*parameter.opts, *parameter.secondary_opts))
-            rows.append(f"| `{flags}` | {shown_default(parameter)} | {cell(parameter.help or '')} |")
-    if rows:
-        yield from ("| option | default | meaning |", "|---|---|---|", *rows, "")
+    options = [one for one in command.get_params(context) if isinstance(one, click.Option) and not one.hidden
+               and (HELP | EVERYWHERE).isdisjoint(one.opts)]
+    shared = dict(shared_options(options))
+    apart = [one for one in options if not any(one in found for found in shared.values())]
+    if apart:
+        yield from ("| option | default | meaning |", "|---|---|---|", *map(option_row, apart), "")
+    for title, found in shared.items():
+        if found:
+            yield from (f"{named(found, SHARED[title][0])} [{title.lower()}](#{title.lower().replace(' ', '-')}).", "")
+
+
+def option_row(option: click.Option) -> str:
+    flags = "`, `".join((*option.opts, *option.secondary_opts))
+    return f"| `{flags}` | {shown_default(option)} | {cell(option.help or '')} |"
+
+
+def shared_options(options: list[click.Option]) -> Iterator[tuple[str, list[click.Option]]]:
+    """(title, those options of a command that stand in the shared table), the class with the most of them first."""
+    found = {title: [one for one in options if is_shared(one, kind)] for title, (kind, _) in SHARED.items()}
+    taken: list[click.Option] = []
+    for title in sorted(found, key=lambda title: -len(found[title])):
+        own = [one for one in found[title] if one not in taken]
+        if len(own) >= FEW:
+            taken += own
+            yield title, own
+
+
+def is_shared(option: click.Option, kind: type) -> bool:
+    """Whether a flag is that of a class of options, with its help and default."""
+    spec = next((spec for spec in fields(kind) if spec.name == option.name), None)
+    return spec is not None and option.help == spec.metadata["help"] and option.default in (spec.default, None)
+
+
+def named(found: list[click.Option], kind: type) -> str:
+    """Names the fewer of those that a command has and those that it lacks."""
+    names = {one.name for one in found}
+    missing = [spec.name for spec in fields(kind) if spec.name not in names]
+    if not missing:
+        return "All options of"
+    if len(missing) < len(names):
+        return f"All options but {flags(missing)} of"
+    return f"{flags([str(one.name) for one in found])} of"
+
+
+def flags(names: Iterable[str]) -> str:
+    return ", ".join(f"`--{name.replace('_', '-')}`" for name in names)
 
 
 def shown_default(option: click.Option) -> str:
@@ -117,10 +162,10 @@ def shown_default(option: click.Option) -> str:
 
 
 def cli_page() -> str:
-    lines = ["# Commands", "", NOTE, ""]
+    lines = ["# Commands and options", "", NOTE, "", *COMMON.splitlines(), ""]
     for path, command in commands(cli):
         lines += command_lines(path, command)
-    return "\n".join(lines)
+    return "\n".join([*lines, *shared_lines()])
 
 
 def with_tables(page: str, tables: Mapping[str, Iterable[str]]) -> str:
@@ -140,10 +185,6 @@ def models_page() -> str:
     return with_tables("models.md", {"names": names, "boards": fits.table()})
 
 
-def jetson_page() -> str:
-    return with_tables("jetson.md", {"modules": rooflines.modules(), "steps": rooflines.tables()})
-
-
 def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
     for each in fields:
         yield f"| `{prefix}{each.name}` | {each.becomes} | {cell(each.remark)} |"
@@ -159,8 +200,7 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"api.md": api_page, "cli.md": cli_page, "options.md": options_page, "models.md": models_page,
-         "jetson.md": jetson_page}
+PAGES = {"api.md": api_page, "cli.md": cli_page, "models.md": models_page}
 
 
 def stale() -> list[str]:

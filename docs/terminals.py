@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HOME = "/home/pi"  # what the home of a terminal is called in a capture
-PACKAGES = ".venv/lib/python3.11/site-packages"  # of that home, found before those of this Python
 PATIENCE = 900  # seconds
 ENDED = r"^\$ ?\Z"  # a shell that waits
 
@@ -86,8 +85,7 @@ def terminal(columns: int, rows: int, **environment: str) -> Iterator[Terminal]:
     try:
         (home / "bin").mkdir()
         command = home / "bin" / "edgetune"
-        command.write_text(f'#!/bin/sh\nexport PYTHONPATH="$HOME/{PACKAGES}:$PYTHONPATH"\n'
-                           f'exec {sys.executable} -c "from edgetune.cli import main; main()" "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from edgetune.cli import main; main()" "$@"\n')
         command.chmod(0o755)
         shown = Terminal(home, columns, rows, **environment)
         try:

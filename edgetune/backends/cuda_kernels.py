@@ -6,17 +6,16 @@ A compiled unit is kept in the user's cache, under a name that follows from all 
 from __future__ import annotations
 
 import ctypes
+import functools
 import io
-import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..disk import cache_folder, replaced
-from ..errors import DeviceError, DiskError
+from ..disk import cache, cache_folder, replaced
+from ..errors import DeviceError
 
 INSTALLED = Path(__file__).parent / "cuda_sources"
 CHECKOUT = Path(__file__).parents[2] / "native"
@@ -27,13 +26,13 @@ NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 CACHED = 512  # compiled units that are kept
 
 
-@cache
+@functools.cache
 def sources() -> Path:
     """The folder with SHARED and cuda/: of the installed package, or of a checkout."""
     return INSTALLED if INSTALLED.is_dir() else CHECKOUT
 
 
-@cache
+@functools.cache
 def sources_digest() -> str:
     root = sources()
     files = [root / name for name in SHARED] + sorted(p for p in (root / "cuda").rglob("*") if p.is_file())
@@ -105,7 +104,7 @@ class Compiler:
             self._say(f"compiling the GPU's kernels for {self.architecture}; later runs find them in {path.parent}")
             self._say = None
         made, _ = compile_unit(unit, fmt, self.architecture)
-        _keep(path, made)
+        cache(path, lambda: _write(path, made), CACHED)
         return made
 
     def _path(self, unit: str, fmt: str) -> Path:
@@ -113,11 +112,6 @@ class Compiler:
         return cache_folder() / "kernels" / f"{sha256(repr(words).encode()).hexdigest()}.cubin"
 
 
-def _keep(path: Path, made: bytes) -> None:
-    """In the cache, of which the oldest files are removed; without it where the disk refuses."""
-    with suppress(DiskError, OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as beside:
-            beside.write_bytes(made)
-        for old in sorted(path.parent.glob("*.cubin"), key=os.path.getmtime)[:-CACHED]:
-            old.unlink(missing_ok=True)
+def _write(path: Path, made: bytes) -> None:
+    with replaced(path) as temporary:
+        temporary.write_bytes(made)

@@ -1,4 +1,6 @@
-"""How fast llama.cpp reads a prompt and writes an answer, as `LlamaModel` uses it."""
+"""How fast a prompt is read and an answer written: one by llama.cpp, as `LlamaModel` uses it, or many at once by our
+own engine or by llama.cpp's continuous batching.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,17 @@ from typing import Any
 import numpy as np
 
 from ..formats.bundle import open_bundle
+from ..formats.gguf import Gguf
+from ..formats.shape import read_shape
 from ..llamacpp.context import PARALLEL
+from ..llamacpp.sampling import Sampling
+from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
+from ..serving.batcher import KEPT, Batcher
 from ..serving.llama import LlamaModel
+from ..serving.rollouts.texts import Asked, Engine, answers, pairs_of
+
+DRAWN = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | None = None, threads: int = 0,
@@ -49,3 +59,69 @@ def _read(served: LlamaModel, ids: list[int]) -> float:
     for _ in served.generate(ids, max_tokens=1):
         pass
     return time.perf_counter() - began
+
+
+# ---- many answers at once ----
+
+
+def many(model: str | Path, *, native: Engine | None, count: int, prompts: int, prompt_tokens: int, tokens: int,
+         adapter: Path | None = None, threads: int = 0, seed: int = 0) -> dict[str, Any]:
+    """`count` answers of `tokens` tokens to `prompts` prompts of random token ids, as many to each; none ends earlier.
+
+    native: our own engine; None: llama.cpp answers, with `threads`. tokens_per_s: of the answers, by the time from the
+    first prompt to the last answer, where weights are in memory. llama.cpp takes the likeliest tokens, which costs it
+    least; our own engine draws from all, at temperature 1.
+    """
+    gguf = open_bundle(model).gguf
+    here = device.read_device()
+    ids = np.random.default_rng(seed).integers(0, read_shape(gguf).n_vocab, (prompts, prompt_tokens)).tolist()
+    samples = count // prompts
+    if native is not None:
+        seconds = _native(gguf, ids, samples, tokens, adapter, native)
+    else:
+        seconds = _llama(gguf, ids, samples, tokens, adapter, threads)
+    return {"bench": "generate", "engine": "native" if native else "llama.cpp",
+            "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
+            "model": str(gguf.path), "adapter": str(adapter) if adapter else None, "threads": threads or here.cores,
+            "precision": native.precision if native else None,
+            "options": {"answers": samples * prompts, "prompts": prompts, "prompt_tokens": prompt_tokens,
+                        "tokens": tokens, "seed": seed},
+            "seconds": seconds, "tokens_per_s": samples * prompts * tokens / seconds,
+            "peak_rss_mib": device.peak_rss() / 2**20}
+
+
+def _native(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None,
+            engine: Engine) -> float:
+    """Seconds."""
+    pairs = pairs_of(gguf, adapter)
+    tokenizer = Tokenizer(gguf)
+    list(answers(gguf, tokenizer, pairs, Asked([[0]], [1], sampling=DRAWN), engine))  # brings the weights into memory
+    asked = Asked(prompts, [tokens] * len(prompts), samples, DRAWN, ends=False)
+    began = time.perf_counter()
+    made = list(answers(gguf, tokenizer, pairs, asked, engine))
+    seconds = time.perf_counter() - began
+    assert all(answered.rollout.tokens.size == tokens for answered in made)
+    return seconds
+
+
+def _llama(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None,
+           threads: int) -> float:
+    """Seconds, PARALLEL answers at a time, which begin with what the cache has of their prompts."""
+    room = min(len(prompts) * len(prompts[0]) + PARALLEL * (len(prompts[0]) + tokens + 1), read_shape(gguf).context)
+    with LlamaModel(gguf, context=room, threads=threads or None, sequences=PARALLEL + KEPT) as served:
+        if adapter is not None:
+            served.load_adapter(adapter, adapter.name)
+        setattr(served.tokenizer, "is_end", lambda _token: False)  # noqa: B010  # an answer has all of its tokens
+        batcher = Batcher(served, parallel=PARALLEL, queue=len(prompts) * samples)
+        batcher.start()
+        try:
+            name = adapter.name if adapter else None
+            batcher.submit([0], adapter=name, max_tokens=1, seed=0).text()  # brings the weights into memory
+            began = time.perf_counter()
+            asked = [batcher.submit(prompt, adapter=name, max_tokens=tokens, seed=0) for prompt in prompts
+                     for _ in range(samples)]
+            for completion in asked:
+                completion.text()
+            return time.perf_counter() - began
+        finally:
+            batcher.stop(now=True)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..backends.base import Backend
+from ..data.lengths import lengths_of
 from ..data.packing import Example
-from ..formats.bundle import open_bundle
+from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
+from ..models.networks import open_network
+from ..objectives.base import Objective
+from ..training.batches import shares
 from ..training.config import TrainConfig
-from ..training.length import batch_of
+from ..training.cost import Speed
+from ..training.length import batch_of, units_of
+from ..training.plan import Plan
 from ..training.trainer import Trainer
 from .ops import Spent, clocked
 
+MEASURED_STEPS = 2  # the first also reads the weights from the disk; the last is timed
 CLOCKED_STEPS = 2  # more steps, with a clock around every op, after those that are timed
 
 
@@ -60,6 +71,45 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
             "flops_per_s": work.total / step_s, "mfu": least_s / step_s,
             "peak_forward_gflops": peaks[0] / 1e9, "peak_backward_gflops": peaks[1] / 1e9,
             "ops": {name: _share(op, clocked_s) for name, op in _longest_first(spent)}}
+
+
+def two_steps(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, examples: Sequence[Example] = (),
+              on_step: Callable[[int], None] = lambda _: None, *,
+              ops: Backend | None = None) -> tuple[float, Speed]:
+    """Measures (tokens a second, the speed) of real steps within the memory of `plan`, on these rows, or on random ones
+    of the greatest length where there are none. That is quick, and not precise enough to be kept. on_step: called with
+    the number of steps done. ops: as of a Trainer; it keeps the memory that it computed in.
+
+    A step has the options' batch, or as many rows as fill a micro-batch where that is less. Raises the errors of
+    Trainer, also where the memory suffices for the plan, and no longer for this process, which has grown a little.
+    """
+    length = plan.run.max_length
+    batch = batch_of(config, len(units_of(examples, config)))
+    n_vocab = open_network(bundle.gguf).structure.n_vocab
+    rows = examples or random_rows(n_vocab, MEASURED_STEPS * batch, length, config.seed)
+    known = lengths_of(rows, share=shares(config))
+    share = known.computed_share(batch, plan.run.max_tokens, plan.run.prefix)
+    computed = share * sum(row.tokens.size for row in rows) / len(units_of(rows, config))
+    filling = math.ceil(plan.run.max_tokens / computed)
+    quick = replace(config, steps=MEASURED_STEPS, batch_size=min(batch, filling))
+    trainer = Trainer(bundle, quick, lengths=known, objective=objective, ops=ops)
+    trainer.add_examples(rows)
+    on_step(0)
+    for done in range(1, MEASURED_STEPS + 1):
+        last = trainer.step()
+        on_step(done)
+    sizes = [example.tokens.size for example in trainer.batch(MEASURED_STEPS)]
+    flops = trainer.model.structure.flops(trainer.plan.run, sizes)
+    run = trainer.plan.run
+    here = device.read_device()
+    speed = Speed(here.model or here.cpu or here.machine, trainer.ops.isa, config.precision, run.kept,
+                  trainer.model.structure.n_layer - run.lowest, run.threads, run.max_tokens,
+                  flops.total / last.seconds)
+    del trainer
+    gc.collect()  # its parts point to one another; what follows has its memory
+    bundle.gguf.release()
+    device.trim()
+    return last.tokens / last.seconds, speed
 
 
 def random_rows(n_vocab: int, rows: int, length: int, seed: int) -> list[Example]:

@@ -214,7 +214,7 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, en
 
 def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str, answers: int, prompts: int,
                   precision: str, backend: str, **options: Any) -> None:
-    from ..bench import answers as bench_answers
+    from ..bench import generate
     from ..console import table
     from ..evaluation.native import engine_within
     prompts = min(prompts, answers)
@@ -224,7 +224,7 @@ def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str,
         native = None
         if engine == "native":
             native = engine_within(threads=options["threads"], precision=precision, parallel=answers, backend=backend)
-        r = bench_answers.run(model, native=native, count=answers, prompts=prompts, **options)
+        r = generate.many(model, native=native, count=answers, prompts=prompts, **options)
     adapter = f", adapter {r['adapter']}" if r["adapter"] else ""
     finish(as_json, save, r, f"{model.name} through {engine}, {r['threads']} threads{adapter}", table("", ["", ""], [
         ["answers", f"{answers} of {options['tokens']} tokens to {prompts} prompts of {options['prompt_tokens']}"],

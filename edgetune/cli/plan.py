@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..formats.bundle import Bundle
     from ..machine.device import Profile
-    from ..models.base import Network, Structure
+    from ..models.base import Structure
     from ..objectives.base import Objective
     from ..training.forecast import Forecast
     from ..training.plan import Plan
@@ -47,7 +47,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     head; these two share one place.
     """
     from ..backends.opening import open_backend
-    from ..bench import steps  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
+    from ..bench import train  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
     from ..console import plan_lines
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
@@ -85,14 +85,13 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
         rate = predicted["tokens_per_s"]
         predicted |= {"step_s": batch_of(config, work.rows) * plan.run.max_length / rate,
                       "seconds": work.seconds(network.structure, plan.run, rate)}
-    gpus = gpu_limits(network, plan, config, objective, board) if board else []
     disk = disk_writes(plan, config, held_out=held is not None or data is None)
     facts = {"fits": True, "rows": work.rows, "held_out_rows": work.held_out, "steps": work.steps,
              "tokens": rows.tokens if rows else None, "computed": round(rows.tokens * share) if rows else None,
-             "measurements": work.measurements, "predicted": predicted, "gpu": gpus, "disk": disk}
+             "measurements": work.measurements, "predicted": predicted, "disk": disk}
     lines: list[Any] = [answer(plan, work, predicted, device), *plan_lines(plan.to_json()),
                         *row_lines(work, rows, held, held_out, share), *speed_lines(predicted, why_not),
-                        *gpu_lines(gpus), *wear_lines(disk, predicted)]
+                        *wear_lines(disk, predicted)]
     show(as_json, plan.to_json() | facts, *lines, *(buffer_tables(plan) if buffers else ()))
 
 
@@ -136,7 +135,7 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
     """What two steps reach, and "", or None and why they could not be made."""
     from rich.console import Console
 
-    from ..bench import steps
+    from ..bench import train
     from ..data import rows as supervised_rows
     if plan.answers:
         return None, "how long it takes depends on how long the model's answers are: it is shown while it trains"
@@ -144,24 +143,12 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
         return None, "this objective is measured on rows: name them after the model"
     try:
         with step_progress(Console(stderr=True), as_json) as progress:  # the answer is the first line of stdout
-            rate, speed = steps.run(bundle, config, plan, objective, rows.examples if rows else (),
-                                    lambda done: progress.step("measuring two steps", done, steps.STEPS), ops=ops)
+            rate, speed = train.two_steps(
+                bundle, config, plan, objective, rows.examples if rows else (),
+                lambda done: progress.step("measuring two steps", done, train.MEASURED_STEPS), ops=ops)
     except EdgetuneError as error:
         return None, f"two steps could not be measured: {error}"
     return {"tokens_per_s": rate, "measured": True, "source": "two steps", "speed": vars(speed)}, ""
-
-
-def gpu_limits(network: Network, plan: Plan, config: TrainConfig, objective: Objective,
-               board: Profile) -> list[dict[str, Any]]:
-    """For each mode of the board's GPU, what bounds a step, by kernel; empty: no GPU that is known, or a run that
-    learns from answers which it generates, whose time is theirs.
-    """
-    if plan.answers or not board.gpus():
-        return []
-    from ..bench import roofline
-    from ..training.length import batch_of
-    calls = roofline.step_calls(network, plan, config, objective.needs_logp)
-    return [roofline.limit(calls, gpu, batch_of(config, 0) * plan.run.max_length) for gpu in board.gpus()]
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------------
@@ -221,15 +208,6 @@ def speed_lines(predicted: dict[str, Any] | None, why_not: str) -> list[str]:
                 "them, for all plans"]
     source = "reached" if predicted["measured"] else "has by its profile, nothing was measured,"
     return [f"speed: {rate}, as {speed['device']} {source} {speed['flops_per_s'] / 1e9:.0f} GFLOP/s {how}"]
-
-
-def gpu_lines(gpus: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for gpu in gpus:
-        mode = f" in {gpu['mode']}" if gpu["mode"] else ""
-        peaks = f"{gpu['memory_gb_s']:g} GB/s and {gpu['peak_flops'] / 1e12:.1f} TFLOP/s"
-        lines.append(f"its GPU{mode}: about {gpu['tokens_per_s']:.0f} tokens/s where its {peaks} are the limit")
-    return [*lines, "this is an estimate of the limit, on paper: it was never run on a card"] if lines else []
 
 
 def buffer_tables(plan: Plan) -> list[Any]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .gpu import Gpu
 from .procfs import cgroups, fields, kib, number, text, whole
 from .toml import read_toml
 
@@ -30,7 +29,6 @@ _ARM_CORES = {
 }
 _PR_SET_THP_DISABLE = 41
 _UNLIMITED = 2**60  # cgroup v1 writes about 2^63 for "no limit"
-_BY_MEMORY = ("memory_mib", "gpu_sms", "gpu_ghz", "memory_gb_s", "super_gpu_ghz", "super_memory_gb_s")
 _KERNEL_KEEPS = 0.25  # of the memory that a board has, at most: firmware, video and the kernel itself
 
 
@@ -42,9 +40,6 @@ class Profile:
     of this machine), `memory_mib` the sizes that it is sold with. Temperatures are in degrees Celsius: from
     throttle_temp on the board slows down by itself, at critical_temp it does all it can or switches off. `zones` are
     the thermal zones (or hwmon chips) that count, as patterns. Training leaves `reserve_mib` to everything else.
-
-    Of the GPU, where the trainer could use it, an entry for each of `memory_mib`: multiprocessors, highest clock,
-    bandwidth of the memory; `super_*` are those of the Super mode of JetPack 6.2 on.
     """
 
     name: str
@@ -61,34 +56,11 @@ class Profile:
     critical_temp: float = 0.0
     power_modes: tuple[str, ...] = ()
     reserve_mib: int = 0
-    gpu_sms: tuple[int, ...] = ()
-    gpu_ghz: tuple[float, ...] = ()
-    memory_gb_s: tuple[float, ...] = ()
-    super_gpu_ghz: tuple[float, ...] = ()
-    super_memory_gb_s: tuple[float, ...] = ()
 
     @property
     def available(self) -> int:
         """Bytes that are free on the smallest such board when little else runs; 0: its memory is not known."""
         return max(int(min(self.memory_mib, default=0) * (1 - _KERNEL_KEEPS)) - self.reserve_mib, 0) << 20
-
-    def sold_with(self, memory_mib: int) -> Profile:
-        """The board with this memory alone, one of memory_mib where that is known."""
-        if not self.memory_mib:
-            return replace(self, memory_mib=(memory_mib,))
-        i = self.memory_mib.index(memory_mib)
-        own: dict[str, Any] = {name: getattr(self, name)[i:i + 1] for name in _BY_MEMORY}
-        return replace(self, **own)
-
-    def gpus(self) -> list[Gpu]:
-        """The GPU of the board with the least memory, in each of its modes; empty: it has none that is known."""
-        if not self.gpu_sms:
-            return []
-        least = self.sold_with(min(self.memory_mib))
-        found = [Gpu(least.gpu_sms[0], least.gpu_ghz[0], least.memory_gb_s[0])]
-        if least.super_gpu_ghz:
-            found.append(Gpu(least.gpu_sms[0], least.super_gpu_ghz[0], least.super_memory_gb_s[0], "Super mode"))
-        return found
 
 
 @dataclass(frozen=True)
@@ -186,7 +158,7 @@ def profile_named(name: str, folder: Path | None = None) -> Profile:
     if memory and memory not in (sold := fitting[0].memory_mib or (memory,)):
         raise UsageError(f"{fitting[0].name} is not sold with {memory / 1024:g} GB",
                          f"it has {', '.join(f'{size / 1024:g}' for size in sold)}")
-    return fitting[0].sold_with(memory) if memory else fitting[0]
+    return replace(fitting[0], memory_mib=(memory,)) if memory else fitting[0]
 
 
 def _name_and_memory(name: str) -> tuple[str, int]:

@@ -1,40 +1,15 @@
-"""A GPU by the figures that bound what it can compute, and what its driver says of it in /sys."""
+"""The load and the clock of a Jetson's GPU, which its driver shows in /sys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from .procfs import number
 
-TENSOR_FLOP = 2048  # of a multiprocessor in a cycle, dense bf16 on tensor cores; see docs/jetson.md
-FLOAT_FLOP = 256  # the same on its 128 CUDA cores, each a multiplication and its addition
 # Where L4T's driver shows a Jetson's GPU: JetPack 5 has both of the first two names, 6 the second, 7 at least the last.
 _FOLDERS = ("sys/devices/gpu.0", "sys/devices/platform/gpu.0", "sys/class/devfreq/*.gpu/device")
 _CLOCKS = ("sys/class/devfreq/*.gpu/cur_freq", "sys/class/devfreq/*.ga10b/cur_freq")
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """sms: multiprocessors of NVIDIA's Ampere on Orin; ghz: their highest clock; memory_gb_s: of its memory, in 10^9
-    bytes a second. mode: what makes it so, such as "Super mode", or "".
-    """
-
-    sms: int
-    ghz: float
-    memory_gb_s: float
-    mode: str = ""
-
-    @property
-    def tensor_flops(self) -> float:
-        """Operations a second of dense bf16 products; a multiplication and its addition are 2."""
-        return self.sms * TENSOR_FLOP * self.ghz * 1e9
-
-    @property
-    def float_flops(self) -> float:
-        """The same in float32, without tensor cores."""
-        return self.sms * FLOAT_FLOP * self.ghz * 1e9
 
 
 def gpu_load(root: Path) -> float | None:

@@ -9,7 +9,7 @@ from tiny import write_tiny
 
 from edgetune.backends import cpu, native
 from edgetune.backends.base import OPS
-from edgetune.bench import answers, generate, kernels, ops, train
+from edgetune.bench import generate, kernels, ops, train
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Model
 from edgetune.training.config import TrainConfig
@@ -261,8 +261,8 @@ def test_generate_reads_every_token_once(model, monkeypatch):
 def test_generate_many(model, engine, monkeypatch):
     """All tokens of all answers are made, whatever the model would end with."""
     made = []
-    take = answers.Batcher._take
-    monkeypatch.setattr(answers.Batcher, "_take", lambda self, *args: (made.append(1), take(self, *args))[1])
+    take = generate.Batcher._take
+    monkeypatch.setattr(generate.Batcher, "_take", lambda self, *args: (made.append(1), take(self, *args))[1])
     result = run_json("bench", "generate", model, "--engine", engine, "--answers", 20, "--prompts", 5,
                       "--prompt-tokens", 9, "--tokens", 7, "--threads", 1)
     assert (result["engine"], result["options"]["answers"], result["options"]["prompts"]) == (engine, 20, 5)

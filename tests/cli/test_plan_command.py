@@ -19,7 +19,7 @@ from sometimes import mostly_slow
 from tiny import write_tiny
 
 from edgetune.backends.cpu import Cpu
-from edgetune.bench import steps
+from edgetune.bench.train import two_steps
 from edgetune.cli import app, cli
 from edgetune.console import about
 from edgetune.data import loader
@@ -183,7 +183,7 @@ def test_two_steps_are_those_of_a_trainer(place: Path, divided: dict[str, list[D
     assert rows
     made = make_plan(open_network(bundle.gguf), config, lengths=lengths_of(rows.examples))
     done: list[int] = []
-    rate, speed = steps.run(bundle, config, made, Sft(), rows.examples, done.append)
+    rate, speed = two_steps(bundle, config, made, Sft(), rows.examples, done.append)
     assert done == [0, 1, 2]
     trainer = Trainer(bundle, config)
     trainer.add_examples(rows.examples)
