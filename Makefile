@@ -16,9 +16,9 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
-.PHONY: help ready docs captures picture dev test lint check cuda cuda-steps arm-kernels arm-train sanitize proofs slow durability crash pressure peers trimmed quantize onnx \
-    heal chain memory load fuzz fuzz-daemon life own structured constrained corrections dpo preferences sums rules sizes tutor tutor-cost second-task compaction nlft shared service cycles wheels \
-    installs clean
+.PHONY: arm-kernels arm-train captures check clean compaction compressed corrections crash cuda cuda-steps cycles dev \
+    docs dpo durability fuzz fuzz-daemon help installs learning life lint load memory methods peers picture pressure proofs \
+    ready recipes sanitize second-task service slow test tutor tutor-cost wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -95,6 +95,11 @@ proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32,
 slow: ready ## many minutes: the tests that `pytest` leaves out, marked slow
 	$(RUN) -m pytest -m slow
 
+learning: ready ## many minutes: what trainings are to reach, with every kernel set that this CPU runs and three seeds
+	for isa in $$($(RUN) -c '$(RUNNABLE)' | tr ';' ' '); do for seed in 0 1 2; do \
+	    (export EDGETUNE_ISA=$$isa EDGETUNE_TEST_SEED=$$seed; $(RUN) -m pytest -m learning) || exit 1; \
+	done; done
+
 durability: ready ## minutes: 200 kills at random moments, a kill between any two changes of the disk, the same bytes
 	$(RUN) proofs/kill.py
 	$(RUN) proofs/kill.py --method grpo --kills 30
@@ -109,14 +114,8 @@ pressure: ready ## another process takes the memory of a training in a cgroup, a
 peers: ready ## many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 	$(RUN) peers/speed.py
 
-trimmed: ready ## many minutes, needs ../shared: SmolLM2 with 8,192 tokens from Snips beside the whole, trained on Snips
-	$(RUN) proofs/trimmed.py
-
 memory: ready ## many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
 	$(RUN) proofs/memory.py
-
-chain: ready ## minutes, needs ../shared: compressed for a board of 512 MB, trained in its memory, Snips answered
-	$(RUN) proofs/chain.py
 
 load: ready ## seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
 	$(RUN) proofs/load.py
@@ -127,29 +126,20 @@ life: ready ## an hour, needs ../shared: a daemon learns Snips from corrections,
 compaction: ready ## minutes a life, needs ../shared: lives that ended, all that they learned learned anew; COMPACTION="--lives DIR ..."
 	$(RUN) proofs/compaction.py $(COMPACTION)
 
-corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
-	$(RUN) proofs/corrections.py
+methods: ready ## an hour or more, ../shared for snips: methods compared on a task, three seeds; METHODS="sums --only grpo rest"
+	$(RUN) proofs/methods.py $(or $(METHODS),sums)
 
-structured: ready ## many minutes: the demonstration and five data sets, answered with and without the schema of their rows
-	$(RUN) proofs/structured.py $(STRUCTURED)
+recipes: ready ## an hour: small data sets trained without an option, answered freely and held to their schema; RECIPES=--grid
+	$(RUN) proofs/recipes.py $(RECIPES)
 
-constrained: ready ## minutes: tokens a second of 16 answers together, held to three schemas and free
-	$(RUN) proofs/constrained.py
+compressed: ready ## hours, needs ../shared: what compress costs, by llama.cpp's types, --target-size, width, vocabulary, for a board, as ONNX
+	$(RUN) proofs/compressed.py $(COMPRESSED)
 
-own: ready ## an hour: five small data sets trained without an option, their held-out rows answered; OWN=--grid: a grid's
-	$(RUN) proofs/own.py $(OWN)
-
-dpo: ready ## minutes, needs ../shared and trl: 20 steps of DPO beside TRL's trainer in fp32, loss for loss
+dpo: ready ## minutes, needs ../shared and trl: 20 steps of DPO with TRL's trainer in fp32, loss for loss
 	$(RUN) proofs/dpo_trl.py
 
-preferences: ready ## an hour, needs ../shared: what pairs teach beside the same rows as answers, three seeds
-	$(RUN) proofs/preferences.py $(PREFERENCES)
-
-sums: ready ## an hour: GRPO and ReST on sums with a verifier, beside more of the same answers and all of them, three seeds
-	$(RUN) proofs/sums.py $(SUMS)
-
-rules: ready ## hours, needs ../shared: Snips by a grader that knows only the schema; cheating looked for, three seeds
-	$(RUN) proofs/rules.py $(RULES)
+corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
+	$(RUN) proofs/corrections.py
 
 tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare prompts, with and without a rule grader, three seeds
 	$(RUN) proofs/tutor.py $(TUTOR)
@@ -160,30 +150,12 @@ tutor-cost: ready ## minutes, needs ../shared: seconds and tokens of a round of 
 second-task: ready ## an hour a life, needs ../shared: home commands after a life's seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)
 
-nlft: ready ## twenty minutes: NLFT beside SFT on the same answers, verified ones, and random weights, three seeds
-	$(RUN) proofs/nlft.py $(NLFT)
-
-sizes: ready ## hours, needs ../shared: 20 to 5,000 rows of three data sets, trained without an option and by a grid
-	$(RUN) proofs/sizes.py $(SIZES)
-
-heal: ready ## half an hour, needs ../shared: SmolLM2 with a quarter fewer weights, distilled for 20 minutes
-	$(RUN) proofs/heal.py
-
-quantize: ready ## many minutes, needs ../shared: llama.cpp's types beside --target-size at the bytes of each
-	$(RUN) proofs/quantize.py
-
-onnx: ready ## minutes, needs ../shared: ONNX in int8 beside llama.cpp's Q8_0, agreement, size and speed
-	$(RUN) proofs/onnx_int8.py
-
 fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
 	$(RUN) proofs/fuzz_daemon.py
 	$(RUN) -m pytest -m '' daemon/test_schema.py
 
 fuzz: ready ## minutes: random damage to models, to a daemon's state and to its requests; SEED=0, COUNT of each
 	$(RUN) -W ignore proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
-
-shared: ready ## a minute, needs ../shared: steps with what rows begin with alike computed once, beside each row's own
-	$(RUN) proofs/shared.py
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 	$(RUN) proofs/service.py

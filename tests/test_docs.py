@@ -46,7 +46,7 @@ def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "lamp-adapter" / "adapter.gguf").exists()
 
 
-@pytest.mark.slow  # twenty seconds; `make corrections` and `make own` show on more rows that real models learn
+@pytest.mark.slow  # twenty seconds; `make corrections` and `make recipes` show on more rows that real models learn
 def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
     """What a newcomer tries first, on a real model."""
     (tmp_path / "model.gguf").symlink_to(smollm2)

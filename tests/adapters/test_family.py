@@ -121,6 +121,7 @@ def test_gradient_by_finite_differences(tiny_models: dict[str, Path], recompute:
     assert np.linalg.norm(gradient - differences) < 1e-2 * np.linalg.norm(differences)
 
 
+@pytest.mark.learning
 def test_it_learns_and_what_is_saved_is_what_was_trained(bundle: Bundle, tmp_path: Path) -> None:
     rows = data(3)
     trainer = Trainer(bundle, family=Scales(width=5), steps=30, **OPTIONS)

@@ -70,7 +70,7 @@ def test_from_prompts_and_a_grader_to_an_adapter(model: Path, tmp_path: Path) ->
 
 def test_a_reward_function(model: Path, tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text("def vowels(completions, wanted, **_):\n"
-                                         "    return [c.count(w) for c, w in zip(completions, wanted)]\n")
+                                         "    return [len(c) + c.count(w) for c, w in zip(completions, wanted)]\n")
     rows = written(tmp_path / "rows.jsonl", ROWS)
     record = json.loads(run("train", model, rows, "-o", tmp_path / "out", "--reward", f"{tmp_path}/rewards.py:vowels",
                             "--eval", "none", "--steps", 2, "--json", *SMALL))

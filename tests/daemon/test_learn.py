@@ -21,6 +21,7 @@ from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 
 
+@pytest.mark.learning
 def test_learns_and_refuses(service: Service) -> None:
     """What is right is learned and serves; what contradicts it does not get through, and is set aside."""
     learner = service.learner

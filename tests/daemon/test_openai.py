@@ -148,6 +148,7 @@ def test_a_jobs_results_are_a_table_of_its_steps(client, trained):
         client.fine_tuning.jobs.create(model="tiny", training_file=id)
 
 
+@pytest.mark.learning
 def test_the_result_answers_what_it_was_taught(client, trained, running, model):
     said = client.chat.completions.create(model=trained.fine_tuned_model, messages=ASK, max_tokens=20)
     assert said.choices[0].message.content == TAUGHT

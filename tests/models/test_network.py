@@ -167,6 +167,7 @@ def examples(n: int) -> list[Example]:
     return [Example(row.astype(np.int32), weights) for row in rows]
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
 def test_it_learns(model: Path, weights: str) -> None:
     trainer = Trainer(model, steps=60, weights=weights, **OPTIONS)

@@ -265,6 +265,7 @@ def test_of_a_group_that_does_not_fit_nothing_is_kept(tiny_llama: Path) -> None:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("objective", [Focal(gamma=1.0), Pairs(beta=1.0)], ids=["focal", "pairs"])
 def test_a_run_learns_by_it(bundle: edgetune.Bundle, objective: Objective, tmp_path: Path) -> None:
     tokenizer = Tokenizer(bundle.gguf.path)

@@ -289,10 +289,11 @@ def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp
     assert kl[-1] > 1e-4
 
 
+@pytest.mark.learning
 def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> None:
     objective = Grpo(max_completion_length=9, num_generations=8, temperature=1.0)
     events: list[dict[str, Any]] = []
-    config = TrainConfig(**{**LETTERS, "steps": 20, "batch_size": 8})
+    config = TrainConfig(**{**LETTERS, "steps": 30, "batch_size": 8})
     record = run(bundle, prompts(bundle, objective), tmp_path / "out", config, objective=objective, rewards=letters,
                  on_event=events.append, held_out=prompts(bundle, objective, ROWS[:4]))
     (expected,) = [e for e in events if e["event"] == "expect"]

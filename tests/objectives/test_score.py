@@ -205,6 +205,7 @@ def common(found: Sequence[Answer]) -> list[Reward]:
     return [Reward(sum(letter in "etaoinsr" for letter in one.text) / max(len(one.text), 1)) for one in found]
 
 
+@pytest.mark.learning
 def test_a_run_raises_the_reward_of_second_answers(bundle: edgetune.Bundle, tmp_path: Path) -> None:
     """And is measured by it."""
     objective = Score(max_completion_length=9, num_generations=8, first_stage_epochs=10.0)

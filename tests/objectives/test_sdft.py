@@ -109,6 +109,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
         assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
 
 
+@pytest.mark.learning
 def test_the_student_comes_nearer_to_the_teacher(bundle: edgetune.Bundle, tmp_path: Path) -> None:
     """As a user types it; held-out questions are answered as they are measured."""
     rows = tmp_path / "rows.jsonl"

@@ -51,6 +51,7 @@ def test_it_is_dpo_on_two_turns(bundle: Bundle, options: dict[str, Any]) -> None
     assert np.array_equal(adapter, same_adapter)
 
 
+@pytest.mark.learning
 def test_train_learns_to_correct_and_to_keep(tmp_path: Path) -> None:
     """As a user types it; the pairs of questions that were held out are preferred more than before."""
     model = write_tiny(tmp_path / "model.gguf", formats="Q8_0")

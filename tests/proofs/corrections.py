@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import SETS, OwnSet, Row, wilson
 from proofs.compared import BUILD, add_result, model_path, read_results
-from proofs.own import right_answers, trained
+from proofs.recipes import right_answers, trained
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service

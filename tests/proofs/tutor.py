@@ -8,7 +8,7 @@ A model learns 50 rows by the tutor's own round 0, without a round: "start". Fro
     sft continued       learns the 50 again, for as many steps as the tutor took
     tutor               gets the bare prompts of 1,000 others and no grader: the labelled rows, told again with values
                         that its answers have in common, are all that it has; 200 new prompts in a round
-    tutor, rules        gets a grader too, that of proofs/rules.py, which knows the schema and no answer
+    tutor, rules        gets a grader too, that of proofs/methods.py, which knows the schema and no answer
     sft, all labels     learns all 1,050 with their answers, one pass: what a teacher who wrote them would give
 
 300 rows of snips_train from row 8,000 on judge, by the likeliest answers through edgetune's own engine: exact answers,
@@ -47,10 +47,10 @@ from proofs.compared import (
     unbeaten,
     written,
 )
-from proofs.rules import MOST_TOKENS, answered, graders, of_rows, parts_of
+from proofs.methods import MOST_TOKENS, answered, graders, texts_in
 
 from edgetune.evaluation.canary import drift
-from edgetune.evaluation.judge import same
+from edgetune.evaluation.judge import parse_json, same
 from edgetune.serving.llama import LlamaModel
 
 FEW = 50
@@ -123,11 +123,21 @@ def steps_of(folder: Path, seed: int, rounds: int) -> int:
 
 def judged(model: Path, folder: Path, adapter: Path, rows: list[Result]) -> Result:
     """What the likeliest answers are, a value for each row."""
-    texts, _ = answered(model, folder, adapter, rows)
-    intents = [parts_of(text)[0] for text in texts]
+    saved = folder / f"{adapter.name}.answers"
+    texts = texts_in(answered(model, saved, adapter, rows, MOST_TOKENS, "--system", SYSTEM))
+    intents = [intent_of(text) for text in texts]
     return {"exact": [int(same(row["completion"], text)) for row, text in zip(rows, texts, strict=True)],
             "intent": [int(intent == json.loads(row["completion"])["intent"])
                        for row, intent in zip(rows, intents, strict=True)]}
+
+
+def intent_of(text: str) -> str | None:
+    answer = parse_json(text)
+    return answer.get("intent") if isinstance(answer, dict) else None
+
+
+def of_rows(runs: Sequence[Result], name: str) -> list[float]:
+    return [value for run in runs for value in run[name]]
 
 
 def forgotten(model: Path, adapter: Path, data: Path) -> Result:

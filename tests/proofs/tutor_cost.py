@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM
 from proofs.compared import SHARED, model_path, written
-from proofs.rules import MOST_TOKENS
+from proofs.methods import MOST_TOKENS
 from proofs.tutor import FEW, PROMPTS, of, rounds_in, taught
 
 from edgetune.formats.gguf import open_gguf

@@ -271,6 +271,7 @@ def test_a_trainer_trades_and_learns_the_same(tmp_path):
     assert [c.max_tokens for c in choices] == [256, 256, 256, 64]
 
 
+@pytest.mark.learning
 def test_moments_in_8_bits_learn_nearly_the_same(tmp_path):
     """Ten rows by heart in 30 steps: the same losses on the way, another adapter."""
     path = write_tiny(tmp_path / "model.gguf", formats="Q8_0", d_model=64, n_blocks=2)

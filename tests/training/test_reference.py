@@ -96,6 +96,7 @@ def test_a_second_run_and_a_resume_ask_nothing(bundle: edgetune.Bundle, sets: tu
     assert len(asked) == 16 + 12
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"PK"),
                                   lambda path: path.write_bytes(path.read_bytes()[:-200])],
                          ids=["gone", "no file", "cut"])

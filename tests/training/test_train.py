@@ -21,6 +21,7 @@ from edgetune.training.state import RunState, few
 from edgetune.training.trainer import Trainer
 
 
+@pytest.mark.learning
 def test_the_loss_falls(bundle):
     trainer = Trainer(bundle, **OPTIONS)
     trainer.add_examples(sequences(24))

@@ -157,6 +157,7 @@ def taught(bundle: edgetune.Bundle) -> Dataset:
     return load_rows(TAUGHT, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=privileged)
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
 def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(
         bundle: edgetune.Bundle, taught: Dataset, tmp_path: Path, weights: str) -> None:
