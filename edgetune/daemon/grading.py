@@ -94,6 +94,10 @@ class Grading:
         return Graded(Grade(said["reward"], said["parts"], said["errors"]), said["seconds"], judge.usage)
 
 
+class _Ended(Exception):
+    """The process does not answer any more."""
+
+
 def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
     """What the process says of a task in the end."""
     late = threading.Event()
@@ -107,7 +111,7 @@ def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
         killer.start()
         try:
             return _conversation(process, task, judge)
-        except (BrokenPipeError, ValueError):  # it ended
+        except _Ended:
             name = "unresponsive_reward_error" if late.is_set() else "other_error"
             return {"reward": 0.0, "parts": {}, "errors": {name: True}, "seconds": SECONDS if late.is_set() else 0.0}
         finally:
@@ -116,14 +120,24 @@ def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
 
 
 def _conversation(process: subprocess.Popen[str], task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """Answers what it asks the judge until it is done. Raises ValueError or BrokenPipeError where it ends before."""
-    assert process.stdin
-    assert process.stdout
+    """Answers what it asks the judge until it is done. Raises _Ended where it ends before, and the judge's errors."""
     message: Mapping[str, Any] = task
     while True:
-        process.stdin.write(json.dumps(message) + "\n")
+        reply = _exchange(process, message)
+        if "conversations" not in reply:
+            return reply
+        message = {"probabilities": judge.label_probabilities(reply["conversations"], reply["labels"])}
+
+
+def _exchange(process: subprocess.Popen[str], message: Mapping[str, Any]) -> dict[str, Any]:
+    """A line there, and the line that comes back."""
+    assert process.stdin
+    assert process.stdout
+    line = json.dumps(message) + "\n"
+    try:
+        process.stdin.write(line)
         process.stdin.flush()
-        said: dict[str, Any] = json.loads(process.stdout.readline())
-        if "conversations" not in said:
-            return said
-        message = {"probabilities": judge.label_probabilities(said["conversations"], said["labels"])}
+        found: dict[str, Any] = json.loads(process.stdout.readline())
+    except (BrokenPipeError, ValueError, RecursionError):
+        raise _Ended from None
+    return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..evaluation.graders import landlock
 from ..machine.policy import read_hours
 from ..options import check_options, option
 from ..training.config import TrainConfig
@@ -79,7 +80,8 @@ class DaemonConfig:
     structured: str = option("auto", "Hold the answers of an adapter to the schema of its training rows, where all of "
                              "these are JSON and a request asks for no other form: auto, or off.",
                              choices=("auto", "off"))
-    allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox.")
+    allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox; needs a kernel with "
+                                        "Landlock, so that they cannot read the state.")
     rewards: str = option("", "Folder of reward functions that jobs may name, as module:function; they run in the "
                           "process that trains [jobs may name none].")
     # how it learns
@@ -130,6 +132,10 @@ class DaemonConfig:
         read_hours("learn-hours", self.learn_hours)
         self.limits()
         self.python()
+        if self.allow_python_graders and landlock.version() == 0:
+            raise UsageError("allow-python-graders is given, and this kernel has no Landlock, or has it off: a python "
+                             "grader could read the daemon's state",
+                             "start a kernel with lsm=landlock among its options, or leave allow-python-graders out")
         if not self.socket and self.host not in LOOPBACK and not self.key_file:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")

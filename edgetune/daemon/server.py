@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ _DRAIN = 30  # seconds that answers may still take, of systemd's 90 until it kil
 _LAST = 10  # more that uvicorn waits for requests to end with an error, once answers are broken off
 _BACKLOG = 128  # connections that the kernel holds until they are accepted
 _TRIM = 1 << 20  # bytes of bodies read, after which freed memory is given back
+SWITCH_SECONDS = 0.001  # that a thread of Python may run while the event loop waits for its turn
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
 
@@ -42,6 +44,7 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
     SIGINT. Raises UsageError where it cannot listen,
     and what Service.start raises.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     server = _Server(service, on_ready, on_interrupt)
     with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):

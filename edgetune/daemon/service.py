@@ -100,7 +100,7 @@ class Service:
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders)
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
-            self.holdout = open_holdout(folder)
+            self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
             self.recall = Recall(self.feedback, self.adapters, self.served, self.method.imitates)

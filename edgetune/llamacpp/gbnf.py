@@ -1,14 +1,16 @@
 """Grammars in GBNF, checked before llama.cpp sees them.
 
 llama.cpp's parser writes to stderr what it refuses, and recurses as deep as a grammar's parentheses. So what it cannot
-take, and what would make it slow or large, is refused here, with the line.
+take, and what would make it slow or large, is refused here, with the line. The check takes time in proportion to the
+grammar's length: parentheses are rules without a name, and each rule is visited when what it depends on is known.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ..errors import UsageError
 
@@ -31,20 +33,20 @@ INSIDE = ("space", "line", "name", "text", "set", "any", "open", "close", "or", 
 
 @dataclass
 class _Item:
-    """A part of a sequence: characters, a rule's name, or alternatives in parentheses."""
+    """A part of a sequence: characters, or a rule. rule: its name, or the number of what stands in parentheses."""
 
-    name: str = ""
-    group: _Group | None = None
+    rule: str | int | None = None
     empty: bool = False  # of text: ""
     least: int = 1
     most: int | None = 1  # None: any number
 
+    @property
+    def may_be_absent(self) -> bool:
+        return self.least == 0 or self.most == 0 or self.empty
 
-@dataclass
-class _Group:
-    """Alternatives, each a sequence."""
 
-    sequences: list[list[_Item]] = field(default_factory=lambda: [[]])
+_Sequence = list[_Item]
+_Rules = dict["str | int", list[_Sequence]]  # name or number -> its alternatives
 
 
 def check(text: str) -> str:
@@ -54,22 +56,22 @@ def check(text: str) -> str:
     rules = _parse(text)
     if "root" not in rules:
         raise UsageError("the grammar has no rule named root", HINT)
-    names = {item.name for group in rules.values() for item in _items(group) if item.name}
-    if missing := sorted(names - rules.keys()):
+    items = [item for sequence in _sequences(rules) for item in sequence]
+    if missing := sorted(str(item.rule) for item in items if item.rule is not None and item.rule not in rules):
         raise UsageError(f"the grammar has no rule {missing[0]!r:.100}, which another one names", HINT)
-    parts = sum(item.most or item.least + 1 for group in rules.values() for item in _items(group))
+    parts = sum(item.most or item.least + 1 for item in items)
     if parts > EXPANDED:
         raise UsageError(f"the grammar has {parts} parts with their repetitions", f"use at most {EXPANDED}")
     _check_recursion(rules)
     return text
 
 
-def _parse(text: str) -> dict[str, _Group]:
-    """The rules by their names."""
-    rules: dict[str, _Group] = {}
-    open_groups: list[_Group] = []  # within one another, that of the rule first
+def _parse(text: str) -> _Rules:
+    """The rules by their names; those of parentheses by numbers."""
+    rules: _Rules = {}
+    open_groups: list[list[_Sequence]] = []  # within one another, the rule's alternatives first
     last: _Item | None = None  # what a repetition would belong to
-    goes_on = False  # whether a rule may continue on the next line
+    continues = False  # whether a rule may continue on the next line
     line = 1
     place = 0
     while place < len(text):
@@ -81,37 +83,38 @@ def _parse(text: str) -> dict[str, _Group]:
         found = token[0]
         if kind == "line":
             line += 1
-            if len(open_groups) == 1 and not goes_on:
+            if len(open_groups) == 1 and not continues:
                 open_groups.clear()
                 last = None
         elif kind == "rule":
-            open_groups = [_Group()]
+            open_groups = [[[]]]
             rules[found[:-3].strip()] = open_groups[0]
         elif kind == "open":
             if len(open_groups) > DEEPEST:
                 raise UsageError(f"line {line} of the grammar has {len(open_groups)} parentheses within one another",
                                  f"use at most {DEEPEST}")
-            group = _Group()
-            open_groups[-1].sequences[-1].append(_Item(group=group))
-            open_groups.append(group)
+            group = _Item(rule=len(rules))
+            open_groups[-1][-1].append(group)
+            open_groups.append([[]])
+            rules[len(rules)] = open_groups[-1]
         elif kind == "close":
             if len(open_groups) < 2:
                 raise _wrong(line, found)
             open_groups.pop()
-            last = open_groups[-1].sequences[-1][-1]
+            last = open_groups[-1][-1][-1]
         elif kind == "or":
-            open_groups[-1].sequences.append([])
+            open_groups[-1].append([])
         elif kind == "times":
             if last is None:
                 raise _wrong(line, found)
             _repeat(last, found, line)
         elif kind != "space":
-            last = _Item(name=found if kind == "name" else "", empty=found == '""')
-            open_groups[-1].sequences[-1].append(last)
+            last = _Item(rule=found if kind == "name" else None, empty=found == '""')
+            open_groups[-1][-1].append(last)
         if kind in ("open", "or", "rule", "times") or found == '""':
             last = None  # nothing that can be repeated
         if kind not in ("space", "line"):
-            goes_on = kind in ("or", "rule")
+            continues = kind in ("or", "rule")
     if len(open_groups) > 1:
         raise UsageError("the grammar ends within parentheses", HINT)
     return rules
@@ -133,69 +136,91 @@ def _wrong(line: int, text: str) -> UsageError:
     return UsageError(f"line {line} of the grammar cannot be read at {text!r}", HINT)
 
 
-def _items(group: _Group) -> Iterator[_Item]:
-    """All of a rule, those within parentheses too."""
-    for sequence in group.sequences:
-        for item in sequence:
-            yield item
-            if item.group:
-                yield from _items(item.group)
+def _sequences(rules: _Rules) -> Iterator[_Sequence]:
+    for alternatives in rules.values():
+        yield from alternatives
 
 
-def _check_recursion(rules: dict[str, _Group]) -> None:
+def _check_recursion(rules: _Rules) -> None:
     """A rule that begins with itself, or repeats what may be empty, has no end."""
-    empty: set[str] = set()
-
-    def may_be_empty(item: _Item) -> bool:
-        inner = any(all(map(may_be_empty, s)) for s in item.group.sequences) if item.group else item.name in empty
-        return item.least == 0 or item.most == 0 or item.empty or inner
-
-    while new := {name for name, group in rules.items() if name not in empty and may_be_empty(_Item(group=group))}:
-        empty |= new
-    for name, group in rules.items():
-        for item in _items(group):
-            once = _Item(item.name, item.group, item.empty)
-            if (item.most is None or item.most > 1) and may_be_empty(once):
-                raise UsageError(f"the rule {name!r:.100} of the grammar repeats what may be empty",
-                                 "ask for a character in it")
-    begins = {name: set(_first(group, may_be_empty)) for name, group in rules.items()}
-    ways: dict[str, int] = {}
-    while leaves := {name for name, firsts in begins.items() if not firsts}:
-        for name in leaves:
-            ways[name] = _ways(rules[name], ways, may_be_empty)
-            if ways[name] > WAYS:
-                raise UsageError(f"the rule {name!r:.100} of the grammar may begin in {ways[name]} ways",
-                                 f"use at most {WAYS}: let alternatives begin with different characters")
-        begins = {name: firsts - leaves for name, firsts in begins.items() if name not in leaves}
-    if begins:
-        raise UsageError(f"the rule {min(begins)!r:.100} of the grammar begins with itself",
-                         "put what repeats behind a character")
-
-
-def _ways(group: _Group, known: Mapping[str, int], may_be_empty: Callable[[_Item], bool]) -> int:
-    """In how many ways it may begin."""
-    found = 0
-    for sequence in group.sequences:
-        run = 0
-        first = True
+    empty = _that_may_be_empty(rules)
+    for sequence in _sequences(rules):
+        absent = 0  # parts one after another
         for item in sequence:
-            if first:
-                found += _ways(item.group, known, may_be_empty) if item.group else known.get(item.name, 1)
-            first = first and may_be_empty(item)
-            run = run + 1 if may_be_empty(item) else 0
-            if run > OPTIONAL:
-                raise UsageError(f"the grammar has {run} parts one after another that may be absent",
+            absent = absent + 1 if item.may_be_absent or item.rule in empty else 0
+            if absent > OPTIONAL:
+                raise UsageError(f"the grammar has {absent} parts one after another that may be absent",
                                  f"use at most {OPTIONAL}")
-    return found
+            if (item.most is None or item.most > 1) and (item.empty or item.rule in empty):
+                raise UsageError(f"the grammar repeats {_named(item.rule)}, which may be empty",
+                                 "let it have a character in any case")
+    begins: dict[str | int, list[str | int]] = {}  # rule -> those that it may begin with
+    for name, alternatives in rules.items():
+        begins[name] = [first for sequence in alternatives for first in _firsts(sequence, empty)]
+    open_begins = {name: len(set(firsts)) for name, firsts in begins.items()}
+    users: dict[str | int, set[str | int]] = defaultdict(set)  # rule -> those that may begin with it
+    for name, firsts in begins.items():
+        for first in firsts:
+            users[first].add(name)
+    ready = [name for name, count in open_begins.items() if count == 0]
+    ways: dict[str | int, int] = {}  # in which a rule may begin
+    for name in ready:  # it grows meanwhile
+        ways[name] = sum(map(ways.__getitem__, begins[name])) + _characters_first(rules[name], empty)
+        if ways[name] > WAYS:
+            raise UsageError(f"the grammar may begin {_named(name)} in {ways[name]} ways",
+                             f"use at most {WAYS}: let alternatives begin with different characters")
+        for user in users[name]:
+            open_begins[user] -= 1
+            if open_begins[user] == 0:
+                ready.append(user)
+    if circular := sorted(str(name) for name in rules.keys() - ways.keys() if isinstance(name, str)):
+        raise UsageError(f"the rule {circular[0]!r:.100} of the grammar begins with itself",
+                         "put what repeats after a character")
 
 
-def _first(group: _Group, may_be_empty: Callable[[_Item], bool]) -> Iterator[str]:
+def _named(rule: str | int | None) -> str:
+    return f"the rule {rule!r:.100}" if isinstance(rule, str) else "a part in parentheses"
+
+
+def _that_may_be_empty(rules: _Rules) -> set[str | int]:
+    """The rules of which an alternative may be absent as a whole."""
+    users: dict[str | int, list[tuple[str | int, int]]] = defaultdict(list)  # rule -> (user, number of its sequence)
+    needed: list[int] = []  # of each sequence, the items that are there in any case, as far as is known
+    empty: list[str | int] = []
+    for name, alternatives in rules.items():
+        for sequence in alternatives:
+            there = [item for item in sequence if not item.may_be_absent]
+            for item in there:
+                if item.rule is not None:
+                    users[item.rule].append((name, len(needed)))
+            needed.append(len(there))
+            if not there:
+                empty.append(name)
+    known = set(empty)
+    for name in empty:  # it grows meanwhile
+        for user, number in users.pop(name, ()):
+            needed[number] -= 1
+            if needed[number] == 0 and user not in known:
+                known.add(user)
+                empty.append(user)
+    return known
+
+
+def _front(sequence: _Sequence, empty: set[str | int]) -> Iterator[_Item]:
+    """The items that it may begin with."""
+    for item in sequence:
+        yield item
+        if not (item.may_be_absent or item.rule in empty):
+            break
+
+
+def _firsts(sequence: _Sequence, empty: set[str | int]) -> Iterator[str | int]:
     """The rules that it may begin with."""
-    for sequence in group.sequences:
-        for item in sequence:
-            if item.name:
-                yield item.name
-            if item.group:
-                yield from _first(item.group, may_be_empty)
-            if not may_be_empty(item):
-                break
+    for item in _front(sequence, empty):
+        if item.rule is not None:
+            yield item.rule
+
+
+def _characters_first(alternatives: list[_Sequence], empty: set[str | int]) -> int:
+    """How many of the items that it may begin with are characters."""
+    return sum(item.rule is None for sequence in alternatives for item in _front(sequence, empty))

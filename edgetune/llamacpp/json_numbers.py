@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import UsageError
+from .json_place import Place
 
 DIGITS = 15  # what a float64 holds without rounding
 INTEGER = f'"-"? ("0" | [1-9] [0-9]{{0,{DIGITS - 1}}})'
@@ -16,7 +17,7 @@ POSITIVE = '"." [0-9]{0,5} [1-9]'  # a fraction that is not 0, nor is rounded to
 LARGEST = 10**DIGITS - 1
 
 
-def integer(schema: Mapping[str, Any], place: str) -> str:
+def integer(schema: Mapping[str, Any], place: Place) -> str:
     """Whole numbers between minimum and maximum."""
     low, high = _bounds(schema, place)
     first = math.ceil(low) + (math.ceil(low) == schema.get("exclusiveMinimum"))
@@ -27,7 +28,7 @@ def integer(schema: Mapping[str, Any], place: str) -> str:
     return between(first, last)
 
 
-def number(schema: Mapping[str, Any], place: str) -> str:
+def number(schema: Mapping[str, Any], place: Place) -> str:
     """Numbers between minimum and maximum, without exponents: whole ones, and those after whole ones that fit."""
     low, high = _bounds(schema, place)
     parts = [integer(schema, place)] if _has_whole(schema, place) else []
@@ -74,7 +75,7 @@ def _digits(low: str, high: str) -> str:
     return " ".join(parts)
 
 
-def _bounds(schema: Mapping[str, Any], place: str) -> tuple[float, float]:
+def _bounds(schema: Mapping[str, Any], place: Place) -> tuple[float, float]:
     for word in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
         value = schema.get(word, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
@@ -84,7 +85,7 @@ def _bounds(schema: Mapping[str, Any], place: str) -> tuple[float, float]:
     return low, high
 
 
-def _has_whole(schema: Mapping[str, Any], place: str) -> bool:
+def _has_whole(schema: Mapping[str, Any], place: Place) -> bool:
     try:
         integer(schema, place)
     except UsageError:

@@ -14,10 +14,12 @@ from typing import Any
 from ..errors import UsageError
 from . import json_numbers, json_pattern
 from .json_pattern import text
+from .json_place import Place
 
 Schema = Mapping[str, Any]
 DEEPEST = 48  # schemas within one another
-MOST_RULES = 4000
+MAX_RULES = 4000
+MAX_COMPARED = 256  # parts of allOf or oneOf, each of which is compared with all others
 REPEATED = json_pattern.REPEATED
 ANY_ORDER = "x-any-order"
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
@@ -82,14 +84,14 @@ class Rules:
 
     def grammar(self, before: str = "", after: str = "") -> str:
         """before, after: literal text around the JSON."""
-        value = self.rule(self.root, "")
+        value = self.rule(self.root, Place())
         return self.whole(" ".join(part for part in (before and text(before), value, after and text(after)) if part))
 
     def whole(self, root: str) -> str:
         """The grammar with this body of its root."""
         return "\n".join(f"{name} ::= {body}" for name, body in {"root": root, **self._bodies, **COMMON}.items())
 
-    def rule_of_other(self, schema: Schema, place: str) -> str:
+    def rule_of_other(self, schema: Schema, place: Place) -> str:
         """`rule`, of another schema, to whose parts it may refer."""
         own_root = self.root
         own_refs = self._refs
@@ -100,22 +102,24 @@ class Rules:
         self._refs = own_refs
         return name
 
-    def rule(self, schema: Any, place: str) -> str:
+    def rule(self, schema: Any, place: Place) -> str:
         """The name of the rule for a schema; place: where it is, for errors."""
         if schema is True or schema == {}:
             return "value"
         if not isinstance(schema, Mapping):
             raise UsageError(f"the schema{place} is {schema!r:.100}", "write an object with a type")
-        if self._depth > DEEPEST or len(self._bodies) > MOST_RULES:
-            raise UsageError(f"the schema is too large at{place or ' its root'}",
-                             f"use at most {DEEPEST} levels and {MOST_RULES} parts")
+        if self._depth > DEEPEST:
+            raise UsageError(f"the schema{place} has more than {DEEPEST} levels", "use fewer")
         self._depth += 1
         name = self._visit(schema, place)
         self._depth -= 1
         return name
 
     def named(self, body: str) -> str:
-        """The name of a new rule."""
+        """The name of a new rule. Raises UsageError where there are too many."""
+        if len(self._bodies) >= MAX_RULES:
+            raise UsageError(f"the schema has more than {MAX_RULES} parts, sets of different items counted with all "
+                             "their orders", "make it smaller")
         for name, known in COMMON.items():
             if body in (name, known):
                 return name
@@ -123,7 +127,7 @@ class Rules:
         self._bodies[name] = body
         return name
 
-    def _visit(self, schema: Schema, place: str) -> str:
+    def _visit(self, schema: Schema, place: Place) -> str:
         schema = _without_remark(schema)
         for word in REFUSED:
             if word in schema and schema[word] not in (False, 0, None):
@@ -142,15 +146,15 @@ class Rules:
                 return self._union(schema, word, place)
         return self._typed(schema, place)
 
-    def _reference(self, ref: Any, place: str) -> str:
+    def _reference(self, ref: Any, place: Place) -> str:
         if ref not in self._refs:
             target = self._target(ref, place)
             name = self.named("")
             self._refs[ref] = name
-            self._bodies[name] = self.rule(target, f" at {ref:.100}")
+            self._bodies[name] = self.rule(target, Place(parts=tuple(ref.split("/")[1:])))
         return self._refs[ref]
 
-    def _target(self, ref: Any, place: str) -> Any:
+    def _target(self, ref: Any, place: Place) -> Any:
         target: Any = self.root
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
             raise UsageError(f"the schema{place} refers to {ref!r:.100}", "refer to a part of the schema, by #/...")
@@ -161,7 +165,7 @@ class Rules:
             target = target[part]
         return target
 
-    def _followed(self, part: Any, place: str) -> Any:
+    def _followed(self, part: Any, place: Place) -> Any:
         """What a part refers to, where it is a reference."""
         for _ in range(DEEPEST):
             if not isinstance(part, Mapping) or "$ref" not in part:
@@ -169,10 +173,12 @@ class Rules:
             part = self._target(part["$ref"], place)
         raise UsageError(f"the schema{place} refers to itself", "let the reference lead to a type")
 
-    def _merged(self, schema: Schema, place: str) -> Schema:
+    def _merged(self, schema: Schema, place: Place) -> Schema:
         """allOf as one schema, where no two parts say something about the same."""
         merged: dict[str, Any] = {key: value for key, value in schema.items() if key != "allOf"}
-        for part in _list(schema["allOf"], "allOf", place):
+        parts = _list(schema["allOf"], "allOf", place)
+        _check_count(parts, "allOf", place)
+        for part in parts:
             part = self._followed(part, place)
             if not isinstance(part, Mapping) or "allOf" in part:
                 raise _cannot("such an allOf", place)
@@ -187,25 +193,27 @@ class Rules:
                     merged[key] = value
         return merged
 
-    def _constants(self, schema: Schema, word: str, place: str) -> str:
+    def _constants(self, schema: Schema, word: str, place: Place) -> str:
         return self.named(" | ".join(_literal(value) for value in _fitting(schema, word, place)))
 
-    def _union(self, schema: Schema, word: str, place: str) -> str:
+    def _union(self, schema: Schema, word: str, place: Place) -> str:
         parts = _list(schema[word], word, place)
+        if word == "oneOf":
+            _check_count(parts, word, place)
         if ASSERTIONS & schema.keys() - {word} or "type" in schema:
             raise _cannot(f"keys beside {word}", place)
         if word == "oneOf" and not self._are_disjoint(parts, place):
             raise UsageError(f"the schema{place} has oneOf of parts that may both hold", "use anyOf, or give each "
                              "object a required key with another const")
-        return self.named(" | ".join(self.rule(part, f"{place}/{word}/{i}") for i, part in enumerate(parts)))
+        return self.named(" | ".join(self.rule(part, place / word / i) for i, part in enumerate(parts)))
 
-    def _are_disjoint(self, parts: Sequence[Any], place: str) -> bool:
+    def _are_disjoint(self, parts: Sequence[Any], place: Place) -> bool:
         """Whether a type or the constant of a required key tells all apart."""
         kinds = [self._tags(part, place) for part in parts]
         return all(any(a.get(key, set()) and b.get(key, set()) and not a[key] & b[key] for key in a.keys() & b.keys())
                    for i, a in enumerate(kinds) for b in kinds[:i])
 
-    def _tags(self, part: Any, place: str) -> dict[str, set[str]]:
+    def _tags(self, part: Any, place: Place) -> dict[str, set[str]]:
         """What a value of it has in any case: key -> possible values; "" for its type."""
         part = self._followed(part, place)
         if not isinstance(part, Mapping):
@@ -216,7 +224,7 @@ class Rules:
             tags[f".{key}"] = _constants_of(part.get("properties", {}).get(key))
         return tags
 
-    def _typed(self, schema: Schema, place: str) -> str:
+    def _typed(self, schema: Schema, place: Place) -> str:
         kinds = _types(schema, place)
         known = {name for kind in kinds for name in OF_TYPE[kind]}
         if strange := sorted((ASSERTIONS & schema.keys()) - known):
@@ -227,7 +235,7 @@ class Rules:
                   for kind in kinds if kind != "integer" or "number" not in kinds]
         return self.named(" | ".join(bodies))
 
-    def _object(self, schema: Schema, place: str) -> str:
+    def _object(self, schema: Schema, place: Place) -> str:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
         more = schema.get("additionalProperties", schema.get("unevaluatedProperties", True))
@@ -253,22 +261,22 @@ class Rules:
                 rest = f'"," ws {pair} {behind} | {behind}'
         return f'"{{" ws ({first})'
 
-    def _unordered(self, properties: Schema, required: Sequence[str], more: Any, place: str) -> str:
+    def _unordered(self, properties: Schema, required: Sequence[str], more: Any, place: Place) -> str:
         """Keys in any order; one that comes twice counts as it comes last."""
         if required or more is not False:
             raise _cannot(f"{ANY_ORDER} and {'required' if required else 'additionalProperties'}", place)
         pair = self.named(" | ".join(self._pair(properties, key, place) for key in properties))
         return f'"{{" ws ({pair} ("," ws {pair})*)? "}}"'
 
-    def _pair(self, properties: Schema, key: str, place: str) -> str:
-        value = self.rule(properties[key], f"{place}/properties/{key:.60}")
+    def _pair(self, properties: Schema, key: str, place: Place) -> str:
+        value = self.rule(properties[key], place / "properties" / key)
         return self.named(f'{text(json.dumps(key, ensure_ascii=False))} ws ":" ws {value} ws')
 
-    def _map(self, more: Any, place: str) -> str:
-        pair = self.named(f'string ws ":" ws {self.rule(more, f"{place}/additionalProperties")} ws')
+    def _map(self, more: Any, place: Place) -> str:
+        pair = self.named(f'string ws ":" ws {self.rule(more, place / "additionalProperties")} ws')
         return f'"{{" ws ({pair} ("," ws {pair})*)? "}}"'
 
-    def _array(self, schema: Schema, place: str) -> str:
+    def _array(self, schema: Schema, place: Place) -> str:
         if schema.get("uniqueItems"):
             return self._set(schema, place)
         firsts = schema.get("prefixItems", [])
@@ -277,7 +285,7 @@ class Rules:
             firsts, items = items, False
         least, most = _bounds(schema, "minItems", "maxItems", place)
         firsts = _list(firsts, "prefixItems", place) if firsts else ()
-        names = [self.rule(part, f"{place}/prefixItems/{i}") for i, part in enumerate(firsts)]
+        names = [self.rule(part, place / "prefixItems" / i) for i, part in enumerate(firsts)]
         if items is False:
             most = len(names) if most is None else min(most, len(names))
         if most is not None and most < least:
@@ -288,21 +296,21 @@ class Rules:
             most = None if most is None else most - len(names)
         if items is False or most == 0:
             return f'"[" ws {" ".join(_comma(names))} "]"'
-        item = self.named(f"{self.rule(items, f'{place}/items')} ws")
+        item = self.named(f"{self.rule(items, place / 'items')} ws")
         again = f'("," ws {item})'
         if names:
             return f'"[" ws {" ".join(_comma(names))} {_repeated(again, least, most)} "]"'
         some = f"{item} {_repeated(again, max(least - 1, 0), None if most is None else most - 1)}"
         return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
 
-    def _set(self, schema: Schema, place: str) -> str:
+    def _set(self, schema: Schema, place: Place) -> str:
         """Items that differ: some of the constants of an enum, in its order."""
         items = self._followed(schema.get("items"), place)
         word = next((word for word in ("enum", "const") if isinstance(items, Mapping) and word in items), None)
         if word is None or "prefixItems" in schema:
             raise _cannot("uniqueItems of items without an enum", place)
         assert isinstance(items, Mapping)
-        values = _different(_fitting(items, word, f"{place}/items"))
+        values = _different(_fitting(items, word, place / "items"))
         least, most = _bounds(schema, "minItems", "maxItems", place)
         if least > len(values):
             raise UsageError(f"the schema{place} asks for {least} different items of {len(values)}", "lower minItems")
@@ -323,7 +331,7 @@ class Rules:
             ways.append(f"{comma}{_literal(value)} ws {after}")
         return self.named(" | ".join(ways)) if ways else ""
 
-    def _string(self, schema: Schema, place: str) -> str:
+    def _string(self, schema: Schema, place: Place) -> str:
         pattern = schema.get("pattern")
         if (wanted := schema.get("format")) is not None:
             if pattern is not None or wanted not in FORMATS:
@@ -349,7 +357,7 @@ def _without_remark(schema: Schema) -> Schema:
     return schema if holds or "format" not in schema else {k: v for k, v in schema.items() if k != "format"}
 
 
-def _fitting(schema: Schema, word: str, place: str) -> list[Any]:
+def _fitting(schema: Schema, word: str, place: Place) -> list[Any]:
     """The constants of const or enum that are of the schema's type."""
     values = [schema["const"]] if word == "const" else _list(schema["enum"], "enum", place)
     if ASSERTIONS & schema.keys() - {word}:
@@ -363,28 +371,38 @@ def _fitting(schema: Schema, word: str, place: str) -> list[Any]:
 
 def _different(values: Sequence[Any]) -> list[Any]:
     """Without those that JSON takes for equal: 1 and 1.0 are, 1 and true are not."""
-    kept: list[Any] = []
-    for value in values:
-        if not any(other == value and isinstance(other, bool) == isinstance(value, bool) for other in kept):
-            kept.append(value)
-    return kept
+    return [*{json.dumps(_plain(value), sort_keys=True): value for value in reversed(values)}.values()][::-1]
+
+
+def _plain(value: Any) -> Any:
+    """With whole numbers written as such."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _literal(value: Any) -> str:
     return text(json.dumps(value, ensure_ascii=False))
 
 
-def _cannot(what: str, place: str) -> UsageError:
+def _cannot(what: str, place: Place) -> UsageError:
     return UsageError(f"the schema{place} has {what}, to which a grammar cannot hold", "leave it out")
 
 
-def _list(value: Any, word: str, place: str) -> Sequence[Any]:
+def _list(value: Any, word: str, place: Place) -> Sequence[Any]:
     if not isinstance(value, list) or not value:
         raise UsageError(f"the schema{place} has {word} {value!r:.60}", "write a list that is not empty")
     return value
 
 
-def _types(schema: Schema, place: str) -> list[str]:
+def _check_count(parts: Sequence[Any], word: str, place: Place) -> None:
+    if len(parts) > MAX_COMPARED:
+        raise UsageError(f"the schema{place} has {word} of {len(parts)} parts", f"use at most {MAX_COMPARED}")
+
+
+def _types(schema: Schema, place: Place) -> list[str]:
     """The types that a value may have."""
     given = schema.get("type")
     if given is None:
@@ -411,7 +429,7 @@ def _constants_of(schema: Any) -> set[str]:
     return {json.dumps(value) for value in values}
 
 
-def _bounds(schema: Schema, low: str, high: str, place: str) -> tuple[int, int | None]:
+def _bounds(schema: Schema, low: str, high: str, place: Place) -> tuple[int, int | None]:
     least = schema.get(low, 0)
     most = schema.get(high)
     for value in (least, 0 if most is None else most):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..llamacpp.json_pattern import text
+from ..llamacpp.json_place import Place
 from ..llamacpp.json_schema import Rules
 from .call_form import CallForm
 from .question import Question, Tool
@@ -42,7 +43,7 @@ def _callable(question: Question) -> list[Tool]:
 def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) -> str:
     """One call of one of the tools, or an answer by other rules."""
     rules = other or Rules(True)
-    roots = [rules.rule(rules.root, "")] if other else []
+    roots = [rules.rule(rules.root, Place())] if other else []
     for tool in tools:
         function = tool["function"]
         schema = function.get("parameters") or {}
@@ -50,7 +51,7 @@ def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) ->
             raise UsageError(f"the parameters of the function {function['name']!r:.100} are no object",
                              "let their type be object")
         taken = {"type": "object", **schema} if _names_arguments(schema) else NO_ARGUMENTS
-        arguments = rules.rule_of_other(taken, f" of {function['name']:.100}")
+        arguments = rules.rule_of_other(taken, Place(function["name"]))
         start = text(f"{form.before}{json.dumps(function['name'], ensure_ascii=False)}{form.between}")
         roots.append(f"{start} {arguments} {text(form.after)}")
     return rules.whole(" | ".join(roots))

@@ -234,3 +234,35 @@ def test_what_else_the_daemon_has_of_it_is_said(feedback: Feedback) -> None:
     third = next(id for id in ids if id not in (first, second, judge) and not feedback.get(id).held)
     assert feedback.delete(third) == "adapters remain that learned it, from job1 on; the next training is without it"
     assert feedback.delete(held.pop()) == ""
+
+
+# ---- what is taken back stays taken back -----------------------------------------------------------------------------
+
+
+def test_a_deleted_correction_brings_no_earlier_one_back(feedback: Feedback) -> None:
+    first = feedback.add(messages=asked(0), answer="no", correction="bulb")
+    second = feedback.add(messages=asked(0), answer="no", correction="lamp")
+    other = feedback.add(messages=asked(1), answer="no", correction="bulb")
+    feedback.delete(second.id)
+    assert feedback.get(first.id).state == "withdrawn"
+    assert feedback.get(other.id).state == "new"
+    assert learned(feedback) == {"question 1": "bulb"}
+
+
+def test_a_correction_with_a_thumb_down_brings_no_earlier_one_back(feedback: Feedback) -> None:
+    for right in ("bulb", "lamp"):
+        feedback.add(messages=asked(0), answer="no", correction=right)
+    learn(feedback, "ftjob-1")
+    feedback.add(messages=asked(0), answer="lamp", rating="down")
+    assert learned(feedback) == {}
+    last = feedback.add(messages=asked(0), answer="lamp", correction="light")
+    assert learned(feedback) == {"question 0": "light"}
+    feedback.delete(last.id)
+    assert learned(feedback) == {}
+
+
+def test_deleting_an_earlier_correction_leaves_the_newest(feedback: Feedback) -> None:
+    earlier, last = (feedback.add(messages=asked(0), answer="no", correction=right) for right in ("bulb", "lamp"))
+    feedback.delete(earlier.id)
+    assert feedback.get(last.id).state == "new"
+    assert learned(feedback) == {"question 0": "lamp"}

@@ -251,11 +251,12 @@ WORDS: dict[str, dict[str, Any]] = {
 
 
 def believed(words: Sequence[str]) -> str | None:
-    """What these words leave as right, said once more: the last answer that nobody called wrong later."""
+    """What these words leave as right: the newest answer. Who calls it wrong leaves nothing of what it replaced."""
     right: list[str] = []
     for word in words:
         wrong = {"A is wrong": "A", "B, not A": "A", "B, A is wrong": "A", "A, not B": "B", "B is wrong": "B"}.get(word)
-        right = [answer for answer in right if answer != wrong]
+        while wrong in right:
+            del right[0]
         said = {"A is right": "A", "B, not A": "B", "B, A is wrong": "B", "B is right": "B", "A, not B": "A"}.get(word)
         right += [said] if said else []
     return right[-1] if right else None

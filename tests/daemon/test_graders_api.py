@@ -17,6 +17,10 @@ from daemons import PATIENCE, Daemon, daemon, openai_client
 from tiny import write_tiny
 
 from edgetune.daemon import grading
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+from edgetune.errors import UsageError
+from edgetune.evaluation.graders import landlock
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.llama_judge import LlamaJudge
 from edgetune.evaluation.graders.sample import Sample
@@ -132,3 +136,20 @@ def test_python_runs_only_where_the_daemon_was_told(model: Path, tmp_path: Path)
                 graders.validate(grader=wrong)
             with pytest.raises(openai.BadRequestError, match="not allowed here"):
                 graders.run(grader=wrong, model_sample="on")
+
+
+def test_python_is_refused_where_it_could_read_the_state(model: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landlock, "version", lambda: 0)
+    with pytest.raises(UsageError, match=r"allow-python-graders.*Landlock"):
+        Service(model, DaemonConfig(state=str(tmp_path), allow_python_graders=True))
+
+
+def test_an_error_of_the_judge_is_not_taken_for_the_end_of_a_grader(running: Daemon,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("the judge failed")
+
+    monkeypatch.setattr(grading.Judge, "label_probabilities", fail)
+    with pytest.raises(ValueError, match="the judge failed"):
+        running.service.grading.run(JUDGE, "on", {})

@@ -246,6 +246,19 @@ def test_many_large_bodies_at_once_take_little_memory_and_give_it_back(model, tm
             assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
 
 
+def test_large_grammars_keep_nobody_waiting(model, tmp_path):
+    """Eight that were checked in quadratic time once: a minute each."""
+    grammar = "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(4500)) + "r4500 ::= [a]?\n"
+    with process(model, tmp_path) as running, ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(httpx.post, running.url + CHAT, json={**ASK, "grammar": grammar}, timeout=PATIENCE)
+                for _ in range(8)]
+        while not all(request.done() for request in sent):
+            assert health_seconds(running.url) < 10
+        assert {request.result().status_code for request in sent} <= {200, 400}
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(10) == 0
+
+
 def test_bodies_at_work_are_bounded_together(model, tmp_path):
     """Of requests that come slowly and are held, those above the sum are refused; when they go, others are let in."""
     most = Bodies(DaemonConfig()).most

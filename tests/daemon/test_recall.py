@@ -95,7 +95,7 @@ def test_only_the_latest_word_counts(service: Service) -> None:
     feedback.edit(first.id, "a torch")
     assert said(service) == "a torch"
     feedback.delete(first.id)
-    assert said(service) == RIGHT
+    assert said(service) is None
     feedback.add(messages=asked(), answer=RIGHT, rating="up")
     assert said(service) == RIGHT
     feedback.add(messages=asked(), answer=RIGHT, rating="down")  # takes both back
@@ -210,3 +210,15 @@ def test_clients_are_told(tmp_path: Path) -> None:
         text = client.post("/v1/completions", json={"prompt": "light", "max_tokens": 32}).json()
         assert text["choices"][0]["text"] == RIGHT
         assert text["edgetune"]["recalled"].startswith("fb-")
+
+
+@pytest.mark.parametrize("taken_back", ["deleted", "thumb down"])
+def test_what_the_newest_correction_replaced_does_not_answer_again(service: Service, taken_back: str) -> None:
+    service.feedback.add(messages=asked(), answer="no", correction="a bulb")
+    newest = service.feedback.add(messages=asked(), answer="no", correction=RIGHT)
+    assert said(service) == RIGHT
+    if taken_back == "deleted":
+        service.feedback.delete(newest.id)
+    else:
+        service.feedback.add(messages=asked(), answer=RIGHT, rating="down")
+    assert said(service) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from daemons import PATIENCE, daemon
 from services import ROWS, SMALL, contents, open_service, upload
 from sometimes import mostly_slow
 
+from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
+from edgetune.daemon.state.database import Store
 from edgetune.daemon.state.holdout import KEY, KEY_BYTES
-from edgetune.errors import FormatError, NotFoundError
+from edgetune.errors import DiskError, FormatError, NotFoundError
 
 CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
 UPLOADED = "/v1/files?purpose=fine-tune"
@@ -262,18 +265,50 @@ def test_one_bit_that_fell_over_is_told_and_not_served(folder: Path) -> None:
     assert contents(folder) >= before
 
 
-@pytest.mark.parametrize("damage", [b"", b"x" * 31, b"x" * 33])
-def test_a_damaged_key_of_what_is_held_out_is_kept_and_told(folder: Path, damage: bytes) -> None:
-    key = folder / "state" / KEY
-    key.write_bytes(damage)
-    with open_service(folder) as service:
+@pytest.mark.parametrize("damage", [b"", b"x" * 31, b"x" * 33, None])
+def test_a_key_of_what_is_held_out_that_is_damaged_or_missing_is_said(folder: Path, damage: bytes | None) -> None:
+    state = folder / "state"
+    key = state / KEY
+    key.unlink() if damage is None else key.write_bytes(damage)
+    with Service(folder / "tiny.gguf", DaemonConfig(state=str(state), threads=1)) as service:
         reason, = service.health()["reasons"]
-        assert "holdout.key was damaged and is kept as" in reason
-        kept = folder / "state" / f"{KEY}.damaged"
-        assert kept.read_bytes() == damage
+        assert KEY in reason
+        kept = state / f"{KEY}.damaged"
+        assert str(kept) in reason
+        assert kept.read_bytes() == (damage or b"")
         assert len(key.read_bytes()) == KEY_BYTES
         kept.unlink()
         assert service.health() == {"status": "ok", "reasons": []}
+
+
+def test_a_new_state_has_a_new_key_without_a_word(folder: Path, tmp_path: Path) -> None:
+    with Service(folder / "tiny.gguf", DaemonConfig(state=str(tmp_path / "new"), threads=1)) as service:
+        assert service.health()["status"] == "ok"
+
+
+def test_noise_in_the_database_is_said_in_a_sentence(folder: Path) -> None:
+    """Wherever it is: SQLite quotes a damaged schema in its message, and that may be no text."""
+    path = folder / "state" / "state.db"
+    for log in path.parent.glob("state.db-*"):
+        log.unlink()
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        noisy = bytearray(whole)
+        start = rng.randrange(4096)  # the schema's page
+        noisy[start : start + 64] = rng.randbytes(64)
+        path.write_bytes(noisy)
+        refused += is_refused(path)
+    assert refused > 10
+
+
+def is_refused(path: Path) -> bool:
+    try:
+        Store(path.parent).close()
+    except (FormatError, DiskError) as error:
+        return str(path) in str(error)
+    return False
 
 
 # ---- a row that cannot be read --------------------------------------------------------------------------------------

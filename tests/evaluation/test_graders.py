@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,14 @@ def test_similarities_are_those_of_the_libraries(text, reference):
         scores = RougeScorer([f"rouge{n}"]).score(reference, text)
         assert similarity(f"rouge_{n}", text, reference) == scores[f"rouge{n}"].fmeasure
     assert similarity("rouge_l", text, reference) == RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
+
+
+def test_long_texts_are_compared_within_seconds():
+    """rapidfuzz takes minutes for these, in which nobody can interrupt it."""
+    words = random.Random(0).choices(["lamp", "light", "on", "off", "hall"], k=8000)
+    start = time.monotonic()
+    assert similarity("fuzzy_match", " ".join(words[:6000]), " ".join(words[2000:5000])) < 1
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_l"])

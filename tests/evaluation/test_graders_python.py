@@ -47,6 +47,7 @@ ATTACKS = {
     "lifts a limit": ("import resource as r; r.setrlimit(r.RLIMIT_AS, (-1, -1))", "not "),
     "calls by number": ("import ctypes; c = ctypes.CDLL(None, use_errno=True); r = c.syscall(425, 1, 0); "
                         "raise OSError(ctypes.get_errno(), 'refused')", "[Errno 1]"),  # io_uring_setup
+    "replies with a riddle": ("import os; os.write(4, b'[' * 60000 + b'\\n'); return 1.0", "pipe of its replies"),
     "takes memory": ("return float(len(' ' * (1 << 30)))", "MemoryError"),
     "takes memory bit by bit": ("x = []\n        while True: x.append(bytes(1 << 20))", "MemoryError"),
     "exits": ("import sys; sys.exit(0)", "SystemExit"),

@@ -1,8 +1,8 @@
 """kill -9 of the daemon, and nothing that it accepted is lost: `make crash`, or `python crash.py --kills 3`.
 
 `edgetune daemon` on a tiny model, with its own process for training, is killed at random moments of starting, uploads,
-training, judging, promotions and roll-backs, and started again. After every kill a copy of its database must pass
-SQLite's checks; every file, job, row of feedback and adapter that a client was told of must be there, with its bytes;
+training, judging, edits of feedback, promotions and roll-backs, and started again. After every kill a copy of its
+database must pass SQLite's checks; every file, job, row of feedback and adapter that a client was told of must be there, with its bytes;
 what answers must be one adapter or the base, as the last promotion that was acknowledged, or a later one, says. In the
 end all jobs get through, and each adapter has the bytes of a job that nobody disturbed.
 """
@@ -34,10 +34,12 @@ from tiny import write_tiny
 
 from edgetune.daemon.jobs.worker import is_done
 
-TARGETS = {"start": 2.0, "upload": 4.0, "promotion": 4.0, "rollback": 4.0, "training": 8.0}  # seconds to a kill
+TARGETS = {"start": 2.0, "upload": 4.0, "promotion": 4.0, "rollback": 4.0, "training": 8.0,
+           "edits": 4.0}  # seconds to a kill
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
 OPTIONS = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 150, "eval_every": 50,
            "checkpoint_every": "0.02s"}
+NOTES = 20  # pieces of feedback, of which some are edited, at least
 LINE = 2  # jobs that are not finished, at least
 PATIENCE = 120.0  # seconds
 
@@ -48,7 +50,10 @@ class Told:
 
     files: dict[str, str] = field(default_factory=dict)  # id -> SHA-256
     jobs: set[str] = field(default_factory=set)
-    notes: set[str] = field(default_factory=set)
+    notes: dict[str, set[str]] = field(default_factory=dict)  # id -> corrections, of which one must be there: the last
+    # that was acknowledged, and those that were sent after it
+    leaving: set[str] = field(default_factory=set)  # notes that were asked to be deleted, without an answer yet
+    deleted: set[str] = field(default_factory=set)
     adapters: dict[str, str] = field(default_factory=dict)  # id -> SHA-256
     moves: list[str | None] = field(default_factory=list)  # what came into service, in order
     doing: str = "nothing"
@@ -131,6 +136,8 @@ class Proof:
                 elif target == "rollback":
                     for id in self.told.adapters:
                         self.told.moves.append(self.ask("POST", f"/v1/adapters/{id}/promote")["serving"])
+                elif target == "edits":
+                    self.edit()
                 else:
                     self.note()
                     time.sleep(0.1)
@@ -144,7 +151,24 @@ class Proof:
 
     def note(self) -> None:
         body = {"prompt": f"lamp {self.rng.random()}", "answer": "on", "correction": "off"}
-        self.told.notes.add(self.ask("POST", "/v1/feedback", json=body)["id"])
+        self.told.notes[self.ask("POST", "/v1/feedback", json=body)["id"]] = {"off"}
+
+    def edit(self) -> None:
+        """A piece of feedback gets another correction, or is deleted."""
+        while len(self.told.notes) < NOTES:
+            self.note()
+        id = self.rng.choice(list(self.told.notes))
+        if self.rng.random() < 0.2:
+            self.told.leaving.add(id)
+            self.ask("DELETE", f"/v1/feedback/{id}")
+            self.told.leaving.discard(id)
+            del self.told.notes[id]
+            self.told.deleted.add(id)
+        else:
+            word = f"off {self.rng.random()}"
+            self.told.notes[id].add(word)
+            self.ask("PATCH", f"/v1/feedback/{id}", json={"correction": word})
+            self.told.notes[id] = {word}
 
     def ask(self, method: str, path: str, **options: Any) -> Any:
         response = self.http.request(method, path, **options)
@@ -183,10 +207,10 @@ class Proof:
             assert not self.told.files
             return
         files, jobs, notes, adapters = (dict(db.execute(f"SELECT id, {column} FROM {table}")) for table, column in (
-            ("files", "sha256"), ("jobs", "finished_at"), ("feedback", "state"), ("adapters", "sha256")))
+            ("files", "sha256"), ("jobs", "finished_at"), ("feedback", "answer"), ("adapters", "sha256")))
         assert self.told.files.items() <= files.items()
         assert self.told.jobs <= jobs.keys()
-        assert self.told.notes <= notes.keys()
+        self.check_notes(notes)
         assert self.told.adapters.items() <= adapters.items()
         for id, wanted in files.items():
             assert wanted in map(sha256, self.files_of(id)), id
@@ -199,6 +223,18 @@ class Proof:
         line = iter(served)
         assert all(move in line for move in without_repeats(self.told.moves)), (self.told.moves, served)
         self.told.adapters = adapters
+
+    def check_notes(self, found: dict[str, str]) -> None:
+        """Of feedback by its id, the correction. What was found holds from now on."""
+        told = self.told
+        assert self.told.deleted.isdisjoint(found), "deleted feedback is back"
+        for id in told.leaving - found.keys():
+            told.deleted.add(id)
+            del told.notes[id]
+        told.leaving.clear()
+        for id, words in told.notes.items():
+            assert found[id] in words, (id, found[id], words)
+            told.notes[id] = {found[id]}
 
     def files_of(self, id: str) -> list[Path]:
         """An upload's rows, or a job's results."""
@@ -216,7 +252,7 @@ class Proof:
         jobs = self.all("/v1/fine_tuning/jobs")
         assert self.told.jobs <= {job["id"] for job in jobs}
         assert not [job["error"] for job in jobs if job["status"] == "failed"]
-        assert self.told.notes <= {note["id"] for note in self.all("/v1/feedback")}
+        self.check_notes({note["id"]: note["answer"] for note in self.all("/v1/feedback")})
         files = self.all("/v1/files")
         assert self.told.files.keys() <= {file["id"] for file in files}
         assert {path.stem for path in (self.state / "files").iterdir()} == {file["id"] for file in files}

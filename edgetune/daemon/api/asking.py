@@ -17,6 +17,8 @@ from typing import Any
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ...errors import EdgetuneError, UsageError
 from ...serving.completion import Completion, TokenLogprob
@@ -70,6 +72,20 @@ class _Given:
     index: int
     text: str | None
     tokens: int
+
+
+class AnswerStream(StreamingResponse):
+    """Events of answers in progress; a client that leaves, at whatever moment, cancels them."""
+
+    def __init__(self, events: AsyncIterator[str], asked: Asked, media_type: str) -> None:
+        super().__init__(events, headers=asked.headers, media_type=media_type)
+        self._asked = asked
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._asked.cancel()
 
 
 class Asked:
@@ -139,6 +155,11 @@ class Asked:
     def recalled(self) -> str | None:
         first = self.completions[0]
         return first.feedback if isinstance(first, RecalledAnswer) else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        return {"X-Edgetune-Recalled": self.recalled} if self.recalled else {}
 
     @property
     def prompt_tokens(self) -> int:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from ...serving.completion import TokenLogprob
 from ...serving.question import Question
 from ...serving.tool_calls import CallPiece
 from ..service import Service
 from . import generation
-from .asking import Asked, Piece, Said, note_ignored
+from .asking import AnswerStream, Asked, Piece, Said, note_ignored
 from .errors import JsonRoute, status_and_body
 from .logprobs import chat_logprobs, completion_logprobs
 
@@ -47,11 +47,10 @@ async def _reply(form: _Form, questions: Sequence[Question], request: Request, r
                  body: generation.Generation) -> Any:
     note_ignored(request, body.ignored())
     asked = await Asked.begin(questions, request, form.prefix)
-    recalled = {"X-Edgetune-Recalled": asked.recalled} if asked.recalled else {}
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(_events(form, asked, bool(usage)), headers=recalled, media_type="text/event-stream")
-    response.headers.update(recalled)
+        return AnswerStream(_events(form, asked, bool(usage)), asked, "text/event-stream")
+    response.headers.update(asked.headers)
     found = await asked.whole(request)
     measured = asked.questions[0].logprobs is not None
     choices = [{"index": i, **form.whole(said), "logprobs": form.logprobs(said.logprobs, 0) if measured else None,

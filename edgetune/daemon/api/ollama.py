@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from ...serving.tool_calls import Call, CallPiece, join
 from ..service import Service
-from .asking import Asked, note_ignored
+from .asking import AnswerStream, Asked, note_ignored
 from .completions import TheService
 from .errors import STATUSES, JsonRoute, status_and_body
 from .ollama_bodies import ChatAnswer, ChatBody, GenerateAnswer, GenerateBody, PlainError, named
@@ -70,10 +70,9 @@ async def _reply(body: ChatBody | GenerateBody, request: Request, response: Resp
         return loaded if body.stream is False else StreamingResponse(iter([_line(loaded)]), media_type=LINES)
     times = _Times()
     asked = await Asked.begin([body.asked(service)], request, "ollama-")
-    recalled = {"X-Edgetune-Recalled": asked.recalled} if asked.recalled else {}
     if body.stream is not False:
-        return StreamingResponse(_lines(asked, body.model, part, times), headers=recalled, media_type=LINES)
-    response.headers.update(recalled)
+        return AnswerStream(_lines(asked, body.model, part, times), asked, LINES)
+    response.headers.update(asked.headers)
     said, = await asked.whole(request)
     times.first = times.first or time.monotonic_ns()
     return {**_head(body.model), **part(said.text, said.calls), **_end(asked, said.finish, times)}

@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request
 
 T = TypeVar("T")
-TAKERS = 8  # threads that make tokens of prompts, which takes a while where they are long
+TAKERS = 2  # threads that make tokens of prompts: more of them would keep each other and the event loop from running
 WATCHERS = 2
 
 

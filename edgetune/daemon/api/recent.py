@@ -42,7 +42,8 @@ class RecentAnswers:
 
     def get(self, id: str) -> AnsweredRequest:
         """Raises NotFoundError."""
-        if id not in self._answers:
+        text = self._answers.get(id)  # once: answers leave on another thread
+        if text is None:
             raise NotFoundError(f"the answer {id!r:.100} is not among the last ones",
                                 "send the messages (or prompt) and the answer themselves")
-        return AnsweredRequest(*json.loads(self._answers[id]))
+        return AnsweredRequest(*json.loads(text))

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.responses import StreamingResponse
 
 from ...serving.tool_calls import CallPiece
-from .asking import Asked, note_ignored
+from .asking import AnswerStream, Asked, note_ignored
 from .errors import JsonRoute, status_and_body
 from .responses_bodies import ResponseObject, ResponseRequest
 
@@ -28,10 +27,9 @@ async def responses(body: ResponseRequest, request: Request, response: Response)
     """An answer to text or to the items of a conversation; calls of tools are items of its output."""
     note_ignored(request, body.ignored())
     asked = await Asked.begin([body.question()], request, "resp_")
-    recalled = {"X-Edgetune-Recalled": asked.recalled} if asked.recalled else {}
     if body.stream:
-        return StreamingResponse(_events(body, asked), headers=recalled, media_type="text/event-stream")
-    response.headers.update(recalled)
+        return AnswerStream(_events(body, asked), asked, "text/event-stream")
+    response.headers.update(asked.headers)
     said, = await asked.whole(request)
     output = Output()
     parts = [CallPiece(index, call.id, call.name, call.arguments) for index, call in enumerate(said.calls)]

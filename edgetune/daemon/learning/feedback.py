@@ -3,9 +3,10 @@
 A row is `new` until a job has learned it and the gate has evaluated that job. Then it is `used`, and later jobs learn
 it again. If the job did not pass, it is set `aside`: no later job learns it or is evaluated by it. Where nothing spoke
 against its rows, it is new again, and is learned together with the rows that come next. A later word on the same answer
-takes back an earlier one, whose row is then `withdrawn`. What the daemon's method cannot use (kinds.py) is `counted`,
-and is new for a daemon whose method can. One question in five is held out for the gate (holdout.py), and a question
-stays on its side. How much is kept, limits.py says.
+takes back an earlier one, whose row is then `withdrawn`. Of several right answers to a question the newest counts; when
+that one is deleted or taken back, none counts, and the earlier ones are `withdrawn` with it. What the daemon's method
+cannot use (kinds.py) is `counted`, and is new for a daemon whose method can. One question in five is held out for the
+gate (holdout.py), and a question stays on its side. How much is kept, limits.py says.
 
 People can read, edit and delete what they gave. What is deleted leaves the disk, and the next job learns without it.
 """
@@ -31,6 +32,7 @@ from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, qu
 REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 NO_SIDE = -1
+LIVE = "('new', 'used', 'counted')"
 COUNTED = "row IS NOT NULL AND state = 'counted'"
 
 
@@ -171,9 +173,10 @@ class Feedback:
         A damaged one can be deleted too. Only the digest of its question is kept, so that it stays on its side.
         """
         with self.store.write() as db:
-            found = db.execute("SELECT state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
+            found = db.execute("SELECT rowid, state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
             if found is None:
                 raise _unknown(id)
+            _withdraw_earlier(db, found["rowid"])
             db.execute("DELETE FROM feedback WHERE id = ?", (id,))
         self.store.forget("feedback", id)
         self.store.wipe()
@@ -365,11 +368,20 @@ def _withdraw(db: sqlite3.Connection, new: FeedbackItem) -> None:
     """
     wrong = (new.rejected or "").strip()
     said = db.execute("SELECT rowid FROM feedback WHERE question = ? AND row IS NOT NULL "
-                      "AND state IN ('new', 'used', 'counted')", (new.question,))
+                      f"AND state IN {LIVE}", (new.question,))
     for (rowid,) in said.fetchall():
         text, rejected = db.execute("SELECT row, rejected FROM feedback WHERE rowid = ?", (rowid,)).fetchone()
         with suppress(ValueError, DataError, RecursionError):  # a damaged row says nothing
             right = answer_of(read_row(text)).strip()
             is_thumb_down = not right and (rejected or "").strip() in (wrong, new.answer.strip())
             if is_thumb_down or (right and right == wrong):
+                _withdraw_earlier(db, rowid)
                 db.execute("UPDATE feedback SET state = 'withdrawn' WHERE rowid = ?", (rowid,))
+
+
+def _withdraw_earlier(db: sqlite3.Connection, rowid: int) -> None:
+    """Nothing more is learned from what this row replaced: right answers that were given earlier to its question. Call
+    it where the row leaves, which would bring the last of them back.
+    """
+    db.execute(f"UPDATE feedback SET state = 'withdrawn' WHERE state IN {LIVE} AND {HAS_ANSWER} AND rowid < ? AND "
+               f"question = (SELECT question FROM feedback WHERE rowid = ? AND {HAS_ANSWER})", (rowid, rowid))

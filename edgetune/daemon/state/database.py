@@ -117,7 +117,7 @@ class Store:
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON",
                            "secure_delete = ON"):
                 db.execute(f"PRAGMA {pragma}")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._as_known(error) from None
         return db
 
@@ -135,7 +135,7 @@ class Store:
         with self._connection() as db:
             try:
                 return db.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise self._as_known(error) from None
             except UnicodeEncodeError:
                 raise UsageError("a value holds half a surrogate pair, which is no character",
@@ -151,7 +151,7 @@ class Store:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 known = self._as_known(error)
                 self._refusal = known if isinstance(known, DiskError) else None
                 raise known from None
@@ -161,6 +161,10 @@ class Store:
         self._refusal = None
         if lost := self.lost():
             raise lost
+
+    def holds_feedback(self) -> bool:
+        """Whether any is kept, or the digest of a question that once had some."""
+        return bool(self.read("SELECT 1 FROM feedback UNION ALL SELECT 1 FROM questions LIMIT 1"))
 
     def wipe(self) -> None:
         """What was deleted leaves the log of SQLite too, where it would stay until something else is written there. If
@@ -172,11 +176,11 @@ class Store:
             except sqlite3.Error as error:
                 log.warning("%s is not emptied yet: %s", _wal(self.path), error)
 
-    def _as_known(self, error: sqlite3.Error) -> Exception:
+    def _as_known(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """The EdgetuneError for what a user or a disk did; a programming error is returned unchanged. Known by SQLite's
-        message, as Python 3.10 does not give its codes.
+        message, as Python 3.10 does not give its codes. A message that quotes a damaged schema may be no UTF-8.
         """
-        message = str(error)
+        message = str(error) if isinstance(error, sqlite3.Error) else "malformed schema"
         if "disk is full" in message:
             return DiskFullError(f"cannot write {self.path}: {message}", "make room, or choose another state folder")
         if "readonly" in message or "disk I/O" in message or "unable to open" in message:

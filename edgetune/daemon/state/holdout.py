@@ -22,7 +22,7 @@ from ...errors import DataError, DiskError
 
 log = logging.getLogger("edgetune.daemon")
 KEY = "holdout.key"  # in the folder of the state
-DAMAGED = "holdout.key.damaged"  # beside it: what it was, where it could not be a key
+REPLACED = "holdout.key.damaged"  # with it: what it was, where it could not be a key; empty where it was missing
 KEY_BYTES = 32
 SHARE = 5  # one in five is held out
 LEAST = 4  # rows that judge: fewer tell little
@@ -32,20 +32,21 @@ REMEMBERED = 100_000  # questions whose side is kept after their feedback is gon
 
 
 class Holdout:
-    """key: of the digests; another key holds out other rows. damaged: where an earlier key is kept that was none. Names
-    are digests of what is held out as one.
+    """key: of the digests; another key holds out other rows. replaced: a file that exists where an earlier key was
+    damaged or missing. Names are digests of what is held out as one.
     """
 
-    def __init__(self, key: bytes, damaged: Path | None = None) -> None:
+    def __init__(self, key: bytes, replaced: Path | None = None) -> None:
         self.key = key
-        self.damaged = damaged
+        self.replaced = replaced
 
     def reasons(self) -> list[str]:
         """Why it is not all right, a sentence each."""
-        if self.damaged is None or not self.damaged.exists():
+        if self.replaced is None or not self.replaced.exists():
             return []
-        return [f"{KEY} was damaged and is kept as {self.damaged}; under the new key rows may judge that were learned; "
-                "restore the old one from a copy, or remove the damaged one"]
+        return [f"{KEY} was damaged or missing, and a new one is used, under which rows may be held out that were "
+                f"learned; restore the old one from a copy and remove {self.replaced}, or remove that alone to keep "
+                "the new one"]
 
     def rank(self, name: str) -> str:
         """64 hexadecimal digits, evenly distributed."""
@@ -100,23 +101,26 @@ class Holdout:
         return chosen
 
 
-def open_holdout(folder: Path) -> Holdout:
-    """With the key that is stored in `folder`. A key that is missing or damaged is made anew, and the damaged one kept.
-    Raises DiskError.
+def open_holdout(folder: Path, in_use: bool = False) -> Holdout:
+    """With the key that is stored in `folder`. A key that is missing or damaged is replaced by a new one, and the
+    damaged one kept. in_use: whether something was held out by the earlier key. Raises DiskError.
     """
     path = folder / KEY
-    damaged = folder / DAMAGED
+    replaced = folder / REPLACED
     try:
         key = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise DiskError(f"cannot read {path}: {error.strerror}", "make it readable, or remove it") from None
     if len(key) != KEY_BYTES:
         if path.exists():
-            path.replace(damaged)
-            log.warning("%s", *Holdout(key, damaged).reasons())
+            path.replace(replaced)
+        elif in_use:
+            replaced.touch()
+        for reason in Holdout(key, replaced).reasons():
+            log.warning("%s", reason)
         key = secrets.token_bytes(KEY_BYTES)
         with disk.replaced(path) as beside:
             handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(handle, "wb") as file:
                 file.write(key)
-    return Holdout(key, damaged)
+    return Holdout(key, replaced)

@@ -143,7 +143,7 @@ class Sandbox:
             raise _Ended(f"it took more than {seconds:g} s")
         try:
             reply = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Ended("it writes to the pipe of its replies" if line else "") from None
         if not isinstance(reply, dict):
             raise _Ended("it writes to the pipe of its replies")
