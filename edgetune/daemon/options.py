@@ -80,8 +80,8 @@ class DaemonConfig:
     structured: str = option("auto", "Hold the answers of an adapter to the schema of its training rows, where all of "
                              "these are JSON and a request asks for no other form: auto, or off.",
                              choices=("auto", "off"))
-    allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox; needs a kernel with "
-                                        "Landlock, so that they cannot read the state.")
+    allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox; needs a "
+                                        "kernel with Landlock, so that they cannot read the state.")
     rewards: str = option("", "Folder of reward functions that jobs may name, as module:function; they run in the "
                           "process that trains [jobs may name none].")
     # how it learns

@@ -2,9 +2,9 @@
 
 `edgetune daemon` on a tiny model, with its own process for training, is killed at random moments of starting, uploads,
 training, judging, edits of feedback, promotions and roll-backs, and started again. After every kill a copy of its
-database must pass SQLite's checks; every file, job, row of feedback and adapter that a client was told of must be there, with its bytes;
-what answers must be one adapter or the base, as the last promotion that was acknowledged, or a later one, says. In the
-end all jobs get through, and each adapter has the bytes of a job that nobody disturbed.
+database must pass SQLite's checks; every file, job, row of feedback and adapter that a client was told of must be
+there, with its bytes; what answers must be one adapter or the base, as the last promotion that was acknowledged, or a
+later one, says. In the end all jobs get through, and each adapter has the bytes of a job that nobody disturbed.
 """
 
 from __future__ import annotations
