@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import sys
 import textwrap
 import time
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields
@@ -30,19 +29,13 @@ import httpx
 from daemons import PATIENCE, Daemon, daemon
 from prometheus_client.parser import text_string_to_metric_families
 from services import until
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
 from tiny import write_tiny
 
 from edgetune.adapters.store import open_adapter
-from edgetune.daemon.api.app import app
-from edgetune.daemon.api.asking import AnswerStream, Asked
-from edgetune.daemon.api.recent import AnsweredRequest, RecentAnswers
 from edgetune.data.dataset import load_rows
-from edgetune.errors import NotFoundError, UsageError
+from edgetune.errors import UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
-from edgetune.serving.question import Question
 from edgetune.training import run as train
 from edgetune.training.config import FILE_OPTIONS, TrainConfig
 
@@ -152,71 +145,6 @@ def test_feedback_on_nothing_is_refused(client, body, status):
     refused = client.post("/v1/feedback", json=body)
     assert refused.status_code == status
     assert refused.json()["error"]["message"]
-
-
-def test_the_last_answers_are_few_and_small():
-    recent = RecentAnswers(count=3, size=1000)
-    for i in range(5):
-        recent.add(f"id-{i}", AnsweredRequest({"prompt": "p"}, "a", "m"))
-    assert recent.get("id-2").answer == "a"
-    with pytest.raises(NotFoundError):
-        recent.get("id-1")
-    recent.add("large", AnsweredRequest({"prompt": "p" * 990}, "a", "m"))
-    with pytest.raises(NotFoundError):
-        recent.get("id-4")
-    assert recent.get("large").model == "m"
-
-
-def test_an_answer_that_leaves_while_it_is_looked_up_is_not_found_or_whole():
-    recent = RecentAnswers(count=1)
-
-    class Name(str):
-        """Whose second look-up finds that the answer has left meanwhile."""
-
-        __slots__ = ()
-        looked_up = 0
-
-        def __hash__(self) -> int:
-            Name.looked_up += 1
-            if Name.looked_up == 2:
-                recent.add("other", AnsweredRequest({"prompt": "p"}, "b", "m"))
-            return str.__hash__(self)
-
-    recent.add("id", AnsweredRequest({"prompt": "p"}, "a", "m"))
-    with suppress(NotFoundError):
-        assert recent.get(Name("id")).answer == "a"
-
-
-@pytest.mark.parametrize("leaves_at", ["http.response.start", "http.response.body"])
-def test_who_leaves_a_stream_before_the_first_piece_ends_its_answer(running, leaves_at):
-    """Of an application server that waits for its client there."""
-    pieces = []
-
-    async def events(asked: Asked) -> AsyncIterator[str]:
-        yield "the head"
-        async for piece in asked.pieces():
-            pieces.append(piece)
-            yield "a piece"
-
-    async def send(message: Message) -> None:
-        if message["type"] == leaves_at:
-            raise OSError("the client is gone")
-
-    async def receive() -> Message:
-        await asyncio.sleep(PATIENCE)
-        return {"type": "http.disconnect"}
-
-    async def leave() -> Asked:
-        request = Request({"type": "http", "app": app(running.service), "headers": []})
-        question = Question(prompt="lamp", options={"max_tokens": LONG})
-        asked = await Asked.begin([question], request, "test-")
-        with suppress(OSError, ClientDisconnect):
-            await AnswerStream(events(asked), asked, "text/plain")({"type": "http"}, receive, send)
-        return asked
-
-    assert all(completion.cancelled for completion in asyncio.run(leave()).completions)
-    assert not pieces
-    until(lambda: not running.service.batcher.busy)
 
 
 # ---- adapters -------------------------------------------------------------------------------------------------------
