@@ -155,6 +155,7 @@ fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the
 	$(RUN) -m pytest -m '' daemon/test_schema.py
 
 fuzz: ready ## minutes: random damage to models, to a daemon's state and to its requests; SEED=0, COUNT of each
+	$(RUN) -m pytest --hypothesis-profile thorough -m hypothesis
 	$(RUN) -W ignore proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)

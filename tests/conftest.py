@@ -12,7 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import examples  # noqa: F401  (its profiles)
 import pytest
+from hypothesis import settings
 from seeds import take_seed
 from tiny import SHAPES, write_tiny
 
@@ -30,6 +32,7 @@ os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX512")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 take_seed()
+settings.load_profile("quick")  # --hypothesis-profile thorough, which is loaded later, wins
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

@@ -11,7 +11,7 @@ import structure
 MODULES = structure.modules()
 ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "psutil", "tomli", "safetensors",
            "typing_extensions"}  # the last for type checkers alone
-COMPRESS = {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "huggingface_hub", "matplotlib",
+COMPRESS = {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "huggingface_hub",
             "cryptography"}  # extra: host
 OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub", "rapidfuzz", "rouge_score", "nltk", "sacrebleu",
             "jsonschema", "referencing", "cuda"}  # a device's extras, imported where they are used

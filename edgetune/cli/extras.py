@@ -26,7 +26,7 @@ EXTRAS = (
           ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify", "httpx")),
     Extra("graders", "graders that compare texts or validate JSON",
           ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
-    Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx", "matplotlib")),
+    Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
     Extra("sign", "signed bundles", ("cryptography",)),

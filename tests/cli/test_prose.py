@@ -4,7 +4,8 @@ import io
 
 import pyte
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -31,7 +32,7 @@ def shown(text, width):
     return [line.rstrip() for line in screen.display]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(WORDS, st.integers(30, 90), st.data())
 def test_words_stay_whole(words, width, data):
     text = " ".join(words)

@@ -13,10 +13,9 @@ from click.testing import CliRunner
 from commands import run
 from tiny import write_tiny
 
-pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("optimum.exporters.onnx")
-pytest.importorskip("matplotlib")
+pytest.importorskip("torch")
 
 from edgetune.cli import cli
 from edgetune.compress import memory as room

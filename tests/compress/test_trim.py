@@ -9,7 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sometimes import mostly_slow
 from tiny import CHAT_TEMPLATE, SPECIALS, byte_letters, write_tiny
@@ -108,7 +109,7 @@ def all_kept(ids: list[int], kept: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(max_size=60) | st.text("etains\n\t <|m_d>é▁\x00\x7f\x80", max_size=60))
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(100)
 def test_no_text_is_lost(pairs, kind: str, text: str):
     _, source, _, cut, facts = pairs[kind]
     for special in (True, False):

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import templates
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 from vocabularies import TOOLS, write_sentencepiece
@@ -364,7 +365,7 @@ MESSAGE = st.fixed_dictionaries(
 ROW = JSON | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=4)}, optional={"tools": JSON})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(rows=st.lists(ROW, max_size=2), name=st.sampled_from(["QWEN", "THINKING", "MOVING"]))
 def test_any_json_gives_data_or_one_sentence(tokenizer: Tokenizer, rows: list[Any], name: str):
     tokenizer.chat_template = getattr(templates, name)

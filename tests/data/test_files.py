@@ -8,7 +8,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data import files
@@ -36,7 +37,7 @@ def refused(path: Path, content: bytes | str) -> str:
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(80)
 @given(cells=st.lists(st.tuples(CELL, CELL), max_size=6), dialect=st.sampled_from(["excel", "unix", "excel-tab"]))
 def test_what_the_csv_module_writes(tmp_path, cells, dialect):
     path = tmp_path / ("rows.tsv" if dialect == "excel-tab" else "rows.csv")

@@ -4,7 +4,8 @@ import json
 
 import pair_rows
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data import loader
@@ -139,7 +140,7 @@ TURN = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]) | JSON, 
 ROW = st.fixed_dictionaries({"conversations": st.lists(TURN, max_size=3)}, optional={"tools": JSON, "system": JSON})
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(100)
 @given(row=JSON | ROW | st.dictionaries(KEYS, JSON, max_size=6))
 def test_any_json_is_a_row_that_trains_or_a_sentence(tokenizer, row):
     try:

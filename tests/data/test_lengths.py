@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.lengths import Lengths, Unit, lengths_of, read_lengths
@@ -22,7 +23,7 @@ row = st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers
 groups_of_rows = st.lists(st.lists(row, min_size=1, max_size=4), min_size=1, max_size=5)
 
 
-@settings(deadline=None)
+@examples(100)
 @given(groups_of_rows, st.lists(st.integers(0, 2), max_size=4), st.data())
 def test_no_batch_is_larger_than_said(found: list[list[tuple[list[int], int]]], stem: list[int], data: st.DataObject,
                                       ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.packing import Example, collate
@@ -22,7 +23,7 @@ def example(tokens: list[int], learned: int, group: int = 0) -> Example:
     return Example(np.array(tokens, np.int32), weights, group)
 
 
-@settings(deadline=None)
+@examples(100)
 @given(documents, st.lists(st.integers(0, 2), max_size=12), st.integers(0, 2**31 - 1), st.integers(21, 40),
        st.integers(1, 12))
 def test_parts_predict_what_their_rows_do(found: list[list[int]], stem: list[int], seed: int, most: int,

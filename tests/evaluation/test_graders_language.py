@@ -6,8 +6,9 @@ import json
 import math
 
 import pytest
+from examples import examples
 from graded import check, grade, reward
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgetune.errors import DataError, UsageError
@@ -61,7 +62,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | 
     inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=8)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.text(alphabet="{} item.sample_output_json[0]\"'ab", max_size=60) | st.text(max_size=40),
        st.text(max_size=20) | VALUES.map(json.dumps), st.dictionaries(st.sampled_from("ab"), VALUES))
 def test_no_template_and_no_answer_raises_anything_else(text, said, item):

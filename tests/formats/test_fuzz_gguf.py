@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
@@ -18,8 +19,7 @@ from edgetune.errors import EdgetuneError
 from edgetune.formats.gguf import FORMATS, check_adapter, check_model, fingerprint, open_gguf, write_gguf
 
 ROOM = 256 * 2**20  # bytes of address space that a case may take beyond what the process has
-EXAMPLES = settings(max_examples=150, derandomize=True, deadline=1000, database=None,
-                    suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+EXAMPLES = examples(150, derandomize=True, deadline=1000, database=None)
 
 # Numbers at which counts, lengths and offsets go wrong.
 HOSTILE = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 9, 12, 13, 31, 32, 63, 64, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
@@ -101,7 +101,7 @@ def test_cut_and_spliced_files(tmp_path: Path, originals: list[bytes], data: st.
     examine(path)
 
 
-@settings(EXAMPLES, max_examples=60)
+@examples(60, derandomize=True, deadline=1000, database=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_weights_open_and_decode(tmp_path: Path, originals: list[bytes], seed: int) -> None:
     """Random bytes make scales that are NaN or infinite: decoding them must not warn or fail."""

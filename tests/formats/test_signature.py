@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
@@ -185,7 +186,7 @@ def test_info_of_onnx(tmp_path: Path, tiny_llama: Path) -> None:
 # ---- refused ----
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(data=st.data())
 def test_one_flipped_bit_anywhere_is_refused(signed: Path, data: st.DataObject) -> None:
     """In the signature's file too, unless JSON reads the same signature still (a space that became another)."""

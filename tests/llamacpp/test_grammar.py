@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("jsonschema_rs")
 
 import jsonschema_rs
-from hypothesis import HealthCheck, Phase, given, settings
+from examples import examples
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 from schemas import SCHEMAS, say_anything
@@ -55,8 +56,7 @@ def lets_through(tokenizer: Tokenizer, grammar: str, text: str) -> bool:
 # ---- schemas --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.generate], derandomize=True, database=None,
-          suppress_health_check=list(HealthCheck))
+@examples(20, phases=[Phase.generate], derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS, seed=st.integers(0, 2**31))
 def test_whatever_is_said_is_valid(tokenizer, schema, seed):
     said, ended = say_anything(tokenizer, grammar_of(schema), seed)

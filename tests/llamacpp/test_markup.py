@@ -10,7 +10,8 @@ import gguf
 import llama_cpp
 import pytest
 import templates
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import write_sentencepiece
 
@@ -78,7 +79,7 @@ WORDS = st.lists(st.sampled_from(["a", " hi", "<", "<|", "|>", "<think>", "</thi
                                   "]", "<b>x</b>", "&", "\"", "{", "<|im_", "🙂", "𝀀", "\\ud834\\udc00"]), max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(words=WORDS, name=st.sampled_from(NAMES))
 def test_what_spells_no_control_token_is_encoded_as_ever(tokenizer: Tokenizer, words: list[str], name: str):
     """The text is the template's own, the tokens are those of llama.cpp for that text."""

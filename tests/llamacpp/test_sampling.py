@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.llamacpp.sampling import TextStream
@@ -15,7 +16,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(places)]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.text("abä€😀", max_size=20), st.lists(st.text("abä😀", min_size=1, max_size=3), max_size=3),
        st.lists(st.integers(0, 100), max_size=20))
 def test_text_does_not_depend_on_where_tokens_cut(text: str, stop: list[str], cuts: list[int]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from boards import MIB, Board
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.errors import UsageError
@@ -134,7 +135,7 @@ POLICIES = st.builds(Policy, max_temp=st.sampled_from([0.0, 60.0, 80.0]), min_fr
                      only_on_power=st.booleans(), quiet_hours=st.sampled_from(["", "08:00-22:00", "22:00-07:00"]))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(READINGS, min_size=1, max_size=60), POLICIES, st.sampled_from([0.3, 1.0, 3.0, 15.0]))
 def test_no_trace_makes_it_flap(trace: list[Readings], policy: Policy, seconds: float) -> None:
     states = follow(trace, policy, seconds)
@@ -145,7 +146,7 @@ def test_no_trace_makes_it_flap(trace: list[Readings], policy: Policy, seconds: 
         assert state.action == "go" or (state.rule and state.cause)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(READINGS, st.lists(READINGS, max_size=20), POLICIES)
 def test_what_lasts_is_obeyed_and_then_nothing_changes(last: Readings, before: list[Readings], policy: Policy) -> None:
     states = follow([*before, *[last] * 40], policy)

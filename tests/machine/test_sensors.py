@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from boards import MIB, Board
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.machine.device import read_profiles
@@ -233,7 +234,7 @@ def test_this_machine_agrees_with_psutil() -> None:
     assert sensors.read().returned >= 60 * MIB
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.data())
 def test_garbage_in_any_file_ends_no_run(data: st.DataObject) -> None:
     """Whatever these files hold, a look gives readings: a sensor that fails must not end a training of days."""

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from counting import one_step
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
 from edgetune.errors import EdgetuneError, NumericsError
 from edgetune.formats.gguf import FORMATS, open_gguf
 
-CASES = settings(max_examples=80, derandomize=True, deadline=None, database=None,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])
+CASES = examples(80, derandomize=True, database=None)
 
 
 @pytest.fixture(scope="module")

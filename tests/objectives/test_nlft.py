@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from decoder_cases import Case, adapted, distance, make_case
+from examples import examples
 from gradients import autograd, flat, our_gradient
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.packing import Batch, Example, collate
@@ -77,7 +78,7 @@ def batch_of(found: Sequence[tuple[np.ndarray, ...]], judged: Sequence[bool], sc
 
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
 @given(found=answers(), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_weights_equal_autograd(objective: Nlft, found: list[tuple[np.ndarray, ...]], seed: int) -> None:
     judged = (np.random.default_rng(seed).random(len(found)) > 0.4).tolist()
     batch = batch_of(found, judged)

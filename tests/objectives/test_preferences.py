@@ -16,8 +16,9 @@ import pytest
 import torch
 from counting import OPTIONS, sequences
 from decoder_cases import Case, adapted, distance, make_case, random_example
+from examples import examples
 from gradients import autograd, flat, our_gradient
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.packing import Batch, Example, collate
@@ -174,7 +175,7 @@ def flat_parts(parts: Tensors) -> np.ndarray:
 
 @pytest.mark.parametrize("objective", DPOS, ids=NAMES)
 @given(found=answers())
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_weights_of_dpo_equal_trl(objective: Dpo, found: tuple[list[int], Tensors, Tensors]) -> None:
     sizes, logps, refs = found
     batch = replace(batch_of(sizes), reference=flat_parts(refs))
@@ -186,7 +187,7 @@ def test_weights_of_dpo_equal_trl(objective: Dpo, found: tuple[list[int], Tensor
 
 
 @given(found=answers(), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_weights_of_kto_equal_trl(found: tuple[list[int], Tensors, Tensors], seed: int) -> None:
     sizes, logps, refs = found
     objective = Kto(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
@@ -201,7 +202,7 @@ def test_weights_of_kto_equal_trl(found: tuple[list[int], Tensors, Tensors], see
 
 
 @given(found=answers())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_weights_of_orpo_equal_trl(found: tuple[list[int], Tensors, Tensors]) -> None:
     sizes, logps, _ = found
     objective = Orpo(beta=0.4)
@@ -216,7 +217,7 @@ def test_orpo_survives_an_answer_that_is_sure() -> None:
 
 
 @given(found=answers(), penalty=st.sampled_from([0.0, 1.0, 1.5]), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_weights_of_rrhf_equal_the_papers(found: tuple[list[int], Tensors, Tensors], penalty: float, seed: int) -> None:
     """A group of three and one of the others; rewards of which some are equal."""
     sizes, logps, _ = found

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from decoder_cases import Case, adapted, distance, in_parts, make_case
+from examples import examples
 from gradients import autograd, flat, our_gradient
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.data.packing import Batch, Example, collate
@@ -75,7 +76,7 @@ def signal_of(objective: SelfDistill, sizes: Sequence[int], q: np.ndarray, p: np
 
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
 @given(found=distributions(), skip=st.integers(0, 3))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_weights_equal_autograd(objective: SelfDistill, found: tuple[list[int], np.ndarray, np.ndarray],
                                 skip: int) -> None:
     sizes, q, p = found
@@ -93,7 +94,7 @@ def test_weights_equal_autograd(objective: SelfDistill, found: tuple[list[int], 
 
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
 @given(found=distributions())
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_losses_and_weights_equal_trls(objective: SelfDistill,
                                        found: tuple[list[int], np.ndarray, np.ndarray]) -> None:
     """Those of its SDFT with distillation_add_tail: its alpha is 0 for forward KL and 1 for reverse."""

@@ -9,7 +9,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from click.testing import CliRunner
 from durable import go, metrics, stop_after
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from report_pages import assert_drawn, figures, parsed
 from run_folders import measured, step, write
@@ -185,7 +186,7 @@ def test_what_rows_say_is_text(tmp_path):
 
 
 @given(st.text())
-@settings(max_examples=80)
+@examples(80)
 def test_any_text_is_well_formed_and_stays_what_it_says(said):
     found = ET.fromstring(element("p", said, title=said))
     plain = "".join(letter for letter in said if letter.isprintable())

@@ -9,7 +9,8 @@ import llama_cpp
 import numpy as np
 import pytest
 from batchers import ADAPTERS, DEADLINE
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from random_adapters import tokens_of
 
@@ -89,7 +90,7 @@ def test_adapters_take_turns(batcher: Batcher, decoded: list) -> None:
     assert turns == turns[:3] * 20
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_cells_are_those_of_llama_cpp(served: LlamaModel, data: st.DataObject) -> None:
     """Random beginnings, growth and ends: every sequence is in llama.cpp as we say, and cells are counted once."""

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 import templates
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
@@ -37,7 +38,7 @@ def read(tags: tuple[str, str], text: str, cuts: list[int]) -> tuple[str, list[t
     return said + more, [(call.name, json.loads(call.arguments)) for call in calls]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(cuts=st.lists(st.integers(0, 200), max_size=30))
 @pytest.mark.parametrize(("tags", "text", "said", "calls"), [
     (TAGGED, f"<tool_call>\n{LAMP}\n</tool_call>", "", [("lamp", ARGUMENTS)]),

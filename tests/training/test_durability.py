@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from durable import STEPS, check_metrics, go, metrics, refused, stop
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from proofs.kill import prove
 from sometimes import mostly_slow
@@ -179,7 +180,7 @@ def damage(path, how, where):
 
 
 @given(how=st.sampled_from(["cut", "flip", "zeros"]), where=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_any_damage_is_found(stopped, tmp_path_factory, how, where):
     folder = tmp_path_factory.mktemp("damaged")
     for path in checkpoint.found(stopped):

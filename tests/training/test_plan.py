@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
@@ -148,7 +149,7 @@ def test_a_tree_that_does_not_fit_is_computed_in_parts():
     assert make(least[0], lengths=ANSWERS, **options).run.prefix == 191
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(budget=st.floats(110, 900), more=st.floats(0, 300), batch=st.integers(1, 12), rank=st.integers(1, 32),
        length=st.sampled_from([16, 128, 256, 700]), recompute=st.sampled_from(["auto", "block", "none"]))
 def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, rank, length, recompute):
@@ -166,7 +167,7 @@ def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, ra
     assert slowness(budget + more) <= slowness(budget)
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(batch=st.integers(1, 12), rank=st.integers(1, 32), length=st.sampled_from([16, 128, 700]),
        recompute=st.sampled_from(["auto", "block", "none"]), weights=st.sampled_from(["auto", "resident", "streamed"]))
 def test_the_least_budget_that_a_refusal_names_is_enough(batch, rank, length, recompute, weights):

@@ -6,26 +6,26 @@ absent is left out. The same facts give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment
 from rich.table import Table
 from rich.text import Text
 
 from ...console import mib, table
-from ...disk import replaced
 from ...formats.bundle import to_plain_json
 from ...formats.gguf import Gguf
+from ...runs import page
+from ...runs.chart import Chart, Line, Style, figure
+from ...runs.elements import Content, Html, element
+from ...runs.page import NOTHING, number
 from ...version import __version__
 
 Facts = dict[str, Any]
-NOTHING = "–"
 PARTS = ("embedding", "attention", "mlp", "norms", "output", "metadata")
 _PART_OUTSIDE = {"token_embd.weight": "embedding", "output.weight": "output"}
-_PAGE = Path(__file__).with_name("report.html")
 
 
 def parts(gguf: Gguf) -> list[Facts]:
@@ -54,10 +54,10 @@ def _part_of(name: str) -> str:
 
 
 def write(path: Path, facts: Facts) -> None:
-    """The report as one HTML file, whole or not at all."""
-    page = Environment(autoescape=True, trim_blocks=True, undefined=ChainableUndefined).from_string(_PAGE.read_text())
-    with replaced(path) as beside:
-        beside.write_text(page.render(_page(facts)) + "\n")
+    """Writes the report as one HTML file, whole or not at all."""
+    facts = _plain(facts)
+    name = (facts.get("source") or {}).get("name") or "A model"
+    page.write_page(path, f"{name}, compressed", _sections(facts))
 
 
 def lines(facts: Facts) -> list[Table | Text]:
@@ -82,29 +82,49 @@ def _plain(facts: Facts) -> Facts:
             "answers": facts.get("answers") or []}
 
 
-def _page(facts: Facts) -> Facts:
-    """What the template shows: rows of strings, and plots."""
-    facts = _plain(facts)
+def _sections(facts: Facts) -> Iterator[Content]:
     source = facts.get("source") or {}
     cost = facts.get("cost") or {}
     described = [source.get("kind"), source.get("revision") and f"revision {source['revision']}",
                  source.get("licence") and f"licence {source['licence']}",
                  source.get("quantized") and "already quantized when it came"]
+    yield element("p", " · ".join(str(said) for said in described if said), class_="dim")
+    yield page.tiles(_tiles(facts))
+    steps = [[row[key] for key in ("name", "weights", "perplexity", "kl", "top1", "facts")] for row in _steps(facts)]
+    yield page.section("Steps", page.table(["step", "weights", "perplexity", "mean KL", "top-1", ""], steps,
+                                           (1, 2, 3, 4)))
+    yield page.section("Distillation", *_distillation(facts.get("healing") or ()))
+    shares = [[row[key] for key in ("part", "weights", "size", "share", "bits")] for row in _parts(facts)]
+    yield page.section("Parts of the file", page.table(["part", "weights", "size", "share", "bits a weight"], shares,
+                                                       (1, 2, 3, 4)))
+    yield _device(facts.get("device") or {})
+    yield page.section("Answers before and after", *map(_answer, facts["answers"]))
+    tensors = [[t["name"], t["type"], megabytes(t["bytes"]), number(t.get("sensitivity"), ".3g"),
+                number(t.get("kl"), ".3g")] for t in facts.get("tensors") or ()]
+    yield page.details(f"All {len(tensors)} tensors", page.table(["tensor", "type", "size", "sensitivity", "KL"],
+                                                                 tensors, (2, 3, 4)))
+    options = [(name.replace("_", "-"), _shown(value)) for name, value in (facts.get("options") or {}).items()
+               if value not in ("", None)]
+    yield page.details("Options", page.table([], options))
     measured = f"Costs were measured on {cost['tokens']:,} tokens of text that nothing was chosen by. " if cost.get(
         "tokens") else ""
-    return {
-        "title": f"{source.get('name') or 'A model'}, compressed",
-        "origin": " · ".join(str(said) for said in described if said),
-        "tiles": list(_tiles(facts)), "steps": _steps(facts), "plots": list(_plots(facts)), "parts": _parts(facts),
-        "device": _device(facts.get("device")), "answers": facts["answers"],
-        "tensors": [{"name": t["name"], "type": t["type"], "size": megabytes(t["bytes"]),
-                     "sensitivity": _number(t.get("sensitivity"), ".3g"), "kl": _number(t.get("kl"), ".3g")}
-                    for t in facts.get("tensors") or ()],
-        "options": [(name.replace("_", "-"), _shown(value)) for name, value in (facts.get("options") or {}).items()
-                    if value not in ("", None)],
-        "checksums": list((source.get("sha256") or {}).items()),
-        "footer": f"{measured}KL in natural units, from the source to what was made; top-1: how often both find the "
-                  f"same token likeliest. 1 MB is 10^6 bytes, 1 MiB 2^20. Made by edgetune {__version__}."}
+    for said in (*(f"SHA-256 of {name}: {digest}" for name, digest in (source.get("sha256") or {}).items()),
+                 f"{measured}KL in natural units, from the source to what was made; top-1: how often both find the "
+                 f"same token likeliest. 1 MB is 10^6 bytes, 1 MiB 2^20. Made by edgetune {__version__}."):
+        yield element("p", element("small", said), class_="dim")
+
+
+def _answer(row: Facts) -> Html:
+    shown = [element("div", element("small", name), element("p", row[name], class_="text"))
+             for name in ("before", "after")]
+    return element("div", element("p", row["prompt"], class_="text"), element("div", *shown), class_="answer")
+
+
+def _distillation(rows: Sequence[Facts]) -> Iterator[Html | None]:
+    """Charts of mean KL and perplexity over its steps."""
+    for key, name in (("kl", "mean KL to the source"), ("perplexity", "perplexity")):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        yield figure(Chart(name, "step", name, [Line(name, points, Style(0), dots=True)]))
 
 
 def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:
@@ -134,7 +154,7 @@ def _steps(facts: Facts) -> list[Facts]:
     """A row for each step, the source first where its perplexity is known."""
     before = (facts.get("cost") or {}).get("source_perplexity")
     first = [{"name": "source", "facts": "", "weights": NOTHING, "kl": NOTHING, "top1": NOTHING,
-              "perplexity": _number(before, ",.2f")}] if before is not None and facts.get("steps") else []
+              "perplexity": number(before, ",.2f")}] if before is not None and facts.get("steps") else []
     return first + [_step(step, cost) for step, cost in _with_costs(facts)]
 
 
@@ -142,8 +162,8 @@ def _step(step: Facts, cost: Facts) -> Facts:
     said = {key: value for key, value in step.items() if key not in ("name", "weights", "cost")}
     return {"name": _title(step), "facts": "; ".join(f"{key.replace('_', ' ')} {_shown(value)}"
                                                                        for key, value in said.items()),
-            "weights": _millions(step.get("weights")), "perplexity": _number(cost.get("perplexity"), ",.2f"),
-            "kl": _number(cost.get("kl"), ".4f"), "top1": _number(cost.get("top1"), ".1%")}
+            "weights": _millions(step.get("weights")), "perplexity": number(cost.get("perplexity"), ",.2f"),
+            "kl": number(cost.get("kl"), ".4f"), "top1": number(cost.get("top1"), ".1%")}
 
 
 def _title(step: Facts) -> str:
@@ -160,39 +180,23 @@ def _with_costs(facts: Facts) -> list[tuple[Facts, Facts]]:
     return [(step, step.get("cost") or end or {}) for step, end in zip(steps, ends, strict=True)] if steps else []
 
 
-def _plots(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Caption and SVG."""
-    from . import plots
-    before = (facts.get("cost") or {}).get("source_perplexity")
-    points = [(_title(step), cost.get("kl"), cost.get("perplexity")) for step, cost in _with_costs(facts) if cost]
-    tensors = [t for t in facts.get("tensors") or () if t.get("sensitivity")]
-    drawn = {
-        "Size and bits a weight by part": plots.parts(facts["parts"]) if facts.get("parts") else "",
-        "Cost after each step": plots.costs([("source", 0.0, before), *points] if before is not None else points),
-        "Sensitivity of each tensor: the higher the bar (on a logarithmic scale), the more it costs to store it in few "
-        "bits; the colour is the type that it got": plots.sensitivity(tensors),
-        "Distillation: the smaller model learns the answers of the whole one": plots.distillation(
-            facts.get("healing") or ()),
-    }
-    yield from ((caption, svg) for caption, svg in drawn.items() if svg)
-
-
 def _parts(facts: Facts) -> list[Facts]:
     found = facts.get("parts") or []
     total = sum(part["bytes"] for part in found)
     return [{"part": part["part"], "weights": _millions(part["weights"] or None), "size": megabytes(part["bytes"]),
-             "share": f"{part['bytes'] / total:.1%}", "bits": _number(part.get("bits_per_weight"), ".2f")}
+             "share": f"{part['bytes'] / total:.1%}", "bits": number(part.get("bits_per_weight"), ".2f")}
             for part in found]
 
 
-def _device(device: Facts | None) -> Facts | None:
+def _device(device: Facts) -> Html | None:
     if not device:
         return None
     rows = [("memory of the device", mib(device["memory_bytes"])), ("budget of training", mib(device["budget_bytes"])),
             ("predicted peak", mib(device["predicted_peak_bytes"])), ("file", megabytes(device["file_bytes"]))]
     if rate := device.get("predicted_tokens_per_second"):
         rows.append(("predicted speed", f"{rate:.0f} tokens/s"))
-    return {"name": device["name"], "rows": rows, "traded": device.get("traded") or []}
+    traded = [element("p", sentence, class_="dim") for sentence in device.get("traded") or ()]
+    return page.section(f"Training on {device['name']}", page.table([], rows, (1,)), *traded)
 
 
 def megabytes(n: float) -> str:
@@ -201,10 +205,6 @@ def megabytes(n: float) -> str:
 
 def _millions(n: int | None) -> str:
     return NOTHING if n is None else f"{n / 1e6:.1f} M" if n >= 10**6 else f"{n:,}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)
 
 
 def _shown(value: Any) -> str:
