@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from ..data.packing import Example
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..models.networks import open_network
-from ..objectives.base import Objective
 from ..training.batches import shares
 from ..training.config import TrainConfig
 from ..training.cost import Speed
@@ -28,6 +27,9 @@ from ..training.length import batch_of, units_of
 from ..training.plan import Plan
 from ..training.trainer import Trainer
 from .ops import Spent, clocked
+
+if TYPE_CHECKING:
+    from ..objectives.base import Objective
 
 MEASURED_STEPS = 2  # the first also reads the weights from the disk; the last is timed
 CLOCKED_STEPS = 2  # more steps, with a clock around every op, after those that are timed
