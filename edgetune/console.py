@@ -1,25 +1,34 @@
 """What a person sees: lines and tables.
 
-Text is printed as it is: paths and messages may contain what rich would take for markup. On a terminal, lines are
+Paths and messages may contain what rich would take for markup, and are printed as they are. On a terminal, lines are
 wrapped between words; elsewhere a line stays one line, for programs that read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from .errors import printable
+from .errors import escaped, printable
 
 BEFORE = "  before  "
 AFTER = "  after   "
 UNITS = (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0), ("second", 1.0))
 ACTIONS = {"go": "continues", "slower": "slower", "pause": "paused", "yield": "yields"}
 """The governor's decisions, as a person reads them."""
+
+
+class Terminal(Console):
+    """A console on which no foreign text, of a model or a file, can steer the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
 
 
 def mib(n: float) -> str:

@@ -8,15 +8,52 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import DiskError, DiskFullError, UsageError
 
+MIB = 1 << 20
+PIECE = 1 << 16  # bytes that are read at once
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, in the quota, below the limit of a file
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, open for reading. Raises OSError, also for a pipe or a device: it could block, or never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind == stat.S_IFREG:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, f"it is {KINDS.get(kind, 'a special file')}, not a regular file")
+
+
+def read_small(path: str | os.PathLike[str], limit: int = MIB) -> bytes:
+    """All of a regular file of at most `limit` bytes. Raises OSError, whose strerror names what is wrong."""
+    found = bytearray()
+    with open_regular(path) as file:  # its size says nothing: files of /proc have none
+        while piece := file.read(min(PIECE, limit + 1 - len(found))):
+            found += piece
+    if len(found) > limit:
+        most = f"{limit // MIB} MiB" if limit >= MIB else f"{limit} bytes"
+        raise OSError(errno.EFBIG, f"it is larger than {most}")
+    return bytes(found)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Of the bytes of a regular file, in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while chunk := file.read(PIECE):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -6,7 +6,17 @@ Programming mistakes stay ordinary Python exceptions.
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 1000  # characters of `what` and of `hint`
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+                      r"\ufff9-\ufffb\ufffe\uffff]")
+"""What a terminal obeys or HTML forbids: control characters but tabs and line feeds, directions, half surrogates."""
+
+
+def escaped(text: str) -> str:
+    """Foreign text that a terminal, a page or a file in UTF-8 takes: CONTROLS as \\x1b, \\u202e and the like."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def printable(text: str) -> str:
@@ -17,6 +27,14 @@ def printable(text: str) -> str:
         return text
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return escaped if len(escaped) <= LONGEST else escaped[: LONGEST - 4] + " ..."
+
+
+def named(error: BaseException) -> str:
+    """A foreign exception's class and text, as far as it can say it."""
+    try:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    except Exception:  # its own code makes the text
+        return type(error).__name__
 
 
 class EdgetuneError(Exception):

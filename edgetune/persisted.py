@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from .disk import MIB, read_small
 from .errors import FormatError
 
 T = TypeVar("T")
@@ -46,13 +47,23 @@ def from_json(kind: type[T], found: Any, source: str) -> T:
     return kind(**values)
 
 
-def read_object(path: Path, hint: str) -> dict[str, Any] | None:
-    """The JSON object that a file holds; None without the file. hint: the way out of a damaged one, a FormatError."""
-    if not path.exists():
-        return None
+def json_text(value: Any, **options: Any) -> str:
+    """A value as JSON that a file in UTF-8 takes, and a person can read: half a pair of surrogates alone is escaped."""
+    return json.dumps(value, ensure_ascii=False, **options).encode("utf-8", "backslashreplace").decode()
+
+
+def read_object(path: Path, hint: str, limit: int = 64 * MIB) -> dict[str, Any] | None:
+    """The JSON object that a file of at most `limit` bytes holds; None without the file.
+
+    hint: the way out of a damaged one, a FormatError.
+    """
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(read_small(path, limit))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}", hint) from None
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is damaged: {error}", hint) from None
     if not isinstance(found, dict):
         raise FormatError(f"{path} is not a JSON object", hint)

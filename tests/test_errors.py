@@ -1,12 +1,14 @@
 """What an error quotes cannot steer a terminal or fill it."""
 
 import json
+import re
+import shutil
 
 import pytest
 from commands import run
 from tiny import write_tiny
 
-from edgetune.errors import LONGEST, DataError
+from edgetune.errors import LONGEST, DataError, escaped
 from edgetune.llamacpp.chat_template import fill
 
 STEERING = "\x1b[2J\x1b]0;title\x07\r\n\x9b31m\u202e"
@@ -39,3 +41,25 @@ def test_keys_of_rows_on_the_terminal(tmp_path):
     said = run("train", tmp_path / "model.gguf", tmp_path / "rows.jsonl", "-o", tmp_path / "out", code=1)
     assert "unknown shape" in said
     assert is_plain(said.strip())
+
+
+def test_names_of_foreign_files_on_the_terminal(tmp_path, finished):
+    """What a GGUF or run.json says is shown, and obeyed nowhere."""
+    write_tiny(tmp_path / "model.gguf", metadata={"general.name": STEERING})
+    shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["base"]["name"] = STEERING
+    record["verdict"]["sentence"] = STEERING
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    for command in (["info", tmp_path / "model.gguf"], ["report", tmp_path / "run"], ["info", tmp_path / "run"]):
+        said = run(*command)
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)
+    assert "\\x1b[2J" in run("report", tmp_path / "run")
+    assert "\\x1b[2J" in run("info", tmp_path / "model.gguf")
+
+
+def test_letters_of_all_scripts_and_families_of_emoji_stay():
+    """Joiners are neither printable to Python nor obeyed by terminals."""
+    said = "می‌خواهم 👩‍👩‍👧 क्‍ष\tŌ\n"
+    assert escaped(said) == said
+    assert escaped("\x1b\r\u202e\ud800") == "\\x1b\\r\\u202e\\ud800"

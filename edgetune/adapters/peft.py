@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import new_folder
+from ..disk import new_folder, read_small
 from ..errors import FormatError, UnsupportedError
 from ..formats.gguf import Gguf
 from ..formats.safetensors import read_safetensors, write_safetensors
@@ -158,9 +158,7 @@ def _whole(value: float) -> int | float:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        if path.exists() and not path.is_file():  # reading a pipe could block for ever
-            raise FormatError(f"{path} is not a regular file", "name a folder saved by PEFT")
-        config = json.loads(path.read_text())
+        config = json.loads(read_small(path))
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}", "name a folder saved by PEFT") from None
     except (ValueError, RecursionError) as error:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import new_folder, replaced
+from ..disk import MIB, new_folder, open_regular, replaced
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
-from ..persisted import read_object
+from ..persisted import json_text, read_object
 from ..version import __version__
 from .lora import Lora, Pair
 
@@ -123,7 +123,7 @@ def save_schema(folder: Path, schema: dict[str, Any] | None) -> None:
         (folder / SCHEMA).unlink(missing_ok=True)
         return
     with replaced(folder / SCHEMA) as beside:
-        beside.write_text(json.dumps(schema, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(json_text(schema, indent=1) + "\n", encoding="utf-8")
 
 
 def save_beside(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -136,11 +136,11 @@ def save_beside(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_beside(folder: Path) -> dict[str, np.ndarray]:
     """beside.npz's arrays; {} where the folder has none. Raises FormatError for a damaged one."""
     path = folder / BESIDE
-    if not path.exists():
-        return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path} is damaged: {error}", "remove it to begin with new ones") from None
 
@@ -170,7 +170,7 @@ def recorded_size(start: str | os.PathLike[str] | None) -> dict[str, Any]:
 
 def read_schema(folder: Path) -> dict[str, Any] | None:
     """schema.json's content; None where the folder has none. Raises FormatError for a damaged one."""
-    return read_object(folder / SCHEMA, "remove it to use the adapter without its schema")
+    return read_object(folder / SCHEMA, "remove it to use the adapter without its schema", MIB)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 from rich.text import Text
 
+from ..console import Terminal
 from ..errors import EdgetuneError, UsageError
 from ..machine.policy import Policy, read_policy
 from ..options import AUTO, groups_of, kind_of, takes_auto
@@ -29,7 +29,7 @@ from .grouped import GroupedCommand, GroupedOption
 if TYPE_CHECKING:
     from ..progress import JsonProgress, StepProgress, TrainProgress
 
-out = Console()
+out = Terminal()
 SUMMARY = 60  # letters of a command's line in the list of commands
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -129,7 +129,7 @@ class Commands(click.Group):
 def complain(error: object) -> None:
     """A sentence on stderr."""
     from ..console import say
-    say(Console(stderr=True), Text(f"edgetune: {error}"))
+    say(Terminal(stderr=True), Text(f"edgetune: {error}"))
 
 
 class Lines(logging.Handler):
@@ -141,7 +141,7 @@ class Lines(logging.Handler):
         if ctx and ctx.params.get("as_json"):
             click.echo(json.dumps({"event": "log", "line": record.getMessage()}), err=True)
         else:
-            say(Console(stderr=True), record.getMessage())
+            say(Terminal(stderr=True), record.getMessage())
 
 
 @contextmanager
@@ -294,7 +294,7 @@ def train_progress(as_json: bool) -> TrainProgress | JsonProgress:
     return JsonProgress(sys.stderr) if as_json else TrainProgress(out)
 
 
-def step_progress(console: Console, as_json: bool) -> StepProgress | JsonProgress:
+def step_progress(console: Terminal, as_json: bool) -> StepProgress | JsonProgress:
     """The same for other long steps."""
     from ..progress import JsonProgress, StepProgress
     return JsonProgress(sys.stderr) if as_json else StepProgress(console)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +54,7 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
                          "name the model too, or leave it out")
     columns = Columns(prompt_column, completion_column)
     tokens = Tokens(tokenizer_of(model, markup), max_length, system or None, overflow) if model else None
-    found = [inspect(path.name, read_rows(path, hashlib.sha256()), tokens, parser, columns)
+    found = [inspect(path.name, read_rows(path), tokens, parser, columns)
              for path in (data, held_out) if path]
     problems = findings(found[0], found[1] if held_out else None, tokens)
     facts = [facts_of(each) for each in found]
@@ -114,7 +113,7 @@ def described(found: list[Inspection], tokens: Tokens | None) -> list[str | Tabl
 
 def sentence(finding: Finding) -> Text:
     word, style = ("error: ", "bold red") if finding.fatal else ("note: ", "yellow")
-    return Text.assemble((word, style), escaped(str(finding)))
+    return Text.assemble((word, style), str(finding))
 
 
 def sample_lines(found: Inspection) -> list[str | Text]:
@@ -124,7 +123,7 @@ def sample_lines(found: Inspection) -> list[str | Text]:
     how = "in colour" if out.is_terminal else "in [brackets]"
     text = Text()
     for part in shortened(found.sample):
-        shown = escaped(part.text)
+        shown = part.text
         if out.is_terminal:
             text.append(shown, "bold green" if part.learned else "")
         else:
@@ -138,9 +137,3 @@ def shortened(parts: list[Part]) -> list[Part]:
     room = max(SAMPLE // len(parts), 40)
     return [part if len(part.text) <= room else Part(f"{part.text[:room // 2]} ... {part.text[-room // 2:]}",
                                                      part.learned) for part in parts[:SAMPLE // 40]]
-
-
-def escaped(text: str) -> str:
-    """Without what a terminal would obey, but for the ends of lines."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode("ascii")
-                   for letter in text)

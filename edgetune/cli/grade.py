@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, EdgetuneError, UsageError, printable
+from ..persisted import json_text
 from .answer import Serving, new_file, served_model
 from .app import ModelPath, adapter_option, backend_option, command, explicit, show, system_option, threads_option
 from .prompts import ordered, save_lines
@@ -94,7 +93,7 @@ def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool)
     from ..data.files import place, read_rows
     from ..evaluation.graders.items import asked_messages, written_sample
     found = []
-    for line, row in read_rows(path, hashlib.sha256()):
+    for line, row in read_rows(path):
         try:
             if not isinstance(row, dict):
                 raise DataError("plain text has no answers", "write rows of JSON")
@@ -191,8 +190,7 @@ def _worst_table(worst: list[dict[str, Any]]) -> Any:
     from ..console import table
     lines: list[list[str]] = []
     for answer in worst:
-        asked = answer["prompt"] if isinstance(answer["prompt"], str) else json.dumps(answer["prompt"],
-                                                                                      ensure_ascii=False)
+        asked = answer["prompt"] if isinstance(answer["prompt"], str) else json_text(answer["prompt"])
         lines += [["", ""], ["prompt", printable(asked)], ["answer", printable(answer["text"].strip())],
                   ["reward", f"{answer['reward']:.4f}"]]
         said = [f"{name} {value:.4f}" for name, value in answer["parts"].items()]

@@ -123,8 +123,8 @@ def _list(value: Any) -> list[Any]:
 
 
 def _word(value: Any) -> str:
-    """A manifest is other people's text: one line of it, that a terminal survives."""
-    return "".join(c if c.isprintable() else "?" for c in value[:200]) if isinstance(value, str) else ""
+    """A manifest is other people's text: as much of it as fits a line or two."""
+    return " ".join(value[:200].split()) if isinstance(value, str) else ""
 
 
 def _adapter(path: Path) -> dict[str, Any]:

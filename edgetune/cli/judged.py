@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..console import Copied
-from ..disk import private_folder, replaced, state_folder
+from ..disk import MIB, private_folder, read_small, replaced, state_folder
 from ..errors import DataError, DiskError
+from ..persisted import json_text
 
 if TYPE_CHECKING:
     from ..daemon.client import Client
@@ -77,7 +78,7 @@ class JudgedInFile:
     def _read(self) -> list[dict[str, Any]]:
         """Raises DataError for what is no such row, which is not overwritten."""
         try:
-            rows = [json.loads(line) for line in self.path.read_text("utf-8").splitlines() if line.strip()]
+            rows = [json.loads(line) for line in read_small(self.path, 64 * MIB).decode().splitlines() if line.strip()]
             for row in rows:
                 row["messages"][:-1]
         except FileNotFoundError:
@@ -93,7 +94,7 @@ class JudgedInFile:
             private_folder(self.path.parent)
         with replaced(self.path) as beside:
             beside.touch(0o600)
-            beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            beside.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
 
 
 class JudgedByDaemon:

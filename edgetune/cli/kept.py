@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from rich.text import Text
 
 from ..errors import UsageError, printable
+from ..persisted import json_text
 from .app import cli, command, show
 from .remote import Listing, begun_lines, connect, daemon_options, format_time, latest, show_latest, url_path
 
@@ -40,7 +40,7 @@ def prompts_show(prompt_id: str, url: str, key_file: Path | None, as_json: bool)
     """All that is kept of a prompt."""
     with connect(url, key_file) as client:
         found = client.get(url_path(PROMPTS, prompt_id))
-    show(as_json, found, Text(json.dumps(found["row"], ensure_ascii=False, indent=1)))
+    show(as_json, found, Text(json_text(found["row"], indent=1)))
 
 
 @command("learn", daemon_options, group=prompts)

@@ -133,16 +133,15 @@ def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Pro
 def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, rows: Dataset | None,
                    as_json: bool, *, ops: Backend) -> tuple[dict[str, Any] | None, str]:
     """What two steps reach, and "", or None and why they could not be made."""
-    from rich.console import Console
-
     from ..bench import train
+    from ..console import Terminal
     from ..data import rows as supervised_rows
     if plan.answers:
         return None, "how long it takes depends on how long the model's answers are: it is shown while it trains"
     if rows is None and objective.rows is not supervised_rows:
         return None, "this objective is measured on rows: name them after the model"
     try:
-        with step_progress(Console(stderr=True), as_json) as progress:  # the answer is the first line of stdout
+        with step_progress(Terminal(stderr=True), as_json) as progress:  # the answer is the first line of stdout
             rate, speed = train.two_steps(
                 bundle, config, plan, objective, rows.examples if rows else (),
                 lambda done: progress.step("measuring two steps", done, train.MEASURED_STEPS), ops=ops)

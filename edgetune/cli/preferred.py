@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,7 +29,7 @@ def holds_pairs(data: Path) -> bool:
     from ..data.preferences import is_pair
     if str(data) == STDIN:
         return False
-    rows: Iterator[tuple[int, Any]] = iter(read_rows(data, hashlib.sha256()))
+    rows: Iterator[tuple[int, Any]] = iter(read_rows(data))
     return any(is_pair(row) for _, row in [next(rows, (0, None))])
 
 

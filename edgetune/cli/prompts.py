@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError, UsageError
+from ..persisted import json_text
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ def read_prompts(path: Path, tokenizer: Tokenizer, system: str, raw: bool) -> li
         raise UsageError(f"there is no file {path}", "with --engine native, PROMPT is a file of prompts, a JSON object "
                          'a line: {"prompt": "..."}')
     found = []
-    for line, row in read_rows(path, hashlib.sha256()):
+    for line, row in read_rows(path):
         try:
             found.append(_prompt(row, tokenizer, system, raw))
         except DataError as error:
@@ -90,13 +90,13 @@ def answer_file(model: Path, path: Path, *, adapter: Path | None, samples: int, 
         click.echo(json.dumps({"answers": list(lines)}))
     else:
         for line in lines:
-            click.echo(json.dumps(line, ensure_ascii=False))
+            click.echo(json_text(line))
 
 
 def save_lines(path: Path, lines: Iterator[dict[str, Any]]) -> int:
     """The number of lines, all of which are in the file, or none."""
     from ..disk import refuse_existing, replaced
-    text = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
+    text = [json_text(line) + "\n" for line in lines]
     refuse_existing(path)
     with replaced(path) as beside:
         beside.write_text("".join(text), encoding="utf-8")

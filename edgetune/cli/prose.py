@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.cells import cell_len
 from rich.console import Console
 
+from ..errors import CONTROLS
+
 FENCE = "```"
 
 
@@ -33,7 +35,7 @@ class Prose:
                 self._end_word()
                 self._gap += " " if c == " " else "    "
                 self._line += " "
-            elif not _obeyed(c):
+            elif not CONTROLS.match(c):
                 self._word += c
                 self._line += c
                 if cell_len(c) > 1 or cell_len(self._word) >= self.console.width:  # no spaces between words like these
@@ -75,8 +77,3 @@ class Prose:
 
     def _flush(self) -> None:
         self.console.file.flush()
-
-
-def _obeyed(c: str) -> bool:
-    """Whether a terminal obeys the character instead of showing it."""
-    return ord(c) < 32 or 127 <= ord(c) < 160

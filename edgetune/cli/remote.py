@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from datetime import datetime
@@ -202,7 +201,7 @@ def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
     from ..data.files import place, read_rows
     from ..data.formats import BY_KEYS, recognised
     with lines.open("w") as written:
-        for number, row in read_rows(path, hashlib.sha256()):
+        for number, row in read_rows(path):
             try:
                 known = row if columns == BY_KEYS else recognised(row, [supervised_rows], columns)
                 written.write(json.dumps(known) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..disk import refuse_existing, replaced
 from ..errors import UsageError
+from ..persisted import json_text
 from .judged import Judged
 
 ENDS = ("/exit", "/quit", "/bye")
@@ -93,7 +93,7 @@ def _save(talk: Talk, text: str, _ask: Ask | None) -> str:
     path = Path(text).expanduser()
     refuse_existing(path)
     with replaced(path) as beside:
-        beside.write_text(json.dumps({"messages": talk.messages}, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(json_text({"messages": talk.messages}) + "\n", encoding="utf-8")
     return f"saved in {path}, as a row that edgetune train reads"
 
 

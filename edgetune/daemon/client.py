@@ -145,7 +145,7 @@ def read_key(path: Path | None) -> str:
     if path is None:
         return os.environ.get(KEY, "")
     try:
-        text = path.read_text("utf-8", "replace").strip()
+        text = disk.read_small(path).decode("utf-8", "replace").strip()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name the file that holds the key") from None
     if not text.startswith(PREFIX) or len(text.split()) != 1:

@@ -39,7 +39,7 @@ def read_keys(path: Path) -> dict[str, str]:
 def _names(path: Path) -> dict[str, str]:
     try:
         mode = path.stat().st_mode
-        text = path.read_text("utf-8", "replace")
+        text = disk.read_small(path).decode("utf-8", "replace")
     except OSError as error:
         raise UsageError(f"cannot read the key file {path}: {error.strerror}",
                          "edgetune service key NAME makes one") from None

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..disk import open_regular
 from ..errors import DataError
 from .rows import Row, json_type
 
@@ -25,19 +25,20 @@ LINE_LIMIT = 16 << 20  # bytes of a line
 TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
 ARRAY_LIMIT = 64 << 20  # bytes of a file that is one array of JSON
 NESTED = 100  # levels of a row: whatever writes or reads it again needs some of Python's stack for each
-KINDS = "name a .jsonl, .json, .csv, .tsv or .txt file"
+KINDS = f"name a .jsonl, .json, .csv, .tsv or .txt file, or {STDIN} to read rows from standard input"
 LINES = "write one JSON object a line; a file of plain text must be named .txt"
 _SPACE = re.compile(r"[ \t\r\n]*")  # between values of JSON
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")  # of an array
 
 
-def read_rows(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, Row]]:
+def read_rows(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tuple[int, Row]]:
     """(line, row) of each row of a file, where its line is, 0 for plain text. `digest` sees all bytes.
 
     NAME.txt is one row of plain text; NAME.csv and NAME.tsv have a header; NAME.json is an array or JSON Lines; all
     else is JSON Lines. "-" is JSON Lines from standard input; other than that, only regular files are read. Raises
     DataError, which names the line, for what cannot be read.
     """
+    digest = digest or hashlib.sha256()
     kind = path.suffix.lower()
     try:
         with _opened(path) as file:
@@ -63,17 +64,8 @@ def place(line: int, name: str) -> str:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """A regular file, or standard input where its name is given; reading anything else could block, or never end."""
-    if str(path) == STDIN:
-        return os.fdopen(0, "rb", closefd=False)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
-    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if kind == stat.S_IFREG:
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    names = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
-    what = f"{path} is a {names.get(kind, 'special file')}, not a regular file"
-    raise DataError(what, f"{KINDS}, or {STDIN} to read rows from standard input")
+    """A regular file, or standard input where its name is given."""
+    return os.fdopen(0, "rb", closefd=False) if str(path) == STDIN else open_regular(path)
 
 
 def _lines(file: BinaryIO, name: str, digest: hashlib._Hash) -> Iterator[str]:

@@ -5,7 +5,6 @@ Prompt and answers are text, or lists of messages. A row is a group of examples,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
 from .prompted import Answer, check_object, in_group, keys_of, text_of
+from .rewards import EXPECTED_REWARD, reward_of
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completions and rewards"
@@ -66,6 +66,6 @@ def _rewards(row: Any) -> list[float]:
         what = f"has {len(rewards)}" if isinstance(rewards, list) else f"is a JSON {json_type(rewards)}"
         raise DataError(f"rewards {what}", f"write a list of {len(row['completions'])} numbers, one a completion")
     for i, reward in enumerate(rewards):
-        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-            raise DataError(f"rewards[{i}] is {reward!r:.40}", "write a finite number")
+        if isinstance(reward, bool) or reward_of(reward) is None:
+            raise DataError(f"rewards[{i}] is {reward!r:.40}", EXPECTED_REWARD)
     return [float(reward) for reward in rewards]

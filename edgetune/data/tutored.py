@@ -9,7 +9,6 @@ which is empty where there is none. Its reward is the score, 0 without one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
 from .prompted import answer_to, check_answer, check_object, keys_of, noted_prompt, prompt_of
+from .rewards import EXPECTED_REWARD, reward_of
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion and reference, and a judgment where the completion is wrong"
@@ -74,6 +74,6 @@ def score_of(row: Mapping[str, Any]) -> float:
     score = row.get("score")
     if score is None:
         return 0.0
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise DataError(f"score is {score!r:.40}", "write a finite number")
+    if isinstance(score, bool) or reward_of(score) is None:
+        raise DataError(f"score is {score!r:.40}", EXPECTED_REWARD)
     return float(score)

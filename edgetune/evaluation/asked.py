@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ Ask = Callable[[Messages, Sequence[dict[str, Any]], int], str]  # messages, tool
 def asking_rows(path: Path, columns: Columns = BY_KEYS) -> list[Row]:
     """The rows of a file that have a question and an answer. Raises DataError, which names the line."""
     found = []
-    for line, row in read_rows(path, hashlib.sha256()):
+    for line, row in read_rows(path):
         try:
             known = recognised(row, (supervised,), columns)
             is_text = supervised.shape_of(known) == "text"

@@ -10,7 +10,6 @@ nothing of edgetune opens a file of a bundle that its manifest does not name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import replaced
+from .. import disk
+from ..disk import read_small, replaced
 from ..errors import FormatError, UnsupportedError
 from ..version import __version__
 from . import signature
@@ -32,7 +32,6 @@ TOKENIZER = "tokenizer.gguf"
 MANIFEST = "manifest.json"
 FORMATS = {"gguf": (MODEL,), "onnx": (ONNX, TOKENIZER)}  # and the files that each must have
 MAX_MANIFEST = 2**20
-_CHUNK = 2**20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _AGAIN = "copy the bundle again"
 
@@ -151,17 +150,11 @@ def _refuse_checkpoint(path: Path) -> None:
 
 
 def _read_manifest(path: Path) -> bytes:
-    hint = f"a bundle has {MANIFEST} and {MODEL}, or {ONNX} and {TOKENIZER}"
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise FormatError(f"{path} is not a regular file", hint)
-        with path.open("rb") as file:
-            raw = file.read(MAX_MANIFEST + 1)
+        return read_small(path, MAX_MANIFEST)
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}", hint) from None
-    if len(raw) > MAX_MANIFEST:
-        raise FormatError(f"{path} has {path.stat().st_size} bytes, allowed are {MAX_MANIFEST}", _AGAIN)
-    return raw
+        raise FormatError(f"cannot read {path}: {error.strerror}",
+                          f"a bundle has {MANIFEST} and {MODEL}, or {ONNX} and {TOKENIZER}") from None
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -185,14 +178,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex. FormatError if it is missing or cannot be read."""
-    digest = hashlib.sha256()
+    """Of a file's bytes, in hexadecimal digits. FormatError if it is missing or cannot be read."""
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise FormatError(f"{path} is missing, but the manifest lists it", _AGAIN)
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        return disk.sha256(path)
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}", _AGAIN) from None
-    return digest.hexdigest()
+        raise FormatError(f"cannot read {path}: {error.strerror}", "copy it again") from None

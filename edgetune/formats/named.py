@@ -112,7 +112,7 @@ def place_of(source: Source) -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """What was written beside a model when it was pulled; {} where that cannot be read."""
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.with_name(path.name + RECORD).read_text())
+        found = json.loads(disk.read_small(path.with_name(path.name + RECORD)))
         if isinstance(found, dict):
             return found
     return {}

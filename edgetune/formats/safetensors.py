@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..disk import open_regular
 from ..errors import FormatError, UnsupportedError
 
 _TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -90,11 +91,9 @@ class Safetensors:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise FormatError(f"{path} is not a regular file", "name a safetensors file")
-        return path.open("rb")
+        return open_regular(path)
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}", "check the path") from None
+        raise FormatError(f"cannot read {path}: {error.strerror}", "name a safetensors file") from None
 
 
 def _f32(stored: NDArray[Any]) -> NDArray[np.float32]:

@@ -240,7 +240,7 @@ def _check_sizes(gguf: Gguf, s: Shape) -> None:
         raise FormatError(f"{gguf.path} has {s.n_head} heads for {s.n_kv} key heads and {s.n_rot} rotated values",
                           "the first must be a multiple of the second, the third even")
     if not s.norm_eps > 0:
-        raise FormatError(f"{gguf.path} has a norm epsilon of {s.norm_eps:g}", "it must be positive")
+        raise UnsupportedError(f"{gguf.path} has a norm epsilon of {s.norm_eps:g}", "edgetune takes positive ones")
     if (n := len(s.ropes[0].factors)) not in (0, s.n_rot // 2):
         raise FormatError(f"{gguf.path} has {n} rotary factors", f"it needs {s.n_rot // 2}")
 

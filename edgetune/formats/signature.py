@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..disk import replaced
+from ..disk import read_small, replaced
 from ..errors import FormatError, MismatchError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -166,13 +166,9 @@ def _parse(path: Path) -> tuple[str, str]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        return read_small(path, MAX_BYTES)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "check its name and permissions") from None
-    if len(raw) > MAX_BYTES:
-        raise UsageError(f"{path} has more than {MAX_BYTES} bytes, no key or signature has", "name another file")
-    return raw
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name a file with a key or a signature") from None
 
 
 def _require(path: Path) -> None:

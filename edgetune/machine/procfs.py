@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..disk import read_small
+
 
 def text(path: Path) -> str:
     try:
-        return path.read_text(errors="replace").strip("\0 \n")
+        return read_small(path).decode(errors="replace").strip("\0 \n")
     except OSError:
         return ""
 

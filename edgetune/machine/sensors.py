@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..disk import cannot_write
+from ..errors import UsageError
 from .device import memory, power_mode
 from .gpu import gpu_load
 from .procfs import cgroups, fields, kib, number, text, whole
@@ -72,6 +73,8 @@ class Sensors:
         self._busy = busy
         self._local = local
         self._busy_file = self.root / Path(busy_file).absolute().relative_to("/") if busy_file else None
+        if self._busy_file:
+            _check_busy_file(self._busy_file)
         self._zones = list(_temperatures(self.root, zones))
         self._trip = min((trip for _, _, trip in self._zones if trip is not None), default=None)
         self._firmware = list(self.root.glob("sys/devices/platform/soc*/soc*firmware/get_throttled"))
@@ -173,6 +176,7 @@ def answering(busy_file: Path | None) -> Iterator[None]:
     if busy_file is None:
         yield
         return
+    _check_busy_file(busy_file)
     own = f"{os.getpid()}\n"
     with _locked(busy_file) as file:
         file.seek(0, os.SEEK_END)
@@ -188,6 +192,12 @@ def answering(busy_file: Path | None) -> Iterator[None]:
             file.writelines(lines)
             if not lines:
                 busy_file.unlink(missing_ok=True)
+
+
+def _check_busy_file(path: Path) -> None:
+    """Raises UsageError for a pipe, whose reader would wait, or a device, whose reader would never end."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"busy-file is {path}, not a regular file", "name one, which need not exist yet")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..disk import read_small
 from ..errors import FormatError
 
 _WAY_OUT = 'write name = value, such as max-temp = 75 or quiet-hours = "08:00-22:00"'
@@ -20,7 +21,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        found: dict[str, Any] = tomllib.loads(path.read_text())
+        found: dict[str, Any] = tomllib.loads(read_small(path).decode())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise FormatError(f"cannot read {path}: {reason}", "check the path") from None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from ..errors import escaped
+
 VOID = {"meta", "line", "path", "circle"}  # what has no content, and no end tag
-_OBEYED = [*range(32), *range(0x7F, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF]  # controls, halves of pairs
-_SHOWN = {code: chr(code).encode("unicode_escape").decode() for code in _OBEYED if chr(code) not in "\n\t"}
 
 
 class Html(str):
@@ -24,7 +24,7 @@ Content = str | Html | None
 
 def text(value: str) -> Html:
     """Plain text as HTML. What a terminal would obey, or XML forbids, is shown as \\x1b and the like."""
-    return value if isinstance(value, Html) else Html(escape(value.translate(_SHOWN)))
+    return value if isinstance(value, Html) else Html(escape(escaped(value)))
 
 
 def join(parts: Iterable[Content], between: str = "") -> Html:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..disk import open_regular
 from ..errors import DiskError
 from ..training.metrics import NAME
 
@@ -98,7 +99,7 @@ def read_events(folder: Path) -> Iterator[Event | None]:
 def _lines(path: Path) -> Iterator[bytes]:
     """The whole lines of a file; one that is too long is cut, which makes it damaged."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while line := file.readline(LONGEST):
                 if len(line) == LONGEST:
                     rest = line

@@ -20,6 +20,7 @@ from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, MismatchError, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle, sha256
 from ..options import make_options
+from ..persisted import read_object
 from ..training.config import TrainConfig
 from ..training.metrics import REPORT
 from ..training.resume import FREE
@@ -145,16 +146,16 @@ def _begin(found: Sweep, resume: bool) -> None:
     """Makes the folder; one that exists must have been made from the same."""
     if not resume:
         disk.refuse_existing(found.folder)
-    path = found.folder / FILE
-    if not path.exists():
+    earlier = read_object(found.folder / FILE, "begin in another folder")
+    if earlier is None:
         found.folder.mkdir(parents=True, exist_ok=True)
         _save(found)
         return
-    was = json.loads(path.read_text())["made_from"]
+    was = earlier.get("made_from", {})
     for name, value in found.made_from.items():
-        if was[name] != value:
+        if was.get(name) != value:
             raise MismatchError(f"the runs in {found.folder} were made from {name.replace('_', '-')} "
-                                f"{str(was[name])[:19]}, not {str(value)[:19]}", "begin in another folder")
+                                f"{str(was.get(name))[:19]}, not {str(value)[:19]}", "begin in another folder")
 
 
 def _run(*arguments: Any, **options: Any) -> Result | None:

@@ -32,6 +32,7 @@ from ..persisted import from_json
 from ..training import checkpoint
 from ..training.begin import Event
 from ..training.config import TrainConfig, TrainOptions
+from ..training.metrics import REPORT
 from ..training.origin import Origin, read_origin
 from ..training.run import run
 from .answers import Exam, compare, complete
@@ -93,10 +94,11 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                     rewards.check_alone("learn all rows: eval none; and judge the adapter by rows with answers")
                 rewards.check([*rows.examples, *(held.examples if held else ())])
         with reported(out):
-            record = run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
-                         allow_changed=allow_changed, origin=origin, on_event=show, should_stop=should_stop,
-                         governor=governor, objective=objective, rewards=rewards)
-            wants_answers = answers and objective.rows is supervised_rows
+            record = _unreported(out) if resume and not more else {}
+            record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
+                                   allow_changed=allow_changed, origin=origin, on_event=show, should_stop=should_stop,
+                                   governor=governor, objective=objective, rewards=rewards)
+            wants_answers = answers and objective.rows is supervised_rows and "answers" not in record
             exam = _exam(bundle, record, out, held, config) if wants_answers else None
             del rows, held
             if exam:
@@ -159,10 +161,21 @@ def _load(bundle: Bundle, data: Path, eval: Path | None, config: TrainConfig, ob
     return rows, held
 
 
+def _unreported(out: Path) -> dict[str, Any]:
+    """run.json's content of a run that ended and was killed before its report, which is written last; else {}."""
+    record = store.read_run(out)
+    report = out / REPORT
+    is_there = report.exists() and report.stat().st_mtime_ns >= (out / store.RUN).stat().st_mtime_ns
+    if record.get("status") != "done" or is_there:
+        return {}
+    checkpoint.remove_all(out)
+    return record
+
+
 def _exam(bundle: Bundle, record: Mapping[str, Any], out: Path, held: Dataset | None,
           config: TrainConfig) -> Exam | None:
-    """Nobody is asked where nothing was held out, or where the adapter is what the run began with."""
-    if held is None or not record["verdict"]["step"]:
+    """Nobody is asked where nothing was held out, where the adapter is what the run began with, or of other rows."""
+    if held is None or not record["verdict"]["step"] or held.digest != (record["held_out"] or {}).get("digest"):
         return None
     longest = max(example.tokens.size for example in held.examples)
     start = record["start"]
@@ -210,10 +223,9 @@ def _shown(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
     if not progress:
         yield on_event or (lambda _: None)
         return
-    from rich.console import Console
-
+    from ..console import Terminal
     from ..progress import TrainProgress
-    with TrainProgress(Console(file=sys.stderr)) as shown:
+    with TrainProgress(Terminal(file=sys.stderr)) as shown:
         def both(event: Event) -> None:
             shown.event(event)
             if on_event:

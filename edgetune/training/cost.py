@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ..disk import state_folder
+from ..disk import read_small, state_folder
 from ..errors import FormatError, MismatchError
 from ..machine.device import Profile
 from ..models.base import Structure
@@ -57,7 +57,7 @@ def state_file() -> Path:
 def read_speed(path: Path) -> Speed:
     """From the file that `edgetune bench train --save` wrote. Raises FormatError for another file."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_small(path))
         speed = Speed(**{spec.name: found[spec.name] for spec in fields(Speed)})
         if not (isinstance(speed.threads, int) and 0.0 < speed.flops_per_s < float("inf") and speed.micro_batch >= 1
                 and 1 <= speed.kept <= speed.blocks):

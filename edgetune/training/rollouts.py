@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..data import rows
 from ..data.lengths import Lengths
 from ..data.packing import Batch, Example, order
+from ..data.rewards import EXPECTED_REWARD, reward_of
 from ..data.trees import Tree
 from ..errors import DataError, EdgetuneError, UsageError
 from ..llamacpp.sampling import SEED_LIMIT, Sampling
@@ -354,8 +355,8 @@ def _checked(rewards: Sequence[Reward], count: int) -> list[Reward]:
     if len(rewards) != count:
         raise EdgetuneError(f"{count} answers were given {len(rewards)} rewards", "return one for each")
     for reward in rewards:
-        if not math.isfinite(reward.value):
-            raise EdgetuneError(f"the reward of an answer is {reward.value}, no number", "look at the grader")
+        if reward_of(reward.value) is None:
+            raise EdgetuneError(f"the reward of an answer is {reward.value}", EXPECTED_REWARD)
     return list(rewards)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import cannot_write, replaced
-from ..persisted import read_object
+from ..persisted import json_text, read_object
 
 BEGUN = "tutor.json"
 LEDGER = "ledger.jsonl"
@@ -86,7 +86,7 @@ def write_object(path: Path, found: Mapping[str, Any]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from None
     with replaced(path) as beside:
-        beside.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json_text(found, indent=1) + "\n", encoding="utf-8")
 
 
 def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
@@ -100,8 +100,7 @@ def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
 
 def write_ledger(out: Path) -> None:
     with replaced(out / LEDGER) as beside:
-        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ledger_lines(out)),
-                          encoding="utf-8")
+        beside.write_text("".join(json_text(line) + "\n" for line in ledger_lines(out)), encoding="utf-8")
 
 
 def seconds_of(out: Path) -> dict[tuple[int, str], float]:

@@ -115,7 +115,7 @@ def read_questions(path: Path, tokenizer: Tokenizer, system: str | None, labelle
     names the line.
     """
     found: dict[str, Question] = {}
-    for line, row in read_rows(path, hashlib.sha256()):
+    for line, row in read_rows(path):
         try:
             has_answer = _ends_with_answer(row) if labelled is None else labelled
             question = _labelled(row, tokenizer, system) if has_answer else _asked(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +72,7 @@ def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Pat
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),
         **{name: value for name, value in asdict(options).items() if name != "rounds"},
         **{name: value for name, value in asdict(config).items() if name not in FREE}})
-    kept = texts_of([row for _, row in read_rows(paths["keep"], hashlib.sha256())]) if keep else [
+    kept = texts_of([row for _, row in read_rows(paths["keep"])]) if keep else [
         FILE.read_text("utf-8")]
     with disk.alone(folder):
         return Tutor(setting, began, kept, until).run()
@@ -90,6 +89,6 @@ def _check_items(grader: Grader, asked: list[Question]) -> None:
 
 def _digest(path: Path) -> str:
     try:
-        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        return f"sha256:{disk.sha256(path)}"
     except OSError as error:
         raise DiskError(f"{path} cannot be read: {error.strerror}", "name another file") from None

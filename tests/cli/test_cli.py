@@ -19,7 +19,7 @@ from screens import screen
 from sometimes import mostly_slow
 from tiny import write_tiny
 
-import edgetune
+import edgetune.__main__
 from edgetune.cli import cli
 from edgetune.cli.extras import EXTRAS
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -230,6 +230,21 @@ def test_errors_are_one_sentence(place, adapter, args, code, words):
     assert all(word in done.stderr for word in words), done.stderr
     assert not (place / "new").exists()
     assert json.loads((place / "rows.jsonl").read_text().splitlines()[0]) == ROWS[0]
+
+
+def test_ctrl_c_while_modules_load(monkeypatch):
+    """The first second of a command; it ends as at any other time."""
+    class Pressed:
+        def find_spec(self, name, *_: object):
+            if name == "edgetune.cli":
+                raise KeyboardInterrupt
+
+    for name in [name for name in sys.modules if name.startswith("edgetune.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        edgetune.__main__.main()
+    assert ended.value.code == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

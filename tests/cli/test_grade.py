@@ -155,3 +155,14 @@ def test_a_python_grader(tmp_path: Path) -> None:
     assert found["errors"] == {"python_grader_runtime_error": 2}
     assert "ZeroDivisionError" in found["worst"][0]["errors"]["python_grader_runtime_error_details"]
     assert "none.json cannot be read" in run("grade", "none.json", lines(tmp_path, ROWS), code=2)
+
+
+def test_an_error_with_half_a_surrogate_pair_loses_nothing(tmp_path: Path) -> None:
+    """What a grader says of an answer may be any text that Python can hold; the file is JSON in UTF-8."""
+    source = "def grade(sample, item):\n    raise ValueError('\\udc80 ' + sample['output_text'])\n"
+    asked = (grader(tmp_path, {"type": "python", "name": "odd", "source": source}),
+             lines(tmp_path, [{"prompt": "a \ud83d", "completion": "yes"}]))
+    run("grade", *asked, "--save", tmp_path / "saved.jsonl", "--show", 1, "--unsafe-python")
+    saved, = map(json.loads, (tmp_path / "saved.jsonl").read_text("utf-8").splitlines())
+    assert saved["prompt"] == "a \ud83d"
+    assert "\udc80 yes" in saved["errors"]["python_grader_runtime_error_details"]

@@ -189,9 +189,9 @@ def test_rows_from_standard_input(tiny_llama, rows):
 
 
 @pytest.mark.parametrize(("name", "sentence"), [
-    ("zero", r"zero is a device, not a regular file; name a \.jsonl, .* or \.txt file, or - to read rows"),
-    ("fifo", "fifo is a pipe, not a regular file"),
-    ("folder", "folder is a folder, not a regular file"),
+    ("zero", r"zero cannot be read .it is a device, not a regular file.; name a \.jsonl, .* or -"),
+    ("fifo", "it is a pipe, not a regular file"),
+    ("folder", "it is a folder, not a regular file"),
     ("sparse.jsonl", r"line 1 of sparse\.jsonl is longer than 16 MiB"),
     ("sparse.txt", r"sparse\.txt has 6144 MiB, the limit is 256"),
 ])

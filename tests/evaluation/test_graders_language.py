@@ -135,6 +135,20 @@ def test_what_is_no_formula(text, says):
         parse_formula(text, NAMES)
 
 
+@pytest.mark.parametrize("formula", ["10 ^ 300 * a", "-(10 ^ 10) * a", "10 ^ 400 * a"])
+def test_a_reward_beyond_what_learning_bears_is_an_error_of_the_answer(formula):
+    written = {"type": "multi", "graders": {"a": check("eq", "x", "x")}, "calculate_output": formula}
+    found = grade(written, "x", {})
+    assert found.reward == 0
+    assert found.errors == {"formula_parse_error": True}
+
+
+def test_a_threshold_of_hundreds_of_digits_is_no_number():
+    with pytest.raises(UsageError, match="pass_threshold of the grader"):
+        read_grader({"type": "text_similarity", "input": "a", "reference": "b", "evaluation_metric": "fuzzy_match",
+                     "pass_threshold": 10**401})
+
+
 def test_a_formula_without_a_value_is_an_error_of_the_answer():
     written = {"type": "multi", "graders": {"a": check("eq", "{{sample.output_text}}", "x")},
                "calculate_output": "1 / a"}

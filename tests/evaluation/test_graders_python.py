@@ -60,6 +60,7 @@ ATTACKS = {
     "is a text": ("return '1'", "returned a str"),
     "is nothing": ("return None", "returned a NoneType"),
     "answers by itself": ("import os; [os.write(n, b'{\"id\": 1, \"reward\": 1.0}\\n' * 2) for n in range(3, 5)]", ""),
+    "nests its reply": ("import os; [os.write(n, b'[' * 60000 + b'\\n') for n in range(3, 5)]", ""),
     "closes the pipes": ("import os; os.closerange(0, 99)", ""),
 }
 

@@ -36,6 +36,16 @@ def raises(completions, **kwargs):
 def too_few(completions, **kwargs):
     return [1.0]
 
+def exits(completions, **kwargs):
+    raise SystemExit(3)
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+def cannot_say(completions, **kwargs):
+    raise Unspeakable
+
 def returns(completions, value, **kwargs):
     return value[0] if isinstance(value[0], list) else value
 
@@ -93,14 +103,23 @@ def test_a_coroutine_and_what_does_not_apply(file):
 @pytest.mark.parametrize(("name", "column", "says"), [
     ("raises", 0, "the reward function raises raised KeyError: 'answer'"),
     ("too_few", 0, "the reward function too_few returned 1 rewards for 2 completions"),
-    ("returns", float("nan"), "the reward function returns returned nan, which is no finite number"),
-    ("returns", "1", "returned '1', which is no finite number"), ("returns", [1.0, 1e999], "returned inf"),
-    ("returns", [], "returned 0 rewards for 2 completions"), ("returns", [{}, 1], "returned {}"),
+    ("returns", float("nan"), "the function returns returned is nan"),
+    ("returns", "1", "is '1'"), ("returns", [1.0, 1e999], "is inf"),
+    ("returns", 1e300, "is 1e+300"), ("returns", 10**400, "to 1,000,000,000"),
+    ("returns", -1e10, "is -10000000000.0"), ("exits", 0, "raised SystemExit: 3"),
+    ("cannot_say", 0, "raised Unspeakable;"),
+    ("returns", [], "returned 0 rewards for 2 completions"), ("returns", [{}, 1], "is an object"),
 ])
 def test_a_function_that_fails(file, name, column, says):
     with pytest.raises(EdgetuneError) as error:
         rewards(f"{file}:{name}", ["x", "y"], [{"prompt": "a", "value": column}] * 2)
     assert says in str(error.value)
+
+
+def test_a_module_that_exits(tmp_path):
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UsageError, match=r"cannot be imported \(SystemExit: 3\)"):
+        load_reward(f"{tmp_path / 'leaves.py'}:f")
 
 
 @pytest.mark.parametrize(("named", "says"), [

@@ -62,6 +62,7 @@ CASE_BYTES = 8 << 30  # of address space
 NUMBERS = [0, 1, 2, 3, 7, 8, 16, 24, 31, 32, 33, 64, 65, 128, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1]
 FLOATS = [0.0, -1.0, 1e-30, 0.5, 1.0, 2.0, 1e4, 1e30, math.inf, math.nan]
 WORDS = ["", "x", "yarn", "linear", "longrope", "none", "gpt2", "llama", "smollm", "qwen2"]
+OBEYED = ("general.architecture", "general.alignment")  # by the writer of the file, too: bytes are changed there
 OF_TYPE: dict[str, list[Any]] = {"u32": NUMBERS, "i32": [-1, 0, 1, 8, 2**31 - 1], "u64": [*NUMBERS, 2**63],
                                  "f32": FLOATS, "bool": [False, True], "str": WORDS}
 
@@ -113,12 +114,11 @@ def change_fields(path: Path, base: Gguf, rng: random.Random) -> str:
     for _ in range(rng.randint(1, 2)):
         kind = rng.randrange(4)
         if kind == 0:
-            name = rng.choice([key for key in known_keys(base.architecture) if key != "general.architecture"])
+            name = rng.choice([key for key in known_keys(base.architecture) if key not in OBEYED])
             types[name] = rng.choice(list(OF_TYPE))
             keys[name] = rng.choice(OF_TYPE[types[name]])
         elif kind == 1:
-            name = rng.choice([key for key, held in base.types.items()
-                               if held in OF_TYPE and key != "general.architecture"])
+            name = rng.choice([key for key, held in base.types.items() if held in OF_TYPE and key not in OBEYED])
             keys[name] = rng.choice([None, *OF_TYPE[base.types[name]]])
         elif kind == 2:
             name = rng.choice(list(base.tensors))

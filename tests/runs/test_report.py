@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import time
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -21,7 +23,7 @@ from edgetune.runs.elements import element
 from edgetune.runs.history import read_history
 from edgetune.runs.report import write_html, write_report
 from edgetune.runs.reported import reported
-from edgetune.runs.train import train
+from edgetune.runs.train import resume, train
 from edgetune.training.config import TrainConfig
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"&amp;\x1b[31m\x00\u202e\ud800\n]]>--></style>"
@@ -123,6 +125,32 @@ def test_a_training_leaves_its_report(bundle, tmp_path):
         train(bundle, rows, tmp_path / "failed", **options, lr=1e30, warmup=0.0)
     assert "no longer a number" in parsed(tmp_path / "failed" / "report.html")[1]
     assert (tmp_path / "failed" / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("report", ["missing", "of a pause"])
+def test_a_training_that_was_killed_before_its_report_gets_one(bundle, tmp_path, report):
+    """Such a kill leaves a finished adapter, and a report that is older, or none: resume makes what is missing."""
+    rows = [{"prompt": f"turn on lamp {i}", "completion": f"lamp {i}"} for i in range(24)]
+    options = {"steps": 4, "rank": 4, "max_length": 64, "threads": 1, "anchors": 0}
+    out = tmp_path / "out"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = []
+    whole = train(bundle, tmp_path / "rows.jsonl", out, on_event=done.append, **options).record
+    record = next(event for event in done if event["event"] == "done")
+    adapter = (out / "adapter.gguf").read_bytes()
+    (out / "metrics.csv").unlink()
+    if report == "missing":
+        (out / "report.html").unlink()
+    (out / "run.json").write_text(json.dumps({name: value for name, value in record.items() if name != "event"}))
+    os.utime(out / "run.json", ns=(time.time_ns() + 10**9,) * 2)
+    again = resume(out).record
+    assert again["answers"] == whole["answers"]
+    assert again["verdict"] == whole["verdict"]
+    assert (out / "adapter.gguf").read_bytes() == adapter
+    assert (out / "metrics.csv").exists()
+    assert whole["verdict"]["sentence"] in parsed(out / "report.html")[1]
+    with pytest.raises(UsageError, match="is finished"):
+        resume(out)
 
 
 def test_a_training_that_could_not_begin_leaves_no_report(tmp_path):

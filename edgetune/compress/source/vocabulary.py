@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...disk import MIB, read_small
 from ...errors import FormatError, UnsupportedError
 
 NORMAL = 1
@@ -51,8 +52,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(read_small(path, 256 * MIB))
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}", _BROKEN) from None
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"cannot read {path} as JSON: {error}", _BROKEN) from None
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds JSON, but not an object", _BROKEN)
@@ -278,7 +281,7 @@ def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     named = {"default": given} if isinstance(given, str) else {t["name"]: t["template"] for t in given or []}
     for path in (folder / "chat_template.jinja", *sorted(folder.glob("additional_chat_templates/*.jinja"))):
         if path.is_file():
-            named["default" if path.parent == folder else path.stem] = path.read_text("utf-8")
+            named["default" if path.parent == folder else path.stem] = read_small(path, 4 * MIB).decode()
     keys: dict[str, Any] = {}
     if "default" in named:
         keys["tokenizer.chat_template"] = named.pop("default")

@@ -11,7 +11,6 @@ is wrong with an answer is no exception: its reward is 0, and `Grade.errors` say
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -21,6 +20,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
+from ...data.rewards import reward_of
+from ...disk import read_small
 from ...errors import UsageError
 from .sample import Sample, Ungraded
 from .template import Template, parse_template
@@ -31,7 +32,6 @@ T = TypeVar("T", bound="Grader")
 OUTPUT = "{{ sample.output_text }}"
 NOT_WRITTEN = {"written": False}  # metadata of a field that is no part of the JSON
 REFUSED = {"label_model": ("is for evals alone, which edgetune does not have", "use a score_model")}
-LIMIT = 1 << 20  # bytes of a grader's file
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Grade:
     text, those alone that are set. applicable: whether it counts at all; a reward function may say that it does not.
     """
 
-    reward: float  # finite
+    reward: float  # at most MAX_REWARD, with either sign
     parts: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, bool | str] = field(default_factory=dict)
     applicable: bool = True
@@ -167,12 +167,12 @@ class OneByOne(Grader):
 
     def _grade(self, sample: Sample, item: Mapping[str, Any]) -> Grade:
         try:
-            reward = float(in_time(lambda: self.score(sample, item), self.name))
+            reward = reward_of(in_time(lambda: self.score(sample, item), self.name))
         except Ungraded as ungraded:
             return Grade(0.0, errors=ungraded.errors)
         except RecursionError:  # of JSON that is nested without end
             return Grade(0.0, errors={"sample_parse_error": True})
-        return Grade(reward) if math.isfinite(reward) else Grade(0.0, errors={"other_error": True})
+        return Grade(0.0, errors={"other_error": True}) if reward is None else Grade(reward)
 
 
 def template(default: Any = MISSING) -> Any:
@@ -232,9 +232,7 @@ def read_within(written: Any, means: Means) -> Grader:
 def load_grader(path: Path, **means: Any) -> Grader:
     """The grader of a JSON file; means: as `read_grader` takes them. Raises UsageError."""
     try:
-        if path.stat().st_size > LIMIT:
-            raise UsageError(f"the grader {path} is larger than {LIMIT >> 20} MiB", "write less into it")
-        text = path.read_text("utf-8")
+        text = read_small(path).decode()
     except OSError as error:
         raise UsageError(f"the grader {path} cannot be read ({error.strerror})", "name a JSON file") from None
     except UnicodeDecodeError:

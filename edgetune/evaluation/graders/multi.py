@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from ...data.rewards import reward_of
 from ...errors import UsageError
 from .base import Grade, Grader, Means, checked_fields, read_within, register
 from .formula import Formula, NoValueError, parse_formula
@@ -19,7 +20,7 @@ from .template import Template
 class Multi(Grader):
     """calculate_output is a formula of the keys of `graders`. An answer that one of them cannot grade has 0 there.
 
-    A formula without a finite value is a formula_parse_error, and the reward 0.
+    A formula without a finite value, or beyond MAX_REWARD, is a formula_parse_error, and the reward 0.
     """
 
     type: ClassVar[str] = "multi"
@@ -61,9 +62,12 @@ class Multi(Grader):
         parts = {key: grade.reward for key, grade in grades.items()}
         errors = {name: value for grade in grades.values() for name, value in grade.errors.items()}
         try:
-            return Grade(self.formula(parts), parts, errors)
+            reward = reward_of(self.formula(parts))
         except NoValueError:
+            reward = None
+        if reward is None:
             return Grade(0.0, parts, {**errors, "formula_parse_error": True})
+        return Grade(reward, parts, errors)
 
     @classmethod
     def read(cls, given: Mapping[str, Any], means: Means) -> Multi:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import EdgetuneError, UsageError
+from ...data.rewards import EXPECTED_REWARD, reward_of
+from ...errors import EdgetuneError, UsageError, named
 from .base import Grade
 from .items import asked_messages
 from .sample import Sample, choices_of
+from .typed import in_words
 
 NAMED = re.compile(r"(?P<module>[^\s:]+):(?P<function>[A-Za-z_]\w*)")  # module:function, or file.py:function
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
@@ -67,21 +68,18 @@ class RewardFunction:
     def _grade(self, value: Any) -> Grade:
         if value is None:
             return Grade(0.0, applicable=False)
-        try:
-            reward = math.nan if isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
-            reward = math.nan
-        if not math.isfinite(reward):
-            raise EdgetuneError(f"the reward function {self.name} returned {value!r:.60}, which is no finite number",
-                                "return numbers, or None where it does not apply")
+        reward = reward_of(value)
+        if reward is None:
+            raise EdgetuneError(f"a reward that the function {self.name} returned is {in_words(value)}",
+                                f"{EXPECTED_REWARD}, or None where it does not apply")
         return Grade(reward)
 
     def _call(self, arguments: dict[str, Any]) -> Any:
         try:
             values = self.function(**arguments)
             return _awaited_now(values) if inspect.isawaitable(values) else values
-        except Exception as error:
-            raise EdgetuneError(f"the reward function {self.name} raised {type(error).__name__}: {str(error)[:200]}",
+        except (Exception, SystemExit) as error:
+            raise EdgetuneError(f"the reward function {self.name} raised {named(error)}",
                                 "mend it, or try it with edgetune grade") from error
 
     def _arguments(self, samples: list[Sample], items: list[Mapping[str, Any]], is_text: bool) -> dict[str, Any]:
@@ -99,14 +97,14 @@ class RewardFunction:
         return {name: value for name, value in given.items() if name in parameters}
 
 
-def load_reward(named: str) -> RewardFunction:
+def load_reward(name: str) -> RewardFunction:
     """The function of "module:function", or of "file.py:function". Raises UsageError where there is none.
 
     A module is looked for where Python looks, and then in the current folder.
     """
-    found = NAMED.fullmatch(named)
+    found = NAMED.fullmatch(name)
     if not found:
-        raise UsageError(f"the reward function is {named!r:.80}", "write module:function, or file.py:function")
+        raise UsageError(f"the reward function is {name!r:.80}", "write module:function, or file.py:function")
     return reward_in(found["module"], found["function"])
 
 
@@ -114,9 +112,8 @@ def reward_in(module: str, name: str) -> RewardFunction:
     """A function of a module, or of a file of Python. Raises UsageError where there is none."""
     try:
         imported = _module(module)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
-        raise UsageError(f"the module of the reward function {module}:{name} cannot be imported ({reason})",
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"the module of the reward function {module}:{name} cannot be imported ({named(error)})",
                          "name one that can, or a file: rewards.py:function") from error
     function = getattr(imported, name, None)
     if not callable(function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -24,7 +24,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is tuple:
         return isinstance(value, list | tuple) and _items_fit(value, parts)
     if origin is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
     if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin)
@@ -50,11 +50,14 @@ def made_of(kind: Any) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A value of JSON, cut."""
+    """A value, mostly of JSON, cut."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple):
         return "a list" if len(value) != 1 else "a list of one item"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "null" if value is None else f"{value!r:.60}"
+    try:
+        return "null" if value is None else f"{value!r:.60}"
+    except Exception:  # a number of many digits, or a foreign type, that cannot be written
+        return f"a {type(value).__name__}"
