@@ -9,15 +9,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from .errors import DiskError, DiskFullError, UsageError
+from .errors import DiskError, DiskFullError, FormatError, UsageError
 
 MIB = 1 << 20
 PIECE = 1 << 16  # bytes that are read at once
@@ -45,6 +46,29 @@ def read_small(path: str | os.PathLike[str], limit: int = MIB) -> bytes:
         most = f"{limit // MIB} MiB" if limit >= MIB else f"{limit} bytes"
         raise OSError(errno.EFBIG, f"it is larger than {most}")
     return bytes(found)
+
+
+def read_object(path: Path, hint: str, limit: int = 64 * MIB) -> dict[str, Any] | None:
+    """The JSON object that a file of at most `limit` bytes holds; None without the file.
+
+    hint: the way out of a damaged one, a FormatError.
+    """
+    try:
+        found = json.loads(read_small(path, limit))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}", hint) from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged: {error}", hint) from None
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} is not a JSON object", hint)
+    return found
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """A value as JSON that a file in UTF-8 takes, and a person can read: half a pair of surrogates alone is escaped."""
+    return json.dumps(value, ensure_ascii=False, **options).encode("utf-8", "backslashreplace").decode()
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -6,15 +6,12 @@ default, which is what older files meant. Where the meaning changes, the version
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from functools import cache
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .disk import MIB, read_small
 from .errors import FormatError
 
 T = TypeVar("T")
@@ -45,29 +42,6 @@ def from_json(kind: type[T], found: Any, source: str) -> T:
         if name not in values and not _has_default(spec):
             raise FormatError(f"{source} lacks the field {name!r}", "restore it from a copy")
     return kind(**values)
-
-
-def json_text(value: Any, **options: Any) -> str:
-    """A value as JSON that a file in UTF-8 takes, and a person can read: half a pair of surrogates alone is escaped."""
-    return json.dumps(value, ensure_ascii=False, **options).encode("utf-8", "backslashreplace").decode()
-
-
-def read_object(path: Path, hint: str, limit: int = 64 * MIB) -> dict[str, Any] | None:
-    """The JSON object that a file of at most `limit` bytes holds; None without the file.
-
-    hint: the way out of a damaged one, a FormatError.
-    """
-    try:
-        found = json.loads(read_small(path, limit))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}", hint) from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged: {error}", hint) from None
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} is not a JSON object", hint)
-    return found
 
 
 @cache

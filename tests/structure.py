@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1] / "edgetune"
 FLOORS = [
     ["version", "errors"],
-    ["options", "disk", "console"],
-    ["machine", "backends", "persisted", "progress"],
+    ["options", "disk", "console", "persisted"],
+    ["machine", "backends", "progress"],
     ["formats", "python_child"],
     ["hub", "llamacpp"],
     ["data", "adapters"],

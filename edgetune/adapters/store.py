@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import MIB, new_folder, open_regular, replaced
+from ..disk import MIB, json_text, new_folder, open_regular, read_object, replaced
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
-from ..persisted import json_text, read_object
 from ..version import __version__
 from .lora import Lora, Pair
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..disk import json_text
 from ..errors import DataError, EdgetuneError, UsageError, printable
-from ..persisted import json_text
 from .answer import Serving, new_file, served_model
 from .app import ModelPath, adapter_option, backend_option, command, explicit, show, system_option, threads_option
 from .prompts import ordered, save_lines

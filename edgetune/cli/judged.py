@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..console import Copied
-from ..disk import MIB, private_folder, read_small, replaced, state_folder
+from ..disk import MIB, json_text, private_folder, read_small, replaced, state_folder
 from ..errors import DataError, DiskError
-from ..persisted import json_text
 
 if TYPE_CHECKING:
     from ..daemon.client import Client

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from rich.text import Text
 
+from ..disk import json_text
 from ..errors import UsageError, printable
-from ..persisted import json_text
 from .app import cli, command, show
 from .remote import Listing, begun_lines, connect, daemon_options, format_time, latest, show_latest, url_path
 

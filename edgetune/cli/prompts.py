@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..disk import json_text
 from ..errors import DataError, UsageError
-from ..persisted import json_text
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer

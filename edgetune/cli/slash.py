@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..disk import refuse_existing, replaced
+from ..disk import json_text, refuse_existing, replaced
 from ..errors import UsageError
-from ..persisted import json_text
 from .judged import Judged
 
 ENDS = ("/exit", "/quit", "/bye")

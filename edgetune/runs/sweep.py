@@ -20,7 +20,6 @@ from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, MismatchError, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle, sha256
 from ..options import make_options
-from ..persisted import read_object
 from ..training.config import TrainConfig
 from ..training.metrics import REPORT
 from ..training.resume import FREE
@@ -146,7 +145,7 @@ def _begin(found: Sweep, resume: bool) -> None:
     """Makes the folder; one that exists must have been made from the same."""
     if not resume:
         disk.refuse_existing(found.folder)
-    earlier = read_object(found.folder / FILE, "begin in another folder")
+    earlier = disk.read_object(found.folder / FILE, "begin in another folder")
     if earlier is None:
         found.folder.mkdir(parents=True, exist_ok=True)
         _save(found)

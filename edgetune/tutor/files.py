@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import cannot_write, replaced
-from ..persisted import json_text, read_object
+from ..disk import cannot_write, json_text, read_object, replaced
 
 BEGUN = "tutor.json"
 LEDGER = "ledger.jsonl"

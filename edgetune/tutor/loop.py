@@ -21,7 +21,7 @@ from ..errors import Interrupted, MismatchError, UsageError
 from ..evaluation.graders.base import Grade
 from ..formats.gguf import Gguf
 from ..objectives.sft import Sft
-from ..persisted import from_json, read_object
+from ..persisted import from_json
 from . import correcting, gate, lesson, questions
 from .agreed import with_agreed
 from .answering import Said
@@ -371,7 +371,7 @@ def begin(out: Path, begun: Mapping[str, Any]) -> None:
 
     Raises MismatchError where the rounds were begun with something else, UsageError for a folder of another kind.
     """
-    earlier = read_object(out / BEGUN, MEND)
+    earlier = disk.read_object(out / BEGUN, MEND)
     if earlier is None:
         if out.exists() and any(out.iterdir()):
             raise UsageError(f"the output folder {out} exists", "name another with -o, or remove it")
