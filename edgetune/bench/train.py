@@ -36,7 +36,7 @@ CLOCKED_STEPS = 2  # more steps, with a clock around every op, after those that 
 
 
 def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
-    """Time config.steps steps of config.batch_size rows of config.max_length random token ids, after one that is not.
+    """Time config.steps steps of config.batch_size rows of config.row_limit random token ids, after one that is not.
 
     Of the result: step_s is the median, first_step_s counts from the start of this process, peak_rss_mib is of the
     whole process, mfu the time that the FLOP of `Structure.flops` take at the peak of a register loop (forward's and
@@ -46,7 +46,7 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     timed = config.steps
     batch = batch_of(config, 0)
     trainer = Trainer(bundle, replace(config, batch_size=batch, steps=1 + timed + CLOCKED_STEPS))
-    rows = random_rows(trainer.model.structure.n_vocab, batch, config.max_length, config.seed)
+    rows = random_rows(trainer.model.structure.n_vocab, batch, config.row_limit, config.seed)
     trainer.add_examples(rows)
     trainer.step()
     first = process_seconds()
@@ -56,11 +56,11 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
         clocked_s = sum(trainer.step().seconds for _ in range(CLOCKED_STEPS))
     ops = trainer.ops
     plan_run = trainer.plan.run
-    work = trainer.model.structure.flops(plan_run, [config.max_length] * batch)
+    work = trainer.model.structure.flops(plan_run, [config.row_limit] * batch)
     peaks = ops.peak(config.precision), ops.peak(config.precision, True)
     least_s = work.forward / peaks[0] + work.backward / peaks[1]
     step_s = statistics.median(seconds)
-    tokens = batch * config.max_length
+    tokens = batch * config.row_limit
     here = device.read_device()
     return {"bench": "train", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
             "model": str(bundle.path), "isa": ops.isa, "precision": config.precision,

@@ -19,6 +19,7 @@ from .objective import ObjectiveCommand, take_objective
 if TYPE_CHECKING:
     from ..data.check import Finding
     from ..data.facts import Inspection, Part, Tokens
+    from ..formats.bundle import Bundle
 
 TOKENIZING = ("max_length", "overflow", "system", "markup")  # options that need a model
 SAMPLE = 1500  # characters of the row that is shown
@@ -34,7 +35,7 @@ def data() -> None:
          click.option("--eval", "held_out", type=click.Path(path_type=Path), metavar="DATA",
                       help="Held-out rows, none of which may ask what DATA teaches."),
          config_options(*TOKENIZING, *FILE_OPTIONS), group=data, cls=ObjectiveCommand)
-def data_check(data: Path, model: Path | None, held_out: Path | None, max_length: int, overflow: str, system: str,
+def data_check(data: Path, model: Path | None, held_out: Path | None, max_length: int | str, overflow: str, system: str,
                markup: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Say what may keep training on DATA from working, with the lines.
 
@@ -47,18 +48,26 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..data.facts import Tokens, inspect
     from ..data.files import read_rows
     from ..data.formats import Columns
+    from ..formats.bundle import open_bundle
+    from ..training.length import reading_limit
+    from ..training.sized import context_of
     parser = take_objective(options).rows
     given = {"max_length": max_length, "overflow": overflow, "system": system, "markup": markup}
     if model is None and (named := list(explicit(given))):
         raise UsageError(f"--{named[0].replace('_', '-')} is given without MODEL, and no row is tokenized",
                          "name the model too, or leave it out")
     columns = Columns(prompt_column, completion_column)
-    tokens = Tokens(tokenizer_of(model, markup), max_length, system or None, overflow) if model else None
+    tokens = None
+    if model:
+        bundle = open_bundle(model)
+        tokens = Tokens(tokenizer_of(bundle, markup), reading_limit(max_length, context_of(bundle.gguf)),
+                        system or None, overflow)
     found = [inspect(path.name, read_rows(path), tokens, parser, columns)
              for path in (data, held_out) if path]
     problems = findings(found[0], found[1] if held_out else None, tokens)
     facts = [facts_of(each) for each in found]
-    result = {"data": facts[0], "held_out": facts[1] if held_out else None, "max_length": max_length if model else None,
+    result = {"data": facts[0], "held_out": facts[1] if held_out else None,
+              "max_length": tokens.max_length if tokens else None,
               "held_out_by_default": None if held_out else found[0].held_out(),
               "findings": [asdict(finding) for finding in problems],
               "sample": [asdict(part) for part in found[0].sample]}
@@ -67,10 +76,9 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     sys.exit(1 if any(finding.fatal for finding in problems) else 0)
 
 
-def tokenizer_of(model: Path, markup: str) -> Any:
-    from ..formats.bundle import open_bundle
+def tokenizer_of(bundle: Bundle, markup: str) -> Any:
     from ..llamacpp.tokenizer import Tokenizer
-    tokenizer = Tokenizer(open_bundle(model).gguf)
+    tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = markup
     return tokenizer
 

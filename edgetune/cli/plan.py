@@ -66,7 +66,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     data = data or named
     board = board_named(device, options["memory"]) if device else None
     bundle = open_bundle(model)
-    rows, held = planned_rows(bundle, data, held_out, config, objective)
+    config, rows, held = planned_rows(bundle, data, held_out, config, objective, board)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
     lengths = lengths_with_anchors(objective, config, *parts)
@@ -96,15 +96,16 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
 
 
 def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config: TrainConfig,
-                 objective: Objective) -> tuple[Dataset | None, Dataset | None]:
-    """Rows to learn and those held out, as train has them."""
+                 objective: Objective, board: Profile | None) -> tuple[TrainConfig, Dataset | None, Dataset | None]:
+    """The options with max_length as a number, the rows to learn and those held out, as train has them."""
     from ..data import loader
+    from ..training.sized import load_run
     if data is None:
         if held_out:
             raise UsageError("--eval is given without rows to train on", "name them after the model")
-        return None, None
+        return config, None, None
     config.check_held_out(held_out != loader.NONE)
-    return loader.load_run(bundle.gguf.path, data, held_out, config, objective.rows)
+    return load_run(bundle, data, held_out, config, objective, board)
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class LoadOptions(Protocol):
     """The options of a training that say how its rows are read."""
 
     @property
-    def max_length(self) -> int: ...
+    def row_limit(self) -> int: ...
     @property
     def system(self) -> str: ...
     @property
@@ -91,7 +91,7 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
     Raises the errors of Tokenizer and `dataset.load`, and EdgetuneError where the process was ended early.
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
-             "options": {"max_length": config.max_length, "system": config.system or None, "overflow": config.overflow},
+             "options": {"max_length": config.row_limit, "system": config.system or None, "overflow": config.overflow},
              "columns": [config.prompt_column, config.completion_column],
              "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out, "learnable": learnable,
              "memory": config.memory_here(), "parent": os.getpid()}

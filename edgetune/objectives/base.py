@@ -89,6 +89,10 @@ class Objective(ABC):
         Without needs_logp it is called twice: with zeros, for `a`, and again with log p, for loss and metrics.
         """
 
+    def room(self, example: Example) -> int:
+        """Tokens that max_length must have for an example, so that nothing of it is cut."""
+        return example.longest
+
     def lengths(self, *parts: Sequence[Example], max_length: int, share: bool) -> Lengths:  # noqa: ARG002
         """Of what is computed for rows, in parts that have no group in common, as `lengths_of` has it."""
         return lengths_of(*parts, share=share, top=self.needs_top)

@@ -99,6 +99,10 @@ class Drawn(Objective):
         """Whether another prompt is answered in place of one whose answers all have the same reward."""
         return False
 
+    def room(self, example: Example) -> int:
+        """Of a prompt and its answers."""
+        return example.longest + self.turns * self.max_completion_length
+
     def answer_tokens(self, prompt: int, max_length: int) -> int:
         """The most tokens of an answer to a prompt of `prompt` tokens, in a document of max_length."""
         return min(self.max_completion_length, (max_length - prompt) // self.turns)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import store
-from ..data import loader
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.files import STDIN
@@ -35,6 +34,7 @@ from ..training.config import TrainConfig, TrainOptions
 from ..training.metrics import REPORT
 from ..training.origin import Origin, read_origin
 from ..training.run import run
+from ..training.sized import as_begun, load_run
 from .answers import Exam, compare, complete
 from .reported import reported
 from .result import Result
@@ -88,7 +88,9 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     with _shown(progress, on_event) as show:
         with as_file(data, "data") as rows_file, as_file(eval, "held-out") as held_file:
             assert rows_file
-            rows, held = _load(bundle, rows_file, held_file, config, objective, show)
+            if resume:
+                config = as_begun(config, out)
+            config, rows, held = _load(bundle, rows_file, held_file, config, objective, show)
             if rewards:
                 if held:
                     rewards.check_alone("learn all rows: eval none; and judge the adapter by rows with answers")
@@ -151,14 +153,14 @@ def _place(rows: Rows) -> str:
 
 
 def _load(bundle: Bundle, data: Path, eval: Path | None, config: TrainConfig, objective: Objective,
-          show: OnEvent) -> tuple[Dataset, Dataset | None]:
-    """The rows to learn and those held out."""
-    rows, held = loader.load_run(bundle.gguf.path, data, eval, config, objective.rows)
+          show: OnEvent) -> tuple[TrainConfig, Dataset, Dataset | None]:
+    """The options with max_length as a number, the rows to learn and those held out."""
+    config, rows, held = load_run(bundle, data, eval, config, objective)
     for path, found in zip((data, eval or data), (rows, held), strict=True):
         if found:
             show({"event": "rows", "path": str(path), "rows": len(found.examples), "truncated": found.truncated,
-                  "skipped": found.skipped, "max_length": config.max_length})
-    return rows, held
+                  "skipped": found.skipped, "max_length": config.row_limit})
+    return config, rows, held
 
 
 def _unreported(out: Path) -> dict[str, Any]:

@@ -66,10 +66,10 @@ def lengths_with_anchors(objective: Objective, config: TrainConfig, *parts: Sequ
     """Of the rows of a run, in parts as `Objective.lengths` has them, with room for an anchor where some are learned;
     rows that are not known are long enough.
     """
-    found = objective.lengths(*parts, max_length=config.max_length, share=shares(config))
+    found = objective.lengths(*parts, max_length=config.row_limit, share=shares(config))
     if not (found.units and rows_per_anchor(config, objective)):
         return found
-    return replace(found, aside=max(found.aside, min(LONGEST, config.max_length)))
+    return replace(found, aside=max(found.aside, min(LONGEST, config.row_limit)))
 
 
 def batches_of(number: int, record: Mapping[str, Any], start: Mapping[str, Any]) -> range:
@@ -107,7 +107,7 @@ def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Ca
                 return []
             _keep(path, part, name)
         found += part
-    return [cut for one in found if (cut := _cut(one, config.max_length)).supervised]
+    return [cut for one in found if (cut := _cut(one, config.row_limit)).supervised]
 
 
 def _name(bundle: Bundle, config: TrainConfig) -> str:

@@ -109,7 +109,7 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping
     config = task.config
     lengths = anchored.lengths_with_anchors(objective, config, *parts)
     if needs_judge(task.rewards):
-        lengths = replace(lengths, aside=config.max_length)
+        lengths = replace(lengths, aside=config.row_limit)
 
     def fits() -> object:
         return make_plan(open_network(task.bundle.gguf), config, lengths=lengths, previous=previous,

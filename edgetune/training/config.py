@@ -14,6 +14,7 @@ from ..options import AUTO, check_options, option
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
+AUTO_LENGTH = 512  # tokens that max_length "auto" is at least
 BACKENDS = ("auto", "cpu", "cuda")  # as backends/opening.py takes them
 RUN_OPTIONS = ("anchors", "eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
 FILE_OPTIONS = ("prompt_column", "completion_column")  # of files of rows: a job's are in a known shape when it begins
@@ -47,7 +48,9 @@ class TrainConfig(LoraOptions):
     steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9, common=True)
     batch_size: int | Literal["auto"] = option("auto", "Rows (with packing: packs) in an optimizer step; auto: 8, and "
                                                "down to 4 where rows are few.", low=1, auto=int, common=True)
-    max_length: int = option(512, "Tokens in a row at most.", low=2, common=True)
+    max_length: int | Literal["auto"] = option("auto", "Tokens in a row at most; auto: those of the longest row, but "
+                                               "4096 and what memory has room for at most, and 512 at least.", low=2,
+                                               auto=int, common=True)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     anchors: int | Literal["auto"] = option("auto", "Rows for each answer of the base itself that is learned beside "
@@ -123,6 +126,11 @@ class TrainConfig(LoraOptions):
         k = int(count)
         return range(k) if side == "first" else range(n_layer - k, n_layer)
 
+    @property
+    def row_limit(self) -> int:
+        """Tokens in a row at most where no row is known: what auto is at least."""
+        return AUTO_LENGTH if isinstance(self.max_length, str) else self.max_length
+
     def memory_bytes(self, available: int) -> int:
         """The budget of the whole process in bytes, when `available` bytes are available to it."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]|%)", self.memory or DEFAULT_MEMORY, re.IGNORECASE)
@@ -185,7 +193,7 @@ class TrainOptions(TypedDict, total=False):
     epochs: float | Literal["auto"]
     steps: int
     batch_size: int | Literal["auto"]
-    max_length: int
+    max_length: int | Literal["auto"]
     overflow: str
     packing: bool
     anchors: int | Literal["auto"]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..data.lengths import FORWARD
 from ..data.packing import Example, grouped_indices, pack
 from ..options import AUTO
-from .config import TrainConfig
+from .config import AUTO_LENGTH, TrainConfig
 
 ENOUGH_STEPS = 150  # what --epochs auto reaches where the data is small
 MOST_EPOCHS = 15  # but it passes over the data this often at most
@@ -22,12 +23,26 @@ RATE = 1e-3  # of --lr auto with LEAST_BATCH units in a step
 PATIENCE = 3  # measurements in a row that are worse than the lowest one end a run of --epochs auto
 LEAST_MEASUREMENTS = 5  # in such a run, after the one before the first step
 MOST_MEASUREMENTS = 30
+LONGEST_AUTO = 4096  # tokens that max_length "auto" is at most
+GRANULE = 64  # tokens; auto is a multiple of it
 MEASURING = 0.25  # of the time of the steps may be spent on measurements
+
+
+def reading_limit(max_length: int | str, context: int) -> int:
+    """The tokens up to which a row is read, of a model made for `context`: beyond them it is cut or left out."""
+    return max(AUTO_LENGTH, min(LONGEST_AUTO, context)) if isinstance(max_length, str) else max_length
+
+
+def sized(config: TrainConfig, longest: int) -> TrainConfig:
+    """The options with max_length as a number: auto becomes the tokens of the longest row, rounded up."""
+    if not isinstance(config.max_length, str):
+        return config
+    return replace(config, max_length=max(AUTO_LENGTH, min(-(-longest // GRANULE) * GRANULE, LONGEST_AUTO)))
 
 
 def units_of(examples: Sequence[Example], config: TrainConfig) -> list[list[int]]:
     """The indices of the examples in each unit."""
-    return pack(examples, config.max_length) if config.packing else grouped_indices(examples)
+    return pack(examples, config.row_limit) if config.packing else grouped_indices(examples)
 
 
 def batch_of(config: TrainConfig, units: int) -> int:

@@ -126,7 +126,7 @@ def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Size
     training starts from stays in memory. Raises UsageError where nothing fits, and
     for options that the model cannot fulfil (blocks, rank).
     """
-    given = read_lengths(lengths, config.max_length)
+    given = read_lengths(lengths, config.row_limit)
     sizes = replace(sizes, head_stays=not ops.is_paged)
     planner = _Planner(structure, config, ops, sizes, limits, given, previous, family, answers, keeps_start)
     run = planner.run(Tradeoffs(1, 1, 0))
@@ -152,7 +152,7 @@ class _Planner:
 
     @cached_property
     def lengths(self) -> Lengths:
-        return self.given.cut(self.config.max_length)
+        return self.given.cut(self.config.row_limit)
 
     @property
     def batch(self) -> int:
@@ -162,7 +162,7 @@ class _Planner:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return self.lengths.longest or self.config.max_length
+        return self.lengths.longest or self.config.row_limit
 
     @property
     def longest_group(self) -> int:
@@ -289,7 +289,7 @@ class _Planner:
         if self.previous:
             return [(self.previous.max_tokens, self.previous.prefix)]
         packs = c.packing or not self.lengths.units
-        whole = self.batch * c.max_length if packs else self.lengths.largest(self.batch)
+        whole = self.batch * c.row_limit if packs else self.lengths.largest(self.batch)
         most = max(self.longest_group, min(c.micro_batch, whole))
         counts = [(tokens, 0) for tokens in self._multiples(self.longest_group, most)]
         if self.structure.keeps_prefixes and (prefix := min(self.lengths.prefix, self.longest - 1)) > 0:

@@ -30,14 +30,14 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     """
     asked = config.memory_asked
     structure = model.structure
-    lengths = read_lengths(lengths, config.max_length)
+    lengths = read_lengths(lengths, config.row_limit)
     if objective and objective.needs_values and family is None:
         family = ValuedLora(**lora_of(config).options(), width=structure.head_weights // structure.n_vocab)
     make = partial(plan.make, structure, config, lengths=lengths, previous=previous, family=family,
                    sizes=sizes(model.gguf.tensors.values(), structure.n_layer))
     if isinstance(objective, Drawn):
         make = partial(make, answers=answer_plan(objective, _at_once(config, lengths, objective), lengths,
-                                                 config.max_length, structure.n_vocab),
+                                                 config.row_limit, structure.n_vocab),
                        keeps_start=objective.keeps_start)
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)

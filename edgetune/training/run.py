@@ -26,6 +26,7 @@ from ..formats.bundle import Bundle
 from ..machine import device
 from ..machine.governor import Governor
 from ..objectives.base import Objective
+from ..objectives.sft import Sft
 from . import anchored, begin, checkpoint, length, metrics, reference, referred
 from .answered import Rewards
 from .begin import Event as Event
@@ -34,6 +35,7 @@ from .config import TrainConfig
 from .origin import Origin
 from .origin import read_origin as read_origin
 from .plan import Plan
+from .sized import as_begun, sized_by
 from .throttle import MemoryPressure, Throttle, be_nice
 from .trainer import StepResult
 from .verdict import Course, Verdict, diverged, judge
@@ -77,6 +79,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
             raise UsageError(f"{name} is for a run that is resumed", "add --resume")
     if more and not 0 < more <= MOST_EPOCHS:
         raise UsageError(f"more is {more:g} epochs", f"give a number above 0, at most {MOST_EPOCHS:g}")
+    config = sized_by(as_begun(config, Path(out)) if resume else config, objective or Sft(), [data, held_out])
     if governor:
         be_nice(governor.policy.nice)
     task = Task(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin, allow_changed,

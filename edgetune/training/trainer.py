@@ -25,7 +25,7 @@ from ..backends.base import Backend
 from ..backends.opening import open_backend
 from ..data.dataset import Dataset, load_rows
 from ..data.formats import Columns
-from ..data.lengths import Given
+from ..data.lengths import Given, read_lengths
 from ..data.packing import Batch, Example
 from ..data.trees import Tree, micro_batches
 from ..errors import DataError, Interrupted, NumericsError, UsageError
@@ -99,7 +99,8 @@ class Trainer:
                                  "leave it out, or use edgetune.run")
         self.objective = (objective or IMITATE).check()
         given = {**vars(config or TrainConfig(**self.objective.defaults)), **options}
-        self.config = config = make_options(TrainConfig, given).check()
+        config = make_options(TrainConfig, given).check()
+        self.config = config = length.sized(config, read_lengths(lengths, config.row_limit).longest)
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = open_network(self.bundle.gguf)
@@ -403,7 +404,7 @@ class Trainer:
                              "name a grader or a reward function")
         assert self.plan.answers
         return Roller(self.decoder, self.plan.answers, self.objective, rewards, self.tokenizer, self.config.seed,
-                      self.config.max_length, self.config.system or None)
+                      self.config.row_limit, self.config.system or None)
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 

@@ -50,5 +50,5 @@ def _views(setting: Setting, questions: Sequence[Question]) -> Iterator[tuple[in
     for place, question in enumerate(questions):
         for shown in nearest.to(question, count):
             tokens = conversation_tokens(question.behind(shown), setting.tokenizer, setting.system, question.tools)
-            if len(tokens) + setting.options.max_tokens <= setting.config.max_length:
+            if len(tokens) + setting.options.max_tokens <= setting.config.row_limit:
                 yield place, shown, tokens

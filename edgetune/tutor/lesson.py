@@ -191,7 +191,7 @@ def _row_of(setting: Setting, one: Taught) -> Row:
 
 def _weighted(setting: Setting, row: Row, weight: float) -> list[Example]:
     """One whose evidence is longer than a row may be is imitated as it is, if it is right."""
-    longest = setting.config.max_length
+    longest = setting.config.row_limit
     if isinstance(row, dict) and "reference" in row:
         found = [*tutored.examples_of(row, tutored.SHAPE, setting.tokenizer, setting.system, longest)]
         made = [fit for _, fit in fitting(found, longest, "skip")]

@@ -45,6 +45,7 @@ from ...runs.reported import reported
 from ...training import checkpoint, run
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
+from ...training.sized import as_begun, load_sized
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
 from ..options import AllowedPython, Limits
@@ -250,8 +251,10 @@ class Worker:
     def learn(self) -> None:
         """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
         measured = measured_file(self.folder, self.objective.rows)
-        rows, held = loader.load(self.bundle.gguf.path, (self.folder / TRAIN, measured), self.config,
-                                 self.objective.rows, learnable=False)  # clients' rows were checked when they came
+        self.config, (rows, held) = load_sized(
+            self.bundle, as_begun(self.config, self.out), self.objective,
+            lambda config: loader.load(self.bundle.gguf.path, (self.folder / TRAIN, measured), config,
+                                       self.objective.rows, learnable=False))  # clients' rows were checked already
         assert rows
         if held and self.rewards:
             most = eval_samples(self.task["method"])
@@ -283,10 +286,11 @@ class Worker:
         from ...serving.llama import LlamaModel
         from . import gate
         rows, rounds = held_rows(self.folder)
+        longest = as_begun(self.config, self.out).row_limit
         exam = Exam(rows, self.task["canary"], rounds, corrected_rows(self.folder), self.config.system or None,
-                    self.config.max_length, self._rewarding())
+                    longest, self._rewarding())
         limits = from_json(Limits, self.task["limits"], "the task")
-        context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * self.config.max_length))
+        context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * longest))
         repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
                         repack=repack) as served:

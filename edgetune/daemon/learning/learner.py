@@ -20,7 +20,7 @@ from ...machine.governor import Governor
 from ...machine.policy import read_hours, within
 from ...serving.batcher import Batcher
 from ...training.anchored import rows_per_anchor
-from ...training.length import batch_of, peak_rate
+from ...training.length import batch_of, peak_rate, reading_limit
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..jobs.tutored import TUTOR
@@ -322,7 +322,8 @@ class Learner:
             rows = kind.learned(self.feedback.get(id))
             if not rows:
                 raise DataError("the grader does not find what it needs in it", "")
-            load_rows(rows, self.batcher.served.tokenizer, max_length=train.max_length, system=train.system or None,
+            limit = reading_limit(train.max_length, self.batcher.served.context)
+            load_rows(rows, self.batcher.served.tokenizer, max_length=limit, system=train.system or None,
                       parser=kind.parser)
         except NotFoundError:  # damaged: jobs leave it out
             return False

@@ -118,7 +118,7 @@ class Tutoring:
 
     def _fits(self, row: Row) -> bool:
         """Whether this model's template takes a prompt, and its answer can be learned whole."""
-        longest = self.jobs.train.max_length - self.task.options.max_tokens
+        longest = self.jobs.train.row_limit - self.task.options.max_tokens
         data = self._tokenized(row, asking)
         return data is not None and bool(data.examples[0].tokens.size <= longest)
 
@@ -130,7 +130,7 @@ class Tutoring:
         """None for a row that this model's template does not take."""
         train = self.jobs.train
         try:
-            return load_rows([row], self.tokenizer, max_length=train.max_length, system=train.system or None,
+            return load_rows([row], self.tokenizer, max_length=train.row_limit, system=train.system or None,
                              parser=parser)
         except DataError:
             return None

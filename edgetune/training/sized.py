@@ -1,0 +1,88 @@
+"""Rows read for a run, and max_length "auto" as a number: as long as the rows are and the memory has room for.
+
+Rows are read up to LONGEST_AUTO tokens. Where a run over them does not fit the memory, they are read again up to half
+of that, and so on, down to AUTO_LENGTH: below, the plan refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..adapters import store
+from ..data import loader
+from ..data.dataset import Dataset
+from ..data.files import STDIN
+from ..errors import UsageError
+from ..formats.bundle import Bundle
+from ..formats.gguf import Gguf
+from ..machine import device
+from ..models.networks import open_network
+from ..objectives.base import Objective
+from .anchored import lengths_with_anchors
+from .config import AUTO_LENGTH, TrainConfig
+from .length import LONGEST_AUTO, reading_limit, sized
+from .planned import make_plan
+
+Load = Callable[[TrainConfig], list[Dataset | None]]
+
+
+def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: Load,
+               board: device.Profile | None = None, once: bool = False) -> tuple[TrainConfig, list[Dataset | None]]:
+    """(the options with max_length as a number, what `load` reads by them). once: the rows cannot be read twice.
+
+    Raises the errors of `load`.
+    """
+    if not isinstance(config.max_length, str):
+        return config, load(config)
+    limit = reading_limit(config.max_length, context_of(bundle.gguf))
+    while True:
+        sets = load(replace(config, max_length=limit))
+        found = sized_by(config, objective, sets)
+        is_least = found.row_limit == AUTO_LENGTH
+        if once or is_least or _fits(bundle, found, objective, sets, board):
+            return found, sets
+        limit = max(AUTO_LENGTH, limit // 2)
+
+
+def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: TrainConfig, objective: Objective,
+             board: device.Profile | None = None) -> tuple[TrainConfig, Dataset, Dataset | None]:
+    """(the options with max_length as a number, the rows that a run learns, those that it holds out), as
+    `loader.load_run` reads them. board: on which the run is planned.
+    """
+    config, (rows, held) = load_sized(
+        bundle, config, objective,
+        lambda asked: [*loader.load_run(bundle.gguf.path, data, held_out, asked, objective.rows)], board,
+        once=STDIN in (str(data), str(held_out)))
+    assert rows
+    return config, rows, held
+
+
+def as_begun(config: TrainConfig, out: Path) -> TrainConfig:
+    """The options with the max_length of the run in a folder, where it is auto: a run that is resumed keeps it."""
+    was = store.read_run(out).get("options", {}).get("max_length")
+    return replace(config, max_length=was) if was and isinstance(config.max_length, str) else config
+
+
+def sized_by(config: TrainConfig, objective: Objective, sets: Sequence[Dataset | None]) -> TrainConfig:
+    """The options with max_length as a number, auto by the longest of the rows."""
+    return sized(config, max((objective.room(one) for found in sets if found for one in found.examples), default=0))
+
+
+def context_of(gguf: Gguf) -> int:
+    """Tokens that a model was made for."""
+    found = gguf.metadata.get(f"{gguf.architecture}.context_length", LONGEST_AUTO)
+    assert isinstance(found, int)  # the reader has checked it
+    return found
+
+
+def _fits(bundle: Bundle, config: TrainConfig, objective: Objective, sets: Sequence[Dataset | None],
+          board: device.Profile | None) -> bool:
+    parts = [found.examples for found in sets if found]
+    try:
+        make_plan(open_network(bundle.gguf), config, lengths=lengths_with_anchors(objective, config, *parts),
+                  objective=objective, board=board)
+    except UsageError:
+        return False
+    return True
