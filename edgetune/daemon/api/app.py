@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response
 
 from ...adapters.published import public_files
@@ -32,7 +32,6 @@ from . import (
     ollama_models,
     pages,
     prompts,
-    reference,
     responses,
     schemas,
 )
@@ -65,7 +64,7 @@ def app(service: Service) -> FastAPI:
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
     for part in (completions, embeddings, feedback, fine_tuning, graders, ollama, ollama_embed, ollama_models, pages,
-                 prompts, reference, responses):
+                 prompts, responses):
         made.include_router(part.router)
     made.include_router(router)
     errors.install(made)
@@ -251,6 +250,12 @@ def _adapter(adapter: Any) -> dict[str, Any]:
 @router.get("/v1/device", response_model=schemas.DeviceObject)
 def device(service: TheService) -> Any:
     return service.device()
+
+
+@router.get("/openapi.json", include_in_schema=False)
+def show_schema(request: Request) -> Response:
+    """All calls; made in a thread, so that others are answered meanwhile."""
+    return JSONResponse(request.app.openapi())
 
 
 @router.get("/healthz", response_model=schemas.Health)

@@ -24,7 +24,7 @@ from ..keys import hash_of, read_keys
 from ..options import LOOPBACK, DaemonConfig
 from .bodies import Bodies, Body
 
-OPEN = ("/", "/docs", "/healthz")  # without a key: the pages, which hold no data, and whether the daemon is well
+OPEN = ("/", "/healthz")  # without a key: the page, which holds no data, and whether the daemon is well
 UPLOADS = "/v1/files"
 OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
