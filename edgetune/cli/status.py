@@ -53,7 +53,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
         ["answers", _answers(facts["serving"])],
         ["job", Text(_job(facts["job"]) if facts["job"] else "none")],
         ["learning", Text("\n".join(filter(None, (facts["learning"]["state"], facts["learning"]["unused"]))))],
-        *_tutor(facts["learning"]["tutor"]),
+        *_tutor(facts["learning"].get("tutor")),
     ]
     return Group(table(facts["model"], ["", ""], rows),
                  *_happened("in service since", "adapter", found["history"][:SWITCHES]),

@@ -25,6 +25,7 @@ from ..objectives.sft import Sft
 from ..training.config import TrainConfig
 from .jobs.decide import without_scores
 from .jobs.table import ENDED, Job
+from .kinds.feedback import ALL
 from .options import DaemonConfig
 from .service import Service
 from .state import adapters
@@ -77,7 +78,7 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
     disk.refuse_existing(target)
     work = target.with_name(f"{target.name}{WORK}")
     config = config or DaemonConfig()
-    grader = "" if config.learn_method == Sft.name else config.learn_grader  # a tutor's, which has nothing to do here
+    grader = "" if config.learn_method == Sft.name else config.learn_grader  # for prompts, of which there are none here
     config = replace(config, state=str(work), learn="off", keep_prompts=0, tutor_options="",
                      learn_grader=grader).check()
     train = (train or TrainConfig(threads=config.threads)).check()
@@ -87,7 +88,7 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
     try:
         with Service(model, config, policy, train) as service:
             begun = service.jobs.list(limit=1)
-            job = begun[0] if begun else service.learner.begin(everything=True)
+            job = begun[0] if begun else service.learner.begin(ALL)
             job = _followed(service, job.id, should_stop, on_event)
             if job.result is None:
                 raise EdgetuneError(f"the training {job.status}: {(job.error or {}).get('message', 'it was ended')}",

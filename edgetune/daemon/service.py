@@ -45,12 +45,12 @@ from .jobs.jobs import Jobs
 from .jobs.process import JobProcess, WorkerProcess
 from .jobs.queue import Queue, WorkerOptions
 from .jobs.table import JobTable
+from .kinds.registry import kinds
 from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.recall import Recall
-from .learning.tutoring import Tutoring, tutor_task
 from .options import DaemonConfig, model_name
 from .state.adapters import LATEST as LATEST
 from .state.adapters import Adapters
@@ -77,7 +77,8 @@ class Service:
         self.train = (train or TrainConfig(threads=self.config.threads)).check()
         self.method = learn_method(self.config)
         self.start_process = start_process
-        self.tutor = tutor_task(self.config)
+        for kind in kinds().values():
+            kind.check(self.config)
         self.path = find_model(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()
@@ -125,11 +126,8 @@ class Service:
 
     def _learner(self) -> Learner:
         governor = Governor(self.policy, read_device().profile)
-        tutoring = None
-        if self.tutor:
-            tutoring = Tutoring(self.tutor, self.prompts, self.feedback, self.jobs, self.served.tokenizer)
-        return Learner(self.feedback, self.method, self.jobs, self.batcher, governor, self.config, self.stopping,
-                       tutoring=tutoring)
+        starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
+        return Learner(starters, self.jobs, self.batcher, governor, self.config, self.store, self.stopping)
 
     def _open_model(self) -> None:
         here = read_device()
@@ -268,7 +266,7 @@ class Service:
         return {"model": self.name,
                 "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
-                "temperature": readings.temperature, "serving": self.batcher.facts(), "learning": self.learner.why(),
+                "temperature": readings.temperature, "serving": self.batcher.facts(), "learning": self.learner.state(),
                 "keep_prompts": self.config.keep_prompts,
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_workers import FakeWorkers
 from learners import opened
 from services import make_state
 from tiny import write_tiny
@@ -34,7 +35,20 @@ def tiny_q8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def service(tiny_q8: Path, tmp_path: Path) -> Iterator[Service]:
-    """Learns when it is told to: of tests that open no service themselves."""
+def workers() -> FakeWorkers:
+    """The processes of `service`."""
+    return FakeWorkers()
+
+
+@pytest.fixture
+def service(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> Iterator[Service]:
+    """Learns when it is told to, and trains nothing: of tests that open no service themselves."""
+    with opened(tiny_q8, tmp_path, start_process=workers, learn_rows=10) as service:
+        yield service
+
+
+@pytest.fixture
+def trains(tiny_q8: Path, tmp_path: Path) -> Iterator[Service]:
+    """The same in earnest."""
     with opened(tiny_q8, tmp_path, learn_rows=10, canary_rise="off") as service:  # kernels differ in the canary's rise
         yield service

@@ -156,7 +156,7 @@ def test_a_job_by_reward_is_told_the_grader_of_a_file(place):
     run("jobs", "cancel", job["id"])
     assert "needs something that rewards answers" in run(*asked, code=2)
     assert "a daemon runs no grader without a sandbox" in run(*named, "--unsafe-python", code=2)
-    assert "refused here" in run(*asked, "--reward", "rewards:right", code=2)
+    assert "--rewards FOLDER" in run(*asked, "--reward", "rewards:right", code=2)
 
 
 @pytest.mark.usefixtures("daemon")

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -21,30 +20,9 @@ from services import LONG, SMALL, open_service, until, upload
 from edgetune.daemon.jobs import table as job_table
 from edgetune.daemon.jobs.decide import without_scores
 from edgetune.daemon.jobs.process import WorkerProcess
-from edgetune.daemon.service import Service
 from edgetune.daemon.state.database import Store
 from edgetune.errors import NotFoundError
 from edgetune.python_child import child
-
-
-@pytest.mark.slow
-def test_one_jobs_deaths_are_not_another_ones(tmp_path: Path) -> None:
-    def die(service: Service, id: str, seen: set[int]) -> None:
-        pid = until(lambda: service.jobs.running and service.jobs.running.id == id and service.jobs.pid
-                    and service.jobs.pid not in seen and service.jobs.pid)
-        seen.add(pid)
-        os.kill(pid, signal.SIGKILL)
-
-    with open_service(tmp_path) as service:
-        first, second = (service.jobs.create("tiny", upload(service), hyperparameters=SMALL) for _ in range(2))
-        seen: set[int] = set()
-        die(service, first.id, seen)
-        die(service, first.id, seen)
-        until(lambda: len([e for e in service.jobs.events(first.id) if "signal 9" in e["message"]]) == 2)
-        service.jobs.cancel(first.id)
-        die(service, second.id, seen)
-        second = service.jobs.wait(second.id, 60)
-        assert second.status == "succeeded", second.error
 
 
 def test_what_happened_leaves_a_line_each_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -85,22 +63,6 @@ def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path: Path)
         assert verdict == {name: value for name, value in json.loads(verdicts[id]).items() if name != "scores"}
 
 
-def test_a_promotion_while_a_job_trains_is_not_overruled(folder: Path) -> None:
-    with open_service(folder) as service:
-        second, first = (found.id for found in service.adapters.list())
-        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 100})
-        until(lambda: (service.jobs.get(job.id).progress or {}).get("step", 0) > 5)
-        assert service.adapters.serving == second
-        service.adapters.promote(first, "by hand")
-        job = service.jobs.wait(job.id, 60)
-        assert job.status == "succeeded"
-        verdict = service.adapters.get(job.result).verdict
-        assert verdict["against"] == first
-        assert any(event["message"].startswith(f"judged again: {first} came into service")
-                   for event in service.jobs.events(job.id))
-        assert service.adapters.serving == (job.result if verdict["passed"] else first)
-
-
 @pytest.mark.slow
 def test_a_full_disk_in_earnest(tmp_path: Path) -> None:
     """See proofs/mounted_state.py."""
@@ -139,9 +101,9 @@ import logging
 from edgetune.daemon.jobs import worker
 
 class Worker(worker.Worker):
-    def work(self):
+    def train(self):
         logging.getLogger("edgetune.backends").info("computing on the GPU")
-        return super().work()
+        super().train()
 
 worker.Worker = Worker
 main = worker.main

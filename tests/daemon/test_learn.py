@@ -7,34 +7,37 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_workers import FakeWorkers
 from learners import TRAIN, give, opened
 from services import until
-from sometimes import mostly_slow
 
-from edgetune.daemon.jobs.queue import REJUDGED
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.jobs.recipe import held_rows
-from edgetune.daemon.learning import learner as learn
+from edgetune.daemon.kinds import feedback as kind
+from edgetune.daemon.kinds.feedback import ALL
 from edgetune.daemon.service import Service
 from edgetune.data.anchors import ROWS_PER_ANCHOR
 from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 
+FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
+
 
 @pytest.mark.learning
-def test_learns_and_refuses(service: Service) -> None:
-    """What is right is learned and serves; what contradicts it does not get through, and is set aside."""
+def test_learns_and_refuses(trains: Service) -> None:
+    """What is right is learned and activated; what contradicts it does not get through, and is set aside."""
+    service = trains
     learner = service.learner
     feedback = service.feedback
     service.jobs.train = replace(TRAIN, anchors="auto")
     with pytest.raises(UsageError, match="no new feedback"):
         learner.begin()
     give(service, range(40))
-    assert learner.why() == {"on": True, "tutor": None, "mode": "off", "method": "sft", "new_rows": 40, "needed": 10,
-                             "state": "learns when it is told to, not by itself", "unused": ""}
+    assert learner.state() == {"on": True, "mode": "off", "method": "sft", "new_rows": 40, "needed": 10,
+                               "state": "learns when it is told to, not by itself", "unused": ""}
     job = learner.begin()
     assert job.origin == "learn"
-    assert job.id in learner.why()["state"]
+    assert job.id in learner.state()["state"]
     with pytest.raises(UsageError, match="is not finished"):
         learner.begin()
     assert job.config["anchors"] == ROWS_PER_ANCHOR
@@ -66,7 +69,7 @@ def test_learns_and_refuses(service: Service) -> None:
     assert [{name: counts[name] for name in lesson} for counts in ledger["rounds"]] == [lesson]
     assert f"questions of the earlier lesson are answered rightly, {lesson['before']} before" in ledger["remembered"]
 
-    third = service.jobs.wait(learner.begin(everything=True).id, 60)  # on what was learned, and not on what was refused
+    third = service.jobs.wait(learner.begin(ALL).id, 60)  # on what was learned, and not on what was refused
     assert third.status == "succeeded"
     anew = service.adapters.get(third.result).verdict
     assert anew["scores"].keys() == verdict["scores"].keys()
@@ -77,8 +80,8 @@ def test_learns_and_refuses(service: Service) -> None:
 
 def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
     """As if it were new, and nothing else; whatever becomes of it, what waits goes on to wait."""
-    with pytest.raises(UsageError, match="nothing was learned from feedback yet"):
-        service.learner.begin(everything=True)
+    with pytest.raises(UsageError, match="no feedback was learned yet"):
+        service.learner.begin(ALL)
     feedback = service.feedback
     for lesson in range(3):
         give(service, range(10 * lesson, 10 * lesson + 10), f"on {lesson}")
@@ -87,7 +90,7 @@ def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
         feedback.settle(f"ftjob-{lesson}", "used")
     give(service, range(5, 15), "off")  # says some of it again
     before = [(item.id, item.state, item.job) for item in feedback.list()]
-    job = service.learner.begin(everything=True)
+    job = service.learner.begin(ALL)
     learned = [json.loads(line) for line in (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()]
     held, rounds = held_rows(service.jobs.folder / job.id)
     service.jobs.cancel(job.id)
@@ -99,7 +102,7 @@ def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
     assert [rounds.count(f"ftjob-{lesson}") for lesson in range(3)] == [2, 2, 2]
     assert len(held) == 6
     assert [(item.id, item.state, item.job) for item in feedback.list()] == before
-    assert "came to nothing" not in service.learner._blocked_by(feedback.waiting())
+    assert "was not activated" not in service.learner.state()["state"]
 
 
 def test_a_lesson_has_batch_and_rate_of_its_different_rows(service: Service) -> None:
@@ -125,33 +128,33 @@ def test_a_lesson_has_batch_and_rate_of_its_different_rows(service: Service) -> 
 
 
 @pytest.mark.parametrize("name", ["waits", "unfinished", "again"])
-def test_rows_that_nothing_speaks_against_are_learned_with_the_next(service: Service, name: str) -> None:
+def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers,
+                                                                    name: str) -> None:
     """By a verdict of an earlier version, too. Held-out rows are new to the next job as well."""
-    give(service, range(30))
-    job = service.learner.begin()
-    service.jobs.cancel(job.id)
-    job = service.jobs.wait(job.id, 60)
-    until(lambda: not service.feedback.unsettled())
-    verdict = {"passed": False, name: True, "reason": "no more right"}
-    for more, waiting in ((range(0), 30), (range(30, 40), 40)):
-        give(service, more)
-        taken = service.feedback.training_rows()
-        assert len(taken.taken) == waiting
-        assert len(taken.fresh) == waiting // 5
-        service.feedback.assign(taken.taken, job.id)
-        service.learner._settle(replace(job, status="succeeded", verdict=verdict))
-        assert (service.feedback.waiting(), service.feedback.counts()["aside"]) == (waiting, 0)
-        assert "came to nothing: no more right" in service.learner._blocked_by(waiting)
+    with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=10) as service:
+        for more, waiting in ((range(30), 30), (range(30, 40), 40)):
+            give(service, more)
+            job = service.learner.begin()
+            workers.next().judge(False, "no more right", **{name: True})
+            service.jobs.wait(job.id, 60)
+            until(lambda: service.learner.state()["state"].endswith("was not activated: no more right"))
+            taken = service.feedback.training_rows()
+            assert (len(taken.taken), len(taken.fresh)) == (waiting, waiting // 5)
+            assert (service.feedback.waiting(), service.feedback.counts()["aside"]) == (waiting, 0)
+            service.learner.tick(FAR)
+            assert service.jobs.unfinished("learn") is None
 
 
-def test_what_came_to_nothing_waits(service: Service) -> None:
-    give(service, range(30))
-    job = service.learner.begin()
-    service.jobs.cancel(job.id)
-    service.jobs.wait(job.id, 60)
-    until(lambda: "waits for more feedback" in service.learner._blocked_by(30))
-    assert service.feedback.waiting() == 30
-    assert "waits for more feedback" not in service.learner._blocked_by(31)
+def test_what_was_not_learned_waits_for_more(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> None:
+    with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=10) as service:
+        give(service, range(30))
+        job = service.learner.begin()
+        service.jobs.cancel(job.id)
+        service.jobs.wait(job.id, 60)
+        until(lambda: "waits for more feedback" in service.learner.state(FAR)["state"])
+        assert service.feedback.waiting() == 30
+        give(service, range(30, 31))
+        assert service.learner.state(FAR)["state"] == "begins to learn"
 
 
 def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service) -> None:
@@ -166,7 +169,7 @@ def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service) -> None
 def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a job is begun and cancelled, and whatever came in meanwhile."""
     tokenized = []
-    monkeypatch.setattr(learn, "load_rows", lambda rows, *args, **options: (
+    monkeypatch.setattr(kind, "load_rows", lambda rows, *args, **options: (
         tokenized.extend(json.dumps(row) for row in rows), load_rows(rows, *args, **options))[1])
     for numbers in (range(30), range(30, 40)):
         give(service, numbers)
@@ -181,79 +184,27 @@ def test_too_little_to_judge_by(service: Service) -> None:
     """Five questions are enough, whichever is held out; fewer are where one of them is."""
     held: list[bool] = []
     while not any(held):
-        with pytest.raises(UsageError, match=r"no new feedback|on \d questions?, and none is held out to judge"):
+        with pytest.raises(UsageError, match=r"no new feedback|on \d questions?, and none of it is held out"):
             service.learner.begin()
         held.append(service.feedback.add(prompt=f"turn the light {len(held)}", correction="on").held)
     assert len(held) <= 5
     assert service.feedback.waiting() == len(held)
     if len(held) == 1:
-        with pytest.raises(UsageError, match="all new feedback, on 1 question, is held out to judge by; correct"):
+        with pytest.raises(UsageError, match="all new feedback, on 1 question, is held out"):
             service.learner.begin()
         service.feedback.add(prompt="turn the light off", correction="on")
     service.jobs.cancel(service.learner.begin().id)
 
 
-def test_rows_are_settled_after_a_crash(tiny_q8: Path, tmp_path: Path) -> None:
+def test_rows_are_settled_after_a_crash(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> None:
     """The job ended, and the daemon too, before it could say of the rows what became of them."""
-    with opened(tiny_q8, tmp_path) as service:
+    with opened(tiny_q8, tmp_path, start_process=workers) as service:
         give(service, range(30))
         service.jobs.on_done.clear()
-        assert service.jobs.wait(service.learner.begin().id, 60).status == "succeeded"
+        job = service.learner.begin()
+        workers.next().judge()
+        assert service.jobs.wait(job.id, 60).status == "succeeded"
         assert service.feedback.unsettled()
     with opened(tiny_q8, tmp_path) as service:
         assert not service.feedback.unsettled()
         assert service.feedback.counts()["used"] > 0
-
-
-# ---- a person decides ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("deletes", mostly_slow([False, True], [True]))
-def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, deletes: bool) -> None:
-    """The verdict is taken beside what is in service at the end, also where the other adapter was deleted meanwhile."""
-    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(20)]
-    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 5}).id, 60)
-    service.adapters.promote(first.result, "a test")
-    job = service.jobs.create_from_rows(rows, hyperparameters={"steps": 60})
-    until(lambda: (service.jobs.get(job.id).progress or {}).get("step"))
-    assert service.adapters.rollback("a person's word") is None
-    if deletes:
-        service.adapters.delete(str(first.result))
-    job = service.jobs.wait(job.id, 60)
-    verdict = service.adapters.get(str(job.result)).verdict
-    assert verdict["against"] is None
-    assert verdict["old"]["exact"] == 0.0  # of the base
-    said = [event["message"] for event in service.jobs.events(job.id, limit=200)]
-    assert sum("judged again" in message for message in said) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", mostly_slow([1, 9], [9]))
-def test_a_word_at_the_last_moment_is_not_overruled(service: Service, monkeypatch: pytest.MonkeyPatch,
-                                                    changes: int) -> None:
-    """What serves changes after the verdict, while the new adapter is loaded: it is judged again, not for ever."""
-    rows = [{"prompt": f"turn the light {i}", "completion": "on"} for i in range(40)]
-    first = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 20}).id, 60).result
-    load = service.batcher.load
-    left = changes
-
-    def load_and_change(name: str, path: Path) -> None:
-        nonlocal left
-        load(name, path)
-        if left:
-            left -= 1
-            service.adapters.promote(None if service.adapters.serving else first, "a person's word")
-
-    monkeypatch.setattr(service.batcher, "load", load_and_change)
-    service.adapters.promote(first, "a test")
-    job = service.jobs.wait(service.jobs.create_from_rows(rows, hyperparameters={"steps": 60}).id, 120)
-    said = [event["message"] for event in service.jobs.events(job.id, limit=200)]
-    assert sum("judged again" in message for message in said) == min(changes, REJUDGED)
-    made = service.adapters.get(str(job.result))
-    assert len(service.adapters.list()) == 2
-    if changes == 1:
-        assert made.verdict["against"] is None
-        assert made.state == ("serving" if made.verdict["passed"] else "candidate")
-    else:
-        assert made.state == "candidate"
-        assert said[0].startswith("not activated: what is in service changed 4 times while it was judged")

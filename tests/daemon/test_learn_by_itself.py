@@ -4,93 +4,147 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_workers import FakeWorkers
 from learners import give, opened
 from services import until
 
+from edgetune.daemon.jobs.table import Job
+from edgetune.daemon.kinds.feedback import ALL
 from edgetune.daemon.learning import learner as learn
-from edgetune.daemon.learning.learner import Clocks, Learner
-from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.learning.learner import Learner
 from edgetune.daemon.service import Service
+from edgetune.errors import TooMuchError, UsageError
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
 
-
-def at(hour: int) -> time.struct_time:
-    return time.struct_time((2026, 1, 1, hour, 30, 0, 3, 1, 0))
+FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
 
 
-def learner_of(service: Service, policy: Policy, local: Callable[[], time.struct_time],
-               clock: Callable[[], float]) -> Learner:
-    """Another learner, with a policy and clocks of its own."""
-    governor = Governor(policy, None, local=local, clock=clock)
-    return Learner(service.feedback, service.method, service.jobs, service.batcher, governor,
-                   service.config, service.stopping, Clocks(local, clock))
+def learner_of(service: Service, hour: int, policy: Policy, **options: object) -> Learner:
+    """Another learner of the service, at this hour."""
+    def local() -> time.struct_time:
+        return time.struct_time((2026, 1, 1, hour, 30, 0, 3, 1, 0))
+
+    return Learner([*service.learner.starters.values()], service.jobs, service.batcher,
+                   Governor(policy, None, local=local, clock=time.monotonic), replace(service.config, **options),
+                   service.store, service.stopping, local)
 
 
-def test_when(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = service.batcher.idle_since
-    hour = 12
-    learner = learner_of(service, Policy(govern=False), lambda: at(hour), lambda: now)
-    assert learner._blocked_by(9) == "waits for 1 more piece of feedback"
-    monkeypatch.setattr(learner, "config", DaemonConfig(learn="idle", learn_rows=10))
-    assert learner._blocked_by(10) == "waits until nobody asks for 10 minutes"
-    now += learn.IDLE_SECONDS
-    assert learner._blocked_by(10) == ""
-    monkeypatch.setattr(learner, "config", DaemonConfig(learn="nightly", learn_rows=10))
-    assert learner._blocked_by(10) == "waits for the hours 01:00-06:00"
-    hour = 3
-    assert learner._blocked_by(10) == ""
-    quiet = learner_of(service, Policy(quiet_hours="02:00-04:00"), lambda: at(hour), time.monotonic)
-    monkeypatch.setattr(quiet, "config", learner.config)
-    assert "quiet hours" in quiet._blocked_by(10)
+def test_when(service: Service) -> None:
+    """The fixture needs ten pieces."""
+    def state(hour: int, now: float, policy: Policy | None = None, **options: object) -> str:
+        return learner_of(service, hour, policy or Policy(govern=False), **options).state(now)["state"]
+
+    idle = service.batcher.idle_since
+    give(service, range(9))
+    assert state(12, idle, learn="idle") == "waits for 1 more piece of feedback"
+    give(service, range(9, 10))
+    assert state(12, idle, learn="idle") == "waits until nobody asks for 10 minutes"
+    assert state(12, idle + learn.IDLE_SECONDS, learn="idle") == "begins to learn"
+    assert state(12, FAR, learn="nightly") == "waits for the hours 01:00-06:00"
+    assert state(3, idle, learn="nightly") == "begins to learn"
+    assert "quiet hours" in state(3, idle, Policy(quiet_hours="02:00-04:00"), learn="nightly")
 
 
 @pytest.mark.parametrize("table", ["feedback", "jobs"])
-def test_the_thread_survives_what_goes_wrong(tiny_q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                             table: str) -> None:
-    """From its first look on; health says it, and learning begins when it is mended."""
-    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.3)
-    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr(learn, "RETRY_SECONDS", 0.1)
-    database = tmp_path / "state" / "state.db"
-    with opened(tiny_q8, tmp_path) as service:
-        give(service, range(40))
-    with opened(tiny_q8, tmp_path, learn="idle", learn_rows=25) as service, closing(sqlite3.connect(database)) as db:
+def test_it_survives_what_goes_wrong(service: Service, tmp_path: Path, table: str) -> None:
+    """Health says it, and learning begins when it is mended, not before a minute has passed."""
+    give(service, range(40))
+    with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as db:
         db.execute(f"ALTER TABLE {table} RENAME TO elsewhere")
-        until(lambda: service.learner.paused_reason)
+        service.learner.tick(FAR)
         assert any("does not learn by itself" in reason for reason in service.health()["reasons"])
         db.execute(f"ALTER TABLE elsewhere RENAME TO {table}")
-        until(service.jobs.list)
-        until(lambda: not service.learner.paused_reason)
-        assert service.health()["status"] == "ok"
+    service.learner.tick(FAR)
+    assert service.learner.paused_reason
+    service.learner.tick(FAR + learn.RETRY_SECONDS)
+    assert service.health()["status"] == "ok"
+    assert service.jobs.unfinished("learn")
 
 
-def test_begins_by_itself(tiny_q8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_begins_by_itself(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its thread, and once."""
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    with opened(tiny_q8, tmp_path, learn="idle", learn_rows=25) as service:
-        give(service, range(24))
-        assert service.learner.why()["state"] == "waits for 1 more piece of feedback"
-        give(service, range(24, 30))
-        until(service.adapters.list)
-        assert service.adapters.list()[0].job == service.jobs.list()[0].id
-
-
-def test_all_is_learned_anew_by_itself_after_some_lessons(tiny_q8: Path, tmp_path: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once: a compaction is no lesson after which another one is due."""
-    monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
-    with opened(tiny_q8, tmp_path, learn="idle", learn_rows=25, canary_rise="off", compact_every=1) as service:
+    with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=25) as service:
         give(service, range(30))
-        until(lambda: len(service.jobs.list()) == 2)
-        compaction, lesson = service.jobs.list()
-        assert lesson.verdict["passed"]
-        assert (compaction.metadata["anew"], compaction.metadata["new"]) == ("yes", lesson.metadata["new"])
-        assert service.jobs.wait(compaction.id, 60).status == "succeeded"
-        assert not service.learner._is_compaction_due()
+        process = workers.next()
+        job, = service.jobs.list()
+        assert job.id in service.learner.state()["state"]
+        process.judge()
+        assert service.jobs.wait(job.id, 30).result
+        until(lambda: service.learner.state()["state"] == "waits for 25 more pieces of feedback")
+
+
+def test_a_paused_job_is_said(service: Service) -> None:
+    give(service, range(30))
+    job = service.learner.begin()
+    service.jobs.pause(job.id)
+    until(lambda: service.jobs.get(job.id).status == "paused")
+    assert service.learner.state()["state"] == f"waits: {job.id} is paused, resume or cancel it"
+
+
+def learned(service: Service, workers: FakeWorkers) -> Job:
+    """A feedback job that was activated."""
+    give(service, range(30))
+    job = service.learner.begin()
+    workers.next().judge()
+    service.jobs.wait(job.id, 60)
+    until(lambda: not service.feedback.unsettled())
+    return job
+
+
+def test_all_is_learned_again_after_some_jobs(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> None:
+    """Once: it is no job after which another one is due."""
+    with opened(tiny_q8, tmp_path, start_process=workers, learn_rows=25, compact_every=1) as service:
+        job = learned(service, workers)
+        service.learner.tick(FAR)
+        compaction = service.jobs.list()[0]
+        assert (compaction.metadata["anew"], compaction.metadata["new"]) == ("yes", job.metadata["new"])
+        workers.next().judge()
+        service.jobs.wait(compaction.id, 60)
+        until(lambda: service.jobs.running is None)
+        service.learner.tick(FAR)
+        assert len(service.jobs.list()) == 2
+
+
+def test_what_cannot_begin_leaves_the_others_their_turn(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was learned is deleted, so that it cannot be learned again. Nothing is wrong with the daemon."""
+    with opened(tiny_q8, tmp_path, start_process=workers, learn="tutor", keep_prompts=100, tutor_prompts=1,
+                learn_rows=25, compact_every=1) as service:
+        learned(service, workers)
+        for item in service.feedback.list():
+            service.feedback.delete(item.id)
+        turns: list[str] = []
+        monkeypatch.setattr(service.learner.starters["prompts"], "waiting", lambda: 1)
+        monkeypatch.setattr(service.learner.starters["prompts"], "begin", lambda: turns.append("prompts") or refuse())
+        for _ in range(3):
+            service.learner.tick(FAR)
+        assert turns == ["prompts"]
+        assert service.health()["status"] == "ok"
+        with pytest.raises(UsageError, match="no feedback was learned yet"):
+            service.learner.begin(ALL)
+
+
+def refuse() -> Job:
+    raise UsageError("nothing here")
+
+
+def test_where_another_begins_it_looks_again_in_a_moment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is no failure: nothing is reported, and what waits is not set aside."""
+    def busy() -> Job:
+        raise TooMuchError("a job is being begun already")
+
+    give(service, range(30))
+    with monkeypatch.context() as patched:
+        patched.setattr(service.learner.starters["feedback"], "begin", busy)
+        service.learner.tick(FAR)
+    assert service.learner.paused_reason == ""
+    service.learner.tick(FAR)
+    assert [job.origin for job in service.jobs.list()] == ["learn"]

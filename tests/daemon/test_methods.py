@@ -235,7 +235,7 @@ def test_a_lesson(model: Path, tmp_path: Path, name: str) -> None:
         settled = {"used"} if verdict["passed"] else {"new"} if verdict["waits"] else {"aside"}
         assert {item.state for item in feedback.list() if item.id != down.id} == settled
         assert {feedback.get(down.id).state} == {states.get(name, *settled)}
-        assert ("1 piece of feedback waits: " in service.learner.why()["unused"]) == (name in states)
+        assert ("1 piece of feedback waits: " in service.learner.state()["unused"]) == (name in states)
 
 
 def test_a_grader_that_names_the_right_answer_takes_what_has_one(tmp_path: Path) -> None:

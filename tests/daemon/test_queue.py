@@ -20,11 +20,6 @@ from edgetune.errors import TooMuchError
 
 
 @pytest.fixture
-def workers() -> FakeWorkers:
-    return FakeWorkers()
-
-
-@pytest.fixture
 def service(tmp_path: Path, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setattr(work, "RETRY_SECONDS", 0.05)
     with open_service(tmp_path, start_process=workers) as service:
@@ -120,6 +115,104 @@ def test_work_that_does_not_fit_now_is_kept(service: Service, workers: FakeWorke
     assert (again.folder / "run").exists()
     again.judge()
     assert service.jobs.wait(job.id, 30).status == "succeeded"
+
+
+def adapter(service: Service, workers: FakeWorkers) -> str:
+    """One that was activated."""
+    job = begin(service)
+    workers.next().judge()
+    return str(service.jobs.wait(job.id, 30).result)
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, workers: FakeWorkers, deletes: bool) -> None:
+    """It is compared with what is active at the end, also where the other adapter was deleted meanwhile."""
+    first = adapter(service, workers)
+    job = begin(service)
+    process = workers.next()
+    process.step()
+    assert service.adapters.rollback("a person's word") is None
+    if deletes:
+        service.adapters.delete(first)
+    process.judge()
+    again = workers.next()
+    assert again.task["serving"] is None
+    again.judge(False)
+    job = service.jobs.wait(job.id, 30)
+    assert service.adapters.get(str(job.result)).verdict["against"] is None
+    assert sum("judged again" in text for text in said(service, job)) == 1
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_a_failure_to_compare_with_an_adapter_that_is_gone_is_none(service: Service, workers: FakeWorkers,
+                                                                   deletes: bool) -> None:
+    first = adapter(service, workers)
+    job = begin(service)
+    process = workers.next()
+    process.train()
+    service.adapters.rollback("a person's word")
+    if deletes:
+        service.adapters.delete(first)
+    process.fail("FormatError", "there is no adapter")
+    workers.next().judge()
+    assert service.jobs.wait(job.id, 30).status == "succeeded"
+
+
+@pytest.mark.parametrize("changes", [1, 9])
+def test_a_word_at_the_last_moment_is_not_overruled(service: Service, workers: FakeWorkers, changes: int,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """The active adapter changes after the verdict, while the new one is loaded: it is judged again, not for ever."""
+    first = adapter(service, workers)
+    load = service.batcher.load
+    left = changes
+
+    def load_and_change(name: str, path: Path) -> None:
+        nonlocal left
+        load(name, path)
+        if left:
+            left -= 1
+            service.adapters.promote(None if service.adapters.serving else first, "a person's word")
+
+    monkeypatch.setattr(service.batcher, "load", load_and_change)
+    job = begin(service)
+    for _ in range(1 + min(changes, work.REJUDGED)):
+        workers.next().judge()
+    job = service.jobs.wait(job.id, 30)
+    assert sum("judged again" in text for text in said(service, job)) == min(changes, work.REJUDGED)
+    made = service.adapters.get(str(job.result))
+    assert len(service.adapters.list()) == 2
+    assert made.state == ("serving" if changes == 1 else "candidate")
+    assert any(f"changed {work.REJUDGED + 1} times" in text for text in said(service, job)) == (changes > 1)
+
+
+def test_one_jobs_deaths_are_not_another_ones(service: Service, workers: FakeWorkers) -> None:
+    first = begin(service)
+    second = begin(service)
+    for _ in range(work.DEATHS - 1):
+        workers.next().end(code=-9)
+    until(lambda: sum("signal 9" in text for text in said(service, first)) == work.DEATHS - 1)
+    service.jobs.cancel(first.id)
+    workers.next().end(code=-9)
+    running = workers.next()
+    while running.folder.name == first.id:
+        running = workers.next()
+    if running.folder.name == second.id:
+        running.judge()
+    assert service.jobs.wait(second.id, 30).status == "succeeded"
+
+
+def test_steps_between_deaths_are_work(service: Service, workers: FakeWorkers) -> None:
+    job = begin(service)
+    for number in range(2 * work.DEATHS):
+        process = workers.next()
+        process.step(1)
+        process.end(code=-9)
+        until(lambda number=number: sum("signal 9" in text for text in said(service, job)) == number + 1)
+    for _ in range(work.DEATHS - 1):
+        workers.next().end(code=-9)
+    job = service.jobs.wait(job.id, 30)
+    assert job.error
+    assert job.error["code"] == "died"
 
 
 def test_jobs_can_be_steered_while_a_process_does_not_read_its_task(service: Service, workers: FakeWorkers,

@@ -54,12 +54,12 @@ def test_the_service_alone_puts_its_parts_together() -> None:
     """None of them knows it, not even by its type; the jobs' table knows only the database, and names."""
     imports = {module: targets for module, targets in graph().items() if module.startswith("daemon.")}
     knowing = {module for module, targets in imports.items() if "daemon.service" in targets}
-    parts = {module for module in imports if module.split(".")[1] in ("state", "jobs", "learning")}
+    parts = {module for module in imports if module.split(".")[1] in ("state", "jobs", "learning", "kinds")}
     assert len(parts) > 15
     assert not knowing & parts
     assert "daemon.api.app" in knowing  # what stands before it does
     assert {target for target in imports["daemon.jobs.table"] if target.startswith("daemon.")} == {
-        "daemon.state.database", "daemon.jobs.openai_metrics"}
+        "daemon.state.database", "daemon.jobs.openai_metrics", "daemon.kinds.registry"}
 
 
 def test_models_and_who_answers(tmp_path: Path) -> None:

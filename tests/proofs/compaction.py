@@ -32,6 +32,8 @@ from proofs import life
 from proofs.compared import BUILD, Result, add_result, edgetune, model_path, read_results, written
 from proofs.tutor import forgotten
 
+from edgetune.daemon.kinds.feedback import ALL
+
 LESS = 0.02  # of exact answers, that learning anew may have
 END, ANEW, ONCE = "at its end", "learned anew", "one training"
 AFTER = "after learning anew"  # what serves then: one of the first two, as the gate decided
@@ -44,7 +46,7 @@ def adapters(args: argparse.Namespace, state: Path, folder: Path) -> Iterator[tu
             sys.exit("nothing is in service at the end of this life, and there is nothing to compare")
         yield END, service.adapters.path(service.adapters.serving), {}
         rows = [service.feedback.row(row) for row in service.feedback.learned_rows().new]
-        job = service.jobs.wait(service.learner.begin(everything=True).id)
+        job = service.jobs.wait(service.learner.begin(ALL).id)
         if job.status != "succeeded":
             sys.exit(f"{job.id} {job.status}: {job.error}")
         verdict = service.adapters.get(job.result or "").verdict

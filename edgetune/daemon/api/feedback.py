@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from ...errors import UsageError
+from ..kinds.feedback import ALL, NEW
+from ..kinds.tutor import PROMPTS
 from ..learning.items import FeedbackItem, Heading
 from . import schemas
 from .completions import TheService
@@ -77,12 +79,12 @@ def learn_now(service: TheService, body: schemas.LearnRequest = WHAT_IS_NEW) -> 
     """Begin a job from the feedback so far, or from prompts."""
     if body.all and body.prompts:
         raise UsageError("all and prompts are both given", "begin one after the other")
-    return job_object(service.learner.begin_rounds() if body.prompts else service.learner.begin(everything=body.all))
+    return job_object(service.learner.begin(PROMPTS if body.prompts else ALL if body.all else NEW))
 
 
 @router.patch("/v1/learn", response_model=schemas.LearnState)
 def switch_learning(body: schemas.LearnSwitch, service: TheService) -> Any:
     """The switch of all that the daemon learns by itself; it is remembered."""
     service.learner.switch(body.on)
-    state = service.learner.why()
+    state = service.learner.state()
     return {"on": state["on"], "state": state["state"]}

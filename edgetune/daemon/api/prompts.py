@@ -6,7 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from ..kinds.tutor import PROMPTS
 from ..learning.prompts import KeptPrompt
+from ..service import Service
 from . import schemas
 from .completions import TheService
 from .errors import JsonRoute
@@ -31,14 +33,20 @@ def get_prompt(prompt_id: str, service: TheService) -> Any:
 @router.delete("", response_model=schemas.DeletedPrompts)
 def delete_prompts(service: TheService) -> Any:
     """All of them, for good."""
-    return {"count": service.prompts.clear(), "remains": service.learner.remains_of_prompts()}
+    return {"count": service.prompts.clear(), "remains": _remains(service)}
 
 
 @router.delete("/{prompt_id}", response_model=schemas.DeletedFeedback)
 def delete_prompt(prompt_id: str, service: TheService) -> Any:
     """For good: no training that begins later asks it."""
     service.prompts.delete(prompt_id)
-    return {"id": prompt_id, "object": "prompt", "remains": service.learner.remains_of_prompts()}
+    return {"id": prompt_id, "object": "prompt", "remains": _remains(service)}
+
+
+def _remains(service: Service) -> str:
+    """Where deleted prompts still are: a sentence, or ""."""
+    job = service.learner.unfinished(PROMPTS)
+    return f"{job} is not finished and may ask them yet; cancel it to be rid of them at once" if job else ""
 
 
 def _heading(prompt: KeptPrompt) -> dict[str, Any]:

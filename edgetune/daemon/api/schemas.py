@@ -162,8 +162,8 @@ class Job(Answer):
     finished_at: int | None
     estimated_finish: int | None
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
-    origin: Literal["api", "learn", "tutor"] = Field(description="Begun by the daemon itself: learn, from feedback; "
-                                                     "tutor, from prompts that it keeps.")
+    origin: str = Field(description="Its kind: api, begun by a client; learn, by the daemon from feedback; tutor, by "
+                                    "the daemon from prompts that it keeps.")
     model: str
     fine_tuned_model: str | None
     training_file: str | None

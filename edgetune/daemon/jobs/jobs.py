@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ... import disk
 from ...adapters import store as lora
@@ -24,13 +24,14 @@ from ...data.rows import Row
 from ...errors import TooMuchError, UsageError
 from ...persisted import from_json
 from ...training.config import TrainConfig
+from ..kinds.file import FileJob
 from ..options import AllowedPython
 from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
 from ..state.holdout import Holdout
 from ..state.shelf import Shelf
-from . import recipe, tutored
+from . import recipe
 from .queue import Queue
 from .rewarded import REWARD, with_rewards
 from .table import ENDED, JobTable, Note
@@ -47,8 +48,7 @@ class JobData:
     """Rows of a job, iterated over twice. held: those to judge by; None: a part of `rows`. rounds: of the first of
     `held`, which are of earlier rounds of feedback, the job that learned each. corrected: rows that people corrected,
     which must be answered so in the end. measured: rows whose loss, or reward, is measured during the training; none:
-    the rows to judge by, where they have one. labelled, start: of a tutor's job, rows with right answers beside the
-    prompts, and the folder of the adapter to begin from.
+    the rows to judge by, where they have one. fill: writes what else its kind has into the folder of the job.
     """
 
     rows: Iterable[Row]
@@ -56,8 +56,7 @@ class JobData:
     rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
     measured: Iterable[Row] = ()
-    labelled: Iterable[Row] = ()
-    start: Path | None = None
+    fill: Callable[[Path], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class _Request:
     seed: int | None
     method: dict[str, Any]
     metadata: dict[str, str]
-    origin: Literal["api", "learn", "tutor"]
+    origin: str
     training_file: str | None = None
     validation_file: str | None = None
 
@@ -128,8 +127,8 @@ class Jobs:
         asking = recipe.objective_of(method)[0].rows.shape_of is prompts.shape_of
         held = self.files.rows(validation_file, asking) if validation_file is not None else None
         data = _checked(self.files.rows(training_file, asking), held, method, self.python)
-        return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), "api", training_file,
-                                        validation_file))
+        return self._add(data, _Request(model, suffix, seed, method, dict(metadata or {}), FileJob.origin,
+                                        training_file, validation_file))
 
     def check_grader(self, method: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> None:
         """Raises UsageError for a grader that is missing where the method needs one, wrong, or not allowed; what else
@@ -147,19 +146,14 @@ class Jobs:
         """
         method = recipe.method_of(None, hyperparameters)
         data = _checked(rows, held, method, self.python)
-        return self._add(data, _Request(model or self.adapters.name, suffix, seed, method, dict(metadata or {}), "api"))
+        return self._add(data, _Request(model or self.adapters.name, suffix, seed, method, dict(metadata or {}),
+                                        FileJob.origin))
 
-    def create_from_feedback(self, data: JobData, method: Mapping[str, Any], *, suffix: str,
-                             hyperparameters: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:
-        """A job over rows that were checked when they were given as feedback."""
+    def begin(self, origin: str, data: JobData, method: Mapping[str, Any], *, suffix: str,
+              hyperparameters: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:
+        """A job that a starter of this origin's kind begins, over rows that it has checked. Raises as `create`."""
         method = recipe.method_of(method, hyperparameters)
-        return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), "learn"))
-
-    def create_tutored(self, data: JobData, method: Mapping[str, Any], *, suffix: str,
-                       hyperparameters: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:
-        """A job of the tutor over prompts that fit the model."""
-        method = recipe.method_of(method, hyperparameters)
-        return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), "tutor"))
+        return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), origin))
 
     def _add(self, data: JobData, request: _Request) -> Job:
         _check_suffix(request.suffix)
@@ -178,8 +172,8 @@ class Jobs:
             beside.mkdir()
             sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.rounds,
                                   data.corrected, data.measured)
-            if request.origin == tutored.TUTOR:
-                tutored.fill(beside, data.labelled, data.start)
+            if data.fill:
+                data.fill(beside)
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out",
                        {"rows": sides, "config": config.to_json()})
@@ -219,13 +213,14 @@ class Jobs:
         id = self._queue.job
         return self.get(id) if id else None
 
-    def lessons_since(self, mark: str) -> int:
-        """Lessons that took over since the latest job with this mark in its metadata was created."""
-        return self.table.lessons_since(mark)
+    def activated_since(self, origin: str, mark: str) -> int:
+        """How many jobs of an origin passed the gate since the latest one with this mark in its metadata was created.
+        """
+        return self.table.activated_since(origin, mark)
 
-    def latest_rounds(self) -> Sequence[dict[str, Any]]:
-        """What became of the rounds of the tutor's latest job; empty without one."""
-        return self.table.latest_rounds()
+    def latest_rounds(self, origin: str) -> Sequence[dict[str, Any]]:
+        """What became of the rounds of the latest job of an origin; empty without one."""
+        return self.table.latest_rounds(origin)
 
     def unfinished(self, origin: str) -> str | None:
         """The id of a job of this origin that has not ended."""

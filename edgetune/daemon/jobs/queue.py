@@ -22,6 +22,7 @@ from ...serving.batcher import Batcher
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...version import __version__
+from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
 from ..state.adapters import Adapters
 from ..state.database import dump, now
@@ -31,7 +32,6 @@ from .decide import without_scores
 from .process import JobProcess, WorkerProcess
 from .progress import JobProgress
 from .table import ENDED, Job, JobTable
-from .tutored import TUTOR
 from .worker import RUN, STOPPED, is_done, trained_tokens
 
 log = logging.getLogger("edgetune.daemon")
@@ -187,7 +187,7 @@ class Queue:
                         self.paused_reason = ""
                     if found:
                         self.job = found
-                        self._progress = JobProgress(self.table, found)
+                        self._progress = None
                         return found
                 self.changed.wait(wait if wait > 0 else None)
         return None
@@ -202,6 +202,7 @@ class Queue:
 
     def _run(self, job: Job) -> None:
         made = self.adapters.of_job(job.id)
+        self._progress = kind_of(job.origin).progress(self.table, job.id)
         with self.changed:
             status: str = self.table.get(job.id).status
             if made and status == "running":  # the daemon was killed before it could say so
@@ -250,7 +251,8 @@ class Queue:
         if config.weights == "auto":  # streaming saves nothing: what answers keeps all of them in memory
             config = replace(config, weights="resident")
         left = self.options.left_for_training(config.weights == "resident")
-        if not ((folder / RUN).exists() or (folder / TUTOR).exists()):
+        kind = kind_of(job.origin)
+        if not kind.has_begun(folder):
             left = int(left * SPARE)
         asked = config.memory_bytes(left) if config.memory else left
         serving = self.adapters.serving
@@ -260,6 +262,7 @@ class Queue:
             old = {"id": serving, "path": str(self.adapters.path(serving)),
                    **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
+                "kind": {"module": type(kind).__module__, "origin": kind.origin},
                 "policy": asdict(self.options.policy), "canary": self.canary, "limits": asdict(self.options.limits),
                 "python": asdict(self.options.python), "serving": old,
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
@@ -291,7 +294,7 @@ class Queue:
         if made is None and self._may_be_judged_again(job.id, against):
             return self._judge_again(job.id, against)
         run = self.runs.path(job.id) / RUN
-        if made is None and not is_done(run):  # of a tutor whose rounds published nothing
+        if made is None and not is_done(run):  # of a job that made no adapter
             self.table.set(job.id, "succeeded", verdict["reason"], verdict=dump(verdict))
             return "succeeded"
         made = made or self.adapters.add(job.id, run, job.suffix, verdict)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ...errors import FormatError, NotFoundError
 from ...persisted import from_json
 from ...training.config import TrainConfig
+from ..kinds.registry import kind_of
 from ..state.database import Store, add_event, dump, now
 from .openai_metrics import of_checkpoint
 
@@ -30,12 +31,11 @@ Note = tuple[str, Any]  # a sentence and its data
 @dataclass(frozen=True)
 class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused one is pausing
-    until it is saved, which is in no row. verdict: the gate's, without the scores of rows. rounds: of a tutor's job,
-    what became of each, as progress.py says. progress, while it runs and as far as known: phase (training, judging),
-    step, steps, loss, held_out_loss, reward and held_out_reward where it learns from rewards, tokens_per_s (of the last
-    step), eta_s, of `judging` rows that are asked, how many were (judged), and of a tutor's job (phase tutor, where it
-    neither trains nor is judged) round and rounds.
-    result_files: ids, of a job that has ended. report: a file of HTML beside the adapter that it made.
+    until it is saved, which is in no row. origin: that of its kind. verdict: the gate's, without the scores of rows.
+    rounds: of a job that has some, what became of each, as its kind says. progress, while it runs and as far as known:
+    phase (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it learns from
+    rewards, tokens_per_s (of the last step), eta_s, of `judging` rows that are asked, how many were (judged), and what
+    its kind adds. result_files: ids, of a job that has ended. report: a file of HTML with the adapter that it made.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Job:
     started_at: int | None
     finished_at: int | None
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
-    origin: Literal["api", "learn", "tutor"]
+    origin: str
     model: str
     suffix: str
     seed: int
@@ -119,16 +119,16 @@ class JobTable:
         is_ended = "finished_at IS NOT NULL" if ended else "finished_at IS NULL"
         return {row["id"] for row in self.store.read(f"SELECT id FROM jobs WHERE {is_ended}")}
 
-    def lessons_since(self, mark: str) -> int:
-        """Lessons that took over since the latest job with this mark in its metadata was created."""
+    def activated_since(self, origin: str, mark: str) -> int:
+        """Jobs of an origin that passed the gate since the latest job with this mark in its metadata was created."""
         return int(self.store.read(
-            "SELECT count(*) FROM jobs WHERE origin = 'learn' AND json_valid(verdict) "
+            "SELECT count(*) FROM jobs WHERE origin = ? AND json_valid(verdict) "
             "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "
-            "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", f"$.{mark}")[0][0])
+            "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", origin, f"$.{mark}")[0][0])
 
-    def latest_rounds(self) -> Sequence[dict[str, Any]]:
-        """Of the tutor's latest job."""
-        return self._rounds("origin = 'tutor'")
+    def latest_rounds(self, origin: str) -> Sequence[dict[str, Any]]:
+        """Of the latest job of an origin."""
+        return self._rounds("origin = ?", origin)
 
     def rounds(self, id: str) -> Sequence[dict[str, Any]]:
         """Of a job, also of one whose row is damaged elsewhere."""
@@ -217,6 +217,7 @@ def _job(columns: dict[str, Any]) -> Job:
     if columns["error"] is not None:
         columns["error"] = asdict(from_json(_Error, columns["error"], "its error"))
     job = from_json(Job, columns, "the row")
+    kind_of(job.origin)
     if not all(isinstance(value, str) for value in job.metadata.values()):
         raise FormatError("its metadata holds other values than text")
     return job

@@ -22,9 +22,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,11 @@ from ...training.metrics import NAME as METRICS
 from ...training.sized import as_begun, load_sized
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
+from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
-from . import tutored
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
-from .recipe import HELD, TRAIN, corrected_rows, held_rows, measured_file, objective_of
+from .recipe import TRAIN, corrected_rows, held_rows, measured_file
 from .rewarded import Rewarding, eval_samples, with_rewards
 
 RUN = "run"  # the folder of train.run, within the job's
@@ -143,7 +144,7 @@ def _answer() -> None:
     try:
         worker = Worker(task, commands, emit)
         has_begun = worker.has_begun
-        emit({"event": "judged", "verdict": worker.work()})
+        emit({"event": "judged", "verdict": worker.kind.work(worker)})
     except Interrupted:
         emit({"event": "stopped"})
         sys.exit(STOPPED)
@@ -183,36 +184,34 @@ class Worker:
         self.emit = emit
         self.folder = Path(task["folder"])
         self.out = self.folder / RUN
+        self.method = task["method"]
+        self.canary = task["canary"]
         self.config = from_json(TrainConfig, task["config"], "the task")
-        self.tutor = tutored.task_of(task["method"])
-        objective = self.tutor.objective if self.tutor else objective_of(task["method"])[0]
+        self.limits = from_json(Limits, task["limits"], "the task")
         self.python = from_json(AllowedPython, task["python"], "the task")
+        import_module(task["kind"]["module"])
+        self.kind = kind_of(task["kind"]["origin"])
+        objective = self.kind.objective(self.folder, self.method)
         self.objective, self.rewards = with_rewards(objective, self.python, runs=True)
         self.bundle = open_bundle(task["model"])
-        self.has_begun = self.out.exists() or (self.folder / tutored.TUTOR).exists()  # in an earlier process
+        self.has_begun = self.kind.has_begun(self.folder)  # in an earlier process
         serving = task["serving"] or {"scores": {}, "base_scores": {}}
         self.base = Asked(None, read_scores(serving["base_scores"]))
         self.old = Asked(OLD, read_scores(serving["scores"])) if task["serving"] else self.base
 
-    def work(self) -> dict[str, Any]:
-        """Train, unless that is done, and evaluate. The verdict, as JSON; of a tutor whose rounds published nothing it
-        says just that.
-        """
-        if self.tutor and not is_done(self.out) and (nothing := self._tutored(self.tutor)):
-            return {"passed": False, "reason": nothing}
-        with reported(self.out):
-            if not is_done(self.out):
-                self.learn()
-        return self._judged()
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run is complete, so that it can be evaluated."""
+        return is_done(self.out)
 
-    def _judged(self) -> dict[str, Any]:
-        """The verdict as JSON; against: the adapter that served."""
+    def evaluate(self) -> dict[str, Any]:
+        """The gate's verdict on the run, as JSON; against: the adapter that was active."""
         gc.collect()
         trim()
         record = store.read_run(self.out)
         self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
         serving = self.task["serving"]
-        verdict = self.judge().to_json()
+        verdict = self._judge().to_json()
         if gap := self._gap(verdict["scores"], record):
             self.emit(gap)
         return {**verdict, "against": serving and serving["id"]}
@@ -225,7 +224,7 @@ class Worker:
         measured = record["held_out"]
         if rewarding is None or measured is None or measured["loss_after"] is None:
             return None
-        asked = held_rows(self.folder)[0][:eval_samples(self.task["method"])]
+        asked = held_rows(self.folder)[0][:eval_samples(self.method)]
         found = [scores.get(rewarding.key(row), {}).get("reward") for row in asked]
         earned = [reward for reward in found if reward is not None]
         if not earned or len(earned) < len(asked):
@@ -234,22 +233,22 @@ class Worker:
         return {"event": "served", "step": measured["best_step"], "reward": served, "engine_reward":
                 -measured["loss_after"], "gap": served + measured["loss_after"], "rows": len(earned)}
 
-    def _tutored(self, task: tutored.TutorTask) -> str:
-        """The tutor's rounds, made or continued; why they published nothing, "" where they did."""
-        lesson = tutored.Lesson(self.folder, self.folder / TRAIN, self.folder / HELD, self.out, self.emit)
-        limits = from_json(Limits, self.task["limits"], "the task")
+    @contextmanager
+    def saving(self) -> Iterator[dict[str, Any]]:
+        """For work that looks at `should_stop`, and then saves and raises Interrupted: its arguments governor,
+        should_stop and busy, as of training.run. Other work is broken off where the job is stopped.
+        """
+        governor = Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
         self.commands.set_saves(True)
-        nothing = lesson.learn(self.bundle, task, self.config, self.task["canary"], limits, self.python.graders,
-                               governor=self._governor(), should_stop=self.commands.should_stop,
-                               busy=self.commands.is_busy)
+        yield {"governor": governor, "should_stop": self.commands.should_stop, "busy": self.commands.is_busy}
         self.commands.set_saves(False)
-        return nothing
 
-    def _governor(self) -> Governor:
-        return Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
-
-    def learn(self) -> None:
+    def train(self) -> None:
         """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
+        with reported(self.out):
+            self._train()
+
+    def _train(self) -> None:
         measured = measured_file(self.folder, self.objective.rows)
         self.config, (rows, held) = load_sized(
             self.bundle, as_begun(self.config, self.out), self.objective,
@@ -257,12 +256,10 @@ class Worker:
                                        self.objective.rows, learnable=False))  # clients' rows were checked already
         assert rows
         if held and self.rewards:
-            most = eval_samples(self.task["method"])
+            most = eval_samples(self.method)
             held = replace(held, examples=held.examples[:most], rows=held.rows[:most])
-        self.commands.set_saves(True)
         if not (self.out.exists() and self._resume(rows, held)):
             self._run(rows, held, resume=False)
-        self.commands.set_saves(False)
 
     def _resume(self, rows: Dataset, held: Dataset | None) -> bool:
         """Whether the run could be resumed; one that could not is removed."""
@@ -276,20 +273,19 @@ class Worker:
         return True
 
     def _run(self, rows: Dataset, held: Dataset | None, resume: bool) -> None:
-        run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, on_event=self.emit,
-                should_stop=self.commands.should_stop, governor=self._governor(),
-                busy=self.commands.is_busy, objective=self.objective, rewards=self.rewards)
+        with self.saving() as means:
+            run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, on_event=self.emit,
+                    objective=self.objective, rewards=self.rewards, **means)
 
-    def judge(self) -> Verdict:
+    def _judge(self) -> Verdict:
         """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""
         from ...runs.answers import CONTEXT, may_repack
         from ...serving.llama import LlamaModel
         from . import gate
         rows, rounds = held_rows(self.folder)
         longest = as_begun(self.config, self.out).row_limit
-        exam = Exam(rows, self.task["canary"], rounds, corrected_rows(self.folder), self.config.system or None,
-                    longest, self._rewarding())
-        limits = from_json(Limits, self.task["limits"], "the task")
+        exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.system or None, longest,
+                    self._rewarding())
         context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * longest))
         repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
@@ -298,7 +294,7 @@ class Worker:
             if self.old is not self.base:
                 served.load_adapter(self.task["serving"]["path"], OLD)
             served.load_adapter(self.out, NEW)
-            return gate.judge(served, exam, self.base, self.old, Asked(NEW), limits, self._on_asked)
+            return gate.judge(served, exam, self.base, self.old, Asked(NEW), self.limits, self._on_asked)
 
     def _rewarding(self) -> Rewarding | None:
         if self.rewards is None or not isinstance(self.objective, Rewarded):

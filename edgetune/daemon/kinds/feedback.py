@@ -1,0 +1,187 @@
+"""Feedback jobs: over what people said is right or wrong, in the order of curriculum.py, from the base."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ...data.dataset import load_rows
+from ...errors import DataError, NotFoundError, UsageError
+from ...serving.llama import LlamaModel
+from ...training.anchored import rows_per_anchor
+from ...training.length import batch_of, peak_rate, reading_limit
+from ..jobs.jobs import JobData, Jobs
+from ..jobs.table import Job
+from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
+from ..learning.feedback import Feedback, TrainingRows
+from ..learning.method import LearnMethod
+from ..options import DaemonConfig
+from ..state.holdout import SHARE
+from .base import JobKind, Starter
+from .registry import register
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+log = logging.getLogger("edgetune.daemon")
+NEW = "feedback"  # what a person begins: a job over what is new,
+ALL = "all"  # or over all that was learned
+RETRAINS = "anew"  # in the metadata of jobs over all that was learned
+SUFFIX = "learned"  # of the adapters
+WAITS = ("waits", "unfinished", "again")  # in a verdict: nothing speaks against its rows; the last two of 0.1.0
+
+
+@register
+class FeedbackJob(JobKind):
+    """Jobs that a daemon with --learn begins."""
+
+    origin = "learn"
+
+    def starters(self, service: Service) -> Sequence[Starter]:
+        common = (service.feedback, service.method, service.jobs, service.config, service.served)
+        return NewFeedback(*common), AllFeedback(*common)
+
+
+@dataclass
+class NewFeedback(Starter):
+    """Over all feedback that is new, mixed with earlier feedback. served: tells which rows fit the model."""
+
+    feedback: Feedback
+    method: LearnMethod
+    jobs: Jobs
+    config: DaemonConfig
+    served: LlamaModel
+    learnable: set[str] = field(default_factory=set)  # items that were found to fit
+
+    name = NEW
+    origin = FeedbackJob.origin
+    material = "feedback"
+    doing = "learn"
+
+    @property
+    def needed(self) -> int:  # type: ignore[override]
+        return self.config.learn_rows
+
+    def waiting(self) -> int:
+        return self.feedback.waiting()
+
+    def facts(self) -> dict[str, Any]:
+        """unused: of feedback that the method cannot learn from, a sentence or ""."""
+        return {"method": self.method.objective.name, "new_rows": self.waiting(),
+                "unused": self.method.unused(self.feedback.unusable())}
+
+    def lacks(self, missing: int) -> str:
+        return f"{missing} more {'piece' if missing == 1 else 'pieces'} of feedback"
+
+    def begin(self) -> Job:
+        self._set_aside_unlearnable(self.feedback.waiting_ids())
+        rows = self.feedback.training_rows()
+        if not rows.taken:
+            raise UsageError("there is no new feedback to learn", "correct some answers")
+        if not rows.new:
+            raise UsageError(f"all new feedback, on {_questions(len(rows.fresh))}, is held out",
+                             "correct answers to other questions")
+        if not rows.held:
+            raise UsageError(f"there is feedback on {_questions(len(rows.new))}, and none of it is held out",
+                             f"correct answers to more questions: one of each {SHARE} is held out")
+        job = self._create(rows)
+        self.feedback.assign(rows.taken, job.id)
+        return job
+
+    def unsettled(self) -> Sequence[str]:
+        return self.feedback.unsettled()
+
+    def settle(self, job: Job) -> str:
+        """What becomes of its rows: learned, set aside, or new again, to be learned together with others that come."""
+        if job.origin != self.origin or RETRAINS in job.metadata:
+            return ""
+        verdict = job.verdict or {"passed": False}
+        if job.status != "succeeded":
+            why = job.error["message"] if job.error else "it was cancelled"
+        elif verdict["passed"] or not any(verdict.get(name) for name in WAITS):
+            self.feedback.settle(job.id, "used" if verdict["passed"] else "aside")
+            return ""
+        else:
+            why = verdict["reason"]
+        self.feedback.settle(job.id, "new")
+        return f"{job.id} was not activated: {why}"
+
+    def _create(self, rows: TrainingRows) -> Job:
+        """It has anchors as a training has whose length the data decides: with right answers, unless the options say
+        otherwise; and batch and learning rate of a training on as many different rows.
+        """
+        kind = self.method.kind
+        train = self.method.train(self.jobs.train)
+        passes = passes_over(len(rows.new), train)
+        different = len(rows.new) + len(rows.earlier)
+        learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed,
+                             least_rows(different, train), least_rows(len(rows.earlier), train))
+        anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
+        counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
+                  **({} if rows.taken else {RETRAINS: "yes"})}
+        data = JobData(JobRows(self.feedback, learned, kind.learned),
+                       JobRows(self.feedback, rows.held, lambda item: [kind.judged(item)]), rows.rounds,
+                       JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
+                       () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
+        return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts, hyperparameters={
+            "epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors, "batch_size": batch_of(train, different),
+            "lr": peak_rate(train, different)})
+
+    def _set_aside_unlearnable(self, ids: Iterable[str]) -> None:
+        """A single row that this model's template or context does not accept would fail every job. Each row is
+        tokenized once for that.
+        """
+        self.learnable = {id for id in ids if id in self.learnable or self._is_learnable(id)}
+
+    def _is_learnable(self, id: str) -> bool:
+        train = self.jobs.train
+        kind = self.method.kind
+        try:
+            rows = kind.learned(self.feedback.get(id))
+            if not rows:
+                raise DataError("the grader does not find what it needs in it", "")
+            load_rows(rows, self.served.tokenizer, max_length=reading_limit(train.max_length, self.served.context),
+                      system=train.system or None, parser=kind.parser)
+        except NotFoundError:  # damaged: jobs leave it out
+            return False
+        except DataError as error:
+            log.warning("feedback %s cannot be learned: %s", id, error)
+            self.feedback.set_aside(id)
+            return False
+        return True
+
+
+class AllFeedback(NewFeedback):
+    """Over all feedback that was learned before, as if it were new, from the base; it takes nothing. It begins by
+    itself after --compact-every jobs whose adapters were activated.
+    """
+
+    name = ALL
+    material = "feedback jobs that are activated"
+    doing = "learn all feedback again"
+
+    @property
+    def needed(self) -> int:  # type: ignore[override]
+        return self.config.compact_every
+
+    def waiting(self) -> int:
+        return self.jobs.activated_since(self.origin, RETRAINS)
+
+    def begin(self) -> Job:
+        self._set_aside_unlearnable(self.feedback.learned_ids())
+        rows = self.feedback.learned_rows()
+        if not (rows.new and rows.held):
+            raise UsageError("no feedback was learned yet", "learn what is new")
+        return self._create(rows)
+
+    def unsettled(self) -> Sequence[str]:
+        return ()
+
+    def settle(self, job: Job) -> str:  # noqa: ARG002
+        return ""
+
+
+def _questions(count: int) -> str:
+    return "1 question" if count == 1 else f"{count} questions"

@@ -1,0 +1,427 @@
+"""The tutor's jobs (--learn tutor): rounds of tutor/ over prompts that people asked, in STATE/runs/ID/tutor.
+
+A job begins from the active adapter. It asks all prompts that are kept; what people said is right it learns as labelled
+rows, of which it takes nothing. Feedback that is held out is divided by digests, and so are one in five prompts where a
+grader can score answers: one half selects which rounds are published, the other half decides in the gate.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ... import disk
+from ...adapters import store
+from ...data import prompts as asking
+from ...data import rows as supervised_rows
+from ...data.dataset import Dataset, load_rows
+from ...data.rows import Row, RowParser
+from ...errors import DataError, FormatError, MismatchError, UsageError
+from ...evaluation.acceptance import Split
+from ...evaluation.graders.base import load_grader, read_grader
+from ...objectives.base import Objective
+from ...objectives.grpo import Grpo
+from ...objectives.sft import Sft
+from ...options import make_options
+from ...training.config import TrainConfig
+from ...training.metrics import NAME as METRICS
+from ...tutor.files import BEGUN, Round
+from ...tutor.options import TutorOptions
+from ...tutor.teach import DEFAULTS, teach
+from ..jobs.jobs import JobData
+from ..jobs.progress import JobProgress
+from ..jobs.recipe import HELD, TRAIN
+from ..jobs.rewarded import with_rewards
+from ..jobs.table import Job, JobTable
+from ..learning.curriculum import JobRows
+from ..learning.method import read_options
+from ..learning.prompts import KeptPrompt
+from ..options import DaemonConfig
+from ..state.files import digest
+from ..state.holdout import EDGE, MOST
+from .base import JobKind, Starter
+from .feedback import FeedbackJob
+from .registry import register
+
+if TYPE_CHECKING:
+    from ..jobs.worker import Worker
+    from ..service import Service
+
+PROMPTS = "prompts"  # what a person begins
+SUFFIX = "tutored"  # of the adapters
+TASK = "task.json"  # in the folder of a job: options and grader
+LABELLED = "labelled.jsonl"  # rows whose right answer people gave
+SELECTING = "selecting.jsonl"  # held-out rows that say which rounds are published
+START = "start"  # the adapter that was active when the job was made
+KEEP = "keep.jsonl"  # the canary
+ROUNDS = "tutor"  # the rounds
+STEPS = "steps"  # of each round that trained, the lines of its training
+DEFAULT_ROUNDS = 3  # unless another number is asked for
+ANY = 1e9  # of a limit that the daemon does not have: options are finite
+LEFT_OUT = ("steps", "eval_every", "patience")  # options of training that rounds do not have
+
+
+@dataclass(frozen=True)
+class TutorTask:
+    """given: the options of TutorOptions that are named; grader: as JSON, None without."""
+
+    given: Mapping[str, Any]
+    grader: Mapping[str, Any] | None
+
+    @property
+    def options(self) -> TutorOptions:
+        return make_options(TutorOptions, {"rounds": DEFAULT_ROUNDS, **self.given}).check()
+
+    @property
+    def objective(self) -> Objective:
+        """By which the gate evaluates: the grader's rewards, where no right answer is known."""
+        if self.grader is None:
+            return Sft()
+        return Grpo(grader=json.dumps(self.grader), max_completion_length=self.options.max_tokens)
+
+
+def tutor_task(config: DaemonConfig) -> TutorTask | None:
+    """The tutor of a daemon; None where --learn says nothing of one. Raises UsageError for options that are wrong, that
+    lack what they need, or that nothing uses.
+    """
+    if not config.tutors:
+        if config.tutor_options:
+            raise UsageError(f"tutor-options is given, and learn is {config.learn}",
+                             "leave it out, or choose --learn tutor")
+        return None
+    if not config.keep_prompts:
+        raise UsageError(f"learn is {config.learn}, which asks the prompts of people again, and none is kept",
+                         "say how many may be kept, such as --keep-prompts 1000")
+    grader = None
+    if config.learn_grader:
+        path = Path(config.learn_grader).expanduser()
+        read = load_grader(path, allow_python=config.allow_python_graders)
+        try:
+            read.check_item({"prompt": "?"})
+        except DataError as error:
+            raise UsageError(f"learn-grader cannot score answers to the prompts of people: {error.what}",
+                             "a prompt has item.prompt, or item.messages, and no right answer") from None
+        grader = read.to_json()
+    task = TutorTask(read_options(config.tutor_options), grader)
+    task.options  # noqa: B018 (checked)
+    with_rewards(task.objective, config.python())
+    return task
+
+
+@register
+class TutorJob(JobKind):
+    """Answers, evaluates and learns prompts, round by round."""
+
+    origin = "tutor"
+    starts: ClassVar = {PROMPTS: "start the daemon with --learn tutor and --keep-prompts 1000"}
+
+    def check(self, config: DaemonConfig) -> None:
+        tutor_task(config)
+
+    def starters(self, service: Service) -> Sequence[Starter]:
+        task = tutor_task(service.config)
+        return [KeptPrompts(service, task)] if task else []
+
+    def progress(self, table: JobTable, job: str) -> JobProgress:
+        return RoundsProgress(table, job)
+
+    def has_begun(self, folder: Path) -> bool:
+        return super().has_begun(folder) or (folder / ROUNDS / BEGUN).exists()
+
+    def objective(self, folder: Path, method: Mapping[str, Any]) -> Objective:
+        return _task(folder, method).objective
+
+    def work(self, worker: Worker) -> dict[str, Any]:
+        """A job whose rounds published nothing makes no adapter."""
+        if not worker.is_trained and (why := _Rounds(worker).work()):
+            return {"passed": False, "reason": why}
+        return worker.evaluate()
+
+
+def _task(folder: Path, method: Mapping[str, Any]) -> TutorTask:
+    """Of a job; that of an earlier version has its options in its method."""
+    if (folder / TASK).exists():
+        return TutorTask(**json.loads((folder / TASK).read_text()))
+    part = method[method["type"]]
+    return TutorTask(part["tutor"], part.get("grader"))
+
+
+# ---- in the daemon ---------------------------------------------------------------------------------------------------
+
+
+class KeptPrompts(Starter):
+    """Over all prompts that are kept, when enough of them are new."""
+
+    name = PROMPTS
+    origin = TutorJob.origin
+    material = "prompts"
+    doing = "ask prompts"
+
+    def __init__(self, service: Service, task: TutorTask) -> None:
+        self.task = task
+        self.needed = service.config.tutor_prompts
+        self.prompts = service.prompts
+        self.feedback = service.feedback
+        self.jobs = service.jobs
+        self.tokenizer = service.served.tokenizer
+
+    def waiting(self) -> int:
+        return self.prompts.waiting()
+
+    def lacks(self, missing: int) -> str:
+        return f"{missing} more prompt{'' if missing == 1 else 's'}"
+
+    def facts(self) -> dict[str, Any]:
+        """The counts of prompts, and the rounds of the latest job."""
+        return {"prompts": self.prompts.counts(), "rounds": self.jobs.latest_rounds(self.origin)}
+
+    def settle(self, job: Job) -> str:
+        """After a feedback job all prompts wait again: it began from the base, which learned from none of them."""
+        if job.origin == FeedbackJob.origin and job.verdict and job.verdict["passed"]:
+            self.prompts.renew()
+        return ""
+
+    def begin(self) -> Job:
+        found = [prompt for prompt in reversed(self.prompts.list(limit=max(self.prompts.most, 1)))
+                 if self._fits(prompt.row)]
+        said = self.feedback.answered_rows()
+        labelled = [row for row in JobRows(self.feedback, said.new) if self._is_learnable(row)]
+        answered = [(row, stored.job or "", stored in said.established)
+                    for row, stored in zip(JobRows(self.feedback, said.held), said.held, strict=True)
+                    if self._is_learnable(row)]
+        scored = self._scored(found)
+        chosen = self.feedback.holdout.lowest([prompt.question for prompt in scored], MOST - len(answered))
+        held = [row for row, _, _ in answered] + [prompt.row for prompt in scored if prompt.question in chosen]
+        split = Split.of(map(digest, held))
+        apart = {prompt.question for prompt in scored} | {stored.question for stored in said.held}
+        rows = [prompt.row for prompt in found if prompt.question not in apart]
+        deciding = [row for row in held if digest(row) in split.deciding]
+        selecting = [row for row in held if digest(row) in split.selecting]
+        self._check(rows, held, deciding, selecting)
+        earlier = [job for row, job, is_earlier in answered if is_earlier and digest(row) in split.deciding]
+        serving = self.jobs.adapters.serving
+        start = self.jobs.adapters.path(serving) if serving else None
+        counts = {"prompts": str(len(rows)), "labelled": str(len(labelled)), "held": str(len(deciding)),
+                  "selecting": str(len(selecting))}
+        fill = partial(_fill, task=self.task, labelled=labelled, selecting=selecting, start=start)
+        job = self.jobs.begin(self.origin, JobData(rows, deciding, earlier, fill=fill), {"type": Sft.method},
+                              suffix=SUFFIX, metadata=counts, hyperparameters=self._options(start))
+        self.prompts.take([prompt.id for prompt in found], job.id)
+        return job
+
+    def _options(self, start: Path | None) -> dict[str, object]:
+        """Of its trainings: the tutor's own where nobody chose others, and the size of the adapter that is continued.
+        """
+        plain = TrainConfig()
+        train = self.jobs.train
+        left_open = {name: value for name, value in DEFAULTS.items() if getattr(train, name) == getattr(plain, name)}
+        return {**left_open, **{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start)}
+
+    def _scored(self, found: Iterable[KeptPrompt]) -> list[KeptPrompt]:
+        """Prompts that are held out, where a grader scores answers; which, the key of held-out rows decides."""
+        if self.task.grader is None:
+            return []
+        return [prompt for prompt in found if self.feedback.holdout.rank(prompt.question) < EDGE]
+
+    def _fits(self, row: Row) -> bool:
+        """Whether this model's template takes a prompt, and its answer can be learned whole."""
+        longest = self.jobs.train.row_limit - self.task.options.max_tokens
+        data = self._tokenized(row, asking)
+        return data is not None and bool(data.examples[0].tokens.size <= longest)
+
+    def _is_learnable(self, row: Row) -> bool:
+        data = self._tokenized(row, supervised_rows)
+        return data is not None and not data.truncated
+
+    def _tokenized(self, row: Row, parser: RowParser) -> Dataset | None:
+        """None for a row that this model's template does not take."""
+        train = self.jobs.train
+        try:
+            return load_rows([row], self.tokenizer, max_length=train.row_limit, system=train.system or None,
+                             parser=parser)
+        except DataError:
+            return None
+
+    def _check(self, rows: Sequence[Row], held: Sequence[Row], *halves: Sequence[Row]) -> None:
+        """Raises UsageError."""
+        if not rows:
+            raise UsageError("no prompt is kept that the tutor could ask", "ask some, or raise max-length")
+        if not held:
+            missing = "" if self.task.grader else ", and there is no grader"
+            raise UsageError(f"nothing can evaluate what the tutor's rounds learn: no answer is held out{missing}",
+                             "correct some answers, or name a grader with --learn-grader FILE")
+        if not all(halves):
+            raise UsageError(f"too little is held out for the tutor, {len(held)} questions: some must select rounds, "
+                             "others decide", "correct more answers")
+
+
+def _fill(folder: Path, task: TutorTask, labelled: Iterable[Row], selecting: Iterable[Row], start: Path | None) -> None:
+    """What such a job has beside its rows to learn and to decide by. Raises OSError."""
+    (folder / TASK).write_text(json.dumps({"given": dict(task.given), "grader": task.grader}))
+    for name, rows in ((LABELLED, labelled), (SELECTING, selecting)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if start is not None:
+        (folder / START).mkdir()
+        _copy_adapter(start, folder / START)
+
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    for name in (store.FILE, store.RUN, store.SCHEMA):
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+# ---- in the process of a job -----------------------------------------------------------------------------------------
+
+
+class _Rounds:
+    """The rounds of a job, in its process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.task = _task(worker.folder, worker.method)
+        self.folder = worker.folder / ROUNDS
+        self.steps = worker.folder / STEPS
+
+    def work(self) -> str:
+        """Make rounds until they stop, and the run of what they published last. Returns why they published nothing, ""
+        where they did. Rounds that cannot be continued begin again.
+        """
+        if self.folder.exists() and not (self.folder / BEGUN).exists():
+            shutil.rmtree(self.folder)  # a kill came before anything was in it
+        try:
+            stopped = self._teach()
+        except (MismatchError, FormatError) as error:  # of another edgetune or canary, or damaged
+            if not self.folder.exists():
+                raise
+            self.worker.emit({"event": "again", "what": error.what})
+            shutil.rmtree(self.folder)
+            shutil.rmtree(self.steps, ignore_errors=True)
+            stopped = self._teach()
+        return "" if self._publish() else f"the tutor's rounds published nothing: {stopped}"
+
+    def _teach(self) -> str:
+        worker = self.worker
+        folder = worker.folder
+        task = self.task
+        labelled = folder / LABELLED
+        start = folder / START
+        grader = read_grader(task.grader, allow_python=worker.python.graders) if task.grader else None
+        limits = {"canary_rise": worker.limits.rise, "max_kl": worker.limits.kl}
+        given = {**{name: ANY if limit is None else limit for name, limit in limits.items()}, **task.given}
+        options = replace(task, given=given).options
+        with worker.saving() as means:
+            return teach(worker.bundle, folder / TRAIN, self.folder,
+                         labelled=labelled if labelled.stat().st_size else None,
+                         held=next(path for path in (folder / SELECTING, folder / HELD) if path.exists()),
+                         grader=grader, start=start if start.exists() else None, keep=self._keep(), options=options,
+                         config=worker.config, on_event=self._on_event, **means).stopped
+
+    def _keep(self) -> Path | None:
+        if not self.worker.canary:
+            return None
+        path = self.worker.folder / KEEP
+        with disk.replaced(path) as beside:
+            beside.write_text(json.dumps({"text": self.worker.canary}) + "\n", encoding="utf-8")
+        return path
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "tutor" and event["step"] == "train":
+            self._keep_steps(event["round"])
+        self.worker.emit(event)
+
+    def _keep_steps(self, number: int) -> None:
+        """The tutor removes the runs of its rounds."""
+        lines = Round(self.folder, number).trained / METRICS
+        try:
+            self.steps.mkdir(exist_ok=True)
+            if lines.exists():
+                with disk.replaced(self.steps / f"{number:03}.jsonl") as beside:
+                    shutil.copyfile(lines, beside)
+        except OSError as error:
+            raise disk.cannot_write(self.steps, error) from None
+
+    def _publish(self) -> bool:
+        """Makes the run of what the rounds published; whether they published anything."""
+        record = store.read_run(self.folder)
+        began_from_one = (self.worker.folder / START).exists()
+        if not (self.folder / store.FILE).exists() or (began_from_one and not record.get("published")):
+            return False
+        shutil.rmtree(self.worker.out, ignore_errors=True)
+        with disk.new_folder(self.worker.out) as beside:
+            _copy_adapter(self.folder, beside)
+            (beside / METRICS).write_text("".join(self._lines(record.get("published", 0))), encoding="utf-8")
+        return True
+
+    def _lines(self, last: int) -> Iterable[str]:
+        """Of all trainings up to the round that was published, as those of one, whose steps are counted through."""
+        before = 0
+        for path in sorted(self.steps.glob("*.jsonl")):
+            number = int(path.stem)
+            if number > last:
+                break
+            step = before
+            for written in path.read_text("utf-8").splitlines():
+                line = json.loads(written)
+                if "step" in line:
+                    line["step"] += before
+                    step = max(step, line["step"])
+                yield json.dumps({**line, "round": number}) + "\n"
+            before = step
+
+
+# ---- its history -----------------------------------------------------------------------------------------------------
+
+
+def round_of(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What became of a round, from what its steps found: prompts that it asked, right (the share of their answers),
+    rows that it learned, held_out and held_out_before (the share of right answers to held-out questions, or their mean
+    reward, with its adapter and with the one before), questions, published, reason.
+    """
+    rows = steps["rows"]
+    gate = steps.get("gate", {})
+    return {"round": rows["round"], "prompts": steps.get("select", {}).get("prompts", 0),
+            "right": steps.get("evaluate", {}).get("rate"), "rows": rows["rows"], "held_out": gate.get("held_out"),
+            "held_out_before": gate.get("held_out_before"), "questions": gate.get("questions", 0),
+            "published": bool(gate.get("passed")), "reason": gate.get("reason") or rows["stop"]}
+
+
+class RoundsProgress(JobProgress):
+    """Also of the rounds: what became of each is kept with the job, and told once."""
+
+    def __init__(self, table: JobTable, job: str) -> None:
+        super().__init__(table, job)
+        self._rounds = table.rounds(job)
+        self._steps: dict[str, dict[str, Any]] = {}  # of this round, what each found
+
+    def tell(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "round":
+            self._steps = {}
+            self.facts = {"phase": "tutor", "round": event["round"], "rounds": event["rounds"]}
+        elif kind == "tutor":  # a step is done; after a stop those that were done come again
+            self._steps[event["step"]] = event
+            self.facts = {name: self.facts[name] for name in ("round", "rounds") if name in self.facts}
+            self.facts["phase"] = "tutor"
+            if event["step"] == "gate" or event.get("stop"):
+                self._end_round()
+        elif kind == "end":
+            self.add("message", f"the tutor stops: {event['stopped']}")
+        else:
+            if kind == "again":
+                self._rounds = []
+            super().tell(event)
+
+    def _end_round(self) -> None:
+        found = round_of(self._steps)
+        if found in self._rounds:
+            return
+        self._rounds = [*(one for one in self._rounds if one["round"] != found["round"]), found]
+        self.table.set_rounds(self.job, self._rounds)
+        said = "published" if found["published"] else "not published"
+        self.add("message", f"round {found['round']} is {said}: {found['reason']}", found)

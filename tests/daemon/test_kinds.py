@@ -1,0 +1,67 @@
+"""Kinds of jobs: one that a test adds is created, done by a process, evaluated by the gate, settled and shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from services import open_service, until
+
+from edgetune.daemon.kinds.base import JobKind
+from edgetune.daemon.kinds.registry import REGISTERED, kind_of, kinds, register
+from edgetune.errors import FormatError
+
+
+@pytest.fixture
+def toy() -> Iterator[str]:
+    """The origin of a kind that other tests do not see."""
+    import toy_kinds
+    REGISTERED["toy"] = toy_kinds.ToyJob()
+    yield "toy"
+    del REGISTERED["toy"]
+
+
+def test_a_kind_in_one_file(tmp_path: Path, toy: str) -> None:
+    with open_service(tmp_path, canary_rise="off", learn="idle") as service:
+        learner = service.learner
+        now = time.monotonic() + 10_000
+        assert learner.state(now)[toy] == {"loudness": "low", "needed": 2, "state": "begins to listen"}
+        learner.tick(now)
+        job, = service.jobs.list()
+        assert (job.origin, job.suffix) == (toy, "whispered")
+        assert job.id in learner.state(now)[toy]["state"]
+        job = service.jobs.wait(job.id, 60)
+        assert job.status == "succeeded", job.error
+        assert job.verdict
+        assert job.verdict["new"]["rows"] == 3
+        assert service.adapters.get(str(job.result)).id.startswith("ft:tiny:whispered:")
+        events = service.jobs.events(job.id, limit=100)
+        assert any(event["message"] == "heard 3 words" for event in events)
+        assert sum((event["data"] or {}).get("event") == "step" for event in events) == 4
+        until(lambda: learner.starters["whispers"].settled == [job.id])
+
+
+def test_a_job_of_a_kind_that_is_not_known_is_a_damaged_row(tmp_path: Path, toy: str) -> None:
+    with open_service(tmp_path) as service:
+        job = service.learner.begin("whispers")
+        service.jobs.cancel(job.id)
+        del REGISTERED[toy]
+        assert service.jobs.list() == []
+        assert any("row of jobs" in reason for reason in service.health()["reasons"])
+        REGISTERED[toy] = JobKind()
+
+
+def test_the_kinds_that_there_are() -> None:
+    assert [*kinds()] == ["api", "learn", "tutor"]
+    with pytest.raises(FormatError, match="'fleet'"):
+        kind_of("fleet")
+
+
+def test_two_kinds_cannot_have_one_origin() -> None:
+    class Other(JobKind):
+        origin = "api"
+
+    with pytest.raises(ValueError, match="Other"):
+        register(Other)
