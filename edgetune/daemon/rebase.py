@@ -141,6 +141,8 @@ def _followed(service: Service, id: str, should_stop: Callable[[], bool],
     """The job when it has ended; what its training says is passed on."""
     last = None
     while True:
+        if should_stop():
+            raise Interrupted("the rebase was stopped", "continue with the same command")
         job = service.jobs.wait(id, POLL)
         fresh = []
         for event in service.jobs.events(id, limit=EVENTS):
@@ -153,8 +155,6 @@ def _followed(service: Service, id: str, should_stop: Callable[[], bool],
                 on_event(event["data"])
         if job.status in ENDED:
             return job
-        if should_stop():
-            raise Interrupted("the rebase was stopped", "continue with the same command")
 
 
 def _written(service: Service, job: Job, target: Path) -> Rebased:

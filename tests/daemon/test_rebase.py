@@ -60,8 +60,16 @@ def test_all_that_was_learned_is_learned_on_another_base(base: Path, state: Path
     before = files(state)
     out = tmp_path / "out"
     events: list[dict[str, Any]] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        """At the first event, whether the job has ended since or not."""
+        events.append(event)
+        raise Interrupted("stopped by an event")
+
     with pytest.raises(Interrupted, match="continue with the same command"):
-        rebased(base, state, out, should_stop=lambda: bool(events), on_event=events.append)
+        rebased(base, state, out, should_stop=lambda: True)
+    with pytest.raises(Interrupted, match="by an event"):
+        rebased(base, state, out, on_event=stop)
     assert not out.exists()
     with pytest.raises(UsageError, match="holds a rebase of another state"):
         rebased(base, tmp_path, out)
@@ -94,7 +102,7 @@ def test_what_cannot_be_rebased_is_said(base: Path, state: Path, tmp_path: Path)
     empty = tmp_path / "empty"
     same_holdout(empty)
     Store(empty).close()
-    with pytest.raises(UsageError, match="nothing was learned from feedback yet"):
+    with pytest.raises(UsageError, match="no feedback was learned yet"):
         rebased(base, empty, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "state"]
 
