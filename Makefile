@@ -16,7 +16,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
-.PHONY: arm-kernels arm-train captures check clean compaction compressed corrections crash cuda cuda-steps cycles dev \
+.PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps dev \
     docs dpo durability fuzz fuzz-daemon help installs learning life lint load memory methods peers picture pressure proofs \
     ready recipes sanitize second-task service slow test tutor tutor-cost wheels
 
@@ -32,9 +32,6 @@ docs: ready ## docs/cli.md, docs/api.md and the tables of docs/models.md, from t
 
 picture: ready ## docs/page.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
 	$(RUN) ../docs/picture.py
-
-captures: ready ## many minutes: the terminals of docs/terminal.md, made in tmux
-	$(RUN) ../docs/captures.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -160,9 +157,6 @@ fuzz: ready ## minutes: random damage to models, to a daemon's state and to its 
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 	$(RUN) proofs/service.py
-
-cycles: ## the ARM tiles' inner loops under llvm-mca (needs llvm-19)
-	$(PYTHON) tests/arm/cycles.py --cc $(ARM_CC)
 
 # The kernel sets that this CPU runs; what it does not run need not be sanitized.
 RUNNABLE = from edgetune.backends import cpu; print(*filter(cpu.usable, cpu.isa_names()), sep=";")

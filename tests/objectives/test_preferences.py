@@ -265,10 +265,10 @@ def base_logps(case: Case, peft: Any) -> Tensors:
 
 REWARDS = [2.0, 0.0, 1.0, 1.0, 0.0, 3.0]
 LABELS = [True, False, False, True, True, False]
-EVERY = [*DPOS, Kto(beta=0.5, undesirable_weight=2.0), Orpo(), Rrhf()]
+EVERY = [DPOS[0], Kto(beta=0.5, undesirable_weight=2.0), Orpo(), Rrhf()]
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=[*NAMES, "kto", "orpo", "rrhf"])
+@pytest.mark.parametrize("objective", EVERY, ids=[NAMES[0], "kto", "orpo", "rrhf"])
 def test_gradients_equal_autograd(objective: Objective, tmp_path: Path) -> None:
     """With prefixes that are shared, and relative to the base with the adapter off."""
     case = make_case("gemma3" if objective.name == "rrhf" else "llama", tmp_path)
