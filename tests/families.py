@@ -56,6 +56,16 @@ ROPES: dict[str, dict[str, object] | None] = {
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
 }
+VARIANTS: list[tuple[str, dict[str, object]]] = [  # other configurations of the families
+    ("llama", {"tie_word_embeddings": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"num_key_value_heads": 4}),
+    ("qwen2", {"tie_word_embeddings": False}),
+    ("qwen3", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+    ("gemma3", {"rope_local_base_freq": 500.0}),
+    ("gemma3", {"num_hidden_layers": 7, "sliding_window_pattern": 6}),
+    ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+]
 # The kinds of rotary scaling that llama.cpp computes as transformers does, for each family.
 ROPES_OF = {
     "llama": ["none", "linear", "llama3", "yarn"],

@@ -72,7 +72,7 @@ def test_no_template_and_no_answer_raises_anything_else(text, said, item):
         return
     errors = {}
     try:
-        assert isinstance(template.render(Sample(said), item), str)
+        template.render(Sample(said), item)
     except Ungraded as error:
         errors = error.errors
     assert errors.keys() <= {"sample_parse_error", "invalid_variable_error"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import FAMILIES, ROPES_OF, hf_logits, logits_of, make_family
+from families import FAMILIES, ROPES_OF, VARIANTS, hf_logits, logits_of, make_family
 from sometimes import SOME_FORMATS, mostly_slow
 from tiny import SHAPES, write_tiny
 
@@ -35,14 +35,7 @@ def test_llama_cpp_agrees_with_transformers(name: str, rope: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("llama", {"tie_word_embeddings": True}),
-        ("llama", {"attention_bias": True, "mlp_bias": True}),
-        ("llama", {"num_key_value_heads": 4}),
-        ("qwen2", {"tie_word_embeddings": False}),
-        ("qwen3", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
-        ("gemma3", {"rope_local_base_freq": 500.0}),
-        ("gemma3", {"num_hidden_layers": 7, "sliding_window_pattern": 6}),
-        ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        *VARIANTS,
         ("gemma3", {"sliding_window": 1}),
         # seven seconds; models/test_model.py compares edgetune with transformers on these blocks each time
         pytest.param("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64},

@@ -11,7 +11,6 @@ from durable import CONFIG, STEPS, go, refused, stop
 from tiny import write_tiny
 
 from edgetune.data.anchors import BEGINNINGS, LONGEST, QUESTIONS, TOKENS
-from edgetune.data.packing import Example
 from edgetune.errors import Interrupted, MismatchError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -267,4 +266,6 @@ def test_train_without_an_option_learns_them(tiny_llama, tmp_path):
     assert result.record["rows_per_anchor"] == EVERY
     steps = [event for event in told if event["event"] == "step"]
     assert sum("anchor_loss" in step.get("metrics", {}) for step in steps) > len(steps) / 2
-    assert isinstance(anchored.read(tmp_path / "out" / anchored.FILE)[0], Example)
+    kept = anchored.read(tmp_path / "out" / anchored.FILE)
+    assert kept
+    assert all(anchor.supervised for anchor in kept)
