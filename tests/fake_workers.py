@@ -117,7 +117,7 @@ class FakeProcess:
         if not (self.folder / RUN).exists():
             self.train()
         serving = self.task["serving"]
-        self.end({"event": "judged", "verdict": {"passed": passed, "reason": reason, "scores": {}, "base_scores": {},
+        self.end({"event": "judged", "verdict": {"passed": passed, "reason": reason, "scores": {},
                                                  "against": serving and serving["id"], **more}})
 
     def fail(self, kind: str = "NumericsError", what: str = "the loss is nan", *, disk: bool = False,

@@ -111,10 +111,10 @@ class DaemonConfig:
     replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
                            "rows.", low=0.0, high=100.0)
     canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
-    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter; six "
-                              "times as far where clearly more answers are right; off: any.")
+    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter; off: "
+                              "any.")
     max_kl: str = option("0.1", "How far what a new adapter expects of the canary may be from what the base expects, "
-                         "in nats a token (KL); six times as far where clearly more answers are right; off: any.")
+                         "in nats a token (KL); off: any.")
 
     @property
     def tutors(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -37,8 +38,10 @@ class Paired:
         """Of each row's value under A and under B, where the greater value is better. Values are numbers, or anything
         that Python orders, as tuples: (is right, reward). Raises ValueError for unequal numbers of values.
         """
-        signs = [(new > old) - (new < old) for old, new in zip(before, after, strict=True)]
-        return cls(signs.count(1), signs.count(-1), signs.count(0))
+        pairs = list(zip(before, after, strict=True))
+        wins = sum(bool(new > old) for old, new in pairs)
+        losses = sum(bool(new < old) for old, new in pairs)
+        return cls(wins, losses, len(pairs) - wins - losses)
 
     def __add__(self, other: Paired) -> Paired:
         """Both together, of different rows."""
@@ -51,22 +54,23 @@ class Paired:
     @property
     def p_better(self) -> float:
         """The probability of at least as many wins, if B is no better than A."""
-        return self._at_most(self.losses)
+        return at_most(self.losses, self.wins + self.losses)
 
     @property
     def p_worse(self) -> float:
         """The probability of at least as many losses, if B is no worse than A."""
-        return self._at_most(self.wins)
+        return at_most(self.wins, self.wins + self.losses)
 
     @property
     def p_two_sided(self) -> float:
         """The probability of a difference as large in either direction, if the two are equal."""
         return min(1.0, 2 * min(self.p_better, self.p_worse))
 
-    def _at_most(self, count: int) -> float:
-        """The probability of at most `count` heads of as many coins as there are rows that differ."""
-        n = self.wins + self.losses
-        return float(sum(math.comb(n, k) for k in range(count + 1)) / 2**n)
+
+@cache
+def at_most(count: int, n: int) -> float:
+    """The probability of at most `count` heads of n coins."""
+    return float(sum(math.comb(n, k) for k in range(count + 1)) / 2**n)
 
 
 def alpha_of_test(alpha: float, tests_before: int) -> float:

@@ -1,4 +1,4 @@
-"""edgetune.daemon.jobs.gate: two real adapters judged through llama.cpp."""
+"""edgetune.daemon.jobs.gate: two real adapters evaluated through llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import edgetune
 from edgetune.daemon.jobs.decide import Verdict
 from edgetune.daemon.jobs.exam import Asked, Exam, read_scores
-from edgetune.daemon.jobs.gate import judge, strangeness
+from edgetune.daemon.jobs.gate import evaluate
 from edgetune.daemon.options import Limits
 from edgetune.errors import DataError
 from edgetune.serving.llama import LlamaModel
@@ -36,38 +36,34 @@ def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def ask(served: LlamaModel, exam: Exam, old: str | None, new: str, **options: Any) -> Verdict:
-    base = Asked(None)
-    return judge(served, exam, base, Asked(old) if old else base, Asked(new), **options)
+    return evaluate(served, exam, Asked(old), Asked(new), **options)
 
 
-def test_judge(served: LlamaModel) -> None:
+def test_evaluate(served: LlamaModel) -> None:
     canary = "turn the light off, set the light to 10"
     first = ask(served, Exam(ROWS, canary), None, "right", limits=Limits(rise=10.0))
     assert first.new["exact"] == first.new["parsed"] == first.new["ended"] == 1.0
     assert first.old["exact"] == 0.0
     assert first.new["loss"] < first.old["loss"]
     assert first.canary["new"] != first.canary["base"]
-    assert len(first.scores) == len(first.base_scores) == len(ROWS)
+    assert len(first.scores) == len(ROWS)
     found = ask(served, Exam(ROWS, canary), "right", "wrong")
     assert not found.passed
     assert found.canary is None  # there is no limit
     assert (found.wins, found.losses) == (0, 12)
-    assert found.reason == "0 of 12 validation examples are answered exactly, 12 by the active adapter"
+    assert (found.old["right"], found.new["right"], found.waits) == (12, 0, False)
     assert ask(served, Exam(ROWS), "wrong", "right").passed
 
 
-def test_the_canary_is_measured_from_the_base(served: LlamaModel) -> None:
-    """Whatever serves; and where it decides, the base is asked too."""
+def test_unrelated_text_is_compared_with_the_base(served: LlamaModel) -> None:
+    """Whichever adapter is active."""
     text = "the river begins as a spring under a flat grey stone"
     alone = ask(served, Exam(ROWS, text), None, "right", limits=Limits(rise=0.0))
-    beside = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=0.0))
-    assert beside.canary == alone.canary
-    rise = alone.canary["rise"]
-    assert rise > 0.0
-    between = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=rise / 2))
-    assert between.passed  # 12 right, none by the base
-    assert len(between.base_scores) == 12
-    assert ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=rise / 7)).base_scores == {}
+    other = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=0.0))
+    assert other.canary == alone.canary
+    assert alone.canary["rise"] > 0.0
+    assert (alone.passed, alone.waits) == (False, True)
+    assert ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=10.0)).passed
 
 
 def test_what_is_expected_of_the_canary_is_compared_with_the_base(served: LlamaModel) -> None:
@@ -87,49 +83,22 @@ def test_what_is_expected_of_the_canary_is_compared_with_the_base(served: LlamaM
     assert found["new"] == pytest.approx(np.exp(-of["right"][np.arange(len(tokens) - 1), tokens[1:]].mean()), rel=1e-5)
 
 
-def test_the_first_rows_are_of_earlier_lessons(served: LlamaModel) -> None:
+def test_the_first_rows_are_of_earlier_jobs(served: LlamaModel) -> None:
     """A key `fresh` in a user's rows means nothing to the gate."""
     rows = [{**row, "fresh": number % 2 == 0} for number, row in enumerate(ROWS)]
-    lessons = [*["a"] * 3, *["b"] * 5]
-    found = ask(served, Exam(rows, rounds=lessons), "right", "wrong")
-    assert found.reason.startswith("0 of 8 validation examples of earlier lessons are answered exactly, 8 by the ")
-    assert found.surprise is not None
+    jobs = [*["a"] * 3, *["b"] * 5]
+    found = ask(served, Exam(rows, rounds=jobs), "right", "wrong")
+    assert found.reason.startswith("worse on questions of earlier jobs: 8 worse, 0 better")
     assert found.rounds == [{"job": "a", "rows": 3, "right": 0, "before": 3},
                             {"job": "b", "rows": 5, "right": 0, "before": 5}]
-    assert found.remembered == "0 of 8 questions of 2 earlier lessons are answered rightly, 8 before"
-    plain = ask(served, Exam(ROWS, rounds=lessons), "right", "wrong")
-    assert (found.reason, found.surprise) == (plain.reason, plain.surprise)
-    alone = ask(served, Exam(rows), "right", "wrong")
-    assert alone.surprise is None
-    assert (alone.rounds, alone.remembered) == ([], "")
+    assert found.remembered == "0 of 8 questions of 2 earlier jobs are right, 8 before"
+    assert found.tests == ask(served, Exam(ROWS, rounds=jobs), "right", "wrong").tests
+    alone = ask(served, Exam(rows, tests_before=3), "right", "wrong")
+    assert (alone.rounds, alone.remembered, alone.test) == ([], "", 4)
     assert "earlier" not in alone.reason
 
 
-def test_how_unlike_questions_are() -> None:
-    """Of the demonstration's commands beside questions of another kind; by the words of the system's message too."""
-    def of(questions: list[str], earlier: int) -> float | None:
-        return strangeness([{"prompt": question, "completion": ""} for question in questions], earlier)
-
-    path = Path(edgetune.__file__).parent / "demo" / "data" / "home_train.jsonl"
-    asked = [json.loads(line)["prompt"] for line in path.read_text("utf-8").splitlines()]
-    foods = ("bread", "rice", "soup", "cake", "tea", "fish", "beans", "pie", "corn", "eggs")
-    others = [f"how long should {food} stay in the oven before the guests arrive" for food in foods]
-    alike = of(asked[:70], 60)
-    strange = of([*asked[:60], *others], 60)
-    assert alike is not None
-    assert strange is not None
-    assert strange < 0.01 < alike
-    ordered = of([f"home {one}" for one in asked[:60]] + [f"shop {one}" for one in asked[60:70]], 60)
-    assert ordered is not None
-    assert ordered < alike
-    numbered = of([f"turn on lamp {i}" for i in range(40)], 30)
-    assert numbered is not None
-    assert numbered > 0.3  # words that one question alone has are nothing new
-    assert of(asked[:10], 0) is None  # none are earlier
-    assert of(asked[:10], 10) is None  # none are fresh
-
-
-def test_judge_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
     known = ask(served, Exam(ROWS[:8]), "wrong", "right").scores
     asked = []
     counted: list[tuple[int, int]] = []
@@ -139,7 +108,7 @@ def test_judge_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.Mon
     old = Asked("right", read_scores(json.loads(json.dumps(known))))
     new = Asked("wrong")
     exam = Exam(ROWS, corrected=[*ROWS[:2], {"prompt": "turn the light 40", "completion": '{"set":"10"}'}])
-    again = judge(served, exam, Asked(None), old, new, on_asked=lambda done, of: counted.append((done, of)))
+    again = evaluate(served, exam, old, new, on_asked=lambda done, of: counted.append((done, of)))
     assert asked == [("right", 4), ("wrong", 12), ("wrong", 1)]
     assert counted == [(number, 17) for number in range(1, 18)]
     assert (again.wins, again.losses) == (0, 12)

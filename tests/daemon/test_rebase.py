@@ -113,5 +113,5 @@ def test_the_command_says_what_became_of_it(base: Path, state: Path, tmp_path: P
                "512", "--lr", "0.02", "--epochs", "2", "--max-length", "96", "--canary-rise", "off", "--max-kl", "off",
                "--no-govern")
     assert "learned 32 rows on the new base; would be activated: " in said
-    assert "questions of 2 earlier lessons are answered rightly" in said
+    assert "questions of 2 earlier jobs are right" in said
     assert not (tmp_path / f"out{WORK}").exists()

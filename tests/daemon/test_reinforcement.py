@@ -18,11 +18,12 @@ from services import until
 from tiny import write_tiny
 
 from edgetune.daemon.jobs.exam import Asked, Exam
-from edgetune.daemon.jobs.gate import judge
+from edgetune.daemon.jobs.gate import evaluate
 from edgetune.daemon.jobs.rewarded import Rewarding, with_rewards
 from edgetune.daemon.options import AllowedPython
 from edgetune.daemon.state.files import digest
 from edgetune.data.prompts import prompt_text
+from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.llama_judge import LlamaJudge
 from edgetune.evaluation.graders.sample import Sample
@@ -115,6 +116,7 @@ def test_the_gate_compares_what_greedy_answers_earn(running: Daemon, client: ope
     verdict = service.adapters.get(trained.fine_tuned_model).verdict
     held = [row for row in ROWS if is_held(service, row)]
     assert verdict["old"]["rows"] == verdict["new"]["rows"] == len(held) == len(verdict["scores"])
+    rewards: dict[str, list[float]] = {}
     with LlamaModel(service.path, threads=1) as served:
         served.load_adapter(service.adapters.path(trained.fine_tuned_model), "it")
         for name, side in ((None, "old"), ("it", "new")):
@@ -122,10 +124,11 @@ def test_the_gate_compares_what_greedy_answers_earn(running: Daemon, client: ope
             prompts = [prompt_text(row, "messages", served.tokenizer, None) for row in held]
             answers = dict(served.complete(prompts, 10))
             grades = read_grader(GRADER).grade([Sample(answers[i]) for i in range(len(held))], held)
-            assert verdict[side]["reward"] == pytest.approx(sum(grade.reward for grade in grades) / len(held), abs=1e-6)
-    better = verdict["new"]["reward"] > verdict["old"]["reward"]
-    assert verdict["passed"] is better
-    assert f"earn {verdict['new']['reward']:.3f} on average, {verdict['old']['reward']:.3f} by" in verdict["reason"]
+            rewards[side] = [grade.reward for grade in grades]
+            assert verdict[side]["reward"] == pytest.approx(sum(rewards[side]) / len(held), abs=1e-6)
+    found = Paired.of(rewards["old"], rewards["new"])
+    assert (verdict["wins"], verdict["losses"], verdict["p"]) == (found.wins, found.losses, found.p_better)
+    assert verdict["passed"] is (found.p_better <= verdict["alpha"])
     events = client.fine_tuning.jobs.list_events(trained.id, limit=100)
     gap = next(event.data for event in events if event.type == "metrics" and event.data["event"] == "served")
     assert (gap["rows"], gap["gap"]) == (2, pytest.approx(gap["reward"] - gap["engine_reward"]))
@@ -221,9 +224,8 @@ def test_rows_with_answers_judge_as_ever(running: Daemon, client: openai.OpenAI)
     assert isinstance(objective, Grpo)
     assert rewards
     exam = Exam([*held, *ROWS[:2]], max_length=64, rewarding=Rewarding(objective, rewards))
-    base = Asked(None)
     with LlamaModel(running.service.path, threads=1) as served:
-        found = judge(served, exam, base, base, Asked(None))
+        found = evaluate(served, exam, Asked(None), Asked(None))
     assert [score["reward"] is None for score in found.scores.values()] == [True] * 4 + [False] * 2
     assert [score["loss"] is None for score in found.scores.values()] == [False] * 4 + [True] * 2
     assert found.new["reward"] == pytest.approx(sum(score["reward"] or 0 for score in found.scores.values()) / 2)
@@ -238,11 +240,10 @@ def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, trained: A
     objective, rewards = with_rewards(Grpo(grader=json.dumps(written), max_completion_length=10), AllowedPython())
     assert isinstance(objective, Grpo)
     assert rewards
-    base = Asked(None)
     with LlamaModel(running.service.path, threads=1) as served:
         served.load_adapter(running.service.adapters.path(trained.fine_tuned_model), "it")
         exam = Exam(ROWS, max_length=64, rewarding=Rewarding(objective, rewards))
-        found = judge(served, exam, base, base, Asked("it"))
+        found = evaluate(served, exam, Asked(None), Asked("it"))
         served.use("it")
         prompts = [prompt_text(row, "messages", served.tokenizer, None) for row in ROWS]
         answers = dict(served.complete(prompts, 10))

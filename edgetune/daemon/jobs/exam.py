@@ -37,9 +37,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Exam:
-    """What adapters are asked. rounds: of the first rows, which are of earlier lessons, the job of each; the others are
-    of the job that is judged, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
-    training. rewarding: how answers earn, where the job learns from rewards.
+    """What adapters are asked. rounds: the jobs that the first rows are from; the others are of the job that is
+    evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in training.
+    rewarding: how answers are rewarded, where the job learns from rewards. tests_before: since the last publication.
     """
 
     rows: Sequence[Row]
@@ -49,6 +49,7 @@ class Exam:
     system: str | None = None
     max_length: int = 512
     rewarding: Rewarding | None = None
+    tests_before: int = 0
 
     def is_rewarded(self, row: Row) -> bool:
         """Whether a row is judged by what the answer to it earns."""

@@ -1,5 +1,5 @@
-"""The gate: what is in service and a new adapter are asked the same rows through llama.cpp, as they are served, and
-decide.py says whether the new one takes over.
+"""The gate: the active adapter, or the base, and a new adapter answer the same rows through llama.cpp, as they are
+served, and decide.py says whether the new one becomes active.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import numpy as np
 
 from ...data import preferences, prompts
 from ...data.dataset import load_rows
-from ...data.likeness import Likeness
 from ...data.preferences import is_pair
 from ...data.rows import Row
 from ...errors import DataError
 from ...evaluation.canary import drift
-from ...evaluation.graders.items import prompt_text
 from ...evaluation.graders.llama_judge import LlamaJudge
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
@@ -27,61 +25,38 @@ from ...serving.llama import LlamaModel
 from ...training.answered import Answer as RewardedAnswer
 from ...training.judge import EngineJudge
 from ..options import Limits
-from .decide import Findings, Verdict, decide, needs_base, rank_sum
+from .decide import Findings, Verdict, decide
 from .exam import Asked, Exam, Score
 from .recipe import check_judgeable
 from .rewarded import Rewarding
 
-ROUNDED = 9  # digits of likeness: what is equal but for rounding is equal
-PROSE = 30  # words; nobody writes a longer answer twice in the same words, unless it is JSON
+PROSE_WORDS = 30  # nobody writes a longer answer twice in the same words, unless it is JSON
 
 
-def judge(served: LlamaModel, exam: Exam, base: Asked, old: Asked, new: Asked, limits: Limits | None = None,
-          on_asked: Callable[[int, int], None] | None = None) -> Verdict:
-    """Whether `new` may take over from `old`, which is `base` where no adapter is in service.
+def evaluate(served: LlamaModel, exam: Exam, old: Asked, new: Asked, limits: Limits | None = None,
+             on_asked: Callable[[int, int], None] | None = None) -> Verdict:
+    """Whether `new` may take over from `old`, which has no name where no adapter is active.
 
-    limits: on the canary; None: there are none. on_asked: called with how many rows were asked until now, and
-    of how many. Raises DataError without rows, and for one that has no answer to compare.
+    limits: on unrelated text; None: there are none. on_asked: called with how many rows were asked until now, and of
+    how many. Raises DataError without rows, and for one that has no answer to compare.
     """
     rows = exam.rows
     if not rows:
-        raise DataError("there are no rows to judge by", "hold some out")
+        raise DataError("there are no rows to evaluate", "hold some out")
     for row in rows:
         if not exam.is_rewarded(row):
             check_judgeable(row)
-    keys = [exam.key(row) for row in [*rows, *exam.corrected]]
     examiner = Examiner(served, exam, on_asked)
     examiner.planned = len(examiner.missing(old, rows)) + len(examiner.missing(new, [*rows, *exam.corrected]))
     before = examiner.scores(old, rows)
     after = examiner.scores(new, rows)
     corrected = examiner.scores(new, exam.corrected)
-    canary = None
-    of_base = None
     limits = limits or Limits()
-    if limits.are_any and exam.canary:
-        canary = drift(served, new.name, [exam.canary])
-        if old is not base and needs_base(canary, limits):
-            of_base = examiner.scores(base, rows)
-    fresh = [number >= len(exam.rounds) for number in range(len(rows))]
-    verdict = decide(Findings(before, after, fresh, old is not base, canary, of_base, corrected, exam.rounds,
-                              strangeness(rows, len(exam.rounds))), limits)
-    for scores, asked in ((verdict.scores, new), (verdict.base_scores, base)):
-        scores.update((key, asdict(asked.scores[key])) for key in keys if key in asked.scores)
+    canary = drift(served, new.name, [exam.canary]) if limits.are_any and exam.canary else None
+    found = Findings(before, after, exam.rounds, old.name is not None, canary, corrected, exam.tests_before)
+    verdict = decide(found, limits)
+    verdict.scores.update((key, asdict(new.scores[key])) for key in map(exam.key, [*rows, *exam.corrected]))
     return verdict
-
-
-def strangeness(rows: Sequence[Row], earlier: int) -> float | None:
-    """Probability that what the first `earlier` rows ask is as unlike one another as the others are unlike these, or
-    more, if all are of one kind: of each the most alike of the others counts. None where there are too few.
-    """
-    if earlier < 2 or earlier == len(rows):
-        return None
-    questions = [row if isinstance(row, str) else prompt_text(row) for row in rows]
-    known = Likeness(questions)  # a word that one question alone has weighs the same, wherever that is
-    nearest = [max(one for j, one in enumerate(known.to(question)[:earlier]) if j != i)
-               for i, question in enumerate(questions)]
-    far = [1 - round(likeness, ROUNDED) for likeness in nearest]
-    return rank_sum(far[earlier:], far[:earlier])
 
 
 class Examiner:
@@ -187,7 +162,7 @@ class Examiner:
 
 
 def _score(loss: float | None, answer: Answer) -> Score:
-    prose = answer.parsed is None and len(answer.expected.split()) > PROSE
+    prose = answer.parsed is None and len(answer.expected.split()) > PROSE_WORDS
     return Score(loss, answer.correct, _reach(answer), answer.ended, answer.parsed, prose)
 
 

@@ -258,13 +258,13 @@ class Queue:
         serving = self.adapters.serving
         old = None
         if serving:
-            verdict = self.adapters.get(serving).verdict
             old = {"id": serving, "path": str(self.adapters.path(serving)),
-                   **{name: verdict.get(name, {}) for name in ("scores", "base_scores")}}
+                   "scores": self.adapters.get(serving).verdict.get("scores", {})}
         return {"version": __version__, "model": str(self.options.model), "folder": str(folder), "method": job.method,
                 "kind": {"module": type(kind).__module__, "origin": kind.origin},
                 "policy": asdict(self.options.policy), "canary": self.canary, "limits": asdict(self.options.limits),
                 "python": asdict(self.options.python), "serving": old,
+                "tests_before": self.table.tests_before(),
                 "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:

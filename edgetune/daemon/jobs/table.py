@@ -126,6 +126,13 @@ class JobTable:
             "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "
             "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", origin, f"$.{mark}")[0][0])
 
+    def tests_before(self) -> int:
+        """How many adapters the gate has refused since it let one pass."""
+        found = self.store.read("SELECT verdict FROM jobs WHERE json_valid(verdict) AND json_extract(verdict, "
+                                "'$.test') ORDER BY finished_at DESC, rowid DESC LIMIT 1")
+        verdict = json.loads(found[0]["verdict"]) if found else {"passed": True}
+        return 0 if verdict["passed"] else int(verdict["test"])
+
     def latest_rounds(self, origin: str) -> Sequence[dict[str, Any]]:
         """Of the latest job of an origin."""
         return self._rounds("origin = ?", origin)

@@ -195,9 +195,8 @@ class Worker:
         self.objective, self.rewards = with_rewards(objective, self.python, runs=True)
         self.bundle = open_bundle(task["model"])
         self.has_begun = self.kind.has_begun(self.folder)  # in an earlier process
-        serving = task["serving"] or {"scores": {}, "base_scores": {}}
-        self.base = Asked(None, read_scores(serving["base_scores"]))
-        self.old = Asked(OLD, read_scores(serving["scores"])) if task["serving"] else self.base
+        serving = task["serving"]
+        self.old = Asked(OLD, read_scores(serving["scores"])) if serving else Asked(None)
 
     @property
     def is_trained(self) -> bool:
@@ -285,16 +284,16 @@ class Worker:
         rows, rounds = held_rows(self.folder)
         longest = as_begun(self.config, self.out).row_limit
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.system or None, longest,
-                    self._rewarding())
+                    self._rewarding(), self.task["tests_before"])
         context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * longest))
         repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
                         repack=repack) as served:
             served.cache.before_decode = AnswerPriority(self.commands.is_busy)
-            if self.old is not self.base:
+            if self.old.name:
                 served.load_adapter(self.task["serving"]["path"], OLD)
             served.load_adapter(self.out, NEW)
-            return gate.judge(served, exam, self.base, self.old, Asked(NEW), self.limits, self._on_asked)
+            return gate.evaluate(served, exam, self.old, Asked(NEW), self.limits, self._on_asked)
 
     def _rewarding(self) -> Rewarding | None:
         if self.rewards is None or not isinstance(self.objective, Rewarded):

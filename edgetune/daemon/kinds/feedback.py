@@ -100,12 +100,13 @@ class NewFeedback(Starter):
         verdict = job.verdict or {"passed": False}
         if job.status != "succeeded":
             why = job.error["message"] if job.error else "it was cancelled"
+            self.feedback.settle(job.id, "new")
         elif verdict["passed"] or not any(verdict.get(name) for name in WAITS):
             self.feedback.settle(job.id, "used" if verdict["passed"] else "aside")
             return ""
         else:
             why = verdict["reason"]
-        self.feedback.settle(job.id, "new")
+            self.feedback.learn_again(job.id)
         return f"{job.id} was not activated: {why}"
 
     def _create(self, rows: TrainingRows) -> Job:

@@ -2,11 +2,11 @@
 
 A row is `new` until a job has learned it and the gate has evaluated that job. Then it is `used`, and later jobs learn
 it again. If the job did not pass, it is set `aside`: no later job learns it or is evaluated by it. Where nothing spoke
-against its rows, it is new again, and is learned together with the rows that come next. A later word on the same answer
-takes back an earlier one, whose row is then `withdrawn`. Of several right answers to a question the newest counts; when
-that one is deleted or taken back, none counts, and the earlier ones are `withdrawn` with it. What the daemon's method
-cannot use (kinds.py) is `counted`, and is new for a daemon whose method can. One question in five is held out for the
-gate (holdout.py), and a question stays on its side. How much is kept, limits.py says.
+against its rows, it is new again, and is learned together with the rows that come next, by TRIES jobs at most. A later
+word on the same answer takes back an earlier one, whose row is then `withdrawn`. Of several right answers to a question
+the newest counts; when that one is deleted or taken back, none counts, and the earlier ones are `withdrawn` with it.
+What the daemon's method cannot use (kinds.py) is `counted`, and is new for a daemon whose method can. One question in
+five is held out for the gate (holdout.py), and a question stays on its side. How much is kept, limits.py says.
 
 People can read, edit and delete what they gave. What is deleted leaves the disk, and the next job learns without it.
 """
@@ -33,6 +33,7 @@ REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 NO_SIDE = -1
 LIVE = "('new', 'used', 'counted')"
+TRIES = 3  # jobs that learn a row, none of which passed
 COUNTED = "row IS NOT NULL AND state = 'counted'"
 
 
@@ -311,6 +312,16 @@ class Feedback:
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = ?, job = CASE ? WHEN 'new' THEN NULL ELSE job END "
                        "WHERE job = ? AND state = 'new'", (state, state, job))
+
+    def learn_again(self, job: str) -> None:
+        """The job did not pass though nothing speaks against its rows: they wait for another one. Those for which it
+        was the last of TRIES are set aside, for with wrong rows among them no later job might ever pass.
+        """
+        with self.store.write() as db:
+            db.execute("UPDATE feedback SET tries = tries + 1 WHERE job = ? AND state = 'new'", (job,))
+            db.execute("UPDATE feedback SET state = 'aside' WHERE job = ? AND state = 'new' AND tries >= ?",
+                       (job, TRIES))
+            db.execute("UPDATE feedback SET job = NULL WHERE job = ? AND state = 'new'", (job,))
 
     def unsettled(self) -> Sequence[str]:
         """Jobs whose rows wait to be settled."""

@@ -53,7 +53,7 @@ CREATE TABLE feedback (
     size INTEGER NOT NULL,          -- bytes of row and model
     asked TEXT, answer TEXT,        -- their beginnings, for lists; null without a row
     rejected TEXT,                  -- the wrong, or worse, answer; null where none is known
-    tries INTEGER NOT NULL DEFAULT 0); -- not used any more
+    tries INTEGER NOT NULL DEFAULT 0); -- jobs that learned it and did not pass, though nothing spoke against it
 CREATE INDEX feedback_by_state ON feedback(state, held, size);
 CREATE INDEX feedback_by_question ON feedback(question);
 CREATE INDEX feedback_by_job ON feedback(job);
