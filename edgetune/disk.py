@@ -1,4 +1,4 @@
-"""Files and folders that appear whole under their name or not at all: written beside, synced, renamed.
+"""Files and folders that appear whole under their name or not at all: written next to it, synced, renamed.
 
 A power cut may lose whatever was not synced, in any order: so a file is synced before its name points to it, and the
 folder after that.
@@ -72,7 +72,7 @@ def json_text(value: Any, **options: Any) -> str:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Of the bytes of a regular file, in hexadecimal digits. Raises OSError."""
+    """Digests the bytes of a regular file, in hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while chunk := file.read(PIECE):
@@ -82,7 +82,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to: synced and renamed to `path` at the end, removed after an error."""
+    """A name next to `path` to write to: synced and renamed to `path` at the end, removed after an error."""
     beside = path.with_name(f"{path.name}.tmp")
     try:
         yield beside
@@ -98,7 +98,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to fill: renamed to `path` at the end, removed after an error. UsageError if it exists."""
+    """A folder next to `path`: renamed to `path` at the end, removed after an error; UsageError if it exists."""
     refuse_existing(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -177,13 +177,13 @@ def sync_whole(path: Path) -> None:
 
 
 def state_folder() -> Path:
-    """Where what a user's commands remember is kept: edgetune/ in the folder that XDG names for it."""
+    """The folder of what a user's commands remember: edgetune/ in the folder that XDG names for it."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "edgetune"
 
 
 def cache_folder() -> Path:
-    """Where what can be had again is kept for a user: edgetune/ in the folder that XDG names for it."""
+    """A user's folder of what can be had again: edgetune/ in the folder that XDG names for it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "edgetune"
 

@@ -228,7 +228,7 @@ def _watched(folder: Path, size: int, on_progress: OnProgress | None) -> Iterato
 
 
 def _bytes(folder: Path) -> int:
-    """Of all files in a folder; what has gone since it was listed counts as nothing."""
+    """Sums the files in a folder; what has gone since it was listed counts as nothing."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
@@ -238,7 +238,7 @@ def _bytes(folder: Path) -> int:
 
 @contextmanager
 def _quiet(hub: Any) -> Iterator[None]:
-    """Without the library's progress bars, which leave no space for the time left on a terminal of 60 columns."""
+    """Hides the library's progress bars, which leave no space for the time left on a terminal of 60 columns."""
     were_off = hub.utils.are_progress_bars_disabled()
     hub.utils.disable_progress_bars()
     try:

@@ -1,4 +1,4 @@
-"""How an option is declared and checked: a field of a dataclass that knows its help, its choices and its range.
+"""Options, declared and checked: each is a field of a dataclass that knows its help, its choices and its range.
 
 Flags, the daemon's schema and the documentation are made from these fields; nothing else spells an option.
 """

@@ -28,7 +28,7 @@ DIALECT = {
     r"\bjudge[sd]\b|\bjudging\b": "is held out, evaluates", r"\btold again\b|\bretold\b": "with substituted values",
     r"\banew\b": "again, from scratch", r"\bbeside\b": "with, compared with", r"\belsewhere\b": "on unrelated text",
     r"\bwhat serves\b|\b(?:in|into|of) service\b": "the active adapter", r"\blessons?\b": "feedback job",
-    r"\ba life\b|\blife of\b|\blives\b": "simulation of N rounds", r"\bearn(?:s|ed)?\b": "scores",
+    r"\ba life\b|\blife of\b": "simulation of N rounds", r"\bearn(?:s|ed)?\b": "scores",
     r"\bas asked\b|\b(?:is|are|be) asked (?:for|of)\b": "required", r"\bbehind\b": "after",
     r"\bby heart\b": "memorised", r"\b(?:is|are) no numbers?\b": "is NaN or infinite",
     r"\bwhatever it is\b|\bwhat \w+ is what\b": "a sentence with a subject",
@@ -38,15 +38,14 @@ WITHOUT_SUBJECT = re.compile(
     r"(?:Of|With|Without|Those|As|In|By|How|From|For|At|On|Where|Also|Beside|Behind|Under|Until)\b")
 # (idioms of DIALECT in comments, docstrings and messages; docstrings without a subject) that are left in each room.
 LEFT_IN_ROOMS: dict[str, tuple[int, int]] = {
-    "adapters": (9, 7), "backends": (9, 4), "bench": (3, 4), "cli": (40, 33), "compress": (30, 32),
-    "console": (3, 2), "daemon": (226, 107), "data": (42, 38), "demo": (2, 0), "disk": (4, 4),
-    "evaluation": (21, 38), "formats": (10, 14), "hub": (0, 3), "llamacpp": (15, 18), "machine": (6, 3),
-    "models": (11, 13), "objectives": (19, 7), "options": (0, 2), "progress": (5, 8), "python_child": (2, 0),
-    "runs": (6, 17), "serving": (29, 19), "training": (32, 41), "tutor": (69, 25),
+    "adapters": (9, 7), "cli": (39, 33), "compress": (30, 32), "console": (3, 2), "daemon": (204, 114),
+    "data": (42, 38), "demo": (2, 0), "evaluation": (21, 38), "llamacpp": (15, 18), "models": (11, 13),
+    "objectives": (19, 7), "progress": (5, 8), "python_child": (2, 0), "runs": (6, 17), "serving": (29, 19),
+    "training": (32, 41), "tutor": (69, 25),
 }
 LEFT_IN_PAGES: dict[str, int] = {
-    "README.md": 6, "api.md": 3, "benchmarks.md": 69, "cli.md": 41, "contributing.md": 15, "daemon.md": 42,
-    "evidence.md": 14, "gate.md": 74, "graders.md": 5, "integrations.md": 7, "preferences.md": 6, "rewards.md": 14,
+    "README.md": 6, "api.md": 3, "benchmarks.md": 66, "cli.md": 39, "contributing.md": 15, "daemon.md": 42,
+    "evidence.md": 14, "gate.md": 73, "graders.md": 5, "integrations.md": 7, "preferences.md": 6, "rewards.md": 14,
     "terminal.md": 7, "training.md": 29, "troubleshooting.md": 5, "tutor.md": 42,
 }
 

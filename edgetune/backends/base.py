@@ -23,7 +23,7 @@ hold the GIL while they compute. Results do not depend on the number of threads.
 
 `precision` of an op says how its products with frozen weights are computed: "exact" float; "fast" bf16 where the
 device multiplies it quickly, else float forward and, but for the head, "int8" backward; "int8" 8-bit integers where it
-has dot products of bytes, for weights that are not F32 and sums over multiples of 32, and fast elsewhere. `products`
+has dot products of bytes, for weights that are not F32 and sums over multiples of 32, else as fast. `products`
 names these numbers for a device; tests/backends/test_precision.py measures their effect on gradients.
 """
 
@@ -274,7 +274,7 @@ class Backend(Ops, Protocol):
 
     @property
     def records(self) -> bool:
-        """Whether `record` saves time: where to begin an op takes long beside the op."""
+        """Whether `record` saves time: it does where beginning an op takes long compared with the op."""
 
     def record(self, ops: Callable[[], None]) -> Recorded:
         """What runs the ops that `ops` calls, with what they are called with now. None of them runs yet, and there is

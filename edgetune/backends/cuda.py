@@ -1,6 +1,6 @@
 """A GPU as a backend: one stream, the memory that it shares with this process, and its kernels, found at first use.
 
-What belongs to NVIDIA's driver is behind `Driver` (cuda_driver.py); tests have one that runs the same kernels on the
+`Driver` (cuda_driver.py) hides NVIDIA's driver; tests have one that runs the same kernels on the
 CPU, emulated. Kernels are launched by the C extension, which asks for each one's function once.
 """
 
@@ -77,7 +77,7 @@ class Driver(Protocol):
         """What it allocated does not change from now on."""
 
     def peak(self, precision: str) -> float:
-        """As Backend.peak, by the card's facts."""
+        """Computes Backend.peak from the card's facts."""
 
     def failure(self) -> Exception:
         """What went wrong in the last call that failed."""

@@ -1,6 +1,6 @@
-"""NVIDIA's driver behind the seam of cuda.py: the first GPU, by the packages cuda-core and cuda-bindings.
+"""NVIDIA's driver as cuda.py sees it: the first GPU, by the packages cuda-core and cuda-bindings.
 
-They are imported where a GPU is asked for. On a GPU that shares the memory of the CPU (a Jetson) arrays are
+They are imported where a GPU is used. On a GPU that shares the memory of the CPU (a Jetson) arrays are
 page-locked, and weights are read where the file is mapped; on a card with its own memory the driver moves pages to
 whoever reads them (managed memory). Not yet run on a card.
 """
@@ -88,7 +88,7 @@ class CudaDriver:
 
     @property
     def card(self) -> str:
-        """As NVIDIA calls it."""
+        """NVIDIA's name for it."""
         return str(self._device.name)
 
     def _check_driver(self) -> None:

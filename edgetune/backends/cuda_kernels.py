@@ -20,7 +20,7 @@ from ..errors import DeviceError
 INSTALLED = Path(__file__).parent / "cuda_sources"
 CHECKOUT = Path(__file__).parents[2] / "native"
 SHARED = ("et.h", "formats.def", "either.h", "adamw_rates.h")
-"""What kernels include beside the files of cuda/."""
+"""Files outside cuda/ that kernels include."""
 OPTIONS: dict[str, Any] = {"std": "c++17", "device_as_default_execution_space": True}  # et.h declares the ops too
 NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 CACHED = 512  # compiled units that are kept

@@ -15,7 +15,7 @@ from .base import WHOLE, Array, LowRank, Ops
 
 
 class Format(NamedTuple):
-    """How GGUF stores weights: `size` bytes hold `block` consecutive weights of a row. `id` is GGUF's number.
+    """A format of weights in GGUF: `size` bytes hold `block` consecutive weights of a row. `id` is GGUF's number.
 
     `scales` is one of native/formats.def's words, and `halves` is where a block has half-precision numbers; both are
     empty for a format that edgetune only names.

@@ -1,1 +1,1 @@
-"""Where time goes: every op alone (`kernels`), a training step (`train`), answers through llama.cpp (`generate`)."""
+"""Measurements: every op alone (`kernels`), a training step (`train`), answers through llama.cpp (`generate`)."""

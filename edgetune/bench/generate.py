@@ -1,5 +1,5 @@
-"""How fast a prompt is read and an answer written: one by llama.cpp, as `LlamaModel` uses it, or many at once by our
-own engine or by llama.cpp's continuous batching.
+"""The speed of reading a prompt and writing an answer: one by llama.cpp, as in `LlamaModel`, or many at once by our own
+engine or by llama.cpp's continuous batching.
 """
 
 from __future__ import annotations

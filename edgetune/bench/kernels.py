@@ -1,4 +1,4 @@
-"""Every op alone, at the shapes of real models, beside what a loop that stays in registers reaches.
+"""Every op alone, at the shapes of real models, compared with what a loop that stays in registers reaches.
 
 T tokens, D model width, F MLP width, H heads, G key/value heads, C head width, V vocabulary, R rank; N rows and K
 columns of a weight. Products with frozen weights are measured in each precision, all else once, in float.
@@ -96,7 +96,7 @@ class KernelSet:
     """A kernel set in one precision. `peaks`: the best that a register loop has reached in its products' numbers until
     now, FLOP/s, forward and (True) backward.
 
-    The loop runs again beside each op: the clock of the cores changes, and other programs use them too, so that a rate
+    The loop runs again with each op: the clock of the cores changes, and other programs use them too, so that a rate
     measured once would be passed by an op that ran in a better moment.
     """
 

@@ -25,7 +25,7 @@ def arguments(name: str) -> list[str]:
 
 
 def flops(name: str, a: dict[str, Any]) -> int:
-    """Of one call with these arguments, a multiplication and an addition counted as 2; 0 where memory is the limit.
+    """Counts the FLOP of a call, a multiplication and an addition as 2; 0 where memory is the limit.
 
     A frozen product that adds its adapter's is counted without it. head_backward makes the logits a second time.
     """

@@ -119,8 +119,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_plain_json(value: Any) -> Any:
-    """As JSON has it, for others to read: numpy's numbers as Python's, null for what is no number, and of an absolute
-    path its name alone.
+    """Converts a value for JSON that others read: numpy's numbers to Python's, NaN and infinity to null, and an
+    absolute path to its name.
     """
     if isinstance(value, dict):
         return {str(key): to_plain_json(item) for key, item in value.items()}
@@ -178,7 +178,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal digits. FormatError if it is missing or cannot be read."""
+    """Digests a file's bytes, in hexadecimal digits. FormatError if it is missing or cannot be read."""
     try:
         return disk.sha256(path)
     except OSError as error:

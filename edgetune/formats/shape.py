@@ -201,7 +201,7 @@ def _windows(get: _Reader, n_layer: int, every: int) -> tuple[int, ...]:
 
 
 def _read_rope(gguf: Gguf, get: _Reader) -> Rope:
-    """As llama.cpp reads it: a factor without a kind is linear, a factor of 0 is none."""
+    """Reads it as llama.cpp does: a factor without a kind is linear, a factor of 0 is none."""
     kind = get.text("rope.scaling.type", "linear")
     factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0
     if kind not in ("none", "linear", "yarn"):

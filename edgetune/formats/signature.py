@@ -67,7 +67,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def sign(message: Path, key: Ed25519PrivateKey) -> None:
-    """Write manifest.sig beside `message`, over its bytes as they are."""
+    """Writes manifest.sig next to `message`, over its bytes as they are."""
     made = {"algorithm": "ed25519", "public_key": key.public_key().public_bytes_raw().hex(),
             "signature": key.sign(message.read_bytes()).hex()}
     with replaced(message.with_name(FILE)) as beside:
@@ -94,7 +94,7 @@ def check(folder: Path, message: bytes) -> Signer | None:
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signed), message)
     except (InvalidSignature, ValueError):
-        raise FormatError(f"{file} is not the signature of the manifest beside it", _AGAIN) from None
+        raise FormatError(f"{file} is not the signature of the manifest next to it", _AGAIN) from None
     if trusted is not None and public not in trusted:
         raise MismatchError(f"{folder} is signed by {public}, which is no key in {trusted_folder()}",
                             "put the signer's public key there as NAME.pub if you trust it")

@@ -115,7 +115,7 @@ def read_device(root: str | Path = "/") -> Device:
 
 
 def thread_count(asked: int = 0, root: str | Path = "/") -> int:
-    """Threads to compute with: as many as asked for, or (0) one for each physical core that this process may use.
+    """Threads to compute with: `asked`, or (0) one for each physical core that this process may use.
 
     A second thread on a core shares its arithmetic units and only adds waiting.
     """
@@ -185,7 +185,7 @@ def read_profiles(folder: Path | None = None) -> list[Profile]:
 
 
 def devices_folder() -> Path:
-    """The project's data on devices: in edgetune/devices (a wheel) or beside edgetune/ (the source tree)."""
+    """The project's data on devices: in edgetune/devices (a wheel) or next to edgetune/ (the source tree)."""
     folder = Path(__file__).parents[1] / "devices"
     return folder if folder.is_dir() else Path(__file__).parents[2] / "devices"
 
@@ -217,7 +217,7 @@ def reset_peak_rss() -> None:
 
 
 def refuse_huge_pages() -> None:
-    """Where the kernel gives huge pages to memory that did not ask, and so rounds it up, let this process have none."""
+    """Lets this process have no huge pages where the kernel gives them to memory that did not ask, and rounds it up."""
     if "[always]" in text(Path("/sys/kernel/mm/transparent_hugepage/enabled")):
         import ctypes
         with suppress(OSError, AttributeError):

@@ -148,7 +148,7 @@ def _recovery(rule: str, r: Readings) -> str:
 class Governor:
     """Reads the machine below `root`, once a second at most, and keeps the decision in `state`.
 
-    busy: says that someone is being answered, beside the policy's file. Raises UsageError for a policy that this
+    busy: says that someone is being answered, as the policy's file does. Raises UsageError for a policy that this
     machine cannot keep.
     """
 
@@ -181,7 +181,7 @@ class Governor:
             self.policy = replace(self.policy, min_free=min(self.policy.min_free, left // 4))
 
     def look(self) -> bool:
-        """Decide anew if it is time to; True when that changed action or rule."""
+        """Decides again if it is time to; True when that changed action or rule."""
         now = self.clock()
         if now < self._next:
             return False

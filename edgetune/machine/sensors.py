@@ -106,7 +106,7 @@ class Sensors:
                         gpu_load(self.root), power_mode(self.root))
 
     def _memory_stall(self) -> tuple[float, float]:
-        """Of the machine or of our cgroup, whichever waits more."""
+        """The stall of the machine or of our cgroup, whichever waits more."""
         files = [self.root / "proc/pressure/memory"]
         files += [folder / "memory.pressure" for folder in cgroups(self.root, "memory")]
         return tuple(max(_stall(file, kind) or 0.0 for file in files) for kind in ("some", "full"))  # type: ignore[return-value]

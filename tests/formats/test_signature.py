@@ -209,7 +209,7 @@ def test_one_flipped_bit_anywhere_is_refused(signed: Path, data: st.DataObject) 
 
 def test_a_changed_manifest_is_refused_before_it_is_read(signed: Path) -> None:
     (signed / "manifest.json").write_text('{"files": ')
-    with pytest.raises(FormatError, match=r"manifest.sig is not the signature of the manifest beside it; copy"):
+    with pytest.raises(FormatError, match=r"manifest.sig is not the signature of the manifest next to it; copy"):
         open_bundle(signed)
 
 

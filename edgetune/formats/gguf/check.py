@@ -100,7 +100,7 @@ def check_model(gguf: Gguf) -> None:
 
 
 def check_encoder(gguf: Gguf) -> None:
-    """As check_model, for a BERT, which makes vectors of texts."""
+    """Checks a BERT, which makes vectors of texts, as check_model does a decoder."""
     arch = _text(gguf, "general.architecture")
     if arch != ENCODER:
         raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no encoder", f"take one of {ENCODER!r}")
@@ -109,7 +109,7 @@ def check_encoder(gguf: Gguf) -> None:
 
 
 def check_vocabulary(gguf: Gguf) -> None:
-    """As check_model, but for the weights: what llama.cpp needs to be given the vocabulary alone."""
+    """Checks what check_model does but for the weights: llama.cpp may be given the vocabulary alone."""
     _check_facts(gguf, _TOKENIZER_MODELS)
 
 
@@ -313,6 +313,6 @@ def _check_weights(gguf: Gguf, arch: str) -> None:
 
 
 def _check_shape(gguf: Gguf, name: str, shape: tuple[object, ...]) -> None:
-    """Of a tensor that may be missing."""
+    """Checks a tensor that may be missing."""
     if name in gguf.tensors and (found := gguf.tensors[name].shape) != shape:
         raise FormatError(f"{gguf.path}: {name!r} is of shape {list(found)}, it must have {list(shape)}", _BROKEN)

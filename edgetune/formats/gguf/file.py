@@ -76,7 +76,7 @@ class OpenFile:
         return out
 
     def sha256(self) -> str:
-        """Of all bytes, in hexadecimal digits; read through the descriptor that is mapped, too."""
+        """Digests all bytes, in hexadecimal digits; they are read through the descriptor that is mapped, too."""
         digest = hashlib.sha256()
         size = len(self.mapping)
         for begin in range(0, size, _PIECE):

@@ -6,7 +6,7 @@ general.alignment. A string is u64 length and bytes; an array is u32 type, u64 c
 docs/gguf.md, and ggml/src/gguf.cpp for what llama.cpp refuses.
 
 No count, length, type or offset is believed before the bytes that it speaks of are inside the file, so opening costs
-one pass over the header at most. Values stay in the mapping until they are asked for: a vocabulary as Python strings
+one pass over the header at most. Values stay in the mapping until they are read: a vocabulary as Python strings
 would take tens of MiB.
 """
 
@@ -32,7 +32,7 @@ from ...errors import FormatError, UnsupportedError
 from ..named import find_model
 from .file import OpenFile
 
-_NAMED = (  # beside FORMATS, with which edgetune computes; these it opens and names
+_NAMED = (  # further formats, which edgetune opens and names; with FORMATS it computes
     ("Q8_1", 9, 32, 36), ("Q8_K", 15, 256, 292), ("IQ2_XXS", 16, 256, 66), ("IQ2_XS", 17, 256, 74),
     ("IQ3_XXS", 18, 256, 98), ("IQ1_S", 19, 256, 50), ("IQ3_S", 21, 256, 110), ("IQ2_S", 22, 256, 82),
     ("I8", 24, 1, 1), ("I16", 25, 1, 2), ("I32", 26, 1, 4), ("I64", 27, 1, 8), ("F64", 28, 1, 8),
@@ -70,7 +70,7 @@ class _Entry(NamedTuple):
 
 
 class Metadata(Mapping[str, object]):
-    """The file's keys; a value is int, float, bool, str or a list of one of these, decoded anew at each access.
+    """The file's keys; a value is int, float, bool, str or a list of one of these, decoded at each access.
 
     A list of strings may hold bytes that are not UTF-8 (tokens do); they come as surrogate escapes.
     """
@@ -103,7 +103,7 @@ class Metadata(Mapping[str, object]):
         return self._entries[key].type
 
     def count(self, key: str) -> int:
-        """How many values an array has, without decoding it; 1 for a single value."""
+        """The number of values that an array has, without decoding it; 1 for a single value."""
         return self._entries[key].n
 
     def _strings(self, count: int, pos: int) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ def write_gguf(
     tensors: Mapping[str, Weights],
     types: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a GGUF version 3: as NAME.tmp beside `path`, synced, then renamed. EdgetuneError and no file if that fails.
+    """Writes a GGUF version 3: NAME.tmp next to `path`, synced, then renamed. EdgetuneError and no file if that fails.
 
     A float32 or float16 array is written as F32 or F16, a Tensor as the bytes and format that it has, a Deferred as
     those that it makes. An int becomes
@@ -57,7 +57,7 @@ def write_gguf(
 
 
 def _write_tensors(writer: Any) -> None:
-    """As write_tensors_to_file does, but not by ndarray.tofile, which hides that its last bytes found a full disk."""
+    """Writes as write_tensors_to_file, but not by ndarray.tofile, which hides that its last bytes found a full disk."""
     writer.write_ti_data_to_file()
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
