@@ -118,11 +118,9 @@ class TrainProgress:
 
     def _tutor(self, e: dict[str, Any]) -> None:
         """One of its steps is done, now or when the rounds were begun."""
-        said = {"select": "{prompts} prompts, {unseen} of them never asked before",
-                "generate": "{answers} answers of {tokens} tokens", "evaluate": "{rate:.0%} right, {labels} to learn",
-                "correct": "{wrong} wrong ones of known answer: {revised} revised, {hinted} with a hint",
-                "rows": "{rows} rows to learn", "search": "{share:.0%} of the way to what was trained",
-                "gate": "{reason}"}
+        said = {"draw": "{answers} answers to {prompts} prompts, of which {unseen} were never asked before",
+                "choose": "{chosen} answers to learn", "train": "{rows} rows learned, {verified} of them verified",
+                "gate": "{reason}", "refit": "{rows} rows learned, with the held-out ones"}
         if e["step"] in said:
             self._stop()
             say(self.console, f"  {said[e['step']].format(**e)}")

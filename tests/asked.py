@@ -7,7 +7,7 @@ from typing import Any
 from edgetune.tutor.questions import Question, key_of
 
 
-def question(asked: str | list[dict[str, Any]] = "how many?", reference: str = "", agreed: str = "") -> Question:
+def question(asked: str | list[dict[str, Any]] = "how many?", reference: str = "") -> Question:
     """asked: a prompt, or messages."""
     row: dict[str, Any] = {"prompt": asked} if isinstance(asked, str) else {"messages": asked}
-    return Question(key_of(row), row, reference, agreed)
+    return Question(key_of(row), row, reference)

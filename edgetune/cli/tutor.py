@@ -25,8 +25,6 @@ from .app import (
     stop_on_signals,
     train_progress,
 )
-from .grouped import GroupedCommand
-from .objective import with_defaults
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,96 +53,83 @@ class Tutor(click.Group):
         return [RUN, "inspect", "rollback"]
 
 
-class RoundsCommand(GroupedCommand):
-    """A command whose options of training have the tutor's defaults."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from ..tutor.teach import DEFAULTS
-        return with_defaults(super().get_params(ctx), DEFAULTS)
-
-
 @cli.group("tutor", cls=Tutor)
 def tutor() -> None:
-    """Let the model answer, judge and correct itself, and learn.
+    """Learn from few labelled rows and from the model's own answers to many prompts.
 
     `edgetune tutor MODEL PROMPTS -o OUT` is short for `edgetune tutor run`, whose help has the options.
     """
 
 
-@command(RUN, MODEL, click.argument("prompts", type=click.Path(path_type=Path), required=False),
+@command(RUN, MODEL, click.argument("prompts", type=click.Path(path_type=Path)),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="Folder of the rounds and of the adapter that they publish; one that has rounds is "
                            "continued."),
          click.option("--labelled", type=click.Path(path_type=Path), help="Rows with right answers, as `train` takes "
-                      "them: learned first where there is no --start, and a fifth of them judges."),
-         click.option("--held", type=click.Path(path_type=Path), help="Rows that judge and are never learned, with "
-                      "right answers or, beside a grader, without [a fifth of the others]."),
-         click.option("--grader", metavar="FILE", help="What judges answers whose right one is not known, as `grade` "
-                      "takes it."),
+                      "them; a fifth of them is held out until the gate has decided."),
+         click.option("--held", type=click.Path(path_type=Path), help="Held-out rows, which are never learned, with "
+                      "right answers or, with a grader, without [a fifth of the others]."),
+         click.option("--grader", metavar="FILE", help="Grader whose passing answers are learned, as `grade` takes it "
+                      "[those that agree are]."),
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from."),
          click.option("--keep", type=click.Path(path_type=Path), help="Texts on which the model is to stay as it is "
                       "[some of edgetune's]."),
          click.option("--until", type=click.Choice(STEPS), metavar="STEP", help="Stop after this step of a round, to "
-                      f"look at what it found: {', '.join(STEPS)}. The same command makes the next ones."),
+                      f"look at its result: {', '.join(STEPS)}. The same command makes the next ones."),
          click.option("--unsafe-python", is_flag=True, help="Run python graders also where the kernel cannot confine "
                       "them."),
          config_options(*(spec.name for spec in fields(TutorOptions)), of=TutorOptions),
          config_options(*(name for name in TRAIN_OPTIONS if name not in NOT_HERE)), policy_file_option, policy_options,
-         group=tutor, cls=RoundsCommand)
-def tutor_command(model: Path, prompts: Path | None, folder: Path, labelled: Path | None, held: Path | None,
+         group=tutor)
+def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | None, held: Path | None,
                   grader: str | None, start: Path | None, keep: Path | None, until: str | None, unsafe_python: bool,
                   policy_file: Path | None, as_json: bool, **options: Any) -> None:
-    """Let MODEL answer PROMPTS, judge its answers, correct wrong ones, and learn from what is trusted, round by round.
+    """Let MODEL answer PROMPTS several times, and learn the answers that agree, or pass a grader, with labelled rows.
 
-    PROMPTS are rows as --method grpo takes them; a completion in one is its right answer. What a round learned is
-    published to OUT only if held-out questions say that it is better, through llama.cpp. Ctrl-C stops; the same command
-    continues. `edgetune tutor inspect OUT` shows what happened.
+    PROMPTS are rows as --method grpo takes them; a completion in one is its right answer. The adapter is published to
+    OUT only if it answers held-out questions better through llama.cpp. Ctrl-C stops; the same command continues.
+    `edgetune tutor inspect OUT` shows what happened.
     """
     from ..adapters.store import recorded_size
     from ..evaluation.graders.base import load_grader
-    from ..tutor.teach import DEFAULTS, teach
+    from ..tutor.teach import teach
     governor = governor_of(policy_file, options)
     rounds = TutorOptions(**{spec.name: options.pop(spec.name) for spec in fields(TutorOptions)})
-    config = TrainConfig(**{**options, **DEFAULTS, **recorded_size(start), **explicit(options)}).check()
+    config = TrainConfig(**{**options, **recorded_size(start), **explicit(options)}).check()
     judge = load_grader(Path(grader), allow_unsafe_python=unsafe_python) if grader else None
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        standing = teach(model, prompts, folder, labelled=labelled, held=held, grader=judge, start=start,
-                         keep=keep, until=until or "", options=rounds, config=config, governor=governor,
-                         should_stop=should_stop, on_event=progress.event)
+        state = teach(model, prompts, folder, labelled=labelled, held=held, grader=judge, start=start,
+                      keep=keep, until=until or "", options=rounds, config=config, governor=governor,
+                      should_stop=should_stop, on_event=progress.event)
     from ..tutor.inspect import lines, summary
     found = summary(folder)
-    show(as_json, {"out": str(folder), "stopped": standing.stopped, **found}, *lines(found),
-         f"stopped: {standing.stopped}", *_try(folder, standing.published is not None))
+    show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, *lines(found),
+         f"stopped: {state.stopped}",
+         f"adapter in {folder}; edgetune tutor inspect {folder} shows the rounds" if state.published else
+         f"nothing was published; edgetune tutor inspect {folder} shows the rounds")
 
 
 @command("inspect", click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)),
-         click.option("--round", "number", type=click.IntRange(0), help="Round whose answers are shown [the last]."),
+         click.option("--round", "number", type=click.IntRange(1), help="Round whose answers are shown [the last]."),
          click.option("--prompts", "shown", type=click.IntRange(0), default=10, show_default=True,
-                      help="Questions of it to show, and rows that were told again."),
-         click.option("--watts", type=click.FloatRange(0, min_open=True), help="What the machine that made the rounds "
-                      "takes meanwhile, by a meter: shows the energy of each."), group=tutor)
+                      help="Prompts of it to show."),
+         click.option("--watts", type=click.FloatRange(0, min_open=True), help="Power of the machine that made the "
+                      "rounds, by a meter: shows the energy of each."), group=tutor)
 def inspect_command(folder: Path, number: int | None, shown: int, watts: float | None, as_json: bool) -> None:
-    """Show the rounds in OUT, and for some questions the answers before, the judgment, the revision, those after."""
-    from ..tutor.inspect import lines, summary, told
+    """Show the rounds in OUT, and of some prompts all answers and the one that is learned."""
+    from ..tutor.inspect import lines, reports, summary
     found = summary(folder, watts or 0.0)
-    questions, retold = told(folder, number, shown)
+    prompts = reports(folder, number, shown)
     printed: list[RenderableType] = [*lines(found)]
-    for part in (*(one.lines() for one in questions), *(one.lines() for one in retold)):
-        printed += ["", *part]
-    show(as_json, {**found, "questions": [one.to_json() for one in questions],
-                   "retold": [one.to_json() for one in retold]}, *printed)
+    for one in prompts:
+        printed += ["", *one.lines()]
+    show(as_json, {**found, "prompts": [one.to_json() for one in prompts]}, *printed)
 
 
 @command("rollback", MODEL, click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)), group=tutor)
 def rollback_command(model: Path, folder: Path, as_json: bool) -> None:
     """Make the adapter in OUT the one that was published before it; the last three are kept."""
     from ..formats.bundle import open_bundle
-    from ..tutor.loop import roll_back
+    from ..tutor.folder import roll_back
     number = roll_back(folder, open_bundle(model).gguf)
     show(as_json, {"out": str(folder), "round": number}, f"{folder} holds the adapter of round {number} again")
-
-
-def _try(folder: Path, published: bool) -> list[str]:
-    if not published:
-        return ["nothing was published; edgetune tutor inspect shows why"]
-    return [f"adapter in {folder}; edgetune tutor inspect {folder} shows the rounds"]

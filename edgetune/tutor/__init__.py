@@ -1,16 +1,15 @@
-"""The tutor: a model that answers, judges and corrects its own answers, and learns from few labelled rows.
+"""The tutor: a model learns from few labelled rows and from its own answers to many prompts, and a gate publishes.
 
-A round is a sequence of steps (loop.py), each a function from files to a file, so that a round that was stopped
-continues with the step that it was at, to the same bytes:
+A round is a sequence of steps (rounds.py). Each writes its result to a file (results.py), so that a round that was
+stopped continues at its step, to the same bytes:
 
-    select      questions whose answers are sometimes right, and some that were never asked     questions.py
-    generate    several answers to each, by the engine that trains                              answering.py
-    evaluate    what each answer is worth, by the most trusted judge there is                   evaluating.py
-    correct     wrong answers: a judgment that helps, a revision without the answer in view     correcting.py
-    train       rows of what is trusted, weighted by how far, and earlier rows again            lesson.py
-    search      how far to go from the published adapter towards the trained one                search.py
-    gate        both served by llama.cpp and asked questions that neither learned               gate.py
+    draw        several answers to each prompt, by the engine that trains          answering.py
+    choose      the answers to learn: those that a grader passes, or that agree    choosing.py
+    train       the chosen answers together with the labelled rows                 training.py
+    gate        held-out questions are answered through llama.cpp                  gate.py
+    refit       the same training with the held-out rows as well                   training.py
+    publish     the adapter becomes that of the folder                             folder.py
 
-After Tutorial Fine-Tuning, section 5 of "LLM Fine-Tuning: Concepts, Opportunities, and Challenges" (BDCC 2025, 9(4),
-87): the model is learner and evaluator. What decides whether an adapter is published is outside of it.
+After self-consistency (Wang et al. 2022, arXiv 2203.11171) and self-training on what answers agree on (Huang et al.
+2022, arXiv 2210.11610).
 """

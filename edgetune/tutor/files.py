@@ -1,14 +1,14 @@
-"""The folder of a tutor's rounds: a file a step, and the ledger of what was decided.
+"""The files of a tutor's rounds: one a step, and the ledger of the decisions.
 
-    OUT/adapter.gguf, run.json      what is published: `edgetune chat --adapter OUT`
-    OUT/tutor.json                  what the rounds were begun with
-    OUT/ledger.jsonl                a line a step: seeds, hashes, counts, decisions, tokens; no text that anybody wrote
+    OUT/adapter.gguf, run.json      the published adapter: `edgetune chat --adapter OUT`
+    OUT/tutor.json                  the model, files and options of the rounds
+    OUT/ledger.jsonl                a line a step: seeds, hashes, counts, decisions; no text that anybody wrote
     OUT/times.jsonl                 a line a step: the seconds it took here
-    OUT/rounds/001/select.json ...  what each step found
-    OUT/rounds/001/train/           its run of training
-    OUT/rounds/001/candidate/       the adapter that the gate judged; those of the last three that were published stay
+    OUT/rounds/000/train/           the labelled rows alone, where there is no adapter to begin from
+    OUT/rounds/001/draw.json ...    the result of each step
+    OUT/rounds/001/train/           its training, whose adapter the gate tests; refit/: with the held-out rows as well
 
-A step's file appears whole or not at all. The ledger is a function of these files and is written anew after each.
+A step's file appears whole or not at all. The ledger is a function of these files and is written again after each.
 """
 
 from __future__ import annotations
@@ -19,25 +19,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..disk import cannot_write, json_text, read_object, replaced
+from ..disk import cannot_write, replaced
+from ..persisted import read_object
+from .results import StepResult, result_of
 
 BEGUN = "tutor.json"
 LEDGER = "ledger.jsonl"
 TIMES = "times.jsonl"
-STEPS = ("select", "generate", "evaluate", "correct", "rows", "train", "search", "gate", "publish")
-TRAINED = "train"  # the folder of a round's run
-CANDIDATE = "candidate"
-
+STEPS = ("draw", "choose", "train", "gate", "refit", "publish")
 MEND = "remove it, and continue with the same command"
-
-Found = dict[str, Any]  # what a step found; "facts" of it is what the ledger says
+R = TypeVar("R", bound=StepResult)
 
 
 @dataclass(frozen=True)
 class Round:
-    """The folder of one round, counted from 1."""
+    """The folder of one round, counted from 1; 0: of the labelled rows alone."""
 
     out: Path
     number: int
@@ -48,28 +46,29 @@ class Round:
 
     @property
     def trained(self) -> Path:
-        return self.folder / TRAINED
+        return self.folder / "train"
 
     @property
-    def candidate(self) -> Path:
-        return self.folder / CANDIDATE
+    def refit(self) -> Path:
+        return self.folder / "refit"
 
     def file(self, step: str) -> Path:
         return self.folder / f"{step}.json"
 
-    def read(self, step: str) -> Found | None:
-        """What a step found; None where it is not done. Raises FormatError for a damaged file."""
-        return read_object(self.file(step), MEND)
+    def read(self, kind: type[R]) -> R | None:
+        """The result of a step; None where it is not done. Raises FormatError for a damaged file."""
+        found = read_object(self.file(kind.step), MEND)
+        return None if found is None else result_of(kind, found, str(self.file(kind.step)))
 
-    def step(self, step: str, make: Callable[[], Found]) -> Found:
-        """What a step found, made now where it is not done."""
-        found = self.read(step)
+    def step(self, kind: type[R], make: Callable[[], R]) -> R:
+        """The result of a step, which is made now where it is not done."""
+        found = self.read(kind)
         if found is None:
             began = time.monotonic()
             found = make()
-            write_object(self.file(step), found)
+            write_object(self.file(kind.step), found.to_json())
             write_ledger(self.out)
-            _append(self.out / TIMES, {"round": self.number, "step": step, "seconds": time.monotonic() - began})
+            _append(self.out / TIMES, {"round": self.number, "step": kind.step, "seconds": time.monotonic() - began})
         return found
 
 
@@ -85,21 +84,22 @@ def write_object(path: Path, found: Mapping[str, Any]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from None
     with replaced(path) as beside:
-        beside.write_text(json_text(found, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
     """The facts of every step that is done, with the hash of its file."""
     for round in rounds_of(out):
         for step in STEPS:
-            if (found := round.read(step)) is not None:
+            if (found := read_object(round.file(step), MEND)) is not None:
                 digest = hashlib.sha256(round.file(step).read_bytes()).hexdigest()
                 yield {"round": round.number, "step": step, "sha256": digest, **found["facts"]}
 
 
 def write_ledger(out: Path) -> None:
     with replaced(out / LEDGER) as beside:
-        beside.write_text("".join(json_text(line) + "\n" for line in ledger_lines(out)), encoding="utf-8")
+        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ledger_lines(out)),
+                          encoding="utf-8")
 
 
 def seconds_of(out: Path) -> dict[tuple[int, str], float]:
@@ -108,8 +108,8 @@ def seconds_of(out: Path) -> dict[tuple[int, str], float]:
     if (out / TIMES).exists():
         for line in (out / TIMES).read_text("utf-8").splitlines():
             try:
-                told = json.loads(line)
-                found[told["round"], told["step"]] = told["seconds"]
+                written = json.loads(line)
+                found[written["round"], written["step"]] = written["seconds"]
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a power cut tore
     return found

@@ -1,4 +1,4 @@
-"""What happened in the rounds of a folder: a table of them, and questions with what was said about them."""
+"""The rounds of a folder for people: a table of them, and prompts with their answers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, printable
-from .files import BEGUN, Found, Round, ledger_lines, rounds_of, seconds_of
+from .files import ledger_lines, rounds_of, seconds_of
+from .folder import require_rounds
+from .results import Chosen, Drawn
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-LONGEST = 300  # letters of a text that is shown
+SHOWN_LETTERS = 300  # of a text
 
 
 @dataclass(frozen=True)
-class Told:
-    """One question of a round. asked: its text. before: the answers that the model gave by itself, each with whether it
-    is right; shown: those behind a labelled row; judgment, revision: of a wrong one, "" without; label: what is
-    learned, "" for nothing, weight: how far it is trusted, and by whom; after: the model's answer where a later round
-    asked again.
+class PromptReport:
+    """One prompt of a round. answers: each with whether it passes the grader or says what most say. label: the answer
+    that is learned, "" for none; rate: the share of answers for it; source: on whose word. after: an answer of a later
+    round, "" without.
     """
 
     key: str
     asked: str
-    before: list[tuple[str, bool | None]]
-    shown: list[tuple[str, bool | None]]
-    judgment: str
-    revision: str
+    answers: list[tuple[str, bool]]
     label: str
-    weight: float
-    by: str
+    rate: float
+    source: str
     after: str
 
     def to_json(self) -> dict[str, Any]:
@@ -41,133 +39,74 @@ class Told:
     def lines(self) -> list[RenderableType]:
         """Without markup."""
         from rich.text import Text
-        marks = {True: "right", False: "wrong", None: "not known"}
-        found = [_short(self.asked), f"  judged by {self.by}"]
-        found += [f"  {marks[right]}: {_short(text)}" for text, right in self.before]
-        found += [f"  {marks[right]}, behind a labelled row: {_short(text)}" for text, right in self.shown]
-        named = {"judgment": self.judgment, "revision": self.revision,
-                 f"learned with weight {self.weight:.2g}": self.label, "after": self.after}
-        found += [f"  {name}: {_short(text)}" for name, text in named.items() if text]
+        found = [_short(self.asked), *(f"  {'+' if right else '-'} {_short(text)}" for text, right in self.answers),
+                 f"  learned, {self.source} ({self.rate:.0%}): {_short(self.label)}" if self.label else "  not learned",
+                 *([f"  later: {_short(self.after)}"] if self.after else [])]
         return [Text(line) for line in found]
 
 
 def summary(out: Path, watts: float = 0.0) -> dict[str, Any]:
-    """{"rounds": [...]}: of each what was asked, right, learned, what the gate said, and what it cost: seconds, tokens
-    that were drawn and trained on, and with `watts`, what the machine takes meanwhile, watt-hours. Raises UsageError
-    where the folder has no rounds.
+    """{"rounds": [...]}: of each the facts of its steps, seconds, the tokens that were drawn and trained on, and with
+    `watts`, the power of the machine meanwhile, watt-hours. Raises UsageError where the folder has no rounds.
     """
-    if not (out / BEGUN).exists():
-        raise UsageError(f"{out} holds no rounds of a tutor", "name the folder that was given with -o")
+    require_rounds(out)
     seconds = seconds_of(out)
     found: dict[int, dict[str, Any]] = {}
     for line in ledger_lines(out):
         number = line["round"]
-        one = found.setdefault(number, {"round": number, "seconds": 0.0})
+        one = found.setdefault(number, {"round": number, "seconds": 0.0, "drawn": 0, "trained": 0})
         one["seconds"] += seconds.get((number, line["step"]), 0.0)
-        one["drawn"] = one.get("drawn", 0) + line.get("drawn", 0)
-        one["trained"] = one.get("trained", 0) + line.get("trained", 0)
+        one["drawn"] += line.get("drawn", 0)
+        one["trained"] += line.get("trained", 0)
         one[line["step"]] = {name: value for name, value in line.items() if name not in ("round", "step", "sha256")}
     rounds = list(found.values())
     return {"rounds": [{**one, "watt_hours": watts * one["seconds"] / 3600} for one in rounds] if watts else rounds}
 
 
 def lines(found: Mapping[str, Any]) -> list[RenderableType]:
-    """The rounds as a table, and what the gate said of each."""
+    """The rounds as a table, and the reason of each decision."""
     from rich.text import Text
 
     from ..console import duration, table
     rows = []
-    said: list[RenderableType] = []
+    reasons: list[RenderableType] = []
     for one in found["rounds"]:
-        asked = one.get("generate", {}).get("answers")
-        rate = one.get("evaluate", {}).get("rate")
+        chosen = one.get("choose", {})
         decision = one.get("gate")
-        rows.append([str(one["round"]), str(asked or ""), "" if rate is None else f"{rate:.0%}",
-                     str(one.get("rows", {}).get("rows", "")), str(one.get("train", {}).get("steps", "")),
-                     _rate(decision), "" if decision is None else "published" if decision["passed"] else "no",
-                     f"{one['drawn']:,}", f"{one['trained']:,}", duration(one["seconds"]),
+        rows.append([str(one["round"]), str(one.get("draw", {}).get("answers", "")),
+                     str(chosen.get("chosen", "")), str(one.get("train", {}).get("rows", "")),
+                     str(one.get("train", {}).get("steps", "")), f"{decision['held_out']:.0%}" if decision else "",
+                     "" if decision is None else decision["adapter"] or "no", f"{one['drawn']:,}",
+                     f"{one['trained']:,}", duration(one["seconds"]),
                      *([f"{one['watt_hours']:.2g} Wh"] if "watt_hours" in one else [])])
-        if decision:
-            said.append(Text(f"round {one['round']}: {decision['reason']}"))
-        elif stop := one.get("rows", {}).get("stop"):
-            said.append(Text(f"round {one['round']}: {stop}"))
-    heads = ["round", "answers", "right", "rows", "steps", "held out", "gate", "tokens drawn", "tokens trained", "time",
-             "energy"]
-    return [table("", heads[:len(rows[0])] if rows else heads, rows), *said]
+        if reason := decision["reason"] if decision else chosen.get("stop"):
+            reasons.append(Text(f"round {one['round']}: {reason}"))
+    heads = ["round", "answers", "chosen", "rows", "steps", "held out", "published", "tokens drawn", "tokens trained",
+             "time", "energy"]
+    return [table("", heads[:len(rows[0])] if rows else heads, rows), *reasons]
 
 
-def _rate(decision: Mapping[str, Any] | None) -> str:
-    """Of held-out questions that are right, or what they earn, after the round."""
-    return f"{decision['held_out']:.0%}" if decision and "held_out" in decision else ""
-
-
-@dataclass(frozen=True)
-class Retold:
-    """A labelled row with other values, as a round learned it."""
-
-    asked: str
-    answer: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def lines(self) -> list[RenderableType]:
-        """Without markup."""
-        from rich.text import Text
-        return [Text(_short(self.asked)), Text(f"  told again, learned: {_short(self.answer)}")]
-
-
-def told(out: Path, number: int | None, most: int) -> tuple[list[Told], list[Retold]]:
-    """(questions of a round, those that were corrected first; labelled rows that it learned with other values); None:
-    the last round that asked. Raises UsageError.
-    """
-    rounds = [of for of in rounds_of(out) if of.read("evaluate")]
-    wanted = [of for of in rounds if number in (None, of.number)]
-    if not wanted:
-        if number is None:
-            return [], []
-        named = ", ".join(str(of.number) for of in rounds) or "none"
-        raise UsageError(f"round {number} asked nothing", f"rounds that did: {named}")
-    of = wanted[-1]
-    again = [Retold(one["asked"], one["text"]) for one in _rows(of) or [] if one.get("asked")]
-    return _of_round(of, rounds)[:most], again[:most]
-
-
-def _rows(of: Round) -> list[Found] | None:
-    """What a round learns; None where that is not decided yet."""
-    found = of.read("rows")
-    return None if found is None else list(found["rows"])
-
-
-def _of_round(of: Round, rounds: list[Round]) -> list[Told]:
-    asked = {one["key"]: one for one in (of.read("generate") or {})["answers"]}
-    corrected = {one["key"]: one for one in (of.read("correct") or {"corrections": []})["corrections"]}
-    after = _later_answers(of, rounds)
-    rows = _rows(of)
-    learned = None if rows is None else {(one["key"], one["text"]) for one in rows}
-    found = []
-    for one in (of.read("evaluate") or {})["evaluated"]:
-        key = one["key"]
-        correction = corrected.get(key, {})
-        said = list(zip(asked[key]["said"], one["right"], strict=True))
-        before, shown = ([(answer["text"], right) for answer, right in said if bool(answer.get("shown")) == is_shown]
-                         for is_shown in (False, True))
-        label = one["label"] if learned is None or (key, one["label"]) in learned else ""
-        found.append(Told(key, asked[key].get("asked", key), before, shown, correction.get("judgment", ""),
-                          correction.get("revision", ""), label, one["weight"], one["by"], after.get(key, "")))
-    return sorted(found, key=lambda one: (not one.revision, not one.label))
-
-
-def _later_answers(of: Round, rounds: list[Round]) -> dict[str, str]:
-    """The first answer to each question that a later round asked again."""
-    found: dict[str, str] = {}
-    for later in rounds:
-        if later.number > of.number:
-            answers: Found = later.read("generate") or {"answers": []}
-            for one in answers["answers"]:
-                found.setdefault(one["key"], one["said"][0]["text"])
-    return found
+def reports(out: Path, number: int | None, count: int) -> list[PromptReport]:
+    """Prompts of a round, those that are learned first; None: the last round that chose. Raises UsageError."""
+    rounds = {round.number: chosen for round in rounds_of(out) if (chosen := round.read(Chosen))}
+    if number is None and not rounds:
+        return []
+    number = max(rounds) if number is None else number
+    if number not in rounds:
+        raise UsageError(f"round {number} asked nothing", f"rounds that did: {', '.join(map(str, rounds)) or 'none'}")
+    drawn = {round.number: round.read(Drawn) for round in rounds_of(out)}
+    asked = {one.key: one for made in (drawn[number],) if made for one in made.prompts}
+    later: dict[str, str] = {}
+    for after in (made for n, made in drawn.items() if n > number and made):
+        for one in after.prompts:
+            later.setdefault(one.key, one.answers[0].text)
+    found = [PromptReport(one.key, asked[one.key].asked,
+                          [(answer.text, right) for answer, right in
+                           zip(asked[one.key].answers, one.right, strict=True)],
+                          one.label, one.rate, one.source, later.get(one.key, ""))
+             for one in rounds[number].choices]
+    return sorted(found, key=lambda one: not one.label)[:count]
 
 
 def _short(text: str) -> str:
-    return printable(text if len(text) <= LONGEST else text[:LONGEST - 4] + " ...")
+    return printable(text if len(text) <= SHOWN_LETTERS else text[:SHOWN_LETTERS - 4] + " ...")

@@ -1,9 +1,9 @@
-"""What all steps of the tutor have: the model, its tokenizer, the questions, the judges and the options."""
+"""What all steps of the tutor have: the model, its tokenizer, the questions, the grader and the options."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,28 +20,21 @@ from ..llamacpp.sampling import SEED_LIMIT
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..machine.governor import Governor
+from ..serving.rollouts.texts import Engine
 from ..training.config import TrainConfig
 from ..training.throttle import Courtesy
-from .form import Form, common_form
 from .options import TutorOptions
 from .questions import Pool
 
 CONTINUE = "continue with the same command"
-PURPOSES = ("select", "generate", "judgment", "revision", "hint", "rows", "train", "shown", "retold", "judge")
-
-
-@dataclass
-class Drawn:
-    """tokens: of all answers since it was last set to 0."""
-
-    tokens: int = 0
+PURPOSES = ("draw", "train")
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """grader: read, None without; a model that it asks is the base. should_stop: asked often; where it returns True,
-    Interrupted is raised and the step is made again later. busy: whether someone is being answered. on_event: called
-    with {"event": ..., "round": ...}. drawn: counts what the model says.
+    """grader: read, None without; a model that it asks is the base. start: the folder of the adapter to begin from;
+    None: the base. should_stop: called often; where it returns True, Interrupted is raised and the step is made again
+    later. busy: whether someone is being answered. on_event: called with {"event": ..., "round": ...}.
     """
 
     bundle: Bundle
@@ -51,11 +44,11 @@ class Setting:
     options: TutorOptions
     config: TrainConfig
     out: Path
+    start: Path | None = None
     governor: Governor | None = None
     should_stop: Callable[[], bool] = lambda: False
     busy: Callable[[], bool] = lambda: False
     on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
-    drawn: Drawn = field(default_factory=Drawn)
 
     @cached_property
     def _courtesy(self) -> Courtesy:
@@ -65,13 +58,15 @@ class Setting:
     def system(self) -> str | None:
         return self.config.system or None
 
-    @cached_property
-    def form(self) -> Form | None:
-        """What labelled answers have in common, for where nothing else says what is right."""
-        return common_form(self.pool.labelled)
+    @property
+    def engine(self) -> Engine:
+        """How answers and log-probabilities are computed, within the budget of training."""
+        config = self.config
+        return Engine(config.memory_here(), config.memory_asked, precision=config.precision, threads=config.threads,
+                      backend=config.backend)
 
     def seed(self, number: int, purpose: str) -> int:
-        """Of everything random in a round that serves a purpose."""
+        """The seed of everything random in a round that serves a purpose."""
         words = np.random.SeedSequence([self.config.seed, number, PURPOSES.index(purpose)]).generate_state(1)
         return int(words[0]) % SEED_LIMIT
 
@@ -80,7 +75,7 @@ class Setting:
         return open_adapter(adapter, self.bundle.gguf).pairs if adapter else {}
 
     def release(self) -> None:
-        """Gives back what the step before has left of its memory, which the next one plans with."""
+        """Gives back the memory that the step before has left, with which the next one plans."""
         gc.collect()  # of decoders and trainers, whose parts point to one another
         self.bundle.gguf.release()
         device.trim()
@@ -90,6 +85,3 @@ class Setting:
         """
         if self._courtesy():
             raise Interrupted("the tutor was stopped", CONTINUE)
-
-
-Conversation = Sequence[dict[str, Any]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,75 +12,104 @@ from typing import Any
 from .. import disk
 from ..adapters.store import open_adapter, recorded_size
 from ..data.files import read_rows
-from ..errors import DataError, DiskError, UsageError
+from ..errors import DataError, DiskError
 from ..evaluation.canary import FILE
 from ..evaluation.graders.base import Grader
 from ..formats.bundle import Bundle, open_bundle
 from ..formats.gguf import fingerprint
+from ..formats.shape import read_shape
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine.governor import Governor
 from ..training.config import TrainConfig
-from .gate import texts_of
-from .loop import Standing, Tutor, begin
+from .folder import begin, begun_in
 from .options import TutorOptions
 from .questions import Question, pool_of, read_questions
+from .rounds import Tutor, TutorState
 from .setting import Setting
 
-DEFAULTS: dict[str, Any] = {"lr": 1e-4, "epochs": 2.0, "batch_size": 8}  # of options of training, in a round
 FREE = ("memory", "threads", "checkpoint_every")  # options that may differ when rounds are continued
+Event = dict[str, Any]
 
 
-def teach(model: str | Path | Bundle, prompts: str | Path | None, out: str | Path, *,
+def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
           labelled: str | Path | None = None, held: str | Path | None = None, grader: Grader | None = None,
           start: str | Path | None = None,
           keep: str | Path | None = None, until: str = "", options: TutorOptions | None = None,
           config: TrainConfig | None = None, governor: Governor | None = None,
           should_stop: Callable[[], bool] = lambda: False, busy: Callable[[], bool] = lambda: False,
-          on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> Standing:
-    """Rounds of answering, judging, correcting and learning, in the folder `out`, which holds what they published.
+          on_event: Callable[[Event], None] = lambda _: None) -> TutorState:
+    """Rounds of answering, choosing and learning, in the folder `out`, which holds the adapter that they published.
 
     prompts: a file of questions, {"prompt": ...} or {"messages": [...]}, whose "completion", where there is one, is the
-    right answer. labelled: a file of rows with right answers. held: a file of rows that judge and are never learned,
-    of which those without a right answer need a grader; without it a fifth of the others judges. grader: what judges
-    answers to questions without a right one.
-    start: the adapter to begin from, whose size config must have; without, the labelled rows are learned first. keep: a
-    file of texts on which the model is to stay as it is. until: a step after which to stop. busy: whether someone is
-    being answered, to whom all steps yield. Rounds in `out` are continued.
+    right answer. labelled: a file of rows with right answers. held: a file of held-out rows, which are never learned
+    and of which those without a right answer need a grader; without it a fifth of the others is held out. Questions
+    without room for an answer are left out, which is an event {"event": "rows"}.
+    grader: what decides which answers to prompts are learned; without, the agreement of answers does. start: the
+    adapter to begin from, whose size config must have. keep: a file of texts on which the model is to stay as it is.
+    until: a step after which to stop. busy: whether someone is being answered, to whom all steps yield. Rounds in `out`
+    are continued.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where should_stop returned
     True: the same call continues, to the same bytes.
     """
     options = (options or TutorOptions()).check()
-    config = config or TrainConfig(**{**DEFAULTS, **recorded_size(start)})
+    config = config or TrainConfig(**recorded_size(start))
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = config.markup
     files = {"prompts": prompts, "labelled": labelled, "held": held, "keep": keep}
     paths = {name: Path(path) for name, path in files.items() if path is not None}
-    if not paths.keys() & {"prompts", "labelled"}:
-        raise UsageError("there is nothing to ask", "give a file of prompts, or of labelled rows")
-    system = config.system or None
-    known = read_questions(paths["labelled"], tokenizer, system, labelled=True) if labelled else []
-    asked = read_questions(paths["prompts"], tokenizer, system, labelled=False) if prompts else []
-    judging = read_questions(paths["held"], tokenizer, system, labelled=None) if held else []
+    read = {name: _with_room(path, _read(path, tokenizer, config, name), tokenizer, config, options, bundle, on_event)
+            for name, path in paths.items() if name != "keep"}
     if grader is not None:
-        _check_items(grader, [*asked, *(question for question in judging if not question.reference)])
+        _check_items(grader, [question for of in read.values() for question in of if not question.reference])
+    pool = pool_of(read.get("labelled", []), read["prompts"], grader is not None, read.get("held", []))
     folder = Path(out)
     began = Path(start) if start is not None else None
-    pool = pool_of(known, asked, grader is not None, judging)
-    setting = Setting(bundle, tokenizer, pool, grader, options, config, folder, governor, should_stop, busy, on_event)
-    begin(folder, {
+    setting = Setting(bundle, tokenizer, pool, grader, options, config, folder, began, governor, should_stop, busy,
+                      on_event)
+    begun = {
         "model": fingerprint(bundle.gguf), "start": _digest(open_adapter(began, bundle.gguf).path) if began else None,
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),
         **{name: value for name, value in asdict(options).items() if name != "rounds"},
-        **{name: value for name, value in asdict(config).items() if name not in FREE}})
-    kept = texts_of([row for _, row in read_rows(paths["keep"])]) if keep else [
+        **{name: value for name, value in asdict(config).items() if name not in FREE}}
+    kept = [_text_of(row) for _, row in read_rows(paths["keep"], hashlib.sha256())] if keep else [
         FILE.read_text("utf-8")]
+    begun_in(folder)  # refuses a file before a folder is made
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk.cannot_write(folder, error) from None
     with disk.alone(folder):
-        return Tutor(setting, began, kept, until).run()
+        begin(folder, begun)
+        return Tutor(setting, kept, until).run()
 
 
-def _check_items(grader: Grader, asked: list[Question]) -> None:
+def _read(path: Path, tokenizer: Tokenizer, config: TrainConfig, name: str) -> list[Question]:
+    return read_questions(path, tokenizer, config.system or None, {"prompts": False, "labelled": True}.get(name))
+
+
+def _with_room(path: Path, questions: Sequence[Question], tokenizer: Tokenizer, config: TrainConfig,
+               options: TutorOptions, bundle: Bundle, on_event: Callable[[Event], None]) -> list[Question]:
+    """The questions that have room: asked, in the model's context; with their answer, in a row of training."""
+    context = read_shape(bundle.gguf).context
+    found = []
+    for question in questions:
+        prompt = len(question.prompt_tokens(tokenizer, config.system or None))
+        answer = len(tokenizer.encode(question.reference)) + 1 if question.reference else options.max_tokens
+        if prompt + options.max_tokens <= context and prompt + answer <= config.max_length:
+            found.append(question)
+    limit = min(context, config.max_length)
+    if len(found) < len(questions):
+        on_event({"event": "rows", "path": str(path), "truncated": 0, "skipped": len(questions) - len(found),
+                  "max_length": limit})
+    if not found:
+        raise DataError(f"no question of {path} leaves room for an answer of {options.max_tokens} tokens within "
+                        f"{limit}", "raise --max-length, lower --max-tokens, or shorten the questions")
+    return found
+
+
+def _check_items(grader: Grader, asked: Sequence[Question]) -> None:
     """Raises DataError for the first question that lacks what the grader names, before anything is computed."""
     for number, question in enumerate(asked, start=1):
         try:
@@ -87,8 +118,13 @@ def _check_items(grader: Grader, asked: list[Question]) -> None:
             raise DataError(f"prompt {number}: {error.what}", error.hint) from None
 
 
+def _text_of(row: Any) -> str:
+    """The text of a row to keep, or what it asks."""
+    return row if isinstance(row, str) else str(row.get("text") or row.get("prompt") or json.dumps(row))
+
+
 def _digest(path: Path) -> str:
     try:
-        return f"sha256:{disk.sha256(path)}"
+        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     except OSError as error:
         raise DiskError(f"{path} cannot be read: {error.strerror}", "name another file") from None

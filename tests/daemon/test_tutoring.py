@@ -41,7 +41,7 @@ from edgetune.objectives.grpo import Grpo
 from edgetune.serving.question import Question
 
 TRAIN = TrainConfig(rank=4, lr=2e-2, epochs=3.0, batch_size=4, max_length=128, threads=1, precision="exact")
-OPTIONS = "rounds=1,per_round=8,samples=4,max_tokens=6,questions=12,min_rows=1,max_change=1000"
+OPTIONS = "rounds=1,per_round=8,samples=4,max_tokens=6,questions=12,min_rows=1"
 GRADER = {"type": "regex", "name": "a", "pattern": "a"}
 FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
 
@@ -153,7 +153,7 @@ def test_rounds_are_judged_come_into_service_and_can_be_taken_back(made: Made) -
     service = made.service
     job = made.job
     rounds = job.rounds or []
-    assert [found["round"] for found in rounds] == [0, 1]  # a base learns what people said first
+    assert [found["round"] for found in rounds] == [1]
     for found in rounds:
         assert 0 <= found["held_out"] <= 1
         assert found["questions"] == min(12, len(made.selecting))
@@ -175,7 +175,7 @@ def test_rounds_are_judged_come_into_service_and_can_be_taken_back(made: Made) -
 
 def test_it_continues_from_what_serves_takes_no_feedback_and_takes_over(model: Path, tmp_path: Path) -> None:
     """The grader wants an a, which a tenth of the answers have; with many passes greedy ones have it, too."""
-    options = "rounds=1,per_round=24,samples=6,max_tokens=4,questions=24,min_rows=1,max_change=1000,replay=0.6"
+    options = "rounds=1,per_round=24,samples=6,max_tokens=4,questions=24,min_rows=1"
     train = replace(TRAIN, lr=4e-3, epochs=40.0)
     with opened(model, tmp_path, options=options, train=train) as service:
         rows = [{"prompt": f"lamp {i}", "completion": "on"} for i in range(20)]

@@ -1,4 +1,4 @@
-"""Which questions are asked, and which judge."""
+"""Which questions are asked, learned and held out."""
 
 from __future__ import annotations
 
@@ -6,32 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
-from edgetune.tutor.questions import (
-    DEV,
-    JUDGE,
-    LEARN,
-    Pool,
-    Question,
-    key_of,
-    of_round,
-    pool_of,
-    read_questions,
-    select,
-)
+from edgetune.tutor.questions import Question, in_turn, key_of, pool_of, read_questions
 
 
-def questions(n: int, reference: str = "") -> list[Question]:
-    rows = [{"prompt": f"question {i}"} for i in range(n)]
+def questions(n: int, reference: str = "", word: str = "question") -> list[Question]:
+    rows = [{"prompt": f"{word} {i}"} for i in range(n)]
     return [Question(key_of(row), row, reference) for row in rows]
 
 
-def pool(n: int) -> Pool:
-    return pool_of([], questions(n), has_grader=True)
+def keys_of(found: object) -> set[str]:
+    return {question.key for question in found}  # type: ignore[attr-defined]
 
 
 def test_a_question_is_the_same_in_other_letters() -> None:
@@ -45,37 +32,44 @@ def test_an_answer_is_no_part_of_what_is_asked() -> None:
     assert key_of({"messages": messages}) == key_of({"prompt": "on?"})
 
 
-def test_sides_are_a_function_of_the_question() -> None:
-    few = {question.key: question.side for question in questions(50)}
-    many = {question.key: question.side for question in questions(2000)}
+def test_a_question_stays_on_its_side_when_others_come() -> None:
+    few = {question.key: question.is_held_out for question in questions(50)}
+    many = {question.key: question.is_held_out for question in questions(2000)}
     assert all(many[key] == side for key, side in few.items())
-    shares = [list(many.values()).count(side) / 2000 for side in (JUDGE, LEARN)]
-    assert shares == pytest.approx([0.2, 0.7], abs=0.03)
+    assert sum(many.values()) / 2000 == pytest.approx(0.2, abs=0.03)
 
 
-def test_without_a_grader_bare_prompts_are_not_right_answers() -> None:
-    found = pool_of(questions(60, "yes")[:40], questions(60), has_grader=False)
-    assert all(question.reference for question in (*found.judge, *found.dev))
-    assert len(found.learn) + len(found.dev) + len(found.judge) + sum(map(len, found.bare.values())) == 60
-    with pytest.raises(DataError, match=r"nothing can judge.*--labelled FILE.*--grader FILE"):
+def test_without_a_grader_questions_with_answers_are_held_out() -> None:
+    labelled = questions(60, "yes")[:40]
+    found = pool_of(labelled, questions(60), has_grader=False)
+    assert keys_of(found.labelled) | keys_of(found.held) == keys_of(labelled)
+    assert keys_of(found.bare) == keys_of(questions(60)[40:])
+    assert keys_of(found.held_labelled) == keys_of(found.held) == {one.key for one in labelled if one.is_held_out}
+    with pytest.raises(DataError, match=r"--labelled FILE.*--grader FILE"):
         pool_of([], questions(60), has_grader=False)
+    with pytest.raises(DataError, match="no prompt without an answer"):
+        pool_of(labelled, [], has_grader=False)
 
 
-def test_held_questions_judge_alone_and_are_never_learned() -> None:
-    """Also where a prompt, or a labelled row, asks the same; one without an answer judges beside a grader alone."""
+def test_with_a_grader_a_fifth_of_all_is_held_out_and_those_with_answers_may_be_learned_later() -> None:
+    found = pool_of(questions(40, "yes", "labelled"), questions(60), has_grader=True)
+    assert keys_of(found.held) == {one.key for one in (*questions(40, word="labelled"), *questions(60))
+                                   if one.is_held_out}
+    assert {one.reference for one in found.held_labelled} == {"yes"}
+    assert not keys_of(found.held) & (keys_of(found.labelled) | keys_of(found.bare))
+
+
+def test_named_held_out_rows_are_never_learned() -> None:
+    """Also where a prompt or a labelled row asks the same; one without an answer needs a grader."""
     asked = questions(60)
-    labelled = questions(60, "yes")[20:30]
     answered = questions(60, "no")[:3]
     bare = asked[3:5]
     for has_grader in (False, True):
-        found = pool_of(labelled, asked, has_grader, held=[*answered, *bare])
-        keys = {question.key for question in found.judge}
-        assert keys == {question.key for question in [*answered, *(bare if has_grader else [])]}
-        assert all(question.reference == "no" for question in found.judge if question not in bare)
-        learned = {question.key for question in (*found.learn, *found.dev)}
-        assert learned == {question.key for question in asked[5:]}
-        assert {question.key for question in labelled} <= {question.key for question in found.learn}
-        assert bool(found.dev) == has_grader  # of which some choose how far to go
+        found = pool_of(questions(60, "yes")[20:30], asked, has_grader, held=[*answered, *bare])
+        assert keys_of(found.held) == keys_of([*answered, *(bare if has_grader else [])])
+        assert found.held_labelled == []
+        assert keys_of(found.labelled) | keys_of(found.bare) == keys_of(asked[5:])
+        assert keys_of(found.labelled) == keys_of(asked[20:30])
 
 
 @pytest.mark.parametrize("row", [{"prompt": "on?"}, {"messages": [{"role": "user", "content": "on?"}]}])
@@ -88,46 +82,14 @@ def test_held_rows_are_of_either_kind(row: dict[str, object], tmp_path: Path, to
     assert [(question.text, question.reference) for question in found] == [("on?", ""), ("off?", "no"), ("dim?", "yes")]
 
 
-@given(n=st.integers(20, 120), wanted=st.integers(1, 80), unseen=st.floats(0, 1), seed=st.integers(0, 9),
-       rates=st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=120))
-def test_a_round_takes_what_it_wants_once(n: int, wanted: int, unseen: float, seed: int, rates: list[float]) -> None:
-    of = pool(n)
-    known = {question.key: rate for question, rate in zip(of.learn, rates, strict=False)}
-    chosen = select(of, known, wanted, unseen, [seed])
-    keys = [question.key for question in chosen]
-    assert len(set(keys)) == len(keys) == min(wanted, len(of.learn))
-    assert chosen == select(of, known, wanted, unseen, [seed])
-    new = sum(key not in known for key in keys)
-    left = len(of.learn) - len(known)
-    assert new >= min(left, round(unseen * wanted), len(keys))
-    still_open = sum(rate == 0.5 for rate in known.values())
-    settled = sum(known.get(key) in (0.0, 1.0) for key in keys)
-    assert not settled or (new == left and len(keys) - new - settled == still_open)
-
-
-def test_questions_that_judge_are_renewed() -> None:
-    of = pool(400)
-    asked = [[question.key for question in of_round(of.judge, number, 30, 0)] for number in (1, 2, 3)]
-    assert all(len(set(keys)) == 30 for keys in asked)
-    assert not set(asked[0]) & set(asked[1])
-    few = pool(60)
-    assert {question.key for question in of_round(few.judge, 5, 500, 0)} == {question.key for question in few.judge}
-
-
-def test_where_few_judge_bare_questions_are_held_out_too() -> None:
-    """And only there: not beside a grader, and not beside 20 questions with right answers, or rows that were named."""
-    several = questions(460, "yes")
-    bare = questions(200)
-    labelled = several[200:260]
-    found = pool_of(labelled, bare, has_grader=False)
-    assert len(found.judge) < 20
-    apart = {side: {one.key for one in found.bare[side]} for side in (JUDGE, DEV)}
-    assert apart[JUDGE] == {one.key for one in bare if one.side == JUDGE}
-    assert apart[DEV] == {one.key for one in bare if one.side == DEV}
-    assert not {one.key for one in (*found.learn, *found.judge, *found.dev)} & (apart[JUDGE] | apart[DEV])
-    for other in (pool_of(labelled, bare, has_grader=True), pool_of(several[200:], bare, has_grader=False),
-                  pool_of(labelled[1:], bare, False, held=labelled[:1])):
-        assert not any(other.bare.values())
+def test_questions_come_in_turn() -> None:
+    """The next ones each time, and all of few."""
+    many = questions(400)
+    asked = [keys_of(in_turn(many, number, 30, 0)) for number in (1, 2, 3, 14)]
+    assert all(len(keys) == 30 for keys in asked)
+    assert not asked[0] & asked[1] | asked[1] & asked[2]
+    assert asked[3] & asked[0]  # the order has begun again
+    assert keys_of(in_turn(many[:7], 5, 500, 0)) == keys_of(many[:7])
 
 
 def test_files(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -1,41 +1,51 @@
-"""Rounds of a tiny model: what is on disk, what a stop leaves, and that continued rounds end with the same bytes."""
+"""Rounds of a tiny model: their files, what a stop leaves, and that continued rounds end with the same bytes."""
 
 from __future__ import annotations
 
 import json
 import re
+import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import question
 from click.testing import CliRunner
 
-import edgetune
+from edgetune import disk
 from edgetune.adapters.store import open_adapter, read_run
 from edgetune.cli.app import cli
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.formats.bundle import Bundle
+from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 from edgetune.tutor import gate
-from edgetune.tutor.files import STEPS, rounds_of
+from edgetune.tutor.answering import ModelAnswer, graded
+from edgetune.tutor.files import STEPS, R, Round, rounds_of
+from edgetune.tutor.folder import roll_back
+from edgetune.tutor.gate import LABELS, ROUND, Gated
 from edgetune.tutor.inspect import summary
-from edgetune.tutor.loop import Standing, roll_back
-from edgetune.tutor.options import TutorOptions
+from edgetune.tutor.options import TutorOptions, of_earlier
+from edgetune.tutor.questions import pool_of
+from edgetune.tutor.results import Chosen, Drawn, Published, Refit, Trained
+from edgetune.tutor.rounds import TutorState
+from edgetune.tutor.setting import Setting
 from edgetune.tutor.teach import teach
 
-OPTIONS = TutorOptions(rounds=2, per_round=12, samples=4, max_tokens=6, questions=12, min_rows=1, corrections=3,
-                       canary_rise=1e3, max_kl=1e3, max_change=1e3)
-FEW = replace(OPTIONS, per_round=8, samples=2, questions=8)
+OPTIONS = TutorOptions(rounds=2, per_round=12, samples=4, max_tokens=6, questions=12, min_rows=1, canary_rise=1e3,
+                       max_kl=1e3, stop_after=2)
 CONFIG = TrainConfig(rank=4, lr=2e-2, epochs=3.0, batch_size=4, max_length=128, threads=1, precision="exact", seed=3)
+SELF = {"type": "score_model", "name": "judge", "model": "self", "pass_threshold": 0.0,
+        "input": [{"role": "user", "content": "Is {{ sample.output_text }} right?"}]}  # asks the base
 Files = tuple[Path, Path, Path]  # prompts, labelled rows, a text to keep
-GRADER = {"type": "regex", "name": "a", "pattern": "a"}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """(prompts, labelled rows, a text to keep): say "aa"."""
+    """(prompts, labelled rows, a text to keep): say "aa" to all."""
     folder = tmp_path_factory.mktemp("files")
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(60)))
@@ -46,28 +56,26 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return prompts, labelled, keep
 
 
-def go(bundle: Bundle, out: Path, files: Files, options: TutorOptions = OPTIONS, **more: Any) -> Standing:
-    return teach(bundle, files[0], out, labelled=files[1], keep=files[2], grader=read_grader(GRADER), options=options,
-                 config=CONFIG, **more)
+def go(bundle: Bundle, out: Path, files: Files, options: TutorOptions = OPTIONS, **more: Any) -> TutorState:
+    return teach(bundle, files[0], out, **{"labelled": files[1], "keep": files[2], "options": options,
+                                           "config": CONFIG, **more})
 
 
 @pytest.fixture(scope="module")
-def told(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def made(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of rounds that the command made, and what it printed."""
-    folder = tmp_path_factory.mktemp("rounds")
-    grader = folder / "grader.json"
-    grader.write_text(json.dumps(GRADER))
-    common = ["tutor", str(bundle.path), str(files[0]), "-o", str(folder / "out"), "--labelled", str(files[1]),
-              "--grader", str(grader), "--keep", str(files[2])]
-    given = {**vars(OPTIONS), **{name: getattr(CONFIG, name) for name in
-                                 ("rank", "lr", "epochs", "batch_size", "max_length", "threads", "precision", "seed")}}
+    out = tmp_path_factory.mktemp("rounds") / "out"
+    common = ["tutor", str(bundle.path), str(files[0]), "-o", str(out), "--labelled", str(files[1]), "--keep",
+              str(files[2]), "--no-govern", "--json"]
+    given = {**{name: value for name, value in vars(OPTIONS).items() if value != getattr(TutorOptions(), name)},
+             **{name: value for name, value in vars(CONFIG).items() if value != getattr(TrainConfig(), name)}}
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return folder / "out", json.loads(invoke(*common, *flags, "--json"))
+    return out, json.loads(invoke(*common, *flags))
 
 
 @pytest.fixture(scope="module")
-def done(told: tuple[Path, dict[str, Any]]) -> Path:
-    return told[0]
+def done(made: tuple[Path, dict[str, Any]]) -> Path:
+    return made[0]
 
 
 def invoke(*words: str) -> str:
@@ -83,51 +91,75 @@ def bytes_of(out: Path) -> dict[str, bytes]:
                                                     "report.html")}
 
 
-def test_what_a_run_leaves(bundle: Bundle, done: Path) -> None:
+def read(out: Path, number: int, kind: type[R]) -> R:
+    found = Round(out, number).read(kind)
+    assert found
+    return found
+
+
+def learned_in(out: Path, kind: type[Trained], number: int) -> set[str]:
+    return {row.key for row in read(out, number, kind).rows}
+
+
+def test_the_files_of_a_run(bundle: Bundle, done: Path) -> None:
     ledger = [json.loads(line) for line in (done / "ledger.jsonl").read_text().splitlines()]
-    assert [of.number for of in rounds_of(done)] == [0, 1, 2]
-    steps = [line["step"] for line in ledger if line["round"] == 1]
-    assert steps == [step for step in STEPS if step in steps]
-    assert set(STEPS) - set(steps) <= {"publish"}
+    assert [round.number for round in rounds_of(done)] == [0, 1, 2]
+    assert [line["step"] for line in ledger if line["round"] == 0] == ["train"]
+    assert [line["step"] for line in ledger if line["round"] == 1] == [*STEPS]
     gates = [line for line in ledger if line["step"] == "gate"]
-    assert all(gate["gap"] < 0.05 for gate in gates)  # of the candidate's answers by the candidate, in both engines
     assert gates[0]["passed"]  # a model of random weights knows nothing, and learns to say it
-    assert read_run(done)["published"] == max(line["round"] for line in gates if line["passed"])
+    assert read_run(done)["published"] == 1
     assert open_adapter(done, bundle.gguf).pairs
-    said = json.dumps(ledger)
-    assert "say" not in said
-    assert "tell" not in said
+    written = json.dumps(ledger)
+    assert "say" not in written
+    assert "tell" not in written
 
 
-def test_what_a_round_cost_is_told(done: Path) -> None:
-    """Tokens of what the model said, as the files have them, and of the rows of training."""
-    told = summary(done, watts=36.0)["rounds"]
-    of = rounds_of(done)[1]
-    steps = {step: of.read(step) or {"facts": {}} for step in STEPS}
-    answers = sum(one["tokens"] for each in steps["generate"]["answers"] for one in each["said"])
-    assert steps["generate"]["facts"]["drawn"] == answers == steps["generate"]["facts"]["tokens"]
-    assert told[1]["drawn"] == sum(steps[step]["facts"].get("drawn", 0) for step in STEPS) > answers
-    assert told[1]["trained"] == steps["train"]["facts"]["trained"] > steps["train"]["facts"]["tokens"]
-    assert told[1]["seconds"] > 0
-    assert told[1]["watt_hours"] == pytest.approx(told[1]["seconds"] / 100)
+def test_the_first_gate_tests_the_labelled_rows_alone_too(done: Path) -> None:
+    first, second = (read(done, number, Gated) for number in (1, 2))
+    assert [one.adapter for one in first.decisions] == [ROUND, LABELS]
+    assert [one.alpha for one in first.decisions] == pytest.approx([0.05, 0.1 / 6])
+    assert [one.adapter for one in second.decisions] == [ROUND]
+    assert second.decisions[0].alpha == pytest.approx(0.05)  # the first one published
+    assert not second.chosen  # nothing was left to gain
 
 
-def test_the_gate_asks_what_was_not_learned(done: Path) -> None:
-    learned: set[str] = set()
-    for of in rounds_of(done):
-        learned |= {row["key"] for row in (of.read("rows") or {})["rows"]}
-        judged = set((of.read("gate") or {})["keys"])
-        assert judged
-        assert not judged & learned
+def test_held_out_rows_are_learned_after_the_gate_and_by_nothing_that_it_tests(done: Path) -> None:
+    held = {key for number in (1, 2) for key in read(done, number, Gated).keys}
+    assert held
+    assert not held & (learned_in(done, Trained, 0) | learned_in(done, Trained, 1) | learned_in(done, Trained, 2))
+    assert learned_in(done, Refit, 1) == learned_in(done, Trained, 1) | held
+    published = read(done, 1, Published)
+    assert published.adapter == "rounds/001/refit"
+    assert (done / published.adapter / "adapter.gguf").read_bytes() == (done / "adapter.gguf").read_bytes()
+
+
+def test_named_held_out_rows_are_never_learned(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps({"prompt": f"tell {i}", "completion": "aa"}) + "\n" for i in range(50, 60)))
+    out = tmp_path / "out"
+    go(bundle, out, files, replace(OPTIONS, rounds=1), held=held)
+    assert len(read(out, 1, Gated).keys) == 10
+    assert read(out, 1, Published).adapter.endswith("/train")
+    assert not Round(out, 1).file("refit").exists()
+    assert len(learned_in(out, Trained, 0)) == 40
+
+
+def test_the_cost_of_a_round(done: Path) -> None:
+    found = summary(done, watts=36.0)["rounds"]
+    drawn = read(done, 1, Drawn)
+    assert found[1]["drawn"] == sum(one.tokens for prompt in drawn.prompts for one in prompt.answers) > 0
+    assert found[1]["trained"] > found[0]["trained"] > 0
+    assert found[1]["seconds"] > 0
+    assert found[1]["watt_hours"] == pytest.approx(found[1]["seconds"] / 100)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files, done: Path,
-                                                   tmp_path: Path) -> None:
+def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     """Stopped again and again, in the midst of steps of round 1."""
     out = tmp_path / "out"
-    for before, at in (("select", "generate"), ("rows", "train"), ("search", "gate")):
-        folder = out / "rounds" / "001"
+    folder = out / "rounds" / "001"
+    for before, at in (("choose", "train"), ("train", "gate"), ("gate", "refit")):
         asked: list[bool] = []
 
         def stop(done: Path = folder / f"{before}.json", asked: list[bool] = asked) -> bool:
@@ -143,48 +175,107 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files,
 
 
 @pytest.mark.slow
-def test_steps_can_be_made_one_by_one(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
-    """By a program, which ends in the same bytes as the command."""
+def test_single_steps_and_more_rounds_end_in_the_same_bytes(bundle: Bundle, files: Files, done: Path,
+                                                            tmp_path: Path) -> None:
+    """By a program, which leaves what the command does."""
     out = tmp_path / "out"
-    for step in ("search", "generate", "evaluate"):
-        with pytest.raises(Interrupted, match=f"stopped after the step {step} of round"):
+    for step in ("draw", "gate"):
+        with pytest.raises(Interrupted, match=f"stopped after the step {step} of round 1"):
             go(bundle, out, files, until=step)
-    assert (out / "rounds" / "001" / "evaluate.json").exists()
-    assert not (out / "rounds" / "001" / "correct.json").exists()
+    assert (out / "rounds" / "001" / "gate.json").exists()
+    assert not (out / "rounds" / "001" / "refit.json").exists()
+    go(bundle, out, files, replace(OPTIONS, rounds=1))
+    assert [round.number for round in rounds_of(out)] == [0, 1]
     go(bundle, out, files)
     assert bytes_of(out) == bytes_of(done)
 
 
 @pytest.mark.slow
-def test_more_rounds_continue(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    go(bundle, out, files, options=replace(OPTIONS, rounds=1))
-    assert [of.number for of in rounds_of(out)] == [0, 1]
-    go(bundle, out, files)
-    assert bytes_of(out) == bytes_of(done)
-
-
-@pytest.mark.slow
-def test_a_step_back(bundle: Bundle, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_back(bundle: Bundle, files: Files, done: Path, tmp_path: Path,
+                     monkeypatch: pytest.MonkeyPatch) -> None:
     """What a person took back is not published again when the rounds are continued. Here every gate is open."""
-    decide = gate.decide
-    monkeypatch.setattr(gate, "decide", lambda *given, **named: replace(decide(*given, **named), passed=True))
+    monkeypatch.setattr(gate, "choose", lambda _found, _decisions: ROUND)
     out = tmp_path / "out"
-    options = replace(FEW, rounds=1)
-    go(bundle, out, files, options=options)
+    options = replace(OPTIONS, rounds=1, per_round=8, samples=2)
+    go(bundle, out, files, options, start=done)
     before = (out / "adapter.gguf").read_bytes()
     assert read_run(out)["published"] == 1
     assert roll_back(out, bundle.gguf) == 0
-    assert (out / "adapter.gguf").read_bytes() != before
-    with pytest.raises(UsageError, match=r"nothing was published in .* before round 0"):
+    assert (out / "adapter.gguf").read_bytes() == (done / "adapter.gguf").read_bytes() != before
+    with pytest.raises(UsageError, match=r"before round 0"):
         roll_back(out, bundle.gguf)
-    go(bundle, out, files, options=options)
+    go(bundle, out, files, options, start=done)
     assert read_run(out)["published"] == 0
+
+
+def test_an_adapter_that_is_not_beaten_stays(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
+    """Its answers are right already: the round says in numbers that it does not help."""
+    out = tmp_path / "out"
+    found = go(bundle, out, files, replace(OPTIONS, stop_after=1, rounds=9), start=done)
+    assert found.stopped.startswith("this does not help here, so nothing is published")
+    assert re.search(r"\d+ of \d+ right, before \d+ of \d+ right.*p 1", found.stopped)
+    assert (out / "adapter.gguf").read_bytes() == (done / "adapter.gguf").read_bytes()
+    assert [round.number for round in rounds_of(out)] == [0, 1]
+
+
+def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle: Bundle, files: Files, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """The round passes too, and has fewer right: the adapter of round 0 is trained with the held-out rows."""
+    measure = gate.measure
+
+    def worse(*given: Any) -> Any:
+        found = measure(*given)
+        if ROUND in found:
+            values = [1.0] * (len(found[LABELS].values) - 1)
+            found[LABELS] = replace(found[LABELS], values=[1.0, *values])
+            found[ROUND] = replace(found[ROUND], values=[0.0, *values])
+            found["published"] = replace(found["published"], values=[0.0] * (1 + len(values)))
+        return found
+
+    monkeypatch.setattr(gate, "measure", worse)
+    out = tmp_path / "out"
+    go(bundle, out, files, replace(OPTIONS, rounds=1))
+    gated = read(out, 1, Gated)
+    assert gated.chosen == LABELS
+    assert "do not help here" in gated.reason
+    assert learned_in(out, Refit, 1) == learned_in(out, Trained, 0) | set(gated.keys)
+
+
+def test_answers_that_agree_are_learned_unverified(done: Path) -> None:
+    trained = read(done, 1, Trained)
+    labels = {one.key for one in read(done, 1, Chosen).choices if one.label}
+    assert labels == {row.key for row in trained.rows if not row.is_verified} != set()
+    assert trained.facts["verified"] == len(trained.rows) - len(labels)
+
+
+def test_a_grader_chooses_and_measures(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+    """A model that is asked is the base, within the budget; its judgment verifies nothing."""
+    options = replace(OPTIONS, rounds=1, per_round=6, samples=2, questions=6)
+    for grader, verified in (({"type": "regex", "name": "any", "pattern": "."}, True), (SELF, False)):
+        out = tmp_path / str(verified)
+        go(bundle, out, files, options, grader=read_grader(grader), labelled=None)
+        assert {row.is_verified for row in read(out, 1, Trained).rows} == {verified}
+        values = [value for one in read(out, 1, Gated).answers for value in one.values]
+        assert all(0 <= value <= 1 for value in values)
+        if not verified:
+            assert all(0 < value < 1 for value in values)
+
+
+def test_a_judge_without_room_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """The memory of its log-probabilities is planned."""
+    with closing(Tokenizer(bundle.gguf)) as tokenizer:
+        pool = pool_of([question("a?", "b")], [question("c?")], has_grader=False, held=[question("d?", "e")])
+        setting = Setting(bundle, tokenizer, pool, read_grader(SELF), OPTIONS, replace(CONFIG, memory="1M"), tmp_path)
+        with pytest.raises(UsageError, match=r"log-probabilities of a text of 1024 tokens need \d+ MiB.*--memory 1M"):
+            graded(setting, [question("c?")], [[ModelAnswer("x", 1, True)]])
+
+
+# ---- what is refused, and what is left out ----
 
 
 def test_something_else_is_not_continued(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="begun with another samples"):
-        go(bundle, done, files, options=replace(OPTIONS, samples=5))
+        go(bundle, done, files, replace(OPTIONS, samples=5))
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "say 1"}\n')
     with pytest.raises(MismatchError, match="begun with another prompts"):
@@ -195,101 +286,109 @@ def test_something_else_is_not_continued(bundle: Bundle, files: Files, done: Pat
         go(bundle, tmp_path / "full", files)
 
 
+@pytest.mark.parametrize("use", ["run", "inspect", "rollback"])
+def test_a_file_is_no_folder_of_rounds(bundle: Bundle, files: Files, tmp_path: Path, use: str) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match=r"out is a file; name a folder"):
+        {"run": lambda out: go(bundle, out, files), "inspect": summary,
+         "rollback": lambda out: roll_back(out, bundle.gguf)}[use](tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("use", ["run", "inspect", "rollback"])
+def test_rounds_of_an_earlier_edgetune_are_refused_in_a_sentence(bundle: Bundle, files: Files, tmp_path: Path,
+                                                                 use: str) -> None:
+    (tmp_path / "tutor.json").write_text('{"model": "x", "rounds": 5, "retold": 8}')
+    with pytest.raises(MismatchError, match=r"of another edgetune.*; its adapter can be used as it is"):
+        {"run": lambda out: go(bundle, out, files), "inspect": summary,
+         "rollback": lambda out: roll_back(out, bundle.gguf)}[use](tmp_path)
+
+
+def test_options_of_an_earlier_edgetune() -> None:
+    assert of_earlier({"rounds": 0, "samples": 4, "retold": 8, "objective": "nlft"}) == {"rounds": 1, "samples": 4}
+    assert of_earlier({"replay": 0.6, "rounds": 3}) == {"rounds": 3}
+
+
+def test_one_of_two_begins(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+    """A folder that another process holds is not even looked into."""
+    out = tmp_path / "out"
+    out.mkdir()
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with disk.alone(out):
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        with pytest.raises(UsageError, match="another process is writing"):
+            go(bundle, out, files)
+    finally:
+        over.set()
+        thread.join()
+    assert not (out / "tutor.json").exists()
+
+
+def test_a_question_without_room_is_left_out_and_said(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+    """Tokens are bytes here, and a row has 128."""
+    events: list[dict[str, Any]] = []
+    changed = []
+    for path, row in ((files[0], {"prompt": "say " + "x" * 200}),
+                      (files[1], {"prompt": "tell " + "x" * 200, "completion": "aa"})):
+        changed.append(tmp_path / path.name)
+        changed[-1].write_text(json.dumps(row) + "\n" + path.read_text())
+    go(bundle, tmp_path / "out", (*changed, files[2]), replace(OPTIONS, rounds=1, per_round=60, samples=1),
+       on_event=events.append)
+    left_out = {Path(event["path"]).name: event["skipped"] for event in events if event["event"] == "rows"}
+    assert left_out == {"prompts.jsonl": 1, "labelled.jsonl": 1}
+    assert read(tmp_path / "out", 1, Drawn).facts["prompts"] == 60
+    changed[0].write_text(json.dumps({"prompt": "x" * 200}) + "\n")
+    with pytest.raises(DataError, match=r"no question of .*prompts.jsonl leaves room for an answer of 6 tokens.*128"):
+        go(bundle, tmp_path / "other", (*changed, files[2]))
+
+
 def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle: Bundle, files: Files,
                                                                        tmp_path: Path) -> None:
     grader = read_grader({"type": "numeric", "name": "n", "reference": "{{ item.number }}"})
     with pytest.raises(DataError, match=r"prompt 1: .*number"):
-        teach(bundle, files[0], tmp_path / "out", grader=grader, options=OPTIONS, config=CONFIG)
+        go(bundle, tmp_path / "out", files, grader=grader, labelled=None)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_grader_that_asks_a_model_judges_every_step(bundle: Bundle, files: Files, tmp_path: Path) -> None:
-    """The base, by the trainer's engine: what is drawn, what chooses how far to go, and what the gate asked."""
-    grader = read_grader({"type": "score_model", "name": "judge", "model": "self", "pass_threshold": 0.0,
-                          "input": [{"role": "user", "content": "Is {{ sample.output_text }} right?"}]})
-    teach(bundle, files[0], tmp_path / "out", grader=grader, keep=files[2], config=CONFIG,
-          options=replace(OPTIONS, rounds=1, per_round=6, samples=2, questions=6))
-    of = rounds_of(tmp_path / "out")[-1]
-    rewards = [reward for one in (of.read("evaluate") or {})["evaluated"] for reward in one["rewards"]]
-    points = (of.read("search") or {})["facts"]["points"]
-    values = [one["value"] for one in (of.read("gate") or {})["candidate"]]
-    assert all(0 < value < 1 for value in (*rewards, *values, *(point["reward"] for point in points)))
-    assert points
-
-
-def test_without_a_grader_most_answers_judge_beside_few_right_ones(bundle: Bundle, files: Files,
-                                                                    tmp_path: Path) -> None:
-    """The rate of learning is far too high for a second round, which is refused. Held-out prompts are never learned.
-
-    One labelled answer differs, so that others may.
-    """
-    out = tmp_path / "out"
-    labelled = tmp_path / "labelled.jsonl"
-    labelled.write_text(files[1].read_text() + '{"prompt": "tell more", "completion": "ab"}\n')
-    found = teach(bundle, files[0], out, labelled=labelled, keep=files[2], config=CONFIG,
-                  options=replace(OPTIONS, rounds=1, temperature=0.1))
-    before, of = rounds_of(out)
-    judged = of.read("gate") or {}
-    assert (before.read("gate") or {})["facts"]["test"] == "likelihood"  # no answers could agree yet
-    assert (judged["facts"]["test"], judged["facts"]["passed"]) == ("agreement", False)
-    assert found.published == before.candidate
-    bare = [one["key"] for one in judged["candidate"] if one["agreed"]]
-    assert bare
-    assert len(judged["candidate"]) - len(bare) < 20
-    assert (of.read("search") or {})["facts"]["drawn"] > 0  # how far to go is chosen by such prompts too
-    learned = {row["key"] for row in (of.read("rows") or {})["rows"]}
-    assert not learned & set(bare)
-
-
-# ---- rounds that end by themselves ----
-
-
-def test_rounds_that_find_nothing_end(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_a_round_that_finds_nothing_to_learn_ends(bundle: Bundle, files: Files, tmp_path: Path) -> None:
     never = read_grader({"type": "regex", "name": "never", "pattern": "never said"})
-    found = teach(bundle, files[0], tmp_path / "out", grader=never, config=CONFIG, options=replace(OPTIONS, rounds=50))
-    assert found.stopped == "round 1 found 0 answers to learn, 1 are needed"
-
-
-def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path: Path) -> None:
-    """Nothing is ever sure enough."""
-    found = go(bundle, tmp_path / "out", files, replace(FEW, gate_alpha=0.0, rounds=50, stop_after=2))
-    assert found.stopped == "2 rounds in a row published nothing"
+    found = go(bundle, tmp_path / "out", files, replace(OPTIONS, rounds=50), grader=never, labelled=None)
+    assert "the answers to 0 of 12 prompts pass the grader, 1 are needed" in found.stopped
     assert not (tmp_path / "out" / "adapter.gguf").exists()
 
 
-def test_a_generator_that_says_one_thing_ends(bundle: Bundle, files: Files, tmp_path: Path) -> None:
-    """It has learned to say "ok" to everything, and rows with other right answers say that this is wrong."""
-    rows = [{**json.loads(line), "completion": "ok"} for line in files[1].read_text().splitlines()]
-    edgetune.train(bundle, rows, tmp_path / "start", eval="none", answers=False, rank=4, lr=2e-2, epochs=15,
-                   batch_size=4, threads=1)
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({**row, "completion": "ok" if i % 2 else "b"}) + "\n"
-                               for i, row in enumerate(rows)))
-    found = teach(bundle, prompts, tmp_path / "out", start=tmp_path / "start", keep=files[2], config=CONFIG,
-                  options=replace(OPTIONS, temperature=0.0))
-    assert found.stopped == "112 of 112 answers to 16 questions are one and the same"
-    assert found.published == tmp_path / "out" / "rounds" / "000" / "candidate"
-    assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "start" / "adapter.gguf").read_bytes()
+def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+    """Nothing is ever sure enough; each test takes less of alpha."""
+    found = go(bundle, tmp_path / "out", files, replace(OPTIONS, gate_alpha=1e-9, rounds=50))
+    assert found.refused == 2
+    assert not (tmp_path / "out" / "adapter.gguf").exists()
+    alphas = [one.alpha for number in (1, 2) for one in read(tmp_path / "out", number, Gated).decisions]
+    assert alphas == pytest.approx([1e-9 / (k * (k + 1)) for k in (1, 2, 3, 4)])
 
 
 # ---- the command line ----
 
 
-def test_the_command(told: tuple[Path, dict[str, Any]]) -> None:
-    """Its folder is that of a program, as the test of single steps finds."""
-    done, found = told
+def test_the_command(made: tuple[Path, dict[str, Any]]) -> None:
+    done, found = made
     assert found["stopped"] == "2 rounds are done"
-    assert [one["gate"]["test"] for one in found["rounds"]] == ["sign"] * 3
     assert [one["round"] for one in found["rounds"]] == [0, 1, 2]
     shown = invoke("tutor", "inspect", str(done), "--prompts", "2")
-    assert "judged by" in shown
+    assert "learned, agreed" in shown
     assert "Wh" not in shown
     assert "Wh" in invoke("tutor", "inspect", str(done), "--prompts", "0", "--watts", "6")
-    assert re.search(r"^(say|tell) \d+$", shown, re.M)
-    assert "round 0: " in shown
+    assert re.search(r"^say \d+$", shown, re.M)
     first = json.loads(invoke("tutor", "inspect", str(done), "--round", "1", "--json"))
-    assert len(first["questions"]) == 10
-    assert all(len(one["before"]) == 4 for one in first["questions"])
+    assert len(first["prompts"]) == 10
+    assert all(len(one["answers"]) == 4 for one in first["prompts"])
 
 
 def test_a_folder_without_rounds(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from edgetune.serving.question import Question
 from edgetune.training.config import TrainConfig
 
 TRAIN = TrainConfig(rank=4, lr=2e-2, batch_size=4, max_length=128, threads=1)
-OPTIONS = "rounds=1,per_round=8,samples=4,max_tokens=6,questions=12,min_rows=1,max_change=1000"
+OPTIONS = "rounds=1,per_round=8,samples=4,max_tokens=6,questions=12,min_rows=1"
 GRADER = {"type": "regex", "name": "a", "pattern": "a"}
 
 

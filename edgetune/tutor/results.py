@@ -1,0 +1,140 @@
+"""The results of the steps of a round, each written to a file and read back.
+
+`facts` of a result are what the ledger, the progress and `inspect` show of it: counts, seeds and decisions, no text
+that anybody wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from ..persisted import from_json
+from .answering import ModelAnswer
+from .choosing import LABELLED, VERIFIED, Choice
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """step: the name of the step, and of its file."""
+
+    step: ClassVar[str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"facts": self.facts, **asdict(self)}
+
+
+def result_of(kind: type[T], found: Mapping[str, Any], source: str) -> T:
+    """A result read back. source: names the file in the FormatError that damaged content raises."""
+    return _read(kind, {name: value for name, value in found.items() if name != "facts"}, source)
+
+
+def _read(kind: type[T], found: Mapping[str, Any], source: str) -> T:
+    """As `from_json`, with the dataclasses that the lists of its fields hold."""
+    values = dict(found)
+    for spec in fields(kind):  # type: ignore[arg-type]
+        inner = spec.metadata.get("of")
+        if inner and isinstance(values.get(spec.name), list):
+            values[spec.name] = [_read(inner, one, source) for one in values[spec.name]]
+    return from_json(kind, values, source)
+
+
+def list_of(kind: type) -> Any:
+    """A field that holds a list of dataclasses."""
+    return field(metadata={"of": kind})
+
+
+@dataclass(frozen=True)
+class PromptAnswers:
+    """The answers to one prompt. asked: its text, for people."""
+
+    key: str
+    asked: str
+    answers: Sequence[ModelAnswer] = list_of(ModelAnswer)
+
+
+@dataclass(frozen=True)
+class Drawn(StepResult):
+    """unseen: prompts that no round before asked."""
+
+    step: ClassVar[str] = "draw"
+    seed: int
+    unseen: int
+    prompts: Sequence[PromptAnswers] = list_of(PromptAnswers)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        answers = [one for prompt in self.prompts for one in prompt.answers]
+        return {"seed": self.seed, "prompts": len(self.prompts), "unseen": self.unseen, "answers": len(answers),
+                "drawn": sum(one.tokens for one in answers), "ended": sum(one.ended for one in answers)}
+
+
+@dataclass(frozen=True)
+class Chosen(StepResult):
+    """stop: why the round learns no answers; "" where it does. choices: of each prompt that was asked."""
+
+    step: ClassVar[str] = "choose"
+    stop: str
+    choices: Sequence[Choice] = list_of(Choice)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        rate = sum(one.rate for one in self.choices) / len(self.choices)
+        return {"rate": rate, "chosen": sum(bool(one.label) for one in self.choices), "stop": self.stop}
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One answer to learn. key: of its question. source: on whose word, as in choosing.py."""
+
+    key: str
+    text: str
+    source: str
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether a person or a grader that asks no model says that the answer is right."""
+        return self.source in (LABELLED, VERIFIED)
+
+
+@dataclass(frozen=True)
+class Trained(StepResult):
+    """tokens: that were trained on, repetitions included."""
+
+    step: ClassVar[str] = "train"
+    seed: int
+    steps: int
+    tokens: int
+    rows: Sequence[TrainingRow] = list_of(TrainingRow)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"seed": self.seed, "rows": len(self.rows), "verified": sum(one.is_verified for one in self.rows),
+                "steps": self.steps, "trained": self.tokens}
+
+
+@dataclass(frozen=True)
+class Refit(Trained):
+    """The same training with the held-out rows as well. objection: why it is not published; "": it is."""
+
+    step: ClassVar[str] = "refit"
+    objection: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts, "objection": self.objection}
+
+
+@dataclass(frozen=True)
+class Published(StepResult):
+    """adapter: its folder, relative to that of the rounds."""
+
+    step: ClassVar[str] = "publish"
+    adapter: str

@@ -1,0 +1,44 @@
+"""The training of a round: labelled rows and chosen answers together, by the recipe of `edgetune train`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..adapters import store
+from ..data.dataset import load_rows
+from ..errors import Interrupted
+from ..training.length import steps_per_epoch
+from ..training.run import run
+from .choosing import LABELLED
+from .questions import Question
+from .results import Trained, TrainingRow
+from .setting import CONTINUE, Setting
+
+
+def labelled_rows(questions: Iterable[Question]) -> list[TrainingRow]:
+    return [TrainingRow(question.key, question.reference, LABELLED) for question in questions]
+
+
+def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path) -> Trained:
+    """Learns the rows from the adapter that the rounds begin from; a training that was stopped is continued.
+
+    Raises Interrupted, and the errors of `run`.
+    """
+    seed = setting.seed(number, "train")
+    config = replace(setting.config, seed=seed)
+    setting.look()
+    data = load_rows([setting.pool[row.key].with_answer(row.text) for row in rows], setting.tokenizer,
+                     max_length=config.max_length, system=setting.system)
+    record = store.read_run(out)
+    try:
+        if record.get("status") != "done":  # else it was killed between this and the step's file
+            record = run(setting.bundle, data, out, config, start=setting.start, resume=out.exists(),
+                         should_stop=setting.should_stop, governor=setting.governor, busy=setting.busy,
+                         on_event=lambda event: setting.on_event({**event, "round": number}))
+        store.save_schema(out, data.schema)
+    except Interrupted as stop:  # a run by itself would be continued with another command
+        raise Interrupted(f"round {number} was {stop.what}", CONTINUE) from None
+    passes = record["steps"] / steps_per_epoch(config, len(rows))
+    return Trained(seed, record["steps"], round(passes * record["data"]["tokens"]), rows)
